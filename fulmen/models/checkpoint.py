@@ -1,0 +1,429 @@
+"""Checkpoints in and out: safetensors, single or sharded, under the official names.
+
+    config.json -> config -> module without memory -> tensors, one shard at a time -> module
+
+The config predicts every tensor: name, shape and stored dtype (`config.tensors()`). Loading,
+checking and saving all compare with that list, so a tensor nobody expects and one nobody brings are
+found before a weight is read.
+"""
+
+import json
+import logging
+import os
+import re
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from fulmen.models import gguf
+from fulmen.models.config import Fp8Config, TensorSpec, read_json
+from fulmen.models.layers import CausalLM
+from fulmen.models.m1 import M1, M1Config
+from fulmen.models.m2 import M2, M2Config
+
+logger = logging.getLogger(__name__)
+
+Config = M1Config | M2Config
+Model = M1 | M2
+
+INDEX: Final = "model.safetensors.index.json"
+SINGLE: Final = "model.safetensors"
+GGUF: Final = "model.gguf"
+PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+_CONFIGS: dict[str, type[M1Config] | type[M2Config]] = {
+    "minimaxm1forcausallm": M1Config,
+    "minimaxtext01forcausallm": M1Config,
+    "minimaxforcausallm": M1Config,
+    "minimaxm2forcausallm": M2Config,
+    "minimaxm1": M1Config,
+    "minimaxtext01": M1Config,
+    "minimax": M1Config,
+    "minimaxm2": M2Config,
+}
+"""architectures and model_type, in lower case without underscores."""
+
+# transformers saves these with a Text-01 model; they follow from the config.
+_REDUNDANT = re.compile(r"\.self_attn\.(slope_rate|query_decay|key_decay|diagonal_decay)$")
+_LAYER = re.compile(r"^model\.layers\.(\d+)\.")
+_SAFETENSORS_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+}
+
+
+def config_from_dict(values: Mapping[str, object], where: str = "config.json") -> Config:
+    """The config of either model; `architectures` decides, then `model_type`."""
+    architectures = values.get("architectures")
+    names = [*architectures] if isinstance(architectures, list) else []
+    names.append(values.get("model_type"))
+    for name in names:
+        kind = _CONFIGS.get(str(name).replace("_", "").lower())
+        if kind is not None:
+            return kind.from_dict(values, where)
+    found = ", ".join(str(name) for name in names if name is not None) or "none"
+    raise ValueError(
+        f"unknown architecture {found} in {where}, known are MiniMaxM1ForCausalLM, "
+        "MiniMaxText01ForCausalLM, MiniMaxForCausalLM and MiniMaxM2ForCausalLM"
+    )
+
+
+def read_config(path: Path) -> Config:
+    """The config of a checkpoint folder, a config.json or a GGUF file."""
+    if path.suffix == ".gguf":
+        return config_from_dict(gguf.read_config(path), str(path))
+    file = path / "config.json" if path.is_dir() else path
+    return config_from_dict(read_json(file), str(file))
+
+
+def new_model(config: Config) -> Model:
+    """A module of the config's kind, on torch's current default device."""
+    return M1(config) if isinstance(config, M1Config) else M2(config)
+
+
+def load_model(
+    path: Path | str, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+) -> Model:
+    """Loads a checkpoint: a folder with config.json, or a Llama-shaped GGUF file.
+
+    dtype   of weights and activations, None keeps the config's; router, bias, head stay float32
+    device  where the weights go, tensor by tensor
+
+    FP8 blocks are dequantised. Memory is bounded by the model plus one shard. Raises ValueError,
+    one sentence, for a file or a tensor that is missing, unknown, truncated or of the wrong shape.
+    """
+    path = Path(path)
+    checkpoint = Checkpoint.open(path)
+    config = checkpoint.config
+    problems = checkpoint.problems()
+    if problems:
+        more = f" (and {len(problems) - 1} more, see fulmen models check)" if problems[1:] else ""
+        raise ValueError(problems[0] + more)
+    with torch.device("meta"):
+        model = new_model(config)
+    dtype = dtype or config.torch_dtype
+    slots = dict(model.named_parameters()) | dict(model.named_buffers())
+    for name, tensor in checkpoint.tensors():
+        wanted = _module_dtype(name, dtype)
+        _assign(model, name, tensor.to(device=device, dtype=wanted), slots[name])
+    return model.eval()
+
+
+def _module_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
+    """Router, choice bias and head work in float32 whatever the rest does."""
+    wide = name.endswith((".gate.weight", "e_score_correction_bias")) or name == "lm_head.weight"
+    return torch.promote_types(dtype, torch.float32) if wide else dtype
+
+
+def _assign(model: nn.Module, name: str, tensor: Tensor, slot: Tensor) -> None:
+    owner, _, leaf = name.rpartition(".")
+    module = model.get_submodule(owner)
+    if isinstance(slot, nn.Parameter):
+        module.register_parameter(leaf, nn.Parameter(tensor))
+    else:
+        module.register_buffer(leaf, tensor)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Where one tensor of a checkpoint lies."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+    """As the safetensors header names it."""
+
+
+class Checkpoint:
+    """A checkpoint on disk: its config, and what its file headers say it holds."""
+
+    def __init__(self, path: Path, config: Config, stored: dict[str, Stored]) -> None:
+        self.path = path
+        self.config = config
+        self.stored = stored
+        self._file_problems: list[str] = []
+
+    @classmethod
+    def open(cls, path: Path) -> "Checkpoint":
+        """Reads config and headers, no weights. A file that cannot be read becomes one of
+        `problems`."""
+        if not path.exists():
+            raise ValueError(
+                f"{path} does not exist, a checkpoint folder or a .gguf file is needed"
+            )
+        if path.suffix in PICKLES:
+            raise ValueError(
+                f"{path} is a pickle, which can run code; only safetensors and GGUF load"
+            )
+        if path.is_file() and path.suffix != ".gguf":
+            raise ValueError(f"{path} is neither a checkpoint folder nor a .gguf file")
+        checkpoint = cls(path, read_config(path), {})
+        if checkpoint.gguf_file is None:
+            checkpoint._read_headers()
+        return checkpoint
+
+    @property
+    def gguf_file(self) -> Path | None:
+        """The GGUF file that holds the weights, if they are in one."""
+        file = self.path if self.path.suffix == ".gguf" else self.path / GGUF
+        return file if file.is_file() else None
+
+    def _read_headers(self) -> None:
+        for file in self._files():
+            try:
+                header = read_header(file)
+            except ValueError as error:
+                self._file_problems.append(str(error))
+                continue
+            for name, stored in header.items():
+                if name in self.stored:
+                    self._file_problems.append(
+                        f"tensor {name} is in {self.stored[name].file.name} "
+                        f"and again in {file.name}"
+                    )
+                self.stored[name] = stored
+
+    def _files(self) -> list[Path]:
+        index = self.path / INDEX
+        if index.exists():
+            weight_map = read_json(index).get("weight_map")
+            if not isinstance(weight_map, dict):
+                raise ValueError(f"{index} has no weight_map")
+            files = []
+            for name in sorted(set(map(str, weight_map.values()))):
+                if Path(name).name != name:
+                    raise ValueError(f"{index} names {name!r}, shards must lie in the same folder")
+                if (self.path / name).is_file():
+                    files.append(self.path / name)
+                else:
+                    count = sum(shard == name for shard in weight_map.values())
+                    self._file_problems.append(
+                        f"shard {name} is missing from {self.path}, {count} tensors are in it"
+                    )
+            return files
+        if (self.path / SINGLE).exists():
+            return [self.path / SINGLE]
+        pickles = sorted(file.name for file in self.path.iterdir() if file.suffix in PICKLES)
+        if pickles:
+            raise ValueError(
+                f"{self.path} holds weights only as pickles ({pickles[0]}), which can run code; "
+                "safetensors are needed"
+            )
+        raise ValueError(f"{self.path} holds no {SINGLE}, no {INDEX} and no {GGUF}")
+
+    def problems(self) -> list[str]:
+        """One sentence for each thing that keeps the checkpoint from loading."""
+        if self.gguf_file is not None:
+            return []
+        problems = list(self._file_problems)
+        expected = {spec.name: spec for spec in self.config.tensors()}
+        for name, spec in expected.items():
+            stored = self.stored.get(name)
+            if stored is not None:
+                problems += self._tensor_problems(spec, stored)
+            elif not self._file_problems:
+                problems.append(f"tensor {name} {list(spec.shape)} is missing from {self.path}")
+        for name, stored in self.stored.items():
+            if name not in expected and not self._is_skipped(name):
+                problems.append(
+                    f"unknown tensor {name} {list(stored.shape)} in {stored.file.name}, "
+                    "the config has no place for it"
+                )
+        return problems
+
+    def _tensor_problems(self, spec: TensorSpec, stored: Stored) -> Iterator[str]:
+        if stored.shape != spec.shape:
+            yield (
+                f"tensor {spec.name} in {stored.file.name} has shape {list(stored.shape)}, "
+                f"the config needs {list(spec.shape)}"
+            )
+        dtype = _SAFETENSORS_DTYPES.get(stored.dtype)
+        is_fp8, needs_fp8 = (t == torch.float8_e4m3fn for t in (dtype, spec.dtype))
+        if dtype is None or is_fp8 != needs_fp8:
+            needed = "F8_E4M3 blocks" if needs_fp8 else "a float type"
+            yield (
+                f"tensor {spec.name} in {stored.file.name} has dtype {stored.dtype}, "
+                f"{needed} is needed"
+            )
+
+    def notes(self) -> list[str]:
+        """What differs from the release and does not keep the checkpoint from loading."""
+        notes = []
+        expected = {spec.name: spec.dtype for spec in self.config.tensors()}
+        others: dict[tuple[str, torch.dtype], int] = {}
+        for name, stored in self.stored.items():
+            wanted = expected.get(name)
+            if wanted is not None and _SAFETENSORS_DTYPES.get(stored.dtype) != wanted:
+                others[stored.dtype, wanted] = others.get((stored.dtype, wanted), 0) + 1
+        for (found, wanted), count in others.items():
+            official = str(wanted).removeprefix("torch.")
+            notes.append(f"{count} tensors are stored as {found}, the config implies {official}")
+        extra = sorted(layer for layer in self._layers() if layer >= self.config.num_hidden_layers)
+        if extra:
+            notes.append(
+                f"layers {extra[0]} to {extra[-1]} lie beyond num_hidden_layers "
+                f"({self.config.num_hidden_layers}) and are skipped: multi-token prediction"
+            )
+        redundant = sum(bool(_REDUNDANT.search(name)) for name in self.stored)
+        if redundant:
+            notes.append(f"{redundant} decay buffers are skipped, they follow from the config")
+        return notes
+
+    def _layers(self) -> set[int]:
+        return {int(match[1]) for name in self.stored if (match := _LAYER.match(name))}
+
+    def _is_skipped(self, name: str) -> bool:
+        match = _LAYER.match(name)
+        beyond = match is not None and int(match[1]) >= self.config.num_hidden_layers
+        tied = self.config.tie_word_embeddings and name == "lm_head.weight"
+        return beyond or tied or _REDUNDANT.search(name) is not None
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor the model needs, one shard open at a time; FP8 blocks come as float32."""
+        gguf_file = self.gguf_file
+        if gguf_file is not None:
+            yield from gguf.read_tensors(gguf_file)
+            return
+        skipped = [note for note in self.notes() if "beyond num_hidden_layers" in note]
+        for note in skipped:
+            logger.warning("%s: %s", self.path, note)
+        fp8 = self.config.quantization_config
+        wanted = {spec.name for spec in self.config.tensors()}
+        by_file: dict[Path, list[str]] = {}
+        for name, stored in self.stored.items():
+            if name in wanted and not name.endswith(".weight_scale_inv"):
+                by_file.setdefault(stored.file, []).append(name)
+        for file, names in by_file.items():
+            with _opened(file) as get_tensor:
+                for name in names:
+                    tensor = get_tensor(name)
+                    if fp8 is not None and tensor.dtype == torch.float8_e4m3fn:
+                        tensor = dequantise(tensor, self._scales(name, file, get_tensor), fp8)
+                    yield name, tensor
+
+    def _scales(self, name: str, file: Path, get_tensor: Callable[[str], Tensor]) -> Tensor:
+        scale = f"{name.removesuffix('.weight')}.weight_scale_inv"
+        if self.stored[scale].file == file:
+            return get_tensor(scale)
+        with _opened(self.stored[scale].file) as get_other:
+            return get_other(scale)
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Callable[[str], Tensor]]:
+    """A shard's reader: name -> tensor."""
+    try:
+        with safe_open(file, framework="pt", device="cpu") as shard:
+            yield shard.get_tensor
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from None
+
+
+def read_header(file: Path) -> dict[str, Stored]:
+    """What a safetensors file says it holds; ValueError if it is not one or is cut short."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        prefix = stream.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
+        if 8 + length > size:
+            raise ValueError(f"{file} is truncated or no safetensors file: {size} bytes")
+        try:
+            header = json.loads(stream.read(length))
+            end = 8 + length
+            stored = {}
+            for name, entry in header.items():
+                if name != "__metadata__":
+                    stored[name] = Stored(file, tuple(entry["shape"]), str(entry["dtype"]))
+                    end = max(end, 8 + length + int(entry["data_offsets"][1]))
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            raise ValueError(f"{file} is no safetensors file: its header cannot be read") from None
+    if size != end:
+        kind = "truncated" if size < end else "too long"
+        raise ValueError(f"{file} is {kind}: its header promises {end} bytes, it has {size}")
+    return stored
+
+
+def dequantise(weight: Tensor, scale_inv: Tensor, fp8: Fp8Config) -> Tensor:
+    """weight (R, C) e4m3 times its block's scale (ceil(R / 128), ceil(C / 128)) -> (R, C) float32.
+
+    `scale_inv` multiplies; the name is historic. Ragged last blocks count by block size.
+    """
+    rows, columns = fp8.weight_block_size
+    scale = scale_inv.float().repeat_interleave(rows, 0).repeat_interleave(columns, 1)
+    return weight.float().mul_(scale[: weight.shape[0], : weight.shape[1]])
+
+
+def save_model(
+    model: CausalLM[M1Config] | CausalLM[M2Config],
+    folder: Path | str,
+    *,
+    max_shard_bytes: int = 5 * 10**9,
+) -> None:
+    """Writes config.json and safetensors, official names; `load_model` reads back the same values.
+
+    Weights keep the dtype they have; router and choice bias are float32. The head, float32 in
+    memory, is stored in the dtype of the rest where that loses nothing. Every file is written
+    aside, synced and renamed, config.json last.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    dtype = model.model.embed_tokens.weight.dtype
+    values = model.config.to_dict()
+    values["torch_dtype"] = str(dtype).removeprefix("torch.")
+    values.pop("quantization_config", None)
+    tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    head = tensors.get("lm_head.weight")
+    if head is not None and torch.equal(head.to(dtype).to(head.dtype), head):
+        tensors["lm_head.weight"] = head.to(dtype)
+    shards = _shards(tensors, max_shard_bytes)
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards, 1):
+        file = SINGLE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        shard = {name: tensors[name].cpu().contiguous() for name in names}
+        partial = folder / f"{file}.partial"
+        save_file(shard, partial, metadata={"format": "pt"})
+        _publish(partial, folder / file)
+        weight_map |= dict.fromkeys(names, file)
+    if len(shards) > 1:
+        total = sum(tensor.nbytes for tensor in tensors.values())
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        write_json(folder / INDEX, index)
+    else:
+        (folder / INDEX).unlink(missing_ok=True)
+    write_json(folder / "config.json", values)
+
+
+def _shards(tensors: Mapping[str, Tensor], max_bytes: int) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, tensor in tensors.items():
+        if shards[-1] and size + tensor.nbytes > max_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += tensor.nbytes
+    return shards
+
+
+def write_json(file: Path, values: Mapping[str, object]) -> None:
+    """Writes a JSON object so that the file is either the old one or the whole new one."""
+    partial = file.with_name(f"{file.name}.partial")
+    partial.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    _publish(partial, file)
+
+
+def _publish(partial: Path, file: Path) -> None:
+    with partial.open("rb") as stream:
+        os.fsync(stream.fileno())
+    partial.replace(file)

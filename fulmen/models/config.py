@@ -1,0 +1,410 @@
+"""Reading a config.json: every field is taken by name, and a field nobody took is an error.
+
+A silently ignored field is how a model comes to speak nonsense (a rotary width, a decay, a norm
+nobody read), so the reader knows three kinds: fields a model takes, fields that cannot change its
+mathematics (`HARMLESS`), and fields whose other values it does not implement (`Fields.require`).
+All else stops the load with a sentence.
+"""
+
+import difflib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar, cast
+
+import torch
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T")
+
+HARMLESS = frozenset(
+    {
+        "_name_or_path",
+        "_attn_implementation",
+        "architectures",
+        "auto_map",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "unk_token_id",
+        "initializer_range",
+        "model_type",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "return_dict",
+        "transformers_version",
+        "use_cache",
+        "use_mtp",
+        "num_mtp_modules",
+        "mtp_transformer_layers",
+        "chunk_size_feed_forward",
+        "is_encoder_decoder",
+        "id2label",
+        "label2id",
+        "problem_type",
+        "torchscript",
+        "pretraining_tp",
+        "gradient_checkpointing",
+    }
+)
+"""Fields that say nothing about the mathematics of the forward pass."""
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+
+
+class TensorSpec(NamedTuple):
+    """One tensor as a checkpoint stores it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fp8Config:
+    """`quantization_config` of the FP8 releases: e4m3 weights with one float32 scale a block."""
+
+    weight_block_size: tuple[int, int]
+    modules_to_not_convert: tuple[str, ...]
+    """Module names, matched by whole components: `gate` is the router, never `gate_proj`."""
+
+    def applies_to(self, name: str) -> bool:
+        """Whether the matrix `name` (without `.weight`) is stored as FP8 blocks."""
+        parts = _components(name)
+        for module in self.modules_to_not_convert:
+            unconverted = _components(module)
+            for start in range(len(parts) - len(unconverted) + 1):
+                if parts[start : start + len(unconverted)] == unconverted:
+                    return False
+        return True
+
+    def scale_shape(self, shape: Sequence[int]) -> tuple[int, int]:
+        """The grid of scales of a matrix; a ragged last block counts as a block."""
+        rows, columns = self.weight_block_size
+        return math.ceil(shape[0] / rows), math.ceil(shape[1] / columns)
+
+
+def _components(module: str) -> list[str]:
+    # transformers 5 calls the same module `mlp`, also in the lists it writes.
+    return ["mlp" if part == "block_sparse_moe" else part for part in module.split(".")]
+
+
+class Fields:
+    """The fields of one config.json, each taken once; `finish` complains about what is left."""
+
+    def __init__(self, values: Mapping[str, object], where: str) -> None:
+        self._left = {name: value for name, value in values.items() if name not in HARMLESS}
+        self._known: set[str] = set()
+        self.where = where
+
+    def has(self, name: str) -> bool:
+        """Whether the field is there and not null."""
+        return self._left.get(name) is not None
+
+    def peek(self, name: str) -> object:
+        """The value of a field that has not been taken yet, or None."""
+        return self._left.get(name)
+
+    def take(
+        self, name: str, kind: type[T], default: T | None = None, *, also: Sequence[str] = ()
+    ) -> T:
+        """The value of field `name` or of a spelling in `also`; without a default it must be
+        there."""
+        found: T | None = None
+        for spelling in (name, *also):
+            self._known.add(spelling)
+            value = self._left.pop(spelling, None)
+            if value is None:
+                continue
+            typed = self._typed(spelling, value, kind)
+            if found is not None and typed != found:
+                raise ValueError(
+                    f"{spelling} is {typed!r} but {name} is {found!r}, they must agree, "
+                    f"see {self.where}"
+                )
+            found = typed
+        if found is not None:
+            return found
+        if default is None:
+            raise ValueError(f"{name} is missing and has no default, see {self.where}")
+        return default
+
+    def _typed(self, name: str, value: object, kind: type[T]) -> T:
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if kind is int and isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+            raise ValueError(
+                f"{name} is {value!r}, it must be of type {kind.__name__}, see {self.where}"
+            )
+        return value
+
+    def require(self, name: str, needed: object) -> None:
+        """A field of which only the value `needed` is implemented; absent and null mean it."""
+        self._known.add(name)
+        value = self._left.pop(name, None)
+        if value is not None and value != needed:
+            raise ValueError(
+                f"{name} is {value!r}, only {needed!r} is implemented, see {self.where}"
+            )
+
+    def take_dtype(self) -> torch.dtype:
+        """`torch_dtype` (`dtype` in transformers 5); bfloat16 when absent."""
+        name = self.take("torch_dtype", str, "bfloat16", also=("dtype",))
+        if name not in DTYPES:
+            raise ValueError(
+                f"torch_dtype is {name!r}, it must be one of {', '.join(DTYPES)}, see {self.where}"
+            )
+        return DTYPES[name]
+
+    def take_rope(self, head_dim: int, default_theta: float) -> tuple[float, int | None]:
+        """rope_theta and the rotated width, None if no field names it.
+
+        The order is that of the M2 sheet: rope_parameters.partial_rotary_factor, the same at top
+        level, then rotary_dim. They are alternatives: a factor is never applied to another field's
+        result.
+        """
+        parameters = self.take("rope_parameters", dict, {})
+        rope = Fields(cast(Mapping[str, object], parameters), f"rope_parameters in {self.where}")
+        rope.require("rope_type", "default")
+        rope.require("type", "default")
+        inner_theta = rope.take("rope_theta", float, 0.0)
+        inner_factor = rope.take("partial_rotary_factor", float, 0.0)
+        rope.finish()
+        self.require("rope_scaling", None)
+        theta = self.take("rope_theta", float, inner_theta or default_theta)
+        if inner_theta and inner_theta != theta:
+            raise ValueError(
+                f"rope_theta is {theta} but rope_parameters says {inner_theta}, see {self.where}"
+            )
+        factor = inner_factor or self.take("partial_rotary_factor", float, 0.0)
+        self.take("partial_rotary_factor", float, 0.0)
+        rotary_dim = self.take("rotary_dim", int, 0)
+        if factor:
+            return theta, round(factor * head_dim)
+        return theta, rotary_dim or None
+
+    def take_fp8(self) -> Fp8Config | None:
+        """`quantization_config`, or None when the weights are stored as they are."""
+        if not self.has("quantization_config"):
+            self.require("quantization_config", None)
+            return None
+        values = cast(Mapping[str, object], self.take("quantization_config", dict))
+        inner = Fields(values, f"quantization_config in {self.where}")
+        inner.require("quant_method", "fp8")
+        inner.require("fmt", "float8_e4m3fn")
+        inner.require("activation_scheme", "dynamic")
+        block = inner.take("weight_block_size", list)
+        if len(block) != 2 or not all(isinstance(size, int) and size > 0 for size in block):
+            raise ValueError(
+                f"weight_block_size is {block!r}, it must be two positive integers, "
+                f"see {self.where}"
+            )
+        modules = inner.take("modules_to_not_convert", list, [])
+        inner.require("dequantize", False)
+        inner.finish()
+        return Fp8Config(
+            weight_block_size=(block[0], block[1]),
+            modules_to_not_convert=tuple(str(module) for module in modules),
+        )
+
+    def finish(self) -> None:
+        """Raises for the first field that is left over: it might change the mathematics."""
+        for name, value in self._left.items():
+            if value is None and name not in self._known:
+                continue
+            close = difflib.get_close_matches(name, self._known, n=1, cutoff=0.75)
+            hint = f"did you mean {close[0]}?" if close else "it might change the mathematics"
+            raise ValueError(f"unknown field {name} = {value!r} in {self.where}, {hint}")
+
+
+class AttentionConfig(Protocol):
+    """What both models' configs have in common, for the helpers below."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def num_hidden_layers(self) -> int: ...
+    @property
+    def num_attention_heads(self) -> int: ...
+    @property
+    def num_key_value_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def rotary_dim(self) -> int: ...
+    @property
+    def rope_theta(self) -> float: ...
+    @property
+    def rms_norm_eps(self) -> float: ...
+    @property
+    def max_position_embeddings(self) -> int: ...
+    @property
+    def attn_type_list(self) -> tuple[int, ...]: ...
+    @property
+    def intermediate_size(self) -> int: ...
+    @property
+    def num_local_experts(self) -> int: ...
+    @property
+    def num_experts_per_tok(self) -> int: ...
+    @property
+    def router_jitter_noise(self) -> float: ...
+    @property
+    def tie_word_embeddings(self) -> bool: ...
+    @property
+    def torch_dtype(self) -> torch.dtype: ...
+    @property
+    def quantization_config(self) -> Fp8Config | None: ...
+
+
+def check_shapes(config: AttentionConfig) -> None:
+    """Raises unless the sizes of a config fit together."""
+    check_positive(
+        config,
+        (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "head_dim",
+            "intermediate_size",
+            "num_local_experts",
+            "num_experts_per_tok",
+            "rotary_dim",
+            "rope_theta",
+            "rms_norm_eps",
+            "max_position_embeddings",
+        ),
+    )
+    for holds, sentence in (
+        (
+            len(config.attn_type_list) == config.num_hidden_layers,
+            f"attn_type_list has {len(config.attn_type_list)} entries, "
+            f"num_hidden_layers is {config.num_hidden_layers}",
+        ),
+        (
+            config.num_attention_heads % config.num_key_value_heads == 0,
+            f"num_attention_heads ({config.num_attention_heads}) must be a multiple of "
+            f"num_key_value_heads ({config.num_key_value_heads})",
+        ),
+        (
+            config.rotary_dim <= config.head_dim and config.rotary_dim % 2 == 0,
+            f"rotary_dim ({config.rotary_dim}) must be even and at most "
+            f"head_dim ({config.head_dim})",
+        ),
+        (
+            config.num_experts_per_tok <= config.num_local_experts,
+            f"num_experts_per_tok ({config.num_experts_per_tok}) is larger than "
+            f"num_local_experts ({config.num_local_experts})",
+        ),
+    ):
+        if not holds:
+            raise ValueError(f"{sentence}, see config.json")
+
+
+def outer_tensors(config: AttentionConfig) -> Iterator[TensorSpec]:
+    """Embedding, last norm and head: the same names in both models."""
+    table = (config.vocab_size, config.hidden_size)
+    yield TensorSpec("model.embed_tokens.weight", table, config.torch_dtype)
+    yield TensorSpec("model.norm.weight", (config.hidden_size,), config.torch_dtype)
+    if not config.tie_word_embeddings:
+        yield TensorSpec("lm_head.weight", table, config.torch_dtype)
+
+
+def layer_tensors(config: AttentionConfig, prefix: str) -> Iterator[TensorSpec]:
+    """Block norms, router (float32 in both releases) and experts of one layer."""
+    hidden, width, dtype = config.hidden_size, config.intermediate_size, config.torch_dtype
+    for norm in ("input_layernorm", "post_attention_layernorm"):
+        yield TensorSpec(f"{prefix}.{norm}.weight", (hidden,), dtype)
+    moe = f"{prefix}.block_sparse_moe"
+    yield TensorSpec(f"{moe}.gate.weight", (config.num_local_experts, hidden), torch.float32)
+    for expert in range(config.num_local_experts):
+        for name, shape in (
+            ("w1", (width, hidden)),
+            ("w2", (hidden, width)),
+            ("w3", (width, hidden)),
+        ):
+            yield TensorSpec(f"{moe}.experts.{expert}.{name}.weight", shape, dtype)
+
+
+def softmax_attention_tensors(config: AttentionConfig, prefix: str) -> Iterator[TensorSpec]:
+    """The four projections of a softmax attention layer."""
+    query = config.num_attention_heads * config.head_dim
+    key_value = config.num_key_value_heads * config.head_dim
+    for name, shape in (
+        ("q_proj", (query, config.hidden_size)),
+        ("k_proj", (key_value, config.hidden_size)),
+        ("v_proj", (key_value, config.hidden_size)),
+        ("o_proj", (config.hidden_size, query)),
+    ):
+        yield TensorSpec(f"{prefix}.self_attn.{name}.weight", shape, config.torch_dtype)
+
+
+def to_dict(config: "DataclassInstance") -> dict[str, object]:
+    """The fields of a config as config.json holds them."""
+    values: dict[str, object] = {}
+    for name in (field.name for field in fields(config)):
+        value = getattr(config, name)
+        if isinstance(value, torch.dtype):
+            value = str(value).removeprefix("torch.")
+        elif isinstance(value, Fp8Config):
+            value = {
+                "quant_method": "fp8",
+                "fmt": "float8_e4m3fn",
+                "activation_scheme": "dynamic",
+                "weight_block_size": list(value.weight_block_size),
+                "modules_to_not_convert": list(value.modules_to_not_convert),
+            }
+        elif isinstance(value, tuple):
+            value = list(value)
+        if value is not None:
+            values[name] = value
+    return values
+
+
+def check_positive(config: object, names: Sequence[str]) -> None:
+    """Raises unless every named field of a config is above zero."""
+    for name in names:
+        value = getattr(config, name)
+        if not value > 0:
+            raise ValueError(f"{name} is {value}, it must be positive, see config.json")
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """A JSON file whose root is an object; anything else is a sentence."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold a JSON object, found {type(value).__name__}")
+    return value
+
+
+def stored(specs: Iterator[TensorSpec], fp8: Fp8Config | None) -> Iterator[TensorSpec]:
+    """The specs of an unquantised model as an FP8 checkpoint stores them: e4m3 blocks and their
+    scales."""
+    for spec in specs:
+        module = spec.name.removesuffix(".weight")
+        is_matrix = len(spec.shape) == 2 and not module.endswith("embed_tokens")
+        if fp8 is None or not is_matrix or not fp8.applies_to(module):
+            yield spec
+            continue
+        yield TensorSpec(spec.name, spec.shape, torch.float8_e4m3fn)
+        yield TensorSpec(f"{module}.weight_scale_inv", fp8.scale_shape(spec.shape), torch.float32)

@@ -1,0 +1,213 @@
+"""The same answer two ways: one pass, any chunking, token by token, any company; and exact
+gradients."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fulmen.models import M1, M1Config, M2Config, Packed, Trace, router_aux_loss
+from fulmen.models.layers import Rotary
+from fulmen.models.m1 import LightningAttention, alibi_slopes, slope_rates
+from tests.models.helpers import Session, random_model, tiny_m1, tiny_m2
+from tests.tolerances import FLOAT32_MODEL, assert_close
+
+CONFIGS = {
+    "m1": tiny_m1(),
+    "m1-prenorm": tiny_m1(postnorm=False),
+    "m1-shared-sigmoid": tiny_m1(shared_intermediate_size=12),
+    "m1-shared-softmax": tiny_m1(shared_intermediate_size=12, shared_moe_mode="softmax"),
+    "m1-tied": tiny_m1(tie_word_embeddings=True),
+    "m2": tiny_m2(),
+    "m2-llama": tiny_m2(
+        use_qk_norm=False,
+        use_routing_bias=False,
+        rotary_dim=8,
+        num_local_experts=1,
+        num_experts_per_tok=1,
+        tie_word_embeddings=True,
+    ),
+}
+every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+ids_of_length = st.integers(1, 150).flatmap(
+    lambda length: st.lists(st.integers(0, 60), min_size=length, max_size=length)
+)
+
+
+@every_config
+@given(ids=ids_of_length, data=st.data())
+@settings(max_examples=12, deadline=None)
+def test_chunked_prefill_equals_one_pass(
+    config: M1Config | M2Config, ids: list[int], data: st.DataObject
+) -> None:
+    cuts = sorted(data.draw(st.sets(st.integers(1, max(len(ids) - 1, 1)), max_size=6)))
+    model = random_model(config)
+    with torch.no_grad():
+        expected = model(torch.tensor([ids]))[0]
+    session = Session(model)
+    bounds = [0, *(cut for cut in cuts if cut < len(ids)), len(ids)]
+    pieces = [session.feed(ids[a:b]) for a, b in pairwise(bounds)]
+    assert_close(torch.cat(pieces), expected, FLOAT32_MODEL)
+
+
+@every_config
+def test_decode_token_by_token_equals_one_pass(config: M1Config | M2Config) -> None:
+    ids = torch.randint(0, 61, (140,), generator=torch.Generator().manual_seed(1)).tolist()
+    model = random_model(config)
+    with torch.no_grad():
+        expected = model(torch.tensor([ids]))[0]
+    session = Session(model)
+    decoded = torch.cat([session.feed([token]) for token in ids])
+    assert_close(decoded, expected, FLOAT32_MODEL)
+
+
+@every_config
+def test_packed_sequences_of_one_cache_do_not_disturb_each_other(
+    config: M1Config | M2Config,
+) -> None:
+    generator = torch.Generator().manual_seed(2)
+    sequences = [torch.randint(0, 61, (n,), generator=generator).tolist() for n in (100, 3, 70)]
+    model = random_model(config)
+    cache = model.new_cache(num_pages=6, num_slots=4)
+    tables, slots = [[5, 0], [3], [1, 4]], [3, 0, 2]
+    halves = [len(ids) // 2 for ids in sequences]
+    outs = []
+    with torch.no_grad():
+        for part in (0, 1):
+            spans = [
+                (0, h) if part == 0 else (h, len(s)) for h, s in zip(halves, sequences, strict=True)
+            ]
+            packed = Packed.of(
+                [ids[a:b] for ids, (a, b) in zip(sequences, spans, strict=True)],
+                context_lens=[a for a, _ in spans],
+                block_tables=tables,
+                slots=slots,
+            )
+            outs.append(model(packed, cache).split([b - a for a, b in spans]))
+        for n, ids in enumerate(sequences):
+            expected = model(torch.tensor([ids]))[0]
+            assert_close(torch.cat((outs[0][n], outs[1][n])), expected, FLOAT32_MODEL)
+
+
+@every_config
+def test_gradients_equal_float64_finite_differences(config: M1Config | M2Config) -> None:
+    model = random_model(config).double()
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(0, 61, (2, 70), generator=generator)
+
+    def loss() -> torch.Tensor:
+        logits = model(ids)
+        assert logits.dtype == torch.float64
+        return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+
+    parameters = dict(model.named_parameters())
+    gradients = torch.autograd.grad(loss(), list(parameters.values()), materialize_grads=True)
+    step = 1e-6
+    for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
+        direction = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        with torch.no_grad():
+            parameter.add_(step * direction)
+            above = loss()
+            parameter.sub_(2 * step * direction)
+            below = loss()
+            parameter.add_(step * direction)
+        numeric = float((above - below) / (2 * step))
+        analytic = float((gradient * direction).sum())
+        assert numeric == pytest.approx(analytic, rel=1e-4, abs=1e-8), name
+
+
+def test_only_the_wanted_logits_are_made() -> None:
+    model = random_model(tiny_m2())
+    rows = [[1, 2, 3], [4, 5]]
+    with torch.no_grad():
+        last = model(Packed.of(rows, only_last_logits=True))
+        every = model(Packed.of(rows))
+    assert_close(last, every[[2, 4]], FLOAT32_MODEL)
+
+
+def test_a_bfloat16_model_gives_float32_logits_near_those_of_float32() -> None:
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        exact = random_model(tiny_m2())(ids)
+        model = random_model(tiny_m2()).bfloat16()
+        rounded = model(ids)
+    assert rounded.dtype == torch.float32
+    assert (rounded - exact).abs().mean() < 0.1
+
+
+def test_jitter_acts_in_training_only_and_follows_its_generator() -> None:
+    model = random_model(tiny_m1(router_jitter_noise=0.1))
+    ids = torch.arange(9)[None]
+    with torch.no_grad():
+        calm = model(ids)
+        assert torch.equal(calm, model(ids))
+        model.train()
+        runs = [model(ids, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.equal(runs[0], runs[2])
+    assert not torch.equal(runs[0], calm)
+
+
+def test_aux_loss_is_top_k_at_perfect_balance_and_has_a_gradient() -> None:
+    balanced = torch.eye(4).repeat(5, 1) + 0.5 * torch.eye(4).roll(1, 0).repeat(5, 1)
+    assert float(router_aux_loss([1e-3 * balanced], 2)) == pytest.approx(2, abs=1e-3)
+    model = random_model(tiny_m1())
+    trace = Trace()
+    model(torch.arange(9)[None], trace=trace)
+    loss = router_aux_loss(trace.router_logits, 2)
+    assert isinstance(model, M1)
+    gate = model.get_parameter("model.layers.0.block_sparse_moe.gate.weight")
+    (gradient,) = torch.autograd.grad(loss, [gate])
+    assert gradient.abs().max() > 0
+
+
+def test_slopes_interpolate_where_heads_are_no_power_of_two() -> None:
+    assert alibi_slopes(6) == [1 / 4, 1 / 16, 1 / 64, 1 / 256, 1 / 2, 1 / 8]
+    assert alibi_slopes(64)[0] == pytest.approx(0.917004, abs=1e-6)
+    assert alibi_slopes(64)[-1] == 0.00390625
+
+
+def test_slopes_shrink_with_the_layer_over_all_layers_but_one() -> None:
+    assert slope_rates(1, 0, 80)[0] == pytest.approx((1 + 1e-5) / 256)
+    assert slope_rates(1, 79, 80)[0] == pytest.approx(1e-5 / 256)
+    assert slope_rates(1, 40, 80)[0] == pytest.approx((1 - 40 / 79 + 1e-5) / 256)
+    assert slope_rates(1, 0, 1)[0] == pytest.approx((1 + 1e-5) / 256)
+
+
+def test_lightning_norm_uses_its_own_eps() -> None:
+    model = random_model(tiny_m1(rms_norm_eps=0.125))
+    for module in model.modules():
+        if isinstance(module, LightningAttention):
+            assert module.norm.eps == 1e-6
+    assert model.model.norm.eps == 0.125
+
+
+def test_rotation_turns_half_pairs_inside_the_rotated_part_only() -> None:
+    x = torch.randn(5, 2, 8)
+    turned = Rotary.at(torch.arange(5), 4, 100.0).rotate(x)
+    assert torch.equal(turned[..., 4:], x[..., 4:])
+    angle = torch.arange(5)[:, None] * 100.0**-0.5
+    expected = x[..., 1] * angle.cos() - x[..., 3] * angle.sin()
+    assert_close(turned[..., 1], expected, FLOAT32_MODEL)
+
+
+@pytest.mark.parametrize(
+    ("ids", "sentence"),
+    [
+        (torch.tensor([[61]]), "token id 61 is outside the 61 ids known"),
+        (torch.tensor([[-1]]), "token id -1 is outside the 61 ids known"),
+        (torch.zeros(1, 1025, dtype=torch.int64), "1025 tokens is longer than .* 1024"),
+        (torch.zeros(1, 0, dtype=torch.int64), "must be \\(B, T\\) int64"),
+        (torch.zeros(3, dtype=torch.int64), "must be \\(B, T\\) int64"),
+    ],
+)
+def test_wrong_input_ids_are_refused(ids: torch.Tensor, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        random_model(tiny_m2())(ids)
+
+
+def test_an_empty_sequence_is_refused() -> None:
+    with pytest.raises(ValueError, match="has no tokens"):
+        Packed.of([[1], []])
