@@ -1,0 +1,116 @@
+"""What may be drawn, with which probability, and on what a draw depends."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fulmen.engine.sampler import candidates, sample
+from fulmen.sampling import SamplingParams
+
+ALL = SamplingParams(top_k=None, top_p=1.0)
+logits_strategy = st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=30).map(
+    lambda values: torch.tensor(values, dtype=torch.float32)
+)
+
+
+def naive(logits: Tensor, params: SamplingParams) -> dict[int, float]:
+    """The same filters, one at a time over a plain dictionary."""
+    weights = {i: float(x) / params.temperature for i, x in enumerate(logits.double())}
+    best = max(weights.values())
+    kept = sorted(weights, key=lambda i: -weights[i])[: params.top_k]
+    probabilities = {i: float(torch.tensor(weights[i] - best).double().exp()) for i in kept}
+    for keep in ("top_p", "min_p"):
+        total = sum(probabilities.values())
+        probabilities = {i: p / total for i, p in probabilities.items()}
+        if keep == "top_p":
+            mass, chosen = 0.0, dict[int, float]()
+            for i, p in probabilities.items():
+                if mass >= params.top_p and chosen:
+                    break
+                chosen[i], mass = p, mass + p
+            probabilities = chosen
+        else:
+            floor = params.min_p * max(probabilities.values())
+            probabilities = {i: p for i, p in probabilities.items() if p >= floor}
+    total = sum(probabilities.values())
+    return {i: p / total for i, p in probabilities.items()}
+
+
+@given(
+    logits_strategy,
+    st.floats(0.1, 3),
+    st.integers(1, 30) | st.none(),
+    st.sampled_from([0.1234567, 0.3678794, 0.6180339, 0.9512294, 1.0]),
+    st.sampled_from([0.0, 0.03, 0.5]),
+)
+def test_candidates_equal_a_plain_computation(
+    logits: Tensor, temperature: float, top_k: int | None, top_p: float, min_p: float
+) -> None:
+    params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    ids, probabilities = candidates(logits, params)
+    expected = naive(logits, params)
+    assert float(probabilities.sum()) == pytest.approx(1)
+    # Equal logits may be kept in either order, so probabilities are compared, not ids.
+    assert probabilities.tolist() == pytest.approx(sorted(expected.values(), reverse=True))
+    assert len(set(ids.tolist())) == len(ids)
+
+
+def test_draws_follow_the_distribution() -> None:
+    logits = torch.tensor([0.1, 0.2, 0.7]).log()
+    counts = torch.zeros(3)
+    for draw in range(4000):
+        counts[sample(logits, ALL, seed=5, draw=draw).token_id] += 1
+    torch.testing.assert_close(counts / 4000, logits.exp(), atol=0.03, rtol=0)
+
+
+def test_a_draw_depends_on_seed_and_index_alone() -> None:
+    logits = torch.zeros(1000)
+    ids = [sample(logits, ALL, seed=seed, draw=draw).token_id for seed, draw in ((1, 0), (1, 1))]
+    assert ids == [sample(logits, ALL, seed=1, draw=draw).token_id for draw in (0, 1)]
+    assert ids[0] != ids[1]
+    assert ids[0] != sample(logits, ALL, seed=2, draw=0).token_id
+
+
+def test_greedy_takes_the_lowest_id_on_a_tie() -> None:
+    greedy = SamplingParams(temperature=0)
+    assert sample(torch.tensor([0.0, 3.0, 3.0]), greedy, seed=0, draw=0).token_id == 1
+
+
+def test_logprobs_are_those_of_the_model_before_temperature() -> None:
+    logits = torch.tensor([1.0, 3.0, 2.0])
+    sampled = sample(logits, SamplingParams(temperature=0, logprobs=2), seed=0, draw=0)
+    expected = logits.log_softmax(-1)
+    assert sampled.logprob == pytest.approx(float(expected[1]))
+    assert [token for token, _ in sampled.top_logprobs] == [1, 2]
+    assert [value for _, value in sampled.top_logprobs] == pytest.approx(
+        [float(expected[1]), float(expected[2])]
+    )
+
+
+def test_a_forced_token_is_taken_and_its_logprob_reported() -> None:
+    logits = torch.tensor([1.0, 30.0])
+    sampled = sample(logits, ALL, seed=0, draw=0, forced=0)
+    assert sampled.token_id == 0
+    assert sampled.logprob == pytest.approx(-29)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"temperature": -0.1}, "temperature is -0.1"),
+        ({"top_p": 0.0}, "top_p is 0.0"),
+        ({"top_k": 0}, "top_k is 0"),
+        ({"min_p": 1.5}, "min_p is 1.5"),
+        ({"max_tokens": 0}, "max_tokens is 0"),
+        ({"logprobs": 21}, "logprobs is 21"),
+        ({"repetition_window": 0}, "repetition_window is 0"),
+        ({"repetition_probability": 1.0}, "repetition_probability is 1.0"),
+        ({"thinking_budget": -1}, "thinking_budget is -1"),
+        ({"stop": ("",)}, "a stop text is empty"),
+    ],
+)
+def test_impossible_parameters_are_refused(wrong: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        SamplingParams(**wrong)  # type: ignore[arg-type]
