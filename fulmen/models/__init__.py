@@ -1,5 +1,15 @@
 """What the two models are: their mathematics, their checkpoints, their cards and their costs."""
 
+from fulmen.models.catalog import (
+    Card,
+    Language,
+    get_card,
+    list_cards,
+    published_config,
+    pull,
+    render_card,
+    resolve,
+)
 from fulmen.models.checkpoint import (
     Checkpoint,
     Config,
@@ -10,26 +20,48 @@ from fulmen.models.checkpoint import (
     read_config,
     save_model,
 )
+from fulmen.models.config import DTYPES
+from fulmen.models.download import OnProgress
+from fulmen.models.flops import count_parameters
+from fulmen.models.gguf import unpack as unpack_gguf
 from fulmen.models.layers import Trace
 from fulmen.models.m1 import M1, M1Config, router_aux_loss
 from fulmen.models.m2 import M2, M2Config
 from fulmen.models.packed import Cache, Packed
+from fulmen.models.plan import Plan, figure1_svg, figure1_text, make_plan, render_plan
 
 __all__ = [
+    "DTYPES",
     "M1",
     "M2",
     "Cache",
+    "Card",
     "Checkpoint",
     "Config",
+    "Language",
     "M1Config",
     "M2Config",
     "Model",
+    "OnProgress",
     "Packed",
+    "Plan",
     "Trace",
     "config_from_dict",
+    "count_parameters",
+    "figure1_svg",
+    "figure1_text",
+    "get_card",
+    "list_cards",
     "load_model",
+    "make_plan",
     "new_model",
+    "published_config",
+    "pull",
     "read_config",
+    "render_card",
+    "render_plan",
+    "resolve",
     "router_aux_loss",
     "save_model",
+    "unpack_gguf",
 ]

@@ -9,7 +9,6 @@ found before a weight is read.
 
 import json
 import logging
-import os
 import re
 import struct
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from fulmen.files import replacing_path, write_text
 from fulmen.models import gguf
 from fulmen.models.config import Fp8Config, TensorSpec, read_json
 from fulmen.models.layers import CausalLM
@@ -222,6 +222,11 @@ class Checkpoint:
             )
         raise ValueError(f"{self.path} holds no {SINGLE}, no {INDEX} and no {GGUF}")
 
+    @property
+    def num_tensors(self) -> int:
+        """How many tensors the config asks for."""
+        return sum(1 for _ in self.config.tensors())
+
     def problems(self) -> list[str]:
         """One sentence for each thing that keeps the checkpoint from loading."""
         if self.gguf_file is not None:
@@ -377,7 +382,6 @@ def save_model(
     aside, synced and renamed, config.json last.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     dtype = model.model.embed_tokens.weight.dtype
     values = model.config.to_dict()
     values["torch_dtype"] = str(dtype).removeprefix("torch.")
@@ -391,17 +395,16 @@ def save_model(
     for number, names in enumerate(shards, 1):
         file = SINGLE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
         shard = {name: tensors[name].cpu().contiguous() for name in names}
-        partial = folder / f"{file}.partial"
-        save_file(shard, partial, metadata={"format": "pt"})
-        _publish(partial, folder / file)
+        with replacing_path(folder / file) as temporary:
+            save_file(shard, temporary, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:
         total = sum(tensor.nbytes for tensor in tensors.values())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        write_json(folder / INDEX, index)
+        _write_json(folder / INDEX, index)
     else:
         (folder / INDEX).unlink(missing_ok=True)
-    write_json(folder / "config.json", values)
+    _write_json(folder / "config.json", values)
 
 
 def _shards(tensors: Mapping[str, Tensor], max_bytes: int) -> list[list[str]]:
@@ -416,14 +419,5 @@ def _shards(tensors: Mapping[str, Tensor], max_bytes: int) -> list[list[str]]:
     return shards
 
 
-def write_json(file: Path, values: Mapping[str, object]) -> None:
-    """Writes a JSON object so that the file is either the old one or the whole new one."""
-    partial = file.with_name(f"{file.name}.partial")
-    partial.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    _publish(partial, file)
-
-
-def _publish(partial: Path, file: Path) -> None:
-    with partial.open("rb") as stream:
-        os.fsync(stream.fileno())
-    partial.replace(file)
+def _write_json(file: Path, values: Mapping[str, object]) -> None:
+    write_text(file, json.dumps(values, indent=2, ensure_ascii=False) + "\n")

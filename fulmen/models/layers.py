@@ -44,6 +44,8 @@ class Context:
     """What every layer of one forward pass needs besides its hidden states."""
 
     packed: Packed
+    slot_mapping: Tensor | None
+    """(T,) int64: where new keys and values go in the pages; None without a cache"""
     rotary: "Rotary"
     trace: Trace | None
     generator: torch.Generator | None
@@ -135,7 +137,8 @@ class SoftmaxAttention(nn.Module):
                 v_pages=cache.v_pages,
                 block_table=packed.block_table,
             )
-            write_pages(k, v, cache.k_pages, cache.v_pages, packed.slot_mapping())
+            assert context.slot_mapping is not None
+            write_pages(k, v, cache.k_pages, cache.v_pages, context.slot_mapping)
         projected: Tensor = self.o_proj(out.flatten(-2))
         return projected
 
@@ -263,7 +266,8 @@ class CausalLM(nn.Module, Generic[ConfigT]):
         """The output of the last norm, (T, C)."""
         self._check(packed, cache)
         rotary = Rotary.at(packed.positions, self.config.rotary_dim, self.config.rope_theta)
-        context = Context(packed, rotary, trace, generator)
+        slot_mapping = None if cache is None else packed.slot_mapping()
+        context = Context(packed, slot_mapping, rotary, trace, generator)
         hidden_states: Tensor = self.model.embed_tokens(packed.input_ids)
         layer: Layer
         for index, layer in enumerate(self.model.layers):

@@ -400,7 +400,7 @@ class M1(CausalLM[M1Config]):
 
 
 def router_aux_loss(router_logits: Sequence[Tensor], top_k: int) -> Tensor:
-    """The load-balancing loss E * sum over choices k and experts e of f_ke * P_e, all layers jointly.
+    """The load-balancing loss E * sum over choices k and experts e of f_ke P_e, all layers jointly.
 
     router_logits holds (T, E) a layer (`Trace.router_logits`); P_e is the mean probability of
     expert e, f_ke the share of rows whose k-th choice is e. Perfect balance gives top_k. To be

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from fulmen.models.catalog import get_card
 from safetensors.torch import load_file
 from torch import Tensor
 
 from fulmen.kernels import kv_state_at
 from fulmen.models import Checkpoint, M1Config, Packed, Trace, load_model, read_config
+from fulmen.models.catalog import published_config
 from fulmen.models.m1 import alibi_slopes, router_aux_loss
 from fulmen.models.packed import LightningStates, PagedKV
 from tests.models.helpers import Session, relative_error
@@ -190,7 +190,7 @@ def test_m2_intermediate_values_and_router_choices() -> None:
 
 def test_m1_config_predicts_the_released_index_exactly() -> None:
     index = json.loads(gzip.decompress((GOLDEN / "m1-index.json.gz").read_bytes()))
-    config = get_card("minimax-m1-80k").config()
+    config = published_config("minimax-m1-80k")
     assert isinstance(config, M1Config)
     specs = list(config.tensors())
     assert len(specs) == 8243

@@ -1,0 +1,296 @@
+"""The values of tool arguments: strict JSON in and out, and the types a JSON Schema allows.
+
+MiniMax-M2 writes every parameter as bare text, so the schema decides what the text means:
+`parameter_types` reads the schema, `convert` applies it. MiniMax-M1 writes JSON, which
+`JsonObjectScanner` checks one character at a time so that arguments can stream as they come.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+MAX_JSON_DEPTH = 100
+"""Deeper JSON is refused: Python's own limit depends on how deep the caller already is."""
+
+_TYPES = frozenset({"null", "integer", "number", "boolean", "object", "array", "string"})
+_TYPE_ALIASES = {
+    "int": "integer",
+    "float": "number",
+    "bool": "boolean",
+    "str": "string",
+    "dict": "object",
+    "list": "array",
+}
+_INTEGER = re.compile(r"[+-]?[0-9]+")
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_TRUE = ("true", "yes", "on", "1")
+_FALSE = ("false", "no", "off", "0")
+_EXACT_FLOATS = 2.0**53
+
+
+def load_json(text: str) -> Any:
+    """Strict JSON: a ValueError for NaN, infinities, unreadable numbers and very deep nesting."""
+    try:
+        value = json.loads(text, parse_constant=_refuse, parse_float=_finite)
+    except RecursionError:
+        raise ValueError(f"it is nested deeper than {MAX_JSON_DEPTH} levels") from None
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        if depth > MAX_JSON_DEPTH:
+            raise ValueError(f"it is nested deeper than {MAX_JSON_DEPTH} levels")
+        inner: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                inner += item.values()
+            elif isinstance(item, list):
+                inner += item
+        level = [item for item in inner if isinstance(item, dict | list)]
+    return value
+
+
+def dump_json(value: object) -> str:
+    """JSON as MiniMax prompts have it: ", " and ": ", non-ASCII kept, no HTML escaping."""
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except (TypeError, RecursionError) as error:
+        raise ValueError(f"a value cannot be written as JSON: {error}") from None
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair: no UTF-8 for it, but an escape
+        return json.dumps(value)
+    return text
+
+
+def escape_json(text: str) -> str:
+    """The inside of a JSON string; escaped pieces join to the escape of the whole."""
+    return dump_json(text)[1:-1]
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if value - value != 0:
+        raise ValueError(f"{text} is too large for a number")
+    return value
+
+
+def parameter_types(schema: Mapping[str, Any], parameter: str) -> frozenset[str]:
+    """The JSON types that a tool's schema allows a parameter; {"string"} when it does not say."""
+    properties = schema.get("properties")
+    declared = properties.get(parameter) if isinstance(properties, Mapping) else None
+    types: set[str] = set()
+    _collect_types(declared, schema, types, set())
+    return frozenset(types) or frozenset({"string"})
+
+
+def _collect_types(
+    schema: object, root: Mapping[str, Any], types: set[str], seen: set[str]
+) -> None:
+    if not isinstance(schema, Mapping):
+        return
+    named = schema.get("type")
+    names = named if isinstance(named, list | tuple) else [named]
+    found = {_TYPE_ALIASES.get(name, name) for name in names if isinstance(name, str)}
+    types |= (found & _TYPES) | ({"string"} if found - _TYPES else set())
+    if not found:
+        options = schema.get("enum", [schema["const"]] if "const" in schema else [])
+        types |= {_type_of(value) for value in options} if isinstance(options, list) else set()
+    if schema.get("nullable") is True:
+        types.add("null")
+    for union in ("anyOf", "oneOf", "allOf"):
+        branches = schema.get(union)
+        for branch in branches if isinstance(branches, list | tuple) else ():
+            _collect_types(branch, root, types, seen)
+    reference = schema.get("$ref")
+    if isinstance(reference, str) and reference not in seen:
+        seen.add(reference)
+        _collect_types(_resolve(reference, root), root, types, seen)
+
+
+def _resolve(reference: str, root: Mapping[str, Any]) -> object:
+    """What a reference such as #/$defs/Place points to; None when nothing is there."""
+    target: object = root
+    for step in reference.removeprefix("#").split("/")[1:]:
+        key = step.replace("~1", "/").replace("~0", "~")
+        target = target.get(key) if isinstance(target, Mapping) else None
+    return target
+
+
+def _type_of(value: object) -> str:
+    if value is None:
+        return "null"
+    for kind, name in ((bool, "boolean"), (int, "integer"), (float, "number"), (list, "array")):
+        if isinstance(value, kind):
+            return name
+    return "object" if isinstance(value, Mapping) else "string"
+
+
+def convert(text: str, types: frozenset[str]) -> Any:
+    """What the text of a parameter means under a schema that allows these types.
+
+    The first type that fits wins: null, integer, number, boolean, object or array, string. Text
+    that fits none is kept as it is, so a wrong value reaches the tool and its error the model.
+    """
+    is_text_allowed = "string" in types
+    if types == {"string"}:
+        return text
+    word = text.strip().lower()
+    if "null" in types:
+        if (text.lower() if is_text_allowed else word) == "null":
+            return None
+        if not is_text_allowed and word in ("none", "nil"):
+            return None
+    if types & {"integer", "number"}:
+        number = _number(word)
+        if isinstance(number, int) or (number is not None and not is_text_allowed):
+            return number
+        if number is not None and "number" in types:
+            return number
+    if "boolean" in types:
+        # Beside a string, "on" and "1" are more likely meant as text.
+        if word in _TRUE[:1] or (word in _TRUE and not is_text_allowed):
+            return True
+        if word in _FALSE[:1] or (word in _FALSE and not is_text_allowed):
+            return False
+    if not is_text_allowed or types & {"object", "array"}:
+        try:
+            value = load_json(text)
+            dump_json(value)
+        except ValueError:
+            return text
+        if not is_text_allowed or _type_of(value) in types:
+            return value
+    return text
+
+
+def _number(word: str) -> int | float | None:
+    try:
+        if _INTEGER.fullmatch(word):
+            return int(word)
+        if _NUMBER.fullmatch(word):
+            value = _finite(word)
+            # 3.0 and 3 are one number in JSON; beyond 2**53 the digits of an int would be invented.
+            return int(value) if value.is_integer() and abs(value) < _EXACT_FLOATS else value
+    except ValueError:  # too many digits for int(), or too large for a float
+        pass
+    return None
+
+
+class JsonObjectScanner:
+    """Checks one JSON object as its characters come, and says where its top-level values are.
+
+    `push` takes a character and raises ValueError at the first one that no JSON object could have
+    there. `depth` is 0 before and after the object; at depth 1, `key` is the last key read.
+    """
+
+    _PLAIN = re.compile(r'[^"\\\x00-\x1f]*')
+    _LITERALS = ("true", "false", "null")
+    _JSON_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
+
+    def __init__(self) -> None:
+        self._open: list[str] = []
+        self._expected = "value"
+        self._is_in_string = False
+        self._escape = ""
+        self._string: list[str] = []
+        self._word = ""
+        self.key = ""
+        self.value_text: str | None = None
+        """The top-level string value just completed, decoded; None otherwise."""
+
+    @property
+    def depth(self) -> int:
+        return len(self._open)
+
+    def skip_plain(self, text: str, start: int) -> int:
+        """The end of the run of characters from `start` that only continue a string."""
+        if not self._is_in_string or self._escape:
+            return start
+        end = self._PLAIN.match(text, start).end()  # type: ignore[union-attr]
+        if self.depth == 1:
+            self._string.append(text[start:end])
+        return end
+
+    def push(self, char: str) -> None:
+        self.value_text = None
+        if self._is_in_string:
+            self._push_in_string(char)
+            return
+        if self._word:
+            if char.isascii() and (char.isalnum() or char in "+-."):
+                self._word += char
+                return
+            self._end_word()
+        if char in " \t\n\r":
+            return
+        expected = self._expected
+        if char == '"' and expected in ("key", "first key", "value", "first item"):
+            self._is_in_string = True
+            self._string = []
+        elif char in "{[" and expected in ("value", "first item"):
+            if not self._open and char == "[":
+                raise ValueError("a call is not a JSON object")
+            if self.depth >= MAX_JSON_DEPTH:
+                raise ValueError(f"a call is nested deeper than {MAX_JSON_DEPTH} levels")
+            self._open.append(char)
+            self._expected = "first key" if char == "{" else "first item"
+        elif char in "}]" and expected in ("first key", "first item", "comma"):
+            if self._open[-1] != {"}": "{", "]": "["}[char]:
+                raise ValueError(f"{char} closes what was not opened")
+            self._open.pop()
+            self._expected = "comma"
+        elif char == "," and expected == "comma":
+            self._expected = "key" if self._open[-1] == "{" else "value"
+        elif char == ":" and expected == "colon":
+            self._expected = "value"
+        elif (
+            expected in ("value", "first item")
+            and char.isascii()
+            and char.isalnum() | (char == "-")
+        ):
+            self._word = char
+        else:
+            raise ValueError(f"{char!r} stands where JSON has no place for it")
+
+    def _push_in_string(self, char: str) -> None:
+        if self.depth == 1:
+            self._string.append(char)
+        if self._escape.startswith("u"):
+            if char not in "0123456789abcdefABCDEF":
+                raise ValueError(f"{char!r} is no hexadecimal digit")
+            self._escape = self._escape + char if len(self._escape) < 4 else ""
+        elif self._escape:
+            if char not in '"\\/bfnrtu':
+                raise ValueError(f"\\{char} is no JSON escape")
+            self._escape = "u" if char == "u" else ""
+        elif char == "\\":
+            self._escape = "\\"
+        elif char == '"':
+            self._end_string()
+        elif char < " ":
+            raise ValueError("a string has a bare control character")
+
+    def _end_string(self) -> None:
+        self._is_in_string = False
+        is_key = self._expected in ("key", "first key")
+        self._expected = "colon" if is_key else "comma"
+        if self.depth == 1:
+            text: str = json.loads('"' + "".join(self._string))
+            text.encode()  # half a surrogate pair raises, and no client could be sent it
+            if is_key:
+                self.key = text
+            else:
+                self.value_text = text
+
+    def _end_word(self) -> None:
+        if self._word not in self._LITERALS and not self._JSON_NUMBER.fullmatch(self._word):
+            raise ValueError(f"{self._word} is no JSON value")
+        # json.loads of the whole must succeed too: no infinities, no numbers int() refuses.
+        load_json(self._word)
+        self._word = ""
+        self._expected = "comma"

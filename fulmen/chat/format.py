@@ -1,0 +1,71 @@
+"""What a format is: how one model's prompts are written and its completions read."""
+
+from abc import ABC, abstractmethod
+
+from fulmen.chat.messages import CallIds, Messages, Reply, Tools, random_call_id
+from fulmen.chat.parsing import Parser
+from fulmen.chat.tokenizer import Segment, Tokenizer, join_segments
+
+
+class Format(ABC):
+    """Messages to a prompt, a completion to a Reply; `get_format` and `load_format` give one."""
+
+    name: str
+    """The name that `get_format` knows it by."""
+    thinking_open_in_prompt: bool
+    """Whether the generation prompt ends inside the thought."""
+    end_of_turn: str
+    """The text of the token that ends a turn."""
+    thinking_end: str | None
+    """The tag that closes a thought; None when the format has no thought."""
+    thinking_forced_end: str | None
+    """What a thinking budget writes to end the thought as the model would."""
+
+    @abstractmethod
+    def segments(
+        self, messages: Messages, tools: Tools = None, add_generation_prompt: bool = True
+    ) -> list[Segment]:
+        """The prompt as plain texts and control tokens."""
+
+    @abstractmethod
+    def parser(
+        self,
+        tools: Tools = None,
+        thinking_open: bool = True,
+        *,
+        new_call_id: CallIds = random_call_id,
+    ) -> Parser:
+        """A parser for one completion that comes in pieces.
+
+        thinking_open says that the completion may begin inside the thought: see each format.
+        """
+
+    def render(
+        self, messages: Messages, tools: Tools = None, add_generation_prompt: bool = True
+    ) -> str:
+        """The prompt as text."""
+        return join_segments(self.segments(messages, tools, add_generation_prompt))
+
+    def encode(
+        self,
+        messages: Messages,
+        tools: Tools = None,
+        add_generation_prompt: bool = True,
+        *,
+        tokenizer: Tokenizer,
+    ) -> list[int]:
+        """The prompt as ids; in native formats no message text becomes a special token."""
+        return tokenizer.encode_segments(self.segments(messages, tools, add_generation_prompt))
+
+    def parse(
+        self,
+        text: str,
+        tools: Tools = None,
+        thinking_open: bool = True,
+        *,
+        new_call_id: CallIds = random_call_id,
+    ) -> Reply:
+        """The reply in a whole completion."""
+        parser = self.parser(tools, thinking_open, new_call_id=new_call_id)
+        parser.feed(text)
+        return parser.finish()

@@ -1,0 +1,369 @@
+"""MiniMax-M1's format: <beginning_of_sentence>role turns, thinking and tool calls as plain text.
+
+Rendering gives what the checkpoint's own template gives, byte for byte, wherever the template is
+right. Where it is not:
+
+- content may be a string or null, and all its text parts count (the template fails on a string
+  and reads only the first part of system and user messages);
+- an assistant's thinking and tool_calls are written as the model writes them, around the content,
+  in every turn: the template ignores both fields, and would keep them if they stood in the content;
+- a tool result that does not name its tool takes the name of the call it answers, by id or order.
+
+Parsing: a completion is `<think>` thought `</think>` answer, then one or more blocks of calls:
+
+    <tool_calls>
+    {"name": "N", "arguments": {"K": "V"}}
+    </tool_calls>
+
+- The prompt does not open the thought. thinking_open=True only means that a leading <think> is
+  recognised; newlines around the thought are layout, and a thought without end is all thought.
+  With False, its text stays in the content. Calls inside <think>...</think> are never calls.
+- White space before a block is layout. The block's own tags never reach the content.
+- Calls are JSON objects, one or several, on one line or many, checked character by character, and
+  their arguments stream as they stand. Stray commas, brackets and doubled closing braces between
+  them, and a brace missing at a call's end, are tolerated.
+- A malformed call is never lost. An object that is no call, or no JSON, is skipped to the end of
+  its line and quoted in full in `problems`, as is a call that the end of the text cut off: its
+  start may have been streamed as a ToolCallStart, which without its ToolCallEnd is no call. Other
+  text in a block comes back as content, and is reported.
+"""
+
+import re
+from collections.abc import Callable
+
+from fulmen.chat.arguments import JsonObjectScanner, dump_json, load_json
+from fulmen.chat.format import Format
+from fulmen.chat.messages import (
+    CallIds,
+    Message,
+    Messages,
+    Part,
+    Tool,
+    ToolCall,
+    ToolCallDelta,
+    ToolCallEnd,
+    Tools,
+    last_calls,
+    random_call_id,
+    read_messages,
+    read_tools,
+)
+from fulmen.chat.parsing import (
+    Parser,
+    StreamParser,
+    all_space,
+)
+from fulmen.chat.tokenizer import Control, Segment
+
+THINK, END_THINK = "<think>", "</think>"
+TOOL_BLOCK, END_TOOL_BLOCK = "<tool_calls>", "</tool_calls>"
+
+_START = Control("<begin_of_document>")
+_TURN, _END_TURN = Control("<beginning_of_sentence>"), Control("<end_of_sentence>")
+
+_TOOLS_BEFORE = "system tool_setting=tools\nYou are provided with these tools:\n<tools>\n"
+_TOOLS_AFTER = (
+    "</tools>\n\nIf you need to call tools, please respond with <tool_calls></tool_calls> XML "
+    "tags, and provide tool-name and json-object of arguments, following the format below:\n"
+    "<tool_calls>\n{name: <tool-name-1>, arguments: <args-json-object-1>}\n...\n</tool_calls>"
+)
+
+
+class MiniMaxM1(Format):
+    """Renders and parses for MiniMax-M1 (40k and 80k) and MiniMax-Text-01."""
+
+    name = "minimax_m1"
+    thinking_open_in_prompt = False
+    end_of_turn = "<end_of_sentence>"
+    thinking_end = END_THINK
+    thinking_forced_end = "\n</think>\n"
+
+    def segments(
+        self, messages: Messages, tools: Tools = None, add_generation_prompt: bool = True
+    ) -> list[Segment]:
+        read = read_messages(messages)
+        segments: list[Segment] = [_START]
+        system = "".join(message.content for message in read if message.role == "system")
+        if system:
+            segments += [_TURN, f"system ai_setting=assistant\n{system}", _END_TURN, "\n"]
+        lines = "".join(_tool_line(tool) for tool in read_tools(tools))
+        if lines:
+            segments += [_TURN, _TOOLS_BEFORE + lines + _TOOLS_AFTER, _END_TURN, "\n"]
+        for index, message in enumerate(read):
+            if message.role != "system":
+                segments += [_TURN, _turn(read, index, message), _END_TURN, "\n"]
+        if add_generation_prompt:
+            segments += [_TURN, "ai name=assistant\n"]
+        return segments
+
+    def parser(
+        self,
+        tools: Tools = None,
+        thinking_open: bool = True,
+        *,
+        new_call_id: CallIds = random_call_id,
+    ) -> Parser:
+        """With thinking_open, a leading <think> opens the thought; else it is content."""
+        return M1Parser(read_tools(tools), thinking_open, new_call_id)
+
+
+def _tool_line(tool: Tool) -> str:
+    return f"{dump_json(tool.function if tool.given is None else tool.given)}\n"
+
+
+def _turn(messages: list[Message], index: int, message: Message) -> str:
+    if message.role == "user":
+        return f"user name=user\n{message.content}"
+    if message.role == "assistant":
+        return f"ai name=assistant\n{_assistant(message)}"
+    results = [
+        f"tool name: {part.name or _tool_name(messages, index)}\ntool result: {part.text}\n\n"
+        for part in message.parts or (Part(message.content, message.name),)
+    ]
+    return f"tool name=tools\n{''.join(results)}"
+
+
+def _assistant(message: Message) -> str:
+    thought = f"{THINK}\n{message.thinking}\n{END_THINK}\n" if message.thinking else ""
+    if not message.tool_calls:
+        return thought + message.content
+    lines = "".join(
+        f"{dump_json({'name': call.name, 'arguments': call.arguments})}\n"
+        for call in message.tool_calls
+    )
+    break_ = "\n" if message.content else ""
+    return f"{thought}{message.content}{break_}{TOOL_BLOCK}\n{lines}{END_TOOL_BLOCK}"
+
+
+def _tool_name(messages: list[Message], index: int) -> str:
+    """The tool whose call messages[index] answers, by its id or else by its place."""
+    message = messages[index]
+    if message.name:
+        return message.name
+    calls: tuple[ToolCall, ...] = last_calls(messages, index)
+    if not calls:
+        raise ValueError(
+            "a tool message comes after no tool call and does not name its tool, "
+            "the assistant message before it must have tool_calls"
+        )
+    place = index
+    while messages[place - 1].role == "tool":
+        place -= 1
+    by_id = {call.id: call.name for call in calls if call.id is not None}
+    by_place = calls[min(index - place, len(calls) - 1)].name
+    return by_id.get(message.tool_call_id, by_place) if message.tool_call_id else by_place
+
+
+class _Call:
+    """A call being read."""
+
+    def __init__(self) -> None:
+        self.scanner = JsonObjectScanner()
+        self.raw: list[str] = []
+        self.name: str | None = None
+        self.arguments: list[str] | None = None  # JSON not sent yet; None before it begins
+        self.has_whole_arguments = False
+        self.is_in_arguments = False
+        self.index: int | None = None  # set once its ToolCallStart is out
+
+
+_SPACE_AND_SEPARATORS = re.compile(r"[\s,\[\]}]*")
+_BLOCK_TAGS = (TOOL_BLOCK, END_TOOL_BLOCK)
+
+
+class M1Parser(StreamParser):
+    """One state machine: `_state` is the method that reads what comes next."""
+
+    def __init__(self, tools: tuple[Tool, ...], thinking_open: bool, new_call_id: CallIds) -> None:
+        super().__init__(tools, new_call_id)
+        self._may_think = thinking_open
+        self._is_in_quoted_think = False
+        self._state: Callable[[], bool] = self._text
+        self._call: _Call | None = None
+        self._bad: list[str] = []
+        self._has_block_content = False
+        self._content.layout_before_tools = all_space
+
+    def _step(self) -> bool:
+        return self._state()
+
+    def _end(self) -> None:
+        if self._call is not None:
+            self._break_off(self._call, "was cut off by the end of the text")
+        if self._state == self._bad_line:
+            self._end_bad_line()
+        if self._state != self._text:
+            self._problem(f"the tool block has no {END_TOOL_BLOCK}")
+        super()._end()
+
+    # Thought and content.
+
+    def _text(self) -> bool:
+        in_thought = self._is_thinking or self._is_in_quoted_think
+        tags = (END_THINK,) if in_thought else (THINK, TOOL_BLOCK, END_TOOL_BLOCK)
+        end, tag = self._find(tags)
+        self._say(self._take(end))
+        if tag is None:
+            return False
+        self._take(end + len(tag))
+        if tag == TOOL_BLOCK:
+            self._may_think = self._has_block_content = False
+            self._content.end_segment()
+            self._state = self._block
+        elif tag == END_TOOL_BLOCK:
+            self._problem(f"a stray {tag} was taken out of the text")
+        elif tag == END_THINK and self._is_thinking:
+            self._is_thinking = False
+            self._content.start_after_thinking()
+        elif tag == THINK and self._may_think and self._content.is_blank:
+            self._is_thinking, self._may_think = True, False
+        else:
+            self._is_in_quoted_think = tag == THINK
+            self._say(tag)
+        return True
+
+    def _block(self) -> bool:
+        space = _SPACE_AND_SEPARATORS.match(self._buffer, self._position)
+        assert space is not None
+        self._take(space.end())
+        rest = self._buffer[self._position : self._position + len(END_TOOL_BLOCK)]
+        if rest == END_TOOL_BLOCK:
+            self._take(self._position + len(rest))
+            if not self._has_block_content:
+                self._problem("a tool block has no call in it")
+            self._state = self._text
+        elif rest.startswith(TOOL_BLOCK):
+            self._take(self._position + len(TOOL_BLOCK))
+        elif any(tag.startswith(rest) for tag in _BLOCK_TAGS):
+            return False
+        elif rest[0] == "{":
+            self._has_block_content = True
+            self._call = _Call()
+            self._state = self._object
+        else:
+            self._has_block_content = True
+            self._problem("a tool block has text beside its calls, it is kept as content")
+            self._state = self._beside
+        return True
+
+    def _beside(self) -> bool:
+        """Text in a block that is no object: content, to the end of its line."""
+        end, tag = self._find(("\n", *_BLOCK_TAGS))
+        self._say(self._take(end))
+        if tag == "\n":
+            self._say(tag)
+        if tag is not None:
+            self._state = self._block
+        return tag is not None
+
+    # One call.
+
+    def _object(self) -> bool:
+        call = self._call
+        assert call is not None
+        start = self._position
+        while self._position < len(self._buffer):
+            end = call.scanner.skip_plain(self._buffer, self._position)
+            self._keep(call, end)
+            if end == len(self._buffer):
+                break
+            char = self._buffer[end]
+            try:
+                call.scanner.push(char)
+            except ValueError as error:
+                call.raw.append(self._buffer[start:end])
+                # At `{` or `<` the next thing begins: this call may only lack its last brace.
+                end_call = self._break_off if char in "{<" else self._give_up
+                end_call(call, f"is not JSON ({error})")
+                return True
+            self._keep(call, end + 1)
+            if call.scanner.depth == 0:
+                call.raw.append(self._buffer[start : self._position])
+                self._close(call)
+                return True
+        call.raw.append(self._buffer[start : self._position])
+        self._send(call)
+        return False
+
+    def _keep(self, call: _Call, end: int) -> None:
+        """Consumes up to `end`, and keeps what of it is the name or belongs to the arguments."""
+        text = self._take(end)
+        if not text:
+            return
+        scanner = call.scanner
+        if call.is_in_arguments:
+            assert call.arguments is not None
+            call.arguments.append(text)
+            if scanner.depth == 1:
+                call.is_in_arguments = False
+                call.has_whole_arguments = True
+        elif scanner.depth == 2 and text == "{" and self._is_first_arguments(call):
+            call.is_in_arguments = True
+            call.arguments = ["{"]
+        elif scanner.depth == 1 and scanner.value_text is not None:
+            if scanner.key == "name" and call.name is None:
+                call.name = scanner.value_text
+            elif self._is_first_arguments(call):
+                self._read_encoded(call, scanner.value_text)
+
+    def _is_first_arguments(self, call: _Call) -> bool:
+        return call.scanner.key == "arguments" and call.arguments is None
+
+    def _read_encoded(self, call: _Call, text: str) -> None:
+        """Arguments given as a JSON string that holds the object."""
+        try:
+            value = load_json(text)
+        except ValueError:
+            return
+        if isinstance(value, dict):
+            call.arguments = [dump_json(value)]
+            call.has_whole_arguments = True
+
+    def _send(self, call: _Call) -> None:
+        """Streams the arguments so far, once the name is known."""
+        if not call.name or not call.arguments:
+            return
+        if call.index is None:
+            call.index = self._start_call(call.name)
+        self._emit(ToolCallDelta(call.index, "".join(call.arguments)))
+        call.arguments.clear()
+
+    def _close(self, call: _Call) -> None:
+        if call.name and call.has_whole_arguments:
+            self._finish_call(call)
+        else:
+            self._give_up(call, "needs a name and an object of arguments")
+            self._end_bad_line()
+
+    def _finish_call(self, call: _Call) -> None:
+        self._send(call)
+        assert call.index is not None
+        self._emit(ToolCallEnd(call.index))
+        self._call = None
+        self._state = self._block
+
+    def _break_off(self, call: _Call, reason: str) -> None:
+        """The text of the call stops short; it is whole if only its last brace is missing."""
+        if call.name and call.has_whole_arguments:
+            self._finish_call(call)
+            self._problem(f"the call of {call.name} has no closing brace")
+        else:
+            self._give_up(call, reason)
+
+    def _give_up(self, call: _Call, reason: str) -> None:
+        """The object is no call; what else is on its line goes with it."""
+        self._send(call)
+        self._call = None
+        self._bad = [f"a tool call {reason}: ", *call.raw]
+        self._state = self._bad_line
+
+    def _bad_line(self) -> bool:
+        end, tag = self._find(("\n", END_TOOL_BLOCK))
+        self._bad.append(self._take(end))
+        if tag is not None:
+            self._end_bad_line()
+        return tag is not None
+
+    def _end_bad_line(self) -> None:
+        self._problem("".join(self._bad).rstrip())
+        self._state = self._block

@@ -1,0 +1,251 @@
+"""What every streaming parser shares: a buffer, the two texts a reply has, and the sum of events.
+
+The idea: parsing a whole text is feeding it in one piece and finishing. A parser decides a thing
+only when no later character could change it, so every way of cutting a text gives the same events
+up to where their fragments are cut, and the Reply is the sum of exactly those events.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Protocol
+
+from fulmen.chat.messages import (
+    CallIds,
+    ContentDelta,
+    Event,
+    ProblemFound,
+    Reply,
+    ReplySum,
+    ThinkingDelta,
+    Tool,
+    ToolCallDelta,
+    ToolCallStart,
+    random_call_id,
+)
+
+
+class Parser(Protocol):
+    """Turns a completion into events as it comes."""
+
+    @property
+    def is_thinking(self) -> bool:
+        """Whether the text so far ends inside the thought."""
+
+    def feed(self, piece: str) -> list[Event]:
+        """The events that this piece of text settles."""
+
+    def finish_events(self) -> list[Event]:
+        """Ends the text and returns the last events; asking again returns them again."""
+
+    def finish(self) -> Reply:
+        """Ends the text and returns the sum of all events, the last ones included."""
+
+
+class StreamParser:
+    """The buffer and the loop; a subclass says in `_step` what to do with what is in the buffer."""
+
+    def __init__(self, tools: tuple[Tool, ...], new_call_id: CallIds) -> None:
+        self._tools = {tool.name: tool for tool in tools}
+        self._new_call_id = new_call_id
+        self._num_calls = 0
+        self._buffer = ""
+        self._position = 0
+        self._is_final = False
+        self._events: list[Event] = []
+        self._last_events: list[Event] | None = None
+        self._sum = ReplySum()
+        self._is_thinking = False
+        self._thinking = _Thinking(self._emit)
+        self._content = Content(self._emit)
+
+    @property
+    def is_thinking(self) -> bool:
+        return self._is_thinking
+
+    def feed(self, piece: str) -> list[Event]:
+        if self._is_final:
+            raise ValueError("the text has already ended, start a new parser for a new text")
+        self._buffer = self._buffer[self._position :] + piece
+        self._position = 0
+        return self._run()
+
+    def finish_events(self) -> list[Event]:
+        if self._last_events is None:
+            self._is_final = True
+            self._last_events = self._run()
+        return list(self._last_events)
+
+    def finish(self) -> Reply:
+        self.finish_events()
+        return self._sum.reply(is_thinking_closed=not self._is_thinking)
+
+    def _run(self) -> list[Event]:
+        while self._step():
+            pass
+        if self._is_final:
+            self._end()
+        events, self._events = self._events, []
+        for event in events:
+            self._sum.add(event)
+        return events
+
+    def _step(self) -> bool:
+        """Consumes what can be decided now; False when more text, or nothing, is needed."""
+        raise NotImplementedError
+
+    def _end(self) -> None:
+        """Settles what the end of the text leaves open."""
+        self._content.finish()
+
+    def _take(self, end: int) -> str:
+        """Consumes the buffer up to `end`."""
+        text = self._buffer[self._position : end]
+        self._position = end
+        return text
+
+    def _find(self, tags: tuple[str, ...]) -> tuple[int, str | None]:
+        """Where the next of the tags starts, and which; or up to where there is certainly none."""
+        found = _any_of(tags).search(self._buffer, self._position)
+        if found:
+            return found.start(), found.group()
+        held = 0 if self._is_final else held_length(self._buffer, self._position, tags)
+        return len(self._buffer) - held, None
+
+    def _start_call(self, name: str) -> int:
+        """Opens a call and returns its index. A tool that is not there is the caller's to refuse:
+        dropping the call could leave an empty answer."""
+        if self._tools and name not in self._tools:
+            known = ", ".join(self._tools)
+            self._problem(f"the model called {name}, which is none of its tools: {known}")
+        self._emit(ToolCallStart(self._num_calls, self._new_call_id(), name))
+        self._num_calls += 1
+        return self._num_calls - 1
+
+    def _emit(self, event: Event) -> None:
+        """Queues an event, joined to the one before where both are fragments of one thing."""
+        last = self._events[-1] if self._events else None
+        match last, event:
+            case ThinkingDelta(before), ThinkingDelta(text):
+                self._events[-1] = ThinkingDelta(before + text)
+            case ContentDelta(before), ContentDelta(text):
+                self._events[-1] = ContentDelta(before + text)
+            case ToolCallDelta(index, before), ToolCallDelta(same, text) if index == same:
+                self._events[-1] = ToolCallDelta(index, before + text)
+            case _:
+                self._events.append(event)
+
+    def _problem(self, sentence: str) -> None:
+        self._emit(ProblemFound(sentence))
+
+    def _say(self, text: str) -> None:
+        if text:
+            (self._thinking if self._is_thinking else self._content).say(text)
+
+
+class _Thinking:
+    """The thought: its outer newlines are layout and fall away."""
+
+    def __init__(self, emit: Callable[[Event], None]) -> None:
+        self._emit = emit
+        self._has_begun = False
+        self._newlines = ""
+
+    def say(self, text: str) -> None:
+        text = self._newlines + text
+        if not self._has_begun:
+            text = text.lstrip("\n")
+        body = text.rstrip("\n")
+        self._newlines = text[len(body) :] if self._has_begun or body else ""
+        if body:
+            self._has_begun = True
+            self._emit(ThinkingDelta(body))
+
+
+class Content:
+    """The answer, in segments between tool blocks: a blank segment falls away.
+
+    White space at a segment's end is held until something follows, in as far as the format says
+    it is layout before a tool block (`layout_before_tools` gives its length at a text's end).
+    """
+
+    def __init__(self, emit: Callable[[Event], None]) -> None:
+        self._emit = emit
+        self._held = ""
+        self.is_blank = True
+        self._is_after_thinking = False
+        self.layout_before_tools: Callable[[str], int] = no_layout
+
+    def start_after_thinking(self) -> None:
+        """The newlines that come next belong to the closing tag."""
+        self._held = ""
+        self._is_after_thinking = True
+
+    def say(self, text: str) -> None:
+        text = self._held + text
+        if self.is_blank:
+            if self._is_after_thinking:
+                text = text.lstrip("\n")
+            if not text.strip():
+                self._held = text
+                return
+            self.is_blank = False
+        end = len(text) - self.layout_before_tools(text)
+        self._held = text[end:]
+        if end:
+            self._emit(ContentDelta(text[:end]))
+
+    def end_segment(self) -> None:
+        """A tool block follows. Held white space comes out only if text follows the block."""
+        self._held = "" if self.is_blank else self._held
+        self._is_after_thinking = False
+        self.is_blank = True
+
+    def finish(self) -> None:
+        if not self.is_blank and self._held:
+            self._emit(ContentDelta(self._held))
+        self._held = ""
+
+
+def no_layout(text: str) -> int:
+    """Nothing before a tool block is layout."""
+    return 0
+
+
+def one_newline(text: str) -> int:
+    """One newline before a tool block is layout."""
+    return 1 if text.endswith("\n") else 0
+
+
+def all_space(text: str) -> int:
+    """All white space before a tool block is layout."""
+    return len(text) - len(text.rstrip())
+
+
+@cache
+def _any_of(tags: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, tags)))
+
+
+def held_length(text: str, start: int, markers: Sequence[str]) -> int:
+    """How many characters at the end of text[start:] could be the start of a marker."""
+    longest = max(len(marker) for marker in markers) - 1
+    at = text.find("<", max(start, len(text) - longest))
+    while at >= 0:
+        if any(marker.startswith(text[at:]) for marker in markers):
+            return len(text) - at
+        at = text.find("<", at + 1)
+    return 0
+
+
+class PlainParser(StreamParser):
+    """For formats without tags: all text is content, as it stands."""
+
+    def __init__(self) -> None:
+        super().__init__((), random_call_id)
+
+    def _step(self) -> bool:
+        if self._position < len(self._buffer):
+            self._emit(ContentDelta(self._buffer[self._position :]))
+            self._position = len(self._buffer)
+        return False

@@ -1,0 +1,226 @@
+"""Text to token ids and back, around the `tokenizers` library.
+
+The idea: a prompt is a sequence of segments, plain text and `Control` tokens. Only a `Control`
+becomes a special token; plain text is encoded with special tokens switched off. So no user, tool
+or web page can open a turn or a thought by writing the characters of a special token.
+"""
+
+import json
+import logging
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+_logger = logging.getLogger(__name__)
+
+_MINIMAX_VOCABULARY = 200_000
+_REPLACEMENT = "\ufffd"
+_WINDOW = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """A special token that the format itself writes."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+Segment = str | Control
+
+
+def join_segments(segments: Iterable[Segment]) -> str:
+    return "".join(str(segment) for segment in segments)
+
+
+class Tokenizer:
+    """A checkpoint's tokenizer. Ids beyond its vocabulary (padding rows) decode to nothing."""
+
+    def __init__(
+        self,
+        tokenizer: tokenizers.Tokenizer,
+        *,
+        special_tokens: Mapping[str, str] | None = None,
+        eos_token_ids: Sequence[int] = (),
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._plain: tokenizers.Tokenizer | None = None
+        added = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
+        # An empty alternation would match everywhere; `(?!)` matches nowhere.
+        self._added = re.compile("|".join(map(re.escape, added)) or "(?!)")
+        self.special_tokens = dict(special_tokens or {})
+        """Names from tokenizer_config.json, such as bos_token, and their texts."""
+        self.eos_token_ids = tuple(eos_token_ids)
+        """The ids that end a turn; generation_config.json first, then tokenizer_config.json."""
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> "Tokenizer":
+        """Reads tokenizer.json, and what names its special tokens, from a checkpoint's folder."""
+        path = Path(folder) / "tokenizer.json"
+        if not path.is_file():
+            raise ValueError(f"{folder} has no tokenizer.json, put the checkpoint's own there")
+        try:
+            tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises a bare Exception for a bad file
+            raise ValueError(f"{path} is not a readable tokenizer: {error}") from None
+        _warn_if_wrong_minimax(tokenizer, path)
+        config = read_json_object(Path(folder) / "tokenizer_config.json")
+        special_tokens = read_special_tokens(config)
+        generation = read_json_object(Path(folder) / "generation_config.json")
+        declared = generation.get("eos_token_id")
+        ids = [id for id in _as_list(declared) if isinstance(id, int)]
+        by_name = tokenizer.token_to_id(special_tokens.get("eos_token", ""))
+        if by_name is not None:
+            ids.append(by_name)
+        return cls(
+            tokenizer, special_tokens=special_tokens, eos_token_ids=tuple(dict.fromkeys(ids))
+        )
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens, added ones included; a model's embedding may have more rows."""
+        return self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def bos_token_id(self) -> int | None:
+        return self.token_id(self.special_tokens.get("bos_token", ""))
+
+    def token_id(self, token: str) -> int | None:
+        """The id of exactly this token; None when there is none."""
+        return self._tokenizer.token_to_id(token)
+
+    def token(self, token_id: int) -> str | None:
+        """The token as the vocabulary spells it; None beyond the vocabulary."""
+        return self._tokenizer.id_to_token(token_id)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of text in which special tokens are recognised. Nothing is added."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def encode_plain(self, text: str) -> list[int]:
+        """The ids of text in which the characters of a special token are ordinary characters."""
+        if not self._added.search(text):
+            return self.encode(text)
+        if self._plain is None:
+            definition = json.loads(self._tokenizer.to_str())
+            definition |= {"added_tokens": [], "post_processor": None}
+            self._plain = tokenizers.Tokenizer.from_str(json.dumps(definition))
+        return list(self._plain.encode(text, add_special_tokens=False).ids)
+
+    def encode_segments(self, segments: Iterable[Segment]) -> list[int]:
+        """The ids of a prompt. A control token the vocabulary lacks is encoded as plain text."""
+        ids: list[int] = []
+        text: list[str] = []
+        for segment in segments:
+            token_id = self.token_id(segment.text) if isinstance(segment, Control) else None
+            if token_id is None:
+                text.append(str(segment))
+                continue
+            ids += self.encode_plain("".join(text))
+            ids.append(token_id)
+            text.clear()
+        return ids + self.encode_plain("".join(text))
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+
+    def detokenizer(self, *, skip_special_tokens: bool = False) -> "Detokenizer":
+        """A streaming decoder for one sequence."""
+        return Detokenizer(self, skip_special_tokens=skip_special_tokens)
+
+
+class Detokenizer:
+    """Decodes ids as they come. The pieces join to the decode of all ids.
+
+    A piece never ends inside a UTF-8 character: the replacement mark that a cut character decodes
+    to is held back until the next ids settle it, or `flush` ends the text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = False) -> None:
+        self._tokenizer = tokenizer
+        self._skip_special_tokens = skip_special_tokens
+        self._ids: list[int] = []  # a window: enough to decode the next id as in the whole
+        self._sent = ""  # what of the window's text is out
+
+    def feed(self, ids: Iterable[int]) -> str:
+        """The text that these ids settle."""
+        pieces = []
+        for token_id in ids:
+            self._ids.append(token_id)
+            text = self._decode()
+            if text.endswith(_REPLACEMENT):
+                text = text[:-1]
+                pieces.append(self._send(text))
+            else:
+                pieces.append(self._send(text))
+                if len(self._ids) > 2 * _WINDOW:
+                    del self._ids[:-_WINDOW]
+                    self._sent = self._decode()
+        return "".join(pieces)
+
+    def flush(self) -> str:
+        """What was held back; a character that never became whole is a replacement mark."""
+        return self._send(self._decode())
+
+    def _decode(self) -> str:
+        return self._tokenizer.decode(self._ids, skip_special_tokens=self._skip_special_tokens)
+
+    def _send(self, text: str) -> str:
+        piece = text[len(self._sent) :]
+        if piece:
+            self._sent = text
+        return piece
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty when there is no file."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a {type(value).__name__}, it must hold a JSON object")
+    return value
+
+
+def read_special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    """bos_token, eos_token and so on; each is text, or an object with the text in `content`."""
+    tokens = {}
+    for name, value in config.items():
+        text = value.get("content") if isinstance(value, dict) else value
+        if name.endswith("_token") and isinstance(text, str):
+            tokens[name] = text
+    return tokens
+
+
+def _as_list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _warn_if_wrong_minimax(tokenizer: tokenizers.Tokenizer, path: Path) -> None:
+    """MiniMax's vocabulary is often rebuilt from its merges, in two ways that are subtly wrong."""
+    if tokenizer.get_vocab_size(with_added_tokens=False) != _MINIMAX_VOCABULARY:
+        return
+    if tokenizer.id_to_token(ord("A")) != "A":
+        _logger.warning(
+            "%s has MiniMax's size but not its byte order (id 65 is %r, it must be 'A'), "
+            "prompts will be nonsense to the model, use the checkpoint's own tokenizer.json",
+            path,
+            tokenizer.id_to_token(ord("A")),
+        )
+    split = tokenizer.pre_tokenizer
+    pieces = [piece for piece, _ in split.pre_tokenize_str("HelloWorld 12345")] if split else []
+    if pieces != ["Hello", "World", "Ġ", "123", "45"]:
+        _logger.warning(
+            "%s has MiniMax's size but splits text by another pattern (it must part words at "
+            "inner capitals and digits by three), use the checkpoint's own tokenizer.json",
+            path,
+        )

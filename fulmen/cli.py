@@ -1,0 +1,324 @@
+"""The command line: a verb and its object. Data goes to stdout, everything else to stderr.
+
+Sampling flags are made from the fields of SamplingParams, in one place. A user's mistake is one
+sentence on stderr and a non-zero exit, never a traceback.
+"""
+
+import ast
+import dataclasses
+import inspect
+import json
+import logging
+import sys
+import textwrap
+from collections.abc import Callable
+from dataclasses import replace
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+import typer
+
+from fulmen import __version__
+from fulmen.sampling import SamplingParams
+
+DEFAULT_MODEL = "smollm2"
+
+app = typer.Typer(
+    name="fulmen",
+    help="MiniMax-M1 and MiniMax-M2, whole, in Python.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+models_app = typer.Typer(help="List, show, fetch and check models.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
+
+ModelOption = Annotated[
+    str, typer.Option("--model", "-m", help="A folder, a catalog name or a hub id.")
+]
+DtypeOption = Annotated[
+    str | None, typer.Option(help="float32, bfloat16 or float16; the checkpoint's if absent.")
+]
+
+
+def main() -> None:
+    """Entry point of the `fulmen` command."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our stdout has gone, as in `fulmen ... | head`
+        sys.stderr.close()
+        sys.exit(1)
+    except (ValueError, OSError) as error:
+        print(f"fulmen: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _field_docs(config: type) -> dict[str, str]:
+    """The line under each field of a dataclass."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(config))).body[0]
+    assert isinstance(tree, ast.ClassDef)
+    docs: dict[str, str] = {}
+    for field, doc in zip(tree.body, tree.body[1:], strict=False):
+        if (
+            isinstance(field, ast.AnnAssign)
+            and isinstance(field.target, ast.Name)
+            and isinstance(doc, ast.Expr)
+            and isinstance(doc.value, ast.Constant)
+        ):
+            docs[field.target.id] = " ".join(str(doc.value.value).split())
+    return docs
+
+
+def with_flags_of(config: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Adds a flag for every field of a dataclass; the command gets those that were given as
+    `given`."""
+    docs, hints = _field_docs(config), get_type_hints(config)
+    names = [field.name for field in dataclasses.fields(config)]
+
+    def option(name: str) -> inspect.Parameter:
+        kinds = [kind for kind in get_args(hints[name]) or (hints[name],) if kind is not type(None)]
+        kind: Any = kinds[0]
+        if kinds[-1] is Ellipsis:  # a tuple of any length is a flag that may be repeated
+            kind = list[kinds[0]]  # type: ignore[valid-type]
+        annotation = Annotated[kind | None, typer.Option(help=docs.get(name), show_default=False)]
+        kind_of_parameter = inspect.Parameter.KEYWORD_ONLY
+        return inspect.Parameter(name, kind_of_parameter, default=None, annotation=annotation)
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command)
+        own = [p for p in signature.parameters.values() if p.name != "given"]
+
+        @wraps(command)
+        def run(**arguments: Any) -> None:
+            given = {name: arguments.pop(name) for name in names}
+            given = {name: value for name, value in given.items() if value not in (None, [])}
+            given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+            command(**arguments, given=given)
+
+        run.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            parameters=[*own, *(option(name) for name in names)]
+        )
+        return run
+
+    return decorate
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.")
+    ] = False,
+) -> None:
+    if version:
+        print(f"fulmen {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+@with_flags_of(SamplingParams)
+def chat(
+    message: Annotated[
+        str | None, typer.Argument(help="Ask this, print the answer and leave.")
+    ] = None,
+    model: ModelOption = DEFAULT_MODEL,
+    system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
+    dtype: DtypeOption = None,
+    hide_thinking: Annotated[bool, typer.Option("--hide-thinking")] = False,
+    *,
+    given: dict[str, Any],
+) -> None:
+    """Talk to a model: interactively, or one answer to MESSAGE (or to what is piped in)."""
+    from fulmen import terminal
+
+    if message is None and not sys.stdin.isatty():
+        message = sys.stdin.read()
+    if message is not None and not message.strip():
+        raise ValueError("the message is empty, there is nothing to answer")
+    llm = terminal.load(model, dtype=_dtype(dtype))
+    params = replace(llm.defaults, **given)
+    if params.thinking_budget is not None and llm.format.thinking_forced_end is None:
+        terminal.stderr.print("this model does not think, --thinking-budget has no effect")
+    conversation = terminal.Conversation(
+        llm, params, system=system, show_thinking=not hide_thinking
+    )
+    if message is None:
+        terminal.converse(conversation)
+        return
+    completion = conversation.ask(message)
+    if completion.finish_reason == "abort":
+        raise typer.Exit(130)
+
+
+@app.command()
+@with_flags_of(SamplingParams)
+def generate(
+    prompt: Annotated[
+        str | None, typer.Argument(help="The text; read from stdin if absent.")
+    ] = None,
+    model: ModelOption = DEFAULT_MODEL,
+    dtype: DtypeOption = None,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print ids, log-probabilities and text as one JSON object."),
+    ] = False,
+    *,
+    given: dict[str, Any],
+) -> None:
+    """Continue a text as it stands, without a chat format."""
+    from fulmen import terminal
+
+    prompt = sys.stdin.read() if prompt is None else prompt
+    if not prompt:
+        raise ValueError("the prompt is empty, at least one token is needed")
+    llm = terminal.load(model, dtype=_dtype(dtype))
+    stream = llm.complete(prompt, replace(llm.defaults, **given))
+    pieces = []
+    with terminal.Interrupt() as interrupt:
+        for piece in stream:
+            pieces.append(piece)
+            if not as_json:
+                print(piece, end="", flush=True)
+            if interrupt.is_set:
+                stream.close()
+    if not as_json:
+        print()
+        return
+    tokens = [
+        {"id": out.token_id, "logprob": out.logprob, "top_logprobs": dict(out.top_logprobs)}
+        for out in stream.outputs
+    ]
+    result = {
+        "text": "".join(pieces),
+        "finish_reason": stream.finish_reason,
+        "prompt_ids": list(stream.prompt_ids),
+        "tokens": tokens,
+    }
+    print(json.dumps(result, ensure_ascii=False))
+
+
+def _dtype(name: str | None) -> Any:
+    from fulmen.models import DTYPES
+
+    if name is not None and name not in DTYPES:
+        raise ValueError(f"--dtype is {name!r}, it must be one of {', '.join(DTYPES)}")
+    return None if name is None else DTYPES[name]
+
+
+@models_app.command("list")
+def models_list() -> None:
+    """The models of the catalog: name, parameters, context, what it is."""
+    from rich.table import Table
+
+    from fulmen.models import count_parameters, list_cards, published_config
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("name", "total", "active", "context"):
+        table.add_column(column, justify="left" if column == "name" else "right", no_wrap=True)
+    table.add_column("title", no_wrap=True)
+    for card in list_cards():
+        counts = count_parameters(published_config(card.name))
+        total, active = (f"{count / 1e9:.2f} B" for count in (counts.total, counts.active))
+        table.add_row(card.name, total, active, f"{card.context:,}", card.title)
+    _print(table)
+
+
+@models_app.command("show")
+def models_show(
+    name: Annotated[str, typer.Argument(help="A catalog name, as minimax-m1-80k.")],
+    lang: Annotated[Literal["en", "de"], typer.Option(help="The language.")] = "en",
+) -> None:
+    """A model's card: what it is, how it was trained, its licence, paper and authors."""
+    from fulmen.models import get_card, render_card
+
+    print(render_card(get_card(name), lang), end="")
+
+
+@models_app.command("pull")
+def models_pull(
+    name: Annotated[str, typer.Argument(help="A catalog name or a hub id.")],
+) -> None:
+    """Fetch a model and print the folder it is in."""
+    from fulmen import terminal
+    from fulmen.models import resolve
+
+    with terminal.download_progress(name) as report:
+        folder = resolve(name, on_progress=report)
+    print(folder)
+
+
+@models_app.command("check")
+def models_check(
+    path: Annotated[Path, typer.Argument(help="A checkpoint folder or a GGUF file.")],
+) -> None:
+    """Compare a checkpoint's tensors with its config, without loading weights."""
+    from fulmen.models import Checkpoint
+
+    checkpoint = Checkpoint.open(path)
+    problems = checkpoint.problems()
+    for problem in problems:
+        print(problem)
+    for note in checkpoint.notes():
+        print(f"note: {note}")
+    if problems:
+        raise typer.Exit(1)
+    print(f"{path}: all {checkpoint.num_tensors} tensors are there and have the right shape")
+
+
+@models_app.command("unpack")
+def models_unpack(
+    path: Annotated[Path, typer.Argument(help="A Llama-shaped GGUF file.")],
+    folder: Annotated[Path, typer.Argument(help="Where config, tokenizer and weights go.")],
+) -> None:
+    """Make a checkpoint folder of a GGUF: config, tokenizer and template out of its metadata."""
+    from fulmen.models import unpack_gguf
+
+    unpack_gguf(path, folder)
+    print(folder)
+
+
+@app.command()
+def plan(
+    name: Annotated[str, typer.Argument(help="A catalog name, a local config, or figure1.")],
+    gpus: Annotated[str | None, typer.Option(help="As 8xH800.")] = None,
+    ram: Annotated[str | None, typer.Option(help="Of one machine without GPUs, as 24GiB.")] = None,
+    disk: Annotated[
+        str | None, typer.Option(help="How fast it reads, as 3GB/s: experts may stay there.")
+    ] = None,
+    memory: Annotated[str, typer.Option(help="How fast memory reads.")] = "40GB/s",
+    context: Annotated[int | None, typer.Option(help="The length to plan for, in tokens.")] = None,
+    rl_gpus: Annotated[str, typer.Option(help="For the cost of an RL run.")] = "512xH800",
+    out: Annotated[Path | None, typer.Option(help="Where figure1 goes, an SVG.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="All numbers as JSON.")] = False,
+) -> None:
+    """What a model needs and what it will reach; or the report's FIGURE1, redrawn."""
+    from fulmen.files import write_text
+    from fulmen.models import figure1_svg, figure1_text, make_plan, render_plan
+
+    if name.lower() == "figure1":
+        if out is not None:
+            write_text(out, figure1_svg())
+        print(figure1_text(), end="")
+        return
+    if out is not None:
+        raise ValueError("--out is where figure1 goes, a plan is printed")
+    made = make_plan(
+        name, gpus=gpus, ram=ram, disk=disk, memory=memory, context=context, rl_gpus=rl_gpus
+    )
+    print(json.dumps(made.to_dict()) if as_json else render_plan(made), end="\n" * as_json)
+
+
+def _print(renderable: object) -> None:
+    """A table on stdout: as wide as the terminal, or as it needs to be when it goes to a file."""
+    from rich.console import Console
+
+    console = Console() if sys.stdout.isatty() else Console(width=160, no_color=True)
+    console.print(renderable)
+
+
+if __name__ == "__main__":
+    main()

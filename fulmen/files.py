@@ -1,0 +1,39 @@
+"""Files that are either the old one or the whole new one: written aside, synced, renamed."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+from uuid import uuid4
+
+
+@contextmanager
+def replacing_path(destination: Path) -> Iterator[Path]:
+    """A path beside `destination` for a new file, which replaces it when the block ends.
+
+    If the block fails the new file vanishes and the old one stays.
+    """
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    temporary = destination.with_name(f".{destination.name}.{uuid4().hex}.part")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(destination)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def replacing(destination: Path) -> Iterator[BinaryIO]:
+    """A new file, open for writing, that becomes `destination` when the block ends."""
+    with replacing_path(destination) as temporary, temporary.open("xb") as file:
+        yield file
+
+
+def write_text(destination: Path, text: str) -> None:
+    """Writes a whole text file in UTF-8."""
+    with replacing(destination) as file:
+        file.write(text.encode())

@@ -1,0 +1,143 @@
+"""How many weights a model has, and what a token costs in FLOPs.
+
+Generating N tokens from an empty prompt costs
+
+    F(N) = a * N + c * N^2 / 2
+
+a is what every token costs: two FLOPs a weight, and lightning attention's constant work. c is what
+each earlier token adds to it in the softmax layers. Routers and norms are left out, they come to
+less than 0.3 %, and an embedding is looked up, not multiplied.
+"""
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
+
+from fulmen.models.checkpoint import Config
+from fulmen.models.config import TensorSpec
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parameters:
+    """The weights of a model, by what becomes of them."""
+
+    total: int
+    embedding: int
+    head: int
+    """0 when the head is the embedding."""
+    experts: int
+    """All experts of all layers."""
+    chosen_experts: int
+    """Those that one token visits."""
+    routers: int
+    vectors: int
+    """Norms and biases."""
+
+    @property
+    def active(self) -> int:
+        """Weights that work on one token, without embedding and head, as the reports count."""
+        return self.total - self.embedding - self.head - self.experts + self.chosen_experts
+
+
+@lru_cache
+def count_parameters(config: Config) -> Parameters:
+    """Counts the tensors of a checkpoint; FP8 scales are no parameters."""
+    counts: Counter[str] = Counter()
+    for spec in config.tensors():
+        if not spec.name.endswith("weight_scale_inv"):
+            counts[kind_of(spec)] += num_elements(spec)
+    return Parameters(
+        total=counts.total(),
+        embedding=counts["embedding"],
+        head=counts["head"],
+        experts=counts["experts"],
+        chosen_experts=counts["experts"] * config.num_experts_per_tok // config.num_local_experts,
+        routers=counts["routers"],
+        vectors=counts["vectors"],
+    )
+
+
+@lru_cache
+def checkpoint_bytes(config: Config) -> int:
+    """The bytes of all tensors of a checkpoint, as its config says they are stored."""
+    return sum(num_elements(spec) * spec.dtype.itemsize for spec in config.tensors())
+
+
+@lru_cache
+def count_tensors(config: Config) -> int:
+    """How many tensors a checkpoint holds."""
+    return sum(1 for _ in config.tensors())
+
+
+def num_elements(spec: TensorSpec) -> int:
+    """How many values a tensor holds."""
+    return math.prod(spec.shape)
+
+
+def kind_of(spec: TensorSpec) -> str:
+    """One of embedding, head, experts, routers, vectors, and dense for every other matrix."""
+    if spec.name == "model.embed_tokens.weight":
+        return "embedding"
+    if spec.name == "lm_head.weight":
+        return "head"
+    if ".experts." in spec.name:
+        return "experts"
+    if spec.name.endswith(".gate.weight"):
+        return "routers"
+    return "vectors" if len(spec.shape) == 1 else "dense"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerationCost:
+    """FLOPs of generating with one model, counted in one way."""
+
+    model: str
+    per_token: float
+    """a: what every token costs."""
+    per_position: float
+    """c: what one earlier token adds to it."""
+
+    def at(self, position: int) -> float:
+        """FLOPs of the one token that follows `position` others."""
+        return self.per_token + self.per_position * position
+
+    def cumulative(self, num_tokens: int) -> float:
+        """F(N): FLOPs of generating `num_tokens` from an empty prompt."""
+        return self.per_token * num_tokens + self.per_position * num_tokens**2 / 2
+
+
+def generation_cost(config: Config, model: str = "") -> GenerationCost:
+    """First principles, for any M1 or M2.
+
+    a = 2 * (matrices a token visits, and the head) + lightning layers * 4 H D^2
+    c = softmax layers * 4 H D
+
+    A softmax layer does a product of length D with each earlier key and one with each earlier
+    value; a lightning layer updates a D x D state for each head, and reads it.
+    """
+    heads, dim = config.num_attention_heads, config.head_dim
+    num_softmax = sum(config.attn_type_list)
+    num_lightning = config.num_hidden_layers - num_softmax
+    return GenerationCost(
+        model=model,
+        per_token=2 * multiplied_weights(config) + num_lightning * 4 * heads * dim**2,
+        per_position=num_softmax * 4 * heads * dim,
+    )
+
+
+def prefill_flops(config: Config, num_tokens: int, *, block_size: int = 256) -> float:
+    """FLOPs of reading a prompt, at most: F(N), and the products inside lightning's blocks.
+
+    Within a block of block_size tokens each meets half of the others: 4 H D block_size / 2.
+    """
+    num_lightning = config.num_hidden_layers - sum(config.attn_type_list)
+    within = 4 * config.num_attention_heads * config.head_dim * block_size // 2
+    return generation_cost(config).cumulative(num_tokens) + num_lightning * within * num_tokens
+
+
+def multiplied_weights(config: Config) -> int:
+    """The matrix weights that one token is multiplied with, the head included."""
+    counts = count_parameters(config)
+    head = counts.head or counts.embedding
+    return counts.active - counts.routers - counts.vectors + head

@@ -1,0 +1,307 @@
+"""A conversation at the terminal: the answer goes to stdout, everything else to stderr.
+
+Thinking is dimmed on stderr, so `fulmen chat QUESTION > answer.txt` holds the answer alone. Ctrl-C
+ends the answer that is being written, keeps what there is, and gives the prompt back; a second one
+leaves.
+"""
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from fulmen.chat import (
+    ContentDelta,
+    Message,
+    ProblemFound,
+    ThinkingDelta,
+    ToolCallDelta,
+    ToolCallEnd,
+    ToolCallStart,
+)
+from fulmen.files import write_text
+from fulmen.llm import LLM, Completion
+from fulmen.sampling import SamplingParams
+
+stderr = Console(stderr=True, highlight=False)
+
+HELP = """\
+/help                what can be typed here
+/exit                leave; so does Ctrl-D
+/new                 forget the conversation, keep the system prompt
+/system [TEXT]       show the system prompt, or set it and begin anew
+/retry               drop the last answer and ask again
+/undo                drop the last question and its answer
+/set [NAME VALUE]    show how answers are sampled, or change it: /set temperature 0.3
+/save FILE           write the conversation as JSON
+/load FILE           read one back
+/stats               tokens and speed of the last answer
+//TEXT               send a text that begins with a slash
+A line that ends with \\ goes on in the next."""
+
+
+@contextmanager
+def download_progress(name: str) -> Iterator[Any]:
+    """Gives a callback(num_bytes, total_bytes) that draws a progress bar on stderr."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    with Progress(
+        *columns,
+        TimeRemainingColumn(),
+        console=stderr,
+        transient=True,
+        disable=not stderr.is_terminal,
+    ) as progress:
+        task = progress.add_task(f"fetching {name}", total=None, visible=False)
+
+        def report(num_bytes: int, total_bytes: int | None) -> None:
+            progress.update(task, completed=num_bytes, total=total_bytes, visible=True)
+
+        yield report
+
+
+def load(name: str, **options: Any) -> LLM:
+    """Loads a model and says on stderr what takes time."""
+    with download_progress(name) as report:
+        return LLM.load(name, on_progress=report, **options)
+
+
+class Interrupt:
+    """Ctrl-C as a flag that is looked at between tokens; a second one raises as usual."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+
+    def __enter__(self) -> "Interrupt":
+        self._previous = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._previous)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.is_set:
+            raise KeyboardInterrupt
+        self.is_set = True
+
+
+@dataclass(slots=True)
+class Conversation:
+    """The messages so far, how answers are sampled, and the model that gives them."""
+
+    llm: LLM
+    params: SamplingParams
+    system: str | None = None
+    show_thinking: bool = True
+    turns: list[Message] = field(default_factory=list)
+    last: str = "no answer yet"
+
+    def messages(self) -> list[Message]:
+        """What the model is shown."""
+        return ([Message("system", self.system)] if self.system else []) + self.turns
+
+    def ask(self, text: str) -> Completion:
+        """Sends a text, prints the answer as it comes, and keeps both; a failed turn leaves no
+        trace."""
+        self.turns.append(Message("user", text))
+        try:
+            completion = self._answer()
+        except BaseException:
+            self.turns.pop()
+            raise
+        self.turns.append(completion.reply.message())
+        return completion
+
+    def _answer(self) -> Completion:
+        started = time.perf_counter()
+        stream = self.llm.stream(self.messages(), params=self.params)
+        first: float | None = None
+        is_thinking = False
+        with Interrupt() as interrupt:
+            for event in stream:
+                first = first or time.perf_counter()
+                if isinstance(event, ThinkingDelta):
+                    is_thinking = self._print_thinking(event.text, is_thinking)
+                    continue
+                if is_thinking:
+                    stderr.print()
+                    is_thinking = False
+                self._print_event(event)
+                if interrupt.is_set:
+                    break
+        completion = stream.finish()
+        print(flush=True)
+        self._remember(completion, started, first)
+        if completion.finish_reason not in ("stop", None):
+            stderr.print(f"[dim]({_REASONS[completion.finish_reason]})[/dim]")
+        return completion
+
+    def _print_thinking(self, text: str, is_thinking: bool) -> bool:
+        if self.show_thinking:
+            stderr.print(text, style="dim", end="", markup=False, soft_wrap=True)
+        return self.show_thinking or is_thinking
+
+    @staticmethod
+    def _print_event(event: object) -> None:
+        match event:
+            case ContentDelta(text):
+                print(text, end="", flush=True)
+            case ToolCallStart(_, _, name):
+                print(f"\n{name}(", end="", flush=True)
+            case ToolCallDelta(_, arguments):
+                print(arguments, end="", flush=True)
+            case ToolCallEnd():
+                print(")", flush=True)
+            case ProblemFound(text):
+                stderr.print(f"problem: {text}", style="yellow", markup=False)
+
+    def _remember(self, completion: Completion, started: float, first: float | None) -> None:
+        now = time.perf_counter()
+        count = len(completion.outputs)
+        waited = (first or now) - started
+        rate = (count - 1) / (now - first) if first and count > 1 and now > first else 0.0
+        self.last = (
+            f"{len(completion.prompt_ids)} prompt tokens read in {waited:.2f} s, "
+            f"{count} new tokens ({completion.num_thinking_tokens} of thought) "
+            f"at {rate:.1f} tokens/s"
+        )
+
+
+_REASONS = {
+    "length": "stopped at the token limit",
+    "repetition": "stopped: the answer had begun to repeat itself",
+    "abort": "stopped",
+}
+
+
+def converse(conversation: Conversation) -> None:
+    """Reads and answers until the input ends."""
+    import readline  # noqa: F401  line editing and history for input()
+
+    stderr.print("[dim]/help lists the commands, Ctrl-D leaves[/dim]")
+    while True:
+        try:
+            text = _read_text()
+        except (EOFError, KeyboardInterrupt):
+            stderr.print()
+            return
+        if not text.strip():
+            continue
+        try:
+            if text.startswith("/") and not text.startswith("//"):
+                if not _command(conversation, text):
+                    return
+            else:
+                conversation.ask(text.removeprefix("/") if text.startswith("//") else text)
+        except (ValueError, OSError) as error:
+            stderr.print(str(error), style="red", markup=False)
+        except KeyboardInterrupt:
+            stderr.print()
+
+
+def _read_text() -> str:
+    lines = [input("> ")]
+    while lines[-1].endswith("\\"):
+        lines[-1] = lines[-1][:-1]
+        lines.append(input("  "))
+    return "\n".join(lines)
+
+
+def _command(conversation: Conversation, text: str) -> bool:
+    """Runs a slash command; False means leave."""
+    name, _, rest = text.partition(" ")
+    rest = rest.strip()
+    match name:
+        case "/exit" | "/quit":
+            return False
+        case "/help":
+            stderr.print(HELP, markup=False)
+        case "/new" | "/clear":
+            conversation.turns.clear()
+        case "/system":
+            if rest:
+                conversation.system = rest
+                conversation.turns.clear()
+            stderr.print(conversation.system or "no system prompt", markup=False)
+        case "/retry" | "/undo":
+            _drop_last(conversation, ask_again=name == "/retry")
+        case "/set":
+            _set(conversation, rest)
+        case "/save":
+            _save(conversation, _path(rest, name))
+        case "/load":
+            _load(conversation, _path(rest, name))
+        case "/stats":
+            stderr.print(conversation.last)
+        case _:
+            raise ValueError(f"{name} is no command, /help lists them")
+    return True
+
+
+def _drop_last(conversation: Conversation, *, ask_again: bool) -> None:
+    asked = [i for i, message in enumerate(conversation.turns) if message.role == "user"]
+    if not asked:
+        raise ValueError("there is no question yet")
+    question = conversation.turns[asked[-1]].content
+    del conversation.turns[asked[-1] :]
+    if ask_again:
+        conversation.ask(question)
+
+
+def _set(conversation: Conversation, rest: str) -> None:
+    name, _, value = rest.partition(" ")
+    known = {f.name: getattr(conversation.params, f.name) for f in fields(SamplingParams)}
+    if not name:
+        for key, current in known.items():
+            stderr.print(f"{key} = {current}", markup=False)
+        return
+    name = name.replace("-", "_")
+    if name not in known:
+        raise ValueError(f"{name} is no sampling parameter, known are {', '.join(known)}")
+    try:
+        parsed = None if value == "none" else json.loads(value)
+    except json.JSONDecodeError:
+        raise ValueError(f"{value!r} is no value for {name}, try a number or none") from None
+    change: dict[str, Any] = {name: tuple(parsed) if isinstance(parsed, list) else parsed}
+    try:
+        conversation.params = replace(conversation.params, **change)
+    except TypeError:
+        raise ValueError(f"{value!r} is no value for {name}, it is {known[name]!r} now") from None
+
+
+def _path(text: str, command: str) -> Path:
+    if not text:
+        raise ValueError(f"{command} needs the name of a file")
+    return Path(text).expanduser()
+
+
+def _save(conversation: Conversation, path: Path) -> None:
+    messages = [message.to_dict() for message in conversation.messages()]
+    write_text(path, json.dumps(messages, indent=2, ensure_ascii=False) + "\n")
+    stderr.print(f"{len(messages)} messages written to {path}", markup=False)
+
+
+def _load(conversation: Conversation, path: Path) -> None:
+    from fulmen.chat import read_messages
+
+    try:
+        messages = read_messages(json.loads(path.read_text("utf-8")))
+    except (UnicodeDecodeError, json.JSONDecodeError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} holds no conversation: {error}") from None
+    system = messages[0].content if messages and messages[0].role == "system" else None
+    conversation.system = system
+    conversation.turns = messages[1:] if system is not None else messages
+    stderr.print(f"{len(messages)} messages read from {path}", markup=False)
+
+
+def is_interactive() -> bool:
+    """Whether a person sits at both ends."""
+    return sys.stdin.isatty() and sys.stdout.isatty()

@@ -1,0 +1,114 @@
+"""What the tests of this room share: the reference templates, cut texts, random conversations."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hypothesis import strategies as st
+
+from fulmen.chat import Event, Format, Reply, get_format
+from fulmen.chat.template import render_template
+
+HERE = Path(__file__).parent
+M1 = get_format("minimax_m1")
+M2 = get_format("minimax_m2")
+MANY = 400
+"""Examples of each property: a few seconds together."""
+MARKERS = ("<think>", "</think>", "<minimax:tool_call>", "</minimax:tool_call>")
+
+
+def read_cases(file: str) -> list[dict[str, Any]]:
+    lines = (HERE / "cases" / file).read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def template(name: str) -> str:
+    return (HERE / "templates" / name).read_text(encoding="utf-8")
+
+
+def raw_render(
+    name: str, messages: Sequence[Any], tools: Any = None, add_generation_prompt: bool = True
+) -> str:
+    """What the checkpoint's own template gives."""
+    return render_template(
+        template(name),
+        messages=messages,
+        tools=tools,
+        add_generation_prompt=add_generation_prompt,
+    )
+
+
+def stream(
+    format_: Format, pieces: Iterable[str], tools: Any = None, thinking_open: bool = True
+) -> tuple[list[Event], Reply]:
+    """All events and the Reply of a text that comes in pieces."""
+    parser = format_.parser(tools, thinking_open)
+    events = [event for piece in pieces for event in parser.feed(piece)]
+    events += parser.finish_events()
+    return events, parser.finish()
+
+
+@st.composite
+def cut(draw: st.DrawFn, text: str) -> list[str]:
+    """The text in random pieces, some of them empty."""
+    places = draw(st.lists(st.integers(0, len(text)), max_size=12).map(sorted))
+    return [text[start:end] for start, end in zip([0, *places], [*places, len(text)], strict=True)]
+
+
+NAMES = st.sampled_from(["get_weather", "search", "f", "write_file"])
+KEYS = st.sampled_from(["city", "query", "a", "b", "content", "größe"])
+WORDS = st.sampled_from(
+    [
+        "Oslo",
+        " ",
+        "\n",
+        "\n\n",
+        "x",
+        "é",
+        "你好",
+        "🌍",
+        "<b>",
+        "</b>",
+        "&lt;",
+        '"',
+        "\\",
+        "{",
+        "}",
+        "'",
+    ]
+)
+TEXT = st.lists(WORDS, max_size=8).map("".join)
+JSON_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
+    max_leaves=6,
+)
+
+TOOLS: list[dict[str, Any]] = [
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "description": 'Weather <now> & "later" é',
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "city": {"type": "string"},
+                    "days": {"type": "integer"},
+                    "unit": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+                    "tags": {"type": "array"},
+                },
+                "required": ["city"],
+            },
+        },
+    },
+    {
+        "type": "function",
+        "function": {"strict": True, "name": "search", "parameters": {"type": "object"}},
+    },
+]

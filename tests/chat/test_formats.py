@@ -1,0 +1,180 @@
+"""Which format a name or a checkpoint's folder means, and other checkpoints' templates."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fulmen.chat import ContentDelta, TemplateFormat, Tokenizer, get_format, load_format
+from fulmen.chat.m1 import MiniMaxM1
+from fulmen.chat.m2 import MiniMaxM2
+from tests.chat.helpers import TOOLS, stream, template
+from tests.chat.test_tokenizer import small_tokenizer
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
+    "+ '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+QUESTION = {"role": "user", "content": "q"}
+
+
+@pytest.mark.parametrize("name", ["minimax_m2", "minimax-m2", "MiniMax-M2", "MINIMAX_M2"])
+def test_a_format_is_found_in_any_spelling(name: str) -> None:
+    assert isinstance(get_format(name), MiniMaxM2)
+    assert isinstance(get_format(name.replace("2", "1")), MiniMaxM1)
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"format qwen is not known, .* minimax_m1, minimax_m2"):
+        get_format("qwen")
+
+
+def test_formats_say_how_thoughts_and_turns_end() -> None:
+    m1, m2 = get_format("minimax_m1"), get_format("minimax_m2")
+    assert (m2.thinking_open_in_prompt, m2.end_of_turn) == (True, "[e~[")
+    assert (m1.thinking_open_in_prompt, m1.end_of_turn) == (False, "<end_of_sentence>")
+    for format_ in (m1, m2):
+        assert format_.thinking_end
+        assert format_.thinking_end in (format_.thinking_forced_end or "")
+        start = "" if format_.thinking_open_in_prompt else "<think>\n"
+        reply = format_.parse(f"{start}half a th{format_.thinking_forced_end}answer")
+        assert (reply.thinking, reply.content) == ("half a th", "answer")
+
+
+def checkpoint(
+    folder: Path, model_type: str | None, chat_template: Any = None, jinja: str | None = None
+) -> Path:
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    config = {"eos_token": "<|im_end|>", "chat_template": chat_template}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    if jinja is not None:
+        (folder / "chat_template.jinja").write_text(jinja, encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("model_type", "expected"),
+    [
+        ("minimax_m1", MiniMaxM1),
+        ("MiniMaxM1", MiniMaxM1),
+        ("minimax_text_01", MiniMaxM1),
+        ("minimax_m2", MiniMaxM2),
+    ],
+)
+def test_a_checkpoint_without_a_template_has_the_format_of_its_model_type(
+    tmp_path: Path, model_type: str, expected: type
+) -> None:
+    assert isinstance(load_format(checkpoint(tmp_path, model_type)), expected)
+
+
+def test_a_minimax_template_means_the_native_format(tmp_path: Path) -> None:
+    for name, expected in (("minimax-m1.jinja", MiniMaxM1), ("minimax-m2.jinja", MiniMaxM2)):
+        assert isinstance(load_format(checkpoint(tmp_path, None, template(name))), expected)
+
+
+def test_the_identity_sentence_comes_from_the_checkpoint(tmp_path: Path) -> None:
+    sentence = "You are a helpful assistant. Your name is MiniMax-M2.7."
+    source = template("minimax-m2.jinja").replace("You are a helpful assistant.", sentence)
+    found = load_format(checkpoint(tmp_path, "minimax_m2", jinja=source))
+    assert f"system\n{sentence}[e~[" in found.render([QUESTION])
+
+
+def test_another_template_in_minimax_s_container_is_kept(tmp_path: Path) -> None:
+    named = [{"name": "rag", "template": "no"}, {"name": "default", "template": CHATML}]
+    for chat_template in (CHATML, named):
+        found = load_format(checkpoint(tmp_path, "minimax_m2", chat_template))
+        assert isinstance(found, TemplateFormat)
+        assert found.render([QUESTION]) == (
+            "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
+        )
+        assert found.end_of_turn == "<|im_end|>"
+
+
+def test_the_other_model_s_template_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        found = load_format(checkpoint(tmp_path, "minimax_m2", template("minimax-m1.jinja")))
+    assert isinstance(found, MiniMaxM2)
+    (message,) = caplog.messages
+    assert "is a minimax_m2 checkpoint with the chat template of minimax_m1" in message
+
+
+def test_a_folder_that_says_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is not a folder"):
+        load_format(tmp_path / "missing")
+    with pytest.raises(ValueError, match="has no chat template and its model_type is None"):
+        load_format(tmp_path)
+    with pytest.raises(ValueError, match="is a int, not text"):
+        load_format(checkpoint(tmp_path, "minimax_m2", 5))
+
+
+# Other checkpoints' templates.
+
+
+def test_templates_get_plain_dicts() -> None:
+    format_ = TemplateFormat(
+        "{{ messages | tojson }}{{ tools | tojson }}{{ bos_token }}", {"bos_token": "B"}
+    )
+    call = {"id": "x", "type": "function", "function": {"name": "f", "arguments": '{"a": "é"}'}}
+    messages: list[dict[str, Any]] = [
+        {"role": "ipython", "content": None, "tool_calls": [call]},
+        {"role": "user", "content": [{"type": "text", "text": "a"}, "b"]},
+    ]
+    decoded = {**call, "function": {"name": "f", "arguments": {"a": "é"}}}
+    expected = [
+        {"role": "ipython", "content": "", "tool_calls": [decoded]},
+        {"role": "user", "content": "ab"},
+    ]
+    text = json.dumps(expected, ensure_ascii=False) + json.dumps(TOOLS, ensure_ascii=False) + "B"
+    assert format_.render(messages, TOOLS) == text
+
+
+def test_templates_have_what_they_commonly_use() -> None:
+    source = """
+{%- for message in messages %}
+    {%- if message.role == 'skip' %}{% continue %}{% endif %}
+    {%- generation %}{{ message.content }}{% endgeneration %}
+{%- endfor %}
+{{- {'b': '<é>', 'a': 1} | tojson(indent=1, sort_keys=True) }}
+{{- strftime_now('%%') }}"""
+    messages = [{"role": "skip", "content": "x"}, QUESTION]
+    assert TemplateFormat(source).render(messages) == 'q{\n "a": 1,\n "b": "<é>"\n}%'
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        (
+            "{{ raise_exception('Roles must alternate!') }}",
+            "refused the messages: Roles must alternate",
+        ),
+        ("{% if %}", "the chat template failed: "),
+        ("{{ 'a' + 1 }}", "the chat template failed: "),
+        ("{{ missing.name }}", "the chat template failed: 'missing' is undefined"),
+        ("{{ ''.__class__.__mro__ }}", "the chat template failed: access to attribute"),
+        ("{{ messages.append(1) }}", "the chat template failed: access to attribute"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "the chat template failed: "),
+    ],
+)
+def test_a_template_that_fails_is_one_sentence(source: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match="the chat template") as failed:
+        TemplateFormat(source).render([QUESTION])
+    assert sentence in str(failed.value)
+    assert "\n" not in str(failed.value)
+    assert failed.value.__suppress_context__
+
+
+def test_with_a_template_all_text_is_content() -> None:
+    events, reply = stream(TemplateFormat(CHATML), [" <think>", "a</think>\n"])
+    assert events == [ContentDelta(" <think>"), ContentDelta("a</think>\n")]
+    assert reply.content == TemplateFormat(CHATML).parse(reply.content).content
+
+
+def test_a_template_s_prompt_is_encoded_with_its_special_tokens() -> None:
+    tokenizer = Tokenizer(small_tokenizer())
+    ids = TemplateFormat("]~b]{{ messages[0].content }}").encode([QUESTION], tokenizer=tokenizer)
+    assert ids == [tokenizer.token_id("]~b]"), *tokenizer.encode("q")]

@@ -1,0 +1,174 @@
+"""What callers send, read into one shape or refused with one sentence."""
+
+from typing import Any
+
+import pytest
+
+from fulmen.chat import (
+    ContentDelta,
+    Event,
+    Message,
+    ProblemFound,
+    Reply,
+    ThinkingDelta,
+    Tool,
+    ToolCall,
+    ToolCallDelta,
+    ToolCallEnd,
+    ToolCallStart,
+    read_messages,
+    read_tools,
+    sum_events,
+)
+
+
+def read(message: dict[str, Any]) -> Message:
+    return read_messages([message])[0]
+
+
+def call(arguments: Any = "{}", **more: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "f", "arguments": arguments}, **more}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"reasoning_content": "why"},
+        {"reasoning": "why"},
+        {"thinking": "why"},
+        {"reasoning_details": [{"type": "reasoning.text", "text": "why"}]},
+        {"content": [{"type": "thinking", "thinking": "why", "signature": "s"}, "ok"]},
+        {"reasoning_content": "why", "reasoning": "other"},
+    ],
+)
+def test_thinking_is_read_in_every_dialect(fields: dict[str, Any]) -> None:
+    message = read({"role": "assistant", "content": "ok", **fields})
+    assert (message.thinking, message.content) == ("why", "ok")
+
+
+def test_thinking_that_is_not_given_is_none_and_not_empty() -> None:
+    assert read({"role": "assistant", "content": "x"}).thinking is None
+    assert read({"role": "assistant", "content": "x", "reasoning_content": ""}).thinking == ""
+    assert read({"role": "user", "content": "x", "reasoning_content": "y"}).thinking is None
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, ""),
+        ("a", "a"),
+        ([], ""),
+        (["a", {"type": "text", "text": "b"}, {"type": "input_text", "text": "c"}], "abc"),
+        ([{"type": "redacted_thinking", "data": "x"}, {"text": "a"}], "a"),
+    ],
+)
+def test_content_is_text_parts_or_null(content: Any, expected: str) -> None:
+    assert read({"role": "user", "content": content}).content == expected
+
+
+def test_developer_messages_are_system_messages() -> None:
+    assert read({"role": "developer", "content": "x"}).role == "system"
+
+
+@pytest.mark.parametrize("arguments", ['{"a": 1}', {"a": 1}])
+def test_tool_calls_are_read_nested_and_flat(arguments: Any) -> None:
+    expected = (ToolCall("f", {"a": 1}, "call_1"),)
+    nested = {"role": "assistant", "tool_calls": [call(arguments, id="call_1")]}
+    flat = {"role": "assistant", "tool_calls": [{"name": "f", "arguments": arguments}]}
+    assert read(nested).tool_calls == read(flat).tool_calls == expected
+    assert read(nested).tool_calls[0].id == "call_1"
+    assert read({"role": "assistant", "tool_calls": [call("")]}).tool_calls[0].arguments == {}
+
+
+def test_tools_are_read_nested_flat_and_ours() -> None:
+    function = {"name": "f", "description": "does", "parameters": {"type": "object"}}
+    expected = Tool("f", "does", {"type": "object"})
+    wrapped = {"type": "function", "function": function}
+    assert read_tools([wrapped, function, expected]) == (expected,) * 3
+    assert [dict(tool.function) for tool in read_tools([wrapped, expected])] == [function] * 2
+    assert read_tools(None) == read_tools([]) == ()
+
+
+def test_messages_go_to_dicts_and_back() -> None:
+    messages = [
+        Message("system", "s", current_date="d", current_location="l"),
+        Message("user", "q", name="me"),
+        Message("assistant", "c", "t", (ToolCall("f", {"a": 1}, "call_1"),)),
+        Message("tool", "r", tool_call_id="call_1"),
+    ]
+    assert read_messages([message.to_dict() for message in messages]) == messages
+
+
+def test_results_are_put_in_the_order_of_their_calls() -> None:
+    answer = {"role": "assistant", "tool_calls": [call(id=id) for id in "abc"]}
+    results = [{"role": "tool", "tool_call_id": id, "content": id} for id in "cab"]
+    ordered = read_messages([answer, *results, {"role": "user", "content": "q"}])
+    assert [message.content for message in ordered] == ["", "a", "b", "c", "q"]
+    unnamed = [{"role": "tool", "content": text} for text in "xy"]
+    assert [m.content for m in read_messages([answer, *unnamed])] == ["", "x", "y"]
+
+
+@pytest.mark.parametrize(
+    ("message", "sentence"),
+    [
+        ({"role": "robot"}, "role is 'robot', it must be one of system, user, assistant, tool"),
+        ({}, "role is None"),
+        ({"role": "user", "content": 5}, "content of a user message is a int"),
+        ({"role": "user", "content": [{"type": "image_url"}]}, "has a part of type image_url"),
+        ({"role": "user", "content": [5]}, "has a part of type int"),
+        ({"role": "user", "tool_calls": [call()]}, "a user message has tool_calls"),
+        ({"role": "assistant", "tool_calls": "f"}, "tool_calls is a str, it must be a list"),
+        ({"role": "assistant", "tool_calls": [5]}, "a tool call is a int"),
+        ({"role": "assistant", "tool_calls": [{"name": ""}]}, "a tool call has the name ''"),
+        ({"role": "assistant", "tool_calls": [call("{a}")]}, "the call of f are not JSON"),
+        ({"role": "assistant", "tool_calls": [call("[1]")]}, "must be a JSON object"),
+        ({"role": "assistant", "tool_calls": [call([1])]}, "must be a JSON object"),
+        ({"role": "tool", "tool_call_id": 5}, "tool_call_id is 5, it must be text"),
+        (5, "a message is a int, it must be an object"),
+    ],
+)
+def test_a_bad_message_is_refused_with_one_sentence(message: Any, sentence: str) -> None:
+    with pytest.raises(ValueError, match=r"^[^A-Z\n]") as refused:
+        read_messages([message])
+    assert sentence in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_result_that_answers_no_call_is_refused() -> None:
+    answer = {"role": "assistant", "tool_calls": [call(id="a"), call(id="b")]}
+    with pytest.raises(ValueError, match=r"tool_call_id c matches no call .* one of a, b"):
+        read_messages([answer, {"role": "tool", "tool_call_id": "c", "content": ""}])
+
+
+@pytest.mark.parametrize(
+    ("tool", "sentence"),
+    [
+        (5, "a tool is a int"),
+        ({"type": "function", "function": {}}, "a tool has the name None"),
+        ({"name": "f", "parameters": [1]}, "the parameters of tool f are a list"),
+        ({"name": "f", "parameters": {"default": {1}}}, "cannot be written as JSON"),
+    ],
+)
+def test_a_bad_tool_is_refused_with_one_sentence(tool: Any, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        read_tools([tool])
+
+
+def test_events_add_up_to_a_reply() -> None:
+    events: list[Event] = [
+        ThinkingDelta("wh"),
+        ThinkingDelta("y"),
+        ContentDelta("ok"),
+        ToolCallStart(0, "call_1", "f"),
+        ToolCallDelta(0, '{"a": '),
+        ToolCallDelta(0, "1}"),
+        ToolCallEnd(0),
+        ToolCallStart(1, "call_2", "g"),
+        ToolCallDelta(1, "{"),
+        ProblemFound("cut off"),
+    ]
+    reply = sum_events(events)
+    assert reply == Reply("why", "ok", (ToolCall("f", {"a": 1}),), ("cut off",))
+    assert reply.tool_calls[0].id == "call_1"
+    assert reply.message() == Message("assistant", "ok", "why", reply.tool_calls)
+    assert reply.content_with_thinking() == "<think>why</think>ok"

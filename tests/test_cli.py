@@ -1,0 +1,191 @@
+"""The command as a user runs it: data on stdout, the rest on stderr, one sentence for a mistake."""
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import write_checkpoint
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("m2"), "m2")
+
+
+def fulmen(*arguments: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """Runs the command; arguments as typed."""
+    return subprocess.run(
+        [sys.executable, "-m", "fulmen.cli", *map(str, arguments)],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_one_shot_chat_prints_the_answer_alone(folder: Path) -> None:
+    flags = ("--max-tokens", "12", "--seed", "1", "--thinking-budget", "3")
+    run = fulmen("chat", "Hello", "--model", folder, *flags)
+    assert run.returncode == 0, run.stderr
+    piped = fulmen("chat", "--model", folder, *flags, stdin="Hello")
+    assert piped.stdout == run.stdout
+    assert "token limit" in run.stderr
+    assert "</think>" not in run.stdout
+    assert run.stdout.endswith("\n")
+
+
+def test_generate_continues_a_text_and_reports_ids_as_json(folder: Path) -> None:
+    flags = ("--model", folder, "--max-tokens", "5", "--temperature", "0")
+    run = fulmen("generate", "Once", *flags, "--json", "--logprobs", "2")
+    result = json.loads(run.stdout)
+    assert len(result["tokens"]) == 5
+    assert result["finish_reason"] == "length"
+    first = result["tokens"][0]
+    assert first["top_logprobs"][str(first["id"])] == pytest.approx(first["logprob"])
+    assert fulmen("generate", "Once", *flags).stdout == result["text"] + "\n"
+    assert fulmen("generate", *flags, stdin="Once").stdout == result["text"] + "\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("chat", "hi", "--model", "nowhere"), "nowhere is no path on this machine"),
+        (("chat", "  "), "the message is empty"),
+        (("generate", ""), "the prompt is empty"),
+        (("chat", "hi", "--dtype", "int3", "--model", GOLDEN), "--dtype is 'int3'"),
+        (("chat", "hi", "--model", GOLDEN / "m2-tiny"), "has no tokenizer.json"),
+        (("models", "show", "m3"), "m3 is not in the catalog"),
+        (("models", "check", "nowhere"), "nowhere does not exist"),
+        (("models", "check", GOLDEN), "config.json is missing"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_a_non_zero_exit(
+    arguments: tuple[str, ...], sentence: str
+) -> None:
+    run = fulmen(*arguments)
+    assert run.returncode == 1
+    assert run.stdout == ""
+    assert run.stderr.startswith("fulmen: ")
+    assert sentence in run.stderr
+    assert len(run.stderr.splitlines()) == 1
+
+
+def test_impossible_sampling_is_one_sentence(folder: Path) -> None:
+    run = fulmen("chat", "hi", "--model", folder, "--temperature", "-1")
+    assert (run.returncode, run.stdout) == (1, "")
+    assert run.stderr == "fulmen: temperature is -1.0, it must be 0 or more\n"
+
+
+def test_check_lists_problems_and_fails(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, "m1")
+    run = fulmen("models", "check", tmp_path)
+    assert run.returncode == 0
+    assert "all " in run.stdout
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    run = fulmen("models", "check", tmp_path)
+    assert run.returncode == 1
+    assert "is truncated" in run.stdout
+
+
+def test_models_list_and_show_work_offline() -> None:
+    listed = fulmen("models", "list").stdout
+    for name in ("minimax-m1-40k", "minimax-m1-80k", "minimax-m2", "minimax-m2.1", "minimax-m2.5"):
+        assert name in listed
+    english = fulmen("models", "show", "minimax-m1-80k").stdout
+    assert "456,089,655,296" in english
+    assert "Yan Junjie" in english
+    assert "456.089.655.296" in fulmen("models", "show", "minimax-m1-80k", "--lang", "de").stdout
+
+
+class Terminal:
+    """The command in a pseudo-terminal, as a person sees it."""
+
+    def __init__(self, *arguments: str | Path) -> None:
+        self.leader, follower = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "fulmen.cli", *map(str, arguments)],
+            stdin=follower,
+            stdout=follower,
+            stderr=follower,
+            env=os.environ | {"TERM": "dumb", "COLUMNS": "200"},
+            start_new_session=True,
+        )
+        os.close(follower)
+        os.set_blocking(self.leader, False)
+        self.text = ""
+
+    def wait_for(self, pattern: str, timeout_seconds: float = 60) -> str:
+        """Reads until the pattern appears after what was read before; returns what came."""
+        deadline = time.monotonic() + timeout_seconds
+        while not (match := re.search(pattern, self.text, re.S)):
+            assert time.monotonic() < deadline, f"waited for {pattern!r} in {self.text!r}"
+            try:
+                self.text += os.read(self.leader, 65536).decode(errors="replace")
+            except BlockingIOError:
+                time.sleep(0.02)
+            except OSError:  # the command has gone
+                assert re.search(pattern, self.text, re.S), self.text
+        seen, self.text = self.text[: match.end()], self.text[match.end() :]
+        return seen
+
+    def type(self, line: str) -> None:
+        os.write(self.leader, f"{line}\n".encode())
+
+    def close(self) -> int:
+        code = self.process.wait(30)
+        os.close(self.leader)
+        return code
+
+
+def test_a_conversation_with_its_commands(folder: Path, tmp_path: Path) -> None:
+    terminal = Terminal("chat", "--model", folder, "--max-tokens", "6", "--seed", "2")
+    terminal.wait_for("Ctrl-D leaves.*> ")
+    terminal.type("Hello there")
+    terminal.wait_for("token limit.*> ")
+    for command, answer in (
+        ("/stats", r"\d+ prompt tokens read in .* 6 new tokens"),
+        ("/set temperature 0.25", ""),
+        ("/set", r"temperature = 0\.25"),
+        ("/set colour red", "colour is no sampling parameter"),
+        ("/set top_p 7", r"top_p is 7"),
+        ("/set top_k [", r"no value for top_k"),
+        ("/retry", "token limit"),
+        (f"/save {tmp_path}/talk.json", "2 messages written"),
+        ("/undo", ""),
+        ("/undo", "there is no question yet"),
+        (f"/load {tmp_path}/talk.json", "2 messages read"),
+        (f"/load {tmp_path}/none.json", "No such file"),
+        ("/system Be brief.", r"Be brief\."),
+        ("/save", "needs the name of a file"),
+        ("/nonsense", "/nonsense is no command"),
+        ("/help", "forget the conversation"),
+    ):
+        terminal.type(command)
+        terminal.wait_for(f"{answer}.*> $")
+    terminal.type("/exit")
+    assert terminal.close() == 0
+    saved = json.loads((tmp_path / "talk.json").read_text())
+    assert [message["role"] for message in saved] == ["user", "assistant"]
+    assert saved[0]["content"] == "Hello there"
+
+
+def test_ctrl_c_stops_the_answer_and_gives_the_prompt_back(folder: Path) -> None:
+    terminal = Terminal("chat", "--model", folder, "--hide-thinking", "--ignore-eos")
+    terminal.wait_for("Ctrl-D leaves.*> ")
+    terminal.type("Hello")
+    time.sleep(0.5)
+    os.killpg(terminal.process.pid, signal.SIGINT)
+    terminal.wait_for(r"\(stopped\).*> ")
+    terminal.type("/exit")
+    assert terminal.close() == 0

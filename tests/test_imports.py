@@ -1,0 +1,100 @@
+"""Who may import whom, and what an import may do."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "fulmen"
+MAY_IMPORT = {
+    "kernels": set[str](),
+    "sampling": set[str](),
+    "files": set[str](),
+    "models": {"kernels", "files"},
+    "chat": {"sampling"},
+    "engine": {"models", "kernels", "sampling"},
+    "llm": {"engine", "models", "chat", "sampling"},
+    "terminal": {"llm", "models", "chat", "sampling", "files"},
+    "cli": {"terminal", "llm", "engine", "models", "chat", "sampling", "files"},
+}
+"""Rooms and what of ours each may import; cli and terminal are imported by nobody else."""
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(file: Path) -> str:
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def own_imports(file: Path) -> Iterator[tuple[int, str]]:
+    """Line and dotted name of every import of ours, wherever in the file it stands."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module == "fulmen":
+            names = [f"fulmen.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}:{node.lineno} uses a relative import"
+            names = [node.module or ""]
+        else:
+            continue
+        for name in names:
+            if name.startswith("fulmen.") and name != "fulmen.__version__":
+                yield node.lineno, name
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_a_room_imports_only_the_doors_of_rooms_it_may(file: Path) -> None:
+    room = room_of(file)
+    if room == "__init__":
+        return
+    for line, name in own_imports(file):
+        other = name.split(".")[1]
+        if other == room:
+            continue
+        assert other in MAY_IMPORT[room], f"{file}:{line}: {room} may not import {other}"
+        assert name.count(".") == 1, f"{file}:{line}: {name} is behind the door of {other}"
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.glob("*/**/__init__.py")), ids=str)
+def test_a_door_lists_names_and_holds_no_logic(file: Path) -> None:
+    tree = ast.parse(file.read_text())
+    kinds = {type(node) for node in tree.body}
+    assert kinds <= {ast.Expr, ast.ImportFrom, ast.Assign}
+    (names,) = [node.value for node in tree.body if isinstance(node, ast.Assign)]
+    imported = {
+        alias.asname or alias.name
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert set(ast.literal_eval(names)) == imported
+
+
+def test_every_room_is_in_the_table() -> None:
+    rooms = {room_of(file) for file in FILES} - {"__init__"}
+    assert rooms == set(MAY_IMPORT)
+
+
+def test_importing_everything_prints_nothing_and_leaves_torch_alone() -> None:
+    modules = [
+        ".".join(("fulmen", *file.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(
+            ".__init__"
+        )
+        for file in FILES
+        if file.name != "__main__.py"
+    ]
+    program = (
+        "import importlib, logging, random, sys, torch\n"
+        "state = lambda: (torch.get_num_threads(), torch.get_rng_state().tolist())\n"
+        "before = state()\n"
+        "for name in sys.argv[1:]: importlib.import_module(name)\n"
+        "assert state() == before\n"
+        "assert not logging.getLogger().handlers"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program, *modules], check=True, capture_output=True, text=True
+    )
+    assert run.stdout == run.stderr == ""
