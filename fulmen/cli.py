@@ -269,18 +269,6 @@ def models_check(
     print(f"{path}: all {checkpoint.num_tensors} tensors are there and have the right shape")
 
 
-@models_app.command("unpack")
-def models_unpack(
-    path: Annotated[Path, typer.Argument(help="A Llama-shaped GGUF file.")],
-    folder: Annotated[Path, typer.Argument(help="Where config, tokenizer and weights go.")],
-) -> None:
-    """Make a checkpoint folder of a GGUF: config, tokenizer and template out of its metadata."""
-    from fulmen.models import unpack_gguf
-
-    unpack_gguf(path, folder)
-    print(folder)
-
-
 @app.command()
 def plan(
     name: Annotated[str, typer.Argument(help="A catalog name, a local config, or figure1.")],

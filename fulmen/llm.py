@@ -71,11 +71,8 @@ class LLM:
         on_progress is called with the bytes so far and in all while something is fetched.
         """
         folder = resolve(name, on_progress=on_progress)
-        if folder.is_file():
-            raise ValueError(
-                f"{folder} is a file, a folder with tokenizer and config is needed; "
-                "fulmen models unpack makes one of a GGUF"
-            )
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is a file, a checkpoint folder or a GGUF is needed")
         tokenizer, format = Tokenizer.from_folder(folder), load_format(folder)
         model = load_model(folder, dtype=dtype)
         defaults = recommended_sampling(name, folder)

@@ -132,13 +132,15 @@ def test_stop_texts_cut_at_the_first_one_however_the_text_is_cut(
     [
         ("no-such-model", "no-such-model is no path on this machine"),
         ("weights.bin", "is a pickle"),
-        ("file.gguf", "is a file, a folder with tokenizer and config is needed"),
+        ("file.gguf", "file.gguf is no GGUF|file.gguf is not a GGUF|GGUF"),
+        ("file.txt", "is a file, a checkpoint folder or a GGUF is needed"),
     ],
 )
 def test_a_name_that_leads_nowhere_is_one_sentence(
     name: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file.gguf").touch()
+    (tmp_path / "file.txt").touch()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=sentence):
         LLM.load(name)

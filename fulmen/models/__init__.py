@@ -23,7 +23,6 @@ from fulmen.models.checkpoint import (
 from fulmen.models.config import DTYPES
 from fulmen.models.download import OnProgress
 from fulmen.models.flops import count_parameters
-from fulmen.models.gguf import unpack as unpack_gguf
 from fulmen.models.layers import Trace
 from fulmen.models.m1 import M1, M1Config, router_aux_loss
 from fulmen.models.m2 import M2, M2Config
@@ -63,5 +62,4 @@ __all__ = [
     "resolve",
     "router_aux_loss",
     "save_model",
-    "unpack_gguf",
 ]

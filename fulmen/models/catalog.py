@@ -9,6 +9,7 @@ GGUF: pickle is neither opened nor downloaded.
 """
 
 import difflib
+import hashlib
 import re
 import shutil
 import textwrap
@@ -323,9 +324,10 @@ _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
 
 def resolve(name: str, *, on_progress: OnProgress | None = None) -> Path:
-    """The folder or file of a model: local if it exists, else fetched once and kept.
+    """The folder of a model: local if it exists, else fetched once and kept.
 
-    name          a path, a catalog name, or a hub id as `org/name` or `org/name@revision`
+    name          a path, a catalog name, or a hub id as `org/name` or `org/name@revision`; a GGUF
+                  file is opened into a folder of the cache
     on_progress   called with the bytes so far and in all while something is fetched
     """
     path = Path(name).expanduser()
@@ -334,6 +336,8 @@ def resolve(name: str, *, on_progress: OnProgress | None = None) -> Path:
             f"{name} is a pickle, which can run code when it is opened; "
             "weights must be safetensors or GGUF"
         )
+    if path.suffix == ".gguf" and path.is_file():
+        return _open_gguf(path)
     if path.exists():
         return path
     if _find_card(name) is not None:
@@ -345,6 +349,17 @@ def resolve(name: str, *, on_progress: OnProgress | None = None) -> Path:
             f"{_suggest(name)}"
         )
     return _fetch_repository(hub_id["repo"], hub_id["revision"], on_progress)
+
+
+def _open_gguf(path: Path) -> Path:
+    """The cached folder with a GGUF's config, tokenizer and template; made anew when it changes."""
+    status = path.stat()
+    mark = f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
+    name = f"{path.stem}-{hashlib.sha256(mark.encode()).hexdigest()[:12]}"
+    folder = download.cache_folder() / "gguf" / name
+    if not (folder / "config.json").exists():
+        gguf.unpack(path, folder)
+    return folder
 
 
 def pull(name: str, on_progress: OnProgress | None = None) -> Path:

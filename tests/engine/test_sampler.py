@@ -24,6 +24,8 @@ def naive(logits: Tensor, params: SamplingParams) -> dict[int, float]:
     for keep in ("top_p", "min_p"):
         total = sum(probabilities.values())
         probabilities = {i: p / total for i, p in probabilities.items()}
+        if keep == "top_p" and params.top_p == 1:
+            continue
         if keep == "top_p":
             mass, chosen = 0.0, dict[int, float]()
             for i, p in probabilities.items():

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from fulmen.models import catalog, download, gguf
+from fulmen.models import catalog, download, gguf, load_model, read_config
 from fulmen.models.catalog import (
     LANGUAGES,
     Card,
@@ -27,6 +27,7 @@ from fulmen.models.catalog import (
 from fulmen.models.flops import checkpoint_bytes, count_parameters
 from fulmen.models.m1 import M1Config
 from fulmen.models.m2 import M2Config
+from tests.models.test_gguf import write_gguf
 
 NAMES = [
     "minimax-m1-40k",
@@ -210,8 +211,23 @@ def test_a_local_path_wins_over_a_name_in_the_catalog(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "smollm2").mkdir()
     assert resolve("smollm2") == Path("smollm2")
-    (tmp_path / "model.gguf").touch()
-    assert resolve(str(tmp_path / "model.gguf")) == tmp_path / "model.gguf"
+
+
+def test_a_gguf_is_opened_into_a_folder_of_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = tmp_path / "small.gguf"
+    write_gguf(path)
+    folder = resolve(str(path))
+    assert folder.is_relative_to(tmp_path / "cache/fulmen")
+    assert load_model(folder).config == read_config(path)
+    assert resolve(str(path)) == folder
+    write_gguf(path, tied=True)
+    assert resolve(str(path)) != folder
+    path.write_bytes(b"no such thing")
+    with pytest.raises(ValueError, match="is not a GGUF"):
+        resolve(str(path))
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".pt", ".pth", ".ckpt"])
