@@ -15,12 +15,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
 
 import typer
 
 from fulmen import __version__
 from fulmen.sampling import SamplingParams
+
+if TYPE_CHECKING:  # a command imports what it needs, so that help comes at once
+    from fulmen.llm import LLM, TextStream
 
 DEFAULT_MODEL = "smollm2"
 
@@ -39,8 +42,17 @@ ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="A folder, a catalog name or a hub id.")
 ]
 DtypeOption = Annotated[
-    str | None, typer.Option(help="float32, bfloat16 or float16; the checkpoint's if absent.")
+    str | None,
+    typer.Option(help="float32, bfloat16, float16 or float64; the checkpoint's if absent."),
 ]
+
+
+DeviceOption = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, cuda:1.")]
+ContextOption = Annotated[
+    int | None,
+    typer.Option("--max-model-len", help="Prompt and answer together; the model's if absent."),
+]
+CacheOption = Annotated[str, typer.Option("--kv-cache", help="Memory for keys and values.")]
 
 
 def main() -> None:
@@ -128,7 +140,12 @@ def chat(
     model: ModelOption = DEFAULT_MODEL,
     system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
     dtype: DtypeOption = None,
-    hide_thinking: Annotated[bool, typer.Option("--hide-thinking")] = False,
+    device: DeviceOption = "cpu",
+    max_model_len: ContextOption = None,
+    kv_cache: CacheOption = "2GiB",
+    hide_thinking: Annotated[
+        bool, typer.Option("--hide-thinking", help="Do not print thoughts.")
+    ] = False,
     *,
     given: dict[str, Any],
 ) -> None:
@@ -136,10 +153,12 @@ def chat(
     from fulmen import terminal
 
     if message is None and not sys.stdin.isatty():
-        message = sys.stdin.read()
+        message = _read_stdin()
     if message is not None and not message.strip():
         raise ValueError("the message is empty, there is nothing to answer")
-    llm = terminal.load(model, dtype=_dtype(dtype))
+    if "logprobs" in given:
+        raise ValueError("a chat does not print log-probabilities, fulmen generate --json does")
+    llm = _load(model, dtype, device, max_model_len, kv_cache)
     params = replace(llm.defaults, **given)
     if params.thinking_budget is not None and llm.format.thinking_forced_end is None:
         terminal.stderr.print("this model does not think, --thinking-budget has no effect")
@@ -149,8 +168,7 @@ def chat(
     if message is None:
         terminal.converse(conversation)
         return
-    completion = conversation.ask(message)
-    if completion.finish_reason == "abort":
+    if conversation.ask(message).finish_reason == "abort":
         raise typer.Exit(130)
 
 
@@ -162,6 +180,9 @@ def generate(
     ] = None,
     model: ModelOption = DEFAULT_MODEL,
     dtype: DtypeOption = None,
+    device: DeviceOption = "cpu",
+    max_model_len: ContextOption = None,
+    kv_cache: CacheOption = "2GiB",
     as_json: Annotated[
         bool,
         typer.Option("--json", help="Print ids, log-probabilities and text as one JSON object."),
@@ -172,33 +193,64 @@ def generate(
     """Continue a text as it stands, without a chat format."""
     from fulmen import terminal
 
-    prompt = sys.stdin.read() if prompt is None else prompt
+    prompt = _read_stdin() if prompt is None else prompt
     if not prompt:
         raise ValueError("the prompt is empty, at least one token is needed")
-    llm = terminal.load(model, dtype=_dtype(dtype))
-    stream = llm.complete(prompt, replace(llm.defaults, **given))
+    if "thinking_budget" in given:
+        raise ValueError("a plain text has no thought, --thinking-budget is for fulmen chat")
+    if "logprobs" in given and not as_json:
+        raise ValueError("--logprobs needs --json")
+    llm = _load(model, dtype, device, max_model_len, kv_cache)
     pieces = []
-    with terminal.Interrupt() as interrupt:
-        for piece in stream:
-            pieces.append(piece)
+    with (
+        terminal.Interrupt() as interrupt,
+        llm.complete(prompt, replace(llm.defaults, **given)) as stream,
+    ):
+        for update in stream.updates():
+            pieces += update
             if not as_json:
-                print(piece, end="", flush=True)
+                print("".join(update), end="", flush=True)
             if interrupt.is_set:
-                stream.close()
-    if not as_json:
+                break
+    if as_json:
+        print(_as_json(stream, "".join(pieces)))
+    else:
         print()
-        return
+    if interrupt.is_set:
+        raise typer.Exit(130)
+
+
+def _as_json(stream: "TextStream", text: str) -> str:
     tokens = [
         {"id": out.token_id, "logprob": out.logprob, "top_logprobs": dict(out.top_logprobs)}
         for out in stream.outputs
     ]
     result = {
-        "text": "".join(pieces),
+        "text": text,
         "finish_reason": stream.finish_reason,
         "prompt_ids": list(stream.prompt_ids),
         "tokens": tokens,
     }
-    print(json.dumps(result, ensure_ascii=False))
+    return json.dumps(result, ensure_ascii=False)
+
+
+def _load(
+    model: str, dtype: str | None, device: str, max_model_len: int | None, kv_cache: str
+) -> "LLM":
+    """The model with what the flags say about the engine."""
+    from fulmen import terminal
+    from fulmen.engine import EngineConfig
+    from fulmen.models import parse_bytes
+
+    config = EngineConfig(max_model_len=max_model_len, kv_cache_bytes=parse_bytes(kv_cache))
+    return terminal.load(model, dtype=_dtype(dtype), device=device, engine_config=config)
+
+
+def _read_stdin() -> str:
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"what was piped in is not UTF-8: {error}") from None
 
 
 def _dtype(name: str | None) -> Any:

@@ -1,28 +1,37 @@
 """Checkpoint, engine and chat format behind one object: messages in, Reply out.
 
-    messages -> format.encode -> engine -> token -> detokenizer -> stop texts -> parser -> events ->
-    Reply
+    messages -> format.encode -> engine -> token -> detokenizer -> stop texts -> parser -> Reply
 
-Here ids become text and text becomes ids, once each way. What needs text happens here, between the
-engine's steps: stop texts abort a request, a thought over its budget gets its closing tag forced.
+Here ids become text and text becomes ids, once each way. What needs text is decided here, after
+every step of the engine: a stop text ends a request, a thought over its budget gets its closing tag
+forced. It is decided when a token is made, not when someone reads it, so an answer never depends on
+who reads which stream when.
 """
 
-import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Self, TypeVar
 
 import torch
 
 from fulmen.chat import Event, Format, Message, Reply, Tokenizer, Tool, load_format
 from fulmen.engine import Engine, EngineConfig, FinishReason, TokenOutput
-from fulmen.models import Model, OnProgress, get_card, list_cards, load_model, resolve
+from fulmen.models import (
+    Model,
+    OnProgress,
+    get_card,
+    list_cards,
+    load_model,
+    read_json,
+    resolve,
+)
 from fulmen.sampling import SamplingParams
 
 Messages = Iterable[Message | Mapping[str, Any]]
 Tools = Iterable[Tool | Mapping[str, Any]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +39,10 @@ class Completion:
     """An answer and what it took."""
 
     reply: Reply
-    finish_reason: FinishReason | None
-    """None while the request still runs."""
+    finish_reason: FinishReason
     prompt_ids: tuple[int, ...]
     outputs: tuple[TokenOutput, ...]
-    """Every sampled token with its log-probability, the end-of-turn token included."""
+    """Every new token with its log-probability, the end-of-turn token included."""
     num_thinking_tokens: int
 
 
@@ -53,9 +61,12 @@ class LLM:
         self.tokenizer = tokenizer
         self.format = format
         self.defaults = defaults or SamplingParams()
-        """How the model's makers recommend to sample it."""
-        self.engine = Engine(model, engine_config, eos_token_ids=tokenizer.eos_token_ids)
-        self._outputs: dict[int, deque[TokenOutput]] = {}
+        """How the model is best sampled."""
+        # Some checkpoints name no end of turn (M1's config has none); its format always knows it.
+        end_of_turn = tokenizer.token_id(format.end_of_turn)
+        ends = {*tokenizer.eos_token_ids, *(() if end_of_turn is None else (end_of_turn,))}
+        self.engine = Engine(model, engine_config, eos_token_ids=sorted(ends))
+        self._streams: dict[int, _Stream[Any]] = {}
 
     @classmethod
     def load(
@@ -63,6 +74,7 @@ class LLM:
         name: str,
         *,
         dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
         engine_config: EngineConfig | None = None,
         on_progress: OnProgress | None = None,
     ) -> "LLM":
@@ -74,18 +86,18 @@ class LLM:
         if not folder.is_dir():
             raise ValueError(f"{folder} is a file, a checkpoint folder or a GGUF is needed")
         tokenizer, format = Tokenizer.from_folder(folder), load_format(folder)
-        model = load_model(folder, dtype=dtype)
-        defaults = recommended_sampling(name, folder)
+        defaults = recommended_sampling(name, folder, format)
+        model = load_model(folder, dtype=dtype, device=device)
         return cls(model, tokenizer, format, engine_config=engine_config, defaults=defaults)
 
     def chat(
         self, messages: Messages, tools: Tools | None = None, params: SamplingParams | None = None
     ) -> Completion:
         """The whole answer to a conversation."""
-        stream = self.stream(messages, tools, params)
-        for _ in stream:
-            pass
-        return stream.finish()
+        with self.stream(messages, tools, params) as stream:
+            for _ in stream:
+                pass
+            return stream.finish()
 
     def stream(
         self, messages: Messages, tools: Tools | None = None, params: SamplingParams | None = None
@@ -98,67 +110,106 @@ class LLM:
     def complete(
         self, prompt: str | Sequence[int], params: SamplingParams | None = None
     ) -> "TextStream":
-        """What the model writes after a prompt that is used as it stands, without a chat format."""
+        """What the model writes after a prompt that is used as it stands, without a format."""
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
         return TextStream(self, ids, params or self.defaults)
 
-    def next_output(self, request_id: int) -> TokenOutput:
-        """The next token of a request; steps the engine, and keeps what other requests got."""
-        queue = self._outputs.setdefault(request_id, deque())
-        while not queue:
-            for output in self.engine.step():
-                self._outputs.setdefault(output.request_id, deque()).append(output)
-        return queue.popleft()
+    def step(self) -> None:
+        """One step of the engine; every running stream takes what became its own."""
+        try:
+            outputs = self.engine.step()
+        except BaseException:
+            for request_id, stream in list(self._streams.items()):
+                if not self.engine.is_unfinished(request_id):
+                    stream.close()
+            raise
+        for output in outputs:
+            self._streams[output.request_id].receive(output)
 
-    def forget(self, request_id: int) -> None:
-        """Ends a request, whatever its state."""
+    def attach(
+        self, stream: "_Stream[Any]", prompt_ids: Sequence[int], params: SamplingParams
+    ) -> int:
+        """Queues a stream's request and returns its id."""
+        request_id = self.engine.add_request(prompt_ids, params)
+        self._streams[request_id] = stream
+        return request_id
+
+    def detach(self, request_id: int) -> None:
+        """Ends a request, whatever its state; its stream takes nothing more."""
         self.engine.abort(request_id)
-        self._outputs.pop(request_id, None)
+        self._streams.pop(request_id, None)
 
 
-class TextStream:
-    """A running request as text: iterate for one piece a token, which may be empty."""
+class _Stream(Generic[T]):
+    """A running request as text, or as what a subclass makes of text.
+
+    Close a stream that is not read to its end; `with` does.
+    """
 
     def __init__(self, llm: LLM, prompt_ids: Sequence[int], params: SamplingParams) -> None:
         self._llm = llm
         self.prompt_ids = tuple(prompt_ids)
-        self.request_id = llm.engine.add_request(prompt_ids, params)
         self.outputs: list[TokenOutput] = []
+        """Every new token so far, the one that ended the answer included."""
         self.finish_reason: FinishReason | None = None
         self._detokenizer = llm.tokenizer.detokenizer()
         self._stop = StopTexts(params.stop)
+        self._items: deque[T] = deque()
+        self.request_id = llm.attach(self, prompt_ids, params)
 
-    def __iter__(self) -> Iterator[str]:
+    def __enter__(self) -> Self:
         return self
 
-    def __next__(self) -> str:
-        if self.finish_reason is not None:
-            raise StopIteration
-        output = self._llm.next_output(self.request_id)
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[T]:
+        for items in self.updates():
+            yield from items
+
+    def updates(self) -> Iterator[list[T]]:
+        """What is new after each step of the engine; nothing yet while the prompt is read."""
+        while self._items or self.finish_reason is None:
+            if not self._items:
+                self._llm.step()
+            items = list(self._items)
+            self._items.clear()
+            yield items
+
+    def receive(self, output: TokenOutput) -> None:
+        """Takes the next token from the engine."""
         self.outputs.append(output)
-        self.finish_reason = output.finish_reason
+        is_last = output.finish_reason is not None
         text = ""
         if output.finish_reason != "stop":  # the id that ended the answer is no part of its text
             text = self._detokenizer.feed([output.token_id])
-        if output.finish_reason is not None:
+        if is_last:
             text += self._detokenizer.flush()
-        text = self._stop.feed(text)
-        if self._stop.is_found:
-            self.finish_reason = "stop"
-        elif self.finish_reason is not None:
-            text += self._stop.flush()
+        text = self._stop.feed(text, is_last=is_last)
+        self.finish_reason = "stop" if self._stop.is_found else output.finish_reason
+        self._items.extend(self._read(text))
         if self.finish_reason is not None:
-            self._llm.forget(self.request_id)
-        return text
+            self._llm.detach(self.request_id)
+
+    def _read(self, text: str) -> Iterable[T]:
+        """What a piece of text means; it is the last one when finish_reason is set."""
+        raise NotImplementedError
 
     def close(self) -> None:
         """Ends the request now, if it still runs."""
         if self.finish_reason is None:
             self.finish_reason = "abort"
-            self._llm.forget(self.request_id)
+            self._llm.detach(self.request_id)
 
 
-class ChatStream:
+class TextStream(_Stream[str]):
+    """A running completion: iterate for its text, piece by piece."""
+
+    def _read(self, text: str) -> Iterable[str]:
+        return [text] if text else []
+
+
+class ChatStream(_Stream[Event]):
     """A running answer: iterate for its events, `finish` for what they came to."""
 
     def __init__(
@@ -168,97 +219,97 @@ class ChatStream:
         tools: Sequence[Tool | Mapping[str, Any]] | None,
         params: SamplingParams,
     ) -> None:
-        self._llm = llm
         self._budget = params.thinking_budget
-        self._parser = llm.format.parser(tools, llm.format.thinking_open_in_prompt)
-        self._pieces = TextStream(llm, prompt_ids, params)
+        self._parser = llm.format.parser(tools)
         self._num_thinking_tokens = 0
-        self._events: deque[Event] = deque()
+        super().__init__(llm, prompt_ids, params)
         self._limit_thinking()
 
-    def __iter__(self) -> Iterator[Event]:
-        return self
-
-    def __next__(self) -> Event:
-        while not self._events:
-            is_thinking = self._parser.is_thinking
-            piece = next(self._pieces, None)
-            if piece is None:
-                raise StopIteration
-            self._num_thinking_tokens += is_thinking
-            self._events.extend(self._parser.feed(piece))
-            self._limit_thinking()
-            if self._pieces.finish_reason is not None:
-                self._events.extend(self._parser.finish_events())
-        return self._events.popleft()
+    def _read(self, text: str) -> Iterable[Event]:
+        self._num_thinking_tokens += self._parser.is_thinking
+        events = self._parser.feed(text)
+        if self.finish_reason is not None:
+            return events + self._parser.finish_events()
+        self._limit_thinking()
+        return events
 
     def _limit_thinking(self) -> None:
         """Forces the end of a thought that has used up its budget, once."""
-        if self._budget is None or self._pieces.finish_reason is not None:
+        if self._budget is None or not self._parser.is_thinking:
             return
-        if self._parser.is_thinking and self._num_thinking_tokens >= self._budget:
+        if self._num_thinking_tokens >= self._budget:
             self._budget = None
             forced_end = self._llm.format.thinking_forced_end
             assert forced_end is not None  # a format without an end of thought never thinks
-            self._llm.engine.force(self._pieces.request_id, self._llm.tokenizer.encode(forced_end))
-
-    def close(self) -> None:
-        """Ends the answer now; `finish` then returns what there is."""
-        self._pieces.close()
+            self._llm.engine.force(self.request_id, self._llm.tokenizer.encode(forced_end))
 
     def finish(self) -> Completion:
         """Ends the answer if it still runs, and returns what it came to."""
         self.close()
         return Completion(
             self._parser.finish(),
-            self._pieces.finish_reason,
-            self._pieces.prompt_ids,
-            tuple(self._pieces.outputs),
+            self.finish_reason or "abort",
+            self.prompt_ids,
+            tuple(self.outputs),
             self._num_thinking_tokens,
         )
 
 
 class StopTexts:
-    """Passes text through until one of the stop texts appears, which is cut off."""
+    """Passes text through until one of the stop texts appears, which is cut off.
+
+    The stop text that begins first counts, however the text is cut into pieces.
+    """
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
+        self._longest = max((len(stop) for stop in stops), default=1)
         self._held = ""
         self.is_found = False
 
-    def feed(self, piece: str) -> str:
-        """What can be passed on: nothing that may be the beginning of a stop text."""
-        text, self._held = self._held + piece, ""
+    def feed(self, piece: str, *, is_last: bool = False) -> str:
+        """What can be passed on; what may be the beginning of a stop text waits for more."""
         if self.is_found:
             return ""
-        found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
-        if found:
+        text = self._held + piece
+        open_at = len(text) if is_last else self._find_open(text)
+        begins = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        if begins and min(begins) <= open_at:
             self.is_found = True
-            return text[: min(found)]
-        held = max((self._overlap(text, stop) for stop in self._stops), default=0)
-        self._held = text[len(text) - held :]
-        return text[: len(text) - held]
+            return text[: min(begins)]
+        self._held = text[open_at:]
+        return text[:open_at]
 
-    def flush(self) -> str:
-        """What was held back, when no more comes."""
-        text, self._held = self._held, ""
-        return text
-
-    @staticmethod
-    def _overlap(text: str, stop: str) -> int:
-        """Length of the longest end of text that begins stop."""
-        longest = min(len(text), len(stop) - 1)
-        return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
+    def _find_open(self, text: str) -> int:
+        """Where the first stop text begins that the end of text leaves open; else text's end."""
+        for start in range(max(len(text) - self._longest + 1, 0), len(text)):
+            rest = text[start:]
+            if any(len(stop) > len(rest) and stop.startswith(rest) for stop in self._stops):
+                return start
+        return len(text)
 
 
-def recommended_sampling(name: str, folder: Path) -> SamplingParams:
-    """The sampling of generation_config.json, else of the model's card, else what M2's makers
-    recommend."""
+def recommended_sampling(name: str, folder: Path, format: Format) -> SamplingParams:
+    """The sampling of generation_config.json, else of the model's card, else of its family.
+
+    A field that is null is absent, and a top_k of 0 means none: so the hub's libraries write them.
+    """
     file = folder / "generation_config.json"
-    given = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    fields = {key: given[key] for key in ("temperature", "top_p", "top_k") if key in given}
+    given = read_json(file) if file.exists() else {}
+    fields: dict[str, Any] = {
+        key: given[key]
+        for key in ("temperature", "top_p", "top_k", "min_p")
+        if given.get(key) is not None
+    }
+    if fields.get("top_k") == 0:
+        fields["top_k"] = None
+    if given.get("do_sample") is False:
+        fields["temperature"] = 0
     if fields:
-        return replace(SamplingParams(top_k=None, top_p=1.0), **fields)
+        try:
+            return SamplingParams(**({"top_k": None, "top_p": 1.0} | fields))
+        except ValueError as error:
+            raise ValueError(f"{error}, see {file}") from None
     if name.lower() in (card.name for card in list_cards()):
         return SamplingParams(**asdict(get_card(name).sampling))
-    return SamplingParams()
+    return SamplingParams(top_k=None) if format.name == "minimax_m1" else SamplingParams()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingParams:
-    """How one request is sampled. The defaults are those MiniMax recommends for M1 and M2."""
+    """How one request is sampled. The defaults are those MiniMax recommends for M2."""
 
     temperature: float = 1.0
     """0 means greedy: the most likely token, the lowest id on a tie."""
@@ -35,35 +35,43 @@ class SamplingParams:
     """After this many tokens of thought the closing tag is forced; None means no limit."""
 
     def __post_init__(self) -> None:
-        _check(self.temperature >= 0, f"temperature is {self.temperature}, it must be 0 or more")
-        _check(0 < self.top_p <= 1, f"top_p is {self.top_p}, it must be above 0 and at most 1")
-        _check(
-            self.top_k is None or self.top_k >= 1, f"top_k is {self.top_k}, it must be 1 or more"
-        )
-        _check(0 <= self.min_p <= 1, f"min_p is {self.min_p}, it must lie between 0 and 1")
-        _check(
-            self.max_tokens is None or self.max_tokens >= 1,
-            f"max_tokens is {self.max_tokens}, it must be 1 or more",
-        )
-        _check(
-            self.logprobs is None or 0 <= self.logprobs <= 20,
-            f"logprobs is {self.logprobs}, it must lie between 0 and 20",
-        )
-        _check(
-            self.repetition_window is None or self.repetition_window >= 1,
-            f"repetition_window is {self.repetition_window}, it must be 1 or more",
-        )
-        _check(
-            0 < self.repetition_probability < 1,
-            f"repetition_probability is {self.repetition_probability}, it must lie between 0 and 1",
-        )
-        _check(
-            self.thinking_budget is None or self.thinking_budget >= 0,
-            f"thinking_budget is {self.thinking_budget}, it must be 0 or more",
-        )
-        _check(all(self.stop), "a stop text is empty, it must have at least one character")
+        for name in ("temperature", "top_p", "min_p", "repetition_probability"):
+            self._check_kind(name, (int, float), "a number")
+        for name in ("top_k", "seed", "max_tokens", "logprobs", "repetition_window"):
+            self._check_kind(name, (int, type(None)), "a whole number or none")
+        self._check_kind("thinking_budget", (int, type(None)), "a whole number or none")
+        for name, kind in (("stop", str), ("stop_token_ids", int)):
+            values = getattr(self, name)
+            if not isinstance(values, tuple) or not all(type(value) is kind for value in values):
+                raise ValueError(f"{name} is {values!r}, it must be a tuple of {kind.__name__}")
+        for holds, name, needed in (
+            (0 <= self.temperature < float("inf"), "temperature", "be 0 or more"),
+            (0 < self.top_p <= 1, "top_p", "be above 0 and at most 1"),
+            (self.top_k is None or self.top_k >= 1, "top_k", "be 1 or more"),
+            (0 <= self.min_p <= 1, "min_p", "lie between 0 and 1"),
+            (self.max_tokens is None or self.max_tokens >= 1, "max_tokens", "be 1 or more"),
+            (all(self.stop), "stop", "have no empty text"),
+            (self.logprobs is None or 0 <= self.logprobs <= 20, "logprobs", "be 0 to 20"),
+            (
+                self.repetition_window is None or self.repetition_window >= 1,
+                "repetition_window",
+                "be 1 or more",
+            ),
+            (
+                0 < self.repetition_probability < 1,
+                "repetition_probability",
+                "lie between 0 and 1",
+            ),
+            (
+                self.thinking_budget is None or self.thinking_budget >= 0,
+                "thinking_budget",
+                "be 0 or more",
+            ),
+        ):
+            if not holds:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, it must {needed}")
 
-
-def _check(holds: bool, message: str) -> None:
-    if not holds:
-        raise ValueError(message)
+    def _check_kind(self, name: str, kinds: tuple[type, ...], needed: str) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise ValueError(f"{name} is {value!r}, it must be {needed}")

@@ -2,12 +2,11 @@
 
 Thinking is dimmed on stderr, so `fulmen chat QUESTION > answer.txt` holds the answer alone. Ctrl-C
 ends the answer that is being written, keeps what there is, and gives the prompt back; a second one
-leaves.
+does not wait for the step that runs, and drops the answer. At the prompt it leaves.
 """
 
 import json
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,13 +31,13 @@ from fulmen.files import write_text
 from fulmen.llm import LLM, Completion
 from fulmen.sampling import SamplingParams
 
-stderr = Console(stderr=True, highlight=False)
+stderr = Console(stderr=True, highlight=False, emoji=False)
 
 HELP = """\
 /help                what can be typed here
-/exit                leave; so does Ctrl-D
+/exit, /quit         leave; so does Ctrl-D
 /new                 forget the conversation, keep the system prompt
-/system [TEXT]       show the system prompt, or set it and begin anew
+/system [TEXT]       show the system prompt, or set it and begin anew; /system none clears it
 /retry               drop the last answer and ask again
 /undo                drop the last question and its answer
 /set [NAME VALUE]    show how answers are sampled, or change it: /set temperature 0.3
@@ -109,38 +108,70 @@ class Conversation:
         return ([Message("system", self.system)] if self.system else []) + self.turns
 
     def ask(self, text: str) -> Completion:
-        """Sends a text, prints the answer as it comes, and keeps both; a failed turn leaves no
-        trace."""
+        """Sends a text, prints the answer as it comes, and keeps both.
+
+        A turn that failed, or was stopped before anything was said, leaves no trace.
+        """
+        before = list(self.turns)
         self.turns.append(Message("user", text))
         try:
             completion = self._answer()
         except BaseException:
-            self.turns.pop()
+            self.turns = before
             raise
-        self.turns.append(completion.reply.message())
+        reply = completion.reply
+        if completion.finish_reason == "abort" and not (
+            reply.thinking or reply.content or reply.tool_calls
+        ):
+            self.turns = before
+        else:
+            self.turns.append(reply.message())
         return completion
+
+    def ask_again(self) -> None:
+        """Asks the last question once more, in place of the answer it got."""
+        before = list(self.turns)
+        question = self.drop_last()
+        try:
+            self.ask(question)
+        except BaseException:
+            self.turns = before
+            raise
+
+    def drop_last(self) -> str:
+        """Forgets the last question and what came after it; returns the question."""
+        asked = [i for i, message in enumerate(self.turns) if message.role == "user"]
+        if not asked:
+            raise ValueError("there is no question yet")
+        question = self.turns[asked[-1]].content
+        del self.turns[asked[-1] :]
+        return question
 
     def _answer(self) -> Completion:
         started = time.perf_counter()
-        stream = self.llm.stream(self.messages(), params=self.params)
         first: float | None = None
         is_thinking = False
-        with Interrupt() as interrupt:
-            for event in stream:
-                first = first or time.perf_counter()
-                if isinstance(event, ThinkingDelta):
-                    is_thinking = self._print_thinking(event.text, is_thinking)
-                    continue
-                if is_thinking:
-                    stderr.print()
-                    is_thinking = False
-                self._print_event(event)
+        with (
+            Interrupt() as interrupt,
+            self.llm.stream(self.messages(), params=self.params) as stream,
+        ):
+            for events in stream.updates():
+                if first is None and stream.outputs:
+                    first = time.perf_counter()
+                for event in events:
+                    if isinstance(event, ThinkingDelta):
+                        is_thinking = self._print_thinking(event.text, is_thinking)
+                        continue
+                    if is_thinking:
+                        stderr.print()
+                        is_thinking = False
+                    self._print_event(event)
                 if interrupt.is_set:
                     break
-        completion = stream.finish()
+            completion = stream.finish()
         print(flush=True)
         self._remember(completion, started, first)
-        if completion.finish_reason not in ("stop", None):
+        if completion.finish_reason != "stop":
             stderr.print(f"[dim]({_REASONS[completion.finish_reason]})[/dim]")
         return completion
 
@@ -203,6 +234,8 @@ def converse(conversation: Conversation) -> None:
                 conversation.ask(text.removeprefix("/") if text.startswith("//") else text)
         except (ValueError, OSError) as error:
             stderr.print(str(error), style="red", markup=False)
+            if "the context holds" in str(error):
+                stderr.print("[dim]/undo and /new make room[/dim]")
         except KeyboardInterrupt:
             stderr.print()
 
@@ -224,15 +257,17 @@ def _command(conversation: Conversation, text: str) -> bool:
             return False
         case "/help":
             stderr.print(HELP, markup=False)
-        case "/new" | "/clear":
+        case "/new":
             conversation.turns.clear()
         case "/system":
             if rest:
-                conversation.system = rest
+                conversation.system = None if rest == "none" else rest
                 conversation.turns.clear()
             stderr.print(conversation.system or "no system prompt", markup=False)
-        case "/retry" | "/undo":
-            _drop_last(conversation, ask_again=name == "/retry")
+        case "/retry":
+            conversation.ask_again()
+        case "/undo":
+            conversation.drop_last()
         case "/set":
             _set(conversation, rest)
         case "/save":
@@ -244,16 +279,6 @@ def _command(conversation: Conversation, text: str) -> bool:
         case _:
             raise ValueError(f"{name} is no command, /help lists them")
     return True
-
-
-def _drop_last(conversation: Conversation, *, ask_again: bool) -> None:
-    asked = [i for i, message in enumerate(conversation.turns) if message.role == "user"]
-    if not asked:
-        raise ValueError("there is no question yet")
-    question = conversation.turns[asked[-1]].content
-    del conversation.turns[asked[-1] :]
-    if ask_again:
-        conversation.ask(question)
 
 
 def _set(conversation: Conversation, rest: str) -> None:
@@ -269,18 +294,20 @@ def _set(conversation: Conversation, rest: str) -> None:
     try:
         parsed = None if value == "none" else json.loads(value)
     except json.JSONDecodeError:
-        raise ValueError(f"{value!r} is no value for {name}, try a number or none") from None
-    change: dict[str, Any] = {name: tuple(parsed) if isinstance(parsed, list) else parsed}
-    try:
-        conversation.params = replace(conversation.params, **change)
-    except TypeError:
-        raise ValueError(f"{value!r} is no value for {name}, it is {known[name]!r} now") from None
+        parsed = value  # a stop text may be typed without quotes
+    if isinstance(known[name], tuple):
+        parsed = tuple(parsed) if isinstance(parsed, list) else (parsed,) * (parsed is not None)
+    change: dict[str, Any] = {name: parsed}
+    conversation.params = replace(conversation.params, **change)
 
 
 def _path(text: str, command: str) -> Path:
     if not text:
         raise ValueError(f"{command} needs the name of a file")
-    return Path(text).expanduser()
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{text} is no path: {error}") from None
 
 
 def _save(conversation: Conversation, path: Path) -> None:
@@ -294,14 +321,9 @@ def _load(conversation: Conversation, path: Path) -> None:
 
     try:
         messages = read_messages(json.loads(path.read_text("utf-8")))
-    except (UnicodeDecodeError, json.JSONDecodeError, TypeError, AttributeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} holds no conversation: {error}") from None
     system = messages[0].content if messages and messages[0].role == "system" else None
     conversation.system = system
     conversation.turns = messages[1:] if system is not None else messages
     stderr.print(f"{len(messages)} messages read from {path}", markup=False)
-
-
-def is_interactive() -> bool:
-    """Whether a person sits at both ends."""
-    return sys.stdin.isatty() and sys.stdout.isatty()

@@ -86,6 +86,13 @@ def test_impossible_sampling_is_one_sentence(folder: Path) -> None:
     assert run.stderr == "fulmen: temperature is -1.0, it must be 0 or more\n"
 
 
+def test_input_that_is_not_utf8_is_one_sentence(folder: Path) -> None:
+    command = [sys.executable, "-m", "fulmen.cli", "chat", "--model", str(folder)]
+    run = subprocess.run(command, input=b"caf\xe9", capture_output=True)
+    assert run.returncode == 1
+    assert run.stderr.startswith(b"fulmen: what was piped in is not UTF-8")
+
+
 def test_check_lists_problems_and_fails(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, "m1")
     run = fulmen("models", "check", tmp_path)
@@ -159,7 +166,11 @@ def test_a_conversation_with_its_commands(folder: Path, tmp_path: Path) -> None:
         ("/set", r"temperature = 0\.25"),
         ("/set colour red", "colour is no sampling parameter"),
         ("/set top_p 7", r"top_p is 7"),
-        ("/set top_k [", r"no value for top_k"),
+        ("/set top_k 3.5", r"top_k is 3\.5, it must be a whole number or none"),
+        ("/set stop_token_ids 5", ""),
+        ("/set stop END", ""),
+        ("/set", r"stop = \('END',\)"),
+        ("/set stop none", ""),
         ("/retry", "token limit"),
         (f"/save {tmp_path}/talk.json", "2 messages written"),
         ("/undo", ""),
@@ -167,7 +178,9 @@ def test_a_conversation_with_its_commands(folder: Path, tmp_path: Path) -> None:
         (f"/load {tmp_path}/talk.json", "2 messages read"),
         (f"/load {tmp_path}/none.json", "No such file"),
         ("/system Be brief.", r"Be brief\."),
+        ("/system none", "no system prompt"),
         ("/save", "needs the name of a file"),
+        ("/save ~nosuchuser/x", "is no path"),
         ("/nonsense", "/nonsense is no command"),
         ("/help", "forget the conversation"),
     ):
@@ -181,11 +194,25 @@ def test_a_conversation_with_its_commands(folder: Path, tmp_path: Path) -> None:
 
 
 def test_ctrl_c_stops_the_answer_and_gives_the_prompt_back(folder: Path) -> None:
-    terminal = Terminal("chat", "--model", folder, "--hide-thinking", "--ignore-eos")
+    flags = ("--ignore-eos", "--max-model-len", "1024", "--thinking-budget", "0")
+    terminal = Terminal("chat", "--model", folder, *flags)
     terminal.wait_for("Ctrl-D leaves.*> ")
     terminal.type("Hello")
-    time.sleep(0.5)
+    terminal.wait_for("Hello\r\n.*[^ ]")
     os.killpg(terminal.process.pid, signal.SIGINT)
-    terminal.wait_for(r"\(stopped\).*> ")
+    terminal.wait_for(r"\((stopped|stopped at the token limit)\).*> ")
     terminal.type("/exit")
     assert terminal.close() == 0
+
+
+def test_flags_without_an_effect_are_refused(folder: Path) -> None:
+    for arguments, sentence in (
+        (("chat", "hi", "--logprobs", "2"), "a chat does not print log-probabilities"),
+        (("generate", "hi", "--thinking-budget", "2"), "a plain text has no thought"),
+        (("generate", "hi", "--logprobs", "2"), "--logprobs needs --json"),
+        (("generate", "hi", "--kv-cache", "lots"), "lots"),
+    ):
+        run = fulmen(*arguments, "--model", folder)
+        assert (run.returncode, run.stdout) == (1, "")
+        assert sentence in run.stderr
+        assert len(run.stderr.splitlines()) == 1

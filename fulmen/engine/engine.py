@@ -10,6 +10,7 @@ force a request's next tokens or abort it between steps.
 """
 
 import itertools
+import logging
 import math
 import secrets
 from collections import deque
@@ -24,6 +25,8 @@ from fulmen.engine.sampler import Sampled, sample
 from fulmen.kernels import PAGE
 from fulmen.models import Model, Packed
 from fulmen.sampling import SamplingParams
+
+logger = logging.getLogger(__name__)
 
 FinishReason = Literal["stop", "length", "repetition", "abort"]
 
@@ -104,6 +107,14 @@ class Engine:
         longest = model.config.max_position_embeddings
         self.max_model_len = min(self.config.max_model_len or longest, longest)
         num_pages = self._num_pages()
+        if num_pages * PAGE < self.max_model_len:
+            logger.warning(
+                "the key-value cache of %.1f GiB holds %d tokens, the context could have %d: "
+                "raise kv_cache_bytes",
+                self.config.kv_cache_bytes / 2**30,
+                num_pages * PAGE,
+                self.max_model_len,
+            )
         self.max_model_len = min(self.max_model_len, num_pages * PAGE)
         self._cache = model.new_cache(num_pages, self.config.max_num_seqs)
         self._owners = CacheOwners(num_pages, self.config.max_num_seqs)
@@ -162,18 +173,30 @@ class Engine:
         return bool(self._waiting or self._running)
 
     def step(self) -> list[TokenOutput]:
-        """One forward pass; returns the new token of every request that got one."""
+        """One forward pass; returns the new token of every request that got one.
+
+        If it fails or is interrupted, the requests that took part are aborted.
+        """
         scheduled = self._schedule()
         if not scheduled:
             return []
-        logits = self._run(scheduled)
         outputs = []
-        for row, (request, _) in zip(logits, scheduled, strict=True):
-            if (
-                request.num_cached_tokens == request.num_tokens
-            ):  # else its prompt is still being read
-                outputs.append(self._record(request, self._sample(request, row)))
+        try:
+            logits = self._run(scheduled)
+            for row, (request, _) in zip(logits, scheduled, strict=True):
+                # A request whose prompt is still being read gets no token yet.
+                if request.num_cached_tokens == request.num_tokens:
+                    outputs.append(self._record(request, self._sample(request, row)))
+        except BaseException:
+            # Their states may be half written. Nothing else is touched, so the others go on.
+            for request, _ in scheduled:
+                self.abort(request.request_id)
+            raise
         return outputs
+
+    def is_unfinished(self, request_id: int) -> bool:
+        """Whether a request waits or runs."""
+        return any(request.request_id == request_id for request in (*self._running, *self._waiting))
 
     def force(self, request_id: int, token_ids: Sequence[int]) -> None:
         """Makes token_ids the next tokens of a request, one a step, instead of sampled ones."""

@@ -59,7 +59,8 @@ def candidates(logits: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
     count = len(logits) if params.top_k is None else min(params.top_k, len(logits))
     values, ids = logits.topk(count)
     # Dividing the gap to the best keeps a tiny temperature from overflowing.
-    probabilities = ((values - values[0]).double() / params.temperature).softmax(-1)
+    values = values.double()
+    probabilities = ((values - values[0]) / params.temperature).softmax(-1)
     if params.top_p < 1:
         before = probabilities.cumsum(-1) - probabilities
         kept = int((before < params.top_p).sum())

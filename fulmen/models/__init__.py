@@ -20,14 +20,21 @@ from fulmen.models.checkpoint import (
     read_config,
     save_model,
 )
-from fulmen.models.config import DTYPES
+from fulmen.models.config import DTYPES, read_json
 from fulmen.models.download import OnProgress
 from fulmen.models.flops import count_parameters
 from fulmen.models.layers import Trace
 from fulmen.models.m1 import M1, M1Config, router_aux_loss
 from fulmen.models.m2 import M2, M2Config
 from fulmen.models.packed import Cache, Packed
-from fulmen.models.plan import Plan, figure1_svg, figure1_text, make_plan, render_plan
+from fulmen.models.plan import (
+    Plan,
+    figure1_svg,
+    figure1_text,
+    make_plan,
+    parse_bytes,
+    render_plan,
+)
 
 __all__ = [
     "DTYPES",
@@ -54,9 +61,11 @@ __all__ = [
     "load_model",
     "make_plan",
     "new_model",
+    "parse_bytes",
     "published_config",
     "pull",
     "read_config",
+    "read_json",
     "render_card",
     "render_plan",
     "resolve",

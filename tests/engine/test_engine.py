@@ -95,6 +95,35 @@ def test_an_aborted_request_frees_its_share_and_disturbs_nobody(model: Model) ->
     assert len(engine._owners._pages) == engine._owners.num_pages
 
 
+def test_a_failed_step_aborts_what_took_part_and_leaves_the_rest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = MODELS["m1"]
+    engine = Engine(model, EngineConfig(max_num_seqs=1, max_model_len=256))
+    first, second = (engine.add_request([1, 2, 3], GREEDY) for _ in range(2))
+    engine.step()
+
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "forward", fail)
+        with pytest.raises(KeyboardInterrupt):
+            engine.step()
+    assert not engine.is_unfinished(first)
+    assert engine.is_unfinished(second)
+    assert [out.token_id for out in run(engine)[second]] == [
+        out.token_id for out in run_one(model, GREEDY)
+    ]
+    assert len(engine._owners._pages) == engine._owners.num_pages
+
+
+def test_a_context_cut_by_the_caches_size_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    engine = Engine(MODELS["m2"], EngineConfig(kv_cache_bytes=100_000))
+    assert engine.max_model_len < 1024
+    assert f"holds {engine.max_model_len} tokens, the context could have 1024" in caplog.text
+
+
 def test_eos_and_stop_ids_end_a_request_and_are_its_last_token() -> None:
     model = MODELS["m2"]
     free = [out.token_id for out in run_one(model, GREEDY)]

@@ -110,7 +110,14 @@ def test_a_forced_token_is_taken_and_its_logprob_reported() -> None:
         ({"repetition_window": 0}, "repetition_window is 0"),
         ({"repetition_probability": 1.0}, "repetition_probability is 1.0"),
         ({"thinking_budget": -1}, "thinking_budget is -1"),
-        ({"stop": ("",)}, "a stop text is empty"),
+        ({"stop": ("",)}, "stop is \\(''"),
+        ({"stop": "END"}, "stop is 'END', it must be a tuple of str"),
+        ({"stop_token_ids": (1.0,)}, "stop_token_ids is .* it must be a tuple of int"),
+        ({"max_tokens": 2.5}, "max_tokens is 2.5, it must be a whole number or none"),
+        ({"logprobs": True}, "logprobs is True, it must be a whole number or none"),
+        ({"seed": [1]}, "seed is \\[1\\], it must be a whole number or none"),
+        ({"temperature": None}, "temperature is None, it must be a number"),
+        ({"temperature": float("nan")}, "temperature is nan"),
     ],
 )
 def test_impossible_parameters_are_refused(wrong: dict[str, object], sentence: str) -> None:
