@@ -4,7 +4,8 @@ A Llama block is an M2 block with one expert: without QK norm, with rotary embed
 head, and with a router of zeros over that single expert, whose weight is then exactly 1. So a GGUF
 of architecture `llama` needs no model of its own: `read_config` says it in the words of M2's
 config.json, `read_tensors` gives M2's tensors, and `unpack` makes a checkpoint folder around the
-file. What M2 cannot compute (scaled rotary embedding, biases, several experts) is refused here.
+file. What M2 cannot compute (scaled rotary embedding, biases, several experts) is refused here;
+`gguf_tokenizer.py` reads the vocabulary.
 
 The header is parsed in this file: the `gguf` package's own reader takes seconds for a vocabulary
 and its errors are numpy's. The package's tables and dequantisation do the rest.
@@ -25,11 +26,16 @@ from uuid import uuid4
 import numpy as np
 import numpy.typing as npt
 import torch
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType, TokenType
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 from gguf.quants import dequantize
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from fulmen.files import replacing
+from fulmen.models.gguf_tokenizer import (
+    build_tokenizer,
+    read_generation_config,
+    read_tokenizer_config,
+    read_tokens,
+)
 
 T = TypeVar("T")
 
@@ -54,7 +60,7 @@ def read_tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 def read_tokenizer(path: Path) -> str:
     """The text of the tokenizer.json that the GGUF's vocabulary and merges stand for."""
-    return _build_tokenizer(_read_header(path))
+    return build_tokenizer(_read_header(path))
 
 
 def unpack(path: Path, folder: Path) -> None:
@@ -65,14 +71,14 @@ def unpack(path: Path, folder: Path) -> None:
     """
     file = _read_header(path)
     llama = _read_llama(file)
-    if (num_tokens := len(_read_tokens(file))) > llama.vocab_size:
+    if (num_tokens := len(read_tokens(file))) > llama.vocab_size:
         raise ValueError(
             f"{path} has {num_tokens} tokens, and embeddings for only {llama.vocab_size}"
         )
     texts = {
-        "tokenizer.json": _build_tokenizer(file),
-        "tokenizer_config.json": _to_json(_read_tokenizer_config(file)),
-        "generation_config.json": _to_json(_read_generation_config(file)),
+        "tokenizer.json": build_tokenizer(file),
+        "tokenizer_config.json": _to_json(read_tokenizer_config(file)),
+        "generation_config.json": _to_json(read_generation_config(file)),
         "config.json": _to_json(_to_config(llama)),
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -111,7 +117,9 @@ class _Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class _File:
+class File:
+    """A GGUF whose header is read."""
+
     path: Path
     mapped: npt.NDArray[np.uint8]
     """(file size,), a read-only map."""
@@ -130,6 +138,7 @@ class _File:
         return value
 
     def get_strings(self, key: str) -> list[str]:
+        """The metadata value of `key`, which must be a list of texts."""
         values = self.get(key, list)
         if not all(isinstance(value, str) for value in values):
             raise ValueError(f"{self.path} has {key} that are not texts")
@@ -193,7 +202,7 @@ class _Cursor:
         return float(str(np.float32(value))) if kind == GGUFValueType.FLOAT32 else value
 
 
-def _read_header(path: Path) -> _File:
+def _read_header(path: Path) -> File:
     # Mapping an empty file is an error of its own.
     mapped = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
     cursor = _Cursor(path, mapped)
@@ -210,7 +219,7 @@ def _read_header(path: Path) -> _File:
         tensors = [_read_tensor_header(cursor) for _ in range(num_tensors)]
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is damaged: a text in its header is not UTF-8") from error
-    file = _File(path, mapped, metadata, {})
+    file = File(path, mapped, metadata, {})
     alignment = file.get("general.alignment", int, 32)
     if alignment < 1:
         raise ValueError(f"{path} has general.alignment = {alignment}, it must be 1 or more")
@@ -227,7 +236,7 @@ def _read_tensor_header(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int
     return name, tuple(reversed(dimensions)), cursor.number("I"), cursor.number("Q")
 
 
-def _place(file: _File, name: str, shape: tuple[int, ...], type_id: int, start: int) -> _Entry:
+def _place(file: File, name: str, shape: tuple[int, ...], type_id: int, start: int) -> _Entry:
     try:
         quantization = GGMLQuantizationType(type_id)
         block_size, block_bytes = GGML_QUANT_SIZES[quantization]
@@ -319,7 +328,7 @@ def _to_config(llama: _Llama) -> dict[str, object]:
     }
 
 
-def _read_llama(file: _File) -> _Llama:
+def _read_llama(file: File) -> _Llama:
     """The sizes, after making sure that they are all there is to the model."""
     architecture = file.get("general.architecture", str)
     if architecture != "llama":
@@ -340,7 +349,7 @@ def _read_llama(file: _File) -> _Llama:
     return llama
 
 
-def _read_sizes(file: _File) -> _Llama:
+def _read_sizes(file: File) -> _Llama:
     def size(name: str, default: int | None = None) -> int:
         value = file.get(f"llama.{name}", int, default)
         if value < 1:
@@ -417,7 +426,7 @@ def _map_tensors(llama: _Llama) -> Iterator[tuple[str, _Source]]:
         yield "lm_head.weight", _Source("output.weight", (llama.vocab_size, hidden_size))
 
 
-def _check_tensors(file: _File, llama: _Llama) -> None:
+def _check_tensors(file: File, llama: _Llama) -> None:
     needed = set()
     for _, source in _map_tensors(llama):
         if source.name not in file.entries:
@@ -434,7 +443,7 @@ def _check_tensors(file: _File, llama: _Llama) -> None:
         )
 
 
-def _iterate_tensors(file: _File, llama: _Llama) -> Iterator[tuple[str, torch.Tensor]]:
+def _iterate_tensors(file: File, llama: _Llama) -> Iterator[tuple[str, torch.Tensor]]:
     for name, source in _map_tensors(llama):
         yield name, _load_tensor(file, source)
     for i in range(llama.num_hidden_layers):
@@ -443,7 +452,7 @@ def _iterate_tensors(file: _File, llama: _Llama) -> Iterator[tuple[str, torch.Te
         yield f"model.layers.{i}.block_sparse_moe.gate.weight", router
 
 
-def _load_tensor(file: _File, source: _Source) -> torch.Tensor:
+def _load_tensor(file: File, source: _Source) -> torch.Tensor:
     entry = file.entries[source.name]
     num_rows = math.prod(entry.shape[:-1])
     packed = file.mapped[entry.start : entry.start + entry.num_bytes].reshape(num_rows, -1)
@@ -464,137 +473,7 @@ def _load_tensor(file: _File, source: _Source) -> torch.Tensor:
     return torch.from_numpy(owned.reshape(entry.shape))
 
 
-# The tokenizer, and the small files that name its special tokens.
-
-_LLAMA3_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_QWEN2_WORDS = _LLAMA3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}")
-
-
-def _build_tokenizer(file: _File) -> str:
-    kind = file.get("tokenizer.ggml.model", str)
-    if kind != "gpt2":
-        raise ValueError(
-            f"{file.path} has a tokenizer of kind {kind}, only byte-level BPE (gpt2) is supported"
-        )
-    tokens = _read_tokens(file)
-    vocab = {token: i for i, token in enumerate(tokens)}
-    if len(vocab) != len(tokens):
-        raise ValueError(f"{file.path} has the same token twice in tokenizer.ggml.tokens")
-    merges = []
-    for merge in file.get_strings("tokenizer.ggml.merges"):
-        left, _, right = merge.partition(" ")
-        if not {left, right, left + right} <= vocab.keys():
-            raise ValueError(f"{file.path} has the merge {merge!r}, whose tokens it does not have")
-        merges.append((left, right))
-
-    tokenizer = Tokenizer(models.BPE(vocab, merges))
-    _set_splitting(tokenizer, file)
-    tokenizer.decoder = decoders.ByteLevel()
-    for token, token_type in zip(tokens, _read_token_types(file, len(tokens)), strict=True):
-        if token_type in (TokenType.CONTROL, TokenType.UNKNOWN):
-            tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False)])
-        elif token_type == TokenType.USER_DEFINED:
-            tokenizer.add_tokens([AddedToken(token, special=False, normalized=False)])
-    return tokenizer.to_str()
-
-
-def _set_splitting(tokenizer: Tokenizer, file: _File) -> None:
-    """Sets how text becomes the words that merges apply to, by the file's name for it."""
-    gpt2_words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    match name := file.get("tokenizer.ggml.pre", str):
-        case "gpt-2" | "default":
-            tokenizer.pre_tokenizer = gpt2_words
-        case "smollm":
-            digits = pre_tokenizers.Digits(individual_digits=True)
-            tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, gpt2_words])
-        case "llama-bpe":
-            tokenizer.pre_tokenizer = _split_by(_LLAMA3_WORDS)
-            # Llama 3's vocabulary has whole words that its merges do not reach.
-            tokenizer.model.ignore_merges = True
-        case "qwen2":
-            tokenizer.pre_tokenizer = _split_by(_QWEN2_WORDS)
-            tokenizer.normalizer = normalizers.NFC()
-        case _:
-            raise ValueError(
-                f"{file.path} has tokenizer.ggml.pre = {name}, supported are smollm, gpt-2, "
-                "default, llama-bpe and qwen2"
-            )
-
-
-def _split_by(words: str) -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(words), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-
-
-def _read_tokens(file: _File) -> list[str]:
-    return file.get_strings("tokenizer.ggml.tokens")
-
-
-def _read_token_id(file: _File, role: str, num_tokens: int) -> int | None:
-    """The id of a special token (`bos`, `eos`, ...), or None if the file names none."""
-    key = f"tokenizer.ggml.{role}_token_id"
-    if key not in file.metadata:
-        return None
-    token_id = file.get(key, int)
-    if not 0 <= token_id < num_tokens:
-        raise ValueError(f"{file.path} has {key} = {token_id}, and {num_tokens} tokens")
-    return token_id
-
-
-def _read_token_types(file: _File, num_tokens: int) -> list[int]:
-    token_types = file.get("tokenizer.ggml.token_type", list)
-    if len(token_types) != num_tokens:
-        raise ValueError(
-            f"{file.path} has {len(token_types)} values in tokenizer.ggml.token_type for "
-            f"{num_tokens} tokens"
-        )
-    return token_types
-
-
-def _read_tokenizer_config(file: _File) -> dict[str, object]:
-    config: dict[str, object] = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "clean_up_tokenization_spaces": False,
-        "add_bos_token": file.get("tokenizer.ggml.add_bos_token", bool, False),
-        "model_max_length": file.get("llama.context_length", int),
-    }
-    tokens = _read_tokens(file)
-    for role, name in {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}.items():
-        if (token_id := _read_token_id(file, name, len(tokens))) is not None:
-            config[f"{role}_token"] = tokens[token_id]
-    if "tokenizer.chat_template" in file.metadata:
-        config["chat_template"] = file.get("tokenizer.chat_template", str)
-    return config
-
-
-# A chat model may end its turn with any of these, whichever of them its metadata calls the end.
-_END_TOKENS = ("<|im_end|>", "<|eot_id|>", "<|endoftext|>")
-
-
-def _read_generation_config(file: _File) -> dict[str, object]:
-    tokens = _read_tokens(file)
-    token_types = _read_token_types(file, len(tokens))
-    ids = {
-        role: _read_token_id(file, role, len(tokens))
-        for role in ("bos", "eos", "eot", "eom", "padding")
-    }
-    end_ids = [ids["eos"], ids["eot"], ids["eom"]]
-    for i, token in enumerate(tokens):
-        if token in _END_TOKENS and token_types[i] == TokenType.CONTROL:
-            end_ids.append(i)
-    config = {
-        "bos_token_id": ids["bos"],
-        "eos_token_id": [i for i in dict.fromkeys(end_ids) if i is not None],
-        "pad_token_id": ids["padding"],
-    }
-    return {name: value for name, value in config.items() if value is not None}
+# The small files.
 
 
 def _to_json(values: dict[str, object]) -> str:

@@ -122,6 +122,44 @@ def test_m1_cards_say_who_made_them_with_what_and_at_what_cost() -> None:
         assert fact in german
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_minimax_cards_name_the_technical_lead(name: str) -> None:
+    card = get_card(name)
+    assert (card.maker == "MiniMax") == (card.technical_lead == "Yan Junjie (Junjie Yan)")
+    assert ("Technical lead Yan Junjie" in one_line(render_card(card))) == (name != "smollm2")
+
+
+@pytest.mark.parametrize("name", ["minimax-m2", "minimax-m2.1", "minimax-m2.5"])
+@pytest.mark.parametrize(
+    ("language", "facts"),
+    [
+        ("en", ("29.2 trillion tokens", "pull requests", "CISPO", "Windowed FIFO", "Prefix-tree")),
+        ("de", ("29,2 Billionen Token", "Pull-Requests", "CISPO", "Windowed FIFO", "Präfixbaum")),
+    ],
+)
+def test_m2_cards_say_what_the_models_were_trained_on_and_with(
+    name: str, language: catalog.Language, facts: tuple[str, ...]
+) -> None:
+    training = get_card(name).text[language].training
+    for fact in (*facts, "8K", "192K", "GitHub", "Forge"):
+        assert fact in training
+
+
+@pytest.mark.parametrize(("language", "millions"), [("en", "million"), ("de", "Millionen")])
+def test_licences_with_a_condition_say_it(language: catalog.Language, millions: str) -> None:
+    licence = get_card("minimax-m2").text[language].licence
+    for words in ("MIT ", f"100 {millions}", f"30 {millions}", "MiniMax M2"):
+        assert words in licence
+    assert "MiniMax M2.5" in get_card("minimax-m2.5").text[language].licence
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_cards_speak_of_the_model_and_not_of_themselves(name: str) -> None:
+    text = render_card(get_card(name)) + render_card(get_card(name), "de")
+    for words in ("repeated here", "wiedergegeben", "Sandkästen", "this card", "diese Karte"):
+        assert words not in text
+
+
 def test_the_paper_of_m1_has_its_title_and_all_its_authors() -> None:
     paper = get_card("minimax-m1-40k").paper
     assert paper.arxiv == "2506.13585"

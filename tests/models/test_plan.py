@@ -11,7 +11,9 @@ from fulmen.models.catalog import list_cards, published_config
 from fulmen.models.plan import Plan, make_plan, render_plan
 from fulmen.models.plan.forecast import (
     ACCELERATORS,
+    HEADROOM,
     Forecast,
+    Reading,
     forecast_machine,
     parse_bytes,
     parse_gpus,
@@ -25,6 +27,11 @@ M1, M2 = "minimax-m1-80k", "minimax-m2"
 
 def forecast(plan: Plan, precision: str) -> Forecast:
     return next(row for row in plan.forecasts if row.precision == precision)
+
+
+def readings_of_m2(context: int) -> list[Reading]:
+    config = published_config(M2)
+    return readings(config, kv_bytes=253_952, state_bytes=0, context=context)
 
 
 # Hardware as a user writes it.
@@ -167,7 +174,36 @@ def test_m1_in_bf16_fits_eight_h200_and_not_eight_h800() -> None:
     assert forecast(make_plan(M1, gpus="8xH200"), "bf16").fits
     row = forecast(make_plan(M1, gpus="8xH800"), "bf16")
     assert not row.fits
-    assert (row.cache_tokens, row.streams, row.decode_bound) == (0, 0, 0)
+    assert (row.cache_tokens, row.max_model_len, row.streams, row.decode_bound) == (0, 0, 0, 0)
+
+
+def test_the_longest_sequence_is_told_where_the_planned_one_does_not_fit() -> None:
+    plan = make_plan(M2, gpus="2xH200")
+    row = forecast(plan, "fp8")
+    assert not row.fits
+    # 2 x 141 GB x 0.85, less 230.1 GB of weights, at 253,952 bytes a token.
+    assert row.cache_tokens == (239_700_000_000 - 230_121_630_720) // 253_952 == 37_717
+    assert 33_000 < row.max_model_len <= 37_717 * (1 - HEADROOM)
+    text = render_plan(plan)
+    assert f"37,717{row.max_model_len:>11,}  too short for 131,072 tokens" in text
+    assert f"--max-model-len {row.max_model_len} " in plan.launch["vllm"] + " "
+    assert f"--context-length {row.max_model_len} " in plan.launch["sglang"] + " "
+    sentence = f"131,072 tokens do not fit, the limit in the command is {row.max_model_len:,}"
+    assert any(sentence in note for note in plan.notes)
+    assert forecast(make_plan(M2, gpus="2xH200", context=row.max_model_len), "fp8").fits
+
+
+def test_the_state_of_a_sequence_takes_room_from_its_cache() -> None:
+    row = forecast(make_plan(M1, gpus="4xH200"), "int8-experts")
+    free = round(4 * 141e9 * 0.90) - row.weight_bytes
+    state, token = 280 * 1024**2, 40_960
+    assert row.cache_tokens == (free - state) // token
+    assert row.max_model_len * token + state <= (1 - HEADROOM) * free + HEADROOM * state
+
+
+def test_a_sequence_is_never_longer_than_the_models_positions() -> None:
+    row = forecast(make_plan(M2, gpus="8xB200"), "fp8")
+    assert row.cache_tokens > row.max_model_len == 196_608
 
 
 def test_decoding_is_bound_by_active_weights_and_cache_over_bandwidth() -> None:
@@ -190,7 +226,7 @@ def test_a_prompt_is_bound_by_its_flops() -> None:
 
 
 def test_streams_share_the_experts_they_read() -> None:
-    (_, _, _, _, int4) = readings(published_config(M2), 253_952, 0)
+    (_, _, _, _, int4) = readings_of_m2(context=1)
     experts = int4.weights.experts
     # Of 256 experts a layer, 32 tokens with eight choices each visit 163, and 128 visit 252.
     assert round(256 * int4.experts_read(32) / experts) == 163
@@ -208,6 +244,9 @@ def test_a_machine_with_room_reads_memory_alone() -> None:
     assert row.decode_low == pytest.approx(0.2 * row.decode_bound)
     assert row.decode_high == pytest.approx(0.7 * row.decode_bound)
     assert row.prompt_seconds is None
+    text = render_plan(make_plan(M2, ram="256GiB", memory="100GB/s"))
+    assert "expect, with all in memory: 20% to 70% of the bound" in text
+    assert "GPUs decide" not in text
 
 
 def test_experts_that_do_not_fit_are_read_from_disk_at_an_honest_rate() -> None:
@@ -226,7 +265,18 @@ def test_experts_that_do_not_fit_are_read_from_disk_at_an_honest_rate() -> None:
 def test_without_a_disk_nothing_fits_that_exceeds_memory() -> None:
     plan = make_plan(M2, ram="24GiB")
     assert not any(row.fits for row in plan.forecasts)
-    assert "does not fit" in render_plan(plan)
+    text = render_plan(plan)
+    assert "does not fit" in text
+    assert "of the bound" not in text
+
+
+def test_a_machine_tells_the_longest_sequence_that_fits() -> None:
+    row = forecast(make_plan(M2, ram="130GiB", context=196_608), "int4")
+    assert not row.fits
+    room = (130 - 2) * 1024**3 - row.weight_bytes
+    assert row.cache_tokens == row.max_model_len == room // 253_952
+    longest = make_plan(M2, ram="130GiB", context=row.max_model_len)
+    assert forecast(longest, "int4").fits
 
 
 def test_what_must_stay_in_memory_decides_even_with_a_disk() -> None:
@@ -234,7 +284,7 @@ def test_what_must_stay_in_memory_decides_even_with_a_disk() -> None:
 
 
 def test_more_of_anything_never_makes_decoding_slower() -> None:
-    for reading in readings(published_config(M2), 253_952, 2048 * 253_952):
+    for reading in readings_of_m2(context=2048):
         last = 0.0
         for gib in (16, 24, 32, 64, 128, 192, 256, 512):
             row = forecast_machine(reading, ram_bytes=gib * 1024**3, memory=40e9, disk=3e9)
@@ -281,8 +331,9 @@ def test_m2_on_eight_gpus_needs_expert_parallelism_and_on_four_does_not() -> Non
 
 def test_a_short_cache_limits_the_length_in_the_command() -> None:
     plan = make_plan(M2, gpus="4xA100-80", context=1000)
-    length = forecast(plan, "fp8").cache_tokens
-    assert length < 196_608
+    row = forecast(plan, "fp8")
+    length = row.max_model_len
+    assert 0 < length <= row.cache_tokens * (1 - HEADROOM) < 196_608
     assert f"--max-model-len {length}" in plan.launch["vllm"]
     assert f"--context-length {length}" in plan.launch["sglang"]
     assert any("A100-80 has no FP8 products" in note for note in plan.notes)
@@ -292,13 +343,42 @@ def test_no_command_is_printed_that_could_not_start() -> None:
     small = make_plan(M1, gpus="4xH100")
     assert small.launch == {}
     assert any("477" in note or "478" in note for note in small.notes)
-    long = make_plan(M2, gpus="4xA100-80", context=196_608)
-    assert long.launch == {}
-    assert any("no sequence of that length" in note for note in long.notes)
     odd = make_plan(M2, gpus="6xH200")
     assert odd.launch == {}
     assert any("1, 2, 4 or 8 GPUs" in note for note in odd.notes)
     assert make_plan("smollm2", gpus="H100").launch == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus", "sentence"),
+    [
+        # 478 GB of 230 GB each are three GPUs, 230 GB of 27 GB each are nine.
+        (M1, "MI325X", "478 GB for the weights alone, it takes 4xMI325X at least"),
+        (M2, "8xRTX5090", "230 GB for the weights alone, it takes more than a node of 8xRTX5090"),
+    ],
+)
+def test_too_few_gpus_are_told_a_number_that_can_be_launched(
+    name: str, gpus: str, sentence: str
+) -> None:
+    plan = make_plan(name, gpus=gpus)
+    assert plan.launch == {}
+    assert any(sentence in note for note in plan.notes)
+
+
+def test_the_number_of_gpus_that_a_note_asks_for_can_be_launched() -> None:
+    for name in (M1, M2):
+        for gpu in ACCELERATORS:
+            for note in make_plan(name, gpus=gpu).notes:
+                found = re.search(r"takes (\d)x", note)
+                if found:
+                    assert make_plan(name, gpus=f"{found[1]}x{gpu}").launch
+
+
+def test_m1_takes_the_precision_that_holds_the_planned_length() -> None:
+    plan = make_plan(M1, gpus="8xH200", context=3_000_000)
+    assert 0 < forecast(plan, "bf16").max_model_len < 3_000_000
+    assert "--quantization experts_int8" in plan.launch["vllm"]
+    assert "--max-model-len 3000000" in plan.launch["vllm"]
 
 
 # Reinforcement learning.

@@ -182,6 +182,11 @@ MAX_STREAMS: Final = 32
 USABLE: Final = {"minimax_m1": 0.90, "minimax_m2": 0.85}
 """The share of GPU memory that serving engines may use. So the makers' own statements come out
 within a quarter: M1 2M tokens on 8xH800 and 5M on 8xH20, M2 400K on 4x96 GB and 3M on 8x144 GB."""
+HEADROOM: Final = 0.1
+"""The share of the cache on GPUs that one sequence leaves free: an engine's own buffers vary, and a
+limit that needs the whole cache does not start."""
+_LENGTH_STEP: Final = 256
+"""Lengths that headroom decides are a multiple of this many tokens, so of an engine's pages."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -191,9 +196,11 @@ class Forecast:
     precision: str
     weight_bytes: int
     fits: bool
-    """Whether weights and one sequence of the planned length have room; if not, the rest is 0."""
+    """Whether weights and one sequence of the planned length have room; if not, speeds are 0."""
     cache_tokens: int = 0
-    """Tokens of cache that fit beside the weights in memory, of all sequences together."""
+    """Tokens of cache that fit beside the weights and the state of one sequence."""
+    max_model_len: int = 0
+    """Tokens of the longest sequence that fits, on GPUs with headroom; 0 if the weights do not."""
     expert_share: float = 1.0
     """How much of the experts is in memory; below 1 the rest is read from disk."""
     decode_bound: float = 0.0
@@ -219,8 +226,24 @@ class Reading:
     """The share of its experts that a token visits in a layer."""
     kv_bytes: int
     """Cache of one token; 0 if no layer is softmax attention."""
-    sequence_bytes: int
-    """Cache and state of one sequence of the planned length."""
+    state_bytes: int
+    """State of one sequence; 0 if every layer is softmax attention."""
+    context: int
+    """The planned length of a sequence."""
+    max_position_embeddings: int
+
+    @property
+    def sequence_bytes(self) -> int:
+        """Cache and state of one sequence of the planned length."""
+        return self.context * self.kv_bytes + self.state_bytes
+
+    def cache_tokens(self, free: int) -> int:
+        """Tokens whose cache has room in `free` bytes beside the state of one sequence."""
+        if free < self.state_bytes:
+            return 0
+        if not self.kv_bytes:
+            return self.max_position_embeddings
+        return (free - self.state_bytes) // self.kv_bytes
 
     def experts_read(self, streams: int = 1) -> float:
         """Bytes of the experts that `streams` tokens visit, with uniform routing."""
@@ -231,7 +254,7 @@ class Reading:
         return self.weights.rest + self.experts_read(streams) + streams * self.sequence_bytes
 
 
-def readings(config: Config, kv_bytes: int, sequence_bytes: int) -> list[Reading]:
+def readings(config: Config, *, kv_bytes: int, state_bytes: int, context: int) -> list[Reading]:
     """One for each of PRECISIONS."""
     return [
         Reading(
@@ -239,7 +262,9 @@ def readings(config: Config, kv_bytes: int, sequence_bytes: int) -> list[Reading
             weights=weights_at(config, precision),
             chosen=config.num_experts_per_tok / config.num_local_experts,
             kv_bytes=kv_bytes,
-            sequence_bytes=sequence_bytes,
+            state_bytes=state_bytes,
+            context=context,
+            max_position_embeddings=config.max_position_embeddings,
         )
         for precision in PRECISIONS
     ]
@@ -249,8 +274,19 @@ def forecast_gpus(reading: Reading, gpus: Gpus, *, usable: float, prompt_flops: 
     """The weights spread over all GPUs, of whose memory engines use the share `usable`."""
     gpu, weight_bytes = gpus.accelerator, reading.weights.total
     free = round(gpus.count * gpu.memory_bytes * usable) - weight_bytes
-    if free < reading.sequence_bytes:
-        return Forecast(precision=reading.precision, weight_bytes=weight_bytes, fits=False)
+    cache_tokens = reading.cache_tokens(free)
+    max_model_len = min(
+        math.floor(cache_tokens * (1 - HEADROOM)) // _LENGTH_STEP * _LENGTH_STEP,
+        reading.max_position_embeddings,
+    )
+    if max_model_len < reading.context:
+        return Forecast(
+            precision=reading.precision,
+            weight_bytes=weight_bytes,
+            fits=False,
+            cache_tokens=cache_tokens,
+            max_model_len=max_model_len,
+        )
     bandwidth = gpus.count * gpu.bytes_per_second
     has_fp8 = reading.precision == "fp8" and gpu.fp8_flops is not None
     rate = gpu.fp8_flops if has_fp8 else gpu.bf16_flops
@@ -260,7 +296,8 @@ def forecast_gpus(reading: Reading, gpus: Gpus, *, usable: float, prompt_flops: 
         precision=reading.precision,
         weight_bytes=weight_bytes,
         fits=True,
-        cache_tokens=free // max(reading.kv_bytes, 1),
+        cache_tokens=cache_tokens,
+        max_model_len=max_model_len,
         decode_bound=bandwidth / reading.bytes_read(),
         streams=streams,
         streams_bound=streams * bandwidth / reading.bytes_read(streams),
@@ -275,14 +312,21 @@ def forecast_machine(
     weights = reading.weights
     free = ram_bytes - _SYSTEM_BYTES - weights.rest - weights.embedding
     room = free - reading.sequence_bytes
-    if room >= weights.experts:
+    is_in_memory = room >= weights.experts
+    # Experts that a disk holds give way to the cache.
+    cache_tokens = reading.cache_tokens(
+        free - weights.experts if is_in_memory or disk is None else free
+    )
+    max_model_len = min(cache_tokens, reading.max_position_embeddings)
+    if is_in_memory:
         streams = min((free - weights.experts) // reading.sequence_bytes, MAX_STREAMS)
         bound = memory / reading.bytes_read()
         return Forecast(
             precision=reading.precision,
             weight_bytes=weights.total,
             fits=True,
-            cache_tokens=(free - weights.experts) // max(reading.kv_bytes, 1),
+            cache_tokens=cache_tokens,
+            max_model_len=max_model_len,
             decode_bound=bound,
             decode_low=bound * REACHED[0],
             decode_high=bound * REACHED[1],
@@ -290,7 +334,13 @@ def forecast_machine(
             streams_bound=streams * memory / reading.bytes_read(streams),
         )
     if room < 0 or disk is None:
-        return Forecast(precision=reading.precision, weight_bytes=weights.total, fits=False)
+        return Forecast(
+            precision=reading.precision,
+            weight_bytes=weights.total,
+            fits=False,
+            cache_tokens=cache_tokens,
+            max_model_len=max_model_len,
+        )
 
     share = room / weights.experts
     missed_at_best = reading.experts_read() * (1 - share**SKEW)
@@ -307,7 +357,8 @@ def forecast_machine(
         precision=reading.precision,
         weight_bytes=weights.total,
         fits=True,
-        cache_tokens=free // max(reading.kv_bytes, 1),
+        cache_tokens=cache_tokens,
+        max_model_len=max_model_len,
         expert_share=share,
         decode_bound=1 / best,
         decode_low=1 / worst,

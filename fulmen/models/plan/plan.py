@@ -5,7 +5,6 @@ Everything follows from a config.json and from a line about the hardware: sizes 
 scale, and what reinforcement learning like the M1 report's would cost.
 """
 
-import math
 import shlex
 import textwrap
 from collections.abc import Iterable, Iterator
@@ -27,6 +26,7 @@ from fulmen.models.m1 import M1Config
 from fulmen.models.plan.figure1 import as_drawn
 from fulmen.models.plan.forecast import (
     ACCELERATORS,
+    HEADROOM,
     MAX_STREAMS,
     PRECISIONS,
     REACHED,
@@ -50,7 +50,7 @@ _NODE_SIZES: Final = (1, 2, 4, 8)
 
 
 def _launch(
-    config: Config, checkpoint: str, gpus: Gpus, forecasts: Iterable[Forecast], max_context: int
+    config: Config, checkpoint: str, gpus: Gpus, rows: list[Reading], max_context: int
 ) -> tuple[dict[str, str], list[str]]:
     """The command of each engine, by its name, and what to know about them."""
     if gpus.count not in _NODE_SIZES:
@@ -58,18 +58,21 @@ def _launch(
     is_m1 = isinstance(config, M1Config)
     stored = "fp8" if config.quantization_config else "bf16"
     wanted = ("bf16", "int8-experts") if is_m1 else (stored,)
-    fitting = [row for row in forecasts if row.precision in wanted and row.fits]
-    if not fitting:
-        least = min(row.weight_bytes for row in forecasts if row.precision in wanted)
-        usable = gpus.accelerator.memory_bytes * USABLE[config.model_type]
-        if least < gpus.count * usable:
-            return {}, ["no launch command: the weights fit, but no sequence of that length does"]
-        return {}, [
-            f"no launch command: the engines need {least / 1e9:.0f} GB for the weights alone, "
-            f"which takes {math.ceil(least / usable)} x {gpus.accelerator.name} at least"
-        ]
-    row, checkpoint = fitting[0], shlex.quote(checkpoint)
-    length = min(max_context, row.cache_tokens)
+    rows = [row for row in rows if row.precision in wanted]
+    context = rows[0].context
+    forecasts = _on_gpus(rows, gpus, config, context)
+    # The first that holds a sequence of the planned length, else the one with the longest.
+    row = max(forecasts, key=lambda row: (row.fits, 0 if row.fits else row.max_model_len))
+    if not row.max_model_len:
+        return {}, [f"no launch command: {_too_few(config, gpus, rows)}"]
+    checkpoint = shlex.quote(checkpoint)
+    length = min(max(max_context, context), row.max_model_len)
+    notes = []
+    if not row.fits:
+        notes.append(
+            f"{context:,} tokens do not fit, the limit in the command is {length:,}; --context "
+            f"{length} forecasts the speed at that length"
+        )
     is_limited = length < config.max_position_embeddings
     if is_m1:
         quantisation = " --quantization experts_int8" if row.precision == "int8-experts" else ""
@@ -80,20 +83,21 @@ def _launch(
             "--enable-auto-tool-choice --tool-call-parser minimax"
         )
         return {"vllm": command}, [
+            *notes,
             "vLLM carries M1 from 0.9.2 to 0.23.0 (pip install 'vllm>=0.9.2,<=0.23.0'); earlier "
             "versions lose precision, later ones removed the model",
             _REMOTE_CODE,
         ]
-    notes = [_REMOTE_CODE]
+    notes.append(_REMOTE_CODE)
     sglang_split, vllm_split = f"--tp-size {gpus.count}", f"--tensor-parallel-size {gpus.count}"
     if config.quantization_config is not None:
-        rows = config.quantization_config.weight_block_size[0]
-        if config.intermediate_size // gpus.count % rows:
+        block = config.quantization_config.weight_block_size[0]
+        if config.intermediate_size // gpus.count % block:
             sglang_split += f" --ep-size {gpus.count}"
             vllm_split += " --enable-expert-parallel"
             notes.append(
                 f"experts are spread whole over the GPUs: {config.intermediate_size} columns in "
-                f"{gpus.count} parts are no whole blocks of {rows}"
+                f"{gpus.count} parts are no whole blocks of {block}"
             )
         if gpus.accelerator.fp8_flops is None:
             notes.append(
@@ -110,6 +114,17 @@ def _launch(
         "--reasoning-parser minimax_m2_append_think"
         + (f" --max-model-len {length}" if is_limited else ""),
     }, notes
+
+
+def _too_few(config: Config, gpus: Gpus, rows: list[Reading]) -> str:
+    """Why no launch is possible, and the smallest number of such GPUs with which one is."""
+    least = min(row.weights.total for row in rows)
+    needed = f"the engines need {least / 1e9:.0f} GB for the weights alone"
+    for count in _NODE_SIZES:
+        node = replace(gpus, count=count)
+        if any(row.max_model_len for row in _on_gpus(rows, node, config, rows[0].context)):
+            return f"{needed}, it takes {node} at least"
+    return f"{needed}, it takes more than a node of {node}"
 
 
 _REMOTE_CODE: Final = (
@@ -192,6 +207,8 @@ class Plan:
     prefill_flops: float
     """Of a prompt of `context` tokens."""
     hardware: str | None
+    is_on_gpus: bool
+    """Whether `hardware` is GPUs, not one machine without."""
     forecasts: tuple[Forecast, ...]
     launch: dict[str, str]
     """Commands by engine."""
@@ -239,7 +256,7 @@ def make_plan(
         )
     counts = count_parameters(config)
     kv_bytes, kv_formula, state_bytes, state_formula = _sequence(config)
-    rows = readings(config, kv_bytes, context * kv_bytes + state_bytes)
+    rows = readings(config, kv_bytes=kv_bytes, state_bytes=state_bytes, context=context)
     hardware: str | None = None
     forecasts: list[Forecast] = []
     launch: dict[str, str] = {}
@@ -252,7 +269,7 @@ def make_plan(
         forecasts = _on_machine(rows, ram, memory, disk)
     if gpus is not None and (card is None or card.source is None):
         checkpoint = name if card is None else card.hub
-        launch, notes = _launch(config, checkpoint, parse_gpus(gpus), forecasts, max_context)
+        launch, notes = _launch(config, checkpoint, parse_gpus(gpus), rows, max_context)
     return Plan(
         name=name if card is None else card.title,
         model_type=config.model_type,
@@ -273,6 +290,7 @@ def make_plan(
         flops_as_drawn=_drawn(config),
         prefill_flops=prefill_flops(config, context),
         hardware=hardware,
+        is_on_gpus=gpus is not None,
         forecasts=tuple(forecasts),
         launch=launch,
         rl=_rl_cost(config, parse_gpus(rl_gpus)),
@@ -402,13 +420,17 @@ def _render_flops(plan: Plan) -> str:
 
 def _render_forecasts(plan: Plan) -> str:
     lines = [
-        f"{'':<13}{'weights':>10}{'cache beside':>18}{'one sequence':>14}{'expect':>15}"
-        f"{'side by side':>16}{'prompt':>11}"
+        f"{'':<13}{'weights':>10}{'cache tokens':>14}{'longest':>11}{'one sequence':>14}"
+        f"{'expect':>15}{'side by side':>16}{'prompt':>11}"
     ]
     for row in plan.forecasts:
         start = f"{row.precision:<13}{row.weight_bytes / 1e9:>7.1f} GB"
-        if not row.fits:
+        if not row.max_model_len:
             lines.append(f"{start}  does not fit")
+            continue
+        start += f"{row.cache_tokens:>14,}{row.max_model_len:>11,}"
+        if not row.fits:
+            lines.append(f"{start}  too short for {plan.context:,} tokens")
             continue
         expect = "-"
         if row.decode_low is not None and row.decode_high is not None:
@@ -416,40 +438,55 @@ def _render_forecasts(plan: Plan) -> str:
         together = f"{_rate(row.streams_bound)} by {row.streams}"
         prompt = "-" if row.prompt_seconds is None else f"{row.prompt_seconds:,.1f} s"
         lines.append(
-            f"{start}{row.cache_tokens:>11,} tokens{_rate(row.decode_bound) + '/s':>14}"
-            f"{expect:>15}{together:>16}{prompt:>11}"
+            f"{start}{_rate(row.decode_bound) + '/s':>14}{expect:>15}{together:>16}{prompt:>11}"
         )
-    on_disk = [row for row in plan.forecasts if row.fits and row.expert_share < 1]
-    for row in on_disk:
-        lines.append(
-            f"{row.precision:<13}{row.expert_share:.0%} of the experts in memory: "
-            f"{row.expert_share:.0%} to {row.expert_share**SKEW:.0%} of the choices hit"
-        )
-    legend = [
-        f"one sequence: tokens a second, {plan.context:,} tokens long, if nothing but reading took "
-        "time: bandwidth / (active weights + cache + state), the head read, the embedding not",
-        f"side by side: all sequences together, as many of that length as fit, {MAX_STREAMS} at "
-        "most, with uniform routing",
+    lines += [
+        f"{row.precision:<13}{row.expert_share:.0%} of the experts in memory: "
+        f"{row.expert_share:.0%} to {row.expert_share**SKEW:.0%} of the choices hit"
+        for row in plan.forecasts
+        if row.fits and row.expert_share < 1
     ]
-    if on_disk:
-        legend += [
-            "expect, with experts on disk: from uniform routing, where a share s in memory hits s, "
-            f"to skewed routing, where it hits s^{SKEW} and disk and memory overlap",
-            "prompt: a chunk of any length reads each expert that is not in memory once",
-        ]
-    elif plan.forecasts[0].decode_low is None:
-        legend += [
+    return f"Forecast on {plan.hardware}\n" + _indented([*lines, "", *_wrapped(_legend(plan))])
+
+
+def _legend(plan: Plan) -> Iterator[str]:
+    """What the columns of the forecasts mean."""
+    yield "cache tokens: what fits beside the weights, of all sequences together"
+    yield "longest: tokens of the longest sequence that fits, alone" + (
+        f", {HEADROOM:.0%} of the cache left free" if plan.is_on_gpus else ""
+    )
+    fitting = [row for row in plan.forecasts if row.fits]
+    if not fitting:
+        return
+    yield (
+        f"one sequence: tokens a second, {plan.context:,} tokens long, if nothing but reading took "
+        "time: bandwidth / (active weights + cache + state), the head read, the embedding not"
+    )
+    yield (
+        f"side by side: all sequences together, as many of that length as fit, {MAX_STREAMS} at "
+        "most, with uniform routing"
+    )
+    if plan.is_on_gpus:
+        yield (
             "expect: for a single sequence the exchanges between GPUs decide, which are not "
-            "counted here",
-            f"prompt: at least, {plan.context:,} tokens; FLOPs / (GPUs x dense rate), the FP8 rate "
-            "for FP8 weights",
-        ]
-    else:
-        legend.append(
-            f"expect: {REACHED[0]:.0%} to {REACHED[1]:.0%} of the bound, as public engines were "
-            "measured to reach"
+            "counted here"
         )
-    return f"Forecast on {plan.hardware}\n" + _indented([*lines, "", *_wrapped(legend)])
+        yield (
+            f"prompt: at least, {plan.context:,} tokens; FLOPs / (GPUs x dense rate), the FP8 rate "
+            "for FP8 weights"
+        )
+        return
+    if any(row.expert_share < 1 for row in fitting):
+        yield (
+            "expect, with experts on disk: from uniform routing, where a share s in memory hits s, "
+            f"to skewed routing, where it hits s^{SKEW} and disk and memory overlap"
+        )
+        yield "prompt: a chunk of any length reads each expert that is not in memory once"
+    if any(row.expert_share == 1 for row in fitting):
+        yield (
+            f"expect, with all in memory: {REACHED[0]:.0%} to {REACHED[1]:.0%} of the bound, as "
+            "public engines were measured to reach"
+        )
 
 
 def _wrapped(lines: Iterable[str]) -> Iterator[str]:
