@@ -15,7 +15,11 @@ class Tolerance(NamedTuple):
 
 FLOAT32_OP = Tolerance(1e-4, 1e-5)
 FLOAT64_OP = Tolerance(1e-11, 1e-11)
+BFLOAT16_MODEL = Tolerance(0.2, 0.0)  # three layers round some hundred times; logits up to 5
 FLOAT32_MODEL = Tolerance(2e-4, 1e-3)
+FORMULA = Tolerance(1e-5, 1e-5)  # float64, but for the float32 of slopes, cos and sin
+BFLOAT16_ONCE = Tolerance(1e-4, 2**-8)  # float32 throughout, then one rounding to bfloat16
+BFLOAT16_SOFTMAX = Tolerance(2**-6, 2**-8)  # torch rounds the weights too: 2^-8 of values up to 4
 M1_GOLDEN = Tolerance(5e-4, 1e-3)  # tests/golden/README-m1.md
 M2_GOLDEN = Tolerance(1e-4, 0.0)  # tests/golden/README-m2.md
 

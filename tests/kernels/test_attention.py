@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fulmen.kernels import PAGE, softmax_attention, write_pages
-from tests.tolerances import FLOAT64_OP, assert_close
+from tests.tolerances import BFLOAT16_SOFTMAX, FLOAT64_OP, assert_close
 
 H, HKV, D = 4, 2, 6
 
@@ -55,3 +55,12 @@ def test_continued_sequences_in_scattered_pages_equal_the_formula(
     )
     expected = torch.cat([formula(q[context:], k, v) for q, k, v, context in parts])
     assert_close(out, expected, FLOAT64_OP)
+
+
+def test_bfloat16_tokens_meet_float32_scores() -> None:
+    """The scores reach tens, where bfloat16 has steps of an eighth."""
+    q, *kv = torch.randn(3, 400, H, D, generator=torch.Generator().manual_seed(13)).bfloat16()
+    q, (k, v) = 8 * q, (x[:, :HKV] for x in kv)
+    found = softmax_attention(q, k, v, cu_seqlens=torch.tensor([0, 400]))
+    assert found.dtype == torch.bfloat16
+    assert_close(found.double(), formula(q.double(), k.double(), v.double()), BFLOAT16_SOFTMAX)

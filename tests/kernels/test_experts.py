@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fulmen.kernels import ExpertWeights, mixture_of_experts, route_sigmoid, route_softmax
-from tests.tolerances import FLOAT32_OP, assert_close
+from tests.tolerances import BFLOAT16_ONCE, FLOAT32_OP, assert_close
 
 C, FF = 8, 12
 
@@ -34,6 +34,32 @@ def test_mixture_equals_one_token_at_a_time(
             w1, w2, w3 = experts[expert]
             expected += weight * (w2 @ (F.silu(w1 @ x[t]) * (w3 @ x[t])))
         assert_close(found[t], expected, FLOAT32_OP)
+
+
+def test_bfloat16_outputs_of_many_experts_are_added_in_float32() -> None:
+    """Each token takes all experts, so each expert sees the same batch here and in the kernel."""
+    generator = torch.Generator().manual_seed(12)
+    num_tokens, num_experts = 16, 48
+    x = torch.randn(num_tokens, C, generator=generator).bfloat16()
+    experts = [
+        ExpertWeights(
+            *(
+                torch.randn(shape, generator=generator).bfloat16()
+                for shape in ((FF, C), (C, FF), (FF, C))
+            )
+        )
+        for _ in range(num_experts)
+    ]
+    weights, ids = route_softmax(torch.randn(num_tokens, num_experts, generator=generator), 48)
+    found = mixture_of_experts(x, weights, ids, experts)
+    assert found.dtype == torch.bfloat16
+    outputs = torch.stack(
+        [F.linear(F.silu(F.linear(x, w1)) * F.linear(x, w3), w2) for w1, w2, w3 in experts]
+    )  # (E, T, C)
+    expected = torch.zeros(num_tokens, C, dtype=torch.float64)
+    for weight, expert in zip(weights.T.double(), ids.T, strict=True):  # (T,) each
+        expected += weight[:, None] * outputs[expert, torch.arange(num_tokens)].double()
+    assert_close(found.double(), expected, BFLOAT16_ONCE)
 
 
 def test_softmax_router_renormalises_the_chosen() -> None:

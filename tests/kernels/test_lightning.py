@@ -1,13 +1,14 @@
-"""Lightning attention against the recurrence that defines it, in float64, over packed and continued
-sequences."""
+"""Lightning attention against the float64 recurrence that defines it: packed, continued, and fed
+bfloat16."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from fulmen.kernels import CHUNK, LightningCarry, kv_state_at, lightning_attention
-from tests.tolerances import FLOAT64_OP, OPS, assert_close
+from tests.tolerances import BFLOAT16_ONCE, FLOAT32_OP, FLOAT64_OP, OPS, assert_close
 
 H, D = 3, 4
 
@@ -34,6 +35,30 @@ SLOPES = torch.tensor([0.9, 0.1, 0.004], dtype=torch.float64)
 
 def lens(*lengths: int) -> Tensor:
     return torch.tensor((0, *lengths)).cumsum(0).int()
+
+
+def in_pieces(
+    q: Tensor, k: Tensor, v: Tensor, slope_rate: Tensor, pieces: list[int]
+) -> tuple[Tensor, LightningCarry]:
+    """One sequence (T, H, D) through as many calls as there are pieces."""
+    outs: list[Tensor] = []
+    carry: LightningCarry | None = None
+    start = 0
+    for piece in pieces:
+        own = slice(start, start + piece)
+        out, carry = lightning_attention(
+            q[own],
+            k[own],
+            v[own],
+            slope_rate,
+            cu_seqlens=lens(piece),
+            context_lens=torch.tensor([start]),
+            carry=carry,
+        )
+        outs.append(out)
+        start += piece
+    assert carry is not None
+    return torch.cat(outs), carry
 
 
 @given(
@@ -65,26 +90,21 @@ def test_any_cutting_gives_the_same_output_and_state(
 ) -> None:
     q, k, v = (x.to(dtype) for x in random_qkv(sum(pieces), seed))
     whole, last = lightning_attention(q, k, v, SLOPES, cu_seqlens=lens(sum(pieces)))
-    outs: list[Tensor] = []
-    carry: LightningCarry | None = None
-    start = 0
-    for piece in pieces:
-        own = slice(start, start + piece)
-        out, carry = lightning_attention(
-            q[own],
-            k[own],
-            v[own],
-            SLOPES,
-            cu_seqlens=lens(piece),
-            context_lens=torch.tensor([start]),
-            carry=carry,
-        )
-        outs.append(out)
-        start += piece
-    assert carry is not None
+    out, carry = in_pieces(q, k, v, SLOPES, pieces)
     # The operands and their order are the same; torch's products may round differently by address.
-    assert_close(torch.cat(outs), whole, OPS[dtype])
+    assert_close(out, whole, OPS[dtype])
     assert_close(carry.kv_state, last.kv_state, OPS[dtype])
+
+
+@pytest.mark.parametrize("pieces", [[400], [100, 28, 272], [1] * 400], ids=len)
+def test_bfloat16_tokens_meet_float32_sums_and_a_float32_state(pieces: list[int]) -> None:
+    q, k, v = (x.bfloat16() for x in random_qkv(400, 11))
+    out, carry = in_pieces(q, k, v, SLOPES.float(), pieces)
+    state = kv_state_at(carry, SLOPES.float(), torch.tensor([400]))[0]
+    assert (out.dtype, state.dtype) == (torch.bfloat16, torch.float32)
+    expected, expected_state = recurrence(q.double(), k.double(), v.double(), SLOPES)
+    assert_close(out.double(), expected, BFLOAT16_ONCE)
+    assert_close(state.double(), expected_state, FLOAT32_OP)
 
 
 def test_output_does_not_depend_on_company() -> None:

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fulmen.kernels import kv_state_at
 from fulmen.models import Checkpoint, M1Config, Packed, Trace, load_model, read_config
 from fulmen.models.catalog import published_config
-from fulmen.models.m1 import alibi_slopes, router_aux_loss
-from fulmen.models.packed import LightningStates, PagedKV
+from fulmen.models.m1 import alibi_slopes, router_aux_loss, slope_rates
+from fulmen.models.packed import PagedKV
 from tests.models.helpers import Session, relative_error
 from tests.tolerances import FLOAT32_OP, M1_GOLDEN, M2_GOLDEN, assert_close
 
@@ -208,10 +208,52 @@ def test_config_predicts_every_golden_tensor(name: str) -> None:
     assert set(checkpoint.stored) == {spec.name for spec in read_config(GOLDEN / name).tensors()}
 
 
-def test_lightning_state_is_float32_in_a_bfloat16_model() -> None:
+@pytest.mark.parametrize("name", ["m1-tiny", "m2-tiny"])
+def test_router_and_head_of_a_bfloat16_model_work_in_float32(name: str) -> None:
+    model = load_model(GOLDEN / name, dtype=torch.bfloat16)
+    trace = Trace()
+    weights: list[Tensor] = []
+    inputs: list[Tensor] = []
+    with torch.no_grad():
+        for layer in range(model.config.num_hidden_layers):
+            moe = model.get_submodule(f"model.layers.{layer}.block_sparse_moe")
+            moe.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+            weights.append(moe.get_parameter("gate.weight"))
+        weights.append(model.get_parameter("lm_head.weight"))
+        for weight in weights:
+            weight.mul_(1.001)  # so that bfloat16 could not hold it
+        logits = model(torch.arange(40)[None], trace=trace)[0]
+        inputs.append(trace.hidden_states[-1])
+        for x, weight, found in zip(inputs, weights, [*trace.router_logits, logits], strict=True):
+            assert (x.dtype, weight.dtype, found.dtype) == (
+                torch.bfloat16,
+                torch.float32,
+                torch.float32,
+            )
+            assert_close(found.double(), x.double() @ weight.double().T, FLOAT32_OP)
+    assert {chosen.dtype for chosen in trace.topk_weights} == {torch.float32}
+
+
+def test_lightning_state_of_a_bfloat16_model_is_float32_after_prefill_and_decode() -> None:
+    """Against the recurrence in float64 over the keys and values the model itself made."""
     model = load_model(GOLDEN / "m1-tiny", dtype=torch.bfloat16)
-    layer = model.new_cache(1, 1).layers[0]
-    assert isinstance(layer, LightningStates)
-    carry = layer.read(torch.tensor([0]), torch.tensor([0]))
-    assert carry.kv_state.dtype == torch.float32
-    assert kv_state_at(carry, torch.ones(4), torch.tensor([0])).dtype == torch.float32
+    config = model.config
+    projected: list[Tensor] = []
+    qkv_proj = model.get_submodule("model.layers.0.self_attn.qkv_proj")
+    qkv_proj.register_forward_hook(lambda *call: projected.append(call[2]))
+    session = Session(model)
+    ids = golden("m1-tiny/decode300p24.safetensors")["input_ids"][0].tolist()
+    session.feed(ids[:300])
+    for token in ids[300:]:
+        session.feed([token])
+    found = session.kv_state(0)
+    assert found.dtype == torch.float32
+
+    qkv = F.silu(torch.cat(projected)).view(len(ids), config.num_attention_heads, -1).double()
+    _, keys, values = qkv.chunk(3, -1)  # (T, H, D)
+    rates = slope_rates(config.num_attention_heads, 0, config.num_hidden_layers)
+    decay = torch.exp(-torch.tensor(rates, dtype=torch.float64))[:, None, None]
+    state = torch.zeros_like(found, dtype=torch.float64)
+    for k, v in zip(keys, values, strict=True):
+        state = decay * state + k[:, :, None] * v[:, None, :]
+    assert relative_error(found, state) < 1e-5

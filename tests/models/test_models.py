@@ -9,10 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fulmen.models import M1, M1Config, M2Config, Packed, Trace, router_aux_loss
-from fulmen.models.layers import Rotary
+from fulmen.models.layers import RMSNorm, Rotary
 from fulmen.models.m1 import LightningAttention, alibi_slopes, slope_rates
 from tests.models.helpers import Session, random_model, tiny_m1, tiny_m2
-from tests.tolerances import FLOAT32_MODEL, assert_close
+from tests.tolerances import (
+    BFLOAT16_MODEL,
+    BFLOAT16_ONCE,
+    FLOAT32_MODEL,
+    FLOAT32_OP,
+    assert_close,
+)
 
 CONFIGS = {
     "m1": tiny_m1(),
@@ -127,14 +133,56 @@ def test_only_the_wanted_logits_are_made() -> None:
     assert_close(last, every[[2, 4]], FLOAT32_MODEL)
 
 
-def test_a_bfloat16_model_gives_float32_logits_near_those_of_float32() -> None:
-    ids = torch.arange(20)[None]
+@pytest.mark.parametrize(
+    "config",
+    [tiny_m1(num_local_experts=2), tiny_m2(num_local_experts=2)],
+    ids=["m1", "m2"],
+)
+def test_a_bfloat16_model_without_a_choice_of_experts_is_near_float32(
+    config: M1Config | M2Config,
+) -> None:
+    ids = torch.randint(0, 61, (1, 300), generator=torch.Generator().manual_seed(5))
+    model = random_model(config).bfloat16()
     with torch.no_grad():
-        exact = random_model(tiny_m2())(ids)
-        model = random_model(tiny_m2()).bfloat16()
         rounded = model(ids)
+        exact = model.float()(ids)  # of the same rounded weights
     assert rounded.dtype == torch.float32
-    assert (rounded - exact).abs().mean() < 0.1
+    assert_close(rounded, exact, BFLOAT16_MODEL)
+
+
+def test_a_tied_bfloat16_head_multiplies_in_float32() -> None:
+    model = random_model(tiny_m2(tie_word_embeddings=True)).bfloat16()
+    x = torch.randn(9, 24, generator=torch.Generator().manual_seed(6)).bfloat16()
+    with torch.no_grad():
+        found = model.logits(x)
+        expected = x.double() @ model.get_parameter("model.embed_tokens.weight").double().T
+    assert found.dtype == torch.float32
+    assert_close(found.double(), expected, FLOAT32_OP)
+
+
+def test_bfloat16_norms_take_their_mean_in_float32_and_round_once() -> None:
+    x = torch.randn(20, 300, generator=torch.Generator().manual_seed(7)).bfloat16()
+    found = RMSNorm(300, 1e-6).bfloat16()(x)
+    exact = x.double() / (x.double().square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    assert_close(found.detach().double(), exact, BFLOAT16_ONCE)
+
+
+def test_norms_round_before_the_weight() -> None:
+    """sqrt(3) is 1.734375 in bfloat16, and 1.375 times that is 2.390625; 1.375 sqrt(3) is 2.375."""
+    norm = RMSNorm(3, 1e-6).bfloat16()
+    with torch.no_grad():
+        norm.weight.fill_(1.375)
+        found = norm(torch.tensor([1.0, 0.0, 0.0], dtype=torch.bfloat16))
+    assert found.tolist() == [2.390625, 0.0, 0.0]
+
+
+def test_bfloat16_heads_are_turned_in_float32() -> None:
+    x = torch.randn(100, 2, 8, generator=torch.Generator().manual_seed(8)).bfloat16()
+    positions = torch.arange(100)
+    found = Rotary.at(positions, 8, 100.0).rotate(x)
+    assert found.dtype == torch.bfloat16
+    exact = Rotary.at(positions, 8, 100.0).rotate(x.double())
+    assert_close(found.double(), exact, BFLOAT16_ONCE)
 
 
 def test_jitter_acts_in_training_only_and_follows_its_generator() -> None:
