@@ -1,15 +1,17 @@
-"""Checkpoints in and out: safetensors, single or sharded, under the official names.
+"""Checkpoints in and out: safetensors, single or sharded, under the official names; GGUF in.
 
     config.json -> config -> module without memory -> tensors, one shard at a time -> module
 
-The config predicts every tensor: name, shape and stored dtype (`config.tensors()`). Loading,
-checking and saving all compare with that list, so a tensor nobody expects and one nobody brings are
-found before a weight is read.
+The config predicts every tensor: name, shape and stored dtype (`config.tensors()`). Loading and
+checking compare the headers of the files with that list, so a tensor nobody expects and one nobody
+brings are found before a weight is read.
 """
 
 import json
 import logging
+import math
 import re
+import reprlib
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -34,6 +36,7 @@ logger = logging.getLogger(__name__)
 Config = M1Config | M2Config
 Model = M1 | M2
 
+CONFIG: Final = "config.json"
 INDEX: Final = "model.safetensors.index.json"
 SINGLE: Final = "model.safetensors"
 GGUF: Final = "model.gguf"
@@ -54,6 +57,8 @@ _CONFIGS: dict[str, type[M1Config] | type[M2Config]] = {
 # transformers saves these with a Text-01 model; they follow from the config.
 _REDUNDANT = re.compile(r"\.self_attn\.(slope_rate|query_decay|key_decay|diagonal_decay)$")
 _LAYER = re.compile(r"^model\.layers\.(\d+)\.")
+# The official name of a shard, or with a number before it the name of a later save's.
+_SHARD = re.compile(r"model-(\d+-)?\d{5}-of-\d{5}\.safetensors")
 _SAFETENSORS_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -81,9 +86,9 @@ def config_from_dict(values: Mapping[str, object], where: str = "config.json") -
 
 def read_config(path: Path) -> Config:
     """The config of a checkpoint folder, a config.json or a GGUF file."""
-    if path.suffix == ".gguf":
+    if path.suffix == ".gguf" and not path.is_dir():
         return config_from_dict(gguf.read_config(path), str(path))
-    file = path / "config.json" if path.is_dir() else path
+    file = path / CONFIG if path.is_dir() else path
     return config_from_dict(read_json(file), str(file))
 
 
@@ -142,22 +147,24 @@ class Stored:
     file: Path
     shape: tuple[int, ...]
     dtype: str
-    """As the safetensors header names it."""
+    """As safetensors names it; F32 for a GGUF, whose tensors are read as that."""
 
 
 class Checkpoint:
     """A checkpoint on disk: its config, and what its file headers say it holds."""
 
-    def __init__(self, path: Path, config: Config, stored: dict[str, Stored]) -> None:
+    def __init__(self, path: Path, config: Config) -> None:
         self.path = path
         self.config = config
-        self.stored = stored
+        self.stored: dict[str, Stored] = {}
         self._file_problems: list[str] = []
+        self._lost: set[str] = set()
+        """Tensors of files that are missing or cannot be read."""
 
     @classmethod
     def open(cls, path: Path) -> "Checkpoint":
-        """Reads config and headers, no weights. A file that cannot be read becomes one of
-        `problems`."""
+        """Reads config and headers, no weights. Weights that cannot be read are among `problems`;
+        without a config to compare them with, this raises a ValueError."""
         if not path.exists():
             raise ValueError(
                 f"{path} does not exist, a checkpoint folder or a .gguf file is needed"
@@ -168,22 +175,37 @@ class Checkpoint:
             )
         if path.is_file() and path.suffix != ".gguf":
             raise ValueError(f"{path} is neither a checkpoint folder nor a .gguf file")
-        checkpoint = cls(path, read_config(path), {})
-        if checkpoint.gguf_file is None:
-            checkpoint._read_headers()
+        checkpoint = cls(path, read_config(path))
+        checkpoint._read_headers()
         return checkpoint
 
     @property
     def gguf_file(self) -> Path | None:
-        """The GGUF file that holds the weights, if they are in one."""
-        file = self.path if self.path.suffix == ".gguf" else self.path / GGUF
+        """The GGUF file that holds the weights; None where safetensors do, which come first."""
+        if self.path.is_file():
+            return self.path
+        if (self.path / INDEX).exists() or (self.path / SINGLE).exists():
+            return None
+        file = self.path / GGUF
         return file if file.is_file() else None
 
     def _read_headers(self) -> None:
-        for file in self._files():
+        folder = self.path if self.path.is_dir() else self.path.parent
+        by_file: dict[str, list[str]] = {}
+        for name, file_name in self._weight_map().items():
+            by_file.setdefault(file_name, []).append(name)
+        for file_name, names in sorted(by_file.items()):
+            file = folder / file_name
+            if not file.is_file():
+                self._lost.update(names)
+                self._file_problems.append(
+                    f"shard {file_name} is missing from {folder}, {len(names)} tensors are in it"
+                )
+                continue
             try:
-                header = read_header(file)
+                header = read_header(file) if file.suffix != ".gguf" else read_gguf_header(file)
             except ValueError as error:
+                self._lost.update(names)
                 self._file_problems.append(str(error))
                 continue
             for name, stored in header.items():
@@ -194,26 +216,25 @@ class Checkpoint:
                     )
                 self.stored[name] = stored
 
-    def _files(self) -> list[Path]:
+    def _weight_map(self) -> dict[str, str]:
+        """Which file each tensor should lie in."""
+        gguf_file = self.gguf_file
+        if gguf_file is not None:
+            return {spec.name: gguf_file.name for spec in self.config.tensors()}
         index = self.path / INDEX
         if index.exists():
             weight_map = read_json(index).get("weight_map")
             if not isinstance(weight_map, dict):
                 raise ValueError(f"{index} has no weight_map")
-            files = []
-            for name in sorted(set(map(str, weight_map.values()))):
-                if Path(name).name != name:
-                    raise ValueError(f"{index} names {name!r}, shards must lie in the same folder")
-                if (self.path / name).is_file():
-                    files.append(self.path / name)
-                else:
-                    count = sum(shard == name for shard in weight_map.values())
-                    self._file_problems.append(
-                        f"shard {name} is missing from {self.path}, {count} tensors are in it"
+            for file_name in weight_map.values():
+                if not isinstance(file_name, str) or Path(file_name).name != file_name:
+                    raise ValueError(
+                        f"{index} names {reprlib.repr(file_name)}, shards must lie in the same "
+                        "folder"
                     )
-            return files
+            return weight_map
         if (self.path / SINGLE).exists():
-            return [self.path / SINGLE]
+            return {spec.name: SINGLE for spec in self.config.tensors()}
         pickles = sorted(file.name for file in self.path.iterdir() if file.suffix in PICKLES)
         if pickles:
             raise ValueError(
@@ -229,15 +250,13 @@ class Checkpoint:
 
     def problems(self) -> list[str]:
         """One sentence for each thing that keeps the checkpoint from loading."""
-        if self.gguf_file is not None:
-            return []
         problems = list(self._file_problems)
         expected = {spec.name: spec for spec in self.config.tensors()}
         for name, spec in expected.items():
             stored = self.stored.get(name)
             if stored is not None:
                 problems += self._tensor_problems(spec, stored)
-            elif not self._file_problems:
+            elif name not in self._lost:
                 problems.append(f"tensor {name} {list(spec.shape)} is missing from {self.path}")
         for name, stored in self.stored.items():
             if name not in expected and not self._is_skipped(name):
@@ -274,16 +293,22 @@ class Checkpoint:
         for (found, wanted), count in others.items():
             official = str(wanted).removeprefix("torch.")
             notes.append(f"{count} tensors are stored as {found}, the config implies {official}")
-        extra = sorted(layer for layer in self._layers() if layer >= self.config.num_hidden_layers)
-        if extra:
-            notes.append(
-                f"layers {extra[0]} to {extra[-1]} lie beyond num_hidden_layers "
-                f"({self.config.num_hidden_layers}) and are skipped: multi-token prediction"
-            )
+        notes += self._unread()
         redundant = sum(bool(_REDUNDANT.search(name)) for name in self.stored)
         if redundant:
             notes.append(f"{redundant} decay buffers are skipped, they follow from the config")
         return notes
+
+    def _unread(self) -> Iterator[str]:
+        """What lies there and is not read, though someone may have meant it to be."""
+        extra = sorted(layer for layer in self._layers() if layer >= self.config.num_hidden_layers)
+        if extra:
+            yield (
+                f"layers {extra[0]} to {extra[-1]} lie beyond num_hidden_layers "
+                f"({self.config.num_hidden_layers}) and are skipped: multi-token prediction"
+            )
+        if self.gguf_file is None and (self.path / GGUF).exists():
+            yield f"{GGUF} is not read, the safetensors beside it are"
 
     def _layers(self) -> set[int]:
         return {int(match[1]) for name in self.stored if (match := _LAYER.match(name))}
@@ -296,15 +321,14 @@ class Checkpoint:
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor the model needs, one shard open at a time; FP8 blocks come as float32."""
+        for note in self._unread():
+            logger.warning("%s: %s", self.path, note)
+        wanted = {spec.name for spec in self.config.tensors()}
         gguf_file = self.gguf_file
         if gguf_file is not None:
-            yield from gguf.read_tensors(gguf_file)
+            yield from (item for item in gguf.read_tensors(gguf_file) if item[0] in wanted)
             return
-        skipped = [note for note in self.notes() if "beyond num_hidden_layers" in note]
-        for note in skipped:
-            logger.warning("%s: %s", self.path, note)
         fp8 = self.config.quantization_config
-        wanted = {spec.name for spec in self.config.tensors()}
         by_file: dict[Path, list[str]] = {}
         for name, stored in self.stored.items():
             if name in wanted and not name.endswith(".weight_scale_inv"):
@@ -336,7 +360,8 @@ def _opened(file: Path) -> Iterator[Callable[[str], Tensor]]:
 
 
 def read_header(file: Path) -> dict[str, Stored]:
-    """What a safetensors file says it holds; ValueError if it is not one or is cut short."""
+    """What a safetensors file says it holds; ValueError if it is not one, is cut short, or says
+    what cannot be."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         prefix = stream.read(8)
@@ -345,18 +370,59 @@ def read_header(file: Path) -> dict[str, Stored]:
             raise ValueError(f"{file} is truncated or no safetensors file: {size} bytes")
         try:
             header = json.loads(stream.read(length))
-            end = 8 + length
-            stored = {}
-            for name, entry in header.items():
-                if name != "__metadata__":
-                    stored[name] = Stored(file, tuple(entry["shape"]), str(entry["dtype"]))
-                    end = max(end, 8 + length + int(entry["data_offsets"][1]))
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-            raise ValueError(f"{file} is no safetensors file: its header cannot be read") from None
-    if size != end:
-        kind = "truncated" if size < end else "too long"
-        raise ValueError(f"{file} is {kind}: its header promises {end} bytes, it has {size}")
+        except (ValueError, RecursionError):
+            header = None
+    if not isinstance(header, dict):
+        raise ValueError(f"{file} is no safetensors file: its header cannot be read")
+    header.pop("__metadata__", None)
+    stored = {}
+    spans = []
+    for name, entry in header.items():
+        stored[name], begin, end = _read_entry(file, name, entry)
+        spans.append((begin, end, name))
+    needed = 8 + length + max((end for _, end, _ in spans), default=0)
+    if size != needed:
+        kind = "truncated" if size < needed else "too long"
+        raise ValueError(f"{file} is {kind}: its header promises {needed} bytes, it has {size}")
+    position = 0
+    for begin, end, name in sorted(spans):
+        if begin != position:
+            raise ValueError(
+                f"{file} is damaged: tensor {name} begins at byte {begin} of the data, the one "
+                f"before it ends at {position}"
+            )
+        position = end
     return stored
+
+
+def _read_entry(file: Path, name: str, entry: object) -> tuple[Stored, int, int]:
+    """One tensor of a header, and where its bytes begin and end."""
+    match entry:
+        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(begin), int(end)]} if (
+            all(type(size) is int and size >= 0 for size in shape) and 0 <= begin <= end
+        ):
+            pass
+        case _:
+            raise ValueError(
+                f"{file} is damaged: its header gives tensor {name} as {reprlib.repr(entry)}, a "
+                "dtype, a shape and data_offsets in whole numbers are needed"
+            )
+    known = _SAFETENSORS_DTYPES.get(dtype)
+    if known is not None and end - begin != math.prod(shape) * known.itemsize:
+        raise ValueError(
+            f"{file} is damaged: its header gives tensor {name} {end - begin} bytes, {shape} in "
+            f"{dtype} needs {math.prod(shape) * known.itemsize}"
+        )
+    return Stored(file, tuple(shape), dtype), begin, end
+
+
+def read_gguf_header(file: Path) -> dict[str, Stored]:
+    """What a GGUF says it holds, under official names; ValueError if it is not one, is cut short,
+    or holds what is not a Llama's."""
+    # Checks all names, shapes and offsets before it returns; who does not iterate reads no weights.
+    gguf.read_tensors(file)
+    config = config_from_dict(gguf.read_config(file), str(file))
+    return {spec.name: Stored(file, spec.shape, "F32") for spec in config.tensors()}
 
 
 def dequantise(weight: Tensor, scale_inv: Tensor, fp8: Fp8Config) -> Tensor:
@@ -379,7 +445,9 @@ def save_model(
 
     Weights keep the dtype they have; router and choice bias are float32. The head, float32 in
     memory, is stored in the dtype of the rest where that loses nothing. Every file is written
-    aside, synced and renamed, config.json last.
+    aside, synced and renamed. A checkpoint that is in the folder already stays as it is until the
+    new one is whole: new shards get names that its index does not use, then the index is replaced
+    (or, for a single file, deleted), and only then are its shards deleted.
     """
     folder = Path(folder)
     dtype = model.model.embed_tokens.weight.dtype
@@ -391,20 +459,72 @@ def save_model(
     if head is not None and torch.equal(head.to(dtype).to(head.dtype), head):
         tensors["lm_head.weight"] = head.to(dtype)
     shards = _shards(tensors, max_shard_bytes)
-    weight_map: dict[str, str] = {}
-    for number, names in enumerate(shards, 1):
-        file = SINGLE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-        shard = {name: tensors[name].cpu().contiguous() for name in names}
-        with replacing_path(folder / file) as temporary:
-            save_file(shard, temporary, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(names, file)
-    if len(shards) > 1:
-        total = sum(tensor.nbytes for tensor in tensors.values())
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        _write_json(folder / INDEX, index)
-    else:
+    before = _weight_files(folder)
+    if len(shards) == 1:
+        files = [SINGLE]
+        with replacing_path(folder / SINGLE) as temporary:
+            _write_shard(tensors, temporary)
+            _retire_config(folder, values)
         (folder / INDEX).unlink(missing_ok=True)
-    _write_json(folder / "config.json", values)
+    else:
+        files = _shard_names(len(shards), before)
+        for file, names in zip(files, shards, strict=True):
+            with replacing_path(folder / file) as temporary:
+                _write_shard({name: tensors[name] for name in names}, temporary)
+        _retire_config(folder, values)
+        total = sum(tensor.nbytes for tensor in tensors.values())
+        weight_map = {
+            name: file for file, names in zip(files, shards, strict=True) for name in names
+        }
+        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    _write_json(folder / CONFIG, values)
+    for file in before.difference(files):
+        (folder / file).unlink(missing_ok=True)
+
+
+def _write_shard(tensors: Mapping[str, Tensor], file: Path) -> None:
+    shard = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(shard, file, metadata={"format": "pt"})
+
+
+def _weight_files(folder: Path) -> set[str]:
+    """Safetensors of the checkpoint in a folder, and those that an interrupted save left there."""
+    files = {file.name for file in folder.glob("*.safetensors") if _SHARD.fullmatch(file.name)}
+    if (folder / SINGLE).exists():
+        files.add(SINGLE)
+    try:
+        weight_map = read_json(folder / INDEX).get("weight_map")
+    except ValueError:  # no index, or none that could be loaded
+        return files
+    if isinstance(weight_map, dict):
+        shards = (Path(str(shard)) for shard in weight_map.values())
+        files.update(s.name for s in shards if s.name == str(s) and s.suffix == ".safetensors")
+    return files
+
+
+def _shard_names(count: int, taken: set[str]) -> list[str]:
+    """The official names, or with the first number before them that makes them new."""
+    save, prefix = 1, ""
+    while True:
+        names = [f"model-{prefix}{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
+        if taken.isdisjoint(names):
+            return names
+        save += 1
+        prefix = f"{save}-"
+
+
+def _retire_config(folder: Path, values: Mapping[str, object]) -> None:
+    """Deletes a config.json that is not `values`, before the weights it belongs to are replaced.
+
+    Should the save end here, the folder has no config, which is an error, rather than one model's
+    weights under another's config.
+    """
+    try:
+        is_same = read_json(folder / CONFIG) == values
+    except ValueError:
+        is_same = False
+    if not is_same:
+        (folder / CONFIG).unlink(missing_ok=True)
 
 
 def _shards(tensors: Mapping[str, Tensor], max_bytes: int) -> list[list[str]]:

@@ -2,13 +2,14 @@
 
 A silently ignored field is how a model comes to speak nonsense (a rotary width, a decay, a norm
 nobody read), so the reader knows three kinds: fields a model takes, fields that cannot change its
-mathematics (`HARMLESS`), and fields whose other values it does not implement (`Fields.require`).
-All else stops the load with a sentence.
+mathematics (`HARMLESS`), and fields whose other values it does not implement (`Fields.require`,
+and `NEUTRAL` for those of every transformers config). All else stops the load with a sentence.
 """
 
 import difflib
 import json
 import math
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -23,36 +24,86 @@ T = TypeVar("T")
 
 HARMLESS = frozenset(
     {
-        "_name_or_path",
+        # What every transformers config says about itself, its library and its task.
         "_attn_implementation",
+        "_attn_implementation_autoset",
+        "_commit_hash",
+        "_name_or_path",
         "architectures",
         "auto_map",
-        "bos_token_id",
-        "eos_token_id",
-        "pad_token_id",
-        "unk_token_id",
+        "finetuning_task",
+        "gradient_checkpointing",
+        "id2label",
         "initializer_range",
+        "is_decoder",
+        "label2id",
         "model_type",
+        "pretraining_tp",
+        "problem_type",
+        "task_specific_params",
+        "tf_legacy_loss",
+        "tokenizer_class",
+        "torchscript",
+        "transformers_version",
+        "use_bfloat16",
+        # How its forward pass is cut up and what it hands out.
+        "chunk_size_feed_forward",
         "output_attentions",
         "output_hidden_states",
         "output_router_logits",
         "return_dict",
-        "transformers_version",
         "use_cache",
-        "use_mtp",
-        "num_mtp_modules",
+        # Multi-token prediction, which M2's config declares and no release ships.
         "mtp_transformer_layers",
-        "chunk_size_feed_forward",
-        "is_encoder_decoder",
-        "id2label",
-        "label2id",
-        "problem_type",
-        "torchscript",
-        "pretraining_tp",
-        "gradient_checkpointing",
+        "num_mtp_modules",
+        "use_mtp",
+        # Tokens; which of them end a text is generation_config.json's to say.
+        "bos_token_id",
+        "decoder_start_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "prefix",
+        "sep_token_id",
+        "unk_token_id",
+        # How to generate: transformers 4 kept it here, and its re-saved configs still hold it.
+        "bad_words_ids",
+        "begin_suppress_tokens",
+        "diversity_penalty",
+        "do_sample",
+        "early_stopping",
+        "encoder_no_repeat_ngram_size",
+        "exponential_decay_length_penalty",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+        "length_penalty",
+        "max_length",
+        "min_length",
+        "no_repeat_ngram_size",
+        "num_beam_groups",
+        "num_beams",
+        "num_return_sequences",
+        "output_scores",
+        "remove_invalid_values",
+        "repetition_penalty",
+        "return_dict_in_generate",
+        "suppress_tokens",
+        "temperature",
+        "top_k",
+        "top_p",
+        "typical_p",
     }
 )
 """Fields that say nothing about the mathematics of the forward pass."""
+
+NEUTRAL: Mapping[str, object] = {
+    "add_cross_attention": False,
+    "cross_attention_hidden_size": None,
+    "is_encoder_decoder": False,
+    "pruned_heads": {},
+    "tie_encoder_decoder": False,
+}
+"""Fields of every transformers 4 config that would change the model, and the value at which they
+do not."""
 
 DTYPES = {
     "float32": torch.float32,
@@ -120,6 +171,15 @@ class Fields:
     ) -> T:
         """The value of field `name` or of a spelling in `also`; without a default it must be
         there."""
+        found = self.take_optional(name, kind, also=also)
+        if found is None:
+            found = default
+        if found is None:
+            raise ValueError(f"{name} is missing and has no default, see {self.where}")
+        return found
+
+    def take_optional(self, name: str, kind: type[T], *, also: Sequence[str] = ()) -> T | None:
+        """As `take`, but None when no spelling is there."""
         found: T | None = None
         for spelling in (name, *also):
             self._known.add(spelling)
@@ -129,24 +189,26 @@ class Fields:
             typed = self._typed(spelling, value, kind)
             if found is not None and typed != found:
                 raise ValueError(
-                    f"{spelling} is {typed!r} but {name} is {found!r}, they must agree, "
-                    f"see {self.where}"
+                    f"{spelling} is {reprlib.repr(typed)} but {name} is {reprlib.repr(found)}, "
+                    f"they must agree, see {self.where}"
                 )
             found = typed
-        if found is not None:
-            return found
-        if default is None:
-            raise ValueError(f"{name} is missing and has no default, see {self.where}")
-        return default
+        return found
 
     def _typed(self, name: str, value: object, kind: type[T]) -> T:
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
+            try:
+                value = float(value)
+            except OverflowError:
+                value = math.inf
         if kind is int and isinstance(value, float) and value.is_integer():
             value = int(value)
+        if kind is list and isinstance(value, tuple):  # as transformers' to_dict() gives some
+            value = list(value)
         if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
             raise ValueError(
-                f"{name} is {value!r}, it must be of type {kind.__name__}, see {self.where}"
+                f"{name} is {reprlib.repr(value)}, it must be of type {kind.__name__}, "
+                f"see {self.where}"
             )
         return value
 
@@ -156,7 +218,8 @@ class Fields:
         value = self._left.pop(name, None)
         if value is not None and value != needed:
             raise ValueError(
-                f"{name} is {value!r}, only {needed!r} is implemented, see {self.where}"
+                f"{name} is {reprlib.repr(value)}, only {reprlib.repr(needed)} is implemented, "
+                f"see {self.where}"
             )
 
     def take_dtype(self) -> torch.dtype:
@@ -171,62 +234,91 @@ class Fields:
     def take_rope(self, head_dim: int, default_theta: float) -> tuple[float, int | None]:
         """rope_theta and the rotated width, None if no field names it.
 
-        The order is that of the M2 sheet: rope_parameters.partial_rotary_factor, the same at top
-        level, then rotary_dim. They are alternatives: a factor is never applied to another field's
-        result.
+        The order is that of the M2 sheet: partial_rotary_factor in rope_parameters (or in
+        rope_scaling, its name in transformers 4), the same at top level, then rotary_dim. They are
+        alternatives: a factor is never applied to another field's result.
         """
-        parameters = self.take("rope_parameters", dict, {})
-        rope = Fields(cast(Mapping[str, object], parameters), f"rope_parameters in {self.where}")
-        rope.require("rope_type", "default")
-        rope.require("type", "default")
-        inner_theta = rope.take("rope_theta", float, 0.0)
-        inner_factor = rope.take("partial_rotary_factor", float, 0.0)
-        rope.finish()
-        self.require("rope_scaling", None)
-        theta = self.take("rope_theta", float, inner_theta or default_theta)
-        if inner_theta and inner_theta != theta:
+        thetas = [self.take_optional("rope_theta", float)]
+        factors = []
+        for name in ("rope_parameters", "rope_scaling"):
+            theta, factor = self._take_rotation(name)
+            thetas.append(theta)
+            factors.append(factor)
+        factors.append(self.take_optional("partial_rotary_factor", float))
+        rotary_dim = self.take_optional("rotary_dim", int)
+        given = {theta: None for theta in thetas if theta is not None}
+        if len(given) > 1:
             raise ValueError(
-                f"rope_theta is {theta} but rope_parameters says {inner_theta}, see {self.where}"
+                f"rope_theta is {' and '.join(map(str, given))}, all fields that give it must "
+                f"agree, see {self.where}"
             )
-        factor = inner_factor or self.take("partial_rotary_factor", float, 0.0)
-        self.take("partial_rotary_factor", float, 0.0)
-        rotary_dim = self.take("rotary_dim", int, 0)
-        if factor:
-            return theta, round(factor * head_dim)
-        return theta, rotary_dim or None
+        for factor in factors:
+            if factor is not None:
+                if not 0 < factor <= 1:
+                    raise ValueError(
+                        f"partial_rotary_factor is {factor}, it must be above 0 and at most 1, "
+                        f"see {self.where}"
+                    )
+                rotary_dim = round(factor * head_dim)
+                break
+        return next(iter(given), default_theta), rotary_dim
+
+    def _take_rotation(self, name: str) -> tuple[float | None, float | None]:
+        """rope_theta and partial_rotary_factor of one of transformers' two dictionaries."""
+        values = cast(Mapping[str, object], self.take(name, dict, {}))
+        inner = Fields(values, f"{name} in {self.where}")
+        inner.require("rope_type", "default")
+        inner.require("type", "default")
+        theta = inner.take_optional("rope_theta", float)
+        factor = inner.take_optional("partial_rotary_factor", float)
+        inner.finish()
+        return theta, factor
 
     def take_fp8(self) -> Fp8Config | None:
         """`quantization_config`, or None when the weights are stored as they are."""
-        if not self.has("quantization_config"):
-            self.require("quantization_config", None)
+        values = self.take_optional("quantization_config", dict)
+        if values is None:
             return None
-        values = cast(Mapping[str, object], self.take("quantization_config", dict))
         inner = Fields(values, f"quantization_config in {self.where}")
         inner.require("quant_method", "fp8")
         inner.require("fmt", "float8_e4m3fn")
         inner.require("activation_scheme", "dynamic")
+        inner.require("scale_fmt", "float")
+        inner.require("expert_dtype", "fp8")
+        inner.require("modules_to_convert", None)
+        inner.require("dequantize", False)
         block = inner.take("weight_block_size", list)
-        if len(block) != 2 or not all(isinstance(size, int) and size > 0 for size in block):
+        if len(block) != 2 or not all(type(size) is int and size > 0 for size in block):
             raise ValueError(
-                f"weight_block_size is {block!r}, it must be two positive integers, "
+                f"weight_block_size is {reprlib.repr(block)}, it must be two positive integers, "
                 f"see {self.where}"
             )
-        modules = inner.take("modules_to_not_convert", list, [])
-        inner.require("dequantize", False)
+        # Without a list, transformers leaves the head as it is; its router is never converted.
+        modules = inner.take(
+            "modules_to_not_convert", list, ["gate", "lm_head"], also=("ignored_layers",)
+        )
+        if not all(isinstance(module, str) for module in modules):
+            raise ValueError(
+                f"modules_to_not_convert is {reprlib.repr(modules)}, it must be a list of names, "
+                f"see {self.where}"
+            )
         inner.finish()
         return Fp8Config(
-            weight_block_size=(block[0], block[1]),
-            modules_to_not_convert=tuple(str(module) for module in modules),
+            weight_block_size=(block[0], block[1]), modules_to_not_convert=tuple(modules)
         )
 
     def finish(self) -> None:
         """Raises for the first field that is left over: it might change the mathematics."""
+        for name, needed in NEUTRAL.items():
+            self.require(name, needed)
         for name, value in self._left.items():
             if value is None and name not in self._known:
                 continue
             close = difflib.get_close_matches(name, self._known, n=1, cutoff=0.75)
             hint = f"did you mean {close[0]}?" if close else "it might change the mathematics"
-            raise ValueError(f"unknown field {name} = {value!r} in {self.where}, {hint}")
+            raise ValueError(
+                f"unknown field {name} = {reprlib.repr(value)} in {self.where}, {hint}"
+            )
 
 
 class AttentionConfig(Protocol):
@@ -261,6 +353,8 @@ class AttentionConfig(Protocol):
     @property
     def num_experts_per_tok(self) -> int: ...
     @property
+    def router_aux_loss_coef(self) -> float: ...
+    @property
     def router_jitter_noise(self) -> float: ...
     @property
     def tie_word_embeddings(self) -> bool: ...
@@ -270,8 +364,12 @@ class AttentionConfig(Protocol):
     def quantization_config(self) -> Fp8Config | None: ...
 
 
-def check_shapes(config: AttentionConfig) -> None:
-    """Raises unless the sizes of a config fit together."""
+def check_numbers(config: AttentionConfig) -> None:
+    """Raises unless the numbers of a config are finite, in their range, and fit together."""
+    for name in (field.name for field in fields(cast("DataclassInstance", config))):
+        value = getattr(config, name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} is {value}, it must be a finite number, see config.json")
     check_positive(
         config,
         (
@@ -310,6 +408,15 @@ def check_shapes(config: AttentionConfig) -> None:
             config.num_experts_per_tok <= config.num_local_experts,
             f"num_experts_per_tok ({config.num_experts_per_tok}) is larger than "
             f"num_local_experts ({config.num_local_experts})",
+        ),
+        (
+            config.router_aux_loss_coef >= 0,
+            f"router_aux_loss_coef is {config.router_aux_loss_coef}, it must not be negative",
+        ),
+        (
+            0 <= config.router_jitter_noise < 1,
+            f"router_jitter_noise is {config.router_jitter_noise}, it must be at least 0 and "
+            "below 1",
         ),
     ):
         if not holds:
@@ -390,7 +497,9 @@ def read_json(path: Path) -> dict[str, object]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path} is missing") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply, no such JSON is needed here") from None
+    except ValueError as error:  # not UTF-8, not JSON, or a number of thousands of digits
         raise ValueError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold a JSON object, found {type(value).__name__}")

@@ -4,7 +4,8 @@
 
 A model's forward pass gets all it needs as arguments: a Packed batch, a Cache or none, a Trace for
 those who want to see what happened on the way. Router, norms, softmax, lightning state and head
-work in float32 (float64 for float64).
+work in float32 (float64 for float64). The angles of the rotation and the slope rates of lightning
+attention are float32 in every model, as in the reference implementations.
 """
 
 from collections.abc import Callable, Sequence
@@ -81,7 +82,10 @@ class Rotary:
 
     @classmethod
     def at(cls, positions: Tensor, rotary_dim: int, rope_theta: float) -> "Rotary":
-        """Angles position * rope_theta^(-2j / rotary_dim); never a table of the whole context."""
+        """Angles position * rope_theta^(-2j / rotary_dim); never a table of the whole context.
+
+        They are made in float32 also for a float64 model, as in the reference implementations.
+        """
         exponents = torch.arange(0, rotary_dim, 2, device=positions.device).float() / rotary_dim
         angles = positions.float()[:, None] * (1.0 / rope_theta**exponents)
         return cls(angles.cos()[:, None], angles.sin()[:, None])
@@ -292,6 +296,8 @@ class CausalLM(nn.Module, Generic[ConfigT]):
             )
         if cache is None and packed.context_lens.any():
             raise ValueError("context_lens is not zero, so a cache is needed")
+        if cache is not None and (packed.block_table is None or packed.slots is None):
+            raise ValueError("this batch has no block_table and slots, a cache needs both")
 
     def logits(self, hidden_states: Tensor) -> Tensor:
         """(..., C) -> (..., V) float32; the head multiplies in float32 (M1 report, section 3.2)."""

@@ -11,9 +11,10 @@ are the checkpoint's.
 
 import logging
 import math
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ from fulmen.models.config import (
     Fields,
     Fp8Config,
     TensorSpec,
-    check_shapes,
+    check_numbers,
     layer_tensors,
     outer_tensors,
     softmax_attention_tensors,
@@ -44,6 +45,8 @@ from fulmen.models.layers import (
 from fulmen.models.packed import LightningStates
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 LIGHTNING_NORM_EPS = 1e-6
 """Of the norm inside lightning attention: the official code leaves its class default, not
@@ -97,11 +100,17 @@ class M1Config:
     model_type: ClassVar[str] = "minimax_m1"
 
     def __post_init__(self) -> None:
-        check_shapes(self)
-        if any(kind not in (0, 1) for kind in self.attn_type_list):
+        check_numbers(self)
+        for kind in self.attn_type_list:
+            if type(kind) is not int or kind not in (0, 1):
+                raise ValueError(
+                    f"attn_type_list holds {reprlib.repr(kind)}, only 0 (lightning) and 1 "
+                    "(softmax) are known, see config.json"
+                )
+        if self.shared_intermediate_size < 0:
             raise ValueError(
-                f"attn_type_list holds {sorted(set(self.attn_type_list))}, "
-                "only 0 (lightning) and 1 (softmax) are known, see config.json"
+                f"shared_intermediate_size is {self.shared_intermediate_size}, it must be 0 (no "
+                "shared expert) or more, see config.json"
             )
         if self.shared_moe_mode not in ("sigmoid", "softmax"):
             raise ValueError(
@@ -119,8 +128,8 @@ class M1Config:
         head_dim = fields.take("head_dim", int, hidden_size // max(num_heads, 1))
         is_hf = _is_hf(values)
         rope_theta, rotary_dim = fields.take_rope(head_dim, 1_000_000.0 if is_hf else 10_000.0)
-        num_experts = _one_number(fields, "num_local_experts")
-        shared_size = _one_number(fields, "shared_intermediate_size", 0)
+        num_experts = _one_number(fields, "num_local_experts", num_layers)
+        shared_size = _one_number(fields, "shared_intermediate_size", num_layers, 0)
         if (
             rotary_dim is None
             and is_hf
@@ -137,8 +146,8 @@ class M1Config:
         # The canonical chunk is 64 tokens whatever the file says; the result does not depend on it.
         fields.take("block_size", int, 256, also=("block",))
         scales = {
-            f"layernorm_{kind}_{gain}": fields.take(
-                f"layernorm_{kind}_{gain}", float, 1.0, also=(f"{hf_kind}_{gain}_factor",)
+            f"layernorm_{kind}_{gain}": _take_scale(
+                fields, f"layernorm_{kind}_{gain}", f"{hf_kind}_{gain}_factor"
             )
             for kind, hf_kind in _SCALES.items()
             for gain in ("alpha", "beta")
@@ -154,7 +163,7 @@ class M1Config:
             intermediate_size=fields.take("intermediate_size", int),
             num_local_experts=num_experts,
             num_experts_per_tok=fields.take("num_experts_per_tok", int, 2),
-            rotary_dim=rotary_dim or head_dim,
+            rotary_dim=head_dim if rotary_dim is None else rotary_dim,
             rope_theta=rope_theta,
             rms_norm_eps=fields.take("rms_norm_eps", float, 1e-5),
             max_position_embeddings=fields.take("max_position_embeddings", int, 10_240_000),
@@ -229,33 +238,67 @@ def _is_hf(values: Mapping[str, object]) -> bool:
     ]
 
 
-def _one_number(fields: Fields, name: str, default: int | None = None) -> int:
+def _one_number(fields: Fields, name: str, num_layers: int, default: int | None = None) -> int:
     """A count that some configs give once a layer; all entries must be equal."""
-    if isinstance(fields.peek(name), list):
-        values = fields.take(name, list)
-        if len(set(values)) != 1 or not isinstance(values[0], int):
-            raise ValueError(
-                f"{name} differs from layer to layer, only one value for all is implemented, "
-                f"see {fields.where}"
-            )
+    if not isinstance(fields.peek(name), list):
+        return fields.take(name, int, default)
+    values = fields.take(name, list)
+    if len(values) != num_layers:
+        problem = f"has {len(values)} entries, num_hidden_layers is {num_layers}"
+    elif any(type(value) is not int for value in values):
+        problem = f"is {reprlib.repr(values)}, it must be one integer or one for each layer"
+    elif len(set(values)) > 1:
+        problem = "differs from layer to layer, only one value for all is implemented"
+    else:
         return int(values[0])
-    return fields.take(name, int, default)
+    raise ValueError(f"{name} {problem}, see {fields.where}")
+
+
+def _take_scale(fields: Fields, name: str, hf_name: str) -> float:
+    """A gain of residual or branch, 1 where no spelling names it."""
+    official, hf = fields.take_optional(name, float), fields.take_optional(hf_name, float)
+    scale = _of_both(fields.where, name, official, hf_name, hf)
+    return 1.0 if scale is None else scale
 
 
 def _attention_types(fields: Fields, num_layers: int, is_hf: bool) -> tuple[int, ...]:
-    names = fields.take("layer_types", list, [])
-    if names:
-        known = {"linear_attention": 0, "full_attention": 1}
-        if not all(name in known for name in names):
-            raise ValueError(
-                f"layer_types holds {sorted(set(map(str, names)))}, only linear_attention and "
-                f"full_attention are known, see {fields.where}"
-            )
-        return tuple(known[name] for name in names)
-    if is_hf and not fields.has("attn_type_list"):
-        # transformers' default for an absent list: softmax at even layers, lightning at odd ones.
-        return tuple(1 - layer % 2 for layer in range(num_layers))
-    return tuple(fields.take("attn_type_list", list, also=("decoder_attention_types",)))
+    official = fields.take_optional("attn_type_list", list, also=("decoder_attention_types",))
+    names = fields.take_optional("layer_types", list)
+    hf = [_attention_type(name, fields.where) for name in names] if names else None
+    kinds = _of_both(fields.where, "attn_type_list", official, "layer_types", hf)
+    if kinds is not None:
+        return tuple(kinds)
+    if not is_hf:
+        raise ValueError(f"attn_type_list is missing and has no default, see {fields.where}")
+    # transformers' default for an absent list: softmax at even layers, lightning at odd ones.
+    return tuple(1 - layer % 2 for layer in range(num_layers))
+
+
+def _attention_type(name: object, where: str) -> int:
+    if name == "linear_attention":
+        return 0
+    if name == "full_attention":
+        return 1
+    raise ValueError(
+        f"layer_types holds {reprlib.repr(name)}, only linear_attention and full_attention are "
+        f"known, see {where}"
+    )
+
+
+def _of_both(where: str, name: str, official: T | None, hf_name: str, hf: T | None) -> T | None:
+    """What a config says in the official spelling, in that of transformers, or in both alike.
+
+    transformers 5 keeps the official fields of a config it read and writes its own defaults beside
+    them: wrong ones, which must not be taken for the model's.
+    """
+    if official is None or hf is None:
+        return hf if official is None else official
+    if official != hf:
+        raise ValueError(
+            f"{name} says {reprlib.repr(official)} and {hf_name} says {reprlib.repr(hf)}: {where} "
+            "looks like a damaged re-save by transformers, the published config.json is needed"
+        )
+    return official
 
 
 def slope_rates(num_heads: int, layer: int, num_layers: int) -> list[float]:
@@ -297,7 +340,8 @@ class LightningAttention(nn.Module):
         # Rows of qkv_proj are grouped by head: q, k, v of head 0, then of head 1, and so on.
         qkv = split_heads(F.silu(self.qkv_proj(hidden_states)), 3 * self.head_dim)
         q, k, v = qkv.chunk(3, -1)  # (T, H, D) each
-        slope_rate = torch.tensor(self.slope_rates, device=q.device)
+        # float32 also in a float64 model, as in the official code.
+        slope_rate = torch.tensor(self.slope_rates, dtype=torch.float32, device=q.device)
         packed = context.packed
         carry = None
         if cache is not None:

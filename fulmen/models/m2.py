@@ -20,7 +20,7 @@ from fulmen.models.config import (
     Fields,
     Fp8Config,
     TensorSpec,
-    check_shapes,
+    check_numbers,
     layer_tensors,
     outer_tensors,
     softmax_attention_tensors,
@@ -70,7 +70,7 @@ class M2Config:
     model_type: ClassVar[str] = "minimax_m2"
 
     def __post_init__(self) -> None:
-        check_shapes(self)
+        check_numbers(self)
 
     @property
     def attn_type_list(self) -> tuple[int, ...]:
@@ -88,6 +88,10 @@ class M2Config:
         rope_theta, rotary_dim = fields.take_rope(head_dim, 5_000_000.0)
         for name, needed in _ONLY.items():
             fields.require(name, needed)
+        # A shared expert's width and mixing, which some releases name; shared_intermediate_size,
+        # required to be 0 above, says that there is none.
+        fields.take_optional("mlp_intermediate_size", int)
+        fields.take_optional("shared_moe_mode", str)
         fields.require("attn_type_list", [1] * num_layers)
         fields.require("layer_types", ["full_attention"] * num_layers)
         config = cls(
@@ -100,7 +104,7 @@ class M2Config:
             intermediate_size=fields.take("intermediate_size", int),
             num_local_experts=fields.take("num_local_experts", int, also=("num_experts",)),
             num_experts_per_tok=fields.take("num_experts_per_tok", int),
-            rotary_dim=rotary_dim or head_dim,
+            rotary_dim=head_dim if rotary_dim is None else rotary_dim,
             rope_theta=rope_theta,
             rms_norm_eps=fields.take("rms_norm_eps", float, 1e-6),
             max_position_embeddings=fields.take("max_position_embeddings", int, 196_608),
@@ -154,6 +158,14 @@ _ONLY: dict[str, object] = {
     "scoring_func": "sigmoid",
     "qk_norm_type": "per_layer",
     "shared_intermediate_size": 0,
+    "postnorm": False,
+    # M1's gains of residual and branch, which M2's blocks do not have.
+    "layernorm_full_attention_alpha": 1.0,
+    "layernorm_full_attention_beta": 1.0,
+    "layernorm_linear_attention_alpha": 1.0,
+    "layernorm_linear_attention_beta": 1.0,
+    "layernorm_mlp_alpha": 1.0,
+    "layernorm_mlp_beta": 1.0,
 }
 
 

@@ -44,17 +44,23 @@ class Packed:
         only_last_logits: bool = False,
         device: torch.device | str = "cpu",
     ) -> "Packed":
-        """Packs the new tokens of each sequence; context_lens says how many came before."""
+        """Packs the new tokens of each sequence; context_lens says how many came before.
+
+        For a cache, block_tables holds pages for all tokens of each sequence, past and new, and
+        slots its row in the lightning states.
+        """
         if not sequences or any(len(sequence) == 0 for sequence in sequences):
             raise ValueError("a sequence has no tokens, each needs at least one")
         tensors = [torch.as_tensor(ids, dtype=torch.int64, device=device) for ids in sequences]
         past = list(context_lens) if context_lens is not None else [0] * len(tensors)
+        _check_batch([len(ids) for ids in tensors], past, block_tables, slots)
         lens = torch.tensor([len(ids) for ids in tensors])
         cu_seqlens = torch.cat((torch.zeros(1, dtype=torch.int64), lens.cumsum(0)))
         table = None
         if block_tables is not None:
             width = max(len(pages) for pages in block_tables)
-            rows = [list(pages) + [0] * (width - len(pages)) for pages in block_tables]
+            # A short row repeats its last page: no row may name a page of another sequence.
+            rows = [[*pages, *[pages[-1]] * (width - len(pages))] for pages in block_tables]
             table = torch.tensor(rows, dtype=torch.int32, device=device)
         return cls(
             input_ids=torch.cat(tensors),
@@ -86,6 +92,46 @@ class Packed:
         )
         page = self.block_table[sequence, self.positions // PAGE].long()
         return page * PAGE + self.positions % PAGE
+
+
+def _check_batch(
+    lens: Sequence[int],
+    context_lens: Sequence[int],
+    block_tables: Sequence[Sequence[int]] | None,
+    slots: Sequence[int] | None,
+) -> None:
+    """Raises unless every sequence has its past, and pages and a slot of its own if any has."""
+    if (block_tables is None) != (slots is None):
+        given, absent = ("block_tables", "slots") if slots is None else ("slots", "block_tables")
+        raise ValueError(f"{given} are given without {absent}, a cache needs both")
+    for name, values in (
+        ("context_lens", context_lens),
+        ("block_tables", block_tables),
+        ("slots", slots),
+    ):
+        if values is not None and len(values) != len(lens):
+            raise ValueError(
+                f"{name} has {len(values)} entries for {len(lens)} sequences, each needs one"
+            )
+    for sequence, context in enumerate(context_lens):
+        if context < 0:
+            raise ValueError(
+                f"context_lens of sequence {sequence} is {context}, it must not be negative"
+            )
+    if block_tables is None or slots is None:
+        return
+    for sequence, pages in enumerate(block_tables):
+        num_tokens = context_lens[sequence] + lens[sequence]
+        if len(pages) * PAGE < num_tokens:
+            raise ValueError(
+                f"sequence {sequence} has {num_tokens} tokens, past and new, and {len(pages)} "
+                f"pages, it needs {-(-num_tokens // PAGE)}"
+            )
+        if min(pages) < 0 or slots[sequence] < 0:
+            raise ValueError(
+                f"sequence {sequence} has pages {list(pages)} and slot {slots[sequence]}, none "
+                "may be negative"
+            )
 
 
 class PagedKV:

@@ -1,13 +1,17 @@
 """Checkpoints there and back, in every layout; and one clear sentence for everything that can be
 wrong with one."""
 
+import itertools
 import json
 import logging
 import shutil
+import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,14 +21,15 @@ from fulmen.models import (
     Checkpoint,
     M1Config,
     M2Config,
-    config_from_dict,
+    Model,
+    Packed,
     load_model,
-    read_config,
     save_model,
 )
 from fulmen.models.checkpoint import dequantise
 from fulmen.models.config import Fp8Config
-from tests.models.helpers import random_model, tiny_m1, tiny_m2
+from tests.models.helpers import Session, random_model, tiny_m1, tiny_m2
+from tests.models.test_gguf import write_gguf
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 every_config = pytest.mark.parametrize(
@@ -95,21 +100,6 @@ def test_ragged_fp8_blocks_count_by_block_size() -> None:
             assert float(found[row, column]) == pytest.approx(expected)
 
 
-def test_unconverted_modules_match_by_whole_component() -> None:
-    fp8 = Fp8Config(
-        weight_block_size=(128, 128),
-        modules_to_not_convert=("gate", "lm_head", "model.layers.1.self_attn", "layers.2.mlp"),
-    )
-    prefix = "model.layers.0.block_sparse_moe"
-    assert not fp8.applies_to(f"{prefix}.gate")
-    assert fp8.applies_to(f"{prefix}.gate_proj")
-    assert fp8.applies_to(f"{prefix}.experts.0.w1")
-    assert not fp8.applies_to("lm_head")
-    assert not fp8.applies_to("model.layers.1.self_attn.q_proj")
-    assert fp8.applies_to("model.layers.11.self_attn.q_proj")
-    assert not fp8.applies_to("model.layers.2.block_sparse_moe.experts.3.w2")
-
-
 def test_scales_may_lie_in_another_shard(tmp_path: Path) -> None:
     source = GOLDEN / "m2-tiny-fp8"
     tensors = load_file(source / "model.safetensors")
@@ -169,153 +159,179 @@ def test_loading_needs_the_model_and_one_shard_of_memory(tmp_path: Path) -> None
     assert grown < size + largest + 30 * 2**20
 
 
-# Configs
+# Saving over what is there
+
+SHARDED, SINGLE = 20_000, 10**9
 
 
-def test_the_hf_spelling_gives_the_same_config() -> None:
-    official, hf = read_config(GOLDEN / "m1-tiny"), read_config(GOLDEN / "m1-tiny-hf")
-    assert isinstance(official, M1Config)
-    assert isinstance(hf, M1Config)
-    assert official.rotary_dim == 8
-    assert hf.rotary_dim == 16  # transformers rotates the whole head and has no such field
-    assert hf.to_dict() | {"rotary_dim": 8} == official.to_dict()
+def same(model: Model, other: Model) -> bool:
+    """Whether two models are one in config and weights."""
+    state = other.state_dict()
+    return model.config == other.config and all(
+        name in state and torch.equal(tensor, state[name])
+        for name, tensor in model.state_dict().items()
+    )
 
 
-def hf_config(**changes: object) -> dict[str, object]:
-    values = json.loads((GOLDEN / "m1-tiny-hf/config.json").read_text())
-    return {key: value for key, value in (values | changes).items() if value is not ...}
+def weight_files(folder: Path) -> set[str]:
+    return {file.name for file in folder.iterdir() if file.name != "config.json"}
 
 
-def test_an_absent_layer_types_list_alternates_in_the_hf_spelling() -> None:
-    config = config_from_dict(hf_config(layer_types=...))
-    assert config.attn_type_list == (1, 0, 1, 0, 1, 0, 1, 0)
+def checkpoint_files(folder: Path) -> set[str]:
+    """The files that a loader of this folder needs beside its config."""
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        return {"model.safetensors"}
+    return {index.name, *json.loads(index.read_text())["weight_map"].values()}
 
 
-def test_released_sizes_in_the_hf_spelling_rotate_64_dimensions(
-    caplog: pytest.LogCaptureFixture,
+@pytest.mark.parametrize("before", [SHARDED, SINGLE])
+@pytest.mark.parametrize("after", [SHARDED, SINGLE])
+def test_a_save_over_a_checkpoint_leaves_only_the_new_one(
+    before: int, after: int, tmp_path: Path
 ) -> None:
-    sizes = {"hidden_size": 6144, "num_hidden_layers": 80, "num_local_experts": 32}
-    heads = {"num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 128}
-    kinds = (["linear_attention"] * 7 + ["full_attention"]) * 10
-    config = config_from_dict(hf_config(**sizes, **heads, layer_types=kinds))
-    assert config.rotary_dim == 64
-    assert "names no rotary_dim" in caplog.text
+    for seed, max_shard_bytes in enumerate((before, after, after)):
+        model = random_model(tiny_m2(rope_theta=1000.0 + seed), seed)
+        save_model(model, tmp_path, max_shard_bytes=max_shard_bytes)
+        assert same(load_model(tmp_path), model)
+        assert weight_files(tmp_path) == checkpoint_files(tmp_path)
+        assert (max_shard_bytes == SINGLE) == (tmp_path / "model.safetensors").exists()
+
+
+def test_shards_have_official_names_unless_those_are_taken(tmp_path: Path) -> None:
+    for prefix in ("", "2-", ""):
+        save_model(random_model(tiny_m2()), tmp_path, max_shard_bytes=SHARDED)
+        shards = sorted(file.name for file in tmp_path.glob("*.safetensors"))
+        assert shards[0] == f"model-{prefix}00001-of-{len(shards):05}.safetensors"
+
+
+class Crash(BaseException):
+    """The process dies."""
+
+
+@contextmanager
+def crashing(monkeypatch: pytest.MonkeyPatch, num_steps: int) -> Iterator[None]:
+    """Lets `num_steps` renames and deletions happen, and no more."""
+    steps = iter(range(num_steps))
+
+    def dying(act: Callable[..., object]) -> Callable[..., object]:
+        def step(*args: Any, **kwargs: Any) -> object:
+            if next(steps, None) is None:
+                raise Crash
+            return act(*args, **kwargs)
+
+        return step
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", dying(Path.replace))
+        patch.setattr(Path, "unlink", dying(Path.unlink))
+        yield
+
+
+def save_as_it_crashes(model: Model, folder: Path, max_shard_bytes: int) -> bool:
+    """Whether the save came to its end."""
+    try:
+        save_model(model, folder, max_shard_bytes=max_shard_bytes)
+    except Crash:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("same_config", [True, False])
+@pytest.mark.parametrize("before", [SHARDED, SINGLE])
+@pytest.mark.parametrize("after", [SHARDED, SINGLE])
+def test_a_crash_at_any_step_of_a_save_never_mixes_two_models(
+    before: int, after: int, same_config: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = random_model(tiny_m2(), 1)
+    new = random_model(tiny_m2() if same_config else tiny_m2(rope_theta=1000.0), 2)
+    for num_steps in itertools.count():
+        folder = tmp_path / str(num_steps)
+        save_model(old, folder, max_shard_bytes=before)
+        with crashing(monkeypatch, num_steps):
+            finished = save_as_it_crashes(new, folder, after)
+        if same_config or (folder / "config.json").exists():
+            loaded = load_model(folder)
+            assert same(loaded, old) or same(loaded, new)
+        else:
+            with pytest.raises(ValueError, match=r"config\.json is missing"):
+                load_model(folder)
+        save_model(new, folder, max_shard_bytes=after)
+        assert same(load_model(folder), new)
+        left = {name for name in weight_files(folder) if not name.endswith(".part")}
+        assert left == checkpoint_files(folder)
+        if finished:
+            break
+    assert num_steps > 2
+
+
+# GGUF
+
+
+def test_a_gguf_is_checked_by_its_header(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "whole.gguf")
+    checkpoint = Checkpoint.open(tmp_path / "whole.gguf")
+    assert checkpoint.problems() == []
+    assert checkpoint.notes() == []
+    assert set(checkpoint.stored) == {spec.name for spec in checkpoint.config.tensors()}
+
+
+@pytest.fixture
+def gguf_folder(tmp_path: Path) -> Path:
+    """A folder whose weights are in a GGUF, with a config.json of its own."""
+    write_gguf(tmp_path / "model.gguf")
+    values = Checkpoint.open(tmp_path / "model.gguf").config.to_dict()
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert Checkpoint.open(tmp_path).problems() == []
+    return tmp_path
 
 
 @pytest.mark.parametrize(
-    ("changes", "rotary_dim"),
-    [
-        ({"rotary_dim": 4}, 4),
-        ({"rotary_dim": ...}, 8),
-        ({"rotary_dim": 4, "partial_rotary_factor": 0.25}, 2),
-        ({"rotary_dim": 4, "rope_parameters": {"rope_type": "default", "rope_theta": 5e6}}, 4),
-        (
-            {
-                "rotary_dim": 4,
-                "partial_rotary_factor": 1.0,
-                "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.75},
-            },
-            6,
-        ),
-    ],
+    ("share", "sentence"),
+    [(0.0, "is not a GGUF"), (1e-5, "cut short"), (0.01, "cut short"), (0.5, "cut short")],
 )
-def test_rotary_width_is_resolved_in_the_order_of_the_fields(
-    changes: dict[str, object], rotary_dim: int
-) -> None:
-    values = tiny_m2().to_dict() | changes
-    values = {key: value for key, value in values.items() if value is not ...}
-    assert config_from_dict(values).rotary_dim == rotary_dim
-
-
-@pytest.mark.parametrize(
-    ("model_type", "architecture", "kind"),
-    [
-        ("minimax_m1", None, M1Config),
-        ("MiniMaxM1", None, M1Config),
-        ("minimax_text_01", "MiniMaxText01ForCausalLM", M1Config),
-        ("minimax", "MiniMaxForCausalLM", M1Config),
-        ("minimax_m2", None, M2Config),
-        ("minimax", "MiniMaxM2ForCausalLM", M2Config),
-    ],
-)
-def test_architecture_then_model_type_picks_the_model(
-    model_type: str, architecture: str | None, kind: type
-) -> None:
-    tiny = tiny_m1() if kind is M1Config else tiny_m2()
-    values = tiny.to_dict() | {"model_type": model_type}
-    values["architectures"] = [architecture] if architecture else None
-    assert isinstance(config_from_dict(values), kind)
-
-
-def test_vllm_aliases_and_lists_are_read() -> None:
-    values = tiny_m1().to_dict() | {"num_local_experts": [4, 4, 4], "block": 128}
-    values["decoder_attention_types"] = values.pop("attn_type_list")
-    assert config_from_dict(values) == tiny_m1()
-
-
-@pytest.mark.parametrize("config", [tiny_m1(), tiny_m2()], ids=["m1", "m2"])
-def test_configs_survive_the_round_trip(config: M1Config | M2Config) -> None:
-    assert config_from_dict(json.loads(json.dumps(config.to_dict()))) == config
-
-
-@pytest.mark.parametrize("name", ["m2-tiny-fp8", "m1-tiny"])
-def test_published_spellings_survive_the_round_trip(name: str) -> None:
-    config = read_config(GOLDEN / name)
-    assert config_from_dict(config.to_dict()) == config
-
-
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"rotary_dm": 4}, "unknown field rotary_dm = 4 in config.json, did you mean rotary_dim?"),
-        ({"logit_softcap": 30.0}, "unknown field logit_softcap .* might change the mathematics"),
-        ({"hidden_size": ...}, "hidden_size is missing"),
-        ({"hidden_size": "24"}, "hidden_size is '24', it must be of type int"),
-        ({"hidden_size": True}, "hidden_size is True, it must be of type int"),
-        ({"hidden_size": 0}, "hidden_size is 0, it must be positive"),
-        ({"use_qk_norm": 1}, "use_qk_norm is 1, it must be of type bool"),
-        ({"scoring_func": "softmax"}, "scoring_func is 'softmax', only 'sigmoid' is implemented"),
-        ({"sliding_window": 4096}, "sliding_window is 4096, only None is implemented"),
-        ({"attn_type_list": [1, 0, 1]}, "attn_type_list is .*, only \\[1, 1, 1\\]"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type is 'yarn', only 'default'"),
-        ({"rope_scaling": {"type": "yarn"}}, "rope_scaling is .*, only None is implemented"),
-        ({"rotary_dim": 10}, "rotary_dim \\(10\\) must be even and at most head_dim \\(8\\)"),
-        ({"rotary_dim": 3}, "rotary_dim \\(3\\) must be even"),
-        ({"num_key_value_heads": 3}, "num_attention_heads \\(4\\) must be a multiple"),
-        ({"num_experts_per_tok": 5}, "num_experts_per_tok \\(5\\) is larger than"),
-        ({"torch_dtype": "int8"}, "torch_dtype is 'int8', it must be one of float32"),
-        ({"dtype": "bfloat16"}, "dtype is 'bfloat16' but torch_dtype is 'float32'"),
-        ({"quantization_config": {"quant_method": "awq"}}, "quant_method is 'awq', only 'fp8'"),
-        ({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}, "unknown architecture L"),
-        ({"architectures": None, "model_type": None}, "unknown architecture none in config.json"),
-    ],
-)
-def test_a_config_that_cannot_be_right_is_one_sentence(
-    changes: dict[str, object], sentence: str
-) -> None:
-    values = tiny_m2().to_dict() | changes
-    values = {key: value for key, value in values.items() if value is not ...}
+def test_a_damaged_gguf_is_one_problem(share: float, sentence: str, gguf_folder: Path) -> None:
+    file = gguf_folder / "model.gguf"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(len(whole) * share)])
+    (problem,) = Checkpoint.open(gguf_folder).problems()
+    assert sentence in problem
     with pytest.raises(ValueError, match=sentence):
-        config_from_dict(values)
-
-
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"attn_type_list": [0, 0]}, "attn_type_list has 2 entries, num_hidden_layers is 3"),
-        ({"attn_type_list": [0, 2, 1]}, "attn_type_list holds .*, only 0 .* and 1"),
-        ({"layer_types": ["linear_attention", "mamba", "full_attention"]}, "layer_types holds"),
-        ({"shared_moe_mode": "sum"}, "shared_moe_mode is 'sum'"),
-        ({"num_local_experts": [4, 1, 4]}, "num_local_experts differs from layer to layer"),
-        ({"hidden_act": "gelu"}, "hidden_act is 'gelu', only 'silu'"),
-        ({"post_norm": True}, "unknown field post_norm = True .*, did you mean postnorm?"),
-    ],
-)
-def test_an_m1_config_that_cannot_be_right_is_one_sentence(
-    changes: dict[str, object], sentence: str
-) -> None:
+        load_model(gguf_folder)
     with pytest.raises(ValueError, match=sentence):
-        config_from_dict(tiny_m1().to_dict() | changes)
+        Checkpoint.open(file)
+
+
+def test_a_gguf_of_other_shapes_than_its_config_is_not_loaded(gguf_folder: Path) -> None:
+    config = gguf_folder / "config.json"
+    values = json.loads(config.read_text()) | {"attn_type_list": [1, 1, 1]}
+    config.write_text(json.dumps(values | {"intermediate_size": 128, "num_hidden_layers": 3}))
+    problems = Checkpoint.open(gguf_folder).problems()
+    w1 = "model.layers.0.block_sparse_moe.experts.0.w1.weight"
+    assert f"tensor {w1} in model.gguf has shape [256, 64], the config needs [128, 64]" in problems
+    missing = "tensor model.layers.2.input_layernorm.weight [64] is missing"
+    assert any(problem.startswith(missing) for problem in problems)
+    with pytest.raises(ValueError, match="see fulmen models check"):
+        load_model(gguf_folder)
+
+
+def test_a_head_that_the_config_ties_is_not_read_from_a_gguf(gguf_folder: Path) -> None:
+    config = gguf_folder / "config.json"
+    values = json.loads(config.read_text())
+    config.write_text(json.dumps(values | {"tie_word_embeddings": True}))
+    assert "lm_head.weight" not in load_model(gguf_folder).state_dict()
+
+
+@pytest.mark.parametrize("max_shard_bytes", [SHARDED, SINGLE])
+def test_what_is_saved_beside_a_gguf_is_what_loads(
+    max_shard_bytes: int, gguf_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = random_model(tiny_m2())
+    save_model(model, gguf_folder, max_shard_bytes=max_shard_bytes)
+    assert same(load_model(gguf_folder), model)
+    sentence = "model.gguf is not read, the safetensors beside it are"
+    assert sentence in caplog.text
+    assert Checkpoint.open(gguf_folder).notes() == [sentence]
 
 
 # Broken files
@@ -373,6 +389,29 @@ def no_weights(folder: Path) -> None:
     next(folder.glob("*.safetensors")).unlink()
 
 
+def edit_header(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        file = folder / "model.safetensors"
+        stored = file.read_bytes()
+        (length,) = struct.unpack("<Q", stored[:8])
+        header = json.loads(stored[8 : 8 + length])
+        change(header)
+        text = json.dumps(header).encode()
+        file.write_bytes(struct.pack("<Q", len(text)) + text + stored[8 + length :])
+
+    return edit
+
+
+def nest_the_header(folder: Path) -> None:
+    text = b'{"a": ' * 100_000
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
+
+
+def swap_two(header: dict[str, Any]) -> None:
+    first, second = (f"model.layers.{layer}.input_layernorm.weight" for layer in (0, 1))
+    header[first]["data_offsets"] = header[second]["data_offsets"]
+
+
 def escape(folder: Path) -> None:
     index = {"weight_map": {"model.norm.weight": "../model.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -389,6 +428,18 @@ NORM = "model.norm.weight"
         (truncate_the_header, "is truncated or no safetensors file: 3 bytes"),
         (garble_the_header, "is no safetensors file: its header cannot be read"),
         (append, "is too long"),
+        (nest_the_header, "is no safetensors file: its header cannot be read"),
+        (edit_header(lambda h: h[NORM].update(shape=[24.0])), f"gives tensor {NORM} as .*whole"),
+        (edit_header(lambda h: h[NORM].update(shape=[True])), f"gives tensor {NORM} as .*whole"),
+        (edit_header(lambda h: h[NORM].update(shape=[-24])), f"gives tensor {NORM} as .*whole"),
+        (edit_header(lambda h: h[NORM].update(data_offsets=[0])), f"gives tensor {NORM} as"),
+        (edit_header(lambda h: h.update({NORM: 3})), f"gives tensor {NORM} as 3, a dtype"),
+        (
+            edit_header(lambda h: h[NORM].update(shape=[25])),
+            f"gives tensor {NORM} 96 bytes, \\[25\\] in F32 needs 100",
+        ),
+        (edit_header(lambda h: h[NORM].update(dtype="F16")), "\\[24\\] in F16 needs 48"),
+        (edit_header(swap_two), "is damaged: tensor .* begins at byte .* before it ends at"),
         (edit_tensors(lambda t: t.__delitem__(NORM)), f"tensor {NORM} \\[24\\] is missing"),
         (
             edit_tensors(lambda t: t.update({NORM: torch.zeros(25)})),
@@ -443,6 +494,27 @@ def test_every_problem_of_a_checkpoint_is_listed(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
+def test_a_lost_shard_hides_no_tensor_that_is_missing_elsewhere(tmp_path: Path) -> None:
+    save_model(random_model(tiny_m2()), tmp_path, max_shard_bytes=SHARDED)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    weight_map = index["weight_map"]
+    shards = sorted(set(weight_map.values()))
+    first, last = tmp_path / shards[0], tmp_path / shards[-1]
+    assert weight_map["lm_head.weight"] == last.name
+    tensors = load_file(last)
+    del tensors["lm_head.weight"]
+    tensors["model.embed_tokens.weight"] = torch.zeros(61, 24)
+    save_file(tensors, last)
+    (tmp_path / shards[1]).unlink()
+    problems = Checkpoint.open(tmp_path).problems()
+    lost = sum(shard == shards[1] for shard in weight_map.values())
+    assert problems == [
+        f"shard {shards[1]} is missing from {tmp_path}, {lost} tensors are in it",
+        f"tensor model.embed_tokens.weight is in {first.name} and again in {last.name}",
+        f"tensor lm_head.weight [61, 24] is missing from {tmp_path}",
+    ]
+
+
 def test_other_float_types_are_a_note_and_load(tmp_path: Path) -> None:
     save_model(random_model(tiny_m2()), tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
@@ -452,3 +524,48 @@ def test_other_float_types_are_a_note_and_load(tmp_path: Path) -> None:
     assert checkpoint.problems() == []
     assert checkpoint.notes() == ["1 tensors are stored as F16, the config implies float32"]
     load_model(tmp_path)
+
+
+# Batches for a cache
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"block_tables": [[1], [2, 3]]}, "block_tables are given without slots, a cache needs"),
+        ({"slots": [0, 1]}, "slots are given without block_tables, a cache needs both"),
+        (
+            {"block_tables": [[1], [2, 3]], "slots": [0, 1]},
+            "sequence 0 has 70 tokens, past and new, and 1 pages, it needs 2",
+        ),
+        (
+            {"block_tables": [[1, 4], [2, 3]], "slots": [0, 1], "context_lens": [0, 29]},
+            "sequence 1 has 129 tokens, past and new, and 2 pages, it needs 3",
+        ),
+        ({"block_tables": [[1, 4], [2, -1]], "slots": [0, 1]}, "none may be negative"),
+        ({"block_tables": [[1, 4], [2, 3]], "slots": [0, -1]}, "none may be negative"),
+        ({"block_tables": [[1, 4]], "slots": [0, 1]}, "block_tables has 1 entries for 2 sequences"),
+        ({"block_tables": [[1, 4], [2, 3]], "slots": [0]}, "slots has 1 entries for 2 sequences"),
+        ({"context_lens": [0, 0, 0]}, "context_lens has 3 entries for 2 sequences"),
+        ({"context_lens": [0, -1]}, "context_lens of sequence 1 is -1, it must not be negative"),
+    ],
+)
+def test_a_batch_that_does_not_fit_its_cache_is_refused(
+    arguments: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        Packed.of([[2] * 70, [3] * 100], **arguments)
+
+
+def test_short_block_tables_are_padded_with_pages_of_their_own() -> None:
+    packed = Packed.of([[2] * 10, [3] * 100], block_tables=[[1], [2, 3]], slots=[0, 1])
+    assert packed.block_table is not None
+    assert packed.block_table.tolist() == [[1, 1], [2, 3]]
+
+
+@pytest.mark.parametrize("config", [tiny_m1(), tiny_m2()], ids=["m1", "m2"])
+def test_a_cache_needs_a_batch_with_pages_and_slots(config: M1Config | M2Config) -> None:
+    session = Session(random_model(config))
+    for batch in (Packed.of([[1, 2]]), torch.tensor([[1, 2]])):
+        with pytest.raises(ValueError, match="no block_table and slots, a cache needs both"):
+            session.model(batch, session.cache)
