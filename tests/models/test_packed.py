@@ -1,10 +1,12 @@
 """A batch for a cache is checked where it is made: every sequence has its pages and its slot."""
 
+from typing import Any
+
 import pytest
 import torch
 
-from fulmen.models import Packed
-from tests.models.helpers import random_model, tiny_m1, tiny_m2
+from fulmen.models import M1Config, M2Config, Packed
+from tests.models.helpers import Session, random_model, tiny_m1, tiny_m2
 
 
 @pytest.mark.parametrize(
