@@ -7,11 +7,12 @@ MiniMax-M2 writes every parameter as bare text, so the schema decides what the t
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 MAX_JSON_DEPTH = 100
-"""Deeper JSON is refused: Python's own limit depends on how deep the caller already is."""
+"""Deeper JSON is refused: Python's own limit depends on how deep the caller already is. The object
+of arguments counts, so a value in it has one level less."""
 
 _TYPES = frozenset({"null", "integer", "number", "boolean", "object", "array", "string"})
 _TYPE_ALIASES = {
@@ -24,22 +25,23 @@ _TYPE_ALIASES = {
 }
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
-_TRUE = ("true", "yes", "on", "1")
-_FALSE = ("false", "no", "off", "0")
+_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
+_BOOLEAN_WORDS = {"yes": True, "on": True, "no": False, "off": False}
+"""Read as booleans only where no string is allowed: beside one they are more likely text."""
 _EXACT_FLOATS = 2.0**53
 
 
-def load_json(text: str) -> Any:
+def load_json(text: str, *, max_depth: int = MAX_JSON_DEPTH) -> Any:
     """Strict JSON: a ValueError for NaN, infinities, unreadable numbers and very deep nesting."""
     try:
         value = json.loads(text, parse_constant=_refuse, parse_float=_finite)
     except RecursionError:
-        raise ValueError(f"it is nested deeper than {MAX_JSON_DEPTH} levels") from None
+        raise ValueError(f"it is nested deeper than {max_depth} levels") from None
     level, depth = [value], 0
     while level:
         depth += 1
-        if depth > MAX_JSON_DEPTH:
-            raise ValueError(f"it is nested deeper than {MAX_JSON_DEPTH} levels")
+        if depth > max_depth:
+            raise ValueError(f"it is nested deeper than {max_depth} levels")
         inner: list[Any] = []
         for item in level:
             if isinstance(item, dict):
@@ -82,34 +84,38 @@ def _finite(text: str) -> float:
 def parameter_types(schema: Mapping[str, Any], parameter: str) -> frozenset[str]:
     """The JSON types that a tool's schema allows a parameter; {"string"} when it does not say."""
     properties = schema.get("properties")
-    declared = properties.get(parameter) if isinstance(properties, Mapping) else None
+    open_schemas = [properties.get(parameter) if isinstance(properties, Mapping) else None]
     types: set[str] = set()
-    _collect_types(declared, schema, types, set())
+    seen: set[int] = set()  # a schema may contain itself, by reference or as an object
+    while open_schemas:
+        found = open_schemas.pop()
+        if isinstance(found, Mapping) and id(found) not in seen:
+            seen.add(id(found))
+            types |= _own_types(found)
+            open_schemas += _parts(found, schema)
     return frozenset(types) or frozenset({"string"})
 
 
-def _collect_types(
-    schema: object, root: Mapping[str, Any], types: set[str], seen: set[str]
-) -> None:
-    if not isinstance(schema, Mapping):
-        return
+def _own_types(schema: Mapping[str, Any]) -> set[str]:
+    """The types that a schema itself names, or its enum's values have."""
     named = schema.get("type")
     names = named if isinstance(named, list | tuple) else [named]
     found = {_TYPE_ALIASES.get(name, name) for name in names if isinstance(name, str)}
-    types |= (found & _TYPES) | ({"string"} if found - _TYPES else set())
+    types = (found & _TYPES) | ({"string"} if found - _TYPES else set())
     if not found:
         options = schema.get("enum", [schema["const"]] if "const" in schema else [])
         types |= {_type_of(value) for value in options} if isinstance(options, list) else set()
-    if schema.get("nullable") is True:
-        types.add("null")
+    return types | ({"null"} if schema.get("nullable") is True else set())
+
+
+def _parts(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Iterator[object]:
+    """The schemas whose types count as well: branches, and what a reference points to."""
     for union in ("anyOf", "oneOf", "allOf"):
         branches = schema.get(union)
-        for branch in branches if isinstance(branches, list | tuple) else ():
-            _collect_types(branch, root, types, seen)
+        yield from branches if isinstance(branches, list | tuple) else ()
     reference = schema.get("$ref")
-    if isinstance(reference, str) and reference not in seen:
-        seen.add(reference)
-        _collect_types(_resolve(reference, root), root, types, seen)
+    if isinstance(reference, str):
+        yield _resolve(reference, root)
 
 
 def _resolve(reference: str, root: Mapping[str, Any]) -> object:
@@ -134,7 +140,8 @@ def convert(text: str, types: frozenset[str]) -> Any:
     """What the text of a parameter means under a schema that allows these types.
 
     The first type that fits wins: null, integer, number, boolean, object or array, string. Text
-    that fits none is kept as it is, so a wrong value reaches the tool and its error the model.
+    that fits none, where no string is allowed, is read as any JSON it may be (`null` for an integer
+    is None) and else kept as it is, so a wrong value reaches the tool and its error the model.
     """
     is_text_allowed = "string" in types
     if types == {"string"}:
@@ -152,14 +159,13 @@ def convert(text: str, types: frozenset[str]) -> Any:
         if number is not None and "number" in types:
             return number
     if "boolean" in types:
-        # Beside a string, "on" and "1" are more likely meant as text.
-        if word in _TRUE[:1] or (word in _TRUE and not is_text_allowed):
-            return True
-        if word in _FALSE[:1] or (word in _FALSE and not is_text_allowed):
-            return False
+        if word in _BOOLEANS:
+            return _BOOLEANS[word]
+        if word in _BOOLEAN_WORDS and not is_text_allowed:
+            return _BOOLEAN_WORDS[word]
     if not is_text_allowed or types & {"object", "array"}:
         try:
-            value = load_json(text)
+            value = load_json(text, max_depth=MAX_JSON_DEPTH - 1)
             dump_json(value)
         except ValueError:
             return text

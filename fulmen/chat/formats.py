@@ -1,7 +1,8 @@
 """The table of formats, and which of them a checkpoint speaks.
 
-`get_format` picks a native format by name; `load_format` reads a checkpoint's folder. A folder's
-chat template decides before its model_type: a small model in MiniMax's container keeps its own.
+`get_format` picks a native format by name; `load_format` reads a checkpoint's folder. There a chat
+template that is not MiniMax's decides: a small model in MiniMax's container keeps its own. Else
+config.json does, its architectures before its model_type, and if neither tells, the template.
 """
 
 import logging
@@ -31,15 +32,18 @@ _FORMATS: dict[str, Callable[[], Format]] = {
     "minimax_m2.5": lambda: _named("M2.5"),
     "minimax_m2.7": lambda: _named("M2.7"),
 }
-_MODEL_TYPES = {
-    "minimax_m1": "minimax_m1",
+_MODELS = {
+    "minimaxm1forcausallm": "minimax_m1",
+    "minimaxtext01forcausallm": "minimax_m1",
+    "minimaxforcausallm": "minimax_m1",
+    "minimaxm2forcausallm": "minimax_m2",
     "minimaxm1": "minimax_m1",
-    "minimax_text_01": "minimax_m1",
     "minimaxtext01": "minimax_m1",
-    "minimax": "minimax_m1",
-    "minimax_m2": "minimax_m2",
     "minimaxm2": "minimax_m2",
 }
+"""architectures and model_type, in lower case without underscores and hyphens."""
+_ANY_MINIMAX = "minimax"
+"""A model_type of checkpoints of both models; with nothing else to go by, it means the older."""
 _TEMPLATE_MARKS = {"minimax_m1": "<beginning_of_sentence>", "minimax_m2": "]~b]"}
 _IDENTITY = re.compile(r"""model_identity\s*=\s*(?P<quote>["'])(?P<text>.*?)(?<!\\)(?P=quote)""")
 
@@ -59,31 +63,44 @@ def load_format(folder: str | Path) -> Format:
         raise ValueError(f"{folder} is not a folder, it must hold a checkpoint")
     tokenizer_config = read_json_object(folder / "tokenizer_config.json")
     template = _read_template(folder, tokenizer_config)
-    model_type = str(read_json_object(folder / "config.json").get("model_type"))
-    by_type = _MODEL_TYPES.get(model_type.lower().replace("-", "_"))
+    config = read_json_object(folder / "config.json")
+    by_config = _by_config(config)
     if template is None:
-        if by_type is None:
+        if by_config is None and str(config.get("model_type")).lower() == _ANY_MINIMAX:
+            by_config = "minimax_m1"
+        if by_config is None:
             raise ValueError(
-                f"{folder} has no chat template and its model_type is {model_type}, it needs a "
-                "chat_template.jinja or a chat_template in tokenizer_config.json"
+                f"{folder} has no chat template and its model_type is {config.get('model_type')}, "
+                "it needs a chat_template.jinja or a chat_template in tokenizer_config.json"
             )
-        return get_format(by_type)
+        return get_format(by_config)
     by_template = next((name for name, mark in _TEMPLATE_MARKS.items() if mark in template), None)
     if by_template is None:
         return TemplateFormat(template, read_special_tokens(tokenizer_config))
-    if by_type is not None and by_type != by_template:
+    if by_config is not None and by_config != by_template:
         _logger.warning(
             "%s is a %s checkpoint with the chat template of %s, the format of %s is used",
             folder,
-            by_type,
+            by_config,
             by_template,
-            by_type,
+            by_config,
         )
-        return get_format(by_type)
+        return get_format(by_config)
     if by_template == "minimax_m2":
         identity = _IDENTITY.search(template)
         return MiniMaxM2(model_identity=identity["text"] if identity else DEFAULT_IDENTITY)
     return get_format(by_template)
+
+
+def _by_config(config: Mapping[str, Any]) -> str | None:
+    """The format of the model that config.json names, if it does."""
+    architectures = config.get("architectures")
+    names = [*architectures] if isinstance(architectures, list) else []
+    for name in (*names, config.get("model_type")):
+        known = _MODELS.get(re.sub("[-_]", "", str(name)).lower())
+        if known is not None:
+            return known
+    return None
 
 
 def _read_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | None:

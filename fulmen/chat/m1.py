@@ -18,14 +18,16 @@ Parsing: a completion is `<think>` thought `</think>` answer, then one or more b
 - The prompt does not open the thought. thinking_open=True only means that a leading <think> is
   recognised; newlines around the thought are layout, and a thought without end is all thought.
   With False, its text stays in the content. Calls inside <think>...</think> are never calls.
-- White space before a block is layout. The block's own tags never reach the content.
+- White space before a block is layout. The block's own tags are no content.
 - Calls are JSON objects, one or several, on one line or many, checked character by character, and
   their arguments stream as they stand. Stray commas, brackets and doubled closing braces between
   them, and a brace missing at a call's end, are tolerated.
-- A malformed call is never lost. An object that is no call, or no JSON, is skipped to the end of
-  its line and quoted in full in `problems`, as is a call that the end of the text cut off: its
-  start may have been streamed as a ToolCallStart, which without its ToolCallEnd is no call. Other
-  text in a block comes back as content, and is reported.
+- A malformed call is never lost. What the model finished but got wrong (text, broken JSON, an
+  object that is no call) comes back as content, and is reported. Broken JSON ends where its
+  brackets close, at a line where the next call begins, or with the block. Two things are not in the
+  content but quoted in full in `problems`: an object with a name and no `arguments`, as upstream's
+  tests have it, and a call that the end of the text cut off. The start of a malformed call may have
+  been streamed as a ToolCallStart, which without its ToolCallEnd is no call.
 """
 
 import re
@@ -48,11 +50,7 @@ from fulmen.chat.messages import (
     read_messages,
     read_tools,
 )
-from fulmen.chat.parsing import (
-    Parser,
-    StreamParser,
-    all_space,
-)
+from fulmen.chat.parsing import Parser, StreamParser, all_space, without_tags
 from fulmen.chat.tokenizer import Control, Segment
 
 THINK, END_THINK = "<think>", "</think>"
@@ -167,8 +165,39 @@ class _Call:
         self.index: int | None = None  # set once its ToolCallStart is out
 
 
+class _Broken:
+    """An object that is not JSON being read: only its brackets and strings still count."""
+
+    def __init__(self, reason: str, raw: str) -> None:
+        self.reason = reason
+        self.raw: list[str] = []
+        self.depth = 0
+        self.is_line_start = False
+        self._is_in_string = False
+        self._is_escaped = False
+        self.add(raw)
+
+    def add(self, text: str) -> None:
+        self.raw.append(text)
+        for char in text:
+            self._count(char)
+
+    def _count(self, char: str) -> None:
+        self.is_line_start = char == "\n" or (self.is_line_start and char.isspace())
+        if self._is_escaped:
+            self._is_escaped = False
+        elif char == "\\":
+            self._is_escaped = self._is_in_string
+        elif char == '"':
+            self._is_in_string = not self._is_in_string
+        elif not self._is_in_string:
+            self.depth += (char in "{[") - (char in "}]")
+
+
 _SPACE_AND_SEPARATORS = re.compile(r"[\s,\[\]}]*")
 _BLOCK_TAGS = (TOOL_BLOCK, END_TOOL_BLOCK)
+_CALL_STARTS = ('{"name"', '{"arguments"')
+_LONGEST_START = max(map(len, (*_BLOCK_TAGS, *_CALL_STARTS)))
 
 
 class M1Parser(StreamParser):
@@ -180,7 +209,7 @@ class M1Parser(StreamParser):
         self._is_in_quoted_think = False
         self._state: Callable[[], bool] = self._text
         self._call: _Call | None = None
-        self._bad: list[str] = []
+        self._broken: _Broken | None = None
         self._has_block_content = False
         self._content.layout_before_tools = all_space
 
@@ -189,9 +218,9 @@ class M1Parser(StreamParser):
 
     def _end(self) -> None:
         if self._call is not None:
-            self._break_off(self._call, "was cut off by the end of the text")
-        if self._state == self._bad_line:
-            self._end_bad_line()
+            self._cut_off(self._call)
+        if self._broken is not None:
+            self._problem(f"{self._broken.reason}: {''.join(self._broken.raw)}".rstrip())
         if self._state != self._text:
             self._problem(f"the tool block has no {END_TOOL_BLOCK}")
         super()._end()
@@ -223,9 +252,7 @@ class M1Parser(StreamParser):
         return True
 
     def _block(self) -> bool:
-        space = _SPACE_AND_SEPARATORS.match(self._buffer, self._position)
-        assert space is not None
-        self._take(space.end())
+        self._take_run(_SPACE_AND_SEPARATORS)
         rest = self._buffer[self._position : self._position + len(END_TOOL_BLOCK)]
         if rest == END_TOOL_BLOCK:
             self._take(self._position + len(rest))
@@ -273,8 +300,9 @@ class M1Parser(StreamParser):
             except ValueError as error:
                 call.raw.append(self._buffer[start:end])
                 # At `{` or `<` the next thing begins: this call may only lack its last brace.
-                end_call = self._break_off if char in "{<" else self._give_up
-                end_call(call, f"is not JSON ({error})")
+                is_whole = char in "{<" and self._finish_unclosed(call)
+                if not is_whole:
+                    self._give_up(call, f"a tool call is not JSON ({error})")
                 return True
             self._keep(call, end + 1)
             if call.scanner.depth == 0:
@@ -329,11 +357,16 @@ class M1Parser(StreamParser):
         call.arguments.clear()
 
     def _close(self, call: _Call) -> None:
+        """The object is whole, and JSON."""
         if call.name and call.has_whole_arguments:
             self._finish_call(call)
-        else:
-            self._give_up(call, "needs a name and an object of arguments")
-            self._end_bad_line()
+            return
+        self._call = None
+        self._state = self._block
+        raw = "".join(call.raw)
+        self._problem(f"a tool call needs a name and an object of arguments: {raw}")
+        if not call.name or "arguments" in load_json(raw):
+            self._say_line(raw)
 
     def _finish_call(self, call: _Call) -> None:
         self._send(call)
@@ -342,28 +375,53 @@ class M1Parser(StreamParser):
         self._call = None
         self._state = self._block
 
-    def _break_off(self, call: _Call, reason: str) -> None:
-        """The text of the call stops short; it is whole if only its last brace is missing."""
-        if call.name and call.has_whole_arguments:
-            self._finish_call(call)
-            self._problem(f"the call of {call.name} has no closing brace")
-        else:
-            self._give_up(call, reason)
+    def _finish_unclosed(self, call: _Call) -> bool:
+        """Finishes a call whose text stops short, if only its last brace is missing."""
+        if not call.name or not call.has_whole_arguments:
+            return False
+        self._finish_call(call)
+        self._problem(f"the call of {call.name} has no closing brace")
+        return True
+
+    def _cut_off(self, call: _Call) -> None:
+        if not self._finish_unclosed(call):
+            raw = "".join(call.raw).rstrip()
+            self._problem(f"a tool call was cut off by the end of the text: {raw}")
+
+    # What is no call.
 
     def _give_up(self, call: _Call, reason: str) -> None:
-        """The object is no call; what else is on its line goes with it."""
         self._send(call)
         self._call = None
-        self._bad = [f"a tool call {reason}: ", *call.raw]
-        self._state = self._bad_line
+        self._broken = _Broken(reason, "".join(call.raw))
+        self._state = self._broken_object
 
-    def _bad_line(self) -> bool:
-        end, tag = self._find(("\n", END_TOOL_BLOCK))
-        self._bad.append(self._take(end))
-        if tag is not None:
-            self._end_bad_line()
-        return tag is not None
-
-    def _end_bad_line(self) -> None:
-        self._problem("".join(self._bad).rstrip())
+    def _broken_object(self) -> bool:
+        broken = self._broken
+        assert broken is not None
+        while broken.depth:
+            is_end = self._begins_something(is_line_start=broken.is_line_start)
+            if is_end is None:
+                return False
+            if is_end:
+                break
+            broken.add(self._take(self._position + 1))
+        raw = "".join(broken.raw).rstrip()
+        self._broken = None
         self._state = self._block
+        self._problem(f"{broken.reason}: {raw}")
+        self._say_line(without_tags(raw, _BLOCK_TAGS))
+        return True
+
+    def _begins_something(self, *, is_line_start: bool) -> bool | None:
+        """Whether a tag or a call begins here; None when the next pieces will tell."""
+        rest = self._buffer[self._position : self._position + _LONGEST_START]
+        starts = (*_BLOCK_TAGS, *_CALL_STARTS) if is_line_start else _BLOCK_TAGS
+        if rest.startswith(starts):
+            return True
+        if not self._is_final and any(start.startswith(rest) for start in starts):
+            return None
+        return False if rest else None
+
+    def _say_line(self, text: str) -> None:
+        self._say(f"{text}\n")

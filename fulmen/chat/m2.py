@@ -9,6 +9,7 @@ right. Where it is not:
   block, a blank line between (it drops both). A system message added late thus changes the
   start of the prompt, and nothing of it comes from a prefix cache;
 - tools given flat are shown like those given with `function` (it fails);
+- a tool's result that is no text is shown as JSON (it prints Python's form of it);
 - unknown roles and parts that are no text are errors (it skips them).
 
 Parsing undoes rendering. A completion starts inside the thought, which the prompt has opened:
@@ -19,14 +20,18 @@ Parsing undoes rendering. A completion starts inside the thought, which the prom
 - Layout goes: newlines around the thought and after </think>, and the one newline the template
   puts before a tool block. With thinking_open=False there was no layout, so content is verbatim.
   Blank text beside tool blocks goes as well.
-- The four tags never reach the content; one that stands where it means nothing is taken out and
-  reported. A tool block inside the thought ends it.
-- Nothing in a value is escaped, so a closing tag in it counts only if what follows fits:
-  </parameter> before another parameter or the call's end, </invoke> before another call or the
-  block's end. A missing </parameter> is closed by either, or by a parameter of the tool's that is
-  not yet given. String values stream, escaped; others wait for their end, as their type shows
-  only there. Of a repeated parameter the first value counts, since it may be out already. Text of
-  a call that is in no parameter is skipped, and quoted in `problems`.
+- The four tags are no content; one that stands where it means nothing is taken out and reported. A
+  tool block inside the thought ends it.
+- Nothing in a value is escaped, so what follows a tag, after white space, decides whether it ends
+  the value or belongs to it. </parameter> ends it before another parameter or call, and before the
+  end of the call or the block, at once: a value that holds </parameter></invoke> is cut there.
+  Without </parameter>, a value ends at </invoke> before another call or the block's end, at the
+  block's end unless </parameter> follows, and at a parameter of the tool's that is not yet given.
+  A missing closing tag is reported, and so is a value that keeps a </parameter>, or what may be the
+  start of a parameter or a call.
+- String values stream, escaped; others wait for their end, as their type shows only there. Of a
+  repeated parameter the first value counts, since it may be out already. Text of a call that is in
+  no parameter is skipped, and quoted in `problems`: the call it stands in is still whole.
 - A malformed call is never lost. What the model finished but got wrong (a call without a name,
   text in the tool block) comes back as content, and is reported. What the end of the text cut off
   is in `problems`, quoted in full, and not in the content: its start may have been streamed as a
@@ -52,11 +57,7 @@ from fulmen.chat.messages import (
     read_messages,
     read_tools,
 )
-from fulmen.chat.parsing import (
-    Parser,
-    StreamParser,
-    one_newline,
-)
+from fulmen.chat.parsing import Parser, StreamParser, one_newline, without_tags
 from fulmen.chat.tokenizer import Control, Segment
 
 DEFAULT_IDENTITY = "You are a helpful assistant."
@@ -65,7 +66,6 @@ THINK, END_THINK = "<think>", "</think>"
 TOOL_BLOCK, END_TOOL_BLOCK = "<minimax:tool_call>", "</minimax:tool_call>"
 INVOKE, END_INVOKE = "<invoke", "</invoke>"
 PARAMETER, END_PARAMETER = "<parameter", "</parameter>"
-NEXT_PARAMETER = "<parameter name="
 
 _START, _TURN, _END_TURN = Control("]~!b["), Control("]~b]"), Control("[e~[")
 
@@ -215,23 +215,25 @@ class _Ahead(Enum):
 
 _TAGS = (THINK, END_THINK, TOOL_BLOCK, END_TOOL_BLOCK)
 _M1_TOOL_BLOCK = "<tool_calls>"
-_VALUE_TAGS = (END_PARAMETER, END_INVOKE, NEXT_PARAMETER)
-_CALL_TAGS = (PARAMETER, END_INVOKE, INVOKE, END_TOOL_BLOCK)
+_CALL_TAGS = (PARAMETER, END_INVOKE, INVOKE, END_TOOL_BLOCK, TOOL_BLOCK)
+_VALUE_TAGS = (END_PARAMETER, PARAMETER, END_INVOKE, INVOKE, END_TOOL_BLOCK)
+_AFTER_INVOKE = (INVOKE, END_TOOL_BLOCK, TOOL_BLOCK)
 _LONGEST_TAG = 1_000
-"""White space or a tag longer than this is taken for text, so that waiting has an end."""
+"""In a value, more white space than this between tags is text, and so is a longer tag anywhere: so
+that waiting has an end."""
 
+_LAYOUT = re.compile(r"\s*")
 _SPACE = re.compile(rf"\s{{0,{_LONGEST_TAG}}}")
 _BRACKET = re.compile("[<>]")
-_ATTRIBUTE = re.compile(
-    r"""\s+name\s*=\s*(?:(?P<quote>["'])(?P<quoted>.*?)(?P=quote)(?:\s.*)?|(?P<bare>[^\s"']+))\s*""",
-    re.DOTALL,
+# The quotes around a name are double, single or missing. It may hold brackets or the quote itself;
+# in an open name, a bracket may be part of it.
+_NAME = re.compile(
+    r"""\s+name\s*=\s*(?:(?:"(?P<double>[^"]*|[^<>]*?)"|'(?P<single>[^']*|[^<>]*?)')(?:\s[^<>]*)?"""
+    r"""|(?P<bare>[^\s"'<>]+)\s*)>"""
 )
-
-
-def _tag_name(attributes: str) -> str | None:
-    """The name in ` name="N"`, the quotes double, single or missing; None when there is none."""
-    found = _ATTRIBUTE.fullmatch(attributes)
-    return (found["quoted"] or found["bare"] or None) if found else None
+_OPEN_NAME = re.compile(
+    r"""\s+name\s*=\s*(?:"[^"]*(?:"(?:\s[^<>]*)?)?|'[^']*(?:'(?:\s[^<>]*)?)?)"""
+)
 
 
 class _Call:
@@ -249,12 +251,22 @@ class _Call:
 class _Value:
     """A parameter's value being read."""
 
-    def __init__(self, opening: str, types: frozenset[str], *, is_repeated: bool) -> None:
+    def __init__(
+        self, name: str, opening: str, types: frozenset[str], *, is_repeated: bool
+    ) -> None:
+        self.name = name
         self.opening = opening  # JSON up to the value: `{"key": ` or `, "key": `
         self.types = types
         self.is_repeated = is_repeated
         self.is_streaming = False
-        self.text = ""  # while not streaming
+        self.pieces: list[str] = []  # while not streaming
+        self.kept_tags: dict[str, None] = {}  # in their order; tags that may have meant its end
+
+    def may_stream(self) -> bool:
+        """Text that may be null is text as soon as it cannot become that word."""
+        if "string" not in self.types or not self.types <= {"string", "null"}:
+            return False
+        return "null" not in self.types or not "null".startswith("".join(self.pieces).lower())
 
 
 class M2Parser(StreamParser):
@@ -268,7 +280,7 @@ class M2Parser(StreamParser):
         self._state: Callable[[], bool] = self._text
         self._raw: list[str] | None = None  # what was read since <invoke
         self._call = _Call("", None)
-        self._value = _Value("", frozenset(), is_repeated=False)
+        self._value = _Value("", "", frozenset(), is_repeated=True)
         self._skipped: list[str] = []
         if thinking_open:
             self._content.layout_before_tools = one_newline
@@ -290,35 +302,39 @@ class M2Parser(StreamParser):
             self._raw.append(text)
         return text
 
-    def _end_of_space(self, start: int) -> int:
-        space = _SPACE.match(self._buffer, start)
-        assert space is not None
-        return space.end()
-
-    def _look(self, start: int, tags: tuple[str, ...]) -> tuple[str | _Ahead, int]:
-        """Which of the tags comes at `start` after white space, and where."""
-        start = self._end_of_space(start)
+    def _look(self, at: int, tags: tuple[str, ...]) -> str | _Ahead:
+        """Which of the tags stands at `at`."""
         for tag in tags:
-            if self._buffer.startswith(tag, start):
-                return tag, start
-        rest = self._buffer[start:]
+            if self._buffer.startswith(tag, at):
+                return tag
+        rest = self._buffer[at : at + max(map(len, tags))]
         if any(tag.startswith(rest) for tag in tags):
-            return (_Ahead.END if self._is_final else _Ahead.WAIT), start
-        return _Ahead.OTHER, start
+            return _Ahead.END if self._is_final else _Ahead.WAIT
+        return _Ahead.OTHER
+
+    def _look_after_space(self, at: int, tags: tuple[str, ...]) -> tuple[str | _Ahead, int]:
+        """Which of the tags comes after white space, and where."""
+        space = _SPACE.match(self._buffer, at)
+        assert space is not None
+        return self._look(space.end(), tags), space.end()
 
     def _read_tag(self, tag: str, at: int) -> tuple[str | None, int] | None:
         """The name in the tag at `at`, and the tag's end. None: the tag is not whole yet.
 
-        A tag ends at `>`; a `<` before that means it is broken off there and has no name.
+        Without a good name, a tag ends at `>`, or before a `<` that breaks it off.
         """
         start = at + len(tag)
-        found = _BRACKET.search(self._buffer, start, start + _LONGEST_TAG)
-        if found is None:
-            is_too_long = len(self._buffer) >= start + _LONGEST_TAG
-            return (None, start + _LONGEST_TAG) if is_too_long else None
-        if found.group() == "<":
-            return None, found.start()
-        return _tag_name(self._buffer[start : found.start()]), found.end()
+        limit = start + _LONGEST_TAG
+        is_long = len(self._buffer) >= limit
+        bracket = _BRACKET.search(self._buffer, start, limit)
+        if bracket is None:
+            return (None, limit) if is_long else None
+        named = _NAME.match(self._buffer, start, limit)
+        if named:
+            return named["double"] or named["single"] or named["bare"] or None, named.end()
+        if not is_long and not self._is_final and _OPEN_NAME.fullmatch(self._buffer, start):
+            return None
+        return None, bracket.start() if bracket.group() == "<" else bracket.end()
 
     # Thought and content.
 
@@ -353,7 +369,7 @@ class M2Parser(StreamParser):
         self._content.start_after_thinking()
 
     def _open_block(self) -> bool:
-        ahead, _ = self._look(self._position + len(TOOL_BLOCK), (INVOKE,))
+        ahead, _ = self._look_after_space(self._position + len(TOOL_BLOCK), (INVOKE,))
         if ahead is _Ahead.WAIT:
             return False
         if ahead is _Ahead.END:
@@ -378,8 +394,8 @@ class M2Parser(StreamParser):
         self._state = self._block
 
     def _block(self) -> bool:
-        self._take(self._end_of_space(self._position))
-        ahead, at = self._look(self._position, (INVOKE, END_TOOL_BLOCK, TOOL_BLOCK))
+        self._take_run(_LAYOUT)
+        ahead = self._look(self._position, _AFTER_INVOKE)
         if ahead is _Ahead.WAIT:
             return False
         if ahead is _Ahead.END:
@@ -393,7 +409,7 @@ class M2Parser(StreamParser):
             self._raw = []
             self._state = self._invoke
         else:  # a block opened once more in a block is the same block
-            self._take(at + len(ahead))
+            self._take(self._position + len(ahead))
             if ahead == END_TOOL_BLOCK:
                 self._is_in_block = False
                 self._state = self._text
@@ -415,7 +431,7 @@ class M2Parser(StreamParser):
         return True
 
     def _nameless(self) -> bool:
-        end, tag = self._find((END_INVOKE, END_TOOL_BLOCK))
+        end, tag = self._find((END_INVOKE, INVOKE, END_TOOL_BLOCK))
         self._take(end)
         if tag is None:
             return False
@@ -423,27 +439,23 @@ class M2Parser(StreamParser):
             self._take(end + len(tag))
         text, self._raw = "".join(self._raw or ()), None
         self._problem(f"a tool call has no name and is kept as content: {text}")
-        while any(tag in text for tag in _TAGS):
-            for tag in _TAGS:
-                text = text.replace(tag, "")
-        self._say(text)
+        self._say(without_tags(text, _TAGS))
         self._content.end_segment()
         self._state = self._block
         return True
 
     def _body(self) -> bool:
-        self._take(self._end_of_space(self._position))
-        ahead, at = self._look(self._position, _CALL_TAGS)
+        self._take_run(_LAYOUT)
+        ahead = self._look(self._position, _CALL_TAGS)
         if isinstance(ahead, _Ahead):
             if ahead is _Ahead.OTHER:
                 self._skipped = []
                 self._state = self._stray
             return ahead is _Ahead.OTHER
         if ahead != PARAMETER:
-            self._take(at + len(ahead) if ahead == END_INVOKE else at)
             self._end_call(ahead)
             return True
-        read = self._read_tag(PARAMETER, at)
+        read = self._read_tag(PARAMETER, self._position)
         if read is None:
             return False
         name, end = read
@@ -472,7 +484,9 @@ class M2Parser(StreamParser):
         return self._call.index
 
     def _end_call(self, tag: str) -> None:
-        if tag != END_INVOKE:
+        if tag == END_INVOKE:
+            self._take(self._position + len(tag))
+        else:
             self._problem(f"the call of {self._call.name} has no {END_INVOKE}")
         index = self._index()
         self._emit(ToolCallDelta(index, "}" if self._call.given else "{}"))
@@ -486,7 +500,7 @@ class M2Parser(StreamParser):
         call = self._call
         opening = f"{', ' if call.given else '{'}{dump_json(name)}: "
         types = parameter_types(call.schema, name)
-        self._value = _Value(opening, types, is_repeated=name in call.given)
+        self._value = _Value(name, opening, types, is_repeated=name in call.given)
         if self._value.is_repeated:
             self._problem(f"the call of {call.name} gives {name} again, the first value counts")
         else:
@@ -504,7 +518,7 @@ class M2Parser(StreamParser):
         if is_end is None:
             return False
         if not is_end:
-            self._stream_value(self._take(end + len(tag)))
+            self._keep_tag(tag, end)
             return True
         if tag == END_PARAMETER:
             self._take(end + len(tag))
@@ -517,40 +531,53 @@ class M2Parser(StreamParser):
     def _ends_value(self, tag: str, at: int) -> bool | None:
         """Whether the tag ends the value or belongs to it; None when the next pieces will tell."""
         after = at + len(tag)
-        if tag == NEXT_PARAMETER:
-            read = self._read_tag(PARAMETER, at)
-            if read is None:
-                return False if self._is_final else None
-            name, _ = read
-            call = self._call
-            is_new = call.declared is None or (name in call.declared and name not in call.given)
-            return name is not None and is_new
         if tag == END_PARAMETER:
-            ahead, next_at = self._look(after, (NEXT_PARAMETER, END_INVOKE, END_TOOL_BLOCK))
-            if ahead != END_INVOKE:
-                return None if ahead is _Ahead.WAIT else ahead is not _Ahead.OTHER
-            after = next_at + len(END_INVOKE)
-        ahead, _ = self._look(after, (INVOKE, END_TOOL_BLOCK, TOOL_BLOCK))
+            return self._is_followed(after, _CALL_TAGS)
+        if tag == END_INVOKE:
+            return self._is_followed(after, _AFTER_INVOKE)
+        if tag == END_TOOL_BLOCK:
+            ahead, _ = self._look_after_space(after, (END_PARAMETER,))
+            return None if ahead is _Ahead.WAIT else ahead != END_PARAMETER
+        return tag == PARAMETER and self._is_new_parameter(at)
+
+    def _is_followed(self, at: int, tags: tuple[str, ...]) -> bool | None:
+        """Whether one of the tags, with a name if it is to have one, comes after white space."""
+        ahead, start = self._look_after_space(at, tags)
+        if isinstance(ahead, str) and ahead in (PARAMETER, INVOKE):
+            read = self._read_tag(ahead, start)
+            if read is not None:
+                return read[0] is not None
+            ahead = _Ahead.END if self._is_final else _Ahead.WAIT
         return None if ahead is _Ahead.WAIT else ahead is not _Ahead.OTHER
+
+    def _is_new_parameter(self, at: int) -> bool | None:
+        read = self._read_tag(PARAMETER, at)
+        if read is None:
+            return False if self._is_final else None
+        name, _ = read
+        declared, given = self._call.declared, self._call.given
+        return name is not None and (declared is None or (name in declared and name not in given))
+
+    def _keep_tag(self, tag: str, at: int) -> None:
+        """The tag belongs to the value, which is reported if it may have meant its end."""
+        end = at + len(tag)
+        if tag in (END_PARAMETER, INVOKE) or (
+            tag == PARAMETER and self._buffer[end : end + 1].isspace()
+        ):
+            self._value.kept_tags[tag] = None
+        self._stream_value(self._take(end))
 
     def _stream_value(self, text: str) -> None:
         value = self._value
         if value.is_repeated:
             return
-        if not value.is_streaming:
-            value.text += text
-            # Text that may be null is text as soon as it cannot become that word.
-            could_be_null = "null" in value.types and "null".startswith(value.text.lower())
-            if (
-                could_be_null
-                or not value.types <= {"string", "null"}
-                or "string" not in value.types
-            ):
-                return
+        if value.is_streaming:
+            self._send(escape_json(text))
+            return
+        value.pieces.append(text)
+        if value.may_stream():
             value.is_streaming = True
-            self._send(value.opening + '"')
-            text = value.text
-        self._send(escape_json(text))
+            self._send(f'{value.opening}"{escape_json("".join(value.pieces))}')
 
     def _end_value(self) -> None:
         value = self._value
@@ -559,7 +586,13 @@ class M2Parser(StreamParser):
         if value.is_streaming:
             self._send('"')
         else:
-            self._send(value.opening + dump_json(convert(value.text, value.types)))
+            self._send(value.opening + dump_json(convert("".join(value.pieces), value.types)))
+        if value.kept_tags:
+            tags = ", ".join(value.kept_tags)
+            self._problem(
+                f"the value of {value.name} in the call of {self._call.name} keeps {tags} "
+                "as its text"
+            )
 
     def _send(self, fragment: str) -> None:
         if fragment:

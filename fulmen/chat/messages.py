@@ -3,8 +3,13 @@
 The idea: whatever dialect a caller speaks (OpenAI dicts, Anthropic-style content blocks, our own
 types), `read_messages` and `read_tools` turn it into these frozen types or refuse it with one
 sentence. The formats (m1.py, m2.py) then render and parse without doubting their input.
+
+Content is text, text parts or null. Tools return data as well, so in a tool message it may be any
+JSON: a part's `output`, else the text of a text part, else the part itself; what of that is no text
+is written as JSON. Pictures, sounds and files are refused everywhere.
 """
 
+import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +20,8 @@ from fulmen.chat.arguments import dump_json, load_json
 ROLES = ("system", "user", "assistant", "tool")
 
 _TEXT_PARTS = ("text", "input_text", "output_text")
+_OPENAI_KEYS = {"input_schema": "parameters"}
+_MEDIA_PARTS = re.compile("(input_|output_)?(image|audio|video|file|document)(_url)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +32,11 @@ class ToolCall:
     arguments: dict[str, Any]
     id: str | None = field(default=None, compare=False)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The call in OpenAI's shape, arguments decoded."""
+        function = {"name": self.name, "arguments": self.arguments}
+        return {"id": self.id, "type": "function", "function": function}
+
 
 @dataclass(frozen=True, slots=True)
 class Tool:
@@ -34,7 +46,15 @@ class Tool:
     description: str = ""
     parameters: Mapping[str, Any] = field(default_factory=dict)
     given: Mapping[str, Any] | None = field(default=None, compare=False)
-    """The object as the caller wrote it. Templates print it with its own keys in its own order."""
+    """The object as the caller wrote it, but for Anthropic's name of the parameters. Templates
+    print it with its own keys in its own order."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.parameters, Mapping):
+            raise ValueError(
+                f"the parameters of tool {self.name} are a {type(self.parameters).__name__}, "
+                "they must be a JSON Schema object"
+            )
 
     @property
     def function(self) -> Mapping[str, Any]:
@@ -77,6 +97,21 @@ class Message:
     def __post_init__(self) -> None:
         if self.role not in ROLES:
             raise ValueError(f"role is {self.role!r}, it must be one of {', '.join(ROLES)}")
+        if not isinstance(self.content, str):
+            raise ValueError(
+                f"content is a {type(self.content).__name__}, it must be text; "
+                "read_messages takes other shapes, given as dicts"
+            )
+        if not isinstance(self.thinking, str | None):
+            raise ValueError(
+                f"thinking is a {type(self.thinking).__name__}, it must be text or None"
+            )
+        if not isinstance(self.tool_calls, tuple | list):
+            kind = type(self.tool_calls).__name__
+            raise ValueError(f"tool_calls is a {kind}, it must be a tuple of ToolCall")
+        for call in self.tool_calls:
+            if not isinstance(call, ToolCall):
+                raise ValueError(f"tool_calls has a {type(call).__name__} in it, not a ToolCall")
         if self.tool_calls and self.role != "assistant":
             raise ValueError(f"a {self.role} message has tool_calls, only assistant messages may")
 
@@ -86,14 +121,7 @@ class Message:
         if self.thinking is not None:
             message["reasoning_content"] = self.thinking
         if self.tool_calls:
-            message["tool_calls"] = [
-                {
-                    "id": call.id,
-                    "type": "function",
-                    "function": {"name": call.name, "arguments": call.arguments},
-                }
-                for call in self.tool_calls
-            ]
+            message["tool_calls"] = [call.to_dict() for call in self.tool_calls]
         for key in ("tool_call_id", "name", "current_date", "current_location"):
             value = getattr(self, key)
             if value is not None:
@@ -239,7 +267,7 @@ def read_messages(messages: Messages) -> list[Message]:
 
 
 def read_tools(tools: Tools) -> tuple[Tool, ...]:
-    """Tools in OpenAI's form, flat, or ours, as `Tool`s."""
+    """Tools in OpenAI's form, flat, Anthropic's, or ours, as `Tool`s."""
     return tuple(tool if isinstance(tool, Tool) else _read_tool(tool) for tool in tools or ())
 
 
@@ -268,22 +296,51 @@ def last_calls(messages: Sequence[Message], index: int) -> tuple[ToolCall, ...]:
     return ()
 
 
-def _read(message: Mapping[str, Any]) -> Message:
+def read_message_object(message: object) -> Mapping[str, Any]:
+    """The message, if it is an object."""
     if not isinstance(message, Mapping):
         raise ValueError(f"a message is a {type(message).__name__}, it must be an object")
+    return message
+
+
+def list_calls(message: Mapping[str, Any]) -> list[object]:
+    """The tool_calls of a message, if they are a list, each as the caller wrote it."""
+    calls = message.get("tool_calls") or ()
+    if isinstance(calls, str | Mapping) or not isinstance(calls, Iterable):
+        raise ValueError(f"tool_calls is a {type(calls).__name__}, it must be a list")
+    return list(calls)
+
+
+def read_call(call: object) -> ToolCall:
+    """A call in OpenAI's form, flat, or ours, as a `ToolCall`."""
+    if isinstance(call, ToolCall):
+        return call
+    if not isinstance(call, Mapping):
+        raise ValueError(f"a tool call is a {type(call).__name__}, it must be an object")
+    function = call.get("function") or call
+    name = function.get("name") if isinstance(function, Mapping) else None
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"a tool call has the name {name!r}, it must be the name of a tool")
+    arguments = function.get("arguments")
+    return ToolCall(
+        name,
+        read_arguments({} if arguments is None else arguments, name),
+        _text_or_none(call, "id"),
+    )
+
+
+def _read(given: object) -> Message:
+    message = read_message_object(given)
     role = message.get("role")
     role = "system" if role == "developer" else role
     if role not in ROLES:
         raise ValueError(f"role is {role!r}, it must be one of {', '.join(ROLES)} or developer")
     content, parts, thought = _read_content(message.get("content"), role)
-    calls = message.get("tool_calls") or ()
-    if isinstance(calls, str | Mapping) or not isinstance(calls, Iterable):
-        raise ValueError(f"tool_calls is a {type(calls).__name__}, it must be a list")
     return Message(
         role,
         content,
         _read_thinking(message, thought) if role == "assistant" else None,
-        tuple(_read_call(call) for call in calls),
+        tuple(map(read_call, list_calls(message))),
         _text_or_none(message, "tool_call_id"),
         _text_or_none(message, "name"),
         parts,
@@ -306,6 +363,8 @@ def _read_content(content: object, role: str) -> tuple[str, tuple[Part, ...] | N
     if isinstance(content, str):
         return content, None, None
     if not isinstance(content, list | tuple):
+        if role == "tool":
+            return dump_json(content), None, None
         raise ValueError(
             f"content of a {role} message is a {type(content).__name__}, "
             "it must be text, a list of parts or null"
@@ -325,19 +384,30 @@ def _read_content(content: object, role: str) -> tuple[str, tuple[Part, ...] | N
 def _read_part(item: object, role: str) -> Part:
     if isinstance(item, str):
         return Part(item)
-    if isinstance(item, Mapping):
-        # A tool's `output` comes before its `text`: so reads the template of MiniMax-M2.
-        text = item.get("output") if role == "tool" else None
-        if text is None and item.get("type", "text") in _TEXT_PARTS:
-            text = item.get("text")
-        if isinstance(text, str):
-            return Part(text, _text_or_none(item, "name"))
-        kind = item.get("type")
-    else:
-        kind = type(item).__name__
+    part: Mapping[str, Any] = item if isinstance(item, Mapping) else {}
+    # A tool's `output` comes before its `text`: so reads the template of MiniMax-M2.
+    text = part.get("output") if role == "tool" else None
+    if text is None and part.get("type", "text") in _TEXT_PARTS:
+        text = part.get("text")
+    if isinstance(text, str):
+        return Part(text, _text_or_none(part, "name"))
+    if role == "tool" and text is not None:
+        return Part(dump_json(text), _text_or_none(part, "name"))
+    if role == "tool" and not _MEDIA_PARTS.fullmatch(str(part.get("type"))):
+        return Part(dump_json(item))
     raise ValueError(
-        f"content of a {role} message has a part of type {kind}, these models read only text parts"
+        f"content of a {role} message has a part {_kind(item)}, these models read only text parts"
     )
+
+
+def _kind(item: object) -> str:
+    """What a part is, for the error that refuses it."""
+    if not isinstance(item, Mapping):
+        return f"of type {type(item).__name__}"
+    if "type" not in item:
+        return f"with the keys {', '.join(map(str, item)) or 'none'}"
+    text = f" whose text is a {type(item['text']).__name__}" if "text" in item else ""
+    return f"of type {item['type']}{text}"
 
 
 def _read_thinking(message: Mapping[str, Any], thought: str | None) -> str | None:
@@ -353,23 +423,6 @@ def _read_thinking(message: Mapping[str, Any], thought: str | None) -> str | Non
     return None
 
 
-def _read_call(call: object) -> ToolCall:
-    if isinstance(call, ToolCall):
-        return call
-    if not isinstance(call, Mapping):
-        raise ValueError(f"a tool call is a {type(call).__name__}, it must be an object")
-    function = call.get("function") or call
-    name = function.get("name") if isinstance(function, Mapping) else None
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"a tool call has the name {name!r}, it must be the name of a tool")
-    arguments = function.get("arguments")
-    return ToolCall(
-        name,
-        read_arguments({} if arguments is None else arguments, name),
-        _text_or_none(call, "id"),
-    )
-
-
 def _read_tool(tool: object) -> Tool:
     if not isinstance(tool, Mapping):
         raise ValueError(f"a tool is a {type(tool).__name__}, it must be an object")
@@ -378,13 +431,12 @@ def _read_tool(tool: object) -> Tool:
     if not isinstance(name, str) or not name:
         raise ValueError(f"a tool has the name {name!r}, it must have a name that is text")
     parameters = function.get("parameters")
-    if parameters is not None and not isinstance(parameters, Mapping):
-        raise ValueError(
-            f"the parameters of tool {name} are a {type(parameters).__name__}, "
-            "they must be a JSON Schema object"
-        )
+    if parameters is None and "input_schema" in function:
+        parameters = function["input_schema"]
+        tool = {_OPENAI_KEYS.get(key, key): value for key, value in function.items()}
     dump_json(tool)  # refuses what no template could print
-    return Tool(name, str(function.get("description") or ""), parameters or {}, tool)
+    description = str(function.get("description") or "")
+    return Tool(name, description, {} if parameters is None else parameters, tool)
 
 
 def _order_results(messages: list[Message]) -> list[Message]:

@@ -2,12 +2,14 @@
 
 The idea: parsing a whole text is feeding it in one piece and finishing. A parser decides a thing
 only when no later character could change it, so every way of cutting a text gives the same events
-up to where their fragments are cut, and the Reply is the sum of exactly those events.
+up to where their fragments are cut, and the Reply is the sum of exactly those events. What must be
+held back is kept in pieces and joined once, so time is linear in the text's length.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
+from itertools import groupby
 from typing import Protocol
 
 from fulmen.chat.messages import (
@@ -85,7 +87,7 @@ class StreamParser:
             pass
         if self._is_final:
             self._end()
-        events, self._events = self._events, []
+        events, self._events = list(_joined(self._events)), []
         for event in events:
             self._sum.add(event)
         return events
@@ -103,6 +105,12 @@ class StreamParser:
         text = self._buffer[self._position : end]
         self._position = end
         return text
+
+    def _take_run(self, pattern: re.Pattern[str]) -> None:
+        """Consumes what the pattern matches, which may be nothing."""
+        run = pattern.match(self._buffer, self._position)
+        if run:
+            self._take(run.end())
 
     def _find(self, tags: tuple[str, ...]) -> tuple[int, str | None]:
         """Where the next of the tags starts, and which; or up to where there is certainly none."""
@@ -123,17 +131,7 @@ class StreamParser:
         return self._num_calls - 1
 
     def _emit(self, event: Event) -> None:
-        """Queues an event, joined to the one before where both are fragments of one thing."""
-        last = self._events[-1] if self._events else None
-        match last, event:
-            case ThinkingDelta(before), ThinkingDelta(text):
-                self._events[-1] = ThinkingDelta(before + text)
-            case ContentDelta(before), ContentDelta(text):
-                self._events[-1] = ContentDelta(before + text)
-            case ToolCallDelta(index, before), ToolCallDelta(same, text) if index == same:
-                self._events[-1] = ToolCallDelta(index, before + text)
-            case _:
-                self._events.append(event)
+        self._events.append(event)
 
     def _problem(self, sentence: str) -> None:
         self._emit(ProblemFound(sentence))
@@ -143,83 +141,114 @@ class StreamParser:
             (self._thinking if self._is_thinking else self._content).say(text)
 
 
+def _joined(events: Iterable[Event]) -> Iterator[Event]:
+    """The events, each run of fragments as one; two calls never share a run."""
+    for _, group in groupby(events, key=type):
+        run = list(group)
+        match run[0]:
+            case ThinkingDelta():
+                yield ThinkingDelta("".join(map(_fragment, run)))
+            case ContentDelta():
+                yield ContentDelta("".join(map(_fragment, run)))
+            case ToolCallDelta(index):
+                yield ToolCallDelta(index, "".join(map(_fragment, run)))
+            case _:
+                yield from run
+
+
+def _fragment(event: Event) -> str:
+    match event:
+        case ThinkingDelta(text) | ContentDelta(text) | ToolCallDelta(_, text):
+            return text
+    raise AssertionError(event)
+
+
 class _Thinking:
     """The thought: its outer newlines are layout and fall away."""
 
     def __init__(self, emit: Callable[[Event], None]) -> None:
         self._emit = emit
         self._has_begun = False
-        self._newlines = ""
+        self._num_newlines = 0  # held until text follows
 
     def say(self, text: str) -> None:
-        text = self._newlines + text
         if not self._has_begun:
             text = text.lstrip("\n")
         body = text.rstrip("\n")
-        self._newlines = text[len(body) :] if self._has_begun or body else ""
         if body:
             self._has_begun = True
-            self._emit(ThinkingDelta(body))
+            self._emit(ThinkingDelta("\n" * self._num_newlines + body))
+            self._num_newlines = 0
+        self._num_newlines += len(text) - len(body)
 
 
 class Content:
     """The answer, in segments between tool blocks: a blank segment falls away.
 
-    White space at a segment's end is held until something follows, in as far as the format says
-    it is layout before a tool block (`layout_before_tools` gives its length at a text's end).
+    White space is held until text follows. As much of it as `layout_before_tools` says is layout
+    before a tool block, and comes out only if text follows the block.
     """
 
     def __init__(self, emit: Callable[[Event], None]) -> None:
         self._emit = emit
-        self._held = ""
+        self._held: list[str] = []
         self.is_blank = True
         self._is_after_thinking = False
         self.layout_before_tools: Callable[[str], int] = no_layout
 
     def start_after_thinking(self) -> None:
         """The newlines that come next belong to the closing tag."""
-        self._held = ""
+        self._held = []
         self._is_after_thinking = True
 
     def say(self, text: str) -> None:
-        text = self._held + text
-        if self.is_blank:
-            if self._is_after_thinking:
-                text = text.lstrip("\n")
-            if not text.strip():
-                self._held = text
-                return
-            self.is_blank = False
-        end = len(text) - self.layout_before_tools(text)
-        self._held = text[end:]
-        if end:
-            self._emit(ContentDelta(text[:end]))
+        if self._is_after_thinking and not self._held:
+            text = text.lstrip("\n")
+        body = text.rstrip()
+        if body:
+            self._emit(ContentDelta("".join(self._held) + body))
+            self._held = []
+            self.is_blank = self._is_after_thinking = False
+        if len(body) < len(text):
+            self._held.append(text[len(body) :])
 
     def end_segment(self) -> None:
-        """A tool block follows. Held white space comes out only if text follows the block."""
-        self._held = "" if self.is_blank else self._held
+        """A tool block follows."""
+        space = "" if self.is_blank else "".join(self._held)
+        end = len(space) - self.layout_before_tools(space)
+        if end:
+            self._emit(ContentDelta(space[:end]))
+        self._held = [space[end:]] if end < len(space) else []
         self._is_after_thinking = False
         self.is_blank = True
 
     def finish(self) -> None:
         if not self.is_blank and self._held:
-            self._emit(ContentDelta(self._held))
-        self._held = ""
+            self._emit(ContentDelta("".join(self._held)))
+        self._held = []
 
 
-def no_layout(text: str) -> int:
-    """Nothing before a tool block is layout."""
+# How much of the white space before a tool block is layout.
+
+
+def no_layout(space: str) -> int:
+    """Nothing is."""
     return 0
 
 
-def one_newline(text: str) -> int:
-    """One newline before a tool block is layout."""
-    return 1 if text.endswith("\n") else 0
+def one_newline(space: str) -> int:
+    """One newline is."""
+    return 1 if space.endswith("\n") else 0
 
 
-def all_space(text: str) -> int:
-    """All white space before a tool block is layout."""
-    return len(text) - len(text.rstrip())
+def all_space(space: str) -> int:
+    """All of it is."""
+    return len(space)
+
+
+def without_tags(text: str, tags: tuple[str, ...]) -> str:
+    """The text with a space for each tag, so that what stood around a tag cannot form another."""
+    return _any_of(tags).sub(" ", text)
 
 
 @cache

@@ -23,8 +23,10 @@ from fulmen.chat.messages import (
     Message,
     Messages,
     Tools,
+    list_calls,
     random_call_id,
-    read_arguments,
+    read_call,
+    read_message_object,
     read_tools,
 )
 from fulmen.chat.parsing import Parser, PlainParser
@@ -161,7 +163,7 @@ def _plain_dict(message: Message | Mapping[str, Any]) -> dict[str, Any]:
     """
     if isinstance(message, Message):
         return message.to_dict()
-    plain = dict(message)
+    plain = dict(read_message_object(message))
     content = plain.get("content")
     if content is None:
         plain["content"] = ""
@@ -171,13 +173,13 @@ def _plain_dict(message: Message | Mapping[str, Any]) -> dict[str, Any]:
         if len(known) == len(texts):
             plain["content"] = "".join(known)
     if plain.get("tool_calls"):
-        plain["tool_calls"] = [_plain_call(call) for call in plain["tool_calls"]]
+        plain["tool_calls"] = [_plain_call(call) for call in list_calls(plain)]
     return plain
 
 
-def _plain_call(call: Mapping[str, Any]) -> dict[str, Any]:
-    function = dict(call.get("function") or call)
-    function["arguments"] = read_arguments(
-        function.get("arguments") or {}, str(function.get("name"))
-    )
-    return {**call, "type": "function", "function": function}
+def _plain_call(given: object) -> dict[str, Any]:
+    call = read_call(given).to_dict()
+    if not isinstance(given, Mapping):
+        return call
+    function = {**(given.get("function") or given), **call["function"]}
+    return {**given, "type": "function", "function": function}

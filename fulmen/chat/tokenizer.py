@@ -101,7 +101,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of text in which special tokens are recognised. Nothing is added."""
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return _encode(self._tokenizer, text)
 
     def encode_plain(self, text: str) -> list[int]:
         """The ids of text in which the characters of a special token are ordinary characters."""
@@ -111,7 +111,7 @@ class Tokenizer:
             definition = json.loads(self._tokenizer.to_str())
             definition |= {"added_tokens": [], "post_processor": None}
             self._plain = tokenizers.Tokenizer.from_str(json.dumps(definition))
-        return list(self._plain.encode(text, add_special_tokens=False).ids)
+        return _encode(self._plain, text)
 
     def encode_segments(self, segments: Iterable[Segment]) -> list[int]:
         """The ids of a prompt. A control token the vocabulary lacks is encoded as plain text."""
@@ -133,6 +133,13 @@ class Tokenizer:
     def detokenizer(self, *, skip_special_tokens: bool = False) -> "Detokenizer":
         """A streaming decoder for one sequence."""
         return Detokenizer(self, skip_special_tokens=skip_special_tokens)
+
+
+def _encode(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
+    try:
+        return list(tokenizer.encode(text, add_special_tokens=False).ids)
+    except TypeError:  # what the library makes of text that UTF-8 cannot hold
+        raise ValueError("the text holds half of a surrogate pair, it must be Unicode") from None
 
 
 class Detokenizer:

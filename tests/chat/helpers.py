@@ -7,7 +7,19 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from fulmen.chat import Event, Format, Reply, get_format
+from fulmen.chat import (
+    ContentDelta,
+    Event,
+    Format,
+    ProblemFound,
+    Reply,
+    ThinkingDelta,
+    ToolCallDelta,
+    ToolCallEnd,
+    ToolCallStart,
+    get_format,
+    sum_events,
+)
 from fulmen.chat.template import render_template
 
 HERE = Path(__file__).parent
@@ -54,6 +66,51 @@ def cut(draw: st.DrawFn, text: str) -> list[str]:
     """The text in random pieces, some of them empty."""
     places = draw(st.lists(st.integers(0, len(text)), max_size=12).map(sorted))
     return [text[start:end] for start, end in zip([0, *places], [*places, len(text)], strict=True)]
+
+
+def m1_block(*lines: str) -> str:
+    return "<tool_calls>\n" + "\n".join(lines) + "\n</tool_calls>"
+
+
+def m2_call(body: str, name: str = "f") -> str:
+    return f'<minimax:tool_call>\n<invoke name="{name}">\n{body}</invoke>\n</minimax:tool_call>'
+
+
+def check_all_cuts(
+    format_: Format,
+    text: str,
+    pieces: list[str] | None = None,
+    tools: Any = None,
+    thinking_open: bool = True,
+) -> Reply:
+    """The reply, after a check that the text whole, in pieces and in characters gives it."""
+    middle = len(text) // 2
+    pieces = pieces or [text[:middle], text[middle:]]
+    whole = format_.parse(text, tools, thinking_open)
+    for cut_text in ([text], pieces, list(text)):
+        events, reply = stream(format_, cut_text, tools, thinking_open)
+        assert reply == whole
+        assert sum_events(events) == whole
+        check_order(events)
+    return whole
+
+
+def check_order(events: list[Any]) -> None:
+    """A call's events come in order, its fragments join to its object, and indices are dense."""
+    open_index, next_index, fragments = None, 0, ""
+    for event in events:
+        if isinstance(event, ToolCallStart):
+            assert event.index == next_index
+            open_index, next_index, fragments = event.index, next_index + 1, ""
+        elif isinstance(event, ToolCallDelta):
+            assert event.index == open_index
+            fragments += event.arguments
+        elif isinstance(event, ToolCallEnd):
+            assert event.index == open_index
+            assert isinstance(json.loads(fragments), dict)
+            open_index = None
+        elif isinstance(event, ThinkingDelta | ContentDelta | ProblemFound):
+            assert event.text
 
 
 NAMES = st.sampled_from(["get_weather", "search", "f", "write_file"])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fulmen.chat import ContentDelta, TemplateFormat, Tokenizer, get_format, load_format
+from fulmen.chat import ContentDelta, TemplateFormat, Tokenizer, ToolCall, get_format, load_format
 from fulmen.chat.m1 import MiniMaxM1
 from fulmen.chat.m2 import MiniMaxM2
 from tests.chat.helpers import TOOLS, stream, template
@@ -45,9 +45,13 @@ def test_formats_say_how_thoughts_and_turns_end() -> None:
 
 
 def checkpoint(
-    folder: Path, model_type: str | None, chat_template: Any = None, jinja: str | None = None
+    folder: Path,
+    model_type: str | None,
+    chat_template: Any = None,
+    jinja: str | None = None,
+    **config_fields: Any,
 ) -> Path:
-    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type, **config_fields}))
     config = {"eos_token": "<|im_end|>", "chat_template": chat_template}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     if jinja is not None:
@@ -73,6 +77,42 @@ def test_a_checkpoint_without_a_template_has_the_format_of_its_model_type(
 def test_a_minimax_template_means_the_native_format(tmp_path: Path) -> None:
     for name, expected in (("minimax-m1.jinja", MiniMaxM1), ("minimax-m2.jinja", MiniMaxM2)):
         assert isinstance(load_format(checkpoint(tmp_path, None, template(name))), expected)
+
+
+@pytest.mark.parametrize("model_type", ["minimax", "minimax_m1", "llama", None])
+@pytest.mark.parametrize("name", ["minimax-m2.jinja", None])
+def test_architectures_decide_before_the_model_type(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, model_type: str | None, name: str | None
+) -> None:
+    for architecture in ("MiniMaxM2ForCausalLM", "MiniMaxM2"):
+        source = template(name) if name else None
+        folder = checkpoint(tmp_path, model_type, source, architectures=[architecture])
+        assert isinstance(load_format(folder), MiniMaxM2)
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    ("architectures", "chat_template", "expected"),
+    [
+        (None, "minimax-m2.jinja", MiniMaxM2),
+        (["Unheard"], "minimax-m2.jinja", MiniMaxM2),
+        (None, "minimax-m1.jinja", MiniMaxM1),
+        (None, None, MiniMaxM1),
+        (["MiniMaxForCausalLM"], "minimax-m1.jinja", MiniMaxM1),
+        (["MiniMaxForCausalLM"], None, MiniMaxM1),
+    ],
+)
+def test_the_model_type_minimax_leaves_it_to_the_template(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    architectures: list[str] | None,
+    chat_template: str | None,
+    expected: type,
+) -> None:
+    source = template(chat_template) if chat_template else None
+    folder = checkpoint(tmp_path, "minimax", source, architectures=architectures)
+    assert isinstance(load_format(folder), expected)
+    assert caplog.messages == []
 
 
 def test_the_identity_sentence_comes_from_the_checkpoint(tmp_path: Path) -> None:
@@ -131,6 +171,33 @@ def test_templates_get_plain_dicts() -> None:
     ]
     text = json.dumps(expected, ensure_ascii=False) + json.dumps(TOOLS, ensure_ascii=False) + "B"
     assert format_.render(messages, TOOLS) == text
+
+
+def test_templates_get_calls_of_our_own_type_as_dicts() -> None:
+    messages = [{"role": "assistant", "tool_calls": [ToolCall("f", {"a": 1}, "x")]}]
+    function = {"name": "f", "arguments": {"a": 1}}
+    assert json.loads(TemplateFormat("{{ messages | tojson }}").render(messages)) == [
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"id": "x", "type": "function", "function": function}],
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    ("message", "sentence"),
+    [
+        (5, "a message is a int, it must be an object"),
+        ({"role": "assistant", "tool_calls": "x"}, "tool_calls is a str, it must be a list"),
+        ({"role": "assistant", "tool_calls": 5}, "tool_calls is a int, it must be a list"),
+        ({"role": "assistant", "tool_calls": [1]}, "a tool call is a int, it must be an object"),
+        ({"role": "assistant", "tool_calls": [{}]}, "a tool call has the name None"),
+    ],
+)
+def test_templates_refuse_what_is_no_message(message: Any, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        TemplateFormat(CHATML).render([message])
 
 
 def test_templates_have_what_they_commonly_use() -> None:

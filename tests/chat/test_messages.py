@@ -66,6 +66,25 @@ def test_content_is_text_parts_or_null(content: Any, expected: str) -> None:
     assert read({"role": "user", "content": content}).content == expected
 
 
+@pytest.mark.parametrize(
+    ("content", "text", "parts"),
+    [
+        ({"a": 1}, '{"a": 1}', None),
+        (5, "5", None),
+        ([{"output": {"a": "é"}}], '{"a": "é"}', ['{"a": "é"}']),
+        ([{"output": "o", "text": "t", "type": "text"}], "o", ["o"]),
+        ([{"output": None, "type": "text", "text": "t"}], "t", ["t"]),
+        ([{"a": 1}, "b", 5, None], '{"a": 1}b5null', ['{"a": 1}', "b", "5", "null"]),
+        ([{"name": 5, "type": "city"}], '{"name": 5, "type": "city"}', None),
+    ],
+)
+def test_a_tool_s_result_may_be_any_json(content: Any, text: str, parts: Any) -> None:
+    message = read({"role": "tool", "content": content})
+    assert message.content == text
+    if parts is not None:
+        assert [part.text for part in message.parts or ()] == parts
+
+
 def test_developer_messages_are_system_messages() -> None:
     assert read({"role": "developer", "content": "x"}).role == "system"
 
@@ -80,12 +99,15 @@ def test_tool_calls_are_read_nested_and_flat(arguments: Any) -> None:
     assert read({"role": "assistant", "tool_calls": [call("")]}).tool_calls[0].arguments == {}
 
 
-def test_tools_are_read_nested_flat_and_ours() -> None:
+def test_tools_are_read_nested_flat_anthropic_s_and_ours() -> None:
     function = {"name": "f", "description": "does", "parameters": {"type": "object"}}
     expected = Tool("f", "does", {"type": "object"})
     wrapped = {"type": "function", "function": function}
     assert read_tools([wrapped, function, expected]) == (expected,) * 3
     assert [dict(tool.function) for tool in read_tools([wrapped, expected])] == [function] * 2
+    anthropic = {"name": "f", "description": "does", "input_schema": {"type": "object"}}
+    assert read_tools([anthropic]) == (expected,)
+    assert list(read_tools([anthropic])[0].function) == ["name", "description", "parameters"]
     assert read_tools(None) == read_tools([]) == ()
 
 
@@ -116,6 +138,10 @@ def test_results_are_put_in_the_order_of_their_calls() -> None:
         ({"role": "user", "content": 5}, "content of a user message is a int"),
         ({"role": "user", "content": [{"type": "image_url"}]}, "has a part of type image_url"),
         ({"role": "user", "content": [5]}, "has a part of type int"),
+        ({"role": "user", "content": [{"a": 1, "b": 2}]}, "has a part with the keys a, b"),
+        ({"role": "user", "content": [{"type": "text", "text": 5}]}, "whose text is a int"),
+        ({"role": "tool", "content": [{"type": "image_url"}]}, "has a part of type image_url"),
+        ({"role": "tool", "content": [{"output": {1}}]}, "cannot be written as JSON"),
         ({"role": "user", "tool_calls": [call()]}, "a user message has tool_calls"),
         ({"role": "assistant", "tool_calls": "f"}, "tool_calls is a str, it must be a list"),
         ({"role": "assistant", "tool_calls": [5]}, "a tool call is a int"),
@@ -134,6 +160,21 @@ def test_a_bad_message_is_refused_with_one_sentence(message: Any, sentence: str)
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"content": [{"type": "text", "text": "q"}]}, "content is a list, it must be text"),
+        ({"content": None}, "content is a NoneType, it must be text"),
+        ({"thinking": ["why"]}, "thinking is a list, it must be text or None"),
+        ({"tool_calls": "f"}, "tool_calls is a str, it must be a tuple of ToolCall"),
+        ({"tool_calls": ({"name": "f"},)}, "tool_calls has a dict in it"),
+    ],
+)
+def test_a_message_of_wrong_types_is_refused(fields: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        Message("assistant", **fields)
+
+
 def test_a_result_that_answers_no_call_is_refused() -> None:
     answer = {"role": "assistant", "tool_calls": [call(id="a"), call(id="b")]}
     with pytest.raises(ValueError, match=r"tool_call_id c matches no call .* one of a, b"):
@@ -146,6 +187,7 @@ def test_a_result_that_answers_no_call_is_refused() -> None:
         (5, "a tool is a int"),
         ({"type": "function", "function": {}}, "a tool has the name None"),
         ({"name": "f", "parameters": [1]}, "the parameters of tool f are a list"),
+        ({"name": "f", "input_schema": [1]}, "the parameters of tool f are a list"),
         ({"name": "f", "parameters": {"default": {1}}}, "cannot be written as JSON"),
     ],
 )

@@ -155,6 +155,20 @@ def test_m2_orders_results_as_their_calls_where_the_template_mixes_them_up() -> 
     assert raw_render("minimax-m2.jinja", [QUESTION, answer, two, one]) != ordered
 
 
+def test_m2_shows_results_that_are_no_text_as_json_where_the_template_shows_python() -> None:
+    answer = {"role": "assistant", "content": "", "tool_calls": [call({})]}
+    for item, python, written in (
+        ({"output": {"a": None}}, "{'a': None}", '{"a": null}'),
+        ({"a": True}, "{'a': True}", '{"a": true}'),
+    ):
+        messages = [QUESTION, answer, {"role": "tool", "content": [item]}]
+        raw = raw_render("minimax-m2.jinja", messages)
+        assert f"<response>{python}\n</response>" in raw
+        assert M2.render(messages) == raw.replace(python, written)
+    alone = [QUESTION, answer, {"role": "tool", "content": {"a": True}}]
+    assert '<response>{"a": true}</response>' in M2.render(alone)
+
+
 def test_m2_identity_is_that_of_the_release() -> None:
     assert "Your name is MiniMax-M2.5 and is built by MiniMax." in get_format(
         "minimax-m2.5"
@@ -226,6 +240,9 @@ def test_m1_names_the_tool_of_a_string_result_by_id_then_by_order() -> None:
 # There and back.
 
 
+MARKED_KEYS = st.sampled_from(["a>b", "a<b", "a'b", 'a"b', "a = b", "</parameter>", ">"]) | KEYS
+
+
 def blank_free(text: str) -> bool:
     return not text or bool(text.strip())
 
@@ -234,7 +251,7 @@ CONTENT = TEXT.filter(blank_free).map(lambda text: text.lstrip("\n"))
 THOUGHT = TEXT.map(lambda text: text.strip("\n"))
 CALLS = st.lists(st.builds(ToolCall, NAMES, ARGUMENTS), max_size=3).map(tuple)
 STRING_CALLS = st.lists(
-    st.builds(ToolCall, NAMES, st.dictionaries(KEYS, TEXT, max_size=3)), max_size=3
+    st.builds(ToolCall, NAMES, st.dictionaries(MARKED_KEYS, TEXT, max_size=3)), max_size=3
 ).map(tuple)
 
 

@@ -219,3 +219,9 @@ def test_the_right_tokenizer_is_not_warned_of(caplog: pytest.LogCaptureFixture, 
         found = Tokenizer.from_folder(REAL)
     assert caplog.messages == []
     assert (found.token_id("[e~["), found.token_id("<think>")) == (200020, 200050)
+
+
+def test_text_that_is_no_unicode_is_one_sentence(tokenizer: Tokenizer) -> None:
+    for encode in (tokenizer.encode, tokenizer.encode_plain):
+        with pytest.raises(ValueError, match="holds half of a surrogate pair"):
+            encode("a\ud800b<think>")
