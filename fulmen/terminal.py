@@ -29,6 +29,7 @@ from fulmen.chat import (
 )
 from fulmen.files import write_text
 from fulmen.llm import LLM, Completion
+from fulmen.models import resolve
 from fulmen.sampling import SamplingParams
 
 stderr = Console(stderr=True, highlight=False, emoji=False)
@@ -62,6 +63,8 @@ def download_progress(name: str) -> Iterator[Any]:
         task = progress.add_task(f"fetching {name}", total=None, visible=False)
 
         def report(num_bytes: int, total_bytes: int | None) -> None:
+            if progress.disable and not progress.tasks[0].visible:
+                stderr.print(f"fetching {name}")  # once, where no bar can be drawn
             progress.update(task, completed=num_bytes, total=total_bytes, visible=True)
 
         yield report
@@ -70,7 +73,9 @@ def download_progress(name: str) -> Iterator[Any]:
 def load(name: str, **options: Any) -> LLM:
     """Loads a model and says on stderr what takes time."""
     with download_progress(name) as report:
-        return LLM.load(name, on_progress=report, **options)
+        resolve(name, on_progress=report)
+    with stderr.status(f"loading {name}"):  # nothing where stderr is no terminal
+        return LLM.load(name, **options)
 
 
 class Interrupt:
