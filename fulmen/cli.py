@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hi
 import typer
 
 from fulmen import __version__
+from fulmen.files import explain, write_text
 from fulmen.sampling import SamplingParams
 
 if TYPE_CHECKING:  # a command imports what it needs, so that help comes at once
@@ -65,7 +66,10 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our stdout has gone, as in `fulmen ... | head`
         sys.stderr.close()
         sys.exit(1)
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        print(f"fulmen: {explain(error)}", file=sys.stderr)
+        sys.exit(1)
+    except ValueError as error:
         print(f"fulmen: {error}", file=sys.stderr)
         sys.exit(1)
 
@@ -336,7 +340,6 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="All numbers as JSON.")] = False,
 ) -> None:
     """What a model needs and what it will reach; or the report's FIGURE1, redrawn."""
-    from fulmen.files import write_text
     from fulmen.models import figure1_svg, figure1_text, make_plan, render_plan
 
     if name.lower() == "figure1":

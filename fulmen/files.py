@@ -33,6 +33,12 @@ def replacing(destination: Path) -> Iterator[BinaryIO]:
         yield file
 
 
+def explain(error: OSError) -> str:
+    """A failed file operation as one sentence with the file the caller named."""
+    name = error.filename2 or error.filename
+    return str(error) if name is None else f"{name}: {(error.strerror or str(error)).lower()}"
+
+
 def write_text(destination: Path, text: str) -> None:
     """Writes a whole text file in UTF-8."""
     with replacing(destination) as file:

@@ -2,7 +2,7 @@
 
 Thinking is dimmed on stderr, so `fulmen chat QUESTION > answer.txt` holds the answer alone. Ctrl-C
 ends the answer that is being written, keeps what there is, and gives the prompt back; a second one
-does not wait for the step that runs, and drops the answer. At the prompt it leaves.
+does not wait for the step that runs, and drops the answer.
 """
 
 import json
@@ -21,13 +21,12 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from fulmen.chat import (
     ContentDelta,
     Message,
-    ProblemFound,
     ThinkingDelta,
     ToolCallDelta,
     ToolCallEnd,
     ToolCallStart,
 )
-from fulmen.files import write_text
+from fulmen.files import explain, write_text
 from fulmen.llm import LLM, Completion
 from fulmen.models import resolve
 from fulmen.sampling import SamplingParams
@@ -174,7 +173,12 @@ class Conversation:
                 if interrupt.is_set:
                     break
             completion = stream.finish()
-        print(flush=True)
+        if is_thinking:
+            stderr.print()
+        if completion.reply.content or completion.reply.tool_calls:
+            print(flush=True)
+        for problem in completion.reply.problems:
+            stderr.print(f"problem: {problem}", style="yellow", markup=False)
         self._remember(completion, started, first)
         if completion.finish_reason != "stop":
             stderr.print(f"[dim]({_REASONS[completion.finish_reason]})[/dim]")
@@ -196,8 +200,6 @@ class Conversation:
                 print(arguments, end="", flush=True)
             case ToolCallEnd():
                 print(")", flush=True)
-            case ProblemFound(text):
-                stderr.print(f"problem: {text}", style="yellow", markup=False)
 
     def _remember(self, completion: Completion, started: float, first: float | None) -> None:
         now = time.perf_counter()
@@ -226,9 +228,12 @@ def converse(conversation: Conversation) -> None:
     while True:
         try:
             text = _read_text()
-        except (EOFError, KeyboardInterrupt):
+        except EOFError:
             stderr.print()
             return
+        except KeyboardInterrupt:
+            stderr.print("\n[dim]Ctrl-D leaves[/dim]")
+            continue
         if not text.strip():
             continue
         try:
@@ -237,7 +242,9 @@ def converse(conversation: Conversation) -> None:
                     return
             else:
                 conversation.ask(text.removeprefix("/") if text.startswith("//") else text)
-        except (ValueError, OSError) as error:
+        except OSError as error:
+            stderr.print(explain(error), style="red", markup=False)
+        except ValueError as error:
             stderr.print(str(error), style="red", markup=False)
             if "the context holds" in str(error):
                 stderr.print("[dim]/undo and /new make room[/dim]")

@@ -64,6 +64,8 @@ def test_generate_continues_a_text_and_reports_ids_as_json(folder: Path) -> None
         (("generate", ""), "the prompt is empty"),
         (("chat", "hi", "--dtype", "int3", "--model", GOLDEN), "--dtype is 'int3'"),
         (("chat", "hi", "--model", GOLDEN / "m2-tiny"), "has no tokenizer.json"),
+        (("plan", "/no/such/config.json"), "/no/such/config.json does not exist"),
+        (("plan", "figure1", "--out", GOLDEN), "golden: is a directory"),
         (("models", "show", "m3"), "m3 is not in the catalog"),
         (("models", "check", "nowhere"), "nowhere does not exist"),
         (("models", "check", GOLDEN), "config.json is missing"),
@@ -78,6 +80,19 @@ def test_a_mistake_is_one_sentence_and_a_non_zero_exit(
     assert run.stderr.startswith("fulmen: ")
     assert sentence in run.stderr
     assert len(run.stderr.splitlines()) == 1
+
+
+def test_a_device_that_is_not_there_is_one_sentence(folder: Path) -> None:
+    run = fulmen("chat", "hi", "--model", folder, "--device", "warp")
+    assert (run.returncode, run.stdout) == (1, "")
+    assert run.stderr.startswith("fulmen: device warp cannot be used: ")
+    assert len(run.stderr.splitlines()) == 1
+
+
+def test_an_answer_that_is_all_thought_leaves_stdout_empty(folder: Path) -> None:
+    run = fulmen("chat", "Hello", "--model", folder, "--max-tokens", "6", "--seed", "2")
+    assert run.stdout == ""
+    assert run.stderr.endswith("\n(stopped at the token limit)\n")
 
 
 def test_impossible_sampling_is_one_sentence(folder: Path) -> None:
@@ -176,7 +191,7 @@ def test_a_conversation_with_its_commands(folder: Path, tmp_path: Path) -> None:
         ("/undo", ""),
         ("/undo", "there is no question yet"),
         (f"/load {tmp_path}/talk.json", "2 messages read"),
-        (f"/load {tmp_path}/none.json", "No such file"),
+        (f"/load {tmp_path}/none.json", r"no such\s+file"),
         ("/system Be brief.", r"Be brief\."),
         ("/system none", "no system prompt"),
         ("/save", "needs the name of a file"),

@@ -169,7 +169,7 @@ def convert(text: str, types: frozenset[str]) -> Any:
             dump_json(value)
         except ValueError:
             return text
-        if not is_text_allowed or _type_of(value) in types:
+        if not is_text_allowed or _type_of(value) in types & {"object", "array"}:
             return value
     return text
 

@@ -115,5 +115,7 @@ def _read_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | N
         named = {item.get("name"): item.get("template") for item in found if isinstance(item, dict)}
         found = named.get("default", next(iter(named.values()), None))
     if found is not None and not isinstance(found, str):
-        raise ValueError(f"the chat_template of {folder} is a {type(found).__name__}, not text")
+        raise ValueError(
+            f"the chat_template of {folder} is of type {type(found).__name__}, not text"
+        )
     return found

@@ -99,16 +99,16 @@ class Message:
             raise ValueError(f"role is {self.role!r}, it must be one of {', '.join(ROLES)}")
         if not isinstance(self.content, str):
             raise ValueError(
-                f"content is a {type(self.content).__name__}, it must be text; "
+                f"content is of type {type(self.content).__name__}, it must be text; "
                 "read_messages takes other shapes, given as dicts"
             )
         if not isinstance(self.thinking, str | None):
             raise ValueError(
-                f"thinking is a {type(self.thinking).__name__}, it must be text or None"
+                f"thinking is of type {type(self.thinking).__name__}, it must be text or None"
             )
         if not isinstance(self.tool_calls, tuple | list):
             kind = type(self.tool_calls).__name__
-            raise ValueError(f"tool_calls is a {kind}, it must be a tuple of ToolCall")
+            raise ValueError(f"tool_calls is of type {kind}, it must be a tuple of ToolCall")
         for call in self.tool_calls:
             if not isinstance(call, ToolCall):
                 raise ValueError(f"tool_calls has a {type(call).__name__} in it, not a ToolCall")
@@ -299,7 +299,7 @@ def last_calls(messages: Sequence[Message], index: int) -> tuple[ToolCall, ...]:
 def read_message_object(message: object) -> Mapping[str, Any]:
     """The message, if it is an object."""
     if not isinstance(message, Mapping):
-        raise ValueError(f"a message is a {type(message).__name__}, it must be an object")
+        raise ValueError(f"a message is of type {type(message).__name__}, it must be an object")
     return message
 
 
@@ -307,7 +307,7 @@ def list_calls(message: Mapping[str, Any]) -> list[object]:
     """The tool_calls of a message, if they are a list, each as the caller wrote it."""
     calls = message.get("tool_calls") or ()
     if isinstance(calls, str | Mapping) or not isinstance(calls, Iterable):
-        raise ValueError(f"tool_calls is a {type(calls).__name__}, it must be a list")
+        raise ValueError(f"tool_calls is of type {type(calls).__name__}, it must be a list")
     return list(calls)
 
 
@@ -316,7 +316,7 @@ def read_call(call: object) -> ToolCall:
     if isinstance(call, ToolCall):
         return call
     if not isinstance(call, Mapping):
-        raise ValueError(f"a tool call is a {type(call).__name__}, it must be an object")
+        raise ValueError(f"a tool call is of type {type(call).__name__}, it must be an object")
     function = call.get("function") or call
     name = function.get("name") if isinstance(function, Mapping) else None
     if not isinstance(name, str) or not name:
@@ -366,7 +366,7 @@ def _read_content(content: object, role: str) -> tuple[str, tuple[Part, ...] | N
         if role == "tool":
             return dump_json(content), None, None
         raise ValueError(
-            f"content of a {role} message is a {type(content).__name__}, "
+            f"content of a {role} message is of type {type(content).__name__}, "
             "it must be text, a list of parts or null"
         )
     parts: list[Part] = []
@@ -406,7 +406,7 @@ def _kind(item: object) -> str:
         return f"of type {type(item).__name__}"
     if "type" not in item:
         return f"with the keys {', '.join(map(str, item)) or 'none'}"
-    text = f" whose text is a {type(item['text']).__name__}" if "text" in item else ""
+    text = f" whose text is of type {type(item['text']).__name__}" if "text" in item else ""
     return f"of type {item['type']}{text}"
 
 
@@ -425,7 +425,7 @@ def _read_thinking(message: Mapping[str, Any], thought: str | None) -> str | Non
 
 def _read_tool(tool: object) -> Tool:
     if not isinstance(tool, Mapping):
-        raise ValueError(f"a tool is a {type(tool).__name__}, it must be an object")
+        raise ValueError(f"a tool is of type {type(tool).__name__}, it must be an object")
     function = tool.get("function", tool)
     name = function.get("name") if isinstance(function, Mapping) else None
     if not isinstance(name, str) or not name:

@@ -105,7 +105,11 @@ class Engine:
         self.config = config or EngineConfig()
         self.eos_token_ids = frozenset(eos_token_ids)
         longest = model.config.max_position_embeddings
-        self.max_model_len = min(self.config.max_model_len or longest, longest)
+        if self.config.max_model_len is not None and self.config.max_model_len > longest:
+            raise ValueError(
+                f"max_model_len is {self.config.max_model_len}, the model's context is {longest}"
+            )
+        self.max_model_len = self.config.max_model_len or longest
         num_pages = self._num_pages()
         if num_pages * PAGE < self.max_model_len:
             logger.warning(

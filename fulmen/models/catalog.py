@@ -132,7 +132,11 @@ def published_config(name: str) -> Config:
 def find_config(name: str) -> Config:
     """The config of a local folder, config.json or GGUF, else of a model in the catalog."""
     path = Path(name).expanduser()
-    return read_config(path) if path.exists() else published_config(name)
+    if path.exists():
+        return read_config(path)
+    if _find_card(name) is None and (path.suffix in (".json", ".gguf") or name[:1] in "./~"):
+        raise ValueError(f"{name} does not exist, a folder, a config.json or a GGUF is needed")
+    return published_config(name)
 
 
 def _find_card(name: str) -> Card | None:

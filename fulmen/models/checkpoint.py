@@ -109,6 +109,7 @@ def load_model(
     one sentence, for a file or a tensor that is missing, unknown, truncated or of the wrong shape.
     """
     path = Path(path)
+    _check_device(device)
     checkpoint = Checkpoint.open(path)
     config = checkpoint.config
     problems = checkpoint.problems()
@@ -123,6 +124,14 @@ def load_model(
         wanted = _module_dtype(name, dtype)
         _assign(model, name, tensor.to(device=device, dtype=wanted), slots[name])
     return model.eval()
+
+
+def _check_device(device: torch.device | str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the second: a build without CUDA
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {device} cannot be used: {reason}") from None
 
 
 def _module_dtype(name: str, dtype: torch.dtype) -> torch.dtype:

@@ -148,7 +148,7 @@ def test_a_folder_that_says_nothing_is_refused(tmp_path: Path) -> None:
         load_format(tmp_path / "missing")
     with pytest.raises(ValueError, match="has no chat template and its model_type is None"):
         load_format(tmp_path)
-    with pytest.raises(ValueError, match="is a int, not text"):
+    with pytest.raises(ValueError, match="is of type int, not text"):
         load_format(checkpoint(tmp_path, "minimax_m2", 5))
 
 
@@ -188,10 +188,13 @@ def test_templates_get_calls_of_our_own_type_as_dicts() -> None:
 @pytest.mark.parametrize(
     ("message", "sentence"),
     [
-        (5, "a message is a int, it must be an object"),
-        ({"role": "assistant", "tool_calls": "x"}, "tool_calls is a str, it must be a list"),
-        ({"role": "assistant", "tool_calls": 5}, "tool_calls is a int, it must be a list"),
-        ({"role": "assistant", "tool_calls": [1]}, "a tool call is a int, it must be an object"),
+        (5, "a message is of type int, it must be an object"),
+        ({"role": "assistant", "tool_calls": "x"}, "tool_calls is of type str, it must be a list"),
+        ({"role": "assistant", "tool_calls": 5}, "tool_calls is of type int, it must be a list"),
+        (
+            {"role": "assistant", "tool_calls": [1]},
+            "a tool call is of type int, it must be an object",
+        ),
         ({"role": "assistant", "tool_calls": [{}]}, "a tool call has the name None"),
     ],
 )

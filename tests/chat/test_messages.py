@@ -135,22 +135,22 @@ def test_results_are_put_in_the_order_of_their_calls() -> None:
     [
         ({"role": "robot"}, "role is 'robot', it must be one of system, user, assistant, tool"),
         ({}, "role is None"),
-        ({"role": "user", "content": 5}, "content of a user message is a int"),
+        ({"role": "user", "content": 5}, "content of a user message is of type int"),
         ({"role": "user", "content": [{"type": "image_url"}]}, "has a part of type image_url"),
         ({"role": "user", "content": [5]}, "has a part of type int"),
         ({"role": "user", "content": [{"a": 1, "b": 2}]}, "has a part with the keys a, b"),
-        ({"role": "user", "content": [{"type": "text", "text": 5}]}, "whose text is a int"),
+        ({"role": "user", "content": [{"type": "text", "text": 5}]}, "whose text is of type int"),
         ({"role": "tool", "content": [{"type": "image_url"}]}, "has a part of type image_url"),
         ({"role": "tool", "content": [{"output": {1}}]}, "cannot be written as JSON"),
         ({"role": "user", "tool_calls": [call()]}, "a user message has tool_calls"),
-        ({"role": "assistant", "tool_calls": "f"}, "tool_calls is a str, it must be a list"),
-        ({"role": "assistant", "tool_calls": [5]}, "a tool call is a int"),
+        ({"role": "assistant", "tool_calls": "f"}, "tool_calls is of type str, it must be a list"),
+        ({"role": "assistant", "tool_calls": [5]}, "a tool call is of type int"),
         ({"role": "assistant", "tool_calls": [{"name": ""}]}, "a tool call has the name ''"),
         ({"role": "assistant", "tool_calls": [call("{a}")]}, "the call of f are not JSON"),
         ({"role": "assistant", "tool_calls": [call("[1]")]}, "must be a JSON object"),
         ({"role": "assistant", "tool_calls": [call([1])]}, "must be a JSON object"),
         ({"role": "tool", "tool_call_id": 5}, "tool_call_id is 5, it must be text"),
-        (5, "a message is a int, it must be an object"),
+        (5, "a message is of type int, it must be an object"),
     ],
 )
 def test_a_bad_message_is_refused_with_one_sentence(message: Any, sentence: str) -> None:
@@ -163,10 +163,10 @@ def test_a_bad_message_is_refused_with_one_sentence(message: Any, sentence: str)
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"content": [{"type": "text", "text": "q"}]}, "content is a list, it must be text"),
-        ({"content": None}, "content is a NoneType, it must be text"),
-        ({"thinking": ["why"]}, "thinking is a list, it must be text or None"),
-        ({"tool_calls": "f"}, "tool_calls is a str, it must be a tuple of ToolCall"),
+        ({"content": [{"type": "text", "text": "q"}]}, "content is of type list, it must be text"),
+        ({"content": None}, "content is of type NoneType, it must be text"),
+        ({"thinking": ["why"]}, "thinking is of type list, it must be text or None"),
+        ({"tool_calls": "f"}, "tool_calls is of type str, it must be a tuple of ToolCall"),
         ({"tool_calls": ({"name": "f"},)}, "tool_calls has a dict in it"),
     ],
 )
@@ -184,7 +184,7 @@ def test_a_result_that_answers_no_call_is_refused() -> None:
 @pytest.mark.parametrize(
     ("tool", "sentence"),
     [
-        (5, "a tool is a int"),
+        (5, "a tool is of type int"),
         ({"type": "function", "function": {}}, "a tool has the name None"),
         ({"name": "f", "parameters": [1]}, "the parameters of tool f are a list"),
         ({"name": "f", "input_schema": [1]}, "the parameters of tool f are a list"),

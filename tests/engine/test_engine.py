@@ -211,6 +211,8 @@ def test_wrong_prompts_are_refused(prompt: list[int], sentence: str) -> None:
 def test_a_cache_too_small_for_one_page_is_refused() -> None:
     with pytest.raises(ValueError, match="one page of 64 tokens needs"):
         Engine(MODELS["m2"], EngineConfig(kv_cache_bytes=10))
+    with pytest.raises(ValueError, match="max_model_len is 2000, the model's context is 1024"):
+        Engine(MODELS["m2"], EngineConfig(max_model_len=2000))
     with pytest.raises(ValueError, match="max_num_seqs is 0"):
         EngineConfig(max_num_seqs=0)
 
