@@ -303,6 +303,8 @@ class Checkpoint:
             official = str(wanted).removeprefix("torch.")
             notes.append(f"{count} tensors are stored as {found}, the config implies {official}")
         notes += self._unread()
+        if self.config.tie_word_embeddings and "lm_head.weight" in self.stored:
+            notes.append("lm_head.weight is skipped, the config ties the head to the embedding")
         redundant = sum(bool(_REDUNDANT.search(name)) for name in self.stored)
         if redundant:
             notes.append(f"{redundant} decay buffers are skipped, they follow from the config")

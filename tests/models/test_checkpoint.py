@@ -130,6 +130,15 @@ def test_layers_beyond_the_model_are_skipped_with_one_warning(
     assert "layers 3 to 4 lie beyond num_hidden_layers (3)" in record.getMessage()
 
 
+def test_the_head_of_a_tied_model_is_skipped_with_a_note(tmp_path: Path) -> None:
+    save_model(random_model(tiny_m2(tie_word_embeddings=True)), tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["lm_head.weight"] = torch.zeros(61, 24)
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert "the config ties the head to the embedding" in Checkpoint.open(tmp_path).notes()[0]
+    assert load_model(tmp_path).lm_head is None
+
+
 def test_redundant_buffers_of_transformers_are_ignored(tmp_path: Path) -> None:
     shutil.copytree(GOLDEN / "m1-tiny-hf", tmp_path, dirs_exist_ok=True)
     tensors = load_file(tmp_path / "model.safetensors")
