@@ -8,6 +8,7 @@ forced. It is decided when a token is made, not when someone reads it, so an ans
 who reads which stream when.
 """
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -140,7 +141,7 @@ class LLM:
         self._streams.pop(request_id, None)
 
 
-class _Stream(Generic[T]):
+class _Stream(ABC, Generic[T]):
     """A running request as text, or as what a subclass makes of text.
 
     Close a stream that is not read to its end; `with` does.
@@ -191,9 +192,9 @@ class _Stream(Generic[T]):
         if self.finish_reason is not None:
             self._llm.detach(self.request_id)
 
+    @abstractmethod
     def _read(self, text: str) -> Iterable[T]:
         """What a piece of text means; it is the last one when finish_reason is set."""
-        raise NotImplementedError
 
     def close(self) -> None:
         """Ends the request now, if it still runs."""

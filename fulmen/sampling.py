@@ -29,7 +29,7 @@ class SamplingParams:
     """Report the chosen token's log-probability and those of this many likeliest tokens."""
     repetition_window: int | None = None
     """Stop after this many consecutive tokens, each more likely than repetition_probability;
-    M1's training used 3,000 (report, section 5)."""
+    M1's training used 3,000 (arXiv:2506.13585)."""
     repetition_probability: float = 0.99
     thinking_budget: int | None = None
     """After this many tokens of thought the closing tag is forced; None means no limit."""

@@ -7,6 +7,7 @@ held back is kept in pieces and joined once, so time is linear in the text's len
 """
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from itertools import groupby
@@ -44,7 +45,7 @@ class Parser(Protocol):
         """Ends the text and returns the sum of all events, the last ones included."""
 
 
-class StreamParser:
+class StreamParser(ABC):
     """The buffer and the loop; a subclass says in `_step` what to do with what is in the buffer."""
 
     def __init__(self, tools: tuple[Tool, ...], new_call_id: CallIds) -> None:
@@ -92,9 +93,9 @@ class StreamParser:
             self._sum.add(event)
         return events
 
+    @abstractmethod
     def _step(self) -> bool:
         """Consumes what can be decided now; False when more text, or nothing, is needed."""
-        raise NotImplementedError
 
     def _end(self) -> None:
         """Settles what the end of the text leaves open."""

@@ -38,7 +38,7 @@ def lightning_attention(
     context_lens: Tensor | None = None,
     carry: LightningCarry | None = None,
 ) -> tuple[Tensor, LightningCarry]:
-    """o_t = q_t S_t with S_t = exp(-slope_rate) S_{t-1} + k_t v_t^T (M1 report, section 2).
+    """o_t = q_t S_t with S_t = exp(-slope_rate) S_{t-1} + k_t v_t^T (arXiv:2501.08313).
 
     q, k, v        (T, H, D)    packed tokens, any float dtype
     slope_rate     (H,)         float32, positive

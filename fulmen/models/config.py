@@ -158,10 +158,6 @@ class Fields:
         self._known: set[str] = set()
         self.where = where
 
-    def has(self, name: str) -> bool:
-        """Whether the field is there and not null."""
-        return self._left.get(name) is not None
-
     def peek(self, name: str) -> object:
         """The value of a field that has not been taken yet, or None."""
         return self._left.get(name)

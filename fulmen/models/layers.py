@@ -8,6 +8,7 @@ work in float32 (float64 for float64). The angles of the rotation and the slope 
 attention are float32 in every model, as in the reference implementations.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
@@ -161,7 +162,7 @@ class Expert(nn.Module):
         return ExpertWeights(self.w1.weight, self.w2.weight, self.w3.weight)
 
 
-class SparseMoE(nn.Module):
+class SparseMoE(nn.Module, ABC):
     """A router in float32 and the experts it chooses; `route` is where the two models differ."""
 
     def __init__(self, config: AttentionConfig) -> None:
@@ -174,9 +175,9 @@ class SparseMoE(nn.Module):
             for _ in range(config.num_local_experts)
         )
 
+    @abstractmethod
     def route(self, router_logits: Tensor) -> tuple[Tensor, Tensor]:
         """(T, E) float32 -> weights (T, K) float32 and expert ids (T, K)"""
-        raise NotImplementedError
 
     def forward(self, hidden_states: Tensor, context: Context) -> Tensor:
         """(T, C) -> (T, C)"""
@@ -300,7 +301,7 @@ class CausalLM(nn.Module, Generic[ConfigT]):
             raise ValueError("this batch has no block_table and slots, a cache needs both")
 
     def logits(self, hidden_states: Tensor) -> Tensor:
-        """(..., C) -> (..., V) float32; the head multiplies in float32 (M1 report, section 3.2)."""
+        """(..., C) -> (..., V) float32; the head multiplies in float32 (arXiv:2506.13585)."""
         head = self.model.embed_tokens if self.lm_head is None else self.lm_head
         return linear_full_precision(hidden_states, head.weight)
 
@@ -315,16 +316,6 @@ class CausalLM(nn.Module, Generic[ConfigT]):
             for kind in config.attn_type_list
         )
         return Cache(layers, num_pages, num_slots)
-
-    def initialise(self, generator: torch.Generator, std: float = 0.02) -> None:
-        """Fresh weights for training: normal matrices, norms of one, no choice bias."""
-        with torch.no_grad():
-            for name, parameter in self.named_parameters():
-                if parameter.ndim == 1:
-                    parameter.fill_(1.0)
-                else:
-                    parameter.normal_(std=std, generator=generator)
-                assert not name.endswith("bias")
 
 
 def split_heads(x: Tensor, head_dim: int) -> Tensor:

@@ -318,15 +318,18 @@ def forecast_machine(
         free - weights.experts if is_in_memory or disk is None else free
     )
     max_model_len = min(cache_tokens, reading.max_position_embeddings)
+    forecast = Forecast(
+        precision=reading.precision,
+        weight_bytes=weights.total,
+        fits=is_in_memory or (room >= 0 and disk is not None),
+        cache_tokens=cache_tokens,
+        max_model_len=max_model_len,
+    )
     if is_in_memory:
         streams = min((free - weights.experts) // reading.sequence_bytes, MAX_STREAMS)
         bound = memory / reading.bytes_read()
-        return Forecast(
-            precision=reading.precision,
-            weight_bytes=weights.total,
-            fits=True,
-            cache_tokens=cache_tokens,
-            max_model_len=max_model_len,
+        return replace(
+            forecast,
             decode_bound=bound,
             decode_low=bound * REACHED[0],
             decode_high=bound * REACHED[1],
@@ -334,13 +337,7 @@ def forecast_machine(
             streams_bound=streams * memory / reading.bytes_read(streams),
         )
     if room < 0 or disk is None:
-        return Forecast(
-            precision=reading.precision,
-            weight_bytes=weights.total,
-            fits=False,
-            cache_tokens=cache_tokens,
-            max_model_len=max_model_len,
-        )
+        return forecast
 
     share = room / weights.experts
     missed_at_best = reading.experts_read() * (1 - share**SKEW)
@@ -353,12 +350,8 @@ def forecast_machine(
     kept = (room - (streams - 1) * reading.sequence_bytes) / weights.experts
     missed = reading.experts_read(streams) * (1 - kept)
     together = missed / disk + (reading.bytes_read(streams) - missed) / memory
-    return Forecast(
-        precision=reading.precision,
-        weight_bytes=weights.total,
-        fits=True,
-        cache_tokens=cache_tokens,
-        max_model_len=max_model_len,
+    return replace(
+        forecast,
         expert_share=share,
         decode_bound=1 / best,
         decode_low=1 / worst,
