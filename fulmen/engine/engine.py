@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 
 from fulmen.engine.cache import CacheOwners, Reservation, pages_for
-from fulmen.engine.sampler import Sampled, sample
+from fulmen.engine.sampler import Candidates, Sampled, num_candidates, sample
 from fulmen.kernels import PAGE
 from fulmen.models import Model, Packed
 from fulmen.sampling import SamplingParams
@@ -186,11 +186,10 @@ class Engine:
             return []
         outputs = []
         try:
-            logits = self._run(scheduled)
-            for row, (request, _) in zip(logits, scheduled, strict=True):
+            for best, (request, _) in zip(self._run(scheduled), scheduled, strict=True):
                 # A request whose prompt is still being read gets no token yet.
                 if request.num_cached_tokens == request.num_tokens:
-                    outputs.append(self._record(request, self._sample(request, row)))
+                    outputs.append(self._record(request, self._sample(request, best)))
         except BaseException:
             # Their states may be half written. Nothing else is touched, so the others go on.
             for request, _ in scheduled:
@@ -237,28 +236,37 @@ class Engine:
     def _need(request: Request) -> int:
         return len(request.prompt_ids) + request.max_tokens
 
-    def _run(self, scheduled: Sequence[tuple[Request, list[int]]]) -> torch.Tensor:
-        """The logits (N, V) after each request's last fed token."""
-        reservations = [request.reservation for request, _ in scheduled]
+    def _run(self, scheduled: Sequence[tuple[Request, list[int]]]) -> list[Candidates]:
+        """What may follow each request's last fed token."""
+        requests = [request for request, _ in scheduled]
+        reservations = [request.reservation for request in requests]
+        device = self.model.model.embed_tokens.weight.device
         packed = Packed.of(
             [ids for _, ids in scheduled],
-            context_lens=[request.num_cached_tokens for request, _ in scheduled],
+            context_lens=[request.num_cached_tokens for request in requests],
             block_tables=[owned.pages for owned in reservations if owned],
             slots=[owned.slot for owned in reservations if owned],
             only_last_logits=True,
-            device=self.model.model.embed_tokens.weight.device,
+            device=device,
         )
+        vocab_size = self.model.config.vocab_size
+        top_k = max(num_candidates(request.params, vocab_size) for request in requests)
+        forced = [request.forced_ids[0] if request.forced_ids else 0 for request in requests]
         with torch.inference_mode():
-            logits: torch.Tensor = self.model(packed, self._cache)
+            targets = torch.tensor(forced, device=device)
+            found = self.model.next_tokens(packed, self._cache, targets=targets, top_k=top_k)
         for request, ids in scheduled:
             request.num_cached_tokens += len(ids)
-        return logits
+        assert found.target_logits is not None
+        sums, target_logits = found.logsumexp.tolist(), found.target_logits.tolist()
+        rows = zip(sums, found.top_logits.cpu(), found.top_ids.cpu(), target_logits, strict=True)
+        return [Candidates(*row) for row in rows]
 
     @staticmethod
-    def _sample(request: Request, logits: torch.Tensor) -> Sampled:
+    def _sample(request: Request, best: Candidates) -> Sampled:
         forced = request.forced_ids.popleft() if request.forced_ids else None
         draw = len(request.output_ids)
-        return sample(logits, request.params, seed=request.seed, draw=draw, forced=forced)
+        return sample(best, request.params, seed=request.seed, draw=draw, forced=forced)
 
     def _record(self, request: Request, sampled: Sampled) -> TokenOutput:
         request.output_ids.append(sampled.token_id)

@@ -25,50 +25,69 @@ class Sampled(NamedTuple):
     """
 
 
+class Candidates(NamedTuple):
+    """What the head says of one request's next token."""
+
+    logsumexp: float
+    """Of all logits."""
+    logits: Tensor
+    """(n,) float32: the best of the vocabulary, best first, at least as many as
+    `num_candidates`"""
+    ids: Tensor
+    """(n,) int64"""
+    forced_logit: float | None = None
+    """The logit of the token that is forced, if one is."""
+
+
+def num_candidates(params: SamplingParams, vocab_size: int) -> int:
+    """How many of the best tokens a request must see."""
+    drawn = 1 if params.temperature == 0 else params.top_k or vocab_size
+    return min(max(drawn, params.logprobs or 0), vocab_size)
+
+
 def sample(
-    logits: Tensor, params: SamplingParams, *, seed: int, draw: int, forced: int | None = None
+    best: Candidates, params: SamplingParams, *, seed: int, draw: int, forced: int | None = None
 ) -> Sampled:
     """The next token of one request.
 
-    logits  (V,) float32
     seed    of the request
     draw    index of the token among the request's new tokens
     forced  take this id instead of sampling; its log-probability is reported all the same
     """
-    logprobs = logits.log_softmax(-1)
     if forced is not None:
-        token_id = forced
-    elif params.temperature == 0:
-        token_id = int(logits.argmax())
+        assert best.forced_logit is not None
+        token_id, logit = forced, best.forced_logit
     else:
-        ids, probabilities = candidates(logits, params)
-        token_id = int(ids[_draw(probabilities, seed, draw)])
-    top: tuple[tuple[int, float], ...] = ()
-    if params.logprobs:
-        values, ids = logprobs.topk(min(params.logprobs, len(logprobs)))
-        top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
-    return Sampled(token_id, float(logprobs[token_id]), top)
+        place = 0
+        if params.temperature > 0:
+            place = _draw(probabilities(best.logits, params), seed, draw)
+        token_id, logit = int(best.ids[place]), float(best.logits[place])
+    count = params.logprobs or 0
+    top = zip(best.ids[:count].tolist(), best.logits[:count].tolist(), strict=True)
+    return Sampled(
+        token_id,
+        logit - best.logsumexp,
+        tuple((some, value - best.logsumexp) for some, value in top),
+    )
 
 
-def candidates(logits: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
-    """The ids that may be drawn, likeliest first, and their probabilities, which sum to 1.
+def probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
+    """How likely each of the best tokens is drawn: (n,) float64, summing to 1, for the first n.
 
-    logits (V,) float32 -> ids (n,) int64, probabilities (n,) float64. Temperature first, then
-    top_k, top_p and min_p, each on the distribution the one before left; at least one token stays.
+    logits (m,) float32, best first. Temperature first, then top_k, top_p and min_p, each on the
+    distribution the one before left; at least one token stays.
     """
-    count = len(logits) if params.top_k is None else min(params.top_k, len(logits))
-    values, ids = logits.topk(count)
     # Dividing the gap to the best keeps a tiny temperature from overflowing.
-    values = values.double()
-    probabilities = ((values - values[0]) / params.temperature).softmax(-1)
+    values = logits[: params.top_k].double()
+    found = ((values - values[0]) / params.temperature).softmax(-1)
     if params.top_p < 1:
-        before = probabilities.cumsum(-1) - probabilities
+        before = found.cumsum(-1) - found
         kept = int((before < params.top_p).sum())
-        probabilities = probabilities[:kept] / probabilities[:kept].sum()
+        found = found[:kept] / found[:kept].sum()
     if params.min_p > 0:
-        kept = int((probabilities >= params.min_p * probabilities[0]).sum())
-        probabilities = probabilities[:kept] / probabilities[:kept].sum()
-    return ids[: len(probabilities)], probabilities
+        kept = int((found >= params.min_p * found[0]).sum())
+        found = found[:kept] / found[:kept].sum()
+    return found
 
 
 def _draw(probabilities: Tensor, seed: int, draw: int) -> int:

@@ -5,62 +5,215 @@ changes no row.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fulmen.kernels.linear import PackedMatrix, pack
+from fulmen.kernels.native import (
+    DTYPES,
+    native,
+    native_for,
+    needs_gradient,
+    with_reference_gradient,
+)
+
+Scoring = Literal["softmax", "sigmoid"]
+
 
 class ExpertWeights(NamedTuple):
     """One gated expert: w2(silu(w1 x) * (w3 x))."""
 
-    w1: Tensor
+    w1: Tensor | PackedMatrix
     """(F, C) gate"""
-    w2: Tensor
+    w2: Tensor | PackedMatrix
     """(C, F) down"""
-    w3: Tensor
+    w3: Tensor | PackedMatrix
     """(F, C) up"""
 
 
-def route_softmax(router_logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """M1's router: softmax over all experts, the top_k of it, divided by their sum.
+class PackedExperts:
+    """The packed experts of a layer, all of one format and shape."""
 
-    router_logits (T, E) float32 -> topk_weights (T, K) float32, topk_ids (T, K) int64
-    """
-    weights, ids = router_logits.softmax(-1).topk(top_k)
-    return weights / weights.sum(-1, keepdim=True), ids
+    def __init__(self, experts: Sequence[ExpertWeights]) -> None:
+        self.experts = tuple(
+            ExpertWeights(*(w if isinstance(w, PackedMatrix) else pack(w) for w in expert))
+            for expert in experts
+        )
+        kinds = [
+            {(w.format, w.group, w.n, w.k) for w in matrices if isinstance(w, PackedMatrix)}
+            for matrices in zip(*self.experts, strict=True)
+        ]
+        if any(len(kind) != 1 for kind in kinds) or kinds[0] != kinds[2]:
+            raise ValueError("the experts of a layer are packed in different formats or shapes")
+        extension = native()
+        assert extension is not None
+        self.handle = extension.Stack(*map(_handles, zip(*self.experts, strict=True)))
 
 
-def route_sigmoid(
-    router_logits: Tensor, choice_bias: Tensor | None, top_k: int
+def _handles(matrices: Sequence[Tensor | PackedMatrix]) -> list[Any]:
+    return [matrix.handle for matrix in matrices if isinstance(matrix, PackedMatrix)]
+
+
+def route(
+    router_logits: Tensor, top_k: int, *, scoring: Scoring, choice_bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """M2's router: sigmoid scores; the bias takes part in the choice and never in the weights.
+    """The experts of each token and their weights.
+
+    M1's router is a softmax over all experts, M2's a sigmoid of each; the top_k scores are chosen
+    and divided by their sum. The bias takes part in the choice and never in the weights. Equal
+    scores go to the lower index.
 
     router_logits (T, E) float32, choice_bias (E,) float32 -> topk_weights (T, K) float32, topk_ids
     (T, K) int64
     """
-    scores = router_logits.sigmoid()
-    ids = (scores if choice_bias is None else scores + choice_bias).topk(top_k).indices
+    bias = () if choice_bias is None else (choice_bias,)
+    extension = native_for(router_logits, *bias)
+    if extension is None or router_logits.dtype != torch.float32:
+        return route_reference(router_logits, top_k, scoring=scoring, choice_bias=choice_bias)
+    logits = router_logits.detach().contiguous()
+    rows, num_experts = logits.shape
+    weights = torch.empty(rows, top_k)
+    ids = torch.empty(rows, top_k, dtype=torch.int64)
+    extension.route(
+        logits.data_ptr(),
+        rows,
+        num_experts,
+        top_k,
+        scoring == "sigmoid",
+        0 if choice_bias is None else choice_bias.data_ptr(),
+        weights.data_ptr(),
+        ids.data_ptr(),
+    )
+    if needs_gradient(router_logits):
+        weights = with_reference_gradient(
+            lambda logits: weights,
+            lambda logits: _weights_of(_scores(logits, scoring), ids),
+            router_logits,
+        )
+    return weights, ids
+
+
+def route_reference(
+    router_logits: Tensor, top_k: int, *, scoring: Scoring, choice_bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The same in plain torch."""
+    scores = _scores(router_logits, scoring)
+    choice = scores if choice_bias is None else scores + choice_bias
+    ids = choice.sort(dim=-1, descending=True, stable=True).indices[..., :top_k]
+    return _weights_of(scores, ids), ids
+
+
+def _scores(router_logits: Tensor, scoring: Scoring) -> Tensor:
+    return router_logits.softmax(-1) if scoring == "softmax" else router_logits.sigmoid()
+
+
+def _weights_of(scores: Tensor, ids: Tensor) -> Tensor:
     weights = scores.gather(-1, ids)
-    return weights / weights.sum(-1, keepdim=True), ids
+    return weights / weights.sum(-1, keepdim=True)
 
 
 def mixture_of_experts(
     hidden_states: Tensor,
     topk_weights: Tensor,
     topk_ids: Tensor,
-    experts: Sequence[ExpertWeights],
+    experts: Sequence[ExpertWeights] | PackedExperts,
+    *,
+    input_bits: int = 16,
 ) -> Tensor:
     """sum over a token's experts of weight * expert(hidden_states).
 
     hidden_states  (T, C)    any float dtype
     topk_weights   (T, K)    float32
     topk_ids       (T, K)    int64, each row without repeats
-    experts        E of them
+    experts        E of them; plain matrices, of hidden_states' dtype, are packed for the call
+    input_bits     8 or 16: how finely inputs are rounded for int8 and int4 experts
 
-    Returns (T, C) in hidden_states' dtype.
+    Returns (T, C) in hidden_states' dtype; an expert's hidden values are rounded to it once.
     """
+    if isinstance(experts, PackedExperts):
+        return _run(hidden_states, topk_weights, topk_ids, experts, input_bits)
+    flat = [w for expert in experts for w in expert if isinstance(w, Tensor)]
+    if native_for(hidden_states, *flat) is None or len(flat) < 3 * len(experts):
+        return mixture_of_experts_reference(hidden_states, topk_weights, topk_ids, experts)
+    out: Tensor = _Experts.apply(hidden_states, topk_weights, topk_ids, *flat)  # type: ignore[no-untyped-call]
+    return out
+
+
+def _run(
+    hidden_states: Tensor,
+    topk_weights: Tensor,
+    topk_ids: Tensor,
+    experts: PackedExperts,
+    input_bits: int,
+) -> Tensor:
+    extension = native()
+    assert extension is not None
+    x, weights, ids = hidden_states.contiguous(), topk_weights.contiguous(), topk_ids.contiguous()
+    out = torch.empty_like(x)
+    extension.experts(
+        x.data_ptr(),
+        DTYPES[x.dtype],
+        len(x),
+        x.stride(0),
+        ids.data_ptr(),
+        weights.data_ptr(),
+        ids.shape[1],
+        experts.handle,
+        input_bits,
+        out.data_ptr(),
+    )
+    return out
+
+
+class _Experts(torch.autograd.Function):
+    """Both directions in the extension; w1, w2, w3 of every expert follow the three inputs."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, topk_weights: Tensor, topk_ids: Tensor, *flat: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(x, topk_weights, topk_ids, *flat)
+        experts = [ExpertWeights(*flat[i : i + 3]) for i in range(0, len(flat), 3)]
+        return _run(x, topk_weights, topk_ids, PackedExperts(experts), 16)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        extension = native()
+        assert extension is not None
+        x, weights, ids, *flat = (saved.contiguous() for saved in ctx.saved_tensors)
+        gradient = gradient.contiguous()
+        x_gradient, weights_gradient = torch.empty_like(x), torch.empty_like(weights)
+        flat_gradients = [torch.empty_like(w) for w in flat]
+        addresses = [[w.data_ptr() for w in flat[i::3]] for i in range(3)]
+        targets = [[w.data_ptr() for w in flat_gradients[i::3]] for i in range(3)]
+        extension.experts_backward(
+            DTYPES[x.dtype],
+            len(x),
+            x.shape[1],
+            flat[0].shape[0],
+            ids.shape[1],
+            x.data_ptr(),
+            gradient.data_ptr(),
+            ids.data_ptr(),
+            weights.data_ptr(),
+            *addresses,
+            x_gradient.data_ptr(),
+            weights_gradient.data_ptr(),
+            *targets,
+        )
+        return x_gradient, weights_gradient, None, *flat_gradients
+
+
+def mixture_of_experts_reference(
+    hidden_states: Tensor,
+    topk_weights: Tensor,
+    topk_ids: Tensor,
+    experts: Sequence[ExpertWeights],
+) -> Tensor:
+    """The same in plain torch."""
     dtype = torch.promote_types(hidden_states.dtype, torch.float32)
     out = torch.zeros_like(hidden_states, dtype=dtype)
     order = topk_ids.flatten().argsort(stable=True)  # pairs of token and choice, grouped by expert
@@ -72,8 +225,10 @@ def mixture_of_experts(
         if not count:
             continue
         rows = tokens[start : start + count]
-        x = hidden_states[rows]  # (t, C)
-        y = F.linear(F.silu(F.linear(x, expert.w1)) * F.linear(x, expert.w3), expert.w2)
-        out = out.index_add(0, rows, y.to(dtype) * weights[start : start + count])
+        x = hidden_states[rows].to(dtype)  # (t, C)
+        w1, w2, w3 = (w.unpack() if isinstance(w, PackedMatrix) else w.to(dtype) for w in expert)
+        hidden = (F.silu(F.linear(x, w1)) * F.linear(x, w3)).to(hidden_states.dtype)
+        y = F.linear(hidden.to(dtype), w2)
+        out = out.index_add(0, rows, y * weights[start : start + count])
         start += count
     return out.to(hidden_states.dtype)

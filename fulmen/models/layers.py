@@ -8,20 +8,39 @@ work in float32 (float64 for float64). The angles of the rotation and the slope 
 attention are float32 in every model, as in the reference implementations.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fulmen.kernels import ExpertWeights, mixture_of_experts, softmax_attention, write_pages
+from fulmen.kernels import (
+    Activation,
+    ExpertWeights,
+    HeadOutput,
+    KVPages,
+    PackedExperts,
+    PackedMatrix,
+    Scoring,
+    attend,
+    concatenate,
+    head,
+    linear,
+    mixture_of_experts,
+    native_for,
+    pack,
+    rms_norm,
+    rotary_angles,
+    rotate,
+    route,
+    softmax_attention,
+    write_pages,
+)
 from fulmen.models.config import AttentionConfig
-from fulmen.models.packed import Cache, LightningStates, Packed, PagedKV
+from fulmen.models.packed import Cache, LightningStates, Packed
 
-LayerCache = PagedKV | LightningStates
+LayerCache = KVPages | LightningStates
 ConfigT = TypeVar("ConfigT", bound=AttentionConfig)
 
 
@@ -48,7 +67,9 @@ class Context:
     packed: Packed
     slot_mapping: Tensor | None
     """(T,) int64: where new keys and values go in the pages; None without a cache"""
-    rotary: "Rotary"
+    cos: Tensor
+    """(T, rotary_dim / 2) float32, of `rotary_angles`"""
+    sin: Tensor
     trace: Trace | None
     generator: torch.Generator | None
 
@@ -56,6 +77,45 @@ class Context:
 def full_precision(dtype: torch.dtype) -> torch.dtype:
     """float32, or float64 for float64: the dtype of sums and statistics."""
     return torch.promote_types(dtype, torch.float32)
+
+
+class Linear(nn.Module):
+    """A matrix without bias, as everywhere in both models: a parameter, or packed for inference."""
+
+    weight: nn.Parameter | PackedMatrix
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+        self.input_bits = 16
+        """How finely inputs are rounded for int8 and int4 weights; 8 or 16."""
+
+    def assign(self, weight: Tensor | PackedMatrix) -> None:
+        """Replaces the weight; a packed one cannot be trained."""
+        del self.weight
+        self.weight = nn.Parameter(weight) if isinstance(weight, Tensor) else weight
+
+    def pack(self) -> None:
+        """Packs a plain weight for inference, where the kernels can use it."""
+        if isinstance(self.weight, Tensor) and native_for(self.weight) is not None:
+            self.assign(pack(self.weight))
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        activation: Activation = "none",
+        out_dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """(..., in) -> (..., out); summed in float32, rounded once"""
+        return linear(
+            x,
+            self.weight,
+            activation=activation,
+            out_dtype=out_dtype,
+            input_bits=self.input_bits,
+        )
 
 
 class RMSNorm(nn.Module):
@@ -68,82 +128,77 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C); the mean of squares is in float32."""
-        wide = x.to(full_precision(x.dtype))
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * (wide * scale).to(x.dtype)
-
-
-@dataclass(frozen=True, slots=True)
-class Rotary:
-    """cos and sin of every token of a batch, for the first rotary_dim dimensions of a head."""
-
-    cos: Tensor
-    """(T, 1, rotary_dim / 2) float32"""
-    sin: Tensor
-
-    @classmethod
-    def at(cls, positions: Tensor, rotary_dim: int, rope_theta: float) -> "Rotary":
-        """Angles position * rope_theta^(-2j / rotary_dim); never a table of the whole context.
-
-        They are made in float32 also for a float64 model, as in the reference implementations.
-        """
-        exponents = torch.arange(0, rotary_dim, 2, device=positions.device).float() / rotary_dim
-        angles = positions.float()[:, None] * (1.0 / rope_theta**exponents)
-        return cls(angles.cos()[:, None], angles.sin()[:, None])
-
-    def rotate(self, x: Tensor) -> Tensor:
-        """(T, H, D) -> (T, H, D): dimension j turns with j + rotary_dim / 2, the rest passes
-        through."""
-        half = self.cos.shape[-1]
-        wide = x[..., : 2 * half].to(full_precision(x.dtype))
-        a, b = wide[..., :half], wide[..., half:]
-        turned = torch.cat((a * self.cos - b * self.sin, b * self.cos + a * self.sin), -1)
-        return torch.cat((turned.to(x.dtype), x[..., 2 * half :]), -1)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class SoftmaxAttention(nn.Module):
-    """Causal attention with grouped queries and partial rotation; M2 norms q and k first
-    (`normalise`)."""
+    """Causal attention with grouped queries and partial rotation; M2 has norms of q and k over all
+    heads together, before the rotation."""
 
     def __init__(self, config: AttentionConfig) -> None:
         super().__init__()
+        self.q_norm: RMSNorm | None = None
+        self.k_norm: RMSNorm | None = None
         self.head_dim = config.head_dim
-        query = config.num_attention_heads * config.head_dim
-        key_value = config.num_key_value_heads * config.head_dim
-        self.q_proj = linear(config.hidden_size, query)
-        self.k_proj = linear(config.hidden_size, key_value)
-        self.v_proj = linear(config.hidden_size, key_value)
-        self.o_proj = linear(query, config.hidden_size)
+        self.widths = (
+            config.num_attention_heads * config.head_dim,
+            config.num_key_value_heads * config.head_dim,
+            config.num_key_value_heads * config.head_dim,
+        )
+        query, key, value = self.widths
+        self.q_proj = Linear(config.hidden_size, query)
+        self.k_proj = Linear(config.hidden_size, key)
+        self.v_proj = Linear(config.hidden_size, value)
+        self.o_proj = Linear(query, config.hidden_size)
+        self._qkv: PackedMatrix | None = None
 
-    def normalise(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """What happens to (T, H * D) queries and (T, Hkv * D) keys before they become heads:
-        nothing in M1."""
-        return q, k
+    def combine(self) -> None:
+        """Makes one matrix of the three projections for inference, once each is packed."""
+        matrices = [proj.weight for proj in (self.q_proj, self.k_proj, self.v_proj)]
+        if all(isinstance(matrix, PackedMatrix) for matrix in matrices):
+            self._qkv = concatenate([m for m in matrices if isinstance(m, PackedMatrix)])
+        if self._qkv is not None:
+            for proj in (self.q_proj, self.k_proj, self.v_proj):
+                del proj.weight
+
+    def project(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(T, C) -> (T, H * D), (T, Hkv * D), (T, Hkv * D)"""
+        if self._qkv is None:
+            q, k = self.q_proj(hidden_states), self.k_proj(hidden_states)
+            return q, k, self.v_proj(hidden_states)
+        rows = linear(hidden_states, self._qkv, input_bits=self.q_proj.input_bits)
+        q, k, v = rows.split(self.widths, -1)
+        return q, k, v
 
     def forward(self, hidden_states: Tensor, context: Context, cache: LayerCache | None) -> Tensor:
         """(T, C) -> (T, C)"""
-        q, k = self.normalise(self.q_proj(hidden_states), self.k_proj(hidden_states))
-        q, k, v = (
-            split_heads(x, self.head_dim) for x in (q, k, self.v_proj(hidden_states))
-        )  # (T, H, D), (T, Hkv, D), (T, Hkv, D)
-        q, k = context.rotary.rotate(q), context.rotary.rotate(k)
+        q, k, v = self.project(hidden_states)
+        q, k = rotate(
+            q,
+            k,
+            context.cos,
+            context.sin,
+            head_dim=self.head_dim,
+            q_norm=self.q_norm and self.q_norm.weight,
+            k_norm=self.k_norm and self.k_norm.weight,
+            eps=0.0 if self.q_norm is None else self.q_norm.eps,
+        )  # (T, H, D), (T, Hkv, D)
+        v = split_heads(v, self.head_dim)
         packed = context.packed
         if cache is None:
-            out = softmax_attention(q, k, v, cu_seqlens=packed.cu_seqlens)
+            out = attend(q, k, v, cu_seqlens=packed.cu_seqlens)
         else:
-            assert isinstance(cache, PagedKV)
+            assert isinstance(cache, KVPages)
+            assert packed.block_table is not None
+            assert context.slot_mapping is not None
+            write_pages(k, v, cache, context.slot_mapping)
             out = softmax_attention(
                 q,
-                k,
-                v,
+                cache,
                 cu_seqlens=packed.cu_seqlens,
                 context_lens=packed.context_lens,
-                k_pages=cache.k_pages,
-                v_pages=cache.v_pages,
                 block_table=packed.block_table,
             )
-            assert context.slot_mapping is not None
-            write_pages(k, v, cache.k_pages, cache.v_pages, context.slot_mapping)
         projected: Tensor = self.o_proj(out.flatten(-2))
         return projected
 
@@ -153,31 +208,44 @@ class Expert(nn.Module):
 
     def __init__(self, hidden_size: int, intermediate_size: int) -> None:
         super().__init__()
-        self.w1 = linear(hidden_size, intermediate_size)
-        self.w2 = linear(intermediate_size, hidden_size)
-        self.w3 = linear(hidden_size, intermediate_size)
+        self.w1 = Linear(hidden_size, intermediate_size)
+        self.w2 = Linear(intermediate_size, hidden_size)
+        self.w3 = Linear(hidden_size, intermediate_size)
 
     def weights(self) -> ExpertWeights:
         """The three matrices, as the kernel takes them."""
         return ExpertWeights(self.w1.weight, self.w2.weight, self.w3.weight)
 
 
-class SparseMoE(nn.Module, ABC):
-    """A router in float32 and the experts it chooses; `route` is where the two models differ."""
+class SparseMoE(nn.Module):
+    """A router in float32 and the experts it chooses."""
+
+    scoring: Scoring
+    """Where the two models differ: how logits become scores."""
+    e_score_correction_bias: Tensor | None
+    """(E,) float32: takes part in the choice of experts, never in their weights."""
 
     def __init__(self, config: AttentionConfig) -> None:
         super().__init__()
         self.num_experts_per_tok = config.num_experts_per_tok
         self.router_jitter_noise = config.router_jitter_noise
-        self.gate = linear(config.hidden_size, config.num_local_experts)
+        self.gate = Linear(config.hidden_size, config.num_local_experts)
         self.experts = nn.ModuleList(
             Expert(config.hidden_size, config.intermediate_size)
             for _ in range(config.num_local_experts)
         )
+        self.register_buffer("e_score_correction_bias", None)
+        self._packed: PackedExperts | None = None
 
-    @abstractmethod
-    def route(self, router_logits: Tensor) -> tuple[Tensor, Tensor]:
-        """(T, E) float32 -> weights (T, K) float32 and expert ids (T, K)"""
+    def weights(self) -> list[ExpertWeights]:
+        """The matrices of every expert."""
+        return [expert.weights() for expert in self.experts if isinstance(expert, Expert)]
+
+    def combine(self) -> None:
+        """Stands the experts side by side for inference, once each is packed."""
+        experts = self.weights()
+        if all(isinstance(w, PackedMatrix) for expert in experts for w in expert):
+            self._packed = PackedExperts(experts)
 
     def forward(self, hidden_states: Tensor, context: Context) -> Tensor:
         """(T, C) -> (T, C)"""
@@ -188,14 +256,27 @@ class SparseMoE(nn.Module, ABC):
                 generator=context.generator,
             )
             hidden_states = hidden_states * noise
-        router_logits = linear_full_precision(hidden_states, self.gate.weight)
-        topk_weights, topk_ids = self.route(router_logits)
+        router_logits = self.gate(hidden_states, out_dtype=full_precision(hidden_states.dtype))
+        topk_weights, topk_ids = route(
+            router_logits,
+            self.num_experts_per_tok,
+            scoring=self.scoring,
+            choice_bias=self.e_score_correction_bias,
+        )
         if context.trace is not None:
             context.trace.router_logits.append(router_logits)
             context.trace.topk_weights.append(topk_weights)
             context.trace.topk_ids.append(topk_ids)
-        experts = [expert.weights() for expert in self.experts if isinstance(expert, Expert)]
-        return mixture_of_experts(hidden_states, topk_weights, topk_ids, experts)
+        experts = self.weights() if self._packed is None else self._packed
+        bits = self.input_bits
+        return mixture_of_experts(hidden_states, topk_weights, topk_ids, experts, input_bits=bits)
+
+    @property
+    def input_bits(self) -> int:
+        """How finely the experts' inputs are rounded, if they are int8 or int4."""
+        first = self.experts[0]
+        assert isinstance(first, Expert)
+        return first.w1.input_bits
 
 
 class Layer(Protocol):
@@ -225,9 +306,10 @@ class CausalLM(nn.Module, Generic[ConfigT]):
         self.model = Decoder(
             config, [make_layer(config, layer) for layer in range(config.num_hidden_layers)]
         )
-        self.lm_head: nn.Linear | None = None
+        self.lm_head: Linear | None = None
         if not config.tie_word_embeddings:
-            self.lm_head = linear(config.hidden_size, config.vocab_size)
+            self.lm_head = Linear(config.hidden_size, config.vocab_size)
+        self._tied_head: PackedMatrix | None = None
 
     def forward(
         self,
@@ -270,9 +352,10 @@ class CausalLM(nn.Module, Generic[ConfigT]):
     ) -> Tensor:
         """The output of the last norm, (T, C)."""
         self._check(packed, cache)
-        rotary = Rotary.at(packed.positions, self.config.rotary_dim, self.config.rope_theta)
+        config = self.config
+        cos, sin = rotary_angles(packed.positions, config.rotary_dim, config.rope_theta)
         slot_mapping = None if cache is None else packed.slot_mapping()
-        context = Context(packed, slot_mapping, rotary, trace, generator)
+        context = Context(packed, slot_mapping, cos, sin, trace, generator)
         hidden_states: Tensor = self.model.embed_tokens(packed.input_ids)
         layer: Layer
         for index, layer in enumerate(self.model.layers):
@@ -301,16 +384,53 @@ class CausalLM(nn.Module, Generic[ConfigT]):
             raise ValueError("this batch has no block_table and slots, a cache needs both")
 
     def logits(self, hidden_states: Tensor) -> Tensor:
-        """(..., C) -> (..., V) float32; the head multiplies in float32 (arXiv:2506.13585)."""
-        head = self.model.embed_tokens if self.lm_head is None else self.lm_head
-        return linear_full_precision(hidden_states, head.weight)
+        """(..., C) -> (..., V) float32; the head sums in float32 (arXiv:2506.13585), and in
+        bfloat16 its products are exact."""
+        weight, input_bits = self._head()
+        out_dtype = full_precision(hidden_states.dtype)
+        return linear(hidden_states, weight, out_dtype=out_dtype, input_bits=input_bits)
+
+    def next_tokens(
+        self, packed: Packed, cache: Cache, *, targets: Tensor | None = None, top_k: int = 1
+    ) -> HeadOutput:
+        """What is known of the next token at the batch's logits_indices (all tokens if None): the
+        top_k best of the vocabulary, and the logits of targets (L,); the rest is not written."""
+        hidden_states = self.hidden_states(packed, cache)
+        if packed.logits_indices is not None:
+            hidden_states = hidden_states[packed.logits_indices]
+        weight, input_bits = self._head()
+        return head(hidden_states, weight, targets=targets, top_k=top_k, input_bits=input_bits)
+
+    def _head(self) -> tuple[Tensor | PackedMatrix, int]:
+        if self.lm_head is not None:
+            return self.lm_head.weight, self.lm_head.input_bits
+        return self._tied_head or self.model.embed_tokens.weight, 16
+
+    def pack(self) -> None:
+        """Packs all matrices for inference, where the kernels can use them; the parameters go, so
+        the model cannot be trained any more. Its logits stay the same to the bit."""
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.pack()
+        for module in self.modules():  # made of packed matrices
+            if isinstance(module, SparseMoE | SoftmaxAttention):
+                module.combine()
+        weight = self.model.embed_tokens.weight
+        if self.lm_head is None and native_for(weight) is not None:
+            self._tied_head = pack(weight)
 
     def new_cache(self, num_pages: int, num_slots: int) -> Cache:
         """An empty cache: pages of 64 tokens, shared by all sequences, and one slot a sequence."""
         like = self.model.embed_tokens.weight.detach()
         config = self.config
         layers = tuple(
-            PagedKV(num_pages, config.num_key_value_heads, config.head_dim, like)
+            KVPages(
+                num_pages,
+                config.num_key_value_heads,
+                config.head_dim,
+                dtype=like.dtype,
+                device=like.device,
+            )
             if kind
             else LightningStates(num_slots, config.num_attention_heads, config.head_dim, like)
             for kind in config.attn_type_list
@@ -321,14 +441,3 @@ class CausalLM(nn.Module, Generic[ConfigT]):
 def split_heads(x: Tensor, head_dim: int) -> Tensor:
     """(T, H * D) -> (T, H, D)"""
     return x.view(len(x), -1, head_dim)
-
-
-def linear(in_features: int, out_features: int) -> nn.Linear:
-    """A matrix without bias, as everywhere in both models."""
-    return nn.Linear(in_features, out_features, bias=False)
-
-
-def linear_full_precision(x: Tensor, weight: Tensor) -> Tensor:
-    """x W^T in float32 (float64 for float64), for router and head."""
-    dtype = full_precision(x.dtype)
-    return F.linear(x.to(dtype), weight.to(dtype))

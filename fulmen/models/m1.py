@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fulmen.kernels import lightning_attention, route_softmax
+from fulmen.kernels import add_residual, gated_norm, lightning_attention, residual_norm
 from fulmen.models.config import (
     Fields,
     Fp8Config,
@@ -36,10 +36,10 @@ from fulmen.models.layers import (
     CausalLM,
     Context,
     LayerCache,
+    Linear,
     RMSNorm,
     SoftmaxAttention,
     SparseMoE,
-    linear,
     split_heads,
 )
 from fulmen.models.packed import LightningStates
@@ -330,46 +330,39 @@ class LightningAttention(nn.Module):
         self.head_dim = config.head_dim
         self.slope_rates = slope_rates(config.num_attention_heads, layer, config.num_hidden_layers)
         width = config.num_attention_heads * config.head_dim
-        self.qkv_proj = linear(config.hidden_size, 3 * width)
-        self.output_gate = linear(config.hidden_size, width)
-        self.out_proj = linear(width, config.hidden_size)
+        self.qkv_proj = Linear(config.hidden_size, 3 * width)
+        self.output_gate = Linear(config.hidden_size, width)
+        self.out_proj = Linear(width, config.hidden_size)
         self.norm = RMSNorm(width, LIGHTNING_NORM_EPS)
 
     def forward(self, hidden_states: Tensor, context: Context, cache: LayerCache | None) -> Tensor:
         """(T, C) -> (T, C)"""
         # Rows of qkv_proj are grouped by head: q, k, v of head 0, then of head 1, and so on.
-        qkv = split_heads(F.silu(self.qkv_proj(hidden_states)), 3 * self.head_dim)
-        q, k, v = qkv.chunk(3, -1)  # (T, H, D) each
-        # float32 also in a float64 model, as in the official code.
-        slope_rate = torch.tensor(self.slope_rates, dtype=torch.float32, device=q.device)
+        rows = self.qkv_proj(hidden_states, activation="silu")
+        q, k, v = split_heads(rows, 3 * self.head_dim).chunk(3, -1)  # (T, H, D) each
+        assert cache is None or isinstance(cache, LightningStates)
         packed = context.packed
-        carry = None
-        if cache is not None:
-            assert isinstance(cache, LightningStates)
-            assert packed.slots is not None
-            carry = cache.read(packed.slots, packed.context_lens)
-        out, carry = lightning_attention(
+        out = lightning_attention(
             q,
             k,
             v,
-            slope_rate,
+            # float32 also in a float64 model, as in the official code.
+            torch.tensor(self.slope_rates, dtype=torch.float32, device=q.device),
             cu_seqlens=packed.cu_seqlens,
             context_lens=packed.context_lens,
-            carry=carry,
+            states=None if cache is None else cache.carry,
+            slots=None if cache is None else packed.slots,
         )
-        if isinstance(cache, LightningStates) and packed.slots is not None:
-            cache.write(packed.slots, carry)
-        gate = torch.sigmoid(self.output_gate(hidden_states))
-        projected: Tensor = self.out_proj(gate * self.norm(out.flatten(-2)))
+        gate_logits = self.output_gate(hidden_states)
+        normed = gated_norm(out.flatten(-2), self.norm.weight, gate_logits, self.norm.eps)
+        projected: Tensor = self.out_proj(normed)
         return projected
 
 
 class M1SparseMoE(SparseMoE):
     """Softmax over all experts in float32, the best few, renormalised."""
 
-    def route(self, router_logits: Tensor) -> tuple[Tensor, Tensor]:
-        """(T, E) float32 -> weights (T, K) float32 and expert ids (T, K)"""
-        return route_softmax(router_logits, self.num_experts_per_tok)
+    scoring = "softmax"
 
 
 class SharedMLP(nn.Module):
@@ -377,13 +370,13 @@ class SharedMLP(nn.Module):
 
     def __init__(self, hidden_size: int, intermediate_size: int) -> None:
         super().__init__()
-        self.gate_proj = linear(hidden_size, intermediate_size)
-        self.up_proj = linear(hidden_size, intermediate_size)
-        self.down_proj = linear(intermediate_size, hidden_size)
+        self.gate_proj = Linear(hidden_size, intermediate_size)
+        self.up_proj = Linear(hidden_size, intermediate_size)
+        self.down_proj = Linear(intermediate_size, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, C) -> (T, C)"""
-        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        out: Tensor = self.down_proj(self.gate_proj(x, activation="silu") * self.up_proj(x))
         return out
 
 
@@ -410,7 +403,7 @@ class M1Layer(nn.Module):
         self.block_sparse_moe = M1SparseMoE(config)
         if config.shared_intermediate_size:
             self.shared_mlp = SharedMLP(config.hidden_size, config.shared_intermediate_size)
-            self.coefficient = linear(config.hidden_size, 1)
+            self.coefficient = Linear(config.hidden_size, 1)
 
     def forward(self, hidden_states: Tensor, context: Context, cache: LayerCache | None) -> Tensor:
         """(T, C) -> (T, C)"""
@@ -419,19 +412,26 @@ class M1Layer(nn.Module):
         attended = self.self_attn(normed, context, cache)
         if context.trace is not None:
             context.trace.attention_outputs.append(attended)
-        hidden_states = self.attention_alpha * residual + self.attention_beta * attended
-
-        normed = self.post_attention_layernorm(hidden_states)
+        norm = self.post_attention_layernorm
+        hidden_states, normed = residual_norm(
+            residual,
+            attended,
+            norm.weight,
+            norm.eps,
+            alpha=self.attention_alpha,
+            beta=self.attention_beta,
+        )
         residual = normed if self.postnorm else hidden_states
-        return self.mlp_alpha * residual + self.mlp_beta * self._experts(normed, context)
+        experts = self._experts(normed, context)
+        return add_residual(residual, experts, alpha=self.mlp_alpha, beta=self.mlp_beta)
 
     def _experts(self, normed: Tensor, context: Context) -> Tensor:
         routed: Tensor = self.block_sparse_moe(normed, context)
         if not hasattr(self, "shared_mlp"):
             return routed
-        logit = self.coefficient(normed)  # (T, 1)
-        # A softmax over one logit is 1; the mode exists in configs, so it is honoured.
-        share = logit.softmax(-1) if self.shared_moe_mode == "softmax" else logit.sigmoid()
+        share = self.coefficient(normed, activation="sigmoid")  # (T, 1)
+        if self.shared_moe_mode == "softmax":  # over one logit: 1; configs name it
+            share = torch.ones_like(share)
         mixed: Tensor = (1 - share) * routed + share * self.shared_mlp(normed)
         return mixed
 

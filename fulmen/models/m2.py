@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fulmen.kernels import route_sigmoid
+from fulmen.kernels import add_residual, residual_norm
 from fulmen.models.config import (
     Fields,
     Fp8Config,
@@ -174,32 +174,22 @@ class M2Attention(SoftmaxAttention):
 
     def __init__(self, config: M2Config) -> None:
         super().__init__(config)
-        self.use_qk_norm = config.use_qk_norm
         if config.use_qk_norm:
-            query = config.num_attention_heads * config.head_dim
-            key = config.num_key_value_heads * config.head_dim
+            query, key, _ = self.widths
             self.q_norm = RMSNorm(query, config.rms_norm_eps)
             self.k_norm = RMSNorm(key, config.rms_norm_eps)
-
-    def normalise(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """(T, H * D) and (T, Hkv * D), each normed over its whole width."""
-        return (self.q_norm(q), self.k_norm(k)) if self.use_qk_norm else (q, k)
 
 
 class M2SparseMoE(SparseMoE):
     """Sigmoid scores in float32; bias for the choice, scores alone for the weights."""
 
-    e_score_correction_bias: Tensor | None
+    scoring = "sigmoid"
 
     def __init__(self, config: M2Config) -> None:
         super().__init__(config)
         # A buffer: training moves it by the load of each expert, never by a gradient.
-        bias = torch.zeros(config.num_local_experts) if config.use_routing_bias else None
-        self.register_buffer("e_score_correction_bias", bias)
-
-    def route(self, router_logits: Tensor) -> tuple[Tensor, Tensor]:
-        """(T, E) float32 -> weights (T, K) float32 and expert ids (T, K)"""
-        return route_sigmoid(router_logits, self.e_score_correction_bias, self.num_experts_per_tok)
+        if config.use_routing_bias:
+            self.e_score_correction_bias = torch.zeros(config.num_local_experts)
 
 
 class M2Layer(nn.Module):
@@ -217,11 +207,9 @@ class M2Layer(nn.Module):
         attended = self.self_attn(self.input_layernorm(hidden_states), context, cache)
         if context.trace is not None:
             context.trace.attention_outputs.append(attended)
-        hidden_states = hidden_states + attended
-        experts: Tensor = self.block_sparse_moe(
-            self.post_attention_layernorm(hidden_states), context
-        )
-        return hidden_states + experts
+        norm = self.post_attention_layernorm
+        hidden_states, normed = residual_norm(hidden_states, attended, norm.weight, norm.eps)
+        return add_residual(hidden_states, self.block_sparse_moe(normed, context))
 
 
 class M2(CausalLM[M2Config]):

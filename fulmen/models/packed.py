@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fulmen.kernels import CHUNK, PAGE, LightningCarry
+from fulmen.kernels import CHUNK, PAGE, KVPages, LightningCarry
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,38 +134,32 @@ def _check_batch(
             )
 
 
-class PagedKV:
-    """The key-value pages of one softmax layer."""
-
-    def __init__(self, num_pages: int, num_heads: int, head_dim: int, like: Tensor) -> None:
-        shape = (num_pages, PAGE, num_heads, head_dim)
-        self.k_pages = like.new_empty(shape)
-        """(P, 64, Hkv, D), keys after rotation"""
-        self.v_pages = like.new_empty(shape)
-        """(P, 64, Hkv, D)"""
-
-
 class LightningStates:
-    """What every sequence of the cache carries through one lightning layer."""
+    """What every sequence of the cache carries through one lightning layer, each in its slot."""
 
     def __init__(self, num_slots: int, num_heads: int, head_dim: int, like: Tensor) -> None:
         state = (num_slots, num_heads, head_dim, head_dim)
-        rows = (num_slots, CHUNK, num_heads, head_dim)
+        rows = (num_slots, num_heads, CHUNK, head_dim)
         state_dtype = torch.promote_types(like.dtype, torch.float32)
-        self._carry = LightningCarry(
+        self.carry = LightningCarry(
             like.new_zeros(state, dtype=state_dtype), like.new_zeros(rows), like.new_zeros(rows)
         )
+        """Of all slots; `lightning_attention` updates it in place."""
 
-    def read(self, slots: Tensor, context_lens: Tensor) -> LightningCarry:
-        """The carry of the sequences in `slots` (N,); one without context starts from zero."""
-        kv_state, k_tail, v_tail = (x[slots] for x in self._carry)
-        kv_state[context_lens == 0] = 0
+    def copy(self, source: int, target: int) -> None:
+        """Makes slot `target` what slot `source` is now: a snapshot, or its return."""
+        for stored in self.carry:
+            stored[target] = stored[source]
+
+    def read(self, slot: int) -> LightningCarry:
+        """A copy (1, ...) of what one slot carries."""
+        kv_state, k_tail, v_tail = (stored[slot : slot + 1].clone() for stored in self.carry)
         return LightningCarry(kv_state, k_tail, v_tail)
 
-    def write(self, slots: Tensor, carry: LightningCarry) -> None:
-        """Stores what the sequences in `slots` (N,) carry on."""
-        for stored, new in zip(self._carry, carry, strict=True):
-            stored[slots] = new.detach().to(stored.dtype)
+    def write(self, slot: int, carry: LightningCarry) -> None:
+        """Puts back what `read` returned."""
+        for stored, saved in zip(self.carry, carry, strict=True):
+            stored[slot : slot + 1] = saved
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +167,6 @@ class Cache:
     """The past of every sequence, layer by layer: pages for softmax, states for lightning
     attention."""
 
-    layers: tuple[PagedKV | LightningStates, ...]
+    layers: tuple[KVPages | LightningStates, ...]
     num_pages: int
     num_slots: int

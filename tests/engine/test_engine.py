@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 
 from fulmen.engine import Engine, EngineConfig, TokenOutput
 from fulmen.engine.cache import CacheOwners, FreeList
-from fulmen.engine.sampler import sample
+from fulmen.engine.sampler import num_candidates, sample
 from fulmen.models import Model
 from fulmen.sampling import SamplingParams
+from tests.engine.helpers import best_of
 from tests.models.helpers import Session, random_model, tiny_m1, tiny_m2
 
 MODELS = {"m1": random_model(tiny_m1()), "m2": random_model(tiny_m2())}
@@ -35,7 +36,8 @@ def plain_loop(model: Model, prompt: list[int], params: SamplingParams) -> list[
     logits = session.feed(prompt)[-1]
     ids: list[int] = []
     while True:
-        ids.append(sample(logits, params, seed=params.seed, draw=len(ids)).token_id)
+        best = best_of(logits, num_candidates(params, len(logits)))
+        ids.append(sample(best, params, seed=params.seed, draw=len(ids)).token_id)
         if len(ids) == params.max_tokens:
             return ids
         logits = session.feed(ids[-1:])[-1]
@@ -107,7 +109,7 @@ def test_a_failed_step_aborts_what_took_part_and_leaves_the_rest(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(model, "forward", fail)
+        patch.setattr(model, "next_tokens", fail)
         with pytest.raises(KeyboardInterrupt):
             engine.step()
     assert not engine.is_unfinished(first)
@@ -169,7 +171,8 @@ def test_repetition_stop_counts_confident_tokens_in_a_row() -> None:
     sure = random_model(tiny_m2())
     with torch.no_grad():
         assert sure.lm_head is not None
-        sure.lm_head.weight *= 1000
+        assert isinstance(sure.lm_head.weight, torch.Tensor)
+        sure.lm_head.weight.mul_(1000)
     outputs = run_one(sure, params)
     assert len(outputs) == 3
     assert outputs[-1].finish_reason == "repetition"

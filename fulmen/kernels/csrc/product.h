@@ -1,0 +1,552 @@
+// The one product behind linear and experts: rows of activations times a panel of columns.
+//
+// A panel is up to four blocks of 16 packed columns. K is walked in blocks whose weights fit the
+// first-level cache; the float32 sums wait in c between blocks. Every output value is one chain of
+// operations in the order of K, whatever the number of rows or columns beside it, so one row and a
+// thousand give the same bits. Integer products are exact, so for them only the order of the groups
+// matters.
+#pragma once
+
+#ifdef FULMEN_AMX
+#include "tiles.h"
+#endif
+
+namespace ISA {
+
+using fulmen::Dtype;
+using fulmen::Format;
+using fulmen::Matrix;
+
+constexpr int kPanelBlocks = 4;
+constexpr int kPanel = kPanelBlocks * kLanes;  // columns
+#ifdef FULMEN_AVX512
+constexpr int kTileRows = 6, kTileBlocks = 4;
+#else
+constexpr int kTileRows = 2, kTileBlocks = 2;
+#endif
+constexpr int kSumRows = 192;  // rows whose sums of a panel stay in the second-level cache
+
+static inline int64_t padded_k(const Matrix& w) {
+  switch (w.format) {
+    case fulmen::kF32: return w.k;
+    case fulmen::kBF16: return round_up(w.k, 32);
+    default: return round_up(w.k, w.group);
+  }
+}
+
+static inline int64_t block_bytes(const Matrix& w) {
+  const int64_t k = padded_k(w), groups = w.group ? k / w.group : 0;
+  switch (w.format) {
+    case fulmen::kF32: return k * 64;
+    case fulmen::kBF16: return k * 32;
+    case fulmen::kFP8: return k * 16 + groups * 64;
+    case fulmen::kINT8: return k * 16 + groups * 64;
+    case fulmen::kINT4: return k * 8 + groups * 64;
+  }
+  return 0;
+}
+
+static inline int64_t num_blocks(const Matrix& w) { return (w.n + kLanes - 1) / kLanes; }
+static inline bool is_integer(const Matrix& w) { return w.format == fulmen::kINT8 || w.format == fulmen::kINT4; }
+
+// How the rows of activations must be laid out for a matrix.
+//   float32  [k]            for float32 weights, and for bf16 and fp8 weights in a float32 model
+//   bf16     [k]            for bf16 and fp8 weights
+//   integer  planes of [k] int8, then [groups] float32 scales and [groups] int32 sums, k padded to
+//            groups; x is scale (256 high + low), or scale times the one plane
+struct Operand {
+  bool integer, wide;  // wide: float32
+  int planes;
+  int64_t k, groups;
+  int64_t bytes;  // of a row, a multiple of 64
+};
+
+static inline Operand operand_for(const Matrix& w, Dtype x, int input_bits) {
+  Operand o{};
+  o.k = padded_k(w);
+  o.integer = is_integer(w);
+  if (o.integer) {
+    o.planes = input_bits / 8;
+    o.groups = o.k / w.group;
+    o.bytes = round_up(o.planes * o.k + o.groups * 8, 64);
+  } else {
+    o.wide = w.format == fulmen::kF32 || x == fulmen::kFloat32;
+    o.bytes = round_up(o.k * (o.wide ? 4 : 2), 64);
+  }
+  return o;
+}
+
+// Whether rows of x can be read where they are.
+static inline bool is_ready(const Operand& o, Dtype x, int64_t k) {
+  return !o.integer && o.wide == (x == fulmen::kFloat32) && o.k == k;
+}
+
+template <class T>
+static inline void quantise(const T* x, int64_t k, const Operand& o, int group, uint8_t* out) {
+  int8_t* high = (int8_t*)out;
+  int8_t* low = high + o.k;  // with one plane: unused
+  float* scales = (float*)(out + o.planes * o.k);
+  int32_t* sums = (int32_t*)(scales + o.groups);
+  const float top = o.planes == 2 ? 32512.0f : 127.0f;  // 32512 = 127 * 256: the high plane stays below 128
+  for (int64_t g = 0; g < o.groups; ++g) {
+    const int64_t from = g * group;
+    V most = zero(), poison = zero();  // a NaN or infinity has no code: it makes the scale NaN
+    for (int i = 0; i < group; i += kLanes) {
+      const int n = int(least(kLanes, k - from - i));
+      if (n <= 0) break;
+      const V v = load_n(x + from + i, n);
+      most = max(abs(v), most);
+      poison = fma(v, zero(), poison);
+    }
+    const float range = largest(most);
+    const float scale = range / top, inverse = range > 0 ? top / range : 0.0f;
+    scales[g] = scale + sum(poison);
+    V sum_v = zero();  // exact: below 2^24
+    for (int i = 0; i < group; i += kLanes) {
+      const int n = int(least(kLanes, k - from - i));
+      V q = n > 0 ? round(mul(load_n(x + from + i, n), set1(inverse))) : zero();
+      q = max(min(q, set1(top)), set1(-top));
+      sum_v = add(sum_v, q);
+      if (o.planes == 2) {
+        V h = round(mul(q, set1(1.0f / 256.0f)));
+        store_bytes(high + from + i, h);
+        // q - 256 h is between -128 and 128; ties to even make 128 possible, where -128 and h + 1 say the same
+        V l = sub(q, mul(h, set1(256.0f)));
+        V over = where_less(set1(127.5f), l, set1(1.0f), zero());
+        store_bytes(low + from + i, sub(l, mul(over, set1(256.0f))));
+        store_bytes(high + from + i, add(h, over));
+      } else {
+        store_bytes(high + from + i, q);
+      }
+    }
+    sums[g] = int32_t(sum(sum_v));
+  }
+}
+
+// One row in the operand's layout.
+template <class T>
+static inline void prepare_row(const T* x, int64_t k, const Operand& o, int group, uint8_t* out) {
+  if (o.integer) return quantise(x, k, o, group, out);
+  const int size = o.wide ? 4 : 2;
+  int64_t i = 0;
+  for (; i + kLanes <= k; i += kLanes) {
+    if (o.wide) store((float*)out + i, load(x + i));
+    else store((uint16_t*)out + i, load(x + i));
+  }
+  if (i < k) {
+    const int n = int(k - i);
+    if (o.wide) store_n((float*)out + i, load_n(x + i, n), n);
+    else store_n((uint16_t*)out + i, load_n(x + i, n), n);
+  }
+  if (o.k > k) memset(out + k * size, 0, size_t((o.k - k) * size));
+}
+
+// ---- tiles of sums in registers: R rows by B blocks, continued from c --------------------------
+
+template <int R, int B>
+struct Sums {
+  V v[R][B];
+  void load_from(const float* c) {
+    for (int r = 0; r < R; ++r)
+      for (int b = 0; b < B; ++b) v[r][b] = load(c + r * kPanel + b * kLanes);
+  }
+  void store_to(float* c) const {
+    for (int r = 0; r < R; ++r)
+      for (int b = 0; b < B; ++b) store(c + r * kPanel + b * kLanes, v[r][b]);
+  }
+};
+
+// w: block b starts at w + b * stride; x: this K block of each row
+struct TileF32 {
+  template <int R, int B>
+  static inline void run(const uint8_t* const* x, int64_t offset, const uint8_t* w, int64_t stride, int64_t k, float* c) {
+    Sums<R, B> s;
+    s.load_from(c);
+    const float* a[R];
+    for (int r = 0; r < R; ++r) a[r] = (const float*)x[r] + offset;
+    for (int64_t i = 0; i < k; ++i) {
+      V b[B];
+      for (int j = 0; j < B; ++j) b[j] = load((const float*)(w + j * stride) + i * kLanes);
+      for (int r = 0; r < R; ++r) {
+        V value = set1(a[r][i]);
+        for (int j = 0; j < B; ++j) s.v[r][j] = fma(value, b[j], s.v[r][j]);
+      }
+    }
+    s.store_to(c);
+  }
+};
+
+struct TileBF16 {
+  template <int R, int B>
+  static inline void run(const uint8_t* const* x, int64_t offset, const uint8_t* w, int64_t stride, int64_t k, float* c) {
+    Sums<R, B> s;
+    s.load_from(c);
+    const uint8_t* a[R];
+    for (int r = 0; r < R; ++r) a[r] = x[r] + 2 * offset;
+    for (int64_t i = 0; i < k / 2; ++i) {
+      Pairs b[B];
+      for (int j = 0; j < B; ++j) b[j] = load_pairs(w + j * stride + i * 64);
+      for (int r = 0; r < R; ++r) {
+        Pairs value = set1_pair(a[r] + 4 * i);
+        for (int j = 0; j < B; ++j) s.v[r][j] = dot(s.v[r][j], value, b[j]);
+      }
+    }
+    s.store_to(c);
+  }
+};
+
+// bf16 weights, float32 activations
+struct TileWide {
+  template <int R, int B>
+  static inline void run(const uint8_t* const* x, int64_t offset, const uint8_t* w, int64_t stride, int64_t k, float* c) {
+    Sums<R, B> s;
+    s.load_from(c);
+    const float* a[R];
+    for (int r = 0; r < R; ++r) a[r] = (const float*)x[r] + offset;
+    for (int64_t i = 0; i < k / 2; ++i) {
+      for (int j = 0; j < B; ++j) {
+        Pairs b = load_pairs(w + j * stride + i * 64);
+        V e = even(b), o = odd(b);
+        for (int r = 0; r < R; ++r)
+          s.v[r][j] = fma(set1(a[r][2 * i + 1]), o, fma(set1(a[r][2 * i]), e, s.v[r][j]));
+      }
+    }
+    s.store_to(c);
+  }
+};
+
+// One group of codes times one group of integer activations, as int32: high plane, times 256, low.
+template <int R, int B>
+static inline void integer_dots(const uint8_t* const* x, int64_t offset, int64_t plane, int planes, const uint8_t* w,
+                                int64_t stride, int64_t k, I out[R][B]) {
+  for (int r = 0; r < R; ++r)
+    for (int b = 0; b < B; ++b) out[r][b] = izero();
+  for (int p = 0; p < planes; ++p) {
+    if (p)
+      for (int r = 0; r < R; ++r)
+        for (int b = 0; b < B; ++b) out[r][b] = times_256(out[r][b]);
+    const uint8_t* a[R];
+    for (int r = 0; r < R; ++r) a[r] = x[r] + p * plane + offset;
+    for (int64_t i = 0; i < k / 4; ++i) {
+      Quads u[B];
+      for (int j = 0; j < B; ++j) u[j] = load_quads(w + j * stride + i * 64);
+      for (int r = 0; r < R; ++r) {
+        Quads value = set1_quad(a[r] + 4 * i);
+        for (int j = 0; j < B; ++j) out[r][j] = dot(out[r][j], u[j], value);
+      }
+    }
+  }
+}
+
+template <class T>
+static inline void tile_rows(int rows, int blocks, const uint8_t* const* x, int64_t offset, const uint8_t* w, int64_t stride,
+                             int64_t k, float* c) {
+  for (int b = 0; b < blocks;) {
+    const int wide = blocks - b >= kTileBlocks ? kTileBlocks : 1;
+    const uint8_t* from = w + b * stride;
+    float* to = c + b * kLanes;
+    if (wide == 1) {
+      switch (rows) {
+        case 1: T::template run<1, 1>(x, offset, from, stride, k, to); break;
+        case 2: T::template run<2, 1>(x, offset, from, stride, k, to); break;
+#ifdef FULMEN_AVX512
+        case 3: T::template run<3, 1>(x, offset, from, stride, k, to); break;
+        case 4: T::template run<4, 1>(x, offset, from, stride, k, to); break;
+        case 5: T::template run<5, 1>(x, offset, from, stride, k, to); break;
+        case 6: T::template run<6, 1>(x, offset, from, stride, k, to); break;
+#endif
+      }
+    } else {
+      switch (rows) {
+        case 1: T::template run<1, kTileBlocks>(x, offset, from, stride, k, to); break;
+        case 2: T::template run<2, kTileBlocks>(x, offset, from, stride, k, to); break;
+#ifdef FULMEN_AVX512
+        case 3: T::template run<3, kTileBlocks>(x, offset, from, stride, k, to); break;
+        case 4: T::template run<4, kTileBlocks>(x, offset, from, stride, k, to); break;
+        case 5: T::template run<5, kTileBlocks>(x, offset, from, stride, k, to); break;
+        case 6: T::template run<6, kTileBlocks>(x, offset, from, stride, k, to); break;
+#endif
+      }
+    }
+    b += wide;
+  }
+}
+
+template <class T>
+static inline void tile_all(int64_t rows, int blocks, const uint8_t* const* x, int64_t offset, const uint8_t* w,
+                            int64_t stride, int64_t k, float* c) {
+  for (int64_t r = 0; r < rows; r += kTileRows)
+    tile_rows<T>(int(least(kTileRows, rows - r)), blocks, x + r, offset, w, stride, k, c + r * kPanel);
+}
+
+// ---- integer weights ----------------------------------------------------------------------------
+
+struct Group {
+  int64_t index, offset;  // which group, and its first input
+  int size;
+  const uint8_t* codes;  // int8 layout, block b at codes + b * stride
+  int64_t stride;
+  const float* scales;   // [blocks][16]
+  const float* offsets;  // [blocks][16], null for int8
+};
+
+// c (one row, one block) += what one group adds, given its exact integer sums
+static inline void finish_group(I dots, const uint8_t* x, const Operand& o, const Group& g, int block, float* c) {
+  const float* input_scales = (const float*)(x + o.planes * o.k);
+  const int32_t input_sum = ((const int32_t*)(input_scales + o.groups))[g.index];
+  const V scale = load(g.scales + block * kLanes);
+  const V part = g.offsets == nullptr
+                     ? mul(to_float(sub(dots, set1(128 * input_sum))), scale)
+                     : fma(to_float(dots), scale, mul(set1(float(input_sum)), load(g.offsets + block * kLanes)));
+  store(c, fma(part, set1(input_scales[g.index]), load(c)));
+}
+
+template <int R, int B>
+static inline void add_group(const uint8_t* const* x, const Operand& o, const Group& g, int first_block, float* c) {
+  I dots[R][B];
+  integer_dots<R, B>(x, g.offset, o.k, o.planes, g.codes + first_block * g.stride, g.stride, g.size, dots);
+  for (int r = 0; r < R; ++r)
+    for (int b = 0; b < B; ++b) finish_group(dots[r][b], x[r], o, g, first_block + b, c + r * kPanel + b * kLanes);
+}
+
+template <int B>
+static inline void add_group_rows(int rows, const uint8_t* const* x, const Operand& o, const Group& g, int block, float* c) {
+  switch (rows) {
+    case 1: add_group<1, B>(x, o, g, block, c); break;
+    case 2: add_group<2, B>(x, o, g, block, c); break;
+#ifdef FULMEN_AVX512
+    case 3: add_group<3, B>(x, o, g, block, c); break;
+    case 4: add_group<4, B>(x, o, g, block, c); break;
+    case 5: add_group<5, B>(x, o, g, block, c); break;
+    case 6: add_group<6, B>(x, o, g, block, c); break;
+#endif
+  }
+}
+
+static inline void add_group_all(int64_t rows, int blocks, const uint8_t* const* x, const Operand& o, const Group& g, float* c) {
+  for (int64_t r = 0; r < rows; r += kTileRows) {
+    const int some = int(least(kTileRows, rows - r));
+    for (int b = 0; b < blocks;) {
+      if (blocks - b >= kTileBlocks) {
+        add_group_rows<kTileBlocks>(some, x + r, o, g, b, c + r * kPanel + b * kLanes);
+        b += kTileBlocks;
+      } else {
+        add_group_rows<1>(some, x + r, o, g, b, c + r * kPanel + b * kLanes);
+        ++b;
+      }
+    }
+  }
+}
+
+#ifdef FULMEN_AMX
+
+// ---- tiles: sums 0 to 3, activations 4 and 5, weights 6 and 7 -----------------------------------
+
+static inline void configure(int rows) {
+  TileConfig config{};
+  config.palette = 1;
+  const int top = rows < 16 ? rows : 16, bottom = rows - top;
+  const int of_tile[8] = {top, top, bottom, bottom, top, bottom, 16, 16};
+  for (int t = 0; t < 8; ++t) {
+    config.rows[t] = uint8_t(of_tile[t]);
+    config.bytes[t] = of_tile[t] ? 64 : 0;
+  }
+  load_config(config);
+}
+
+// Activations as a tile can load them: evenly spaced rows, gathered where they are not.
+struct TileRows {
+  const uint8_t* data;
+  int64_t stride;
+};
+constexpr int kTileBytes = 512;  // of a row in a K block: 256 bf16, or two planes of 128 bytes
+
+static inline TileRows even_rows(const uint8_t* const* x, int rows, int64_t from, int64_t bytes, uint8_t* gathered) {
+  const int64_t stride = rows > 1 ? x[1] - x[0] : 0;
+  bool even = true;
+  for (int r = 2; r < rows; ++r) even = even && x[r] - x[r - 1] == stride;
+  if (even) return {x[0] + from, stride};
+  for (int r = 0; r < rows; ++r) memcpy(gathered + r * kTileBytes, x[r] + from, size_t(bytes));
+  return {gathered, kTileBytes};
+}
+
+template <bool kTwoRows, bool kTwoBlocks>
+static inline void tile_square(TileRows x, const uint8_t* w, int64_t stride, int64_t k, float* c) {
+  constexpr int64_t row = kPanel * 4;
+  tile_load<0>(c, row);
+  if (kTwoBlocks) tile_load<1>(c + kLanes, row);
+  if (kTwoRows) tile_load<2>(c + 16 * kPanel, row);
+  if (kTwoRows && kTwoBlocks) tile_load<3>(c + 16 * kPanel + kLanes, row);
+  for (int64_t i = 0; i < k / 32; ++i) {
+    tile_load<4>(x.data + 64 * i, x.stride);
+    tile_load<6>(w + 1024 * i, 64);
+    tile_dot_bf16<0, 4, 6>();
+    if (kTwoBlocks) tile_load<7>(w + stride + 1024 * i, 64);
+    if (kTwoBlocks) tile_dot_bf16<1, 4, 7>();
+    if (kTwoRows) tile_load<5>(x.data + 16 * x.stride + 64 * i, x.stride);
+    if (kTwoRows) tile_dot_bf16<2, 5, 6>();
+    if (kTwoRows && kTwoBlocks) tile_dot_bf16<3, 5, 7>();
+  }
+  tile_store<0>(c, row);
+  if (kTwoBlocks) tile_store<1>(c + kLanes, row);
+  if (kTwoRows) tile_store<2>(c + 16 * kPanel, row);
+  if (kTwoRows && kTwoBlocks) tile_store<3>(c + 16 * kPanel + kLanes, row);
+}
+
+// c += x w over one K block of at most 256 inputs
+static inline void tile_bf16(const uint8_t* const* x, int64_t rows, int blocks, int64_t offset, const uint8_t* w, int64_t stride,
+                             int64_t k, float* c) {
+  alignas(64) uint8_t gathered[32 * kTileBytes];
+  int configured = 0;
+  for (int64_t r = 0; r < rows; r += 32) {
+    const int some = int(least(32, rows - r));
+    if (some != configured) configure(some);
+    configured = some;
+    const TileRows a = even_rows(x + r, some, 2 * offset, 2 * k, gathered);
+    for (int b = 0; b < blocks; b += 2) {
+      const uint8_t* weights = w + b * stride;
+      float* to = c + r * kPanel + b * kLanes;
+      const bool two = b + 1 < blocks;
+      if (some > 16) two ? tile_square<true, true>(a, weights, stride, k, to) : tile_square<true, false>(a, weights, stride, k, to);
+      else two ? tile_square<false, true>(a, weights, stride, k, to) : tile_square<false, false>(a, weights, stride, k, to);
+    }
+  }
+  release_tiles();
+}
+
+// c += one group of 64 or 128 inputs; the integers are exact, so the bits are those of add_group
+static inline void tile_group(const uint8_t* const* x, int64_t rows, int blocks, const Operand& o, const Group& g, float* c) {
+  alignas(64) uint8_t gathered[16 * kTileBytes];
+  alignas(64) int32_t dots[2][16 * kLanes];
+  int configured = 0;
+  for (int64_t r = 0; r < rows; r += 16) {
+    const int some = int(least(16, rows - r));
+    if (some != configured) configure(some);
+    configured = some;
+    for (int b = 0; b < blocks; ++b) {
+      for (int p = 0; p < o.planes; ++p) {
+        const TileRows a = even_rows(x + r, some, p * o.k + g.offset, g.size, gathered);
+        tile_zero<0>();
+        for (int64_t i = 0; i < g.size / 64; ++i) {
+          tile_load<4>(a.data + 64 * i, a.stride);
+          tile_load<6>(g.codes + b * g.stride + 1024 * i, 64);
+          tile_dot_int8<0, 4, 6>();
+        }
+        tile_store<0>(dots[p], 64);
+      }
+      for (int i = 0; i < some; ++i) {
+        I sum = load(dots[0] + i * kLanes);
+        if (o.planes == 2) sum = add(times_256(sum), load(dots[1] + i * kLanes));
+        finish_group(sum, x[r + i], o, g, b, c + (r + i) * kPanel + b * kLanes);
+      }
+    }
+  }
+  release_tiles();
+}
+
+#endif
+
+// ---- a panel -----------------------------------------------------------------------------------
+
+constexpr int kMaxGroup = 128;
+
+// What the first-level cache holds while a panel is multiplied.
+struct alignas(64) PanelScratch {
+  uint8_t codes[kPanel * kMaxGroup];      // int4 spread to bytes
+  uint16_t bf16[kPanel * kMaxGroup];      // fp8 as bf16
+  float scales[kPanel], offsets[kPanel];
+  float block_sums[kTileRows * kPanel];
+};
+
+static inline void integer_panel(const uint8_t* const* x, int64_t rows, const Operand& o, const Matrix& w, const uint8_t* data,
+                                 int64_t stride, int blocks, float* c, PanelScratch& s) {
+  const bool is_int4 = w.format == fulmen::kINT4;
+  const int64_t group_bytes = w.group * (is_int4 ? 8 : 16) + 64;
+  for (int64_t g = 0; g < o.groups; ++g) {
+    const uint8_t* from = data + g * group_bytes;
+    Group group{g, g * w.group, w.group, from, stride, s.scales, nullptr};
+    for (int b = 0; b < blocks; ++b) {
+      const uint8_t* block = from + b * stride;
+      if (!is_int4) {
+        store(s.scales + b * kLanes, load((const float*)(block + w.group * 16)));
+        continue;
+      }
+      uint8_t* codes = s.codes + b * 16 * w.group;
+      for (int i = 0; i < w.group / 8; ++i) {
+        const Quads both = load_quads(block + i * 64);
+        store(codes + i * 128, low_nibbles(both));
+        store(codes + i * 128 + 64, high_nibbles(both));
+      }
+      const uint16_t* halves = (const uint16_t*)(block + w.group * 8);
+      store(s.scales + b * kLanes, load_half(halves));
+      store(s.offsets + b * kLanes, load_half(halves + kLanes));
+    }
+    if (is_int4) {
+      group.codes = s.codes;
+      group.stride = 16 * w.group;
+      group.offsets = s.offsets;
+    }
+#ifdef FULMEN_AMX
+    if (rows >= 16 && w.group % 64 == 0) {
+      tile_group(x, rows, blocks, o, group, c);
+      continue;
+    }
+#endif
+    add_group_all(rows, blocks, x, o, group, c);
+  }
+}
+
+static inline void bf16_block(const uint8_t* const* x, int64_t rows, int blocks, int64_t offset, const uint8_t* w, int64_t stride,
+                              int64_t k, float* c) {
+#ifdef FULMEN_AMX
+  tile_bf16(x, rows, blocks, offset, w, stride, k, c);
+#else
+  tile_all<TileBF16>(rows, blocks, x, offset, w, stride, k, c);
+#endif
+}
+
+static inline void fp8_panel(const uint8_t* const* x, int64_t rows, const Operand& o, const Matrix& w, const uint8_t* data,
+                             int64_t stride, int blocks, float* c, PanelScratch& s) {
+  const int64_t groups = o.k / w.group, wide_stride = 32 * kMaxGroup;
+  for (int64_t g = 0; g < groups; ++g) {
+    for (int b = 0; b < blocks; ++b) {
+      const uint8_t* block = data + b * stride;
+      for (int i = 0; i < w.group / 2; ++i)
+        store_pairs((uint8_t*)s.bf16 + b * wide_stride + i * 64, load_fp8(block + (g * w.group / 2 + i) * 32));
+      store(s.scales + b * kLanes, load((const float*)(block + o.k * 16) + g * kLanes));
+    }
+    for (int64_t r = 0; r < rows; r += kTileRows) {
+      const int some = int(least(kTileRows, rows - r));
+      memset(s.block_sums, 0, sizeof(float) * size_t(some) * kPanel);
+      const uint8_t* weights = (const uint8_t*)s.bf16;
+      if (o.wide) tile_rows<TileWide>(some, blocks, x + r, g * w.group, weights, wide_stride, w.group, s.block_sums);
+      else bf16_block(x + r, some, blocks, g * w.group, weights, wide_stride, w.group, s.block_sums);
+      for (int i = 0; i < some; ++i)
+        for (int b = 0; b < blocks; ++b) {
+          float* to = c + (r + i) * kPanel + b * kLanes;
+          store(to, fma(load(s.block_sums + i * kPanel + b * kLanes), load(s.scales + b * kLanes), load(to)));
+        }
+    }
+  }
+}
+
+// c (rows, kPanel) = x w^T for the blocks from first_block; every row of x in o's layout.
+static void panel(const uint8_t* const* x, int64_t rows, const Operand& o, const Matrix& w, int64_t first_block, int blocks,
+                  float* c) {
+  const int64_t stride = block_bytes(w);
+  const uint8_t* data = w.data + first_block * stride;
+  memset(c, 0, sizeof(float) * size_t(rows) * kPanel);
+  PanelScratch s;
+  if (o.integer) return integer_panel(x, rows, o, w, data, stride, blocks, c, s);
+  if (w.format == fulmen::kFP8) return fp8_panel(x, rows, o, w, data, stride, blocks, c, s);
+  const bool is_f32 = w.format == fulmen::kF32;
+  const int64_t step = is_f32 ? 128 : 256;
+  for (int64_t k = 0; k < o.k; k += step) {
+    const int64_t size = least(step, o.k - k);
+    if (is_f32) tile_all<TileF32>(rows, blocks, x, k, data + k * 64, stride, size, c);
+    else if (o.wide) tile_all<TileWide>(rows, blocks, x, k, data + k * 32, stride, size, c);
+    else bf16_block(x, rows, blocks, k, data + k * 32, stride, size, c);
+  }
+}
+
+}  // namespace ISA

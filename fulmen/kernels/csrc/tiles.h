@@ -1,0 +1,97 @@
+// Products on AMX tiles: bf16 for any number of rows, integers for sixteen and more.
+//
+// A tile of bf16 weights is 16 rows of 16 column pairs: 32 inputs of one packed block. A tile of x
+// is up to 16 rows of 32 inputs. The hardware adds the products of an output in the order of the
+// inputs, so one row alone gives the bits it gives among sixteen.
+#pragma once
+
+#include "vec.h"
+
+namespace ISA {
+
+#ifdef FULMEN_AMX_EMULATED
+
+// The tile instructions, written out.
+struct TileState {
+  int rows[8];
+  int bytes[8];
+  alignas(64) uint8_t data[8][16][64];
+};
+static thread_local TileState tile_state;
+
+struct TileConfig {
+  uint8_t palette, start_row;
+  uint8_t reserved[14];
+  uint16_t bytes[16];
+  uint8_t rows[16];
+};
+
+static inline void load_config(const TileConfig& config) {
+  for (int t = 0; t < 8; ++t) {
+    tile_state.rows[t] = config.rows[t];
+    tile_state.bytes[t] = config.bytes[t];
+  }
+}
+static inline void release_tiles() {}
+template <int T>
+static inline void tile_zero() { memset(tile_state.data[T], 0, sizeof tile_state.data[T]); }
+template <int T>
+static inline void tile_load(const void* from, int64_t stride) {
+  for (int r = 0; r < tile_state.rows[T]; ++r) memcpy(tile_state.data[T][r], (const uint8_t*)from + r * stride, size_t(tile_state.bytes[T]));
+}
+template <int T>
+static inline void tile_store(void* to, int64_t stride) {
+  for (int r = 0; r < tile_state.rows[T]; ++r) memcpy((uint8_t*)to + r * stride, tile_state.data[T][r], size_t(tile_state.bytes[T]));
+}
+template <int C, int A, int B>
+static inline void tile_dot_bf16() {
+  for (int r = 0; r < tile_state.rows[C]; ++r) {
+    V acc = load((const float*)tile_state.data[C][r]);
+    for (int k = 0; k < tile_state.rows[B]; ++k)
+      acc = dot(acc, set1_pair(tile_state.data[A][r] + 4 * k), load_pairs(tile_state.data[B][k]));
+    store((float*)tile_state.data[C][r], acc);
+  }
+}
+template <int C, int A, int B>
+static inline void tile_dot_int8() {  // signed times unsigned
+  for (int r = 0; r < tile_state.rows[C]; ++r) {
+    I acc = load((const int32_t*)tile_state.data[C][r]);
+    for (int k = 0; k < tile_state.rows[B]; ++k)
+      acc = dot(acc, load_quads(tile_state.data[B][k]), set1_quad(tile_state.data[A][r] + 4 * k));
+    store((int32_t*)tile_state.data[C][r], acc);
+  }
+}
+
+#else
+
+struct alignas(64) TileConfig {
+  uint8_t palette, start_row;
+  uint8_t reserved[14];
+  uint16_t bytes[16];
+  uint8_t rows[16];
+};
+
+// Written as assembly: gcc's macros want the tile's number as a literal, and its configuration may
+// lose the stores before it (gcc 12 does not know that the instruction reads memory).
+static inline void load_config(const TileConfig& config) {
+  __asm__ volatile("ldtilecfg %0" : : "m"(config) : "memory");
+}
+static inline void release_tiles() { __asm__ volatile("tilerelease" : : : "memory"); }
+template <int T>
+static inline void tile_zero() { __asm__ volatile("tilezero %%tmm%c0" : : "i"(T)); }
+template <int T>
+static inline void tile_load(const void* from, int64_t stride) {
+  __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(from), "r"(stride), "i"(T) : "memory");
+}
+template <int T>
+static inline void tile_store(void* to, int64_t stride) {
+  __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(stride), "i"(T) : "memory");
+}
+template <int C, int A, int B>
+static inline void tile_dot_bf16() { __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(C), "i"(A), "i"(B)); }
+// signed times unsigned
+template <int C, int A, int B>
+static inline void tile_dot_int8() { __asm__ volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(C), "i"(A), "i"(B)); }
+
+#endif
+}  // namespace ISA

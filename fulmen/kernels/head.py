@@ -1,0 +1,151 @@
+"""The head: what is wanted of the logits over the vocabulary, without writing the logits.
+
+A decoded token needs its log-probability and the best few candidates, a training token the
+log-probability of its target; the V logits between are never stored.
+"""
+
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fulmen.kernels.linear import PackedMatrix, linear, linear_reference, pack
+from fulmen.kernels.native import DTYPES, native, native_for, needs_gradient
+
+MAX_CANDIDATES: Final = 256
+"""More than this many of the best are found by sorting all logits."""
+_CHUNK_BYTES: Final = 64 * 2**20
+"""Of the logits that the backward pass holds at a time."""
+
+
+class HeadOutput(NamedTuple):
+    """What is known of the next token at each of T positions."""
+
+    logsumexp: Tensor
+    """(T,) float32: logit - logsumexp is a log-probability"""
+    top_logits: Tensor
+    """(T, K) float32, best first"""
+    top_ids: Tensor
+    """(T, K) int64; equal logits in the order of their ids"""
+    target_logits: Tensor | None
+    """(T,) float32"""
+
+
+def head(
+    hidden_states: Tensor,
+    weight: Tensor | PackedMatrix,
+    *,
+    targets: Tensor | None = None,
+    top_k: int = 1,
+    input_bits: int = 16,
+) -> HeadOutput:
+    """Of the logits hidden_states W^T, summed in float32: logsumexp, targets and the top_k best.
+
+    hidden_states  (T, C)
+    weight         (V, C)   packed, or a plain matrix of hidden_states' dtype
+    targets        (T,)     int64 ids below V whose logits are wanted
+    top_k          candidates, at most V
+    """
+    plain = [] if isinstance(weight, PackedMatrix) else [weight]
+    extension = native_for(hidden_states, *plain)
+    size = weight.n if isinstance(weight, PackedMatrix) else len(weight)
+    if not 0 <= top_k <= size:
+        raise ValueError(f"top_k is {top_k}, it must be 0 to {size}, the size of the vocabulary")
+    if extension is None:
+        return head_reference(hidden_states, weight, targets=targets, top_k=top_k)
+    matrix = weight if isinstance(weight, PackedMatrix) else pack(weight)
+    if top_k > MAX_CANDIDATES:
+        found = head(hidden_states, matrix, targets=targets, top_k=0, input_bits=input_bits)
+        logits = linear(hidden_states, matrix, out_dtype=torch.float32, input_bits=input_bits)
+        order = logits.sort(dim=-1, descending=True, stable=True)
+        top_logits, top_ids = order.values[:, :top_k], order.indices[:, :top_k]
+        return found._replace(top_logits=top_logits, top_ids=top_ids)
+    x = hidden_states if hidden_states.stride(-1) == 1 else hidden_states.contiguous()
+    targets = None if targets is None else targets.contiguous()
+    rows = len(x)
+    logsumexp, target_logits = torch.empty(2, rows)
+    top_logits = torch.empty(rows, top_k)
+    top_ids = torch.empty(rows, top_k, dtype=torch.int64)
+    extension.head(
+        x.data_ptr(),
+        DTYPES[x.dtype],
+        rows,
+        x.stride(0),
+        matrix.handle,
+        input_bits,
+        0 if targets is None else targets.data_ptr(),
+        top_k,
+        logsumexp.data_ptr(),
+        target_logits.data_ptr(),
+        top_logits.data_ptr(),
+        top_ids.data_ptr(),
+    )
+    return HeadOutput(logsumexp, top_logits, top_ids, None if targets is None else target_logits)
+
+
+def head_reference(
+    hidden_states: Tensor,
+    weight: Tensor | PackedMatrix,
+    *,
+    targets: Tensor | None = None,
+    top_k: int = 1,
+) -> HeadOutput:
+    """The same through all logits."""
+    out_dtype = torch.promote_types(hidden_states.dtype, torch.float32)
+    logits = linear(hidden_states, weight, out_dtype=out_dtype)
+    return head_of(logits, targets=targets, top_k=top_k)
+
+
+def head_of(logits: Tensor, *, targets: Tensor | None = None, top_k: int = 1) -> HeadOutput:
+    """The same of given logits (T, V)."""
+    order = logits.sort(dim=-1, descending=True, stable=True)
+    top_logits, top_ids = order.values[:, :top_k], order.indices[:, :top_k]
+    chosen = None if targets is None else logits.gather(-1, targets[:, None])[:, 0]
+    return HeadOutput(logits.logsumexp(-1), top_logits, top_ids, chosen)
+
+
+def target_logprobs(hidden_states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Log-probabilities (T,) float32 of targets (T,) int64, differentiable; the logits of all
+    tokens at once are written neither forward nor backward.
+
+    hidden_states (T, C), weight (V, C)
+    """
+    if native_for(hidden_states, weight) is None:
+        wide = torch.promote_types(hidden_states.dtype, torch.float32)
+        logits = linear_reference(hidden_states, weight, out_dtype=wide)
+        return logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+    if needs_gradient(hidden_states, weight):
+        out: Tensor = _TargetLogprobs.apply(hidden_states, weight, targets)  # type: ignore[no-untyped-call]
+        return out
+    found = head(hidden_states, weight, targets=targets, top_k=0)
+    assert found.target_logits is not None
+    return found.target_logits - found.logsumexp
+
+
+class _TargetLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        found = head(hidden_states, weight, targets=targets, top_k=0)
+        assert found.target_logits is not None
+        ctx.save_for_backward(hidden_states, weight, targets, found.logsumexp)
+        return found.target_logits - found.logsumexp
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        hidden_states, weight, targets, logsumexp = ctx.saved_tensors
+        assert native() is not None
+        matrix = pack(weight)
+        x_gradient = torch.empty_like(hidden_states)
+        weight_gradient = torch.zeros(weight.shape, dtype=torch.float32)
+        step = max(1, _CHUNK_BYTES // (4 * len(weight)))
+        for start in range(0, len(targets), step):
+            some = slice(start, start + step)
+            x = hidden_states[some]
+            logits = linear(x, matrix, out_dtype=torch.float32)
+            # d logprob / d logits = onehot(target) - softmax
+            error = -(logits - logsumexp[some, None]).exp()
+            error.scatter_add_(1, targets[some, None], torch.ones(len(x), 1))
+            error = (error * gradient[some, None]).to(x.dtype)
+            x_gradient[some] = error @ weight
+            weight_gradient += error.T @ x
+        return x_gradient, weight_gradient.to(weight.dtype), None

@@ -1,0 +1,93 @@
+"""The C++ extension, when it is there, and what an op needs to use it.
+
+Every op has a plain-torch reference; the extension is the same op, faster and with the same bits
+for a row whatever stands beside it. It works on CPU tensors of bfloat16 and float32.
+"""
+
+import functools
+import logging
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+DTYPES: Final = {torch.float32: 0, torch.bfloat16: 1}
+"""The activations the kernels know, as they number them."""
+
+
+@functools.cache
+def native() -> ModuleType | None:
+    """The extension, or None where it was not built or the machine lacks AVX2; says so once."""
+    try:
+        from fulmen.kernels import _native
+    except ImportError:
+        logger.warning(
+            "the C++ kernels are not installed (pip builds them when it finds a C++ compiler); "
+            "running on plain torch, which is slower and exact only to rounding"
+        )
+        return None
+    if not _native.isa():
+        logger.warning("this processor lacks AVX2; running on plain torch")
+        return None
+    return _native
+
+
+def native_for(*tensors: Tensor) -> ModuleType | None:
+    """The extension if it can take these tensors, else None."""
+    for x in tensors:
+        if not x.is_cpu or x.dtype not in DTYPES:
+            return None
+    return native()
+
+
+def set_num_threads(count: int) -> None:
+    """How many threads the kernels use; the result of no kernel depends on it."""
+    extension = native()
+    if extension is not None:
+        extension.set_num_threads(count)
+
+
+def needs_gradient(*tensors: Tensor) -> bool:
+    """Whether autograd watches any of these tensors."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+
+
+class _WithReferenceGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        kernel: Callable[..., Tensor | tuple[Tensor, ...]],
+        reference: Callable[..., Tensor | tuple[Tensor, ...]],
+        *tensors: Tensor,
+    ) -> Tensor | tuple[Tensor, ...]:
+        ctx.reference = reference
+        ctx.save_for_backward(*tensors)
+        return kernel(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        inputs = [
+            x.detach().requires_grad_(needed)
+            for x, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[2:], strict=True)
+        ]
+        with torch.enable_grad():
+            outputs = ctx.reference(*inputs)
+        if isinstance(outputs, Tensor):
+            outputs = (outputs,)
+        wanted = [x for x in inputs if x.requires_grad]
+        found = iter(torch.autograd.grad(outputs, wanted, gradients, allow_unused=True))
+        return None, None, *(next(found) if x.requires_grad else None for x in inputs)
+
+
+def with_reference_gradient(
+    kernel: Callable[..., Any], reference: Callable[..., Any], *tensors: Tensor
+) -> Any:
+    """kernel(*tensors), differentiable: the backward pass runs the reference again and takes its
+    gradient. Both take the same tensors and return the same tensor or tuple of tensors."""
+    if not needs_gradient(*tensors):
+        return kernel(*tensors)
+    return _WithReferenceGradient.apply(kernel, reference, *tensors)  # type: ignore[no-untyped-call]

@@ -1,0 +1,74 @@
+"""Random matrices in every packed format, and comparing bits."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from fulmen.kernels import PackedMatrix, native, pack, pack_fp8, pack_int4, pack_int8
+
+needs_native = pytest.mark.skipif(native() is None, reason="the C++ kernels are not installed")
+
+FORMATS = ("float32", "bfloat16", "fp8", "int8", "int8/32", "int4", "int4/128")
+"""Each may name its group; see `packed`."""
+
+
+def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Standard normal values."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def packed(weight: Tensor, name: str) -> PackedMatrix:
+    """A float32 matrix (N, K), rounded to a format in the plainest way and packed."""
+    format, _, group = name.partition("/")
+    match format:
+        case "float32":
+            return pack(weight)
+        case "bfloat16":
+            return pack(weight.bfloat16())
+        case "fp8":
+            blocks = [-(-size // 128) for size in weight.shape]
+            scales = 0.5 + torch.arange(blocks[0] * blocks[1]).view(*blocks) / 7
+            return pack_fp8((3 * weight).to(torch.float8_e4m3fn), scales, (128, 128))
+        case "int8":
+            return quantised_to_int8(weight, int(group or 64))
+        case _:
+            return quantised_to_int4(weight, int(group or 32))
+
+
+def in_groups(weight: Tensor, group: int) -> Tensor:
+    """(N, K) -> (N, groups, group), padded with zeros"""
+    n, k = weight.shape
+    padded = weight.new_zeros(n, -(-k // group) * group)
+    padded[:, :k] = weight
+    return padded.view(n, -1, group)
+
+
+def quantised_to_int8(weight: Tensor, group: int) -> PackedMatrix:
+    """Symmetric, the largest value of a group at 127."""
+    groups = in_groups(weight, group)
+    scales = groups.abs().amax(-1).clamp(min=1e-9) / 127
+    codes = (groups / scales[..., None]).round().to(torch.int8).flatten(1)
+    return pack_int8(codes[:, : weight.shape[1]].contiguous(), scales, group)
+
+
+def quantised_to_int4(weight: Tensor, group: int) -> PackedMatrix:
+    """Affine, from the smallest value of a group to the largest."""
+    groups = in_groups(weight, group)
+    offsets = groups.amin(-1).half()
+    scales = ((groups.amax(-1) - offsets) / 15).clamp(min=1e-4).half()
+    codes = ((groups - offsets[..., None].float()) / scales[..., None].float()).round()
+    codes = codes.clamp(0, 15).to(torch.uint8).flatten(1)[:, : weight.shape[1]]
+    return pack_int4(codes.contiguous(), scales, offsets, group)
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal to the bit, NaN and signed zero included."""
+    kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
+    return a.dtype == b.dtype and torch.equal(a.contiguous().view(kind), b.contiguous().view(kind))
+
+
+def with_threads(count: int) -> None:
+    """Sets the threads of the kernels."""
+    extension = native()
+    assert extension is not None
+    extension.set_num_threads(count)
