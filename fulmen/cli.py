@@ -11,7 +11,8 @@ import json
 import logging
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
@@ -285,13 +286,31 @@ def models_list() -> None:
 
 @models_app.command("show")
 def models_show(
-    name: Annotated[str, typer.Argument(help="A catalog name, as minimax-m1-80k.")],
+    name: Annotated[str, typer.Argument(help="A catalog name, as minimax-m1-80k, or a folder.")],
     lang: Annotated[Literal["en", "de"], typer.Option(help="The language.")] = "en",
 ) -> None:
-    """A model's card: what it is, how it was trained, its licence, paper and authors."""
+    """A model's card: what it is, how it was trained, its licence, paper and authors; of a folder,
+    what is in it."""
     from fulmen.models import get_card, render_card
 
+    if Path(name).exists():
+        _show_folder(Path(name))
+        return
     print(render_card(get_card(name), lang), end="")
+
+
+def _show_folder(path: Path) -> None:
+    from fulmen.models import Checkpoint, count_parameters
+
+    checkpoint = Checkpoint.open(path)
+    counts, config = count_parameters(checkpoint.config), checkpoint.config
+    active = counts.active + (counts.head or counts.embedding)
+    print(f"{path}: {config.model_type}, {config.num_hidden_layers} layers")
+    print(f"parameters  {counts.total:,}, {active:,} of them for a token, with the head")
+    print(f"weights     {checkpoint.num_bytes:,} bytes, {checkpoint.describe_weights()}")
+    quality = path / "quality.json"
+    if quality.exists():
+        _print_quality(json.loads(quality.read_text("utf-8")))
 
 
 @models_app.command("pull")
@@ -323,6 +342,143 @@ def models_check(
     if problems:
         raise typer.Exit(1)
     print(f"{path}: all {checkpoint.num_tensors} tensors are there and have the right shape")
+
+
+@app.command()
+def quantize(
+    model: Annotated[
+        str, typer.Argument(help="What to round: a folder, a GGUF, a catalog name or a hub id.")
+    ],
+    out: Annotated[
+        Path, typer.Argument(help="The new folder; one that was begun is gone on with.")
+    ],
+    bits: Annotated[
+        Literal["8", "4", "fp8"], typer.Option(help="Of attention and expert weights.")
+    ] = "8",
+    group_size: Annotated[
+        int | None,
+        typer.Option(help="Weights that share a scale: 32, 64 or 128; 64 for 8 bits, 32 for 4."),
+    ] = None,
+    input_bits: Annotated[
+        int, typer.Option(help="How inputs are rounded when the model runs: 16, or 8, faster.")
+    ] = 16,
+    head_bits: Annotated[
+        int | None, typer.Option(help="8 rounds the head too; it stays as it is if absent.")
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Of embedding, norms and head: bfloat16 or float32; as it is if absent."),
+    ] = None,
+    max_shard: Annotated[
+        str, typer.Option(help="The largest file; a stopped run repeats at most one.")
+    ] = "2GB",
+    report: Annotated[
+        Path | None, typer.Option(help="The text to compare both models on; ours if absent.")
+    ] = None,
+    report_tokens: Annotated[
+        int, typer.Option(help="How much of the text is read; 0 for no comparison.")
+    ] = 2000,
+) -> None:
+    """Round a model's weights to 8 or 4 bits, and say what that did to it."""
+    from fulmen.models import QuantizeConfig, parse_bytes, parse_packed, resolve
+    from fulmen.models import quantize_checkpoint as write
+
+    settings = QuantizeConfig(
+        packed=parse_packed(
+            bits=bits, group_size=group_size, input_bits=input_bits, head_bits=head_bits
+        ),
+        dtype=_dtype(dtype),
+        max_shard_bytes=parse_bytes(max_shard),
+    )
+    if report_tokens < 0:
+        raise ValueError(f"--report-tokens is {report_tokens}, it must not be negative")
+    text = None if report is None else report.read_text("utf-8")
+    with _progress("fetching", model) as on_progress:
+        source = resolve(model, on_progress=on_progress)
+    with _progress("rounding", model) as on_progress:
+        errors = write(source, out, settings, on_progress=on_progress)
+    quality = _quality(source, out, errors, text, report_tokens)
+    write_text(out / "quality.json", json.dumps(quality, indent=2) + "\n")
+    _print_quality(quality)
+
+
+def _quality(
+    source: Path, out: Path, errors: dict[str, float], text: str | None, num_tokens: int
+) -> dict[str, Any]:
+    """What quality.json holds."""
+    from rich.console import Console
+
+    from fulmen.chat import Tokenizer
+    from fulmen.models import Checkpoint, measure_drift, sample_text, stream_model
+
+    worst = sorted(errors, key=lambda name: -errors[name])[:10]
+    sizes = [Checkpoint.open(folder).num_bytes for folder in (source, out)]
+    quality: dict[str, Any] = {
+        "bytes": {"original": sizes[0], "rounded": sizes[1]},
+        "mean_relative_error": sum(errors.values()) / max(len(errors), 1),
+        "worst_tensors": {name: errors[name] for name in worst},
+    }
+    if not num_tokens:
+        return quality
+    if not (out / "tokenizer.json").exists():
+        print("no tokenizer.json, so the models are not compared on a text", file=sys.stderr)
+        return quality
+    ids = Tokenizer.from_folder(out).encode(sample_text() if text is None else text)[:num_tokens]
+    if len(ids) < 2:
+        raise ValueError("the text for the comparison is empty, at least two tokens are needed")
+    with Console(stderr=True).status("comparing both models"):
+        drift = measure_drift(stream_model(source), stream_model(out), ids)
+    return quality | {"drift": dataclasses.asdict(drift)}
+
+
+def _print_quality(quality: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    sizes = quality["bytes"]
+    share = sizes["rounded"] / sizes["original"]
+    table.add_row("bytes", f"{sizes['rounded']:,} ({share:.0%} of the original)")
+    table.add_row("mean relative error of a tensor", f"{quality['mean_relative_error']:.5f}")
+    for name, error in quality["worst_tensors"].items():
+        table.add_row(f"  {name}", f"{error:.5f}")
+    if (drift := quality.get("drift")) is not None:
+        table.add_row("compared on", f"{drift['num_tokens']:,} tokens")
+        for name, label in (
+            ("top1_agreement", "same most likely token"),
+            ("mean_kl", "mean KL divergence, nats"),
+            ("mean_logit_drift", "mean logit drift"),
+            ("max_logit_drift", "largest logit drift"),
+            ("original_perplexity", "perplexity of the original"),
+            ("perplexity", "perplexity"),
+        ):
+            table.add_row(label, f"{drift[name]:.4f}")
+    _print(table)
+
+
+@contextmanager
+def _progress(verb: str, name: str) -> Iterator[Callable[[int, int | None], None]]:
+    """Gives a callback(num_bytes, total_bytes) that draws a progress bar on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    stderr = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    progress = Progress(
+        *columns,
+        TimeRemainingColumn(),
+        console=stderr,
+        transient=True,
+        disable=not stderr.is_terminal,
+    )
+    with progress:
+        task = progress.add_task(f"{verb} {name}", total=None, visible=False)
+
+        def report(num_bytes: int, total_bytes: int | None) -> None:
+            progress.update(task, completed=num_bytes, total=total_bytes, visible=True)
+
+        yield report
 
 
 @app.command()

@@ -231,3 +231,46 @@ def test_flags_without_an_effect_are_refused(folder: Path) -> None:
         assert (run.returncode, run.stdout) == (1, "")
         assert sentence in run.stderr
         assert len(run.stderr.splitlines()) == 1
+
+
+def test_quantize_writes_a_folder_that_chats_and_says_what_it_cost(
+    folder: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("The tide comes in twice a day, and twice a day it goes out again. " * 3)
+    run = fulmen("quantize", folder, tmp_path / "out", "--bits", "4", "--report", text)
+    assert run.returncode == 0, run.stderr
+    quality = json.loads((tmp_path / "out/quality.json").read_text())
+    assert quality["drift"]["num_tokens"] == len(text.read_text())
+    assert 0.5 < quality["drift"]["top1_agreement"] <= 1
+    assert len(quality["worst_tensors"]) == 10
+    assert f"{quality['drift']['top1_agreement']:.4f}" in run.stdout
+    shown = fulmen("models", "show", tmp_path / "out")
+    assert (
+        "4 bits in groups of 32, packed for the CPU; inputs are rounded to 16 bits" in shown.stdout
+    )
+    assert "have the right shape" in fulmen("models", "check", tmp_path / "out").stdout
+    answer = fulmen("chat", "Hello", "--model", tmp_path / "out", "--max-tokens", "4")
+    assert answer.returncode == 0, answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (("--group-size", "48"), "group_size is 48, it must be 32 or 64 or 128"),
+        (("--bits", "fp8", "--group-size", "32"), "group_size is 32, it must be 128"),
+        (("--input-bits", "4"), "input_bits is 4, it must be 8 or 16"),
+        (("--head-bits", "4"), "head_bits is 4, it must be absent or 8"),
+        (("--dtype", "int8"), "--dtype is 'int8', it must be one of"),
+        (("--max-shard", "2"), "2 is not a size, it must be like 24GiB"),
+        (("--report-tokens", "-1"), "--report-tokens is -1, it must not be negative"),
+        (("--report", "absent.txt"), "absent.txt: no such file or directory"),
+    ],
+)
+def test_a_flag_of_quantize_that_cannot_be_right_is_one_sentence(
+    flags: tuple[str, ...], sentence: str, folder: Path, tmp_path: Path
+) -> None:
+    run = fulmen("quantize", folder, tmp_path / "out", *flags)
+    assert run.returncode == 1
+    assert sentence in run.stderr
+    assert not (tmp_path / "out").exists()

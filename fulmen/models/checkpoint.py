@@ -1,33 +1,33 @@
 """Checkpoints in and out: safetensors, single or sharded, under the official names; GGUF in.
 
-    config.json -> config -> module without memory -> tensors, one shard at a time -> module
+    config.json -> config -> module without memory -> one tensor at a time -> module
 
 The config predicts every tensor: name, shape and stored dtype (`config.tensors()`). Loading and
 checking compare the headers of the files with that list, so a tensor nobody expects and one nobody
 brings are found before a weight is read.
 """
 
+import copy
 import json
 import logging
 import math
 import re
 import reprlib
 import struct
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fulmen.files import replacing_path, write_text
+from fulmen.kernels import Format, PackedMatrix, native_for, pack, pack_fp8
 from fulmen.models import gguf
-from fulmen.models.config import Fp8Config, TensorSpec, read_json
-from fulmen.models.layers import CausalLM
+from fulmen.models.config import GROUP_SIZES, Fp8Config, PackedConfig, TensorSpec, read_json
+from fulmen.models.layers import CausalLM, Linear, SparseMoE
 from fulmen.models.m1 import M1, M1Config
 from fulmen.models.m2 import M2, M2Config
 
@@ -40,6 +40,8 @@ CONFIG: Final = "config.json"
 INDEX: Final = "model.safetensors.index.json"
 SINGLE: Final = "model.safetensors"
 GGUF: Final = "model.gguf"
+ALIGNMENT: Final = 64
+"""Bytes: a packed matrix begins at a multiple of this, in memory and in the files we write."""
 PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 _CONFIGS: dict[str, type[M1Config] | type[M2Config]] = {
@@ -56,15 +58,22 @@ _CONFIGS: dict[str, type[M1Config] | type[M2Config]] = {
 
 # transformers saves these with a Text-01 model; they follow from the config.
 _REDUNDANT = re.compile(r"\.self_attn\.(slope_rate|query_decay|key_decay|diagonal_decay)$")
-_LAYER = re.compile(r"^model\.layers\.(\d+)\.")
+_LAYERS = "model.layers."
+_LAYER = re.compile(rf"^{re.escape(_LAYERS)}(\d+)\.")
 # The official name of a shard, or with a number before it the name of a later save's.
 _SHARD = re.compile(r"model-(\d+-)?\d{5}-of-\d{5}\.safetensors")
-_SAFETENSORS_DTYPES = {
+SAFETENSORS_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
+    "U8": torch.uint8,
+}
+"""Those we read, by their names in a header."""
+_QUANTISED: dict[torch.dtype | None, str] = {
+    torch.float8_e4m3fn: "F8_E4M3 blocks",
+    torch.uint8: "U8 (packed)",
 }
 
 
@@ -98,32 +107,125 @@ def new_model(config: Config) -> Model:
 
 
 def load_model(
-    path: Path | str, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+    path: Path | str,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    trainable: bool = False,
 ) -> Model:
     """Loads a checkpoint: a folder with config.json, or a Llama-shaped GGUF file.
 
-    dtype   of weights and activations, None keeps the config's; router, bias, head stay float32
-    device  where the weights go, tensor by tensor
+    dtype      of weights and activations, None keeps the config's; router and choice bias stay
+               float32
+    device     where the weights go, tensor by tensor
+    trainable  gives plain parameters, FP8 blocks and packed weights as the floats they stand for,
+               and the head in float32; else matrices are packed for the kernels where these can
+               run, and quantised ones stay quantised
 
-    FP8 blocks are dequantised. Memory is bounded by the model plus one shard. Raises ValueError,
-    one sentence, for a file or a tensor that is missing, unknown, truncated or of the wrong shape.
+    A matrix that `fulmen quantize` packed is used where it lies in its file, which must not be
+    changed meanwhile. Memory is bounded by the model plus one tensor. Raises ValueError, one
+    sentence, for a file or a tensor that is missing, unknown, truncated or of the wrong shape.
     """
-    path = Path(path)
     _check_device(device)
-    checkpoint = Checkpoint.open(path)
-    config = checkpoint.config
-    problems = checkpoint.problems()
-    if problems:
-        more = f" (and {len(problems) - 1} more, see fulmen models check)" if problems[1:] else ""
-        raise ValueError(problems[0] + more)
+    checkpoint = Checkpoint.open_whole(Path(path))
     with torch.device("meta"):
-        model = new_model(config)
-    dtype = dtype or config.torch_dtype
-    slots = dict(model.named_parameters()) | dict(model.named_buffers())
-    for name, tensor in checkpoint.tensors():
-        wanted = _module_dtype(name, dtype)
-        _assign(model, name, tensor.to(device=device, dtype=wanted), slots[name])
+        model = new_model(checkpoint.config)
+    loader = _Loader(checkpoint, dtype, torch.device(device), trainable)
+    loader.fill(model, checkpoint.names())
+    if loader.is_packing:
+        model.pack()
     return model.eval()
+
+
+def stream_model(path: Path | str, *, dtype: torch.dtype | None = None) -> Model:
+    """As load_model, for inference on a CPU, but each layer is read when it runs and let go after.
+
+    Memory is bounded by embedding, head and one layer. For a pass over a model that does not fit.
+    """
+    checkpoint = Checkpoint.open_whole(Path(path))
+    with torch.device("meta"):
+        model = new_model(checkpoint.config)
+    loader = _Loader(checkpoint, dtype, torch.device("cpu"), trainable=False)
+    by_layer: dict[int | None, list[str]] = {}
+    for name in checkpoint.names():
+        match = _LAYER.match(name)
+        by_layer.setdefault(int(match[1]) if match else None, []).append(name)
+    layers = model.model.layers
+    for index, layer in enumerate(layers):
+        layers[index] = _StreamedLayer(layer, loader, f"{_LAYERS}{index}.", by_layer[index])
+    loader.fill(model, by_layer[None])
+    return model.eval()
+
+
+class _StreamedLayer(nn.Module):
+    """A layer without weights; every call fills a copy of it and forgets that."""
+
+    def __init__(
+        self, layer: nn.Module, loader: "_Loader", prefix: str, names: Sequence[str]
+    ) -> None:
+        super().__init__()
+        self.layer = layer
+        self.loader, self.prefix, self.names = loader, prefix, names
+
+    def forward(self, *args: Any) -> Tensor:
+        layer = copy.deepcopy(self.layer)
+        self.loader.fill(layer, self.names, prefix=self.prefix)
+        if self.loader.is_packing:
+            for module in layer.modules():
+                if isinstance(module, SparseMoE):
+                    module.combine()
+        out: Tensor = layer.eval()(*args)
+        return out
+
+
+class _Loader:
+    """Fills modules without memory from a checkpoint."""
+
+    def __init__(
+        self,
+        checkpoint: "Checkpoint",
+        dtype: torch.dtype | None,
+        device: torch.device,
+        trainable: bool,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.dtype = dtype or checkpoint.config.torch_dtype
+        self.device = device
+        self.trainable = trainable
+        usable = native_for(torch.empty(0, dtype=self.dtype, device=device)) is not None
+        self.is_packing = usable and not trainable
+
+    def fill(self, module: nn.Module, names: Iterable[str], *, prefix: str = "") -> None:
+        """Gives `module` the tensors `names`, which begin with `prefix` and its own names."""
+        quantization = self.checkpoint.config.quantization_config
+        input_bits = quantization.input_bits if isinstance(quantization, PackedConfig) else 16
+        for name in names:
+            owner, _, leaf = name.removeprefix(prefix).rpartition(".")
+            holder = module.get_submodule(owner)
+            if isinstance(holder, Linear):
+                holder.assign(self._matrix(name))
+                holder.input_bits = input_bits
+            elif isinstance(getattr(holder, leaf), nn.Parameter):
+                holder.register_parameter(leaf, nn.Parameter(self._plain(name)))
+            else:
+                holder.register_buffer(leaf, self._plain(name))
+
+    def _matrix(self, name: str) -> Tensor | PackedMatrix:
+        if not self.is_packing:
+            return self._plain(name)
+        packed = self.checkpoint.read_packed(name)
+        return pack(self._plain(name)) if packed is None else packed
+
+    def _plain(self, name: str) -> Tensor:
+        return self.checkpoint.read(name).to(device=self.device, dtype=self._dtype_of(name))
+
+    def _dtype_of(self, name: str) -> torch.dtype:
+        """Router and choice bias work in float32 whatever the rest does. The kernels sum in
+        float32 whatever the head is stored in, so only one that learns needs to be float32."""
+        is_wide = name.endswith((".gate.weight", "e_score_correction_bias"))
+        if is_wide or (self.trainable and name == "lm_head.weight"):
+            return torch.promote_types(self.dtype, torch.float32)
+        return self.dtype
 
 
 def _check_device(device: torch.device | str) -> None:
@@ -134,21 +236,6 @@ def _check_device(device: torch.device | str) -> None:
         raise ValueError(f"device {device} cannot be used: {reason}") from None
 
 
-def _module_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
-    """Router, choice bias and head work in float32 whatever the rest does."""
-    wide = name.endswith((".gate.weight", "e_score_correction_bias")) or name == "lm_head.weight"
-    return torch.promote_types(dtype, torch.float32) if wide else dtype
-
-
-def _assign(model: nn.Module, name: str, tensor: Tensor, slot: Tensor) -> None:
-    owner, _, leaf = name.rpartition(".")
-    module = model.get_submodule(owner)
-    if isinstance(slot, nn.Parameter):
-        module.register_parameter(leaf, nn.Parameter(tensor))
-    else:
-        module.register_buffer(leaf, tensor)
-
-
 @dataclass(frozen=True, slots=True)
 class Stored:
     """Where one tensor of a checkpoint lies."""
@@ -157,6 +244,8 @@ class Stored:
     shape: tuple[int, ...]
     dtype: str
     """As safetensors names it; F32 for a GGUF, whose tensors are read as that."""
+    begin: int = 0
+    """Where its bytes begin in the file; 0 for a GGUF, which knows itself."""
 
 
 class Checkpoint:
@@ -169,6 +258,12 @@ class Checkpoint:
         self._file_problems: list[str] = []
         self._lost: set[str] = set()
         """Tensors of files that are missing or cannot be read."""
+        self._maps: dict[Path, Tensor] = {}
+        self._gguf: dict[str, Callable[[], Tensor]] = {}
+        self._specs = {
+            spec.name: spec for spec in replace(config, quantization_config=None).tensors()
+        }
+        """The tensors of the model, with the shapes they have when nothing is quantised."""
 
     @classmethod
     def open(cls, path: Path) -> "Checkpoint":
@@ -186,6 +281,17 @@ class Checkpoint:
             raise ValueError(f"{path} is neither a checkpoint folder nor a .gguf file")
         checkpoint = cls(path, read_config(path))
         checkpoint._read_headers()
+        return checkpoint
+
+    @classmethod
+    def open_whole(cls, path: Path) -> "Checkpoint":
+        """As `open`; raises a ValueError for the first of its problems."""
+        checkpoint = cls.open(path)
+        problems = checkpoint.problems()
+        if problems:
+            rest = len(problems) - 1
+            more = f" (and {rest} more, see fulmen models check)" if rest else ""
+            raise ValueError(problems[0] + more)
         return checkpoint
 
     @property
@@ -257,6 +363,27 @@ class Checkpoint:
         """How many tensors the config asks for."""
         return sum(1 for _ in self.config.tensors())
 
+    @property
+    def num_bytes(self) -> int:
+        """Of the files that hold the weights."""
+        return sum(file.stat().st_size for file in {s.file for s in self.stored.values()})
+
+    def describe_weights(self) -> str:
+        """How the weights are stored, in a few words."""
+        match self.config.quantization_config:
+            case PackedConfig(bits="fp8"):
+                kind = "e4m3 in blocks of 128 x 128, packed for the CPU"
+            case PackedConfig() as packed:
+                kind = (
+                    f"{packed.bits} bits in groups of {packed.group_size}, packed for the CPU; "
+                    f"inputs are rounded to {packed.input_bits} bits"
+                )
+            case Fp8Config(weight_block_size=(rows, columns)):
+                kind = f"e4m3 in blocks of {rows} x {columns}"
+            case None:
+                kind = str(self.config.torch_dtype).removeprefix("torch.")
+        return f"GGUF, read as {kind}" if self.gguf_file is not None else kind
+
     def problems(self) -> list[str]:
         """One sentence for each thing that keeps the checkpoint from loading."""
         problems = list(self._file_problems)
@@ -281,10 +408,9 @@ class Checkpoint:
                 f"tensor {spec.name} in {stored.file.name} has shape {list(stored.shape)}, "
                 f"the config needs {list(spec.shape)}"
             )
-        dtype = _SAFETENSORS_DTYPES.get(stored.dtype)
-        is_fp8, needs_fp8 = (t == torch.float8_e4m3fn for t in (dtype, spec.dtype))
-        if dtype is None or is_fp8 != needs_fp8:
-            needed = "F8_E4M3 blocks" if needs_fp8 else "a float type"
+        dtype = SAFETENSORS_DTYPES.get(stored.dtype)
+        found, needed = (_QUANTISED.get(dtype, "a float type") for dtype in (dtype, spec.dtype))
+        if dtype is None or found != needed:
             yield (
                 f"tensor {spec.name} in {stored.file.name} has dtype {stored.dtype}, "
                 f"{needed} is needed"
@@ -297,7 +423,7 @@ class Checkpoint:
         others: dict[tuple[str, torch.dtype], int] = {}
         for name, stored in self.stored.items():
             wanted = expected.get(name)
-            if wanted is not None and _SAFETENSORS_DTYPES.get(stored.dtype) != wanted:
+            if wanted is not None and SAFETENSORS_DTYPES.get(stored.dtype) != wanted:
                 others[stored.dtype, wanted] = others.get((stored.dtype, wanted), 0) + 1
         for (found, wanted), count in others.items():
             official = str(wanted).removeprefix("torch.")
@@ -330,44 +456,84 @@ class Checkpoint:
         tied = self.config.tie_word_embeddings and name == "lm_head.weight"
         return beyond or tied or _REDUNDANT.search(name) is not None
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor the model needs, one shard open at a time; FP8 blocks come as float32."""
+    def names(self) -> list[str]:
+        """Every tensor of the model, in the order in which they lie on disk."""
         for note in self._unread():
             logger.warning("%s: %s", self.path, note)
-        wanted = {spec.name for spec in self.config.tensors()}
-        gguf_file = self.gguf_file
-        if gguf_file is not None:
-            yield from (item for item in gguf.read_tensors(gguf_file) if item[0] in wanted)
-            return
+        return [name for name in self.stored if name in self._specs]
+
+    def read(self, name: str) -> Tensor:
+        """A tensor of the model as it is stored; FP8 blocks and packed weights come as float32."""
+        packed = self._packed_as(name)
+        if packed is not None:
+            (format, group), (n, k) = packed, self._specs[name].shape
+            return PackedMatrix(self._read(name).flatten(), format, n, k, group).unpack()
         fp8 = self.config.quantization_config
-        by_file: dict[Path, list[str]] = {}
-        for name, stored in self.stored.items():
-            if name in wanted and not name.endswith(".weight_scale_inv"):
-                by_file.setdefault(stored.file, []).append(name)
-        for file, names in by_file.items():
-            with _opened(file) as get_tensor:
-                for name in names:
-                    tensor = get_tensor(name)
-                    if fp8 is not None and tensor.dtype == torch.float8_e4m3fn:
-                        tensor = dequantise(tensor, self._scales(name, file, get_tensor), fp8)
-                    yield name, tensor
+        tensor = self._read(name)
+        if isinstance(fp8, Fp8Config) and tensor.dtype == torch.float8_e4m3fn:
+            return dequantise(tensor, self._read(_scale_of(name)), fp8)
+        return tensor
 
-    def _scales(self, name: str, file: Path, get_tensor: Callable[[str], Tensor]) -> Tensor:
-        scale = f"{name.removesuffix('.weight')}.weight_scale_inv"
-        if self.stored[scale].file == file:
-            return get_tensor(scale)
-        with _opened(self.stored[scale].file) as get_other:
-            return get_other(scale)
+    def dtype_of(self, name: str) -> torch.dtype:
+        """The dtype in which a tensor is stored; a GGUF's are read as float32."""
+        return SAFETENSORS_DTYPES[self.stored[name].dtype]
+
+    def read_packed(self, name: str) -> PackedMatrix | None:
+        """A quantised matrix as the kernels take it: packed bytes where they lie in the file, FP8
+        blocks as they are, packed. None for a tensor that is not quantised, or in FP8 blocks of a
+        size the kernels do not take."""
+        packed = self._packed_as(name)
+        if packed is not None:
+            (format, group), (n, k) = packed, self._specs[name].shape
+            return PackedMatrix(self._mapped(name), format, n, k, group)
+        fp8 = self.config.quantization_config
+        if not isinstance(fp8, Fp8Config) or self.stored[name].dtype != "F8_E4M3":
+            return None
+        rows, columns = fp8.weight_block_size
+        if rows % 16 or columns not in GROUP_SIZES:
+            return None
+        return pack_fp8(self._read(name), self._read(_scale_of(name)), fp8.weight_block_size)
+
+    def _packed_as(self, name: str) -> tuple[Format, int] | None:
+        """Format and group size of a matrix that `fulmen quantize` packed."""
+        quantization = self.config.quantization_config
+        if not isinstance(quantization, PackedConfig):
+            return None
+        format = quantization.format_of(name.removesuffix(".weight"))
+        return None if format is None else (format, quantization.group_size)
+
+    def _read(self, name: str) -> Tensor:
+        """Into memory of its own: a map of the file would count as memory in use."""
+        stored = self.stored[name]
+        if stored.file.suffix == ".gguf":
+            self._gguf = self._gguf or gguf.tensor_readers(stored.file)
+            return self._gguf[name]()
+        tensor = torch.empty(stored.shape, dtype=SAFETENSORS_DTYPES[stored.dtype])
+        left = tensor.flatten().view(torch.uint8).numpy().data
+        try:
+            with stored.file.open("rb", buffering=0) as file:
+                file.seek(stored.begin)
+                while left:
+                    left = left[file.readinto(left) or len(left) + 1 :]
+        except OSError as error:
+            raise ValueError(f"{stored.file} cannot be read: {error}") from None
+        return tensor
+
+    def _mapped(self, name: str) -> Tensor:
+        """(bytes,) uint8 in the map of its file, which lives as long as the tensor does."""
+        stored = self.stored[name]
+        mapped = self._maps.get(stored.file)
+        if mapped is None:
+            size = stored.file.stat().st_size
+            mapped = torch.from_file(str(stored.file), size=size, dtype=torch.uint8)
+            self._maps[stored.file] = mapped
+        data = mapped[stored.begin : stored.begin + math.prod(stored.shape)]
+        # Files that others re-saved may align to less than the kernels' cache line.
+        return data if data.data_ptr() % ALIGNMENT == 0 else data.clone()
 
 
-@contextmanager
-def _opened(file: Path) -> Iterator[Callable[[str], Tensor]]:
-    """A shard's reader: name -> tensor."""
-    try:
-        with safe_open(file, framework="pt", device="cpu") as shard:
-            yield shard.get_tensor
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} cannot be read: {error}") from None
+def _scale_of(name: str) -> str:
+    return f"{name.removesuffix('.weight')}.weight_scale_inv"
 
 
 def read_header(file: Path) -> dict[str, Stored]:
@@ -389,7 +555,8 @@ def read_header(file: Path) -> dict[str, Stored]:
     stored = {}
     spans = []
     for name, entry in header.items():
-        stored[name], begin, end = _read_entry(file, name, entry)
+        found, begin, end = _read_entry(file, name, entry)
+        stored[name] = replace(found, begin=8 + length + begin)
         spans.append((begin, end, name))
     needed = 8 + length + max((end for _, end, _ in spans), default=0)
     if size != needed:
@@ -418,7 +585,7 @@ def _read_entry(file: Path, name: str, entry: object) -> tuple[Stored, int, int]
                 f"{file} is damaged: its header gives tensor {name} as {reprlib.repr(entry)}, a "
                 "dtype, a shape and data_offsets in whole numbers are needed"
             )
-    known = _SAFETENSORS_DTYPES.get(dtype)
+    known = SAFETENSORS_DTYPES.get(dtype)
     if known is not None and end - begin != math.prod(shape) * known.itemsize:
         raise ValueError(
             f"{file} is damaged: its header gives tensor {name} {end - begin} bytes, {shape} in "
@@ -430,8 +597,8 @@ def _read_entry(file: Path, name: str, entry: object) -> tuple[Stored, int, int]
 def read_gguf_header(file: Path) -> dict[str, Stored]:
     """What a GGUF says it holds, under official names; ValueError if it is not one, is cut short,
     or holds what is not a Llama's."""
-    # Checks all names, shapes and offsets before it returns; who does not iterate reads no weights.
-    gguf.read_tensors(file)
+    # Checks all names, shapes and offsets before it returns; who does not call reads no weights.
+    gguf.tensor_readers(file)
     config = config_from_dict(gguf.read_config(file), str(file))
     return {spec.name: Stored(file, spec.shape, "F32") for spec in config.tensors()}
 
@@ -460,6 +627,11 @@ def save_model(
     new one is whole: new shards get names that its index does not use, then the index is replaced
     (or, for a single file, deleted), and only then are its shards deleted.
     """
+    if any(isinstance(getattr(m, "weight", None), PackedMatrix) for m in model.modules()):
+        raise ValueError(
+            "this model was loaded for inference, its weights are packed; load it with "
+            "trainable=True to save it"
+        )
     folder = Path(folder)
     dtype = model.model.embed_tokens.weight.dtype
     values = model.config.to_dict()

@@ -11,11 +11,13 @@ import json
 import math
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeVar, cast
 
 import torch
+
+from fulmen.kernels import Format, packed_bytes
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -145,6 +147,72 @@ class Fp8Config:
         return math.ceil(shape[0] / rows), math.ceil(shape[1] / columns)
 
 
+Bits = int | str
+"""How finely weights are held: 8 or 4 bits in groups of inputs, or "fp8": e4m3 in blocks."""
+
+FORMATS: Final[Mapping[Bits, Format]] = {8: Format.INT8, 4: Format.INT4, "fp8": Format.FP8}
+
+GROUP_SIZES: Final = (32, 64, 128)
+"""Inputs that may share a scale: what the kernels take."""
+
+PACKED_MODULES: Final = frozenset(
+    {
+        # softmax attention, then lightning attention
+        *("q_proj", "k_proj", "v_proj", "o_proj"),
+        *("qkv_proj", "output_gate", "out_proj"),
+        # experts, then the shared expert
+        *("w1", "w2", "w3"),
+        *("gate_proj", "up_proj", "down_proj"),
+    }
+)
+"""The matrices that `fulmen quantize` rounds. Routers and norms decide much with few bytes, and the
+embedding is looked up, not multiplied; these stay as they are."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackedConfig:
+    """`quantization_config` of what `fulmen quantize` writes: matrices as the CPU's kernels read
+    them, each a uint8 tensor (blocks of 16 columns, bytes of a block)."""
+
+    bits: Bits
+    """8, 4 or "fp8"."""
+    group_size: int
+    """Inputs that share a scale; 128 for fp8, whose scales are for 128 x 128 weights."""
+    input_bits: int = 16
+    """How finely inputs are rounded, group by group, before they meet 8- or 4-bit weights."""
+    head_bits: int | None = None
+    """8 if lm_head is rounded too; None leaves it as it is."""
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ("bits", tuple(FORMATS)),
+            ("group_size", GROUP_SIZES[-1:] if self.bits == "fp8" else GROUP_SIZES),
+            ("input_bits", (8, 16)),
+            ("head_bits", (None, 8)),
+        ):
+            value = getattr(self, name)
+            if value not in known or isinstance(value, bool):
+                options = " or ".join("absent" if x is None else str(x) for x in known)
+                raise ValueError(f"{name} is {value!r}, it must be {options}")
+
+    def format_of(self, module: str) -> Format | None:
+        """How the matrix of a module is packed; None if it is stored as it is."""
+        if module == "lm_head":
+            return None if self.head_bits is None else Format.INT8
+        return FORMATS[self.bits] if module.rpartition(".")[2] in PACKED_MODULES else None
+
+    def packed_shape(self, format: Format, shape: tuple[int, int]) -> tuple[int, int]:
+        """(N, K) -> (blocks of 16 columns, bytes of a block)"""
+        blocks = math.ceil(shape[0] / 16)
+        return blocks, packed_bytes(format, *shape, self.group_size) // blocks
+
+
+QuantizationConfig = Fp8Config | PackedConfig
+
+PACKED_METHOD: Final = "fulmen"
+"""`quant_method` of a PackedConfig."""
+
+
 def _components(module: str) -> list[str]:
     # transformers 5 calls the same module `mlp`, also in the lists it writes.
     return ["mlp" if part == "block_sparse_moe" else part for part in module.split(".")]
@@ -270,27 +338,48 @@ class Fields:
         inner.finish()
         return theta, factor
 
-    def take_fp8(self) -> Fp8Config | None:
+    def take_quantization(self) -> QuantizationConfig | None:
         """`quantization_config`, or None when the weights are stored as they are."""
         values = self.take_optional("quantization_config", dict)
         if values is None:
             return None
         inner = Fields(values, f"quantization_config in {self.where}")
-        inner.require("quant_method", "fp8")
-        inner.require("fmt", "float8_e4m3fn")
-        inner.require("activation_scheme", "dynamic")
-        inner.require("scale_fmt", "float")
-        inner.require("expert_dtype", "fp8")
-        inner.require("modules_to_convert", None)
-        inner.require("dequantize", False)
-        block = inner.take("weight_block_size", list)
+        method = inner.take("quant_method", str, "fp8")
+        if method not in ("fp8", PACKED_METHOD):
+            raise ValueError(
+                f"quant_method is {method!r}, only 'fp8' and {PACKED_METHOD!r} are implemented, "
+                f"see {inner.where}"
+            )
+        config = inner._take_packed() if method == PACKED_METHOD else inner._take_fp8()
+        inner.finish()
+        return config
+
+    take_fp8 = take_quantization  # until m1.py and m2.py say take_quantization
+
+    def _take_packed(self) -> PackedConfig:
+        is_fp8 = self.peek("bits") == "fp8"
+        return PackedConfig(
+            bits=self.take("bits", str) if is_fp8 else self.take("bits", int),
+            group_size=self.take("group_size", int),
+            input_bits=self.take("input_bits", int),
+            head_bits=self.take_optional("head_bits", int),
+        )
+
+    def _take_fp8(self) -> Fp8Config:
+        self.require("fmt", "float8_e4m3fn")
+        self.require("activation_scheme", "dynamic")
+        self.require("scale_fmt", "float")
+        self.require("expert_dtype", "fp8")
+        self.require("modules_to_convert", None)
+        self.require("dequantize", False)
+        block = self.take("weight_block_size", list)
         if len(block) != 2 or not all(type(size) is int and size > 0 for size in block):
             raise ValueError(
                 f"weight_block_size is {reprlib.repr(block)}, it must be two positive integers, "
                 f"see {self.where}"
             )
         # Without a list, transformers leaves the head as it is; its router is never converted.
-        modules = inner.take(
+        modules = self.take(
             "modules_to_not_convert", list, ["gate", "lm_head"], also=("ignored_layers",)
         )
         if not all(isinstance(module, str) for module in modules):
@@ -298,7 +387,6 @@ class Fields:
                 f"modules_to_not_convert is {reprlib.repr(modules)}, it must be a list of names, "
                 f"see {self.where}"
             )
-        inner.finish()
         return Fp8Config(
             weight_block_size=(block[0], block[1]), modules_to_not_convert=tuple(modules)
         )
@@ -357,7 +445,7 @@ class AttentionConfig(Protocol):
     @property
     def torch_dtype(self) -> torch.dtype: ...
     @property
-    def quantization_config(self) -> Fp8Config | None: ...
+    def quantization_config(self) -> QuantizationConfig | None: ...
 
 
 def check_numbers(config: AttentionConfig) -> None:
@@ -472,6 +560,9 @@ def to_dict(config: "DataclassInstance") -> dict[str, object]:
                 "weight_block_size": list(value.weight_block_size),
                 "modules_to_not_convert": list(value.modules_to_not_convert),
             }
+        elif isinstance(value, PackedConfig):
+            given = {key: field for key, field in asdict(value).items() if field is not None}
+            value = {"quant_method": PACKED_METHOD, **given}
         elif isinstance(value, tuple):
             value = list(value)
         if value is not None:
@@ -502,14 +593,22 @@ def read_json(path: Path) -> dict[str, object]:
     return value
 
 
-def stored(specs: Iterator[TensorSpec], fp8: Fp8Config | None) -> Iterator[TensorSpec]:
-    """The specs of an unquantised model as an FP8 checkpoint stores them: e4m3 blocks and their
-    scales."""
+def stored(
+    specs: Iterator[TensorSpec], quantization: QuantizationConfig | None
+) -> Iterator[TensorSpec]:
+    """The specs of an unquantised model as a checkpoint stores them: packed bytes, or e4m3 blocks
+    and their scales."""
     for spec in specs:
         module = spec.name.removesuffix(".weight")
         is_matrix = len(spec.shape) == 2 and not module.endswith("embed_tokens")
-        if fp8 is None or not is_matrix or not fp8.applies_to(module):
-            yield spec
-            continue
-        yield TensorSpec(spec.name, spec.shape, torch.float8_e4m3fn)
-        yield TensorSpec(f"{module}.weight_scale_inv", fp8.scale_shape(spec.shape), torch.float32)
+        match quantization:
+            case Fp8Config() if is_matrix and quantization.applies_to(module):
+                yield TensorSpec(spec.name, spec.shape, torch.float8_e4m3fn)
+                scales = quantization.scale_shape(spec.shape)
+                yield TensorSpec(f"{module}.weight_scale_inv", scales, torch.float32)
+            case PackedConfig() if (format := quantization.format_of(module)) is not None:
+                rows, columns = spec.shape
+                shape = quantization.packed_shape(format, (rows, columns))
+                yield TensorSpec(spec.name, shape, torch.uint8)
+            case _:
+                yield spec

@@ -105,7 +105,7 @@ def test_a_failed_step_aborts_what_took_part_and_leaves_the_rest(
     first, second = (engine.add_request([1, 2, 3], GREEDY) for _ in range(2))
     engine.step()
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fulmen.models import (
-    Checkpoint,
-    M1Config,
-    M2Config,
-    Model,
-    load_model,
-    save_model,
-)
+from fulmen.models import Checkpoint, M1Config, M2Config, Model, save_model
+from fulmen.models import load_model as load_for_inference
 from fulmen.models.checkpoint import dequantise
 from fulmen.models.config import Fp8Config
 from tests.models.helpers import random_model, tiny_m1, tiny_m2
 from tests.models.test_gguf import write_gguf
+
+load_model = partial(load_for_inference, trainable=True)
+"""Plain parameters, to compare."""
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 every_config = pytest.mark.parametrize(

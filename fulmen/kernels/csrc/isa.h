@@ -10,6 +10,7 @@
 #include "lightning.h"
 #include "linear.h"
 #include "norms.h"
+#include "probe.h"
 
 namespace ISA {
 static const fulmen::Kernels table = {
@@ -24,5 +25,6 @@ static const fulmen::Kernels table = {
     softmax_attention,
     rotate,
     lightning_attention::lightning,
+    probe,
 };
 }  // namespace ISA

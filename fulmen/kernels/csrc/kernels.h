@@ -126,6 +126,15 @@ struct HeadArgs {
   int64_t* top_ids;
 };
 
+// Reads all of data, or if it is null turns over products held in registers.
+struct ProbeArgs {
+  const uint8_t* data;
+  int64_t bytes;
+  int64_t iterations;
+  bool integer;        // int8 products, else bf16
+  int64_t operations;  // done: two a product, over all threads
+};
+
 struct AttentionArgs;
 struct RotateArgs;
 struct LightningArgs;
@@ -142,6 +151,7 @@ struct Kernels {
   void (*softmax_attention)(const AttentionArgs&);
   void (*rotate)(const RotateArgs&);
   void (*lightning)(const LightningArgs&);
+  void (*probe)(const ProbeArgs&);
 };
 
 const Kernels* kernels_avx2();

@@ -85,6 +85,15 @@ NB_MODULE(_native, m) {
                              at<float>(dweights), targets(dw1), targets(dw2), targets(dw3)};
     run(kernels()->experts_backward, args);
   });
+  m.def("probe_read", [](Address data, int64_t bytes) {
+    ProbeArgs args{in<uint8_t>(data), bytes, 0, false, 0};
+    run(kernels()->probe, args);
+  });
+  m.def("probe_products", [](int64_t iterations, bool integer) {
+    ProbeArgs args{nullptr, 0, iterations, integer, 0};
+    run(kernels()->probe, args);
+    return args.operations;
+  });
   bind_attention(m);
   bind_lightning(m);
 }

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final
 
+from fulmen.kernels import Format, packed_bytes
 from fulmen.models.checkpoint import Config
 from fulmen.models.config import TensorSpec
 from fulmen.models.flops import kind_of, num_elements
@@ -119,11 +120,15 @@ PRECISIONS: Final = {
     "bf16": "16 bits",
     "fp8": "8 bits, a float32 scale for a block of 128 x 128",
     "int8-experts": "experts 8 bits, a float32 scale for a row; attention bf16",
-    "int8": "8 bits, a float32 scale for a row",
-    "int4": "4.5 bits, a 16-bit scale for 32 weights",
+    "int8": "8.5 bits, a float32 scale for 64 weights",
+    "int4": "5 bits, a 16-bit scale and offset for 32 weights",
 }
 """How attention and expert matrices are held; embedding, head and norms stay bf16, routers float32.
 """
+
+
+_PACKED: Final = {"int8": (Format.INT8, 64), "int4": (Format.INT4, 32)}
+"""What `fulmen quantize` writes by default."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,8 +170,9 @@ def _bytes_at(spec: TensorSpec, kind: str, precision: str, is_ordinary: bool) ->
     rows, columns = spec.shape
     if precision == "fp8":
         return size + 4 * math.ceil(rows / 128) * math.ceil(columns / 128)
-    if precision == "int4":
-        return size * 9 // 16
+    if precision in _PACKED:
+        format, group = _PACKED[precision]
+        return packed_bytes(format, rows, columns, group)
     return size + 4 * rows
 
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from fulmen.models.catalog import find_config, get_card, published_config
 from fulmen.models.checkpoint import Config
+from fulmen.models.config import PackedConfig
 from fulmen.models.flops import (
     GenerationCost,
     checkpoint_bytes,
@@ -53,6 +54,8 @@ def _launch(
     config: Config, checkpoint: str, gpus: Gpus, rows: list[Reading], max_context: int
 ) -> tuple[dict[str, str], list[str]]:
     """The command of each engine, by its name, and what to know about them."""
+    if isinstance(config.quantization_config, PackedConfig):
+        return {}, ["no launch command: only fulmen reads what fulmen quantize wrote"]
     if gpus.count not in _NODE_SIZES:
         return {}, ["no launch command: engines split a model over 1, 2, 4 or 8 GPUs of a node"]
     is_m1 = isinstance(config, M1Config)

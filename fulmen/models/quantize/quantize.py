@@ -1,0 +1,302 @@
+"""A checkpoint with its matrices rounded, written as the CPU's kernels read it.
+
+    source -> plan: what is packed, and which shard it goes to -> shard by shard -> config.json
+
+One tensor is in memory at a time. A shard is written aside, synced and renamed, and every byte
+follows from the source and the settings, so a run that was killed goes on with the first shard that
+is missing and ends with the same files. config.json comes last: a folder that has one is whole.
+"""
+
+import fcntl
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from fulmen.files import replacing, write_text
+from fulmen.models.checkpoint import CONFIG, INDEX, SINGLE, Checkpoint, Config
+from fulmen.models.config import (
+    HARMLESS,
+    Bits,
+    Fp8Config,
+    PackedConfig,
+    TensorSpec,
+    read_json,
+)
+from fulmen.models.download import OnProgress
+from fulmen.models.quantize.container import in_file_order, num_bytes, write_container
+from fulmen.models.quantize.rounding import FP8_BLOCK, round_rows
+
+RECORD: Final = ".quantize.json"
+"""In the folder that is written: the settings and the source, to go on with those and no others."""
+
+REPORT: Final = "quality.json"
+"""What is said about the result, beside it; of another checkpoint's it is not copied."""
+
+DEFAULT_GROUP_SIZES: Final[Mapping[Bits, int]] = {8: 64, 4: 32, "fp8": FP8_BLOCK[1]}
+"""Unless the user says otherwise; docs/models.md says what each costs and saves."""
+
+_COPIED: Final = ("*.json", "*.jinja", "*.txt", "*.md", "*.model", "LICENSE*")
+_VERSION: Final = 1
+"""Of the rounding: files of two versions must not be mixed."""
+_ERROR: Final = "{:.4e}"
+"""How a tensor's error is kept in its shard; always equally long."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuantizeConfig:
+    """What to make of a checkpoint."""
+
+    packed: PackedConfig
+    dtype: torch.dtype | None = None
+    """Of embedding, norms and head, and of activations; None keeps the source's."""
+    max_shard_bytes: int = 2 * 10**9
+    """A run that was killed repeats at most so much."""
+
+    def to_dict(self) -> dict[str, object]:
+        """As JSON holds it."""
+        dtype = None if self.dtype is None else str(self.dtype).removeprefix("torch.")
+        return asdict(self.packed) | {"dtype": dtype, "max_shard_bytes": self.max_shard_bytes}
+
+
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    file: str
+    specs: list[TensorSpec]
+    """As they are stored, in the order of the file."""
+
+
+def quantize_checkpoint(
+    source: Path,
+    out: Path,
+    settings: QuantizeConfig,
+    *,
+    on_progress: OnProgress | None = None,
+) -> dict[str, float]:
+    """Writes the folder `out`, or goes on where an earlier run stopped.
+
+    source       a checkpoint folder or a GGUF file
+    on_progress  called with the bytes written so far and in all
+
+    Returns for every rounded tensor |rounded - original| / |original|. Raises ValueError for a
+    source that does not load, and for an `out` that holds anything but the same work begun.
+    """
+    checkpoint = Checkpoint.open_whole(source)
+    if isinstance(checkpoint.config.quantization_config, PackedConfig):
+        raise ValueError(f"{source} is quantised already, the original checkpoint is needed")
+    config = _new_config(checkpoint.config, settings)
+    shards = _plan(checkpoint, config, settings)
+    total = sum(num_bytes(spec) for shard in shards for spec in shard.specs)
+    with _claimed(out, _record(checkpoint, settings)):
+        missing = [shard for shard in shards if not (out / shard.file).exists()]
+        left = sum(num_bytes(spec) for shard in missing for spec in shard.specs)
+        if (free := shutil.disk_usage(out).free) < left:
+            raise ValueError(f"{out} needs {left:,} more bytes, its disk has {free:,} free")
+        done = total - left
+        for shard in missing:
+            for written in _write_shard(checkpoint, config, shard, out):
+                done += written
+                if on_progress is not None:
+                    on_progress(done, total)
+        _finish(checkpoint, config, shards, out)
+    return {name: e for shard in shards for name, e in _errors_of(out / shard.file).items()}
+
+
+def _new_config(config: Config, settings: QuantizeConfig) -> Config:
+    """A rounded head is a matrix of its own, also where it was the embedding."""
+    is_tied = config.tie_word_embeddings and settings.packed.head_bits is None
+    return replace(
+        config,
+        quantization_config=settings.packed,
+        torch_dtype=settings.dtype or config.torch_dtype,
+        tie_word_embeddings=is_tied,
+    )
+
+
+def _plan(checkpoint: Checkpoint, config: Config, settings: QuantizeConfig) -> list[_Shard]:
+    parts: list[list[TensorSpec]] = [[]]
+    size = 0
+    for spec in config.tensors():
+        if spec.dtype != torch.uint8:
+            spec = spec._replace(dtype=_kept_dtype(checkpoint, spec, settings))
+        if parts[-1] and size + num_bytes(spec) > settings.max_shard_bytes:
+            parts.append([])
+            size = 0
+        parts[-1].append(spec)
+        size += num_bytes(spec)
+    count = len(parts)
+    names = [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
+    if count == 1:
+        names = [SINGLE]
+    return [_Shard(name, in_file_order(part)) for name, part in zip(names, parts, strict=True)]
+
+
+def _kept_dtype(checkpoint: Checkpoint, spec: TensorSpec, settings: QuantizeConfig) -> torch.dtype:
+    """Of a tensor that is not rounded: what it has, unless the user names another. Routers and
+    choice biases, which configs say are float32, keep theirs; FP8 blocks become what the config
+    says."""
+    if settings.dtype is not None and spec.dtype == settings.dtype:
+        return settings.dtype
+    stored = checkpoint.dtype_of(spec.name)
+    return spec.dtype if stored == torch.float8_e4m3fn else stored
+
+
+# The folder
+
+
+def _record(checkpoint: Checkpoint, settings: QuantizeConfig) -> dict[str, object]:
+    """What decides the bytes of the result: the settings, and the source by its files."""
+    files = sorted({stored.file for stored in checkpoint.stored.values()})
+    config = json.dumps(checkpoint.config.to_dict(), sort_keys=True)
+    return {
+        "version": _VERSION,
+        **settings.to_dict(),
+        "config": hashlib.sha256(config.encode()).hexdigest(),
+        "files": {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files},
+    }
+
+
+@contextmanager
+def _claimed(out: Path, record: dict[str, object]) -> Iterator[None]:
+    """Makes `out` ours, or finds it ours with the same work begun; one process at a time."""
+    file = out / RECORD
+    if not file.exists():
+        if out.exists() and not _is_unused(out):
+            raise ValueError(
+                f"{out} exists and fulmen quantize did not begin it, choose a new folder"
+            )
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(file, json.dumps(record, indent=2) + "\n")
+    with file.open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another fulmen quantize is writing {out}") from None
+        before = read_json(file)
+        for name, value in record.items():
+            if before.get(name) != value:
+                raise ValueError(
+                    f"{out} was begun {_difference(name, before.get(name), value)}; go on with "
+                    "the same, or choose another folder"
+                )
+        for part in out.glob(".*.part"):
+            part.unlink()
+        yield
+
+
+def _is_unused(out: Path) -> bool:
+    """Whether a folder is empty but for a record that a killed run did not finish."""
+    return out.is_dir() and {*out.iterdir()} == {*out.glob(f".{RECORD}.*.part")}
+
+
+def _difference(name: str, before: object, now: object) -> str:
+    match name:
+        case "version":
+            return "by another version of fulmen"
+        case "config" | "files":
+            return "from another input"
+    return f"with {name} {before}, not {now}"
+
+
+def _finish(checkpoint: Checkpoint, config: Config, shards: list[_Shard], out: Path) -> None:
+    """What is not weights; config.json last."""
+    folder = checkpoint.path if checkpoint.path.is_dir() else None
+    values: dict[str, object] = {}
+    if folder is not None:
+        sources = {file for pattern in _COPIED for file in folder.glob(pattern)}
+        for file in sorted(sources):
+            if file.name not in (CONFIG, INDEX, REPORT) and file.is_file():
+                with file.open("rb") as original, replacing(out / file.name) as copy:
+                    shutil.copyfileobj(original, copy)
+        original_config = read_json(folder / CONFIG)
+        values = {name: value for name, value in original_config.items() if name in HARMLESS}
+    if len(shards) > 1:
+        total = sum(num_bytes(spec) for shard in shards for spec in shard.specs)
+        weight_map = {spec.name: shard.file for shard in shards for spec in shard.specs}
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        write_text(out / INDEX, json.dumps(index, indent=2) + "\n")
+    values |= config.to_dict()
+    write_text(out / CONFIG, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+# One shard
+
+
+def _write_shard(checkpoint: Checkpoint, config: Config, shard: _Shard, out: Path) -> Iterator[int]:
+    """Writes a shard whole; yields the bytes of every piece."""
+    errors = {spec.name: 0.0 for spec in shard.specs if spec.dtype == torch.uint8}
+
+    def metadata() -> dict[str, str]:
+        return {"relative_errors": json.dumps({n: _ERROR.format(e) for n, e in errors.items()})}
+
+    def pieces(spec: TensorSpec) -> Iterator[Tensor]:
+        if spec.name in errors:
+            yield from _rounded_pieces(checkpoint, config, spec, errors)
+        else:
+            yield _read(checkpoint, spec.name).to(spec.dtype)
+
+    with replacing(out / shard.file) as file:
+        yield from write_container(file, shard.specs, pieces, metadata)
+
+
+def _rounded_pieces(
+    checkpoint: Checkpoint, config: Config, spec: TensorSpec, errors: dict[str, float]
+) -> Iterator[Tensor]:
+    packed = config.quantization_config
+    assert isinstance(packed, PackedConfig)
+    format = packed.format_of(spec.name.removesuffix(".weight"))
+    assert format is not None
+    source = checkpoint.config.quantization_config
+    if packed.bits == "fp8" and isinstance(source, Fp8Config):
+        same = checkpoint.read_packed(spec.name)
+        if same is not None and (same.format, same.group) == (format, packed.group_size):
+            yield same.data
+            return
+    weight = _read(checkpoint, spec.name)
+    error = norm = 0.0
+    for part in round_rows(weight, format, packed.group_size):
+        error += part.squared_error
+        norm += part.squared_norm
+        yield part.data
+    if not norm < float("inf"):
+        raise ValueError(f"{spec.name} holds values that are not finite, it cannot be rounded")
+    errors[spec.name] = (error / norm) ** 0.5 if norm else 0.0
+
+
+def _read(checkpoint: Checkpoint, name: str) -> Tensor:
+    is_tied = name == "lm_head.weight" and checkpoint.config.tie_word_embeddings
+    return checkpoint.read("model.embed_tokens.weight" if is_tied else name)
+
+
+def _errors_of(file: Path) -> dict[str, float]:
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+    kept: Mapping[str, str] = json.loads(header["__metadata__"]["relative_errors"])
+    return {name: float(error) for name, error in kept.items()}
+
+
+def parse_packed(
+    *,
+    bits: str,
+    group_size: int | None = None,
+    input_bits: int = 16,
+    head_bits: int | None = None,
+) -> PackedConfig:
+    """The format as a user writes it, `bits` 8, 4 or fp8, with the group size that goes with it."""
+    kind: Bits = int(bits) if bits.isdecimal() else bits
+    if kind not in DEFAULT_GROUP_SIZES:
+        raise ValueError(f"bits is {bits}, it must be {' or '.join(map(str, DEFAULT_GROUP_SIZES))}")
+    return PackedConfig(
+        bits=kind,
+        group_size=DEFAULT_GROUP_SIZES[kind] if group_size is None else group_size,
+        input_bits=input_bits,
+        head_bits=head_bits,
+    )
