@@ -144,7 +144,10 @@ class FulmenModel(TimedModel):
             slots=list(range(batch)),
             only_last_logits=True,
         )
-        self.model(packed, cache)
+        if hasattr(self.model, "next_tokens"):
+            self.model.next_tokens(packed, cache)  # as the engine asks: the best token, no logits
+        else:
+            self.model(packed, cache)
 
     def logits(self, input_ids: list[int]) -> Any:
         """(T, V) float32 in one pass without a cache."""
@@ -321,6 +324,11 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(options.threads)
+    if options.engine == "fulmen":
+        import fulmen.kernels
+
+        if hasattr(fulmen.kernels, "set_num_threads"):
+            fulmen.kernels.set_num_threads(options.threads)
     torch.manual_seed(0)
     model: TimedModel
     if options.engine == "fulmen":

@@ -19,6 +19,7 @@ from fulmen.models.checkpoint import (
     new_model,
     read_config,
     save_model,
+    stream_model,
 )
 from fulmen.models.config import DTYPES, read_json
 from fulmen.models.download import OnProgress
@@ -35,6 +36,14 @@ from fulmen.models.plan import (
     parse_bytes,
     render_plan,
 )
+from fulmen.models.quantize import (
+    Drift,
+    QuantizeConfig,
+    measure_drift,
+    parse_packed,
+    quantize_checkpoint,
+    sample_text,
+)
 
 __all__ = [
     "DTYPES",
@@ -44,6 +53,7 @@ __all__ = [
     "Card",
     "Checkpoint",
     "Config",
+    "Drift",
     "Language",
     "M1Config",
     "M2Config",
@@ -51,6 +61,7 @@ __all__ = [
     "OnProgress",
     "Packed",
     "Plan",
+    "QuantizeConfig",
     "Trace",
     "config_from_dict",
     "count_parameters",
@@ -60,15 +71,20 @@ __all__ = [
     "list_cards",
     "load_model",
     "make_plan",
+    "measure_drift",
     "new_model",
     "parse_bytes",
+    "parse_packed",
     "published_config",
     "pull",
+    "quantize_checkpoint",
     "read_config",
     "read_json",
     "render_card",
     "render_plan",
     "resolve",
     "router_aux_loss",
+    "sample_text",
     "save_model",
+    "stream_model",
 ]

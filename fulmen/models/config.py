@@ -354,8 +354,6 @@ class Fields:
         inner.finish()
         return config
 
-    take_fp8 = take_quantization  # until m1.py and m2.py say take_quantization
-
     def _take_packed(self) -> PackedConfig:
         is_fp8 = self.peek("bits") == "fp8"
         return PackedConfig(

@@ -11,7 +11,7 @@ less than 0.3 %, and an embedding is looked up, not multiplied.
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from fulmen.models.checkpoint import Config
@@ -42,11 +42,10 @@ class Parameters:
 
 @lru_cache
 def count_parameters(config: Config) -> Parameters:
-    """Counts the tensors of a checkpoint; FP8 scales are no parameters."""
+    """Counts the weights of a checkpoint, however they are stored."""
     counts: Counter[str] = Counter()
-    for spec in config.tensors():
-        if not spec.name.endswith("weight_scale_inv"):
-            counts[kind_of(spec)] += num_elements(spec)
+    for spec in replace(config, quantization_config=None).tensors():
+        counts[kind_of(spec)] += num_elements(spec)
     return Parameters(
         total=counts.total(),
         embedding=counts["embedding"],

@@ -3,7 +3,7 @@
 A Llama block is an M2 block with one expert: without QK norm, with rotary embedding over the whole
 head, and with a router of zeros over that single expert, whose weight is then exactly 1. So a GGUF
 of architecture `llama` needs no model of its own: `read_config` says it in the words of M2's
-config.json, `read_tensors` gives M2's tensors, and `unpack` makes a checkpoint folder around the
+config.json, `tensor_readers` gives M2's tensors, and `unpack` makes a checkpoint folder around the
 file. What M2 cannot compute (scaled rotary embedding, biases, several experts) is refused here;
 `gguf_tokenizer.py` reads the vocabulary.
 
@@ -17,8 +17,9 @@ import os
 import reprlib
 import shutil
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -48,14 +49,26 @@ def read_config(path: Path) -> dict[str, object]:
     return _to_config(_read_llama(_read_header(path)))
 
 
-def read_tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor as (name in an official M2 checkpoint, float32 values), one at a time.
+def tensor_readers(path: Path) -> dict[str, Callable[[], torch.Tensor]]:
+    """For every tensor, by its name in an official M2 checkpoint, what reads it as float32.
 
-    The whole header is checked before this returns. Memory is bounded by about twice the largest
-    tensor, beside the file's own pages.
+    The whole header is checked before this returns. A reader takes about twice its tensor.
     """
     file = _read_header(path)
-    return _iterate_tensors(file, _read_llama(file))
+    llama = _read_llama(file)
+    readers: dict[str, Callable[[], torch.Tensor]] = {
+        name: partial(_load_tensor, file, source) for name, source in _map_tensors(llama)
+    }
+    for i in range(llama.num_hidden_layers):
+        # Over one expert, any router gives the weight 1.
+        router = partial(torch.zeros, 1, llama.hidden_size)
+        readers[f"model.layers.{i}.block_sparse_moe.gate.weight"] = router
+    return readers
+
+
+def read_tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor with its name, one at a time; as `tensor_readers`."""
+    return ((name, read()) for name, read in tensor_readers(path).items())
 
 
 def read_tokenizer(path: Path) -> str:
@@ -457,19 +470,12 @@ def _check_tensors(file: File, llama: _Llama) -> None:
         )
 
 
-def _iterate_tensors(file: File, llama: _Llama) -> Iterator[tuple[str, torch.Tensor]]:
-    for name, source in _map_tensors(llama):
-        yield name, _load_tensor(file, source)
-    for i in range(llama.num_hidden_layers):
-        # Over one expert, any router gives the weight 1.
-        router = torch.zeros(1, llama.hidden_size)
-        yield f"model.layers.{i}.block_sparse_moe.gate.weight", router
-
-
 def _load_tensor(file: File, source: _Source) -> torch.Tensor:
     entry = file.entries[source.name]
     num_rows = math.prod(entry.shape[:-1])
-    packed = file.mapped[entry.start : entry.start + entry.num_bytes].reshape(num_rows, -1)
+    # Read, not mapped: pages of a map would count as memory in use.
+    stored = np.fromfile(file.path, np.uint8, entry.num_bytes, offset=entry.start)
+    packed = stored.reshape(num_rows, -1)
     try:
         values = dequantize(packed, entry.quantization)
     except NotImplementedError:

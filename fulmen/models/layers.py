@@ -167,7 +167,7 @@ class SoftmaxAttention(nn.Module):
             q, k = self.q_proj(hidden_states), self.k_proj(hidden_states)
             return q, k, self.v_proj(hidden_states)
         rows = linear(hidden_states, self._qkv, input_bits=self.q_proj.input_bits)
-        q, k, v = rows.split(self.widths, -1)
+        q, k, v = torch.split(rows, list(self.widths), -1)
         return q, k, v
 
     def forward(self, hidden_states: Tensor, context: Context, cache: LayerCache | None) -> Tensor:
@@ -179,8 +179,8 @@ class SoftmaxAttention(nn.Module):
             context.cos,
             context.sin,
             head_dim=self.head_dim,
-            q_norm=self.q_norm and self.q_norm.weight,
-            k_norm=self.k_norm and self.k_norm.weight,
+            q_norm=None if self.q_norm is None else self.q_norm.weight,
+            k_norm=None if self.k_norm is None else self.k_norm.weight,
             eps=0.0 if self.q_norm is None else self.q_norm.eps,
         )  # (T, H, D), (T, Hkv, D)
         v = split_heads(v, self.head_dim)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from fulmen.kernels import add_residual, gated_norm, lightning_attention, residual_norm
 from fulmen.models.config import (
     Fields,
-    Fp8Config,
+    QuantizationConfig,
     TensorSpec,
     check_numbers,
     layer_tensors,
@@ -95,7 +95,7 @@ class M1Config:
     router_jitter_noise: float = 0.0
     """In training the router and experts see their input times uniform(1 - noise, 1 + noise)."""
     torch_dtype: torch.dtype = torch.bfloat16
-    quantization_config: Fp8Config | None = None
+    quantization_config: QuantizationConfig | None = None
 
     model_type: ClassVar[str] = "minimax_m1"
 
@@ -175,7 +175,7 @@ class M1Config:
             router_aux_loss_coef=fields.take("router_aux_loss_coef", float, 0.001),
             router_jitter_noise=fields.take("router_jitter_noise", float, 0.0),
             torch_dtype=fields.take_dtype(),
-            quantization_config=fields.take_fp8(),
+            quantization_config=fields.take_quantization(),
         )
         fields.finish()
         return config

@@ -209,7 +209,7 @@ def test_config_predicts_every_golden_tensor(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["m1-tiny", "m2-tiny"])
 def test_router_and_head_of_a_bfloat16_model_work_in_float32(name: str) -> None:
-    model = load_model(GOLDEN / name, dtype=torch.bfloat16)
+    model = load_model(GOLDEN / name, dtype=torch.bfloat16, trainable=True)
     trace = Trace()
     weights: list[Tensor] = []
     inputs: list[Tensor] = []
@@ -235,7 +235,7 @@ def test_router_and_head_of_a_bfloat16_model_work_in_float32(name: str) -> None:
 
 def test_lightning_state_of_a_bfloat16_model_is_float32_after_prefill_and_decode() -> None:
     """Against the recurrence in float64 over the keys and values the model itself made."""
-    model = load_model(GOLDEN / "m1-tiny", dtype=torch.bfloat16)
+    model = load_model(GOLDEN / "m1-tiny", dtype=torch.bfloat16, trainable=True)
     config = model.config
     projected: list[Tensor] = []
     qkv_proj = model.get_submodule("model.layers.0.self_attn.qkv_proj")

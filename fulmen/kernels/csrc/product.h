@@ -290,14 +290,19 @@ struct Group {
   const float* offsets;  // [blocks][16], null for int8
 };
 
-// c (one row, one block) += what one group adds, given its exact integer sums
+// What a group adds before the scale of the inputs, given its exact integer sums.
+static inline V int8_part(I dots, V scale, int32_t input_sum) { return mul(to_float(sub(dots, set1(128 * input_sum))), scale); }
+static inline V int4_part(I dots, V scale, int32_t input_sum, V offset) {
+  return fma(to_float(dots), scale, mul(set1(float(input_sum)), offset));
+}
+
+// c (one row, one block) += what one group adds
 static inline void finish_group(I dots, const uint8_t* x, const Operand& o, const Group& g, int block, float* c) {
   const float* input_scales = (const float*)(x + o.planes * o.k);
   const int32_t input_sum = ((const int32_t*)(input_scales + o.groups))[g.index];
   const V scale = load(g.scales + block * kLanes);
-  const V part = g.offsets == nullptr
-                     ? mul(to_float(sub(dots, set1(128 * input_sum))), scale)
-                     : fma(to_float(dots), scale, mul(set1(float(input_sum)), load(g.offsets + block * kLanes)));
+  const V part = g.offsets == nullptr ? int8_part(dots, scale, input_sum)
+                                      : int4_part(dots, scale, input_sum, load(g.offsets + block * kLanes));
   store(c, fma(part, set1(input_scales[g.index]), load(c)));
 }
 
@@ -458,8 +463,76 @@ struct alignas(64) PanelScratch {
   float block_sums[kTileRows * kPanel];
 };
 
+// One or two rows read weights straight into registers: all groups of B blocks, the same operations
+// on the same integers and floats as below, in the same order.
+template <int R, int B, bool kInt4, int kPlanes>
+static inline void integer_stream(const uint8_t* const* x, const Operand& o, const Matrix& w, const uint8_t* data, int64_t stride,
+                                  float* c) {
+  const int group = w.group;
+  const int64_t group_bytes = group * (kInt4 ? 8 : 16) + 64;
+  V sums[R][B];
+  for (int r = 0; r < R; ++r)
+    for (int b = 0; b < B; ++b) sums[r][b] = zero();
+  for (int64_t g = 0; g < o.groups; ++g) {
+    const uint8_t* from = data + g * group_bytes;
+    I dots[kPlanes][R][B];
+    for (int p = 0; p < kPlanes; ++p)
+      for (int r = 0; r < R; ++r)
+        for (int b = 0; b < B; ++b) dots[p][r][b] = izero();
+    const uint8_t* a[R];
+    for (int r = 0; r < R; ++r) a[r] = x[r] + g * group;
+    for (int i = 0; i < group; i += kInt4 ? 8 : 4) {
+      for (int b = 0; b < B; ++b) {
+        const Quads codes = load_quads(from + b * stride + (kInt4 ? 8 * i : 16 * i));
+        prefetch(from + b * stride + (kInt4 ? 8 * i : 16 * i) + 2048);
+        const Quads first = kInt4 ? low_nibbles(codes) : codes;
+        for (int p = 0; p < kPlanes; ++p)
+          for (int r = 0; r < R; ++r) dots[p][r][b] = dot(dots[p][r][b], first, set1_quad(a[r] + p * o.k + i));
+        if (!kInt4) continue;
+        const Quads second = high_nibbles(codes);
+        for (int p = 0; p < kPlanes; ++p)
+          for (int r = 0; r < R; ++r) dots[p][r][b] = dot(dots[p][r][b], second, set1_quad(a[r] + p * o.k + i + 4));
+      }
+    }
+    for (int r = 0; r < R; ++r) {
+      const float* input_scales = (const float*)(x[r] + o.planes * o.k);
+      const int32_t input_sum = ((const int32_t*)(input_scales + o.groups))[g];
+      for (int b = 0; b < B; ++b) {
+        const uint8_t* tail = from + b * stride + group * (kInt4 ? 8 : 16);
+        const I exact = kPlanes == 2 ? add(times_256(dots[0][r][b]), dots[kPlanes - 1][r][b]) : dots[0][r][b];
+        const V part = kInt4 ? int4_part(exact, load_half((const uint16_t*)tail), input_sum, load_half((const uint16_t*)tail + kLanes))
+                             : int8_part(exact, load((const float*)tail), input_sum);
+        sums[r][b] = fma(part, set1(input_scales[g]), sums[r][b]);
+      }
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int b = 0; b < B; ++b) store(c + r * kPanel + b * kLanes, sums[r][b]);
+}
+
+template <int R, int B>
+static inline void integer_stream(const uint8_t* const* x, const Operand& o, const Matrix& w, const uint8_t* data, int64_t stride,
+                                  float* c) {
+  const bool is_int4 = w.format == fulmen::kINT4, two = o.planes == 2;
+  if (is_int4) two ? integer_stream<R, B, true, 2>(x, o, w, data, stride, c) : integer_stream<R, B, true, 1>(x, o, w, data, stride, c);
+  else two ? integer_stream<R, B, false, 2>(x, o, w, data, stride, c) : integer_stream<R, B, false, 1>(x, o, w, data, stride, c);
+}
+
+static inline void integer_stream_panel(const uint8_t* const* x, int64_t rows, const Operand& o, const Matrix& w,
+                                        const uint8_t* data, int64_t stride, int blocks, float* c) {
+  for (int b = 0; b < blocks;) {
+    const bool wide = blocks - b >= kTileBlocks;
+    const uint8_t* from = data + b * stride;
+    float* to = c + b * kLanes;
+    if (rows == 1) wide ? integer_stream<1, kTileBlocks>(x, o, w, from, stride, to) : integer_stream<1, 1>(x, o, w, from, stride, to);
+    else wide ? integer_stream<2, kTileBlocks>(x, o, w, from, stride, to) : integer_stream<2, 1>(x, o, w, from, stride, to);
+    b += wide ? kTileBlocks : 1;
+  }
+}
+
 static inline void integer_panel(const uint8_t* const* x, int64_t rows, const Operand& o, const Matrix& w, const uint8_t* data,
                                  int64_t stride, int blocks, float* c, PanelScratch& s) {
+  if (rows <= 2) return integer_stream_panel(x, rows, o, w, data, stride, blocks, c);
   const bool is_int4 = w.format == fulmen::kINT4;
   const int64_t group_bytes = w.group * (is_int4 ? 8 : 16) + 64;
   for (int64_t g = 0; g < o.groups; ++g) {
@@ -505,8 +578,59 @@ static inline void bf16_block(const uint8_t* const* x, int64_t rows, int blocks,
 #endif
 }
 
+// FP8 for one or two rows, straight into registers.
+template <int R, int B>
+static inline void fp8_stream(const uint8_t* const* x, const Operand& o, const Matrix& w, const uint8_t* data, int64_t stride, float* c) {
+  V sums[R][B];
+  for (int r = 0; r < R; ++r)
+    for (int b = 0; b < B; ++b) sums[r][b] = zero();
+  for (int64_t g = 0; g < o.k / w.group; ++g) {
+    V part[R][B];
+    for (int r = 0; r < R; ++r)
+      for (int b = 0; b < B; ++b) part[r][b] = zero();
+    for (int64_t i = g * w.group / 2; i < (g + 1) * w.group / 2; ++i) {
+      for (int b = 0; b < B; ++b) {
+        const Pairs weights = load_fp8(data + b * stride + i * 32);
+        prefetch(data + b * stride + i * 32 + 2048);
+        for (int r = 0; r < R; ++r) {
+          if (o.wide) {
+            const float* a = (const float*)x[r] + 2 * i;
+            part[r][b] = fma(set1(a[1]), odd(weights), fma(set1(a[0]), even(weights), part[r][b]));
+          } else {
+            part[r][b] = dot(part[r][b], set1_pair(x[r] + 4 * i), weights);
+          }
+        }
+      }
+    }
+    for (int b = 0; b < B; ++b) {
+      const V scale = load((const float*)(data + b * stride + o.k * 16) + g * kLanes);
+      for (int r = 0; r < R; ++r) sums[r][b] = fma(part[r][b], scale, sums[r][b]);
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int b = 0; b < B; ++b) store(c + r * kPanel + b * kLanes, sums[r][b]);
+}
+
+static inline void fp8_stream_panel(const uint8_t* const* x, int64_t rows, const Operand& o, const Matrix& w, const uint8_t* data,
+                                    int64_t stride, int blocks, float* c) {
+  for (int b = 0; b < blocks;) {
+    const bool wide = blocks - b >= kTileBlocks;
+    const uint8_t* from = data + b * stride;
+    float* to = c + b * kLanes;
+    if (rows == 1) wide ? fp8_stream<1, kTileBlocks>(x, o, w, from, stride, to) : fp8_stream<1, 1>(x, o, w, from, stride, to);
+    else wide ? fp8_stream<2, kTileBlocks>(x, o, w, from, stride, to) : fp8_stream<2, 1>(x, o, w, from, stride, to);
+    b += wide ? kTileBlocks : 1;
+  }
+}
+
 static inline void fp8_panel(const uint8_t* const* x, int64_t rows, const Operand& o, const Matrix& w, const uint8_t* data,
                              int64_t stride, int blocks, float* c, PanelScratch& s) {
+#ifdef FULMEN_AMX
+  const bool streams = o.wide && rows <= 2;  // the tiles add pairs in an order of their own
+#else
+  const bool streams = rows <= 2;
+#endif
+  if (streams) return fp8_stream_panel(x, rows, o, w, data, stride, blocks, c);
   const int64_t groups = o.k / w.group, wide_stride = 32 * kMaxGroup;
   for (int64_t g = 0; g < groups; ++g) {
     for (int b = 0; b < blocks; ++b) {
