@@ -76,6 +76,7 @@ class FulmenModel(TimedModel):
         self.model = load_model(checkpoint, dtype=None if dtype is None else DTYPES[dtype])
         self.chunk = chunk
         self.softmax_seconds = 0.0
+        self.runner: Any = None
         config = self.model.config
         self.is_hybrid = 0 < sum(config.attn_type_list) < len(config.attn_type_list)
         if self.is_hybrid:
@@ -144,10 +145,21 @@ class FulmenModel(TimedModel):
             slots=list(range(batch)),
             only_last_logits=True,
         )
-        if hasattr(self.model, "next_tokens"):
-            self.model.next_tokens(packed, cache)  # as the engine asks: the best token, no logits
-        else:
+        runner = self._runner(cache)
+        if runner is None:
             self.model(packed, cache)
+        else:  # as the engine asks: the best token, not all logits
+            runner.next_tokens(packed, targets=self.torch.zeros(batch, dtype=int), top_k=1)
+
+    def _runner(self, cache: Any) -> Any:
+        """The engine's runner on this cache; None where the revision has none."""
+        try:
+            from fulmen.engine import Runner
+        except ImportError:
+            return None
+        if self.runner is None or self.runner.cache is not cache:
+            self.runner = Runner(self.model, cache)
+        return self.runner
 
     def logits(self, input_ids: list[int]) -> Any:
         """(T, V) float32 in one pass without a cache."""

@@ -21,6 +21,7 @@ from typing import Literal
 import torch
 
 from fulmen.engine.cache import CacheOwners, Reservation, pages_for
+from fulmen.engine.runner import Runner
 from fulmen.engine.sampler import Candidates, Sampled, num_candidates, sample
 from fulmen.kernels import PAGE
 from fulmen.models import Model, Packed
@@ -120,7 +121,7 @@ class Engine:
                 self.max_model_len,
             )
         self.max_model_len = min(self.max_model_len, num_pages * PAGE)
-        self._cache = model.new_cache(num_pages, self.config.max_num_seqs)
+        self._runner = Runner(model, model.new_cache(num_pages, self.config.max_num_seqs))
         self._owners = CacheOwners(num_pages, self.config.max_num_seqs)
         self._request_ids = itertools.count()
         self._waiting: deque[Request] = deque()
@@ -151,10 +152,7 @@ class Engine:
         ids = list(prompt_ids)
         if not ids:
             raise ValueError("the prompt is empty, at least one token is needed")
-        vocab_size = self.model.config.vocab_size
-        wrong = next((token for token in ids if not 0 <= token < vocab_size), None)
-        if wrong is not None:
-            raise ValueError(f"token id {wrong} is outside the {vocab_size} ids known")
+        self._check_ids(ids)
         room = self.max_model_len - len(ids)
         if room < 1:
             raise ValueError(
@@ -170,6 +168,12 @@ class Engine:
         )
         self._waiting.append(request)
         return request.request_id
+
+    def _check_ids(self, token_ids: Sequence[int]) -> None:
+        vocab_size = self.model.config.vocab_size
+        wrong = next((token for token in token_ids if not 0 <= token < vocab_size), None)
+        if wrong is not None:
+            raise ValueError(f"token id {wrong} is outside the {vocab_size} ids known")
 
     @property
     def has_unfinished(self) -> bool:
@@ -203,6 +207,7 @@ class Engine:
 
     def force(self, request_id: int, token_ids: Sequence[int]) -> None:
         """Makes token_ids the next tokens of a request, one a step, instead of sampled ones."""
+        self._check_ids(token_ids)
         self._find(request_id).forced_ids.extend(token_ids)
 
     def abort(self, request_id: int) -> None:
@@ -252,9 +257,8 @@ class Engine:
         vocab_size = self.model.config.vocab_size
         top_k = max(num_candidates(request.params, vocab_size) for request in requests)
         forced = [request.forced_ids[0] if request.forced_ids else 0 for request in requests]
-        with torch.inference_mode():
-            targets = torch.tensor(forced, device=device)
-            found = self.model.next_tokens(packed, self._cache, targets=targets, top_k=top_k)
+        targets = torch.tensor(forced, device=device)
+        found = self._runner.next_tokens(packed, targets=targets, top_k=top_k)
         for request, ids in scheduled:
             request.num_cached_tokens += len(ids)
         assert found.target_logits is not None

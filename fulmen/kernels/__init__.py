@@ -9,6 +9,7 @@ from fulmen.kernels.attention import (
     softmax_attention,
     write_pages,
 )
+from fulmen.kernels.embedding import embed
 from fulmen.kernels.experts import (
     ExpertWeights,
     PackedExperts,
@@ -32,6 +33,7 @@ from fulmen.kernels.linear import (
 )
 from fulmen.kernels.native import native, native_for, set_num_threads
 from fulmen.kernels.norms import add_residual, gated_norm, residual_norm, rms_norm
+from fulmen.kernels.program import Program
 
 __all__ = [
     "CHUNK",
@@ -44,10 +46,12 @@ __all__ = [
     "LightningCarry",
     "PackedExperts",
     "PackedMatrix",
+    "Program",
     "Scoring",
     "add_residual",
     "attend",
     "concatenate",
+    "embed",
     "gated_norm",
     "head",
     "kv_state_at",

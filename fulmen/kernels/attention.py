@@ -6,6 +6,7 @@ whether it came in a whole prompt, in a part of one or alone. Where the C++ exte
 bfloat16 and float32) this holds to the bit; the plain-torch definitions below keep it to rounding.
 """
 
+import functools
 import itertools
 from collections.abc import Sequence
 from types import ModuleType
@@ -317,8 +318,7 @@ def rotary_angles(positions: Tensor, rotary_dim: int, rope_theta: float) -> tupl
 
     The angle is rounded to float32 also for a float64 model, as in the reference implementations.
     """
-    exponents = torch.arange(0, rotary_dim, 2, device=positions.device).float() / rotary_dim
-    frequencies = 1.0 / rope_theta**exponents
+    frequencies = _frequencies(rotary_dim, rope_theta, positions.device)
     lib = native() if positions.device.type == "cpu" else None
     if lib is None:
         angles = positions.float()[:, None] * frequencies
@@ -336,6 +336,12 @@ def rotary_angles(positions: Tensor, rotary_dim: int, rope_theta: float) -> tupl
         half=len(frequencies),
     )
     return cos, sin
+
+
+@functools.lru_cache(maxsize=64)
+def _frequencies(rotary_dim: int, rope_theta: float, device: torch.device) -> Tensor:
+    exponents = torch.arange(0, rotary_dim, 2, device=device).float() / rotary_dim
+    return 1.0 / rope_theta**exponents
 
 
 def _native_for(*tensors: Tensor) -> ModuleType | None:
@@ -374,7 +380,7 @@ def _native_attention(
     bounds, past, table = (
         x.to("cpu", torch.int32).contiguous() for x in (cu_seqlens, context_lens, block_table)
     )
-    if len(bounds) != len(past) + 1 or len(table) != len(past) or bounds[-1] != len(q):
+    if len(bounds) != len(past) + 1 or len(table) != len(past) or int(bounds[-1]) != len(q):
         raise ValueError(
             f"cu_seqlens has {len(bounds)} entries and ends at {int(bounds[-1])}, for {len(q)} "
             f"tokens, {len(past)} context_lens and {len(table)} rows of block_table"

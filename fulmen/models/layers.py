@@ -25,6 +25,7 @@ from fulmen.kernels import (
     Scoring,
     attend,
     concatenate,
+    embed,
     head,
     linear,
     mixture_of_experts,
@@ -65,8 +66,6 @@ class Context:
     """What every layer of one forward pass needs besides its hidden states."""
 
     packed: Packed
-    slot_mapping: Tensor | None
-    """(T,) int64: where new keys and values go in the pages; None without a cache"""
     cos: Tensor
     """(T, rotary_dim / 2) float32, of `rotary_angles`"""
     sin: Tensor
@@ -190,8 +189,8 @@ class SoftmaxAttention(nn.Module):
         else:
             assert isinstance(cache, KVPages)
             assert packed.block_table is not None
-            assert context.slot_mapping is not None
-            write_pages(k, v, cache, context.slot_mapping)
+            assert packed.slot_mapping is not None
+            write_pages(k, v, cache, packed.slot_mapping)
             out = softmax_attention(
                 q,
                 cache,
@@ -329,6 +328,7 @@ class CausalLM(nn.Module, Generic[ConfigT]):
         logits_indices.
         """
         if isinstance(batch, Packed):
+            self.check(batch, cache)
             hidden_states = self.hidden_states(batch, cache, trace=trace, generator=generator)
             if batch.logits_indices is not None:
                 hidden_states = hidden_states[batch.logits_indices]
@@ -339,6 +339,7 @@ class CausalLM(nn.Module, Generic[ConfigT]):
                 "they must be (B, T) int64 with at least one token"
             )
         packed = Packed.of(list(batch), device=batch.device)
+        self.check(packed, cache)
         hidden_states = self.hidden_states(packed, cache, trace=trace, generator=generator)
         return self.logits(hidden_states).view(*batch.shape, -1)
 
@@ -350,24 +351,23 @@ class CausalLM(nn.Module, Generic[ConfigT]):
         trace: Trace | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """The output of the last norm, (T, C)."""
-        self._check(packed, cache)
+        """The output of the last norm, (T, C), for a batch that was checked."""
         config = self.config
         cos, sin = rotary_angles(packed.positions, config.rotary_dim, config.rope_theta)
-        slot_mapping = None if cache is None else packed.slot_mapping()
-        context = Context(packed, slot_mapping, cos, sin, trace, generator)
-        hidden_states: Tensor = self.model.embed_tokens(packed.input_ids)
+        context = Context(packed, cos, sin, trace, generator)
+        hidden_states = embed(packed.input_ids, self.model.embed_tokens.weight)
         layer: Layer
         for index, layer in enumerate(self.model.layers):
             if trace is not None:
                 trace.hidden_states.append(hidden_states)
             hidden_states = layer(hidden_states, context, cache and cache.layers[index])
-        hidden_states = self.model.norm(hidden_states)
+        hidden_states = self.model.norm.forward(hidden_states)
         if trace is not None:
             trace.hidden_states.append(hidden_states)
         return hidden_states
 
-    def _check(self, packed: Packed, cache: Cache | None) -> None:
+    def check(self, packed: Packed, cache: Cache | None) -> None:
+        """Raises ValueError for ids and positions the model does not have, or a missing cache."""
         low, high = packed.input_ids.min(), packed.input_ids.max()
         if low < 0 or high >= self.config.vocab_size:
             wrong = int(low if low < 0 else high)
@@ -394,7 +394,8 @@ class CausalLM(nn.Module, Generic[ConfigT]):
         self, packed: Packed, cache: Cache, *, targets: Tensor | None = None, top_k: int = 1
     ) -> HeadOutput:
         """What is known of the next token at the batch's logits_indices (all tokens if None): the
-        top_k best of the vocabulary, and the logits of targets (L,); the rest is not written."""
+        top_k best of the vocabulary, and the logits of targets (L,); the rest is not written. For a
+        batch that was checked."""
         hidden_states = self.hidden_states(packed, cache)
         if packed.logits_indices is not None:
             hidden_states = hidden_states[packed.logits_indices]

@@ -9,6 +9,7 @@ slower the later the layer. Source: arXiv:2506.13585 and arXiv:2501.08313; field
 are the checkpoint's.
 """
 
+import functools
 import logging
 import math
 import reprlib
@@ -328,7 +329,9 @@ class LightningAttention(nn.Module):
     def __init__(self, config: M1Config, layer: int) -> None:
         super().__init__()
         self.head_dim = config.head_dim
-        self.slope_rates = slope_rates(config.num_attention_heads, layer, config.num_hidden_layers)
+        self.slope_rates = tuple(
+            slope_rates(config.num_attention_heads, layer, config.num_hidden_layers)
+        )
         width = config.num_attention_heads * config.head_dim
         self.qkv_proj = Linear(config.hidden_size, 3 * width)
         self.output_gate = Linear(config.hidden_size, width)
@@ -346,8 +349,7 @@ class LightningAttention(nn.Module):
             q,
             k,
             v,
-            # float32 also in a float64 model, as in the official code.
-            torch.tensor(self.slope_rates, dtype=torch.float32, device=q.device),
+            _slope_rate(self.slope_rates, q.device),
             cu_seqlens=packed.cu_seqlens,
             context_lens=packed.context_lens,
             states=None if cache is None else cache.carry,
@@ -357,6 +359,12 @@ class LightningAttention(nn.Module):
         normed = gated_norm(out.flatten(-2), self.norm.weight, gate_logits, self.norm.eps)
         projected: Tensor = self.out_proj(normed)
         return projected
+
+
+@functools.lru_cache(maxsize=1024)
+def _slope_rate(slope_rates: tuple[float, ...], device: torch.device) -> Tensor:
+    """(H,) float32, also in a float64 model, as in the official code."""
+    return torch.tensor(slope_rates, dtype=torch.float32, device=device)
 
 
 class M1SparseMoE(SparseMoE):

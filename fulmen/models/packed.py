@@ -30,6 +30,8 @@ class Packed:
     """(N, B) int32: the pages of each sequence, in order; None without a cache"""
     slots: Tensor | None = None
     """(N,) int64: the row of each sequence in the lightning states; None without a cache"""
+    slot_mapping: Tensor | None = None
+    """(T,) int64: the row of each token in the flattened pages of a layer; None without a cache"""
     logits_indices: Tensor | None = None
     """(L,) int64: the tokens whose logits are wanted; None means all"""
 
@@ -56,12 +58,18 @@ class Packed:
         _check_batch([len(ids) for ids in tensors], past, block_tables, slots)
         lens = torch.tensor([len(ids) for ids in tensors])
         cu_seqlens = torch.cat((torch.zeros(1, dtype=torch.int64), lens.cumsum(0)))
-        table = None
+        table = slot_mapping = None
         if block_tables is not None:
             width = max(len(pages) for pages in block_tables)
             # A short row repeats its last page: no row may name a page of another sequence.
             rows = [[*pages, *[pages[-1]] * (width - len(pages))] for pages in block_tables]
             table = torch.tensor(rows, dtype=torch.int32, device=device)
+            mapping = [
+                pages[position // PAGE] * PAGE + position % PAGE
+                for pages, context, ids in zip(block_tables, past, tensors, strict=True)
+                for position in range(context, context + len(ids))
+            ]
+            slot_mapping = torch.tensor(mapping, device=device)
         return cls(
             input_ids=torch.cat(tensors),
             positions=torch.cat(
@@ -74,6 +82,7 @@ class Packed:
             context_lens=torch.tensor(past, dtype=torch.int32, device=device),
             block_table=table,
             slots=None if slots is None else torch.tensor(slots, device=device),
+            slot_mapping=slot_mapping,
             logits_indices=(cu_seqlens[1:] - 1).to(device) if only_last_logits else None,
         )
 
@@ -81,17 +90,6 @@ class Packed:
     def num_sequences(self) -> int:
         """N"""
         return len(self.context_lens)
-
-    def slot_mapping(self) -> Tensor:
-        """(T,) int64: the row of each token in the flattened pages of a layer."""
-        if self.block_table is None:
-            raise ValueError("this batch has no block_table, a cache needs one")
-        sequence = torch.repeat_interleave(
-            torch.arange(self.num_sequences, device=self.positions.device),
-            self.cu_seqlens.diff().long(),
-        )
-        page = self.block_table[sequence, self.positions // PAGE].long()
-        return page * PAGE + self.positions % PAGE
 
 
 def _check_batch(

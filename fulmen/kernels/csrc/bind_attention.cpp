@@ -58,15 +58,17 @@ void bind_attention(nb::module_& m) {
          Address v_pages, Address k_scales, Address v_scales, int64_t num_pages, Address block_table,
          int64_t block_table_width, Address cu_seqlens, Address context_lens, int64_t num_sequences, int64_t num_heads,
          int64_t num_kv_heads, int64_t head_dim) {
-        const int32_t *lens = in<int32_t>(cu_seqlens), *past = in<int32_t>(context_lens);
-        const int32_t* table = in<int32_t>(block_table);
-        check_sequences(lens, past, table, block_table_width, num_sequences, num_pages);
-        const int64_t tokens = std::max<int64_t>(1, kBlockRows / (num_heads / num_kv_heads));
-        const auto blocks = query_blocks(lens, past, num_sequences, tokens);
-        run(kernels()->softmax_attention,
-            AttentionArgs{in<void>(q), q_token_stride, q_head_stride, at<void>(out), Dtype(dtype), in<void>(k_pages),
-                          in<void>(v_pages), in<float>(k_scales), in<float>(v_scales), table, block_table_width,
-                          blocks.data(), int64_t(blocks.size()), num_heads, num_kv_heads, head_dim});
+        submit([=] {
+          const int32_t *lens = in<int32_t>(cu_seqlens), *past = in<int32_t>(context_lens);
+          const int32_t* table = in<int32_t>(block_table);
+          check_sequences(lens, past, table, block_table_width, num_sequences, num_pages);
+          const int64_t tokens = std::max<int64_t>(1, kBlockRows / (num_heads / num_kv_heads));
+          const auto blocks = query_blocks(lens, past, num_sequences, tokens);
+          kernels()->softmax_attention({in<void>(q), q_token_stride, q_head_stride, at<void>(out), Dtype(dtype),
+                                        in<void>(k_pages), in<void>(v_pages), in<float>(k_scales), in<float>(v_scales), table,
+                                        block_table_width, blocks.data(), int64_t(blocks.size()), num_heads, num_kv_heads,
+                                        head_dim});
+        });
       },
       nb::kw_only(), nb::arg("q"), nb::arg("q_token_stride"), nb::arg("q_head_stride"), nb::arg("out"),
       nb::arg("dtype"), nb::arg("k_pages"), nb::arg("v_pages"), nb::arg("k_scales"), nb::arg("v_scales"),
@@ -79,14 +81,16 @@ void bind_attention(nb::module_& m) {
       [](Address k, int64_t k_token_stride, int64_t k_head_stride, Address v, int64_t v_token_stride,
          int64_t v_head_stride, int dtype, Address k_pages, Address v_pages, Address k_scales, Address v_scales,
          int64_t num_pages, Address slots, int64_t num_tokens, int64_t num_kv_heads, int64_t head_dim) {
-        const int64_t *rows = in<int64_t>(slots), num_rows = num_pages * kPage;
-        for (int64_t t = 0; t < num_tokens; ++t)
-          if (rows[t] < 0 || rows[t] >= num_rows)
-            throw std::invalid_argument("slot_mapping sends token " + to_string(t) + " to row " + to_string(rows[t]) +
-                                        ", the pages have " + to_string(num_rows));
-        run(write_pages, WriteArgs{in<void>(k), in<void>(v), k_token_stride, k_head_stride, v_token_stride,
-                                   v_head_stride, Dtype(dtype), at<void>(k_pages), at<void>(v_pages),
-                                   at<float>(k_scales), at<float>(v_scales), rows, num_tokens, num_kv_heads, head_dim});
+        submit([=] {
+          const int64_t *rows = in<int64_t>(slots), num_rows = num_pages * kPage;
+          for (int64_t t = 0; t < num_tokens; ++t)
+            if (rows[t] < 0 || rows[t] >= num_rows)
+              throw std::invalid_argument("slot_mapping sends token " + to_string(t) + " to row " + to_string(rows[t]) +
+                                          ", the pages have " + to_string(num_rows));
+          write_pages({in<void>(k), in<void>(v), k_token_stride, k_head_stride, v_token_stride, v_head_stride, Dtype(dtype),
+                       at<void>(k_pages), at<void>(v_pages), at<float>(k_scales), at<float>(v_scales), rows, num_tokens,
+                       num_kv_heads, head_dim});
+        });
       },
       nb::kw_only(), nb::arg("k"), nb::arg("k_token_stride"), nb::arg("k_head_stride"), nb::arg("v"),
       nb::arg("v_token_stride"), nb::arg("v_head_stride"), nb::arg("dtype"), nb::arg("k_pages"), nb::arg("v_pages"),

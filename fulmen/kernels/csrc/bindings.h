@@ -5,6 +5,9 @@
 
 #include <stdint.h>
 
+#include <functional>
+#include <vector>
+
 #include "kernels.h"
 #include "pool.h"
 
@@ -21,12 +24,27 @@ const T* in(Address address) {
   return reinterpret_cast<const T*>(address);
 }
 
-// Runs a kernel of the table: no interpreter lock, one kernel at a time.
-template <class Args>
-void run(void (*kernel)(const Args&), const Args& args) {
+// Calls kept to be made again: the same kernels on the same addresses, whatever lies there then.
+struct Program {
+  std::vector<std::function<void()>> calls;
+};
+
+// What this thread records into; null while it does not.
+Program*& recording();
+
+// Does some work without the interpreter's lock, one kernel at a time, and keeps it if recording.
+template <class Work>
+void submit(const Work& work) {
+  if (recording() != nullptr) recording()->calls.push_back(work);
   nanobind::gil_scoped_release release;
   Turn turn;
-  kernel(args);
+  work();
+}
+
+// Runs a kernel of the table.
+template <class Args>
+void run(void (*kernel)(const Args&), const Args& args) {
+  submit([kernel, args] { kernel(args); });
 }
 
 void bind_attention(nanobind::module_& m);

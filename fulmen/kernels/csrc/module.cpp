@@ -3,6 +3,10 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "kernels.h"
@@ -23,7 +27,31 @@ struct Stack {
   std::vector<Matrix> w1, w2, w3;
 };
 
+struct EmbedArgs {
+  const uint8_t* table;
+  const int64_t* ids;
+  int64_t num_ids, row_bytes;
+  uint8_t* out;
+};
+
+constexpr int64_t kEmbedRows = 64;
+
+void embed_task(void* context, int64_t task, int) {
+  const EmbedArgs& args = *static_cast<const EmbedArgs*>(context);
+  for (int64_t i = task * kEmbedRows; i < std::min(args.num_ids, (task + 1) * kEmbedRows); ++i)
+    memcpy(args.out + i * args.row_bytes, args.table + args.ids[i] * args.row_bytes, size_t(args.row_bytes));
+}
+
+void embed(const EmbedArgs& args) {
+  parallel((args.num_ids + kEmbedRows - 1) / kEmbedRows, embed_task, const_cast<EmbedArgs*>(&args));
+}
+
 }  // namespace
+
+Program*& fulmen::recording() {
+  static thread_local Program* current = nullptr;
+  return current;
+}
 
 NB_MODULE(_native, m) {
   nb::set_leak_warnings(false);  // models that live until the interpreter ends are no leak
@@ -85,6 +113,25 @@ NB_MODULE(_native, m) {
                              at<float>(dweights), targets(dw1), targets(dw2), targets(dw3)};
     run(kernels()->experts_backward, args);
   });
+  m.def("embed", [](Address table, int64_t num_rows, Address ids, int64_t num_ids, int64_t row_bytes, Address out) {
+    submit([=] {
+      for (int64_t i = 0; i < num_ids; ++i)
+        if (in<int64_t>(ids)[i] < 0 || in<int64_t>(ids)[i] >= num_rows)
+          throw std::invalid_argument("token id " + std::to_string(in<int64_t>(ids)[i]) + " is outside the " +
+                                      std::to_string(num_rows) + " ids known");
+      embed({in<uint8_t>(table), in<int64_t>(ids), num_ids, row_bytes, at<uint8_t>(out)});
+    });
+  });
+  nb::class_<Program>(m, "Program", "Calls made while it recorded, to be made again.")
+      .def(nb::init<>())
+      .def("record", [](Program& self) { recording() = &self; }, "This thread's calls are kept from now on.")
+      .def("stop", [](Program&) { recording() = nullptr; })
+      .def("__len__", [](const Program& self) { return self.calls.size(); })
+      .def("replay", [](const Program& self) {
+        nb::gil_scoped_release release;
+        Turn turn;
+        for (const auto& call : self.calls) call();
+      });
   m.def("probe_read", [](Address data, int64_t bytes) {
     ProbeArgs args{in<uint8_t>(data), bytes, 0, false, 0};
     run(kernels()->probe, args);

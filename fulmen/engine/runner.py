@@ -1,0 +1,111 @@
+"""One forward pass over a Packed batch: a decode step from its recorded program, the rest directly.
+
+A program is recorded for each shape of decode step (how many sequences, how wide their table of
+pages) when the shape comes a second time, and filled and replayed from then on: the same kernels,
+the same bits, without Python between them.
+"""
+
+from collections import OrderedDict
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fulmen.kernels import HeadOutput, Program, native_for
+from fulmen.models import Cache, Model, Packed
+
+MAX_PROGRAMS: Final = 64
+"""Shapes that keep their program; the one unused for longest goes."""
+
+
+class _Shape(NamedTuple):
+    num_sequences: int
+    table_width: int
+    top_k: int
+
+
+class _Step:
+    """A decode step at fixed tensors, and its program."""
+
+    def __init__(
+        self, model: Model, cache: Cache, shape: _Shape, packed: Packed, targets: Tensor
+    ) -> None:
+        count, width, top_k = shape
+        self.packed = Packed(
+            input_ids=packed.input_ids.clone(),
+            positions=packed.positions.clone(),
+            cu_seqlens=torch.arange(count + 1, dtype=torch.int32),
+            context_lens=packed.context_lens.clone(),
+            block_table=torch.zeros(count, width, dtype=torch.int32),
+            slots=torch.arange(count),
+            slot_mapping=torch.zeros(count, dtype=torch.int64),
+        )
+        self.targets = torch.zeros(count, dtype=torch.int64)
+        self.fill(packed, targets)
+        self.program = Program(
+            lambda: model.next_tokens(self.packed, cache, targets=self.targets, top_k=top_k)
+        )
+
+    def fill(self, packed: Packed, targets: Tensor) -> None:
+        """Makes the fixed tensors those of a batch."""
+        own = self.packed
+        assert own.block_table is not None
+        assert packed.block_table is not None
+        own.block_table[:, : packed.block_table.shape[1]] = packed.block_table
+        for fixed, given in (
+            (own.input_ids, packed.input_ids),
+            (own.positions, packed.positions),
+            (own.context_lens, packed.context_lens),
+            (own.slots, packed.slots),
+            (own.slot_mapping, packed.slot_mapping),
+            (self.targets, targets),
+        ):
+            assert fixed is not None
+            assert given is not None
+            fixed.copy_(given)
+
+
+class Runner:
+    """Runs batches on one model and one cache."""
+
+    def __init__(self, model: Model, cache: Cache) -> None:
+        self.model = model
+        self.cache = cache
+        self._steps: OrderedDict[_Shape, _Step | None] = OrderedDict()
+        """None for a shape that was seen once."""
+        self._can_record = native_for(model.model.embed_tokens.weight) is not None
+
+    def next_tokens(self, packed: Packed, *, targets: Tensor, top_k: int) -> HeadOutput:
+        """What is known of the next token after each sequence's last one; see
+        `CausalLM.next_tokens`. The batch's ids and positions are the caller's to check."""
+        with torch.inference_mode():
+            shape = self._shape(packed, top_k)
+            if shape is None or shape not in self._steps:
+                if shape is not None:
+                    self._remember(shape, None)
+                return self.model.next_tokens(packed, self.cache, targets=targets, top_k=top_k)
+            step = self._steps[shape]
+            if step is None:  # recording runs the step
+                step = _Step(self.model, self.cache, shape, packed, targets)
+                self._can_record = step.program.missing is None
+            else:
+                step.fill(packed, targets)
+                step.program.replay()
+            self._remember(shape, step if self._can_record else None)
+            found = step.program.outputs
+            sums, logits, ids, target_logits = (x.clone() for x in found if x is not None)
+            return HeadOutput(sums, logits, ids, target_logits)
+
+    def _shape(self, packed: Packed, top_k: int) -> _Shape | None:
+        """What a decode step's program depends on; None for other batches."""
+        count = packed.num_sequences
+        if not self._can_record or len(packed.input_ids) != count or packed.block_table is None:
+            return None
+        # Powers of two, so that a growing sequence seldom changes its shape.
+        return _Shape(count, 1 << (packed.block_table.shape[1] - 1).bit_length(), top_k)
+
+    def _remember(self, shape: _Shape, step: _Step | None) -> None:
+        self._steps[shape] = step
+        self._steps.move_to_end(shape)
+        if len(self._steps) > MAX_PROGRAMS:
+            self._steps.popitem(last=False)
