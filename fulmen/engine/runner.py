@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-from fulmen.kernels import HeadOutput, Program, native_for
+from fulmen.kernels import HeadOutput, Program
 from fulmen.models import Cache, Model, Packed
 
 MAX_PROGRAMS: Final = 64
@@ -73,7 +73,8 @@ class Runner:
         self.cache = cache
         self._steps: OrderedDict[_Shape, _Step | None] = OrderedDict()
         """None for a shape that was seen once."""
-        self._can_record = native_for(model.model.embed_tokens.weight) is not None
+        # A plain matrix is packed anew for every call, at an address of that call.
+        self._can_record = model.is_packed
 
     def next_tokens(self, packed: Packed, *, targets: Tensor, top_k: int) -> HeadOutput:
         """What is known of the next token after each sequence's last one; see

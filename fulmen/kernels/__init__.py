@@ -31,7 +31,7 @@ from fulmen.kernels.linear import (
     pack_int8,
     packed_bytes,
 )
-from fulmen.kernels.native import native, native_for, set_num_threads
+from fulmen.kernels.native import native, native_for, populate, set_num_threads
 from fulmen.kernels.norms import add_residual, gated_norm, residual_norm, rms_norm
 from fulmen.kernels.program import Program
 
@@ -65,6 +65,7 @@ __all__ = [
     "pack_int4",
     "pack_int8",
     "packed_bytes",
+    "populate",
     "residual_norm",
     "rms_norm",
     "rotary_angles",

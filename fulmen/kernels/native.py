@@ -7,6 +7,7 @@ for a row whatever stands beside it. It works on CPU tensors of bfloat16 and flo
 import functools
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
@@ -49,6 +50,19 @@ def set_num_threads(count: int) -> None:
     extension = native()
     if extension is not None:
         extension.set_num_threads(count)
+
+
+def populate(mapped: Tensor) -> None:
+    """Maps all pages of a file's map (bytes,) now, if memory holds them easily: else every first
+    use of a page would interrupt a kernel."""
+    extension = native()
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return
+    available = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
+    if extension is not None and 2 * mapped.nbytes < available.get("MemAvailable", 0):
+        extension.populate(mapped.data_ptr(), mapped.nbytes)
 
 
 def needs_gradient(*tensors: Tensor) -> bool:

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fulmen.files import replacing_path, write_text
-from fulmen.kernels import Format, PackedMatrix, native_for, pack, pack_fp8
+from fulmen.kernels import Format, PackedMatrix, native_for, pack, pack_fp8, populate
 from fulmen.models import gguf
 from fulmen.models.config import GROUP_SIZES, Fp8Config, PackedConfig, TensorSpec, read_json
 from fulmen.models.layers import CausalLM, Linear, SparseMoE
@@ -526,6 +526,7 @@ class Checkpoint:
         if mapped is None:
             size = stored.file.stat().st_size
             mapped = torch.from_file(str(stored.file), size=size, dtype=torch.uint8)
+            populate(mapped)
             self._maps[stored.file] = mapped
         data = mapped[stored.begin : stored.begin + math.prod(stored.shape)]
         # Files that others re-saved may align to less than the kernels' cache line.

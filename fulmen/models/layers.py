@@ -420,6 +420,15 @@ class CausalLM(nn.Module, Generic[ConfigT]):
         if self.lm_head is None and native_for(weight) is not None:
             self._tied_head = pack(weight)
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether every matrix is packed, as `pack` leaves it; then none moves any more."""
+        weights = (
+            m.weight for m in self.modules() if isinstance(m, Linear) and hasattr(m, "weight")
+        )
+        has_head = self.lm_head is not None or self._tied_head is not None
+        return has_head and all(isinstance(weight, PackedMatrix) for weight in weights)
+
     def new_cache(self, num_pages: int, num_slots: int) -> Cache:
         """An empty cache: pages of 64 tokens, shared by all sequences, and one slot a sequence."""
         like = self.model.embed_tokens.weight.detach()

@@ -463,8 +463,8 @@ struct alignas(64) PanelScratch {
   float block_sums[kTileRows * kPanel];
 };
 
-// One or two rows read weights straight into registers: all groups of B blocks, the same operations
-// on the same integers and floats as below, in the same order.
+// Few rows read weights straight into registers: all groups of B blocks, the same operations on the
+// same integers and floats as below, in the same order.
 template <int R, int B, bool kInt4, int kPlanes>
 static inline void integer_stream(const uint8_t* const* x, const Operand& o, const Matrix& w, const uint8_t* data, int64_t stride,
                                   float* c) {
@@ -518,21 +518,40 @@ static inline void integer_stream(const uint8_t* const* x, const Operand& o, con
   else two ? integer_stream<R, B, false, 2>(x, o, w, data, stride, c) : integer_stream<R, B, false, 1>(x, o, w, data, stride, c);
 }
 
-static inline void integer_stream_panel(const uint8_t* const* x, int64_t rows, const Operand& o, const Matrix& w,
-                                        const uint8_t* data, int64_t stride, int blocks, float* c) {
-  for (int b = 0; b < blocks;) {
-    const bool wide = blocks - b >= kTileBlocks;
-    const uint8_t* from = data + b * stride;
-    float* to = c + b * kLanes;
-    if (rows == 1) wide ? integer_stream<1, kTileBlocks>(x, o, w, from, stride, to) : integer_stream<1, 1>(x, o, w, from, stride, to);
-    else wide ? integer_stream<2, kTileBlocks>(x, o, w, from, stride, to) : integer_stream<2, 1>(x, o, w, from, stride, to);
-    b += wide ? kTileBlocks : 1;
+// Up to this many rows stream; each four pass over the panel, which the second time lies in a cache.
+constexpr int kStreamRows = 12;
+
+struct IntegerStream {
+  template <int R, int B>
+  static inline void run(const uint8_t* const* x, const Operand& o, const Matrix& w, const uint8_t* data, int64_t stride, float* c) {
+    integer_stream<R, B>(x, o, w, data, stride, c);
+  }
+};
+
+template <class S>
+static inline void stream_panel(const uint8_t* const* x, int64_t rows, const Operand& o, const Matrix& w, const uint8_t* data,
+                                int64_t stride, int blocks, float* c) {
+  constexpr int kNarrow = kTileBlocks / 2;  // blocks beside each other for three and four rows
+  for (int64_t r = 0; r < rows; r += 4) {
+    const int some = int(least(4, rows - r)), wide = some <= 2 ? kTileBlocks : kNarrow;
+    for (int b = 0; b < blocks;) {
+      const uint8_t* from = data + b * stride;
+      float* to = c + r * kPanel + b * kLanes;
+      const bool one = blocks - b < wide;
+      switch (some) {
+        case 1: one ? S::template run<1, 1>(x + r, o, w, from, stride, to) : S::template run<1, kTileBlocks>(x + r, o, w, from, stride, to); break;
+        case 2: one ? S::template run<2, 1>(x + r, o, w, from, stride, to) : S::template run<2, kTileBlocks>(x + r, o, w, from, stride, to); break;
+        case 3: one ? S::template run<3, 1>(x + r, o, w, from, stride, to) : S::template run<3, kNarrow>(x + r, o, w, from, stride, to); break;
+        case 4: one ? S::template run<4, 1>(x + r, o, w, from, stride, to) : S::template run<4, kNarrow>(x + r, o, w, from, stride, to); break;
+      }
+      b += one ? 1 : wide;
+    }
   }
 }
 
 static inline void integer_panel(const uint8_t* const* x, int64_t rows, const Operand& o, const Matrix& w, const uint8_t* data,
                                  int64_t stride, int blocks, float* c, PanelScratch& s) {
-  if (rows <= 2) return integer_stream_panel(x, rows, o, w, data, stride, blocks, c);
+  if (rows <= kStreamRows) return stream_panel<IntegerStream>(x, rows, o, w, data, stride, blocks, c);
   const bool is_int4 = w.format == fulmen::kINT4;
   const int64_t group_bytes = w.group * (is_int4 ? 8 : 16) + 64;
   for (int64_t g = 0; g < o.groups; ++g) {
@@ -578,7 +597,7 @@ static inline void bf16_block(const uint8_t* const* x, int64_t rows, int blocks,
 #endif
 }
 
-// FP8 for one or two rows, straight into registers.
+// FP8 for few rows, straight into registers.
 template <int R, int B>
 static inline void fp8_stream(const uint8_t* const* x, const Operand& o, const Matrix& w, const uint8_t* data, int64_t stride, float* c) {
   V sums[R][B];
@@ -611,26 +630,21 @@ static inline void fp8_stream(const uint8_t* const* x, const Operand& o, const M
     for (int b = 0; b < B; ++b) store(c + r * kPanel + b * kLanes, sums[r][b]);
 }
 
-static inline void fp8_stream_panel(const uint8_t* const* x, int64_t rows, const Operand& o, const Matrix& w, const uint8_t* data,
-                                    int64_t stride, int blocks, float* c) {
-  for (int b = 0; b < blocks;) {
-    const bool wide = blocks - b >= kTileBlocks;
-    const uint8_t* from = data + b * stride;
-    float* to = c + b * kLanes;
-    if (rows == 1) wide ? fp8_stream<1, kTileBlocks>(x, o, w, from, stride, to) : fp8_stream<1, 1>(x, o, w, from, stride, to);
-    else wide ? fp8_stream<2, kTileBlocks>(x, o, w, from, stride, to) : fp8_stream<2, 1>(x, o, w, from, stride, to);
-    b += wide ? kTileBlocks : 1;
+struct FP8Stream {
+  template <int R, int B>
+  static inline void run(const uint8_t* const* x, const Operand& o, const Matrix& w, const uint8_t* data, int64_t stride, float* c) {
+    fp8_stream<R, B>(x, o, w, data, stride, c);
   }
-}
+};
 
 static inline void fp8_panel(const uint8_t* const* x, int64_t rows, const Operand& o, const Matrix& w, const uint8_t* data,
                              int64_t stride, int blocks, float* c, PanelScratch& s) {
 #ifdef FULMEN_AMX
-  const bool streams = o.wide && rows <= 2;  // the tiles add pairs in an order of their own
+  const bool streams = o.wide && rows <= kStreamRows;  // the tiles add pairs in an order of their own
 #else
-  const bool streams = rows <= 2;
+  const bool streams = rows <= kStreamRows;
 #endif
-  if (streams) return fp8_stream_panel(x, rows, o, w, data, stride, blocks, c);
+  if (streams) return stream_panel<FP8Stream>(x, rows, o, w, data, stride, blocks, c);
   const int64_t groups = o.k / w.group, wide_stride = 32 * kMaxGroup;
   for (int64_t g = 0; g < groups; ++g) {
     for (int b = 0; b < blocks; ++b) {
