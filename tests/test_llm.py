@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fulmen.chat import get_format, sum_events
-from fulmen.engine import EngineConfig
+from fulmen.engine import EngineConfig, Runner
 from fulmen.llm import LLM, Completion, StopTexts, recommended_sampling
 from fulmen.sampling import SamplingParams
 from tests.tiny import write_checkpoint
@@ -89,7 +89,7 @@ def test_an_interrupted_step_ends_the_requests_in_it_and_no_others(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(llm.engine.model, "next_tokens", interrupt)
+        patch.setattr(Runner, "next_tokens", interrupt)
         with pytest.raises(KeyboardInterrupt):
             list(streams[0])
     assert [stream.finish().finish_reason for stream in streams] == ["abort", "abort"]
