@@ -12,6 +12,7 @@ both revisions must agree on the float32 loss. A base revision runs in processes
 with this one's.
 """
 
+import inspect
 import json
 import math
 import random
@@ -111,7 +112,10 @@ def make_model(dtype: torch.dtype) -> Model:
     torch.manual_seed(0)
     with TemporaryDirectory() as folder:
         save_model(new_model(CONFIG), folder)
-        return load_model(folder, dtype=dtype).train()
+        # Revisions without packed weights load what can be trained, and know no other way.
+        has_choice = "trainable" in inspect.signature(load_model).parameters
+        choice: dict[str, Any] = {"trainable": True} if has_choice else {}
+        return load_model(folder, dtype=dtype, **choice).train()
 
 
 def floor_seconds(limits: Limits, dtype: str) -> float:

@@ -137,6 +137,7 @@ class _TargetLogprobs(torch.autograd.Function):
         matrix = pack(weight)
         x_gradient = torch.empty_like(hidden_states)
         weight_gradient = torch.zeros(weight.shape, dtype=torch.float32)
+        wide = torch.promote_types(hidden_states.dtype, weight.dtype)
         step = max(1, _CHUNK_BYTES // (4 * len(weight)))
         for start in range(0, len(targets), step):
             some = slice(start, start + step)
@@ -145,7 +146,7 @@ class _TargetLogprobs(torch.autograd.Function):
             # d logprob / d logits = onehot(target) - softmax
             error = -(logits - logsumexp[some, None]).exp()
             error.scatter_add_(1, targets[some, None], torch.ones(len(x), 1))
-            error = (error * gradient[some, None]).to(x.dtype)
-            x_gradient[some] = error @ weight
-            weight_gradient += error.T @ x
+            error = (error * gradient[some, None]).to(wide)
+            x_gradient[some] = (error @ weight.to(wide)).to(x.dtype)
+            weight_gradient += error.T @ x.to(wide)
         return x_gradient, weight_gradient.to(weight.dtype), None

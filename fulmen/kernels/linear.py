@@ -324,6 +324,8 @@ class _Linear(torch.autograd.Function):
             is_silu = ctx.activation == "silu"
             inner = 1 + sums[0] * (1 - share) if is_silu else 1 - share
             gradient = gradient * share * inner
-        gradient = gradient.to(x.dtype)
-        flat = gradient.flatten(0, -2)
-        return gradient @ weight, flat.t() @ x.flatten(0, -2), None, None
+        wide = torch.promote_types(x.dtype, weight.dtype)
+        gradient = gradient.to(wide)
+        x_gradient = (gradient @ weight.to(wide)).to(x.dtype)
+        weight_gradient = gradient.flatten(0, -2).t() @ x.flatten(0, -2).to(wide)
+        return x_gradient, weight_gradient.to(weight.dtype), None, None

@@ -166,6 +166,17 @@ def test_gradients_are_those_of_float64(activation: Activation) -> None:
         assert_close(one.double(), other, FLOAT32_OP)
 
 
+def test_a_float32_matrix_of_a_bfloat16_model_has_gradients() -> None:
+    """Routers are such matrices."""
+    weight = normal(24, 40, seed=14).requires_grad_()
+    x = normal(7, 40, seed=15, dtype=torch.bfloat16).requires_grad_()
+    upstream = normal(7, 24, seed=16)
+    found = torch.autograd.grad(linear(x, weight, out_dtype=torch.float32), (x, weight), upstream)
+    assert [gradient.dtype for gradient in found] == [torch.bfloat16, torch.float32]
+    assert_close(found[0].double(), upstream.double() @ weight.detach().double(), BFLOAT16_ONCE)
+    assert_close(found[1].double(), upstream.double().T @ x.detach().double(), FLOAT32_OP)
+
+
 @needs_native
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_training_and_inference_have_the_same_bits(dtype: torch.dtype) -> None:
