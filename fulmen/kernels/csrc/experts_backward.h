@@ -59,9 +59,20 @@ static inline void multiply(const uint8_t* x, int64_t bytes, int64_t rows, const
   }
 }
 
-static inline void put(uint8_t* matrix, int64_t width, int64_t row, int64_t column, float value, Dtype dtype) {
-  if (dtype == fulmen::kFloat32) ((float*)matrix)[row * width + column] = value;
-  else ((uint16_t*)matrix)[row * width + column] = narrow(value);
+// to (columns, to_width) = from (rows, from_width) transposed, in blocks that stay in the cache
+template <class T>
+static inline void transpose(const uint8_t* from, int64_t rows, int64_t columns, int64_t from_width, uint8_t* to, int64_t to_width) {
+  constexpr int64_t kBlock = 32;
+  for (int64_t r = 0; r < rows; r += kBlock)
+    for (int64_t c = 0; c < columns; c += kBlock)
+      for (int64_t j = c; j < least(c + kBlock, columns); ++j)
+        for (int64_t i = r; i < least(r + kBlock, rows); ++i) ((T*)to)[j * to_width + i] = ((const T*)from)[i * from_width + j];
+}
+
+static inline void transpose(const uint8_t* from, int64_t rows, int64_t columns, int64_t from_width, uint8_t* to, int64_t to_width,
+                             Dtype dtype) {
+  if (dtype == fulmen::kFloat32) transpose<float>(from, rows, columns, from_width, to, to_width);
+  else transpose<uint16_t>(from, rows, columns, from_width, to, to_width);
 }
 
 static inline void put_row(uint8_t* matrix, int64_t width, int64_t row, int64_t column, int count, const float* values, Dtype dtype) {
@@ -100,18 +111,18 @@ static void backward_task(void* context, int64_t e, int thread) {
 
   uint8_t* x = zeros(m, wide_c);
   uint8_t* d = zeros(m, wide_c);
-  uint8_t* d_transposed = zeros(C, wide_m);  // times the weight
+  uint8_t* scaled = zeros(m, wide_c);  // d times the weight
+  uint8_t* scaled_transposed = zeros(C, wide_m);
   for (int64_t i = 0; i < m; ++i) {
     const int64_t token = job.tokens[from + i];
     memcpy(x + i * wide_c * size, (const uint8_t*)args.x + token * C * size, size_t(C * size));
     memcpy(d + i * wide_c * size, (const uint8_t*)args.dout + token * C * size, size_t(C * size));
     for (int64_t c = 0; c < C; c += kLanes) {
       const int n = int(least(kLanes, C - c));
-      float scaled[kLanes];
-      store(scaled, mul(set1(job.weights[from + i]), read(args.dout, token * C + c, n, dtype)));
-      for (int j = 0; j < n; ++j) put(d_transposed, wide_m, c + j, i, scaled[j], dtype);
+      write(scaled, i * wide_c + c, n, dtype, mul(set1(job.weights[from + i]), read(args.dout, token * C + c, n, dtype)));
     }
   }
+  transpose(scaled, m, C, wide_c, scaled_transposed, wide_m, dtype);
 
   float* g = arena.take<float>(m * F);
   float* u = arena.take<float>(m * F);
@@ -142,16 +153,11 @@ static void backward_task(void* context, int64_t e, int thread) {
       const V gate_gradient = mul(mul(dh, up), slope), up_gradient = mul(dh, swish);
       write(dg, r * wide_f + c + i, some, dtype, gate_gradient);
       write(du, r * wide_f + c + i, some, dtype, up_gradient);
-      float values[2][kLanes];
-      store(values[0], gate_gradient);
-      store(values[1], up_gradient);
-      for (int j = 0; j < some; ++j) {
-        put(dg_transposed, wide_m, c + i + j, r, values[0][j], dtype);
-        put(du_transposed, wide_m, c + i + j, r, values[1][j], dtype);
-      }
     }
     weight_gradients[r] += sum(weight_gradient);
   });
+  transpose(dg, m, F, wide_f, dg_transposed, wide_m, dtype);
+  transpose(du, m, F, wide_f, du_transposed, wide_m, dtype);
   for (int64_t i = 0; i < m; ++i) args.dweights[job.places[from + i]] = weight_gradients[i];
 
   arena.next = (uint8_t*)after_values;
@@ -171,7 +177,7 @@ static void backward_task(void* context, int64_t e, int thread) {
   const Matrix x_columns = packed(x, dtype, C, m, 1, wide_c, arena), h_columns = packed(h, dtype, F, m, 1, wide_f, arena);
   multiply(dg_transposed, wide_m * size, F, x_columns, dtype, sums, [&](int64_t r, int64_t c, int n, const float* s) { put_row(dw1, C, r, c, n, s, dtype); });
   multiply(du_transposed, wide_m * size, F, x_columns, dtype, sums, [&](int64_t r, int64_t c, int n, const float* s) { put_row(dw3, C, r, c, n, s, dtype); });
-  multiply(d_transposed, wide_m * size, C, h_columns, dtype, sums, [&](int64_t r, int64_t c, int n, const float* s) { put_row(dw2, F, r, c, n, s, dtype); });
+  multiply(scaled_transposed, wide_m * size, C, h_columns, dtype, sums, [&](int64_t r, int64_t c, int n, const float* s) { put_row(dw2, F, r, c, n, s, dtype); });
 }
 
 static void reduce_task(void* context, int64_t task, int) {

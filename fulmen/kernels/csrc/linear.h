@@ -110,6 +110,17 @@ static void pack_task(void* context, int64_t block, int) {
     return;
   }
   uint16_t* pairs = (uint16_t*)out;
+  if (args.source_dtype == fulmen::kBFloat16 && args.row_stride == 1 && n + kLanes <= args.w.n) {
+    // The outputs lie side by side: two inputs of sixteen outputs at a time.
+    for (int64_t k = 0; k < k_end; k += 2) {
+      const uint16_t* first = (const uint16_t*)args.source + n + k * args.column_stride;
+      for (int lane = 0; lane < kLanes; ++lane) {
+        const uint32_t low = k < args.w.k ? first[lane] : 0, high = k + 1 < args.w.k ? first[args.column_stride + lane] : 0;
+        ((uint32_t*)pairs)[k / 2 * kLanes + lane] = low | high << 16;
+      }
+    }
+    return;
+  }
   const bool same = args.source_dtype == fulmen::kBFloat16 && n + kLanes <= args.w.n;
   const uint16_t* source = (const uint16_t*)args.source + n * args.row_stride;
   for (int64_t k = 0; k < k_end; k += 2) {
