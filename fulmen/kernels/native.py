@@ -22,7 +22,7 @@ DTYPES: Final = {torch.float32: 0, torch.bfloat16: 1}
 
 @functools.cache
 def native() -> ModuleType | None:
-    """The extension, or None where it was not built or the machine lacks AVX2; says so once."""
+    """The extension, or None where it was not built or cannot be used; says so once."""
     try:
         from fulmen.kernels import _native
     except ImportError:
@@ -32,7 +32,9 @@ def native() -> ModuleType | None:
         )
         return None
     if not _native.isa():
-        logger.warning("this processor lacks AVX2; running on plain torch")
+        logger.warning(
+            "the C++ kernels are not in use: no AVX2, or FULMEN_ISA is none; running on plain torch"
+        )
         return None
     return _native
 
