@@ -10,12 +10,21 @@ import functools
 import itertools
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from fulmen.kernels.native import DTYPES, native, native_for, with_reference_gradient
+from fulmen.kernels.native import (
+    DTYPES,
+    native,
+    native_for,
+    needs_gradient,
+    with_reference_gradient,
+)
+from fulmen.kernels.norms import norm_backward
 
 PAGE = 64
 """Tokens in a page of the key-value cache."""
@@ -211,22 +220,67 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, cu_seqlens: Tensor) -> Tensor:
     _check_heads(q, k.shape[1], k.shape[2])
     bounds = cu_seqlens.tolist()
 
-    def reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        parts = itertools.pairwise(bounds)
-        return torch.cat([_one_sequence(q[a:b], k[a:b], v[a:b]) for a, b in parts])
-
     lib = _native_for(q, k, v)
     if lib is None:
-        return reference(q, k, v)
+        parts = itertools.pairwise(bounds)
+        return torch.cat([_one_sequence(q[a:b], k[a:b], v[a:b]) for a, b in parts])
+    if needs_gradient(q, k, v):
+        out: Tensor = _Attend.apply(q, k, v, lib, cu_seqlens, bounds)  # type: ignore[no-untyped-call]
+        return out
+    return _through_pages(lib, q, k, v, cu_seqlens, bounds)
 
-    def through_pages(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        pages, slots, block_table = _own_pages(k, bounds)
-        write_pages(k, v, pages, slots)
-        context_lens = torch.zeros(len(bounds) - 1, dtype=torch.int32)
-        return _native_attention(lib, q, pages, cu_seqlens, context_lens, block_table)
 
-    out: Tensor = with_reference_gradient(through_pages, reference, q, k, v)
-    return out
+class _Attend(torch.autograd.Function):
+    """Whole sequences, forward through pages, backward by a kernel of its own."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        lib: ModuleType,
+        cu_seqlens: Tensor,
+        bounds: Sequence[int],
+    ) -> Tensor:
+        out = _through_pages(lib, q, k, v, cu_seqlens, bounds)
+        ctx.save_for_backward(q, k, v, out)
+        ctx.others = lib, cu_seqlens.to("cpu", torch.int32).contiguous()
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        lib, cu_seqlens = ctx.others
+        q, k, v, out = (x.contiguous() for x in ctx.saved_tensors)
+        dout = dout.contiguous()
+        dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
+        lib.softmax_attention_backward(
+            q=q.data_ptr(),
+            k=k.data_ptr(),
+            v=v.data_ptr(),
+            out=out.data_ptr(),
+            dout=dout.data_ptr(),
+            dq=dq.data_ptr(),
+            dk=dk.data_ptr(),
+            dv=dv.data_ptr(),
+            dtype=DTYPES[q.dtype],
+            cu_seqlens=cu_seqlens.data_ptr(),
+            num_sequences=len(cu_seqlens) - 1,
+            num_heads=q.shape[1],
+            num_kv_heads=k.shape[1],
+            head_dim=q.shape[2],
+        )
+        return dq, dk, dv, None, None, None
+
+
+def _through_pages(
+    lib: ModuleType, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, bounds: Sequence[int]
+) -> Tensor:
+    pages, slots, block_table = _own_pages(k, bounds)
+    write_pages(k, v, pages, slots)
+    context_lens = torch.zeros(len(bounds) - 1, dtype=torch.int32)
+    return _native_attention(lib, q, pages, cu_seqlens, context_lens, block_table)
 
 
 def rotate(
@@ -270,46 +324,90 @@ def rotate(
                 f"a norm has {norm.numel()} weights for rows of {rows.shape[1]}, needed is one each"
             )
 
-    def reference(q: Tensor, k: Tensor, *norms: Tensor) -> tuple[Tensor, Tensor]:
+    lib = _native_for(q, k, *norms)
+    if lib is None:
         if norms:
             q, k = _normalise(q, norms[0], eps), _normalise(k, norms[1], eps)
         return _turn(q, cos, sin, head_dim), _turn(k, cos, sin, head_dim)
-
-    lib = _native_for(q, k, *norms)
-    if lib is None:
-        return reference(q, k, *norms)
-
-    def fused(q: Tensor, k: Tensor, *norms: Tensor) -> tuple[Tensor, Tensor]:
-        q, k = _rows(q), _rows(k)
-        q_out = q.new_empty(len(q), q.shape[1] // head_dim, head_dim)
-        k_out = k.new_empty(len(k), k.shape[1] // head_dim, head_dim)
-        # Names hold what a conversion may copy until the kernel has run.
-        c, s = cos.float().contiguous(), sin.float().contiguous()
-        weights = [x.contiguous() for x in norms]
-        q_weight, k_weight = (x.data_ptr() for x in weights) if weights else (0, 0)
-        lib.rotate(
-            q=q.data_ptr(),
-            q_stride=q.stride(0),
-            q_norm=q_weight,
-            q_out=q_out.data_ptr(),
-            num_heads=q_out.shape[1],
-            k=k.data_ptr(),
-            k_stride=k.stride(0),
-            k_norm=k_weight,
-            k_out=k_out.data_ptr(),
-            num_kv_heads=k_out.shape[1],
-            dtype=DTYPES[q.dtype],
-            num_tokens=len(q),
-            head_dim=head_dim,
-            half=c.shape[1],
-            cos=c.data_ptr(),
-            sin=s.data_ptr(),
-            eps=eps,
+    if needs_gradient(q, k, *norms):
+        turned: tuple[Tensor, Tensor] = _Rotate.apply(  # type: ignore[no-untyped-call]
+            q, k, lib, cos, sin, head_dim, eps, *norms
         )
-        return q_out, k_out
+        return turned
+    return _rotate(lib, q, k, cos, sin, head_dim, eps, norms)
 
-    turned: tuple[Tensor, Tensor] = with_reference_gradient(fused, reference, q, k, *norms)
-    return turned
+
+def _rotate(
+    lib: ModuleType,
+    q: Tensor,
+    k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    head_dim: int,
+    eps: float,
+    norms: Sequence[Tensor] = (),
+) -> tuple[Tensor, Tensor]:
+    q, k = _rows(q), _rows(k)
+    q_out = q.new_empty(len(q), q.shape[1] // head_dim, head_dim)
+    k_out = k.new_empty(len(k), k.shape[1] // head_dim, head_dim)
+    # Names hold what a conversion may copy until the kernel has run.
+    c, s = cos.float().contiguous(), sin.float().contiguous()
+    weights = [x.contiguous() for x in norms]
+    q_weight, k_weight = (x.data_ptr() for x in weights) if weights else (0, 0)
+    lib.rotate(
+        q=q.data_ptr(),
+        q_stride=q.stride(0),
+        q_norm=q_weight,
+        q_out=q_out.data_ptr(),
+        num_heads=q_out.shape[1],
+        k=k.data_ptr(),
+        k_stride=k.stride(0),
+        k_norm=k_weight,
+        k_out=k_out.data_ptr(),
+        num_kv_heads=k_out.shape[1],
+        dtype=DTYPES[q.dtype],
+        num_tokens=len(q),
+        head_dim=head_dim,
+        half=c.shape[1],
+        cos=c.data_ptr(),
+        sin=s.data_ptr(),
+        eps=eps,
+    )
+    return q_out, k_out
+
+
+class _Rotate(torch.autograd.Function):
+    """Backward turns the other way, then goes through the norms, if there are any."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        lib: ModuleType,
+        cos: Tensor,
+        sin: Tensor,
+        head_dim: int,
+        eps: float,
+        *norms: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(*((q, k, *norms) if norms else ()))
+        # Not saved as tensors: the angles may have been made in inference mode.
+        ctx.others = lib, cos, sin, head_dim, eps
+        return _rotate(lib, q, k, cos, sin, head_dim, eps, norms)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dq: Tensor, dk: Tensor) -> tuple[Tensor | None, ...]:
+        lib, cos, sin, head_dim, eps = ctx.others
+        rows = dq.flatten(1), dk.flatten(1)
+        dq, dk = (x.flatten(1) for x in _rotate(lib, *rows, cos, -sin, head_dim, eps))
+        if not ctx.saved_tensors:
+            return dq, dk, None, None, None, None, None
+        q, k, q_norm, k_norm = ctx.saved_tensors
+        dq, dq_norm, *_ = norm_backward(q, q_norm, eps, dq)
+        dk, dk_norm, *_ = norm_backward(k, k_norm, eps, dk)
+        return dq, dk, None, None, None, None, None, dq_norm, dk_norm
 
 
 def rotary_angles(positions: Tensor, rotary_dim: int, rope_theta: float) -> tuple[Tensor, Tensor]:

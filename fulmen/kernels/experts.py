@@ -5,20 +5,16 @@ changes no row.
 """
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from fulmen.kernels.linear import PackedMatrix, pack
-from fulmen.kernels.native import (
-    DTYPES,
-    native,
-    native_for,
-    needs_gradient,
-    with_reference_gradient,
-)
+from fulmen.kernels.native import DTYPES, native, native_for, needs_gradient
 
 Scoring = Literal["softmax", "sigmoid"]
 
@@ -73,7 +69,20 @@ def route(
     extension = native_for(router_logits, *bias)
     if extension is None or router_logits.dtype != torch.float32:
         return route_reference(router_logits, top_k, scoring=scoring, choice_bias=choice_bias)
-    logits = router_logits.detach().contiguous()
+    if needs_gradient(router_logits):
+        weights, ids = _Route.apply(router_logits, top_k, scoring, choice_bias)  # type: ignore[no-untyped-call]
+        return weights, ids
+    return _route(extension, router_logits, top_k, scoring, choice_bias)
+
+
+def _route(
+    extension: ModuleType,
+    router_logits: Tensor,
+    top_k: int,
+    scoring: Scoring,
+    choice_bias: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    logits = router_logits.contiguous()
     rows, num_experts = logits.shape
     weights = torch.empty(rows, top_k)
     ids = torch.empty(rows, top_k, dtype=torch.int64)
@@ -87,13 +96,44 @@ def route(
         weights.data_ptr(),
         ids.data_ptr(),
     )
-    if needs_gradient(router_logits):
-        weights = with_reference_gradient(
-            lambda logits: weights,
-            lambda logits: _weights_of(_scores(logits, scoring), ids),
-            router_logits,
-        )
     return weights, ids
+
+
+class _Route(torch.autograd.Function):
+    """The choice of experts; only their weights have a gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, router_logits: Tensor, top_k: int, scoring: Scoring, choice_bias: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        extension = native()
+        assert extension is not None
+        logits = router_logits.contiguous()
+        weights, ids = _route(extension, logits, top_k, scoring, choice_bias)
+        ctx.mark_non_differentiable(ids)
+        ctx.is_sigmoid = scoring == "sigmoid"
+        ctx.save_for_backward(logits, weights, ids)
+        return weights, ids
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor | None, ...]:
+        extension = native()
+        assert extension is not None
+        logits, weights, ids = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        out = torch.empty_like(logits)
+        extension.route_backward(
+            logits.data_ptr(),
+            ids.data_ptr(),
+            weights.data_ptr(),
+            gradient.data_ptr(),
+            *logits.shape,
+            weights.shape[1],
+            ctx.is_sigmoid,
+            out.data_ptr(),
+        )
+        return out, None, None, None
 
 
 def route_reference(

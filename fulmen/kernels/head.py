@@ -8,14 +8,24 @@ from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from fulmen.kernels.linear import PackedMatrix, linear, linear_reference, pack
+from fulmen.kernels.linear import (
+    PackedMatrix,
+    linear,
+    linear_reference,
+    pack,
+    product,
+    transposed_buffer,
+)
 from fulmen.kernels.native import DTYPES, native, native_for, needs_gradient
 
 MAX_CANDIDATES: Final = 256
 """More than this many of the best are found by sorting all logits."""
-_CHUNK_BYTES: Final = 64 * 2**20
-"""Of the logits that the backward pass holds at a time."""
+_CHUNK_BYTES: Final = 16 * 2**20
+"""Of the gradient of the logits that the backward pass holds at a time, if it holds more than
+_MIN_CHUNK rows: fewer make the sum over chunks dear."""
+_MIN_CHUNK: Final = 256
 
 
 class HeadOutput(NamedTuple):
@@ -104,20 +114,27 @@ def head_of(logits: Tensor, *, targets: Tensor | None = None, top_k: int = 1) ->
     return HeadOutput(logits.logsumexp(-1), top_logits, top_ids, chosen)
 
 
-def target_logprobs(hidden_states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Log-probabilities (T,) float32 of targets (T,) int64, differentiable; the logits of all
-    tokens at once are written neither forward nor backward.
+def target_logprobs(
+    hidden_states: Tensor,
+    weight: Tensor | PackedMatrix,
+    targets: Tensor,
+    *,
+    input_bits: int = 16,
+) -> Tensor:
+    """Log-probabilities (T,) float32 of targets (T,) int64; differentiable unless the weight is
+    packed. The logits of all tokens at once are written neither forward nor backward.
 
     hidden_states (T, C), weight (V, C)
     """
-    if native_for(hidden_states, weight) is None:
+    plain = [] if isinstance(weight, PackedMatrix) else [weight]
+    if native_for(hidden_states, *plain) is None:
         wide = torch.promote_types(hidden_states.dtype, torch.float32)
         logits = linear_reference(hidden_states, weight, out_dtype=wide)
         return logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
-    if needs_gradient(hidden_states, weight):
+    if plain and needs_gradient(hidden_states, *plain):
         out: Tensor = _TargetLogprobs.apply(hidden_states, weight, targets)  # type: ignore[no-untyped-call]
         return out
-    found = head(hidden_states, weight, targets=targets, top_k=0)
+    found = head(hidden_states, weight, targets=targets, top_k=0, input_bits=input_bits)
     assert found.target_logits is not None
     return found.target_logits - found.logsumexp
 
@@ -131,22 +148,45 @@ class _TargetLogprobs(torch.autograd.Function):
         return found.target_logits - found.logsumexp
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         hidden_states, weight, targets, logsumexp = ctx.saved_tensors
-        assert native() is not None
+        extension = native()
+        assert extension is not None
         matrix = pack(weight)
-        x_gradient = torch.empty_like(hidden_states)
-        weight_gradient = torch.zeros(weight.shape, dtype=torch.float32)
-        wide = torch.promote_types(hidden_states.dtype, weight.dtype)
-        step = max(1, _CHUNK_BYTES // (4 * len(weight)))
-        for start in range(0, len(targets), step):
+        x, gradient = hidden_states.contiguous(), gradient.float().contiguous()
+        targets = targets.contiguous()
+        wants_x, wants_weight, _ = ctx.needs_input_grad
+        x_gradient = torch.empty_like(x) if wants_x else None
+        weight_gradient = None
+        # Products with a rounded error cost what rounding the hidden states cost.
+        dtype = x.dtype
+        by_column = weight.t().to(dtype) if wants_x else weight
+        step = max(_MIN_CHUNK, _CHUNK_BYTES // (2 * dtype.itemsize * len(weight)))
+        for start in range(0, len(x), step):
             some = slice(start, start + step)
-            x = hidden_states[some]
-            logits = linear(x, matrix, out_dtype=torch.float32)
-            # d logprob / d logits = onehot(target) - softmax
-            error = -(logits - logsumexp[some, None]).exp()
-            error.scatter_add_(1, targets[some, None], torch.ones(len(x), 1))
-            error = (error * gradient[some, None]).to(wide)
-            x_gradient[some] = (error @ weight.to(wide)).to(x.dtype)
-            weight_gradient += error.T @ x.to(wide)
-        return x_gradient, weight_gradient.to(weight.dtype), None
+            rows = len(x[some])
+            error = torch.empty(rows, len(weight), dtype=dtype)
+            transposed = transposed_buffer(len(weight), rows, dtype)
+            extension.head_backward(
+                x[some].data_ptr(),
+                DTYPES[dtype],
+                rows,
+                x.stride(0),
+                matrix.handle,
+                targets[some].data_ptr(),
+                logsumexp[some].data_ptr(),
+                gradient[some].data_ptr(),
+                DTYPES[dtype],
+                error.data_ptr(),
+                transposed.data_ptr(),
+                transposed.stride(0),
+            )
+            if x_gradient is not None:
+                x_gradient[some] = product(error, by_column, dtype)
+            if wants_weight:
+                part = product(transposed, x[some].t(), torch.float32)
+                weight_gradient = part if weight_gradient is None else weight_gradient.add_(part)
+        if weight_gradient is not None:
+            weight_gradient = weight_gradient.to(weight.dtype)
+        return x_gradient, weight_gradient, None

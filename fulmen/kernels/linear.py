@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from fulmen.kernels.native import DTYPES, native, native_for, needs_gradient
 
@@ -260,7 +261,9 @@ def _run(
     activation: Activation,
     out_dtype: torch.dtype,
     input_bits: int,
+    sums: Tensor | None = None,
 ) -> Tensor:
+    """One call of the kernel; sums (rows, N) receives what goes into the activation."""
     if x.shape[-1] != matrix.k:
         raise ValueError(f"x has {x.shape[-1]} inputs, the matrix takes {matrix.k}")
     rows = x if x.ndim == 2 else x.reshape(-1, matrix.k)
@@ -278,6 +281,7 @@ def _run(
         DTYPES[out_dtype],
         matrix.n,
         _ACTIVATIONS[activation],
+        0 if sums is None else sums.data_ptr(),
     )
     return out
 
@@ -299,7 +303,7 @@ def linear_reference(
 
 
 class _Linear(torch.autograd.Function):
-    """The kernel's forward; the backward is two products in torch."""
+    """The kernel's forward; the backward pass is two products more of the same kernel."""
 
     @staticmethod
     def forward(
@@ -307,25 +311,53 @@ class _Linear(torch.autograd.Function):
     ) -> Tensor:
         extension = native()
         assert extension is not None
-        matrix = pack(weight)
+        sums = None
+        if activation != "none":
+            sums = torch.empty(*x.shape[:-1], len(weight), dtype=x.dtype)
         ctx.activation = activation
-        if activation == "none":
-            ctx.save_for_backward(x, weight)
-            return _run(extension, x, matrix, activation, out_dtype, 16)
-        sums = _run(extension, x, matrix, "none", torch.float32, 16)
         ctx.save_for_backward(x, weight, sums)
-        return _run(extension, x, matrix, activation, out_dtype, 16)
+        return _run(extension, x, pack(weight), activation, out_dtype, 16, sums)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        x, weight, *sums = ctx.saved_tensors
-        if sums:
-            share = sums[0].sigmoid()
-            is_silu = ctx.activation == "silu"
-            inner = 1 + sums[0] * (1 - share) if is_silu else 1 - share
-            gradient = gradient * share * inner
-        wide = torch.promote_types(x.dtype, weight.dtype)
-        gradient = gradient.to(wide)
-        x_gradient = (gradient @ weight.to(wide)).to(x.dtype)
-        weight_gradient = gradient.flatten(0, -2).t() @ x.flatten(0, -2).to(wide)
-        return x_gradient, weight_gradient.to(weight.dtype), None, None
+        x, weight, sums = ctx.saved_tensors
+        extension = native()
+        assert extension is not None
+        rows, n = gradient.numel() // len(weight), len(weight)
+        gradient = gradient.contiguous()
+        dtype = gradient.dtype if sums is None else sums.dtype
+        dz = gradient if sums is None else torch.empty(gradient.shape, dtype=dtype)
+        transposed = transposed_buffer(n, rows, dtype)
+        extension.activation_backward(
+            gradient.data_ptr(),
+            DTYPES[gradient.dtype],
+            rows,
+            n,
+            0 if sums is None else sums.data_ptr(),
+            _ACTIVATIONS[ctx.activation],
+            DTYPES[dtype],
+            0 if sums is None else dz.data_ptr(),
+            transposed.data_ptr(),
+            transposed.stride(0),
+        )
+        wants_x, wants_weight, *_ = ctx.needs_input_grad
+        flat = x.reshape(rows, -1)
+        return (
+            product(dz, weight.t(), x.dtype) if wants_x else None,
+            product(transposed, flat.t(), weight.dtype) if wants_weight else None,
+            None,
+            None,
+        )
+
+
+def product(rows: Tensor, matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    """rows (..., K) times the transpose of matrix (N, K), any strides: (..., N) of dtype."""
+    extension = native()
+    assert extension is not None
+    return _run(extension, rows, pack(matrix), "none", dtype, 16)
+
+
+def transposed_buffer(n: int, rows: int, dtype: torch.dtype) -> Tensor:
+    """(n, rows), its rows not a power of two apart: that would crowd a few sets of the cache."""
+    return torch.empty(n, rows + 32, dtype=dtype)[:, :rows]

@@ -1,9 +1,12 @@
 """RMSNorm, with the residual before it or the gate after it, row by row in float32."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from fulmen.kernels.native import DTYPES, native_for, needs_gradient, with_reference_gradient
+from fulmen.kernels.native import DTYPES, native_for, needs_gradient
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -16,13 +19,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return rms_norm_reference(x, weight, eps)
     if not needs_gradient(x, weight):
         return _norm(x, weight, eps)[1]
-    out: Tensor = with_reference_gradient(
-        lambda x, weight: _norm(x, weight, eps)[1],
-        lambda x, weight: rms_norm_reference(x, weight, eps),
-        x,
-        weight,
-    )
-    return out
+    _, out = _Norm.apply(x, weight, eps, None, 1.0, 1.0, None)  # type: ignore[no-untyped-call]
+    normed: Tensor = out
+    return normed
 
 
 def residual_norm(
@@ -42,17 +41,7 @@ def residual_norm(
         return residual_norm_reference(residual, branch, weight, eps, alpha=alpha, beta=beta)
     if not needs_gradient(residual, branch, weight):
         return _norm(residual, weight, eps, branch=branch, alpha=alpha, beta=beta)
-    stream, out = with_reference_gradient(
-        lambda residual, branch, weight: _norm(
-            residual, weight, eps, branch=branch, alpha=alpha, beta=beta
-        ),
-        lambda residual, branch, weight: residual_norm_reference(
-            residual, branch, weight, eps, alpha=alpha, beta=beta
-        ),
-        residual,
-        branch,
-        weight,
-    )
+    stream, out = _Norm.apply(residual, weight, eps, branch, alpha, beta, None)  # type: ignore[no-untyped-call]
     return stream, out
 
 
@@ -67,12 +56,7 @@ def add_residual(
         return add_residual_reference(residual, branch, alpha=alpha, beta=beta)
     if not needs_gradient(residual, branch):
         return _norm(residual, None, branch=branch, alpha=alpha, beta=beta)[0]
-    out: Tensor = with_reference_gradient(
-        lambda residual, branch: _norm(residual, None, branch=branch, alpha=alpha, beta=beta)[0],
-        lambda residual, branch: add_residual_reference(residual, branch, alpha=alpha, beta=beta),
-        residual,
-        branch,
-    )
+    out: Tensor = _AddResidual.apply(residual, branch, alpha, beta)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -85,14 +69,110 @@ def gated_norm(x: Tensor, weight: Tensor, gate_logits: Tensor, eps: float) -> Te
         return gated_norm_reference(x, weight, gate_logits, eps)
     if not needs_gradient(x, weight, gate_logits):
         return _norm(x, weight, eps, gate_logits=gate_logits)[1]
-    out: Tensor = with_reference_gradient(
-        lambda x, weight, gate: _norm(x, weight, eps, gate_logits=gate)[1],
-        lambda x, weight, gate: gated_norm_reference(x, weight, gate, eps),
-        x,
-        weight,
-        gate_logits,
+    _, out = _Norm.apply(x, weight, eps, None, 1.0, 1.0, gate_logits)  # type: ignore[no-untyped-call]
+    normed: Tensor = out
+    return normed
+
+
+class _Norm(torch.autograd.Function):
+    """The kernel forward and backward: returns the stream and its norm, gated or not."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        eps: float,
+        branch: Tensor | None,
+        alpha: float,
+        beta: float,
+        gate_logits: Tensor | None,
+    ) -> tuple[Tensor | None, Tensor]:
+        ctx.set_materialize_grads(False)
+        stream, out = _norm(
+            x, weight, eps, branch=branch, alpha=alpha, beta=beta, gate_logits=gate_logits
+        )
+        ctx.save_for_backward(stream, weight, gate_logits)
+        ctx.others = eps, alpha, beta, branch is not None
+        return stream if branch is not None else None, out
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, dstream: Tensor | None, dout: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        stream, weight, gate_logits = ctx.saved_tensors
+        eps, alpha, beta, has_branch = ctx.others
+        if dout is None:
+            if dstream is None:
+                return (None,) * 7
+            dout = torch.zeros_like(dstream)
+        dx, dweight, dbranch, dgate = norm_backward(
+            stream,
+            weight,
+            eps,
+            dout,
+            dstream=dstream,
+            gains=(alpha, beta) if has_branch else None,
+            gate_logits=gate_logits,
+        )
+        return dx, dweight, None, dbranch, None, None, dgate
+
+
+def norm_backward(
+    stream: Tensor,
+    weight: Tensor,
+    eps: float,
+    dout: Tensor,
+    *,
+    dstream: Tensor | None = None,
+    gains: tuple[float, float] | None = None,
+    gate_logits: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Gradients of what was normalised, of the weight, of a branch and of a gate.
+
+    stream   (..., C)   what was normalised: x, or gains[0] * residual + gains[1] * branch
+    dout     (..., C)   the gradient of the norm
+    dstream  (..., C)   that of the stream, if it is used elsewhere
+    """
+    extension = native_for(stream)
+    assert extension is not None
+    width = stream.shape[-1]
+    rows = stream.reshape(-1, width)
+    rows = rows if rows.stride(-1) == 1 else rows.contiguous()
+    dout = dout.contiguous()
+    dstream = None if dstream is None else dstream.contiguous()
+    gate_logits = None if gate_logits is None else gate_logits.contiguous()
+    dx = torch.empty(stream.shape, dtype=stream.dtype)
+    dbranch = None if gains is None else torch.empty_like(dx)
+    dgate = None if gate_logits is None else torch.empty_like(dx)
+    dweight = torch.empty(width)
+    extension.norm_backward(
+        DTYPES[stream.dtype],
+        len(rows),
+        width,
+        rows.data_ptr(),
+        rows.stride(0),
+        weight.data_ptr(),
+        eps,
+        *(0 if x is None else x.data_ptr() for x in (gate_logits, dout, dstream)),
+        *(gains or (1.0, 1.0)),
+        *(0 if x is None else x.data_ptr() for x in (dx, dbranch, dgate)),
+        dweight.data_ptr(),
     )
-    return out
+    return dx, dweight.to(weight.dtype), dbranch, dgate
+
+
+class _AddResidual(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, residual: Tensor, branch: Tensor, alpha: float, beta: float) -> Tensor:
+        ctx.gains = alpha, beta
+        return _norm(residual, None, branch=branch, alpha=alpha, beta=beta)[0]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        alpha, beta = (gradient if gain == 1 else gain * gradient for gain in ctx.gains)
+        return alpha, beta, None, None
 
 
 def _norm(

@@ -36,6 +36,7 @@ from fulmen.kernels import (
     rotate,
     route,
     softmax_attention,
+    target_logprobs,
     write_pages,
 )
 from fulmen.models.config import AttentionConfig
@@ -401,6 +402,29 @@ class CausalLM(nn.Module, Generic[ConfigT]):
             hidden_states = hidden_states[packed.logits_indices]
         weight, input_bits = self._head()
         return head(hidden_states, weight, targets=targets, top_k=top_k, input_bits=input_bits)
+
+    def target_logprobs(
+        self,
+        packed: Packed,
+        targets: Tensor,
+        *,
+        trace: Trace | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Log-probabilities (L,) float32 of targets (L,) int64 at the batch's logits_indices (all
+        tokens if None). Differentiable unless the weights are packed; the logits of all tokens are
+        never held at once. They are those that decoding gives, to the bit."""
+        self.check(packed, None)
+        hidden_states = self.hidden_states(packed, trace=trace, generator=generator)
+        if packed.logits_indices is not None:
+            hidden_states = hidden_states[packed.logits_indices]
+        if len(targets) != len(hidden_states):
+            raise ValueError(
+                f"there are {len(targets)} targets for {len(hidden_states)} positions, each needs "
+                "one"
+            )
+        weight, input_bits = self._head()
+        return target_logprobs(hidden_states, weight, targets, input_bits=input_bits)
 
     def _head(self) -> tuple[Tensor | PackedMatrix, int]:
         if self.lm_head is not None:

@@ -5,6 +5,8 @@
 // share registers and tasks, never arithmetic: each output is one chain of operations whose length
 // and order follow from the row's own position. So a token's result is the same in a prompt, in any
 // part of a prompt, and decoded alone; what lies beyond its position is never multiplied into it.
+#pragma once
+
 #include "attention_args.h"
 
 namespace ISA {

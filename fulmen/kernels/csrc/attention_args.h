@@ -47,6 +47,16 @@ struct AttentionArgs {
   int64_t num_heads, num_kv_heads, head_dim;
 };
 
+// Causal attention of whole sequences without a past: gradients of q, k and v.
+struct AttentionBackwardArgs {
+  const void *q, *out, *dout;  // (T, H, D)
+  const void *k, *v;           // (T, Hkv, D)
+  void *dq, *dk, *dv;
+  Dtype dtype;
+  const int32_t* cu_seqlens;  // (N + 1)
+  int64_t num_sequences, num_heads, num_kv_heads, head_dim;
+};
+
 // Normalises whole rows where there is a weight, then turns the first 2 half dimensions of every
 // head: dimension j with j + half.
 struct RotateRows {

@@ -77,6 +77,19 @@ void bind_attention(nb::module_& m) {
       nb::arg("head_dim"));
 
   m.def(
+      "softmax_attention_backward",
+      [](Address q, Address k, Address v, Address out, Address dout, Address dq, Address dk, Address dv, int dtype,
+         Address cu_seqlens, int64_t num_sequences, int64_t num_heads, int64_t num_kv_heads, int64_t head_dim) {
+        run(kernels()->softmax_attention_backward,
+            AttentionBackwardArgs{in<void>(q), in<void>(out), in<void>(dout), in<void>(k), in<void>(v), at<void>(dq),
+                                  at<void>(dk), at<void>(dv), Dtype(dtype), in<int32_t>(cu_seqlens), num_sequences,
+                                  num_heads, num_kv_heads, head_dim});
+      },
+      nb::kw_only(), nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("out"), nb::arg("dout"), nb::arg("dq"),
+      nb::arg("dk"), nb::arg("dv"), nb::arg("dtype"), nb::arg("cu_seqlens"), nb::arg("num_sequences"),
+      nb::arg("num_heads"), nb::arg("num_kv_heads"), nb::arg("head_dim"));
+
+  m.def(
       "write_pages",
       [](Address k, int64_t k_token_stride, int64_t k_head_stride, Address v, int64_t v_token_stride,
          int64_t v_head_stride, int dtype, Address k_pages, Address v_pages, Address k_scales, Address v_scales,

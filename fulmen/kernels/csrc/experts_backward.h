@@ -7,6 +7,7 @@
 
 #include "experts.h"
 #include "norms.h"
+#include "transpose.h"
 
 namespace ISA {
 
@@ -57,22 +58,6 @@ static inline void multiply(const uint8_t* x, int64_t bytes, int64_t rows, const
       for (int64_t i = 0; i < some; ++i) emit(r + i, block * kLanes, columns, sums + i * kPanel);
     }
   }
-}
-
-// to (columns, to_width) = from (rows, from_width) transposed, in blocks that stay in the cache
-template <class T>
-static inline void transpose(const uint8_t* from, int64_t rows, int64_t columns, int64_t from_width, uint8_t* to, int64_t to_width) {
-  constexpr int64_t kBlock = 32;
-  for (int64_t r = 0; r < rows; r += kBlock)
-    for (int64_t c = 0; c < columns; c += kBlock)
-      for (int64_t j = c; j < least(c + kBlock, columns); ++j)
-        for (int64_t i = r; i < least(r + kBlock, rows); ++i) ((T*)to)[j * to_width + i] = ((const T*)from)[i * from_width + j];
-}
-
-static inline void transpose(const uint8_t* from, int64_t rows, int64_t columns, int64_t from_width, uint8_t* to, int64_t to_width,
-                             Dtype dtype) {
-  if (dtype == fulmen::kFloat32) transpose<float>(from, rows, columns, from_width, to, to_width);
-  else transpose<uint16_t>(from, rows, columns, from_width, to, to_width);
 }
 
 static inline void put_row(uint8_t* matrix, int64_t width, int64_t row, int64_t column, int count, const float* values, Dtype dtype) {

@@ -44,6 +44,21 @@ struct LinearArgs {
   Dtype out_dtype;
   int64_t out_stride;
   Activation activation;
+  void* sums;  // (rows, n) in x's dtype, what goes into the activation; null: not wanted
+};
+
+// The gradient of an activation's input, dz = dy activation'(sums), and its transpose, which the
+// gradient of the weights reads.
+struct ActivationBackwardArgs {
+  const void* dy;  // (rows, n)
+  Dtype dy_dtype;
+  int64_t rows, n;
+  const void* sums;  // (rows, n); null without an activation
+  Activation activation;
+  Dtype dtype;         // of sums and both results
+  void* dz;            // (rows, n), or null: not wanted
+  void* dz_transposed;  // (n, rows), rows `stride` apart
+  int64_t stride;
 };
 
 // Packs float32 or bf16 rows: element (n, k) is at n * row_stride + k * column_stride.
@@ -72,6 +87,24 @@ struct NormArgs {
   void* out;
 };
 
+// The gradients of NormArgs' inputs.
+struct NormBackwardArgs {
+  Dtype dtype;
+  int64_t rows, width;
+  const void* stream;  // what was normalised: the stream, or x
+  int64_t stream_stride;
+  const void* weight;
+  float eps;
+  const void* gate;     // (rows, width), or null
+  const void* dout;     // (rows, width)
+  const void* dstream;  // what reaches the stream without the norm, or null
+  float alpha, beta;
+  void* dx;
+  void* dbranch;   // or null
+  void* dgate;     // null without a gate
+  float* dweight;  // (width,)
+};
+
 // Which experts a token takes: the top_k of scores + bias, and their scores divided by their sum.
 struct RouteArgs {
   const float* logits;  // (rows, num_experts)
@@ -81,6 +114,17 @@ struct RouteArgs {
   const float* bias;  // (num_experts,) or null
   float* weights;     // (rows, top_k)
   int64_t* ids;       // (rows, top_k)
+};
+
+// The gradient of RouteArgs' logits.
+struct RouteBackwardArgs {
+  const float* logits;   // (rows, num_experts)
+  const int64_t* ids;    // (rows, top_k)
+  const float *weights, *dweights;  // (rows, top_k)
+  int64_t rows;
+  int num_experts, top_k;
+  bool is_sigmoid;
+  float* dlogits;
 };
 
 // out (rows, C) = sum over a token's experts of weight w2(silu(w1 x) w3 x)
@@ -126,6 +170,20 @@ struct HeadArgs {
   int64_t* top_ids;
 };
 
+// The gradient of the logits of HeadArgs, gradient (onehot(target) - softmax), and its transpose.
+struct HeadBackwardArgs {
+  const void* x;
+  Dtype x_dtype;
+  int64_t rows, x_stride;
+  Matrix w;
+  const int64_t* targets;
+  const float *logsumexp, *gradient;  // (rows,)
+  Dtype dtype;             // of both results
+  void* error;             // (rows, n)
+  void* error_transposed;  // (n, rows), rows `stride` apart
+  int64_t stride;
+};
+
 // Reads all of data, or if it is null turns over products held in registers.
 struct ProbeArgs {
   const uint8_t* data;
@@ -136,19 +194,25 @@ struct ProbeArgs {
 };
 
 struct AttentionArgs;
+struct AttentionBackwardArgs;
 struct RotateArgs;
 struct LightningArgs;
 
 struct Kernels {
   const char* name;
   void (*linear)(const LinearArgs&);
+  void (*activation_backward)(const ActivationBackwardArgs&);
   void (*pack)(const PackArgs&);
   void (*norm)(const NormArgs&);
+  void (*norm_backward)(const NormBackwardArgs&);
   void (*route)(const RouteArgs&);
+  void (*route_backward)(const RouteBackwardArgs&);
   void (*experts)(const ExpertsArgs&);
   void (*experts_backward)(const ExpertsBackwardArgs&);
   void (*head)(const HeadArgs&);
+  void (*head_backward)(const HeadBackwardArgs&);
   void (*softmax_attention)(const AttentionArgs&);
+  void (*softmax_attention_backward)(const AttentionBackwardArgs&);
   void (*rotate)(const RotateArgs&);
   void (*lightning)(const LightningArgs&);
   void (*probe)(const ProbeArgs&);

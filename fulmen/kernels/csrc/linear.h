@@ -82,6 +82,10 @@ static void linear_task(void* context, int64_t task, int thread) {
   for (int64_t r = 0; r < rows; ++r) {
     uint8_t* out = (uint8_t*)args.out + ((first_row + r) * args.out_stride + column) * size;
     write_row(c + r * kPanel, n, args.activation, out, args.out_dtype);
+    if (args.sums == nullptr) continue;
+    const int sum_size = args.x_dtype == fulmen::kFloat32 ? 4 : 2;
+    uint8_t* sums = (uint8_t*)args.sums + ((first_row + r) * args.w.n + column) * sum_size;
+    write_row(c + r * kPanel, n, fulmen::kNone, sums, args.x_dtype);
   }
 }
 

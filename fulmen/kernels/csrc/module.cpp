@@ -68,10 +68,16 @@ NB_MODULE(_native, m) {
         new (self) Matrix(matrix(data, format, group, n, k));
       });
   m.def("linear", [](Address x, int x_dtype, int64_t rows, int64_t x_stride, const Matrix& w, int input_bits,
-                     Address out, int out_dtype, int64_t out_stride, int activation) {
+                     Address out, int out_dtype, int64_t out_stride, int activation, Address sums) {
     LinearArgs args{in<void>(x), Dtype(x_dtype), rows, x_stride, w, input_bits,
-                    at<void>(out), Dtype(out_dtype), out_stride, Activation(activation)};
+                    at<void>(out), Dtype(out_dtype), out_stride, Activation(activation), at<void>(sums)};
     run(kernels()->linear, args);
+  });
+  m.def("activation_backward", [](Address dy, int dy_dtype, int64_t rows, int64_t n, Address sums, int activation, int dtype,
+                                  Address dz, Address dz_transposed, int64_t stride) {
+    ActivationBackwardArgs args{in<void>(dy), Dtype(dy_dtype), rows, n, in<void>(sums), Activation(activation), Dtype(dtype),
+                                at<void>(dz), at<void>(dz_transposed), stride};
+    run(kernels()->activation_backward, args);
   });
   m.def("pack", [](Address source, int dtype, int64_t row_stride, int64_t column_stride, const Matrix& w, Address out) {
     PackArgs args{in<void>(source), Dtype(dtype), row_stride, column_stride, w, at<uint8_t>(out)};
@@ -83,16 +89,37 @@ NB_MODULE(_native, m) {
                   at<float>(target_logits), at<float>(top_logits), at<int64_t>(top_ids)};
     run(kernels()->head, args);
   });
+  m.def("head_backward", [](Address x, int x_dtype, int64_t rows, int64_t x_stride, const Matrix& w, Address targets,
+                            Address logsumexp, Address gradient, int dtype, Address error, Address error_transposed,
+                            int64_t stride) {
+    HeadBackwardArgs args{in<void>(x), Dtype(x_dtype), rows, x_stride, w, in<int64_t>(targets), in<float>(logsumexp),
+                          in<float>(gradient), Dtype(dtype), at<void>(error), at<void>(error_transposed), stride};
+    run(kernels()->head_backward, args);
+  });
   m.def("norm", [](int dtype, int64_t rows, int64_t width, Address x, int64_t x_stride, Address weight, float eps,
                    Address branch, float alpha, float beta, Address stream, Address gate, int64_t gate_stride, Address out) {
     NormArgs args{Dtype(dtype), rows, width, in<void>(x), x_stride, in<void>(weight), eps, in<void>(branch), alpha, beta,
                   at<void>(stream), in<void>(gate), gate_stride, at<void>(out)};
     run(kernels()->norm, args);
   });
+  m.def("norm_backward", [](int dtype, int64_t rows, int64_t width, Address stream, int64_t stream_stride, Address weight, float eps,
+                            Address gate, Address dout, Address dstream, float alpha, float beta, Address dx, Address dbranch,
+                            Address dgate, Address dweight) {
+    NormBackwardArgs args{Dtype(dtype), rows, width, in<void>(stream), stream_stride, in<void>(weight), eps, in<void>(gate),
+                          in<void>(dout), in<void>(dstream), alpha, beta, at<void>(dx), at<void>(dbranch), at<void>(dgate),
+                          at<float>(dweight)};
+    run(kernels()->norm_backward, args);
+  });
   m.def("route", [](Address logits, int64_t rows, int num_experts, int top_k, bool is_sigmoid, Address bias,
                     Address weights, Address ids) {
     RouteArgs args{in<float>(logits), rows, num_experts, top_k, is_sigmoid, in<float>(bias), at<float>(weights), at<int64_t>(ids)};
     run(kernels()->route, args);
+  });
+  m.def("route_backward", [](Address logits, Address ids, Address weights, Address dweights, int64_t rows, int num_experts, int top_k,
+                             bool is_sigmoid, Address dlogits) {
+    RouteBackwardArgs args{in<float>(logits), in<int64_t>(ids), in<float>(weights), in<float>(dweights), rows, num_experts, top_k,
+                           is_sigmoid, at<float>(dlogits)};
+    run(kernels()->route_backward, args);
   });
   nb::class_<Stack>(m, "Stack", "The packed matrices of a layer's experts; the memory is the caller's.")
       .def("__init__", [](Stack* self, std::vector<Matrix> w1, std::vector<Matrix> w2, std::vector<Matrix> w3) {

@@ -7,17 +7,10 @@
 
 namespace ISA {
 
+using fulmen::Dtype;
 using fulmen::NormArgs;
 using fulmen::RouteArgs;
 
-// What a row of either dtype holds, as float32, and back.
-static inline V read(const void* p, int64_t i, int n, Dtype dtype) {
-  return dtype == fulmen::kFloat32 ? load_n((const float*)p + i, n) : load_n((const uint16_t*)p + i, n);
-}
-static inline void write(void* p, int64_t i, int n, Dtype dtype, V v) {
-  if (dtype == fulmen::kFloat32) store_n((float*)p + i, v, n);
-  else store_n((uint16_t*)p + i, v, n);
-}
 static inline V rounded(V v, Dtype dtype) {
   if (dtype == fulmen::kFloat32) return v;
   uint16_t half[kLanes];

@@ -9,6 +9,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "kernels.h"
+
 namespace ISA {
 
 constexpr int kLanes = 16;
@@ -316,6 +318,69 @@ static inline Pairs load_fp8(const void* p) {
   return {halves[0], halves[1]};
 }
 
+#endif
+
+// What a row of either dtype holds, as float32, and back.
+static inline V read(const void* p, int64_t i, int n, fulmen::Dtype dtype) {
+  return dtype == fulmen::kFloat32 ? load_n((const float*)p + i, n) : load_n((const uint16_t*)p + i, n);
+}
+static inline void write(void* p, int64_t i, int n, fulmen::Dtype dtype, V v) {
+  if (dtype == fulmen::kFloat32) store_n((float*)p + i, v, n);
+  else store_n((uint16_t*)p + i, v, n);
+}
+
+// rows[i] lane j <-> rows[j] lane i
+#ifdef FULMEN_AVX512
+static inline void transpose(V (&rows)[16]) {
+  __m512 a[16];
+  for (int i = 0; i < 16; i += 4) {
+    const __m512d low = _mm512_castps_pd(_mm512_unpacklo_ps(rows[i].x, rows[i + 1].x));
+    const __m512d high = _mm512_castps_pd(_mm512_unpackhi_ps(rows[i].x, rows[i + 1].x));
+    const __m512d low2 = _mm512_castps_pd(_mm512_unpacklo_ps(rows[i + 2].x, rows[i + 3].x));
+    const __m512d high2 = _mm512_castps_pd(_mm512_unpackhi_ps(rows[i + 2].x, rows[i + 3].x));
+    a[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, low2));
+    a[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, low2));
+    a[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(high, high2));
+    a[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high, high2));
+  }
+  // a[4 g + i] holds, in quarter q, lane 4 q + i of rows 4 g to 4 g + 3.
+  for (int i = 0; i < 4; ++i) {
+    const __m512 even01 = _mm512_shuffle_f32x4(a[i], a[4 + i], 0x88), odd01 = _mm512_shuffle_f32x4(a[i], a[4 + i], 0xdd);
+    const __m512 even23 = _mm512_shuffle_f32x4(a[8 + i], a[12 + i], 0x88), odd23 = _mm512_shuffle_f32x4(a[8 + i], a[12 + i], 0xdd);
+    rows[i] = {_mm512_shuffle_f32x4(even01, even23, 0x88)};
+    rows[4 + i] = {_mm512_shuffle_f32x4(odd01, odd23, 0x88)};
+    rows[8 + i] = {_mm512_shuffle_f32x4(even01, even23, 0xdd)};
+    rows[12 + i] = {_mm512_shuffle_f32x4(odd01, odd23, 0xdd)};
+  }
+}
+#else
+static inline void transpose8(__m256 (&rows)[8]) {
+  __m256 a[8];
+  for (int i = 0; i < 8; i += 4) {
+    const __m256d low = _mm256_castps_pd(_mm256_unpacklo_ps(rows[i], rows[i + 1]));
+    const __m256d high = _mm256_castps_pd(_mm256_unpackhi_ps(rows[i], rows[i + 1]));
+    const __m256d low2 = _mm256_castps_pd(_mm256_unpacklo_ps(rows[i + 2], rows[i + 3]));
+    const __m256d high2 = _mm256_castps_pd(_mm256_unpackhi_ps(rows[i + 2], rows[i + 3]));
+    a[i] = _mm256_castpd_ps(_mm256_unpacklo_pd(low, low2));
+    a[i + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(low, low2));
+    a[i + 2] = _mm256_castpd_ps(_mm256_unpacklo_pd(high, high2));
+    a[i + 3] = _mm256_castpd_ps(_mm256_unpackhi_pd(high, high2));
+  }
+  for (int i = 0; i < 4; ++i) {
+    rows[i] = _mm256_permute2f128_ps(a[i], a[4 + i], 0x20);
+    rows[4 + i] = _mm256_permute2f128_ps(a[i], a[4 + i], 0x31);
+  }
+}
+static inline void transpose(V (&rows)[16]) {
+  __m256 corners[2][2][8];  // [upper rows or lower][left lanes or right]
+  for (int i = 0; i < 16; ++i) {
+    corners[i / 8][0][i % 8] = rows[i].a;
+    corners[i / 8][1][i % 8] = rows[i].b;
+  }
+  for (auto& half : corners)
+    for (auto& corner : half) transpose8(corner);
+  for (int i = 0; i < 16; ++i) rows[i] = {corners[0][i / 8][i % 8], corners[1][i / 8][i % 8]};
+}
 #endif
 
 // Sums and maxima of the lanes, always in the same tree.
