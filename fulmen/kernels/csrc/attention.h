@@ -107,17 +107,6 @@ static inline void multiply_all(float* out, int64_t out_stride, const float* fac
     multiply<R, 1>(out + c, out_stride, factor, a, a_stride, b + c * pair, next + c * pair, b_stride, steps);
 }
 
-static inline float top(V x) {
-#ifdef FULMEN_AVX512
-  return _mm512_reduce_max_ps(x.x);
-#else
-  __m256 eight = _mm256_max_ps(x.a, x.b);
-  __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
-  __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
-  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
-#endif
-}
-
 static inline V rounded(V x, const float*) { return x; }
 static inline V rounded(V x, const uint16_t*) {
 #ifdef FULMEN_AVX512
@@ -175,7 +164,7 @@ static inline void weigh(Rows<T>& rows, int64_t row, Page<T> page, float* scores
     if (visible[r] < kPage)
       for (int c = 0; c < kPage; c += kLanes) store(s + c, first_of(int(visible[r]) - c, load(s + c), nothing));
     const V most = max(max(load(s), load(s + kLanes)), max(load(s + 2 * kLanes), load(s + 3 * kLanes)));
-    const float before = rows.peak[row + r], here = top(most) * rows.scale;
+    const float before = rows.peak[row + r], here = quick_largest(most) * rows.scale;
     rows.peak[row + r] = here > before ? here : before;
     drop[r] = before - rows.peak[row + r];
   }

@@ -108,7 +108,7 @@ static void attend_backward(const AttentionBackwardArgs& args, int64_t sequence,
           float* s = t.scores + r * kTile;
           V highest = set1(-__builtin_inff());
           for (int64_t c = 0; c < kTile; c += kLanes) highest = max(first_of(int(seen - c), load(s + c), highest), highest);
-          const float here = top(highest) * scale * log2e, before = peak[r];
+          const float here = quick_largest(highest) * scale * log2e, before = peak[r];
           peak[r] = here > before ? here : before;
           V total = zero();
           for (int64_t c = 0; c < kTile; c += kLanes)

@@ -24,6 +24,7 @@ constexpr int kTileRows = 6, kTileBlocks = 4;
 #else
 constexpr int kTileRows = 2, kTileBlocks = 2;
 #endif
+constexpr int kMaxGroup = 128;  // inputs that share a scale
 constexpr int kSumRows = 192;  // rows whose sums of a panel stay in the second-level cache
 
 static inline int64_t padded_k(const Matrix& w) {
@@ -81,45 +82,52 @@ static inline bool is_ready(const Operand& o, Dtype x, int64_t k) {
   return !o.integer && o.wide == (x == fulmen::kFloat32) && o.k == k;
 }
 
+// One group of a row as integers: the largest value becomes 127, or 32512 = 127 * 256 in two planes,
+// whose high one then stays below 128.
+template <class T, int kPlanes>
+static inline void quantise_group(const T* x, int64_t count, int group, int8_t* high, int8_t* low, float* scale, int32_t* sum_of) {
+  constexpr float top = kPlanes == 2 ? 32512.0f : 127.0f;
+  V values[kMaxGroup / kLanes];
+  V most = zero(), poison = zero();  // a NaN or infinity has no code: it makes the scale NaN
+  const int vectors = group / kLanes;
+  for (int i = 0; i < vectors; ++i) {
+    const int64_t rest = count - i * kLanes;
+    values[i] = rest >= kLanes ? load(x + i * kLanes) : rest > 0 ? load_n(x + i * kLanes, int(rest)) : zero();
+    most = max(abs(values[i]), most);
+    poison = fma(values[i], zero(), poison);
+  }
+  // In any order: the maximum and the sum of integers below 2^24 are exact.
+  const float range = quick_largest(most), inverse = range > 0 ? top / range : 0.0f;
+  *scale = range / top + quick_sum(poison);
+  V total = zero();
+  for (int i = 0; i < vectors; ++i) {
+    V q = round(mul(values[i], set1(inverse)));
+    q = max(min(q, set1(top)), set1(-top));
+    total = add(total, q);
+    if (kPlanes == 1) {
+      store_bytes(high + i * kLanes, q);
+      continue;
+    }
+    const V h = round(mul(q, set1(1.0f / 256.0f)));
+    // q - 256 h is between -128 and 128; ties to even make 128 possible, where -128 and h + 1 say the same
+    const V l = sub(q, mul(h, set1(256.0f)));
+    const V over = where_less(set1(127.5f), l, set1(1.0f), zero());
+    store_bytes(low + i * kLanes, sub(l, mul(over, set1(256.0f))));
+    store_bytes(high + i * kLanes, add(h, over));
+  }
+  *sum_of = int32_t(quick_sum(total));
+}
+
 template <class T>
 static inline void quantise(const T* x, int64_t k, const Operand& o, int group, uint8_t* out) {
   int8_t* high = (int8_t*)out;
   int8_t* low = high + o.k;  // with one plane: unused
   float* scales = (float*)(out + o.planes * o.k);
   int32_t* sums = (int32_t*)(scales + o.groups);
-  const float top = o.planes == 2 ? 32512.0f : 127.0f;  // 32512 = 127 * 256: the high plane stays below 128
   for (int64_t g = 0; g < o.groups; ++g) {
     const int64_t from = g * group;
-    V most = zero(), poison = zero();  // a NaN or infinity has no code: it makes the scale NaN
-    for (int i = 0; i < group; i += kLanes) {
-      const int n = int(least(kLanes, k - from - i));
-      if (n <= 0) break;
-      const V v = load_n(x + from + i, n);
-      most = max(abs(v), most);
-      poison = fma(v, zero(), poison);
-    }
-    const float range = largest(most);
-    const float scale = range / top, inverse = range > 0 ? top / range : 0.0f;
-    scales[g] = scale + sum(poison);
-    V sum_v = zero();  // exact: below 2^24
-    for (int i = 0; i < group; i += kLanes) {
-      const int n = int(least(kLanes, k - from - i));
-      V q = n > 0 ? round(mul(load_n(x + from + i, n), set1(inverse))) : zero();
-      q = max(min(q, set1(top)), set1(-top));
-      sum_v = add(sum_v, q);
-      if (o.planes == 2) {
-        V h = round(mul(q, set1(1.0f / 256.0f)));
-        store_bytes(high + from + i, h);
-        // q - 256 h is between -128 and 128; ties to even make 128 possible, where -128 and h + 1 say the same
-        V l = sub(q, mul(h, set1(256.0f)));
-        V over = where_less(set1(127.5f), l, set1(1.0f), zero());
-        store_bytes(low + from + i, sub(l, mul(over, set1(256.0f))));
-        store_bytes(high + from + i, add(h, over));
-      } else {
-        store_bytes(high + from + i, q);
-      }
-    }
-    sums[g] = int32_t(sum(sum_v));
+    if (o.planes == 2) quantise_group<T, 2>(x + from, k - from, group, high + from, low + from, scales + g, sums + g);
+    else quantise_group<T, 1>(x + from, k - from, group, high + from, nullptr, scales + g, sums + g);
   }
 }
 
@@ -215,29 +223,6 @@ struct TileWide {
   }
 };
 
-// One group of codes times one group of integer activations, as int32: high plane, times 256, low.
-template <int R, int B>
-static inline void integer_dots(const uint8_t* const* x, int64_t offset, int64_t plane, int planes, const uint8_t* w,
-                                int64_t stride, int64_t k, I out[R][B]) {
-  for (int r = 0; r < R; ++r)
-    for (int b = 0; b < B; ++b) out[r][b] = izero();
-  for (int p = 0; p < planes; ++p) {
-    if (p)
-      for (int r = 0; r < R; ++r)
-        for (int b = 0; b < B; ++b) out[r][b] = times_256(out[r][b]);
-    const uint8_t* a[R];
-    for (int r = 0; r < R; ++r) a[r] = x[r] + p * plane + offset;
-    for (int64_t i = 0; i < k / 4; ++i) {
-      Quads u[B];
-      for (int j = 0; j < B; ++j) u[j] = load_quads(w + j * stride + i * 64);
-      for (int r = 0; r < R; ++r) {
-        Quads value = set1_quad(a[r] + 4 * i);
-        for (int j = 0; j < B; ++j) out[r][j] = dot(out[r][j], u[j], value);
-      }
-    }
-  }
-}
-
 template <class T>
 static inline void tile_rows(int rows, int blocks, const uint8_t* const* x, int64_t offset, const uint8_t* w, int64_t stride,
                              int64_t k, float* c) {
@@ -296,51 +281,78 @@ static inline V int4_part(I dots, V scale, int32_t input_sum, V offset) {
   return fma(to_float(dots), scale, mul(set1(float(input_sum)), offset));
 }
 
-// c (one row, one block) += what one group adds
-static inline void finish_group(I dots, const uint8_t* x, const Operand& o, const Group& g, int block, float* c) {
-  const float* input_scales = (const float*)(x + o.planes * o.k);
-  const int32_t input_sum = ((const int32_t*)(input_scales + o.groups))[g.index];
-  const V scale = load(g.scales + block * kLanes);
-  const V part = g.offsets == nullptr ? int8_part(dots, scale, input_sum)
-                                      : int4_part(dots, scale, input_sum, load(g.offsets + block * kLanes));
-  store(c, fma(part, set1(input_scales[g.index]), load(c)));
-}
-
+// dots (R, B) = one group of codes times one plane of activations. A function of its own, unrolled by
+// order and without other arithmetic: else the compiler keeps the sums in memory.
 template <int R, int B>
-static inline void add_group(const uint8_t* const* x, const Operand& o, const Group& g, int first_block, float* c) {
-  I dots[R][B];
-  integer_dots<R, B>(x, g.offset, o.k, o.planes, g.codes + first_block * g.stride, g.stride, g.size, dots);
-  for (int r = 0; r < R; ++r)
-    for (int b = 0; b < B; ++b) finish_group(dots[r][b], x[r], o, g, first_block + b, c + r * kPanel + b * kLanes);
-}
-
-template <int B>
-static inline void add_group_rows(int rows, const uint8_t* const* x, const Operand& o, const Group& g, int block, float* c) {
-  switch (rows) {
-    case 1: add_group<1, B>(x, o, g, block, c); break;
-    case 2: add_group<2, B>(x, o, g, block, c); break;
-#ifdef FULMEN_AVX512
-    case 3: add_group<3, B>(x, o, g, block, c); break;
-    case 4: add_group<4, B>(x, o, g, block, c); break;
-    case 5: add_group<5, B>(x, o, g, block, c); break;
-    case 6: add_group<6, B>(x, o, g, block, c); break;
-#endif
+static __attribute__((noinline)) void integer_dots(const uint8_t* const* x, int64_t offset, const uint8_t* codes, int64_t stride, int size,
+                                                   int32_t* dots) {
+  I sums[R][B];
+  const uint8_t* a[R];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    a[r] = x[r] + offset;
+#pragma GCC unroll 8
+    for (int b = 0; b < B; ++b) sums[r][b] = izero();
   }
-}
-
-static inline void add_group_all(int64_t rows, int blocks, const uint8_t* const* x, const Operand& o, const Group& g, float* c) {
-  for (int64_t r = 0; r < rows; r += kTileRows) {
-    const int some = int(least(kTileRows, rows - r));
-    for (int b = 0; b < blocks;) {
-      if (blocks - b >= kTileBlocks) {
-        add_group_rows<kTileBlocks>(some, x + r, o, g, b, c + r * kPanel + b * kLanes);
-        b += kTileBlocks;
-      } else {
-        add_group_rows<1>(some, x + r, o, g, b, c + r * kPanel + b * kLanes);
-        ++b;
-      }
+  for (int64_t i = 0; i < size / 4; ++i) {
+    Quads u[B];
+#pragma GCC unroll 8
+    for (int b = 0; b < B; ++b) u[b] = load_quads(codes + b * stride + i * 64);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const Quads value = set1_quad(a[r] + 4 * i);
+#pragma GCC unroll 8
+      for (int b = 0; b < B; ++b) sums[r][b] = dot(sums[r][b], u[b], value);
     }
   }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int b = 0; b < B; ++b) store(dots + (r * B + b) * kLanes, sums[r][b]);
+}
+
+// c (R rows, B blocks) += what one group adds
+template <int R, int B, bool kInt4, int kPlanes>
+static inline void add_group(const uint8_t* const* x, const Operand& o, const Group& g, int first_block, float* c) {
+  alignas(64) int32_t dots[kPlanes][R * B * kLanes];
+  const uint8_t* codes = g.codes + first_block * g.stride;
+  for (int p = 0; p < kPlanes; ++p) integer_dots<R, B>(x, p * o.k + g.offset, codes, g.stride, g.size, dots[p]);
+  const int64_t scale_at = kPlanes * o.k + 4 * g.index, sum_at = scale_at + 4 * o.groups;
+  V scales[B], offsets[B];
+  for (int b = 0; b < B; ++b) {
+    scales[b] = load(g.scales + (first_block + b) * kLanes);
+    offsets[b] = kInt4 ? load(g.offsets + (first_block + b) * kLanes) : zero();
+  }
+  for (int r = 0; r < R; ++r) {
+    float input_scale;
+    int32_t input_sum;
+    memcpy(&input_scale, x[r] + scale_at, 4);
+    memcpy(&input_sum, x[r] + sum_at, 4);
+    for (int b = 0; b < B; ++b) {
+      const int32_t* sum = dots[0] + (r * B + b) * kLanes;
+      const I exact = kPlanes == 2 ? add(times_256(load(sum)), load(sum + R * B * kLanes)) : load(sum);
+      const V part = kInt4 ? int4_part(exact, scales[b], input_sum, offsets[b]) : int8_part(exact, scales[b], input_sum);
+      float* to = c + r * kPanel + b * kLanes;
+      store(to, fma(part, set1(input_scale), load(to)));
+    }
+  }
+}
+
+template <int R, bool kInt4, int kPlanes>
+static inline void add_group_rows(int blocks, const uint8_t* const* x, const Operand& o, const Group& g, float* c) {
+  int b = 0;
+  for (; b + kTileBlocks <= blocks; b += kTileBlocks) add_group<R, kTileBlocks, kInt4, kPlanes>(x, o, g, b, c + b * kLanes);
+  for (; b < blocks; ++b) add_group<R, 1, kInt4, kPlanes>(x, o, g, b, c + b * kLanes);
+}
+
+template <bool kInt4, int kPlanes>
+static inline void add_group_all(int64_t rows, int blocks, const uint8_t* const* x, const Operand& o, const Group& g, float* c) {
+  int64_t r = 0;
+  for (; r + kTileRows <= rows; r += kTileRows) add_group_rows<kTileRows, kInt4, kPlanes>(blocks, x + r, o, g, c + r * kPanel);
+#ifdef FULMEN_AVX512
+  for (; r + 2 <= rows; r += 2) add_group_rows<2, kInt4, kPlanes>(blocks, x + r, o, g, c + r * kPanel);
+#endif
+  for (; r < rows; ++r) add_group_rows<1, kInt4, kPlanes>(blocks, x + r, o, g, c + r * kPanel);
 }
 
 #ifdef FULMEN_AMX
@@ -419,6 +431,16 @@ static inline void tile_bf16(const uint8_t* const* x, int64_t rows, int blocks, 
   release_tiles();
 }
 
+// c (one row, one block) += what one group adds
+static inline void finish_group(I dots, const uint8_t* x, const Operand& o, const Group& g, int block, float* c) {
+  const float* input_scales = (const float*)(x + o.planes * o.k);
+  const int32_t input_sum = ((const int32_t*)(input_scales + o.groups))[g.index];
+  const V scale = load(g.scales + block * kLanes);
+  const V part = g.offsets == nullptr ? int8_part(dots, scale, input_sum)
+                                      : int4_part(dots, scale, input_sum, load(g.offsets + block * kLanes));
+  store(c, fma(part, set1(input_scales[g.index]), load(c)));
+}
+
 // c += one group of 64 or 128 inputs; the integers are exact, so the bits are those of add_group
 static inline void tile_group(const uint8_t* const* x, int64_t rows, int blocks, const Operand& o, const Group& g, float* c) {
   alignas(64) uint8_t gathered[16 * kTileBytes];
@@ -452,8 +474,6 @@ static inline void tile_group(const uint8_t* const* x, int64_t rows, int blocks,
 #endif
 
 // ---- a panel -----------------------------------------------------------------------------------
-
-constexpr int kMaxGroup = 128;
 
 // What the first-level cache holds while a panel is multiplied.
 struct alignas(64) PanelScratch {
@@ -549,42 +569,50 @@ static inline void stream_panel(const uint8_t* const* x, int64_t rows, const Ope
   }
 }
 
+// A group of int4 codes as bytes in the int8 layout, its scales and offsets as float32.
+static inline void spread_int4(const uint8_t* from, int64_t stride, int blocks, int group, PanelScratch& s, Group& g) {
+  for (int b = 0; b < blocks; ++b) {
+    const uint8_t* block = from + b * stride;
+    uint8_t* codes = s.codes + b * 16 * group;
+    for (int i = 0; i < group / 8; ++i) {
+      const Quads both = load_quads(block + i * 64);
+      store(codes + i * 128, low_nibbles(both));
+      store(codes + i * 128 + 64, high_nibbles(both));
+    }
+    const uint16_t* halves = (const uint16_t*)(block + group * 8);
+    store(s.scales + b * kLanes, load_half(halves));
+    store(s.offsets + b * kLanes, load_half(halves + kLanes));
+  }
+  g.codes = s.codes;
+  g.stride = 16 * group;
+  g.offsets = s.offsets;
+}
+
+// Rows whose sums stay in the first-level cache while the groups pass.
+constexpr int64_t kIntegerRows = 96;
+
 static inline void integer_panel(const uint8_t* const* x, int64_t rows, const Operand& o, const Matrix& w, const uint8_t* data,
                                  int64_t stride, int blocks, float* c, PanelScratch& s) {
   if (rows <= kStreamRows) return stream_panel<IntegerStream>(x, rows, o, w, data, stride, blocks, c);
-  const bool is_int4 = w.format == fulmen::kINT4;
+  const bool is_int4 = w.format == fulmen::kINT4, two = o.planes == 2;
   const int64_t group_bytes = w.group * (is_int4 ? 8 : 16) + 64;
-  for (int64_t g = 0; g < o.groups; ++g) {
-    const uint8_t* from = data + g * group_bytes;
-    Group group{g, g * w.group, w.group, from, stride, s.scales, nullptr};
-    for (int b = 0; b < blocks; ++b) {
-      const uint8_t* block = from + b * stride;
-      if (!is_int4) {
-        store(s.scales + b * kLanes, load((const float*)(block + w.group * 16)));
+  for (int64_t r = 0; r < rows; r += kIntegerRows) {
+    const int64_t some = least(kIntegerRows, rows - r);
+    for (int64_t i = 0; i < o.groups; ++i) {
+      const uint8_t* from = data + i * group_bytes;
+      Group g{i, i * w.group, w.group, from, stride, s.scales, nullptr};
+      if (is_int4) spread_int4(from, stride, blocks, w.group, s, g);
+      else
+        for (int b = 0; b < blocks; ++b) store(s.scales + b * kLanes, load((const float*)(from + b * stride + w.group * 16)));
+#ifdef FULMEN_AMX
+      if (some >= 16 && w.group % 64 == 0) {
+        tile_group(x + r, some, blocks, o, g, c + r * kPanel);
         continue;
       }
-      uint8_t* codes = s.codes + b * 16 * w.group;
-      for (int i = 0; i < w.group / 8; ++i) {
-        const Quads both = load_quads(block + i * 64);
-        store(codes + i * 128, low_nibbles(both));
-        store(codes + i * 128 + 64, high_nibbles(both));
-      }
-      const uint16_t* halves = (const uint16_t*)(block + w.group * 8);
-      store(s.scales + b * kLanes, load_half(halves));
-      store(s.offsets + b * kLanes, load_half(halves + kLanes));
-    }
-    if (is_int4) {
-      group.codes = s.codes;
-      group.stride = 16 * w.group;
-      group.offsets = s.offsets;
-    }
-#ifdef FULMEN_AMX
-    if (rows >= 16 && w.group % 64 == 0) {
-      tile_group(x, rows, blocks, o, group, c);
-      continue;
-    }
 #endif
-    add_group_all(rows, blocks, x, o, group, c);
+      if (is_int4) two ? add_group_all<true, 2>(some, blocks, x + r, o, g, c + r * kPanel) : add_group_all<true, 1>(some, blocks, x + r, o, g, c + r * kPanel);
+      else two ? add_group_all<false, 2>(some, blocks, x + r, o, g, c + r * kPanel) : add_group_all<false, 1>(some, blocks, x + r, o, g, c + r * kPanel);
+    }
   }
 }
 
