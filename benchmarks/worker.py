@@ -9,55 +9,58 @@ noise written into the cache: its values do not change the work, and no engine w
 """
 
 import argparse
+import importlib.util
 import json
 import os
+import random
 import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-WARMUP_PREFILL = 256
-WARMUP_DECODE = 24
+BESIDE = Path(__file__).resolve().parent
+BENCH = BESIDE.parent / "fulmen/bench"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Case:
-    """Something to time."""
+def load_file(name: str) -> ModuleType:
+    """A file of this checkout's fulmen/bench, alone: whatever revision of Fulmen runs here, or
+    none, the same code times it."""
+    spec = importlib.util.spec_from_file_location(f"checkout_{name}", BENCH / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
 
-    kind: str
-    """prefill or decode"""
-    num_tokens: int
-    """Of the prompt; for decode, new tokens of each sequence."""
-    batch: int = 1
-    """Sequences that decode together."""
-    depth: int = 0
-    """Tokens of each sequence that came before."""
 
-    def __str__(self) -> str:
-        if self.kind == "prefill":
-            return f"prefill {self.num_tokens}"
-        return f"decode, batch {self.batch}, depth {self.depth}"
-
-    def shortened(self) -> "Case":
-        """Enough of the case to warm up, or to choose an implementation."""
-        longest = WARMUP_PREFILL if self.kind == "prefill" else WARMUP_DECODE
-        return Case(
-            kind=self.kind,
-            num_tokens=min(self.num_tokens, longest),
-            batch=self.batch,
-            depth=self.depth,
-        )
+workload_file = load_file("workload")
+Workload = workload_file.Workload
 
 
 class TimedModel(ABC):
     """One engine with one model loaded."""
 
     @abstractmethod
-    def measure(self, case: Case) -> dict[str, Any]:
-        """`seconds`, and whatever else is worth telling."""
+    def measure(self, case: Any) -> dict[str, Any]:
+        """`seconds` of a Workload, and whatever else is worth telling."""
+
+    def touch(self) -> None:
+        """Reads every weight once: a prompt long enough that each expert is chosen."""
+        self.measure(Workload(kind="prefill", num_tokens=workload_file.TOUCH_TOKENS))
+
+    def warm_up(self, case: Any) -> None:
+        """Runs until two stretches of the case take the same time.
+
+        Before every measurement: memory that lay idle while others ran may have to be fetched
+        again.
+        """
+        self.touch()
+        stretch = case.shortened()
+        workload_file.until_steady(lambda: self.measure(stretch)["seconds"])
 
     def logits(self, input_ids: list[int]) -> Any:
         """(T, V) float32 tensor of one sequence from position 0."""
@@ -74,92 +77,18 @@ class FulmenModel(TimedModel):
 
         self.torch = torch
         self.model = load_model(checkpoint, dtype=None if dtype is None else DTYPES[dtype])
-        self.chunk = chunk
-        self.softmax_seconds = 0.0
-        self.runner: Any = None
-        config = self.model.config
-        self.is_hybrid = 0 < sum(config.attn_type_list) < len(config.attn_type_list)
-        if self.is_hybrid:
-            for layer, kind in zip(self.model.model.layers, config.attn_type_list, strict=True):
-                if kind:
-                    self._time_module(layer.self_attn)
+        self.timer = load_file("timer").ModelTimer(self.model, chunk=chunk)
 
-    def _time_module(self, module: Any) -> None:
-        starts: list[float] = []
-        module.register_forward_pre_hook(lambda *_: starts.append(time.perf_counter()))
-
-        def stop(*_: Any) -> None:
-            self.softmax_seconds += time.perf_counter() - starts.pop()
-
-        module.register_forward_hook(stop)
-
-    def measure(self, case: Case) -> dict[str, Any]:
-        """Seconds; and the share that M1's softmax attention took of them."""
-        from fulmen.kernels import PAGE
-
-        pages_each = -(-(case.depth + case.num_tokens) // PAGE)
-        tables = [list(range(n * pages_each, (n + 1) * pages_each)) for n in range(case.batch)]
-        with self.torch.inference_mode():
-            cache = self.model.new_cache(case.batch * pages_each, case.batch)
-            for layer in cache.layers:
-                for pages in (getattr(layer, "k_pages", None), getattr(layer, "v_pages", None)):
-                    if pages is not None:
-                        pages.normal_()
-            if case.kind == "prefill":
-                ids = self._random_ids(1, case.num_tokens)[0]
-                steps = [
-                    ([ids[start : start + self.chunk]], start)
-                    for start in range(0, case.num_tokens, self.chunk)
-                ]
-            else:
-                columns = self._random_ids(case.num_tokens, case.batch)
-                steps = [
-                    ([[token] for token in column], case.depth + i)
-                    for i, column in enumerate(columns)
-                ]
-            self.softmax_seconds = 0.0
-            start = time.perf_counter()
-            for sequences, context in steps:
-                self._forward(sequences, context, tables, cache)
-            seconds = time.perf_counter() - start
-        answer: dict[str, Any] = {"seconds": seconds}
-        if self.is_hybrid:
-            answer["softmax_share"] = self.softmax_seconds / seconds
+    def measure(self, case: Any) -> dict[str, Any]:
+        """Seconds; and those of M1's softmax attention."""
+        if case.kind == "prefill":
+            timing = self.timer.prefill(case.num_tokens)
+        else:
+            timing = self.timer.decode(case.num_tokens, batch=case.batch, depth=case.depth)
+        answer = {"seconds": timing.seconds}
+        if timing.softmax_seconds is not None:
+            answer["softmax_seconds"] = timing.softmax_seconds
         return answer
-
-    def _random_ids(self, rows: int, columns: int) -> list[list[int]]:
-        ids = self.torch.randint(self.model.config.vocab_size, (rows, columns))
-        values: list[list[int]] = ids.tolist()
-        return values
-
-    def _forward(
-        self, sequences: list[list[int]], context: int, tables: list[list[int]], cache: Any
-    ) -> None:
-        from fulmen.models import Packed
-
-        batch = len(sequences)
-        packed = Packed.of(
-            sequences,
-            context_lens=[context] * batch,
-            block_tables=tables,
-            slots=list(range(batch)),
-            only_last_logits=True,
-        )
-        runner = self._runner(cache)
-        if runner is None:
-            self.model(packed, cache)
-        else:  # as the engine asks: the best token, not all logits
-            runner.next_tokens(packed, targets=self.torch.zeros(batch, dtype=int), top_k=1)
-
-    def _runner(self, cache: Any) -> Any:
-        """The engine's runner on this cache; None where the revision has none."""
-        try:
-            from fulmen.engine import Runner
-        except ImportError:
-            return None
-        if self.runner is None or self.runner.cache is not cache:
-            self.runner = Runner(self.model, cache)
-        return self.runner
 
     def logits(self, input_ids: list[int]) -> Any:
         """(T, V) float32 in one pass without a cache."""
@@ -182,13 +111,18 @@ class TransformersModel(TimedModel):
         self.implementation = implementation
         self.chosen: dict[tuple[str, int], str] = {}
 
-    def measure(self, case: Case) -> dict[str, Any]:
+    def measure(self, case: Any) -> dict[str, Any]:
         """Seconds, and the implementation that was chosen."""
         implementation = self._choose(case)
         self.model.set_experts_implementation(implementation)
         return {"seconds": self._seconds(case), "note": implementation}
 
-    def _choose(self, case: Case) -> str:
+    def touch(self) -> None:
+        """The same in the implementation that copies no experts."""
+        self.model.set_experts_implementation("grouped_mm")
+        self._seconds(Workload(kind="prefill", num_tokens=workload_file.TOUCH_TOKENS))
+
+    def _choose(self, case: Any) -> str:
         if self.implementation != "best":
             return self.implementation
         key = case.kind, case.batch
@@ -203,7 +137,7 @@ class TransformersModel(TimedModel):
             self.chosen[key] = min(seconds, key=lambda name: seconds[name])
         return self.chosen[key]
 
-    def _seconds(self, case: Case) -> float:
+    def _seconds(self, case: Any) -> float:
         torch = self.torch
         with torch.inference_mode():
             if case.kind == "prefill":
@@ -227,7 +161,7 @@ class TransformersModel(TimedModel):
                 context += ids.shape[1]
             return time.perf_counter() - start
 
-    def _cache(self, case: Case) -> Any:
+    def _cache(self, case: Any) -> Any:
         """An empty cache, or one that holds noise for `depth` tokens."""
         config = self.model.config
         kinds = (
@@ -276,14 +210,12 @@ class VllmModel(TimedModel):
             max_model_len=max_model_len,
         )
 
-    def measure(self, case: Case) -> dict[str, Any]:
+    def measure(self, case: Any) -> dict[str, Any]:
         """Seconds."""
-        import random
-
-        length = case.num_tokens if case.kind == "prefill" else max(case.depth, 1)
-        prompts = [random.choices(range(1000), k=length) for _ in range(case.batch)]
         if case.kind == "prefill":
-            return {"seconds": self._seconds(prompts, 1)}
+            return {"seconds": self._seconds([random.choices(range(1000), k=case.num_tokens)], 1)}
+        draw = random.Random(0)  # the same each time, so that a deep past is read once
+        prompts = [draw.choices(range(1000), k=max(case.depth, 1)) for _ in range(case.batch)]
         first = self._seconds(prompts, 1)  # reads the prompts; what follows finds them cached
         first = min(first, self._seconds(prompts, 1))
         return {"seconds": self._seconds(prompts, 1 + case.num_tokens) - first}
@@ -308,9 +240,8 @@ def serve(model: TimedModel, answer: Callable[[dict[str, Any]], None]) -> None:
                 torch.save(model.logits(question["logits_of"]), question["file"])
                 answer({})
                 continue
-            case = Case(**question)
-            # Every time: memory that lay idle while others ran may have to be fetched again.
-            model.measure(case.shortened())
+            case = Workload(**question)
+            model.warm_up(case)
             answer(model.measure(case))
         except Exception as error:
             answer({"error": f"{type(error).__name__}: {error}"})
@@ -327,6 +258,8 @@ def main() -> None:
     parser.add_argument("--experts", default="best", help="transformers: implementation of experts")
     parser.add_argument("--max-model-len", type=int, default=16_640, help="vLLM: context")
     options = parser.parse_args()
+    # transformers and vLLM look for a library called kernels; the script beside this one is not it.
+    sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != BESIDE]
     # Libraries print to stdout; the answers keep it for themselves.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)

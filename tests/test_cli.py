@@ -274,3 +274,53 @@ def test_a_flag_of_quantize_that_cannot_be_right_is_one_sentence(
     assert run.returncode == 1
     assert sentence in run.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_bench_times_a_model_against_the_machine(folder: Path) -> None:
+    flags = ("--prompt", "40", "--tokens", "4", "--depth", "20", "--rounds", "1")
+    run = fulmen("bench", "--model", folder, *flags, "--json")
+    assert run.returncode == 0, run.stderr
+    result = json.loads(run.stdout)
+    assert [row["kind"] for row in result["workloads"]] == ["prefill", "decode"]
+    assert all(row["tokens_per_s"]["median"] > 0 for row in result["workloads"])
+    assert all(0 < row["of_limit"] < 1 for row in result["workloads"])
+    assert result["limits"]["read_gb_per_s"]
+
+
+def test_bench_times_single_operations_with_and_without_the_kernels() -> None:
+    run = fulmen("bench", "--only", "rms", "--rounds", "1", "--threads", "1")
+    assert run.returncode == 0, run.stderr
+    assert "reading memory, 1 thread " in run.stdout
+    assert "512 x 1024" in run.stdout
+    command = [sys.executable, "-m", "fulmen.cli", "bench", "--only", "rms", "--rounds", "1"]
+    environment = os.environ | {"FULMEN_ISA": "none"}
+    plain = subprocess.run(
+        [*command, "--json"], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert plain.returncode == 0, plain.stderr
+    assert "running on plain torch" in plain.stderr
+    result = json.loads(plain.stdout)
+    assert result["limits"]["isa"] is None
+    assert {row["name"] for row in result["ops"]} == {"rms norm"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (("--threads", "0"), "--threads is 0, it must be at least 1"),
+        (("--rounds", "0"), "--rounds is 0, it must be at least 1"),
+        (("--only", "nothing"), "--only is 'nothing', no operation begins so, there are linear"),
+        (("--model", "m", "--only", "linear"), "--only chooses operations, a model is timed whole"),
+        (("--model", "m", "--prompt", "0", "--tokens", "0"), "--prompt and --tokens are both 0"),
+        (("--tokens", "5"), "--tokens is for a model, --model names one"),
+        (("--model", "nowhere"), "nowhere is no path on this machine"),
+        (("--model", GOLDEN / "m2-tiny", "--depth", "999999"), "needs room for"),
+    ],
+)
+def test_a_flag_of_bench_that_cannot_be_right_is_one_sentence(
+    flags: tuple[str, ...], sentence: str
+) -> None:
+    run = fulmen("bench", *flags)
+    assert (run.returncode, run.stdout) == (1, "")
+    assert sentence in run.stderr
+    assert len(run.stderr.splitlines()) == 1

@@ -21,9 +21,9 @@ from fulmen.models.checkpoint import (
     save_model,
     stream_model,
 )
-from fulmen.models.config import DTYPES, read_json
+from fulmen.models.config import DTYPES, PackedConfig, read_json
 from fulmen.models.download import OnProgress
-from fulmen.models.flops import count_parameters
+from fulmen.models.flops import count_parameters, decode_bytes, prefill_flops
 from fulmen.models.layers import Trace
 from fulmen.models.m1 import M1, M1Config, router_aux_loss
 from fulmen.models.m2 import M2, M2Config
@@ -60,11 +60,13 @@ __all__ = [
     "Model",
     "OnProgress",
     "Packed",
+    "PackedConfig",
     "Plan",
     "QuantizeConfig",
     "Trace",
     "config_from_dict",
     "count_parameters",
+    "decode_bytes",
     "figure1_svg",
     "figure1_text",
     "get_card",
@@ -75,6 +77,7 @@ __all__ = [
     "new_model",
     "parse_bytes",
     "parse_packed",
+    "prefill_flops",
     "published_config",
     "pull",
     "quantize_checkpoint",

@@ -140,3 +140,28 @@ def multiplied_weights(config: Config) -> int:
     counts = count_parameters(config)
     head = counts.head or counts.embedding
     return counts.active - counts.routers - counts.vectors + head
+
+
+def decode_bytes(
+    config: Config, *, batch: int = 1, depth: float = 0, weight_scale: float = 1.0
+) -> float:
+    """What one decoding step must read: weights, keys and values, lightning states.
+
+    batch         sequences that each get a token; experts are counted as if every token chose its
+                  own at random
+    depth         tokens of each sequence that came before
+    weight_scale  bytes of a weight over what the config says
+    """
+    missed = (1 - config.num_experts_per_tok / config.num_local_experts) ** batch
+    weights = 0.0
+    for spec in config.tensors():
+        kind = kind_of(spec)
+        if kind != "embedding" or config.tie_word_embeddings:
+            share = 1 - missed if kind == "experts" else 1.0
+            weights += share * num_elements(spec) * spec.dtype.itemsize
+    num_softmax = sum(config.attn_type_list)
+    width = 2 * config.num_key_value_heads * config.head_dim
+    past = num_softmax * width * config.torch_dtype.itemsize * depth
+    num_lightning = config.num_hidden_layers - num_softmax
+    states = num_lightning * config.num_attention_heads * config.head_dim**2 * 4
+    return weights * weight_scale + batch * (past + states)

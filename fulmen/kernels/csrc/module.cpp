@@ -172,7 +172,9 @@ NB_MODULE(_native, m) {
   });
   m.def("probe_products", [](int64_t iterations, bool integer) {
     ProbeArgs args{nullptr, 0, iterations, integer, 0};
-    run(kernels()->probe, args);
+    nb::gil_scoped_release release;  // not through run(), which keeps a copy of args
+    Turn turn;
+    kernels()->probe(args);
     return args.operations;
   });
   bind_attention(m);

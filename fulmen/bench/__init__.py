@@ -1,0 +1,31 @@
+"""How fast this machine, the kernels and a whole model are, beside what the machine allows."""
+
+from fulmen.bench.machine import Limits, Spread, device_name, measure_limits, use_threads
+from fulmen.bench.model import check_workloads, tokens_per_s_limit
+from fulmen.bench.ops import Clock, Op, Prepared, describe_op, list_ops
+from fulmen.bench.report import limits_table, report_model, report_ops, time_text
+from fulmen.bench.timer import ModelTimer, Timing
+from fulmen.bench.workload import Workload, until_steady
+
+__all__ = [
+    "Clock",
+    "Limits",
+    "ModelTimer",
+    "Op",
+    "Prepared",
+    "Spread",
+    "Timing",
+    "Workload",
+    "check_workloads",
+    "describe_op",
+    "device_name",
+    "limits_table",
+    "list_ops",
+    "measure_limits",
+    "report_model",
+    "report_ops",
+    "time_text",
+    "tokens_per_s_limit",
+    "until_steady",
+    "use_threads",
+]

@@ -1,0 +1,84 @@
+"""How fast a whole model reads and generates, and what share of the machine's limits that is.
+
+A decoded token must read the weights it uses, and its past, from memory; a prompt must multiply.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from fulmen.bench.machine import Limits, Spread
+from fulmen.bench.timer import ModelTimer
+from fulmen.bench.workload import TOUCH_TOKENS, Workload, until_steady
+from fulmen.kernels import native
+from fulmen.models import Config, Model, PackedConfig, decode_bytes, prefill_flops
+
+
+def check_workloads(config: Config, workloads: Sequence[Workload]) -> None:
+    """Raises a ValueError for one that the model's context does not hold."""
+    longest = config.max_position_embeddings
+    for workload in workloads:
+        needed = workload.depth + workload.num_tokens
+        if needed > longest:
+            raise ValueError(
+                f"{workload} needs room for {needed:,} tokens, the model's context is {longest:,}"
+            )
+
+
+def measure_model(
+    model: Model, workloads: Sequence[Workload], *, rounds: int = 3, chunk: int = 1024
+) -> dict[Workload, Spread]:
+    """Tokens a second of each workload, of `rounds` in turn; each is warmed up before."""
+    touched = min(TOUCH_TOKENS, model.config.max_position_embeddings)
+    timer = ModelTimer(model, chunk=chunk)
+    rates: dict[Workload, list[float]] = {workload: [] for workload in workloads}
+    for _ in range(rounds):
+        for workload in workloads:
+            timer.prefill(touched)
+            until_steady(lambda workload=workload: _seconds(timer, workload.shortened()))  # type: ignore[misc]
+            seconds = _seconds(timer, workload)
+            rates[workload].append(workload.batch * workload.num_tokens / seconds)
+    return {workload: Spread.of(values) for workload, values in rates.items()}
+
+
+def _seconds(timer: ModelTimer, workload: Workload) -> float:
+    if workload.kind == "prefill":
+        return timer.prefill(workload.num_tokens).seconds
+    tokens, batch, depth = workload.num_tokens, workload.batch, workload.depth
+    return timer.decode(tokens, batch=batch, depth=depth).seconds
+
+
+def tokens_per_s_limit(
+    config: Config,
+    workload: Workload,
+    limits: Limits,
+    *,
+    weight_scale: float = 1.0,
+    dtype: torch.dtype | None = None,
+) -> float:
+    """Tokens a second that the machine's measured rates allow.
+
+    weight_scale  bytes of a weight over what the config says, for an engine that stores them
+                  otherwise
+    dtype         that the model runs in, the config's if absent
+    """
+    if native() is None:  # then rounded weights run as the floats they stand for
+        config = replace(config, quantization_config=None)
+    if dtype is not None:
+        config = replace(config, torch_dtype=dtype)
+    if workload.kind == "prefill":
+        flops = prefill_flops(config, workload.num_tokens)
+        return workload.num_tokens * _operations_per_s(config, limits) / flops
+    depth = workload.depth + workload.num_tokens / 2
+    needed = decode_bytes(config, batch=workload.batch, depth=depth, weight_scale=weight_scale)
+    return workload.batch * limits.bytes_per_s / needed
+
+
+def _operations_per_s(config: Config, limits: Limits) -> float:
+    """Of a prompt. Weights of 8 and 4 bits are multiplied as integers: once, or twice where inputs
+    are 16 bits wide."""
+    rounded = config.quantization_config
+    if isinstance(rounded, PackedConfig) and rounded.bits != "fp8":
+        return limits.operations_per_s("int8") * 8 / rounded.input_bits
+    return limits.operations_per_s(str(config.torch_dtype).removeprefix("torch."))

@@ -1,0 +1,140 @@
+"""What `fulmen bench` does: measures, and gives the numbers, once for JSON and once as tables."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from fulmen.bench.machine import Limits, Spread, device_name, measure_limits
+from fulmen.bench.model import check_workloads, measure_model, tokens_per_s_limit
+from fulmen.bench.ops import Op, describe_op, measure_op
+from fulmen.bench.workload import Workload
+from fulmen.models import load_model
+
+Say = Callable[[str], None]
+"""Is told what is being done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The same numbers twice."""
+
+    values: dict[str, Any]
+    tables: list[Table]
+
+
+def report_ops(ops: Sequence[Op], *, threads: int, rounds: int, say: Say) -> Report:
+    """The machine and single operations."""
+    say("measuring the machine")
+    limits = measure_limits(threads)
+    seconds = {}
+    for op in ops:
+        say(f"measuring {op}")
+        seconds[op] = measure_op(op, rounds=rounds)
+    limits = limits.best(measure_limits(threads))
+    rows = [describe_op(op, spread, limits) for op, spread in seconds.items()]
+    values = _head(threads, limits) | {"ops": rows}
+    return Report(values, [limits_table(limits), ops_table(rows)])
+
+
+def report_model(
+    folder: Path,
+    workloads: Sequence[Workload],
+    *,
+    dtype: torch.dtype | None,
+    threads: int,
+    rounds: int,
+    say: Say,
+) -> Report:
+    """The machine and a whole model."""
+    say("loading the model")
+    model = load_model(folder, dtype=dtype)
+    check_workloads(model.config, workloads)
+    dtype = model.model.embed_tokens.weight.dtype
+    say("measuring the machine")
+    limits = measure_limits(threads, [dtype])
+    say("measuring the model")
+    rates = measure_model(model, workloads, rounds=rounds)
+    limits = limits.best(measure_limits(threads, [dtype]))
+    most = {
+        workload: tokens_per_s_limit(model.config, workload, limits, dtype=dtype)
+        for workload in workloads
+    }
+    rows = [
+        {
+            **asdict(workload),
+            "tokens_per_s": asdict(rate),
+            "limit": most[workload],
+            "of_limit": rate.median / most[workload],
+        }
+        for workload, rate in rates.items()
+    ]
+    about = {"model": str(folder), "dtype": str(dtype).removeprefix("torch."), "workloads": rows}
+    tables = [limits_table(limits), model_table(rates, most)]
+    return Report(_head(threads, limits) | about, tables)
+
+
+def _head(threads: int, limits: Limits) -> dict[str, Any]:
+    return {"device": device_name(), "threads": threads, "limits": asdict(limits)}
+
+
+def limits_table(limits: Limits) -> Table:
+    """One row a limit."""
+    table = _table("the machine's limits", ("rate",))
+    for threads, rate in limits.read_gb_per_s.items():
+        table.add_row(f"reading memory, {threads} thread{'s' * (threads > 1)}", f"{rate:.1f} GB/s")
+    for dtype, rate in limits.register_tops.items():
+        unit = "TOP/s" if dtype == "int8" else "TFLOP/s"
+        table.add_row(f"{dtype} products from registers, {limits.isa}", f"{rate:.2f} {unit}")
+    for dtype, rate in limits.matmul_tflops.items():
+        table.add_row(f"torch's best {dtype} product", f"{rate:.2f} TFLOP/s")
+    return table
+
+
+def ops_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """One row for each `describe_op`."""
+    table = _table("operation", ("work", "time", "low to high", "rate", "of limit"), ("limit",))
+    for row in rows:
+        seconds = Spread(**row["seconds"])
+        table.add_row(
+            f"{row['name']} {row['format']}",
+            row["work"],
+            time_text(seconds.median),
+            f"{time_text(seconds.low)} to {time_text(seconds.high)}",
+            f"{row['rate']:.2f} {row['unit']}",
+            f"{row['of_limit']:.0%}",
+            row["limit"],
+        )
+    return table
+
+
+def model_table(rates: Mapping[Workload, Spread], limits: Mapping[Workload, float]) -> Table:
+    """One row a workload: tokens a second, and the most that the machine's limits allow."""
+    table = _table("model", ("tokens/s", "low to high", "limit", "of limit"))
+    for workload, rate in rates.items():
+        table.add_row(
+            str(workload),
+            f"{rate.median:.1f}",
+            f"{rate.low:.1f} to {rate.high:.1f}",
+            f"{limits[workload]:.0f}",
+            f"{rate.median / limits[workload]:.0%}",
+        )
+    return table
+
+
+def _table(first: str, numbers: Sequence[str], words: Sequence[str] = ()) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(first, no_wrap=True)
+    for column in numbers:
+        table.add_column(column, justify="right", no_wrap=True)
+    for column in words:
+        table.add_column(column, no_wrap=True)
+    return table
+
+
+def time_text(seconds: float) -> str:
+    """In milliseconds, or microseconds where it is less than one."""
+    return f"{seconds * 1e3:.2f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.1f} us"

@@ -1,0 +1,145 @@
+"""A loaded model under the clock: prompts and decoding, as the engine runs them.
+
+What came before a decoded token is noise written into the cache: its values do not change the work,
+and nobody waits for a prompt of 65,536 tokens. The cache stays between calls, so its memory is
+touched once.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fulmen.engine import Runner
+from fulmen.kernels import PAGE
+from fulmen.models import Model, Packed
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """One measurement."""
+
+    seconds: float
+    softmax_seconds: float | None
+    """What the softmax layers' attention takes of them, in a hybrid such as M1. For decoding it
+    comes from a second pass over the same steps: a recorded step has no place to look at a
+    clock. There it includes some microseconds of Python a layer."""
+
+
+class ModelTimer:
+    """Times a model on random tokens."""
+
+    def __init__(self, model: Model, *, chunk: int = 1024) -> None:
+        """chunk: tokens of one forward pass of a prompt"""
+        self.model = model
+        self.chunk = chunk
+        kinds = model.config.attn_type_list
+        self.is_hybrid = 0 < sum(kinds) < len(kinds)
+        self._runner: Runner | None = None
+        self._tables: list[list[int]] = []
+
+    def prefill(self, num_tokens: int) -> Timing:
+        """One prompt from an empty cache."""
+        self._prepare(1, num_tokens)
+        ids = self._random_ids(1, num_tokens)[0]
+        chunks = [ids[start : start + self.chunk] for start in range(0, num_tokens, self.chunk)]
+        with torch.inference_mode(), self._softmax_clock() as clock:
+            start = time.perf_counter()
+            for index, chunk in enumerate(chunks):
+                self._forward([chunk], index * self.chunk)
+            seconds = time.perf_counter() - start
+        return Timing(seconds, clock[0] if self.is_hybrid else None)
+
+    def decode(self, num_tokens: int, *, batch: int = 1, depth: int = 0) -> Timing:
+        """num_tokens new tokens of each of `batch` sequences that had `depth` tokens before."""
+        self._prepare(batch, depth + num_tokens)
+        steps = [
+            [[token] for token in column] for column in self._random_ids(num_tokens, batch)
+        ]  # (tokens, batch, 1)
+        with torch.inference_mode():
+            start = time.perf_counter()
+            for index, sequences in enumerate(steps):
+                self._forward(sequences, depth + index)
+            seconds = time.perf_counter() - start
+            share = self._softmax_share(steps, depth) if self.is_hybrid else None
+        return Timing(seconds, None if share is None else share * seconds)
+
+    def _softmax_share(self, steps: Sequence[Sequence[Sequence[int]]], depth: int) -> float:
+        """Each step as the engine runs it, then in single calls with a clock in the softmax layers;
+        side by side, so that a slow moment slows both."""
+        whole = 0.0
+        with self._softmax_clock() as clock:
+            for index, sequences in enumerate(steps):
+                softmax = clock[0]
+                start = time.perf_counter()
+                self._forward(sequences, depth + index)
+                whole += time.perf_counter() - start
+                clock[0] = softmax  # of a step that was not recorded yet
+                self._forward(sequences, depth + index, is_direct=True)
+        return clock[0] / whole
+
+    def _prepare(self, batch: int, num_tokens: int) -> None:
+        """A runner on a cache for so many sequences of so many tokens, full of noise."""
+        pages_each = -(-num_tokens // PAGE)
+        if len(self._tables) == batch and len(self._tables[0]) == pages_each:
+            return
+        self._runner = None  # frees the old cache first
+        self._tables = [list(range(n * pages_each, (n + 1) * pages_each)) for n in range(batch)]
+        with torch.inference_mode():
+            cache = self.model.new_cache(batch * pages_each, batch)
+            for layer in cache.layers:
+                for pages in (getattr(layer, "k_pages", None), getattr(layer, "v_pages", None)):
+                    if pages is not None:
+                        pages.normal_()
+        self._runner = Runner(self.model, cache)
+
+    def _random_ids(self, rows: int, columns: int) -> list[list[int]]:
+        ids: list[list[int]] = torch.randint(self.model.config.vocab_size, (rows, columns)).tolist()
+        return ids
+
+    def _forward(
+        self, sequences: Sequence[Sequence[int]], context: int, *, is_direct: bool = False
+    ) -> None:
+        """One pass that asks for the best next token, as the engine does."""
+        assert self._runner is not None
+        batch = len(sequences)
+        packed = Packed.of(
+            sequences,
+            context_lens=[context] * batch,
+            block_tables=self._tables,
+            slots=list(range(batch)),
+            only_last_logits=True,
+        )
+        targets = torch.zeros(batch, dtype=torch.int64)
+        if is_direct:
+            self.model.next_tokens(packed, self._runner.cache, targets=targets, top_k=1)
+        else:
+            self._runner.next_tokens(packed, targets=targets, top_k=1)
+
+    @contextmanager
+    def _softmax_clock(self) -> Iterator[list[float]]:
+        """Gives a list of one number: the seconds that softmax layers of a hybrid took so far."""
+        clock, starts = [0.0], list[float]()
+
+        def begin(*_: Any) -> None:
+            starts.append(time.perf_counter())
+
+        def end(*_: Any) -> None:
+            clock[0] += time.perf_counter() - starts.pop()
+
+        hooks = []
+        if self.is_hybrid:
+            layers = zip(self.model.model.layers, self.model.config.attn_type_list, strict=True)
+            for attention in (layer.get_submodule("self_attn") for layer, kind in layers if kind):
+                hooks += [
+                    attention.register_forward_pre_hook(begin),
+                    attention.register_forward_hook(end),
+                ]
+        try:
+            yield clock
+        finally:
+            for hook in hooks:
+                hook.remove()

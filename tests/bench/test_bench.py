@@ -1,0 +1,124 @@
+"""The measuring code: its limits add up, its operations are right, and it warms up until the pace
+is steady."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from fulmen.bench import (
+    Limits,
+    ModelTimer,
+    Op,
+    Spread,
+    Workload,
+    check_workloads,
+    describe_op,
+    list_ops,
+    tokens_per_s_limit,
+    until_steady,
+)
+from fulmen.models import decode_bytes, prefill_flops
+from fulmen.models.flops import checkpoint_bytes
+from tests.kernels.helpers import needs_native
+from tests.models.helpers import random_model, tiny_m1, tiny_m2
+
+LIMITS = Limits("some", {1: 10.0, 2: 20.0}, {"bfloat16": 1.0, "int8": 2.0}, {"bfloat16": 0.5})
+SMALL = [op for op in list_ops() if op.name.startswith(("lightning", "rms", "head"))]
+
+
+@pytest.mark.parametrize("op", SMALL, ids=str)
+def test_an_operation_that_is_timed_gives_what_its_definition_does(op: Op) -> None:
+    prepared = op.prepare()
+    with torch.inference_mode():
+        found, expected = prepared.run(0).double(), prepared.define()
+        again = prepared.run(prepared.num_copies).double()
+    assert float((found - expected).norm() / expected.norm()) < 4e-3
+    assert torch.equal(found, again)
+
+
+@needs_native
+def test_every_format_and_operation_is_listed() -> None:
+    ops = list_ops()
+    assert {op.format for op in ops} == {"bfloat16", "int8", "int4", "fp8"}
+    assert len({(op.name, op.format, op.work) for op in ops}) == len(ops)
+
+
+def test_the_slower_of_reading_and_multiplying_binds_an_operation() -> None:
+    few, many = (
+        next(op for op in list_ops() if op.name == "linear" and op.work.startswith(rows))
+        for rows in ("1 ", "512 ")
+    )
+    told = describe_op(few, Spread.of([2 * few.num_bytes / 20e9]), LIMITS)
+    assert (told["limit"], told["unit"]) == ("memory", "GB/s")
+    assert told["of_limit"] == pytest.approx(0.5)
+    assert told["rate"] == pytest.approx(10)
+    told = describe_op(many, Spread.of([many.operations / 0.25e12]), LIMITS)
+    assert (told["limit"], told["unit"]) == ("products", "TFLOP/s")
+    assert told["of_limit"] == pytest.approx(0.25)
+
+
+def test_limits_keep_the_higher_of_two_measurements() -> None:
+    later = Limits("some", {1: 12.0, 2: 18.0}, {"bfloat16": 0.9, "int8": 2.5}, {"bfloat16": 0.6})
+    best = LIMITS.best(later)
+    assert best.read_gb_per_s == {1: 12.0, 2: 20.0}
+    assert best.operations_per_s("int8") == 2.5e12
+    assert best.bytes_per_s == 20e9
+    with pytest.raises(ValueError, match="no rate of float64 products was measured"):
+        best.operations_per_s("float64")
+
+
+def test_a_models_limit_is_reading_for_decode_and_multiplying_for_prompts() -> None:
+    config = tiny_m2(torch_dtype="bfloat16")
+    decode = Workload(kind="decode", num_tokens=4, batch=2, depth=10)
+    needed = decode_bytes(config, batch=2, depth=12)
+    assert tokens_per_s_limit(config, decode, LIMITS) == pytest.approx(2 * 20e9 / needed)
+    prompt = Workload(kind="prefill", num_tokens=8)
+    expected = 8 * 1e12 / prefill_flops(config, 8)
+    assert tokens_per_s_limit(config, prompt, LIMITS) == pytest.approx(expected)
+
+
+def test_a_step_reads_what_it_uses_and_its_past() -> None:
+    config = tiny_m2(torch_dtype="bfloat16")
+    one, more = decode_bytes(config), decode_bytes(config, depth=100)
+    assert more - one == 100 * 3 * 2 * 2 * 8 * 2  # layers, keys and values, heads, width, bytes
+    # A thousand tokens choose every expert between them.
+    embedding = 2 * config.vocab_size * config.hidden_size
+    everything = checkpoint_bytes(config) - embedding
+    assert decode_bytes(config, batch=1000) == pytest.approx(everything, rel=1e-6)
+    assert decode_bytes(config, weight_scale=0.5) == pytest.approx(one / 2)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "calls"), [([9.0, 3.0, 2.0, 2.05, 7.0], 4), ([1.0, 1.0], 2), ([30.0, 1.0], 1)]
+)
+def test_warming_up_ends_when_two_stretches_agree_or_time_is_up(
+    seconds: Sequence[float], calls: int
+) -> None:
+    left = list(seconds)
+    agreed = until_steady(lambda: left.pop(0))
+    assert len(seconds) - len(left) == calls
+    assert agreed == (calls > 1)
+
+
+def test_a_timer_tells_what_softmax_layers_take_of_a_hybrid() -> None:
+    hybrid, plain = (
+        ModelTimer(random_model(config), chunk=16) for config in (tiny_m1(), tiny_m2())
+    )
+    for timer in (hybrid, plain):
+        for timing in (timer.prefill(40), timer.decode(3, batch=2, depth=70)):
+            assert timing.seconds > 0
+            if timer is plain:
+                assert timing.softmax_seconds is None
+            else:
+                assert timing.softmax_seconds is not None
+                assert 0 < timing.softmax_seconds < timing.seconds
+    assert not any(module._forward_hooks for module in hybrid.model.modules())
+
+
+def test_a_workload_longer_than_the_context_is_refused() -> None:
+    workload = Workload(kind="decode", num_tokens=4, depth=1021)
+    with pytest.raises(
+        ValueError, match=r"needs room for 1,025 tokens, the model's context is 1,024"
+    ):
+        check_workloads(tiny_m2(), [workload])
