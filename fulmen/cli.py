@@ -372,6 +372,13 @@ def quantize(
     max_shard: Annotated[
         str, typer.Option(help="The largest file; a stopped run repeats at most one.")
     ] = "2GB",
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(help="A text such as the model will read; weights are rounded for it (GPTQ)."),
+    ] = None,
+    calibrate_tokens: Annotated[
+        int, typer.Option(help="How much of that text is read; more is better and slower.")
+    ] = 16384,
     report: Annotated[
         Path | None, typer.Option(help="The text to compare both models on; ours if absent.")
     ] = None,
@@ -380,6 +387,7 @@ def quantize(
     ] = 2000,
 ) -> None:
     """Round a model's weights to 8 or 4 bits, and say what that did to it."""
+    from fulmen.chat import Tokenizer
     from fulmen.models import QuantizeConfig, parse_bytes, parse_packed, resolve
     from fulmen.models import quantize_checkpoint as write
 
@@ -392,11 +400,17 @@ def quantize(
     )
     if report_tokens < 0:
         raise ValueError(f"--report-tokens is {report_tokens}, it must not be negative")
+    if calibrate_tokens < 1:
+        raise ValueError(f"--calibrate-tokens is {calibrate_tokens}, it must be positive")
     text = None if report is None else report.read_text("utf-8")
+    calibration = None if calibrate is None else calibrate.read_text("utf-8")
     with _progress("fetching", model) as on_progress:
         source = resolve(model, on_progress=on_progress)
+    ids = None
+    if calibration is not None:
+        ids = Tokenizer.from_folder(source).encode(calibration)[:calibrate_tokens]
     with _progress("rounding", model) as on_progress:
-        errors = write(source, out, settings, on_progress=on_progress)
+        errors = write(source, out, settings, calibration_ids=ids, on_progress=on_progress)
     quality = _quality(source, out, errors, text, report_tokens)
     write_text(out / "quality.json", json.dumps(quality, indent=2) + "\n")
     _print_quality(quality)

@@ -22,7 +22,8 @@ DTYPES: Final = {torch.float32: 0, torch.bfloat16: 1}
 
 @functools.cache
 def native() -> ModuleType | None:
-    """The extension, or None where it was not built or cannot be used; says so once."""
+    """The extension, or None where it was not built or cannot be used; says so once. Raises
+    ValueError where FULMEN_ISA names a set that is unknown or that this machine lacks."""
     try:
         from fulmen.kernels import _native
     except ImportError:
@@ -31,7 +32,11 @@ def native() -> ModuleType | None:
             "running on plain torch, which is slower and exact only to rounding"
         )
         return None
-    if not _native.isa():
+    try:
+        isa = _native.isa()
+    except RuntimeError as error:  # it says what was found and what is known
+        raise ValueError(f"{error}; without FULMEN_ISA the processor decides") from None
+    if not isa:
         logger.warning(
             "the C++ kernels are not in use: no AVX2, or FULMEN_ISA is none; running on plain torch"
         )

@@ -1,6 +1,7 @@
 """Rounded checkpoints: what rounding may cost, what is written, how a killed run goes on, and that
 what loads is what was written."""
 
+import filecmp
 import json
 import os
 import random
@@ -39,10 +40,12 @@ from fulmen.models.checkpoint import ALIGNMENT
 from fulmen.models.config import PackedConfig
 from fulmen.models.download import cache_folder
 from fulmen.models.layers import Linear
+from fulmen.models.quantize.gptq import DAMPING, feedback_of, round_with_feedback
 from fulmen.models.quantize.quantize import RECORD
 from fulmen.models.quantize.rounding import round_fp8, round_int4, round_int8, round_rows
 from tests.models.helpers import random_model, tiny_m1, tiny_m2
 from tests.models.test_gguf import write_gguf
+from tests.models.test_smollm2 import PROMPTS
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 needs_kernels = pytest.mark.skipif(native() is None, reason="the C++ kernels are not built")
@@ -141,6 +144,139 @@ def test_parts_make_the_packed_whole_whatever_the_number_of_threads(
     restored = PackedMatrix(whole.data, format, 400, 200, 128).unpack()
     error = (restored - weight.float()).norm()
     assert whole.squared_error**0.5 == pytest.approx(float(error), rel=1e-4)
+
+
+# Rounding for known inputs
+
+
+def correlated(rows: int, columns: int, seed: int) -> Tensor:
+    """Inputs (T, K) that lie near a quarter of all directions, as a model's do."""
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.randn(columns // 4, columns, generator=torch.Generator().manual_seed(9))
+    noise = 0.3 * torch.randn(rows, columns, generator=generator)
+    return torch.randn(rows, columns // 4, generator=generator) @ directions + noise
+
+
+@pytest.mark.parametrize("format", [Format.INT8, Format.INT4])
+@pytest.mark.parametrize("k", [128, 100])
+def test_feedback_moves_outputs_less_on_inputs_it_has_not_seen(format: Format, k: int) -> None:
+    weight = torch.randn(48, k, generator=torch.Generator().manual_seed(0))
+    plain = round_int8(weight, 32) if format == Format.INT8 else round_int4(weight, 32)
+    feedback = feedback_of(correlated(600, k, seed=1))
+    fed = torch.cat(
+        [m.unpack() for m in round_with_feedback(torch.split(weight, 16), feedback, format, 32)]
+    )
+    unseen = correlated(600, k, seed=2)
+    errors = [float(((w - weight) @ unseen.t()).norm()) for w in (plain.unpack(), fed)]
+    assert errors[1] < 0.8 * errors[0]
+    assert (fed - weight).norm() > (plain.unpack() - weight).norm()
+
+
+@pytest.mark.parametrize("format", [Format.INT8, Format.INT4])
+def test_without_feedback_columns_are_rounded_as_ever(format: Format) -> None:
+    weight = torch.randn(48, 100, generator=torch.Generator().manual_seed(0))
+    plain = round_int8(weight, 32) if format == Format.INT8 else round_int4(weight, 32)
+    (fed,) = round_with_feedback([weight], torch.eye(100), format, 32)
+    errors = [float((matrix.unpack() - weight).norm()) for matrix in (plain, fed)]
+    assert errors[1] == pytest.approx(errors[0], rel=1e-3)
+    assert (fed.data == plain.data).float().mean() > 0.9  # sums may differ in their last bit
+
+
+def test_feedback_is_the_least_squares_answer_to_one_columns_error() -> None:
+    """Where column 0 is off by e, what the others must take off solves a regression on them."""
+    inputs = correlated(400, 40, seed=3).double()
+    hessian = inputs.t() @ inputs
+    hessian += DAMPING * hessian.diagonal().mean() * torch.eye(40)
+    expected = torch.linalg.solve(hessian[1:, 1:], hessian[1:, 0])
+    found = feedback_of(inputs.float())
+    torch.testing.assert_close(-found[0, 1:].double(), expected, rtol=1e-3, atol=1e-4)
+    assert torch.equal(found, found.triu())
+
+
+def calibration_ids(count: int) -> list[int]:
+    return torch.randint(61, (count,), generator=torch.Generator().manual_seed(1)).tolist()
+
+
+@every_config
+@pytest.mark.parametrize("bits", ["8", "4"])
+def test_a_calibration_text_lowers_the_drift(
+    config: M1Config | M2Config, bits: str, tmp_path: Path
+) -> None:
+    config = replace(config, hidden_size=64, intermediate_size=64)
+    save_model(random_model(config), tmp_path / "in")
+    errors = quantize_checkpoint(tmp_path / "in", tmp_path / "plain", settings(bits))
+    calibrated = quantize_checkpoint(
+        tmp_path / "in", tmp_path / "out", settings(bits), calibration_ids=calibration_ids(4000)
+    )
+    assert set(calibrated) == set(errors)
+    assert all(calibrated[name] > 0 for name in errors)
+    checkpoint = Checkpoint.open(tmp_path / "out")
+    assert checkpoint.problems() == checkpoint.notes() == []
+    files = sorted(file.name for file in (tmp_path / "out").glob("*.safetensors"))
+    assert len(files) == 1 + config.num_hidden_layers
+    original = stream_model(tmp_path / "in")
+    ids = torch.randint(61, (600,), generator=torch.Generator().manual_seed(0)).tolist()
+    drifts = [measure_drift(original, load_model(tmp_path / x), ids) for x in ("plain", "out")]
+    assert drifts[1].mean_logit_drift < drifts[0].mean_logit_drift * 1.02
+
+
+def test_an_expert_that_few_tokens_chose_is_rounded_without_feedback(tmp_path: Path) -> None:
+    save_model(random_model(tiny_m2(num_experts_per_tok=1)), tmp_path / "in")
+    plain = quantize_checkpoint(tmp_path / "in", tmp_path / "plain", settings("4"))
+    ids = calibration_ids(256)  # not all of them choose one expert of the four
+    found = quantize_checkpoint(
+        tmp_path / "in", tmp_path / "out", settings("4"), calibration_ids=ids
+    )
+    for name, error in plain.items():
+        assert (found[name] == error) == (".experts." in name), name
+
+
+def test_a_calibrated_run_that_stopped_anywhere_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    source, ids = tmp_path / "in", calibration_ids(1200)
+    save_model(random_model(tiny_m1()), source)
+    quantize_checkpoint(source, tmp_path / "whole", settings("4"), calibration_ids=ids)
+    num_threads = torch.get_num_threads()
+
+    def stop_at(share: float) -> Callable[[int, int | None], None]:
+        def stop(done: int, total: int | None) -> None:
+            assert total is not None
+            if done >= share * total:
+                raise KeyboardInterrupt
+
+        return stop
+
+    for step, share in enumerate((0.0, 0.6, 0.9)):
+        torch.set_num_threads(1 + step % 2)
+        with pytest.raises(KeyboardInterrupt):
+            quantize_checkpoint(
+                source,
+                tmp_path / "out",
+                settings("4"),
+                calibration_ids=ids,
+                on_progress=stop_at(share),
+            )
+    torch.set_num_threads(num_threads)
+    quantize_checkpoint(source, tmp_path / "out", settings("4"), calibration_ids=ids)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_calibration_text_that_cannot_be_right_is_one_sentence(tmp_path: Path) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    save_model(random_model(tiny_m2()), source)
+    for bits, ids, sentence in (
+        ("fp8", calibration_ids(300), "fp8 is rounded without one"),
+        ("4", calibration_ids(100), "has 100 tokens, at least 256 are needed"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            quantize_checkpoint(source, out, settings(bits), calibration_ids=ids)
+    assert not out.exists()
+    with pytest.raises(ValueError, match="token id 61 is outside the 61 ids known"):
+        quantize_checkpoint(source, out, settings("4"), calibration_ids=[61] * 300)
+    quantize_checkpoint(source, tmp_path / "plain", settings("4"))
+    with pytest.raises(ValueError, match="was begun with another calibration text, or with none"):
+        quantize_checkpoint(
+            source, tmp_path / "plain", settings("4"), calibration_ids=calibration_ids(300)
+        )
 
 
 # What is written
@@ -325,9 +461,11 @@ def test_a_packed_model_computes_what_its_weights_stand_for(
     ids = torch.arange(60)[None]
     with torch.no_grad():
         found, expected = packed(ids), plain(ids)
-    # 8 bits for inputs may send a token to another expert.
-    tolerance = 1e-3 if input_bits == 16 or bits == "fp8" else 0.1
-    assert (found - expected).norm() < tolerance * expected.norm()
+    error = ((found - expected).norm(dim=-1) / expected.norm(dim=-1))[0]  # (T,)
+    if input_bits == 16 or bits == "fp8":
+        assert error.max() < 2e-3
+    else:  # inputs of 8 bits send a token to another expert now and then
+        assert error.median() < 0.1
 
 
 @needs_kernels
@@ -509,7 +647,9 @@ def test_drift_is_what_a_direct_comparison_finds(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @needs_kernels
-def test_memory_is_bounded_by_the_largest_tensor(tmp_path: Path) -> None:
+def test_a_large_model_takes_the_memory_of_its_largest_tensor_and_goes_on_when_killed(
+    tmp_path: Path,
+) -> None:
     script = Path(__file__).parents[2] / "benchmarks/checkpoints.py"
     source = tmp_path / "in"
     make = [sys.executable, str(script), "m2", str(source), "--size-gb", "3"]
@@ -524,36 +664,110 @@ def test_memory_is_bounded_by_the_largest_tensor(tmp_path: Path) -> None:
         "peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', status.read_text())[1]) * 1024\n"
         "before, began = peak(), time.perf_counter()\n"
         "quantize_checkpoint(Path(sys.argv[1]), Path(sys.argv[2]),\n"
-        "         QuantizeConfig(packed=parse_packed(bits='4')))\n"
-        "print(peak() - before, time.perf_counter() - began)"
+        "         QuantizeConfig(packed=parse_packed(bits='4'), max_shard_bytes=250_000_000))\n"
+        "print(peak() - before, peak(), time.perf_counter() - began)"
     )
-    command = [sys.executable, "-c", program, str(source), str(tmp_path / "out")]
-    run = subprocess.run(command, check=True, capture_output=True, text=True)
-    grown, seconds = (float(x) for x in run.stdout.split())
+    command = [sys.executable, "-c", program, str(source)]
+    run = subprocess.run(
+        [*command, str(tmp_path / "whole")], check=True, capture_output=True, text=True
+    )
+    grown, whole, seconds = (float(x) for x in run.stdout.split())
     rate = sum(file.stat().st_size for file in source.glob("*.safetensors")) / seconds
-    print(f"grew by {grown / 1e6:.0f} MB, read {rate / 1e6:.0f} MB/s")
+    print(f"grew by {grown / 1e6:.0f} MB to {whole / 1e6:.0f} MB, read {rate / 1e6:.0f} MB/s")
     assert grown < 3 * largest
-    assert Checkpoint.open(tmp_path / "out").problems() == []
+    assert whole < 1.5e9
+    assert Checkpoint.open(tmp_path / "whole").problems() == []
+    out = tmp_path / "out"
+    with subprocess.Popen([*command, str(out)]) as killed:
+        while killed.poll() is None and not list(out.glob("*.safetensors")):
+            time.sleep(0.1)
+        time.sleep(1)
+        os.kill(killed.pid, signal.SIGKILL)
+    assert not (out / "config.json").exists()
+    subprocess.run([*command, str(out)], check=True, capture_output=True)
+    names = {file.name for file in out.iterdir()}
+    assert names == {file.name for file in (tmp_path / "whole").iterdir()}
+    for name in names:
+        assert filecmp.cmp(out / name, tmp_path / "whole" / name, shallow=False), name
+    shutil.rmtree(tmp_path)
 
 
-AGREEMENT = {("8", 16): 0.98, ("8", 8): 0.95, ("4", 16): 0.99, ("4", 8): 0.95}
-"""At least so often, by bits and input_bits, the most likely token stays the same. In bfloat16 it
-does at 0.9865 of this text; 4 bits in groups of 32 are what the GGUF itself holds."""
+AGREEMENT = {
+    ("8", 32, 16): (0.98, 0.99),
+    ("8", 32, 8): (0.95, 0.95),
+    ("8", 64, 16): (0.98, 0.975),
+    ("8", 64, 8): (0.94, 0.95),
+    ("4", 32, 16): (0.99, 0.99),
+    ("4", 32, 8): (0.95, 0.95),
+}
+"""At least so often, by bits, group_size and input_bits, the most likely token stays the same: on a
+text, and on what the original itself says. In bfloat16 it does at 0.984 and 0.987; 4 bits in groups
+of 32 are what the GGUF itself holds."""
+NUM_ANSWERED = 100
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> Path:
+    found = cache_folder() / "smollm2"
+    if not (found / "model.gguf").exists():
+        pytest.skip("smollm2 is not here, `fulmen models pull smollm2` brings it")
+    return found
+
+
+@pytest.fixture(scope="module")
+def greedy(smollm2: Path) -> list[tuple[list[int], list[int]]]:
+    """20 prompts and the 100 tokens with which the original goes on, greedily, in float32."""
+    from fulmen.chat import Tokenizer, load_format
+    from fulmen.engine import Engine, EngineConfig
+    from fulmen.sampling import SamplingParams
+
+    tokenizer, format = Tokenizer.from_folder(smollm2), load_format(smollm2)
+    engine = Engine(load_model(smollm2), EngineConfig(max_num_seqs=20, max_model_len=256))
+    params = SamplingParams(temperature=0, max_tokens=NUM_ANSWERED)
+    answers: dict[int, tuple[list[int], list[int]]] = {}
+    for prompt in PROMPTS:
+        ids = format.encode([{"role": "user", "content": prompt}], tokenizer=tokenizer)
+        answers[engine.add_request(ids, params)] = (ids, [])
+    while engine.has_unfinished:
+        for output in engine.step():
+            answers[output.request_id][1].append(output.token_id)
+    return list(answers.values())
+
+
+def greedy_agreement(model: Model, answers: list[tuple[list[int], list[int]]]) -> float:
+    """How often a model that reads the original's answers would have said the same token next."""
+    with torch.no_grad():
+        logits = model(Packed.of([prompt + answer for prompt, answer in answers]))
+    rows = torch.split(logits, [len(prompt) + len(answer) for prompt, answer in answers])
+    same = [
+        part[len(prompt) - 1 : -1].argmax(-1) == torch.tensor(answer)
+        for (prompt, answer), part in zip(answers, rows, strict=True)
+    ]
+    return float(torch.cat(same).float().mean())
 
 
 @pytest.mark.slow
 @needs_kernels
-@pytest.mark.parametrize(("bits", "input_bits"), AGREEMENT)
-def test_smollm2_mostly_says_the_same(bits: str, input_bits: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("bits", "group_size", "input_bits"), AGREEMENT)
+def test_smollm2_mostly_says_the_same(
+    bits: str,
+    group_size: int,
+    input_bits: int,
+    smollm2: Path,
+    greedy: list[tuple[list[int], list[int]]],
+    tmp_path: Path,
+) -> None:
     from fulmen.chat import Tokenizer
 
-    source = cache_folder() / "smollm2"
-    if not (source / "model.gguf").exists():
-        pytest.skip("smollm2 is not here, `fulmen models pull smollm2` brings it")
-    quantize_checkpoint(source, tmp_path / "out", settings(bits, input_bits=input_bits))
-    ids = Tokenizer.from_folder(source).encode(sample_text())[:2000]
-    drift = measure_drift(stream_model(source), stream_model(tmp_path / "out"), ids)
+    rounding = settings(bits, group_size=group_size, input_bits=input_bits)
+    quantize_checkpoint(smollm2, tmp_path / "out", rounding)
+    ids = Tokenizer.from_folder(smollm2).encode(sample_text())[:2000]
+    model = load_model(tmp_path / "out")
+    drift = measure_drift(stream_model(smollm2), model, ids)
+    agreement = greedy_agreement(model, greedy)
     shutil.rmtree(tmp_path / "out")
-    print(f"SmolLM2, {bits} bits, inputs {input_bits}: {drift}")
-    assert drift.num_tokens == 2000
-    assert drift.top1_agreement >= AGREEMENT[bits, input_bits]
+    print(f"SmolLM2, {bits} bits / {group_size}, inputs {input_bits}: {agreement}, {drift}")
+    assert drift.num_tokens == sum(len(answer) for _, answer in greedy) == 2000
+    on_text, on_answers = AGREEMENT[bits, group_size, input_bits]
+    assert drift.top1_agreement >= on_text
+    assert agreement >= on_answers

@@ -15,7 +15,7 @@ from typing import Final
 import torch
 import torch.nn.functional as F
 
-from fulmen.models.checkpoint import Model
+from fulmen.models.checkpoint import Config, Model
 from fulmen.models.packed import Packed
 
 SEQUENCE_TOKENS: Final = 512
@@ -45,11 +45,15 @@ def sample_text() -> str:
     return (files("fulmen.models.quantize") / "sample.txt").read_text(encoding="utf-8")
 
 
+def in_sequences(input_ids: Sequence[int], config: Config) -> list[Sequence[int]]:
+    """A text in the pieces in which it is read."""
+    longest = min(SEQUENCE_TOKENS, config.max_position_embeddings)
+    return [input_ids[i : i + longest] for i in range(0, len(input_ids), longest)]
+
+
 def measure_drift(original: Model, model: Model, input_ids: Sequence[int]) -> Drift:
     """Compares two models of one vocabulary on a text of at least two tokens."""
-    longest = min(SEQUENCE_TOKENS, original.config.max_position_embeddings)
-    sequences = [input_ids[i : i + longest] for i in range(0, len(input_ids), longest)]
-    packed = Packed.of(sequences)
+    packed = Packed.of(in_sequences(input_ids, original.config))
     with torch.no_grad():
         states, other_states = original.hidden_states(packed), model.hidden_states(packed)
         # The last token of a sequence has no next one.

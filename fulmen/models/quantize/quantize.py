@@ -2,16 +2,18 @@
 
     source -> plan: what is packed, and which shard it goes to -> shard by shard -> config.json
 
-One tensor is in memory at a time. A shard is written aside, synced and renamed, and every byte
-follows from the source and the settings, so a run that was killed goes on with the first shard that
-is missing and ends with the same files. config.json comes last: a folder that has one is whole.
+One tensor is in memory at a time; with a calibration text one layer, and then a shard is a layer. A
+shard is written aside, synced and renamed, and every byte follows from the source, the settings and
+the text, so a run that was killed goes on with the first shard that is missing and ends with the
+same files. config.json comes last: a folder that has one is whole.
 """
 
 import fcntl
 import hashlib
 import json
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -31,8 +33,9 @@ from fulmen.models.config import (
     read_json,
 )
 from fulmen.models.download import OnProgress
+from fulmen.models.quantize.calibration import MIN_TOKENS, Calibration
 from fulmen.models.quantize.container import in_file_order, num_bytes, write_container
-from fulmen.models.quantize.rounding import FP8_BLOCK, round_rows
+from fulmen.models.quantize.rounding import FP8_BLOCK, Rounded, round_rows
 
 RECORD: Final = ".quantize.json"
 """In the folder that is written: the settings and the source, to go on with those and no others."""
@@ -40,11 +43,11 @@ RECORD: Final = ".quantize.json"
 REPORT: Final = "quality.json"
 """What is said about the result, beside it; of another checkpoint's it is not copied."""
 
-DEFAULT_GROUP_SIZES: Final[Mapping[Bits, int]] = {8: 64, 4: 32, "fp8": FP8_BLOCK[1]}
+DEFAULT_GROUP_SIZES: Final[Mapping[Bits, int]] = {8: 32, 4: 32, "fp8": FP8_BLOCK[1]}
 """Unless the user says otherwise; docs/models.md says what each costs and saves."""
 
 _COPIED: Final = ("*.json", "*.jinja", "*.txt", "*.md", "*.model", "LICENSE*")
-_VERSION: Final = 1
+_VERSION: Final = 2
 """Of the rounding: files of two versions must not be mixed."""
 _ERROR: Final = "{:.4e}"
 """How a tensor's error is kept in its shard; always equally long."""
@@ -71,6 +74,9 @@ class _Shard:
     file: str
     specs: list[TensorSpec]
     """As they are stored, in the order of the file."""
+    layer: int | None
+    """The layer it is, with a calibration text; None for what lies outside the layers, and without
+    such a text."""
 
 
 def quantize_checkpoint(
@@ -78,12 +84,14 @@ def quantize_checkpoint(
     out: Path,
     settings: QuantizeConfig,
     *,
+    calibration_ids: Sequence[int] | None = None,
     on_progress: OnProgress | None = None,
 ) -> dict[str, float]:
     """Writes the folder `out`, or goes on where an earlier run stopped.
 
-    source       a checkpoint folder or a GGUF file
-    on_progress  called with the bytes written so far and in all
+    source           a checkpoint folder or a GGUF file
+    calibration_ids  a text; matrices are then rounded for the inputs it gives them (GPTQ)
+    on_progress      called with the bytes written so far and in all
 
     Returns for every rounded tensor |rounded - original| / |original|. Raises ValueError for a
     source that does not load, and for an `out` that holds anything but the same work begun.
@@ -91,22 +99,42 @@ def quantize_checkpoint(
     checkpoint = Checkpoint.open_whole(source)
     if isinstance(checkpoint.config.quantization_config, PackedConfig):
         raise ValueError(f"{source} is quantised already, the original checkpoint is needed")
+    if calibration_ids is not None:
+        _check_calibration(calibration_ids, settings)
     config = _new_config(checkpoint.config, settings)
-    shards = _plan(checkpoint, config, settings)
+    shards = _plan(checkpoint, config, settings, by_layer=calibration_ids is not None)
     total = sum(num_bytes(spec) for shard in shards for spec in shard.specs)
-    with _claimed(out, _record(checkpoint, settings)):
+    with _claimed(out, _record(checkpoint, settings, calibration_ids)):
         missing = [shard for shard in shards if not (out / shard.file).exists()]
         left = sum(num_bytes(spec) for shard in missing for spec in shard.specs)
         if (free := shutil.disk_usage(out).free) < left:
             raise ValueError(f"{out} needs {left:,} more bytes, its disk has {free:,} free")
         done = total - left
-        for shard in missing:
-            for written in _write_shard(checkpoint, config, shard, out):
-                done += written
-                if on_progress is not None:
-                    on_progress(done, total)
+        calibration = None
+        if missing and calibration_ids is not None:
+            calibration = Calibration(checkpoint, config, calibration_ids)
+        for shard in shards:
+            if shard in missing:
+                rounded = {}
+                if calibration is not None and shard.layer is not None:
+                    rounded = calibration.round_layer(shard.layer)
+                for written in _write_shard(checkpoint, config, shard, out, rounded):
+                    done += written
+                    if on_progress is not None:
+                        on_progress(done, total)
+            if calibration is not None and shard.layer is not None and shard != missing[-1]:
+                calibration.advance(shard.layer, out / shard.file)
         _finish(checkpoint, config, shards, out)
     return {name: e for shard in shards for name, e in _errors_of(out / shard.file).items()}
+
+
+def _check_calibration(input_ids: Sequence[int], settings: QuantizeConfig) -> None:
+    if settings.packed.bits == "fp8":
+        raise ValueError("a calibration text is for bits 8 or 4, fp8 is rounded without one")
+    if len(input_ids) < MIN_TOKENS:
+        raise ValueError(
+            f"the calibration text has {len(input_ids)} tokens, at least {MIN_TOKENS} are needed"
+        )
 
 
 def _new_config(config: Config, settings: QuantizeConfig) -> Config:
@@ -120,14 +148,20 @@ def _new_config(config: Config, settings: QuantizeConfig) -> Config:
     )
 
 
-def _plan(checkpoint: Checkpoint, config: Config, settings: QuantizeConfig) -> list[_Shard]:
+def _plan(
+    checkpoint: Checkpoint, config: Config, settings: QuantizeConfig, *, by_layer: bool
+) -> list[_Shard]:
     parts: list[list[TensorSpec]] = [[]]
+    layers: list[int | None] = [None]
     size = 0
     for spec in config.tensors():
         if spec.dtype != torch.uint8:
             spec = spec._replace(dtype=_kept_dtype(checkpoint, spec, settings))
-        if parts[-1] and size + num_bytes(spec) > settings.max_shard_bytes:
+        layer = _layer_of(spec.name) if by_layer else None
+        is_full = layer is None and size + num_bytes(spec) > settings.max_shard_bytes
+        if parts[-1] and (is_full or layer != layers[-1]):
             parts.append([])
+            layers.append(layer)
             size = 0
         parts[-1].append(spec)
         size += num_bytes(spec)
@@ -135,7 +169,16 @@ def _plan(checkpoint: Checkpoint, config: Config, settings: QuantizeConfig) -> l
     names = [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
     if count == 1:
         names = [SINGLE]
-    return [_Shard(name, in_file_order(part)) for name, part in zip(names, parts, strict=True)]
+    return [
+        _Shard(name, in_file_order(part), layer)
+        for name, part, layer in zip(names, parts, layers, strict=True)
+    ]
+
+
+def _layer_of(name: str) -> int | None:
+    """The layer a tensor is in; None for embedding, last norm and head."""
+    match = re.match(r"model\.layers\.(\d+)\.", name)
+    return int(match[1]) if match else None
 
 
 def _kept_dtype(checkpoint: Checkpoint, spec: TensorSpec, settings: QuantizeConfig) -> torch.dtype:
@@ -151,14 +194,18 @@ def _kept_dtype(checkpoint: Checkpoint, spec: TensorSpec, settings: QuantizeConf
 # The folder
 
 
-def _record(checkpoint: Checkpoint, settings: QuantizeConfig) -> dict[str, object]:
-    """What decides the bytes of the result: the settings, and the source by its files."""
+def _record(
+    checkpoint: Checkpoint, settings: QuantizeConfig, calibration_ids: Sequence[int] | None
+) -> dict[str, object]:
+    """What decides the bytes of the result: the settings, the text, and the source by its files."""
+    text = None if calibration_ids is None else json.dumps(list(calibration_ids))
     files = sorted({stored.file for stored in checkpoint.stored.values()})
     config = json.dumps(checkpoint.config.to_dict(), sort_keys=True)
     return {
         "version": _VERSION,
         **settings.to_dict(),
         "config": hashlib.sha256(config.encode()).hexdigest(),
+        "calibration": text and hashlib.sha256(text.encode()).hexdigest(),
         "files": {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files},
     }
 
@@ -202,6 +249,8 @@ def _difference(name: str, before: object, now: object) -> str:
             return "by another version of fulmen"
         case "config" | "files":
             return "from another input"
+        case "calibration":
+            return "with another calibration text, or with none"
     return f"with {name} {before}, not {now}"
 
 
@@ -229,26 +278,40 @@ def _finish(checkpoint: Checkpoint, config: Config, shards: list[_Shard], out: P
 # One shard
 
 
-def _write_shard(checkpoint: Checkpoint, config: Config, shard: _Shard, out: Path) -> Iterator[int]:
-    """Writes a shard whole; yields the bytes of every piece."""
+def _write_shard(
+    checkpoint: Checkpoint,
+    config: Config,
+    shard: _Shard,
+    out: Path,
+    rounded: Mapping[str, Rounded],
+) -> Iterator[int]:
+    """Writes a shard whole, with those matrices that are rounded already; yields the bytes of every
+    piece."""
     errors = {spec.name: 0.0 for spec in shard.specs if spec.dtype == torch.uint8}
 
     def metadata() -> dict[str, str]:
         return {"relative_errors": json.dumps({n: _ERROR.format(e) for n, e in errors.items()})}
 
     def pieces(spec: TensorSpec) -> Iterator[Tensor]:
-        if spec.name in errors:
-            yield from _rounded_pieces(checkpoint, config, spec, errors)
-        else:
+        if spec.name not in errors:
             yield _read(checkpoint, spec.name).to(spec.dtype)
+            return
+        error = norm = 0.0
+        parts = [rounded[spec.name]] if spec.name in rounded else _rounded(checkpoint, config, spec)
+        for part in parts:
+            error += part.squared_error
+            norm += part.squared_norm
+            yield part.data
+        if not norm < float("inf"):
+            raise ValueError(f"{spec.name} holds values that are not finite, it cannot be rounded")
+        errors[spec.name] = (error / norm) ** 0.5 if norm else 0.0
 
     with replacing(out / shard.file) as file:
         yield from write_container(file, shard.specs, pieces, metadata)
 
 
-def _rounded_pieces(
-    checkpoint: Checkpoint, config: Config, spec: TensorSpec, errors: dict[str, float]
-) -> Iterator[Tensor]:
+def _rounded(checkpoint: Checkpoint, config: Config, spec: TensorSpec) -> Iterator[Rounded]:
+    """A matrix, some rows at a time."""
     packed = config.quantization_config
     assert isinstance(packed, PackedConfig)
     format = packed.format_of(spec.name.removesuffix(".weight"))
@@ -257,17 +320,9 @@ def _rounded_pieces(
     if packed.bits == "fp8" and isinstance(source, Fp8Config):
         same = checkpoint.read_packed(spec.name)
         if same is not None and (same.format, same.group) == (format, packed.group_size):
-            yield same.data
+            yield Rounded(same.data, 0, 0)
             return
-    weight = _read(checkpoint, spec.name)
-    error = norm = 0.0
-    for part in round_rows(weight, format, packed.group_size):
-        error += part.squared_error
-        norm += part.squared_norm
-        yield part.data
-    if not norm < float("inf"):
-        raise ValueError(f"{spec.name} holds values that are not finite, it cannot be rounded")
-    errors[spec.name] = (error / norm) ** 0.5 if norm else 0.0
+    yield from round_rows(_read(checkpoint, spec.name), format, packed.group_size)
 
 
 def _read(checkpoint: Checkpoint, name: str) -> Tensor:

@@ -1,14 +1,17 @@
 """Weights rounded to 8 or 4 bits, or to e4m3: which scales lose least.
 
 A group of inputs shares a scale (8 bits), or a scale and an offset (4 bits). They are searched:
-several ranges are tried, each is refitted to its codes by least squares, and the one with the
+several ranges are tried, each is fitted to its codes by least squares, and the one with the
 smallest squared error stays. The full range is always among the candidates, so what was rounded to
 such groups before (a Q8_0 or Q4_1 GGUF) comes back as it was.
+
+Groups lie side by side, (group, M): every step of the search then works on whole rows of memory.
 """
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -17,16 +20,22 @@ from torch import Tensor
 
 from fulmen.kernels import Format, PackedMatrix, pack_fp8, pack_int4, pack_int8
 
-CHUNK_ELEMENTS: Final = 2**19
-"""Weights that are rounded at a time: what is made on the way stays in the processor's cache."""
+CHUNK_ELEMENTS: Final = 2**18
+"""Weights that are rounded, packed and compared at a time."""
+_SEARCHED_ELEMENTS: Final = 2**15
+"""Weights whose scales are searched at a time: with what is made on the way they stay in a core's
+own cache, and are enough that the work outweighs its calls."""
+_RANGES_AT_ONCE: Final = 4
 
 _INT8_RANGES: Final = tuple(0.99 + step / 100 for step in range(16))
 """8 bits leave room: a little more range than needed moves the codes, and of several places the
 best is taken."""
+_MORE_INT8_RANGES: Final = tuple(1.15 + step / 100 for step in range(16))
+"""For groups of 32: weights that lay on 16 levels before (a Q4 GGUF) may meet them here."""
 _INT4_RANGES: Final = (1.0, 0.94, 0.88, 0.82)
 """4 bits do not: a few outliers are clipped so that all others are finer."""
 _FITS: Final = 3
-"""How often scale and offset of a 4-bit range are refitted to the codes they give."""
+"""How often a 4-bit range is judged: as it is, then fitted to the codes it gave."""
 
 FP8_BLOCK: Final = (128, 128)
 _FP8_MAX: Final = torch.finfo(torch.float8_e4m3fn).max
@@ -34,7 +43,7 @@ _FP8_MAX: Final = torch.finfo(torch.float8_e4m3fn).max
 
 @dataclass(frozen=True, slots=True)
 class Rounded:
-    """Some rows of a matrix, packed, and what the rounding cost."""
+    """A matrix or some of its rows, packed, and what the rounding cost."""
 
     data: Tensor
     """(bytes,) uint8: whole blocks of 16 rows"""
@@ -42,98 +51,170 @@ class Rounded:
     squared_norm: float
 
 
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The values that the weights of M groups may take: scale * code + offset."""
+
+    scale: Tensor
+    """(M,) float32, as it will be stored"""
+    offset: Tensor
+    """(M,) float32, as it will be stored; zeros for 8 bits"""
+    lowest: int
+    highest: int
+
+    def codes(self, x: Tensor) -> Tensor:
+        """(..., M) -> (..., M) float32: the codes nearest to x"""
+        # Where the scale is 0 all codes are equal.
+        inverse = torch.where(self.scale == 0, 0, 1 / self.scale)
+        codes = torch.addcmul(-self.offset * inverse, x, inverse)
+        return codes.round_().clamp_(self.lowest, self.highest)
+
+    def values(self, codes: Tensor) -> Tensor:
+        """(..., M) -> (..., M) float32: what codes stand for"""
+        return torch.addcmul(self.offset, codes, self.scale)
+
+
+def find_grid(x: Tensor, format: Format) -> Grid:
+    """The scales, for INT4 also the offsets, that suit groups x (group, M) float32 best."""
+    search = int8_grid if format == Format.INT8 else int4_grid
+    parts = torch.split(x, max(_SEARCHED_ELEMENTS // len(x), 1), 1)
+    grids = [search(part.contiguous()) for part in parts]
+    return replace(
+        grids[0],
+        scale=torch.cat([grid.scale for grid in grids]),
+        offset=torch.cat([grid.offset for grid in grids]),
+    )
+
+
+def int8_grid(x: Tensor) -> Grid:
+    """x (group, M) float32 as scale * code, code from -128 to 127."""
+    full = x.abs().amax(0) / 127
+    zero = torch.zeros_like(full)
+    codes = x.new_empty(_RANGES_AT_ONCE, *x.shape)
+    products = torch.empty_like(codes)
+
+    def fit(scale: Tensor) -> tuple[Tensor, Tensor]:
+        """(R, 1, M) -> the best scales for the codes that these give, and the error they leave:
+        sum x^2 - (x . q)^2 / (q . q), here without the constant."""
+        inverse = torch.where(scale == 0, 0, 1 / scale)
+        found = torch.mul(x, inverse, out=codes[: len(scale)]).round_().clamp_(-128, 127)
+        dot = torch.mul(x, found, out=products[: len(scale)]).sum(1, keepdim=True)
+        norm = found.square_().sum(1, keepdim=True).clamp_(min=1)
+        return dot / norm, -dot.square() / norm
+
+    best, least = full[None, None], torch.full_like(full, torch.inf)[None, None]
+    ranges = torch.tensor(_INT8_RANGES + _MORE_INT8_RANGES * (len(x) == 32))
+    for shares in torch.split(ranges[:, None, None], _RANGES_AT_ONCE):
+        scales, errors = fit(full * shares)
+        error, range = errors.min(0, keepdim=True)
+        best = torch.where(error < least, scales.gather(0, range), best)
+        least = torch.minimum(error, least)
+    return Grid(fit(best)[0].flatten(), zero, -128, 127)
+
+
+def int4_grid(x: Tensor) -> Grid:
+    """x (group, M) float32 as scale * code + offset, code from 0 to 15, both factors float16."""
+    group = len(x)
+    low, high, total = x.amin(0), x.amax(0), x.sum(0)
+    shares = torch.tensor(_INT4_RANGES)[:, None, None]  # (R, 1, 1)
+    width = (high - low) * shares
+    factors = torch.stack((width / 15, (low + high - width) / 2))  # (2, R, 1, M)
+    factors[1, 0] = low
+    best, least = factors, torch.full_like(width, torch.inf)
+    codes, work = x.new_empty(2, len(shares), *x.shape)
+    for fits_left in reversed(range(_FITS)):
+        factors = factors.half().float()
+        scale, offset = factors
+        inverse = torch.where(scale == 0, 0, 1 / scale)
+        torch.addcmul(-offset * inverse, x, inverse, out=codes).round_().clamp_(0, 15)
+        error = torch.addcmul(offset, codes, scale, out=work).sub_(x).square_().sum(1, keepdim=True)
+        is_better = error < least
+        least = torch.where(is_better, error, least)
+        best = torch.where(is_better, factors, best)
+        if fits_left:  # least squares of x on the codes
+            ones, dot = (y.sum(1, keepdim=True) for y in (codes, torch.mul(x, codes, out=work)))
+            determinant = group * codes.square_().sum(1, keepdim=True) - ones.square()
+            fitted = (group * dot - ones * total) / determinant
+            scale = torch.where(determinant > 0, fitted, scale)
+            factors = torch.stack((scale, (total - scale * ones) / group))
+    range_ = least.argmin(0, keepdim=True).expand(2, 1, 1, -1)
+    scale, offset = best.gather(1, range_).flatten(1)
+    return Grid(scale, offset, 0, 15)
+
+
 def round_rows(weight: Tensor, format: Format, group: int) -> Iterator[Rounded]:
     """A matrix (N, K) of any float dtype, some rows at a time; the parts one after the other are
-    the packed whole.
-
-    A part is the work of one thread, because torch's own threads would wait for each other after
-    every small operation; so no bit depends on how many there are.
-    """
+    the packed whole."""
     whole = FP8_BLOCK[0]  # of FP8's blocks, and of the blocks of 16 columns of all formats
+    if format != Format.FP8:
+        whole = 16
     step = max(CHUNK_ELEMENTS // weight.shape[1] // whole, 1) * whole
+    with single_threads() as pool:
+        yield from pool.map(
+            lambda rows: round_matrix(rows, format, group), torch.split(weight, step)
+        )
+
+
+@contextmanager
+def single_threads() -> Iterator[ThreadPoolExecutor]:
+    """As many threads as torch has, each of which does its torch work alone.
+
+    torch's own threads would wait for each other after every small operation; and so no bit depends
+    on how many there are.
+    """
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(num_threads) as pool:
-            yield from pool.map(
-                lambda rows: _rounded(rows, format, group), torch.split(weight, step)
-            )
+            yield pool
     finally:
         torch.set_num_threads(num_threads)
 
 
-def _rounded(rows: Tensor, format: Format, group: int) -> Rounded:
-    rows = rows.float()
-    matrix = _ROUND[format](rows, group)
-    error = matrix.unpack().sub_(rows)
-    return Rounded(matrix.data, float(_squared_norm(error)), float(_squared_norm(rows)))
+def round_matrix(weight: Tensor, format: Format, group: int) -> Rounded:
+    """A matrix (N, K) of any float dtype, whole."""
+    weight = weight.float()
+    return compared(_ROUND[format](weight, group), weight)
 
 
-def _squared_norm(x: Tensor) -> Tensor:
-    return torch.dot(x.flatten(), x.flatten())
+def compared(matrix: PackedMatrix, weight: Tensor) -> Rounded:
+    """What packing the matrix so cost; weight (N, K) float32 is what it stands for."""
+    error = matrix.unpack().sub_(weight)
+    return Rounded(matrix.data, _squared_norm(error), _squared_norm(weight))
+
+
+def _squared_norm(x: Tensor) -> float:
+    return float(torch.dot(x.flatten(), x.flatten()))
 
 
 def round_int8(weight: Tensor, group: int) -> PackedMatrix:
     """weight (N, K) float32 as scale * code, code from -128 to 127."""
-    x = _grouped(weight, group)
-    full = x.abs().amax(-1) / 127
-    best, least = full, torch.full_like(full, torch.inf)
-    for share in _INT8_RANGES:
-        scale = full * share
-        codes = _int8_codes(x, scale)
-        # The best scale for these codes, and the error it leaves: sum x^2 - (x . q)^2 / (q . q).
-        dot, norm = _dot(x, codes), _dot(codes, codes).clamp_(min=1)
-        error = -dot.square() / norm
-        is_better = error < least
-        least = torch.where(is_better, error, least)
-        best = torch.where(is_better, dot / norm, best)
-    codes = _int8_codes(x, best).to(torch.int8)
-    return pack_int8(codes.flatten(1)[:, : weight.shape[1]], best, group)
-
-
-def _int8_codes(x: Tensor, scale: Tensor) -> Tensor:
-    return (x * _inverse(scale)[..., None]).round_().clamp_(-128, 127)
+    return _round_groups(weight, Format.INT8, group)
 
 
 def round_int4(weight: Tensor, group: int) -> PackedMatrix:
     """weight (N, K) float32 as scale * code + offset, code from 0 to 15, both factors float16."""
-    x = _grouped(weight, group)
-    low, high = x.amin(-1), x.amax(-1)
-    total = x.sum(-1)
-    best = low.half(), low.half()
-    least = torch.full_like(low, torch.inf)
-    for share in _INT4_RANGES:
-        scale = (high - low) * (share / 15)
-        offset = low + (high - low) * ((1 - share) / 2)
-        for _ in range(_FITS):
-            rounded = scale.half(), offset.half()
-            codes = _int4_codes(x, *rounded)
-            error = _error_of(x, codes, *rounded)
-            is_better = error < least
-            least = torch.where(is_better, error, least)
-            best = (
-                torch.where(is_better, rounded[0], best[0]),
-                torch.where(is_better, rounded[1], best[1]),
-            )
-            # Least squares of x on the codes.
-            ones, norm, dot = codes.sum(-1), _dot(codes, codes), _dot(x, codes)
-            determinant = group * norm - ones.square()
-            fitted = (group * dot - ones * total) / determinant
-            scale = torch.where(determinant > 0, fitted, scale)
-            offset = (total - scale * ones) / group
-    codes = _int4_codes(x, *best).to(torch.uint8)
-    return pack_int4(codes.flatten(1)[:, : weight.shape[1]], *best, group)
+    return _round_groups(weight, Format.INT4, group)
 
 
-def _int4_codes(x: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
-    centred = x - offset.float()[..., None]
-    return centred.mul_(_inverse(scale.float())[..., None]).round_().clamp_(0, 15)
+def _round_groups(weight: Tensor, format: Format, group: int) -> PackedMatrix:
+    n, k = weight.shape
+    # A ragged last group repeats the last input, which leaves its range as it is.
+    last = weight[:, -1:].expand(n, -k % group)
+    groups = torch.cat((weight, last), 1).view(n, -1, group)
+    x = groups.permute(2, 0, 1).reshape(group, -1)  # (group, N * groups)
+    grid = find_grid(x, format)
+    codes = grid.codes(x).view(group, n, -1).permute(1, 2, 0).flatten(1)[:, :k]
+    return pack_grid(codes, grid.scale.view(n, -1), grid.offset.view(n, -1), format, group)
 
 
-def _error_of(x: Tensor, codes: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
-    restored = codes * scale.float()[..., None]
-    restored.add_(offset.float()[..., None]).sub_(x)
-    return _dot(restored, restored)
+def pack_grid(
+    codes: Tensor, scales: Tensor, offsets: Tensor, format: Format, group: int
+) -> PackedMatrix:
+    """Packs codes (N, K) float32 with scales and offsets (N, ceil(K / group)) of grids."""
+    if format == Format.INT8:
+        return pack_int8(codes.to(torch.int8), scales, group)
+    return pack_int4(codes.to(torch.uint8), scales.half(), offsets.half(), group)
 
 
 def round_fp8(weight: Tensor, group: int) -> PackedMatrix:
@@ -143,7 +224,8 @@ def round_fp8(weight: Tensor, group: int) -> PackedMatrix:
     padded = F.pad(weight, (0, -k % columns, 0, -n % rows))
     blocks = padded.view(-1, rows, padded.shape[1] // columns, columns)
     scales = blocks.abs().amax((1, 3)) / _FP8_MAX  # (ceil(N / 128), ceil(K / 128))
-    codes = (blocks * _inverse(scales)[:, None, :, None]).to(torch.float8_e4m3fn)
+    inverse = torch.where(scales == 0, 0, 1 / scales)
+    codes = (blocks * inverse[:, None, :, None]).to(torch.float8_e4m3fn)
     whole = codes.view(padded.shape)[:n, :k]
     return pack_fp8(whole.contiguous(), scales, FP8_BLOCK)
 
@@ -153,22 +235,3 @@ _ROUND: Final[dict[Format, Callable[[Tensor, int], PackedMatrix]]] = {
     Format.INT8: round_int8,
     Format.INT4: round_int4,
 }
-
-
-def _grouped(weight: Tensor, group: int) -> Tensor:
-    """(N, K) -> (N, groups, group); a ragged last group repeats the last input, which leaves its
-    range as it is."""
-    n, k = weight.shape
-    if k % group:
-        last = weight[:, -1:].expand(n, -k % group)
-        weight = torch.cat((weight, last), 1)
-    return weight.view(n, -1, group)
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return torch.einsum("ngi,ngi->ng", a, b)
-
-
-def _inverse(scale: Tensor) -> Tensor:
-    """1 / scale, and 0 where the scale is 0: all codes are equal there."""
-    return torch.where(scale == 0, 0, 1 / scale)
