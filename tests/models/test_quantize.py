@@ -523,8 +523,8 @@ def test_a_run_goes_on_only_with_the_same_settings_and_the_same_input(tmp_path: 
     quantize_checkpoint(source, out, settings("8"))
     with pytest.raises(ValueError, match="was begun with bits 8, not 4; go on with the same, or"):
         quantize_checkpoint(source, out, settings("4"))
-    with pytest.raises(ValueError, match="was begun with group_size 64, not 32"):
-        quantize_checkpoint(source, out, settings("8", group_size=32))
+    with pytest.raises(ValueError, match="was begun with group_size 32, not 64"):
+        quantize_checkpoint(source, out, settings("8", group_size=64))
     save_model(random_model(tiny_m2(), seed=1), source)
     with pytest.raises(ValueError, match="was begun from another input"):
         quantize_checkpoint(source, out, settings("8"))
