@@ -257,11 +257,44 @@ static inline void tile_rows(int rows, int blocks, const uint8_t* const* x, int6
   }
 }
 
+// The weights of the next step, asked for some lines at a time while this step multiplies: the first
+// rows to meet them would wait for memory, which all others then leave idle.
+struct NextWeights {
+  const uint8_t* from;  // null: nothing
+  int64_t stride, bytes;  // from block to block, and of each
+  int blocks;
+  int64_t share;  // lines to ask for at a time
+  int64_t at = 0;
+
+  NextWeights(const uint8_t* from, int64_t stride, int64_t bytes, int blocks, int64_t rows)
+      : from(rows > kMinRows ? from : nullptr), stride(stride), bytes(bytes), blocks(blocks),
+        share((blocks * bytes / 64 * kTileRows + rows - 1) / rows + 1) {}
+
+  void ask() {
+    if (from == nullptr) return;
+    for (int64_t i = 0; i < share; ++i) {
+      _mm_prefetch((const char*)(from + at), _MM_HINT_T1);
+      at += 64;
+      if (at < bytes) continue;
+      at = 0;
+      from += stride;
+      if (--blocks == 0) {
+        from = nullptr;
+        return;
+      }
+    }
+  }
+
+  static constexpr int64_t kMinRows = 24;  // fewer do little but read, which needs no help
+};
+
 template <class T>
 static inline void tile_all(int64_t rows, int blocks, const uint8_t* const* x, int64_t offset, const uint8_t* w,
-                            int64_t stride, int64_t k, float* c) {
-  for (int64_t r = 0; r < rows; r += kTileRows)
+                            int64_t stride, int64_t k, float* c, NextWeights& next) {
+  for (int64_t r = 0; r < rows; r += kTileRows) {
     tile_rows<T>(int(least(kTileRows, rows - r)), blocks, x + r, offset, w, stride, k, c + r * kPanel);
+    next.ask();
+  }
 }
 
 // ---- integer weights ----------------------------------------------------------------------------
@@ -346,9 +379,13 @@ static inline void add_group_rows(int blocks, const uint8_t* const* x, const Ope
 }
 
 template <bool kInt4, int kPlanes>
-static inline void add_group_all(int64_t rows, int blocks, const uint8_t* const* x, const Operand& o, const Group& g, float* c) {
+static inline void add_group_all(int64_t rows, int blocks, const uint8_t* const* x, const Operand& o, const Group& g, float* c,
+                                 NextWeights& next) {
   int64_t r = 0;
-  for (; r + kTileRows <= rows; r += kTileRows) add_group_rows<kTileRows, kInt4, kPlanes>(blocks, x + r, o, g, c + r * kPanel);
+  for (; r + kTileRows <= rows; r += kTileRows) {
+    add_group_rows<kTileRows, kInt4, kPlanes>(blocks, x + r, o, g, c + r * kPanel);
+    next.ask();
+  }
 #ifdef FULMEN_AVX512
   for (; r + 2 <= rows; r += 2) add_group_rows<2, kInt4, kPlanes>(blocks, x + r, o, g, c + r * kPanel);
 #endif
@@ -412,7 +449,7 @@ static inline void tile_square(TileRows x, const uint8_t* w, int64_t stride, int
 
 // c += x w over one K block of at most 256 inputs
 static inline void tile_bf16(const uint8_t* const* x, int64_t rows, int blocks, int64_t offset, const uint8_t* w, int64_t stride,
-                             int64_t k, float* c) {
+                             int64_t k, float* c, NextWeights& next) {
   alignas(64) uint8_t gathered[32 * kTileBytes];
   int configured = 0;
   for (int64_t r = 0; r < rows; r += 32) {
@@ -427,6 +464,7 @@ static inline void tile_bf16(const uint8_t* const* x, int64_t rows, int blocks, 
       if (some > 16) two ? tile_square<true, true>(a, weights, stride, k, to) : tile_square<true, false>(a, weights, stride, k, to);
       else two ? tile_square<false, true>(a, weights, stride, k, to) : tile_square<false, false>(a, weights, stride, k, to);
     }
+    for (int i = 0; i < 32 / kTileRows; ++i) next.ask();
   }
   release_tiles();
 }
@@ -610,18 +648,20 @@ static inline void integer_panel(const uint8_t* const* x, int64_t rows, const Op
         continue;
       }
 #endif
-      if (is_int4) two ? add_group_all<true, 2>(some, blocks, x + r, o, g, c + r * kPanel) : add_group_all<true, 1>(some, blocks, x + r, o, g, c + r * kPanel);
-      else two ? add_group_all<false, 2>(some, blocks, x + r, o, g, c + r * kPanel) : add_group_all<false, 1>(some, blocks, x + r, o, g, c + r * kPanel);
+      NextWeights next(i + 1 < o.groups ? from + group_bytes : nullptr, stride, group_bytes, blocks, some);
+      float* to = c + r * kPanel;
+      if (is_int4) two ? add_group_all<true, 2>(some, blocks, x + r, o, g, to, next) : add_group_all<true, 1>(some, blocks, x + r, o, g, to, next);
+      else two ? add_group_all<false, 2>(some, blocks, x + r, o, g, to, next) : add_group_all<false, 1>(some, blocks, x + r, o, g, to, next);
     }
   }
 }
 
 static inline void bf16_block(const uint8_t* const* x, int64_t rows, int blocks, int64_t offset, const uint8_t* w, int64_t stride,
-                              int64_t k, float* c) {
+                              int64_t k, float* c, NextWeights& next) {
 #ifdef FULMEN_AMX
-  tile_bf16(x, rows, blocks, offset, w, stride, k, c);
+  tile_bf16(x, rows, blocks, offset, w, stride, k, c, next);
 #else
-  tile_all<TileBF16>(rows, blocks, x, offset, w, stride, k, c);
+  tile_all<TileBF16>(rows, blocks, x, offset, w, stride, k, c, next);
 #endif
 }
 
@@ -674,6 +714,7 @@ static inline void fp8_panel(const uint8_t* const* x, int64_t rows, const Operan
 #endif
   if (streams) return stream_panel<FP8Stream>(x, rows, o, w, data, stride, blocks, c);
   const int64_t groups = o.k / w.group, wide_stride = 32 * kMaxGroup;
+  NextWeights none(nullptr, 0, 0, 0, 1);
   for (int64_t g = 0; g < groups; ++g) {
     for (int b = 0; b < blocks; ++b) {
       const uint8_t* block = data + b * stride;
@@ -686,7 +727,7 @@ static inline void fp8_panel(const uint8_t* const* x, int64_t rows, const Operan
       memset(s.block_sums, 0, sizeof(float) * size_t(some) * kPanel);
       const uint8_t* weights = (const uint8_t*)s.bf16;
       if (o.wide) tile_rows<TileWide>(some, blocks, x + r, g * w.group, weights, wide_stride, w.group, s.block_sums);
-      else bf16_block(x + r, some, blocks, g * w.group, weights, wide_stride, w.group, s.block_sums);
+      else bf16_block(x + r, some, blocks, g * w.group, weights, wide_stride, w.group, s.block_sums, none);
       for (int i = 0; i < some; ++i)
         for (int b = 0; b < blocks; ++b) {
           float* to = c + (r + i) * kPanel + b * kLanes;
@@ -706,12 +747,15 @@ static void panel(const uint8_t* const* x, int64_t rows, const Operand& o, const
   if (o.integer) return integer_panel(x, rows, o, w, data, stride, blocks, c, s);
   if (w.format == fulmen::kFP8) return fp8_panel(x, rows, o, w, data, stride, blocks, c, s);
   const bool is_f32 = w.format == fulmen::kF32;
-  const int64_t step = is_f32 ? 128 : 256;
+  const int64_t step = is_f32 ? 128 : 256, bytes = is_f32 ? 64 : 32;  // of one input in a block
+  const int more = int(least(blocks, num_blocks(w) - first_block - blocks));  // of the panel after this
   for (int64_t k = 0; k < o.k; k += step) {
-    const int64_t size = least(step, o.k - k);
-    if (is_f32) tile_all<TileF32>(rows, blocks, x, k, data + k * 64, stride, size, c);
-    else if (o.wide) tile_all<TileWide>(rows, blocks, x, k, data + k * 32, stride, size, c);
-    else bf16_block(x, rows, blocks, k, data + k * 32, stride, size, c);
+    const int64_t size = least(step, o.k - k), after = least(step, o.k - k - size);
+    NextWeights next = after > 0 ? NextWeights(data + (k + size) * bytes, stride, after * bytes, blocks, rows)
+                            : NextWeights(more > 0 ? data + blocks * stride : nullptr, stride, least(step, o.k) * bytes, more, rows);
+    if (is_f32) tile_all<TileF32>(rows, blocks, x, k, data + k * 64, stride, size, c, next);
+    else if (o.wide) tile_all<TileWide>(rows, blocks, x, k, data + k * 32, stride, size, c, next);
+    else bf16_block(x, rows, blocks, k, data + k * 32, stride, size, c, next);
   }
 }
 
