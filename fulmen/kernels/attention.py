@@ -17,13 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fulmen.kernels.native import (
-    DTYPES,
-    native,
-    native_for,
-    needs_gradient,
-    with_reference_gradient,
-)
+from fulmen.kernels.native import DTYPES, native, native_alike, needs_gradient
 from fulmen.kernels.norms import norm_backward
 
 PAGE = 64
@@ -146,12 +140,12 @@ def write_pages(k: Tensor, v: Tensor, pages: KVPages, slot_mapping: Tensor) -> N
         )
     if slot_mapping.shape != k.shape[:1]:
         raise ValueError(f"slot_mapping has {slot_mapping.numel()} rows for {len(k)} tokens")
-    lib = _native_for(k, v) if _same_kind(k, pages) else None
-    if lib is None:
+    extension = native_alike(k, v) if _same_kind(k, pages) else None
+    if extension is None:
         pages.write(k, v, slot_mapping)
         return
     k, v, slots = _rows(k), _rows(v), slot_mapping.long().contiguous()
-    lib.write_pages(
+    extension.write_pages(
         k=k.data_ptr(),
         k_token_stride=k.stride(0),
         k_head_stride=k.stride(1),
@@ -183,29 +177,26 @@ def softmax_attention(
     context_lens  (N,)         int32: tokens of each sequence before the new ones
     block_table   (N, B)       int32: the pages of each sequence, in order
 
-    Returns (T, H, D). Query head i reads key-value head i // (H / Hkv). Differentiable in q; no
-    gradient passes through pages, training uses `attend`.
+    Returns (T, H, D). Query head i reads key-value head i // (H / Hkv). Not differentiable:
+    training uses `attend`.
     """
     _check_heads(q, pages.num_kv_heads, pages.head_dim)
 
-    def reference(q: Tensor) -> Tensor:
-        outs = []
-        bounds = cu_seqlens.tolist()
-        for n, context in enumerate(context_lens.tolist()):
-            length = context + bounds[n + 1] - bounds[n]
-            k, v = pages.read(block_table[n, : -(-length // PAGE)], length)
-            outs.append(_one_sequence(q[bounds[n] : bounds[n + 1]], k, v))
-        return torch.cat(outs)
-
-    lib = _native_for(q) if _same_kind(q, pages) else None
-    if lib is None:
-        return reference(q)
-
-    def kernel(q: Tensor) -> Tensor:
-        return _native_attention(lib, q, pages, cu_seqlens, context_lens, block_table)
-
-    out: Tensor = with_reference_gradient(kernel, reference, q)
-    return out
+    if needs_gradient(q):
+        raise ValueError(
+            "q needs a gradient, which keys and values in pages do not give: training reads whole "
+            "sequences without a cache; wrap inference in torch.no_grad()"
+        )
+    extension = native_alike(q) if _same_kind(q, pages) else None
+    if extension is not None:
+        return _native_attention(extension, q, pages, cu_seqlens, context_lens, block_table)
+    outs = []
+    bounds = cu_seqlens.tolist()
+    for n, context in enumerate(context_lens.tolist()):
+        length = context + bounds[n + 1] - bounds[n]
+        k, v = pages.read(block_table[n, : -(-length // PAGE)], length)
+        outs.append(_one_sequence(q[bounds[n] : bounds[n + 1]], k, v))
+    return torch.cat(outs)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, cu_seqlens: Tensor) -> Tensor:
@@ -220,14 +211,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, cu_seqlens: Tensor) -> Tensor:
     _check_heads(q, k.shape[1], k.shape[2])
     bounds = cu_seqlens.tolist()
 
-    lib = _native_for(q, k, v)
-    if lib is None:
+    extension = native_alike(q, k, v)
+    if extension is None:
         parts = itertools.pairwise(bounds)
         return torch.cat([_one_sequence(q[a:b], k[a:b], v[a:b]) for a, b in parts])
     if needs_gradient(q, k, v):
-        out: Tensor = _Attend.apply(q, k, v, lib, cu_seqlens, bounds)  # type: ignore[no-untyped-call]
+        out: Tensor = _Attend.apply(q, k, v, extension, cu_seqlens, bounds)  # type: ignore[no-untyped-call]
         return out
-    return _through_pages(lib, q, k, v, cu_seqlens, bounds)
+    return _through_pages(extension, q, k, v, cu_seqlens, bounds)
 
 
 class _Attend(torch.autograd.Function):
@@ -239,23 +230,23 @@ class _Attend(torch.autograd.Function):
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        lib: ModuleType,
+        extension: ModuleType,
         cu_seqlens: Tensor,
         bounds: Sequence[int],
     ) -> Tensor:
-        out = _through_pages(lib, q, k, v, cu_seqlens, bounds)
+        out = _through_pages(extension, q, k, v, cu_seqlens, bounds)
         ctx.save_for_backward(q, k, v, out)
-        ctx.others = lib, cu_seqlens.to("cpu", torch.int32).contiguous()
+        ctx.others = extension, cu_seqlens.to("cpu", torch.int32).contiguous()
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-        lib, cu_seqlens = ctx.others
+        extension, cu_seqlens = ctx.others
         q, k, v, out = (x.contiguous() for x in ctx.saved_tensors)
         dout = dout.contiguous()
         dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
-        lib.softmax_attention_backward(
+        extension.softmax_attention_backward(
             q=q.data_ptr(),
             k=k.data_ptr(),
             v=v.data_ptr(),
@@ -275,12 +266,17 @@ class _Attend(torch.autograd.Function):
 
 
 def _through_pages(
-    lib: ModuleType, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, bounds: Sequence[int]
+    extension: ModuleType,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    bounds: Sequence[int],
 ) -> Tensor:
     pages, slots, block_table = _own_pages(k, bounds)
     write_pages(k, v, pages, slots)
     context_lens = torch.zeros(len(bounds) - 1, dtype=torch.int32)
-    return _native_attention(lib, q, pages, cu_seqlens, context_lens, block_table)
+    return _native_attention(extension, q, pages, cu_seqlens, context_lens, block_table)
 
 
 def rotate(
@@ -324,21 +320,21 @@ def rotate(
                 f"a norm has {norm.numel()} weights for rows of {rows.shape[1]}, needed is one each"
             )
 
-    lib = _native_for(q, k, *norms)
-    if lib is None:
+    extension = native_alike(q, k, *norms)
+    if extension is None:
         if norms:
             q, k = _normalise(q, norms[0], eps), _normalise(k, norms[1], eps)
         return _turn(q, cos, sin, head_dim), _turn(k, cos, sin, head_dim)
     if needs_gradient(q, k, *norms):
         turned: tuple[Tensor, Tensor] = _Rotate.apply(  # type: ignore[no-untyped-call]
-            q, k, lib, cos, sin, head_dim, eps, *norms
+            q, k, extension, cos, sin, head_dim, eps, *norms
         )
         return turned
-    return _rotate(lib, q, k, cos, sin, head_dim, eps, norms)
+    return _rotate(extension, q, k, cos, sin, head_dim, eps, norms)
 
 
 def _rotate(
-    lib: ModuleType,
+    extension: ModuleType,
     q: Tensor,
     k: Tensor,
     cos: Tensor,
@@ -354,7 +350,7 @@ def _rotate(
     c, s = cos.float().contiguous(), sin.float().contiguous()
     weights = [x.contiguous() for x in norms]
     q_weight, k_weight = (x.data_ptr() for x in weights) if weights else (0, 0)
-    lib.rotate(
+    extension.rotate(
         q=q.data_ptr(),
         q_stride=q.stride(0),
         q_norm=q_weight,
@@ -384,7 +380,7 @@ class _Rotate(torch.autograd.Function):
         ctx: Any,
         q: Tensor,
         k: Tensor,
-        lib: ModuleType,
+        extension: ModuleType,
         cos: Tensor,
         sin: Tensor,
         head_dim: int,
@@ -393,15 +389,15 @@ class _Rotate(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(*((q, k, *norms) if norms else ()))
         # Not saved as tensors: the angles may have been made in inference mode.
-        ctx.others = lib, cos, sin, head_dim, eps
-        return _rotate(lib, q, k, cos, sin, head_dim, eps, norms)
+        ctx.others = extension, cos, sin, head_dim, eps
+        return _rotate(extension, q, k, cos, sin, head_dim, eps, norms)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dq: Tensor, dk: Tensor) -> tuple[Tensor | None, ...]:
-        lib, cos, sin, head_dim, eps = ctx.others
+        extension, cos, sin, head_dim, eps = ctx.others
         rows = dq.flatten(1), dk.flatten(1)
-        dq, dk = (x.flatten(1) for x in _rotate(lib, *rows, cos, -sin, head_dim, eps))
+        dq, dk = (x.flatten(1) for x in _rotate(extension, *rows, cos, -sin, head_dim, eps))
         if not ctx.saved_tensors:
             return dq, dk, None, None, None, None, None
         q, k, q_norm, k_norm = ctx.saved_tensors
@@ -417,15 +413,15 @@ def rotary_angles(positions: Tensor, rotary_dim: int, rope_theta: float) -> tupl
     The angle is rounded to float32 also for a float64 model, as in the reference implementations.
     """
     frequencies = _frequencies(rotary_dim, rope_theta, positions.device)
-    lib = native() if positions.device.type == "cpu" else None
-    if lib is None:
+    extension = native() if positions.device.type == "cpu" else None
+    if extension is None:
         angles = positions.float()[:, None] * frequencies
         return angles.cos(), angles.sin()
     positions = positions.long().contiguous()
     # Not torch's cos: its value may differ with the place of an element in the tensor.
     cos = torch.empty(len(positions), len(frequencies))
     sin = torch.empty_like(cos)
-    lib.rotary_angles(
+    extension.rotary_angles(
         positions=positions.data_ptr(),
         frequencies=frequencies.data_ptr(),
         cos=cos.data_ptr(),
@@ -440,11 +436,6 @@ def rotary_angles(positions: Tensor, rotary_dim: int, rope_theta: float) -> tupl
 def _frequencies(rotary_dim: int, rope_theta: float, device: torch.device) -> Tensor:
     exponents = torch.arange(0, rotary_dim, 2, device=device).float() / rotary_dim
     return 1.0 / rope_theta**exponents
-
-
-def _native_for(*tensors: Tensor) -> ModuleType | None:
-    """The extension if it takes these tensors, all of one dtype."""
-    return native_for(*tensors) if len({x.dtype for x in tensors}) == 1 else None
 
 
 def _same_kind(x: Tensor, pages: KVPages) -> bool:
@@ -465,7 +456,7 @@ def _check_heads(q: Tensor, num_kv_heads: int, head_dim: int) -> None:
 
 
 def _native_attention(
-    lib: ModuleType,
+    extension: ModuleType,
     q: Tensor,
     pages: KVPages,
     cu_seqlens: Tensor,
@@ -483,7 +474,7 @@ def _native_attention(
             f"cu_seqlens has {len(bounds)} entries and ends at {int(bounds[-1])}, for {len(q)} "
             f"tokens, {len(past)} context_lens and {len(table)} rows of block_table"
         )
-    lib.softmax_attention(
+    extension.softmax_attention(
         q=q.data_ptr(),
         q_token_stride=q.stride(0),
         q_head_stride=q.stride(1),

@@ -13,8 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fulmen.kernels.linear import PackedMatrix, pack
-from fulmen.kernels.native import DTYPES, native, native_for, needs_gradient
+from fulmen.kernels.linear import NO_GRADIENT, PackedMatrix, pack
+from fulmen.kernels.native import (
+    DTYPES,
+    check_input_bits,
+    native,
+    native_alike,
+    native_for,
+    needs_gradient,
+)
 
 Scoring = Literal["softmax", "sigmoid"]
 
@@ -65,8 +72,14 @@ def route(
     router_logits (T, E) float32, choice_bias (E,) float32 -> topk_weights (T, K) float32, topk_ids
     (T, K) int64
     """
-    bias = () if choice_bias is None else (choice_bias,)
-    extension = native_for(router_logits, *bias)
+    num_experts = router_logits.shape[-1]
+    if not 1 <= top_k <= num_experts:
+        raise ValueError(f"top_k is {top_k}, it must be 1 to {num_experts}, the number of experts")
+    if choice_bias is not None and choice_bias.shape != (num_experts,):
+        raise ValueError(
+            f"choice_bias has shape {tuple(choice_bias.shape)} for {num_experts} experts"
+        )
+    extension = native_for(router_logits)
     if extension is None or router_logits.dtype != torch.float32:
         return route_reference(router_logits, top_k, scoring=scoring, choice_bias=choice_bias)
     if needs_gradient(router_logits):
@@ -83,6 +96,7 @@ def _route(
     choice_bias: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     logits = router_logits.contiguous()
+    bias = None if choice_bias is None else choice_bias.float().contiguous()
     rows, num_experts = logits.shape
     weights = torch.empty(rows, top_k)
     ids = torch.empty(rows, top_k, dtype=torch.int64)
@@ -92,7 +106,7 @@ def _route(
         num_experts,
         top_k,
         scoring == "sigmoid",
-        0 if choice_bias is None else choice_bias.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
         weights.data_ptr(),
         ids.data_ptr(),
     )
@@ -173,12 +187,16 @@ def mixture_of_experts(
 
     Returns (T, C) in hidden_states' dtype; an expert's hidden values are rounded to it once.
     """
+    check_input_bits(input_bits)
     if isinstance(experts, PackedExperts):
+        if needs_gradient(hidden_states, topk_weights):
+            raise ValueError(f"the experts are {NO_GRADIENT}")
         return _run(hidden_states, topk_weights, topk_ids, experts, input_bits)
     flat = [w for expert in experts for w in expert if isinstance(w, Tensor)]
-    if native_for(hidden_states, *flat) is None or len(flat) < 3 * len(experts):
+    if native_alike(hidden_states, *flat) is None or len(flat) < 3 * len(experts):
         return mixture_of_experts_reference(hidden_states, topk_weights, topk_ids, experts)
-    out: Tensor = _Experts.apply(hidden_states, topk_weights, topk_ids, *flat)  # type: ignore[no-untyped-call]
+    weights = topk_weights.float()
+    out: Tensor = _Experts.apply(hidden_states, weights, topk_ids, *flat)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -191,7 +209,13 @@ def _run(
 ) -> Tensor:
     extension = native()
     assert extension is not None
-    x, weights, ids = hidden_states.contiguous(), topk_weights.contiguous(), topk_ids.contiguous()
+    x, weights = hidden_states.contiguous(), topk_weights.float().contiguous()
+    ids = topk_ids.long().contiguous()
+    if weights.shape != ids.shape or len(ids) != len(x):
+        raise ValueError(
+            f"topk_weights {tuple(weights.shape)} and topk_ids {tuple(ids.shape)} must be "
+            f"({len(x)}, K)"
+        )
     out = torch.empty_like(x)
     extension.experts(
         x.data_ptr(),
@@ -220,6 +244,7 @@ class _Experts(torch.autograd.Function):
         return _run(x, topk_weights, topk_ids, PackedExperts(experts), 16)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         extension = native()
         assert extension is not None

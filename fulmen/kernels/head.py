@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fulmen.kernels.linear import (
+    NO_GRADIENT,
     PackedMatrix,
     linear,
     linear_reference,
@@ -18,7 +19,13 @@ from fulmen.kernels.linear import (
     product,
     transposed_buffer,
 )
-from fulmen.kernels.native import DTYPES, native, native_for, needs_gradient
+from fulmen.kernels.native import (
+    DTYPES,
+    check_input_bits,
+    native,
+    native_for,
+    needs_gradient,
+)
 
 MAX_CANDIDATES: Final = 256
 """More than this many of the best are found by sorting all logits."""
@@ -61,6 +68,17 @@ def head(
     size = weight.n if isinstance(weight, PackedMatrix) else len(weight)
     if not 0 <= top_k <= size:
         raise ValueError(f"top_k is {top_k}, it must be 0 to {size}, the size of the vocabulary")
+    check_input_bits(input_bits)
+    if targets is not None and targets.shape != hidden_states.shape[:1]:
+        raise ValueError(
+            f"targets have shape {tuple(targets.shape)} for {len(hidden_states)} positions, each "
+            "needs one"
+        )
+    k = weight.k if isinstance(weight, PackedMatrix) else weight.shape[1]
+    if hidden_states.ndim != 2 or hidden_states.shape[1] != k:
+        raise ValueError(
+            f"hidden_states have shape {tuple(hidden_states.shape)}, needed is (T, {k})"
+        )
     if extension is None:
         return head_reference(hidden_states, weight, targets=targets, top_k=top_k)
     matrix = weight if isinstance(weight, PackedMatrix) else pack(weight)
@@ -71,7 +89,7 @@ def head(
         top_logits, top_ids = order.values[:, :top_k], order.indices[:, :top_k]
         return found._replace(top_logits=top_logits, top_ids=top_ids)
     x = hidden_states if hidden_states.stride(-1) == 1 else hidden_states.contiguous()
-    targets = None if targets is None else targets.contiguous()
+    targets = None if targets is None else targets.long().contiguous()
     rows = len(x)
     logsumexp, target_logits = torch.empty(2, rows)
     top_logits = torch.empty(rows, top_k)
@@ -131,7 +149,9 @@ def target_logprobs(
         wide = torch.promote_types(hidden_states.dtype, torch.float32)
         logits = linear_reference(hidden_states, weight, out_dtype=wide)
         return logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
-    if plain and needs_gradient(hidden_states, *plain):
+    if not plain and needs_gradient(hidden_states):
+        raise ValueError(f"the head is {NO_GRADIENT}")
+    if needs_gradient(hidden_states, *plain):
         out: Tensor = _TargetLogprobs.apply(hidden_states, weight, targets)  # type: ignore[no-untyped-call]
         return out
     found = head(hidden_states, weight, targets=targets, top_k=0, input_bits=input_bits)
@@ -155,13 +175,13 @@ class _TargetLogprobs(torch.autograd.Function):
         assert extension is not None
         matrix = pack(weight)
         x, gradient = hidden_states.contiguous(), gradient.float().contiguous()
-        targets = targets.contiguous()
+        targets = targets.long().contiguous()
         wants_x, wants_weight, _ = ctx.needs_input_grad
         x_gradient = torch.empty_like(x) if wants_x else None
-        weight_gradient = None
+        weight_gradient = torch.zeros(weight.shape) if wants_weight else None
         # Products with a rounded error cost what rounding the hidden states cost.
         dtype = x.dtype
-        by_column = weight.t().to(dtype) if wants_x else weight
+        by_column = pack(weight.t().to(dtype)) if wants_x else None
         step = max(_MIN_CHUNK, _CHUNK_BYTES // (2 * dtype.itemsize * len(weight)))
         for start in range(0, len(x), step):
             some = slice(start, start + step)
@@ -182,11 +202,10 @@ class _TargetLogprobs(torch.autograd.Function):
                 transposed.data_ptr(),
                 transposed.stride(0),
             )
-            if x_gradient is not None:
-                x_gradient[some] = product(error, by_column, dtype)
-            if wants_weight:
-                part = product(transposed, x[some].t(), torch.float32)
-                weight_gradient = part if weight_gradient is None else weight_gradient.add_(part)
+            if x_gradient is not None and by_column is not None:
+                x_gradient[some] = linear(error, by_column)
+            if weight_gradient is not None:
+                weight_gradient += product(transposed, x[some].t(), torch.float32)
         if weight_gradient is not None:
             weight_gradient = weight_gradient.to(weight.dtype)
         return x_gradient, weight_gradient, None

@@ -61,15 +61,15 @@ def lightning_attention(
     (T, H, D) in q's dtype; sums are in float32 (float64 for float64 inputs).
     """
     lens, past, rows = _check(q, k, v, slope_rate, cu_seqlens, context_lens, states, slots)
-    module = native_for(q, k, v)
-    if module is None:
+    extension = native_for(q, k, v)
+    if extension is None:
         return _reference(q, k, v, slope_rate, lens, past, states, rows)
     decays = _decays(tuple(slope_rate.tolist()))
     cu_seqlens = cu_seqlens.to(torch.int32).contiguous()
     if needs_gradient(q, k, v):
-        out: Tensor = _Native.apply(q, k, v, module, decays, cu_seqlens)  # type: ignore[no-untyped-call]
+        out: Tensor = _Native.apply(q, k, v, extension, decays, cu_seqlens)  # type: ignore[no-untyped-call]
         return out
-    return _run(module, q, k, v, decays, cu_seqlens, context_lens, states, slots)
+    return _run(extension, q, k, v, decays, cu_seqlens, context_lens, states, slots)
 
 
 def kv_state_at(carry: LightningCarry, slope_rate: Tensor, context_lens: Tensor) -> Tensor:
@@ -142,7 +142,8 @@ def _check(
                 "contiguous"
             )
     rows = slots.tolist()
-    if len(set(rows)) != len(lens) or min(rows) < 0 or max(rows) >= num_slots:
+    is_own = len(rows) == len(set(rows)) == len(lens)
+    if not is_own or min(rows) < 0 or max(rows) >= num_slots:
         raise ValueError(
             f"slots is {rows}, each of {len(lens)} sequences needs one of its own below {num_slots}"
         )
@@ -166,14 +167,14 @@ class _Native(torch.autograd.Function):
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        module: ModuleType,
+        extension: ModuleType,
         decays: Tensor,
         cu_seqlens: Tensor,
     ) -> Tensor:
         ctx.save_for_backward(q, k, v)
         # Not saved as tensors: the table may have been made in inference mode, by the engine.
-        ctx.others = module, decays, cu_seqlens
-        return _run(module, q, k, v, decays, cu_seqlens)
+        ctx.others = extension, decays, cu_seqlens
+        return _run(extension, q, k, v, decays, cu_seqlens)
 
     @staticmethod
     @once_differentiable
@@ -189,15 +190,15 @@ class _Native(torch.autograd.Function):
         keep.
         """
         q, k, v = ctx.saved_tensors
-        module, decays, cu_seqlens = ctx.others
-        dq = _run(module, dout, v, k, decays, cu_seqlens)
-        dk = _run(module, v, dout, q, decays, cu_seqlens, is_reversed=True)
-        dv = _run(module, k, q, dout, decays, cu_seqlens, is_reversed=True)
+        extension, decays, cu_seqlens = ctx.others
+        dq = _run(extension, dout, v, k, decays, cu_seqlens)
+        dk = _run(extension, v, dout, q, decays, cu_seqlens, is_reversed=True)
+        dv = _run(extension, k, q, dout, decays, cu_seqlens, is_reversed=True)
         return dq, dk, dv, None, None, None
 
 
 def _run(
-    module: ModuleType,
+    extension: ModuleType,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -226,7 +227,7 @@ def _run(
             address += (num_tokens - 1) * stride * x.element_size()
             stride = -stride
         tokens += (address, stride, x.stride(1))
-    module.lightning(
+    extension.lightning(
         *tokens,
         DTYPES[q.dtype],
         len(cu_seqlens) - 1,

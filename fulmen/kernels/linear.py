@@ -16,10 +16,18 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fulmen.kernels.native import DTYPES, native, native_for, needs_gradient
+from fulmen.kernels.native import (
+    DTYPES,
+    check_input_bits,
+    native,
+    native_for,
+    needs_gradient,
+)
 
 LANES: Final = 16
 """Columns of a packed block."""
+
+NO_GRADIENT: Final = "packed, which has no gradient: load the model with trainable=True"
 
 Activation = Literal["none", "silu", "sigmoid"]
 _ACTIVATIONS: Final[dict[Activation, int]] = {"none": 0, "silu": 1, "sigmoid": 2}
@@ -51,12 +59,13 @@ class PackedMatrix:
 
     def __post_init__(self) -> None:
         needed = packed_bytes(self.format, self.n, self.k, self.group)
-        if self.data.dtype != torch.uint8 or self.data.numel() != needed:
+        is_plain = self.data.dtype == torch.uint8 and self.data.is_contiguous()
+        if not is_plain or self.data.numel() != needed:
             raise ValueError(
                 f"a packed {self.format.name} matrix ({self.n}, {self.k}) has {self.data.numel()} "
                 f"values of {self.data.dtype}, {needed} bytes are needed"
             )
-        extension = native()
+        extension = native() if self.data.is_cpu else None
         address = self.data.data_ptr()
         handle = extension and extension.Matrix(address, self.format, self.group, self.n, self.k)
         object.__setattr__(self, "handle", handle)
@@ -93,6 +102,8 @@ def packed_bytes(format: Format, n: int, k: int, group: int = 0) -> int:
 
 def pack(weight: Tensor) -> PackedMatrix:
     """Packs a float32 or bfloat16 matrix (N, K) as it is."""
+    if weight.dtype not in DTYPES:
+        raise ValueError(f"a matrix of {weight.dtype} cannot be packed, only float32 and bfloat16")
     format = Format.FLOAT32 if weight.dtype == torch.float32 else Format.BFLOAT16
     n, k = weight.shape
     extension = native_for(weight)
@@ -158,6 +169,7 @@ MAX_GROUP: Final = 128
 
 def pack_int8(codes: Tensor, scales: Tensor, group: int) -> PackedMatrix:
     """Packs codes (N, K) int8 with scales (N, ceil(K / group)) float32: weight = scale * code."""
+    _check_group(group)
     n, k = codes.shape
     wide = padded_k(Format.INT8, k, group)
     # Padding holds code 0, which is 128 as stored.
@@ -171,6 +183,7 @@ def pack_int8(codes: Tensor, scales: Tensor, group: int) -> PackedMatrix:
 def pack_int4(codes: Tensor, scales: Tensor, offsets: Tensor, group: int) -> PackedMatrix:
     """Packs codes (N, K) uint8 from 0 to 15 with scales and offsets (N, ceil(K / group)) float16:
     weight = scale * code + offset."""
+    _check_group(group)
     n, k = codes.shape
     wide = padded_k(Format.INT4, k, group)
     quads = _columns(codes, wide, 4)  # (blocks, K / 4, 16, 4)
@@ -180,6 +193,11 @@ def pack_int4(codes: Tensor, scales: Tensor, offsets: Tensor, group: int) -> Pac
     grouped = _bytes(nibbles).view(blocks, groups, group * LANES // 2)
     data = torch.cat((grouped, _spread(scales, blocks), _spread(offsets, blocks)), 2).flatten()
     return PackedMatrix(data, Format.INT4, n, k, group)
+
+
+def _check_group(group: int) -> None:
+    if group % 32 or not 0 < group <= MAX_GROUP:
+        raise ValueError(f"the group is {group}, it must be a multiple of 32, at most {MAX_GROUP}")
 
 
 def _spread(values: Tensor, blocks: int) -> Tensor:
@@ -233,14 +251,21 @@ def linear(
     """activation(x W^T), summed in float32 (float64 for float64), rounded once.
 
     x           (..., K)     bfloat16, float32 or float64
-    weight      (N, K)       packed, or a plain matrix of x's dtype, which is packed for the call
+    weight      (N, K)       packed, or a plain matrix, which is packed for the call; float32 and
+                             bfloat16 may meet
     out_dtype   of the result; x's if omitted
     input_bits  8 or 16: how finely x is rounded, group by group, for int8 and int4 weights
 
     Returns (..., N).
     """
     out_dtype = out_dtype or x.dtype
+    check_input_bits(input_bits)
+    k = weight.k if isinstance(weight, PackedMatrix) else weight.shape[1]
+    if x.shape[-1] != k:
+        raise ValueError(f"x has {x.shape[-1]} inputs, the matrix takes {k}")
     if isinstance(weight, PackedMatrix):
+        if needs_gradient(x):
+            raise ValueError(f"the weight is {NO_GRADIENT}")
         extension = native_for(x)
         if extension is not None and out_dtype in DTYPES:
             return _run(extension, x, weight, activation, out_dtype, input_bits)
@@ -264,8 +289,6 @@ def _run(
     sums: Tensor | None = None,
 ) -> Tensor:
     """One call of the kernel; sums (rows, N) receives what goes into the activation."""
-    if x.shape[-1] != matrix.k:
-        raise ValueError(f"x has {x.shape[-1]} inputs, the matrix takes {matrix.k}")
     rows = x if x.ndim == 2 else x.reshape(-1, matrix.k)
     if rows.stride(-1) != 1:
         rows = rows.contiguous()
@@ -324,7 +347,9 @@ class _Linear(torch.autograd.Function):
         x, weight, sums = ctx.saved_tensors
         extension = native()
         assert extension is not None
-        rows, n = gradient.numel() // len(weight), len(weight)
+        n, k = weight.shape
+        flat = x.reshape(-1, k)
+        rows = len(flat)
         gradient = gradient.contiguous()
         dtype = gradient.dtype if sums is None else sums.dtype
         dz = gradient if sums is None else torch.empty(gradient.shape, dtype=dtype)
@@ -342,7 +367,6 @@ class _Linear(torch.autograd.Function):
             transposed.stride(0),
         )
         wants_x, wants_weight, *_ = ctx.needs_input_grad
-        flat = x.reshape(rows, -1)
         return (
             product(dz, weight.t(), x.dtype) if wants_x else None,
             product(transposed, flat.t(), weight.dtype) if wants_weight else None,

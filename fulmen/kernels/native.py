@@ -6,10 +6,9 @@ for a row whatever stands beside it. It works on CPU tensors of bfloat16 and flo
 
 import functools
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -52,6 +51,17 @@ def native_for(*tensors: Tensor) -> ModuleType | None:
     return native()
 
 
+def native_alike(*tensors: Tensor) -> ModuleType | None:
+    """The same where all of them must be of one dtype."""
+    return native_for(*tensors) if len({x.dtype for x in tensors}) == 1 else None
+
+
+def check_input_bits(input_bits: int) -> None:
+    """Raises ValueError unless the kernels know this rounding of inputs."""
+    if input_bits not in (8, 16):
+        raise ValueError(f"input_bits is {input_bits}, it must be 8 or 16")
+
+
 def set_num_threads(count: int) -> None:
     """How many threads the kernels use; the result of no kernel depends on it."""
     extension = native()
@@ -75,40 +85,3 @@ def populate(mapped: Tensor) -> None:
 def needs_gradient(*tensors: Tensor) -> bool:
     """Whether autograd watches any of these tensors."""
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-
-
-class _WithReferenceGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        kernel: Callable[..., Tensor | tuple[Tensor, ...]],
-        reference: Callable[..., Tensor | tuple[Tensor, ...]],
-        *tensors: Tensor,
-    ) -> Tensor | tuple[Tensor, ...]:
-        ctx.reference = reference
-        ctx.save_for_backward(*tensors)
-        return kernel(*tensors)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        inputs = [
-            x.detach().requires_grad_(needed)
-            for x, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[2:], strict=True)
-        ]
-        with torch.enable_grad():
-            outputs = ctx.reference(*inputs)
-        if isinstance(outputs, Tensor):
-            outputs = (outputs,)
-        wanted = [x for x in inputs if x.requires_grad]
-        found = iter(torch.autograd.grad(outputs, wanted, gradients, allow_unused=True))
-        return None, None, *(next(found) if x.requires_grad else None for x in inputs)
-
-
-def with_reference_gradient(
-    kernel: Callable[..., Any], reference: Callable[..., Any], *tensors: Tensor
-) -> Any:
-    """kernel(*tensors), differentiable: the backward pass runs the reference again and takes its
-    gradient. Both take the same tensors and return the same tensor or tuple of tensors."""
-    if not needs_gradient(*tensors):
-        return kernel(*tensors)
-    return _WithReferenceGradient.apply(kernel, reference, *tensors)  # type: ignore[no-untyped-call]

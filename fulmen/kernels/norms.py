@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fulmen.kernels.native import DTYPES, native_for, needs_gradient
+from fulmen.kernels.native import DTYPES, native_alike, native_for, needs_gradient
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -15,7 +15,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
     x (..., C), weight (C,) -> (..., C)
     """
-    if native_for(x, weight) is None or x.dtype != weight.dtype:
+    if native_alike(x, weight) is None:
         return rms_norm_reference(x, weight, eps)
     if not needs_gradient(x, weight):
         return _norm(x, weight, eps)[1]
@@ -37,7 +37,7 @@ def residual_norm(
 
     residual, branch (T, C), weight (C,) -> (T, C), (T, C)
     """
-    if native_for(residual, branch, weight) is None or residual.dtype != weight.dtype:
+    if native_alike(residual, branch, weight) is None:
         return residual_norm_reference(residual, branch, weight, eps, alpha=alpha, beta=beta)
     if not needs_gradient(residual, branch, weight):
         return _norm(residual, weight, eps, branch=branch, alpha=alpha, beta=beta)
@@ -52,7 +52,7 @@ def add_residual(
 
     residual, branch (T, C) -> (T, C)
     """
-    if native_for(residual, branch) is None or residual.dtype != branch.dtype:
+    if native_alike(residual, branch) is None:
         return add_residual_reference(residual, branch, alpha=alpha, beta=beta)
     if not needs_gradient(residual, branch):
         return _norm(residual, None, branch=branch, alpha=alpha, beta=beta)[0]
@@ -65,7 +65,7 @@ def gated_norm(x: Tensor, weight: Tensor, gate_logits: Tensor, eps: float) -> Te
 
     x, gate_logits (T, C), weight (C,) -> (T, C)
     """
-    if native_for(x, weight, gate_logits) is None or x.dtype != weight.dtype:
+    if native_alike(x, weight, gate_logits) is None:
         return gated_norm_reference(x, weight, gate_logits, eps)
     if not needs_gradient(x, weight, gate_logits):
         return _norm(x, weight, eps, gate_logits=gate_logits)[1]
@@ -138,6 +138,7 @@ def norm_backward(
     extension = native_for(stream)
     assert extension is not None
     width = stream.shape[-1]
+    weight = weight.contiguous()
     rows = stream.reshape(-1, width)
     rows = rows if rows.stride(-1) == 1 else rows.contiguous()
     dout = dout.contiguous()
@@ -188,6 +189,8 @@ def _norm(
     extension = native_for(x)
     assert extension is not None
     width = x.shape[-1]
+    _check_shapes(x, weight, branch, gate_logits)
+    weight = None if weight is None else weight.contiguous()
     rows = x if x.ndim == 2 else x.reshape(-1, width)
     if rows.stride(-1) != 1:
         rows = rows.contiguous()
@@ -212,6 +215,18 @@ def _norm(
         out.data_ptr(),
     )
     return stream, out
+
+
+def _check_shapes(x: Tensor, weight: Tensor | None, *others: Tensor | None) -> None:
+    """The kernel reads by these numbers, so none goes unchecked."""
+    if weight is not None and weight.shape != x.shape[-1:]:
+        raise ValueError(f"the norm has {tuple(weight.shape)} weights for rows of {x.shape[-1]}")
+    for other in others:
+        if other is not None and other.shape != x.shape:
+            raise ValueError(
+                f"branch or gate has shape {tuple(other.shape)}, it must be that of x, "
+                f"{tuple(x.shape)}"
+            )
 
 
 def _wide(x: Tensor) -> Tensor:

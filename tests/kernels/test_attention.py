@@ -321,17 +321,6 @@ def test_the_gradient_of_attend_is_that_of_the_formula(
         assert_close(gradient.double(), truth, tolerance)
 
 
-def test_the_gradient_of_queries_over_pages_is_that_of_the_formula() -> None:
-    tokens = Sequences.random([90], (4, 2, 24), torch.float32, 14)
-    tokens.write(0, 0, 90)
-    tokens.q[0].requires_grad_()
-    exact = tokens.q[0].detach().double().requires_grad_()
-    (found,) = torch.autograd.grad(tokens.attention({0: (60, 90)}).square().sum(), tokens.q[0])
-    truth = formula(exact[60:], tokens.k[0], tokens.v[0]).square().sum()
-    (expected,) = torch.autograd.grad(truth, exact)
-    assert_close(found.double(), expected, FLOAT32_OP)
-
-
 def test_a_batch_that_does_not_fit_its_pages_is_refused() -> None:
     with pytest.raises(ValueError, match=r"cannot hold torch.bfloat16"):
         KVPages(2, 2, 8, dtype=torch.float32, stored=torch.bfloat16)
@@ -339,6 +328,16 @@ def test_a_batch_that_does_not_fit_its_pages_is_refused() -> None:
     k = torch.zeros(3, 2, 8)
     with pytest.raises(ValueError, match="the pages take"):
         write_pages(k[..., :4], k[..., :4], pages, torch.arange(3))
+    with pytest.raises(
+        ValueError, match="q needs a gradient, which keys and values in pages do not"
+    ):
+        softmax_attention(
+            k.clone().requires_grad_(),
+            pages,
+            cu_seqlens=torch.tensor([0, 3], dtype=torch.int32),
+            context_lens=torch.tensor([0], dtype=torch.int32),
+            block_table=torch.tensor([[0]], dtype=torch.int32),
+        )
     with pytest.raises(ValueError, match="slot_mapping has 2 rows for 3 tokens"):
         write_pages(k, k, pages, torch.arange(2))
     with pytest.raises(ValueError, match="needed is"):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fulmen.kernels import ExpertWeights, PackedExperts, mixture_of_experts, route
+from fulmen.kernels import ExpertWeights, PackedExperts, mixture_of_experts, native, route
 from fulmen.kernels.experts import Scoring, mixture_of_experts_reference, route_reference
 from tests.kernels.helpers import FORMATS, needs_native, normal, packed, same_bits, with_threads
 from tests.tolerances import (
@@ -234,3 +234,39 @@ def test_experts_of_different_formats_are_refused() -> None:
     one, other = (packed_experts(experts, name).experts for name in ("int8", "int4"))
     with pytest.raises(ValueError, match="different formats or shapes"):
         PackedExperts([one[0], other[1]])
+
+
+@pytest.mark.parametrize("scoring", ["softmax", "sigmoid"])
+def test_a_bias_of_any_dtype_and_stride_is_read_as_it_is(scoring: Scoring) -> None:
+    logits = torch.zeros(3, 16)
+    bias = torch.zeros(32, dtype=torch.bfloat16)
+    bias[10] = 1
+    _, ids = route(logits, 1, scoring=scoring, choice_bias=bias[::2])
+    assert ids.tolist() == [[5]] * 3
+
+
+def test_a_nan_is_chosen_last() -> None:
+    logits = normal(4, 16, seed=30)
+    logits[2, 7] = torch.nan
+    weights, ids = route(logits, 15, scoring="sigmoid")
+    assert not (ids == 7).any(-1)[2]
+    assert weights.isfinite().all()
+
+
+def test_choices_that_cannot_be_are_refused() -> None:
+    x, weights = normal(2, 16, seed=31), torch.ones(2, 1)
+    experts = [ExpertWeights(*(normal(16, 16, seed=i) for i in range(3))) for _ in range(2)]
+    with pytest.raises(ValueError, match="top_k is 3, it must be 1 to 2"):
+        route(torch.zeros(2, 2), 3, scoring="softmax")
+    with pytest.raises(ValueError, match=r"choice_bias has shape \(3,\) for 2 experts"):
+        route(torch.zeros(2, 2), 1, scoring="softmax", choice_bias=torch.zeros(3))
+    with pytest.raises(ValueError, match="input_bits is 32"):
+        mixture_of_experts(x, weights, torch.zeros(2, 1).long(), experts, input_bits=32)
+    if native() is not None:
+        with pytest.raises(ValueError, match="expert id 2 is outside the 2 ids known"):
+            mixture_of_experts(x, weights, torch.full((2, 1), 2), experts)
+        packed_experts = PackedExperts(experts)
+        with pytest.raises(ValueError, match="the experts are packed, which has no gradient"):
+            mixture_of_experts(
+                x.requires_grad_(), weights, torch.zeros(2, 1).long(), packed_experts
+            )

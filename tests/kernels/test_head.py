@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from fulmen.kernels import head, linear, pack, target_logprobs
 from fulmen.kernels.head import head_of
 from tests.kernels.helpers import needs_native, normal, packed, same_bits, with_threads
-from tests.tolerances import FLOAT32_OP, assert_close
+from tests.tolerances import BFLOAT16_PRODUCTS, FLOAT32_OP, assert_close
 
 
 @given(st.data())
@@ -83,3 +83,49 @@ def test_training_and_inference_have_the_same_bits() -> None:
 def test_too_many_candidates_are_refused() -> None:
     with pytest.raises(ValueError, match="top_k is 9, it must be 0 to 8"):
         head(torch.ones(1, 4), torch.ones(8, 4), top_k=9)
+
+
+@needs_native
+def test_a_nan_shows_in_the_sum_and_wins_nothing() -> None:
+    x, weight = normal(2, 16, seed=9), normal(70, 16, seed=10)
+    for column in (0, 3, 69):
+        broken = weight.clone()
+        broken[column] = torch.nan
+        found = head(x, broken, top_k=2)
+        assert found.logsumexp.isnan().all()
+        assert not (found.top_ids == column).any()
+    masked = weight.clone()
+    masked[:, 0] = -torch.inf  # a panel of logits that are all -inf
+    found = head(torch.eye(16)[:1], masked)
+    assert found.logsumexp.tolist() == [-torch.inf]
+
+
+def test_gradients_in_bfloat16_with_a_float32_head() -> None:
+    x = normal(700, 32, seed=11, dtype=torch.bfloat16).requires_grad_()
+    weight = normal(40_000, 32, seed=12).requires_grad_()  # more than one chunk of rows
+    targets = torch.arange(700)
+    found = torch.autograd.grad(target_logprobs(x, weight, targets).sum(), (x, weight))
+    wide = [t.detach().double().requires_grad_() for t in (x, weight)]
+    reference = (wide[0] @ wide[1].T).log_softmax(-1).gather(-1, targets[:, None])
+    expected = torch.autograd.grad(reference.sum(), wide)
+    for one, other in zip(found, expected, strict=True):
+        scale = other.abs().max()
+        assert_close(one.double() / scale, other / scale, BFLOAT16_PRODUCTS)
+
+
+def test_an_empty_batch_has_gradients() -> None:
+    x, weight = torch.zeros(0, 16, requires_grad=True), normal(8, 16, seed=13).requires_grad_()
+    loss = target_logprobs(x, weight, torch.zeros(0, dtype=torch.int64)).sum()
+    assert not any(g.any() for g in torch.autograd.grad(loss, (x, weight)))
+
+
+@needs_native
+def test_targets_that_are_not_there_are_refused() -> None:
+    x, weight = normal(2, 16, seed=14), normal(8, 16, seed=15)
+    for wrong in (-100, 8):
+        with pytest.raises(ValueError, match=f"target id {wrong} is outside the 8 ids known"):
+            target_logprobs(x, weight, torch.tensor([0, wrong]))
+    with pytest.raises(ValueError, match="for 2 positions, each needs one"):
+        head(x, weight, targets=torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(ValueError, match="the head is packed, which has no gradient"):
+        target_logprobs(x.requires_grad_(), pack(weight), torch.zeros(2, dtype=torch.int64))

@@ -17,7 +17,15 @@ from fulmen.kernels import (
     pack_int8,
 )
 from fulmen.kernels.linear import _pack_reference, linear_reference
-from tests.kernels.helpers import FORMATS, needs_native, normal, packed, same_bits, with_threads
+from tests.kernels.helpers import (
+    FORMATS,
+    needs_native,
+    normal,
+    packed,
+    quantised_to_int8,
+    same_bits,
+    with_threads,
+)
 from tests.tolerances import (
     BFLOAT16_ONCE,
     FLOAT32_OP,
@@ -203,6 +211,14 @@ def test_wrong_sizes_are_named() -> None:
     matrix = packed(normal(20, 16, seed=19), "float32")
     with pytest.raises(ValueError, match="x has 12 inputs, the matrix takes 16"):
         linear(normal(3, 12, seed=20), matrix)
+    with pytest.raises(ValueError, match="input_bits is 4, it must be 8 or 16"):
+        linear(normal(3, 16, seed=20), matrix, input_bits=4)
+    with pytest.raises(ValueError, match="the weight is packed, which has no gradient"):
+        linear(normal(3, 16, seed=20).requires_grad_(), matrix)
+    with pytest.raises(ValueError, match=r"a matrix of torch.float16 cannot be packed"):
+        pack(torch.ones(16, 16, dtype=torch.float16))
+    with pytest.raises(ValueError, match="the group is 24, it must be a multiple of 32"):
+        pack_int8(torch.zeros(16, 24, dtype=torch.int8), torch.ones(16, 1), 24)
     with pytest.raises(ValueError, match="bytes are needed"):
         PackedMatrix(matrix.data[:-1], matrix.format, 20, 16)
     with pytest.raises(ValueError, match="cannot be packed"):
@@ -210,3 +226,29 @@ def test_wrong_sizes_are_named() -> None:
     assert native() is None or pack_int8(
         torch.zeros(3, 5, dtype=torch.int8), torch.ones(3, 1), 32
     ).unpack().shape == (3, 5)
+
+
+@pytest.mark.parametrize("activation", ["none", "silu", "sigmoid"])
+def test_a_nan_stays_one(activation: Activation) -> None:
+    x = normal(2, 16, seed=21)
+    x[1, 3] = torch.nan
+    out = linear(x, pack(normal(20, 16, seed=22)), activation=activation)
+    assert out[0].isfinite().all()
+    assert out[1].isnan().all()
+
+
+def test_an_empty_batch_has_gradients() -> None:
+    x = torch.zeros(0, 16, requires_grad=True)
+    weight = normal(20, 16, seed=23).requires_grad_()
+    out = linear(x, weight, activation="silu")
+    found = torch.autograd.grad(out.sum(), (x, weight))
+    assert [gradient.shape for gradient in found] == [x.shape, weight.shape]
+    assert not found[1].any()
+
+
+@needs_native
+def test_tiny_inputs_become_zeros_and_nothing_else() -> None:
+    matrix = quantised_to_int8(torch.ones(16, 64), 64)
+    x = torch.zeros(1, 64)
+    x[0, 0] = 1e-36
+    assert linear(x, matrix).abs().max() <= 1e-35

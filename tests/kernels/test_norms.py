@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fulmen.kernels import add_residual, gated_norm, residual_norm, rms_norm
+from fulmen.kernels import add_residual, gated_norm, native, residual_norm, rms_norm
 from tests.kernels.helpers import needs_native, normal, same_bits
 from tests.tolerances import BFLOAT16_TWICE, FLOAT32_OP, assert_close
 
@@ -77,3 +77,24 @@ def test_rows_may_be_strided() -> None:
     x, weight = normal(5, 3, 16, seed=5), 1 + normal(16, seed=6) / 4
     expected = rms_norm(x[:, 1].contiguous(), weight, EPS)
     assert torch.equal(rms_norm(x[:, 1], weight, EPS), expected)
+
+
+def test_operands_that_do_not_fit_are_refused_or_read_as_they_are() -> None:
+    x, weight = normal(4, 16, seed=7), 1 + normal(32, seed=8)[::2] / 4
+    assert torch.equal(rms_norm(x, weight, EPS), rms_norm(x, weight.contiguous(), EPS))
+    wide = gated_norm(x.bfloat16(), weight.bfloat16(), x, EPS)  # of two dtypes: the definition
+    assert_close(
+        wide, gated_norm(x.bfloat16(), weight.bfloat16(), x.bfloat16(), EPS), BFLOAT16_TWICE
+    )
+    if native() is not None:
+        with pytest.raises(ValueError, match=r"the norm has \(8,\) weights for rows of 16"):
+            rms_norm(x, torch.ones(8), EPS)
+        with pytest.raises(ValueError, match="branch or gate has shape"):
+            add_residual(x, x[:2])
+
+
+def test_a_nan_gate_stays_one() -> None:
+    x, gate = normal(2, 16, seed=9), normal(2, 16, seed=10)
+    gate[1, 3] = torch.nan
+    out = gated_norm(x, torch.ones(16), gate, EPS)
+    assert out.isnan().nonzero().tolist() == [[1, 3]]

@@ -40,7 +40,7 @@ struct AsCode {
     }
     finite = zero_or_nan == 0.0f;
     scales[place] = finite ? largest / 127.0f : NAN;
-    scale = finite && largest > 0.0f ? scales[place] : INFINITY;
+    scale = finite && largest > 1e-36f ? scales[place] : INFINITY;  // less is 0
   }
   int8_t operator()(T x) const {
     constexpr float integral = 12582912.0f;  // 1.5 2^23: what is added to it loses its fraction, ties to even

@@ -35,7 +35,7 @@ Cpu detect() {
   const uint64_t saved = xcr0();
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return cpu;
   const uint32_t leaves = a;
-  cpu.avx2 = (saved & 6) == 6 && (b & (1u << 5)) && fma && f16c;
+  cpu.avx2 = (saved & 6) == 6 && (b & (1u << 5)) && (b & (1u << 8)) && fma && f16c;  // with BMI2
   const uint32_t f_dq_bw_vl = (1u << 16) | (1u << 17) | (1u << 30) | (1u << 31);
   cpu.avx512 = cpu.avx2 && (saved & 0xe6) == 0xe6 && (b & f_dq_bw_vl) == f_dq_bw_vl;
   const bool vnni = c & (1u << 11);
@@ -58,12 +58,12 @@ const Kernels* choose() {
       {"avx512_bf16", cpu.avx512_bf16, kernels_avx512_bf16},
       {"avx512", cpu.avx512, kernels_avx512},
       {"avx2", cpu.avx2, kernels_avx2},
-      {"amx_emulated", cpu.avx512, kernels_amx_emulated},
+      {"amx_emulated", cpu.avx512, kernels_amx_emulated},  // never chosen: who could has avx512
   };
   const char* wanted = getenv("FULMEN_ISA");
   if (wanted == nullptr || *wanted == 0) {
     for (const auto& set : sets)
-      if (set.here) return set.table() == kernels_amx_emulated() ? nullptr : set.table();
+      if (set.here) return set.table();
     return nullptr;
   }
   if (strcmp(wanted, "none") == 0) return nullptr;

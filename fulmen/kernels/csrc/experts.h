@@ -43,7 +43,7 @@ static void up_task(void* context, int64_t task, int thread) {
   if (from == to) return;
   const Matrix &w1 = args.w1[e], &w3 = args.w3[e];
   const int64_t first = task % per_expert * job.up_wide, last = least(first + job.up_wide, panels(w1));
-  const int size = args.dtype == fulmen::kFloat32 ? 4 : 2;
+  const int64_t size = size_of(args.dtype);
   float* gate = (float*)fulmen::scratch(thread, 1, sizeof(float) * 2 * kSumRows * kPanel);
   float* up = gate + kSumRows * kPanel;
   const uint8_t* x[kSumRows];
@@ -97,7 +97,7 @@ static void down_task(void* context, int64_t task, int thread) {
       }
     }
   }
-  const int size = args.dtype == fulmen::kFloat32 ? 4 : 2;
+  const int64_t size = size_of(args.dtype);
   const int64_t column = first * kPanel;
   const int columns = int(least(width, args.w2[0].n - column));
   for (int64_t t = 0; t < args.rows; ++t)
@@ -122,7 +122,7 @@ static inline void group_pairs(const ExpertsArgs& args, int64_t* starts, int32_t
 
 static void experts(const ExpertsArgs& args) {
   const int64_t pairs = args.rows * args.top_k;
-  const int size = args.dtype == fulmen::kFloat32 ? 4 : 2;
+  const int64_t size = size_of(args.dtype);
   const Matrix &w1 = args.w1[0], &w2 = args.w2[0];
   ExpertsJob job{};
   job.args = &args;

@@ -61,7 +61,7 @@ static inline void multiply(const uint8_t* x, int64_t bytes, int64_t rows, const
 }
 
 static inline void put_row(uint8_t* matrix, int64_t width, int64_t row, int64_t column, int count, const float* values, Dtype dtype) {
-  const int size = dtype == fulmen::kFloat32 ? 4 : 2;
+  const int64_t size = size_of(dtype);
   write_row(values, count, fulmen::kNone, matrix + (row * width + column) * size, dtype);
 }
 
@@ -74,7 +74,7 @@ static void backward_task(void* context, int64_t e, int thread) {
   const BackwardJob& job = *(const BackwardJob*)context;
   const ExpertsBackwardArgs& args = *job.args;
   const Dtype dtype = args.dtype;
-  const int64_t size = dtype == fulmen::kFloat32 ? 4 : 2, C = args.hidden_size, F = args.intermediate_size;
+  const int64_t size = size_of(dtype), C = args.hidden_size, F = args.intermediate_size;
   const int64_t from = job.starts[e], m = job.starts[e + 1] - from;
   uint8_t *dw1 = (uint8_t*)args.dw1[e], *dw2 = (uint8_t*)args.dw2[e], *dw3 = (uint8_t*)args.dw3[e];
   if (m == 0) {

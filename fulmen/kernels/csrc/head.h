@@ -34,8 +34,10 @@ static inline LogSum merged(LogSum a, LogSum b) {
   return {a.most, a.sum + b.sum * exp_of(b.most - a.most)};
 }
 
-// Keeps the k best of what it is shown, best first; equal values in the order they came.
+// Keeps the k best of what it is shown, best first; equal values in the order they came, and a NaN as
+// if it were -inf: its row's sum says that it was there.
 static inline void offer(float value, int64_t id, int k, float* values, int64_t* ids) {
+  if (value != value) value = -__builtin_inff();
   if (!(value > values[k - 1]) && ids[k - 1] >= 0) return;
   int place = k - 1;
   while (place > 0 && (ids[place - 1] < 0 || value > values[place - 1])) {
@@ -85,8 +87,9 @@ static void head_task(void* context, int64_t task, int thread) {
       V most = nothing;
       for (int i = 0; i < n; i += kLanes) most = max(first_of(n - i, load(logits + i), nothing), most);
       const float top = largest(most);
+      const V base = set1(top > -__builtin_inff() ? top : 0.0f);  // where all are -inf, their sum is 0
       V total = zero();
-      for (int i = 0; i < n; i += kLanes) total = add(total, first_of(n - i, exp(sub(load(logits + i), set1(top))), zero()));
+      for (int i = 0; i < n; i += kLanes) total = add(total, first_of(n - i, exp(sub(load(logits + i), base)), zero()));
       job.sums[cell] = merged(job.sums[cell], {top, sum(total)});
       if (k > 0 && (top > job.values[cell * k + k - 1] || job.ids[cell * k + k - 1] < 0))
         for (int i = 0; i < n; ++i) offer(logits[i], column + i, k, job.values + cell * k, job.ids + cell * k);

@@ -35,7 +35,7 @@ static void head_backward_task(void* context, int64_t task, int thread) {
       store(logits + i, mul(sub(zero(), exp(sub(load(logits + i), logsumexp))), gradient));
     if (target >= 0 && target < columns) logits[target] += args.gradient[row];
   }
-  const int size = args.dtype == fulmen::kFloat32 ? 4 : 2;
+  const int64_t size = size_of(args.dtype);
   uint8_t* error = (uint8_t*)args.error + (first_row * args.w.n + column) * size;
   uint8_t* transposed = (uint8_t*)args.error_transposed + (column * args.stride + first_row) * size;
   transpose_rows(0, rows, columns, transposed, args.stride, args.dtype, [&](int64_t r, int64_t i, int n) {

@@ -52,7 +52,7 @@ static void prepare_task(void* context, int64_t task, int) {
 }
 
 static Rows prepare(const void* x, Dtype dtype, int64_t rows, int64_t stride, const Matrix& w, const Operand& o, int slot) {
-  const int size = dtype == fulmen::kFloat32 ? 4 : 2;
+  const int64_t size = size_of(dtype);
   if (is_ready(o, dtype, w.k)) return {(const uint8_t*)x, stride * size};
   PrepareJob job{x, dtype, rows, stride, w.k, o, w.group, (uint8_t*)fulmen::scratch(0, slot, size_t(rows * o.bytes))};
   fulmen::parallel((rows + kPrepareRows - 1) / kPrepareRows, prepare_task, &job);
@@ -78,12 +78,12 @@ static void linear_task(void* context, int64_t task, int thread) {
   panel(x, rows, job.o, args.w, block, blocks, c);
   const int64_t column = block * kLanes;
   const int n = int(least(blocks * kLanes, args.w.n - column));
-  const int size = args.out_dtype == fulmen::kFloat32 ? 4 : 2;
+  const int64_t size = size_of(args.out_dtype);
   for (int64_t r = 0; r < rows; ++r) {
     uint8_t* out = (uint8_t*)args.out + ((first_row + r) * args.out_stride + column) * size;
     write_row(c + r * kPanel, n, args.activation, out, args.out_dtype);
     if (args.sums == nullptr) continue;
-    const int sum_size = args.x_dtype == fulmen::kFloat32 ? 4 : 2;
+    const int64_t sum_size = size_of(args.x_dtype);
     uint8_t* sums = (uint8_t*)args.sums + ((first_row + r) * args.w.n + column) * sum_size;
     write_row(c + r * kPanel, n, fulmen::kNone, sums, args.x_dtype);
   }

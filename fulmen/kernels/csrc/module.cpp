@@ -29,6 +29,13 @@ struct Stack {
   std::vector<Matrix> w1, w2, w3;
 };
 
+void check_ids(const int64_t* ids, int64_t count, int64_t known, const char* kind) {
+  for (int64_t i = 0; i < count; ++i)
+    if (ids[i] < 0 || ids[i] >= known)
+      throw std::invalid_argument(std::string(kind) + " id " + std::to_string(ids[i]) + " is outside the " + std::to_string(known) +
+                                  " ids known");
+}
+
 struct EmbedArgs {
   const uint8_t* table;
   const int64_t* ids;
@@ -87,7 +94,10 @@ NB_MODULE(_native, m) {
                    int top_k, Address logsumexp, Address target_logits, Address top_logits, Address top_ids) {
     HeadArgs args{in<void>(x), Dtype(x_dtype), rows, x_stride, w, input_bits, in<int64_t>(targets), top_k, at<float>(logsumexp),
                   at<float>(target_logits), at<float>(top_logits), at<int64_t>(top_ids)};
-    run(kernels()->head, args);
+    submit([args] {
+      check_ids(args.targets, args.targets == nullptr ? 0 : args.rows, args.w.n, "target");
+      kernels()->head(args);
+    });
   });
   m.def("head_backward", [](Address x, int x_dtype, int64_t rows, int64_t x_stride, const Matrix& w, Address targets,
                             Address logsumexp, Address gradient, int dtype, Address error, Address error_transposed,
@@ -129,7 +139,10 @@ NB_MODULE(_native, m) {
                       const Stack& stack, int input_bits, Address out) {
     ExpertsArgs args{in<void>(x), Dtype(dtype), rows, x_stride, in<int64_t>(ids), in<float>(weights), top_k,
                      int(stack.w1.size()), stack.w1.data(), stack.w2.data(), stack.w3.data(), input_bits, at<void>(out)};
-    run(kernels()->experts, args);
+    submit([args] {
+      check_ids(args.ids, args.rows * args.top_k, args.num_experts, "expert");
+      kernels()->experts(args);
+    });
   });
   using Addresses = std::vector<Address>;
   m.def("experts_backward", [](int dtype, int64_t rows, int hidden_size, int intermediate_size, int top_k, Address x, Address dout,
@@ -140,14 +153,12 @@ NB_MODULE(_native, m) {
     ExpertsBackwardArgs args{Dtype(dtype), rows, hidden_size, intermediate_size, top_k, int(w1.size()), in<void>(x), in<void>(dout),
                              in<int64_t>(ids), in<float>(weights), sources(w1), sources(w2), sources(w3), at<void>(dx),
                              at<float>(dweights), targets(dw1), targets(dw2), targets(dw3)};
+    check_ids(args.ids, args.rows * args.top_k, args.num_experts, "expert");
     run(kernels()->experts_backward, args);
   });
   m.def("embed", [](Address table, int64_t num_rows, Address ids, int64_t num_ids, int64_t row_bytes, Address out) {
     submit([=] {
-      for (int64_t i = 0; i < num_ids; ++i)
-        if (in<int64_t>(ids)[i] < 0 || in<int64_t>(ids)[i] >= num_rows)
-          throw std::invalid_argument("token id " + std::to_string(in<int64_t>(ids)[i]) + " is outside the " +
-                                      std::to_string(num_rows) + " ids known");
+      check_ids(in<int64_t>(ids), num_ids, num_rows, "token");
       embed({in<uint8_t>(table), in<int64_t>(ids), num_ids, row_bytes, at<uint8_t>(out)});
     });
   });

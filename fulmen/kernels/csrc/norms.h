@@ -22,7 +22,7 @@ constexpr int kNormRows = 8;
 
 static void norm_task(void* context, int64_t task, int) {
   const NormArgs& args = *(const NormArgs*)context;
-  const int64_t size = args.dtype == fulmen::kFloat32 ? 4 : 2, width = args.width;
+  const int64_t size = size_of(args.dtype), width = args.width;
   for (int64_t r = task * kNormRows; r < least(args.rows, (task + 1) * kNormRows); ++r) {
     const uint8_t* x = (const uint8_t*)args.x + r * args.x_stride * size;
     uint8_t* out = (uint8_t*)args.out + r * width * size;

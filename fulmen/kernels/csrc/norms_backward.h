@@ -29,7 +29,7 @@ struct NormBackwardJob {
 static void norm_backward_task(void* context, int64_t task, int thread) {
   const NormBackwardJob& job = *(const NormBackwardJob*)context;
   const NormBackwardArgs& args = *job.args;
-  const int64_t width = args.width, size = args.dtype == fulmen::kFloat32 ? 4 : 2, begin = task * kNormBackwardRows;
+  const int64_t width = args.width, size = size_of(args.dtype), begin = task * kNormBackwardRows;
   float* part = job.parts + task * width;
   float* dn = (float*)fulmen::scratch(thread, 1, size_t(round_up(width, kLanes)) * sizeof(float));
   memset(part, 0, size_t(width) * sizeof(float));

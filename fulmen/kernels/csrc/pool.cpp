@@ -1,5 +1,6 @@
 #include "pool.h"
 
+#include <immintrin.h>
 #include <pthread.h>
 #include <stdlib.h>
 
@@ -8,13 +9,6 @@
 #include <mutex>
 #include <new>
 #include <thread>
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#define FULMEN_PAUSE() _mm_pause()
-#else
-#define FULMEN_PAUSE()
-#endif
 
 namespace fulmen {
 namespace {
@@ -34,6 +28,14 @@ struct Round {
   Task fn;
   void* context;
   int64_t count;
+};
+
+// The floating-point mode of every task: rounding to nearest, no number flushed to zero, whatever the
+// thread that calls has set. Else bits would depend on which thread takes a task.
+struct PlainArithmetic {
+  unsigned before = _mm_getcsr();
+  PlainArithmetic() { _mm_setcsr(0x1f80); }
+  ~PlainArithmetic() { _mm_setcsr(before); }
 };
 
 struct Pool {
@@ -59,10 +61,11 @@ struct Pool {
   }
 
   void help(int thread, uint64_t seen) {
+    const PlainArithmetic plain;
     for (;;) {
       int spins = 0;
       while (generation.load(std::memory_order_acquire) == seen && spins < kSpins) {
-        FULMEN_PAUSE();
+        _mm_pause();
         ++spins;
       }
       if (generation.load(std::memory_order_acquire) == seen) {
@@ -95,6 +98,7 @@ struct Pool {
   }
 
   void run(int64_t count, Task fn, void* context) {
+    const PlainArithmetic plain;
     int threads = wanted.load();
     if (threads == 1 || count == 1) {
       for (int64_t task = 0; task < count; ++task) fn(context, task, 0);
@@ -115,7 +119,7 @@ struct Pool {
     gate.fetch_and(~kOpen, std::memory_order_acq_rel);
     int spins = 0;
     while (gate.load(std::memory_order_acquire) != 0) {
-      FULMEN_PAUSE();
+      _mm_pause();
       if (++spins > kSpins) std::this_thread::yield();
     }
   }
@@ -132,13 +136,15 @@ void forget_pool() {
   the_pool.store(fresh);
 }
 
+int within_limits(int64_t threads) { return int(threads < 1 ? 1 : threads > kMaxThreads ? kMaxThreads : threads); }
+
 Pool& pool() {
   Pool* current = the_pool.load(std::memory_order_acquire);
   if (current != nullptr) return *current;
   static std::once_flag once;
   std::call_once(once, [] {
     Pool* fresh = new Pool;
-    fresh->wanted.store(int(std::thread::hardware_concurrency()) > 0 ? int(std::thread::hardware_concurrency()) : 1);
+    fresh->wanted.store(within_limits(int64_t(std::thread::hardware_concurrency())));
     the_pool.store(fresh, std::memory_order_release);
     pthread_atfork(nullptr, nullptr, forget_pool);
   });
@@ -155,7 +161,7 @@ int num_threads() { return pool().wanted.load(); }
 
 void set_num_threads(int count) {
   Turn turn;
-  pool().wanted.store(count < 1 ? 1 : count > kMaxThreads ? kMaxThreads : count);
+  pool().wanted.store(within_limits(count));
 }
 
 Turn::Turn() : held(&pool().turn) { static_cast<std::mutex*>(held)->lock(); }

@@ -97,7 +97,7 @@ static inline void quantise_group(const T* x, int64_t count, int group, int8_t* 
     poison = fma(values[i], zero(), poison);
   }
   // In any order: the maximum and the sum of integers below 2^24 are exact.
-  const float range = quick_largest(most), inverse = range > 0 ? top / range : 0.0f;
+  const float range = quick_largest(most), inverse = range > 1e-34f ? top / range : 0.0f;  // less is 0: the quotient would overflow
   *scale = range / top + quick_sum(poison);
   V total = zero();
   for (int i = 0; i < vectors; ++i) {
@@ -413,7 +413,7 @@ struct TileRows {
   const uint8_t* data;
   int64_t stride;
 };
-constexpr int kTileBytes = 512;  // of a row in a K block: 256 bf16, or two planes of 128 bytes
+constexpr int kTileBytes = 512;  // of a row in a K block: 256 bf16, or 128 codes
 
 static inline TileRows even_rows(const uint8_t* const* x, int rows, int64_t from, int64_t bytes, uint8_t* gathered) {
   const int64_t stride = rows > 1 ? x[1] - x[0] : 0;

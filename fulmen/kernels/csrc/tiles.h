@@ -1,8 +1,9 @@
 // Products on AMX tiles: bf16 for any number of rows, integers for sixteen and more.
 //
 // A tile of bf16 weights is 16 rows of 16 column pairs: 32 inputs of one packed block. A tile of x
-// is up to 16 rows of 32 inputs. The hardware adds the products of an output in the order of the
-// inputs, so one row alone gives the bits it gives among sixteen.
+// is up to 16 rows of 32 inputs. Of an output the hardware adds the products of even inputs in their
+// order, those of odd ones in theirs, then both to what was there; so one row alone gives the bits it
+// gives among sixteen.
 #pragma once
 
 #include "vec.h"
@@ -46,10 +47,14 @@ static inline void tile_store(void* to, int64_t stride) {
 template <int C, int A, int B>
 static inline void tile_dot_bf16() {
   for (int r = 0; r < tile_state.rows[C]; ++r) {
-    V acc = load((const float*)tile_state.data[C][r]);
-    for (int k = 0; k < tile_state.rows[B]; ++k)
-      acc = dot(acc, set1_pair(tile_state.data[A][r] + 4 * k), load_pairs(tile_state.data[B][k]));
-    store((float*)tile_state.data[C][r], acc);
+    V evens = zero(), odds = zero();
+    for (int k = 0; k < tile_state.rows[B]; ++k) {
+      const Pairs a = set1_pair(tile_state.data[A][r] + 4 * k), b = load_pairs(tile_state.data[B][k]);
+      evens = fma(even(a), even(b), evens);
+      odds = fma(odd(a), odd(b), odds);
+    }
+    float* sums = (float*)tile_state.data[C][r];
+    store(sums, add(load(sums), add(evens, odds)));
   }
 }
 template <int C, int A, int B>

@@ -320,6 +320,8 @@ static inline Pairs load_fp8(const void* p) {
 
 #endif
 
+static inline int64_t size_of(fulmen::Dtype dtype) { return dtype == fulmen::kFloat32 ? 4 : 2; }
+
 // What a row of either dtype holds, as float32, and back.
 static inline V read(const void* p, int64_t i, int n, fulmen::Dtype dtype) {
   return dtype == fulmen::kFloat32 ? load_n((const float*)p + i, n) : load_n((const uint16_t*)p + i, n);
@@ -423,7 +425,7 @@ static inline float quick_largest(V v) {
 
 // e^x to about one unit in the last place (Cephes' polynomial); 0 below -87.3, NaN stays NaN.
 static inline V exp(V x) {
-  V clipped = max(min(set1(88.3762626647949f), x), set1(-87.3365447504019f));  // min, max return the second operand for NaN
+  V clipped = max(set1(-87.3365447504019f), min(set1(88.3762626647949f), x));  // both return the second operand for NaN
   V n = round(mul(clipped, set1(1.44269504088896341f)));
   V r = fma(n, set1(-0.693359375f), clipped);
   r = fma(n, set1(2.12194440e-4f), r);
