@@ -75,13 +75,15 @@ class KVPages:
         return self.k_pages.shape[1]
 
     def read(self, pages: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        """The first `length` tokens of a sequence in `pages` (B,): k and v (length, Hkv, D)."""
+        """The first `length` tokens of a sequence in `pages` (B,): k and v (length, Hkv, D); what was
+        stored as codes comes in at least float32."""
         pages = pages.long()
         k = self._k_tokens()[pages].flatten(0, 1).flatten(2)  # (B * 64, Hkv, Dp)
         v = self._v_tokens()[pages].flatten(0, 2)  # (B * 64, Hkv, Dp)
         if self.k_scales is not None and self.v_scales is not None:
+            wide = torch.promote_types(self.dtype, torch.float32)
             k, v = (
-                (codes * scales[pages].transpose(1, 2).reshape(*codes.shape[:2], 1)).to(self.dtype)
+                codes.to(wide) * scales[pages].transpose(1, 2).reshape(*codes.shape[:2], 1)
                 for codes, scales in ((k, self.k_scales), (v, self.v_scales))
             )
         return k[:length, :, : self.head_dim], v[:length, :, : self.head_dim]
@@ -195,8 +197,8 @@ def softmax_attention(
     for n, context in enumerate(context_lens.tolist()):
         length = context + bounds[n + 1] - bounds[n]
         k, v = pages.read(block_table[n, : -(-length // PAGE)], length)
-        outs.append(_one_sequence(q[bounds[n] : bounds[n + 1]], k, v))
-    return torch.cat(outs)
+        outs.append(_one_sequence(q[bounds[n] : bounds[n + 1]].to(k.dtype), k, v))
+    return torch.cat(outs).to(q.dtype)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, cu_seqlens: Tensor) -> Tensor:

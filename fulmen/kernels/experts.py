@@ -67,7 +67,7 @@ def route(
 
     M1's router is a softmax over all experts, M2's a sigmoid of each; the top_k scores are chosen
     and divided by their sum. The bias takes part in the choice and never in the weights. Equal
-    scores go to the lower index.
+    scores go to the lower index, a NaN is chosen last.
 
     router_logits (T, E) float32, choice_bias (E,) float32 -> topk_weights (T, K) float32, topk_ids
     (T, K) int64
@@ -156,6 +156,7 @@ def route_reference(
     """The same in plain torch."""
     scores = _scores(router_logits, scoring)
     choice = scores if choice_bias is None else scores + choice_bias
+    choice = choice.masked_fill(choice.isnan(), -torch.inf)
     ids = choice.sort(dim=-1, descending=True, stable=True).indices[..., :top_k]
     return _weights_of(scores, ids), ids
 

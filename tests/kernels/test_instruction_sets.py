@@ -1,4 +1,5 @@
-"""Every instruction set keeps what the kernel tests ask of the one this machine would choose.
+"""Every instruction set, and plain torch, keeps what the tests ask of the one this machine would
+choose: the kernel tests, the golden sets and, but for plain torch, the bits of whole models.
 
 AMX runs emulated where the machine lacks it: the same kernels, the tile instructions written out.
 """
@@ -14,7 +15,8 @@ from fulmen.kernels import native
 from tests.kernels.helpers import needs_native
 
 HERE = Path(__file__).parent
-SETS = ("amx", "avx512_bf16", "avx512", "avx2", "amx_emulated")
+MODELS = HERE.parent / "models"
+SETS = ("amx", "avx512_bf16", "avx512", "avx2", "amx_emulated", "none")
 
 
 def chosen(name: str | None) -> subprocess.CompletedProcess[str]:
@@ -35,13 +37,15 @@ def test_the_kernels_hold_on_every_set(name: str) -> None:
     if run.returncode:
         assert "which this machine does not have" in run.stderr
         pytest.skip(run.stderr.strip().splitlines()[-1])
-    assert run.stdout.strip() == name
+    assert run.stdout.strip() == (name if name != "none" else "")
     extension = native()
     assert extension is not None
     if name == extension.isa():
         pytest.skip("the rest of the tests run on it")
+    files = [HERE, MODELS / "test_golden.py", MODELS / "test_exact.py"]
     tests = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "--ignore", __file__, str(HERE)],
+        [sys.executable, "-m", "pytest", "-q", "-x", "--ignore", __file__]
+        + [str(file) for file in files[: 2 if name == "none" else 3]],
         env={**os.environ, "FULMEN_ISA": name},
         cwd=HERE.parent.parent,
         capture_output=True,
@@ -55,8 +59,3 @@ def test_an_unknown_set_is_refused_with_the_known_ones() -> None:
     run = chosen("sse2")
     assert run.returncode != 0
     assert "FULMEN_ISA is sse2, known are amx, avx512_bf16, avx512, avx2" in run.stderr
-
-
-@needs_native
-def test_none_means_plain_torch() -> None:
-    assert chosen("none").stdout.strip() == ""

@@ -60,109 +60,125 @@ static inline void multiply(const uint8_t* x, int64_t bytes, int64_t rows, const
   }
 }
 
-static inline void put_row(uint8_t* matrix, int64_t width, int64_t row, int64_t column, int count, const float* values, Dtype dtype) {
-  const int64_t size = size_of(dtype);
-  write_row(values, count, fulmen::kNone, matrix + (row * width + column) * size, dtype);
-}
+// One expert and the m tokens that chose it; C and F are the widths, rows are padded as operands are.
+struct ExpertGradient {
+  const BackwardJob& job;
+  const ExpertsBackwardArgs& args = *job.args;
+  const int64_t e, from = job.starts[e], m = job.starts[e + 1] - from;
+  const Dtype dtype = args.dtype;
+  const int64_t size = size_of(dtype), C = args.hidden_size, F = args.intermediate_size;
+  const int64_t wide_c = padded(C), wide_f = padded(F), wide_m = padded(m);
+  Arena arena;
 
-static int64_t backward_bytes(const ExpertsBackwardArgs& args, int64_t m) {
-  const int64_t c = round_up(args.hidden_size, 32) + 16, f = round_up(args.intermediate_size, 32) + 16, t = round_up(m, 32);
-  return 4 * (5 * c * f + t * (5 * c + 10 * f) + kSumRows * kPanel) + 65536;
-}
+  float* sums = arena.take<float>(kSumRows * kPanel);
+  uint8_t *x = zeros(m, wide_c), *d = zeros(m, wide_c), *d_transposed = zeros(C, wide_m);  // transposed: weight d
+  float *g = arena.take<float>(m * F), *u = arena.take<float>(m * F);
+  uint8_t *h = zeros(m, wide_f), *dg = zeros(m, wide_f), *du = zeros(m, wide_f);
+  uint8_t *dg_transposed = zeros(F, wide_m), *du_transposed = zeros(F, wide_m);
+  uint8_t* const packed_here = arena.next;  // each step packs what it multiplies from here on
+
+  static int64_t bytes(const ExpertsBackwardArgs& args, int64_t m) {
+    const int64_t c = round_up(args.hidden_size, 32) + 16, f = round_up(args.intermediate_size, 32) + 16, t = round_up(m, 32);
+    return 4 * (5 * c * f + t * (5 * c + 10 * f) + kSumRows * kPanel) + 65536;
+  }
+
+  ExpertGradient(const BackwardJob& job, int64_t e, int thread)
+      : job(job), e(e), arena{(uint8_t*)fulmen::scratch(thread, 3, size_t(bytes(*job.args, job.starts[e + 1] - job.starts[e])))} {}
+
+  int64_t padded(int64_t k) const { return dtype == fulmen::kFloat32 ? k : round_up(k, 32); }
+
+  uint8_t* zeros(int64_t rows, int64_t width) {
+    uint8_t* p = arena.take<uint8_t>(rows * width * size);
+    memset(p, 0, size_t(rows * width * size));
+    return p;
+  }
+
+  void gather() {
+    for (int64_t i = 0; i < m; ++i) {
+      const int64_t token = job.tokens[from + i];
+      memcpy(x + i * wide_c * size, (const uint8_t*)args.x + token * C * size, size_t(C * size));
+      memcpy(d + i * wide_c * size, (const uint8_t*)args.dout + token * C * size, size_t(C * size));
+    }
+    transpose_rows(0, m, C, d_transposed, wide_m, dtype, [&](int64_t r, int64_t c, int n) {
+      return mul(set1(job.weights[from + r]), read(d, r * wide_c + c, n, dtype));
+    });
+  }
+
+  // g, u, h again, and the gradients of g, u and the token's weight
+  void hidden() {
+    const Matrix w1 = packed(args.w1[e], dtype, F, C, C, 1, arena), w3 = packed(args.w3[e], dtype, F, C, C, 1, arena);
+    const Matrix w2 = packed(args.w2[e], dtype, F, C, 1, F, arena);  // (C, F) read by columns: d w2
+    auto keep = [this](float* to) {
+      return [this, to](int64_t r, int64_t c, int n, const float* s) { memcpy(to + r * F + c, s, sizeof(float) * size_t(n)); };
+    };
+    multiply(x, wide_c * size, m, w1, dtype, sums, keep(g));
+    multiply(x, wide_c * size, m, w3, dtype, sums, keep(u));
+    for (int64_t i = 0; i < m; ++i) args.dweights[job.places[from + i]] = 0.0f;
+    multiply(d, wide_c * size, m, w2, dtype, sums, [&](int64_t r, int64_t c, int n, const float* s) {
+      V weight_gradient = zero();
+      for (int i = 0; i < n; i += kLanes) {
+        const int some = int(least(kLanes, n - i));
+        const int64_t at = r * F + c + i, place = r * wide_f + c + i;
+        const V gate = load_n(g + at, some), up = load_n(u + at, some), share = sigmoid(gate), swish = mul(gate, share);
+        const V hidden = mul(swish, up), error = load_n(s + i, some);
+        write(h, place, some, dtype, hidden);
+        weight_gradient = fma(error, first_of(some, rounded(hidden, dtype), zero()), weight_gradient);
+        const V dh = mul(set1(job.weights[from + r]), error);
+        const V derivative = mul(share, fma(gate, sub(set1(1.0f), share), set1(1.0f)));
+        write(dg, place, some, dtype, mul(mul(dh, up), derivative));
+        write(du, place, some, dtype, mul(dh, swish));
+      }
+      args.dweights[job.places[from + r]] += sum(weight_gradient);
+    });
+    transpose(dg, m, F, wide_f, dg_transposed, wide_m, dtype);
+    transpose(du, m, F, wide_f, du_transposed, wide_m, dtype);
+  }
+
+  // what this expert adds to dx, a row for each of its pairs
+  void inputs() {
+    arena.next = packed_here;
+    const Matrix w1 = packed(args.w1[e], dtype, C, F, 1, C, arena), w3 = packed(args.w3[e], dtype, C, F, 1, C, arena);
+    multiply(dg, wide_f * size, m, w1, dtype, sums, [&](int64_t r, int64_t c, int n, const float* s) {
+      memcpy(job.dx_pairs + job.places[from + r] * C + c, s, sizeof(float) * size_t(n));
+    });
+    multiply(du, wide_f * size, m, w3, dtype, sums, [&](int64_t r, int64_t c, int n, const float* s) {
+      float* to = job.dx_pairs + job.places[from + r] * C + c;
+      for (int i = 0; i < n; i += kLanes) {
+        const int some = int(least(kLanes, n - i));
+        store_n(to + i, add(load_n(to + i, some), load_n(s + i, some)), some);
+      }
+    });
+  }
+
+  void matrices() {
+    arena.next = packed_here;
+    const Matrix x_columns = packed(x, dtype, C, m, 1, wide_c, arena), h_columns = packed(h, dtype, F, m, 1, wide_f, arena);
+    auto put = [this](void* to, int64_t width) {
+      return [this, to, width](int64_t r, int64_t c, int n, const float* s) {
+        write_row(s, n, fulmen::kNone, (uint8_t*)to + (r * width + c) * size, dtype);
+      };
+    };
+    multiply(dg_transposed, wide_m * size, F, x_columns, dtype, sums, put(args.dw1[e], C));
+    multiply(du_transposed, wide_m * size, F, x_columns, dtype, sums, put(args.dw3[e], C));
+    multiply(d_transposed, wide_m * size, C, h_columns, dtype, sums, put(args.dw2[e], F));
+  }
+};
 
 static void backward_task(void* context, int64_t e, int thread) {
   const BackwardJob& job = *(const BackwardJob*)context;
   const ExpertsBackwardArgs& args = *job.args;
-  const Dtype dtype = args.dtype;
-  const int64_t size = size_of(dtype), C = args.hidden_size, F = args.intermediate_size;
-  const int64_t from = job.starts[e], m = job.starts[e + 1] - from;
-  uint8_t *dw1 = (uint8_t*)args.dw1[e], *dw2 = (uint8_t*)args.dw2[e], *dw3 = (uint8_t*)args.dw3[e];
-  if (m == 0) {
-    memset(dw1, 0, size_t(F * C * size));
-    memset(dw2, 0, size_t(F * C * size));
-    memset(dw3, 0, size_t(F * C * size));
+  if (job.starts[e] == job.starts[e + 1]) {
+    const size_t bytes = size_t(args.intermediate_size) * size_t(args.hidden_size) * size_t(size_of(args.dtype));
+    memset(args.dw1[e], 0, bytes);
+    memset(args.dw2[e], 0, bytes);
+    memset(args.dw3[e], 0, bytes);
     return;
   }
-  Arena arena{(uint8_t*)fulmen::scratch(thread, 3, size_t(backward_bytes(args, m)))};
-  const int64_t wide_c = dtype == fulmen::kFloat32 ? C : round_up(C, 32);
-  const int64_t wide_f = dtype == fulmen::kFloat32 ? F : round_up(F, 32);
-  const int64_t wide_m = dtype == fulmen::kFloat32 ? m : round_up(m, 32);
-  float* sums = arena.take<float>(kSumRows * kPanel);
-  auto zeros = [&](int64_t rows, int64_t width) {
-    uint8_t* p = arena.take<uint8_t>(rows * width * size);
-    memset(p, 0, size_t(rows * width * size));
-    return p;
-  };
-
-  uint8_t* x = zeros(m, wide_c);
-  uint8_t* d = zeros(m, wide_c);
-  uint8_t* scaled = zeros(m, wide_c);  // d times the weight
-  uint8_t* scaled_transposed = zeros(C, wide_m);
-  for (int64_t i = 0; i < m; ++i) {
-    const int64_t token = job.tokens[from + i];
-    memcpy(x + i * wide_c * size, (const uint8_t*)args.x + token * C * size, size_t(C * size));
-    memcpy(d + i * wide_c * size, (const uint8_t*)args.dout + token * C * size, size_t(C * size));
-    for (int64_t c = 0; c < C; c += kLanes) {
-      const int n = int(least(kLanes, C - c));
-      write(scaled, i * wide_c + c, n, dtype, mul(set1(job.weights[from + i]), read(args.dout, token * C + c, n, dtype)));
-    }
-  }
-  transpose(scaled, m, C, wide_c, scaled_transposed, wide_m, dtype);
-
-  float* g = arena.take<float>(m * F);
-  float* u = arena.take<float>(m * F);
-  uint8_t* h = zeros(m, wide_f);
-  uint8_t* dg = zeros(m, wide_f);
-  uint8_t* du = zeros(m, wide_f);
-  uint8_t* dg_transposed = zeros(F, wide_m);
-  uint8_t* du_transposed = zeros(F, wide_m);
-  float* weight_gradients = arena.take<float>(m);
-  memset(weight_gradients, 0, sizeof(float) * size_t(m));
-  const uint8_t* after_values = arena.next;
-
-  const Matrix w1 = packed(args.w1[e], dtype, F, C, C, 1, arena), w3 = packed(args.w3[e], dtype, F, C, C, 1, arena);
-  const Matrix w2 = packed(args.w2[e], dtype, F, C, 1, F, arena);  // (C, F) read by columns: d w2
-  multiply(x, wide_c * size, m, w1, dtype, sums, [&](int64_t r, int64_t c, int n, const float* s) { memcpy(g + r * F + c, s, sizeof(float) * size_t(n)); });
-  multiply(x, wide_c * size, m, w3, dtype, sums, [&](int64_t r, int64_t c, int n, const float* s) { memcpy(u + r * F + c, s, sizeof(float) * size_t(n)); });
-  multiply(d, wide_c * size, m, w2, dtype, sums, [&](int64_t r, int64_t c, int n, const float* s) {
-    V weight_gradient = zero();
-    for (int i = 0; i < n; i += kLanes) {
-      const int some = int(least(kLanes, n - i));
-      const int64_t at = r * F + c + i;
-      const V gate = load_n(g + at, some), up = load_n(u + at, some), share = sigmoid(gate), swish = mul(gate, share);
-      const V hidden = mul(swish, up), error = load_n(s + i, some);
-      write(h, r * wide_f + c + i, some, dtype, hidden);
-      weight_gradient = fma(error, first_of(some, rounded(hidden, dtype), zero()), weight_gradient);
-      const V dh = mul(set1(job.weights[from + r]), error);
-      const V slope = mul(share, fma(gate, sub(set1(1.0f), share), set1(1.0f)));
-      const V gate_gradient = mul(mul(dh, up), slope), up_gradient = mul(dh, swish);
-      write(dg, r * wide_f + c + i, some, dtype, gate_gradient);
-      write(du, r * wide_f + c + i, some, dtype, up_gradient);
-    }
-    weight_gradients[r] += sum(weight_gradient);
-  });
-  transpose(dg, m, F, wide_f, dg_transposed, wide_m, dtype);
-  transpose(du, m, F, wide_f, du_transposed, wide_m, dtype);
-  for (int64_t i = 0; i < m; ++i) args.dweights[job.places[from + i]] = weight_gradients[i];
-
-  arena.next = (uint8_t*)after_values;
-  const Matrix w1_down = packed(args.w1[e], dtype, C, F, 1, C, arena), w3_down = packed(args.w3[e], dtype, C, F, 1, C, arena);
-  multiply(dg, wide_f * size, m, w1_down, dtype, sums, [&](int64_t r, int64_t c, int n, const float* s) {
-    memcpy(job.dx_pairs + job.places[from + r] * C + c, s, sizeof(float) * size_t(n));
-  });
-  multiply(du, wide_f * size, m, w3_down, dtype, sums, [&](int64_t r, int64_t c, int n, const float* s) {
-    float* to = job.dx_pairs + job.places[from + r] * C + c;
-    for (int i = 0; i < n; i += kLanes) {
-      const int some = int(least(kLanes, n - i));
-      store_n(to + i, add(load_n(to + i, some), load_n(s + i, some)), some);
-    }
-  });
-
-  arena.next = (uint8_t*)after_values;
-  const Matrix x_columns = packed(x, dtype, C, m, 1, wide_c, arena), h_columns = packed(h, dtype, F, m, 1, wide_f, arena);
-  multiply(dg_transposed, wide_m * size, F, x_columns, dtype, sums, [&](int64_t r, int64_t c, int n, const float* s) { put_row(dw1, C, r, c, n, s, dtype); });
-  multiply(du_transposed, wide_m * size, F, x_columns, dtype, sums, [&](int64_t r, int64_t c, int n, const float* s) { put_row(dw3, C, r, c, n, s, dtype); });
-  multiply(scaled_transposed, wide_m * size, C, h_columns, dtype, sums, [&](int64_t r, int64_t c, int n, const float* s) { put_row(dw2, F, r, c, n, s, dtype); });
+  ExpertGradient expert(job, e, thread);
+  expert.gather();
+  expert.hidden();
+  expert.inputs();
+  expert.matrices();
 }
 
 static void reduce_task(void* context, int64_t task, int) {

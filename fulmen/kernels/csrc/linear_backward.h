@@ -11,7 +11,7 @@ using fulmen::ActivationBackwardArgs;
 
 constexpr int64_t kBackwardRows = 64;  // of a task
 
-static inline V slope(V sum, fulmen::Activation activation) {
+static inline V derivative(V sum, fulmen::Activation activation) {
   const V share = sigmoid(sum), rest = sub(set1(1.0f), share);
   return mul(share, activation == fulmen::kSilu ? fma(sum, rest, set1(1.0f)) : rest);
 }
@@ -22,7 +22,7 @@ static void activation_backward_task(void* context, int64_t task, int) {
   transpose_rows(row, rows, args.n, args.dz_transposed, args.stride, args.dtype, [&](int64_t r, int64_t c, int n) {
     const int64_t place = r * args.n + c;
     V dz = read(args.dy, place, n, args.dy_dtype);
-    if (args.sums != nullptr) dz = mul(dz, slope(read(args.sums, place, n, args.dtype), args.activation));
+    if (args.sums != nullptr) dz = mul(dz, derivative(read(args.sums, place, n, args.dtype), args.activation));
     if (args.dz != nullptr) write(args.dz, place, n, args.dtype, dz);
     return dz;
   });

@@ -99,4 +99,34 @@ template <int C, int A, int B>
 static inline void tile_dot_int8() { __asm__ volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(C), "i"(A), "i"(B)); }
 
 #endif
+// How the tiles are used: sums 0 to 3, activations 4 and 5, weights 6 and 7.
+
+static inline void configure(int rows) {
+  TileConfig config{};
+  config.palette = 1;
+  const int top = rows < 16 ? rows : 16, bottom = rows - top;
+  const int of_tile[8] = {top, top, bottom, bottom, top, bottom, 16, 16};
+  for (int t = 0; t < 8; ++t) {
+    config.rows[t] = uint8_t(of_tile[t]);
+    config.bytes[t] = of_tile[t] ? 64 : 0;
+  }
+  load_config(config);
+}
+
+// Activations as a tile can load them: evenly spaced rows, gathered where they are not.
+struct TileRows {
+  const uint8_t* data;
+  int64_t stride;
+};
+constexpr int kTileBytes = 512;  // of a row in a K block: 256 bf16, or 128 codes
+
+static inline TileRows even_rows(const uint8_t* const* x, int rows, int64_t from, int64_t bytes, uint8_t* gathered) {
+  const int64_t stride = rows > 1 ? x[1] - x[0] : 0;
+  bool even = true;
+  for (int r = 2; r < rows; ++r) even = even && x[r] - x[r - 1] == stride;
+  if (even) return {x[0] + from, stride};
+  for (int r = 0; r < rows; ++r) memcpy(gathered + r * kTileBytes, x[r] + from, size_t(bytes));
+  return {gathered, kTileBytes};
+}
+
 }  // namespace ISA
