@@ -72,7 +72,9 @@ def _importable(tree: Path, site: Path) -> Path:
     if not (tree / "CMakeLists.txt").exists():
         return tree
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*pip, "--target", str(site), str(tree)], check=True, stdout=sys.stderr)
+    built = subprocess.run([*pip, "--target", str(site), str(tree)], stdout=sys.stderr)
+    if built.returncode:
+        raise ValueError("the base revision cannot be built, see pip's words above")
     return site
 
 

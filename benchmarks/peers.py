@@ -56,8 +56,8 @@ class Engine(Protocol):
     """Something that can be timed."""
 
     name: str
-    weight_bytes: float
-    """Of all its weights on disk, for the limit that memory sets."""
+    weight_bytes: float | None
+    """Of its file, where its weights are not those of the checkpoint."""
 
     def measure(self, case: Workload, timeout_seconds: float) -> dict[str, Any]:
         """`seconds` of a case; raises Unmeasured."""
@@ -69,16 +69,16 @@ class Engine(Protocol):
 class WorkerEngine:
     """An engine in a worker process, loaded when it is first asked."""
 
+    weight_bytes: float | None = None
+
     def __init__(
         self,
         name: str,
         command: Sequence[str],
-        weight_bytes: float,
         *,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
-        self.weight_bytes = weight_bytes
         self._environment = {**os.environ, **(environment or {})}
         self._command = list(command)
         self._process: subprocess.Popen[str] | None = None
@@ -153,9 +153,7 @@ def fulmen(
         *("fulmen", str(checkpoint), "--threads", str(threads), "--chunk", str(chunk)),
         *(() if dtype is None else ("--dtype", dtype)),
     ]
-    stored_as = read_config(checkpoint).torch_dtype
-    scale = 1.0 if dtype is None else getattr(torch, dtype).itemsize / stored_as.itemsize
-    return WorkerEngine(name, command, folder_bytes(checkpoint) * scale)
+    return WorkerEngine(name, command)
 
 
 def transformers(
@@ -175,8 +173,7 @@ def transformers(
         *("transformers", str(transformers_folder(checkpoint, folder)), "--dtype", dtype),
         *("--threads", str(threads), "--experts", experts_implementation),
     ]
-    scale = getattr(torch, dtype).itemsize / read_config(checkpoint).torch_dtype.itemsize
-    return WorkerEngine("transformers", command, folder_bytes(checkpoint) * scale)
+    return WorkerEngine("transformers", command)
 
 
 def vllm_cpu(python: Path, checkpoint: Path, *, dtype: str, threads: int) -> WorkerEngine:
@@ -198,7 +195,7 @@ def vllm_cpu(python: Path, checkpoint: Path, *, dtype: str, threads: int) -> Wor
     openmp = python.parent.parent / "lib/libiomp5.so"
     if openmp.exists():  # vLLM's advice; it comes with the package
         environment["LD_PRELOAD"] = str(openmp)
-    return WorkerEngine("vllm-cpu", command, folder_bytes(checkpoint), environment=environment)
+    return WorkerEngine("vllm-cpu", command, environment=environment)
 
 
 def folder_bytes(checkpoint: Path) -> int:
@@ -254,7 +251,7 @@ class LlamaCpp:
 
     def __init__(self, bench: Path, file: Path, *, threads: int, ubatch: int = 2048) -> None:
         self.name = f"llama.cpp {file.stem.rpartition('-')[2]}"
-        self.weight_bytes = float(file.stat().st_size)
+        self.weight_bytes: float | None = float(file.stat().st_size)
         self._bench = bench
         self._file = file
         self._threads = threads

@@ -69,13 +69,16 @@ def main(
     threads: Annotated[int, typer.Option(help="Of each revision.")] = torch.get_num_threads(),
 ) -> None:
     """Measures a training step. A table goes to stderr, one JSON line to stdout."""
+    names = dtypes.split(",")
+    for name in names:
+        if name not in DTYPES:
+            raise ValueError(f"--dtypes has {name!r}, it must be of {', '.join(DTYPES)}")
     use_threads(threads)
     correctness = check_gradients()
     console.print(f"correctness: {correctness}")
     if not correctness["cosine"] >= MIN_COSINE:
         console.print(f"wrong: the cosine is below {MIN_COSINE}", style="red")
         sys.exit(1)
-    names = dtypes.split(",")
     limits = measure_limits(threads, [DTYPES[name] for name in names])
     with ExitStack() as stack:
         packages: dict[str, Path | None] = {"this": None}

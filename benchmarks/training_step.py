@@ -81,7 +81,7 @@ def make_model(dtype: torch.dtype) -> Model:
         return load_model(folder, dtype=dtype, **choice).train()
 
 
-def use_threads(count: int) -> None:
+def give_threads_to_kernels(count: int) -> None:
     """`count` threads to the kernels and one to torch, or all to torch where it does the work.
 
     torch's threads spin for milliseconds after each operation, on cores the kernels would use.
@@ -97,7 +97,7 @@ def use_threads(count: int) -> None:
 
 def main(dtype: str, repeats: int, threads: int) -> None:
     """One step to warm up, then the timed ones; one line of JSON on stdout."""
-    use_threads(threads)
+    give_threads_to_kernels(threads)
     step = Step(DTYPES[dtype])
     loss, *_ = step.run()
     times = [step.run()[1:] for _ in range(repeats)]

@@ -26,8 +26,8 @@ BENCH = BESIDE.parent / "fulmen/bench"
 
 
 def load_file(name: str) -> ModuleType:
-    """A file of this checkout's fulmen/bench, alone: whatever revision of Fulmen runs here, or
-    none, the same code times it."""
+    """A file of this checkout's fulmen/bench, alone: the same code times another engine, and every
+    revision of Fulmen that has a Runner with next_tokens."""
     spec = importlib.util.spec_from_file_location(f"checkout_{name}", BENCH / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -68,7 +68,7 @@ class TimedModel(ABC):
 
 
 class FulmenModel(TimedModel):
-    """The model called directly with a Packed batch and a cache, as the engine does."""
+    """The model through the engine's own Runner: decode steps are recorded and replayed."""
 
     def __init__(self, checkpoint: Path, dtype: str | None, chunk: int) -> None:
         import torch
@@ -78,6 +78,11 @@ class FulmenModel(TimedModel):
         self.torch = torch
         self.model = load_model(checkpoint, dtype=None if dtype is None else DTYPES[dtype])
         self.timer = load_file("timer").ModelTimer(self.model, chunk=chunk)
+
+    def warm_up(self, case: Any) -> None:
+        """The same, on the cache that the whole case needs."""
+        self.timer.reserve(case.batch, case.depth + case.num_tokens)
+        super().warm_up(case)
 
     def measure(self, case: Any) -> dict[str, Any]:
         """Seconds; and those of M1's softmax attention."""
@@ -91,9 +96,16 @@ class FulmenModel(TimedModel):
         return answer
 
     def logits(self, input_ids: list[int]) -> Any:
-        """(T, V) float32 in one pass without a cache."""
-        with self.torch.inference_mode():
-            return self.model(self.torch.tensor([input_ids]))[0]
+        """(T, V) float32 in one pass without a cache; a ValueError if steps as they are timed give
+        other best logits than that, to the bit."""
+        torch = self.torch
+        with torch.inference_mode():
+            logits = self.model(torch.tensor([input_ids]))[0].float()
+        best, sums = self.timer.best_logits(input_ids)
+        if not (torch.equal(best, logits.amax(-1)) and torch.allclose(sums, logits.logsumexp(-1))):
+            most = float((best - logits.amax(-1)).abs().max())
+            raise ValueError(f"steps and one pass give best logits that differ by up to {most:.2g}")
+        return logits
 
 
 class TransformersModel(TimedModel):
@@ -109,13 +121,18 @@ class TransformersModel(TimedModel):
         model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype or "auto")
         self.model: Any = model.eval()
         self.implementation = implementation
-        self.chosen: dict[tuple[str, int], str] = {}
+        self.chosen: dict[Any, str] = {}
+        self.current = "grouped_mm"
+
+    def warm_up(self, case: Any) -> None:
+        """The same, once it is known which implementation takes the least time for the case."""
+        self.current = self._choose(case)
+        super().warm_up(case)
 
     def measure(self, case: Any) -> dict[str, Any]:
         """Seconds, and the implementation that was chosen."""
-        implementation = self._choose(case)
-        self.model.set_experts_implementation(implementation)
-        return {"seconds": self._seconds(case), "note": implementation}
+        self.model.set_experts_implementation(self.current)
+        return {"seconds": self._seconds(case), "note": self.current}
 
     def touch(self) -> None:
         """The same in the implementation that copies no experts."""
@@ -125,17 +142,16 @@ class TransformersModel(TimedModel):
     def _choose(self, case: Any) -> str:
         if self.implementation != "best":
             return self.implementation
-        key = case.kind, case.batch
-        if key not in self.chosen:
+        if case not in self.chosen:
             # batched_mm copies the experts of every token: gigabytes for a prompt.
             names = ["grouped_mm", "eager", *(["batched_mm"] if case.kind == "decode" else [])]
             seconds = {}
             for name in names:
                 self.model.set_experts_implementation(name)
                 self._seconds(case.shortened())
-                seconds[name] = self._seconds(case.shortened())
-            self.chosen[key] = min(seconds, key=lambda name: seconds[name])
-        return self.chosen[key]
+                seconds[name] = self._seconds(case)
+            self.chosen[case] = min(seconds, key=lambda name: seconds[name])
+        return self.chosen[case]
 
     def _seconds(self, case: Any) -> float:
         torch = self.torch

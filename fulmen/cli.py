@@ -11,7 +11,7 @@ import json
 import logging
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import wraps
@@ -25,6 +25,8 @@ from fulmen.files import explain, write_text
 from fulmen.sampling import SamplingParams
 
 if TYPE_CHECKING:  # a command imports what it needs, so that help comes at once
+    from rich.table import Table
+
     from fulmen.llm import LLM, TextStream
 
 DEFAULT_MODEL = "smollm2"
@@ -258,11 +260,12 @@ def _read_stdin() -> str:
         raise ValueError(f"what was piped in is not UTF-8: {error}") from None
 
 
-def _dtype(name: str | None) -> Any:
+def _dtype(name: str | None, known: Sequence[str] | None = None) -> Any:
     from fulmen.models import DTYPES
 
-    if name is not None and name not in DTYPES:
-        raise ValueError(f"--dtype is {name!r}, it must be one of {', '.join(DTYPES)}")
+    known = known or tuple(DTYPES)
+    if name is not None and name not in known:
+        raise ValueError(f"--dtype is {name!r}, it must be one of {', '.join(known)}")
     return None if name is None else DTYPES[name]
 
 
@@ -309,8 +312,14 @@ def _show_folder(path: Path) -> None:
     print(f"parameters  {counts.total:,}, {active:,} of them for a token, with the head")
     print(f"weights     {checkpoint.num_bytes:,} bytes, {checkpoint.describe_weights()}")
     quality = path / "quality.json"
-    if quality.exists():
-        _print_quality(json.loads(quality.read_text("utf-8")))
+    if not quality.exists():
+        return
+    try:
+        table = _quality_table(json.loads(quality.read_text("utf-8")))
+    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
+        print(f"{quality} is not shown, fulmen quantize did not write it", file=sys.stderr)
+        return
+    _print(table)
 
 
 @models_app.command("pull")
@@ -357,10 +366,11 @@ def quantize(
     ] = "8",
     group_size: Annotated[
         int | None,
-        typer.Option(help="Weights that share a scale: 32, 64 or 128; 64 for 8 bits, 32 for 4."),
+        typer.Option(help="Weights that share a scale: 32 (if absent), 64 or 128; fp8: 128."),
     ] = None,
     input_bits: Annotated[
-        int, typer.Option(help="How inputs are rounded when the model runs: 16, or 8, faster.")
+        int,
+        typer.Option(help="How inputs are rounded when the model runs: 16, or 8, faster; not fp8."),
     ] = 16,
     head_bits: Annotated[
         int | None, typer.Option(help="8 rounds the head too; it stays as it is if absent.")
@@ -370,8 +380,12 @@ def quantize(
         typer.Option(help="Of embedding, norms and head: bfloat16 or float32; as it is if absent."),
     ] = None,
     max_shard: Annotated[
-        str, typer.Option(help="The largest file; a stopped run repeats at most one.")
-    ] = "2GB",
+        str | None,
+        typer.Option(
+            help="The largest file, 2GB if absent; a stopped run repeats at most one. Not with "
+            "--calibrate: then each layer is a file."
+        ),
+    ] = None,
     calibrate: Annotated[
         Path | None,
         typer.Option(help="A text such as the model will read; weights are rounded for it (GPTQ)."),
@@ -388,42 +402,61 @@ def quantize(
 ) -> None:
     """Round a model's weights to 8 or 4 bits, and say what that did to it."""
     from fulmen.chat import Tokenizer
-    from fulmen.models import QuantizeConfig, parse_bytes, parse_packed, resolve
+    from fulmen.models import QuantizeConfig, parse_bytes, parse_packed, resolve, sample_text
     from fulmen.models import quantize_checkpoint as write
 
     settings = QuantizeConfig(
         packed=parse_packed(
             bits=bits, group_size=group_size, input_bits=input_bits, head_bits=head_bits
         ),
-        dtype=_dtype(dtype),
-        max_shard_bytes=parse_bytes(max_shard),
+        dtype=_dtype(dtype, ("bfloat16", "float32")),
+        max_shard_bytes=parse_bytes(max_shard or "2GB"),
     )
-    if report_tokens < 0:
-        raise ValueError(f"--report-tokens is {report_tokens}, it must not be negative")
-    if calibrate_tokens < 1:
-        raise ValueError(f"--calibrate-tokens is {calibrate_tokens}, it must be positive")
-    text = None if report is None else report.read_text("utf-8")
-    calibration = None if calibrate is None else calibrate.read_text("utf-8")
+    if report_tokens < 0 or report_tokens == 1:
+        raise ValueError(f"--report-tokens is {report_tokens}, it must be 0 or at least 2")
+    if calibrate is not None:
+        settings.check_calibration(calibrate_tokens)
+        if max_shard is not None:
+            raise ValueError("--max-shard has no effect with --calibrate, each layer is a file")
+    settings.check_out(out)
+    text = sample_text() if report is None else _read_text(report)
+    calibration = None if calibrate is None else _read_text(calibrate)
     with _progress("fetching", model) as on_progress:
         source = resolve(model, on_progress=on_progress)
-    ids = None
+    ids, calibration_ids = None, None
     if calibration is not None:
-        ids = Tokenizer.from_folder(source).encode(calibration)[:calibrate_tokens]
+        calibration_ids = Tokenizer.from_folder(source).encode(calibration)[:calibrate_tokens]
+    if report_tokens and (source / "tokenizer.json").exists():
+        ids = Tokenizer.from_folder(source).encode(text)[:report_tokens]
+        if len(ids) < 2:
+            raise ValueError(
+                f"{report or 'the text'} has {len(ids)} tokens, a comparison needs at least 2"
+            )
+    elif report_tokens:
+        print("no tokenizer.json, so the models are not compared on a text", file=sys.stderr)
     with _progress("rounding", model) as on_progress:
-        errors = write(source, out, settings, calibration_ids=ids, on_progress=on_progress)
-    quality = _quality(source, out, errors, text, report_tokens)
+        errors = write(
+            source, out, settings, calibration_ids=calibration_ids, on_progress=on_progress
+        )
+    quality = _quality(source, out, errors, ids)
     write_text(out / "quality.json", json.dumps(quality, indent=2) + "\n")
-    _print_quality(quality)
+    _print(_quality_table(quality))
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8: {error}") from None
 
 
 def _quality(
-    source: Path, out: Path, errors: dict[str, float], text: str | None, num_tokens: int
+    source: Path, out: Path, errors: dict[str, float], input_ids: list[int] | None
 ) -> dict[str, Any]:
-    """What quality.json holds."""
+    """What quality.json holds; with input_ids, how the models differ on them."""
     from rich.console import Console
 
-    from fulmen.chat import Tokenizer
-    from fulmen.models import Checkpoint, measure_drift, sample_text, stream_model
+    from fulmen.models import Checkpoint, measure_drift, stream_model
 
     worst = sorted(errors, key=lambda name: -errors[name])[:10]
     sizes = [Checkpoint.open(folder).num_bytes for folder in (source, out)]
@@ -432,20 +465,14 @@ def _quality(
         "mean_relative_error": sum(errors.values()) / max(len(errors), 1),
         "worst_tensors": {name: errors[name] for name in worst},
     }
-    if not num_tokens:
+    if input_ids is None:
         return quality
-    if not (out / "tokenizer.json").exists():
-        print("no tokenizer.json, so the models are not compared on a text", file=sys.stderr)
-        return quality
-    ids = Tokenizer.from_folder(out).encode(sample_text() if text is None else text)[:num_tokens]
-    if len(ids) < 2:
-        raise ValueError("the text for the comparison is empty, at least two tokens are needed")
     with Console(stderr=True).status("comparing both models"):
-        drift = measure_drift(stream_model(source), stream_model(out), ids)
+        drift = measure_drift(stream_model(source), stream_model(out), input_ids)
     return quality | {"drift": dataclasses.asdict(drift)}
 
 
-def _print_quality(quality: dict[str, Any]) -> None:
+def _quality_table(quality: dict[str, Any]) -> "Table":
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -468,7 +495,7 @@ def _print_quality(quality: dict[str, Any]) -> None:
             ("perplexity", "perplexity"),
         ):
             table.add_row(label, f"{drift[name]:.4f}")
-    _print(table)
+    return table
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -261,19 +262,60 @@ def test_quantize_writes_a_folder_that_chats_and_says_what_it_cost(
         (("--bits", "fp8", "--group-size", "32"), "group_size is 32, it must be 128"),
         (("--input-bits", "4"), "input_bits is 4, it must be 8 or 16"),
         (("--head-bits", "4"), "head_bits is 4, it must be absent or 8"),
-        (("--dtype", "int8"), "--dtype is 'int8', it must be one of"),
+        (("--dtype", "int8"), "--dtype is 'int8', it must be one of bfloat16, float32"),
+        (("--dtype", "float16"), "--dtype is 'float16', it must be one of bfloat16, float32"),
+        (("--bits", "fp8", "--input-bits", "8"), "input_bits is 8, it must be 16: fp8 weights"),
         (("--max-shard", "2"), "2 is not a size, it must be like 24GiB"),
-        (("--report-tokens", "-1"), "--report-tokens is -1, it must not be negative"),
+        (("--report-tokens", "-1"), "--report-tokens is -1, it must be 0 or at least 2"),
+        (("--report-tokens", "1"), "--report-tokens is 1, it must be 0 or at least 2"),
         (("--report", "absent.txt"), "absent.txt: no such file or directory"),
+        (("--report", "empty.txt"), "empty.txt has 0 tokens, a comparison needs at least 2"),
+        (("--report", "short.txt"), "short.txt has 1 tokens, a comparison needs at least 2"),
+        (("--report", "latin1.txt"), "latin1.txt is not UTF-8: "),
+        (("--calibrate", "latin1.txt"), "latin1.txt is not UTF-8: "),
+        (("--calibrate", "short.txt"), "a calibration text of 1 tokens is too short, at least 256"),
+        (("--calibrate", "short.txt", "--bits", "fp8"), "fp8 is rounded without one"),
+        (("--calibrate", "short.txt", "--calibrate-tokens", "0"), "of 0 tokens is too short"),
+        (("--calibrate", "short.txt", "--calibrate-tokens", "9"), "of 9 tokens is too short"),
+        (("--calibrate", "short.txt", "--max-shard", "1GB"), "--max-shard has no effect with"),
     ],
 )
 def test_a_flag_of_quantize_that_cannot_be_right_is_one_sentence(
     flags: tuple[str, ...], sentence: str, folder: Path, tmp_path: Path
 ) -> None:
-    run = fulmen("quantize", folder, tmp_path / "out", *flags)
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "short.txt").write_text("a")
+    (tmp_path / "latin1.txt").write_bytes("Zürich".encode("latin-1"))
+    paths = [tmp_path / flag if flag.endswith(".txt") else flag for flag in flags]
+    run = fulmen("quantize", folder, tmp_path / "out", *paths)
     assert run.returncode == 1
     assert sentence in run.stderr
+    assert len(run.stderr.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_quantize_cannot_write_is_found_before_anything_is_fetched(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken/file").touch()
+    run = fulmen("quantize", "no-such-model", tmp_path / "taken")
+    assert run.returncode == 1
+    assert "taken exists and fulmen quantize did not begin it" in run.stderr
+    run = fulmen("quantize", "no-such-model", tmp_path / "taken/file/out")
+    assert "file is no folder that we may write to" in run.stderr
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"score": 3}', '{"bytes": {"original": 0}}', "\xff"])
+def test_show_leaves_out_a_quality_json_of_someone_else(
+    text: str, folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder, tmp_path / "m2")
+    (tmp_path / "m2/quality.json").write_bytes(text.encode("latin-1"))
+    run = fulmen("models", "show", tmp_path / "m2")
+    assert run.returncode == 0
+    assert "parameters" in run.stdout
+    assert "quality.json is not shown, fulmen quantize did not write it" in run.stderr
 
 
 def test_bench_times_a_model_against_the_machine(folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from fulmen.bench.machine import Limits, Spread, device_name, measure_limits, use_threads
 from fulmen.bench.model import check_workloads, tokens_per_s_limit
-from fulmen.bench.ops import Clock, Op, Prepared, describe_op, list_ops
+from fulmen.bench.ops import Clock, Op, Prepared, Shapes, describe_op, list_ops
 from fulmen.bench.report import limits_table, report_model, report_ops, time_text
 from fulmen.bench.timer import ModelTimer, Timing
 from fulmen.bench.workload import Workload, until_steady
@@ -13,6 +13,7 @@ __all__ = [
     "ModelTimer",
     "Op",
     "Prepared",
+    "Shapes",
     "Spread",
     "Timing",
     "Workload",

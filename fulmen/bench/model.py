@@ -11,7 +11,7 @@ import torch
 from fulmen.bench.machine import Limits, Spread
 from fulmen.bench.timer import ModelTimer
 from fulmen.bench.workload import TOUCH_TOKENS, Workload, until_steady
-from fulmen.kernels import native
+from fulmen.kernels import native_for
 from fulmen.models import Config, Model, PackedConfig, decode_bytes, prefill_flops
 
 
@@ -35,6 +35,7 @@ def measure_model(
     rates: dict[Workload, list[float]] = {workload: [] for workload in workloads}
     for _ in range(rounds):
         for workload in workloads:
+            timer.reserve(workload.batch, workload.depth + workload.num_tokens)
             timer.prefill(touched)
             until_steady(lambda workload=workload: _seconds(timer, workload.shortened()))  # type: ignore[misc]
             seconds = _seconds(timer, workload)
@@ -63,10 +64,10 @@ def tokens_per_s_limit(
                   otherwise
     dtype         that the model runs in, the config's if absent
     """
-    if native() is None:  # then rounded weights run as the floats they stand for
+    config = replace(config, torch_dtype=dtype or config.torch_dtype)
+    if native_for(torch.empty(0, dtype=config.torch_dtype)) is None:
+        # What the loader asks too: then rounded weights run as the floats they stand for.
         config = replace(config, quantization_config=None)
-    if dtype is not None:
-        config = replace(config, torch_dtype=dtype)
     if workload.kind == "prefill":
         flops = prefill_flops(config, workload.num_tokens)
         return workload.num_tokens * _operations_per_s(config, limits) / flops

@@ -1,14 +1,17 @@
 """The heavy operations one by one: time, rate, and what share of the machine's limits that is.
 
-Shapes are those of the middle-sized checkpoints in benchmarks/. Inputs stand in memory so many
+Shapes are those of the middle-sized checkpoints in benchmarks/. A backward operation is the
+gradients of all its inputs, of a graph that is made before; it counts as twice the forward
+products, in bfloat16 as the forward operation. Inputs stand in memory so many
 times over that no cache holds them, and each call takes the next: a decoded token finds its weights
 in memory, not in a cache, and so must what is timed here.
 """
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache
 from typing import Any, Final, Literal
 
 import torch
@@ -25,6 +28,9 @@ from fulmen.kernels import (
     LightningCarry,
     PackedExperts,
     PackedMatrix,
+    attend,
+    embed,
+    gated_norm,
     head,
     lightning_attention,
     linear,
@@ -34,44 +40,82 @@ from fulmen.kernels import (
     pack_fp8,
     pack_int4,
     pack_int8,
+    residual_norm,
     rms_norm,
+    rotary_angles,
+    rotate,
     route,
     softmax_attention,
     write_pages,
 )
 
-Format = Literal["bfloat16", "int8", "int4", "fp8"]
+WeightFormat = Literal["bfloat16", "int8", "int4", "fp8"]
+Output = Tensor | Sequence[Tensor]
 
-WORKING_SET: Final = 2**28
-"""Bytes of inputs that calls go through in turn."""
 MIN_SECONDS: Final = 0.1
 """Of a stretch of calls that is timed as one."""
-HIDDEN, QKV, VOCAB = 1024, 3072, 32_000
-NUM_HEADS, NUM_KV_HEADS, HEAD_DIM = 16, 4, 64
-NUM_EXPERTS, TOP_K, EXPERT_WIDTH = 64, 8, 512
-GROUP: Final = 64
-"""Inputs that share a scale in int8 and int4 weights."""
+GROUP: Final = 32
+"""Inputs that share a scale in int8 and int4 weights, as `fulmen quantize` makes them."""
 INPUT_PLANES: Final = 2
 """Inputs of 16 bits meet int8 and int4 weights as two planes of int8, so products count twice."""
 EPS: Final = 1e-6
-_BITS: Final[dict[Format, float]] = {
+ROPE_THETA: Final = 1e6
+_BITS: Final[dict[WeightFormat, float]] = {
     "bfloat16": 16,
     "int8": 8 + 32 / GROUP,
     "int4": 4 + 32 / GROUP,
-    "fp8": 8.25,
+    "fp8": 8 + 32 / 128**2,
 }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shapes:
+    """How large the operations are; tests make them small."""
+
+    hidden_size: int = 1024
+    qkv_size: int = 3072
+    vocab_size: int = 32_000
+    num_heads: int = 16
+    num_kv_heads: int = 4
+    head_dim: int = 64
+    rotary_dim: int = 32
+    num_experts: int = 64
+    top_k: int = 8
+    intermediate_size: int = 512
+    prompt: int = 512
+    long_prompt: int = 4096
+    context: int = 1024
+    long_context: int = 16_384
+    working_set: int = 2**28
+    """Bytes of inputs that calls go through in turn."""
+
+    def copies(self, num_bytes: float) -> int:
+        """How many of so many bytes make the working set."""
+        return max(1, round(self.working_set / num_bytes))
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """An operation with its inputs in memory; call i works on copy i % num_copies of them."""
 
-    run: Callable[[int], Tensor]
+    run: Callable[[int], Output]
     num_copies: int
-    define: Callable[[], Tensor]
+    define: Callable[[], Output]
     """The same as run(0) by the plain-torch definition, in float64."""
-    run_torch: Callable[[int], Tensor] | None = None
+    run_torch: Callable[[int], Output] | None = None
     """What torch itself has for it, in bfloat16."""
+
+    def error(self) -> float:
+        """How far run(0) is from its definition: root mean square of the difference over that of
+        the answer, of several tensors the largest."""
+        with torch.inference_mode():
+            found, expected = _tensors(self.run(0)), _tensors(self.define())
+        pairs = zip(found, expected, strict=True)
+        return max(float((x.double() - y).norm() / y.norm()) for x, y in pairs)
+
+
+def _tensors(output: Output) -> Sequence[Tensor]:
+    return [output] if isinstance(output, Tensor) else output
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +123,7 @@ class Op:
     """Something to time."""
 
     name: str
-    format: Format
+    format: WeightFormat
     """Of the weights; of activations where there are none."""
     work: str
     num_bytes: float
@@ -103,21 +147,39 @@ class Op:
         return f"{self.name} {self.format}, {self.work}"
 
 
-def list_ops() -> list[Op]:
+def list_ops(shapes: Shapes = Shapes()) -> list[Op]:
     """All that is timed. Without the C++ kernels weights are never rounded, so bfloat16 alone."""
-    formats: tuple[Format, ...] = ("bfloat16", "int8", "int4", "fp8")
+    s = shapes
+    formats: tuple[WeightFormat, ...] = ("bfloat16", "int8", "int4", "fp8")
     formats = formats[: 1 if native() is None else None]
+    ragged = [s.long_context >> i for i in range(8)]
     return [
-        *(_linear(format, rows) for format in formats for rows in (1, 8, 512)),
-        *(_experts(format, tokens) for format in formats for tokens in (1, 8, 512)),
-        _lightning("prefill", 512),
-        _lightning("decode", 8),
-        _softmax("prefill", 512, 0),
-        _softmax("prefill", 512, 16_384),
-        _softmax("decode", 1, 1024),
-        _softmax("decode", 1, 16_384),
-        *(_head(tokens) for tokens in (1, 8)),
-        *(_norm(tokens) for tokens in (1, 512)),
+        *(_linear(s, format, rows) for format in formats for rows in (1, 8, s.prompt)),
+        _linear_backward(s, s.prompt),
+        *(
+            _experts(s, format, tokens)
+            for format in formats
+            for tokens in (1, 8, s.prompt, s.long_prompt)
+        ),
+        _experts_backward(s, s.prompt),
+        *(_router(s, tokens) for tokens in (1, s.prompt)),
+        _lightning(s, "prefill", s.prompt),
+        _lightning(s, "decode", 8),
+        _lightning_backward(s, s.prompt),
+        _softmax(s, "prefill", s.prompt, [0]),
+        _softmax(s, "prefill", s.prompt, [s.long_context]),
+        _softmax(s, "decode", 1, [s.context]),
+        _softmax(s, "decode", 1, [s.long_context]),
+        _softmax(s, "decode", 1, ragged),
+        _softmax(s, "decode", 1, [s.long_context], is_int8=True),
+        _softmax_backward(s, s.prompt),
+        *(_rotary(s, tokens) for tokens in (1, s.prompt)),
+        *(_head(s, tokens) for tokens in (1, 8)),
+        _head(s, s.prompt, has_targets=True),
+        *(_norm(s, tokens) for tokens in (1, s.prompt)),
+        *(_residual_norm(s, tokens) for tokens in (1, s.prompt)),
+        _gated_norm(s, s.prompt),
+        *(_embedding(s, tokens) for tokens in (1, s.prompt)),
     ]
 
 
@@ -155,7 +217,7 @@ def describe_op(op: Op, seconds: Spread, limits: Limits) -> dict[str, Any]:
 class Clock:
     """Times one implementation of an operation, stretch by stretch."""
 
-    def __init__(self, run: Callable[[int], Tensor]) -> None:
+    def __init__(self, run: Callable[[int], Output]) -> None:
         self._run = run
         self._calls = 1
         self._next = 0
@@ -186,16 +248,12 @@ def _tokens(count: int) -> str:
     return "1 token" if count == 1 else f"{count} tokens"
 
 
-def _copies(num_bytes: float) -> int:
-    return max(1, round(WORKING_SET / num_bytes))
-
-
 def _normal(*shape: int, seed: int = 0) -> Tensor:
     """Standard normal bfloat16."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
 
 
-def _matrix(n: int, k: int, format: Format, seed: int = 0) -> Tensor | PackedMatrix:
+def _matrix(n: int, k: int, format: WeightFormat, seed: int = 0) -> Tensor | PackedMatrix:
     """A random (N, K), about 1 / sqrt(K) in size; plain without the C++ kernels."""
     draw = torch.Generator().manual_seed(seed)
     scale = k**-0.5
@@ -212,7 +270,7 @@ def _matrix(n: int, k: int, format: Format, seed: int = 0) -> Tensor | PackedMat
             return pack_int4(codes, scales, -8 * scales, GROUP)
         case "fp8":
             weight = torch.randn(n, k, generator=draw).to(torch.float8_e4m3fn)
-            return pack_fp8(weight, torch.full((n // 128, k // 128), scale), (128, 128))
+            return pack_fp8(weight, torch.full((-(-n // 128), -(-k // 128)), scale), (128, 128))
 
 
 def _again(matrix: Tensor | PackedMatrix) -> Tensor | PackedMatrix:
@@ -227,34 +285,99 @@ def _plain(matrix: Tensor | PackedMatrix) -> Tensor:
     return matrix if isinstance(matrix, Tensor) else matrix.unpack().bfloat16()
 
 
-def _planes(format: Format) -> int:
+def _planes(format: WeightFormat) -> int:
     return INPUT_PLANES if format in ("int8", "int4") else 1
 
 
-def _linear(format: Format, rows: int) -> Op:
-    weight_bytes = HIDDEN * QKV * _BITS[format] / 8
+def _gradients(
+    apply: Callable[..., Tensor],
+    copies: Sequence[Sequence[Tensor]],
+    dtype: torch.dtype | None = None,
+) -> Callable[[int], Output]:
+    """Call i gives the gradients of all inputs of copy i, in dtype or as they are; the graphs are
+    made once, and stay."""
+
+    @cache
+    def graphs() -> tuple[list[tuple[Tensor, list[Tensor]]], Tensor]:
+        made = []
+        for inputs in copies:
+            leaves = [x.detach().to(dtype or x.dtype).requires_grad_() for x in inputs]
+            made.append((apply(*leaves), leaves))
+        return made, _normal(*made[0][0].shape, seed=9).to(made[0][0].dtype)
+
+    def run(i: int) -> Output:
+        with torch.inference_mode(False):
+            made, dout = graphs()
+            out, leaves = made[i % len(made)]
+            return torch.autograd.grad(out, leaves, dout, retain_graph=True)
+
+    return run
+
+
+def _backward(
+    s: Shapes,
+    inputs: Sequence[Tensor],
+    apply: Callable[..., Tensor],
+    in_torch: Callable[..., Tensor] | None = None,
+) -> Prepared:
+    """The gradients of apply(*inputs), defined by autograd in float64."""
+    num_copies = s.copies(sum(x.nbytes for x in inputs))
+    copies = [inputs, *([x.clone() for x in inputs] for _ in range(1, num_copies))]
+    return Prepared(
+        run=_gradients(apply, copies),
+        num_copies=num_copies,
+        define=lambda: _gradients(apply, [inputs], torch.float64)(0),
+        run_torch=None if in_torch is None else _gradients(in_torch, copies),
+    )
+
+
+def _linear(s: Shapes, format: WeightFormat, rows: int) -> Op:
+    hidden, width = s.hidden_size, s.qkv_size
+    weight_bytes = hidden * width * _BITS[format] / 8
 
     def prepare() -> Prepared:
-        first = _matrix(QKV, HIDDEN, format)
-        matrices = [first, *(_again(first) for _ in range(1, _copies(weight_bytes)))]
-        x = _normal(rows, HIDDEN, seed=1)
-        plain = _plain(first)
-        plains = [plain, *(plain.clone() for _ in range(1, _copies(plain.nbytes)))]
+        first = _matrix(width, hidden, format)
+        matrices = [first, *(_again(first) for _ in range(1, s.copies(weight_bytes)))]
+        x = _normal(rows, hidden, seed=1)
+        plains = cache(lambda: _plains(s, first))
         return Prepared(
             run=lambda i: linear(x, matrices[i % len(matrices)]),
             num_copies=len(matrices),
             define=lambda: linear(x.double(), _double(first)),
-            run_torch=lambda i: F.linear(x, plains[i % len(plains)]),
+            run_torch=lambda i: F.linear(x, plains()[i % len(plains())]),
         )
 
     return Op(
         name="linear",
         format=format,
-        work=f"{rows} x {HIDDEN} to {QKV}",
-        num_bytes=weight_bytes + 2 * rows * (HIDDEN + QKV),
-        operations=2 * rows * HIDDEN * QKV * _planes(format),
+        work=f"{rows} x {hidden} to {width}",
+        num_bytes=weight_bytes + 2 * rows * (hidden + width),
+        operations=2 * rows * hidden * width * _planes(format),
         prepare=prepare,
     )
+
+
+def _linear_backward(s: Shapes, rows: int) -> Op:
+    hidden, width = s.hidden_size, s.qkv_size
+
+    def prepare() -> Prepared:
+        weight = (_normal(width, hidden) * hidden**-0.5).bfloat16()
+        return _backward(s, [_normal(rows, hidden, seed=1), weight], linear, F.linear)
+
+    return Op(
+        name="linear backward",
+        format="bfloat16",
+        work=f"{rows} x {hidden} to {width}",
+        num_bytes=2 * (2 * hidden * width + 2 * rows * hidden + rows * width),
+        operations=4 * rows * hidden * width,
+        prepare=prepare,
+    )
+
+
+def _plains(s: Shapes, matrix: Tensor | PackedMatrix) -> list[Tensor]:
+    """The weights (N, K) in bfloat16, so often that they fill the working set."""
+    plain = _plain(matrix)
+    return [plain, *(plain.clone() for _ in range(1, s.copies(plain.nbytes)))]
 
 
 def _double(matrix: Tensor | PackedMatrix) -> Tensor:
@@ -262,31 +385,29 @@ def _double(matrix: Tensor | PackedMatrix) -> Tensor:
     return (matrix if isinstance(matrix, Tensor) else matrix.unpack()).double()
 
 
-def _experts(format: Format, num_tokens: int) -> Op:
-    expert_bytes = 3 * EXPERT_WIDTH * HIDDEN * _BITS[format] / 8
-    chosen = NUM_EXPERTS * (1 - (1 - TOP_K / NUM_EXPERTS) ** num_tokens)  # as drawn at random
+def _experts(s: Shapes, format: WeightFormat, num_tokens: int) -> Op:
+    hidden, width, count = s.hidden_size, s.intermediate_size, s.num_experts
+    expert_bytes = 3 * width * hidden * _BITS[format] / 8
+    chosen = count * (1 - (1 - s.top_k / count) ** num_tokens)  # as drawn at random
 
     def prepare() -> Prepared:
         layers: list[list[ExpertWeights]] = []
-        for layer in range(_copies(NUM_EXPERTS * expert_bytes)):
+        for layer in range(s.copies(count * expert_bytes)):
             experts = [
                 ExpertWeights(
-                    _matrix(EXPERT_WIDTH, HIDDEN, format, 3 * index),
-                    _matrix(HIDDEN, EXPERT_WIDTH, format, 3 * index + 1),
-                    _matrix(EXPERT_WIDTH, HIDDEN, format, 3 * index + 2),
+                    _matrix(width, hidden, format, 3 * index),
+                    _matrix(hidden, width, format, 3 * index + 1),
+                    _matrix(width, hidden, format, 3 * index + 2),
                 )
                 if layer == 0
                 else ExpertWeights(*map(_again, layers[0][index]))
-                for index in range(NUM_EXPERTS)
+                for index in range(count)
             ]
             layers.append(experts)
         packed = [experts if native() is None else PackedExperts(experts) for experts in layers]
-        x = _normal(num_tokens, HIDDEN, seed=1)
+        x = _normal(num_tokens, hidden, seed=1)
         # Other tokens each time, so that one token's calls go through all experts.
-        choices = [
-            route(_normal(num_tokens, NUM_EXPERTS, seed=seed).float(), TOP_K, scoring="sigmoid")
-            for seed in range(32)
-        ]
+        choices = [_choice(s, num_tokens, seed) for seed in range(32)]
 
         def run(i: int) -> Tensor:
             weights, ids = choices[i % len(choices)]
@@ -297,22 +418,88 @@ def _experts(format: Format, num_tokens: int) -> Op:
             doubles = [ExpertWeights(*map(_double, expert)) for expert in layers[0]]
             return mixture_of_experts(x.double(), weights.double(), ids, doubles)
 
-        plains: list[list[list[Tensor]]] = []
+        plains = cache(lambda: [[_plain(w) for w in expert] for expert in layers[0]])
 
         def run_torch(i: int) -> Tensor:
-            if not plains:  # made only when they are wanted
-                plains.extend([[_plain(w) for w in e] for e in experts] for experts in layers[:1])
             weights, ids = choices[i % len(choices)]
-            return _experts_in_torch(x, weights, ids, plains[0])
+            return _experts_in_torch(x, weights, ids, plains())
 
         return Prepared(run, len(choices), define, run_torch)
 
     return Op(
         name="experts",
         format=format,
-        work=f"{_tokens(num_tokens)}, {TOP_K} of {NUM_EXPERTS} x {EXPERT_WIDTH}",
-        num_bytes=chosen * expert_bytes + 4 * num_tokens * HIDDEN,
-        operations=6 * num_tokens * TOP_K * EXPERT_WIDTH * HIDDEN * _planes(format),
+        work=f"{_tokens(num_tokens)}, {s.top_k} of {count} x {width}",
+        num_bytes=chosen * expert_bytes + 4 * num_tokens * hidden,
+        operations=6 * num_tokens * s.top_k * width * hidden * _planes(format),
+        prepare=prepare,
+    )
+
+
+def _choice(s: Shapes, num_tokens: int, seed: int) -> tuple[Tensor, Tensor]:
+    """topk_weights and topk_ids (T, K) of random tokens."""
+    logits = _normal(num_tokens, s.num_experts, seed=seed).float()
+    return route(logits, s.top_k, scoring="sigmoid")
+
+
+def _experts_backward(s: Shapes, num_tokens: int) -> Op:
+    hidden, width, count = s.hidden_size, s.intermediate_size, s.num_experts
+    weight_bytes = 2 * 3 * count * width * hidden
+
+    def prepare() -> Prepared:
+        topk_weights, ids = _choice(s, num_tokens, 0)
+        shapes = [(width, hidden), (hidden, width), (width, hidden)] * count
+        flat = [
+            (_normal(*shape, seed=i) * shape[1] ** -0.5).bfloat16()
+            for i, shape in enumerate(shapes)
+        ]
+
+        def apply(x: Tensor, weights: Tensor, *flat: Tensor) -> Tensor:
+            experts = [ExpertWeights(*flat[i : i + 3]) for i in range(0, len(flat), 3)]
+            return mixture_of_experts(x, weights, ids, experts)
+
+        return _backward(s, [_normal(num_tokens, hidden, seed=1), topk_weights, *flat], apply)
+
+    return Op(
+        name="experts backward",
+        format="bfloat16",
+        work=f"{_tokens(num_tokens)}, {s.top_k} of {count} x {width}",
+        num_bytes=2 * weight_bytes + 3 * 2 * num_tokens * hidden,
+        operations=12 * num_tokens * s.top_k * width * hidden,
+        prepare=prepare,
+    )
+
+
+def _router(s: Shapes, num_tokens: int) -> Op:
+    """The experts of each token from their logits; the weights are compared."""
+    row_bytes = 4 * num_tokens * s.num_experts
+
+    def prepare() -> Prepared:
+        num_copies = s.copies(row_bytes)
+        logits = torch.randn(num_copies, num_tokens, s.num_experts)
+        bias = _normal(s.num_experts, seed=1).float() / 100
+
+        def run_torch(i: int) -> Tensor:
+            scores = logits[i % num_copies].sigmoid()
+            weights = scores.gather(-1, (scores + bias).topk(s.top_k).indices)
+            return weights / weights.sum(-1, keepdim=True)
+
+        def weights_of(logits: Tensor, bias: Tensor) -> Tensor:
+            return route(logits, s.top_k, scoring="sigmoid", choice_bias=bias)[0]
+
+        return Prepared(
+            run=lambda i: weights_of(logits[i % num_copies], bias),
+            num_copies=num_copies,
+            define=lambda: weights_of(logits[0].double(), bias.double()),
+            run_torch=run_torch,
+        )
+
+    return Op(
+        name="router",
+        format="bfloat16",
+        work=f"{_tokens(num_tokens)}, {s.top_k} of {s.num_experts}",
+        num_bytes=row_bytes + 12 * num_tokens * s.top_k,
+        operations=4 * num_tokens * s.num_experts,
         prepare=prepare,
     )
 
@@ -331,35 +518,36 @@ def _experts_in_torch(
     return out.to(x.dtype)
 
 
-def _lightning(kind: Literal["prefill", "decode"], count: int) -> Op:
+def _lightning(s: Shapes, kind: Literal["prefill", "decode"], count: int) -> Op:
     """count tokens of one prompt; or one token of each of count sequences, in the middle of a
     chunk, so that a call leaves everything as it was."""
     is_prefill = kind == "prefill"
-    width = NUM_HEADS * HEAD_DIM
+    what = "tokens" if is_prefill else "sequences"
+    width = s.num_heads * s.head_dim
     tail = CHUNK // 2
-    state_bytes = width * (4 * HEAD_DIM + 2 * 2 * CHUNK)
+    state_bytes = width * (4 * s.head_dim + 2 * 2 * CHUNK)
     lens = [count] if is_prefill else [1] * count
     if is_prefill:
         num_bytes = 2.0 * 4 * count * width
         # In its chunk a token meets half of the others, twice; then it reads and adds to the state.
-        operations = 4.0 * count * width * (CHUNK / 2 + HEAD_DIM)
+        operations = 4.0 * count * width * (CHUNK / 2 + s.head_dim)
     else:
-        num_bytes = count * width * (4.0 * HEAD_DIM + 2 * 2 * (tail + 1))
-        operations = count * width * (2.0 * HEAD_DIM + 4 * (tail + 1))
+        num_bytes = count * width * (4.0 * s.head_dim + 2 * 2 * (tail + 1))
+        operations = count * width * (2.0 * s.head_dim + 4 * (tail + 1))
 
     def prepare() -> Prepared:
-        slopes = torch.tensor([2 ** (-8 * (h + 1) / NUM_HEADS) for h in range(NUM_HEADS)])
+        slopes = _slopes(s)
         cu_seqlens = torch.tensor([0, *torch.tensor(lens).cumsum(0).tolist()], dtype=torch.int32)
-        num_copies = _copies(num_bytes if is_prefill else count * state_bytes)
+        num_copies = s.copies(num_bytes if is_prefill else count * state_bytes)
         num_inputs = num_copies if is_prefill else 1
-        inputs = [_normal(3, sum(lens), NUM_HEADS, HEAD_DIM, seed=i) for i in range(num_inputs)]
+        inputs = [_normal(3, sum(lens), s.num_heads, s.head_dim, seed=i) for i in range(num_inputs)]
         past = [0 if is_prefill else CHUNK + tail] * len(lens)
         context_lens = torch.tensor(past, dtype=torch.int32)
         num_slots = len(lens) * (1 if is_prefill else num_copies)
         carry = LightningCarry(
-            torch.randn(num_slots, NUM_HEADS, HEAD_DIM, HEAD_DIM),
-            _normal(num_slots, NUM_HEADS, CHUNK, HEAD_DIM),
-            _normal(num_slots, NUM_HEADS, CHUNK, HEAD_DIM),
+            torch.randn(num_slots, s.num_heads, s.head_dim, s.head_dim),
+            _normal(num_slots, s.num_heads, CHUNK, s.head_dim),
+            _normal(num_slots, s.num_heads, CHUNK, s.head_dim),
         )
         slots = [torch.arange(start, start + len(lens)) for start in range(0, num_slots, len(lens))]
 
@@ -394,116 +582,303 @@ def _lightning(kind: Literal["prefill", "decode"], count: int) -> Op:
     return Op(
         name=f"lightning {kind}",
         format="bfloat16",
-        work=f"{count} {'tokens' if is_prefill else 'sequences'}, {NUM_HEADS} heads of {HEAD_DIM}",
+        work=f"{count} {what}, {s.num_heads} heads of {s.head_dim}",
         num_bytes=num_bytes,
         operations=operations,
         prepare=prepare,
     )
 
 
-def _softmax(kind: Literal["prefill", "decode"], num_tokens: int, depth: int) -> Op:
-    length = depth + num_tokens
-    past_bytes = 2 * 2 * length * NUM_KV_HEADS * HEAD_DIM
+def _slopes(s: Shapes) -> Tensor:
+    return torch.tensor([2 ** (-8 * (h + 1) / s.num_heads) for h in range(s.num_heads)])
+
+
+def _lightning_backward(s: Shapes, num_tokens: int) -> Op:
+    forward = _lightning(s, "prefill", num_tokens)
 
     def prepare() -> Prepared:
-        pages_each, num_copies = -(-length // PAGE), _copies(past_bytes)
-        pages = KVPages(pages_each * num_copies, NUM_KV_HEADS, HEAD_DIM, dtype=torch.bfloat16)
-        pages.k_pages.normal_()
-        pages.v_pages.normal_()
-        tables = torch.arange(pages.num_pages, dtype=torch.int32).view(num_copies, 1, pages_each)
-        q = _normal(num_tokens, NUM_HEADS, HEAD_DIM)
+        slopes, bounds = _slopes(s), torch.tensor([0, num_tokens], dtype=torch.int32)
+        inputs = list(_normal(3, num_tokens, s.num_heads, s.head_dim))
+
+        def apply(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return lightning_attention(q, k, v, slopes, cu_seqlens=bounds)
+
+        return _backward(s, inputs, apply)
+
+    return Op(
+        name="lightning backward",
+        format="bfloat16",
+        work=forward.work,
+        num_bytes=forward.num_bytes / 4 * 7,  # q, k, v, the output's gradient and three more
+        operations=2 * forward.operations,
+        prepare=prepare,
+    )
+
+
+def _softmax(
+    s: Shapes,
+    kind: Literal["prefill", "decode"],
+    num_tokens: int,
+    depths: Sequence[int],
+    *,
+    is_int8: bool = False,
+) -> Op:
+    """num_tokens of each sequence after depths others, which stand in pages, in int8 or bfloat16.
+    torch has an operation for one sequence."""
+    heads, kv_heads, dim = s.num_heads, s.num_kv_heads, s.head_dim
+    lens = [depth + num_tokens for depth in depths]
+    pages_each = [-(-length // PAGE) for length in lens]
+    token_bytes = 2 * kv_heads * (dim + 4 if is_int8 else 2 * dim)
+    past_bytes = token_bytes * sum(lens)
+
+    def prepare() -> Prepared:
+        num_copies, num_pages = s.copies(past_bytes), sum(pages_each)
+        pages = _noisy_pages(s, num_pages * num_copies, is_int8=is_int8)
+        table = torch.zeros(len(lens), max(pages_each), dtype=torch.int32)
+        ends = list(itertools.accumulate(pages_each))
+        for row, count, end in zip(table, pages_each, ends, strict=True):
+            row[:count] = torch.arange(end - count, end)
+        tables = [table + copy * num_pages for copy in range(num_copies)]
+        q = _normal(num_tokens * len(lens), heads, dim)
         batch = {
-            "cu_seqlens": torch.tensor([0, num_tokens], dtype=torch.int32),
-            "context_lens": torch.tensor([depth], dtype=torch.int32),
+            "cu_seqlens": torch.arange(len(lens) + 1, dtype=torch.int32) * num_tokens,
+            "context_lens": torch.tensor(depths, dtype=torch.int32),
         }
 
         def define() -> Tensor:
-            k, v = (x.double() for x in pages.read(tables[0, 0], length))
-            wide = KVPages(pages_each, NUM_KV_HEADS, HEAD_DIM, dtype=torch.float64)
-            write_pages(k, v, wide, torch.arange(length))
-            return softmax_attention(q.double(), wide, block_table=tables[0], **batch)
+            wide = KVPages(num_pages, kv_heads, dim, dtype=torch.float64)
+            for row, length in zip(table, lens, strict=True):
+                k, v = (x.double() for x in pages.read(row[: -(-length // PAGE)], length))
+                write_pages(k, v, wide, int(row[0]) * PAGE + torch.arange(length))
+            return softmax_attention(q.double(), wide, block_table=table, **batch)
 
-        flat: list[Tensor] = []
+        @cache
+        def flat() -> tuple[Tensor, Tensor, Tensor]:
+            shape = (num_copies, 1, kv_heads, lens[0], dim)
+            keys, values = torch.randn(2, *shape, dtype=torch.bfloat16)
+            reach = torch.arange(lens[0])[None, :]
+            return keys, values, reach <= depths[0] + torch.arange(num_tokens)[:, None]
 
         def run_torch(i: int) -> Tensor:
-            if not flat:  # (copies, 1, Hkv, length, D) each
-                shape = (num_copies, 1, NUM_KV_HEADS, length, HEAD_DIM)
-                flat.extend(torch.randn(2, *shape, dtype=torch.bfloat16))
-                reach = torch.arange(length)[None, :]
-                flat.append(reach <= depth + torch.arange(num_tokens)[:, None])
-            keys, values, mask = flat
+            keys, values, mask = flat()
             return F.scaled_dot_product_attention(
                 q.transpose(0, 1)[None],
                 keys[i % num_copies],
                 values[i % num_copies],
-                attn_mask=mask if depth and num_tokens > 1 else None,
-                is_causal=not depth and num_tokens > 1,
+                attn_mask=mask if depths[0] and num_tokens > 1 else None,
+                is_causal=not depths[0] and num_tokens > 1,
                 enable_gqa=True,
             )
 
         def run(i: int) -> Tensor:
             return softmax_attention(q, pages, block_table=tables[i % num_copies], **batch)
 
-        return Prepared(run, num_copies, define, run_torch)
+        return Prepared(run, num_copies, define, run_torch if len(lens) == 1 else None)
 
+    at = f"at depth {depths[0]:,}"
+    if len(depths) > 1:
+        at = f"each of {len(depths)} at depths {min(depths):,} to {max(depths):,}"
     return Op(
-        name=f"softmax {kind}",
+        name=f"softmax {kind}" + " from int8 pages" * is_int8,
         format="bfloat16",
-        work=f"{_tokens(num_tokens)} at depth {depth:,}, {NUM_HEADS}/{NUM_KV_HEADS} heads",
-        num_bytes=past_bytes + 2 * 2 * num_tokens * NUM_HEADS * HEAD_DIM,
-        operations=4 * NUM_HEADS * HEAD_DIM * num_tokens * (depth + (num_tokens + 1) / 2),
+        work=f"{_tokens(num_tokens)} {at}, {heads}/{kv_heads} heads",
+        num_bytes=past_bytes + 2 * 2 * len(lens) * num_tokens * heads * dim,
+        operations=sum(4 * heads * dim * num_tokens * (d + (num_tokens + 1) / 2) for d in depths),
         prepare=prepare,
     )
 
 
-def _head(num_tokens: int) -> Op:
+def _noisy_pages(s: Shapes, num_pages: int, *, is_int8: bool) -> KVPages:
+    stored = torch.int8 if is_int8 else torch.bfloat16
+    pages = KVPages(num_pages, s.num_kv_heads, s.head_dim, dtype=torch.bfloat16, stored=stored)
+    for values, scales in ((pages.k_pages, pages.k_scales), (pages.v_pages, pages.v_scales)):
+        if scales is None:
+            values.normal_()
+        else:
+            values.random_(-127, 128)
+            scales.fill_(1 / 64)
+    return pages
+
+
+def _softmax_backward(s: Shapes, num_tokens: int) -> Op:
+    """A whole sequence without pages, as in training."""
+    forward = _softmax(s, "prefill", num_tokens, [0])
+
     def prepare() -> Prepared:
-        first = _matrix(VOCAB, HIDDEN, "bfloat16")
-        matrices = [first, *(_again(first) for _ in range(1, _copies(2 * VOCAB * HIDDEN)))]
-        x = _normal(num_tokens, HIDDEN, seed=1)
-        plain = _plain(first)
+        bounds = torch.tensor([0, num_tokens], dtype=torch.int32)
+        heads = (s.num_heads, s.num_kv_heads, s.num_kv_heads)
+        inputs = [_normal(num_tokens, h, s.head_dim, seed=i) for i, h in enumerate(heads)]
+
+        def in_torch(*inputs: Tensor) -> Tensor:
+            q, k, v = (x.transpose(0, 1)[None] for x in inputs)
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+            return out[0].transpose(0, 1)
+
+        return _backward(s, inputs, lambda q, k, v: attend(q, k, v, cu_seqlens=bounds), in_torch)
+
+    return Op(
+        name="softmax backward",
+        format="bfloat16",
+        work=f"{_tokens(num_tokens)}, {s.num_heads}/{s.num_kv_heads} heads",
+        num_bytes=2 * forward.num_bytes,
+        operations=2 * forward.operations,
+        prepare=prepare,
+    )
+
+
+def _rotary(s: Shapes, num_tokens: int) -> Op:
+    """Queries and keys, normalised over all heads and turned."""
+    sizes = (s.num_heads * s.head_dim, s.num_kv_heads * s.head_dim)
+    row_bytes = 2 * num_tokens * sum(sizes)
+
+    def prepare() -> Prepared:
+        num_copies = s.copies(row_bytes)
+        both = torch.randn(num_copies, num_tokens, sum(sizes), dtype=torch.bfloat16)
+        q_norm, k_norm = (_normal(size, seed=size) for size in sizes)
+        cos, sin = rotary_angles(torch.arange(num_tokens), s.rotary_dim, ROPE_THETA)
+
+        def turn(both: Tensor, *tensors: Tensor) -> Output:
+            cos, sin, q_norm, k_norm = tensors
+            q, k = both[:, : sizes[0]], both[:, sizes[0] :]
+            norms = {"q_norm": q_norm, "k_norm": k_norm}
+            return rotate(q, k, cos, sin, head_dim=s.head_dim, eps=EPS, **norms)
+
+        tensors = (cos, sin, q_norm, k_norm)
         return Prepared(
-            run=lambda i: head(x, matrices[i % len(matrices)], top_k=1).top_logits,
+            run=lambda i: turn(both[i % num_copies], *tensors),
+            num_copies=num_copies,
+            define=lambda: turn(both[0].double(), *(x.double() for x in tensors)),
+        )
+
+    return Op(
+        name="rotary",
+        format="bfloat16",
+        work=f"{_tokens(num_tokens)}, {s.num_heads}/{s.num_kv_heads} heads and their norms",
+        num_bytes=2 * row_bytes,
+        operations=10 * num_tokens * sum(sizes),
+        prepare=prepare,
+    )
+
+
+def _head(s: Shapes, num_tokens: int, *, has_targets: bool = False) -> Op:
+    hidden, vocab = s.hidden_size, s.vocab_size
+
+    def prepare() -> Prepared:
+        first = _matrix(vocab, hidden, "bfloat16")
+        matrices = [first, *(_again(first) for _ in range(1, s.copies(2 * vocab * hidden)))]
+        x = _normal(num_tokens, hidden, seed=1)
+        targets = torch.arange(num_tokens) % vocab if has_targets else None
+        plains = cache(lambda: _plains(s, first))
+
+        def known(x: Tensor, matrix: Tensor | PackedMatrix) -> Output:
+            found = head(x, matrix, targets=targets, top_k=1)
+            tensors = (found.logsumexp, found.top_logits, found.target_logits)
+            return [x for x in tensors if x is not None]
+
+        def run_torch(i: int) -> Output:
+            logits = F.linear(x, plains()[i % len(plains())]).float()
+            best = [logits.logsumexp(-1), logits.max(-1, keepdim=True).values]
+            return best if targets is None else [*best, logits.gather(-1, targets[:, None])]
+
+        return Prepared(
+            run=lambda i: known(x, matrices[i % len(matrices)]),
             num_copies=len(matrices),
-            define=lambda: head(x.double(), _double(first), top_k=1).top_logits,
-            run_torch=partial(_head_in_torch, x, [plain, *(plain.clone() for _ in range(3))]),
+            define=lambda: known(x.double(), _double(first)),
+            run_torch=run_torch,
         )
 
     return Op(
         name="head",
         format="bfloat16",
-        work=f"{num_tokens} x {HIDDEN}, the best of {VOCAB:,}",
-        num_bytes=2 * VOCAB * HIDDEN,
-        operations=2 * num_tokens * VOCAB * HIDDEN,
+        work=f"{num_tokens} x {hidden}, the best of {vocab:,}" + " and a target" * has_targets,
+        num_bytes=2 * vocab * hidden + 2 * num_tokens * hidden,
+        operations=2 * num_tokens * vocab * hidden,
         prepare=prepare,
     )
 
 
-def _head_in_torch(x: Tensor, weights: Sequence[Tensor], i: int) -> Tensor:
-    logits = F.linear(x, weights[i % len(weights)]).float()
-    logits.logsumexp(-1)
-    return logits.max(-1, keepdim=True).values
+def _norm(s: Shapes, num_tokens: int) -> Op:
+    def apply(x: Tensor, weight: Tensor) -> Output:
+        return rms_norm(x[0], weight, EPS)
+
+    def in_torch(x: Tensor, weight: Tensor) -> Output:
+        return F.rms_norm(x[0], weight.shape, weight, EPS)
+
+    return _normed(s, "rms norm", num_tokens, 1, 1, apply, in_torch)
 
 
-def _norm(num_tokens: int) -> Op:
-    row_bytes = 2 * num_tokens * HIDDEN
+def _residual_norm(s: Shapes, num_tokens: int) -> Op:
+    def apply(x: Tensor, weight: Tensor) -> Output:
+        return residual_norm(x[0], x[1], weight, EPS)
+
+    def in_torch(x: Tensor, weight: Tensor) -> Output:
+        stream = x[0] + x[1]
+        return stream, F.rms_norm(stream, weight.shape, weight, EPS)
+
+    return _normed(s, "residual norm", num_tokens, 2, 2, apply, in_torch)
+
+
+def _gated_norm(s: Shapes, num_tokens: int) -> Op:
+    def apply(x: Tensor, weight: Tensor) -> Output:
+        return gated_norm(x[0], weight, x[1], EPS)
+
+    def in_torch(x: Tensor, weight: Tensor) -> Output:
+        return x[1].sigmoid() * F.rms_norm(x[0], weight.shape, weight, EPS)
+
+    return _normed(s, "gated norm", num_tokens, 2, 1, apply, in_torch)
+
+
+def _normed(
+    s: Shapes,
+    name: str,
+    num_tokens: int,
+    num_inputs: int,
+    num_outputs: int,
+    apply: Callable[[Tensor, Tensor], Output],
+    in_torch: Callable[[Tensor, Tensor], Output],
+) -> Op:
+    """apply takes inputs (num_inputs, T, C) and a weight (C,)."""
+    row_bytes = 2 * num_tokens * s.hidden_size
 
     def prepare() -> Prepared:
-        num_copies = _copies(row_bytes)
-        x = torch.randn(num_copies, num_tokens, HIDDEN, dtype=torch.bfloat16)
-        weight = _normal(HIDDEN)
+        num_copies = s.copies(num_inputs * row_bytes)
+        x = torch.randn(num_copies, num_inputs, num_tokens, s.hidden_size, dtype=torch.bfloat16)
+        weight = _normal(s.hidden_size)
         return Prepared(
-            run=lambda i: rms_norm(x[i % num_copies], weight, EPS),
+            run=lambda i: apply(x[i % num_copies], weight),
             num_copies=num_copies,
-            define=lambda: rms_norm(x[0].double(), weight.double(), EPS),
-            run_torch=lambda i: F.rms_norm(x[i % num_copies], (HIDDEN,), weight, EPS),
+            define=lambda: apply(x[0].double(), weight.double()),
+            run_torch=lambda i: in_torch(x[i % num_copies], weight),
         )
 
     return Op(
-        name="rms norm",
+        name=name,
         format="bfloat16",
-        work=f"{num_tokens} x {HIDDEN}",
-        num_bytes=2 * row_bytes,
-        operations=4 * num_tokens * HIDDEN,
+        work=f"{num_tokens} x {s.hidden_size}",
+        num_bytes=(num_inputs + num_outputs) * row_bytes,
+        operations=(3 + num_inputs) * num_tokens * s.hidden_size,
+        prepare=prepare,
+    )
+
+
+def _embedding(s: Shapes, num_tokens: int) -> Op:
+    def prepare() -> Prepared:
+        weight = _normal(s.vocab_size, s.hidden_size)
+        draw = torch.Generator().manual_seed(1)
+        num_copies = s.copies(2 * num_tokens * s.hidden_size)
+        ids = torch.randint(s.vocab_size, (num_copies, num_tokens), generator=draw)
+        return Prepared(
+            run=lambda i: embed(ids[i % num_copies], weight),
+            num_copies=num_copies,
+            define=lambda: weight[ids[0]].double(),
+            run_torch=lambda i: F.embedding(ids[i % num_copies], weight),
+        )
+
+    return Op(
+        name="embedding",
+        format="bfloat16",
+        work=f"{_tokens(num_tokens)} of {s.vocab_size:,} x {s.hidden_size}",
+        num_bytes=4 * num_tokens * s.hidden_size,
+        operations=0,
         prepare=prepare,
     )

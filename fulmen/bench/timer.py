@@ -2,7 +2,7 @@
 
 What came before a decoded token is noise written into the cache: its values do not change the work,
 and nobody waits for a prompt of 65,536 tokens. The cache stays between calls, so its memory is
-touched once.
+touched once, and its recorded steps are made once.
 """
 
 import time
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from fulmen.engine import Runner
-from fulmen.kernels import PAGE
+from fulmen.kernels import PAGE, HeadOutput
 from fulmen.models import Model, Packed
 
 
@@ -39,7 +39,25 @@ class ModelTimer:
         kinds = model.config.attn_type_list
         self.is_hybrid = 0 < sum(kinds) < len(kinds)
         self._runner: Runner | None = None
+        self._num_pages = self._num_slots = 0
         self._tables: list[list[int]] = []
+
+    def reserve(self, batch: int, num_tokens: int) -> None:
+        """A cache that holds so many sequences of so many tokens, full of noise, and its runner;
+        those there are stay if they are large enough."""
+        num_pages = batch * -(-num_tokens // PAGE)
+        if num_pages <= self._num_pages and batch <= self._num_slots:
+            return
+        self._runner = None  # frees the old cache first
+        self._num_pages = max(num_pages, self._num_pages)
+        self._num_slots = max(batch, self._num_slots)
+        with torch.inference_mode():
+            cache = self.model.new_cache(self._num_pages, self._num_slots)
+            for layer in cache.layers:
+                for pages in (getattr(layer, "k_pages", None), getattr(layer, "v_pages", None)):
+                    if pages is not None:
+                        pages.normal_()
+        self._runner = Runner(self.model, cache)
 
     def prefill(self, num_tokens: int) -> Timing:
         """One prompt from an empty cache."""
@@ -60,12 +78,25 @@ class ModelTimer:
             [[token] for token in column] for column in self._random_ids(num_tokens, batch)
         ]  # (tokens, batch, 1)
         with torch.inference_mode():
+            for _ in range(2):  # a step is recorded when its shape comes a second time
+                self._forward(steps[0], depth)
             start = time.perf_counter()
             for index, sequences in enumerate(steps):
                 self._forward(sequences, depth + index)
             seconds = time.perf_counter() - start
             share = self._softmax_share(steps, depth) if self.is_hybrid else None
         return Timing(seconds, None if share is None else share * seconds)
+
+    def best_logits(self, input_ids: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Best logit and logsumexp (T,) after each token of one sequence, every token a step of
+        its own as it is timed: recorded from the third on, if the model can be recorded."""
+        self._prepare(1, len(input_ids))
+        with torch.inference_mode():
+            found = [self._forward([[token]], index) for index, token in enumerate(input_ids)]
+        return (
+            torch.cat([step.top_logits[:, 0] for step in found]),
+            torch.cat([step.logsumexp for step in found]),
+        )
 
     def _softmax_share(self, steps: Sequence[Sequence[Sequence[int]]], depth: int) -> float:
         """Each step as the engine runs it, then in single calls with a clock in the softmax layers;
@@ -82,19 +113,10 @@ class ModelTimer:
         return clock[0] / whole
 
     def _prepare(self, batch: int, num_tokens: int) -> None:
-        """A runner on a cache for so many sequences of so many tokens, full of noise."""
+        """Room for so many sequences of so many tokens, and the pages of each."""
+        self.reserve(batch, num_tokens)
         pages_each = -(-num_tokens // PAGE)
-        if len(self._tables) == batch and len(self._tables[0]) == pages_each:
-            return
-        self._runner = None  # frees the old cache first
         self._tables = [list(range(n * pages_each, (n + 1) * pages_each)) for n in range(batch)]
-        with torch.inference_mode():
-            cache = self.model.new_cache(batch * pages_each, batch)
-            for layer in cache.layers:
-                for pages in (getattr(layer, "k_pages", None), getattr(layer, "v_pages", None)):
-                    if pages is not None:
-                        pages.normal_()
-        self._runner = Runner(self.model, cache)
 
     def _random_ids(self, rows: int, columns: int) -> list[list[int]]:
         ids: list[list[int]] = torch.randint(self.model.config.vocab_size, (rows, columns)).tolist()
@@ -102,7 +124,7 @@ class ModelTimer:
 
     def _forward(
         self, sequences: Sequence[Sequence[int]], context: int, *, is_direct: bool = False
-    ) -> None:
+    ) -> HeadOutput:
         """One pass that asks for the best next token, as the engine does."""
         assert self._runner is not None
         batch = len(sequences)
@@ -115,9 +137,8 @@ class ModelTimer:
         )
         targets = torch.zeros(batch, dtype=torch.int64)
         if is_direct:
-            self.model.next_tokens(packed, self._runner.cache, targets=targets, top_k=1)
-        else:
-            self._runner.next_tokens(packed, targets=targets, top_k=1)
+            return self.model.next_tokens(packed, self._runner.cache, targets=targets, top_k=1)
+        return self._runner.next_tokens(packed, targets=targets, top_k=1)
 
     @contextmanager
     def _softmax_clock(self) -> Iterator[list[float]]:

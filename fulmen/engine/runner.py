@@ -2,7 +2,8 @@
 
 A program is recorded for each shape of decode step (how many sequences, how wide their table of
 pages) when the shape comes a second time, and filled and replayed from then on: the same kernels,
-the same bits, without Python between them.
+the same bits, without Python between them. It ends before the head, which is one call, or a sort
+in torch where many candidates are wanted; so a shape is the same whatever a step's sampling needs.
 """
 
 from collections import OrderedDict
@@ -21,16 +22,13 @@ MAX_PROGRAMS: Final = 64
 class _Shape(NamedTuple):
     num_sequences: int
     table_width: int
-    top_k: int
 
 
 class _Step:
     """A decode step at fixed tensors, and its program."""
 
-    def __init__(
-        self, model: Model, cache: Cache, shape: _Shape, packed: Packed, targets: Tensor
-    ) -> None:
-        count, width, top_k = shape
+    def __init__(self, model: Model, cache: Cache, shape: _Shape, packed: Packed) -> None:
+        count, width = shape
         self.packed = Packed(
             input_ids=packed.input_ids.clone(),
             positions=packed.positions.clone(),
@@ -40,13 +38,10 @@ class _Step:
             slots=torch.arange(count),
             slot_mapping=torch.zeros(count, dtype=torch.int64),
         )
-        self.targets = torch.zeros(count, dtype=torch.int64)
-        self.fill(packed, targets)
-        self.program = Program(
-            lambda: model.next_tokens(self.packed, cache, targets=self.targets, top_k=top_k)
-        )
+        self.fill(packed)
+        self.program = Program(lambda: model.hidden_states(self.packed, cache))
 
-    def fill(self, packed: Packed, targets: Tensor) -> None:
+    def fill(self, packed: Packed) -> None:
         """Makes the fixed tensors those of a batch."""
         own = self.packed
         assert own.block_table is not None
@@ -58,7 +53,6 @@ class _Step:
             (own.context_lens, packed.context_lens),
             (own.slots, packed.slots),
             (own.slot_mapping, packed.slot_mapping),
-            (self.targets, targets),
         ):
             assert fixed is not None
             assert given is not None
@@ -73,6 +67,8 @@ class Runner:
         self.cache = cache
         self._steps: OrderedDict[_Shape, _Step | None] = OrderedDict()
         """None for a shape that was seen once."""
+        self._unrecordable: set[_Shape] = set()
+        """Shapes whose pass works in torch between its kernels."""
         # A plain matrix is packed anew for every call, at an address of that call.
         self._can_record = model.is_packed
 
@@ -80,30 +76,34 @@ class Runner:
         """What is known of the next token after each sequence's last one; see
         `CausalLM.next_tokens`. The batch's ids and positions are the caller's to check."""
         with torch.inference_mode():
-            shape = self._shape(packed, top_k)
+            shape = self._shape(packed)
             if shape is None or shape not in self._steps:
                 if shape is not None:
                     self._remember(shape, None)
                 return self.model.next_tokens(packed, self.cache, targets=targets, top_k=top_k)
             step = self._steps[shape]
             if step is None:  # recording runs the step
-                step = _Step(self.model, self.cache, shape, packed, targets)
-                self._can_record = step.program.missing is None
+                step = _Step(self.model, self.cache, shape, packed)
             else:
-                step.fill(packed, targets)
+                step.fill(packed)
                 step.program.replay()
-            self._remember(shape, step if self._can_record else None)
-            found = step.program.outputs
-            sums, logits, ids, target_logits = (x.clone() for x in found if x is not None)
-            return HeadOutput(sums, logits, ids, target_logits)
+            if step.program.missing is None:
+                self._remember(shape, step)
+            else:
+                self._unrecordable.add(shape)
+                del self._steps[shape]
+            hidden_states = step.program.outputs  # (L, C)
+            return self.model.next_tokens_of(hidden_states, targets=targets, top_k=top_k)
 
-    def _shape(self, packed: Packed, top_k: int) -> _Shape | None:
-        """What a decode step's program depends on; None for other batches."""
+    def _shape(self, packed: Packed) -> _Shape | None:
+        """What a decode step's program depends on; None for other batches, and for those that
+        cannot be recorded."""
         count = packed.num_sequences
         if not self._can_record or len(packed.input_ids) != count or packed.block_table is None:
             return None
         # Powers of two, so that a growing sequence seldom changes its shape.
-        return _Shape(count, 1 << (packed.block_table.shape[1] - 1).bit_length(), top_k)
+        shape = _Shape(count, 1 << (packed.block_table.shape[1] - 1).bit_length())
+        return None if shape in self._unrecordable else shape
 
     def _remember(self, shape: _Shape, step: _Step | None) -> None:
         self._steps[shape] = step

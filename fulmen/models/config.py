@@ -194,6 +194,11 @@ class PackedConfig:
             if value not in known or isinstance(value, bool):
                 options = " or ".join("absent" if x is None else str(x) for x in known)
                 raise ValueError(f"{name} is {value!r}, it must be {options}")
+        if self.bits == "fp8" and self.head_bits is None and self.input_bits != 16:
+            raise ValueError(
+                f"input_bits is {self.input_bits}, it must be 16: fp8 weights meet inputs as they "
+                "are"
+            )
 
     def format_of(self, module: str) -> Format | None:
         """How the matrix of a module is packed; None if it is stored as it is."""

@@ -400,6 +400,12 @@ class CausalLM(nn.Module, Generic[ConfigT]):
         hidden_states = self.hidden_states(packed, cache)
         if packed.logits_indices is not None:
             hidden_states = hidden_states[packed.logits_indices]
+        return self.next_tokens_of(hidden_states, targets=targets, top_k=top_k)
+
+    def next_tokens_of(
+        self, hidden_states: Tensor, *, targets: Tensor | None = None, top_k: int = 1
+    ) -> HeadOutput:
+        """The same of the last norm's output at L positions, (L, C)."""
         weight, input_bits = self._head()
         return head(hidden_states, weight, targets=targets, top_k=top_k, input_bits=input_bits)
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fulmen.engine import Runner
-from fulmen.kernels import HeadOutput, KVPages
+from fulmen.kernels import HeadOutput, KVPages, Program
+from fulmen.kernels.head import MAX_CANDIDATES
 from fulmen.models import M1Config, M2Config, Model, Packed
 from fulmen.models.layers import Linear
 from tests.kernels.helpers import needs_native, packed, same_bits, with_threads
@@ -191,6 +192,43 @@ def test_recorded_steps_have_the_bits_of_fresh_ones(key: tuple[str, str]) -> Non
         assert same_bits(out.top_logits[row], order.values[:3])
     is_complete = any(step is not None for step in runner._steps.values())
     assert is_complete == (key[0] != "m1-plain-residual")  # its shared expert works in torch
+
+
+def test_steps_with_many_candidates_are_recorded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Greedy, then the whole vocabulary sorted in torch, then greedy."""
+    vocab_size = 300
+    assert vocab_size > MAX_CANDIDATES
+    model = random_model(tiny_m1(vocab_size=vocab_size))
+    model.pack()
+    replays = []
+    replay = Program.replay
+
+    def counted(program: Program[Tensor]) -> None:
+        replays.append(program)
+        replay(program)
+
+    monkeypatch.setattr(Program, "replay", counted)
+    cached, prompt = Cached(model, 1, 0), list(range(40))
+    cached.feed({0: prompt})
+    runner = Runner(model, cached.cache)
+    ids = [7, 250, 3, 120, 33, 9]
+    for step, (token, top_k) in enumerate(zip(ids, [1, 1, 1, vocab_size, 1, 5], strict=True)):
+        packed = Packed.of(
+            [[token]],
+            context_lens=[cached.lengths[0]],
+            block_tables=[cached.tables[0]],
+            slots=[0],
+            only_last_logits=True,
+        )
+        out = runner.next_tokens(packed, targets=torch.tensor([step]), top_k=top_k)
+        cached.lengths[0] += 1
+        logits = alone(model, prompt + ids[: step + 1])[-1:]
+        order = logits.sort(descending=True, stable=True)
+        assert torch.equal(out.top_ids, order.indices[:, :top_k])
+        assert same_bits(out.top_logits, order.values[:, :top_k])
+        assert out.target_logits is not None
+        assert same_bits(out.target_logits, logits[:, step])
+        assert len(replays) == max(step - 1, 0)  # the first runs directly, the second records
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,6 +41,7 @@ from fulmen.models.checkpoint import ALIGNMENT
 from fulmen.models.config import PackedConfig
 from fulmen.models.download import cache_folder
 from fulmen.models.layers import Linear
+from fulmen.models.quantize.calibration import Calibration
 from fulmen.models.quantize.gptq import DAMPING, feedback_of, round_with_feedback
 from fulmen.models.quantize.quantize import RECORD
 from fulmen.models.quantize.rounding import round_fp8, round_int4, round_int8, round_rows
@@ -198,9 +200,9 @@ def calibration_ids(count: int) -> list[int]:
 
 
 @every_config
-@pytest.mark.parametrize("bits", ["8", "4"])
+@pytest.mark.parametrize(("bits", "share"), [("8", 1), ("4", 0.95)])
 def test_a_calibration_text_lowers_the_drift(
-    config: M1Config | M2Config, bits: str, tmp_path: Path
+    config: M1Config | M2Config, bits: str, share: float, tmp_path: Path
 ) -> None:
     config = replace(config, hidden_size=64, intermediate_size=64)
     save_model(random_model(config), tmp_path / "in")
@@ -217,7 +219,74 @@ def test_a_calibration_text_lowers_the_drift(
     original = stream_model(tmp_path / "in")
     ids = torch.randint(61, (600,), generator=torch.Generator().manual_seed(0)).tolist()
     drifts = [measure_drift(original, load_model(tmp_path / x), ids) for x in ("plain", "out")]
-    assert drifts[1].mean_logit_drift < drifts[0].mean_logit_drift * 1.02
+    assert drifts[1].mean_logit_drift < drifts[0].mean_logit_drift * share
+
+
+@pytest.mark.parametrize(("num_bytes", "threads"), [(0, 1), (2**40, 3)])
+def test_as_many_threads_round_a_layer_as_memory_allows(
+    num_bytes: int, threads: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    save_model(random_model(tiny_m2()), tmp_path / "in")
+    monkeypatch.setattr("fulmen.models.quantize.calibration.JOBS_BYTES", num_bytes)
+    pools = []
+
+    class Watched(ThreadPoolExecutor):
+        def __init__(self, max_workers: int) -> None:
+            super().__init__(max_workers)
+            pools.append(max_workers)
+
+    monkeypatch.setattr("fulmen.models.quantize.rounding.ThreadPoolExecutor", Watched)
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        quantize_checkpoint(
+            tmp_path / "in", tmp_path / "out", settings("4"), calibration_ids=calibration_ids(300)
+        )
+    finally:
+        torch.set_num_threads(num_threads)
+    assert pools == [threads] * 3
+
+
+def test_inputs_that_are_all_zero_ask_for_no_feedback() -> None:
+    assert torch.equal(feedback_of(torch.zeros(300, 40)), torch.eye(40))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e30])
+def test_inputs_that_are_not_finite_are_one_sentence(value: float) -> None:
+    inputs = torch.ones(300, 40)
+    inputs[7, 3] = value
+    with pytest.raises(ValueError, match="gives inputs that are not finite, or far too large"):
+        feedback_of(inputs)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "value", "sentence"),
+    [
+        (
+            "self_attn.v_proj",
+            torch.nan,
+            r"1\.self_attn\.v_proj\.weight holds values that are not f",
+        ),
+        (
+            "block_sparse_moe.experts.2.w2",
+            torch.inf,
+            r"2\.w2\.weight holds values that are not fin",
+        ),
+        ("input_layernorm", torch.nan, "the calibration text gives inputs that are not finite"),
+        ("self_attn.k_proj", 1e7, r"k_proj\.weight holds values too large for 4 bits"),
+    ],
+)
+def test_a_model_that_is_not_finite_on_the_calibration_text_is_one_sentence(
+    tensor: str, value: float, sentence: str, tmp_path: Path
+) -> None:
+    model = random_model(tiny_m2(num_local_experts=4))
+    with torch.no_grad():
+        model.get_parameter(f"model.layers.1.{tensor}.weight").view(-1)[5] = value
+    save_model(model, tmp_path / "in")
+    with pytest.raises(ValueError, match=sentence):
+        quantize_checkpoint(
+            tmp_path / "in", tmp_path / "out", settings("4"), calibration_ids=calibration_ids(2000)
+        )
 
 
 def test_an_expert_that_few_tokens_chose_is_rounded_without_feedback(tmp_path: Path) -> None:
@@ -260,12 +329,39 @@ def test_a_calibrated_run_that_stopped_anywhere_ends_with_the_same_bytes(tmp_pat
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
+@pytest.mark.parametrize(
+    ("lost", "advanced"), [([0], []), ([1], []), ([2], [0]), ([0, 3], [0, 1]), ([], [])]
+)
+def test_the_text_comes_no_further_than_the_last_layer_that_is_missing(
+    lost: list[int], advanced: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    source, out, ids = tmp_path / "in", tmp_path / "out", calibration_ids(300)
+    save_model(random_model(tiny_m2()), source)
+    quantize_checkpoint(source, out, settings("4"), calibration_ids=ids)
+    whole = contents(out)
+    shards = sorted(out.glob("*.safetensors"))  # what lies outside the layers, then three layers
+    assert len(shards) == 4
+    for number in lost:
+        shards[number].unlink()
+    seen = []
+
+    class Watched(Calibration):
+        def advance(self, index: int, file: Path) -> None:
+            seen.append(index)
+            super().advance(index, file)
+
+    monkeypatch.setattr("fulmen.models.quantize.quantize.Calibration", Watched)
+    quantize_checkpoint(source, out, settings("4"), calibration_ids=ids)
+    assert seen == advanced
+    assert contents(out) == whole
+
+
 def test_a_calibration_text_that_cannot_be_right_is_one_sentence(tmp_path: Path) -> None:
     source, out = tmp_path / "in", tmp_path / "out"
     save_model(random_model(tiny_m2()), source)
     for bits, ids, sentence in (
         ("fp8", calibration_ids(300), "fp8 is rounded without one"),
-        ("4", calibration_ids(100), "has 100 tokens, at least 256 are needed"),
+        ("4", calibration_ids(100), "of 100 tokens is too short, at least 256 are needed"),
     ):
         with pytest.raises(ValueError, match=sentence):
             quantize_checkpoint(source, out, settings(bits), calibration_ids=ids)
@@ -448,8 +544,9 @@ def packed_weights(model: Model) -> dict[str, PackedMatrix]:
 
 @needs_kernels
 @every_config
-@every_bits
-@pytest.mark.parametrize("input_bits", [8, 16])
+@pytest.mark.parametrize(
+    ("bits", "input_bits"), [("8", 8), ("8", 16), ("4", 8), ("4", 16), ("fp8", 16)]
+)
 def test_a_packed_model_computes_what_its_weights_stand_for(
     config: M1Config | M2Config, bits: str, input_bits: int, tmp_path: Path
 ) -> None:
@@ -462,7 +559,7 @@ def test_a_packed_model_computes_what_its_weights_stand_for(
     with torch.no_grad():
         found, expected = packed(ids), plain(ids)
     error = ((found - expected).norm(dim=-1) / expected.norm(dim=-1))[0]  # (T,)
-    if input_bits == 16 or bits == "fp8":
+    if input_bits == 16:
         assert error.max() < 2e-3
     else:  # inputs of 8 bits send a token to another expert now and then
         assert error.median() < 0.1
@@ -499,6 +596,10 @@ def test_a_model_packed_for_inference_is_not_saved(tmp_path: Path) -> None:
         ({"group_size": None}, "group_size is missing and has no default"),
         ({"input_bits": 4}, "input_bits is 4, it must be 8 or 16"),
         ({"head_bits": 4}, "head_bits is 4, it must be absent or 8"),
+        (
+            {"bits": "fp8", "group_size": 128, "input_bits": 8},
+            "input_bits is 8, it must be 16: fp8 weights meet inputs as they are",
+        ),
         ({"zero_points": True}, "unknown field zero_points = True in quantization_config"),
     ],
 )
@@ -557,6 +658,49 @@ def test_what_cannot_be_rounded_is_one_sentence(tmp_path: Path) -> None:
     save_model(model, source)
     with pytest.raises(ValueError, match=r"layers.1.self_attn.k_proj.weight holds values that are"):
         quantize_checkpoint(source, tmp_path / "nan", settings("8"))
+
+
+@pytest.mark.parametrize("value", [2e5, -7e4, 1e7])
+def test_values_too_large_for_float16_scales_are_refused_in_4_bits_and_held_in_8(
+    value: float, tmp_path: Path
+) -> None:
+    model = random_model(tiny_m2())
+    with torch.no_grad():
+        model.get_parameter("model.layers.1.self_attn.k_proj.weight")[3] = value
+        model.get_parameter("model.layers.1.self_attn.k_proj.weight")[3, 5] = value / 2
+    save_model(model, tmp_path / "in")
+    with pytest.raises(ValueError, match=r"k_proj.weight holds values too large for 4 bits"):
+        quantize_checkpoint(tmp_path / "in", tmp_path / "4", settings("4"))
+    errors = quantize_checkpoint(tmp_path / "in", tmp_path / "8", settings("8"))
+    assert max(errors.values()) < 0.01
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_what_is_not_rounded_is_bfloat16_or_float32(dtype: torch.dtype, tmp_path: Path) -> None:
+    packed = settings("4").packed
+    with pytest.raises(ValueError, match=r"dtype is float\d\d, it must be bfloat16 or float32, or"):
+        QuantizeConfig(packed=packed, dtype=dtype)
+    save_model(random_model(tiny_m2()).to(dtype), tmp_path / "in")
+    with pytest.raises(ValueError, match=r"is in float\d\d, rounded models are in bfloat16 or flo"):
+        quantize_checkpoint(tmp_path / "in", tmp_path / "out", settings("4"))
+    assert not (tmp_path / "out").exists()
+    given = QuantizeConfig(packed=packed, dtype=torch.bfloat16)
+    quantize_checkpoint(tmp_path / "in", tmp_path / "out", given)
+    ids = torch.arange(60)[None]
+    with torch.no_grad():
+        assert load_model(tmp_path / "out")(ids).isfinite().all()
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ValueError, match="file is no folder that we may write to"):
+        settings("4").check_out(tmp_path / "file" / "out")
+    settings("4").check_out(tmp_path / "new" / "out")
+    save_model(random_model(tiny_m2()), tmp_path / "in")
+    quantize_checkpoint(tmp_path / "in", tmp_path / "out", settings("4"))
+    settings("4").check_out(tmp_path / "out")
+    with pytest.raises(ValueError, match="was begun with bits 4, not 8"):
+        settings("8").check_out(tmp_path / "out")
 
 
 def test_two_runs_do_not_write_one_folder(tmp_path: Path) -> None:
@@ -699,10 +843,12 @@ AGREEMENT = {
     ("8", 64, 8): (0.94, 0.95),
     ("4", 32, 16): (0.99, 0.99),
     ("4", 32, 8): (0.95, 0.95),
+    ("4", 64, 16): (0.70, 0.75),
 }
 """At least so often, by bits, group_size and input_bits, the most likely token stays the same: on a
-text, and on what the original itself says. In bfloat16 it does at 0.984 and 0.987; 4 bits in groups
-of 32 are what the GGUF itself holds."""
+text, and on what the original itself says. In bfloat16 it does at 0.984 and 0.987; the GGUF
+lies on 16 levels in groups of 32, so 4 bits in such groups lose nothing here, which says nothing of
+4 bits in general: those in groups of 64 lose much."""
 NUM_ANSWERED = 100
 
 

@@ -3,9 +3,10 @@
     hidden states -> the layer as it was: what its matrices meet -> rounded for that (gptq.py)
                   -> the layer as rounded -> hidden states for the next one
 
-So every layer is rounded for the inputs that the rounded layers before it give. In memory are one
-layer, the text's hidden states and what the layer's matrices meet; each expert is rounded for the
-tokens that chose it.
+So every layer is rounded for the inputs that the rounded layers before it give. In memory are
+embedding and head, one layer and its rounded matrices, the text's hidden states, what the layer's
+matrices meet, and what a bounded number of threads (`JOBS_BYTES`) needs to round; each expert is
+rounded for the tokens that chose it.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,10 +27,20 @@ from fulmen.models.layers import Context, Linear, SparseMoE, Trace
 from fulmen.models.packed import Packed
 from fulmen.models.quantize.gptq import feedback_of, round_with_feedback
 from fulmen.models.quantize.quality import in_sequences
-from fulmen.models.quantize.rounding import Rounded, compared, round_matrix, single_threads
+from fulmen.models.quantize.rounding import (
+    Rounded,
+    check_rounded,
+    compared,
+    round_matrix,
+    single_threads,
+)
 
 MIN_TOKENS: Final = 256
 """An expert that fewer tokens chose is rounded without feedback: it would suit only those few."""
+
+JOBS_BYTES: Final = 8 * 2**30
+"""What is made while matrices are rounded, in all threads together; fewer work where one needs
+much. One always works, if it needs more than that."""
 
 _EXPERTS: Final = "block_sparse_moe.experts"
 
@@ -41,7 +52,7 @@ class _Met:
     """What the matrices of a layer meet."""
 
     inputs: dict[str, Tensor] = field(default_factory=dict)
-    """(T, K) by module; modules that share their inputs hold the same tensor"""
+    """(T, columns of its matrix) by module; modules that share their inputs hold the same tensor"""
     expert_inputs: Tensor = field(default_factory=lambda: torch.empty(0))
     """(T, C)"""
     topk_ids: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -77,7 +88,8 @@ class Calibration:
         ]
         for expert in range(self.config.num_local_experts):
             jobs.append(partial(self._rounded_expert, index, expert, met))
-        with single_threads() as pool, torch.no_grad():
+        largest = max(map(self._job_bytes, [*sharing.values(), *self._expert_matrices(index, 0)]))
+        with single_threads(max(JOBS_BYTES // largest, 1)) as pool, torch.no_grad():
             parts = list(pool.map(lambda job: job(), jobs))
         return {name: rounded for part in parts for name, rounded in part.items()}
 
@@ -151,19 +163,36 @@ class Calibration:
         weights = [self.checkpoint.read(name).float() for name in names]
         if len(inputs) < MIN_TOKENS:
             found = [round_matrix(weight, format, group) for weight in weights]
-            return dict(zip(names, found, strict=True))
-        matrices = round_with_feedback(weights, feedback_of(inputs.float()), format, group)
-        found = [compared(m, weight) for m, weight in zip(matrices, weights, strict=True)]
+        else:
+            try:
+                feedback = feedback_of(inputs.float())
+            except ValueError as error:
+                raise ValueError(f"{names[0]} cannot be rounded: {error}") from None
+            matrices = round_with_feedback(weights, feedback, format, group)
+            found = [compared(m, weight) for m, weight in zip(matrices, weights, strict=True)]
+        for name, rounded in zip(names, found, strict=True):
+            check_rounded(name, rounded.squared_error, rounded.squared_norm)
         return dict(zip(names, found, strict=True))
 
     def _rounded_expert(self, index: int, expert: int, met: _Met) -> dict[str, Rounded]:
         """w2 is rounded for what the rounded w1 and w3 give."""
-        w1, w2, w3 = (_tensor(index, f"{_EXPERTS}.{expert}.w{i}") for i in (1, 2, 3))
+        (w1, w3), (w2,) = self._expert_matrices(index, expert)
         x = met.expert_inputs[(met.topk_ids == expert).any(-1)].float()  # (t, C)
         rounded = self._rounded([w1, w3], x)
         gate, up = (F.linear(x, self._unpacked(name, rounded[name])) for name in (w1, w3))
         hidden = (F.silu(gate) * up).to(met.expert_inputs.dtype)  # (t, F)
         return rounded | self._rounded([w2], hidden)
+
+    def _expert_matrices(self, index: int, expert: int) -> tuple[list[str], list[str]]:
+        """w1 and w3, which share their inputs, and w2."""
+        w1, w2, w3 = (_tensor(index, f"{_EXPERTS}.{expert}.w{i}") for i in (1, 2, 3))
+        return [w1, w3], [w2]
+
+    def _job_bytes(self, names: Sequence[str]) -> int:
+        """About what rounding matrices (N, K) that share their inputs takes: some five K x K in
+        float64, and six times the weights in float32."""
+        shapes = [self.checkpoint.stored[name].shape for name in names]
+        return 40 * shapes[0][1] ** 2 + 24 * sum(n * k for n, k in shapes)
 
     def _unpacked(self, name: str, rounded: Rounded) -> Tensor:
         """(N, K) float32"""

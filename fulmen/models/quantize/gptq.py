@@ -25,20 +25,33 @@ def feedback_of(inputs: Tensor) -> Tensor:
     """(T, K) float32 inputs -> (K, K) float32, upper triangular, ones on the diagonal.
 
     [j, k] says how much of column j's error column k takes off: the Cholesky factor U of
-    H^-1 = U^T U, each row over its diagonal. The 2 in H changes nothing.
+    H^-1 = U^T U, each row over its diagonal. The 2 in H changes nothing. Inputs that are all zero
+    give the unit matrix: no feedback. Raises ValueError for those that are not finite.
     """
     hessian = (inputs.t() @ inputs).double()
-    hessian.diagonal().add_(DAMPING * hessian.diagonal().mean())
+    mean = hessian.diagonal().mean()
+    if not mean.isfinite():
+        raise ValueError("the calibration text gives inputs that are not finite, or far too large")
+    if mean == 0:
+        return torch.eye(len(hessian))
+    hessian.diagonal().add_(DAMPING * mean)
     # H = R R^T with R = U^-1: the Cholesky factor of H read backwards.
-    root = torch.linalg.cholesky(hessian.flip(0, 1)).flip(0, 1)
-    factor: Tensor = torch.linalg.solve_triangular(root, torch.eye(len(root)).double(), upper=True)
-    return (factor / factor.diagonal()[:, None]).float()
+    hessian = hessian.flip(0, 1)
+    root = torch.linalg.cholesky(hessian).flip(0, 1)
+    unit = torch.eye(len(root), dtype=torch.float64)
+    factor: Tensor = torch.linalg.solve_triangular(root, unit, upper=True)
+    return factor.div_(factor.diagonal().clone()[:, None]).float()
 
 
 def round_with_feedback(
     weights: Sequence[Tensor], feedback: Tensor, format: Format, group: int
 ) -> list[PackedMatrix]:
-    """Matrices (N, K) float32 that share their inputs; INT8 or INT4."""
+    """Rounds matrices that share their inputs.
+
+    weights   (N, K) float32 each; N may differ
+    feedback  (K, K) float32, of `feedback_of`
+    format    INT8 or INT4
+    """
     left = torch.cat(list(weights)).t().contiguous()  # (K, N): what is still to be expressed
     k = len(left)
     codes, grids = torch.empty_like(left), []

@@ -3,14 +3,15 @@
     source -> plan: what is packed, and which shard it goes to -> shard by shard -> config.json
 
 One tensor is in memory at a time; with a calibration text one layer, and then a shard is a layer. A
-shard is written aside, synced and renamed, and every byte follows from the source, the settings and
-the text, so a run that was killed goes on with the first shard that is missing and ends with the
-same files. config.json comes last: a folder that has one is whole.
+shard is written aside, synced and renamed, and every byte follows from the source and the settings,
+so a run that was killed goes on with the first shard that is missing and ends with the same files.
+With a calibration text the last bits of its products also follow from the kind of machine: go on
+where the run began. config.json comes last: a folder that has one is whole.
 """
 
-import fcntl
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,7 +36,7 @@ from fulmen.models.config import (
 from fulmen.models.download import OnProgress
 from fulmen.models.quantize.calibration import MIN_TOKENS, Calibration
 from fulmen.models.quantize.container import in_file_order, num_bytes, write_container
-from fulmen.models.quantize.rounding import FP8_BLOCK, Rounded, round_rows
+from fulmen.models.quantize.rounding import FP8_BLOCK, Rounded, check_rounded, round_rows
 
 RECORD: Final = ".quantize.json"
 """In the folder that is written: the settings and the source, to go on with those and no others."""
@@ -44,11 +45,13 @@ REPORT: Final = "quality.json"
 """What is said about the result, beside it; of another checkpoint's it is not copied."""
 
 DEFAULT_GROUP_SIZES: Final[Mapping[Bits, int]] = {8: 32, 4: 32, "fp8": FP8_BLOCK[1]}
-"""Unless the user says otherwise; docs/models.md says what each costs and saves."""
+"""Unless the user says otherwise; docs/kernels.md says what each costs and saves."""
 
 _COPIED: Final = ("*.json", "*.jinja", "*.txt", "*.md", "*.model", "LICENSE*")
 _VERSION: Final = 2
 """Of the rounding: files of two versions must not be mixed."""
+_KEPT_DTYPES: Final = (torch.bfloat16, torch.float32)
+"""Of what is not rounded, and of activations: what the kernels multiply."""
 _ERROR: Final = "{:.4e}"
 """How a tensor's error is kept in its shard; always equally long."""
 
@@ -59,14 +62,48 @@ class QuantizeConfig:
 
     packed: PackedConfig
     dtype: torch.dtype | None = None
-    """Of embedding, norms and head, and of activations; None keeps the source's."""
+    """Of embedding, norms and head, and of activations: bfloat16 or float32; None keeps the
+    source's."""
     max_shard_bytes: int = 2 * 10**9
-    """A run that was killed repeats at most so much."""
+    """A run that was killed repeats at most so much. With a calibration text a shard is a layer."""
+
+    def __post_init__(self) -> None:
+        if self.dtype is not None and self.dtype not in _KEPT_DTYPES:
+            raise ValueError(
+                f"dtype is {_name_of(self.dtype)}, it must be bfloat16 or float32, or absent"
+            )
+
+    def check_calibration(self, num_tokens: int) -> None:
+        """Raises a ValueError if a calibration text of so many tokens is of no use."""
+        if self.packed.bits == "fp8":
+            raise ValueError("a calibration text is for bits 8 or 4, fp8 is rounded without one")
+        if num_tokens < MIN_TOKENS:
+            raise ValueError(
+                f"a calibration text of {num_tokens} tokens is too short, at least {MIN_TOKENS} "
+                "are needed"
+            )
+
+    def check_out(self, out: Path) -> None:
+        """Raises a ValueError for a folder that cannot be written, whatever the source is."""
+        if (out / RECORD).exists():
+            _check_begun(out, {"version": _VERSION, **self.to_dict()})
+            return
+        if out.exists() and not _is_unused(out):
+            raise ValueError(
+                f"{out} exists and fulmen quantize did not begin it, choose a new folder"
+            )
+        above = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+        if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
+            raise ValueError(f"{out} cannot be written, {above} is no folder that we may write to")
 
     def to_dict(self) -> dict[str, object]:
         """As JSON holds it."""
-        dtype = None if self.dtype is None else str(self.dtype).removeprefix("torch.")
+        dtype = None if self.dtype is None else _name_of(self.dtype)
         return asdict(self.packed) | {"dtype": dtype, "max_shard_bytes": self.max_shard_bytes}
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,18 +137,20 @@ def quantize_checkpoint(
     if isinstance(checkpoint.config.quantization_config, PackedConfig):
         raise ValueError(f"{source} is quantised already, the original checkpoint is needed")
     if calibration_ids is not None:
-        _check_calibration(calibration_ids, settings)
-    config = _new_config(checkpoint.config, settings)
+        settings.check_calibration(len(calibration_ids))
+    config = _new_config(checkpoint, settings)
     shards = _plan(checkpoint, config, settings, by_layer=calibration_ids is not None)
     total = sum(num_bytes(spec) for shard in shards for spec in shard.specs)
-    with _claimed(out, _record(checkpoint, settings, calibration_ids)):
+    with _claimed(out, settings, _record(checkpoint, settings, calibration_ids)):
         missing = [shard for shard in shards if not (out / shard.file).exists()]
         left = sum(num_bytes(spec) for shard in missing for spec in shard.specs)
         if (free := shutil.disk_usage(out).free) < left:
             raise ValueError(f"{out} needs {left:,} more bytes, its disk has {free:,} free")
         done = total - left
         calibration = None
-        if missing and calibration_ids is not None:
+        # The text need not come further than the last layer that is rounded.
+        missing_layers = [shard.layer for shard in missing if shard.layer is not None]
+        if missing_layers and calibration_ids is not None:
             calibration = Calibration(checkpoint, config, calibration_ids)
         for shard in shards:
             if shard in missing:
@@ -122,23 +161,24 @@ def quantize_checkpoint(
                     done += written
                     if on_progress is not None:
                         on_progress(done, total)
-            if calibration is not None and shard.layer is not None and shard != missing[-1]:
+            if (
+                calibration is not None
+                and shard.layer is not None
+                and shard.layer < missing_layers[-1]
+            ):
                 calibration.advance(shard.layer, out / shard.file)
         _finish(checkpoint, config, shards, out)
     return {name: e for shard in shards for name, e in _errors_of(out / shard.file).items()}
 
 
-def _check_calibration(input_ids: Sequence[int], settings: QuantizeConfig) -> None:
-    if settings.packed.bits == "fp8":
-        raise ValueError("a calibration text is for bits 8 or 4, fp8 is rounded without one")
-    if len(input_ids) < MIN_TOKENS:
-        raise ValueError(
-            f"the calibration text has {len(input_ids)} tokens, at least {MIN_TOKENS} are needed"
-        )
-
-
-def _new_config(config: Config, settings: QuantizeConfig) -> Config:
+def _new_config(checkpoint: Checkpoint, settings: QuantizeConfig) -> Config:
     """A rounded head is a matrix of its own, also where it was the embedding."""
+    config = checkpoint.config
+    if settings.dtype is None and config.torch_dtype not in _KEPT_DTYPES:
+        raise ValueError(
+            f"{checkpoint.path} is in {_name_of(config.torch_dtype)}, rounded models are in "
+            "bfloat16 or float32, name one of them (--dtype)"
+        )
     is_tied = config.tie_word_embeddings and settings.packed.head_bits is None
     return replace(
         config,
@@ -210,15 +250,24 @@ def _record(
     }
 
 
+def _check_begun(out: Path, record: Mapping[str, object]) -> None:
+    before = read_json(out / RECORD)
+    for name, value in record.items():
+        if before.get(name) != value:
+            raise ValueError(
+                f"{out} was begun {_difference(name, before.get(name), value)}; go on with "
+                "the same, or choose another folder"
+            )
+
+
 @contextmanager
-def _claimed(out: Path, record: dict[str, object]) -> Iterator[None]:
+def _claimed(out: Path, settings: QuantizeConfig, record: Mapping[str, object]) -> Iterator[None]:
     """Makes `out` ours, or finds it ours with the same work begun; one process at a time."""
+    import fcntl  # not at the top: Windows has none, and loads models all the same
+
+    settings.check_out(out)
     file = out / RECORD
     if not file.exists():
-        if out.exists() and not _is_unused(out):
-            raise ValueError(
-                f"{out} exists and fulmen quantize did not begin it, choose a new folder"
-            )
         out.mkdir(parents=True, exist_ok=True)
         write_text(file, json.dumps(record, indent=2) + "\n")
     with file.open() as lock:
@@ -226,13 +275,7 @@ def _claimed(out: Path, record: dict[str, object]) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"another fulmen quantize is writing {out}") from None
-        before = read_json(file)
-        for name, value in record.items():
-            if before.get(name) != value:
-                raise ValueError(
-                    f"{out} was begun {_difference(name, before.get(name), value)}; go on with "
-                    "the same, or choose another folder"
-                )
+        _check_begun(out, record)
         for part in out.glob(".*.part"):
             part.unlink()
         yield
@@ -302,8 +345,7 @@ def _write_shard(
             error += part.squared_error
             norm += part.squared_norm
             yield part.data
-        if not norm < float("inf"):
-            raise ValueError(f"{spec.name} holds values that are not finite, it cannot be rounded")
+        check_rounded(spec.name, error, norm)
         errors[spec.name] = (error / norm) ** 0.5 if norm else 0.0
 
     with replacing(out / shard.file) as file:

@@ -8,6 +8,7 @@ such groups before (a Q8_0 or Q4_1 GGUF) comes back as it was.
 Groups lie side by side, (group, M): every step of the search then works on whole rows of memory.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -156,8 +157,8 @@ def round_rows(weight: Tensor, format: Format, group: int) -> Iterator[Rounded]:
 
 
 @contextmanager
-def single_threads() -> Iterator[ThreadPoolExecutor]:
-    """As many threads as torch has, each of which does its torch work alone.
+def single_threads(most: int | None = None) -> Iterator[ThreadPoolExecutor]:
+    """As many threads as torch has, or `most`, each of which does its torch work alone.
 
     torch's own threads would wait for each other after every small operation; and so no bit depends
     on how many there are.
@@ -165,7 +166,7 @@ def single_threads() -> Iterator[ThreadPoolExecutor]:
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(num_threads) as pool:
+        with ThreadPoolExecutor(min(num_threads, most or num_threads)) as pool:
             yield pool
     finally:
         torch.set_num_threads(num_threads)
@@ -181,6 +182,20 @@ def compared(matrix: PackedMatrix, weight: Tensor) -> Rounded:
     """What packing the matrix so cost; weight (N, K) float32 is what it stands for."""
     error = matrix.unpack().sub_(weight)
     return Rounded(matrix.data, _squared_norm(error), _squared_norm(weight))
+
+
+def check_rounded(name: str, squared_error: float, squared_norm: float) -> None:
+    """Raises a ValueError for a tensor whose values the rounding could not hold."""
+    if not math.isfinite(squared_norm):
+        raise ValueError(
+            f"{name} holds values that are not finite, or too large to be squared, it cannot be "
+            "rounded"
+        )
+    if not math.isfinite(squared_error):
+        raise ValueError(
+            f"{name} holds values too large for 4 bits, whose scales and offsets are float16; "
+            "8 bits can hold them"
+        )
 
 
 def _squared_norm(x: Tensor) -> float:
