@@ -75,8 +75,8 @@ class KVPages:
         return self.k_pages.shape[1]
 
     def read(self, pages: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        """The first `length` tokens of a sequence in `pages` (B,): k and v (length, Hkv, D); what was
-        stored as codes comes in at least float32."""
+        """The first `length` tokens of a sequence in `pages` (B,): k and v (length, Hkv, D), in at
+        least float32 where pages hold codes."""
         pages = pages.long()
         k = self._k_tokens()[pages].flatten(0, 1).flatten(2)  # (B * 64, Hkv, Dp)
         v = self._v_tokens()[pages].flatten(0, 2)  # (B * 64, Hkv, Dp)
