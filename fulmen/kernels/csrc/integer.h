@@ -168,7 +168,7 @@ static inline void integer_stream(const uint8_t* const* x, const Operand& o, con
     for (int i = 0; i < group; i += kInt4 ? 8 : 4) {
       for (int b = 0; b < B; ++b) {
         const Quads codes = load_quads(from + b * stride + (kInt4 ? 8 * i : 16 * i));
-        prefetch(from + b * stride + (kInt4 ? 8 * i : 16 * i) + 2048);
+        prefetch(from + b * stride + (kInt4 ? 8 * i : 16 * i) + kStreamAhead);
         const Quads first = kInt4 ? low_nibbles(codes) : codes;
         for (int p = 0; p < kPlanes; ++p)
           for (int r = 0; r < R; ++r) dots[p][r][b] = dot(dots[p][r][b], first, set1_quad(a[r] + p * o.k + i));
@@ -178,6 +178,7 @@ static inline void integer_stream(const uint8_t* const* x, const Operand& o, con
           for (int r = 0; r < R; ++r) dots[p][r][b] = dot(dots[p][r][b], second, set1_quad(a[r] + p * o.k + i + 4));
       }
     }
+    for (int b = 0; b < B; ++b) prefetch(from + b * stride + group_bytes - 64 + kStreamAhead);
     for (int r = 0; r < R; ++r) {
       const float* input_scales = (const float*)(x[r] + o.planes * o.k);
       const int32_t input_sum = ((const int32_t*)(input_scales + o.groups))[g];

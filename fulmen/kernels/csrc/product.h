@@ -87,7 +87,7 @@ static inline void fp8_stream(const uint8_t* const* x, const Operand& o, const M
     for (int64_t i = g * w.group / 2; i < (g + 1) * w.group / 2; ++i) {
       for (int b = 0; b < B; ++b) {
         const Pairs weights = load_fp8(data + b * stride + i * 32);
-        prefetch(data + b * stride + i * 32 + 2048);
+        prefetch(data + b * stride + i * 32 + kStreamAhead);
         for (int r = 0; r < R; ++r) {
           if (o.wide) {
             const float* a = (const float*)x[r] + 2 * i;

@@ -160,6 +160,9 @@ struct alignas(64) PanelScratch {
   float block_sums[kTileRows * kPanel];
 };
 
+// How far ahead in its block each line of weights is asked for while few rows stream through them.
+constexpr int64_t kStreamAhead = 2048;
+
 // Up to this many rows stream; each four pass over the panel, which the second time lies in a cache.
 constexpr int kStreamRows = 12;
 
