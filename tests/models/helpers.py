@@ -1,12 +1,15 @@
 """One sequence fed to a model piece by piece, and configs small enough for every test."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
 from fulmen.kernels import kv_state_at
 from fulmen.models import M1Config, M2Config, Model, Packed, Trace, new_model
+from fulmen.models.download import cache_folder
 from fulmen.models.m1 import slope_rates
 from fulmen.models.packed import LightningStates
 
@@ -104,3 +107,11 @@ def random_model(config: M1Config | M2Config, seed: int = 0) -> Model:
 def relative_error(found: Tensor, expected: Tensor) -> float:
     """Largest absolute difference over the largest absolute value."""
     return float((found - expected).abs().max() / expected.abs().max())
+
+
+def smollm2_folder() -> Path:
+    """Where SmolLM2 was pulled to; skips the test where it was not."""
+    found = cache_folder() / "smollm2"
+    if not (found / "model.gguf").exists():
+        pytest.skip("smollm2 is not here, `fulmen models pull smollm2` brings it")
+    return found

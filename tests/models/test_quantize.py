@@ -39,13 +39,12 @@ from fulmen.models import (
 )
 from fulmen.models.checkpoint import ALIGNMENT
 from fulmen.models.config import PackedConfig
-from fulmen.models.download import cache_folder
 from fulmen.models.layers import Linear
 from fulmen.models.quantize.calibration import Calibration
 from fulmen.models.quantize.gptq import DAMPING, feedback_of, round_with_feedback
 from fulmen.models.quantize.quantize import RECORD
 from fulmen.models.quantize.rounding import round_fp8, round_int4, round_int8, round_rows
-from tests.models.helpers import random_model, tiny_m1, tiny_m2
+from tests.models.helpers import random_model, smollm2_folder, tiny_m1, tiny_m2
 from tests.models.test_gguf import write_gguf
 from tests.models.test_smollm2 import PROMPTS
 
@@ -854,10 +853,7 @@ NUM_ANSWERED = 100
 
 @pytest.fixture(scope="module")
 def smollm2() -> Path:
-    found = cache_folder() / "smollm2"
-    if not (found / "model.gguf").exists():
-        pytest.skip("smollm2 is not here, `fulmen models pull smollm2` brings it")
-    return found
+    return smollm2_folder()
 
 
 @pytest.fixture(scope="module")

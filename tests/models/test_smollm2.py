@@ -9,8 +9,8 @@ from torch import Tensor
 from fulmen.chat import Tokenizer, load_format
 from fulmen.engine import Engine, EngineConfig
 from fulmen.models import Model, load_model
-from fulmen.models.download import cache_folder
 from fulmen.sampling import SamplingParams
+from tests.models.helpers import smollm2_folder
 
 pytestmark = pytest.mark.slow
 
@@ -41,10 +41,7 @@ NUM_TOKENS = 64
 
 @pytest.fixture(scope="module")
 def folder() -> Path:
-    found = cache_folder() / "smollm2"
-    if not (found / "model.gguf").exists():
-        pytest.skip("smollm2 is not here, `fulmen models pull smollm2` brings it")
-    return found
+    return smollm2_folder()
 
 
 @pytest.fixture(scope="module")
