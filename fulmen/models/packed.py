@@ -7,6 +7,7 @@ holds its lightning state.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain
 
 import torch
 from torch import Tensor
@@ -53,11 +54,15 @@ class Packed:
         """
         if not sequences or any(len(sequence) == 0 for sequence in sequences):
             raise ValueError("a sequence has no tokens, each needs at least one")
-        tensors = [torch.as_tensor(ids, dtype=torch.int64, device=device) for ids in sequences]
-        past = list(context_lens) if context_lens is not None else [0] * len(tensors)
-        _check_batch([len(ids) for ids in tensors], past, block_tables, slots)
-        lens = torch.tensor([len(ids) for ids in tensors])
-        cu_seqlens = torch.cat((torch.zeros(1, dtype=torch.int64), lens.cumsum(0)))
+        # In lists as far as it goes: for a decoded token each operation of torch costs as much as
+        # a small kernel.
+        lists = [ids.tolist() if isinstance(ids, Tensor) else list(ids) for ids in sequences]
+        past = list(context_lens) if context_lens is not None else [0] * len(lists)
+        _check_batch([len(ids) for ids in lists], past, block_tables, slots)
+        cu_seqlens = list(accumulate((len(ids) for ids in lists), initial=0))
+        spans = [
+            range(context, context + len(ids)) for context, ids in zip(past, lists, strict=True)
+        ]
         table = slot_mapping = None
         if block_tables is not None:
             width = max(len(pages) for pages in block_tables)
@@ -66,24 +71,20 @@ class Packed:
             table = torch.tensor(rows, dtype=torch.int32, device=device)
             mapping = [
                 pages[position // PAGE] * PAGE + position % PAGE
-                for pages, context, ids in zip(block_tables, past, tensors, strict=True)
-                for position in range(context, context + len(ids))
+                for pages, span in zip(block_tables, spans, strict=True)
+                for position in span
             ]
             slot_mapping = torch.tensor(mapping, device=device)
+        last = [end - 1 for end in cu_seqlens[1:]]
         return cls(
-            input_ids=torch.cat(tensors),
-            positions=torch.cat(
-                [
-                    torch.arange(context, context + len(ids), device=device)
-                    for context, ids in zip(past, tensors, strict=True)
-                ]
-            ),
-            cu_seqlens=cu_seqlens.to(device, torch.int32),
+            input_ids=torch.tensor(list(chain(*lists)), dtype=torch.int64, device=device),
+            positions=torch.tensor(list(chain(*spans)), dtype=torch.int64, device=device),
+            cu_seqlens=torch.tensor(cu_seqlens, dtype=torch.int32, device=device),
             context_lens=torch.tensor(past, dtype=torch.int32, device=device),
             block_table=table,
             slots=None if slots is None else torch.tensor(slots, device=device),
             slot_mapping=slot_mapping,
-            logits_indices=(cu_seqlens[1:] - 1).to(device) if only_last_logits else None,
+            logits_indices=torch.tensor(last, device=device) if only_last_logits else None,
         )
 
     @property

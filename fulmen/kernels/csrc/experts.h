@@ -20,6 +20,8 @@ struct ExpertsJob {
   Operand up_operand, down_operand;
   Rows x, h;
   int64_t* starts;       // (E + 1,) first pair of each expert
+  int32_t* active;       // experts that some token chose, in order
+  int64_t num_active;
   int32_t* tokens;       // (pairs,) grouped by expert, tokens in order
   float* weights;        // (pairs,)
   uint8_t* hidden;       // (pairs, F) in the model's dtype
@@ -39,11 +41,12 @@ static void up_task(void* context, int64_t task, int thread) {
   const ExpertsJob& job = *(const ExpertsJob*)context;
   const ExpertsArgs& args = *job.args;
   const int64_t per_expert = tasks_for(args.w1[0], job.up_wide);
-  const int64_t e = task / per_expert, from = job.starts[e], to = job.starts[e + 1];
-  if (from == to) return;
+  const int64_t e = job.active[task / per_expert], from = job.starts[e], to = job.starts[e + 1];
   const Matrix &w1 = args.w1[e], &w3 = args.w3[e];
   const int64_t first = task % per_expert * job.up_wide, last = least(first + job.up_wide, panels(w1));
   const int64_t size = size_of(args.dtype);
+  const int64_t ahead = least(task + fulmen::num_threads(), job.num_active * per_expert - 1);
+  const uint8_t* after = panel_data(args.w1[job.active[ahead / per_expert]], ahead % per_expert * job.up_wide);
   float* gate = (float*)fulmen::scratch(thread, 1, sizeof(float) * 2 * kSumRows * kPanel);
   float* up = gate + kSumRows * kPanel;
   const uint8_t* x[kSumRows];
@@ -53,8 +56,8 @@ static void up_task(void* context, int64_t task, int thread) {
     for (int64_t p = first; p < last; ++p) {
       const int64_t block = p * kPanelBlocks;
       const int blocks = int(least(kPanelBlocks, num_blocks(w1) - block));
-      panel(x, rows, job.up_operand, w1, block, blocks, gate);
-      panel(x, rows, job.up_operand, w3, block, blocks, up);
+      panel(x, rows, job.up_operand, w1, block, blocks, gate, panel_data(w3, p));
+      panel(x, rows, job.up_operand, w3, block, blocks, up, p + 1 < last ? panel_data(w1, p + 1) : after);
       const int columns = int(least(blocks * kLanes, w1.n - block * kLanes));
       for (int64_t i = 0; i < rows; ++i) {
         uint8_t* out = job.hidden + ((r + i) * w1.n + block * kLanes) * size;
@@ -79,15 +82,18 @@ static void down_task(void* context, int64_t task, int thread) {
   float* totals = sums + kSumRows * kPanel;
   memset(totals, 0, sizeof(float) * size_t(args.rows * width));
   const uint8_t* h[kSumRows];
-  for (int e = 0; e < args.num_experts; ++e) {
+  for (int64_t index = 0; index < job.num_active; ++index) {
+    const int32_t e = job.active[index];
     const Matrix& w2 = args.w2[e];
+    const uint8_t* after = index + 1 < job.num_active ? panel_data(args.w2[job.active[index + 1]], first)
+                                                  : panel_data(args.w2[job.active[0]], first + fulmen::num_threads() * job.down_wide);
     for (int64_t r = job.starts[e]; r < job.starts[e + 1]; r += kSumRows) {
       const int64_t rows = least(kSumRows, job.starts[e + 1] - r);
       for (int64_t i = 0; i < rows; ++i) h[i] = job.h.data + (r + i) * job.h.bytes;
       for (int64_t p = first; p < last; ++p) {
         const int64_t block = p * kPanelBlocks;
         const int blocks = int(least(kPanelBlocks, num_blocks(w2) - block));
-        panel(h, rows, job.down_operand, w2, block, blocks, sums);
+        panel(h, rows, job.down_operand, w2, block, blocks, sums, p + 1 < last ? panel_data(w2, p + 1) : after);
         for (int64_t i = 0; i < rows; ++i) {
           float* total = totals + job.tokens[r + i] * width + (p - first) * kPanel;
           const V weight = set1(job.weights[r + i]);
@@ -129,18 +135,19 @@ static void experts(const ExpertsArgs& args) {
   job.up_operand = operand_for(w1, args.dtype, args.input_bits);
   job.down_operand = operand_for(w2, args.dtype, args.input_bits);
   const int64_t hidden_bytes = round_up(pairs * w1.n * size, 64);
-  uint8_t* memory = (uint8_t*)fulmen::scratch(0, 2, size_t(hidden_bytes + (args.num_experts + 1) * 8 + pairs * 8));
+  uint8_t* memory = (uint8_t*)fulmen::scratch(0, 2, size_t(hidden_bytes + (args.num_experts + 1) * 8 + args.num_experts * 4 + pairs * 8));
   job.hidden = memory;
   job.starts = (int64_t*)(memory + hidden_bytes);
-  job.tokens = (int32_t*)(job.starts + args.num_experts + 1);
+  job.active = (int32_t*)(job.starts + args.num_experts + 1);
+  job.tokens = job.active + args.num_experts;
   job.weights = (float*)(job.tokens + pairs);
   group_pairs(args, job.starts, job.tokens, job.weights, nullptr);
-  int64_t active = 0;
-  for (int e = 0; e < args.num_experts; ++e) active += job.starts[e + 1] > job.starts[e];
-  job.up_wide = task_width(w1, pairs / most(active, 1), most(active, 1));
-  job.down_wide = task_width(w2, pairs / most(active, 1), 1);
+  for (int e = 0; e < args.num_experts; ++e)
+    if (job.starts[e + 1] > job.starts[e]) job.active[job.num_active++] = e;
+  job.up_wide = task_width(w1, pairs / most(job.num_active, 1), most(job.num_active, 1));
+  job.down_wide = task_width(w2, pairs / most(job.num_active, 1), 1);
   job.x = prepare(args.x, args.dtype, args.rows, args.x_stride, w1, job.up_operand, 0);
-  fulmen::parallel(args.num_experts * tasks_for(w1, job.up_wide), up_task, &job);
+  fulmen::parallel(job.num_active * tasks_for(w1, job.up_wide), up_task, &job);
   job.h = prepare(job.hidden, args.dtype, pairs, w1.n, w2, job.down_operand, 0);
   fulmen::parallel(tasks_for(w2, job.down_wide), down_task, &job);
 }

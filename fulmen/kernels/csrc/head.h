@@ -79,7 +79,8 @@ static void head_task(void* context, int64_t task, int thread) {
   const int64_t end = least((segment + 1) * kSegment, args.w.n);
   for (int64_t column = segment * kSegment; column < end; column += kPanel) {
     const int n = int(least(kPanel, end - column)), blocks = (n + kLanes - 1) / kLanes;
-    panel(x, rows, job.o, args.w, column / kLanes, blocks, c);
+    const int64_t next = column + kPanel < end ? column + kPanel : (segment + fulmen::num_threads()) * kSegment;
+    panel(x, rows, job.o, args.w, column / kLanes, blocks, c, panel_data(args.w, next / kPanel));
     for (int64_t r = 0; r < rows; ++r) {
       const float* logits = c + r * kPanel;
       const int64_t row = first_row + r, cell = row * job.segments + segment;

@@ -151,14 +151,15 @@ static inline void tile_group(const uint8_t* const* x, int64_t rows, int blocks,
 // same integers and floats as below, in the same order.
 template <int R, int B, bool kInt4, int kPlanes>
 static inline void integer_stream(const uint8_t* const* x, const Operand& o, const Matrix& w, const uint8_t* data, int64_t stride,
-                                  float* c) {
+                                  float* c, const uint8_t* then) {
   const int group = w.group;
   const int64_t group_bytes = group * (kInt4 ? 8 : 16) + 64;
+  const Ahead ahead(data, then, o.groups, group_bytes);
   V sums[R][B];
   for (int r = 0; r < R; ++r)
     for (int b = 0; b < B; ++b) sums[r][b] = zero();
   for (int64_t g = 0; g < o.groups; ++g) {
-    const uint8_t* from = data + g * group_bytes;
+    const uint8_t *from = data + g * group_bytes, *asked = ahead.at(g);
     I dots[kPlanes][R][B];
     for (int p = 0; p < kPlanes; ++p)
       for (int r = 0; r < R; ++r)
@@ -168,7 +169,7 @@ static inline void integer_stream(const uint8_t* const* x, const Operand& o, con
     for (int i = 0; i < group; i += kInt4 ? 8 : 4) {
       for (int b = 0; b < B; ++b) {
         const Quads codes = load_quads(from + b * stride + (kInt4 ? 8 * i : 16 * i));
-        prefetch(from + b * stride + (kInt4 ? 8 * i : 16 * i) + kStreamAhead);
+        prefetch(asked + b * stride + (kInt4 ? 8 * i : 16 * i));
         const Quads first = kInt4 ? low_nibbles(codes) : codes;
         for (int p = 0; p < kPlanes; ++p)
           for (int r = 0; r < R; ++r) dots[p][r][b] = dot(dots[p][r][b], first, set1_quad(a[r] + p * o.k + i));
@@ -178,7 +179,7 @@ static inline void integer_stream(const uint8_t* const* x, const Operand& o, con
           for (int r = 0; r < R; ++r) dots[p][r][b] = dot(dots[p][r][b], second, set1_quad(a[r] + p * o.k + i + 4));
       }
     }
-    for (int b = 0; b < B; ++b) prefetch(from + b * stride + group_bytes - 64 + kStreamAhead);
+    for (int b = 0; b < B; ++b) prefetch(asked + b * stride + group_bytes - 64);
     for (int r = 0; r < R; ++r) {
       const float* input_scales = (const float*)(x[r] + o.planes * o.k);
       const int32_t input_sum = ((const int32_t*)(input_scales + o.groups))[g];
@@ -197,16 +198,17 @@ static inline void integer_stream(const uint8_t* const* x, const Operand& o, con
 
 template <int R, int B>
 static inline void integer_stream(const uint8_t* const* x, const Operand& o, const Matrix& w, const uint8_t* data, int64_t stride,
-                                  float* c) {
+                                  float* c, const uint8_t* then) {
   const bool is_int4 = w.format == fulmen::kINT4, two = o.planes == 2;
-  if (is_int4) two ? integer_stream<R, B, true, 2>(x, o, w, data, stride, c) : integer_stream<R, B, true, 1>(x, o, w, data, stride, c);
-  else two ? integer_stream<R, B, false, 2>(x, o, w, data, stride, c) : integer_stream<R, B, false, 1>(x, o, w, data, stride, c);
+  if (is_int4) two ? integer_stream<R, B, true, 2>(x, o, w, data, stride, c, then) : integer_stream<R, B, true, 1>(x, o, w, data, stride, c, then);
+  else two ? integer_stream<R, B, false, 2>(x, o, w, data, stride, c, then) : integer_stream<R, B, false, 1>(x, o, w, data, stride, c, then);
 }
 
 struct IntegerStream {
   template <int R, int B>
-  static inline void run(const uint8_t* const* x, const Operand& o, const Matrix& w, const uint8_t* data, int64_t stride, float* c) {
-    integer_stream<R, B>(x, o, w, data, stride, c);
+  static inline void run(const uint8_t* const* x, const Operand& o, const Matrix& w, const uint8_t* data, int64_t stride, float* c,
+                         const uint8_t* then) {
+    integer_stream<R, B>(x, o, w, data, stride, c, then);
   }
 };
 
@@ -233,8 +235,8 @@ static inline void spread_int4(const uint8_t* from, int64_t stride, int blocks, 
 constexpr int64_t kIntegerRows = 96;
 
 static inline void integer_panel(const uint8_t* const* x, int64_t rows, const Operand& o, const Matrix& w, const uint8_t* data,
-                                 int64_t stride, int blocks, float* c, PanelScratch& s) {
-  if (rows <= kStreamRows) return stream_panel<IntegerStream>(x, rows, o, w, data, stride, blocks, c);
+                                 int64_t stride, int blocks, float* c, PanelScratch& s, const uint8_t* then) {
+  if (rows <= kStreamRows) return stream_panel<IntegerStream>(x, rows, o, w, data, stride, blocks, c, then);
   const bool is_int4 = w.format == fulmen::kINT4, two = o.planes == 2;
   const int64_t group_bytes = w.group * (is_int4 ? 8 : 16) + 64;
   for (int64_t r = 0; r < rows; r += kIntegerRows) {

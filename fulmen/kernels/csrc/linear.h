@@ -75,7 +75,7 @@ static void linear_task(void* context, int64_t task, int thread) {
   const uint8_t* x[kSumRows];
   for (int64_t r = 0; r < rows; ++r) x[r] = job.x.data + (first_row + r) * job.x.bytes;
   float* c = (float*)fulmen::scratch(thread, 1, sizeof(float) * kSumRows * kPanel);
-  panel(x, rows, job.o, args.w, block, blocks, c);
+  panel(x, rows, job.o, args.w, block, blocks, c, panel_data(args.w, task % all + fulmen::num_threads()));
   const int64_t column = block * kLanes;
   const int n = int(least(blocks * kLanes, args.w.n - column));
   const int64_t size = size_of(args.out_dtype);

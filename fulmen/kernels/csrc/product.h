@@ -76,18 +76,21 @@ static inline void bf16_block(const uint8_t* const* x, int64_t rows, int blocks,
 
 // FP8 for few rows, straight into registers.
 template <int R, int B>
-static inline void fp8_stream(const uint8_t* const* x, const Operand& o, const Matrix& w, const uint8_t* data, int64_t stride, float* c) {
+static inline void fp8_stream(const uint8_t* const* x, const Operand& o, const Matrix& w, const uint8_t* data, int64_t stride, float* c,
+                              const uint8_t* then) {
+  const Ahead ahead(data, then, o.k / w.group, 16 * w.group);
   V sums[R][B];
   for (int r = 0; r < R; ++r)
     for (int b = 0; b < B; ++b) sums[r][b] = zero();
   for (int64_t g = 0; g < o.k / w.group; ++g) {
+    const uint8_t* asked = ahead.at(g) - 16 * g * w.group;
     V part[R][B];
     for (int r = 0; r < R; ++r)
       for (int b = 0; b < B; ++b) part[r][b] = zero();
     for (int64_t i = g * w.group / 2; i < (g + 1) * w.group / 2; ++i) {
       for (int b = 0; b < B; ++b) {
         const Pairs weights = load_fp8(data + b * stride + i * 32);
-        prefetch(data + b * stride + i * 32 + kStreamAhead);
+        prefetch(asked + b * stride + i * 32);
         for (int r = 0; r < R; ++r) {
           if (o.wide) {
             const float* a = (const float*)x[r] + 2 * i;
@@ -109,19 +112,20 @@ static inline void fp8_stream(const uint8_t* const* x, const Operand& o, const M
 
 struct FP8Stream {
   template <int R, int B>
-  static inline void run(const uint8_t* const* x, const Operand& o, const Matrix& w, const uint8_t* data, int64_t stride, float* c) {
-    fp8_stream<R, B>(x, o, w, data, stride, c);
+  static inline void run(const uint8_t* const* x, const Operand& o, const Matrix& w, const uint8_t* data, int64_t stride, float* c,
+                         const uint8_t* then) {
+    fp8_stream<R, B>(x, o, w, data, stride, c, then);
   }
 };
 
 static inline void fp8_panel(const uint8_t* const* x, int64_t rows, const Operand& o, const Matrix& w, const uint8_t* data,
-                             int64_t stride, int blocks, float* c, PanelScratch& s) {
+                             int64_t stride, int blocks, float* c, PanelScratch& s, const uint8_t* then) {
 #ifdef FULMEN_AMX
   const bool streams = o.wide && rows <= kStreamRows;  // the tiles add pairs in an order of their own
 #else
   const bool streams = rows <= kStreamRows;
 #endif
-  if (streams) return stream_panel<FP8Stream>(x, rows, o, w, data, stride, blocks, c);
+  if (streams) return stream_panel<FP8Stream>(x, rows, o, w, data, stride, blocks, c, then);
   const int64_t groups = o.k / w.group, wide_stride = 32 * kMaxGroup;
   NextWeights none(nullptr, 0, 0, 0, 1);
   for (int64_t g = 0; g < groups; ++g) {
@@ -146,15 +150,21 @@ static inline void fp8_panel(const uint8_t* const* x, int64_t rows, const Operan
   }
 }
 
-// c (rows, kPanel) = x w^T for the blocks from first_block; every row of x in o's layout.
+// Panel p of a matrix; past its end the last one, for hints.
+static inline const uint8_t* panel_data(const Matrix& w, int64_t p) {
+  return w.data + least(p * kPanelBlocks, num_blocks(w) - 1) * block_bytes(w);
+}
+
+// c (rows, kPanel) = x w^T for the blocks from first_block; every row of x in o's layout. `then` is
+// the panel, of the same shape, that this thread will probably read next: a hint.
 static void panel(const uint8_t* const* x, int64_t rows, const Operand& o, const Matrix& w, int64_t first_block, int blocks,
-                  float* c) {
+                  float* c, const uint8_t* then) {
   const int64_t stride = block_bytes(w);
   const uint8_t* data = w.data + first_block * stride;
   memset(c, 0, sizeof(float) * size_t(rows) * kPanel);
   PanelScratch s;
-  if (o.integer) return integer_panel(x, rows, o, w, data, stride, blocks, c, s);
-  if (w.format == fulmen::kFP8) return fp8_panel(x, rows, o, w, data, stride, blocks, c, s);
+  if (o.integer) return integer_panel(x, rows, o, w, data, stride, blocks, c, s, then);
+  if (w.format == fulmen::kFP8) return fp8_panel(x, rows, o, w, data, stride, blocks, c, s, then);
   const bool is_f32 = w.format == fulmen::kF32;
   const int64_t step = is_f32 ? 128 : 256, bytes = is_f32 ? 64 : 32;  // of one input in a block
   const int more = int(least(blocks, num_blocks(w) - first_block - blocks));  // of the panel after this

@@ -160,15 +160,25 @@ struct alignas(64) PanelScratch {
   float block_sums[kTileRows * kPanel];
 };
 
-// How far ahead in its block each line of weights is asked for while few rows stream through them.
-constexpr int64_t kStreamAhead = 2048;
+// Few rows wait for the weights they stream through, so each line is asked for some lines before its
+// turn: near the end of a block, the first lines of `then`, the block this thread reads next.
+constexpr int64_t kStreamAhead = 4096;
+
+struct Ahead {
+  const uint8_t *from, *then;
+  int64_t bytes, lead, turn;  // of a step; steps that kStreamAhead is; the step that turns to `then`
+  Ahead(const uint8_t* from, const uint8_t* then, int64_t steps, int64_t bytes)
+      : from(from), then(then), bytes(bytes), lead(least(steps, most(1, kStreamAhead / bytes))), turn(steps - lead) {}
+  // what to ask for while step i is read
+  const uint8_t* at(int64_t i) const { return i < turn ? from + (i + lead) * bytes : then + (i - turn) * bytes; }
+};
 
 // Up to this many rows stream; each four pass over the panel, which the second time lies in a cache.
 constexpr int kStreamRows = 12;
 
 template <class S>
 static inline void stream_panel(const uint8_t* const* x, int64_t rows, const Operand& o, const Matrix& w, const uint8_t* data,
-                                int64_t stride, int blocks, float* c) {
+                                int64_t stride, int blocks, float* c, const uint8_t* then) {
   constexpr int kNarrow = kTileBlocks / 2;  // blocks beside each other for three and four rows
   for (int64_t r = 0; r < rows; r += 4) {
     const int some = int(least(4, rows - r)), wide = some <= 2 ? kTileBlocks : kNarrow;
@@ -176,13 +186,15 @@ static inline void stream_panel(const uint8_t* const* x, int64_t rows, const Ope
       const uint8_t* from = data + b * stride;
       float* to = c + r * kPanel + b * kLanes;
       const bool one = blocks - b < wide;
+      const int after = b + (one ? 1 : wide);
+      const uint8_t* next = after < blocks ? data + after * stride : then;
       switch (some) {
-        case 1: one ? S::template run<1, 1>(x + r, o, w, from, stride, to) : S::template run<1, kTileBlocks>(x + r, o, w, from, stride, to); break;
-        case 2: one ? S::template run<2, 1>(x + r, o, w, from, stride, to) : S::template run<2, kTileBlocks>(x + r, o, w, from, stride, to); break;
-        case 3: one ? S::template run<3, 1>(x + r, o, w, from, stride, to) : S::template run<3, kNarrow>(x + r, o, w, from, stride, to); break;
-        case 4: one ? S::template run<4, 1>(x + r, o, w, from, stride, to) : S::template run<4, kNarrow>(x + r, o, w, from, stride, to); break;
+        case 1: one ? S::template run<1, 1>(x + r, o, w, from, stride, to, next) : S::template run<1, kTileBlocks>(x + r, o, w, from, stride, to, next); break;
+        case 2: one ? S::template run<2, 1>(x + r, o, w, from, stride, to, next) : S::template run<2, kTileBlocks>(x + r, o, w, from, stride, to, next); break;
+        case 3: one ? S::template run<3, 1>(x + r, o, w, from, stride, to, next) : S::template run<3, kNarrow>(x + r, o, w, from, stride, to, next); break;
+        case 4: one ? S::template run<4, 1>(x + r, o, w, from, stride, to, next) : S::template run<4, kNarrow>(x + r, o, w, from, stride, to, next); break;
       }
-      b += one ? 1 : wide;
+      b = after;
     }
   }
 }
