@@ -13,9 +13,10 @@ def embed(input_ids: Tensor, weight: Tensor) -> Tensor:
     Raises ValueError for an id that the table does not have.
     """
     extension = native_for(weight)
-    if extension is None or needs_gradient(weight) or not weight.is_contiguous():
+    is_plain = input_ids.ndim == 1 and input_ids.is_cpu and weight.is_contiguous()
+    if extension is None or needs_gradient(weight) or not is_plain:
         return F.embedding(input_ids, weight)
-    ids = input_ids.contiguous()
+    ids = input_ids.long().contiguous()
     out = torch.empty(len(ids), weight.shape[1], dtype=weight.dtype)
     row_bytes = weight.shape[1] * weight.element_size()
     extension.embed(

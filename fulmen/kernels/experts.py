@@ -51,6 +51,12 @@ class PackedExperts:
         ]
         if any(len(kind) != 1 for kind in kinds) or kinds[0] != kinds[2]:
             raise ValueError("the experts of a layer are packed in different formats or shapes")
+        (_, _, width, hidden_size), (_, _, *down) = (next(iter(kind)) for kind in kinds[:2])
+        if down != [hidden_size, width]:
+            raise ValueError(
+                f"w1 has shape {(width, hidden_size)} and w2 {tuple(down)}, needed is "
+                f"{(hidden_size, width)}"
+            )
         extension = native()
         assert extension is not None
         self.handle = extension.Stack(*map(_handles, zip(*self.experts, strict=True)))
@@ -192,6 +198,9 @@ def mixture_of_experts(
     if isinstance(experts, PackedExperts):
         if needs_gradient(hidden_states, topk_weights):
             raise ValueError(f"the experts are {NO_GRADIENT}")
+        if native_for(hidden_states) is None:
+            weights = experts.experts
+            return mixture_of_experts_reference(hidden_states, topk_weights, topk_ids, weights)
         return _run(hidden_states, topk_weights, topk_ids, experts, input_bits)
     flat = [w for expert in experts for w in expert if isinstance(w, Tensor)]
     if native_alike(hidden_states, *flat) is None or len(flat) < 3 * len(experts):
@@ -217,6 +226,10 @@ def _run(
             f"topk_weights {tuple(weights.shape)} and topk_ids {tuple(ids.shape)} must be "
             f"({len(x)}, K)"
         )
+    first = experts.experts[0].w1
+    width = first.k if isinstance(first, PackedMatrix) else first.shape[1]
+    if x.ndim != 2 or x.shape[1] != width:
+        raise ValueError(f"hidden_states have shape {tuple(x.shape)}, needed is (T, {width})")
     out = torch.empty_like(x)
     extension.experts(
         x.data_ptr(),
@@ -273,6 +286,10 @@ class _Experts(torch.autograd.Function):
         return x_gradient, weights_gradient, None, *flat_gradients
 
 
+def _plain(weight: Tensor | PackedMatrix) -> Tensor:
+    return weight.unpack() if isinstance(weight, PackedMatrix) else weight
+
+
 def mixture_of_experts_reference(
     hidden_states: Tensor,
     topk_weights: Tensor,
@@ -292,7 +309,7 @@ def mixture_of_experts_reference(
             continue
         rows = tokens[start : start + count]
         x = hidden_states[rows].to(dtype)  # (t, C)
-        w1, w2, w3 = (w.unpack() if isinstance(w, PackedMatrix) else w.to(dtype) for w in expert)
+        w1, w2, w3 = (_plain(w).to(dtype) for w in expert)
         hidden = (F.silu(F.linear(x, w1)) * F.linear(x, w3)).to(hidden_states.dtype)
         y = F.linear(hidden.to(dtype), w2)
         out = out.index_add(0, rows, y * weights[start : start + count])

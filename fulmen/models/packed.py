@@ -56,13 +56,11 @@ class Packed:
             raise ValueError("a sequence has no tokens, each needs at least one")
         # In lists as far as it goes: for a decoded token each operation of torch costs as much as
         # a small kernel.
-        lists = [ids.tolist() if isinstance(ids, Tensor) else list(ids) for ids in sequences]
-        past = list(context_lens) if context_lens is not None else [0] * len(lists)
-        _check_batch([len(ids) for ids in lists], past, block_tables, slots)
-        cu_seqlens = list(accumulate((len(ids) for ids in lists), initial=0))
-        spans = [
-            range(context, context + len(ids)) for context, ids in zip(past, lists, strict=True)
-        ]
+        lens = [len(ids) for ids in sequences]
+        past = list(context_lens) if context_lens is not None else [0] * len(lens)
+        _check_batch(lens, past, block_tables, slots)
+        cu_seqlens = list(accumulate(lens, initial=0))
+        spans = [range(context, context + count) for context, count in zip(past, lens, strict=True)]
         table = slot_mapping = None
         if block_tables is not None:
             width = max(len(pages) for pages in block_tables)
@@ -77,7 +75,7 @@ class Packed:
             slot_mapping = torch.tensor(mapping, device=device)
         last = [end - 1 for end in cu_seqlens[1:]]
         return cls(
-            input_ids=torch.tensor(list(chain(*lists)), dtype=torch.int64, device=device),
+            input_ids=_flat_ids(sequences, device),
             positions=torch.tensor(list(chain(*spans)), dtype=torch.int64, device=device),
             cu_seqlens=torch.tensor(cu_seqlens, dtype=torch.int32, device=device),
             context_lens=torch.tensor(past, dtype=torch.int32, device=device),
@@ -91,6 +89,14 @@ class Packed:
     def num_sequences(self) -> int:
         """N"""
         return len(self.context_lens)
+
+
+def _flat_ids(sequences: Sequence[Sequence[int] | Tensor], device: torch.device | str) -> Tensor:
+    if any(isinstance(ids, Tensor) for ids in sequences):
+        parts = [torch.as_tensor(ids, dtype=torch.int64, device=device) for ids in sequences]
+        return torch.cat(parts)
+    flat = list(chain.from_iterable(sequences))  # type: ignore[arg-type]
+    return torch.tensor(flat, dtype=torch.int64, device=device)
 
 
 def _check_batch(

@@ -236,6 +236,29 @@ def test_experts_of_different_formats_are_refused() -> None:
         PackedExperts([one[0], other[1]])
 
 
+@needs_native
+def test_experts_of_another_width_are_refused() -> None:
+    experts = random_experts(2, 32, 48, seed=1)
+    w1, _, w3 = experts[0]
+    with pytest.raises(ValueError, match=r"w1 has shape .* and w2 .*, needed is"):
+        PackedExperts([ExpertWeights(w1, w3, w3)])
+    weights, ids = torch.ones(3, 1), torch.zeros(3, 1).long()
+    for kind in (experts, PackedExperts(experts)):
+        with pytest.raises(ValueError, match=r"hidden_states have shape \(3, 5\), needed is"):
+            mixture_of_experts(normal(3, 5, seed=2), weights, ids, kind)
+
+
+@needs_native
+def test_packed_experts_take_float64_as_the_reference_does() -> None:
+    experts = random_experts(2, 32, 48, seed=1)
+    width = experts[0].w1.shape[1]
+    x = normal(3, width, seed=2).double()
+    weights, ids = torch.ones(3, 1), torch.tensor([[0], [1], [0]])
+    plain = [ExpertWeights(*(w.double() for w in expert)) for expert in experts]
+    found = mixture_of_experts(x, weights, ids, PackedExperts(experts))
+    torch.testing.assert_close(found, mixture_of_experts(x, weights, ids, plain))
+
+
 @pytest.mark.parametrize("scoring", ["softmax", "sigmoid"])
 def test_a_bias_of_any_dtype_and_stride_is_read_as_it_is(scoring: Scoring) -> None:
     logits = torch.zeros(3, 16)

@@ -85,8 +85,9 @@ static void down_task(void* context, int64_t task, int thread) {
   for (int64_t index = 0; index < job.num_active; ++index) {
     const int32_t e = job.active[index];
     const Matrix& w2 = args.w2[e];
-    const uint8_t* after = index + 1 < job.num_active ? panel_data(args.w2[job.active[index + 1]], first)
-                                                  : panel_data(args.w2[job.active[0]], first + fulmen::num_threads() * job.down_wide);
+    const bool is_last = index + 1 == job.num_active;
+    const Matrix& next_w2 = args.w2[job.active[is_last ? 0 : index + 1]];
+    const uint8_t* after = panel_data(next_w2, is_last ? first + fulmen::num_threads() * job.down_wide : first);
     for (int64_t r = job.starts[e]; r < job.starts[e + 1]; r += kSumRows) {
       const int64_t rows = least(kSumRows, job.starts[e + 1] - r);
       for (int64_t i = 0; i < rows; ++i) h[i] = job.h.data + (r + i) * job.h.bytes;

@@ -53,7 +53,7 @@ static inline void multiply(const uint8_t* x, int64_t bytes, int64_t rows, const
     for (int64_t i = 0; i < some; ++i) pointers[i] = x + (r + i) * bytes;
     for (int64_t block = 0; block < num_blocks(w); block += kPanelBlocks) {
       const int blocks = int(least(kPanelBlocks, num_blocks(w) - block));
-      panel(pointers, some, o, w, block, blocks, sums, panel_data(w, block / kPanelBlocks + 1));
+      panel(pointers, some, o, w, block, blocks, sums, nullptr);
       const int columns = int(least(blocks * kLanes, w.n - block * kLanes));
       for (int64_t i = 0; i < some; ++i) emit(r + i, block * kLanes, columns, sums + i * kPanel);
     }

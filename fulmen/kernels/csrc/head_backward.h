@@ -26,7 +26,7 @@ static void head_backward_task(void* context, int64_t task, int thread) {
   const uint8_t* x[kSumRows];
   for (int64_t r = 0; r < rows; ++r) x[r] = job.x.data + (first_row + r) * job.x.bytes;
   float* c = (float*)fulmen::scratch(thread, 1, sizeof(float) * kSumRows * kPanel);
-  panel(x, rows, job.o, args.w, block, blocks, c, panel_data(args.w, block / kPanelBlocks + 1));
+  panel(x, rows, job.o, args.w, block, blocks, c, nullptr);
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t row = first_row + r, target = args.targets[row] - column;
     const V logsumexp = set1(args.logsumexp[row]), gradient = set1(args.gradient[row]);

@@ -102,7 +102,9 @@ static inline void fp8_stream(const uint8_t* const* x, const Operand& o, const M
       }
     }
     for (int b = 0; b < B; ++b) {
-      const V scale = load((const float*)(data + b * stride + o.k * 16) + g * kLanes);
+      const float* scales = (const float*)(data + b * stride + o.k * 16) + g * kLanes;
+      prefetch(scales + kLanes);
+      const V scale = load(scales);
       for (int r = 0; r < R; ++r) sums[r][b] = fma(part[r][b], scale, sums[r][b]);
     }
   }
@@ -152,11 +154,12 @@ static inline void fp8_panel(const uint8_t* const* x, int64_t rows, const Operan
 
 // Panel p of a matrix; past its end the last one, for hints.
 static inline const uint8_t* panel_data(const Matrix& w, int64_t p) {
-  return w.data + least(p * kPanelBlocks, num_blocks(w) - 1) * block_bytes(w);
+  return w.data + least(p, (num_blocks(w) - 1) / kPanelBlocks) * kPanelBlocks * block_bytes(w);
 }
 
 // c (rows, kPanel) = x w^T for the blocks from first_block; every row of x in o's layout. `then` is
-// the panel, of the same shape, that this thread will probably read next: a hint.
+// the panel, of the same shape, that this thread will probably read next: a hint, which only rounded
+// weights take.
 static void panel(const uint8_t* const* x, int64_t rows, const Operand& o, const Matrix& w, int64_t first_block, int blocks,
                   float* c, const uint8_t* then) {
   const int64_t stride = block_bytes(w);

@@ -140,7 +140,7 @@ struct NextWeights {
     }
   }
 
-  static constexpr int64_t kMinRows = 24;  // fewer do little but read, which needs no help
+  static constexpr int64_t kMinRows = 24;  // fewer read front to back, where the machine guesses what comes
 };
 
 template <class T>
@@ -160,13 +160,16 @@ struct alignas(64) PanelScratch {
   float block_sums[kTileRows * kPanel];
 };
 
-// Few rows wait for the weights they stream through, so each line is asked for some lines before its
-// turn: near the end of a block, the first lines of `then`, the block this thread reads next.
+// Rounded weights are unpacked as they are read, and the machine's own guesses then come too late. So
+// each line is asked for some lines before its turn: near the end of a block, the first lines of
+// `then`, the block this thread reads next.
 constexpr int64_t kStreamAhead = 4096;
 
 struct Ahead {
   const uint8_t *from, *then;
-  int64_t bytes, lead, turn;  // of a step; steps that kStreamAhead is; the step that turns to `then`
+  int64_t bytes;  // of a step
+  int64_t lead;   // steps from what is read to what is asked for
+  int64_t turn;   // the first step that asks for `then`
   Ahead(const uint8_t* from, const uint8_t* then, int64_t steps, int64_t bytes)
       : from(from), then(then), bytes(bytes), lead(least(steps, most(1, kStreamAhead / bytes))), turn(steps - lead) {}
   // what to ask for while step i is read
@@ -187,7 +190,7 @@ static inline void stream_panel(const uint8_t* const* x, int64_t rows, const Ope
       float* to = c + r * kPanel + b * kLanes;
       const bool one = blocks - b < wide;
       const int after = b + (one ? 1 : wide);
-      const uint8_t* next = after < blocks ? data + after * stride : then;
+      const uint8_t* next = after < blocks ? data + after * stride : r + 4 < rows ? data : then;
       switch (some) {
         case 1: one ? S::template run<1, 1>(x + r, o, w, from, stride, to, next) : S::template run<1, kTileBlocks>(x + r, o, w, from, stride, to, next); break;
         case 2: one ? S::template run<2, 1>(x + r, o, w, from, stride, to, next) : S::template run<2, kTileBlocks>(x + r, o, w, from, stride, to, next); break;

@@ -78,7 +78,6 @@ static inline V min(V a, V b) { return {_mm512_min_ps(a.x, b.x)}; }
 static inline V abs(V a) { return {_mm512_abs_ps(a.x)}; }
 static inline V round(V a) { return {_mm512_roundscale_ps(a.x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 static inline V to_float(I a) { return {_mm512_cvtepi32_ps(a.x)}; }
-static inline I to_int(V a) { return {_mm512_cvtps_epi32(a.x)}; }  // nearest, ties to even
 // 2^n x for an integral n between -126 and 127
 static inline V scale2(V x, V n) {
   __m512i e = _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n.x), _mm512_set1_epi32(127)), 23);
