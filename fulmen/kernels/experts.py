@@ -199,8 +199,9 @@ def mixture_of_experts(
         if needs_gradient(hidden_states, topk_weights):
             raise ValueError(f"the experts are {NO_GRADIENT}")
         if native_for(hidden_states) is None:
-            weights = experts.experts
-            return mixture_of_experts_reference(hidden_states, topk_weights, topk_ids, weights)
+            return mixture_of_experts_reference(
+                hidden_states, topk_weights, topk_ids, experts.experts
+            )
         return _run(hidden_states, topk_weights, topk_ids, experts, input_bits)
     flat = [w for expert in experts for w in expert if isinstance(w, Tensor)]
     if native_alike(hidden_states, *flat) is None or len(flat) < 3 * len(experts):

@@ -95,7 +95,7 @@ def _flat_ids(sequences: Sequence[Sequence[int] | Tensor], device: torch.device 
     if any(isinstance(ids, Tensor) for ids in sequences):
         parts = [torch.as_tensor(ids, dtype=torch.int64, device=device) for ids in sequences]
         return torch.cat(parts)
-    flat = list(chain.from_iterable(sequences))  # type: ignore[arg-type]
+    flat = list(chain.from_iterable(sequences))
     return torch.tensor(flat, dtype=torch.int64, device=device)
 
 
