@@ -1,61 +1,375 @@
-"""Who owns which pages and slots of the model's cache."""
+"""Who owns which pages and slots of the model's cache, and what finished requests leave for others.
 
-from dataclasses import dataclass
+    begin: longest known prefix, its state -> grow: pages for what comes -> advance: full pages
+    become known to all -> end: the rest too, nothing is owned any more
+
+Known prefixes form a tree: a node is 64 tokens, the page with their keys and values and, where one
+was taken, a snapshot of the lightning states after them. Keys and values never depend on company,
+so any request whose tokens agree may read the page. A model with lightning layers can go on only
+where a snapshot is, so there a hit ends at one: pages and state, or no hit.
+
+What no running request reads stays until its memory is needed: pages go leaf by leaf, snapshots one
+by one, the least recently used first.
+"""
+
+import heapq
+import itertools
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from fulmen.kernels import PAGE
+from fulmen.models import Cache, StateSnapshot
 
+Ids = tuple[int, ...]
 
-class FreeList:
-    """Numbers 0 to size - 1, handed out and given back; the lowest free number first."""
-
-    def __init__(self, size: int) -> None:
-        self._free = list(range(size - 1, -1, -1))
-
-    def __len__(self) -> int:
-        return len(self._free)
-
-    def take(self, count: int) -> list[int]:
-        """`count` numbers, which must be free."""
-        assert count <= len(self._free), "taken without asking can_hold"
-        return [self._free.pop() for _ in range(count)]
-
-    def give_back(self, numbers: list[int]) -> None:
-        """Returns numbers taken before."""
-        self._free.extend(numbers)
-        self._free.sort(reverse=True)
-
-
-@dataclass(frozen=True, slots=True)
-class Reservation:
-    """What one request owns of the cache while it runs."""
-
-    pages: list[int]
-    slot: int
-
-
-class CacheOwners:
-    """Reserves for each request all the pages it may ever need, so a running request never waits
-    for one."""
-
-    def __init__(self, num_pages: int, num_slots: int) -> None:
-        self.num_pages = num_pages
-        self._pages = FreeList(num_pages)
-        self._slots = FreeList(num_slots)
-
-    def can_hold(self, num_tokens: int) -> bool:
-        """Whether a request of num_tokens fits now."""
-        return pages_for(num_tokens) <= len(self._pages) and len(self._slots) > 0
-
-    def reserve(self, num_tokens: int) -> Reservation:
-        """Pages and a slot for num_tokens; ask `can_hold` first."""
-        return Reservation(self._pages.take(pages_for(num_tokens)), self._slots.take(1)[0])
-
-    def release(self, reservation: Reservation) -> None:
-        """Gives a request's share back."""
-        self._pages.give_back(reservation.pages)
-        self._slots.give_back([reservation.slot])
+_WORTH_A_PASS = 4 * PAGE
+"""Tokens of a prompt from which on its last page ends a pass, so that a snapshot can be taken."""
 
 
 def pages_for(num_tokens: int) -> int:
     """Pages that hold num_tokens."""
     return -(-num_tokens // PAGE)
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """A page of tokens that are known, after those of its parents."""
+
+    ids: Ids
+    """64 tokens; fewer where a request ended inside a page, then without children"""
+    page: int
+    parent: "Node | None"
+    depth: int
+    """Tokens up to the end of this node"""
+    state: StateSnapshot | None = None
+    """After the last of its tokens; always None without lightning layers"""
+    children: "dict[Ids, Node]" = field(default_factory=dict)
+    num_users: int = 0
+    """Running requests that read the page"""
+    last_used: int = 0
+    was_hit: bool = False
+    """Whether a request went on from the snapshot"""
+
+
+@dataclass(slots=True, eq=False)
+class Holding:
+    """What one running request owns: known pages it shares, pages of its own after them, a slot."""
+
+    slot: int
+    nodes: list[Node]
+    """From the root down; each is 64 tokens"""
+    pages: list[int]
+    """Of all tokens: those of the nodes, then its own"""
+    num_tokens: int
+    """Tokens whose keys, values and states are in the cache"""
+    stops: list[int]
+    """Page ends ahead, the nearest last, where a snapshot is wanted: a pass should end there"""
+    spaced: list[Node] = field(default_factory=list)
+    """Nodes that got a snapshot on the way, from the root down"""
+
+    def pass_end(self, num_tokens: int) -> int:
+        """Where a pass that would end at num_tokens had better end."""
+        return min(num_tokens, self.stops[-1]) if self.stops else num_tokens
+
+
+class PrefixCache:
+    """The pages and slots of one `Cache`, and the tree of known prefixes."""
+
+    def __init__(self, cache: Cache, *, snapshot_bytes: int) -> None:
+        """snapshot_bytes: memory for snapshots of lightning states, besides the cache's own"""
+        self.cache = cache
+        self.snapshot_bytes = snapshot_bytes
+        self._has_states = bool(cache.states)
+        self._free_pages = list(range(cache.num_pages - 1, -1, -1))
+        self._free_slots = list(range(cache.num_slots - 1, -1, -1))
+        self._root = Node((), -1, None, 0)
+        self._clock = itertools.count(1)
+        self._num_nodes = 0
+        self._num_locked = 0
+        """Nodes that running requests read; with a node all its parents are"""
+        self._leaves: list[tuple[int, int, Node]] = []
+        """A heap of (last_used, id, node) of what may be evictable; checked when it comes up"""
+        self._snapshots: OrderedDict[Node, int] = OrderedDict()
+        """Nodes with a snapshot and its bytes, the least recently used first"""
+        self._snapshot_bytes = 0
+
+    @property
+    def num_free_pages(self) -> int:
+        """Pages that nobody owns and that hold nothing known."""
+        return len(self._free_pages)
+
+    @property
+    def num_free_slots(self) -> int:
+        """Slots that nobody owns."""
+        return len(self._free_slots)
+
+    @property
+    def num_available_pages(self) -> int:
+        """Pages that can be had now: free, or known but not being read."""
+        return len(self._free_pages) + self._num_nodes - self._num_locked
+
+    @property
+    def used_snapshot_bytes(self) -> int:
+        """Memory that snapshots take now."""
+        return self._snapshot_bytes
+
+    def hit_length(self, ids: Sequence[int]) -> int:
+        """How many of the tokens `begin` would find; at least one is left to feed."""
+        path, _, shared, _ = self._match(ids)
+        return len(path) * PAGE + shared
+
+    def begin(self, ids: Sequence[int]) -> Holding | None:
+        """A slot, and what is known of the longest usable prefix of ids (not all of them).
+
+        None if no slot is free, or no page where the prefix ends inside one.
+        """
+        if not self._free_slots:
+            return None
+        path, partial, shared, deepest = self._match(ids)
+        for node in path:
+            self._lock(node)
+        pages = [node.page for node in path]
+        depth = len(path) * PAGE
+        if shared and partial is not None:
+            self._lock(partial)  # so that making room does not take it
+            taken = self._take_pages(1)
+            self._unlock(partial)
+            if taken is None:
+                for node in reversed(path):
+                    self._unlock(node)
+                return None
+            self.cache.copy_page(partial.page, taken[0])
+            pages += taken
+        slot = self._free_slots.pop()
+        num_tokens = depth + shared
+        source = partial if shared else (path[-1] if path else None)
+        if self._has_states and source is not None:
+            assert source.state is not None
+            self.cache.restore(slot, source.state)
+            source.was_hit = True
+            self._snapshots.move_to_end(source)
+        stops = self._stops(num_tokens, deepest, len(ids)) if self._has_states else []
+        return Holding(slot, path, pages, num_tokens, stops)
+
+    def grow(self, holding: Holding, num_tokens: int) -> bool:
+        """Pages for num_tokens in all, from what nobody reads if none is free; False if there are
+        too few, then nothing is taken."""
+        missing = pages_for(num_tokens) - len(holding.pages)
+        if missing <= 0:
+            return True
+        taken = self._take_pages(missing)
+        if taken is None:
+            return False
+        holding.pages += taken
+        return True
+
+    def advance(self, holding: Holding, ids: Sequence[int], num_tokens: int) -> None:
+        """The first num_tokens of ids are in the cache now: full pages become known."""
+        holding.num_tokens = num_tokens
+        while holding.stops and holding.stops[-1] <= num_tokens:
+            holding.stops.pop()
+        before = len(holding.nodes)
+        self._publish(holding, ids)
+        if self._has_states and num_tokens % PAGE == 0 and len(holding.nodes) > before:
+            node = holding.nodes[-1]
+            if node.state is None:
+                self._store(node, self.cache.snapshot(holding.slot, 0))
+                holding.spaced.append(node)
+                self._thin_out(holding)
+
+    def end(self, holding: Holding, ids: Sequence[int], *, keeps_end: bool = True) -> None:
+        """Gives everything back; what was computed stays known.
+
+        keeps_end: False where the tokens after the last full page, and the state, are not to stay:
+        a pass that failed leaves them unsure
+        """
+        if keeps_end:
+            self._keep_end(holding, ids)
+        own = holding.pages[len(holding.nodes) :]
+        for node in reversed(holding.nodes):
+            self._unlock(node)
+        self._free_pages += own
+        self._free_slots.append(holding.slot)
+
+    def clear(self) -> None:
+        """Forgets all that no running request reads."""
+        while self._evict_leaf():
+            pass
+        for node in list(self._snapshots):
+            self._drop_snapshot(node)
+
+    # ---- the tree ----------------------------------------------------------------------------
+
+    def _match(self, ids: Sequence[int]) -> tuple[list[Node], Node | None, int, int]:
+        """The nodes a request with these ids can go on from; a node whose page begins as the next
+        tokens do, and for how many of them; and how deep the tree knows the ids, in whole pages."""
+        most = len(ids) - 1  # one token at least is fed, for its logits
+        path: list[Node] = []
+        node = self._root
+        while node.depth + PAGE <= most:
+            child = node.children.get(tuple(ids[node.depth : node.depth + PAGE]))
+            if child is None:
+                break
+            path.append(child)
+            node = child
+        deepest = node.depth
+        if not self._has_states:
+            rest = ids[node.depth : min(most, node.depth + PAGE)]
+            return path, *_longest_beginning(node, rest), deepest
+        while True:  # up to the last place whose state is known
+            node = path[-1] if path else self._root
+            rest = ids[node.depth : min(most, node.depth + PAGE)]
+            tail = _longest_with_state(node, rest)
+            if tail is not None:
+                return path, tail, len(tail.ids), deepest
+            if not path or node.state is not None:
+                return path, None, 0, deepest
+            path.pop()
+
+    @staticmethod
+    def _stops(start: int, deepest: int, end: int) -> list[int]:
+        """Where a prompt from start to end should leave snapshots: where it parts from another one,
+        for a third will part there too, and at its last page, if it is worth a pass of its own."""
+        last = (end - 1) // PAGE * PAGE
+        found = {deepest} if deepest > start else set()
+        return sorted(found | ({last} if last - start >= _WORTH_A_PASS else set()), reverse=True)
+
+    def _publish(self, holding: Holding, ids: Sequence[int]) -> None:
+        while (len(holding.nodes) + 1) * PAGE <= holding.num_tokens:
+            index = len(holding.nodes)
+            parent = holding.nodes[-1] if holding.nodes else self._root
+            key = tuple(ids[index * PAGE : (index + 1) * PAGE])
+            node = parent.children.get(key)
+            if node is None:
+                node = self._add(parent, key, holding.pages[index])
+            elif node.page != holding.pages[index]:
+                # Another request was here first; its page holds the same bits.
+                self._free_pages.append(holding.pages[index])
+                holding.pages[index] = node.page
+            self._lock(node)
+            holding.nodes.append(node)
+
+    def _add(self, parent: Node, ids: Ids, page: int) -> Node:
+        node = Node(ids, page, parent, parent.depth + len(ids))
+        node.last_used = next(self._clock)
+        parent.children[ids] = node
+        self._num_nodes += 1
+        return node
+
+    def _lock(self, node: Node) -> None:
+        self._num_locked += node.num_users == 0
+        node.num_users += 1
+
+    def _unlock(self, node: Node) -> None:
+        """Children before parents, so that parents count as used later."""
+        node.num_users -= 1
+        self._num_locked -= node.num_users == 0
+        node.last_used = next(self._clock)
+        self._note_leaf(node)
+
+    def _note_leaf(self, node: Node) -> None:
+        if node.children or node.num_users:
+            return
+        heapq.heappush(self._leaves, (node.last_used, id(node), node))
+        if len(self._leaves) > 2 * self._num_nodes + 64:  # most are out of date
+            self._leaves = [entry for entry in self._leaves if self._is_evictable(entry)]
+            heapq.heapify(self._leaves)
+
+    def _is_evictable(self, entry: tuple[int, int, Node]) -> bool:
+        last_used, _, node = entry
+        is_known = node.parent is not None and node.parent.children.get(node.ids) is node
+        is_leaf = not node.children and not node.num_users
+        return is_known and is_leaf and node.last_used == last_used
+
+    def _keep_end(self, holding: Holding, ids: Sequence[int]) -> None:
+        """Makes the last tokens known, and the state after them."""
+        node = holding.nodes[-1] if holding.nodes else self._root
+        tail = tuple(ids[node.depth : holding.num_tokens])
+        if tail and tail not in node.children:
+            page = holding.pages.pop(len(holding.nodes))
+            node = self._add(node, tail, page)
+            self._note_leaf(node)
+        elif tail:
+            node = node.children[tail]
+        if self._has_states and node is not self._root and node.state is None:
+            self._store(node, self.cache.snapshot(holding.slot, len(tail)))
+
+    def _take_pages(self, count: int) -> list[int] | None:
+        if count > self.num_available_pages:
+            return None
+        while len(self._free_pages) < count:
+            was_evicted = self._evict_leaf()
+            assert was_evicted, "a page counts as available and cannot be had"
+        return [self._free_pages.pop() for _ in range(count)]
+
+    def _evict_leaf(self) -> bool:
+        while self._leaves:
+            entry = heapq.heappop(self._leaves)
+            if not self._is_evictable(entry):
+                continue
+            node = entry[2]
+            parent = node.parent
+            assert parent is not None
+            del parent.children[node.ids]
+            self._num_nodes -= 1
+            self._free_pages.append(node.page)
+            self._drop_snapshot(node)
+            if parent is not self._root:
+                self._note_leaf(parent)
+            return True
+        return False
+
+    # ---- snapshots ---------------------------------------------------------------------------
+
+    def _store(self, node: Node, state: StateSnapshot) -> None:
+        """Keeps a snapshot, if the budget holds it at all."""
+        if state.num_bytes > self.snapshot_bytes:
+            return
+        while self._snapshot_bytes + state.num_bytes > self.snapshot_bytes:
+            self._drop_snapshot(next(iter(self._snapshots)))
+        node.state = state
+        self._snapshots[node] = state.num_bytes
+        self._snapshot_bytes += state.num_bytes
+
+    def _drop_snapshot(self, node: Node) -> None:
+        node.state = None
+        self._snapshot_bytes -= self._snapshots.pop(node, 0)
+
+    def _thin_out(self, holding: Holding) -> None:
+        """Drops snapshots on the way so that their distances grow with the distance from the end:
+        of n tokens some log n stay, and going back d tokens reads at most about d / 2 again."""
+        kept = [node for node in holding.spaced if node.state is not None]
+        index = 1
+        while index < len(kept) - 1:
+            gap = kept[index + 1].depth - kept[index - 1].depth
+            behind = holding.num_tokens - kept[index + 1].depth
+            if gap <= behind // 2 and not kept[index].was_hit:
+                self._drop_snapshot(kept.pop(index))
+            else:
+                index += 1
+        holding.spaced = kept
+
+
+def _longest_beginning(parent: Node, ids: Sequence[int]) -> tuple[Node | None, int]:
+    """The child that shares the most first tokens with ids, and how many."""
+    best, longest = None, 0
+    for child in parent.children.values():
+        shared = next(
+            (i for i, (known, id) in enumerate(zip(child.ids, ids, strict=False)) if known != id),
+            min(len(child.ids), len(ids)),
+        )
+        if shared > longest:
+            best, longest = child, shared
+    return best, longest
+
+
+def _longest_with_state(parent: Node, ids: Sequence[int]) -> Node | None:
+    """The longest child inside a page that ids begin with and whose state is known."""
+    wanted = tuple(ids)
+    fitting = [
+        child
+        for child in parent.children.values()
+        if child.state is not None and child.ids == wanted[: len(child.ids)]
+    ]
+    return max(fitting, key=lambda child: len(child.ids), default=None)

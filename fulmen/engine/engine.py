@@ -1,7 +1,7 @@
 """The engine: requests in, tokens out.
 
-    add_request -> waiting -> (cache reserved) -> running -> step: schedule, run, sample, record ->
-    finished
+    add_request -> waiting -> (known prefix found) -> running -> step: schedule, run, sample, record
+    -> finished
 
 A step runs the next tokens of many requests in one forward pass: one token of each request that
 decodes, and pieces of the prompts that are still being read, up to max_num_batched_tokens. The
@@ -13,6 +13,7 @@ import itertools
 import logging
 import math
 import secrets
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,9 +21,10 @@ from typing import Literal
 
 import torch
 
-from fulmen.engine.cache import CacheOwners, Reservation, pages_for
+from fulmen.engine.cache import Holding, PrefixCache, pages_for
 from fulmen.engine.runner import Runner
 from fulmen.engine.sampler import Candidates, Sampled, num_candidates, sample
+from fulmen.engine.scheduler import Scheduler
 from fulmen.kernels import PAGE
 from fulmen.models import Model, Packed
 from fulmen.sampling import SamplingParams
@@ -39,17 +41,25 @@ class EngineConfig:
     max_num_seqs: int = 8
     """Requests that run together; each owns one lightning state."""
     max_num_batched_tokens: int = 1024
-    """Tokens of one forward pass, over all requests."""
+    """Tokens of one forward pass, over all requests; at least max_num_seqs."""
     max_model_len: int | None = None
     """Prompt and answer together; None means the model's max_position_embeddings."""
     kv_cache_bytes: int = 2 * 2**30
-    """Memory for keys and values of the softmax layers; no more is taken than max_num_seqs
-    requests of max_model_len tokens can use."""
+    """Memory for keys and values of the softmax layers, of what runs and of prefixes that ran."""
+    snapshot_bytes: int = 2**30
+    """Memory for snapshots of lightning states, where a later request can go on."""
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_num_batched_tokens", "kv_cache_bytes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, it must be positive")
+        if self.snapshot_bytes < 0:
+            raise ValueError(f"snapshot_bytes is {self.snapshot_bytes}, it must not be negative")
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ValueError(
+                f"max_num_batched_tokens is {self.max_num_batched_tokens}, it must be at least "
+                f"max_num_seqs, {self.max_num_seqs}, so that all that run can decode in one step"
+            )
         if self.max_model_len is not None and self.max_model_len < 2:
             raise ValueError(f"max_model_len is {self.max_model_len}, it must be at least 2")
 
@@ -65,7 +75,24 @@ class TokenOutput:
     finish_reason: FinishReason | None
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """What an engine did so far."""
+
+    num_steps: int
+    num_prompt_tokens: int
+    """Of all requests added"""
+    num_hit_tokens: int
+    """Tokens that requests found in the cache when they began, or went on"""
+    num_new_tokens: int
+    num_preemptions: int
+    schedule_seconds: float
+    """What the scheduler and the bookkeeping of the cache took"""
+    run_seconds: float
+    """What forward passes and sampling took"""
+
+
+@dataclass(slots=True, eq=False)
 class Request:
     """One sequence from its prompt to its last token."""
 
@@ -74,26 +101,38 @@ class Request:
     params: SamplingParams
     seed: int
     max_tokens: int
-    output_ids: list[int] = field(default_factory=list)
+    priority: int = 0
+    ids: list[int] = field(init=False)
+    """Prompt and new tokens"""
     forced_ids: deque[int] = field(default_factory=deque)
     """Tokens that come next whatever the logits say."""
-    num_cached_tokens: int = 0
-    """Tokens whose keys, values and states are in the cache."""
     num_repetitive_tokens: int = 0
     """Latest tokens in a row that were each more likely than repetition_probability."""
-    reservation: Reservation | None = None
+    holding: Holding | None = None
+    """What it owns of the cache while it runs"""
 
-    def next_ids(self, limit: int) -> list[int]:
-        """At most `limit` tokens that come after the cached ones."""
-        start = self.num_cached_tokens
-        if start < len(self.prompt_ids):
-            return self.prompt_ids[start : start + limit]
-        return self.output_ids[start - len(self.prompt_ids) :][:limit]
+    def __post_init__(self) -> None:
+        self.ids = list(self.prompt_ids)
 
     @property
-    def num_tokens(self) -> int:
-        """Prompt and new tokens so far."""
-        return len(self.prompt_ids) + len(self.output_ids)
+    def rank(self) -> tuple[int, int]:
+        """Who goes first: the lower."""
+        return self.priority, self.request_id
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Tokens whose keys, values and states are in the cache."""
+        return self.holding.num_tokens if self.holding is not None else 0
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens to be fed before the next one is sampled."""
+        return len(self.ids) - self.num_cached_tokens
+
+    @property
+    def num_new_tokens(self) -> int:
+        """Tokens made so far."""
+        return len(self.ids) - len(self.prompt_ids)
 
 
 class Engine:
@@ -121,30 +160,38 @@ class Engine:
                 self.max_model_len,
             )
         self.max_model_len = min(self.max_model_len, num_pages * PAGE)
-        self._runner = Runner(model, model.new_cache(num_pages, self.config.max_num_seqs))
-        self._owners = CacheOwners(num_pages, self.config.max_num_seqs)
+        cache = model.new_cache(num_pages, self.config.max_num_seqs)
+        self._runner = Runner(model, cache)
+        self._prefixes = PrefixCache(cache, snapshot_bytes=self.config.snapshot_bytes)
+        self._scheduler = Scheduler(
+            self._prefixes, self.config.max_num_seqs, self.config.max_num_batched_tokens
+        )
+        self._requests: dict[int, Request] = {}
+        """Those that wait or run"""
         self._request_ids = itertools.count()
-        self._waiting: deque[Request] = deque()
-        self._running: list[Request] = []
+        self._num_steps = self._num_prompt_tokens = self._num_new_tokens = 0
+        self._schedule_seconds = self._run_seconds = 0.0
 
     def _num_pages(self) -> int:
         config = self.model.config
         width = 2 * config.num_key_value_heads * config.head_dim
         itemsize = self.model.model.embed_tokens.weight.element_size()
         page_bytes = PAGE * width * itemsize * sum(config.attn_type_list)
-        wanted = self.config.max_num_seqs * pages_for(self.max_model_len)
         if not page_bytes:  # a model of lightning layers alone keeps no keys and values
-            return wanted
+            return 4 * self.config.max_num_seqs * pages_for(self.max_model_len)
         affordable = self.config.kv_cache_bytes // page_bytes
         if not affordable:
             raise ValueError(
                 f"kv_cache_bytes is {self.config.kv_cache_bytes}, one page of 64 tokens needs "
                 f"{page_bytes}"
             )
-        return min(wanted, affordable)
+        return affordable
 
-    def add_request(self, prompt_ids: Sequence[int], params: SamplingParams) -> int:
-        """Queues a request and returns its id; its tokens come out of `step`.
+    def add_request(
+        self, prompt_ids: Sequence[int], params: SamplingParams, *, priority: int = 0
+    ) -> int:
+        """Queues a request and returns its id; its tokens come out of `step`. Lower priorities go
+        first, equal ones in the order they came.
 
         Raises ValueError for an empty prompt, an unknown token id, or a prompt that leaves no room
         for one new token in max_model_len. max_tokens is cut to the room there is.
@@ -165,8 +212,11 @@ class Engine:
             params=params,
             seed=secrets.randbits(64) if params.seed is None else params.seed % 2**64,
             max_tokens=min(params.max_tokens or room, room),
+            priority=priority,
         )
-        self._waiting.append(request)
+        self._requests[request.request_id] = request
+        self._scheduler.add(request)
+        self._num_prompt_tokens += len(ids)
         return request.request_id
 
     def _check_ids(self, token_ids: Sequence[int]) -> None:
@@ -178,79 +228,94 @@ class Engine:
     @property
     def has_unfinished(self) -> bool:
         """Whether a step has anything to do."""
-        return bool(self._waiting or self._running)
+        return bool(self._requests)
+
+    @property
+    def stats(self) -> EngineStats:
+        """What was done so far."""
+        return EngineStats(
+            num_steps=self._num_steps,
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_hit_tokens=self._scheduler.num_hit_tokens,
+            num_new_tokens=self._num_new_tokens,
+            num_preemptions=self._scheduler.num_preemptions,
+            schedule_seconds=self._schedule_seconds,
+            run_seconds=self._run_seconds,
+        )
 
     def step(self) -> list[TokenOutput]:
         """One forward pass; returns the new token of every request that got one.
 
         If it fails or is interrupted, the requests that took part are aborted.
         """
-        scheduled = self._schedule()
-        if not scheduled:
+        start = time.perf_counter()
+        plan = self._scheduler.schedule()
+        if not plan:
             return []
-        outputs = []
+        scheduled = [(self._requests[part.request.rank[1]], part.num_tokens) for part in plan]
+        planned = time.perf_counter()
         try:
-            for best, (request, _) in zip(self._run(scheduled), scheduled, strict=True):
-                # A request whose prompt is still being read gets no token yet.
-                if request.num_cached_tokens == request.num_tokens:
-                    outputs.append(self._record(request, self._sample(request, best)))
+            found = self._run(scheduled)
+            ran = time.perf_counter()
+            for request, num_tokens in scheduled:
+                assert request.holding is not None
+                end = request.num_cached_tokens + num_tokens
+                self._prefixes.advance(request.holding, request.ids, end)
+            advanced = time.perf_counter()
+            outputs = [
+                self._record(request, self._sample(request, best))
+                for best, (request, _) in zip(found, scheduled, strict=True)
+                if not request.num_pending  # else its prompt is still being read
+            ]
         except BaseException:
             # Their states may be half written. Nothing else is touched, so the others go on.
             for request, _ in scheduled:
-                self.abort(request.request_id)
+                if request.request_id in self._requests:
+                    self._remove(request, keeps_end=False)
             raise
+        self._num_steps += 1
+        self._num_new_tokens += len(outputs)
+        self._schedule_seconds += planned - start + advanced - ran
+        self._run_seconds += ran - planned + time.perf_counter() - advanced
         return outputs
 
     def is_unfinished(self, request_id: int) -> bool:
         """Whether a request waits or runs."""
-        return any(request.request_id == request_id for request in (*self._running, *self._waiting))
+        return request_id in self._requests
 
     def force(self, request_id: int, token_ids: Sequence[int]) -> None:
         """Makes token_ids the next tokens of a request, one a step, instead of sampled ones."""
         self._check_ids(token_ids)
-        self._find(request_id).forced_ids.extend(token_ids)
+        if request_id not in self._requests:
+            raise ValueError(f"request {request_id} is unknown or finished")
+        self._requests[request_id].forced_ids.extend(token_ids)
 
     def abort(self, request_id: int) -> None:
         """Drops a request and frees what it owns; unknown and finished ids are ignored."""
-        for request in list(self._waiting):
-            if request.request_id == request_id:
-                self._waiting.remove(request)
-        for request in self._running:
-            if request.request_id == request_id:
-                self._finish(request)
-                return
+        if request_id in self._requests:
+            self._remove(self._requests[request_id])
 
-    def _schedule(self) -> list[tuple[Request, list[int]]]:
-        """Which requests run this step, with the tokens each feeds: decoding ones first, then
-        prompts."""
-        while self._waiting and self._owners.can_hold(self._need(self._waiting[0])):
-            request = self._waiting.popleft()
-            request.reservation = self._owners.reserve(self._need(request))
-            self._running.append(request)
-        budget = self.config.max_num_batched_tokens
-        scheduled = []
-        by_need = sorted(self._running, key=lambda request: request.num_cached_tokens == 0)
-        for request in by_need:
-            ids = request.next_ids(budget)
-            if ids:
-                scheduled.append((request, ids))
-                budget -= len(ids)
-        return scheduled
+    def clear_cache(self) -> None:
+        """Forgets all prefixes that no running request reads."""
+        self._prefixes.clear()
 
-    @staticmethod
-    def _need(request: Request) -> int:
-        return len(request.prompt_ids) + request.max_tokens
+    def _remove(self, request: Request, *, keeps_end: bool = True) -> None:
+        del self._requests[request.request_id]
+        self._scheduler.remove(request, keeps_end=keeps_end)
 
-    def _run(self, scheduled: Sequence[tuple[Request, list[int]]]) -> list[Candidates]:
+    def _run(self, scheduled: Sequence[tuple[Request, int]]) -> list[Candidates]:
         """What may follow each request's last fed token."""
         requests = [request for request, _ in scheduled]
-        reservations = [request.reservation for request in requests]
+        holdings = [request.holding for request in requests if request.holding is not None]
         device = self.model.model.embed_tokens.weight.device
         packed = Packed.of(
-            [ids for _, ids in scheduled],
-            context_lens=[request.num_cached_tokens for request in requests],
-            block_tables=[owned.pages for owned in reservations if owned],
-            slots=[owned.slot for owned in reservations if owned],
+            [
+                request.ids[request.num_cached_tokens : request.num_cached_tokens + num_tokens]
+                for request, num_tokens in scheduled
+            ],
+            context_lens=[holding.num_tokens for holding in holdings],
+            block_tables=[holding.pages for holding in holdings],
+            slots=[holding.slot for holding in holdings],
             only_last_logits=True,
             device=device,
         )
@@ -259,8 +324,6 @@ class Engine:
         forced = [request.forced_ids[0] if request.forced_ids else 0 for request in requests]
         targets = torch.tensor(forced, device=device)
         found = self._runner.next_tokens(packed, targets=targets, top_k=top_k)
-        for request, ids in scheduled:
-            request.num_cached_tokens += len(ids)
         assert found.target_logits is not None
         sums, target_logits = found.logsumexp.tolist(), found.target_logits.tolist()
         rows = zip(sums, found.top_logits.cpu(), found.top_ids.cpu(), target_logits, strict=True)
@@ -269,14 +332,14 @@ class Engine:
     @staticmethod
     def _sample(request: Request, best: Candidates) -> Sampled:
         forced = request.forced_ids.popleft() if request.forced_ids else None
-        draw = len(request.output_ids)
+        draw = request.num_new_tokens
         return sample(best, request.params, seed=request.seed, draw=draw, forced=forced)
 
     def _record(self, request: Request, sampled: Sampled) -> TokenOutput:
-        request.output_ids.append(sampled.token_id)
+        request.ids.append(sampled.token_id)
         finish_reason = self._finish_reason(request, sampled)
         if finish_reason is not None:
-            self._finish(request)
+            self._remove(request)
         return TokenOutput(
             request.request_id,
             sampled.token_id,
@@ -295,18 +358,6 @@ class Engine:
             request.num_repetitive_tokens = (request.num_repetitive_tokens + 1) * is_repetitive
             if request.num_repetitive_tokens >= params.repetition_window:
                 return "repetition"
-        if len(request.output_ids) >= request.max_tokens:
+        if request.num_new_tokens >= request.max_tokens:
             return "length"
         return None
-
-    def _find(self, request_id: int) -> Request:
-        for request in (*self._running, *self._waiting):
-            if request.request_id == request_id:
-                return request
-        raise ValueError(f"request {request_id} is unknown or finished")
-
-    def _finish(self, request: Request) -> None:
-        self._running.remove(request)
-        if request.reservation is not None:
-            self._owners.release(request.reservation)
-            request.reservation = None

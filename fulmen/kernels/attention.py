@@ -8,6 +8,8 @@ bfloat16 and float32) this holds to the bit; the plain-torch definitions below k
 
 import functools
 import itertools
+import math
+import mmap
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -53,16 +55,17 @@ class KVPages:
         k_shape = (num_pages, num_kv_heads, padded // self.pair, PAGE, self.pair)
         v_shape = (num_pages, num_kv_heads, PAGE // self.pair, padded, self.pair)
         # Zeros for the dimensions from head_dim to Dp, which are never written.
-        self.k_pages = torch.zeros(k_shape, dtype=stored or dtype, device=device)
+        self.k_pages = _untouched_zeros(k_shape, stored or dtype, device)
         """(P, Hkv, Dp / v, 64, v), keys after rotation"""
-        self.v_pages = torch.zeros(v_shape, dtype=stored or dtype, device=device)
+        self.v_pages = _untouched_zeros(v_shape, stored or dtype, device)
         """(P, Hkv, 64 / v, Dp, v)"""
         self.k_scales: Tensor | None = None
         """(P, Hkv, 64) float32 for int8 pages: what the codes of a token and head are times"""
         self.v_scales: Tensor | None = None
         if stored == torch.int8:
-            self.k_scales = torch.zeros(num_pages, num_kv_heads, PAGE, device=device)
-            self.v_scales = torch.zeros_like(self.k_scales)
+            scales = num_pages, num_kv_heads, PAGE
+            self.k_scales = _untouched_zeros(scales, torch.float32, device)
+            self.v_scales = _untouched_zeros(scales, torch.float32, device)
 
     @property
     def num_pages(self) -> int:
@@ -99,6 +102,12 @@ class KVPages:
         self._k_tokens()[page, row] = k.view(len(k), self.num_kv_heads, -1, self.pair)
         self._v_tokens()[page, row // self.pair, row % self.pair] = v
 
+    def copy_page(self, source: int, target: int) -> None:
+        """Makes page `target` what page `source` is."""
+        for stored in (self.k_pages, self.v_pages, self.k_scales, self.v_scales):
+            if stored is not None:
+                stored[target] = stored[source]
+
     def _k_tokens(self) -> Tensor:
         """The keys, token by token: (P, 64, Hkv, Dp / v, v), the same memory."""
         return self.k_pages.permute(0, 3, 1, 2, 4)
@@ -116,6 +125,19 @@ class KVPages:
             "v_scales": 0 if self.v_scales is None else self.v_scales.data_ptr(),
             "num_pages": self.num_pages,
         }
+
+
+def _untouched_zeros(
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str
+) -> Tensor:
+    """Zeros that on a CPU take memory only where they are touched: a cache is as large as it may
+    become, and grows as it fills."""
+    if torch.device(device).type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    num_bytes = math.prod(shape) * dtype.itemsize
+    if not num_bytes:
+        return torch.zeros(shape, dtype=dtype)
+    return torch.frombuffer(mmap.mmap(-1, num_bytes), dtype=dtype).view(shape)
 
 
 def _codes(x: Tensor) -> tuple[Tensor, Tensor]:

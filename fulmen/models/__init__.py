@@ -27,7 +27,7 @@ from fulmen.models.flops import count_parameters, decode_bytes, prefill_flops
 from fulmen.models.layers import Trace
 from fulmen.models.m1 import M1, M1Config, router_aux_loss
 from fulmen.models.m2 import M2, M2Config
-from fulmen.models.packed import Cache, Packed
+from fulmen.models.packed import Cache, Packed, StateSnapshot
 from fulmen.models.plan import (
     Plan,
     figure1_svg,
@@ -63,6 +63,7 @@ __all__ = [
     "PackedConfig",
     "Plan",
     "QuantizeConfig",
+    "StateSnapshot",
     "Trace",
     "config_from_dict",
     "count_parameters",

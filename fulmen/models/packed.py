@@ -151,20 +151,33 @@ class LightningStates:
         )
         """Of all slots; `lightning_attention` updates it in place."""
 
-    def copy(self, source: int, target: int) -> None:
-        """Makes slot `target` what slot `source` is now: a snapshot, or its return."""
-        for stored in self.carry:
-            stored[target] = stored[source]
-
-    def read(self, slot: int) -> LightningCarry:
-        """A copy (1, ...) of what one slot carries."""
-        kv_state, k_tail, v_tail = (stored[slot : slot + 1].clone() for stored in self.carry)
-        return LightningCarry(kv_state, k_tail, v_tail)
+    def read(self, slot: int, tail: int = CHUNK) -> LightningCarry:
+        """A copy (1, ...) of what one slot carries, with the first `tail` rows of its tails: the
+        tokens since the last chunk boundary, all that later ones will read."""
+        kv_state, k_tail, v_tail = (stored[slot : slot + 1] for stored in self.carry)
+        return LightningCarry(
+            kv_state.clone(), k_tail[:, :, :tail].clone(), v_tail[:, :, :tail].clone()
+        )
 
     def write(self, slot: int, carry: LightningCarry) -> None:
         """Puts back what `read` returned."""
-        for stored, saved in zip(self.carry, carry, strict=True):
-            stored[slot : slot + 1] = saved
+        kv_state, k_tail, v_tail = (stored[slot : slot + 1] for stored in self.carry)
+        kv_state.copy_(carry.kv_state)
+        tail = carry.k_tail.shape[2]
+        k_tail[:, :, :tail] = carry.k_tail
+        v_tail[:, :, :tail] = carry.v_tail
+
+
+@dataclass(frozen=True, slots=True)
+class StateSnapshot:
+    """What one sequence carried through all lightning layers after some token of its own."""
+
+    layers: tuple[LightningCarry, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that it takes."""
+        return sum(stored.nbytes for carry in self.layers for stored in carry)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,3 +188,23 @@ class Cache:
     layers: tuple[KVPages | LightningStates, ...]
     num_pages: int
     num_slots: int
+
+    @property
+    def states(self) -> list[LightningStates]:
+        """Of the lightning layers, in their order."""
+        return [layer for layer in self.layers if isinstance(layer, LightningStates)]
+
+    def snapshot(self, slot: int, tail: int) -> StateSnapshot:
+        """A copy of what a slot carries; tail says how many tokens lie behind its last chunk."""
+        return StateSnapshot(tuple(states.read(slot, tail) for states in self.states))
+
+    def restore(self, slot: int, snapshot: StateSnapshot) -> None:
+        """Makes a slot what it was when the snapshot was taken, of it or of another."""
+        for states, carry in zip(self.states, snapshot.layers, strict=True):
+            states.write(slot, carry)
+
+    def copy_page(self, source: int, target: int) -> None:
+        """Makes page `target` what page `source` is, in all softmax layers."""
+        for layer in self.layers:
+            if isinstance(layer, KVPages):
+                layer.copy_page(source, target)

@@ -6,11 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fulmen.engine import Engine, EngineConfig, TokenOutput
-from fulmen.engine.cache import CacheOwners, FreeList
 from fulmen.engine.sampler import num_candidates, sample
 from fulmen.models import Model
 from fulmen.sampling import SamplingParams
-from tests.engine.helpers import best_of
+from tests.engine.helpers import assert_nothing_is_owned, best_of
 from tests.models.helpers import Session, random_model, tiny_m1, tiny_m2
 
 MODELS = {"m1": random_model(tiny_m1()), "m2": random_model(tiny_m2())}
@@ -74,8 +73,7 @@ def test_requests_in_company_equal_a_plain_loop(
             for output in engine.step():
                 outputs.setdefault(output.request_id, []).append(output.token_id)
     assert outputs == expected
-    assert len(engine._owners._pages) == engine._owners.num_pages
-    assert len(engine._owners._slots) == SMALL.max_num_seqs
+    assert_nothing_is_owned(engine)
 
 
 @every_model
@@ -94,7 +92,7 @@ def test_an_aborted_request_frees_its_share_and_disturbs_nobody(model: Model) ->
         expected = [output.token_id for output in run(alone)[request_id]]
         assert [output.token_id for output in outputs[kept[index]]][-6:] == expected[-6:]
     assert kept[3] not in outputs
-    assert len(engine._owners._pages) == engine._owners.num_pages
+    assert_nothing_is_owned(engine)
 
 
 def test_a_failed_step_aborts_what_took_part_and_leaves_the_rest(
@@ -117,7 +115,7 @@ def test_a_failed_step_aborts_what_took_part_and_leaves_the_rest(
     assert [out.token_id for out in run(engine)[second]] == [
         out.token_id for out in run_one(model, GREEDY)
     ]
-    assert len(engine._owners._pages) == engine._owners.num_pages
+    assert_nothing_is_owned(engine)
 
 
 def test_a_context_cut_by_the_caches_size_is_said(caplog: pytest.LogCaptureFixture) -> None:
@@ -218,27 +216,3 @@ def test_a_cache_too_small_for_one_page_is_refused() -> None:
         Engine(MODELS["m2"], EngineConfig(max_model_len=2000))
     with pytest.raises(ValueError, match="max_num_seqs is 0"):
         EngineConfig(max_num_seqs=0)
-
-
-@given(st.lists(st.integers(0, 8)))
-def test_a_free_list_hands_every_number_out_once(sizes: list[int]) -> None:
-    free = FreeList(8)
-    taken: list[list[int]] = []
-    for size in sizes:
-        if size <= len(free):
-            taken.append(free.take(size))
-        elif taken:
-            free.give_back(taken.pop())
-        numbers = [number for part in taken for number in part]
-        assert len(numbers) == len(set(numbers)) == 8 - len(free)
-
-
-def test_owners_hold_a_request_only_while_its_pages_and_a_slot_are_free() -> None:
-    owners = CacheOwners(num_pages=3, num_slots=2)
-    first = owners.reserve(65)
-    assert not owners.can_hold(65)
-    assert owners.can_hold(64)
-    owners.reserve(64)
-    assert not owners.can_hold(1)
-    owners.release(first)
-    assert owners.can_hold(128)

@@ -1,0 +1,159 @@
+"""Which requests run in a step, and how many tokens of each.
+
+Requests rank by priority, then by arrival. A step has a budget of tokens. Those that decode come
+first, one token each; what is left is shared among prompts, equally among equals, so a short prompt
+is not stuck behind a long one and a long one always moves. Pages are taken as they are needed; when
+there are none, the last in rank gives way: what it computed stays known for as long as there is
+room, and it goes on later from where that ends. The first in rank never gives way, so every
+request ends.
+"""
+
+import bisect
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from fulmen.engine.cache import Holding, PrefixCache, pages_for
+from fulmen.kernels import PAGE
+
+
+class Schedulable(Protocol):
+    """What the scheduler knows of a request."""
+
+    ids: list[int]
+    """Prompt and new tokens"""
+    holding: Holding | None
+    """What it owns while it runs"""
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Priority and arrival; the lower goes first."""
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens that must be fed before the next one can be sampled."""
+
+
+@dataclass(slots=True)
+class Scheduled:
+    """A request's part in a step."""
+
+    request: Schedulable
+    num_tokens: int
+    """How many of its pending tokens are fed"""
+
+
+@dataclass(slots=True)
+class Scheduler:
+    """Waiting and running requests of one cache."""
+
+    prefixes: PrefixCache
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    """Of a step; at least max_num_seqs, so that all that decode find room"""
+    num_preemptions: int = 0
+    num_hit_tokens: int = 0
+    """Tokens that admitted requests found in the cache"""
+    _waiting: list[Schedulable] = field(default_factory=list)
+    """By rank"""
+    _running: list[Schedulable] = field(default_factory=list)
+    """By rank"""
+
+    def __len__(self) -> int:
+        return len(self._waiting) + len(self._running)
+
+    def __iter__(self) -> Iterator[Schedulable]:
+        yield from self._running
+        yield from self._waiting
+
+    def add(self, request: Schedulable) -> None:
+        """Queues a request."""
+        bisect.insort(self._waiting, request, key=_rank)
+
+    def remove(self, request: Schedulable, *, keeps_end: bool = True) -> None:
+        """Drops a request, whatever its state, and frees what it owns; see `PrefixCache.end`."""
+        if request.holding is None:
+            self._waiting.remove(request)
+            return
+        self.prefixes.end(request.holding, request.ids, keeps_end=keeps_end)
+        request.holding = None
+        self._running.remove(request)
+
+    def schedule(self) -> list[Scheduled]:
+        """The next step; empty if nothing is left to do."""
+        plan: dict[int, Scheduled] = {}
+        preempted = self.num_preemptions
+        decoding = [request for request in self._running if request.num_pending == 1]
+        for request in decoding:
+            self._plan(request, 1, plan)
+        if self.num_preemptions == preempted:
+            self._admit()
+        budget = self.max_num_batched_tokens - len(plan)
+        reading = [request for request in self._running if request.num_pending > 1]
+        # A request that resumed or a prompt of one token may decode right away.
+        reading += [
+            request
+            for request in self._running
+            if request.num_pending == 1 and request not in decoding
+        ]
+        for request, num_tokens in shares(sorted(reading, key=_rank), budget):
+            self._plan(request, num_tokens, plan)
+        return list(plan.values())
+
+    def _plan(self, request: Schedulable, num_tokens: int, plan: dict[int, Scheduled]) -> None:
+        """Gives a request tokens of this step, and pages for them, if it still runs."""
+        while (holding := request.holding) is not None:
+            end = holding.pass_end(holding.num_tokens + num_tokens)
+            if self.prefixes.grow(holding, end):
+                plan[request.rank[1]] = Scheduled(request, end - holding.num_tokens)
+                return
+            last = self._running[-1]
+            assert len(self._running) > 1, "a request alone has too few pages"
+            self._preempt(last)
+            plan.pop(last.rank[1], None)
+
+    def _preempt(self, request: Schedulable) -> None:
+        self.remove(request)
+        self.add(request)
+        self.num_preemptions += 1
+
+    def _admit(self) -> None:
+        """Lets the first in rank run while there are slots and pages for what they must read."""
+        while self._waiting and len(self._running) < self.max_num_seqs:
+            request = self._waiting[0]
+            holding = self.prefixes.begin(request.ids)
+            if holding is None:
+                return
+            # One page more for each that runs: they will need them soon.
+            needed = pages_for(len(request.ids) + 1) - len(holding.pages) + len(self._running)
+            if self._running and needed > self.prefixes.num_available_pages:
+                self.prefixes.end(holding, request.ids, keeps_end=False)
+                return
+            self._waiting.pop(0)
+            request.holding = holding
+            self.num_hit_tokens += holding.num_tokens
+            bisect.insort(self._running, request, key=_rank)
+
+
+def shares(requests: Iterable[Schedulable], budget: int) -> Iterator[tuple[Schedulable, int]]:
+    """How many tokens each request reads of a budget: by priority, equally within one, no more than
+    it has; whole pages where that leaves anything."""
+    groups: dict[int, list[Schedulable]] = {}
+    for request in requests:
+        groups.setdefault(request.rank[0], []).append(request)
+    for _, group in sorted(groups.items()):
+        some = group[: max(1, budget // PAGE)]
+        some.sort(key=lambda request: request.num_pending)
+        for index, request in enumerate(some):
+            share = min(request.num_pending, budget // (len(some) - index))
+            holding = request.holding
+            if holding is not None and share < request.num_pending:
+                end = (holding.num_tokens + share) // PAGE * PAGE
+                share = end - holding.num_tokens if end > holding.num_tokens else share
+            if share > 0:
+                budget -= share
+                yield request, share
+
+
+def _rank(request: Schedulable) -> tuple[int, int]:
+    return request.rank
