@@ -11,6 +11,7 @@ who reads which stream when.
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
@@ -67,7 +68,7 @@ class LLM:
         end_of_turn = tokenizer.token_id(format.end_of_turn)
         ends = {*tokenizer.eos_token_ids, *(() if end_of_turn is None else (end_of_turn,))}
         self.engine = Engine(model, engine_config, eos_token_ids=sorted(ends))
-        self._streams: dict[int, _Stream[Any]] = {}
+        self._streams: dict[int, Stream[Any]] = {}
 
     @classmethod
     def load(
@@ -95,25 +96,48 @@ class LLM:
         self, messages: Messages, tools: Tools | None = None, params: SamplingParams | None = None
     ) -> Completion:
         """The whole answer to a conversation."""
-        with self.stream(messages, tools, params) as stream:
-            for _ in stream:
-                pass
-            return stream.finish()
+        return self.chat_many([messages], tools, params)[0]
+
+    def chat_many(
+        self,
+        conversations: Iterable[Messages],
+        tools: Tools | None = None,
+        params: SamplingParams | None = None,
+    ) -> list[Completion]:
+        """The whole answers to several conversations, computed together."""
+        tools = None if tools is None else list(tools)
+        with ExitStack() as stack:
+            streams = []
+            for messages in conversations:
+                streams.append(stack.enter_context(self.stream(messages, tools, params)))
+            for stream in streams:
+                for _ in stream:
+                    pass
+            return [stream.finish() for stream in streams]
 
     def stream(
-        self, messages: Messages, tools: Tools | None = None, params: SamplingParams | None = None
+        self,
+        messages: Messages,
+        tools: Tools | None = None,
+        params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
     ) -> "ChatStream":
-        """The answer to a conversation, event by event."""
+        """The answer to a conversation, event by event. Lower priorities go first."""
         tools = None if tools is None else list(tools)
         prompt_ids = self.format.encode(messages, tools, tokenizer=self.tokenizer)
-        return ChatStream(self, prompt_ids, tools, params or self.defaults)
+        return ChatStream(self, prompt_ids, tools, params or self.defaults, priority)
 
     def complete(
-        self, prompt: str | Sequence[int], params: SamplingParams | None = None
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
     ) -> "TextStream":
         """What the model writes after a prompt that is used as it stands, without a format."""
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-        return TextStream(self, ids, params or self.defaults)
+        return TextStream(self, ids, params or self.defaults, priority)
 
     def step(self) -> None:
         """One step of the engine; every running stream takes what became its own."""
@@ -128,10 +152,14 @@ class LLM:
             self._streams[output.request_id].receive(output)
 
     def attach(
-        self, stream: "_Stream[Any]", prompt_ids: Sequence[int], params: SamplingParams
+        self,
+        stream: "Stream[Any]",
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        priority: int,
     ) -> int:
         """Queues a stream's request and returns its id."""
-        request_id = self.engine.add_request(prompt_ids, params)
+        request_id = self.engine.add_request(prompt_ids, params, priority=priority)
         self._streams[request_id] = stream
         return request_id
 
@@ -141,13 +169,15 @@ class LLM:
         self._streams.pop(request_id, None)
 
 
-class _Stream(ABC, Generic[T]):
+class Stream(ABC, Generic[T]):
     """A running request as text, or as what a subclass makes of text.
 
     Close a stream that is not read to its end; `with` does.
     """
 
-    def __init__(self, llm: LLM, prompt_ids: Sequence[int], params: SamplingParams) -> None:
+    def __init__(
+        self, llm: LLM, prompt_ids: Sequence[int], params: SamplingParams, priority: int = 0
+    ) -> None:
         self._llm = llm
         self.prompt_ids = tuple(prompt_ids)
         self.outputs: list[TokenOutput] = []
@@ -156,7 +186,7 @@ class _Stream(ABC, Generic[T]):
         self._detokenizer = llm.tokenizer.detokenizer()
         self._stop = StopTexts(params.stop)
         self._items: deque[T] = deque()
-        self.request_id = llm.attach(self, prompt_ids, params)
+        self.request_id = llm.attach(self, prompt_ids, params, priority)
 
     def __enter__(self) -> Self:
         return self
@@ -173,9 +203,13 @@ class _Stream(ABC, Generic[T]):
         while self._items or self.finish_reason is None:
             if not self._items:
                 self._llm.step()
-            items = list(self._items)
-            self._items.clear()
-            yield items
+            yield self.take()
+
+    def take(self) -> list[T]:
+        """What is new since the last time, without a step of the engine."""
+        items = list(self._items)
+        self._items.clear()
+        return items
 
     def receive(self, output: TokenOutput) -> None:
         """Takes the next token from the engine."""
@@ -203,14 +237,14 @@ class _Stream(ABC, Generic[T]):
             self._llm.detach(self.request_id)
 
 
-class TextStream(_Stream[str]):
+class TextStream(Stream[str]):
     """A running completion: iterate for its text, piece by piece."""
 
     def _read(self, text: str) -> Iterable[str]:
         return [text] if text else []
 
 
-class ChatStream(_Stream[Event]):
+class ChatStream(Stream[Event]):
     """A running answer: iterate for its events, `finish` for what they came to."""
 
     def __init__(
@@ -219,11 +253,12 @@ class ChatStream(_Stream[Event]):
         prompt_ids: Sequence[int],
         tools: Sequence[Tool | Mapping[str, Any]] | None,
         params: SamplingParams,
+        priority: int = 0,
     ) -> None:
         self._budget = params.thinking_budget
         self._parser = llm.format.parser(tools)
         self._num_thinking_tokens = 0
-        super().__init__(llm, prompt_ids, params)
+        super().__init__(llm, prompt_ids, params, priority)
         self._limit_thinking()
 
     def _read(self, text: str) -> Iterable[Event]:

@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "engine": {"models", "kernels", "sampling"},
     "bench": {"engine", "models", "kernels"},
     "llm": {"engine", "models", "chat", "sampling"},
+    "async_llm": {"llm", "chat", "sampling"},
     "terminal": {"llm", "models", "chat", "sampling", "files"},
     "cli": {"terminal", "llm", "bench", "engine", "models", "chat", "sampling", "files"},
 }
