@@ -57,6 +57,9 @@ ContextOption = Annotated[
     typer.Option("--max-model-len", help="Prompt and answer together; the model's if absent."),
 ]
 CacheOption = Annotated[str, typer.Option("--kv-cache", help="Memory for keys and values.")]
+CacheDtypeOption = Annotated[
+    str, typer.Option("--kv-cache-dtype", help="auto, or int8: twice the tokens, less exact.")
+]
 
 
 def main() -> None:
@@ -150,6 +153,7 @@ def chat(
     device: DeviceOption = "cpu",
     max_model_len: ContextOption = None,
     kv_cache: CacheOption = "2GiB",
+    kv_cache_dtype: CacheDtypeOption = "auto",
     hide_thinking: Annotated[
         bool, typer.Option("--hide-thinking", help="Do not print thoughts.")
     ] = False,
@@ -165,7 +169,7 @@ def chat(
         raise ValueError("the message is empty, there is nothing to answer")
     if "logprobs" in given:
         raise ValueError("a chat does not print log-probabilities, fulmen generate --json does")
-    llm = _load(model, dtype, device, max_model_len, kv_cache)
+    llm = _load(model, dtype, device, max_model_len, kv_cache, kv_cache_dtype)
     params = replace(llm.defaults, **given)
     if params.thinking_budget is not None and llm.format.thinking_forced_end is None:
         terminal.stderr.print("this model does not think, --thinking-budget has no effect")
@@ -190,6 +194,7 @@ def generate(
     device: DeviceOption = "cpu",
     max_model_len: ContextOption = None,
     kv_cache: CacheOption = "2GiB",
+    kv_cache_dtype: CacheDtypeOption = "auto",
     as_json: Annotated[
         bool,
         typer.Option("--json", help="Print ids, log-probabilities and text as one JSON object."),
@@ -207,7 +212,7 @@ def generate(
         raise ValueError("a plain text has no thought, --thinking-budget is for fulmen chat")
     if "logprobs" in given and not as_json:
         raise ValueError("--logprobs needs --json")
-    llm = _load(model, dtype, device, max_model_len, kv_cache)
+    llm = _load(model, dtype, device, max_model_len, kv_cache, kv_cache_dtype)
     pieces = []
     with (
         terminal.Interrupt() as interrupt,
@@ -242,14 +247,23 @@ def _as_json(stream: "TextStream", text: str) -> str:
 
 
 def _load(
-    model: str, dtype: str | None, device: str, max_model_len: int | None, kv_cache: str
+    model: str,
+    dtype: str | None,
+    device: str,
+    max_model_len: int | None,
+    kv_cache: str,
+    kv_cache_dtype: str,
 ) -> "LLM":
     """The model with what the flags say about the engine."""
     from fulmen import terminal
     from fulmen.engine import EngineConfig
     from fulmen.models import parse_bytes
 
-    config = EngineConfig(max_model_len=max_model_len, kv_cache_bytes=parse_bytes(kv_cache))
+    config = EngineConfig(
+        max_model_len=max_model_len,
+        kv_cache_bytes=parse_bytes(kv_cache),
+        kv_cache_dtype=kv_cache_dtype,  # type: ignore[arg-type]  # which refuses other words
+    )
     return terminal.load(model, dtype=_dtype(dtype), device=device, engine_config=config)
 
 

@@ -73,6 +73,12 @@ class KVPages:
         return self.k_pages.shape[0]
 
     @property
+    def page_bytes(self) -> int:
+        """Memory of one page, keys and values and their scales."""
+        stored = (self.k_pages, self.v_pages, self.k_scales, self.v_scales)
+        return sum(part.nbytes for part in stored if part is not None) // self.num_pages
+
+    @property
     def num_kv_heads(self) -> int:
         """Hkv"""
         return self.k_pages.shape[1]

@@ -459,23 +459,37 @@ class CausalLM(nn.Module, Generic[ConfigT]):
         has_head = self.lm_head is not None or self._tied_head is not None
         return has_head and all(isinstance(weight, PackedMatrix) for weight in weights)
 
-    def new_cache(self, num_pages: int, num_slots: int) -> Cache:
-        """An empty cache: pages of 64 tokens, shared by all sequences, and one slot a sequence."""
+    def new_cache(
+        self, num_pages: int, num_slots: int, *, kv_dtype: torch.dtype | None = None
+    ) -> Cache:
+        """An empty cache: pages of 64 tokens, shared by all sequences, and one slot a sequence.
+
+        kv_dtype  torch.int8 stores keys and values as codes; None in the model's dtype
+        """
         like = self.model.embed_tokens.weight.detach()
         config = self.config
         layers = tuple(
-            KVPages(
-                num_pages,
-                config.num_key_value_heads,
-                config.head_dim,
-                dtype=like.dtype,
-                device=like.device,
-            )
+            self._new_pages(num_pages, kv_dtype)
             if kind
             else LightningStates(num_slots, config.num_attention_heads, config.head_dim, like)
             for kind in config.attn_type_list
         )
         return Cache(layers, num_pages, num_slots)
+
+    def page_bytes(self, kv_dtype: torch.dtype | None = None) -> int:
+        """Memory that 64 tokens take in all softmax layers of a cache."""
+        return self._new_pages(1, kv_dtype).page_bytes * sum(self.config.attn_type_list)
+
+    def _new_pages(self, num_pages: int, kv_dtype: torch.dtype | None) -> KVPages:
+        like, config = self.model.embed_tokens.weight, self.config
+        return KVPages(
+            num_pages,
+            config.num_key_value_heads,
+            config.head_dim,
+            dtype=like.dtype,
+            stored=kv_dtype,
+            device=like.device,
+        )
 
 
 def split_heads(x: Tensor, head_dim: int) -> Tensor:

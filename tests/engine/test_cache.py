@@ -18,21 +18,21 @@ from fulmen.sampling import SamplingParams
 from tests.engine.helpers import assert_nothing_is_owned
 from tests.models.helpers import random_model, tiny_m1, tiny_m2
 
-MODELS = {"m1": random_model(tiny_m1()), "m2": random_model(tiny_m2())}
+MODELS: dict[str, Model] = {"m1": random_model(tiny_m1()), "m2": random_model(tiny_m2())}
+MODELS["m2, int8 pages"] = MODELS["m2"]
 every_model = pytest.mark.parametrize("name", MODELS)
 STREAMS = torch.randint(61, (3, 300), generator=torch.Generator().manual_seed(5)).tolist()
 """What prompts begin with, so that some share their beginnings"""
 Tokens = list[tuple[int, float]]
 
 
-def page_bytes(model: Model) -> int:
-    config = model.config
-    width = 2 * config.num_key_value_heads * config.head_dim
-    return 64 * width * 4 * sum(config.attn_type_list)
+def kv_dtype(name: str) -> torch.dtype | None:
+    return torch.int8 if "int8" in name else None
 
 
-def small_engine(model: Model, *, pages: int = 7, snapshots: int = 100, seqs: int = 3) -> Engine:
+def small_engine(name: str, *, pages: int = 7, snapshots: int = 100, seqs: int = 3) -> Engine:
     """Room for `pages` pages, and bytes for some `snapshots` snapshots of lightning states."""
+    model = MODELS[name]
     config = model.config
     heads, dim = config.num_attention_heads, config.head_dim
     state = 4 * heads * dim * dim * (len(config.attn_type_list) - sum(config.attn_type_list))
@@ -42,7 +42,8 @@ def small_engine(model: Model, *, pages: int = 7, snapshots: int = 100, seqs: in
             max_num_seqs=seqs,
             max_num_batched_tokens=96,
             max_model_len=320,
-            kv_cache_bytes=pages * page_bytes(model),
+            kv_cache_bytes=pages * model.page_bytes(kv_dtype(name)),
+            kv_cache_dtype="int8" if kv_dtype(name) else "auto",
             snapshot_bytes=snapshots * state,
         ),
     )
@@ -54,7 +55,7 @@ def plain_loop(name: str, prompt: tuple[int, ...], max_tokens: int, seed: int) -
     model = MODELS[name]
     params = SamplingParams(max_tokens=max_tokens, seed=seed, temperature=0.8)
     top_k = num_candidates(params, model.config.vocab_size)
-    cache, pages = model.new_cache(8, 1), list(range(8))
+    cache, pages = model.new_cache(8, 1, kv_dtype=kv_dtype(name)), list(range(8))
     found: Tokens = []
     length, ids = 0, list(prompt)
     while len(found) < max_tokens:
@@ -109,7 +110,7 @@ def test_any_load_equals_a_plain_loop(
     pages: int,
     snapshots: int,
 ) -> None:
-    engine = small_engine(MODELS[name], pages=pages, snapshots=snapshots)
+    engine = small_engine(name, pages=pages, snapshots=snapshots)
     outputs: dict[int, list[TokenOutput]] = {}
     expected: dict[int, Tokens] = {}
     aborts: dict[int, int] = {}
@@ -144,7 +145,7 @@ def test_any_load_equals_a_plain_loop(
 
 @every_model
 def test_the_last_in_rank_gives_way_and_goes_on_later(name: str) -> None:
-    engine = small_engine(MODELS[name], pages=5)
+    engine = small_engine(name, pages=5)
     outputs: dict[int, list[TokenOutput]] = {}
     prompts = [tuple(STREAMS[n][:60]) for n in range(3)]
     params = SamplingParams(max_tokens=100, seed=3, temperature=0.8)
@@ -171,7 +172,7 @@ def count_fed(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> Callable[[], i
 
 @every_model
 def test_a_next_turn_reads_only_what_is_new(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = small_engine(MODELS[name], pages=20)
+    engine = small_engine(name, pages=20)
     fed = count_fed(monkeypatch, engine)
     history = tuple(STREAMS[0][:150])
     for turn in range(3):
@@ -191,7 +192,7 @@ def test_a_next_turn_reads_only_what_is_new(name: str, monkeypatch: pytest.Monke
 def test_a_request_that_runs_shares_its_pages_with_the_next(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = small_engine(MODELS[name], pages=6)
+    engine = small_engine(name, pages=6)
     fed = count_fed(monkeypatch, engine)
     prompt = tuple(STREAMS[0][:280])
     outputs: dict[int, list[TokenOutput]] = {}
@@ -210,7 +211,7 @@ def test_a_request_that_runs_shares_its_pages_with_the_next(
 def test_the_third_of_a_kind_finds_the_state_where_the_first_two_parted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    engine = small_engine(MODELS["m1"], pages=20)
+    engine = small_engine("m1", pages=20)
     fed = count_fed(monkeypatch, engine)
     common = STREAMS[0][:130]  # two pages and two tokens
     found = []
@@ -236,6 +237,14 @@ def test_snapshots_of_a_long_way_grow_further_apart() -> None:
     assert len(depths) < 40
     for depth, after in pairwise(depths):
         assert after - depth <= max(1, (298 - after) // 2 + 1)
+
+
+def test_int8_pages_change_logprobs_little() -> None:
+    prompt = tuple(STREAMS[0][:250])
+    exact, rounded = (plain_loop(name, prompt, 1, 0)[0] for name in ("m2", "m2, int8 pages"))
+    assert exact[0] == rounded[0]
+    assert exact[1] != rounded[1]
+    assert rounded[1] == pytest.approx(exact[1], abs=0.02)
 
 
 def test_what_was_used_last_stays_longest() -> None:
