@@ -60,6 +60,10 @@ CacheOption = Annotated[str, typer.Option("--kv-cache", help="Memory for keys an
 CacheDtypeOption = Annotated[
     str, typer.Option("--kv-cache-dtype", help="auto, or int8: twice the tokens, less exact.")
 ]
+DraftOption = Annotated[
+    int,
+    typer.Option("--draft-tokens", help="Guesses checked at once: repetitive text comes faster."),
+]
 
 
 def main() -> None:
@@ -154,6 +158,7 @@ def chat(
     max_model_len: ContextOption = None,
     kv_cache: CacheOption = "2GiB",
     kv_cache_dtype: CacheDtypeOption = "auto",
+    draft_tokens: DraftOption = 0,
     hide_thinking: Annotated[
         bool, typer.Option("--hide-thinking", help="Do not print thoughts.")
     ] = False,
@@ -169,7 +174,7 @@ def chat(
         raise ValueError("the message is empty, there is nothing to answer")
     if "logprobs" in given:
         raise ValueError("a chat does not print log-probabilities, fulmen generate --json does")
-    llm = _load(model, dtype, device, max_model_len, kv_cache, kv_cache_dtype)
+    llm = _load(model, dtype, device, max_model_len, kv_cache, kv_cache_dtype, draft_tokens)
     params = replace(llm.defaults, **given)
     if params.thinking_budget is not None and llm.format.thinking_forced_end is None:
         terminal.stderr.print("this model does not think, --thinking-budget has no effect")
@@ -195,6 +200,7 @@ def generate(
     max_model_len: ContextOption = None,
     kv_cache: CacheOption = "2GiB",
     kv_cache_dtype: CacheDtypeOption = "auto",
+    draft_tokens: DraftOption = 0,
     as_json: Annotated[
         bool,
         typer.Option("--json", help="Print ids, log-probabilities and text as one JSON object."),
@@ -212,7 +218,7 @@ def generate(
         raise ValueError("a plain text has no thought, --thinking-budget is for fulmen chat")
     if "logprobs" in given and not as_json:
         raise ValueError("--logprobs needs --json")
-    llm = _load(model, dtype, device, max_model_len, kv_cache, kv_cache_dtype)
+    llm = _load(model, dtype, device, max_model_len, kv_cache, kv_cache_dtype, draft_tokens)
     pieces = []
     with (
         terminal.Interrupt() as interrupt,
@@ -253,6 +259,7 @@ def _load(
     max_model_len: int | None,
     kv_cache: str,
     kv_cache_dtype: str,
+    draft_tokens: int,
 ) -> "LLM":
     """The model with what the flags say about the engine."""
     from fulmen import terminal
@@ -263,6 +270,7 @@ def _load(
         max_model_len=max_model_len,
         kv_cache_bytes=parse_bytes(kv_cache),
         kv_cache_dtype=kv_cache_dtype,  # type: ignore[arg-type]  # which refuses other words
+        num_draft_tokens=draft_tokens,
     )
     return terminal.load(model, dtype=_dtype(dtype), device=device, engine_config=config)
 

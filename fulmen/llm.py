@@ -11,7 +11,7 @@ who reads which stream when.
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
@@ -142,14 +142,14 @@ class LLM:
     def step(self) -> None:
         """One step of the engine; every running stream takes what became its own."""
         try:
-            outputs = self.engine.step()
+            with closing(self.engine.outputs()) as outputs:
+                for output in outputs:
+                    self._streams[output.request_id].receive(output)
         except BaseException:
             for request_id, stream in list(self._streams.items()):
                 if not self.engine.is_unfinished(request_id):
                     stream.close()
             raise
-        for output in outputs:
-            self._streams[output.request_id].receive(output)
 
     def attach(
         self,

@@ -15,17 +15,18 @@ import math
 import secrets
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 
 from fulmen.engine.cache import Holding, PrefixCache, pages_for
-from fulmen.engine.runner import Runner
+from fulmen.engine.drafts import Drafter
+from fulmen.engine.runner import MAX_STEP_TOKENS, Runner
 from fulmen.engine.sampler import Candidates, Sampled, num_candidates, sample
 from fulmen.engine.scheduler import Scheduler
-from fulmen.kernels import PAGE
+from fulmen.kernels import CHUNK, PAGE
 from fulmen.models import Model, Packed
 from fulmen.sampling import SamplingParams
 
@@ -49,6 +50,10 @@ class EngineConfig:
     kv_cache_dtype: Literal["auto", "int8"] = "auto"
     """How keys and values are stored: as the model computes them, or as codes of 8 bits with a
     scale for each token and head, which holds nearly twice the tokens and costs some accuracy."""
+    num_draft_tokens: int = 0
+    """Guesses (at most 15) that a decoding request may check in one step: tokens that followed the
+    same ones before in its own text. What is said does not change, to the bit; text that repeats
+    itself comes faster."""
     snapshot_bytes: int = 2**30
     """Memory for snapshots of lightning states, where a later request can go on."""
 
@@ -58,6 +63,11 @@ class EngineConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}, it must be positive")
         if self.kv_cache_dtype not in ("auto", "int8"):
             raise ValueError(f"kv_cache_dtype is {self.kv_cache_dtype!r}, it must be auto or int8")
+        if not 0 <= self.num_draft_tokens < MAX_STEP_TOKENS:
+            raise ValueError(
+                f"num_draft_tokens is {self.num_draft_tokens}, it must be 0 to "
+                f"{MAX_STEP_TOKENS - 1}"
+            )
         if self.snapshot_bytes < 0:
             raise ValueError(f"snapshot_bytes is {self.snapshot_bytes}, it must not be negative")
         if self.max_num_batched_tokens < self.max_num_seqs:
@@ -91,10 +101,13 @@ class EngineStats:
     """Tokens that requests found in the cache when they began, or went on"""
     num_new_tokens: int
     num_preemptions: int
+    num_drafted_tokens: int
+    num_accepted_tokens: int
+    """Of those drafted"""
     schedule_seconds: float
-    """What the scheduler and the bookkeeping of the cache took"""
+    """What the scheduler, guessing and the bookkeeping of the cache took"""
     run_seconds: float
-    """What forward passes and sampling took"""
+    """What forward passes took"""
 
 
 @dataclass(slots=True, eq=False)
@@ -115,6 +128,7 @@ class Request:
     """Latest tokens in a row that were each more likely than repetition_probability."""
     holding: Holding | None = None
     """What it owns of the cache while it runs"""
+    drafter: Drafter = field(default_factory=Drafter)
 
     def __post_init__(self) -> None:
         self.ids = list(self.prompt_ids)
@@ -138,6 +152,22 @@ class Request:
     def num_new_tokens(self) -> int:
         """Tokens made so far."""
         return len(self.ids) - len(self.prompt_ids)
+
+
+@dataclass(slots=True, eq=False)
+class _Part:
+    """A request's part in one forward pass."""
+
+    request: Request
+    num_tokens: int
+    draft: list[int] = field(default_factory=list)
+    """Guesses that are fed after its own tokens"""
+
+    @property
+    def ids(self) -> list[int]:
+        """What is fed."""
+        start = self.request.num_cached_tokens
+        return [*self.request.ids[start : start + self.num_tokens], *self.draft]
 
 
 class Engine:
@@ -176,6 +206,7 @@ class Engine:
         """Those that wait or run"""
         self._request_ids = itertools.count()
         self._num_steps = self._num_prompt_tokens = self._num_new_tokens = 0
+        self._num_drafted_tokens = self._num_accepted_tokens = 0
         self._schedule_seconds = self._run_seconds = 0.0
 
     def _num_pages(self) -> int:
@@ -242,45 +273,95 @@ class Engine:
             num_hit_tokens=self._scheduler.num_hit_tokens,
             num_new_tokens=self._num_new_tokens,
             num_preemptions=self._scheduler.num_preemptions,
+            num_drafted_tokens=self._num_drafted_tokens,
+            num_accepted_tokens=self._num_accepted_tokens,
             schedule_seconds=self._schedule_seconds,
             run_seconds=self._run_seconds,
         )
 
     def step(self) -> list[TokenOutput]:
-        """One forward pass; returns the new token of every request that got one.
+        """One forward pass; returns the new tokens of every request that got some."""
+        return list(self.outputs())
 
-        If it fails or is interrupted, the requests that took part are aborted.
+    def outputs(self) -> Generator[TokenOutput]:
+        """One forward pass; gives its new tokens one by one. What is forced or aborted meanwhile
+        counts for the tokens that follow, of this step too.
+
+        If it fails, is interrupted or not read to its end, the requests that took part and were not
+        done are aborted.
         """
         start = time.perf_counter()
-        plan = self._scheduler.schedule()
-        if not plan:
-            return []
-        scheduled = [(self._requests[part.request.rank[1]], part.num_tokens) for part in plan]
+        parts = [
+            _Part(self._requests[part.request.rank[1]], part.num_tokens)
+            for part in self._scheduler.schedule()
+        ]
+        if not parts:
+            return
+        self._add_drafts(parts)
         planned = time.perf_counter()
+        left = list(parts)
         try:
-            found = self._run(scheduled)
-            ran = time.perf_counter()
-            for request, num_tokens in scheduled:
-                assert request.holding is not None
-                end = request.num_cached_tokens + num_tokens
-                self._prefixes.advance(request.holding, request.ids, end)
-            advanced = time.perf_counter()
-            outputs = [
-                self._record(request, self._sample(request, best))
-                for best, (request, _) in zip(found, scheduled, strict=True)
-                if not request.num_pending  # else its prompt is still being read
-            ]
+            found = self._run(parts)
+            self._run_seconds += time.perf_counter() - planned
+            self._schedule_seconds += planned - start
+            self._num_steps += 1
+            for part, candidates in zip(parts, found, strict=True):
+                yield from self._take(part, candidates)
+                left.remove(part)
         except BaseException:
             # Their states may be half written. Nothing else is touched, so the others go on.
-            for request, _ in scheduled:
-                if request.request_id in self._requests:
-                    self._remove(request, keeps_end=False)
+            for part in left:
+                if part.request.request_id in self._requests:
+                    self._remove(part.request, keeps_end=False)
             raise
-        self._num_steps += 1
-        self._num_new_tokens += len(outputs)
-        self._schedule_seconds += planned - start + advanced - ran
-        self._run_seconds += ran - planned + time.perf_counter() - advanced
-        return outputs
+
+    def _add_drafts(self, parts: Sequence["_Part"]) -> None:
+        """Guesses for those that decode, as far as the step's budget and their pages go."""
+        room = self.config.max_num_batched_tokens - sum(part.num_tokens for part in parts)
+        for part in parts:
+            request, holding = part.request, part.request.holding
+            if not self.config.num_draft_tokens or request.num_pending > 1 or holding is None:
+                continue
+            if request.forced_ids:
+                continue
+            fed = holding.num_tokens + 1
+            # Within a chunk wrong guesses are written over; a state that took them in at the
+            # chunk's end could not be taken back.
+            in_chunk = CHUNK - 1 - fed % CHUNK
+            to_come = request.max_tokens - request.num_new_tokens - 1
+            most = min(self.config.num_draft_tokens, room, in_chunk, to_come)
+            draft = request.drafter.draft(request.ids, most) if most > 0 else []
+            if draft and self._prefixes.grow(holding, fed + len(draft)):
+                part.draft = draft
+                room -= len(draft)
+                self._num_drafted_tokens += len(draft)
+
+    def _take(self, part: "_Part", candidates: Sequence[Candidates]) -> Iterator[TokenOutput]:
+        """What a part of a step came to: no token while a prompt is read, else one and those after
+        it that were guessed right."""
+        request, holding = part.request, part.request.holding
+        if holding is None:  # aborted since the pass
+            return
+        fed = holding.num_tokens + part.num_tokens
+        self._advance(request, fed)
+        if request.num_pending:
+            return
+        for index, best in enumerate(candidates):
+            sampled = self._sample(request, best)
+            yield self._record(request, sampled)
+            self._num_new_tokens += 1
+            was_guessed = index < len(part.draft) and part.draft[index] == sampled.token_id
+            # A token that was forced since did not follow the guess.
+            if not was_guessed or request.holding is None or request.forced_ids:
+                return
+            self._num_accepted_tokens += 1
+            self._advance(request, fed + index + 1)
+
+    def _advance(self, request: Request, num_tokens: int) -> None:
+        start = time.perf_counter()
+        assert request.holding is not None
+        self._prefixes.advance(request.holding, request.ids, num_tokens)
+        self._schedule_seconds += time.perf_counter() - start
 
     def is_unfinished(self, request_id: int) -> bool:
         """Whether a request waits or runs."""
@@ -306,31 +387,33 @@ class Engine:
         del self._requests[request.request_id]
         self._scheduler.remove(request, keeps_end=keeps_end)
 
-    def _run(self, scheduled: Sequence[tuple[Request, int]]) -> list[Candidates]:
-        """What may follow each request's last fed token."""
-        requests = [request for request, _ in scheduled]
+    def _run(self, parts: Sequence["_Part"]) -> list[list[Candidates]]:
+        """What may follow the last fed token of each part, and each of its guesses."""
+        requests = [part.request for part in parts]
         holdings = [request.holding for request in requests if request.holding is not None]
         device = self.model.model.embed_tokens.weight.device
         packed = Packed.of(
-            [
-                request.ids[request.num_cached_tokens : request.num_cached_tokens + num_tokens]
-                for request, num_tokens in scheduled
-            ],
+            [part.ids for part in parts],
             context_lens=[holding.num_tokens for holding in holdings],
             block_tables=[holding.pages for holding in holdings],
             slots=[holding.slot for holding in holdings],
-            only_last_logits=True,
+            num_logits=[1 + len(part.draft) for part in parts],
             device=device,
         )
         vocab_size = self.model.config.vocab_size
         top_k = max(num_candidates(request.params, vocab_size) for request in requests)
-        forced = [request.forced_ids[0] if request.forced_ids else 0 for request in requests]
+        forced = [
+            request.forced_ids[0] if request.forced_ids else 0
+            for request, part in zip(requests, parts, strict=True)
+            for _ in range(1 + len(part.draft))
+        ]
         targets = torch.tensor(forced, device=device)
         found = self._runner.next_tokens(packed, targets=targets, top_k=top_k)
         assert found.target_logits is not None
         sums, target_logits = found.logsumexp.tolist(), found.target_logits.tolist()
         rows = zip(sums, found.top_logits.cpu(), found.top_ids.cpu(), target_logits, strict=True)
-        return [Candidates(*row) for row in rows]
+        candidates = (Candidates(*row) for row in rows)
+        return [list(itertools.islice(candidates, 1 + len(part.draft))) for part in parts]
 
     @staticmethod
     def _sample(request: Request, best: Candidates) -> Sampled:

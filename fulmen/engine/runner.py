@@ -1,9 +1,10 @@
 """One forward pass over a Packed batch: a decode step from its recorded program, the rest directly.
 
-A program is recorded for each shape of decode step (how many sequences, how wide their table of
-pages) when the shape comes a second time, and filled and replayed from then on: the same kernels,
-the same bits, without Python between them. It ends before the head, which is one call, or a sort
-in torch where many candidates are wanted; so a shape is the same whatever a step's sampling needs.
+A program is recorded for each shape of decode step (how many tokens of each sequence, how wide
+their table of pages) when the shape comes a second time, and filled and replayed from then on: the
+same kernels, the same bits, without Python between them. It ends before the head, which is one
+call, or a sort in torch where many candidates are wanted; so a shape is the same whatever a step's
+sampling needs.
 """
 
 from collections import OrderedDict
@@ -19,8 +20,13 @@ MAX_PROGRAMS: Final = 64
 """Shapes that keep their program; the one unused for longest goes."""
 
 
+MAX_STEP_TOKENS: Final = 16
+"""Tokens of one sequence that are still a decode step: one, and guesses after it."""
+
+
 class _Shape(NamedTuple):
-    num_sequences: int
+    lens: tuple[int, ...]
+    """Tokens of each sequence"""
     table_width: int
 
 
@@ -28,15 +34,16 @@ class _Step:
     """A decode step at fixed tensors, and its program."""
 
     def __init__(self, model: Model, cache: Cache, shape: _Shape, packed: Packed) -> None:
-        count, width = shape
+        lens, width = shape
+        count = len(lens)
         self.packed = Packed(
             input_ids=packed.input_ids.clone(),
             positions=packed.positions.clone(),
-            cu_seqlens=torch.arange(count + 1, dtype=torch.int32),
+            cu_seqlens=packed.cu_seqlens.clone(),
             context_lens=packed.context_lens.clone(),
             block_table=torch.zeros(count, width, dtype=torch.int32),
             slots=torch.arange(count),
-            slot_mapping=torch.zeros(count, dtype=torch.int64),
+            slot_mapping=torch.zeros(sum(lens), dtype=torch.int64),
         )
         self.fill(packed)
         self.program = Program(lambda: model.hidden_states(self.packed, cache))
@@ -92,17 +99,23 @@ class Runner:
             else:
                 self._unrecordable.add(shape)
                 del self._steps[shape]
-            hidden_states = step.program.outputs  # (L, C)
+            hidden_states = step.program.outputs  # (T, C)
+            if packed.logits_indices is not None and shape is not None and max(shape.lens) > 1:
+                hidden_states = hidden_states[packed.logits_indices]
             return self.model.next_tokens_of(hidden_states, targets=targets, top_k=top_k)
 
     def _shape(self, packed: Packed) -> _Shape | None:
         """What a decode step's program depends on; None for other batches, and for those that
         cannot be recorded."""
-        count = packed.num_sequences
-        if not self._can_record or len(packed.input_ids) != count or packed.block_table is None:
+        if not self._can_record or packed.block_table is None:
+            return None
+        if len(packed.input_ids) > MAX_STEP_TOKENS * packed.num_sequences:
+            return None
+        lens = tuple(packed.cu_seqlens.diff().tolist())
+        if max(lens) > MAX_STEP_TOKENS:
             return None
         # Powers of two, so that a growing sequence seldom changes its shape.
-        shape = _Shape(count, 1 << (packed.block_table.shape[1] - 1).bit_length())
+        shape = _Shape(lens, 1 << (packed.block_table.shape[1] - 1).bit_length())
         return None if shape in self._unrecordable else shape
 
     def _remember(self, shape: _Shape, step: _Step | None) -> None:

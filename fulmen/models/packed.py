@@ -45,12 +45,14 @@ class Packed:
         block_tables: Sequence[Sequence[int]] | None = None,
         slots: Sequence[int] | None = None,
         only_last_logits: bool = False,
+        num_logits: Sequence[int] | None = None,
         device: torch.device | str = "cpu",
     ) -> "Packed":
         """Packs the new tokens of each sequence; context_lens says how many came before.
 
         For a cache, block_tables holds pages for all tokens of each sequence, past and new, and
-        slots its row in the lightning states.
+        slots its row in the lightning states. Logits are wanted of all tokens, or of the last of
+        each sequence, or of its last num_logits.
         """
         if not sequences or any(len(sequence) == 0 for sequence in sequences):
             raise ValueError("a sequence has no tokens, each needs at least one")
@@ -73,7 +75,8 @@ class Packed:
                 for position in span
             ]
             slot_mapping = torch.tensor(mapping, device=device)
-        last = [end - 1 for end in cu_seqlens[1:]]
+        wanted = [1] * len(lens) if only_last_logits else num_logits
+        ends = cu_seqlens[1:]
         return cls(
             input_ids=_flat_ids(sequences, device),
             positions=torch.tensor(list(chain(*spans)), dtype=torch.int64, device=device),
@@ -82,7 +85,16 @@ class Packed:
             block_table=table,
             slots=None if slots is None else torch.tensor(slots, device=device),
             slot_mapping=slot_mapping,
-            logits_indices=torch.tensor(last, device=device) if only_last_logits else None,
+            logits_indices=None
+            if wanted is None
+            else torch.tensor(
+                [
+                    index
+                    for end, count in zip(ends, wanted, strict=True)
+                    for index in range(end - count, end)
+                ],
+                device=device,
+            ),
         )
 
     @property

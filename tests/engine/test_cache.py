@@ -30,7 +30,9 @@ def kv_dtype(name: str) -> torch.dtype | None:
     return torch.int8 if "int8" in name else None
 
 
-def small_engine(name: str, *, pages: int = 7, snapshots: int = 100, seqs: int = 3) -> Engine:
+def small_engine(
+    name: str, *, pages: int = 7, snapshots: int = 100, seqs: int = 3, drafts: int = 0
+) -> Engine:
     """Room for `pages` pages, and bytes for some `snapshots` snapshots of lightning states."""
     model = MODELS[name]
     config = model.config
@@ -45,6 +47,7 @@ def small_engine(name: str, *, pages: int = 7, snapshots: int = 100, seqs: int =
             kv_cache_bytes=pages * model.page_bytes(kv_dtype(name)),
             kv_cache_dtype="int8" if kv_dtype(name) else "auto",
             snapshot_bytes=snapshots * state,
+            num_draft_tokens=drafts,
         ),
     )
 
@@ -102,6 +105,7 @@ ARRIVAL = st.tuples(
     load=st.lists(ARRIVAL, min_size=2, max_size=7),
     pages=st.integers(5, 9),
     snapshots=st.sampled_from([0, 2, 5, 100]),
+    drafts=st.sampled_from([0, 1, 15]),
 )
 @settings(max_examples=25, deadline=None)
 def test_any_load_equals_a_plain_loop(
@@ -109,8 +113,9 @@ def test_any_load_equals_a_plain_loop(
     load: list[tuple[int, int, list[int], int, int, int, int, int | None]],
     pages: int,
     snapshots: int,
+    drafts: int,
 ) -> None:
-    engine = small_engine(name, pages=pages, snapshots=snapshots)
+    engine = small_engine(name, pages=pages, snapshots=snapshots, drafts=drafts)
     outputs: dict[int, list[TokenOutput]] = {}
     expected: dict[int, Tokens] = {}
     aborts: dict[int, int] = {}

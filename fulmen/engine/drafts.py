@@ -1,0 +1,41 @@
+"""Guesses of the next tokens from what a request has read and said itself (as arXiv:2304.04487 and
+arXiv:2411.04975 do): where the last tokens stood before, what followed them then may follow now. No
+second model; a guess that is wrong costs its share of one pass.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+KEY: Final = 3
+"""Tokens that must have stood before for a guess."""
+LONGEST_MATCH: Final = 32
+MOST_PLACES: Final = 4
+"""Latest places of the same KEY tokens that are compared."""
+
+
+class Drafter:
+    """The places of every run of KEY tokens of one growing sequence."""
+
+    def __init__(self) -> None:
+        self._places: dict[tuple[int, ...], list[int]] = {}
+        """Run of tokens -> where its latest occurrences end, the latest last"""
+        self._num_known = 0
+
+    def draft(self, ids: Sequence[int], most: int) -> list[int]:
+        """At most `most` tokens that may follow ids, which only grow from call to call: those after
+        the place where most of the last tokens stood before, and no more than agreed there."""
+        for end in range(max(self._num_known, KEY), len(ids)):  # the last run is what we look for
+            places = self._places.setdefault(tuple(ids[end - KEY : end]), [])
+            places.append(end)
+            del places[:-MOST_PLACES]
+        self._num_known = max(len(ids), KEY)
+        best, longest = 0, 0
+        for place in self._places.get(tuple(ids[-KEY:]), ()):
+            length = KEY
+            while (
+                length < min(LONGEST_MATCH, place) and ids[place - length - 1] == ids[-length - 1]
+            ):
+                length += 1
+            if length >= longest:
+                best, longest = place, length
+        return list(ids[best : best + min(most, longest)]) if longest else []
