@@ -159,12 +159,13 @@ class _Reader(Generic[T]):
 
     def hand_on(self, items: list[T], error: Exception | None) -> None:
         """For the engine's thread."""
-        if self.loop.is_closed():
-            return
-        if items:
-            self.loop.call_soon_threadsafe(self.arrivals.put_nowait, items)
-        if self.stream.finish_reason is not None:
-            self.loop.call_soon_threadsafe(self.arrivals.put_nowait, error)
+        try:
+            if items:
+                self.loop.call_soon_threadsafe(self.arrivals.put_nowait, items)
+            if self.stream.finish_reason is not None:
+                self.loop.call_soon_threadsafe(self.arrivals.put_nowait, error)
+        except RuntimeError:  # the loop is closed, nobody listens any more
+            self.stream.close()
 
 
 class _AsyncStream(Generic[T]):
@@ -175,8 +176,8 @@ class _AsyncStream(Generic[T]):
         self._begin = begin
         self._reader: _Reader[T] | None = None
         self._items: deque[T] = deque()
-        self._is_over = False
-        self._is_wanted = True
+        self._start: asyncio.Future[None] | None = None
+        self._is_over = self._is_ended = False
 
     async def __aenter__(self) -> Self:
         await self._started()
@@ -202,29 +203,33 @@ class _AsyncStream(Generic[T]):
 
     async def close(self) -> None:
         """Ends the request, if it still runs, when the step that is under way is over."""
-        self._is_wanted = False
-        if self._reader is not None and self._reader.stream.finish_reason is None:
-            await self._on_llm(self._reader.stream.close)
+        if self._start is not None:
+            await self._on_llm(self._end)
 
     async def _started(self) -> _Reader[T]:
-        if self._reader is None:
+        if self._start is None:
             loop = asyncio.get_running_loop()
-
-            def start() -> _Reader[T] | None:
-                if not self._is_wanted:  # its caller went away
-                    return None
-                self._reader = _Reader(self._begin(), loop)
-                self._front.watch(self._reader)
-                return self._reader
-
-            try:
-                await self._front.call(start)
-            except asyncio.CancelledError:
-                await self.close()
-                raise
+            self._start = asyncio.ensure_future(self._front.call(lambda: self._run(loop)))
+        try:
+            await asyncio.shield(self._start)
+        except asyncio.CancelledError:
+            await self.close()
+            raise
         if self._reader is None:
             raise RuntimeError("the stream is closed")
         return self._reader
+
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        """In the engine's thread: begins the request, if its caller is still there."""
+        if not self._is_ended:
+            self._reader = _Reader(self._begin(), loop)
+            self._front.watch(self._reader)
+
+    def _end(self) -> None:
+        """In the engine's thread."""
+        self._is_ended = True
+        if self._reader is not None:
+            self._reader.stream.close()
 
     async def _on_llm(self, work: Callable[[], R]) -> R:
         if not self._front.is_closed:

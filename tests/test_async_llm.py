@@ -5,6 +5,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,6 +87,32 @@ def test_a_caller_that_goes_away_frees_its_place(llm: LLM) -> None:
         found = await asyncio.gather(*tasks, late, return_exceptions=True)
         assert all(isinstance(error, asyncio.CancelledError) for error in found)
         assert (await front.chat(MESSAGES, params=SHORT)).finish_reason == "length"
+
+    run(llm, work)
+
+
+def test_a_caller_that_goes_away_while_its_request_begins_leaves_nothing(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work(front: AsyncLLM) -> None:
+        begun, may_go_on = threading.Event(), threading.Event()
+        stream = llm.stream
+
+        def slow(*args: Any, **rest: Any) -> Any:
+            begun.set()
+            may_go_on.wait(30)
+            return stream(*args, **rest)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(llm, "stream", slow)
+            task = asyncio.create_task(front.chat(MESSAGES, params=replace(SHORT, max_tokens=900)))
+            await asyncio.to_thread(begun.wait, 30)
+            task.cancel()
+            await asyncio.sleep(0.01)
+            may_go_on.set()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert not llm.engine.has_unfinished
 
     run(llm, work)
 

@@ -66,7 +66,7 @@ class Holding:
     stops: list[int]
     """Page ends ahead, the nearest last, where a snapshot is wanted: a pass should end there"""
     spaced: list[Node] = field(default_factory=list)
-    """Nodes that got a snapshot on the way, from the root down"""
+    """Nodes that got a snapshot on the way, from the root down, without those at stops"""
 
     def pass_end(self, num_tokens: int) -> int:
         """Where a pass that would end at num_tokens had better end."""
@@ -119,31 +119,32 @@ class PrefixCache:
         path, _, shared, _ = self._match(ids)
         return len(path) * PAGE + shared
 
-    def begin(self, ids: Sequence[int]) -> Holding | None:
+    def begin(self, ids: Sequence[int], *, spare: int = 0) -> Holding | None:
         """A slot, and what is known of the longest usable prefix of ids (not all of them).
 
-        None if no slot is free, or no page where the prefix ends inside one.
+        None, and nothing has changed, if no slot is free, or if with `spare` pages left over there
+        are too few for ids and a token more.
         """
         if not self._free_slots:
             return None
         path, partial, shared, deepest = self._match(ids)
         for node in path:
             self._lock(node)
+        missing = pages_for(len(ids) + 1) - len(path)
+        if missing + spare > self.num_available_pages:
+            self._unlock_all(path)
+            return None
         pages = [node.page for node in path]
-        depth = len(path) * PAGE
-        if shared and partial is not None:
-            self._lock(partial)  # so that making room does not take it
-            taken = self._take_pages(1)
-            self._unlock(partial)
-            if taken is None:
-                for node in reversed(path):
-                    self._unlock(node)
-                return None
-            self.cache.copy_page(partial.page, taken[0])
-            pages += taken
+        if partial is not None:
+            page = self._page_like(partial)
+            if page is None:  # all others are in use: what is known inside a page is given up
+                partial, shared = None, 0
+                path, pages = self._cut_to_state(path)
+            else:
+                pages.append(page)
         slot = self._free_slots.pop()
-        num_tokens = depth + shared
-        source = partial if shared else (path[-1] if path else None)
+        num_tokens = len(path) * PAGE + shared
+        source = partial or (path[-1] if path else None)
         if self._has_states and source is not None:
             assert source.state is not None
             self.cache.restore(slot, source.state)
@@ -151,6 +152,32 @@ class PrefixCache:
             self._snapshots.move_to_end(source)
         stops = self._stops(num_tokens, deepest, len(ids)) if self._has_states else []
         return Holding(slot, path, pages, num_tokens, stops)
+
+    def missing_pages(self, holding: Holding, num_tokens: int) -> int:
+        """Pages that a request still lacks for num_tokens in all."""
+        return max(0, pages_for(num_tokens) - len(holding.pages))
+
+    def _page_like(self, node: Node) -> int | None:
+        """A page of one's own that holds what a node's does; None if no other can be had."""
+        self._lock(node)  # so that making room does not take it
+        taken = self._take_pages(1)
+        self._unlock(node)
+        if taken is None:
+            return None
+        self.cache.copy_page(node.page, taken[0])
+        return taken[0]
+
+    def _cut_to_state(self, path: list[Node]) -> tuple[list[Node], list[int]]:
+        """The beginning of a locked path from which a request can go on."""
+        end = len(path)
+        while self._has_states and end and path[end - 1].state is None:
+            end -= 1
+        self._unlock_all(path[end:])
+        return path[:end], [node.page for node in path[:end]]
+
+    def _unlock_all(self, path: Sequence[Node]) -> None:
+        for node in reversed(path):
+            self._unlock(node)
 
     def grow(self, holding: Holding, num_tokens: int) -> bool:
         """Pages for num_tokens in all, from what nobody reads if none is free; False if there are
@@ -166,6 +193,7 @@ class PrefixCache:
 
     def advance(self, holding: Holding, ids: Sequence[int], num_tokens: int) -> None:
         """The first num_tokens of ids are in the cache now: full pages become known."""
+        is_stop = num_tokens in holding.stops
         holding.num_tokens = num_tokens
         while holding.stops and holding.stops[-1] <= num_tokens:
             holding.stops.pop()
@@ -174,9 +202,10 @@ class PrefixCache:
         if self._has_states and num_tokens % PAGE == 0 and len(holding.nodes) > before:
             node = holding.nodes[-1]
             if node.state is None:
-                self._store(node, self.cache.snapshot(holding.slot, 0))
-                holding.spaced.append(node)
-                self._thin_out(holding)
+                self._keep_state(node, holding.slot, 0)
+                if not is_stop:
+                    holding.spaced.append(node)
+                    self._thin_out(holding)
 
     def end(self, holding: Holding, ids: Sequence[int], *, keeps_end: bool = True) -> None:
         """Gives everything back; what was computed stays known.
@@ -187,8 +216,7 @@ class PrefixCache:
         if keeps_end:
             self._keep_end(holding, ids)
         own = holding.pages[len(holding.nodes) :]
-        for node in reversed(holding.nodes):
-            self._unlock(node)
+        self._unlock_all(holding.nodes)
         self._free_pages += own
         self._free_slots.append(holding.slot)
 
@@ -293,7 +321,7 @@ class PrefixCache:
         elif tail:
             node = node.children[tail]
         if self._has_states and node is not self._root and node.state is None:
-            self._store(node, self.cache.snapshot(holding.slot, len(tail)))
+            self._keep_state(node, holding.slot, len(tail))
 
     def _take_pages(self, count: int) -> list[int] | None:
         if count > self.num_available_pages:
@@ -322,15 +350,16 @@ class PrefixCache:
 
     # ---- snapshots ---------------------------------------------------------------------------
 
-    def _store(self, node: Node, state: StateSnapshot) -> None:
-        """Keeps a snapshot, if the budget holds it at all."""
-        if state.num_bytes > self.snapshot_bytes:
+    def _keep_state(self, node: Node, slot: int, tail: int) -> None:
+        """Takes a snapshot, if the budget holds it at all."""
+        num_bytes = self.cache.snapshot_bytes(tail)
+        if num_bytes > self.snapshot_bytes:
             return
-        while self._snapshot_bytes + state.num_bytes > self.snapshot_bytes:
+        while self._snapshot_bytes + num_bytes > self.snapshot_bytes:
             self._drop_snapshot(next(iter(self._snapshots)))
-        node.state = state
-        self._snapshots[node] = state.num_bytes
-        self._snapshot_bytes += state.num_bytes
+        node.state = self.cache.snapshot(slot, tail)
+        self._snapshots[node] = num_bytes
+        self._snapshot_bytes += num_bytes
 
     def _drop_snapshot(self, node: Node) -> None:
         node.state = None

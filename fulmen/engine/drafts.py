@@ -9,6 +9,8 @@ from typing import Final
 KEY: Final = 3
 """Tokens that must have stood before for a guess."""
 LONGEST_MATCH: Final = 32
+RECENT: Final = 1 << 14
+"""Tokens before the first guess that are looked at: a long prompt must not hold up a step."""
 MOST_PLACES: Final = 4
 """Latest places of the same KEY tokens that are compared."""
 
@@ -24,7 +26,8 @@ class Drafter:
     def draft(self, ids: Sequence[int], most: int) -> list[int]:
         """At most `most` tokens that may follow ids, which only grow from call to call: those after
         the place where most of the last tokens stood before, and no more than agreed there."""
-        for end in range(max(self._num_known, KEY), len(ids)):  # the last run is what we look for
+        start = max(self._num_known or len(ids) - RECENT, KEY)
+        for end in range(start, len(ids)):  # without the last run, which is what we look for
             places = self._places.setdefault(tuple(ids[end - KEY : end]), [])
             places.append(end)
             del places[:-MOST_PLACES]

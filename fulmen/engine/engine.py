@@ -160,6 +160,8 @@ class _Part:
 
     request: Request
     num_tokens: int
+    is_forced: bool = False
+    """Whether its next token was forced when the pass began"""
     draft: list[int] = field(default_factory=list)
     """Guesses that are fed after its own tokens"""
 
@@ -205,6 +207,9 @@ class Engine:
         self._requests: dict[int, Request] = {}
         """Those that wait or run"""
         self._request_ids = itertools.count()
+        self._in_pass: set[Request] = set()
+        """Requests of the step under way whose tokens are not taken yet: their states are ahead of
+        what is known of them"""
         self._num_steps = self._num_prompt_tokens = self._num_new_tokens = 0
         self._num_drafted_tokens = self._num_accepted_tokens = 0
         self._schedule_seconds = self._run_seconds = 0.0
@@ -284,12 +289,15 @@ class Engine:
         return list(self.outputs())
 
     def outputs(self) -> Generator[TokenOutput]:
-        """One forward pass; gives its new tokens one by one. What is forced or aborted meanwhile
-        counts for the tokens that follow, of this step too.
+        """One forward pass; gives its new tokens one by one. A request that is aborted meanwhile
+        gets no more, and what is forced on the request of the latest token counts at once, on
+        another from the next step.
 
         If it fails, is interrupted or not read to its end, the requests that took part and were not
         done are aborted.
         """
+        if self._in_pass:
+            raise RuntimeError("a step is under way, it must be read to its end first")
         start = time.perf_counter()
         parts = [
             _Part(self._requests[part.request.rank[1]], part.num_tokens)
@@ -297,7 +305,10 @@ class Engine:
         ]
         if not parts:
             return
+        for part in parts:
+            part.is_forced = bool(part.request.forced_ids)
         self._add_drafts(parts)
+        self._in_pass = {part.request for part in parts}
         planned = time.perf_counter()
         left = list(parts)
         try:
@@ -314,6 +325,8 @@ class Engine:
                 if part.request.request_id in self._requests:
                     self._remove(part.request, keeps_end=False)
             raise
+        finally:
+            self._in_pass = set()
 
     def _add_drafts(self, parts: Sequence["_Part"]) -> None:
         """Guesses for those that decode, as far as the step's budget and their pages go."""
@@ -322,7 +335,7 @@ class Engine:
             request, holding = part.request, part.request.holding
             if not self.config.num_draft_tokens or request.num_pending > 1 or holding is None:
                 continue
-            if request.forced_ids:
+            if part.is_forced:
                 continue
             fed = holding.num_tokens + 1
             # Within a chunk wrong guesses are written over; a state that took them in at the
@@ -342,12 +355,13 @@ class Engine:
         request, holding = part.request, part.request.holding
         if holding is None:  # aborted since the pass
             return
+        self._in_pass.discard(request)
         fed = holding.num_tokens + part.num_tokens
         self._advance(request, fed)
         if request.num_pending:
             return
         for index, best in enumerate(candidates):
-            sampled = self._sample(request, best)
+            sampled = self._sample(request, best, is_forced=part.is_forced)
             yield self._record(request, sampled)
             self._num_new_tokens += 1
             was_guessed = index < len(part.draft) and part.draft[index] == sampled.token_id
@@ -376,8 +390,9 @@ class Engine:
 
     def abort(self, request_id: int) -> None:
         """Drops a request and frees what it owns; unknown and finished ids are ignored."""
-        if request_id in self._requests:
-            self._remove(self._requests[request_id])
+        request = self._requests.get(request_id)
+        if request is not None:
+            self._remove(request, keeps_end=request not in self._in_pass)
 
     def clear_cache(self) -> None:
         """Forgets all prefixes that no running request reads."""
@@ -403,8 +418,8 @@ class Engine:
         vocab_size = self.model.config.vocab_size
         top_k = max(num_candidates(request.params, vocab_size) for request in requests)
         forced = [
-            request.forced_ids[0] if request.forced_ids else 0
-            for request, part in zip(requests, parts, strict=True)
+            part.request.forced_ids[0] if part.is_forced else 0
+            for part in parts
             for _ in range(1 + len(part.draft))
         ]
         targets = torch.tensor(forced, device=device)
@@ -416,8 +431,8 @@ class Engine:
         return [list(itertools.islice(candidates, 1 + len(part.draft))) for part in parts]
 
     @staticmethod
-    def _sample(request: Request, best: Candidates) -> Sampled:
-        forced = request.forced_ids.popleft() if request.forced_ids else None
+    def _sample(request: Request, best: Candidates, *, is_forced: bool) -> Sampled:
+        forced = request.forced_ids.popleft() if is_forced else None
         draw = request.num_new_tokens
         return sample(best, request.params, seed=request.seed, draw=draw, forced=forced)
 

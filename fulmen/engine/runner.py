@@ -74,8 +74,6 @@ class Runner:
         self.cache = cache
         self._steps: OrderedDict[_Shape, _Step | None] = OrderedDict()
         """None for a shape that was seen once."""
-        self._unrecordable: set[_Shape] = set()
-        """Shapes whose pass works in torch between its kernels."""
         # A plain matrix is packed anew for every call, at an address of that call.
         self._can_record = model.is_packed
 
@@ -97,11 +95,9 @@ class Runner:
             if step.program.missing is None:
                 self._remember(shape, step)
             else:
-                self._unrecordable.add(shape)
-                del self._steps[shape]
-            hidden_states = step.program.outputs  # (T, C)
-            if packed.logits_indices is not None and shape is not None and max(shape.lens) > 1:
-                hidden_states = hidden_states[packed.logits_indices]
+                self._can_record = False  # the model works in torch between its kernels
+                self._steps.clear()
+            hidden_states = step.program.outputs  # (T, C), all of whose logits are wanted
             return self.model.next_tokens_of(hidden_states, targets=targets, top_k=top_k)
 
     def _shape(self, packed: Packed) -> _Shape | None:
@@ -109,14 +105,16 @@ class Runner:
         cannot be recorded."""
         if not self._can_record or packed.block_table is None:
             return None
-        if len(packed.input_ids) > MAX_STEP_TOKENS * packed.num_sequences:
+        count = len(packed.input_ids)
+        if packed.logits_indices is not None and len(packed.logits_indices) != count:
+            return None  # a piece of a prompt
+        if count > MAX_STEP_TOKENS * packed.num_sequences:
             return None
         lens = tuple(packed.cu_seqlens.diff().tolist())
         if max(lens) > MAX_STEP_TOKENS:
             return None
         # Powers of two, so that a growing sequence seldom changes its shape.
-        shape = _Shape(lens, 1 << (packed.block_table.shape[1] - 1).bit_length())
-        return None if shape in self._unrecordable else shape
+        return _Shape(lens, 1 << (packed.block_table.shape[1] - 1).bit_length())
 
     def _remember(self, shape: _Shape, step: _Step | None) -> None:
         self._steps[shape] = step

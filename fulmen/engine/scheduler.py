@@ -11,9 +11,10 @@ request ends.
 import bisect
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Protocol
 
-from fulmen.engine.cache import Holding, PrefixCache, pages_for
+from fulmen.engine.cache import Holding, PrefixCache
 from fulmen.kernels import PAGE
 
 
@@ -81,6 +82,7 @@ class Scheduler:
 
     def schedule(self) -> list[Scheduled]:
         """The next step; empty if nothing is left to do."""
+        self._make_way()
         plan: dict[int, Scheduled] = {}
         preempted = self.num_preemptions
         decoding = [request for request in self._running if request.num_pending == 1]
@@ -112,27 +114,37 @@ class Scheduler:
             self._preempt(last)
             plan.pop(last.rank[1], None)
 
+    def _make_way(self) -> None:
+        """Takes the last in rank off its slot where a higher priority waits for one."""
+        if not self._waiting or len(self._running) < self.max_num_seqs:
+            return
+        last = self._running[-1]
+        if self._waiting[0].rank[0] < last.rank[0]:
+            self._preempt(last)
+
     def _preempt(self, request: Schedulable) -> None:
         self.remove(request)
         self.add(request)
         self.num_preemptions += 1
 
     def _admit(self) -> None:
-        """Lets the first in rank run while there are slots and pages for what they must read."""
+        """Lets the first in rank run while there are slots, and pages for what they must read
+        besides those that the running ones will need for theirs."""
         while self._waiting and len(self._running) < self.max_num_seqs:
             request = self._waiting[0]
-            holding = self.prefixes.begin(request.ids)
+            holding = self.prefixes.begin(request.ids, spare=sum(map(self._lacks, self._running)))
             if holding is None:
-                return
-            # One page more for each that runs: they will need them soon.
-            needed = pages_for(len(request.ids) + 1) - len(holding.pages) + len(self._running)
-            if self._running and needed > self.prefixes.num_available_pages:
-                self.prefixes.end(holding, request.ids, keeps_end=False)
+                assert self._running, "a request alone has too few pages"
                 return
             self._waiting.pop(0)
             request.holding = holding
             self.num_hit_tokens += holding.num_tokens
             bisect.insort(self._running, request, key=_rank)
+
+    def _lacks(self, request: Schedulable) -> int:
+        """Pages that a running request needs to read what it has, and one for what it will say."""
+        assert request.holding is not None
+        return 1 + self.prefixes.missing_pages(request.holding, len(request.ids))
 
 
 def shares(requests: Iterable[Schedulable], budget: int) -> Iterator[tuple[Schedulable, int]]:
@@ -142,7 +154,9 @@ def shares(requests: Iterable[Schedulable], budget: int) -> Iterator[tuple[Sched
     for request in requests:
         groups.setdefault(request.rank[0], []).append(request)
     for _, group in sorted(groups.items()):
-        some = group[: max(1, budget // PAGE)]
+        # As many as can have a page each, or all they need.
+        least = accumulate(min(request.num_pending, PAGE) for request in group)
+        some = group[: max(1, sum(total <= budget for total in least))]
         some.sort(key=lambda request: request.num_pending)
         for index, request in enumerate(some):
             share = min(request.num_pending, budget // (len(some) - index))

@@ -143,7 +143,9 @@ def _untouched_zeros(
     num_bytes = math.prod(shape) * dtype.itemsize
     if not num_bytes:
         return torch.zeros(shape, dtype=dtype)
-    return torch.frombuffer(mmap.mmap(-1, num_bytes), dtype=dtype).view(shape)
+    return torch.frombuffer(mmap.mmap(-1, num_bytes, access=mmap.ACCESS_COPY), dtype=dtype).view(
+        shape
+    )
 
 
 def _codes(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -186,11 +186,6 @@ class StateSnapshot:
 
     layers: tuple[LightningCarry, ...]
 
-    @property
-    def num_bytes(self) -> int:
-        """Memory that it takes."""
-        return sum(stored.nbytes for carry in self.layers for stored in carry)
-
 
 @dataclass(frozen=True, slots=True)
 class Cache:
@@ -209,6 +204,16 @@ class Cache:
     def snapshot(self, slot: int, tail: int) -> StateSnapshot:
         """A copy of what a slot carries; tail says how many tokens lie behind its last chunk."""
         return StateSnapshot(tuple(states.read(slot, tail) for states in self.states))
+
+    def snapshot_bytes(self, tail: int) -> int:
+        """Memory that a snapshot takes."""
+        return sum(
+            (
+                carry.kv_state[0].nbytes
+                + (carry.k_tail[0].nbytes + carry.v_tail[0].nbytes) * tail // CHUNK
+            )
+            for carry in (states.carry for states in self.states)
+        )
 
     def restore(self, slot: int, snapshot: StateSnapshot) -> None:
         """Makes a slot what it was when the snapshot was taken, of it or of another."""

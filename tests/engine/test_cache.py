@@ -271,3 +271,93 @@ def test_what_was_used_last_stays_longest() -> None:
     assert run(c) == 0  # takes the pages of b
     assert run(a) == 127
     assert run(b) == 0
+
+
+def params_for(max_tokens: int) -> SamplingParams:
+    return SamplingParams(max_tokens=max_tokens, seed=3, temperature=0.8)
+
+
+@every_model
+def test_a_request_aborted_within_anothers_step_leaves_nothing_wrong(name: str) -> None:
+    engine = small_engine(name, pages=20)
+    first = engine.add_request(STREAMS[0][:10], params_for(200))
+    prompt = tuple(STREAMS[1][:120])
+    second = engine.add_request(prompt, params_for(100))
+    made: list[int] = []
+    while engine.is_unfinished(second):
+        for output in engine.outputs():
+            if output.request_id == second:
+                made.append(output.token_id)
+            # With the token of this pass the second fills its page: 127 tokens are cached.
+            elif len(made) == 8:
+                engine.abort(second)
+    engine.abort(first)
+    longer = (*prompt, *made, 5, 6)
+    outputs: dict[int, list[TokenOutput]] = {}
+    third = engine.add_request(longer, params_for(5))
+    finish(engine, outputs)
+    assert tokens_of(outputs[third]) == plain_loop(name, longer, 5, 3)
+
+
+@every_model
+def test_a_known_prompt_runs_again_where_it_takes_all_pages(name: str) -> None:
+    engine = small_engine(name, pages=5)
+    prompt = tuple(STREAMS[0][:300])
+    for again in (prompt, prompt, prompt[:299], (*prompt, 3)):
+        outputs: dict[int, list[TokenOutput]] = {}
+        request_id = engine.add_request(again, params_for(10))
+        finish(engine, outputs)
+        assert tokens_of(outputs[request_id]) == plain_loop(name, again, 10, 3)
+
+
+def test_a_higher_priority_takes_the_slot_of_a_lower_one() -> None:
+    engine = small_engine("m1", pages=20, seqs=1)
+    prompts = [tuple(STREAMS[n][:70]) for n in range(2)]
+    low = engine.add_request(prompts[0], params_for(60), priority=5)
+    outputs: dict[int, list[TokenOutput]] = {}
+    for _ in range(5):
+        for output in engine.step():
+            outputs.setdefault(output.request_id, []).append(output)
+    high = engine.add_request(prompts[1], params_for(3))
+    while engine.is_unfinished(high):
+        for output in engine.step():
+            outputs.setdefault(output.request_id, []).append(output)
+    assert len(outputs[low]) < 10
+    finish(engine, outputs)
+    assert tokens_of(outputs[low]) == plain_loop("m1", prompts[0], 60, 3)
+    assert tokens_of(outputs[high]) == plain_loop("m1", prompts[1], 3, 3)
+
+
+def test_a_step_is_read_to_its_end_before_the_next() -> None:
+    engine = small_engine("m2")
+    for n in range(2):
+        engine.add_request(STREAMS[n][:5], params_for(3))
+    step = engine.outputs()
+    next(step)
+    with pytest.raises(RuntimeError, match="a step is under way"):
+        engine.step()
+    step.close()  # the second request had no token yet: it ends
+    assert not engine.is_unfinished(1)
+    finish(engine, {})
+    assert_nothing_is_owned(engine)
+
+
+def test_what_is_forced_on_another_request_comes_next_with_its_logprob() -> None:
+    engine = small_engine("m2")
+    first, second = (engine.add_request(STREAMS[n][:5], params_for(4)) for n in range(2))
+    outputs: dict[int, list[TokenOutput]] = {}
+    for output in engine.outputs():
+        outputs.setdefault(output.request_id, []).append(output)
+        if output.request_id == first:
+            engine.force(second, [7])
+    finish(engine, outputs)
+    plain = plain_loop("m2", tuple(STREAMS[1][:5]), 4, 3)
+    found = tokens_of(outputs[second])
+    assert found[0] == plain[0]
+    assert found[1][0] == 7
+    again = small_engine("m2")
+    request_id = again.add_request(STREAMS[1][:5], params_for(4))
+    again_outputs = {request_id: again.step()}
+    again.force(request_id, [7])
+    finish(again, again_outputs)
+    assert tokens_of(again_outputs[request_id]) == found
