@@ -114,11 +114,6 @@ class PrefixCache:
         """Memory that snapshots take now."""
         return self._snapshot_bytes
 
-    def hit_length(self, ids: Sequence[int]) -> int:
-        """How many of the tokens `begin` would find; at least one is left to feed."""
-        path, _, shared, _ = self._match(ids)
-        return len(path) * PAGE + shared
-
     def begin(self, ids: Sequence[int], *, spare: int = 0) -> Holding | None:
         """A slot, and what is known of the longest usable prefix of ids (not all of them).
 

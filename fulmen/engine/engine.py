@@ -207,6 +207,7 @@ class Engine:
         self._requests: dict[int, Request] = {}
         """Those that wait or run"""
         self._request_ids = itertools.count()
+        self._is_stepping = False
         self._in_pass: set[Request] = set()
         """Requests of the step under way whose tokens are not taken yet: their states are ahead of
         what is known of them"""
@@ -296,8 +297,15 @@ class Engine:
         If it fails, is interrupted or not read to its end, the requests that took part and were not
         done are aborted.
         """
-        if self._in_pass:
+        if self._is_stepping:
             raise RuntimeError("a step is under way, it must be read to its end first")
+        self._is_stepping = True
+        try:
+            yield from self._outputs()
+        finally:
+            self._is_stepping = False
+
+    def _outputs(self) -> Iterator[TokenOutput]:
         start = time.perf_counter()
         parts = [
             _Part(self._requests[part.request.rank[1]], part.num_tokens)
@@ -393,10 +401,6 @@ class Engine:
         request = self._requests.get(request_id)
         if request is not None:
             self._remove(request, keeps_end=request not in self._in_pass)
-
-    def clear_cache(self) -> None:
-        """Forgets all prefixes that no running request reads."""
-        self._prefixes.clear()
 
     def _remove(self, request: Request, *, keeps_end: bool = True) -> None:
         del self._requests[request.request_id]

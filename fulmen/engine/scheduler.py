@@ -60,13 +60,6 @@ class Scheduler:
     _running: list[Schedulable] = field(default_factory=list)
     """By rank"""
 
-    def __len__(self) -> int:
-        return len(self._waiting) + len(self._running)
-
-    def __iter__(self) -> Iterator[Schedulable]:
-        yield from self._running
-        yield from self._waiting
-
     def add(self, request: Schedulable) -> None:
         """Queues a request."""
         bisect.insort(self._waiting, request, key=_rank)

@@ -256,9 +256,9 @@ def test_what_was_used_last_stays_longest() -> None:
     prefixes = PrefixCache(MODELS["m2"].new_cache(num_pages=4, num_slots=2), snapshot_bytes=0)
 
     def run(ids: list[int]) -> int:
-        hit = prefixes.hit_length(ids)
         holding = prefixes.begin(ids)
         assert holding is not None
+        hit = holding.num_tokens
         assert prefixes.grow(holding, len(ids))
         prefixes.advance(holding, ids, len(ids))
         prefixes.end(holding, ids)
@@ -336,7 +336,10 @@ def test_a_step_is_read_to_its_end_before_the_next() -> None:
     next(step)
     with pytest.raises(RuntimeError, match="a step is under way"):
         engine.step()
-    step.close()  # the second request had no token yet: it ends
+    next(step)
+    with pytest.raises(RuntimeError, match="a step is under way"):
+        engine.step()
+    step.close()  # the second request was not done with: it ends
     assert not engine.is_unfinished(1)
     finish(engine, {})
     assert_nothing_is_owned(engine)
