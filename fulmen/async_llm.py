@@ -17,10 +17,10 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar, Unpack
 
 from fulmen.chat import Event
-from fulmen.llm import LLM, ChatStream, Completion, Messages, Stream, Tools
+from fulmen.llm import LLM, ChatStream, Completion, Messages, Stream, StreamOptions, Tools
 from fulmen.sampling import SamplingParams
 
 T = TypeVar("T")
@@ -58,15 +58,12 @@ class AsyncLLM:
         messages: Messages,
         tools: Tools | None = None,
         params: SamplingParams | None = None,
-        *,
-        priority: int = 0,
+        **options: Unpack[StreamOptions],
     ) -> "AsyncChatStream":
         """The answer to a conversation, event by event; it begins when it is entered or first
         awaited."""
         messages, tools = list(messages), None if tools is None else list(tools)
-        return AsyncChatStream(
-            self, lambda: self.llm.stream(messages, tools, params, priority=priority)
-        )
+        return AsyncChatStream(self, lambda: self.llm.stream(messages, tools, params, **options))
 
     def complete(
         self,
@@ -83,11 +80,10 @@ class AsyncLLM:
         messages: Messages,
         tools: Tools | None = None,
         params: SamplingParams | None = None,
-        *,
-        priority: int = 0,
+        **options: Unpack[StreamOptions],
     ) -> Completion:
         """The whole answer to a conversation."""
-        async with self.stream(messages, tools, params, priority=priority) as stream:
+        async with self.stream(messages, tools, params, **options) as stream:
             async for _ in stream:
                 pass
             return await stream.finish()

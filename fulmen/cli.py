@@ -22,7 +22,7 @@ import typer
 
 from fulmen import __version__
 from fulmen.files import explain, write_text
-from fulmen.sampling import SamplingParams
+from fulmen.sampling import SamplingParams, parse_count
 
 if TYPE_CHECKING:  # a command imports what it needs, so that help comes at once
     from rich.table import Table
@@ -100,6 +100,10 @@ def _field_docs(config: type) -> dict[str, str]:
     return docs
 
 
+_TOKEN_COUNTS = ("max_tokens", "thinking_budget")
+"""Flags that may be written as 40k"""
+
+
 def with_flags_of(config: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Adds a flag for every field of a dataclass; the command gets those that were given as
     `given`."""
@@ -111,7 +115,10 @@ def with_flags_of(config: type) -> Callable[[Callable[..., None]], Callable[...,
         kind: Any = kinds[0]
         if kinds[-1] is Ellipsis:  # a tuple of any length is a flag that may be repeated
             kind = list[kinds[0]]  # type: ignore[valid-type]
-        annotation = Annotated[kind | None, typer.Option(help=docs.get(name), show_default=False)]
+        options: dict[str, Any] = {"help": docs.get(name), "show_default": False}
+        if name in _TOKEN_COUNTS:
+            options |= {"parser": parse_count, "metavar": "TOKENS"}
+        annotation = Annotated[kind | None, typer.Option(**options)]
         kind_of_parameter = inspect.Parameter.KEYWORD_ONLY
         return inspect.Parameter(name, kind_of_parameter, default=None, annotation=annotation)
 

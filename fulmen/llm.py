@@ -3,18 +3,18 @@
     messages -> format.encode -> engine -> token -> detokenizer -> stop texts -> parser -> Reply
 
 Here ids become text and text becomes ids, once each way. What needs text is decided here, after
-every step of the engine: a stop text ends a request, a thought over its budget gets its closing tag
-forced. It is decided when a token is made, not when someone reads it, so an answer never depends on
-who reads which stream when.
+every token: a stop text ends a request, a thought near the end of its budget is led to its closing
+tag (`thinking.py`). It is decided when a token is made, not when someone reads it, so an answer
+never depends on who reads which stream when.
 """
 
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypedDict, TypeVar, Unpack
 
 import torch
 
@@ -30,6 +30,7 @@ from fulmen.models import (
     resolve,
 )
 from fulmen.sampling import SamplingParams
+from fulmen.thinking import Nudge, Purse, ThoughtBudget
 
 Messages = Iterable[Message | Mapping[str, Any]]
 Tools = Iterable[Tool | Mapping[str, Any]]
@@ -46,6 +47,25 @@ class Completion:
     outputs: tuple[TokenOutput, ...]
     """Every new token with its log-probability, the end-of-turn token included."""
     num_thinking_tokens: int
+    begun_ids: tuple[int, ...] = ()
+    """Where it was taken up again: the ids it began with, between prompt and outputs."""
+
+    @property
+    def answer_ids(self) -> tuple[int, ...]:
+        """All ids of the answer."""
+        return (*self.begun_ids, *(output.token_id for output in self.outputs))
+
+
+class StreamOptions(TypedDict, total=False):
+    """What else an answer may be asked with."""
+
+    begun: Sequence[int]
+    """Ids that the answer begins with: one that was stopped goes on as if it had not been, if it
+    had a seed. Its events are not given again, the reply holds all."""
+    purse: Purse | None
+    """Tokens of thought that this answer shares with others; what was begun takes its part anew"""
+    priority: int
+    """Lower ones go first."""
 
 
 class LLM:
@@ -93,23 +113,32 @@ class LLM:
         return cls(model, tokenizer, format, engine_config=engine_config, defaults=defaults)
 
     def chat(
-        self, messages: Messages, tools: Tools | None = None, params: SamplingParams | None = None
+        self,
+        messages: Messages,
+        tools: Tools | None = None,
+        params: SamplingParams | None = None,
+        **options: Unpack[StreamOptions],
     ) -> Completion:
-        """The whole answer to a conversation."""
-        return self.chat_many([messages], tools, params)[0]
+        """The whole answer to a conversation; see `stream`."""
+        with self.stream(messages, tools, params, **options) as stream:
+            for _ in stream:
+                pass
+            return stream.finish()
 
     def chat_many(
         self,
         conversations: Iterable[Messages],
         tools: Tools | None = None,
         params: SamplingParams | None = None,
+        **options: Unpack[StreamOptions],
     ) -> list[Completion]:
-        """The whole answers to several conversations, computed together."""
+        """The whole answers to several conversations, computed together; see `stream`."""
         tools = None if tools is None else list(tools)
         with ExitStack() as stack:
             streams = []
             for messages in conversations:
-                streams.append(stack.enter_context(self.stream(messages, tools, params)))
+                stream = self.stream(messages, tools, params, **options)
+                streams.append(stack.enter_context(stream))
             for stream in streams:
                 for _ in stream:
                     pass
@@ -120,13 +149,23 @@ class LLM:
         messages: Messages,
         tools: Tools | None = None,
         params: SamplingParams | None = None,
-        *,
-        priority: int = 0,
+        **options: Unpack[StreamOptions],
     ) -> "ChatStream":
-        """The answer to a conversation, event by event. Lower priorities go first."""
+        """The answer to a conversation, event by event."""
         tools = None if tools is None else list(tools)
         prompt_ids = self.format.encode(messages, tools, tokenizer=self.tokenizer)
-        return ChatStream(self, prompt_ids, tools, params or self.defaults, priority)
+        return self.answer(prompt_ids, tools, params, **options)
+
+    def answer(
+        self,
+        prompt_ids: Sequence[int],
+        tools: Tools | None = None,
+        params: SamplingParams | None = None,
+        **options: Unpack[StreamOptions],
+    ) -> "ChatStream":
+        """The same after a prompt whose ids are known."""
+        tools = None if tools is None else list(tools)
+        return ChatStream(self, prompt_ids, tools, params or self.defaults, **options)
 
     def complete(
         self,
@@ -137,7 +176,7 @@ class LLM:
     ) -> "TextStream":
         """What the model writes after a prompt that is used as it stands, without a format."""
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-        return TextStream(self, ids, params or self.defaults, priority)
+        return TextStream(self, ids, params or self.defaults, priority=priority)
 
     def step(self) -> None:
         """One step of the engine; every running stream takes what became its own."""
@@ -156,10 +195,14 @@ class LLM:
         stream: "Stream[Any]",
         prompt_ids: Sequence[int],
         params: SamplingParams,
-        priority: int,
+        *,
+        num_begun: int = 0,
+        priority: int = 0,
     ) -> int:
         """Queues a stream's request and returns its id."""
-        request_id = self.engine.add_request(prompt_ids, params, priority=priority)
+        request_id = self.engine.add_request(
+            prompt_ids, params, num_begun=num_begun, priority=priority
+        )
         self._streams[request_id] = stream
         return request_id
 
@@ -176,17 +219,28 @@ class Stream(ABC, Generic[T]):
     """
 
     def __init__(
-        self, llm: LLM, prompt_ids: Sequence[int], params: SamplingParams, priority: int = 0
+        self,
+        llm: LLM,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        begun: Sequence[int] = (),
+        priority: int = 0,
     ) -> None:
         self._llm = llm
         self.prompt_ids = tuple(prompt_ids)
+        self.begun_ids = tuple(begun)
         self.outputs: list[TokenOutput] = []
         """Every new token so far, the one that ended the answer included."""
         self.finish_reason: FinishReason | None = None
         self._detokenizer = llm.tokenizer.detokenizer()
         self._stop = StopTexts(params.stop)
         self._items: deque[T] = deque()
-        self.request_id = llm.attach(self, prompt_ids, params, priority)
+        for token_id in begun:
+            self._take_begun(token_id)
+        ids = [*prompt_ids, *begun]
+        num_begun = len(self.begun_ids)
+        self.request_id = llm.attach(self, ids, params, num_begun=num_begun, priority=priority)
 
     def __enter__(self) -> Self:
         return self
@@ -226,6 +280,12 @@ class Stream(ABC, Generic[T]):
         if self.finish_reason is not None:
             self._llm.detach(self.request_id)
 
+    def _take_begun(self, token_id: int) -> None:
+        """Takes a token of an answer that goes on from there; its items are known already."""
+        self._read(self._stop.feed(self._detokenizer.feed([token_id])))
+        if self._stop.is_found:
+            raise ValueError("the answer that was begun has a stop text in it, it cannot go on")
+
     @abstractmethod
     def _read(self, text: str) -> Iterable[T]:
         """What a piece of text means; it is the last one when finish_reason is set."""
@@ -253,31 +313,64 @@ class ChatStream(Stream[Event]):
         prompt_ids: Sequence[int],
         tools: Sequence[Tool | Mapping[str, Any]] | None,
         params: SamplingParams,
+        *,
+        begun: Sequence[int] = (),
+        purse: Purse | None = None,
         priority: int = 0,
     ) -> None:
-        self._budget = params.thinking_budget
         self._parser = llm.format.parser(tools)
-        self._num_thinking_tokens = 0
-        super().__init__(llm, prompt_ids, params, priority)
-        self._limit_thinking()
+        self._thought = ThoughtBudget(llm.format, llm.tokenizer, params, purse)
+        self._forced: deque[int] = deque()
+        """What is decided to come next and not passed on yet"""
+        self._nudge: Nudge | None = None
+        self._steer()
+        super().__init__(llm, prompt_ids, params, begun=begun, priority=priority)
+        self._pass_on()
+
+    def receive(self, output: TokenOutput) -> None:
+        self._see(output.token_id)
+        super().receive(output)
+        if self.finish_reason is None:
+            self._pass_on()
+
+    def _take_begun(self, token_id: int) -> None:
+        if self._forced and self._forced.popleft() != token_id:
+            self._forced.clear()
+            self._thought.reopen()
+        self._see(token_id)
+        super()._take_begun(token_id)
 
     def _read(self, text: str) -> Iterable[Event]:
-        self._num_thinking_tokens += self._parser.is_thinking
+        if self._parser.is_thinking:
+            self._thought.count(text)
         events = self._parser.feed(text)
         if self.finish_reason is not None:
             return events + self._parser.finish_events()
-        self._limit_thinking()
+        self._steer()
         return events
 
-    def _limit_thinking(self) -> None:
-        """Forces the end of a thought that has used up its budget, once."""
-        if self._budget is None or not self._parser.is_thinking:
-            return
-        if self._num_thinking_tokens >= self._budget:
-            self._budget = None
-            forced_end = self._llm.format.thinking_forced_end
-            assert forced_end is not None  # a format without an end of thought never thinks
-            self._llm.engine.force(self.request_id, self._llm.tokenizer.encode(forced_end))
+    def _see(self, token_id: int) -> None:
+        """Takes note of a token before its text is read."""
+        nudge, self._nudge = self._nudge, None
+        if nudge is not None and token_id == nudge.token_id:
+            self._forced.extend(self._thought.took_nudge())
+
+    def _steer(self) -> None:
+        """Decides what comes next, inside a thought."""
+        decision = self._thought.decide() if self._parser.is_thinking else None
+        if isinstance(decision, Nudge):
+            self._nudge = decision
+        elif decision is not None:
+            self._forced.extend(decision)
+
+    def _pass_on(self) -> None:
+        """Tells the engine what was decided."""
+        engine = self._llm.engine
+        if self._forced:
+            engine.force(self.request_id, self._forced)
+            self._forced.clear()
+        if self._nudge is not None:
+            engine.nudge(self.request_id, self._nudge.token_id, self._nudge.bias)
 
     def finish(self) -> Completion:
         """Ends the answer if it still runs, and returns what it came to."""
@@ -287,7 +380,8 @@ class ChatStream(Stream[Event]):
             self.finish_reason or "abort",
             self.prompt_ids,
             tuple(self.outputs),
-            self._num_thinking_tokens,
+            self._thought.num_tokens,
+            self.begun_ids,
         )
 
 
@@ -326,11 +420,21 @@ class StopTexts:
 
 
 def recommended_sampling(name: str, folder: Path, format: Format) -> SamplingParams:
-    """The sampling of generation_config.json, else of the model's card, else of its family.
+    """The sampling of generation_config.json, else of the model's card, else of its family; and the
+    thinking budget that the card says it was trained to.
 
     A field that is null is absent, and a top_k of 0 means none: so the hub's libraries write them.
     """
-    file = folder / "generation_config.json"
+    card = get_card(name) if name.lower() in (card.name for card in list_cards()) else None
+    params = _generation_config(folder / "generation_config.json")
+    if params is None and card is not None:
+        params = SamplingParams(**asdict(card.sampling))
+    if params is None:
+        params = SamplingParams(top_k=None if format.name == "minimax_m1" else 40)
+    return replace(params, thinking_budget=card.thinking_budget) if card is not None else params
+
+
+def _generation_config(file: Path) -> SamplingParams | None:
     given = read_json(file) if file.exists() else {}
     fields: dict[str, Any] = {
         key: given[key]
@@ -341,11 +445,9 @@ def recommended_sampling(name: str, folder: Path, format: Format) -> SamplingPar
         fields["top_k"] = None
     if given.get("do_sample") is False:
         fields["temperature"] = 0
-    if fields:
-        try:
-            return SamplingParams(**({"top_k": None, "top_p": 1.0} | fields))
-        except ValueError as error:
-            raise ValueError(f"{error}, see {file}") from None
-    if name.lower() in (card.name for card in list_cards()):
-        return SamplingParams(**asdict(get_card(name).sampling))
-    return SamplingParams(top_k=None) if format.name == "minimax_m1" else SamplingParams()
+    if not fields:
+        return None
+    try:
+        return SamplingParams(**({"top_k": None, "top_p": 1.0} | fields))
+    except ValueError as error:
+        raise ValueError(f"{error}, see {file}") from None

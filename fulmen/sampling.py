@@ -1,5 +1,6 @@
 """What a caller may ask of the next token; the one set of options that every door accepts."""
 
+import re
 from dataclasses import dataclass
 
 
@@ -32,10 +33,20 @@ class SamplingParams:
     M1's training used 3,000 (arXiv:2506.13585)."""
     repetition_probability: float = 0.99
     thinking_budget: int | None = None
-    """After this many tokens of thought the closing tag is forced; None means no limit."""
+    """At most this many tokens of thought; 0 means none, None no limit. Counts as 40k are taken,
+    too: M1 was trained to 40k and 80k."""
+    thinking_landing: float = 0.1
+    """In this last share of the budget the end of the thought is made likelier where a sentence
+    ends, and a last phrase leads to the answer; 0 cuts the thought off."""
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "top_p", "min_p", "repetition_probability"):
+        for name in (
+            "temperature",
+            "top_p",
+            "min_p",
+            "repetition_probability",
+            "thinking_landing",
+        ):
             self._check_kind(name, (int, float), "a number")
         for name in ("top_k", "seed", "max_tokens", "logprobs", "repetition_window"):
             self._check_kind(name, (int, type(None)), "a whole number or none")
@@ -67,6 +78,7 @@ class SamplingParams:
                 "thinking_budget",
                 "be 0 or more",
             ),
+            (0 <= self.thinking_landing <= 1, "thinking_landing", "lie between 0 and 1"),
         ):
             if not holds:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, it must {needed}")
@@ -75,3 +87,13 @@ class SamplingParams:
         value = getattr(self, name)
         if not isinstance(value, kinds) or isinstance(value, bool):
             raise ValueError(f"{name} is {value!r}, it must be {needed}")
+
+
+def parse_count(text: str) -> int:
+    """A number of tokens as people write it: 512, 40k, 1.5M, 80,000."""
+    found = re.fullmatch(r"([\d,]+|\d+\.\d+)([kKmM]?)", text.strip())
+    number = float(found[1].replace(",", "") or "nan") if found else float("nan")
+    count = number * {"": 1, "k": 1000, "m": 1000000}[found[2].lower() if found else ""]
+    if count != count or count != int(count):
+        raise ValueError(f"{text!r} is no number of tokens, it must look like 512 or 40k")
+    return int(count)

@@ -29,7 +29,7 @@ from fulmen.chat import (
 from fulmen.files import explain, write_text
 from fulmen.llm import LLM, Completion
 from fulmen.models import resolve
-from fulmen.sampling import SamplingParams
+from fulmen.sampling import SamplingParams, parse_count
 
 stderr = Console(stderr=True, highlight=False, emoji=False)
 
@@ -307,6 +307,8 @@ def _set(conversation: Conversation, rest: str) -> None:
         parsed = None if value == "none" else json.loads(value)
     except json.JSONDecodeError:
         parsed = value  # a stop text may be typed without quotes
+        if name in ("max_tokens", "thinking_budget"):
+            parsed = parse_count(value)
     if isinstance(known[name], tuple):
         parsed = tuple(parsed) if isinstance(parsed, list) else (parsed,) * (parsed is not None)
     change: dict[str, Any] = {name: parsed}

@@ -20,6 +20,8 @@ class Format(ABC):
     """The tag that closes a thought; None when the format has no thought."""
     thinking_forced_end: str | None
     """What a thinking budget writes to end the thought as the model would."""
+    thinking_last_phrase: str = "I have thought enough, it is time to answer.\n"
+    """What it writes before, where there is room for it."""
 
     @abstractmethod
     def segments(

@@ -207,6 +207,7 @@ class M1Parser(StreamParser):
         super().__init__(tools, new_call_id)
         self._may_think = thinking_open
         self._is_in_quoted_think = False
+        self._has_thought = False
         self._state: Callable[[], bool] = self._text
         self._call: _Call | None = None
         self._broken: _Broken | None = None
@@ -228,8 +229,12 @@ class M1Parser(StreamParser):
     # Thought and content.
 
     def _text(self) -> bool:
-        in_thought = self._is_thinking or self._is_in_quoted_think
-        tags = (END_THINK,) if in_thought else (THINK, TOOL_BLOCK, END_TOOL_BLOCK)
+        if self._is_thinking or self._is_in_quoted_think:
+            tags: tuple[str, ...] = (END_THINK,)
+        else:
+            tags = (THINK, TOOL_BLOCK, END_TOOL_BLOCK)
+            if self._has_thought:
+                tags = (*tags, END_THINK)
         end, tag = self._find(tags)
         self._say(self._take(end))
         if tag is None:
@@ -239,13 +244,13 @@ class M1Parser(StreamParser):
             self._may_think = self._has_block_content = False
             self._content.end_segment()
             self._state = self._block
-        elif tag == END_TOOL_BLOCK:
-            self._problem(f"a stray {tag} was taken out of the text")
         elif tag == END_THINK and self._is_thinking:
-            self._is_thinking = False
+            self._is_thinking, self._has_thought = False, True
             self._content.start_after_thinking()
         elif tag == THINK and self._may_think and self._content.is_blank:
             self._is_thinking, self._may_think = True, False
+        elif tag == END_TOOL_BLOCK or (tag == END_THINK and not self._is_in_quoted_think):
+            self._problem(f"a stray {tag} was taken out of the text")
         else:
             self._is_in_quoted_think = tag == THINK
             self._say(tag)

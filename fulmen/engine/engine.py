@@ -15,7 +15,7 @@ import math
 import secrets
 import time
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -119,11 +119,15 @@ class Request:
     params: SamplingParams
     seed: int
     max_tokens: int
+    num_begun: int = 0
+    """How many of the prompt's last tokens were drawn before, by this request's seed"""
     priority: int = 0
     ids: list[int] = field(init=False)
     """Prompt and new tokens"""
     forced_ids: deque[int] = field(default_factory=deque)
     """Tokens that come next whatever the logits say."""
+    nudge: tuple[int, float] | None = None
+    """An id, and what its logit gains at the next draw"""
     num_repetitive_tokens: int = 0
     """Latest tokens in a row that were each more likely than repetition_probability."""
     holding: Holding | None = None
@@ -160,10 +164,19 @@ class _Part:
 
     request: Request
     num_tokens: int
-    is_forced: bool = False
-    """Whether its next token was forced when the pass began"""
+    forced: int | None = None
+    """Its next token, if it was forced when the pass began"""
+    nudge: tuple[int, float] | None = None
+    """An id that was made likelier when the pass began, and by how much"""
     draft: list[int] = field(default_factory=list)
     """Guesses that are fed after its own tokens"""
+
+    @property
+    def target(self) -> int:
+        """The id whose logit is wanted besides the best; any if none is."""
+        if self.forced is not None:
+            return self.forced
+        return self.nudge[0] if self.nudge is not None else 0
 
     @property
     def ids(self) -> list[int]:
@@ -228,10 +241,18 @@ class Engine:
         return affordable
 
     def add_request(
-        self, prompt_ids: Sequence[int], params: SamplingParams, *, priority: int = 0
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        num_begun: int = 0,
+        priority: int = 0,
     ) -> int:
         """Queues a request and returns its id; its tokens come out of `step`. Lower priorities go
         first, equal ones in the order they came.
+
+        num_begun   the last tokens of prompt_ids that are an answer's beginning: with a seed, the
+                    rest is drawn as if it had never stopped
 
         Raises ValueError for an empty prompt, an unknown token id, or a prompt that leaves no room
         for one new token in max_model_len. max_tokens is cut to the room there is.
@@ -252,6 +273,7 @@ class Engine:
             params=params,
             seed=secrets.randbits(64) if params.seed is None else params.seed % 2**64,
             max_tokens=min(params.max_tokens or room, room),
+            num_begun=num_begun,
             priority=priority,
         )
         self._requests[request.request_id] = request
@@ -259,7 +281,7 @@ class Engine:
         self._num_prompt_tokens += len(ids)
         return request.request_id
 
-    def _check_ids(self, token_ids: Sequence[int]) -> None:
+    def _check_ids(self, token_ids: Collection[int]) -> None:
         vocab_size = self.model.config.vocab_size
         wrong = next((token for token in token_ids if not 0 <= token < vocab_size), None)
         if wrong is not None:
@@ -314,7 +336,9 @@ class Engine:
         if not parts:
             return
         for part in parts:
-            part.is_forced = bool(part.request.forced_ids)
+            request = part.request
+            part.forced = request.forced_ids[0] if request.forced_ids else None
+            part.nudge = request.nudge
         self._add_drafts(parts)
         self._in_pass = {part.request for part in parts}
         planned = time.perf_counter()
@@ -343,7 +367,7 @@ class Engine:
             request, holding = part.request, part.request.holding
             if not self.config.num_draft_tokens or request.num_pending > 1 or holding is None:
                 continue
-            if part.is_forced:
+            if part.forced is not None or part.nudge is not None:
                 continue
             fed = holding.num_tokens + 1
             # Within a chunk wrong guesses are written over; a state that took them in at the
@@ -369,12 +393,13 @@ class Engine:
         if request.num_pending:
             return
         for index, best in enumerate(candidates):
-            sampled = self._sample(request, best, is_forced=part.is_forced)
+            sampled = self._sample(part, best)
             yield self._record(request, sampled)
             self._num_new_tokens += 1
             was_guessed = index < len(part.draft) and part.draft[index] == sampled.token_id
-            # A token that was forced since did not follow the guess.
-            if not was_guessed or request.holding is None or request.forced_ids:
+            # What was forced or nudged since was not known to the pass.
+            is_steered = bool(request.forced_ids) or request.nudge is not None
+            if not was_guessed or request.holding is None or is_steered:
                 return
             self._num_accepted_tokens += 1
             self._advance(request, fed + index + 1)
@@ -389,12 +414,20 @@ class Engine:
         """Whether a request waits or runs."""
         return request_id in self._requests
 
-    def force(self, request_id: int, token_ids: Sequence[int]) -> None:
+    def force(self, request_id: int, token_ids: Collection[int]) -> None:
         """Makes token_ids the next tokens of a request, one a step, instead of sampled ones."""
         self._check_ids(token_ids)
         if request_id not in self._requests:
             raise ValueError(f"request {request_id} is unknown or finished")
         self._requests[request_id].forced_ids.extend(token_ids)
+
+    def nudge(self, request_id: int, token_id: int, bias: float) -> None:
+        """Adds bias to the logit of one id where a request's next token is drawn, and only there;
+        its log-probability is reported as the model gave it."""
+        self._check_ids([token_id])
+        if request_id not in self._requests:
+            raise ValueError(f"request {request_id} is unknown or finished")
+        self._requests[request_id].nudge = token_id, bias
 
     def abort(self, request_id: int) -> None:
         """Drops a request and frees what it owns; unknown and finished ids are ignored."""
@@ -421,12 +454,8 @@ class Engine:
         )
         vocab_size = self.model.config.vocab_size
         top_k = max(num_candidates(request.params, vocab_size) for request in requests)
-        forced = [
-            part.request.forced_ids[0] if part.is_forced else 0
-            for part in parts
-            for _ in range(1 + len(part.draft))
-        ]
-        targets = torch.tensor(forced, device=device)
+        wanted = [part.target for part in parts for _ in range(1 + len(part.draft))]
+        targets = torch.tensor(wanted, device=device)
         found = self._runner.next_tokens(packed, targets=targets, top_k=top_k)
         assert found.target_logits is not None
         sums, target_logits = found.logsumexp.tolist(), found.target_logits.tolist()
@@ -435,10 +464,20 @@ class Engine:
         return [list(itertools.islice(candidates, 1 + len(part.draft))) for part in parts]
 
     @staticmethod
-    def _sample(request: Request, best: Candidates, *, is_forced: bool) -> Sampled:
-        forced = request.forced_ids.popleft() if is_forced else None
-        draw = request.num_new_tokens
-        return sample(best, request.params, seed=request.seed, draw=draw, forced=forced)
+    def _sample(part: "_Part", best: Candidates) -> Sampled:
+        request = part.request
+        if part.forced is not None:
+            request.forced_ids.popleft()
+        if request.nudge is part.nudge:
+            request.nudge = None
+        return sample(
+            best,
+            request.params,
+            seed=request.seed,
+            draw=request.num_begun + request.num_new_tokens,
+            forced=part.forced,
+            nudge=part.nudge,
+        )
 
     def _record(self, request: Request, sampled: Sampled) -> TokenOutput:
         request.ids.append(sampled.token_id)

@@ -35,8 +35,8 @@ class Candidates(NamedTuple):
     `num_candidates`"""
     ids: Tensor
     """(n,) int64"""
-    forced_logit: float | None = None
-    """The logit of the token that is forced, if one is."""
+    target_logit: float | None = None
+    """The logit of the token that is forced or nudged, if one is."""
 
 
 def num_candidates(params: SamplingParams, vocab_size: int) -> int:
@@ -46,22 +46,33 @@ def num_candidates(params: SamplingParams, vocab_size: int) -> int:
 
 
 def sample(
-    best: Candidates, params: SamplingParams, *, seed: int, draw: int, forced: int | None = None
+    best: Candidates,
+    params: SamplingParams,
+    *,
+    seed: int,
+    draw: int,
+    forced: int | None = None,
+    nudge: tuple[int, float] | None = None,
 ) -> Sampled:
     """The next token of one request.
 
     seed    of the request
     draw    index of the token among the request's new tokens
     forced  take this id instead of sampling; its log-probability is reported all the same
+    nudge   an id and what is added to its logit before it is drawn
     """
     if forced is not None:
-        assert best.forced_logit is not None
-        token_id, logit = forced, best.forced_logit
+        assert best.target_logit is not None
+        token_id, logit = forced, best.target_logit
     else:
+        shown = best if nudge is None else nudged(best, *nudge)
         place = 0
         if params.temperature > 0:
-            place = _draw(probabilities(best.logits, params), seed, draw)
-        token_id, logit = int(best.ids[place]), float(best.logits[place])
+            place = _draw(probabilities(shown.logits, params), seed, draw)
+        token_id, logit = int(shown.ids[place]), float(shown.logits[place])
+        if nudge is not None and token_id == nudge[0]:
+            assert best.target_logit is not None
+            logit = best.target_logit
     count = params.logprobs or 0
     top = zip(best.ids[:count].tolist(), best.logits[:count].tolist(), strict=True)
     return Sampled(
@@ -69,6 +80,16 @@ def sample(
         logit - best.logsumexp,
         tuple((some, value - best.logsumexp) for some, value in top),
     )
+
+
+def nudged(best: Candidates, token_id: int, bias: float) -> Candidates:
+    """The candidates, as many, with the logit of one more or of one of them raised by bias."""
+    assert best.target_logit is not None
+    others = best.ids != token_id
+    logits = torch.cat([best.logits[others], torch.tensor([best.target_logit + bias])])
+    ids = torch.cat([best.ids[others], torch.tensor([token_id])])
+    order = logits.argsort(descending=True, stable=True)[: len(best.ids)]
+    return best._replace(logits=logits[order], ids=ids[order])
 
 
 def probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
