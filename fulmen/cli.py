@@ -12,7 +12,7 @@ import logging
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
@@ -27,6 +27,7 @@ from fulmen.sampling import SamplingParams, parse_count
 if TYPE_CHECKING:  # a command imports what it needs, so that help comes at once
     from rich.table import Table
 
+    from fulmen.engine import SessionStore
     from fulmen.llm import LLM, TextStream
 
 DEFAULT_MODEL = "smollm2"
@@ -41,6 +42,11 @@ app = typer.Typer(
 )
 models_app = typer.Typer(help="List, show, fetch and check models.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
+sessions_app = typer.Typer(
+    help="Conversations on disk: list, show, fork, take back, remove, export.",
+    no_args_is_help=True,
+)
+app.add_typer(sessions_app, name="sessions")
 
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="A folder, a catalog name or a hub id.")
@@ -51,6 +57,9 @@ DtypeOption = Annotated[
 ]
 
 
+StoreOption = Annotated[
+    Path | None, typer.Option(help="Where sessions live; ~/.local/share/fulmen/sessions if absent.")
+]
 DeviceOption = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, cuda:1.")]
 ContextOption = Annotated[
     int | None,
@@ -158,8 +167,19 @@ def chat(
     message: Annotated[
         str | None, typer.Argument(help="Ask this, print the answer and leave.")
     ] = None,
-    model: ModelOption = DEFAULT_MODEL,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="A folder, a catalog name or a hub id; smollm2."),
+    ] = None,
     system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
+    session: Annotated[
+        str | None,
+        typer.Option(help="Go on with this conversation, or begin it: it is kept on disk."),
+    ] = None,
+    store: StoreOption = None,
+    session_bytes: Annotated[
+        str, typer.Option(help="Disk that all sessions' states may take.")
+    ] = "20GiB",
     dtype: DtypeOption = None,
     device: DeviceOption = "cpu",
     max_model_len: ContextOption = None,
@@ -174,6 +194,7 @@ def chat(
 ) -> None:
     """Talk to a model: interactively, or one answer to MESSAGE (or to what is piped in)."""
     from fulmen import terminal
+    from fulmen.sessions import Session
 
     if message is None and not sys.stdin.isatty():
         message = _read_stdin()
@@ -181,18 +202,37 @@ def chat(
         raise ValueError("the message is empty, there is nothing to answer")
     if "logprobs" in given:
         raise ValueError("a chat does not print log-probabilities, fulmen generate --json does")
-    llm = _load(model, dtype, device, max_model_len, kv_cache, kv_cache_dtype, draft_tokens)
+    sessions = _store(store, session_bytes)
+    if session is not None and model is None and sessions.has(session):
+        model = sessions.head(session).model
+    name = model or DEFAULT_MODEL
+    llm = _load(name, dtype, device, max_model_len, kv_cache, kv_cache_dtype, draft_tokens)
     params = replace(llm.defaults, **given)
     if params.thinking_budget is not None and llm.format.thinking_forced_end is None:
         terminal.stderr.print("this model does not think, --thinking-budget has no effect")
     conversation = terminal.Conversation(
         llm, params, system=system, show_thinking=not hide_thinking
     )
-    if message is None:
-        terminal.converse(conversation)
-        return
-    if conversation.ask(message).finish_reason == "abort":
-        raise typer.Exit(130)
+    with sessions.used_by_one(session) if session is not None else nullcontext():
+        if session is not None:
+            conversation.attach(Session(llm, sessions, session, model=_lasting(name)))
+        if message is None:
+            terminal.converse(conversation)
+        elif conversation.ask(message).finish_reason == "abort":
+            raise typer.Exit(130)
+
+
+def _lasting(name: str) -> str:
+    """A model's name as it is understood from any folder."""
+    return str(Path(name).resolve()) if Path(name).exists() else name
+
+
+def _store(root: Path | None, max_bytes: str = "20GiB") -> "SessionStore":
+    from fulmen.engine import SessionStore
+    from fulmen.models import parse_bytes
+    from fulmen.sessions import default_store
+
+    return SessionStore(root or default_store(), max_bytes=parse_bytes(max_bytes))
 
 
 @app.command()
@@ -647,6 +687,123 @@ def bench(
         return
     for table in report.tables:
         _print(table)
+
+
+SessionArgument = Annotated[str, typer.Argument(help="The session's name.")]
+TurnOption = Annotated[
+    int | None, typer.Option(help="After this many turns; fulmen sessions show counts them.")
+]
+TokenOption = Annotated[
+    int | None, typer.Option(help="After this many tokens of that turn's answer.")
+]
+
+
+@sessions_app.command("list")
+def sessions_list(store: StoreOption = None) -> None:
+    """All sessions, the last used first."""
+    from datetime import datetime
+
+    from rich.table import Table
+
+    from fulmen.sessions import last_question
+
+    sessions = _store(store)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("name", "turns", "tokens", "MiB", "last used", "model", "last question"):
+        right = column in ("turns", "tokens", "MiB")
+        table.add_column(column, justify="right" if right else "left", no_wrap=True)
+    for name in sessions.names():
+        try:
+            head = sessions.head(name)
+            turns = sessions.turns(head)
+        except ValueError as error:
+            table.add_row(name, "", "", "", "", "", str(error))
+            continue
+        when = datetime.fromtimestamp(head.used or head.created).strftime("%Y-%m-%d %H:%M")
+        size = f"{sessions.chunk_bytes(head) / 2**20:.1f}"
+        tokens = f"{len(sessions.ids_of(head)):,}"
+        model = Path(head.model).name
+        question = last_question(turns)[:60]
+        table.add_row(name, str(len(turns)), tokens, size, when, model, question)
+    _print(table)
+
+
+@sessions_app.command("show")
+def sessions_show(name: SessionArgument, store: StoreOption = None) -> None:
+    """What was said, turn by turn, with the tokens of each."""
+    from fulmen.sessions import Exchange
+
+    sessions = _store(store)
+    head = sessions.head(name)
+    turns = sessions.turns(head)
+    print(f"{name}: {head.model}, {len(turns)} turns, {len(sessions.ids_of(head)):,} tokens")
+    for number, turn in enumerate(turns, 1):
+        exchange = Exchange.of(turn)
+        is_cut = head.cut is not None and number == len(turns)
+        kept = f", taken back to token {head.cut}" if is_cut else ""
+        print(
+            f"\n== turn {number}: {turn.num_shared + len(turn.new_ids):,} tokens, answer "
+            f"{turn.num_answer:,}, {exchange.finish_reason}{kept}"
+        )
+        for message in (*exchange.messages, exchange.reply):
+            if message.thinking:
+                print(f"-- {message.role}, thinking\n{message.thinking}")
+            print(f"-- {message.role}\n{message.content}")
+            for call in message.tool_calls:
+                print(f"{call.name}({json.dumps(dict(call.arguments), ensure_ascii=False)})")
+
+
+@sessions_app.command("fork")
+def sessions_fork(
+    name: SessionArgument,
+    new: Annotated[str, typer.Argument(help="The new session's name.")],
+    turn: TurnOption = None,
+    token: TokenOption = None,
+    store: StoreOption = None,
+) -> None:
+    """A second session with the same past, or its beginning; costs a few hundred bytes."""
+    _store(store).fork(name, new, num_turns=turn, cut=token)
+
+
+@sessions_app.command("rewind")
+def sessions_rewind(
+    name: SessionArgument,
+    turn: Annotated[int, typer.Option(help="Keep this many turns.")],
+    token: TokenOption = None,
+    store: StoreOption = None,
+) -> None:
+    """Take a session back to the end of a turn, or to a token of its answer."""
+    sessions = _store(store)
+    with sessions.used_by_one(name):
+        sessions.rewind(name, num_turns=turn, cut=token)
+
+
+@sessions_app.command("rm")
+def sessions_rm(
+    names: Annotated[list[str], typer.Argument(help="The sessions' names.")],
+    store: StoreOption = None,
+) -> None:
+    """Forget sessions, and all that no other one shares with them."""
+    sessions = _store(store)
+    for name in names:
+        with sessions.used_by_one(name):
+            sessions.remove(name)
+
+
+@sessions_app.command("export")
+def sessions_export(
+    name: SessionArgument,
+    tokens: Annotated[
+        bool,
+        typer.Option("--tokens", help="With ids, log-probabilities and sampling of each answer."),
+    ] = False,
+    store: StoreOption = None,
+) -> None:
+    """Print a session as JSON: its messages as /load of fulmen chat and other programs read them,
+    or every turn with its tokens."""
+    from fulmen.sessions import export
+
+    print(json.dumps(export(_store(store), name, tokens=tokens), indent=2, ensure_ascii=False))
 
 
 def _print(renderable: object) -> None:

@@ -8,6 +8,7 @@ tag (`thinking.py`). It is decided when a token is made, not when someone reads 
 never depends on who reads which stream when.
 """
 
+import secrets
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,10 +20,11 @@ from typing import Any, Generic, Self, TypedDict, TypeVar, Unpack
 import torch
 
 from fulmen.chat import Event, Format, Message, Reply, Tokenizer, Tool, load_format
-from fulmen.engine import Engine, EngineConfig, FinishReason, TokenOutput
+from fulmen.engine import Engine, EngineConfig, FinishReason, Origin, TokenOutput
 from fulmen.models import (
     Model,
     OnProgress,
+    fingerprint,
     get_card,
     list_cards,
     load_model,
@@ -47,6 +49,8 @@ class Completion:
     outputs: tuple[TokenOutput, ...]
     """Every new token with its log-probability, the end-of-turn token included."""
     num_thinking_tokens: int
+    params: SamplingParams
+    """How it was sampled; the seed is the one that was drawn if none was given."""
     begun_ids: tuple[int, ...] = ()
     """Where it was taken up again: the ids it began with, between prompt and outputs."""
 
@@ -79,7 +83,9 @@ class LLM:
         *,
         engine_config: EngineConfig | None = None,
         defaults: SamplingParams | None = None,
+        folder: Path | None = None,
     ) -> None:
+        """folder is where the model was loaded from; sessions on disk need to know."""
         self.tokenizer = tokenizer
         self.format = format
         self.defaults = defaults or SamplingParams()
@@ -89,6 +95,8 @@ class LLM:
         ends = {*tokenizer.eos_token_ids, *(() if end_of_turn is None else (end_of_turn,))}
         self.engine = Engine(model, engine_config, eos_token_ids=sorted(ends))
         self._streams: dict[int, Stream[Any]] = {}
+        self._folder = folder
+        self._fingerprint: str | None = None
 
     @classmethod
     def load(
@@ -110,7 +118,23 @@ class LLM:
         tokenizer, format = Tokenizer.from_folder(folder), load_format(folder)
         defaults = recommended_sampling(name, folder, format)
         model = load_model(folder, dtype=dtype, device=device)
-        return cls(model, tokenizer, format, engine_config=engine_config, defaults=defaults)
+        return cls(
+            model,
+            tokenizer,
+            format,
+            engine_config=engine_config,
+            defaults=defaults,
+            folder=folder,
+        )
+
+    @property
+    def origin(self) -> Origin:
+        """What the states of its sequences depend on besides their tokens."""
+        if self._fingerprint is None:
+            if self._folder is None:
+                raise ValueError("the model was not loaded from a folder, a session needs one")
+            self._fingerprint = fingerprint(self._folder)
+        return Origin(model=self._fingerprint, numerics=self.engine.numerics)
 
     def chat(
         self,
@@ -228,6 +252,9 @@ class Stream(ABC, Generic[T]):
         priority: int = 0,
     ) -> None:
         self._llm = llm
+        if params.seed is None:  # so that the answer can be taken up again
+            params = replace(params, seed=secrets.randbits(63))
+        self.params = params
         self.prompt_ids = tuple(prompt_ids)
         self.begun_ids = tuple(begun)
         self.outputs: list[TokenOutput] = []
@@ -381,6 +408,7 @@ class ChatStream(Stream[Event]):
             self.prompt_ids,
             tuple(self.outputs),
             self._thought.num_tokens,
+            self.params,
             self.begun_ids,
         )
 

@@ -19,7 +19,7 @@ class SamplingParams:
     seed: int | None = None
     """The same seed gives the same draws, whatever runs beside; None takes a fresh one."""
     max_tokens: int | None = None
-    """At most this many new tokens; None means until the context is full."""
+    """An answer has at most this many tokens; None means until the context is full."""
     stop: tuple[str, ...] = ()
     """Texts that end the answer and are no part of it; matched where text is known, in llm.py."""
     stop_token_ids: tuple[int, ...] = ()

@@ -27,9 +27,10 @@ from fulmen.chat import (
     ToolCallStart,
 )
 from fulmen.files import explain, write_text
-from fulmen.llm import LLM, Completion
+from fulmen.llm import LLM, ChatStream, Completion
 from fulmen.models import resolve
 from fulmen.sampling import SamplingParams, parse_count
+from fulmen.sessions import Session
 
 stderr = Console(stderr=True, highlight=False, emoji=False)
 
@@ -106,6 +107,20 @@ class Conversation:
     show_thinking: bool = True
     turns: list[Message] = field(default_factory=list)
     last: str = "no answer yet"
+    session: Session | None = None
+    """Where every answer is kept"""
+
+    def attach(self, session: Session) -> None:
+        """Goes on with what a session has said, and keeps what is said from now on."""
+        messages = session.messages
+        if messages and messages[0].role == "system":
+            if self.system not in (None, messages[0].content):
+                raise ValueError(
+                    f"session {session.head.name!r} has a system prompt of its own, --system is "
+                    "for a new one"
+                )
+            self.system = messages.pop(0).content
+        self.session, self.turns = session, messages
 
     def messages(self) -> list[Message]:
         """What the model is shown."""
@@ -118,18 +133,28 @@ class Conversation:
         """
         before = list(self.turns)
         self.turns.append(Message("user", text))
+        return self._keep(self.llm.stream(self.messages(), params=self.params), before)
+
+    def go_on(self) -> Completion:
+        """Finishes the answer that the session was taken back into."""
+        assert self.session is not None
+        return self._keep(self.session.resume(), list(self.turns))
+
+    def _keep(self, stream: ChatStream, before: list[Message]) -> Completion:
+        """Prints an answer and keeps it, or makes the turns what they were before."""
         try:
-            completion = self._answer()
+            completion = self._answer(stream)
+            reply = completion.reply
+            said = reply.thinking or reply.content or reply.tool_calls
+            if completion.finish_reason == "abort" and not said:
+                self.turns = before
+                return completion
+            if self.session is not None:
+                self.session.save(self.messages(), completion)
         except BaseException:
             self.turns = before
             raise
-        reply = completion.reply
-        if completion.finish_reason == "abort" and not (
-            reply.thinking or reply.content or reply.tool_calls
-        ):
-            self.turns = before
-        else:
-            self.turns.append(reply.message())
+        self.turns.append(reply.message())
         return completion
 
     def ask_again(self) -> None:
@@ -151,14 +176,11 @@ class Conversation:
         del self.turns[asked[-1] :]
         return question
 
-    def _answer(self) -> Completion:
+    def _answer(self, running: ChatStream) -> Completion:
         started = time.perf_counter()
         first: float | None = None
         is_thinking = False
-        with (
-            Interrupt() as interrupt,
-            self.llm.stream(self.messages(), params=self.params) as stream,
-        ):
+        with Interrupt() as interrupt, running as stream:
             for events in stream.updates():
                 if first is None and stream.outputs:
                     first = time.perf_counter()
@@ -225,6 +247,8 @@ def converse(conversation: Conversation) -> None:
     import readline  # noqa: F401  line editing and history for input()
 
     stderr.print("[dim]/help lists the commands, Ctrl-D leaves[/dim]")
+    if conversation.session is not None:
+        _show_last(conversation)
     while True:
         try:
             text = _read_text()
@@ -250,6 +274,21 @@ def converse(conversation: Conversation) -> None:
                 stderr.print("[dim]/undo and /new make room[/dim]")
         except KeyboardInterrupt:
             stderr.print()
+
+
+def _show_last(conversation: Conversation) -> None:
+    """Where a session stands; an answer it was taken back into is finished."""
+    session = conversation.session
+    assert session is not None
+    if session.head.cut is not None:
+        stderr.print("[dim]going on with the answer it was taken back into[/dim]")
+        conversation.go_on()
+    elif conversation.turns:
+        stderr.print(
+            f"[dim]{len(conversation.turns)} messages, {session.num_restored} tokens need not be "
+            "read again; the last answer was:[/dim]"
+        )
+        stderr.print(conversation.turns[-1].content, markup=False)
 
 
 def _read_text() -> str:
@@ -290,6 +329,8 @@ def _command(conversation: Conversation, text: str) -> bool:
             stderr.print(conversation.last)
         case _:
             raise ValueError(f"{name} is no command, /help lists them")
+    if conversation.session is not None and name in ("/new", "/system", "/undo", "/load"):
+        conversation.session.go_back(conversation.messages())
     return True
 
 

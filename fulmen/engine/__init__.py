@@ -1,6 +1,18 @@
-"""How a token flows: requests, cache, sampling."""
+"""How a token flows: requests, cache, sampling; and sessions, where it stays."""
 
 from fulmen.engine.engine import Engine, EngineConfig, EngineStats, FinishReason, TokenOutput
 from fulmen.engine.runner import Runner
+from fulmen.engine.session import Head, Origin, SessionStore, Turn
 
-__all__ = ["Engine", "EngineConfig", "EngineStats", "FinishReason", "Runner", "TokenOutput"]
+__all__ = [
+    "Engine",
+    "EngineConfig",
+    "EngineStats",
+    "FinishReason",
+    "Head",
+    "Origin",
+    "Runner",
+    "SessionStore",
+    "TokenOutput",
+    "Turn",
+]

@@ -15,8 +15,10 @@ by one, the least recently used first.
 import heapq
 import itertools
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+
+from torch import Tensor
 
 from fulmen.kernels import PAGE
 from fulmen.models import Cache, StateSnapshot
@@ -215,6 +217,72 @@ class PrefixCache:
         self._free_pages += own
         self._free_slots.append(holding.slot)
 
+    def known(self, ids: Sequence[int]) -> list[Node]:
+        """The nodes of the longest known beginning of ids; the last may end inside a page."""
+        path: list[Node] = []
+        node = self._root
+        while True:
+            child = node.children.get(tuple(ids[node.depth : node.depth + PAGE]))
+            if child is None:
+                break
+            path.append(child)
+            node = child
+        rest = tuple(ids[node.depth : node.depth + PAGE])
+        tails = [
+            child
+            for child in node.children.values()
+            if len(child.ids) < PAGE and child.ids == rest[: len(child.ids)]
+        ]
+        return path + sorted(tails, key=lambda tail: len(tail.ids))[-1:]
+
+    def learn(
+        self,
+        ids: Sequence[int],
+        pages: Iterable[tuple[int, Mapping[str, Tensor]]],
+        states: Mapping[int, StateSnapshot],
+    ) -> int:
+        """Makes a sequence known whose pages were read elsewhere, as far as memory goes; returns
+        how many of its tokens are.
+
+        pages   how many, and what `Cache.read_pages` gave of them: all pages of ids, in order
+        states  by the number of tokens before them
+        """
+        path: list[Node] = []
+        try:
+            for count, tensors in pages:
+                node = path[-1] if path else self._root
+                found = self._add_pages(node, ids, count)
+                path += [known for known, _ in found]
+                rows = [row for row, (_, is_new) in enumerate(found) if is_new]
+                self.cache.write_pages([found[row][0].page for row in rows], tensors, rows)
+                if len(found) < count:
+                    break
+        finally:
+            self._unlock_all(path)
+        for known in path:
+            state = states.get(known.depth)
+            if state is not None and known.state is None and self._make_room(state.nbytes):
+                self._put_state(known, state)
+        return path[-1].depth if path else 0
+
+    def _add_pages(self, node: Node, ids: Sequence[int], count: int) -> list[tuple[Node, bool]]:
+        """The next `count` nodes after one, locked, and which are new, their pages yet to be
+        written; fewer where memory or ids end."""
+        found: list[tuple[Node, bool]] = []
+        while len(found) < count and node.depth < len(ids):
+            key = tuple(ids[node.depth : node.depth + PAGE])
+            child = node.children.get(key)
+            is_new = child is None
+            if child is None:
+                taken = self._take_pages(1)
+                if taken is None:
+                    break
+                child = self._add(node, key, taken[0])
+            self._lock(child)
+            found.append((child, is_new))
+            node = child
+        return found
+
     def clear(self) -> None:
         """Forgets all that no running request reads."""
         while self._evict_leaf():
@@ -347,14 +415,21 @@ class PrefixCache:
 
     def _keep_state(self, node: Node, slot: int, tail: int) -> None:
         """Takes a snapshot, if the budget holds it at all."""
-        num_bytes = self.cache.snapshot_bytes(tail)
+        if self._make_room(self.cache.snapshot_bytes(tail)):
+            self._put_state(node, self.cache.snapshot(slot, tail))
+
+    def _make_room(self, num_bytes: int) -> bool:
+        """Drops older snapshots; False where the budget is too small for this one alone."""
         if num_bytes > self.snapshot_bytes:
-            return
+            return False
         while self._snapshot_bytes + num_bytes > self.snapshot_bytes:
             self._drop_snapshot(next(iter(self._snapshots)))
-        node.state = self.cache.snapshot(slot, tail)
-        self._snapshots[node] = num_bytes
-        self._snapshot_bytes += num_bytes
+        return True
+
+    def _put_state(self, node: Node, state: StateSnapshot) -> None:
+        node.state = state
+        self._snapshots[node] = state.nbytes
+        self._snapshot_bytes += state.nbytes
 
     def _drop_snapshot(self, node: Node) -> None:
         node.state = None

@@ -26,7 +26,7 @@ from fulmen.engine.drafts import Drafter
 from fulmen.engine.runner import MAX_STEP_TOKENS, Runner
 from fulmen.engine.sampler import Candidates, Sampled, num_candidates, sample
 from fulmen.engine.scheduler import Scheduler
-from fulmen.kernels import CHUNK, PAGE
+from fulmen.kernels import CHUNK, PAGE, numerics
 from fulmen.models import Model, Packed
 from fulmen.sampling import SamplingParams
 
@@ -213,9 +213,9 @@ class Engine:
         self.max_model_len = min(self.max_model_len, num_pages * PAGE)
         cache = model.new_cache(num_pages, self.config.max_num_seqs, kv_dtype=self._kv_dtype)
         self._runner = Runner(model, cache)
-        self._prefixes = PrefixCache(cache, snapshot_bytes=self.config.snapshot_bytes)
+        self.prefixes = PrefixCache(cache, snapshot_bytes=self.config.snapshot_bytes)
         self._scheduler = Scheduler(
-            self._prefixes, self.config.max_num_seqs, self.config.max_num_batched_tokens
+            self.prefixes, self.config.max_num_seqs, self.config.max_num_batched_tokens
         )
         self._requests: dict[int, Request] = {}
         """Those that wait or run"""
@@ -252,7 +252,7 @@ class Engine:
         first, equal ones in the order they came.
 
         num_begun   the last tokens of prompt_ids that are an answer's beginning: with a seed, the
-                    rest is drawn as if it had never stopped
+                    rest is drawn as if it had never stopped; max_tokens counts them too
 
         Raises ValueError for an empty prompt, an unknown token id, or a prompt that leaves no room
         for one new token in max_model_len. max_tokens is cut to the room there is.
@@ -267,12 +267,20 @@ class Engine:
                 f"the prompt has {len(ids)} tokens, the context holds {self.max_model_len} "
                 "including at least one new token"
             )
+        wanted = room
+        if params.max_tokens is not None:
+            wanted = params.max_tokens - num_begun
+            if wanted < 1:
+                raise ValueError(
+                    f"the answer has begun with {num_begun} tokens, max_tokens is "
+                    f"{params.max_tokens}, it must be more"
+                )
         request = Request(
             request_id=next(self._request_ids),
             prompt_ids=ids,
             params=params,
             seed=secrets.randbits(64) if params.seed is None else params.seed % 2**64,
-            max_tokens=min(params.max_tokens or room, room),
+            max_tokens=min(wanted, room),
             num_begun=num_begun,
             priority=priority,
         )
@@ -286,6 +294,12 @@ class Engine:
         wrong = next((token for token in token_ids if not 0 <= token < vocab_size), None)
         if wrong is not None:
             raise ValueError(f"token id {wrong} is outside the {vocab_size} ids known")
+
+    @property
+    def numerics(self) -> str:
+        """What the bits of keys, values and states depend on besides the model and the tokens."""
+        dtype = str(self.model.model.embed_tokens.weight.dtype).removeprefix("torch.")
+        return f"{dtype} {self.config.kv_cache_dtype} {numerics()}"
 
     @property
     def has_unfinished(self) -> bool:
@@ -376,7 +390,7 @@ class Engine:
             to_come = request.max_tokens - request.num_new_tokens - 1
             most = min(self.config.num_draft_tokens, room, in_chunk, to_come)
             draft = request.drafter.draft(request.ids, most) if most > 0 else []
-            if draft and self._prefixes.grow(holding, fed + len(draft)):
+            if draft and self.prefixes.grow(holding, fed + len(draft)):
                 part.draft = draft
                 room -= len(draft)
                 self._num_drafted_tokens += len(draft)
@@ -407,7 +421,7 @@ class Engine:
     def _advance(self, request: Request, num_tokens: int) -> None:
         start = time.perf_counter()
         assert request.holding is not None
-        self._prefixes.advance(request.holding, request.ids, num_tokens)
+        self.prefixes.advance(request.holding, request.ids, num_tokens)
         self._schedule_seconds += time.perf_counter() - start
 
     def is_unfinished(self, request_id: int) -> bool:

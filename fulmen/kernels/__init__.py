@@ -31,7 +31,7 @@ from fulmen.kernels.linear import (
     pack_int8,
     packed_bytes,
 )
-from fulmen.kernels.native import native, native_for, populate, set_num_threads
+from fulmen.kernels.native import native, native_for, numerics, populate, set_num_threads
 from fulmen.kernels.norms import add_residual, gated_norm, residual_norm, rms_norm
 from fulmen.kernels.program import Program
 
@@ -60,6 +60,7 @@ __all__ = [
     "mixture_of_experts",
     "native",
     "native_for",
+    "numerics",
     "pack",
     "pack_fp8",
     "pack_int4",

@@ -75,8 +75,7 @@ class KVPages:
     @property
     def page_bytes(self) -> int:
         """Memory of one page, keys and values and their scales."""
-        stored = (self.k_pages, self.v_pages, self.k_scales, self.v_scales)
-        return sum(part.nbytes for part in stored if part is not None) // self.num_pages
+        return sum(part.nbytes for part in self.stored.values()) // self.num_pages
 
     @property
     def num_kv_heads(self) -> int:
@@ -108,11 +107,18 @@ class KVPages:
         self._k_tokens()[page, row] = k.view(len(k), self.num_kv_heads, -1, self.pair)
         self._v_tokens()[page, row // self.pair, row % self.pair] = v
 
+    @property
+    def stored(self) -> dict[str, Tensor]:
+        """All that is kept, by name; the first dimension is that of pages."""
+        parts = {"k": self.k_pages, "v": self.v_pages}
+        if self.k_scales is not None and self.v_scales is not None:
+            parts |= {"k_scales": self.k_scales, "v_scales": self.v_scales}
+        return parts
+
     def copy_page(self, source: int, target: int) -> None:
         """Makes page `target` what page `source` is."""
-        for stored in (self.k_pages, self.v_pages, self.k_scales, self.v_scales):
-            if stored is not None:
-                stored[target] = stored[source]
+        for part in self.stored.values():
+            part[target] = part[source]
 
     def _k_tokens(self) -> Tensor:
         """The keys, token by token: (P, 64, Hkv, Dp / v, v), the same memory."""

@@ -5,6 +5,7 @@ for a row whatever stands beside it. It works on CPU tensors of bfloat16 and flo
 """
 
 import functools
+import hashlib
 import logging
 from pathlib import Path
 from types import ModuleType
@@ -41,6 +42,19 @@ def native() -> ModuleType | None:
         )
         return None
     return _native
+
+
+@functools.cache
+def numerics() -> str:
+    """What the bits of results depend on besides their inputs: the build of the kernels and the
+    instruction set in use, or torch's version without kernels."""
+    extension = native()
+    if extension is None:
+        return f"torch-{torch.__version__}"
+    assert extension.__file__ is not None
+    with open(extension.__file__, "rb") as file:
+        build = hashlib.file_digest(file, "sha256").hexdigest()
+    return f"{extension.isa()}-{build[:16]}"
 
 
 def native_for(*tensors: Tensor) -> ModuleType | None:

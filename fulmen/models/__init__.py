@@ -23,6 +23,7 @@ from fulmen.models.checkpoint import (
 )
 from fulmen.models.config import DTYPES, PackedConfig, read_json
 from fulmen.models.download import OnProgress
+from fulmen.models.fingerprint import fingerprint
 from fulmen.models.flops import count_parameters, decode_bytes, prefill_flops
 from fulmen.models.layers import Trace
 from fulmen.models.m1 import M1, M1Config, router_aux_loss
@@ -70,6 +71,7 @@ __all__ = [
     "decode_bytes",
     "figure1_svg",
     "figure1_text",
+    "fingerprint",
     "get_card",
     "list_cards",
     "load_model",

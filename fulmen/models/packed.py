@@ -5,7 +5,7 @@ for each sequence how many tokens came before, which pages hold its keys and val
 holds its lightning state.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
 
@@ -186,6 +186,30 @@ class StateSnapshot:
 
     layers: tuple[LightningCarry, ...]
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes."""
+        return sum(part.nbytes for carry in self.layers for part in carry)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its parts by name, to be stored."""
+        return {
+            f"{index}.{name}": part.contiguous()
+            for index, carry in enumerate(self.layers)
+            for name, part in carry._asdict().items()
+        }
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> "StateSnapshot":
+        """What `tensors` gave."""
+        count = len(tensors) // len(LightningCarry._fields)
+        return cls(
+            tuple(
+                LightningCarry(*(tensors[f"{index}.{name}"] for name in LightningCarry._fields))
+                for index in range(count)
+            )
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Cache:
@@ -200,6 +224,11 @@ class Cache:
     def states(self) -> list[LightningStates]:
         """Of the lightning layers, in their order."""
         return [layer for layer in self.layers if isinstance(layer, LightningStates)]
+
+    @property
+    def page_bytes(self) -> int:
+        """Memory of one page in all softmax layers."""
+        return sum(layer.page_bytes for layer in self.layers if isinstance(layer, KVPages))
 
     def snapshot(self, slot: int, tail: int) -> StateSnapshot:
         """A copy of what a slot carries; tail says how many tokens lie behind its last chunk."""
@@ -219,6 +248,26 @@ class Cache:
         """Makes a slot what it was when the snapshot was taken, of it or of another."""
         for states, carry in zip(self.states, snapshot.layers, strict=True):
             states.write(slot, carry)
+
+    def read_pages(self, pages: Sequence[int]) -> dict[str, Tensor]:
+        """Copies of what pages hold in all softmax layers, by name; the first dimension is that of
+        pages."""
+        index = torch.tensor(pages, dtype=torch.int64)
+        return {name: part[index] for name, part in self._stored()}
+
+    def write_pages(
+        self, pages: Sequence[int], tensors: Mapping[str, Tensor], rows: Sequence[int]
+    ) -> None:
+        """Makes pages what those rows of `read_pages` were."""
+        index = torch.tensor(pages, dtype=torch.int64)
+        source = torch.tensor(rows, dtype=torch.int64)
+        for name, part in self._stored():
+            part[index] = tensors[name][source]
+
+    def _stored(self) -> Iterator[tuple[str, Tensor]]:
+        for index, layer in enumerate(self.layers):
+            if isinstance(layer, KVPages):
+                yield from ((f"{index}.{name}", part) for name, part in layer.stored.items())
 
     def copy_page(self, source: int, target: int) -> None:
         """Makes page `target` what page `source` is, in all softmax layers."""

@@ -16,7 +16,7 @@ def best_of(logits: Tensor, count: int, forced: int | None = None) -> Candidates
 
 def assert_nothing_is_owned(engine: Engine) -> None:
     """All slots are free, and all pages once what is known is forgotten."""
-    prefixes = engine._prefixes
+    prefixes = engine.prefixes
     assert prefixes.num_free_slots == prefixes.cache.num_slots
     assert prefixes.num_available_pages == prefixes.cache.num_pages
     prefixes.clear()
