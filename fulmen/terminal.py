@@ -138,7 +138,9 @@ class Conversation:
     def go_on(self) -> Completion:
         """Finishes the answer that the session was taken back into."""
         assert self.session is not None
-        return self._keep(self.session.resume(), list(self.turns))
+        stream = self.session.resume()
+        print(self.llm.tokenizer.decode(stream.begun_ids), end="", flush=True)
+        return self._keep(stream, list(self.turns))
 
     def _keep(self, stream: ChatStream, before: list[Message]) -> Completion:
         """Prints an answer and keeps it, or makes the turns what they were before."""
@@ -281,7 +283,7 @@ def _show_last(conversation: Conversation) -> None:
     session = conversation.session
     assert session is not None
     if session.head.cut is not None:
-        stderr.print("[dim]going on with the answer it was taken back into[/dim]")
+        stderr.print("[dim]going on with the answer it was taken back into:[/dim]")
         conversation.go_on()
     elif conversation.turns:
         stderr.print(

@@ -40,8 +40,9 @@ FORMAT: Final = 1
 """Of the files; another one is refused."""
 CHUNK_BYTES: Final = 64 * 2**20
 """Pages are written in chunks of about this size: what a save needs of memory."""
-RESTORED_STATES: Final = 4
-"""Snapshots that are read back, the latest first: to go on, and to go back a little."""
+RESTORED_BYTES: Final = 256 * 2**20
+"""Snapshots are read back up to this size, the latest first and always one: the last serves to go
+on, the others to go back."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -310,13 +311,21 @@ class SessionStore:
         ids = ids[: turn.num_known]
         # Of states inside pages only the last one can be used.
         usable = [n for n in turn.states if (n < len(ids) and n % PAGE == 0) or n == len(ids)]
-        states: dict[int, StateSnapshot] = {}
-        for tokens in sorted(usable)[-RESTORED_STATES:]:
+        states = self._states({tokens: turn.states[tokens] for tokens in usable})
+        return prefixes.learn(ids, self._pages(turn, ids), states)
+
+    def _states(self, chunks: Mapping[int, str]) -> dict[int, StateSnapshot]:
+        found: dict[int, StateSnapshot] = {}
+        left = RESTORED_BYTES
+        for tokens in sorted(chunks, reverse=True):
+            left -= self._size(chunks[tokens])
+            if found and left < 0:
+                break
             try:
-                states[tokens] = StateSnapshot.of(self._get(turn.states[tokens]))
+                found[tokens] = StateSnapshot.of(self._get(chunks[tokens]))
             except ValueError as error:
                 logger.warning("%s, more of the session's tokens are read again", error)
-        return prefixes.learn(ids, self._pages(turn, ids), states)
+        return found
 
     def _pages(self, turn: Turn, ids: Sequence[int]) -> Iterator[tuple[int, dict[str, Tensor]]]:
         left = -(-len(ids) // PAGE)
