@@ -12,10 +12,11 @@ What no running request reads stays until its memory is needed: pages go leaf by
 by one, the least recently used first.
 """
 
+import bisect
 import heapq
 import itertools
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -47,6 +48,8 @@ class Node:
     state: StateSnapshot | None = None
     """After the last of its tokens; always None without lightning layers"""
     children: "dict[Ids, Node]" = field(default_factory=dict)
+    order: list[Ids] = field(default_factory=list)
+    """The keys of children, sorted: those that begin alike stand side by side"""
     num_users: int = 0
     """Running requests that read the page"""
     last_used: int = 0
@@ -228,12 +231,7 @@ class PrefixCache:
             path.append(child)
             node = child
         rest = tuple(ids[node.depth : node.depth + PAGE])
-        tails = [
-            child
-            for child in node.children.values()
-            if len(child.ids) < PAGE and child.ids == rest[: len(child.ids)]
-        ]
-        return path + sorted(tails, key=lambda tail: len(tail.ids))[-1:]
+        return path + list(_tails(node, rest))[:1]
 
     def learn(
         self,
@@ -345,6 +343,7 @@ class PrefixCache:
         node = Node(ids, page, parent, parent.depth + len(ids))
         node.last_used = next(self._clock)
         parent.children[ids] = node
+        bisect.insort(parent.order, ids)
         self._num_nodes += 1
         return node
 
@@ -403,6 +402,7 @@ class PrefixCache:
             parent = node.parent
             assert parent is not None
             del parent.children[node.ids]
+            del parent.order[bisect.bisect_left(parent.order, node.ids)]
             self._num_nodes -= 1
             self._free_pages.append(node.page)
             self._drop_snapshot(node)
@@ -452,23 +452,27 @@ class PrefixCache:
 
 def _longest_beginning(parent: Node, ids: Sequence[int]) -> tuple[Node | None, int]:
     """The child that shares the most first tokens with ids, and how many."""
+    wanted = tuple(ids)
+    place = bisect.bisect_left(parent.order, wanted)
     best, longest = None, 0
-    for child in parent.children.values():
+    for key in parent.order[max(0, place - 1) : place + 1]:
         shared = next(
-            (i for i, (known, id) in enumerate(zip(child.ids, ids, strict=False)) if known != id),
-            min(len(child.ids), len(ids)),
+            (i for i, (known, id) in enumerate(zip(key, wanted, strict=False)) if known != id),
+            min(len(key), len(wanted)),
         )
         if shared > longest:
-            best, longest = child, shared
+            best, longest = parent.children[key], shared
     return best, longest
+
+
+def _tails(parent: Node, ids: Ids) -> Iterator[Node]:
+    """The children inside a page that ids begin with, the longest first."""
+    for length in range(min(len(ids), PAGE - 1), 0, -1):
+        child = parent.children.get(ids[:length])
+        if child is not None:
+            yield child
 
 
 def _longest_with_state(parent: Node, ids: Sequence[int]) -> Node | None:
     """The longest child inside a page that ids begin with and whose state is known."""
-    wanted = tuple(ids)
-    fitting = [
-        child
-        for child in parent.children.values()
-        if child.state is not None and child.ids == wanted[: len(child.ids)]
-    ]
-    return max(fitting, key=lambda child: len(child.ids), default=None)
+    return next((tail for tail in _tails(parent, tuple(ids)) if tail.state is not None), None)
