@@ -3,8 +3,9 @@
     python benchmarks/guesses.py
     python benchmarks/guesses.py --model CHECKPOINT --drafts 0,3,7
 
-Two conversations with a real model, answered greedily: a file of this repository that is to be
-repeated with one name changed, and a question whose answer is prose. First the answer: with guesses
+Two conversations with a real model: a file of this repository that is to be repeated with one name
+changed, answered greedily, and a question whose answer is prose, sampled, for a small model that
+always says the likeliest soon repeats itself. First the answer: with guesses
 it must be the one without, id by id and to the bit of every log-probability. Then tokens a second
 of the answer, its prompt known from before, in alternating rounds; how many tokens a step makes;
 and which share of the guesses was right.
@@ -14,7 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
 import torch
@@ -47,25 +48,36 @@ class Answer:
     num_accepted: int
 
 
-def make_prompts(llm: LLM) -> dict[str, list[int]]:
-    """Prompt ids by what they ask for."""
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked, and how it is answered."""
+
+    prompt_ids: list[int]
+    params: SamplingParams
+
+
+def make_questions(llm: LLM, num_tokens: int) -> dict[str, Question]:
+    """By what they ask for; answers have num_tokens, whatever they are."""
     code = CODE.read_text(encoding="utf-8")[:MOST_CODE].rpartition("\n")[0]
     edit = (
         f"Repeat this file, with {OLD_NAME} renamed to {NEW_NAME} and no other words:\n\n"
         f"```python\n{code}\n```"
     )
+    params = SamplingParams(seed=0, max_tokens=num_tokens, ignore_eos=True)
     return {
-        name: llm.format.encode([Message(role="user", content=text)], tokenizer=llm.tokenizer)
-        for name, text in (("code edit", edit), ("prose", PROSE))
+        name: Question(
+            llm.format.encode([Message(role="user", content=text)], tokenizer=llm.tokenizer),
+            replace(params, temperature=temperature),
+        )
+        for name, text, temperature in (("code edit", edit, 0.0), ("prose", PROSE, 1.0))
     }
 
 
-def answer(engine: Engine, prompt_ids: Sequence[int], num_tokens: int) -> Answer:
-    """A greedy answer of num_tokens, whatever they are."""
+def answer(engine: Engine, question: Question) -> Answer:
+    """One answer."""
     before = engine.stats
-    params = SamplingParams(temperature=0, max_tokens=num_tokens, ignore_eos=True)
     start = time.perf_counter()
-    engine.add_request(prompt_ids, params)
+    engine.add_request(question.prompt_ids, question.params)
     said = []
     while engine.has_unfinished:
         said += [(output.token_id, output.logprob) for output in engine.step()]
@@ -80,42 +92,35 @@ def answer(engine: Engine, prompt_ids: Sequence[int], num_tokens: int) -> Answer
     )
 
 
-def check_answers(
-    engines: Mapping[int, Engine], prompts: Mapping[str, Sequence[int]], num_tokens: int
-) -> None:
+def check_answers(engines: Mapping[int, Engine], questions: Mapping[str, Question]) -> None:
     """Exits unless every engine says the same, to the bit."""
-    for name, prompt_ids in prompts.items():
-        answers = {
-            count: answer(engine, prompt_ids, num_tokens) for count, engine in engines.items()
-        }
+    for name, question in questions.items():
+        answers = {count: answer(engine, question) for count, engine in engines.items()}
         expected = next(iter(answers.values())).said
         wrong = [count for count, found in answers.items() if found.said != expected]
         if wrong:
             console.print(f"wrong: {name}: {wrong} guesses change what is said", style="red")
             sys.exit(1)
-        console.print(f"{name}: the same {num_tokens} tokens with and without guesses, to the bit")
+        console.print(f"{name}: the same {len(expected)} tokens whatever is guessed, to the bit")
 
 
 def measure(
-    engines: Mapping[int, Engine],
-    prompts: Mapping[str, Sequence[int]],
-    num_tokens: int,
-    rounds: int,
+    engines: Mapping[int, Engine], questions: Mapping[str, Question], rounds: int
 ) -> list[dict[str, Any]]:
     """One row for each text and number of guesses."""
     found: dict[tuple[str, int], list[Answer]] = {}
-    for name, prompt_ids in prompts.items():
+    for name, question in questions.items():
         for engine in engines.values():
-            until_steady(lambda: answer(engine, prompt_ids, num_tokens).seconds)  # noqa: B023
+            until_steady(lambda: answer(engine, question).seconds)  # noqa: B023
         for index in range(rounds):
             for count in engines if index % 2 == 0 else reversed(engines):
-                one = answer(engines[count], prompt_ids, num_tokens)
-                found.setdefault((name, count), []).append(one)
+                found.setdefault((name, count), []).append(answer(engines[count], question))
     rows = []
     fewest = min(engines)
     for (name, count), answers in found.items():
         plain = found[name, fewest]
         last = answers[-1]
+        num_tokens = len(last.said)
         rows.append(
             {
                 "text": name,
@@ -175,9 +180,9 @@ def main(
         count: Engine(llm.engine.model, EngineConfig(max_num_seqs=1, num_draft_tokens=count))
         for count in counts
     }
-    prompts = make_prompts(llm)
-    check_answers(engines, prompts, new_tokens)
-    rows = measure(engines, prompts, new_tokens, rounds)
+    questions = make_questions(llm, new_tokens)
+    check_answers(engines, questions)
+    rows = measure(engines, questions, rounds)
     print_table(rows, f"{model}, answers of {new_tokens} tokens, {threads} threads")
     config = llm.engine.model.config
     print_json(
@@ -189,7 +194,7 @@ def main(
             "threads": threads,
             "rounds": rounds,
             "new_tokens": new_tokens,
-            "prompt_lengths": {name: len(ids) for name, ids in prompts.items()},
+            "prompt_lengths": {name: len(asked.prompt_ids) for name, asked in questions.items()},
             "results": rows,
         },
     )
