@@ -11,9 +11,9 @@ types other than bf16, llama-quantize:
     cmake --build BUILD --target llama-bench llama-batched-bench llama-quantize
 
 Its own converter wants a tokenizer, which a random checkpoint has not; `write_gguf` writes the
-same names and fields with no vocabulary. Only speed is taken from llama.cpp; its answers are not
-checked. Built by GCC 12 for a processor with AMX it dies of an illegal instruction; a later
-compiler helps.
+same names and fields with a vocabulary of numbers, without which llama-server ends. Only speed is
+taken from llama.cpp; its answers are not checked. Built by GCC 12 for a processor with AMX it dies
+of an illegal instruction; a later compiler helps.
 
 transformers and vLLM run in worker.py, vLLM under a Python of its own. transformers reads official
 M1 weights under the name and fields of its own port.
@@ -34,6 +34,7 @@ import gguf
 import numpy as np
 import torch
 import typer
+from arrivals import Trace
 from measure import python_command, run
 
 from fulmen.bench import Workload
@@ -93,6 +94,19 @@ class WorkerEngine:
             self._ask({"logits_of": list(input_ids), "file": file.name}, timeout_seconds)
             logits: torch.Tensor = torch.load(file.name, weights_only=True)
         return logits
+
+    def serve(
+        self, trace: Trace, timeout_seconds: float, *, warms_up: bool = True
+    ) -> dict[str, Any]:
+        """`times` of every token, in seconds after the first arrival; what was said; and what the
+        engine tells of itself."""
+        question = {
+            **asdict(trace),
+            "max_num_seqs": len(trace.prompts),
+            "max_model_len": trace.max_model_len,
+            "warms_up": warms_up,
+        }
+        return self._ask({"requests": question}, timeout_seconds)
 
     def close(self) -> None:
         """Ends the process."""
@@ -374,7 +388,7 @@ _GGUF_OUTER = {
 
 
 def write_gguf(checkpoint: Path, file: Path) -> None:
-    """Writes a bfloat16 checkpoint as a GGUF without a vocabulary, one tensor in memory at a time.
+    """Writes a bfloat16 checkpoint as a GGUF, one tensor in memory at a time.
 
     Vectors and routers are float32, as llama.cpp's converter makes them.
     """
@@ -395,7 +409,10 @@ def write_gguf(checkpoint: Path, file: Path) -> None:
     writer.add_expert_count(config.num_local_experts)
     writer.add_expert_used_count(config.num_experts_per_tok)
     writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("none")
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([f"<{token_id}>" for token_id in range(config.vocab_size)])
+    writer.add_token_scores([0.0] * config.vocab_size)
+    writer.add_token_types([gguf.TokenType.NORMAL] * config.vocab_size)
     if isinstance(config, M1Config):
         # llama.cpp knows one alpha, no beta, and softmax attention in every n-th layer.
         writer.add_residual_scale(config.layernorm_mlp_alpha)

@@ -16,7 +16,7 @@ import random
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -39,6 +39,9 @@ def load_file(name: str) -> ModuleType:
 
 workload_file = load_file("workload")
 Workload = workload_file.Workload
+WARMUP_PROMPT = 64
+WARMUP_NEW = 8
+"""Tokens of requests that only warm an engine up."""
 
 
 class TimedModel(ABC):
@@ -66,6 +69,59 @@ class TimedModel(ABC):
         """(T, V) float32 tensor of one sequence from position 0."""
         raise ValueError("this engine gives no logits")
 
+    def begin(self, max_num_seqs: int, max_model_len: int) -> None:
+        """Prepares for requests, of which none is known."""
+        raise ValueError("this engine takes no requests")
+
+    def add(self, index: int, input_ids: list[int], num_tokens: int) -> None:
+        """Queues request `index`: num_tokens greedy tokens, whatever they are."""
+        raise NotImplementedError
+
+    def step(self) -> Iterable[tuple[int, int, float | None]]:
+        """One pass; new tokens as (request, token id, log-probability)."""
+        raise NotImplementedError
+
+    def costs(self) -> dict[str, float]:
+        """Seconds of the engine's own parts since it began."""
+        return {}
+
+    def serve_requests(
+        self, prompts: Sequence[list[int]], arrivals: Sequence[float], num_tokens: int
+    ) -> dict[str, Any]:
+        """Steps as a server would, while requests come: when each token was there, in seconds
+        after the first arrival, what was said, and how long the steps took."""
+        times: list[list[float]] = [[] for _ in prompts]
+        token_ids: list[list[int]] = [[] for _ in prompts]
+        logprobs: list[list[float | None]] = [[] for _ in prompts]
+        costs = self.costs()
+        num_added = num_done = num_steps = 0
+        step_seconds = 0.0
+        start = time.perf_counter()
+        while num_done < len(prompts):
+            now = time.perf_counter() - start
+            while num_added < len(prompts) and arrivals[num_added] <= now:
+                self.add(num_added, prompts[num_added], num_tokens)
+                num_added += 1
+            if num_added == num_done:
+                time.sleep(max(0.0, arrivals[num_added] - now))
+                continue
+            before = time.perf_counter()
+            for index, token_id, logprob in self.step():
+                token_ids[index].append(token_id)
+                logprobs[index].append(logprob)
+                times[index].append(time.perf_counter() - start)
+                num_done += len(times[index]) == num_tokens
+            step_seconds += time.perf_counter() - before
+            num_steps += 1
+        return {
+            "times": times,
+            "token_ids": token_ids,
+            "logprobs": logprobs,
+            "num_steps": num_steps,
+            "step_seconds": step_seconds,
+            "costs": {name: value - costs[name] for name, value in self.costs().items()},
+        }
+
 
 class FulmenModel(TimedModel):
     """The model through the engine's own Runner: decode steps are recorded and replayed."""
@@ -78,6 +134,7 @@ class FulmenModel(TimedModel):
         self.torch = torch
         self.model = load_model(checkpoint, dtype=None if dtype is None else DTYPES[dtype])
         self.timer = load_file("timer").ModelTimer(self.model, chunk=chunk)
+        self.chunk = chunk
 
     def warm_up(self, case: Any) -> None:
         """The same, on the cache that the whole case needs."""
@@ -106,6 +163,36 @@ class FulmenModel(TimedModel):
             most = float((best - logits.amax(-1)).abs().max())
             raise ValueError(f"steps and one pass give best logits that differ by up to {most:.2g}")
         return logits
+
+    def begin(self, max_num_seqs: int, max_model_len: int) -> None:
+        """An engine of its own; the one before is freed first."""
+        from fulmen.engine import Engine, EngineConfig
+
+        self.engine: Any = None
+        config = EngineConfig(
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=self.chunk,
+            max_model_len=max_model_len,
+        )
+        self.engine = Engine(self.model, config)
+        self.indices: dict[int, int] = {}
+
+    def add(self, index: int, input_ids: list[int], num_tokens: int) -> None:
+        """Queues a request."""
+        from fulmen.sampling import SamplingParams
+
+        params = SamplingParams(temperature=0, max_tokens=num_tokens, ignore_eos=True)
+        self.indices[self.engine.add_request(input_ids, params)] = index
+
+    def step(self) -> Iterable[tuple[int, int, float | None]]:
+        """One step of the engine."""
+        for output in self.engine.step():
+            yield self.indices[output.request_id], output.token_id, output.logprob
+
+    def costs(self) -> dict[str, float]:
+        """Of the scheduler, and of the forward passes."""
+        stats = self.engine.stats
+        return {"schedule": stats.schedule_seconds, "run": stats.run_seconds}
 
 
 class TransformersModel(TimedModel):
@@ -218,6 +305,7 @@ class VllmModel(TimedModel):
         import vllm  # type: ignore[import-not-found]
 
         self.vllm = vllm
+        self.num_added = 0
         self.model: Any = vllm.LLM(
             str(checkpoint),
             dtype=dtype or "auto",
@@ -244,6 +332,54 @@ class VllmModel(TimedModel):
         self.model.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
         return time.perf_counter() - start
 
+    def begin(self, max_num_seqs: int, max_model_len: int) -> None:
+        """Its engine stays as it is: it takes more requests than anyone asks."""
+
+    def add(self, index: int, input_ids: list[int], num_tokens: int) -> None:
+        """Queues a request."""
+        params = self.vllm.SamplingParams(
+            max_tokens=num_tokens,
+            temperature=0,
+            ignore_eos=True,
+            detokenize=False,
+            output_kind=self.vllm.sampling_params.RequestOutputKind.DELTA,
+        )
+        # Names are not used twice: an engine may still remember the one before.
+        self.num_added += 1
+        name = f"{index}-{self.num_added}"
+        self.model.llm_engine.add_request(name, {"prompt_token_ids": input_ids}, params)
+
+    def step(self) -> Iterable[tuple[int, int, float | None]]:
+        """One step of its engine."""
+        for output in self.model.llm_engine.step():
+            index = int(output.request_id.partition("-")[0])
+            for token_id in output.outputs[0].token_ids:
+                yield index, token_id, None
+
+
+def measure_requests(
+    model: TimedModel,
+    *,
+    prompts: Sequence[list[int]],
+    arrivals: Sequence[float],
+    num_tokens: int,
+    max_num_seqs: int,
+    max_model_len: int,
+    warms_up: bool,
+) -> dict[str, Any]:
+    """What `serve_requests` says, once short requests, all at a time, take the same time twice."""
+    model.begin(max_num_seqs, max_model_len)
+    if warms_up:
+        model.touch()
+
+        def stretch() -> float:
+            short = [random.choices(range(1000), k=WARMUP_PROMPT) for _ in range(max_num_seqs)]
+            times = model.serve_requests(short, [0.0] * max_num_seqs, WARMUP_NEW)["times"]
+            return float(max(map(max, times)))
+
+        workload_file.until_steady(stretch)
+    return model.serve_requests(prompts, arrivals, num_tokens)
+
 
 def serve(model: TimedModel, answer: Callable[[dict[str, Any]], None]) -> None:
     """Answers the questions on stdin until it ends; a failure is an answer too."""
@@ -255,6 +391,9 @@ def serve(model: TimedModel, answer: Callable[[dict[str, Any]], None]) -> None:
 
                 torch.save(model.logits(question["logits_of"]), question["file"])
                 answer({})
+                continue
+            if "requests" in question:
+                answer(measure_requests(model, **question["requests"]))
                 continue
             case = Workload(**question)
             model.warm_up(case)

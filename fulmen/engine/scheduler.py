@@ -1,17 +1,17 @@
 """Which requests run in a step, and how many tokens of each.
 
 Requests rank by priority, then by arrival. A step has a budget of tokens. Those that decode come
-first, one token each; what is left is shared among prompts, equally among equals, so a short prompt
-is not stuck behind a long one and a long one always moves. Pages are taken as they are needed; when
-there are none, the last in rank gives way: what it computed stays known for as long as there is
-room, and it goes on later from where that ends. The first in rank never gives way, so every
-request ends.
+first, one token each. Half of what is left is for the prompt that came first, so it always moves,
+and the rest for those that lack least, so a short prompt is not stuck behind long ones. Pages are
+taken as they are needed; when there are none, the last in rank gives way: what it computed stays
+known for as long as there is room, and it goes on later from where that ends. The first in rank
+never gives way, so every request ends.
 """
 
 import bisect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import groupby
 from typing import Protocol
 
 from fulmen.engine.cache import Holding, PrefixCache
@@ -140,23 +140,27 @@ class Scheduler:
         return 1 + self.prefixes.missing_pages(request.holding, len(request.ids))
 
 
-def shares(requests: Iterable[Schedulable], budget: int) -> Iterator[tuple[Schedulable, int]]:
-    """How many tokens each request reads of a budget: by priority, equally within one, no more than
-    it has; whole pages where that leaves anything."""
-    groups: dict[int, list[Schedulable]] = {}
-    for request in requests:
-        groups.setdefault(request.rank[0], []).append(request)
-    for _, group in sorted(groups.items()):
-        # As many as can have a page each, or all they need.
-        least = accumulate(min(request.num_pending, PAGE) for request in group)
-        some = group[: max(1, sum(total <= budget for total in least))]
-        some.sort(key=lambda request: request.num_pending)
-        for index, request in enumerate(some):
-            share = min(request.num_pending, budget // (len(some) - index))
+def shares(requests: Sequence[Schedulable], budget: int) -> Iterator[tuple[Schedulable, int]]:
+    """How many tokens each request reads of a budget: by priority, within one half for the first
+    in rank, and the rest for those that lack least; no more than they have, and whole pages where
+    that leaves anything.
+
+    requests  by rank
+    """
+    for _, group in groupby(requests, key=lambda request: request.rank[0]):
+        first, *others = group
+        reserved = min(first.num_pending, -(-budget // 2))
+        for request in sorted([first, *others], key=lambda request: request.num_pending):
+            if request is first:
+                reserved = 0
+            share = min(request.num_pending, budget - reserved)
             holding = request.holding
             if holding is not None and share < request.num_pending:
                 end = (holding.num_tokens + share) // PAGE * PAGE
-                share = end - holding.num_tokens if end > holding.num_tokens else share
+                if end > holding.num_tokens:
+                    share = end - holding.num_tokens
+                elif request is not first:  # no piece of a page
+                    continue
             if share > 0:
                 budget -= share
                 yield request, share

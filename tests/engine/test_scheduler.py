@@ -1,0 +1,39 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fulmen.engine.engine import Request
+from fulmen.engine.scheduler import shares
+from fulmen.sampling import SamplingParams
+
+
+def make_request(request_id: int, length: int, priority: int = 0) -> Request:
+    return Request(request_id, [0] * length, SamplingParams(), 0, 1, priority)
+
+
+def planned(requests: list[Request], budget: int) -> dict[int, int]:
+    return {request.rank[1]: count for request, count in shares(requests, budget)}
+
+
+def test_short_prompts_pass_long_ones_and_the_first_always_moves() -> None:
+    long, short, middle = make_request(0, 4096), make_request(1, 80), make_request(2, 400)
+    assert planned([long, short, middle], 1000) == {0: 520, 1: 80, 2: 400}
+    assert planned([long, middle], 700) == {0: 350, 2: 350}
+
+
+def test_a_prompt_alone_has_the_whole_budget() -> None:
+    assert planned([make_request(0, 4096)], 1024) == {0: 1024}
+
+
+def test_a_lower_priority_reads_what_a_higher_one_leaves() -> None:
+    urgent, other = make_request(1, 300), make_request(0, 100, priority=1)
+    assert planned([urgent, other], 350) == {1: 300, 0: 50}
+    assert planned([urgent, other], 200) == {1: 200}
+
+
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=9), st.integers(0, 600))
+def test_no_share_is_more_than_is_lacking_or_left(lengths: list[int], budget: int) -> None:
+    requests = [make_request(index, length) for index, length in enumerate(lengths)]
+    found = planned(requests, budget)
+    assert sum(found.values()) <= budget
+    assert all(0 < count <= lengths[index] for index, count in found.items())
+    assert found.get(0, 0) >= min(lengths[0], budget // 2)
