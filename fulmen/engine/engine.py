@@ -108,6 +108,8 @@ class EngineStats:
     """What the scheduler, guessing and the bookkeeping of the cache took"""
     run_seconds: float
     """What forward passes took"""
+    used_snapshot_bytes: int
+    """Memory that snapshots of lightning states take now"""
 
 
 @dataclass(slots=True, eq=False)
@@ -283,6 +285,7 @@ class Engine:
             num_accepted_tokens=self._num_accepted_tokens,
             schedule_seconds=self._schedule_seconds,
             run_seconds=self._run_seconds,
+            used_snapshot_bytes=self._prefixes.used_snapshot_bytes,
         )
 
     def step(self) -> list[TokenOutput]:
