@@ -3,8 +3,8 @@
     python benchmarks/million.py
     python benchmarks/million.py --tokens 65536
 
-The model has M1's layout, seven lightning layers and one of softmax with M1's heads of 128, and a
-circuit that finds needles by construction (fulmen/bench/needle.py). First the answer, on a short
+The model has M1's layout, seven lightning layers and one of softmax, and a circuit that finds
+needles by construction (fulmen/bench/needle.py). First the answer, on a short
 haystack: each needle is found, another in its place changes the answer, and without one there is
 none. Then the engine reads one request of --tokens with needles at 1 %, 50 % and 99 %; the first
 question comes with it, the others go on from what is known, to the last token.
@@ -14,6 +14,7 @@ take: the lightning layers' states do not grow. Attention is timed layer by laye
 takes as long for the last token as for the first, the softmax layer in proportion to depth.
 """
 
+import ctypes
 import os
 import statistics
 import sys
@@ -47,6 +48,7 @@ DECODED: Final = 32
 """New tokens after the prompt: the answer, and steps to time at full depth"""
 PARTS: Final = 8
 """Rows of the table"""
+LARGE_BLOCK: Final = 2**17
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +84,18 @@ class Answer:
         return self.found == self.expected
 
 
-def make_config(num_tokens: int, hidden_size: int, heads: int, intermediate_size: int) -> M1Config:
+def make_config(
+    num_tokens: int, *, hidden_size: int, num_heads: int, head_dim: int, intermediate_size: int
+) -> M1Config:
     """M1 scaled down to eight layers; the residual's gain is (2 L)^(1/4), as in the release."""
     return M1Config(
         vocab_size=NEEDLES.vocab_size,
         hidden_size=hidden_size,
         num_hidden_layers=8,
-        num_attention_heads=heads,
+        num_attention_heads=num_heads,
         num_key_value_heads=1,
-        head_dim=128,
-        rotary_dim=64,
+        head_dim=head_dim,
+        rotary_dim=head_dim // 2,
         attn_type_list=(0,) * 7 + (1,),
         intermediate_size=intermediate_size,
         num_local_experts=8,
@@ -191,6 +195,8 @@ class Reader:
                 read = min(samples[-1].num_tokens + self.chunk, len(prompt))
                 samples.append(self._sample(read, start))
                 progress.update(task, completed=read)
+                if read * PARTS // len(prompt) > samples[-2].num_tokens * PARTS // len(prompt):
+                    console.print(f"{read:,} tokens after {samples[-1].seconds:,.0f} s")
         while self.engine.has_unfinished:
             start = time.perf_counter()
             self.engine.step()
@@ -229,6 +235,14 @@ def resident_bytes() -> int:
     """What this process holds of memory now."""
     resident = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
     return int(resident) * os.sysconf("SC_PAGE_SIZE")
+
+
+def keep_large_blocks_apart() -> None:
+    """Fixes glibc's M_MMAP_THRESHOLD. As it is, tensors of a step share the heap with small things
+    that stay, which leaves holes: memory that is free and yet resident, and more of it each step.
+    """
+    m_mmap_threshold = -3
+    ctypes.CDLL(None).mallopt(m_mmap_threshold, LARGE_BLOCK)
 
 
 def slope(samples: Sequence[Sample]) -> float:
@@ -306,14 +320,22 @@ def print_answers(answers: Sequence[Answer]) -> None:
 def main(
     tokens: Annotated[int, typer.Option(help="Of the haystack.")] = 1_000_000,
     hidden_size: Annotated[int, typer.Option(help="Of the model.")] = 512,
-    heads: Annotated[int, typer.Option(help="Of queries, of 128 each; keys have one.")] = 2,
-    intermediate_size: Annotated[int, typer.Option(help="Of each of 8 experts.")] = 512,
+    num_heads: Annotated[int, typer.Option(help="Of queries; keys and values have one.")] = 2,
+    head_dim: Annotated[int, typer.Option(help="Half of it rotates in the softmax layer.")] = 64,
+    intermediate_size: Annotated[int, typer.Option(help="Of each of 8 experts.")] = 256,
     chunk: Annotated[int, typer.Option(help="Tokens of one step.")] = 4096,
     threads: Annotated[int, typer.Option(help="Of the kernels.")] = torch.get_num_threads(),
 ) -> None:
     """Reads a very long prompt. Tables go to stderr, one JSON line to stdout."""
     use_threads(threads)
-    config = make_config(max(tokens, SHORT) + DECODED + 1, hidden_size, heads, intermediate_size)
+    keep_large_blocks_apart()
+    config = make_config(
+        max(tokens, SHORT) + DECODED,
+        hidden_size=hidden_size,
+        num_heads=num_heads,
+        head_dim=head_dim,
+        intermediate_size=intermediate_size,
+    )
     model = needle_model(config, NEEDLES)
     model.pack()
     short = check_short(model, chunk)
