@@ -263,8 +263,11 @@ class Engine:
 
     def _check_ids(self, token_ids: Sequence[int]) -> None:
         vocab_size = self.model.config.vocab_size
-        wrong = next((token for token in token_ids if not 0 <= token < vocab_size), None)
-        if wrong is not None:
+        if not token_ids:
+            return
+        low, high = min(token_ids), max(token_ids)
+        if low < 0 or high >= vocab_size:
+            wrong = low if low < 0 else high
             raise ValueError(f"token id {wrong} is outside the {vocab_size} ids known")
 
     @property
