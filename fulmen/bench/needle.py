@@ -112,8 +112,8 @@ def _fill_with_noise(model: M1, num_dims: int, generator: torch.Generator) -> No
 
 def _add_circuit(model: M1, needles: Needles) -> None:
     config, keys, values = model.config, needles.num_keys, needles.num_values
-    needle_key, question_key, value, answer = torch.arange(2 * keys + 2 * values).split(
-        [keys, keys, values, values]
+    needle_key, question_key, value, answer = torch.split(
+        torch.arange(2 * keys + 2 * values), [keys, keys, values, values]
     )  # dimensions of the hidden state
     # Half as much energy as the noise; noise grows from layer to layer, two thirds is what is left
     # after seven.
