@@ -29,6 +29,9 @@ SCORE: Final = 30.0
 LOGIT: Final = 20.0
 """About the logit of an answer that was found; those of fillers have variance one."""
 
+WRITERS: Final = ("out_proj.weight", "o_proj.weight", "w2.weight", "down_proj.weight")
+"""Matrices that write the hidden state; all others read it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Needles:
@@ -72,17 +75,22 @@ def needle_model(config: M1Config, needles: Needles, *, seed: int = 0) -> M1:
     """A model of noise with the circuit in its last softmax layer, in the config's dtype; not
     packed."""
     num_dims = 2 * needles.num_keys + 2 * needles.num_values
-    rest = config.head_dim - config.rotary_dim
+    has_room = (
+        2 * num_dims <= config.hidden_size
+        and needles.num_keys <= config.head_dim - config.rotary_dim
+        and needles.num_values <= config.head_dim
+    )
     if config.vocab_size != needles.vocab_size or 1 not in config.attn_type_list:
         raise ValueError(
             f"the needles need {needles.vocab_size} ids and a layer of softmax attention, the "
             f"config has {config.vocab_size} and attn_type_list {config.attn_type_list}"
         )
-    if num_dims > config.hidden_size // 2 or needles.num_keys > rest:
+    if not has_room:
         raise ValueError(
             f"{needles.num_keys} keys and {needles.num_values} values need a hidden_size of "
-            f"{2 * num_dims} or more and as many dimensions of a head as keys that do not rotate, "
-            f"the config has {config.hidden_size} and {rest}"
+            f"{2 * num_dims} or more, and a head with a dimension for each value and one that does "
+            f"not rotate for each key, the config has {config.hidden_size}, head_dim "
+            f"{config.head_dim} and rotary_dim {config.rotary_dim}"
         )
     model = new_model(config)
     assert isinstance(model, M1)
@@ -99,7 +107,7 @@ def _fill_with_noise(model: M1, num_dims: int, generator: torch.Generator) -> No
         if parameter.ndim == 1:
             continue  # norms stay one
         noise = torch.randn(parameter.shape, generator=generator)
-        is_written = name.endswith(("out_proj.weight", "o_proj.weight", "w2.weight"))
+        is_written = name.endswith(WRITERS)
         if name != "model.embed_tokens.weight":
             noise *= parameter.shape[1] ** -0.5
         if is_written:
