@@ -108,6 +108,8 @@ class EngineStats:
     """What the scheduler, guessing and the bookkeeping of the cache took"""
     run_seconds: float
     """What forward passes took"""
+    used_snapshot_bytes: int
+    """Memory that snapshots of lightning states take now"""
 
 
 @dataclass(slots=True, eq=False)
@@ -291,8 +293,11 @@ class Engine:
 
     def _check_ids(self, token_ids: Collection[int]) -> None:
         vocab_size = self.model.config.vocab_size
-        wrong = next((token for token in token_ids if not 0 <= token < vocab_size), None)
-        if wrong is not None:
+        if not token_ids:
+            return
+        low, high = min(token_ids), max(token_ids)
+        if low < 0 or high >= vocab_size:
+            wrong = low if low < 0 else high
             raise ValueError(f"token id {wrong} is outside the {vocab_size} ids known")
 
     @property
@@ -319,6 +324,7 @@ class Engine:
             num_accepted_tokens=self._num_accepted_tokens,
             schedule_seconds=self._schedule_seconds,
             run_seconds=self._run_seconds,
+            used_snapshot_bytes=self._prefixes.used_snapshot_bytes,
         )
 
     def step(self) -> list[TokenOutput]:

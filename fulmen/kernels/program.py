@@ -60,6 +60,12 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.kept: list[Tensor] = []
         self.work: str | None = None
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """torch asks. To skip torch.compile, which nobody uses here, it would first import it: two
+        seconds in the middle of a process's first answer (torch 2.13)."""
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
