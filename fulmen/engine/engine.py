@@ -324,7 +324,7 @@ class Engine:
             num_accepted_tokens=self._num_accepted_tokens,
             schedule_seconds=self._schedule_seconds,
             run_seconds=self._run_seconds,
-            used_snapshot_bytes=self._prefixes.used_snapshot_bytes,
+            used_snapshot_bytes=self.prefixes.used_snapshot_bytes,
         )
 
     def step(self) -> list[TokenOutput]:
