@@ -1,3 +1,5 @@
+"""How a step is shared among prompts."""
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -7,7 +9,7 @@ from fulmen.sampling import SamplingParams
 
 
 def make_request(request_id: int, length: int, priority: int = 0) -> Request:
-    return Request(request_id, [0] * length, SamplingParams(), 0, 1, priority)
+    return Request(request_id, [0] * length, SamplingParams(), 0, 1, priority=priority)
 
 
 def planned(requests: list[Request], budget: int) -> dict[int, int]:
