@@ -8,7 +8,7 @@ does not wait for the step that runs, and drops the answer.
 import json
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -133,30 +133,31 @@ class Conversation:
         """
         before = list(self.turns)
         self.turns.append(Message("user", text))
-        return self._keep(self.llm.stream(self.messages(), params=self.params), before)
+        return self._keep(lambda: self.llm.stream(self.messages(), params=self.params), before)
 
     def go_on(self) -> Completion:
         """Finishes the answer that the session was taken back into."""
         assert self.session is not None
         stream = self.session.resume()
         print(self.llm.tokenizer.decode(stream.begun_ids), end="", flush=True)
-        return self._keep(stream, list(self.turns))
+        return self._keep(lambda: stream, list(self.turns))
 
-    def _keep(self, stream: ChatStream, before: list[Message]) -> Completion:
+    def _keep(self, begin: Callable[[], ChatStream], before: list[Message]) -> Completion:
         """Prints an answer and keeps it, or makes the turns what they were before."""
         try:
-            completion = self._answer(stream)
-            reply = completion.reply
-            said = reply.thinking or reply.content or reply.tool_calls
-            if completion.finish_reason == "abort" and not said:
-                self.turns = before
-                return completion
-            if self.session is not None:
-                self.session.save(self.messages(), completion)
+            completion = self._answer(begin())
         except BaseException:
             self.turns = before
             raise
+        reply = completion.reply
+        said = reply.thinking or reply.content or reply.tool_calls
+        if completion.finish_reason == "abort" and not said:
+            self.turns = before
+            return completion
+        asked = self.messages()
         self.turns.append(reply.message())
+        if self.session is not None:
+            self.session.save(asked, completion)
         return completion
 
     def ask_again(self) -> None:

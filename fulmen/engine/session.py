@@ -172,6 +172,7 @@ class SessionStore:
             turns = {turn.hash for head in others for turn in self.turns(head)}
             chunks = {chunk for head in others for chunk in self._chunks_of(head)}
             self._head_path(name).unlink()
+            self._lock_path(name).unlink(missing_ok=True)
             for folder, kept in (("turns", turns), ("chunks", chunks)):
                 for path in (self.root / folder).glob("*"):
                     if path.name.split(".")[0] not in kept:
@@ -227,8 +228,7 @@ class SessionStore:
     @contextmanager
     def used_by_one(self, name: str) -> Iterator[None]:
         """Holds a session while it is talked to. Raises ValueError if another process does."""
-        self._head_path(name)
-        path = self.root / "sessions" / f"{name}.lock"
+        path = self._lock_path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w") as file:
             try:
@@ -394,6 +394,9 @@ class SessionStore:
                 "underscores, up to 100, a letter or digit first"
             )
         return self.root / "sessions" / f"{name}.json"
+
+    def _lock_path(self, name: str) -> Path:
+        return self._head_path(name).with_suffix(".lock")
 
     def _check_free(self, name: str) -> None:
         if self.has(name):
