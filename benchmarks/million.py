@@ -239,8 +239,7 @@ def resident_bytes() -> int:
 
 def keep_large_blocks_apart() -> None:
     """Fixes glibc's M_MMAP_THRESHOLD. As it is, tensors of a step share the heap with small things
-    that stay, which leaves holes: memory that is free and yet resident, and more of it each step.
-    """
+    that stay, which leaves holes: memory that is free and yet resident, some hundred MiB of it."""
     m_mmap_threshold = -3
     ctypes.CDLL(None).mallopt(m_mmap_threshold, LARGE_BLOCK)
 
