@@ -18,6 +18,9 @@ class Format(ABC):
     """The text of the token that ends a turn."""
     thinking_end: str | None
     """The tag that closes a thought; None when the format has no thought."""
+    thinking_forced_start: str | None
+    """What opens a thought as the model would, where the prompt did not: may be empty; None when
+    the format has no thought."""
     thinking_forced_end: str | None
     """What a thinking budget writes to end the thought as the model would."""
     thinking_last_phrase: str = "I have thought enough, it is time to answer.\n"

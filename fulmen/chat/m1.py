@@ -74,6 +74,7 @@ class MiniMaxM1(Format):
     thinking_open_in_prompt = False
     end_of_turn = "<end_of_sentence>"
     thinking_end = END_THINK
+    thinking_forced_start = f"{THINK}\n"
     thinking_forced_end = "\n</think>\n"
 
     def segments(

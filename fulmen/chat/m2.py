@@ -91,6 +91,7 @@ class MiniMaxM2(Format):
     thinking_open_in_prompt = True
     end_of_turn = "[e~["
     thinking_end = END_THINK
+    thinking_forced_start = ""
     thinking_forced_end = "\n</think>\n\n"
 
     def __init__(self, *, model_identity: str = DEFAULT_IDENTITY) -> None:

@@ -39,8 +39,10 @@ def test_formats_say_how_thoughts_and_turns_end() -> None:
     for format_ in (m1, m2):
         assert format_.thinking_end
         assert format_.thinking_end in (format_.thinking_forced_end or "")
-        start = "" if format_.thinking_open_in_prompt else "<think>\n"
-        reply = format_.parse(f"{start}half a th{format_.thinking_forced_end}answer")
+        assert bool(format_.thinking_forced_start) != format_.thinking_open_in_prompt
+        reply = format_.parse(
+            f"{format_.thinking_forced_start}half a th{format_.thinking_forced_end}answer"
+        )
         assert (reply.thinking, reply.content) == ("half a th", "answer")
 
 

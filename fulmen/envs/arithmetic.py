@@ -1,0 +1,46 @@
+"""Sums and differences told as a little story; the one environment that needs no data.
+
+Harder with more steps and larger numbers. No number on the way is negative, so a story stays one.
+"""
+
+import random
+from fractions import Fraction
+from typing import Final
+
+from fulmen.envs.number import NumberTask
+
+_NAMES: Final = ("Tom", "Ann", "Ben", "Mia", "Leo", "Eva", "Sam", "Ida")
+_THINGS: Final = ("apples", "books", "coins", "marbles", "pencils", "stamps", "shells", "cards")
+_GAINS: Final = ("buys {} more", "finds {} more", "is given {} more")
+_LOSSES: Final = ("gives {} away", "loses {}", "sells {}")
+
+
+class Arithmetic:
+    """Stories of num_steps additions and subtractions of numbers from 1 to largest."""
+
+    num_tasks: Final = None
+
+    def __init__(self, seed: int, *, num_steps: int = 2, largest: int = 9) -> None:
+        for name, value in (("num_steps", num_steps), ("largest", largest)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}, it must be 1 or more")
+        self._seed = seed
+        self._num_steps = num_steps
+        self._largest = largest
+
+    def task(self, index: int) -> NumberTask:
+        draw = random.Random(f"arithmetic {self._seed} {index}")
+        name, things = draw.choice(_NAMES), draw.choice(_THINGS)
+        have = draw.randint(1, self._largest)
+        parts = [f"{name} has {have} {things}"]
+        for _ in range(self._num_steps):
+            if draw.random() < 0.5 and have > 1:
+                number = draw.randint(1, min(have - 1, self._largest))
+                have -= number
+                parts.append(draw.choice(_LOSSES).format(number))
+            else:
+                number = draw.randint(1, self._largest)
+                have += number
+                parts.append(draw.choice(_GAINS).format(number))
+        story = f"{', '.join(parts[:-1])}, then {parts[-1]}."
+        return NumberTask(f"{story} How many {things} does {name} have now?", Fraction(have))

@@ -1,0 +1,51 @@
+"""Questions with a number as the answer from a JSONL file, as GSM8K comes."""
+
+import json
+from pathlib import Path
+
+from fulmen.envs.number import NumberTask, final_number
+
+
+class Questions:
+    """The lines of a file, each an object with `question` and `answer`, in their order.
+
+    An answer is a number, or a text that ends up with one: GSM8K's ends with `#### 42`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            lines = path.read_text("utf-8").split("\n")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8: {error}") from None
+        self._tasks = [
+            _read(line, f"{path}, line {number}")
+            for number, line in enumerate(lines, start=1)
+            if line.strip()
+        ]
+        if not self._tasks:
+            raise ValueError(f"{path} is empty, it must have a question a line")
+        self._path = path
+
+    @property
+    def num_tasks(self) -> int:
+        return len(self._tasks)
+
+    def task(self, index: int) -> NumberTask:
+        if not 0 <= index < len(self._tasks):
+            raise ValueError(f"task {index} was asked for, {self._path} has {len(self._tasks)}")
+        return self._tasks[index]
+
+
+def _read(line: str, where: str) -> NumberTask:
+    try:
+        fields = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{where} is not JSON: {error}") from None
+    if not isinstance(fields, dict) or not isinstance(fields.get("question"), str):
+        raise ValueError(f"{where} must be an object with question, a text, and answer")
+    answer = fields.get("answer")
+    is_given = isinstance(answer, str | int | float) and not isinstance(answer, bool)
+    number = final_number(str(answer)) if is_given else None
+    if number is None:
+        raise ValueError(f"{where} has the answer {answer!r}, it must have a number in it")
+    return NumberTask(fields["question"], number)

@@ -1,0 +1,106 @@
+"""Tasks that can be checked: the known answer scores 1, an empty one 0, the same seed the same."""
+
+import json
+import re
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from fulmen.chat import Reply
+from fulmen.envs import Arithmetic, Questions, final_number, load_environment
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("7", 7),
+        ("6 + 7 = 13, so 13.", 13),
+        ("The answer is 12 + 7 = 19. To check: 19 - 7 = 12.", 19),
+        ("#### 42\nThat was question 9.", 42),
+        (r"so \boxed{-1,234.50} of 3", Fraction("-1234.5")),
+        ("Answer: $3,000", 3000),
+        ("12-7", 7),
+        ("x = -7", -7),
+        ("The answer is clear. It is 5", 5),
+        ("#### 1\n#### 2", 2),
+        ("1,2", 2),
+        ("\u22123", -3),
+        ("none", None),
+        ("", None),
+    ],
+)
+def test_a_text_ends_up_with_a_number(text: str, number: Fraction | int | None) -> None:
+    assert final_number(text) == number
+
+
+@pytest.mark.parametrize("name", ["arithmetic", "arithmetic:1x9", "arithmetic:7x3"])
+def test_the_known_answer_scores_one_and_an_empty_one_nothing(name: str) -> None:
+    environment = load_environment(name, seed=4)
+    for index in range(200):
+        task = environment.task(index)
+        (message,) = task.messages
+        story = message.content
+        numbers = [int(found) for found in re.findall(r"\d+", story)]
+        signs = [-1 if word in ("gives", "loses", "sells") else 1 for word in _verbs(story)]
+        known = numbers[0] + sum(s * n for s, n in zip(signs, numbers[1:], strict=True))
+        assert known > 0
+        reply = Reply(content=f"It is {known}.")
+        assert (task.score(reply), task.answer_of(reply)) == (1, str(known))
+        assert (task.score(Reply()), task.answer_of(Reply())) == (0, None)
+        assert task.score(Reply(thinking=f"{known}")) == 0
+        assert task.score(Reply(content=f"It is {known + 1}.")) == 0
+
+
+def _verbs(story: str) -> list[str]:
+    return re.findall(r"\b(buys|finds|is given|gives|loses|sells)\b", story)
+
+
+def test_a_seed_gives_the_same_tasks_and_another_one_others() -> None:
+    first, same, other = Arithmetic(1), Arithmetic(1), Arithmetic(2)
+    tasks = [first.task(index) for index in range(50)]
+    assert tasks == [same.task(index) for index in range(50)]
+    assert len({task.question for task in tasks}) > 45
+    assert sum(first.task(i) == other.task(i) for i in range(50)) < 5
+
+
+def test_questions_come_from_a_file_as_gsm8k_has_them(tmp_path: Path) -> None:
+    file = tmp_path / "questions.jsonl"
+    lines = [
+        {"question": "How many?", "answer": "He had 3 + 4 = <<3+4=7>>7.\n#### 7"},
+        {"question": "And now?", "answer": 2.5},
+    ]
+    file.write_text("\n".join(map(json.dumps, lines)) + "\n\n")
+    environment = load_environment(str(file), seed=0)
+    assert environment.num_tasks == 2
+    assert environment.task(0).messages[0].content == "How many?"
+    assert environment.task(0).score(Reply(content="7 of them")) == 1
+    assert environment.task(1).score(Reply(content="2.50")) == 1
+    with pytest.raises(ValueError, match=r"task 2 was asked for, .* has 2"):
+        environment.task(2)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "is empty, it must have a question a line"),
+        ("{", "line 1 is not JSON"),
+        ("[1]", "line 1 must be an object with question"),
+        ('{"question": "a?", "answer": 1}\n{"question": 1}', "line 2 must be an object"),
+        ('{"question": "a?"}', "line 1 has the answer None"),
+        ('{"question": "a?", "answer": true}', "line 1 has the answer True"),
+        ('{"question": "a?", "answer": "blue"}', "must have a number in it"),
+    ],
+)
+def test_a_bad_file_is_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:
+    file = tmp_path / "questions.jsonl"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=sentence):
+        Questions(file)
+
+
+def test_an_unknown_name_says_what_there_is() -> None:
+    with pytest.raises(ValueError, match="nowhere is no task source, it must be arithmetic"):
+        load_environment("nowhere", seed=0)
+    with pytest.raises(ValueError, match="num_steps is 0, it must be 1 or more"):
+        load_environment("arithmetic:0x5", seed=0)
