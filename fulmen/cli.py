@@ -146,6 +146,8 @@ def with_flags_of(
             given = {name: arguments.pop(name) for name in names}
             given = {name: value for name, value in given.items() if value not in (None, [])}
             given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+            if str(given.get("json_schema")).endswith(".json"):  # a file, no JSON ends so
+                given["json_schema"] = _read_text(Path(given["json_schema"]))
             command(**arguments, given=given)
 
         run.__signature__ = signature.replace(  # type: ignore[attr-defined]
@@ -208,6 +210,7 @@ def chat(
         raise ValueError("the message is empty, there is nothing to answer")
     if "logprobs" in given:
         raise ValueError("a chat does not print log-probabilities, fulmen generate --json does")
+    _refuse_tools(given)
     sessions = _store(store, session_bytes)
     if session is not None and model is None and sessions.has(session):
         model = sessions.head(session).model
@@ -271,6 +274,7 @@ def generate(
         raise ValueError("a plain text has no thought, --thinking-budget is for fulmen chat")
     if "logprobs" in given and not as_json:
         raise ValueError("--logprobs needs --json")
+    _refuse_tools(given)
     llm = _load(model, dtype, device, max_model_len, kv_cache, kv_cache_dtype, draft_tokens)
     pieces = []
     with (
@@ -289,6 +293,11 @@ def generate(
         print()
     if interrupt.is_set:
         raise typer.Exit(130)
+
+
+def _refuse_tools(given: dict[str, Any]) -> None:
+    if "strict_tools" in given:
+        raise ValueError("the model is given no tools here, so none can be strict")
 
 
 def _as_json(stream: "TextStream", text: str) -> str:

@@ -19,8 +19,19 @@ from typing import Any, Generic, Self, TypedDict, TypeVar, Unpack
 
 import torch
 
-from fulmen.chat import Event, Format, Message, Reply, Tokenizer, Tool, load_format
-from fulmen.engine import Engine, EngineConfig, FinishReason, Origin, TokenOutput
+from fulmen.chat import (
+    Event,
+    Format,
+    Message,
+    Reply,
+    Tokenizer,
+    Tool,
+    Vocabulary,
+    load_format,
+    make_guide,
+    read_tools,
+)
+from fulmen.engine import Engine, EngineConfig, FinishReason, Guide, Origin, TokenOutput
 from fulmen.models import (
     Model,
     OnProgress,
@@ -97,6 +108,7 @@ class LLM:
         self._streams: dict[int, Stream[Any]] = {}
         self._folder = folder
         self._fingerprint: str | None = None
+        self._vocabulary: Vocabulary | None = None
 
     @classmethod
     def load(
@@ -200,7 +212,8 @@ class LLM:
     ) -> "TextStream":
         """What the model writes after a prompt that is used as it stands, without a format."""
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-        return TextStream(self, ids, params or self.defaults, priority=priority)
+        params = params or self.defaults
+        return TextStream(self, ids, params, priority=priority, guide=self.guide(params))
 
     def step(self) -> None:
         """One step of the engine; every running stream takes what became its own."""
@@ -222,13 +235,28 @@ class LLM:
         *,
         num_begun: int = 0,
         priority: int = 0,
+        guide: Guide | None = None,
     ) -> int:
         """Queues a stream's request and returns its id."""
         request_id = self.engine.add_request(
-            prompt_ids, params, num_begun=num_begun, priority=priority
+            prompt_ids, params, num_begun=num_begun, priority=priority, guide=guide
         )
         self._streams[request_id] = stream
         return request_id
+
+    def guide(
+        self, params: SamplingParams, format: Format | None = None, tools: Tools | None = None
+    ) -> Guide | None:
+        """What holds an answer to its grammar, if it has one; a format tells its thought."""
+        if not (params.is_constrained or params.strict_tools):
+            return None
+        if self._vocabulary is None:  # seconds with a large vocabulary
+            self._vocabulary = Vocabulary(
+                self.tokenizer,
+                vocab_size=self.engine.model.config.vocab_size,
+                eos_token_ids=sorted(self.engine.eos_token_ids),
+            )
+        return make_guide(self._vocabulary, params, format=format, tools=read_tools(tools))
 
     def detach(self, request_id: int) -> None:
         """Ends a request, whatever its state; its stream takes nothing more."""
@@ -250,6 +278,7 @@ class Stream(ABC, Generic[T]):
         *,
         begun: Sequence[int] = (),
         priority: int = 0,
+        guide: Guide | None = None,
     ) -> None:
         self._llm = llm
         if params.seed is None:  # so that the answer can be taken up again
@@ -265,9 +294,17 @@ class Stream(ABC, Generic[T]):
         self._items: deque[T] = deque()
         for token_id in begun:
             self._take_begun(token_id)
-        ids = [*prompt_ids, *begun]
-        num_begun = len(self.begun_ids)
-        self.request_id = llm.attach(self, ids, params, num_begun=num_begun, priority=priority)
+        self.request_id = llm.attach(
+            self,
+            [*prompt_ids, *begun],
+            params,
+            num_begun=len(self.begun_ids),
+            priority=priority,
+            guide=guide,
+        )
+        if guide is not None:
+            for token_id in begun:
+                guide.accept(token_id)
 
     def __enter__(self) -> Self:
         return self
@@ -351,7 +388,8 @@ class ChatStream(Stream[Event]):
         """What is decided to come next and not passed on yet"""
         self._nudge: Nudge | None = None
         self._steer()
-        super().__init__(llm, prompt_ids, params, begun=begun, priority=priority)
+        guide = llm.guide(params, llm.format, tools)
+        super().__init__(llm, prompt_ids, params, begun=begun, priority=priority, guide=guide)
         self._pass_on()
 
     def receive(self, output: TokenOutput) -> None:

@@ -1,7 +1,23 @@
 """What a caller may ask of the next token; the one set of options that every door accepts."""
 
+import json
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:  # a command's help comes without it
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class Mask(NamedTuple):
+    """What a grammar allows of the next token."""
+
+    allowed: "NDArray[np.bool_]"
+    """(V,) at least one"""
+    is_gentle: bool = False
+    """Whether a token is drawn without it, and again under it only if that one is not allowed: so
+    nothing changes but what must."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +54,15 @@ class SamplingParams:
     thinking_landing: float = 0.1
     """In this last share of the budget the end of the thought is made likelier where a sentence
     ends, and a last phrase leads to the answer; 0 cuts the thought off."""
+    json_schema: str | None = None
+    """The answer, after any thought, is JSON that this JSON Schema allows, given as JSON; {} allows
+    any. On the command line it may be a .json file."""
+    regex: str | None = None
+    """The whole answer, after any thought, matches this regular expression (Rust's syntax)."""
+    choice: tuple[str, ...] = ()
+    """The answer, after any thought, is one of these texts."""
+    strict_tools: bool = False
+    """Tool calls name a declared tool and give it arguments of the declared types."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -51,7 +76,9 @@ class SamplingParams:
         for name in ("top_k", "seed", "max_tokens", "logprobs", "repetition_window"):
             self._check_kind(name, (int, type(None)), "a whole number or none")
         self._check_kind("thinking_budget", (int, type(None)), "a whole number or none")
-        for name, kind in (("stop", str), ("stop_token_ids", int)):
+        for name in ("json_schema", "regex"):
+            self._check_kind(name, (str, type(None)), "text or none")
+        for name, kind in (("stop", str), ("stop_token_ids", int), ("choice", str)):
             values = getattr(self, name)
             if not isinstance(values, tuple) or not all(type(value) is kind for value in values):
                 raise ValueError(f"{name} is {values!r}, it must be a tuple of {kind.__name__}")
@@ -82,6 +109,35 @@ class SamplingParams:
         ):
             if not holds:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, it must {needed}")
+        self._check_constraints()
+
+    @property
+    def is_constrained(self) -> bool:
+        """Whether a grammar says what the answer may be."""
+        return self.json_schema is not None or self.regex is not None or bool(self.choice)
+
+    def _check_constraints(self) -> None:
+        given = [
+            name
+            for name in ("json_schema", "regex", "choice")
+            if getattr(self, name) not in (None, ())
+        ]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are given, an answer can follow only one")
+        if (given or self.strict_tools) and self.ignore_eos:
+            name = given[0] if given else "strict_tools"
+            raise ValueError(f"ignore_eos goes on past the end that {name} leads to, drop one")
+        if not all(self.choice):
+            raise ValueError(f"choice is {self.choice!r}, it must have no empty text")
+        if self.json_schema is not None:
+            try:
+                schema = json.loads(self.json_schema)
+            except ValueError as error:
+                raise ValueError(f"json_schema is not JSON: {error}") from None
+            if not isinstance(schema, dict | bool):
+                raise ValueError(
+                    f"json_schema is {self.json_schema}, it must be a JSON Schema: an object"
+                )
 
     def _check_kind(self, name: str, kinds: tuple[type, ...], needed: str) -> None:
         value = getattr(self, name)

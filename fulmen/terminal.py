@@ -353,6 +353,8 @@ def _set(conversation: Conversation, rest: str) -> None:
         parsed = value  # a stop text may be typed without quotes
         if name in ("max_tokens", "thinking_budget"):
             parsed = parse_count(value)
+    if name in ("json_schema", "regex") and parsed is not None:
+        parsed = value
     if isinstance(known[name], tuple):
         parsed = tuple(parsed) if isinstance(parsed, list) else (parsed,) * (parsed is not None)
     change: dict[str, Any] = {name: parsed}

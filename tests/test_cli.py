@@ -187,6 +187,9 @@ def test_a_conversation_with_its_commands(folder: Path, tmp_path: Path) -> None:
         ("/set stop END", ""),
         ("/set", r"stop = \('END',\)"),
         ("/set stop none", ""),
+        ('/set json_schema {"type": "null"}', ""),
+        ("/set", r"json_schema = \{\"type\": \"null\"\}"),
+        ("/set json_schema none", ""),
         ("/retry", "token limit"),
         (f"/save {tmp_path}/talk.json", "2 messages written"),
         ("/undo", ""),
@@ -221,12 +224,25 @@ def test_ctrl_c_stops_the_answer_and_gives_the_prompt_back(folder: Path) -> None
     assert terminal.close() == 0
 
 
+def test_an_answer_may_be_chosen_or_follow_a_schema_in_a_file(folder: Path, tmp_path: Path) -> None:
+    flags = ("--model", folder, "--thinking-budget", "3", "--max-tokens", "300")
+    run = fulmen("chat", "Well?", "--choice", "yes", "--choice", "no", *flags)
+    assert run.stdout in ("yes\n", "no\n")
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "array", "items": {"type": "boolean"}, "maxItems": 3}')
+    run = fulmen("chat", "Well?", "--json-schema", schema, *flags)
+    assert isinstance(json.loads(run.stdout), list)
+
+
 def test_flags_without_an_effect_are_refused(folder: Path) -> None:
     for arguments, sentence in (
         (("chat", "hi", "--logprobs", "2"), "a chat does not print log-probabilities"),
         (("generate", "hi", "--thinking-budget", "2"), "a plain text has no thought"),
         (("generate", "hi", "--logprobs", "2"), "--logprobs needs --json"),
         (("generate", "hi", "--kv-cache", "lots"), "lots"),
+        (("generate", "hi", "--strict-tools"), "the model is given no tools here"),
+        (("chat", "hi", "--regex", "[a"), "regex cannot be followed"),
+        (("chat", "hi", "--json-schema", "none.json"), "none.json: no such file"),
     ):
         run = fulmen(*arguments, "--model", folder)
         assert (run.returncode, run.stdout) == (1, "")

@@ -2,6 +2,7 @@
 
 from fulmen.chat.format import Format
 from fulmen.chat.formats import get_format, load_format
+from fulmen.chat.grammar import Guide, Vocabulary, make_guide
 from fulmen.chat.messages import (
     ContentDelta,
     Event,
@@ -28,6 +29,7 @@ __all__ = [
     "Detokenizer",
     "Event",
     "Format",
+    "Guide",
     "Message",
     "Parser",
     "ProblemFound",
@@ -40,8 +42,10 @@ __all__ = [
     "ToolCallDelta",
     "ToolCallEnd",
     "ToolCallStart",
+    "Vocabulary",
     "get_format",
     "load_format",
+    "make_guide",
     "random_call_id",
     "read_messages",
     "read_tools",

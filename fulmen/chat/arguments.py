@@ -115,10 +115,10 @@ def _parts(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Iterator[objec
         yield from branches if isinstance(branches, list | tuple) else ()
     reference = schema.get("$ref")
     if isinstance(reference, str):
-        yield _resolve(reference, root)
+        yield resolve_reference(reference, root)
 
 
-def _resolve(reference: str, root: Mapping[str, Any]) -> object:
+def resolve_reference(reference: str, root: Mapping[str, Any]) -> object:
     """What a reference such as #/$defs/Place points to; None when nothing is there."""
     target: object = root
     for step in reference.removeprefix("#").split("/")[1:]:

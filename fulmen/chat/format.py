@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 
-from fulmen.chat.messages import CallIds, Messages, Reply, Tools, random_call_id
+from fulmen.chat.messages import CallIds, Messages, Reply, Tool, Tools, random_call_id
 from fulmen.chat.parsing import Parser
 from fulmen.chat.tokenizer import Segment, Tokenizer, join_segments
 
@@ -25,6 +25,16 @@ class Format(ABC):
     """What a thinking budget writes to end the thought as the model would."""
     thinking_last_phrase: str = "I have thought enough, it is time to answer.\n"
     """What it writes before, where there is room for it."""
+    thinking_start: str | None = None
+    """The tag by which a completion opens a thought; None where only the prompt can."""
+    tool_block: str | None = None
+    """The tag that opens a block of calls; None where calls are not told from text."""
+    may_call_while_thinking: bool = False
+    """Whether a block of calls inside the thought ends it, or is part of it."""
+    tags: tuple[str, ...] = ()
+    """Texts that content cannot hold: a parser takes them for structure."""
+    call_tags: tuple[str, ...] = ()
+    """Texts that the JSON of an argument cannot hold: a parser takes them for the call's own."""
 
     @abstractmethod
     def segments(
@@ -44,6 +54,13 @@ class Format(ABC):
 
         thinking_open says that the completion may begin inside the thought: see each format.
         """
+
+    def call_grammar(self, tools: tuple[Tool, ...], tokenizer: Tokenizer) -> str:
+        """What may follow `tool_block`, to the end of the block, as a grammar in llguidance's Lark:
+        calls of these tools, with arguments of their types."""
+        raise ValueError(
+            f"strict_tools is on, the format {self.name} does not tell tool calls from text"
+        )
 
     def render(
         self, messages: Messages, tools: Tools = None, add_generation_prompt: bool = True

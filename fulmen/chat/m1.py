@@ -32,9 +32,11 @@ Parsing: a completion is `<think>` thought `</think>` answer, then one or more b
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 from fulmen.chat.arguments import JsonObjectScanner, dump_json, load_json
 from fulmen.chat.format import Format
+from fulmen.chat.grammar import DEFINITIONS, json_rule, text_rule
 from fulmen.chat.messages import (
     CallIds,
     Message,
@@ -51,7 +53,7 @@ from fulmen.chat.messages import (
     read_tools,
 )
 from fulmen.chat.parsing import Parser, StreamParser, all_space, without_tags
-from fulmen.chat.tokenizer import Control, Segment
+from fulmen.chat.tokenizer import Control, Segment, Tokenizer
 
 THINK, END_THINK = "<think>", "</think>"
 TOOL_BLOCK, END_TOOL_BLOCK = "<tool_calls>", "</tool_calls>"
@@ -76,6 +78,9 @@ class MiniMaxM1(Format):
     thinking_end = END_THINK
     thinking_forced_start = f"{THINK}\n"
     thinking_forced_end = "\n</think>\n"
+    thinking_start = THINK
+    tool_block = TOOL_BLOCK
+    tags = (THINK, END_THINK, TOOL_BLOCK, END_TOOL_BLOCK)
 
     def segments(
         self, messages: Messages, tools: Tools = None, add_generation_prompt: bool = True
@@ -104,6 +109,32 @@ class MiniMaxM1(Format):
     ) -> Parser:
         """With thinking_open, a leading <think> opens the thought; else it is content."""
         return M1Parser(read_tools(tools), thinking_open, new_call_id)
+
+    def call_grammar(self, tools: tuple[Tool, ...], tokenizer: Tokenizer) -> str:
+        """One JSON object a line, as `segments` writes them."""
+        names = [f"call_{index}" for index in range(len(tools))]
+        calls = [
+            f"{name}: {json_rule(_call_schema(tool))}"
+            for name, tool in zip(names, tools, strict=True)
+        ]
+        start = (
+            f'start: "\\n" (({" | ".join(names)}) "\\n")+ {text_rule(END_TOOL_BLOCK, tokenizer)}'
+        )
+        return "\n".join((start, *calls))
+
+
+def _call_schema(tool: Tool) -> dict[str, Any]:
+    """What a call of the tool looks like; it has no other arguments than the declared ones."""
+    parameters = dict(tool.parameters)
+    # A reference counts from the root, where these go.
+    shared = {key: parameters.pop(key) for key in DEFINITIONS if key in parameters}
+    arguments = {"type": "object", "additionalProperties": False} | parameters
+    return {
+        "type": "object",
+        "properties": {"name": {"const": tool.name}, "arguments": arguments},
+        "required": ["name", "arguments"],
+        "additionalProperties": False,
+    } | shared
 
 
 def _tool_line(tool: Tool) -> str:

@@ -41,9 +41,17 @@ Parsing undoes rendering. A completion starts inside the thought, which the prom
 import re
 from collections.abc import Callable, Iterator, Mapping
 from enum import Enum, auto
+from typing import Any
 
-from fulmen.chat.arguments import convert, dump_json, escape_json, parameter_types
+from fulmen.chat.arguments import (
+    convert,
+    dump_json,
+    escape_json,
+    parameter_types,
+    resolve_reference,
+)
 from fulmen.chat.format import Format
+from fulmen.chat.grammar import DEFINITIONS, json_rule, text_rule, text_without
 from fulmen.chat.messages import (
     CallIds,
     Message,
@@ -58,7 +66,7 @@ from fulmen.chat.messages import (
     read_tools,
 )
 from fulmen.chat.parsing import Parser, StreamParser, one_newline, without_tags
-from fulmen.chat.tokenizer import Control, Segment
+from fulmen.chat.tokenizer import Control, Segment, Tokenizer
 
 DEFAULT_IDENTITY = "You are a helpful assistant."
 
@@ -93,6 +101,10 @@ class MiniMaxM2(Format):
     thinking_end = END_THINK
     thinking_forced_start = ""
     thinking_forced_end = "\n</think>\n\n"
+    tool_block = TOOL_BLOCK
+    may_call_while_thinking = True
+    tags = (THINK, END_THINK, TOOL_BLOCK, END_TOOL_BLOCK, "<tool_calls>")
+    call_tags = (PARAMETER, END_PARAMETER, INVOKE, END_INVOKE, TOOL_BLOCK, END_TOOL_BLOCK)
 
     def __init__(self, *, model_identity: str = DEFAULT_IDENTITY) -> None:
         self.model_identity = model_identity
@@ -120,6 +132,54 @@ class MiniMaxM2(Format):
     ) -> Parser:
         """thinking_open says that the prompt ended inside <think>, as `render` leaves it."""
         return M2Parser(read_tools(tools), thinking_open, new_call_id)
+
+    def call_grammar(self, tools: tuple[Tool, ...], tokenizer: Tokenizer) -> str:
+        """Calls as `segments` writes them, with parameters in the order of their schema. A value
+        that is text holds none of the call's tags."""
+        names = [f"call_{index}" for index in range(len(tools))]
+        rules = [f'start: "\\n" ({" | ".join(names)})+ {text_rule(END_TOOL_BLOCK, tokenizer)}']
+        for name, tool in zip(names, tools, strict=True):
+            rules += _call_rules(name, tool, self.call_tags)
+        return "\n".join(rules)
+
+
+def _call_rules(call: str, tool: Tool, tags: tuple[str, ...]) -> Iterator[str]:
+    declared, required = tool.parameters.get("properties", {}), tool.parameters.get("required", ())
+    parts = []
+    for index, name in enumerate(dict.fromkeys([*declared, *required])):
+        part = f"{call}_{index}"
+        parts.append(part if name in required else f"{part}?")
+        opening = text_rule(f'<parameter name="{name}">')
+        yield f'{part}: {opening} {part}_value "\\n"'
+        yield from _value_rules(f"{part}_value", tool.parameters, name, tags)
+    opening, closing = text_rule(f'<invoke name="{tool.name}">\n'), text_rule("</invoke>\n")
+    yield f"{call}: {opening} {' '.join(parts)} {closing}"
+
+
+def _value_rules(
+    rule: str, schema: Mapping[str, Any], parameter: str, tags: tuple[str, ...]
+) -> Iterator[str]:
+    """A value as bare text where its schema allows text, else as JSON, and its closing tag."""
+    own = schema.get("properties", {}).get(parameter)
+    if isinstance(own, Mapping) and isinstance(own.get("$ref"), str):
+        own = resolve_reference(own["$ref"], schema)
+    own = own if isinstance(own, Mapping) else {}
+    types = parameter_types(schema, parameter)
+    end = text_rule(END_PARAMETER)
+    options = own.get("enum", [own["const"]] if "const" in own else None)
+    if "string" not in types:
+        shared = {key: schema[key] for key in DEFINITIONS if key in schema}
+        yield f"{rule}_json: {json_rule({**own, **shared})}"
+        yield f"{rule}: {rule}_json {end}"
+    elif options is not None:
+        texts = [value if isinstance(value, str) else dump_json(value) for value in options]
+        yield f"{rule}: ({' | '.join(map(text_rule, texts))}) {end}"
+    else:
+        low, high = own.get("minLength", 0), own.get("maxLength")
+        if types != {"string"}:  # beside other types, a length is not all text's
+            low, high = 0, None
+        yield f"{rule.upper()}: ({text_without(tags, low, high)}) {end}"
+        yield f"{rule}: {rule.upper()}"
 
 
 def _system_texts(messages: list[Message], model_identity: str) -> Iterator[str]:

@@ -99,6 +99,10 @@ class Tokenizer:
         """The token as the vocabulary spells it; None beyond the vocabulary."""
         return self._tokenizer.id_to_token(token_id)
 
+    def to_json(self) -> str:
+        """All of it, as tokenizer.json has it."""
+        return self._tokenizer.to_str()
+
     def encode(self, text: str) -> list[int]:
         """The ids of text in which special tokens are recognised. Nothing is added."""
         return _encode(self._tokenizer, text)

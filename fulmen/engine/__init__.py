@@ -1,6 +1,6 @@
 """How a token flows: requests, cache, sampling; and sessions, where it stays."""
 
-from fulmen.engine.engine import Engine, EngineConfig, EngineStats, FinishReason, TokenOutput
+from fulmen.engine.engine import Engine, EngineConfig, EngineStats, FinishReason, Guide, TokenOutput
 from fulmen.engine.runner import Runner
 from fulmen.engine.session import Head, Origin, SessionStore, Turn
 
@@ -9,6 +9,7 @@ __all__ = [
     "EngineConfig",
     "EngineStats",
     "FinishReason",
+    "Guide",
     "Head",
     "Origin",
     "Runner",

@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal, Protocol
 
 import torch
 
@@ -26,12 +26,15 @@ from fulmen.engine.drafts import Drafter
 from fulmen.engine.runner import MAX_STEP_TOKENS, Runner
 from fulmen.engine.sampler import Candidates, Sampled, num_candidates, sample
 from fulmen.engine.scheduler import Scheduler
-from fulmen.kernels import CHUNK, PAGE, numerics
+from fulmen.kernels import CHUNK, PAGE, HeadOutput, numerics
 from fulmen.models import Model, Packed
-from fulmen.sampling import SamplingParams
+from fulmen.sampling import Mask, SamplingParams
 
 logger = logging.getLogger(__name__)
 
+MASKED_CANDIDATES: Final = 256
+"""Candidates that a draw under a mask looks among before it asks for the whole vocabulary; the most
+that the head finds without sorting it"""
 FinishReason = Literal["stop", "length", "repetition", "abort"]
 
 
@@ -79,6 +82,17 @@ class EngineConfig:
             raise ValueError(f"max_model_len is {self.max_model_len}, it must be at least 2")
 
 
+class Guide(Protocol):
+    """Says, id by id, what a request may say: `chat` makes one from a grammar."""
+
+    def masks(self, draft_ids: Sequence[int]) -> list[Mask | None]:
+        """What may come next, and after each of the ids that are guessed to come, as far as they
+        may come; None where every id may. Changes nothing."""
+
+    def accept(self, token_id: int) -> None:
+        """Takes the id that came next, be it allowed or forced."""
+
+
 @dataclass(frozen=True, slots=True)
 class TokenOutput:
     """One new token of one request; the last one says why it is the last."""
@@ -105,7 +119,7 @@ class EngineStats:
     num_accepted_tokens: int
     """Of those drafted"""
     schedule_seconds: float
-    """What the scheduler, guessing and the bookkeeping of the cache took"""
+    """What the scheduler, guessing, masks and the bookkeeping of the cache took"""
     run_seconds: float
     """What forward passes took"""
     used_snapshot_bytes: int
@@ -124,6 +138,7 @@ class Request:
     num_begun: int = 0
     """How many of the prompt's last tokens were drawn before, by this request's seed"""
     priority: int = 0
+    guide: Guide | None = None
     ids: list[int] = field(init=False)
     """Prompt and new tokens"""
     forced_ids: deque[int] = field(default_factory=deque)
@@ -172,12 +187,28 @@ class _Part:
     """An id that was made likelier when the pass began, and by how much"""
     draft: list[int] = field(default_factory=list)
     """Guesses that are fed after its own tokens"""
+    masks: list[Mask | None] = field(default_factory=list)
+    """What may come after its own tokens and after each guess, None where all may; empty without a
+    guide"""
 
-    @property
-    def target(self) -> int:
-        """The id whose logit is wanted besides the best; any if none is."""
+    def mask(self, index: int) -> Mask | None:
+        """What may come after its own tokens and so many guesses; None where all may."""
+        return self.masks[index] if self.masks else None
+
+    def settled(self, index: int) -> int | None:
+        """The one id that can come there, if it is forced or no other is allowed."""
         if self.forced is not None:
             return self.forced
+        mask = self.mask(index)
+        if mask is None or mask.is_gentle or mask.allowed.sum() != 1:
+            return None
+        return int(mask.allowed.argmax())
+
+    def target(self, index: int) -> int:
+        """The id whose logit is wanted there besides the best; any if none is."""
+        settled = self.settled(index)
+        if settled is not None:
+            return settled
         return self.nudge[0] if self.nudge is not None else 0
 
     @property
@@ -249,9 +280,10 @@ class Engine:
         *,
         num_begun: int = 0,
         priority: int = 0,
+        guide: Guide | None = None,
     ) -> int:
         """Queues a request and returns its id; its tokens come out of `step`. Lower priorities go
-        first, equal ones in the order they came.
+        first, equal ones in the order they came. A guide sees every new token and may mask some.
 
         num_begun   the last tokens of prompt_ids that are an answer's beginning: with a seed, the
                     rest is drawn as if it had never stopped; max_tokens counts them too
@@ -285,6 +317,7 @@ class Engine:
             max_tokens=min(wanted, room),
             num_begun=num_begun,
             priority=priority,
+            guide=guide,
         )
         self._requests[request.request_id] = request
         self._scheduler.add(request)
@@ -361,9 +394,10 @@ class Engine:
             part.nudge = request.nudge
         self._add_drafts(parts)
         self._in_pass = {part.request for part in parts}
-        planned = time.perf_counter()
         left = list(parts)
         try:
+            self._add_masks(parts)
+            planned = time.perf_counter()
             found = self._run(parts)
             self._run_seconds += time.perf_counter() - planned
             self._schedule_seconds += planned - start
@@ -401,6 +435,21 @@ class Engine:
                 room -= len(draft)
                 self._num_drafted_tokens += len(draft)
 
+    def _add_masks(self, parts: Sequence["_Part"]) -> None:
+        """What guides allow to those that are to be sampled; guesses they refuse are dropped."""
+        for part in parts:
+            guide = part.request.guide
+            if (
+                guide is None
+                or part.forced is not None
+                or part.num_tokens < part.request.num_pending
+            ):
+                continue
+            found = guide.masks(part.draft)
+            part.masks = found
+            self._num_drafted_tokens -= len(part.draft) - (len(found) - 1)
+            part.draft = part.draft[: len(found) - 1]
+
     def _take(self, part: "_Part", candidates: Sequence[Candidates]) -> Iterator[TokenOutput]:
         """What a part of a step came to: no token while a prompt is read, else one and those after
         it that were guessed right."""
@@ -413,7 +462,7 @@ class Engine:
         if request.num_pending:
             return
         for index, best in enumerate(candidates):
-            sampled = self._sample(part, best)
+            sampled = self._sample(part, index, best)
             yield self._record(request, sampled)
             self._num_new_tokens += 1
             was_guessed = index < len(part.draft) and part.draft[index] == sampled.token_id
@@ -435,7 +484,8 @@ class Engine:
         return request_id in self._requests
 
     def force(self, request_id: int, token_ids: Collection[int]) -> None:
-        """Makes token_ids the next tokens of a request, one a step, instead of sampled ones."""
+        """Makes token_ids the next tokens of a request, one a step, instead of sampled ones. Its
+        guide is told of them, not asked."""
         self._check_ids(token_ids)
         if request_id not in self._requests:
             raise ValueError(f"request {request_id} is unknown or finished")
@@ -474,33 +524,61 @@ class Engine:
         )
         vocab_size = self.model.config.vocab_size
         top_k = max(num_candidates(request.params, vocab_size) for request in requests)
-        wanted = [part.target for part in parts for _ in range(1 + len(part.draft))]
+        masked = self._masked(parts)
+        if masked:  # the allowed are mostly among the best
+            top_k = max(top_k, min(MASKED_CANDIDATES, vocab_size))
+        wanted = [part.target(index) for part in parts for index in range(1 + len(part.draft))]
         targets = torch.tensor(wanted, device=device)
-        found = self._runner.next_tokens(packed, targets=targets, top_k=top_k)
+
+        def is_enough(found: HeadOutput) -> bool:
+            return all(
+                mask.allowed[found.top_ids[row].numpy()].sum() >= n for row, mask, n in masked
+            )
+
+        found = self._runner.next_tokens(
+            packed, targets=targets, top_k=top_k, is_enough=is_enough if masked else None
+        )
         assert found.target_logits is not None
         sums, target_logits = found.logsumexp.tolist(), found.target_logits.tolist()
         rows = zip(sums, found.top_logits.cpu(), found.top_ids.cpu(), target_logits, strict=True)
         candidates = (Candidates(*row) for row in rows)
         return [list(itertools.islice(candidates, 1 + len(part.draft))) for part in parts]
 
+    def _masked(self, parts: Sequence["_Part"]) -> list[tuple[int, Mask, int]]:
+        """The rows of logits under a mask, their masks, and how many of the allowed ids are drawn
+        from."""
+        masked, row = [], 0
+        for part in parts:
+            for index in range(1 + len(part.draft)):
+                mask = part.mask(index)
+                if mask is not None and part.settled(index) is None:
+                    count = num_candidates(part.request.params, int(mask.allowed.sum()))
+                    masked.append((row, mask, count))
+                row += 1
+        return masked
+
     @staticmethod
-    def _sample(part: "_Part", best: Candidates) -> Sampled:
+    def _sample(part: "_Part", index: int, best: Candidates) -> Sampled:
         request = part.request
         if part.forced is not None:
             request.forced_ids.popleft()
         if request.nudge is part.nudge:
             request.nudge = None
+        settled = part.settled(index)
         return sample(
             best,
             request.params,
             seed=request.seed,
             draw=request.num_begun + request.num_new_tokens,
-            forced=part.forced,
+            forced=settled,
             nudge=part.nudge,
+            mask=None if settled is not None else part.mask(index),
         )
 
     def _record(self, request: Request, sampled: Sampled) -> TokenOutput:
         request.ids.append(sampled.token_id)
+        if request.guide is not None:
+            request.guide.accept(sampled.token_id)
         finish_reason = self._finish_reason(request, sampled)
         if finish_reason is not None:
             self._remove(request)

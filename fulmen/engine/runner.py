@@ -8,6 +8,7 @@ sampling needs.
 """
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import torch
@@ -77,28 +78,49 @@ class Runner:
         # A plain matrix is packed anew for every call, at an address of that call.
         self._can_record = model.is_packed
 
-    def next_tokens(self, packed: Packed, *, targets: Tensor, top_k: int) -> HeadOutput:
+    def next_tokens(
+        self,
+        packed: Packed,
+        *,
+        targets: Tensor,
+        top_k: int,
+        is_enough: Callable[[HeadOutput], bool] | None = None,
+    ) -> HeadOutput:
         """What is known of the next token after each sequence's last one; see
-        `CausalLM.next_tokens`. The batch's ids and positions are the caller's to check."""
+        `CausalLM.next_tokens`. The batch's ids and positions are the caller's to check.
+
+        is_enough  may look at the top_k best and ask for all of the vocabulary instead
+        """
         with torch.inference_mode():
-            shape = self._shape(packed)
-            if shape is None or shape not in self._steps:
-                if shape is not None:
-                    self._remember(shape, None)
-                return self.model.next_tokens(packed, self.cache, targets=targets, top_k=top_k)
-            step = self._steps[shape]
-            if step is None:  # recording runs the step
-                step = _Step(self.model, self.cache, shape, packed)
-            else:
-                step.fill(packed)
-                step.program.replay()
-            if step.program.missing is None:
-                self._remember(shape, step)
-            else:
-                self._can_record = False  # the model works in torch between its kernels
-                self._steps.clear()
-            hidden_states = step.program.outputs  # (T, C), all of whose logits are wanted
-            return self.model.next_tokens_of(hidden_states, targets=targets, top_k=top_k)
+            hidden_states = self._hidden_states(packed)
+            found = self.model.next_tokens_of(hidden_states, targets=targets, top_k=top_k)
+            if is_enough is None or is_enough(found):
+                return found
+            every = self.model.config.vocab_size
+            return self.model.next_tokens_of(hidden_states, targets=targets, top_k=every)
+
+    def _hidden_states(self, packed: Packed) -> Tensor:
+        """The last norm's output (L, C) where logits are wanted."""
+        shape = self._shape(packed)
+        if shape is None or shape not in self._steps:
+            if shape is not None:
+                self._remember(shape, None)
+            hidden_states = self.model.hidden_states(packed, self.cache)
+            if packed.logits_indices is not None:
+                hidden_states = hidden_states[packed.logits_indices]
+            return hidden_states
+        step = self._steps[shape]
+        if step is None:  # recording runs the step
+            step = _Step(self.model, self.cache, shape, packed)
+        else:
+            step.fill(packed)
+            step.program.replay()
+        if step.program.missing is None:
+            self._remember(shape, step)
+        else:
+            self._can_record = False  # the model works in torch between its kernels
+            self._steps.clear()
+        return step.program.outputs  # all of whose logits are wanted
 
     def _shape(self, packed: Packed) -> _Shape | None:
         """What a decode step's program depends on; None for other batches, and for those that

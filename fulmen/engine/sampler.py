@@ -5,13 +5,15 @@ request depends on its seed and on i alone, so a request's answer does not chang
 and a continued one draws what it would have drawn.
 """
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fulmen.sampling import SamplingParams
+from fulmen.sampling import Mask, SamplingParams
+
+_SECOND_DRAW: Final = 1 << 64
 
 
 class Sampled(NamedTuple):
@@ -19,7 +21,7 @@ class Sampled(NamedTuple):
 
     token_id: int
     logprob: float
-    """Of the model's own distribution, before temperature and filters."""
+    """Of the model's own distribution, before masks, temperature and filters."""
     top_logprobs: tuple[tuple[int, float], ...]
     """(token id, log-probability) of the likeliest tokens, best first; as many as were asked for.
     """
@@ -40,7 +42,7 @@ class Candidates(NamedTuple):
 
 
 def num_candidates(params: SamplingParams, vocab_size: int) -> int:
-    """How many of the best tokens a request must see."""
+    """How many of the best tokens a request must see; under a mask, of the best that it allows."""
     drawn = 1 if params.temperature == 0 else params.top_k or vocab_size
     return min(max(drawn, params.logprobs or 0), vocab_size)
 
@@ -53,6 +55,7 @@ def sample(
     draw: int,
     forced: int | None = None,
     nudge: tuple[int, float] | None = None,
+    mask: Mask | None = None,
 ) -> Sampled:
     """The next token of one request.
 
@@ -60,15 +63,24 @@ def sample(
     draw    index of the token among the request's new tokens
     forced  take this id instead of sampling; its log-probability is reported all the same
     nudge   an id and what is added to its logit before it is drawn
+    mask    which ids may be drawn; all if omitted. Temperature and filters see the allowed ones
+            alone; as many of them as `num_candidates` says must be among the best, or all
     """
     if forced is not None:
         assert best.target_logit is not None
         token_id, logit = forced, best.target_logit
     else:
         shown = best if nudge is None else nudged(best, *nudge)
-        place = 0
-        if params.temperature > 0:
-            place = _draw(probabilities(shown.logits, params), seed, draw)
+        place = None
+        if mask is None or mask.is_gentle:
+            place = _choose(shown.logits, params, seed, draw)
+        if mask is not None and (place is None or not mask.allowed[int(shown.ids[place])]):
+            places = np.flatnonzero(mask.allowed[shown.ids.numpy()])
+            places = places[: num_candidates(params, len(places))]
+            # A second draw has a random number of its own.
+            again = draw if place is None else draw + _SECOND_DRAW
+            place = int(places[_choose(shown.logits[places], params, seed, again)])
+        assert place is not None
         token_id, logit = int(shown.ids[place]), float(shown.logits[place])
         if nudge is not None and token_id == nudge[0]:
             assert best.target_logit is not None
@@ -80,6 +92,11 @@ def sample(
         logit - best.logsumexp,
         tuple((some, value - best.logsumexp) for some, value in top),
     )
+
+
+def _choose(logits: Tensor, params: SamplingParams, seed: int, draw: int) -> int:
+    """The place of the one that is taken of logits (m,), best first."""
+    return _draw(probabilities(logits, params), seed, draw) if params.temperature > 0 else 0
 
 
 def nudged(best: Candidates, token_id: int, bias: float) -> Candidates:

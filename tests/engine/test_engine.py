@@ -107,7 +107,7 @@ def test_a_failed_step_aborts_what_took_part_and_leaves_the_rest(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(model, "next_tokens", fail)
+        patch.setattr(model, "hidden_states", fail)
         with pytest.raises(KeyboardInterrupt):
             engine.step()
     assert not engine.is_unfinished(first)

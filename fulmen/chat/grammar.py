@@ -1,0 +1,524 @@
+"""What an answer may be, as a grammar over text, and what that allows of the next id.
+
+A `Guide` reads every id of one completion. It lets a thought pass untouched; where the thought
+ends, and in text that follows none, llguidance says which ids the grammar allows. The idea: tags
+may be made of several ids, and an id that closes one may go on with other text. So a guide reads
+bytes, not ids. Where a tag could be closed by an id that goes on with what may not follow it, or a
+thought be ended by the end of the turn although an answer is owed, that id alone is masked, and
+gently: only if it is drawn, another is drawn in its place. Nothing is ever taken back.
+
+    thought -> beginning -> answer          with json_schema, regex or choice
+    thought -> text -> calls -> text ...    with strict_tools
+    thought -> beginning -> answer | calls  with both
+
+What constrained content says must survive the parser, so it holds no tag of the format (unless the
+grammar leaves no other way). Masks are arrays over the model's vocabulary.
+"""
+
+import copy
+import json
+import logging
+import re
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from enum import Enum, auto
+from functools import cache, cached_property
+from typing import Any, Final
+
+import numpy as np
+from llguidance import LLMatcher, LLTokenizer
+from numpy.typing import NDArray
+
+from fulmen.chat.format import Format
+from fulmen.chat.messages import Tool
+from fulmen.chat.tokenizer import Tokenizer
+from fulmen.sampling import Mask, SamplingParams
+
+_logger = logging.getLogger(__name__)
+
+Allowed = NDArray[np.bool_]
+DEFINITIONS: Final = ("$defs", "definitions")
+"""Where a schema keeps what its references point to."""
+_WHITESPACE: Final = r" |\n[ \t]{0,64}"
+"""Between the tokens of JSON: without a bound, a model may never stop indenting."""
+_NUM_NEWLINES: Final = 2
+"""Layout that may stand between a thought and the answer."""
+
+
+class Vocabulary:
+    """The ids of a model as bytes, and as llguidance wants them."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, *, vocab_size: int, eos_token_ids: Sequence[int]
+    ) -> None:
+        if not eos_token_ids:
+            raise ValueError(
+                "the checkpoint names no token that ends a turn, a constrained answer needs one"
+            )
+        self.tokenizer = tokenizer
+        self.vocab_size = vocab_size
+        """Rows of the model's head; those without a token are never allowed."""
+        self.eos_token_ids = tuple(eos_token_ids)
+        size = max(vocab_size, tokenizer.vocab_size)
+        try:
+            self.ll_tokenizer = LLTokenizer(
+                tokenizer.to_json(), n_vocab=size, eos_token=list(eos_token_ids)
+            )
+        except Exception as error:  # of whatever kind the library's Rust side makes it
+            raise ValueError(f"this tokenizer cannot follow a grammar: {error}") from None
+        self.texts: list[bytes] = [
+            b"" if tokenizer.token(token_id) is None else self.ll_tokenizer.decode_bytes([token_id])
+            for token_id in range(size)
+        ]
+
+    @cached_property
+    def _order(self) -> list[int]:
+        return sorted(range(len(self.texts)), key=self.texts.__getitem__)
+
+    @cached_property
+    def _sorted(self) -> list[bytes]:
+        return [self.texts[token_id] for token_id in self._order]
+
+    def starting_with(self, text: bytes) -> list[int]:
+        """The ids whose text begins so."""
+        begin = bisect_left(self._sorted, text)
+        end = begin
+        while end < len(self._sorted) and self._sorted[end].startswith(text):
+            end += 1
+        return self._order[begin:end]
+
+    def beginning(self, text: bytes) -> list[int]:
+        """The ids whose text is the beginning of this one, or all of it."""
+        ids: list[int] = []
+        for end in range(1, len(text) + 1):
+            for place in range(bisect_left(self._sorted, text[:end]), len(self._sorted)):
+                if self._sorted[place] != text[:end]:
+                    break
+                ids.append(self._order[place])
+        return ids
+
+    def completing(self, tail: bytes, tag: bytes) -> Iterator[tuple[int, bytes]]:
+        """The ids that complete the tag after this tail, and what of their text goes past it."""
+        yield from self._holding(tag)
+        for size in range(1, len(tag)):
+            if tail.endswith(tag[:size]):
+                rest = tag[size:]
+                for token_id in self.starting_with(rest):
+                    yield token_id, self.texts[token_id][len(rest) :]
+
+    @cache  # noqa: B019, a vocabulary lives as long as its model
+    def _holding(self, tag: bytes) -> list[tuple[int, bytes]]:
+        return [
+            (token_id, text.partition(tag)[2])
+            for token_id, text in enumerate(self.texts)
+            if tag in text
+        ]
+
+    def id_of(self, text: bytes) -> int | None:
+        """An id with exactly this text."""
+        place = bisect_left(self._sorted, text)
+        return self._order[place] if self._sorted[place : place + 1] == [text] else None
+
+    def matcher(self, grammar: str, what: str) -> LLMatcher:
+        """A matcher at the grammar's start; `what` names it in the error of a bad one."""
+        matcher = LLMatcher(self.ll_tokenizer, grammar, log_level=0)
+        if matcher.is_error():
+            error = " ".join(matcher.get_error().split())
+            raise ValueError(f"{what} cannot be followed: {error[:300]}")
+        return matcher
+
+    def mask(self, matcher: LLMatcher) -> Allowed:
+        """The ids that a matcher allows next; those that end the turn, if it gave up."""
+        bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
+        if matcher.is_error():
+            error = " ".join(matcher.get_error().split())
+            _logger.warning("a constrained answer ends early, its grammar failed: %s", error[:300])
+            return self.only(self.eos_token_ids)
+        mask = np.unpackbits(bits, bitorder="little")[: self.vocab_size].astype(np.bool_)
+        only = int(mask.argmax())
+        if (
+            mask.sum() == 1
+            and only not in self.eos_token_ids
+            and not matcher.validate_tokens([only])
+        ):
+            # llguidance 1.9 offers an added token for text that spells it, and does not take it.
+            forced = self.beginning(matcher.compute_ff_bytes())
+            return self.only(one for one in forced if matcher.validate_tokens([one]))
+        return mask
+
+    def only(self, token_ids: Iterable[int]) -> Allowed:
+        """A mask of these ids."""
+        mask = np.zeros(self.vocab_size, dtype=np.bool_)
+        mask[list(token_ids)] = True
+        return mask
+
+
+def make_guide(
+    vocabulary: Vocabulary,
+    params: SamplingParams,
+    *,
+    format: Format | None = None,
+    tools: tuple[Tool, ...] = (),
+) -> "Guide | None":
+    """A guide for one completion; None where nothing is constrained.
+
+    format  how its thought and calls are told from its content; None for plain text
+
+    Raises ValueError for a schema, expression or tool that no grammar can follow.
+    """
+    if format is not None:
+        _check_tags(params, format)
+    answer = calls = None
+    if params.json_schema is not None:
+        grammar = LLMatcher.grammar_from_json_schema(_with_layout(json.loads(params.json_schema)))
+        answer = vocabulary.matcher(grammar, "json_schema")
+    elif params.regex is not None:
+        grammar = LLMatcher.grammar_from_regex(params.regex)
+        answer = vocabulary.matcher(grammar, "regex")
+    elif params.choice:
+        grammar = "start: " + " | ".join(map(text_rule, params.choice))
+        answer = vocabulary.matcher(grammar, "choice")
+    if params.strict_tools and tools and format is not None:
+        grammar = format.call_grammar(tools, vocabulary.tokenizer)
+        calls = vocabulary.matcher(grammar, "strict_tools: the schema of a tool")
+    if answer is None and calls is None:
+        return None
+    return Guide(vocabulary, format, answer, calls)
+
+
+def _check_tags(params: SamplingParams, format: Format) -> None:
+    """Refuses what would have to be said and could not be read."""
+    for name in ("json_schema", "regex", "choice"):
+        given = getattr(params, name)
+        if given is not None:
+            text = json.dumps(json.loads(given)) if name == "json_schema" else str(given)
+            tag = next((tag for tag in format.tags if tag in text), None)
+            if tag is not None:
+                raise ValueError(
+                    f"{name} has {tag} in it, no answer of {format.name} can hold that"
+                )
+
+
+class _Phase(Enum):
+    """What a completion is in the middle of."""
+
+    THOUGHT = auto()
+    BEGINNING = auto()
+    """Nothing is said, or what may be the beginning of the answer and of a tag."""
+    ANSWER = auto()
+    TEXT = auto()
+    """Text that no grammar constrains."""
+    CALLS = auto()
+    FREE = auto()
+    """What was forced broke the grammar, so it counts no more."""
+
+
+class Guide:
+    """One completion as it comes; see the module's first lines."""
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        format: Format | None,
+        answer: LLMatcher | None,
+        calls: LLMatcher | None,
+    ) -> None:
+        self._vocabulary = vocabulary
+        self._answer, self._calls = answer, calls
+        start = format.thinking_start if format else None
+        self._thinking_start = start.encode() if start else None
+        end = format.thinking_end if format else None
+        self._thinking_end = end.encode() if end else None
+        block = format.tool_block if format else None
+        self._tool_block = block.encode() if block else None
+        self._may_call_while_thinking = format is not None and format.may_call_while_thinking
+        self._tags = [tag.encode() for tag in format.tags] if format else []
+        self._call_tags = [tag.encode() for tag in format.call_tags] if format else []
+        self._longest = max(map(len, (*self._tags, *self._call_tags)), default=0)
+        self._phase = _Phase.THOUGHT
+        self._matcher: LLMatcher | None = None  # of the phase; None where the grammar was left
+        self._tail = b""  # the last bytes of the phase, as many as a tag may have
+        self._num_newlines = 0  # that may still come before the answer
+        self._openers: list[bytes] = []  # what may come instead of the answer
+        self._must_close = False
+        self._is_call_in_thought = False
+        if format is None or not format.thinking_open_in_prompt:
+            self._begin(num_newlines=0, may_think=True)
+
+    def masks(self, draft_ids: Sequence[int]) -> list[Mask | None]:
+        """What may come next, and after each of draft_ids as far as they may come; None where all
+        ids may."""
+        ahead = self
+        if draft_ids:
+            ahead = copy.copy(self)
+            ahead._matcher = None if self._matcher is None else self._matcher.deep_copy()
+        masks = [ahead._mask()]
+        for token_id in draft_ids:
+            if masks[-1] is not None and not masks[-1].allowed[token_id]:
+                break
+            ahead.accept(token_id)
+            masks.append(ahead._mask())
+        return masks
+
+    # What may come.
+
+    def _mask(self) -> Mask | None:
+        match self._phase:
+            case _Phase.THOUGHT:
+                return self._mask_thought()
+            case _Phase.TEXT:
+                return self._all_but(self._bad_calls())
+            case _Phase.BEGINNING:
+                return Mask(self._mask_beginning())
+            case _Phase.ANSWER:
+                return Mask(self._without(self._matcher_mask(), self._tags))
+            case _Phase.CALLS:
+                tags = self._call_tags if self._is_in_json() else []
+                return Mask(self._without(self._matcher_mask(), tags))
+        return None
+
+    def _mask_thought(self) -> Mask | None:
+        end = self._thinking_end
+        assert end is not None
+        if self._must_close:
+            known = next(n for n in range(len(end) - 1, -1, -1) if self._tail.endswith(end[:n]))
+            return Mask(self._vocabulary.only(self._vocabulary.beginning(end[known:])))
+        bad = [
+            token_id
+            for token_id, leftover in self._vocabulary.completing(self._tail, end)
+            if leftover.strip(b"\n")
+        ]
+        if self._may_call_while_thinking:
+            bad += self._bad_calls()
+        if self._answer is not None:  # which would never come
+            bad += self._vocabulary.eos_token_ids
+        return self._all_but(bad)
+
+    def _bad_calls(self) -> list[int]:
+        """The ids that open a block of calls and go on with what is no call."""
+        if self._calls is None or self._tool_block is None:
+            return []
+        return [
+            token_id
+            for token_id, leftover in self._vocabulary.completing(self._tail, self._tool_block)
+            if leftover not in (b"", b"\n")
+        ]
+
+    def _mask_beginning(self) -> Allowed:
+        vocabulary = self._vocabulary
+        if self._matcher is None:
+            mask = vocabulary.only(())
+        else:
+            mask = self._without(self._matcher_mask(), self._tags)
+        for opener in self._openers:
+            if opener.startswith(self._tail):
+                rest = opener[len(self._tail) :]
+                mask[vocabulary.beginning(rest)] = True
+                if opener == self._thinking_start:
+                    mask[vocabulary.starting_with(rest)] = True
+        if not self._tail and self._num_newlines:
+            mask[vocabulary.beginning(b"\n" * self._num_newlines)] = True
+        return mask
+
+    def _matcher_mask(self) -> Allowed:
+        assert self._matcher is not None
+        return self._vocabulary.mask(self._matcher)
+
+    def _without(self, mask: Allowed, tags: Iterable[bytes]) -> Allowed:
+        """The mask without ids that complete a tag, if it leaves others."""
+        ids = [
+            token_id
+            for tag in tags
+            for token_id, _ in self._vocabulary.completing(self._tail, tag)
+            if token_id < len(mask)
+        ]
+        kept = mask.copy()
+        kept[ids] = False
+        return kept if kept.any() else mask
+
+    def _all_but(self, token_ids: list[int]) -> Mask | None:
+        """Everything else as it would come anyhow, rows without a token too."""
+        if not token_ids:
+            return None
+        mask = np.ones(self._vocabulary.vocab_size, dtype=np.bool_)
+        mask[token_ids] = False
+        return Mask(mask, is_gentle=True)
+
+    def _is_in_json(self) -> bool:
+        """Whether the next text is inside a JSON string. Only there, and in text that goes as it
+        stands, any character may come, and only in the latter a newline."""
+        assert self._matcher is not None
+        text, newline = self._vocabulary.id_of(b"~"), self._vocabulary.id_of(b"\n")
+        if text is None or newline is None or not self._matcher.validate_tokens([text]):
+            return False
+        return not self._matcher.validate_tokens([newline])
+
+    # What came.
+
+    def accept(self, token_id: int) -> None:
+        """Takes the id that came next. One that the grammar does not allow, which only a caller
+        can force, ends the constraint."""
+        text = self._vocabulary.texts[token_id]
+        match self._phase:
+            case _Phase.THOUGHT:
+                self._read_thought(text)
+            case _Phase.TEXT:
+                self._read_text(text)
+            case _Phase.BEGINNING:
+                self._read_beginning(token_id, text)
+            case _Phase.ANSWER:
+                self._keep_tail(text)
+                self._consume(token_id)
+            case _Phase.CALLS:
+                self._read_call(token_id, text)
+
+    def _begin(self, *, num_newlines: int, may_think: bool) -> None:
+        """The thought is over, or there may be none."""
+        self._tail = b""
+        if self._answer is None:
+            self._phase = _Phase.TEXT
+            return
+        self._phase = _Phase.BEGINNING
+        self._matcher = self._answer.deep_copy()
+        self._num_newlines = num_newlines
+        openers = (
+            self._thinking_start if may_think else None,
+            self._tool_block if self._calls is not None else None,
+        )
+        self._openers = [opener for opener in openers if opener is not None]
+
+    def _read_thought(self, text: bytes) -> None:
+        may_call = self._may_call_while_thinking
+        tag, rest = self._find(text, self._thinking_end, self._tool_block if may_call else None)
+        if tag is None:
+            return
+        if tag == self._thinking_end:
+            self._must_close = False
+            self._begin(num_newlines=_NUM_NEWLINES, may_think=False)
+            if self._phase is _Phase.TEXT:
+                self._read_text(rest)
+                return
+            answer = rest.lstrip(b"\n")
+            self._num_newlines = max(self._num_newlines - (len(rest) - len(answer)), 0)
+            self._accept_text(answer)
+        elif self._calls is not None:
+            self._open_calls(rest, is_in_thought=True)
+        else:  # a parser would take what follows for a call: only the answer may follow
+            self._must_close = True
+            self._read_thought(rest)
+
+    def _read_text(self, text: bytes) -> None:
+        tag, rest = self._find(text, self._thinking_start, self._tool_block)
+        if tag is not None:
+            self._open(tag, rest)
+
+    def _read_beginning(self, token_id: int, text: bytes) -> None:
+        if not self._tail and not text.strip(b"\n") and len(text) <= self._num_newlines:
+            self._num_newlines -= len(text)
+            return
+        self._tail += text
+        if self._matcher is not None and not self._try(token_id):
+            self._matcher = None
+        for opener in self._openers:
+            if self._tail.startswith(opener):
+                self._open(opener, self._tail[len(opener) :])
+                return
+        if not any(opener.startswith(self._tail) for opener in self._openers):
+            self._phase = _Phase.ANSWER
+            if self._matcher is None:
+                self._give_up()
+
+    def _open(self, tag: bytes, rest: bytes) -> None:
+        """A thought or a block of calls begins; rest is what follows its tag."""
+        if tag == self._thinking_start:
+            self._phase, self._tail = _Phase.THOUGHT, b""
+            self._read_thought(rest)
+        else:
+            self._open_calls(rest, is_in_thought=False)
+
+    def _open_calls(self, rest: bytes, *, is_in_thought: bool) -> None:
+        assert self._calls is not None
+        self._phase, self._tail = _Phase.CALLS, b""
+        self._is_call_in_thought = is_in_thought
+        self._matcher = self._calls.deep_copy()
+        self._accept_text(rest)
+
+    def _read_call(self, token_id: int, text: bytes) -> None:
+        if self._is_call_in_thought and not self._try(token_id, consume=False):
+            # A closing tag that is forced while no call has begun: the thought has gone on.
+            self._phase = _Phase.THOUGHT
+            self._read_thought(text)
+            return
+        self._keep_tail(text)
+        self._consume(token_id)
+        if self._phase is _Phase.CALLS and self._answer is None and self._is_stopped():
+            self._begin(num_newlines=0, may_think=False)
+
+    def _is_stopped(self) -> bool:
+        assert self._matcher is not None
+        return self._matcher.is_stopped()
+
+    def _accept_text(self, text: bytes) -> None:
+        """Takes text that an id brought after a tag."""
+        for token_id in self._vocabulary.ll_tokenizer.tokenize_bytes(text):
+            self.accept(token_id)
+
+    def _find(self, text: bytes, *tags: bytes | None) -> tuple[bytes | None, bytes]:
+        """Which of the tags the new text completes first, and what follows it."""
+        whole = self._tail + text
+        found = [(at, tag) for tag in tags if tag is not None and (at := whole.find(tag)) >= 0]
+        if not found:
+            self._keep_tail(text)
+            return None, b""
+        at, tag = min(found)
+        self._tail = b""
+        return tag, whole[at + len(tag) :]
+
+    def _keep_tail(self, text: bytes) -> None:
+        self._tail = (self._tail + text)[-max(self._longest - 1, 1) :]
+
+    def _consume(self, token_id: int) -> None:
+        if not self._try(token_id):
+            self._give_up()
+
+    def _try(self, token_id: int, *, consume: bool = True) -> bool:
+        """Whether the matcher takes an id; one that ends the turn is taken as it is."""
+        if token_id in self._vocabulary.eos_token_ids:
+            return True
+        assert self._matcher is not None
+        if self._matcher.validate_tokens([token_id]) != 1:
+            return False
+        return self._matcher.consume_token(token_id) if consume else True
+
+    def _give_up(self) -> None:
+        _logger.warning("a forced token breaks the grammar of an answer, which is free from here")
+        self._phase = _Phase.FREE
+
+
+# Pieces of grammars, in llguidance's Lark.
+
+
+def text_rule(text: str, tokenizer: Tokenizer | None = None) -> str:
+    """Exactly this text; with a tokenizer, also the added token that stands for it."""
+    literal = json.dumps(text)
+    token_id = None if tokenizer is None else tokenizer.token_id(text)
+    return literal if token_id is None else f"({literal} | <[{token_id}]>)"
+
+
+def json_rule(schema: Mapping[str, Any]) -> str:
+    """JSON that the schema allows."""
+    return f"%json {json.dumps(_with_layout(schema))}"
+
+
+def text_without(tags: Iterable[str], min_length: int = 0, max_length: int | None = None) -> str:
+    """Any text of so many characters that holds none of the tags."""
+    length = f"{{{min_length},{'' if max_length is None else max_length}}}"
+    held = "|".join(re.escape(tag).replace("/", r"\/") for tag in tags)
+    return f"/(?s:.{length})/ & ~/(?s:.*)({held})(?s:.*)/"
+
+
+def _with_layout(schema: Any) -> Any:
+    if not isinstance(schema, Mapping):
+        return schema
+    own = schema.get("x-guidance", {})
+    return {**schema, "x-guidance": {"whitespace_pattern": _WHITESPACE, **own}}

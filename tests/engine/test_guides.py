@@ -1,0 +1,142 @@
+"""Masks: only what a guide allows is drawn, whatever runs beside, is guessed or is preempted."""
+
+import copy
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from fulmen.engine import Engine, EngineConfig, TokenOutput
+from fulmen.models import Model
+from fulmen.sampling import Mask, SamplingParams
+from tests.models.helpers import random_model, tiny_m1, tiny_m2
+
+MODELS: dict[str, Model] = {"m1": random_model(tiny_m1()), "m2": random_model(tiny_m2())}
+for name in list(MODELS):
+    MODELS[f"{name} packed"] = copy.deepcopy(MODELS[name])
+    MODELS[f"{name} packed"].pack()
+VOCAB = 61
+PARAMS = [
+    SamplingParams(temperature=0, max_tokens=60, logprobs=2),
+    SamplingParams(temperature=0.7, seed=1, max_tokens=60, top_k=3, logprobs=2),
+    SamplingParams(temperature=1.3, seed=2, max_tokens=60, top_k=None, top_p=0.9),
+]
+
+
+class OneInThree:
+    """Free for `num_free` ids; then an id goes on from the one before if their sum is a multiple of
+    three."""
+
+    def __init__(self, num_free: int, *, is_gentle: bool = False) -> None:
+        self.num_free = num_free
+        self.is_gentle = is_gentle
+        self.last = 0
+
+    def masks(self, draft_ids: Sequence[int]) -> list[Mask | None]:
+        masks: list[Mask | None] = []
+        for place, last in enumerate((self.last, *draft_ids)):
+            allowed = (np.arange(VOCAB) + last) % 3 == 0
+            masks.append(None if place < self.num_free else Mask(allowed, self.is_gentle))
+            is_last = place == len(draft_ids)
+            if not is_last and place >= self.num_free and not allowed[draft_ids[place]]:
+                break
+        return masks
+
+    def accept(self, token_id: int) -> None:
+        self.num_free = max(self.num_free - 1, 0)
+        self.last = token_id
+
+
+def answers(
+    model: Model, jobs: Sequence[tuple[SamplingParams, int | None]], config: EngineConfig
+) -> tuple[list[list[TokenOutput]], Engine]:
+    """What each job is answered: its params, and after how many ids it is masked, if it is."""
+    engine = Engine(model, config)
+    ids = [
+        engine.add_request(
+            [7, 3, 9, 4] * (8 + index), params, guide=None if free is None else OneInThree(free)
+        )
+        for index, (params, free) in enumerate(jobs)
+    ]
+    outputs: dict[int, list[TokenOutput]] = {request_id: [] for request_id in ids}
+    while engine.has_unfinished:
+        for output in engine.step():
+            outputs[output.request_id].append(output)
+    return list(outputs.values()), engine
+
+
+def said(outputs: Sequence[TokenOutput]) -> list[tuple[object, ...]]:
+    return [(out.token_id, out.logprob, out.top_logprobs) for out in outputs]
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("drafts", "candidates"), [(0, 61), (0, 4), (7, 9)])
+def test_masked_and_free_requests_side_by_side_equal_lone_ones(
+    name: str, drafts: int, candidates: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [(params, free) for params in PARAMS for free in (None, 0, 9)]
+    alone = []
+    for index in range(len(jobs)):
+        # Its prompt depends on its place.
+        before = [(SamplingParams(max_tokens=1), None)] * index
+        config = EngineConfig(max_num_seqs=1, max_model_len=512)
+        alone.append(said(answers(MODELS[name], [*before, jobs[index]], config)[0][-1]))
+    monkeypatch.setattr("fulmen.engine.engine.MASKED_CANDIDATES", candidates)
+    config = EngineConfig(max_num_seqs=9, max_model_len=512, num_draft_tokens=drafts)
+    together, engine = answers(MODELS[name], jobs, config)
+    assert [said(outputs) for outputs in together] == alone
+    assert not drafts or engine.stats.num_accepted_tokens > 0
+    for (_, free), outputs in zip(jobs, together, strict=True):
+        ids = [output.token_id for output in outputs]
+        if free is not None:
+            pairs = list(zip([0, *ids], ids, strict=False))[free:]
+            assert all((one + two) % 3 == 0 for one, two in pairs)
+
+
+@pytest.mark.parametrize("name", ["m1", "m2"])
+def test_what_is_free_is_what_was_said_without_a_guide(name: str) -> None:
+    config = EngineConfig(max_num_seqs=1, max_model_len=512)
+    for params in PARAMS:
+        (plain,), _ = answers(MODELS[name], [(params, None)], config)
+        (guided,), _ = answers(MODELS[name], [(params, 20)], config)
+        assert said(guided)[:20] == said(plain)[:20]
+        assert said(guided)[20:] != said(plain)[20:]
+
+
+@pytest.mark.parametrize("name", ["m1", "m2"])
+def test_a_preempted_request_goes_on_in_its_grammar(name: str) -> None:
+    model = MODELS[name]
+    jobs = [(params, free) for params in PARAMS for free in (0, 9)]
+    roomy = EngineConfig(max_num_seqs=3, max_model_len=256)
+    tight = EngineConfig(
+        max_num_seqs=3, max_model_len=256, kv_cache_bytes=5 * model.page_bytes(None)
+    )
+    expected, _ = answers(model, jobs, roomy)
+    found, engine = answers(model, jobs, tight)
+    assert [said(outputs) for outputs in found] == [said(outputs) for outputs in expected]
+    assert engine.stats.num_preemptions > 0
+
+
+def test_a_forced_token_is_told_to_the_guide_not_asked() -> None:
+    engine = Engine(MODELS["m2"], EngineConfig(max_num_seqs=1, max_model_len=256))
+    params = SamplingParams(seed=1, max_tokens=4)
+    request_id = engine.add_request([1, 2, 3], params, guide=OneInThree(0))
+    engine.force(request_id, [5, 5])
+    ids = [output.token_id for _ in range(4) for output in engine.step()]
+    assert ids[:2] == [5, 5]
+    assert (ids[2] + 5) % 3 == (ids[3] + ids[2]) % 3 == 0
+
+
+def test_a_gentle_mask_changes_only_what_it_refuses() -> None:
+    for params in PARAMS:
+        ids: list[list[int]] = []
+        for guide in (None, OneInThree(0, is_gentle=True)):
+            engine = Engine(MODELS["m2"], EngineConfig(max_num_seqs=1, max_model_len=256))
+            engine.add_request([1, 2, 3], params, guide=guide)
+            ids.append([engine.step()[0].token_id for _ in range(params.max_tokens or 1)])
+        free, held = ids
+        allowed = [(one + two) % 3 == 0 for one, two in zip([0, *free], free, strict=False)]
+        refused = allowed.index(False)
+        assert held[:refused] == free[:refused]
+        assert held[refused] != free[refused]
+        assert all((one + two) % 3 == 0 for one, two in zip([0, *held], held, strict=False))
