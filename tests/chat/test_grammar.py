@@ -158,7 +158,6 @@ def thoughtful(llm: LLM, params: SamplingParams, tools: Sequence[Tool] = ()) -> 
 
 def assert_follows(reply: Reply, schema: Any) -> None:
     assert is_valid(json.loads(reply.content), schema), reply
-    assert not reply.problems
     assert not reply.tool_calls
 
 
