@@ -206,15 +206,20 @@ def chat(
 
     if message is None and not sys.stdin.isatty():
         message = _read_stdin()
+    sessions = _store(store, session_bytes)
+    head = sessions.head(session) if session is not None and sessions.has(session) else None
+    is_unfinished = head is not None and head.cut is not None
     if message is not None and not message.strip():
-        raise ValueError("the message is empty, there is nothing to answer")
+        if not is_unfinished:
+            raise ValueError("the message is empty, there is nothing to answer")
+    elif message is not None and is_unfinished:
+        raise ValueError(
+            f"session {session!r} was taken back into an answer, an empty message finishes it first"
+        )
     if "logprobs" in given:
         raise ValueError("a chat does not print log-probabilities, fulmen generate --json does")
     _refuse_tools(given)
-    sessions = _store(store, session_bytes)
-    if session is not None and model is None and sessions.has(session):
-        model = sessions.head(session).model
-    name = model or DEFAULT_MODEL
+    name = model or (head.model if head is not None else DEFAULT_MODEL)
     llm = _load(name, dtype, device, max_model_len, kv_cache, kv_cache_dtype, draft_tokens)
     params = replace(llm.defaults, **given)
     if params.thinking_budget is not None and llm.format.thinking_forced_end is None:
@@ -227,7 +232,9 @@ def chat(
             conversation.attach(Session(llm, sessions, session, model=_lasting(name)))
         if message is None:
             terminal.converse(conversation)
-        elif conversation.ask(message).finish_reason == "abort":
+            return
+        completion = conversation.ask(message) if message.strip() else conversation.go_on()
+        if completion.finish_reason == "abort":
             raise typer.Exit(130)
 
 
@@ -843,6 +850,7 @@ def sessions_list(store: StoreOption = None) -> None:
     from datetime import datetime
 
     from rich.table import Table
+    from rich.text import Text
 
     from fulmen.sessions import last_question
 
@@ -855,15 +863,16 @@ def sessions_list(store: StoreOption = None) -> None:
         try:
             head = sessions.head(name)
             turns = sessions.turns(head)
+            question = last_question(turns)[:60]
         except ValueError as error:
-            table.add_row(name, "", "", "", "", "", str(error))
+            table.add_row(name, "", "", "", "", "", Text(str(error)))
             continue
         when = datetime.fromtimestamp(head.used or head.created).strftime("%Y-%m-%d %H:%M")
         size = f"{sessions.chunk_bytes(head) / 2**20:.1f}"
         tokens = f"{len(sessions.ids_of(head)):,}"
         model = Path(head.model).name
-        question = last_question(turns)[:60]
-        table.add_row(name, str(len(turns)), tokens, size, when, model, question)
+        count = str(len(turns))
+        table.add_row(name, count, tokens, size, when, Text(model), Text(question))
     _print(table)
 
 
@@ -913,6 +922,7 @@ def sessions_rewind(
 ) -> None:
     """Take a session back to the end of a turn, or to a token of its answer."""
     sessions = _store(store)
+    sessions.head(name)
     with sessions.used_by_one(name):
         sessions.rewind(name, num_turns=turn, cut=token)
 
@@ -925,6 +935,7 @@ def sessions_rm(
     """Forget sessions, and all that no other one shares with them."""
     sessions = _store(store)
     for name in names:
+        sessions.head(name)
         with sessions.used_by_one(name):
             sessions.remove(name)
 

@@ -8,6 +8,8 @@ tag (`thinking.py`). It is decided when a token is made, not when someone reads 
 never depends on who reads which stream when.
 """
 
+import itertools
+import math
 import secrets
 from abc import ABC, abstractmethod
 from collections import deque
@@ -71,12 +73,23 @@ class Completion:
         return (*self.begun_ids, *(output.token_id for output in self.outputs))
 
 
+class RequestOptions(TypedDict, total=False):
+    """What `Engine.add_request` takes besides a prompt and how it is sampled."""
+
+    num_begun: int
+    num_repetitive: int
+    priority: int
+    guide: Guide | None
+
+
 class StreamOptions(TypedDict, total=False):
     """What else an answer may be asked with."""
 
     begun: Sequence[int]
     """Ids that the answer begins with: one that was stopped goes on as if it had not been, if it
     had a seed. Its events are not given again, the reply holds all."""
+    begun_logprobs: Sequence[float]
+    """Of begun; only a repetition_window needs them"""
     purse: Purse | None
     """Tokens of thought that this answer shares with others; what was begun takes its part anew"""
     priority: int
@@ -232,15 +245,10 @@ class LLM:
         stream: "Stream[Any]",
         prompt_ids: Sequence[int],
         params: SamplingParams,
-        *,
-        num_begun: int = 0,
-        priority: int = 0,
-        guide: Guide | None = None,
+        **options: Unpack[RequestOptions],
     ) -> int:
         """Queues a stream's request and returns its id."""
-        request_id = self.engine.add_request(
-            prompt_ids, params, num_begun=num_begun, priority=priority, guide=guide
-        )
+        request_id = self.engine.add_request(prompt_ids, params, **options)
         self._streams[request_id] = stream
         return request_id
 
@@ -277,6 +285,7 @@ class Stream(ABC, Generic[T]):
         params: SamplingParams,
         *,
         begun: Sequence[int] = (),
+        begun_logprobs: Sequence[float] = (),
         priority: int = 0,
         guide: Guide | None = None,
     ) -> None:
@@ -292,13 +301,18 @@ class Stream(ABC, Generic[T]):
         self._detokenizer = llm.tokenizer.detokenizer()
         self._stop = StopTexts(params.stop)
         self._items: deque[T] = deque()
+        self.begun_items: list[T] = []
+        """What was begun comes to, as far as it is settled"""
         for token_id in begun:
-            self._take_begun(token_id)
+            self.begun_items += self._take_begun(token_id)
+        threshold = math.log(params.repetition_probability)
+        likely = itertools.takewhile(lambda logprob: logprob > threshold, reversed(begun_logprobs))
         self.request_id = llm.attach(
             self,
             [*prompt_ids, *begun],
             params,
             num_begun=len(self.begun_ids),
+            num_repetitive=sum(1 for _ in likely),
             priority=priority,
             guide=guide,
         )
@@ -344,11 +358,12 @@ class Stream(ABC, Generic[T]):
         if self.finish_reason is not None:
             self._llm.detach(self.request_id)
 
-    def _take_begun(self, token_id: int) -> None:
-        """Takes a token of an answer that goes on from there; its items are known already."""
-        self._read(self._stop.feed(self._detokenizer.feed([token_id])))
+    def _take_begun(self, token_id: int) -> Iterable[T]:
+        """Takes a token of an answer that goes on from there."""
+        items = self._read(self._stop.feed(self._detokenizer.feed([token_id])))
         if self._stop.is_found:
             raise ValueError("the answer that was begun has a stop text in it, it cannot go on")
+        return items
 
     @abstractmethod
     def _read(self, text: str) -> Iterable[T]:
@@ -379,6 +394,7 @@ class ChatStream(Stream[Event]):
         params: SamplingParams,
         *,
         begun: Sequence[int] = (),
+        begun_logprobs: Sequence[float] = (),
         purse: Purse | None = None,
         priority: int = 0,
     ) -> None:
@@ -387,9 +403,21 @@ class ChatStream(Stream[Event]):
         self._forced: deque[int] = deque()
         """What is decided to come next and not passed on yet"""
         self._nudge: Nudge | None = None
-        self._steer()
         guide = llm.guide(params, llm.format, tools)
-        super().__init__(llm, prompt_ids, params, begun=begun, priority=priority, guide=guide)
+        try:
+            self._steer()
+            super().__init__(
+                llm,
+                prompt_ids,
+                params,
+                begun=begun,
+                begun_logprobs=begun_logprobs,
+                priority=priority,
+                guide=guide,
+            )
+        except BaseException:
+            self._thought.end()
+            raise
         self._pass_on()
 
     def receive(self, output: TokenOutput) -> None:
@@ -398,21 +426,26 @@ class ChatStream(Stream[Event]):
         if self.finish_reason is None:
             self._pass_on()
 
-    def _take_begun(self, token_id: int) -> None:
+    def _take_begun(self, token_id: int) -> Iterable[Event]:
         if self._forced and self._forced.popleft() != token_id:
             self._forced.clear()
             self._thought.reopen()
         self._see(token_id)
-        super()._take_begun(token_id)
+        return super()._take_begun(token_id)
 
     def _read(self, text: str) -> Iterable[Event]:
         if self._parser.is_thinking:
             self._thought.count(text)
         events = self._parser.feed(text)
         if self.finish_reason is not None:
+            self._thought.end()
             return events + self._parser.finish_events()
         self._steer()
         return events
+
+    def close(self) -> None:
+        super().close()
+        self._thought.end()
 
     def _see(self, token_id: int) -> None:
         """Takes note of a token before its text is read."""

@@ -1,6 +1,7 @@
 """What a caller may ask of the next token; the one set of options that every door accepts."""
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -150,6 +151,6 @@ def parse_count(text: str) -> int:
     found = re.fullmatch(r"([\d,]+|\d+\.\d+)([kKmM]?)", text.strip())
     number = float(found[1].replace(",", "") or "nan") if found else float("nan")
     count = number * {"": 1, "k": 1000, "m": 1000000}[found[2].lower() if found else ""]
-    if count != count or count != int(count):
+    if not math.isfinite(count) or count != int(count):
         raise ValueError(f"{text!r} is no number of tokens, it must look like 512 or 40k")
     return int(count)

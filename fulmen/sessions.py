@@ -32,22 +32,27 @@ class Exchange:
 
     @classmethod
     def of(cls, turn: Turn) -> "Exchange":
-        """Reads a stored turn."""
+        """Reads a stored turn. Raises ValueError for one that is no conversation's."""
         record = turn.record
-        (reply,) = read_messages([record["reply"]])
-        params: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in record["params"].items()
-        }
-        return cls(
-            tuple(read_messages(record["messages"])),
-            reply,
-            turn.answer_ids,
-            tuple(record["logprobs"]),
-            record["finish_reason"],
-            SamplingParams(**params),
-            tuple(record["tools"]),
-        )
+        try:
+            (reply,) = read_messages([record["reply"]])
+            params: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in record["params"].items()
+            }
+            return cls(
+                tuple(read_messages(record["messages"])),
+                reply,
+                turn.answer_ids,
+                tuple(record["logprobs"]),
+                record["finish_reason"],
+                SamplingParams(**params),
+                tuple(record["tools"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"turn {turn.hash} is no turn of a conversation that this version can read: {error}"
+            ) from None
 
 
 class Session:
@@ -72,10 +77,7 @@ class Session:
     @property
     def messages(self) -> list[Message]:
         """All that was said; of an answer that is cut, only what came before it."""
-        found: list[Message] = []
-        for exchange in self._exchanges:
-            found += [*exchange.messages, exchange.reply]
-        return found if self.head.cut is None else found[:-1]
+        return said(self._exchanges, is_cut=self.head.cut is not None)
 
     def resume(self, params: SamplingParams | None = None) -> ChatStream:
         """The rest of an answer that is cut: as it was, if params are the same or omitted.
@@ -92,6 +94,7 @@ class Session:
             last.tools or None,
             params or last.params,
             begun=ids[start : start + self.head.cut],
+            begun_logprobs=last.logprobs[: self.head.cut],
         )
 
     def save(
@@ -150,6 +153,12 @@ class Session:
         return count, start
 
 
+def said(exchanges: Sequence[Exchange], *, is_cut: bool) -> list[Message]:
+    """The messages of exchanges; of an answer that is cut, only what came before it."""
+    found = [message for exchange in exchanges for message in (*exchange.messages, exchange.reply)]
+    return found[:-1] if is_cut else found
+
+
 def default_store() -> Path:
     """Where sessions live: $XDG_DATA_HOME/fulmen/sessions, else ~/.local/share."""
     xdg = Path(os.environ.get("XDG_DATA_HOME") or ".")
@@ -169,13 +178,9 @@ def export(store: SessionStore, name: str, *, tokens: bool = False) -> list[dict
     """A session's messages, or its turns with all that is known of them, as JSON objects."""
     head = store.head(name)
     turns = store.turns(head)
-    exchanges = [Exchange.of(turn) for turn in turns]
     if not tokens:
-        return [
-            message.to_dict()
-            for exchange in exchanges
-            for message in (*exchange.messages, exchange.reply)
-        ]
+        exchanges = [Exchange.of(turn) for turn in turns]
+        return [message.to_dict() for message in said(exchanges, is_cut=head.cut is not None)]
     return [
         {
             **turn.record,

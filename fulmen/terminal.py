@@ -5,6 +5,7 @@ ends the answer that is being written, keeps what there is, and gives the prompt
 does not wait for the step that runs, and drops the answer.
 """
 
+import itertools
 import json
 import signal
 import time
@@ -114,12 +115,16 @@ class Conversation:
         """Goes on with what a session has said, and keeps what is said from now on."""
         messages = session.messages
         if messages and messages[0].role == "system":
-            if self.system not in (None, messages[0].content):
-                raise ValueError(
-                    f"session {session.head.name!r} has a system prompt of its own, --system is "
-                    "for a new one"
-                )
-            self.system = messages.pop(0).content
+            system: str | None = messages.pop(0).content
+        else:
+            system = None
+        if messages and self.system not in (None, system):
+            raise ValueError(
+                f"session {session.head.name!r} was begun "
+                f"{'without' if system is None else 'with another'} system prompt, --system is for "
+                "a new one"
+            )
+        self.system = system if messages else self.system
         self.session, self.turns = session, messages
 
     def messages(self) -> list[Message]:
@@ -138,9 +143,7 @@ class Conversation:
     def go_on(self) -> Completion:
         """Finishes the answer that the session was taken back into."""
         assert self.session is not None
-        stream = self.session.resume()
-        print(self.llm.tokenizer.decode(stream.begun_ids), end="", flush=True)
-        return self._keep(lambda: stream, list(self.turns))
+        return self._keep(self.session.resume, list(self.turns))
 
     def _keep(self, begin: Callable[[], ChatStream], before: list[Message]) -> Completion:
         """Prints an answer and keeps it, or makes the turns what they were before."""
@@ -184,7 +187,7 @@ class Conversation:
         first: float | None = None
         is_thinking = False
         with Interrupt() as interrupt, running as stream:
-            for events in stream.updates():
+            for events in itertools.chain([stream.begun_items], stream.updates()):
                 if first is None and stream.outputs:
                     first = time.perf_counter()
                 for event in events:

@@ -59,6 +59,8 @@ class ThoughtBudget:
         self._purse = purse
         self._budget = params.thinking_budget
         self._landing = params.thinking_landing
+        self._num_ahead = 0
+        """Tokens taken from the purse that did not come yet"""
         self._is_closing = False
         self._tail = ""
         if format.thinking_end is None or format.thinking_forced_end is None:
@@ -77,12 +79,20 @@ class ThoughtBudget:
         """Takes one more token of thought, and the text it settled."""
         if not self._is_closing:
             self.num_tokens += 1
+        self._num_ahead = 0
         self._tail = (self._tail + text)[-8:]
 
     def took_nudge(self) -> list[int]:
         """The nudged id was drawn: the ids of the rest of the closing tag."""
         self._is_closing = True
+        self.num_tokens += 1
         return self._tag_ids[1:]
+
+    def end(self) -> None:
+        """Nothing more is drawn: gives back what was taken for the next token."""
+        if self._purse is not None:
+            self._purse.num_left += self._num_ahead
+        self._num_ahead = 0
 
     def reopen(self) -> None:
         """What was forced did not come: the answer was begun under another budget."""
@@ -106,6 +116,7 @@ class ThoughtBudget:
             self._spend(reserve)
             return self._phrase_ids
         self._spend(1)  # before it is drawn, so that requests side by side never overdraw
+        self._num_ahead = 1
         landing = self._landing * self._total
         if left - reserve < landing and _SENTENCE_END.search(self._tail):
             return Nudge(self._tag_ids[0], MAX_BIAS * (1 - (left - reserve) / landing))

@@ -15,8 +15,10 @@ import pytest
 from fulmen.chat import Message
 from fulmen.engine import EngineConfig, SessionStore
 from fulmen.llm import LLM, Completion
+from fulmen.models import Cache
 from fulmen.sampling import SamplingParams
 from fulmen.sessions import Session, export
+from tests.engine.helpers import assert_nothing_is_owned
 from tests.tiny import write_checkpoint
 
 PARAMS = SamplingParams(temperature=1.0, top_p=1.0, top_k=None)
@@ -214,6 +216,22 @@ def load_tokens(folder: Path, store: SessionStore, name: str) -> int:
     return Session(load(folder), store, name, model=str(folder)).num_restored
 
 
+def test_of_a_session_above_the_cap_its_beginning_stays(folder: Path, tmp_path: Path) -> None:
+    llm = load(folder)
+    params = replace(PARAMS, seed=0, max_tokens=4, thinking_budget=0)
+    session = Session(llm, SessionStore(tmp_path), "a", model=str(folder))
+    for text in "abc":
+        ask(session, text * 200, params)
+    used = sum(path.stat().st_size for path in (tmp_path / "chunks").iterdir())
+    small = SessionStore(tmp_path, max_bytes=used - 1)
+    small.create("b", model="m", fingerprint=llm.origin.model)
+    (tmp_path / "chunks" / ".left.part").write_bytes(b"by a kill")
+    ask(Session(llm, small, "b", model=str(folder)), "d", params)
+    again = Session(load(folder), small, "a", model=str(folder))
+    assert 200 <= again.num_restored < len(small.ids_of(small.head("a"))) - 1
+    assert not (tmp_path / "chunks" / ".left.part").exists()
+
+
 def test_damaged_chunks_are_read_again(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -230,6 +248,68 @@ def test_damaged_chunks_are_read_again(
     assert again.num_restored == 0
     assert "is damaged" in caplog.text
     assert ask(again, "y", expected.params).answer_ids == expected.answer_ids
+    # And they are written anew.
+    assert load_tokens(folder, store, "a") > 300
+
+
+def test_a_damaged_turn_is_refused(folder: Path, tmp_path: Path) -> None:
+    session = Session(load(folder), SessionStore(tmp_path), "a", model=str(folder))
+    ask(session, "hello", replace(PARAMS, seed=1, max_tokens=5))
+    (path,) = (tmp_path / "turns").iterdir()
+    path.write_text(path.read_text().replace("hello", "jello"))
+    with pytest.raises(ValueError, match="is damaged, the session cannot be read"):
+        SessionStore(tmp_path).turns(session.head)
+
+
+def test_a_session_that_another_process_changed_is_not_saved_over(
+    folder: Path, tmp_path: Path
+) -> None:
+    store = SessionStore(tmp_path)
+    params = replace(PARAMS, seed=1, max_tokens=5)
+    first, second = (Session(load(folder), store, "a", model=str(folder)) for _ in range(2))
+    ask(first, "one", params)
+    with pytest.raises(ValueError, match="was changed by another process"):
+        ask(second, "two", params)
+    store.remove("a")
+    with pytest.raises(ValueError, match="there is no session 'a'"):
+        ask(first, "three", params)
+    assert store.names() == []
+
+
+def test_pages_that_were_not_written_are_not_known(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = SessionStore(tmp_path)
+    ask(Session(load(folder), store, "a", model=str(folder)), "x" * 200, replace(PARAMS, seed=1))
+    llm = load(folder)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Cache, "write_pages", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            Session(llm, store, "a", model=str(folder))
+    assert llm.engine.prefixes.known(store.ids_of(store.head("a"))) == []
+    assert_nothing_is_owned(llm.engine)
+
+
+def test_an_answer_that_repeats_itself_ends_where_it_would_have(
+    folder: Path, tmp_path: Path
+) -> None:
+    params = replace(
+        PARAMS, temperature=0, seed=1, max_tokens=60, ignore_eos=True, thinking_budget=0,
+        repetition_window=9, repetition_probability=0.004,
+    )  # fmt: skip
+    store = SessionStore(tmp_path)
+    session = Session(load(folder), store, "a", model=str(folder))
+    whole = ask(session, "Hello", params)
+    assert whole.finish_reason == "repetition"
+    store.rewind("a", num_turns=1, cut=len(whole.answer_ids) - 4)
+    stream = Session(load(folder), store, "a", model=str(folder)).resume()
+    list(stream)
+    assert stream.finish().answer_ids == whole.answer_ids
+    assert stream.finish_reason == "repetition"
 
 
 def test_states_of_another_build_are_left_alone(

@@ -1,5 +1,6 @@
 """A thought and its budget: how it is led to its end, and that nothing of it leaks."""
 
+import json
 import random
 import re
 from collections.abc import Iterator
@@ -31,6 +32,14 @@ def m2(tmp_path_factory: pytest.TempPathFactory) -> LLM:
 def load(folder: Path, kind: str) -> LLM:
     config = EngineConfig(max_num_seqs=16, num_draft_tokens=3)
     return LLM.load(str(write_checkpoint(folder, kind)), engine_config=config)
+
+
+SCHEMAS = (
+    '{"enum": ["yes", "no", 7]}',
+    '{"type": "array", "items": {"type": "boolean"}, "maxItems": 3}',
+    '{"type": "object", "properties": {"a": {"type": "string", "maxLength": 9}}, '
+    '"required": ["a"], "additionalProperties": false}',
+)
 
 
 def thinking_ids(llm: LLM, text: str) -> list[int]:
@@ -128,6 +137,11 @@ def test_requests_share_a_purse(m2: LLM) -> None:
     assert purse.num_left == 0
     assert all(one.reply.is_thinking_closed for one in together)
     assert m2.chat(MESSAGES, params=params, purse=purse).reply.thinking == ""
+    purse = Purse(9)
+    with pytest.raises(ValueError, match="the prompt has"):
+        m2.chat([{"role": "user", "content": "x" * 2000}], params=params, purse=purse)
+    m2.stream(MESSAGES, params=params, purse=purse).close()
+    assert purse.num_left == 9
     with pytest.raises(ValueError, match="must hold 0 or more"):
         Purse(-1)
 
@@ -141,6 +155,7 @@ def cut_answers(llm: LLM, count: int, seed: int) -> Iterator[tuple[int, Completi
         streams = []
         for _ in range(min(16, left)):
             budget = random_.choice([0, 1, 2, 5, 13, random_.randrange(60), 560])
+            schema = random_.choice([None, None, *SCHEMAS])
             params = SamplingParams(
                 seed=random_.randrange(2**32),
                 thinking_budget=budget,
@@ -148,7 +163,8 @@ def cut_answers(llm: LLM, count: int, seed: int) -> Iterator[tuple[int, Completi
                 temperature=random_.choice([0, 0.7, 1.5]),
                 top_k=random_.choice([None, 40]),
                 max_tokens=budget + 110,
-                ignore_eos=random_.random() < 0.8,
+                json_schema=schema,
+                ignore_eos=schema is None and random_.random() < 0.8,
             )
             thought = "".join(random_.choices(pieces, k=random_.randrange(8)))
             begun = thinking_ids(llm, thought)[: max(8, budget)]
@@ -169,6 +185,8 @@ def assert_well_formed(llm: LLM, budget: int, completion: Completion) -> None:
     text = text_of(llm, completion)
     before, tag, after = text.partition("</think>")
     assert tag
+    if completion.params.json_schema is not None and completion.finish_reason == "stop":
+        assert_json(reply.content, completion.params.json_schema)
     # The thought is what stands before the tag and the content what stands behind it; other tags
     # are text to one format and stray to the other.
     assert bare(reply.thinking) in bare(before)
@@ -176,6 +194,22 @@ def assert_well_formed(llm: LLM, budget: int, completion: Completion) -> None:
     assert bare(reply.content) in bare(after) or reply.problems
     if not reply.problems:
         assert not TAGS.search(reply.content.replace("<think>", ""))
+
+
+def assert_json(content: str, schema: str) -> None:
+    match json.loads(content):
+        case "yes" | "no" | 7:
+            assert schema == SCHEMAS[0]
+        case list(items):
+            assert schema == SCHEMAS[1]
+            assert len(items) <= 3
+            assert all(isinstance(item, bool) for item in items)
+        case {"a": str(text), **others}:
+            assert schema == SCHEMAS[2]
+            assert len(text) <= 9
+            assert not others
+        case other:
+            raise AssertionError(other)
 
 
 def bare(text: str) -> str:

@@ -252,7 +252,12 @@ class PrefixCache:
                 found = self._add_pages(node, ids, count)
                 path += [known for known, _ in found]
                 rows = [row for row, (_, is_new) in enumerate(found) if is_new]
-                self.cache.write_pages([found[row][0].page for row in rows], tensors, rows)
+                try:
+                    self.cache.write_pages([found[row][0].page for row in rows], tensors, rows)
+                except BaseException:
+                    self._forget(found[row][0] for row in reversed(rows))
+                    del path[len(path) - len(rows) :]
+                    raise
                 if len(found) < count:
                     break
         finally:
@@ -280,6 +285,13 @@ class PrefixCache:
             found.append((child, is_new))
             node = child
         return found
+
+    def _forget(self, nodes: Iterable[Node]) -> None:
+        """Takes locked nodes without children, or with those before them, out of the tree."""
+        for node in nodes:
+            self._num_locked -= 1
+            node.num_users = 0
+            self._drop_node(node)
 
     def clear(self) -> None:
         """Forgets all that no running request reads."""
@@ -399,17 +411,22 @@ class PrefixCache:
             if not self._is_evictable(entry):
                 continue
             node = entry[2]
-            parent = node.parent
-            assert parent is not None
-            del parent.children[node.ids]
-            del parent.order[bisect.bisect_left(parent.order, node.ids)]
-            self._num_nodes -= 1
-            self._free_pages.append(node.page)
-            self._drop_snapshot(node)
+            parent = self._drop_node(node)
             if parent is not self._root:
                 self._note_leaf(parent)
             return True
         return False
+
+    def _drop_node(self, node: Node) -> Node:
+        """Takes a node without children out of the tree and returns its parent."""
+        parent = node.parent
+        assert parent is not None
+        del parent.children[node.ids]
+        del parent.order[bisect.bisect_left(parent.order, node.ids)]
+        self._num_nodes -= 1
+        self._free_pages.append(node.page)
+        self._drop_snapshot(node)
+        return parent
 
     # ---- snapshots ---------------------------------------------------------------------------
 

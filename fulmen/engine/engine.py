@@ -21,6 +21,7 @@ from typing import Final, Literal, Protocol
 
 import torch
 
+from fulmen import __version__
 from fulmen.engine.cache import Holding, PrefixCache, pages_for
 from fulmen.engine.drafts import Drafter
 from fulmen.engine.runner import MAX_STEP_TOKENS, Runner
@@ -279,6 +280,7 @@ class Engine:
         params: SamplingParams,
         *,
         num_begun: int = 0,
+        num_repetitive: int = 0,
         priority: int = 0,
         guide: Guide | None = None,
     ) -> int:
@@ -287,6 +289,8 @@ class Engine:
 
         num_begun   the last tokens of prompt_ids that are an answer's beginning: with a seed, the
                     rest is drawn as if it had never stopped; max_tokens counts them too
+        num_repetitive  the last of those in a row that were each more likely than
+                    repetition_probability: the repetition_window counts them too
 
         Raises ValueError for an empty prompt, an unknown token id, or a prompt that leaves no room
         for one new token in max_model_len. max_tokens is cut to the room there is.
@@ -316,6 +320,7 @@ class Engine:
             seed=secrets.randbits(64) if params.seed is None else params.seed % 2**64,
             max_tokens=min(wanted, room),
             num_begun=num_begun,
+            num_repetitive_tokens=num_repetitive,
             priority=priority,
             guide=guide,
         )
@@ -336,8 +341,10 @@ class Engine:
     @property
     def numerics(self) -> str:
         """What the bits of keys, values and states depend on besides the model and the tokens."""
-        dtype = str(self.model.model.embed_tokens.weight.dtype).removeprefix("torch.")
-        return f"{dtype} {self.config.kv_cache_dtype} {numerics()}"
+        weight = self.model.model.embed_tokens.weight
+        dtype, device = str(weight.dtype).removeprefix("torch."), weight.device.type
+        kv_dtype = self.config.kv_cache_dtype
+        return f"fulmen-{__version__} {device} {dtype} {kv_dtype} {numerics()}"
 
     @property
     def has_unfinished(self) -> bool:
@@ -532,7 +539,7 @@ class Engine:
 
         def is_enough(found: HeadOutput) -> bool:
             return all(
-                mask.allowed[found.top_ids[row].numpy()].sum() >= n for row, mask, n in masked
+                mask.allowed[found.top_ids[row].cpu().numpy()].sum() >= n for row, mask, n in masked
             )
 
         found = self._runner.next_tokens(

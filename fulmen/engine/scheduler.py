@@ -153,9 +153,11 @@ def shares(requests: Sequence[Schedulable], budget: int) -> Iterator[tuple[Sched
         for request in sorted([first, *others], key=lambda request: request.num_pending):
             if request is first:
                 reserved = 0
-            share = min(request.num_pending, budget - reserved)
             holding = request.holding
-            if holding is not None and share < request.num_pending:
+            if holding is None:  # it gave way to one before it
+                continue
+            share = min(request.num_pending, budget - reserved)
+            if share < request.num_pending:
                 end = (holding.num_tokens + share) // PAGE * PAGE
                 if end > holding.num_tokens:
                     share = end - holding.num_tokens

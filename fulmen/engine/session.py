@@ -1,4 +1,4 @@
-"""Sequences on disk: what was said, and the state after it, so that nothing is ever read twice.
+"""Sequences on disk: what was said, and the state after it, so that it need not be read again.
 
     STORE/sessions/NAME.json      where a session stands: its last turn, a few hundred bytes
     STORE/turns/HASH.json         a turn: its parent, its tokens, its record, its chunks
@@ -13,10 +13,10 @@ and what they held is read anew from the tokens.
 What a turn means (messages, sampling) is its record, which only the caller reads.
 """
 
-import fcntl
 import hashlib
 import json
 import logging
+import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +33,11 @@ from fulmen.engine.cache import PrefixCache
 from fulmen.files import replacing, write_text
 from fulmen.kernels import PAGE
 from fulmen.models import StateSnapshot
+
+try:
+    import fcntl
+except ImportError:  # no POSIX system
+    fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +139,10 @@ class SessionStore:
         path = self._head_path(name)
         if not path.exists():
             raise ValueError(f"there is no session {name!r}, fulmen sessions list shows all")
-        return Head(**self._read_json(path, "session"))
+        try:
+            return Head(**self._read_json(path, "session"))
+        except TypeError:
+            raise _unreadable(path, "session") from None
 
     def create(self, name: str, *, model: str, fingerprint: str) -> Head:
         """A new session without a turn."""
@@ -193,12 +201,17 @@ class SessionStore:
             path = self.root / "turns" / f"{hash}.json"
             if not path.exists():
                 raise ValueError(f"{path} is missing, the session cannot be read")
+            if hashlib.sha256(path.read_bytes()).hexdigest() != hash:
+                raise ValueError(f"{path} is damaged, the session cannot be read")
             values = self._read_json(path, "turn")
-            values["origin"] = Origin(**values["origin"])
-            values["new_ids"] = tuple(values["new_ids"])
-            values["spans"] = tuple(Span(*span) for span in values["spans"])
-            values["states"] = {int(tokens): chunk for tokens, chunk in values["states"].items()}
-            self._turns[hash] = Turn(hash=hash, **values)
+            try:
+                values["origin"] = Origin(**values["origin"])
+                values["new_ids"] = tuple(values["new_ids"])
+                values["spans"] = tuple(Span(*span) for span in values["spans"])
+                values["states"] = {int(tokens): name for tokens, name in values["states"].items()}
+                self._turns[hash] = Turn(hash=hash, **values)
+            except (KeyError, TypeError, ValueError):
+                raise _unreadable(path, "turn") from None
         return self._turns[hash]
 
     def ids(self, turn: Turn) -> list[int]:
@@ -230,14 +243,12 @@ class SessionStore:
         """Holds a session while it is talked to. Raises ValueError if another process does."""
         path = self._lock_path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+        with _lock_file(path, waits=False) as is_held:
+            if not is_held:
                 raise ValueError(
                     f"session {name!r} is in use by another process, fulmen sessions fork makes a "
                     "second one of it"
-                ) from None
+                )
             yield
 
     # ---- states ------------------------------------------------------------------------------
@@ -258,8 +269,11 @@ class SessionStore:
 
         ids         all tokens up to the turn's end
         num_answer  how many of the last ones the model said
+
+        Raises ValueError if the session is no longer where head says.
         """
         with self._locked():
+            self._check_current(head)
             before = None if parent is None else self.turn(parent)
             shared = 0
             if before is not None:
@@ -295,6 +309,7 @@ class SessionStore:
                 f"session {head.name!r} belongs to another model, it was begun with {head.model}"
             )
         with self._locked():
+            self._check_current(head)
             self._write_head(replace(head, used=time.time()))
         if head.turn is None:
             return 0
@@ -425,9 +440,16 @@ class SessionStore:
     def _locked(self) -> Iterator[None]:
         """One process at a time changes the store."""
         self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / "lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with _lock_file(self.root / "lock", waits=True):
             yield
+
+    def _check_current(self, head: Head) -> None:
+        """Raises ValueError if a session is no longer where it was."""
+        found = self.head(head.name)
+        if (found.turn, found.cut, found.created) != (head.turn, head.cut, head.created):
+            raise ValueError(
+                f"session {head.name!r} was changed by another process meanwhile, nothing is saved"
+            )
 
     def _write_head(self, head: Head) -> None:
         write_text(self._head_path(head.name), json.dumps({"format": FORMAT} | asdict(head)) + "\n")
@@ -436,7 +458,7 @@ class SessionStore:
         values = {"format": FORMAT} | asdict(turn)
         del values["hash"]
         values["spans"] = [[span.chunk, span.first, span.count] for span in turn.spans]
-        text = json.dumps(values, ensure_ascii=False)
+        text = json.dumps(values)
         hash = hashlib.sha256(text.encode()).hexdigest()
         write_text(self.root / "turns" / f"{hash}.json", text)
         self._turns[hash] = replace(turn, hash=hash)
@@ -448,7 +470,7 @@ class SessionStore:
             values = json.loads(path.read_text("utf-8"))
             found = values.pop("format")
         except (ValueError, KeyError, AttributeError):
-            raise ValueError(f"{path} is no {what} of this program, it cannot be read") from None
+            raise _unreadable(path, what) from None
         if found != FORMAT:
             raise ValueError(
                 f"{path} has format {found}, this version of Fulmen reads format {FORMAT}"
@@ -473,16 +495,20 @@ class SessionStore:
         return hash
 
     def _get(self, chunk: str) -> dict[str, Tensor]:
+        """The tensors of a chunk. Raises ValueError if it is gone, or damaged: then it goes, so
+        that it is written anew."""
         path = self._chunk_path(chunk)
         try:
             content = path.read_bytes()
-            if hashlib.sha256(content).hexdigest() != chunk:
-                raise ValueError(f"{path} is damaged")
-            return dict(safetensors.torch.load(content))
         except FileNotFoundError:
             raise ValueError(f"{path} is gone") from None
+        if hashlib.sha256(content).hexdigest() != chunk:
+            path.unlink(missing_ok=True)
+            raise ValueError(f"{path} is damaged")
+        try:
+            return dict(safetensors.torch.load(content))
         except SafetensorError as error:
-            raise ValueError(f"{path} is damaged: {error}") from None
+            raise ValueError(f"{path} is no safetensors file: {error}") from None
 
     def _chunks_of(self, head: Head) -> list[str]:
         """What a session has, of its oldest turn first."""
@@ -493,7 +519,9 @@ class SessionStore:
 
     def _shrink(self) -> None:
         """Down to the cap: first what no session has, then what sessions unused for longest have,
-        from their oldest turns on."""
+        each from its end: a beginning is of use without it, not the other way round."""
+        for left_by_a_kill in self.root.glob("*/.*.part"):
+            left_by_a_kill.unlink(missing_ok=True)
         paths = list((self.root / "chunks").glob("*.safetensors"))
         sizes = {path.stem: path.stat().st_size for path in paths}
         total = sum(sizes.values())
@@ -501,7 +529,7 @@ class SessionStore:
             return
         try:
             heads = [self.head(name) for name in reversed(self.names())]
-            order = [chunk for head in heads for chunk in self._chunks_of(head)]
+            order = [chunk for head in heads for chunk in reversed(self._chunks_of(head))]
         except ValueError as error:
             logger.warning("sessions take %d bytes, none can go: %s", total, error)
             return
@@ -511,6 +539,35 @@ class SessionStore:
                 return
             self._chunk_path(chunk).unlink(missing_ok=True)
             total -= sizes[chunk]
+
+
+@contextmanager
+def _lock_file(path: Path, *, waits: bool) -> Iterator[bool]:
+    """Holds a lock; gives whether it is held, which it always is if it waits for others."""
+    if fcntl is None:
+        raise ValueError("sessions need file locks, which this system does not have")
+    while True:
+        with path.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+                return
+            # Who held it before may have deleted it: then it keeps nobody out.
+            if _is_same_file(file.fileno(), path):
+                yield True
+                return
+
+
+def _unreadable(path: Path, what: str) -> ValueError:
+    return ValueError(f"{path} is no {what} that this version of Fulmen can read")
+
+
+def _is_same_file(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _num_shared(first: Sequence[int], second: Sequence[int]) -> int:

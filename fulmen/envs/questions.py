@@ -1,6 +1,7 @@
 """Questions with a number as the answer from a JSONL file, as GSM8K comes."""
 
 import json
+from decimal import Decimal
 from pathlib import Path
 
 from fulmen.envs.number import NumberTask, final_number
@@ -45,7 +46,9 @@ def _read(line: str, where: str) -> NumberTask:
         raise ValueError(f"{where} must be an object with question, a text, and answer")
     answer = fields.get("answer")
     is_given = isinstance(answer, str | int | float) and not isinstance(answer, bool)
-    number = final_number(str(answer)) if is_given else None
+    # str() would write a small or large float with an exponent.
+    text = format(Decimal(repr(answer)), "f") if isinstance(answer, float) else str(answer)
+    number = final_number(text) if is_given else None
     if number is None:
         raise ValueError(f"{where} has the answer {answer!r}, it must have a number in it")
     return NumberTask(fields["question"], number)

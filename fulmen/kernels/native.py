@@ -46,15 +46,15 @@ def native() -> ModuleType | None:
 
 @functools.cache
 def numerics() -> str:
-    """What the bits of results depend on besides their inputs: the build of the kernels and the
-    instruction set in use, or torch's version without kernels."""
+    """What the bits of results depend on besides their inputs and where they are computed: torch,
+    the build of the kernels and the instruction set in use."""
     extension = native()
     if extension is None:
         return f"torch-{torch.__version__}"
     assert extension.__file__ is not None
     with open(extension.__file__, "rb") as file:
         build = hashlib.file_digest(file, "sha256").hexdigest()
-    return f"{extension.isa()}-{build[:16]}"
+    return f"torch-{torch.__version__} {extension.isa()}-{build[:16]}"
 
 
 def native_for(*tensors: Tensor) -> ModuleType | None:

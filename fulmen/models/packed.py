@@ -262,7 +262,7 @@ class Cache:
         index = torch.tensor(pages, dtype=torch.int64)
         source = torch.tensor(rows, dtype=torch.int64)
         for name, part in self._stored():
-            part[index] = tensors[name][source]
+            part[index] = tensors[name][source].to(part.device)
 
     def _stored(self) -> Iterator[tuple[str, Tensor]]:
         for index, layer in enumerate(self.layers):

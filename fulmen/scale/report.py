@@ -22,7 +22,8 @@ def summarize(study: Study) -> dict[str, Any]:
 
     At a budget, `thinking_tokens` and `tokens` are what a run takes on average, the latter with its
     answer; `drawn_tokens` are what all runs of the kind took there, and a fork's thought counts
-    from the last budget on. Votes are as many as come to no more tokens than a run at the budget.
+    from the last budget on. Votes are as many as come to no more tokens than a run at the budget,
+    and one from their own budget on.
     """
     if not study.tasks:
         raise ValueError("no task is done, there is nothing to report")

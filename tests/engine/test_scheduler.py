@@ -3,13 +3,18 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fulmen.engine.cache import Holding
 from fulmen.engine.engine import Request
 from fulmen.engine.scheduler import shares
 from fulmen.sampling import SamplingParams
 
 
-def make_request(request_id: int, length: int, priority: int = 0) -> Request:
-    return Request(request_id, [0] * length, SamplingParams(), 0, 1, priority=priority)
+def make_request(request_id: int, length: int, priority: int = 0, known: int = 0) -> Request:
+    """One that lacks `length` tokens after those known."""
+    ids = [0] * (known + length)
+    request = Request(request_id, ids, SamplingParams(), 0, 1, priority=priority)
+    request.holding = Holding(slot=0, nodes=[], pages=[], num_tokens=known, stops=[])
+    return request
 
 
 def planned(requests: list[Request], budget: int) -> dict[int, int]:
@@ -18,8 +23,21 @@ def planned(requests: list[Request], budget: int) -> dict[int, int]:
 
 def test_short_prompts_pass_long_ones_and_the_first_always_moves() -> None:
     long, short, middle = make_request(0, 4096), make_request(1, 80), make_request(2, 400)
-    assert planned([long, short, middle], 1000) == {0: 520, 1: 80, 2: 400}
-    assert planned([long, middle], 700) == {0: 350, 2: 350}
+    assert planned([long, short, middle], 1000) == {0: 512, 1: 80, 2: 400}
+    assert planned([long, middle], 768) == {0: 384, 2: 384}
+
+
+def test_pieces_end_with_pages_and_only_the_first_reads_less_than_one() -> None:
+    long, other = make_request(0, 4096, known=10), make_request(1, 3000, known=10)
+    assert planned([long, other], 1000) == {0: 502, 1: 438}
+    assert planned([long, other], 60) == {0: 54}
+    assert planned([long, other], 20) == {0: 20}
+
+
+def test_a_prompt_that_gave_way_reads_nothing() -> None:
+    first, second = make_request(0, 100), make_request(1, 100)
+    second.holding = None
+    assert planned([first, second], 1000) == {0: 100}
 
 
 def test_a_prompt_alone_has_the_whole_budget() -> None:
@@ -38,4 +56,5 @@ def test_no_share_is_more_than_is_lacking_or_left(lengths: list[int], budget: in
     found = planned(requests, budget)
     assert sum(found.values()) <= budget
     assert all(0 < count <= lengths[index] for index, count in found.items())
-    assert found.get(0, 0) >= min(lengths[0], budget // 2)
+    least = min(lengths[0], budget // 2)
+    assert found.get(0, 0) >= (least if least < 64 or least == lengths[0] else least // 64 * 64)
