@@ -1,0 +1,5 @@
+"""The command line: a verb and its object."""
+
+from fulmen.cli.app import app, main
+
+__all__ = ["app", "main"]
