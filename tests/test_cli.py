@@ -1,5 +1,7 @@
 """The command as a user runs it: data on stdout, the rest on stderr, one sentence for a mistake."""
 
+import contextlib
+import io
 import json
 import os
 import pty
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from fulmen.cli import main
 from tests.tiny import write_checkpoint
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -32,6 +35,25 @@ def fulmen(*arguments: str | Path, stdin: str = "") -> subprocess.CompletedProce
         text=True,
         timeout=120,
     )
+
+
+def called(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """The same in this process, which spares the time of loading torch."""
+    out, error = io.StringIO(), io.StringIO()
+    typed = ["fulmen", *map(str, arguments)]
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(error),
+    ):
+        patch.setattr(sys, "argv", typed)
+        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+    return subprocess.CompletedProcess(typed, code, out.getvalue(), error.getvalue())
 
 
 def test_one_shot_chat_prints_the_answer_alone(folder: Path) -> None:
@@ -75,7 +97,7 @@ def test_generate_continues_a_text_and_reports_ids_as_json(folder: Path) -> None
 def test_a_mistake_is_one_sentence_and_a_non_zero_exit(
     arguments: tuple[str, ...], sentence: str
 ) -> None:
-    run = fulmen(*arguments)
+    run = called(*arguments)
     assert run.returncode == 1
     assert run.stdout == ""
     assert run.stderr.startswith("fulmen: ")
@@ -84,7 +106,7 @@ def test_a_mistake_is_one_sentence_and_a_non_zero_exit(
 
 
 def test_a_device_that_is_not_there_is_one_sentence(folder: Path) -> None:
-    run = fulmen("chat", "hi", "--model", folder, "--device", "warp")
+    run = called("chat", "hi", "--model", folder, "--device", "warp")
     assert (run.returncode, run.stdout) == (1, "")
     assert run.stderr.startswith("fulmen: device warp cannot be used: ")
     assert len(run.stderr.splitlines()) == 1
@@ -97,7 +119,7 @@ def test_an_answer_that_is_all_thought_leaves_stdout_empty(folder: Path) -> None
 
 
 def test_impossible_sampling_is_one_sentence(folder: Path) -> None:
-    run = fulmen("chat", "hi", "--model", folder, "--temperature", "-1")
+    run = called("chat", "hi", "--model", folder, "--temperature", "-1")
     assert (run.returncode, run.stdout) == (1, "")
     assert run.stderr == "fulmen: temperature is -1.0, it must be 0 or more\n"
 
@@ -122,13 +144,13 @@ def test_check_lists_problems_and_fails(tmp_path: Path) -> None:
 
 
 def test_models_list_and_show_work_offline() -> None:
-    listed = fulmen("models", "list").stdout
+    listed = called("models", "list").stdout
     for name in ("minimax-m1-40k", "minimax-m1-80k", "minimax-m2", "minimax-m2.1", "minimax-m2.5"):
         assert name in listed
-    english = fulmen("models", "show", "minimax-m1-80k").stdout
+    english = called("models", "show", "minimax-m1-80k").stdout
     assert "456,089,655,296" in english
     assert "Yan Junjie" in english
-    assert "456.089.655.296" in fulmen("models", "show", "minimax-m1-80k", "--lang", "de").stdout
+    assert "456.089.655.296" in called("models", "show", "minimax-m1-80k", "--lang", "de").stdout
 
 
 class Terminal:
@@ -244,7 +266,7 @@ def test_flags_without_an_effect_are_refused(folder: Path) -> None:
         (("chat", "hi", "--regex", "[a"), "regex cannot be followed"),
         (("chat", "hi", "--json-schema", "none.json"), "none.json: no such file"),
     ):
-        run = fulmen(*arguments, "--model", folder)
+        run = called(*arguments, "--model", folder)
         assert (run.returncode, run.stdout) == (1, "")
         assert sentence in run.stderr
         assert len(run.stderr.splitlines()) == 1
@@ -303,7 +325,7 @@ def test_a_flag_of_quantize_that_cannot_be_right_is_one_sentence(
     (tmp_path / "short.txt").write_text("a")
     (tmp_path / "latin1.txt").write_bytes("Zürich".encode("latin-1"))
     paths = [tmp_path / flag if flag.endswith(".txt") else flag for flag in flags]
-    run = fulmen("quantize", folder, tmp_path / "out", *paths)
+    run = called("quantize", folder, tmp_path / "out", *paths)
     assert run.returncode == 1
     assert sentence in run.stderr
     assert len(run.stderr.splitlines()) == 1
@@ -315,10 +337,10 @@ def test_a_folder_that_quantize_cannot_write_is_found_before_anything_is_fetched
 ) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken/file").touch()
-    run = fulmen("quantize", "no-such-model", tmp_path / "taken")
+    run = called("quantize", "no-such-model", tmp_path / "taken")
     assert run.returncode == 1
     assert "taken exists and fulmen quantize did not begin it" in run.stderr
-    run = fulmen("quantize", "no-such-model", tmp_path / "taken/file/out")
+    run = called("quantize", "no-such-model", tmp_path / "taken/file/out")
     assert "file is no folder that we may write to" in run.stderr
 
 
@@ -328,7 +350,7 @@ def test_show_leaves_out_a_quality_json_of_someone_else(
 ) -> None:
     shutil.copytree(folder, tmp_path / "m2")
     (tmp_path / "m2/quality.json").write_bytes(text.encode("latin-1"))
-    run = fulmen("models", "show", tmp_path / "m2")
+    run = called("models", "show", tmp_path / "m2")
     assert run.returncode == 0
     assert "parameters" in run.stdout
     assert "quality.json is not shown, fulmen quantize did not write it" in run.stderr
@@ -378,7 +400,7 @@ def test_bench_times_single_operations_with_and_without_the_kernels() -> None:
 def test_a_flag_of_bench_that_cannot_be_right_is_one_sentence(
     flags: tuple[str, ...], sentence: str
 ) -> None:
-    run = fulmen("bench", *flags)
+    run = called("bench", *flags)
     assert (run.returncode, run.stdout) == (1, "")
     assert sentence in run.stderr
     assert len(run.stderr.splitlines()) == 1
