@@ -78,6 +78,9 @@ def test_an_answer_that_was_taken_back_is_finished_as_it_was_and_thoughts_stay_o
     assert again["logprobs"] == turn["logprobs"]
     with pytest.raises(ValueError, match="the message is empty"):
         shell.chat("")
+    shell.run("sessions", "rewind", "a", "--turn", "1", "--token", "4")
+    shell.run("sessions", "rewind", "a", "--turn", "1")
+    assert json.loads(shell.run("sessions", "export", "a", "--tokens")) == [again]
 
 
 def test_undo_is_kept_and_a_system_prompt_is_not_exchanged(shell: Shell) -> None:

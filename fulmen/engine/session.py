@@ -425,7 +425,7 @@ class SessionStore:
                 f"turn {count} was asked for, session {head.name!r} has {len(turns)} turns"
             )
         if cut is None:
-            kept = head.cut if count == len(turns) else None
+            kept = head.cut if num_turns is None else None
             return replace(head, turn=turns[count - 1].hash if count else None, cut=kept)
         if not count:
             raise ValueError("a token was asked for without a turn, turn 0 has none")
