@@ -75,11 +75,11 @@ class TimedModel(ABC):
 
     def add(self, index: int, input_ids: list[int], num_tokens: int) -> None:
         """Queues request `index`: num_tokens greedy tokens, whatever they are."""
-        raise NotImplementedError
+        raise ValueError("this engine takes no requests")
 
     def step(self) -> Iterable[tuple[int, int, float | None]]:
         """One pass; new tokens as (request, token id, log-probability)."""
-        raise NotImplementedError
+        raise ValueError("this engine takes no requests")
 
     def costs(self) -> dict[str, float]:
         """Seconds of the engine's own parts since it began."""

@@ -45,6 +45,14 @@ def replacing(destination: Path) -> Iterator[BinaryIO]:
         yield file
 
 
+def user_folder(variable: str, fallback: str) -> Path:
+    """A folder of the user's, by the XDG specification: what the environment's variable names, else
+    `fallback` in the home folder. It may not exist."""
+    xdg = Path(os.environ.get(variable, ""))
+    # The specification says to ignore a relative path.
+    return xdg if xdg.is_absolute() else Path.home() / fallback
+
+
 def explain(error: OSError) -> str:
     """A failed file operation as one sentence with the file the caller named."""
     name = error.filename2 or error.filename

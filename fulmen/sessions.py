@@ -4,7 +4,6 @@
 messages that were new, the answer, its log-probabilities and how it was sampled.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from fulmen.chat import Message, read_messages
 from fulmen.engine import SessionStore, Turn
+from fulmen.files import user_folder
 from fulmen.llm import LLM, ChatStream, Completion
 from fulmen.sampling import SamplingParams
 
@@ -49,7 +49,7 @@ class Exchange:
                 SamplingParams(**params),
                 tuple(record["tools"]),
             )
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(
                 f"turn {turn.hash} is no turn of a conversation that this version can read: {error}"
             ) from None
@@ -161,8 +161,7 @@ def said(exchanges: Sequence[Exchange], *, is_cut: bool) -> list[Message]:
 
 def default_store() -> Path:
     """Where sessions live: $XDG_DATA_HOME/fulmen/sessions, else ~/.local/share."""
-    xdg = Path(os.environ.get("XDG_DATA_HOME") or ".")
-    return (xdg if xdg.is_absolute() else Path.home() / ".local" / "share") / "fulmen" / "sessions"
+    return user_folder("XDG_DATA_HOME", ".local/share") / "fulmen" / "sessions"
 
 
 def last_question(turns: Sequence[Turn]) -> str:

@@ -4,9 +4,10 @@
     the model thinks as it likes | the closing tag is made likelier at | a last phrase and the
                                  | the ends of sentences, more and more | closing tag are forced
 
-Every decision follows from the tokens so far, so it does not change when an answer is stopped
-and taken up again. What is forced goes through the engine as ids and through the parser as text,
-like all else, so both always agree on where the thought ends.
+Every decision follows from the tokens so far (and from what others left in a shared purse), so it
+does not change when an answer is stopped and taken up again. What is forced goes through the engine
+as ids and through the parser as text, like all else, so both always agree on where the thought
+ends.
 """
 
 import re

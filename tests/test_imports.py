@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "bench": {"engine", "models", "kernels"},
     "thinking": {"chat", "sampling"},
     "llm": {"engine", "models", "chat", "sampling", "thinking"},
-    "sessions": {"llm", "engine", "chat", "sampling"},
+    "sessions": {"llm", "engine", "chat", "sampling", "files"},
     "async_llm": {"llm", "chat", "sampling"},
     "envs": {"chat"},
     "scale": {"llm", "engine", "envs", "chat", "sampling", "files"},

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from fulmen.files import replacing
+from fulmen.files import replacing, user_folder
 
 OnProgress = Callable[[int, int | None], None]
 """Called with the bytes so far, and the bytes in all where they are known."""
@@ -27,9 +27,7 @@ _CHUNK_BYTES = 1 << 20
 
 def cache_folder() -> Path:
     """Where pulled models live: $XDG_CACHE_HOME/fulmen, else ~/.cache/fulmen. It may not exist."""
-    xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # The XDG specification says to ignore a relative path.
-    return (xdg if xdg.is_absolute() else Path.home() / ".cache") / "fulmen"
+    return user_folder("XDG_CACHE_HOME", ".cache") / "fulmen"
 
 
 def sha256_of(path: Path) -> str:

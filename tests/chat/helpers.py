@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import strategies as st
 
 from fulmen.chat import (
@@ -14,6 +15,7 @@ from fulmen.chat import (
     ProblemFound,
     Reply,
     ThinkingDelta,
+    Tokenizer,
     ToolCallDelta,
     ToolCallEnd,
     ToolCallStart,
@@ -23,11 +25,20 @@ from fulmen.chat import (
 from fulmen.chat.template import render_template
 
 HERE = Path(__file__).parent
+REAL = HERE.parents[1].parent / "shared" / "tokenizer"
+"""MiniMax's tokenizer, where it lies beside this repository"""
 M1 = get_format("minimax_m1")
 M2 = get_format("minimax_m2")
 MANY = 400
 """Examples of each property: a few seconds together."""
 MARKERS = ("<think>", "</think>", "<minimax:tool_call>", "</minimax:tool_call>")
+
+
+def real_tokenizer() -> Tokenizer:
+    """MiniMax's own; skips the test without it."""
+    if not (REAL / "tokenizer.json").is_file():
+        pytest.skip("MiniMax's tokenizer.json is not beside this repository")
+    return Tokenizer.from_folder(REAL)
 
 
 def read_cases(file: str) -> list[dict[str, Any]]:

@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,10 +25,10 @@ from fulmen.chat import (
 from fulmen.engine import EngineConfig
 from fulmen.llm import LLM, Completion
 from fulmen.sampling import SamplingParams
+from tests.chat.helpers import real_tokenizer
 from tests.models.helpers import random_model, tiny_m1, tiny_m2
 from tests.tiny import write_checkpoint
 
-REAL = Path(__file__).parents[2].parent / "shared" / "tokenizer"
 MESSAGES = [{"role": "user", "content": "Hello"}]
 FREE = SamplingParams(seed=3, max_tokens=400, temperature=1.0, top_k=None, top_p=1.0, logprobs=2)
 SCHEMA = json.dumps(
@@ -412,9 +411,7 @@ def test_tools_of_a_template_cannot_be_strict(llm: LLM) -> None:
 
 @pytest.fixture(scope="module")
 def real() -> Vocabulary:
-    if not (REAL / "tokenizer.json").exists():
-        pytest.skip("shared/tokenizer is not here")
-    return Vocabulary(Tokenizer.from_folder(REAL), vocab_size=200_064, eos_token_ids=[200_020])
+    return Vocabulary(real_tokenizer(), vocab_size=200_064, eos_token_ids=[200_020])
 
 
 def feed(guide: Guide, vocabulary: Vocabulary, text: str) -> None:

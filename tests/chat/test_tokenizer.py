@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from fulmen.chat import Tokenizer
-from tests.chat.helpers import M1, M2, MANY, TOOLS
+from tests.chat.helpers import M1, M2, MANY, REAL, TOOLS, real_tokenizer
 
-REAL = Path(__file__).parents[2].parent / "shared" / "tokenizer"
 SPECIAL = ["]~!b[", "]~b]", "[e~[", "]!p~["]
 NUM_TRAINED = 280
 ADDED = ["<think>", "</think>", "<minimax:tool_call>", "</minimax:tool_call>"]
@@ -52,9 +51,7 @@ def tokenizer(folder: Path) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def real() -> Tokenizer:
-    if not (REAL / "tokenizer.json").is_file():
-        pytest.skip("MiniMax's tokenizer.json is not beside this repository")
-    return Tokenizer.from_folder(REAL)
+    return real_tokenizer()
 
 
 CONVERSATION: list[dict[str, Any]] = [
