@@ -29,8 +29,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fulmen.models import M1Config, M2Config
-from fulmen.models.config import TensorSpec
 from fulmen.models.flops import checkpoint_bytes, num_elements
+from fulmen.models.tensors import TensorSpec
 
 MAX_SHARD_BYTES = 256 * 2**20
 SOFTMAX_EVERY = 8

@@ -34,16 +34,10 @@ import typer
 from measure import checked_out, console, print_json, print_wide, run
 from rich.table import Table
 
-from fulmen.bench import (
-    Limits,
-    Spread,
-    Workload,
-    limits_table,
-    measure_limits,
-    tokens_per_s_limit,
-)
-from fulmen.models import DTYPES, Config, PackedConfig, read_config
-from fulmen.models.config import Bits
+from fulmen.bench import Limits, Spread, Workload, limits_table, measure_limits, tokens_per_s_limit
+from fulmen.checkpoints import read_config
+from fulmen.models import DTYPES, Config, PackedConfig
+from fulmen.models.quantization import Bits
 
 CHECKED_TOKENS = 48
 DTYPE_NAMES = ("float32", "bfloat16")

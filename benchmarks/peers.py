@@ -38,8 +38,9 @@ from arrivals import Trace
 from measure import python_command, run
 
 from fulmen.bench import Workload
-from fulmen.models import Checkpoint, M1Config, read_config
-from fulmen.models.config import TensorSpec
+from fulmen.checkpoints import Checkpoint, read_config
+from fulmen.models import M1Config
+from fulmen.models.tensors import TensorSpec
 
 WORKER = Path(__file__).resolve().parent / "worker.py"
 LOAD_SECONDS = 600.0

@@ -24,9 +24,11 @@ import typer
 from measure import console, print_json, print_wide, run
 from rich.table import Table
 
-from fulmen.engine import Engine, EngineConfig, Origin, SessionStore, TokenOutput
-from fulmen.models import Model, count_parameters, fingerprint, load_model
+from fulmen.checkpoints import fingerprint, load_model
+from fulmen.engine import Engine, EngineConfig, Origin, TokenOutput
+from fulmen.models import Model, count_parameters
 from fulmen.sampling import SamplingParams
+from fulmen.sessions import SessionStore
 
 NEW_TOKENS = 4
 

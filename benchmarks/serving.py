@@ -35,7 +35,7 @@ from measure import console, print_json, print_wide, run
 from rich.table import Table
 
 from fulmen.bench import Spread
-from fulmen.models import read_config
+from fulmen.checkpoints import read_config
 
 MAX_SCHEDULE_SHARE = 0.05
 CHECKED = 3

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from fulmen.models import DTYPES, M1Config, Model, Packed, load_model, new_model, save_model
+from fulmen.checkpoints import load_model, save_model
+from fulmen.models import DTYPES, M1Config, Model, Packed, new_model
 
 NUM_SEQUENCES = 8
 TOKENS_EACH = 512

@@ -129,7 +129,8 @@ class FulmenModel(TimedModel):
     def __init__(self, checkpoint: Path, dtype: str | None, chunk: int) -> None:
         import torch
 
-        from fulmen.models import DTYPES, load_model
+        from fulmen.checkpoints import load_model
+        from fulmen.models import DTYPES
 
         self.torch = torch
         self.model = load_model(checkpoint, dtype=None if dtype is None else DTYPES[dtype])

@@ -1,9 +1,15 @@
 """Files that are either the old one or the whole new one: written aside, synced, renamed."""
 
-import os
+import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+
+import os
+from contextlib import contextmanager
 from typing import BinaryIO
 from uuid import uuid4
 
@@ -63,3 +69,18 @@ def write_text(destination: Path, text: str) -> None:
     """Writes a whole text file in UTF-8."""
     with replacing(destination) as file:
         file.write(text.encode())
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """A JSON file whose root is an object; anything else is a sentence."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing") from None
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply, no such JSON is needed here") from None
+    except ValueError as error:  # not UTF-8, not JSON, or a number of thousands of digits
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold a JSON object, found {type(value).__name__}")
+    return value

@@ -1,10 +1,8 @@
 """What a caller may ask of the next token; the one set of options that every door accepts."""
 
 import json
-import math
-import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:  # a command's help comes without it
     import numpy as np
@@ -146,11 +144,4 @@ class SamplingParams:
             raise ValueError(f"{name} is {value!r}, it must be {needed}")
 
 
-def parse_count(text: str) -> int:
-    """A number of tokens as people write it: 512, 40k, 1.5M, 80,000."""
-    found = re.fullmatch(r"([\d,]+|\d+\.\d+)([kKmM]?)", text.strip())
-    number = float(found[1].replace(",", "") or "nan") if found else float("nan")
-    count = number * {"": 1, "k": 1000, "m": 1000000}[found[2].lower() if found else ""]
-    if not math.isfinite(count) or count != int(count):
-        raise ValueError(f"{text!r} is no number of tokens, it must look like 512 or 40k")
-    return int(count)
+FinishReason = Literal["stop", "length", "repetition", "abort"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fulmen.models.download import cache_folder
+from fulmen.catalog.download import cache_folder
 
 ROOT = Path(__file__).parent.parent
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.M | re.S)

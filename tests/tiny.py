@@ -6,7 +6,8 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from fulmen.models import M1Config, M2Config, save_model
+from fulmen.checkpoints import save_model
+from fulmen.models import M1Config, M2Config
 from tests.models.helpers import random_model, tiny_m1, tiny_m2
 
 SPECIAL = {

@@ -1,4 +1,4 @@
-"""How fast this machine, the kernels and a whole model are, beside what the machine allows."""
+"""How fast everything is, beside what the machine allows."""
 
 from fulmen.bench.machine import Limits, Spread, device_name, measure_limits, use_threads
 from fulmen.bench.model import check_workloads, tokens_per_s_limit

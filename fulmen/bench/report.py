@@ -12,7 +12,7 @@ from fulmen.bench.machine import Limits, Spread, device_name, measure_limits
 from fulmen.bench.model import check_workloads, measure_model, tokens_per_s_limit
 from fulmen.bench.ops import Op, describe_op, measure_op
 from fulmen.bench.workload import Workload
-from fulmen.models import load_model
+from fulmen.checkpoints import load_model
 
 Say = Callable[[str], None]
 """Is told what is being done."""

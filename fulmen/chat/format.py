@@ -2,7 +2,8 @@
 
 from abc import ABC, abstractmethod
 
-from fulmen.chat.messages import CallIds, Messages, Reply, Tool, Tools, random_call_id
+from fulmen.chat.events import Reply
+from fulmen.chat.messages import CallIds, Messages, Tool, Tools, random_call_id
 from fulmen.chat.parsing import Parser
 from fulmen.chat.tokenizer import Segment, Tokenizer, join_segments
 

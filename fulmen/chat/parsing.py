@@ -13,19 +13,17 @@ from functools import cache
 from itertools import groupby
 from typing import Protocol
 
-from fulmen.chat.messages import (
-    CallIds,
+from fulmen.chat.events import (
     ContentDelta,
     Event,
     ProblemFound,
     Reply,
     ReplySum,
     ThinkingDelta,
-    Tool,
     ToolCallDelta,
     ToolCallStart,
-    random_call_id,
 )
+from fulmen.chat.messages import CallIds, Tool, random_call_id
 
 
 class Parser(Protocol):

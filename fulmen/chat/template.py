@@ -18,18 +18,9 @@ import jinja2.parser
 import jinja2.sandbox
 
 from fulmen.chat.format import Format
-from fulmen.chat.messages import (
-    CallIds,
-    Message,
-    Messages,
-    Tools,
-    list_calls,
-    random_call_id,
-    read_call,
-    read_message_object,
-    read_tools,
-)
+from fulmen.chat.messages import CallIds, Message, Messages, Tools, random_call_id
 from fulmen.chat.parsing import Parser, PlainParser
+from fulmen.chat.reading import list_calls, read_call, read_message_object, read_tools
 from fulmen.chat.tokenizer import Segment, Tokenizer
 
 

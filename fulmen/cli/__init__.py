@@ -1,4 +1,4 @@
-"""The command line: a verb and its object."""
+"""The `fulmen` command: a verb and its object."""
 
 from fulmen.cli.app import app, main
 

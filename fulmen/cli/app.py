@@ -10,11 +10,13 @@ from typing import Annotated
 import typer
 
 from fulmen import __version__
-from fulmen.cli.machine import bench, plan
-from fulmen.cli.models import models_app, quantize
-from fulmen.cli.scale import scale
+from fulmen.cli.bench import bench
+from fulmen.cli.chat import chat, generate
+from fulmen.cli.evaluate import scale
+from fulmen.cli.models import models_app
+from fulmen.cli.plan import plan
+from fulmen.cli.quantize import quantize
 from fulmen.cli.sessions import sessions_app
-from fulmen.cli.talk import chat, generate
 from fulmen.files import explain
 
 app = typer.Typer(

@@ -8,19 +8,18 @@ import dataclasses
 import inspect
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from fulmen.sampling import parse_count
+from fulmen.units import parse_count
 
 if TYPE_CHECKING:  # a command imports what it needs, so that help comes at once
-    from fulmen.engine import SessionStore
     from fulmen.llm import LLM
+    from fulmen.sessions import SessionStore
 
 DEFAULT_MODEL = "smollm2"
 
@@ -122,9 +121,9 @@ def load_llm(
     draft_tokens: int,
 ) -> "LLM":
     """The model with what the flags say about the engine."""
-    from fulmen import terminal
+    from fulmen.cli.progress import load
     from fulmen.engine import EngineConfig
-    from fulmen.models import parse_bytes
+    from fulmen.units import parse_bytes
 
     config = EngineConfig(
         max_model_len=max_model_len,
@@ -132,7 +131,7 @@ def load_llm(
         kv_cache_dtype=kv_cache_dtype,  # type: ignore[arg-type]  # which refuses other words
         num_draft_tokens=draft_tokens,
     )
-    return terminal.load(model, dtype=read_dtype(dtype), device=device, engine_config=config)
+    return load(model, dtype=read_dtype(dtype), device=device, engine_config=config)
 
 
 def read_stdin() -> str:
@@ -152,9 +151,8 @@ def read_dtype(name: str | None, known: Sequence[str] | None = None) -> Any:
 
 
 def open_store(root: Path | None, max_bytes: str = "20GiB") -> "SessionStore":
-    from fulmen.engine import SessionStore
-    from fulmen.models import parse_bytes
-    from fulmen.sessions import default_store
+    from fulmen.sessions import SessionStore, default_store
+    from fulmen.units import parse_bytes
 
     return SessionStore(root or default_store(), max_bytes=parse_bytes(max_bytes))
 
@@ -164,49 +162,6 @@ def read_text_file(file: Path) -> str:
         return file.read_text("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not UTF-8: {error}") from None
-
-
-@contextmanager
-def progress(verb: str, name: str) -> Iterator[Callable[[int, int | None], None]]:
-    """Gives a callback(num_bytes, total_bytes) that draws a progress bar on stderr."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    stderr = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    progress = Progress(
-        *columns,
-        TimeRemainingColumn(),
-        console=stderr,
-        transient=True,
-        disable=not stderr.is_terminal,
-    )
-    with progress:
-        task = progress.add_task(f"{verb} {name}", total=None, visible=False)
-
-        def report(num_bytes: int, total_bytes: int | None) -> None:
-            progress.update(task, completed=num_bytes, total=total_bytes, visible=True)
-
-        yield report
-
-
-@contextmanager
-def bar(verb: str) -> Iterator[Callable[[int, int], None]]:
-    """Gives a callback(done, total) that draws a progress bar on stderr."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    stderr = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(
-        *columns, console=stderr, transient=True, disable=not stderr.is_terminal
-    ) as progress:
-        task = progress.add_task(verb, total=None)
-
-        def report(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total)
-
-        yield report
 
 
 def print_table(renderable: object) -> None:

@@ -1,19 +1,30 @@
-"""How a token flows: requests, cache, sampling; and sessions, where it stays."""
+"""How a token flows: requests, scheduler, cache, forward pass, sampling."""
 
-from fulmen.engine.engine import Engine, EngineConfig, EngineStats, FinishReason, Guide, TokenOutput
-from fulmen.engine.runner import Runner
-from fulmen.engine.session import Head, Origin, SessionStore, Turn
+from fulmen.engine.drafts import Drafter
+from fulmen.engine.engine import Engine, EngineConfig, EngineStats
+from fulmen.engine.prefixes import Holding, PrefixCache, pages_for
+from fulmen.engine.request import Guide, TokenOutput
+from fulmen.engine.runner import MAX_STEP_TOKENS, Runner
+from fulmen.engine.sampler import Candidates, Sampled, num_candidates, sample
+from fulmen.engine.scheduler import Scheduler
+from fulmen.engine.states import Origin
 
 __all__ = [
+    "MAX_STEP_TOKENS",
+    "Candidates",
+    "Drafter",
     "Engine",
     "EngineConfig",
     "EngineStats",
-    "FinishReason",
     "Guide",
-    "Head",
+    "Holding",
     "Origin",
+    "PrefixCache",
     "Runner",
-    "SessionStore",
+    "Sampled",
+    "Scheduler",
     "TokenOutput",
-    "Turn",
+    "num_candidates",
+    "pages_for",
+    "sample",
 ]

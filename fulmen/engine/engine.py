@@ -14,29 +14,27 @@ import logging
 import math
 import secrets
 import time
-from collections import deque
 from collections.abc import Collection, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Final, Literal, Protocol
+from dataclasses import dataclass
+from typing import Final, Literal
 
 import torch
 
 from fulmen import __version__
-from fulmen.engine.cache import Holding, PrefixCache, pages_for
-from fulmen.engine.drafts import Drafter
+from fulmen.engine.prefixes import PrefixCache, pages_for
+from fulmen.engine.request import Guide, Part, Request, TokenOutput
 from fulmen.engine.runner import MAX_STEP_TOKENS, Runner
 from fulmen.engine.sampler import Candidates, Sampled, num_candidates, sample
 from fulmen.engine.scheduler import Scheduler
 from fulmen.kernels import CHUNK, PAGE, HeadOutput, numerics
 from fulmen.models import Model, Packed
-from fulmen.sampling import Mask, SamplingParams
+from fulmen.sampling import FinishReason, Mask, SamplingParams
 
 logger = logging.getLogger(__name__)
 
 MASKED_CANDIDATES: Final = 256
 """Candidates that a draw under a mask looks among before it asks for the whole vocabulary; the most
 that the head finds without sorting it"""
-FinishReason = Literal["stop", "length", "repetition", "abort"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,28 +81,6 @@ class EngineConfig:
             raise ValueError(f"max_model_len is {self.max_model_len}, it must be at least 2")
 
 
-class Guide(Protocol):
-    """Says, id by id, what a request may say: `chat` makes one from a grammar."""
-
-    def masks(self, draft_ids: Sequence[int]) -> list[Mask | None]:
-        """What may come next, and after each of the ids that are guessed to come, as far as they
-        may come; None where every id may. Changes nothing."""
-
-    def accept(self, token_id: int) -> None:
-        """Takes the id that came next, be it allowed or forced."""
-
-
-@dataclass(frozen=True, slots=True)
-class TokenOutput:
-    """One new token of one request; the last one says why it is the last."""
-
-    request_id: int
-    token_id: int
-    logprob: float
-    top_logprobs: tuple[tuple[int, float], ...]
-    finish_reason: FinishReason | None
-
-
 @dataclass(frozen=True, slots=True)
 class EngineStats:
     """What an engine did so far."""
@@ -125,98 +101,6 @@ class EngineStats:
     """What forward passes took"""
     used_snapshot_bytes: int
     """Memory that snapshots of lightning states take now"""
-
-
-@dataclass(slots=True, eq=False)
-class Request:
-    """One sequence from its prompt to its last token."""
-
-    request_id: int
-    prompt_ids: list[int]
-    params: SamplingParams
-    seed: int
-    max_tokens: int
-    num_begun: int = 0
-    """How many of the prompt's last tokens were drawn before, by this request's seed"""
-    priority: int = 0
-    guide: Guide | None = None
-    ids: list[int] = field(init=False)
-    """Prompt and new tokens"""
-    forced_ids: deque[int] = field(default_factory=deque)
-    """Tokens that come next whatever the logits say."""
-    nudge: tuple[int, float] | None = None
-    """An id, and what its logit gains at the next draw"""
-    num_repetitive_tokens: int = 0
-    """Latest tokens in a row that were each more likely than repetition_probability."""
-    holding: Holding | None = None
-    """What it owns of the cache while it runs"""
-    drafter: Drafter = field(default_factory=Drafter)
-
-    def __post_init__(self) -> None:
-        self.ids = list(self.prompt_ids)
-
-    @property
-    def rank(self) -> tuple[int, int]:
-        """Who goes first: the lower."""
-        return self.priority, self.request_id
-
-    @property
-    def num_cached_tokens(self) -> int:
-        """Tokens whose keys, values and states are in the cache."""
-        return self.holding.num_tokens if self.holding is not None else 0
-
-    @property
-    def num_pending(self) -> int:
-        """Tokens to be fed before the next one is sampled."""
-        return len(self.ids) - self.num_cached_tokens
-
-    @property
-    def num_new_tokens(self) -> int:
-        """Tokens made so far."""
-        return len(self.ids) - len(self.prompt_ids)
-
-
-@dataclass(slots=True, eq=False)
-class _Part:
-    """A request's part in one forward pass."""
-
-    request: Request
-    num_tokens: int
-    forced: int | None = None
-    """Its next token, if it was forced when the pass began"""
-    nudge: tuple[int, float] | None = None
-    """An id that was made likelier when the pass began, and by how much"""
-    draft: list[int] = field(default_factory=list)
-    """Guesses that are fed after its own tokens"""
-    masks: list[Mask | None] = field(default_factory=list)
-    """What may come after its own tokens and after each guess, None where all may; empty without a
-    guide"""
-
-    def mask(self, index: int) -> Mask | None:
-        """What may come after its own tokens and so many guesses; None where all may."""
-        return self.masks[index] if self.masks else None
-
-    def settled(self, index: int) -> int | None:
-        """The one id that can come there, if it is forced or no other is allowed."""
-        if self.forced is not None:
-            return self.forced
-        mask = self.mask(index)
-        if mask is None or mask.is_gentle or mask.allowed.sum() != 1:
-            return None
-        return int(mask.allowed.argmax())
-
-    def target(self, index: int) -> int:
-        """The id whose logit is wanted there besides the best; any if none is."""
-        settled = self.settled(index)
-        if settled is not None:
-            return settled
-        return self.nudge[0] if self.nudge is not None else 0
-
-    @property
-    def ids(self) -> list[int]:
-        """What is fed."""
-        start = self.request.num_cached_tokens
-        return [*self.request.ids[start : start + self.num_tokens], *self.draft]
 
 
 class Engine:
@@ -390,7 +274,7 @@ class Engine:
     def _outputs(self) -> Iterator[TokenOutput]:
         start = time.perf_counter()
         parts = [
-            _Part(self._requests[part.request.rank[1]], part.num_tokens)
+            Part(self._requests[part.request.rank[1]], part.num_tokens)
             for part in self._scheduler.schedule()
         ]
         if not parts:
@@ -421,7 +305,7 @@ class Engine:
         finally:
             self._in_pass = set()
 
-    def _add_drafts(self, parts: Sequence["_Part"]) -> None:
+    def _add_drafts(self, parts: Sequence["Part"]) -> None:
         """Guesses for those that decode, as far as the step's budget and their pages go."""
         room = self.config.max_num_batched_tokens - sum(part.num_tokens for part in parts)
         for part in parts:
@@ -442,7 +326,7 @@ class Engine:
                 room -= len(draft)
                 self._num_drafted_tokens += len(draft)
 
-    def _add_masks(self, parts: Sequence["_Part"]) -> None:
+    def _add_masks(self, parts: Sequence["Part"]) -> None:
         """What guides allow to those that are to be sampled; guesses they refuse are dropped."""
         for part in parts:
             guide = part.request.guide
@@ -457,7 +341,7 @@ class Engine:
             self._num_drafted_tokens -= len(part.draft) - (len(found) - 1)
             part.draft = part.draft[: len(found) - 1]
 
-    def _take(self, part: "_Part", candidates: Sequence[Candidates]) -> Iterator[TokenOutput]:
+    def _take(self, part: "Part", candidates: Sequence[Candidates]) -> Iterator[TokenOutput]:
         """What a part of a step came to: no token while a prompt is read, else one and those after
         it that were guessed right."""
         request, holding = part.request, part.request.holding
@@ -516,7 +400,7 @@ class Engine:
         del self._requests[request.request_id]
         self._scheduler.remove(request, keeps_end=keeps_end)
 
-    def _run(self, parts: Sequence["_Part"]) -> list[list[Candidates]]:
+    def _run(self, parts: Sequence["Part"]) -> list[list[Candidates]]:
         """What may follow the last fed token of each part, and each of its guesses."""
         requests = [part.request for part in parts]
         holdings = [request.holding for request in requests if request.holding is not None]
@@ -551,7 +435,7 @@ class Engine:
         candidates = (Candidates(*row) for row in rows)
         return [list(itertools.islice(candidates, 1 + len(part.draft))) for part in parts]
 
-    def _masked(self, parts: Sequence["_Part"]) -> list[tuple[int, Mask, int]]:
+    def _masked(self, parts: Sequence["Part"]) -> list[tuple[int, Mask, int]]:
         """The rows of logits under a mask, their masks, and how many of the allowed ids are drawn
         from."""
         masked, row = [], 0
@@ -565,7 +449,7 @@ class Engine:
         return masked
 
     @staticmethod
-    def _sample(part: "_Part", index: int, best: Candidates) -> Sampled:
+    def _sample(part: "Part", index: int, best: Candidates) -> Sampled:
         request = part.request
         if part.forced is not None:
             request.forced_ids.popleft()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Protocol
 
-from fulmen.engine.cache import Holding, PrefixCache
+from fulmen.engine.prefixes import Holding, PrefixCache
 from fulmen.kernels import PAGE
 
 

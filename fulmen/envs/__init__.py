@@ -1,4 +1,4 @@
-"""What can be checked: tasks with a prompt and a score, and the sources they come from."""
+"""What can be checked: tasks with a score, and where they come from."""
 
 from fulmen.envs.arithmetic import Arithmetic
 from fulmen.envs.environments import load_environment

@@ -1,39 +1,26 @@
 """How the heavy operations run: each with its contract, its reference and its kernel."""
 
-from fulmen.kernels.attention import (
-    PAGE,
-    KVPages,
-    attend,
-    rotary_angles,
-    rotate,
-    softmax_attention,
-    write_pages,
-)
+from fulmen.kernels.attention import attend, softmax_attention
+from fulmen.kernels.backends import native, native_for, numerics, populate, set_num_threads
 from fulmen.kernels.embedding import embed
-from fulmen.kernels.experts import (
-    ExpertWeights,
-    PackedExperts,
-    Scoring,
-    mixture_of_experts,
-    route,
-)
+from fulmen.kernels.experts import ExpertWeights, PackedExperts, Scoring, mixture_of_experts, route
 from fulmen.kernels.head import HeadOutput, head, target_logprobs
 from fulmen.kernels.lightning import CHUNK, LightningCarry, kv_state_at, lightning_attention
-from fulmen.kernels.linear import (
-    Activation,
+from fulmen.kernels.linear import Activation, linear
+from fulmen.kernels.norms import add_residual, gated_norm, residual_norm, rms_norm
+from fulmen.kernels.pages import PAGE, KVPages, write_pages
+from fulmen.kernels.program import Program
+from fulmen.kernels.rotary import rotary_angles, rotate
+from fulmen.kernels.weights import (
     Format,
     PackedMatrix,
     concatenate,
-    linear,
     pack,
     pack_fp8,
     pack_int4,
     pack_int8,
     packed_bytes,
 )
-from fulmen.kernels.native import native, native_for, numerics, populate, set_num_threads
-from fulmen.kernels.norms import add_residual, gated_norm, residual_norm, rms_norm
-from fulmen.kernels.program import Program
 
 __all__ = [
     "CHUNK",

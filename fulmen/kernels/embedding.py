@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fulmen.kernels.native import native_for, needs_gradient
+from fulmen.kernels.backends import native_for, needs_gradient
 
 
 def embed(input_ids: Tensor, weight: Tensor) -> Tensor:

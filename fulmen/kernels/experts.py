@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fulmen.kernels.linear import NO_GRADIENT, PackedMatrix, pack
-from fulmen.kernels.native import (
+from fulmen.kernels.backends import (
     DTYPES,
     check_input_bits,
     native,
@@ -22,6 +21,8 @@ from fulmen.kernels.native import (
     native_for,
     needs_gradient,
 )
+from fulmen.kernels.linear import NO_GRADIENT
+from fulmen.kernels.weights import PackedMatrix, pack
 
 Scoring = Literal["softmax", "sigmoid"]
 

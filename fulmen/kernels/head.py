@@ -10,22 +10,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fulmen.kernels.linear import (
-    NO_GRADIENT,
-    PackedMatrix,
-    linear,
-    linear_reference,
-    pack,
-    product,
-    transposed_buffer,
-)
-from fulmen.kernels.native import (
-    DTYPES,
-    check_input_bits,
-    native,
-    native_for,
-    needs_gradient,
-)
+from fulmen.kernels.backends import DTYPES, check_input_bits, native, native_for, needs_gradient
+from fulmen.kernels.linear import NO_GRADIENT, linear, linear_reference, product, transposed_buffer
+from fulmen.kernels.weights import PackedMatrix, pack
 
 MAX_CANDIDATES: Final = 256
 """More than this many of the best are found by sorting all logits."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fulmen.kernels.native import DTYPES, native_for, needs_gradient
+from fulmen.kernels.backends import DTYPES, native_for, needs_gradient
 
 CHUNK = 64
 """Tokens in a chunk; boundaries are multiples of it, counted from position 0 of a sequence."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fulmen.kernels.native import DTYPES, native_alike, native_for, needs_gradient
+from fulmen.kernels.backends import DTYPES, native_alike, native_for, needs_gradient
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

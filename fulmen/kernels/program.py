@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fulmen.kernels.native import native
+from fulmen.kernels.backends import native
 
 T = TypeVar("T")
 

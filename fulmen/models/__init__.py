@@ -1,96 +1,62 @@
-"""What the two models are: their mathematics, their checkpoints, their cards and their costs."""
+"""What the two models are: their mathematics and their configs."""
 
-from fulmen.models.catalog import (
-    Card,
-    Language,
-    get_card,
-    list_cards,
-    published_config,
-    pull,
-    render_card,
-    resolve,
+from fulmen.models.architectures import Config, Model, config_from_dict, new_model
+from fulmen.models.cache import Cache, StateSnapshot
+from fulmen.models.causal_lm import CausalLM
+from fulmen.models.config import DTYPES, HARMLESS
+from fulmen.models.experts import SparseMoE
+from fulmen.models.flops import (
+    GenerationCost,
+    checkpoint_bytes,
+    count_parameters,
+    count_tensors,
+    decode_bytes,
+    generation_cost,
+    kind_of,
+    multiplied_weights,
+    num_elements,
+    prefill_flops,
 )
-from fulmen.models.checkpoint import (
-    Checkpoint,
-    Config,
-    Model,
-    config_from_dict,
-    load_model,
-    new_model,
-    read_config,
-    save_model,
-    stream_model,
-)
-from fulmen.models.config import DTYPES, PackedConfig, read_json
-from fulmen.models.download import OnProgress
-from fulmen.models.fingerprint import fingerprint
-from fulmen.models.flops import count_parameters, decode_bytes, prefill_flops
-from fulmen.models.layers import Trace
+from fulmen.models.layers import Context, Linear, Trace
 from fulmen.models.m1 import M1, M1Config, router_aux_loss
 from fulmen.models.m2 import M2, M2Config
-from fulmen.models.packed import Cache, Packed, StateSnapshot
-from fulmen.models.plan import (
-    Plan,
-    figure1_svg,
-    figure1_text,
-    make_plan,
-    parse_bytes,
-    render_plan,
-)
-from fulmen.models.quantize import (
-    Drift,
-    QuantizeConfig,
-    measure_drift,
-    parse_packed,
-    quantize_checkpoint,
-    sample_text,
-)
+from fulmen.models.packed import Packed
+from fulmen.models.quantization import GROUP_SIZES, Bits, Fp8Config, PackedConfig
+from fulmen.models.tensors import TensorSpec
 
 __all__ = [
     "DTYPES",
+    "GROUP_SIZES",
+    "HARMLESS",
     "M1",
     "M2",
+    "Bits",
     "Cache",
-    "Card",
-    "Checkpoint",
+    "CausalLM",
     "Config",
-    "Drift",
-    "Language",
+    "Context",
+    "Fp8Config",
+    "GenerationCost",
+    "Linear",
     "M1Config",
     "M2Config",
     "Model",
-    "OnProgress",
     "Packed",
     "PackedConfig",
-    "Plan",
-    "QuantizeConfig",
+    "SparseMoE",
     "StateSnapshot",
+    "TensorSpec",
     "Trace",
+    "checkpoint_bytes",
     "config_from_dict",
     "count_parameters",
+    "count_tensors",
     "decode_bytes",
-    "figure1_svg",
-    "figure1_text",
-    "fingerprint",
-    "get_card",
-    "list_cards",
-    "load_model",
-    "make_plan",
-    "measure_drift",
+    "generation_cost",
+    "kind_of",
+    "multiplied_weights",
     "new_model",
-    "parse_bytes",
-    "parse_packed",
+    "num_elements",
     "prefill_flops",
-    "published_config",
-    "pull",
-    "quantize_checkpoint",
-    "read_config",
-    "read_json",
-    "render_card",
-    "render_plan",
-    "resolve",
     "router_aux_loss",
-    "sample_text",
-    "save_model",
-    "stream_model",
 ]

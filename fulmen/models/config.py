@@ -7,17 +7,15 @@ and `NEUTRAL` for those of every transformers config). All else stops the load w
 """
 
 import difflib
-import json
 import math
 import reprlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeVar, cast
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 import torch
 
-from fulmen.kernels import Format, packed_bytes
+from fulmen.models.quantization import PACKED_METHOD, Fp8Config, PackedConfig, QuantizationConfig
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -113,114 +111,6 @@ DTYPES = {
     "float16": torch.float16,
     "float64": torch.float64,
 }
-
-
-class TensorSpec(NamedTuple):
-    """One tensor as a checkpoint stores it."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Fp8Config:
-    """`quantization_config` of the FP8 releases: e4m3 weights with one float32 scale a block."""
-
-    weight_block_size: tuple[int, int]
-    modules_to_not_convert: tuple[str, ...]
-    """Module names, matched by whole components: `gate` is the router, never `gate_proj`."""
-
-    def applies_to(self, name: str) -> bool:
-        """Whether the matrix `name` (without `.weight`) is stored as FP8 blocks."""
-        parts = _components(name)
-        for module in self.modules_to_not_convert:
-            unconverted = _components(module)
-            for start in range(len(parts) - len(unconverted) + 1):
-                if parts[start : start + len(unconverted)] == unconverted:
-                    return False
-        return True
-
-    def scale_shape(self, shape: Sequence[int]) -> tuple[int, int]:
-        """The grid of scales of a matrix; a ragged last block counts as a block."""
-        rows, columns = self.weight_block_size
-        return math.ceil(shape[0] / rows), math.ceil(shape[1] / columns)
-
-
-Bits = int | str
-"""How finely weights are held: 8 or 4 bits in groups of inputs, or "fp8": e4m3 in blocks."""
-
-FORMATS: Final[Mapping[Bits, Format]] = {8: Format.INT8, 4: Format.INT4, "fp8": Format.FP8}
-
-GROUP_SIZES: Final = (32, 64, 128)
-"""Inputs that may share a scale: what the kernels take."""
-
-PACKED_MODULES: Final = frozenset(
-    {
-        # softmax attention, then lightning attention
-        *("q_proj", "k_proj", "v_proj", "o_proj"),
-        *("qkv_proj", "output_gate", "out_proj"),
-        # experts, then the shared expert
-        *("w1", "w2", "w3"),
-        *("gate_proj", "up_proj", "down_proj"),
-    }
-)
-"""The matrices that `fulmen quantize` rounds. Routers and norms decide much with few bytes, and the
-embedding is looked up, not multiplied; these stay as they are."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PackedConfig:
-    """`quantization_config` of what `fulmen quantize` writes: matrices as the CPU's kernels read
-    them, each a uint8 tensor (blocks of 16 columns, bytes of a block)."""
-
-    bits: Bits
-    """8, 4 or "fp8"."""
-    group_size: int
-    """Inputs that share a scale; 128 for fp8, whose scales are for 128 x 128 weights."""
-    input_bits: int = 16
-    """How finely inputs are rounded, group by group, before they meet 8- or 4-bit weights."""
-    head_bits: int | None = None
-    """8 if lm_head is rounded too; None leaves it as it is."""
-
-    def __post_init__(self) -> None:
-        for name, known in (
-            ("bits", tuple(FORMATS)),
-            ("group_size", GROUP_SIZES[-1:] if self.bits == "fp8" else GROUP_SIZES),
-            ("input_bits", (8, 16)),
-            ("head_bits", (None, 8)),
-        ):
-            value = getattr(self, name)
-            if value not in known or isinstance(value, bool):
-                options = " or ".join("absent" if x is None else str(x) for x in known)
-                raise ValueError(f"{name} is {value!r}, it must be {options}")
-        if self.bits == "fp8" and self.head_bits is None and self.input_bits != 16:
-            raise ValueError(
-                f"input_bits is {self.input_bits}, it must be 16: fp8 weights meet inputs as they "
-                "are"
-            )
-
-    def format_of(self, module: str) -> Format | None:
-        """How the matrix of a module is packed; None if it is stored as it is."""
-        if module == "lm_head":
-            return None if self.head_bits is None else Format.INT8
-        return FORMATS[self.bits] if module.rpartition(".")[2] in PACKED_MODULES else None
-
-    def packed_shape(self, format: Format, shape: tuple[int, int]) -> tuple[int, int]:
-        """(N, K) -> (blocks of 16 columns, bytes of a block)"""
-        blocks = math.ceil(shape[0] / 16)
-        return blocks, packed_bytes(format, *shape, self.group_size) // blocks
-
-
-QuantizationConfig = Fp8Config | PackedConfig
-
-PACKED_METHOD: Final = "fulmen"
-"""`quant_method` of a PackedConfig."""
-
-
-def _components(module: str) -> list[str]:
-    # transformers 5 calls the same module `mlp`, also in the lists it writes.
-    return ["mlp" if part == "block_sparse_moe" else part for part in module.split(".")]
 
 
 class Fields:
@@ -510,44 +400,6 @@ def check_numbers(config: AttentionConfig) -> None:
             raise ValueError(f"{sentence}, see config.json")
 
 
-def outer_tensors(config: AttentionConfig) -> Iterator[TensorSpec]:
-    """Embedding, last norm and head: the same names in both models."""
-    table = (config.vocab_size, config.hidden_size)
-    yield TensorSpec("model.embed_tokens.weight", table, config.torch_dtype)
-    yield TensorSpec("model.norm.weight", (config.hidden_size,), config.torch_dtype)
-    if not config.tie_word_embeddings:
-        yield TensorSpec("lm_head.weight", table, config.torch_dtype)
-
-
-def layer_tensors(config: AttentionConfig, prefix: str) -> Iterator[TensorSpec]:
-    """Block norms, router (float32 in both releases) and experts of one layer."""
-    hidden, width, dtype = config.hidden_size, config.intermediate_size, config.torch_dtype
-    for norm in ("input_layernorm", "post_attention_layernorm"):
-        yield TensorSpec(f"{prefix}.{norm}.weight", (hidden,), dtype)
-    moe = f"{prefix}.block_sparse_moe"
-    yield TensorSpec(f"{moe}.gate.weight", (config.num_local_experts, hidden), torch.float32)
-    for expert in range(config.num_local_experts):
-        for name, shape in (
-            ("w1", (width, hidden)),
-            ("w2", (hidden, width)),
-            ("w3", (width, hidden)),
-        ):
-            yield TensorSpec(f"{moe}.experts.{expert}.{name}.weight", shape, dtype)
-
-
-def softmax_attention_tensors(config: AttentionConfig, prefix: str) -> Iterator[TensorSpec]:
-    """The four projections of a softmax attention layer."""
-    query = config.num_attention_heads * config.head_dim
-    key_value = config.num_key_value_heads * config.head_dim
-    for name, shape in (
-        ("q_proj", (query, config.hidden_size)),
-        ("k_proj", (key_value, config.hidden_size)),
-        ("v_proj", (key_value, config.hidden_size)),
-        ("o_proj", (config.hidden_size, query)),
-    ):
-        yield TensorSpec(f"{prefix}.self_attn.{name}.weight", shape, config.torch_dtype)
-
-
 def to_dict(config: "DataclassInstance") -> dict[str, object]:
     """The fields of a config as config.json holds them."""
     values: dict[str, object] = {}
@@ -579,39 +431,3 @@ def check_positive(config: object, names: Sequence[str]) -> None:
         value = getattr(config, name)
         if not value > 0:
             raise ValueError(f"{name} is {value}, it must be positive, see config.json")
-
-
-def read_json(path: Path) -> dict[str, object]:
-    """A JSON file whose root is an object; anything else is a sentence."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing") from None
-    except RecursionError:
-        raise ValueError(f"{path} is nested too deeply, no such JSON is needed here") from None
-    except ValueError as error:  # not UTF-8, not JSON, or a number of thousands of digits
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold a JSON object, found {type(value).__name__}")
-    return value
-
-
-def stored(
-    specs: Iterator[TensorSpec], quantization: QuantizationConfig | None
-) -> Iterator[TensorSpec]:
-    """The specs of an unquantised model as a checkpoint stores them: packed bytes, or e4m3 blocks
-    and their scales."""
-    for spec in specs:
-        module = spec.name.removesuffix(".weight")
-        is_matrix = len(spec.shape) == 2 and not module.endswith("embed_tokens")
-        match quantization:
-            case Fp8Config() if is_matrix and quantization.applies_to(module):
-                yield TensorSpec(spec.name, spec.shape, torch.float8_e4m3fn)
-                scales = quantization.scale_shape(spec.shape)
-                yield TensorSpec(f"{module}.weight_scale_inv", scales, torch.float32)
-            case PackedConfig() if (format := quantization.format_of(module)) is not None:
-                rows, columns = spec.shape
-                shape = quantization.packed_shape(format, (rows, columns))
-                yield TensorSpec(spec.name, shape, torch.uint8)
-            case _:
-                yield spec

@@ -14,8 +14,8 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from fulmen.models.checkpoint import Config
-from fulmen.models.config import TensorSpec
+from fulmen.models.architectures import Config
+from fulmen.models.tensors import TensorSpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -22,28 +22,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fulmen.kernels import add_residual, gated_norm, lightning_attention, residual_norm
-from fulmen.models.config import (
-    Fields,
-    QuantizationConfig,
+from fulmen.models.cache import LightningStates
+from fulmen.models.causal_lm import CausalLM
+from fulmen.models.config import Fields, check_numbers, to_dict
+from fulmen.models.experts import SparseMoE
+from fulmen.models.layers import Context, LayerCache, Linear, RMSNorm, SoftmaxAttention, split_heads
+from fulmen.models.quantization import QuantizationConfig
+from fulmen.models.tensors import (
     TensorSpec,
-    check_numbers,
     layer_tensors,
     outer_tensors,
     softmax_attention_tensors,
     stored,
-    to_dict,
 )
-from fulmen.models.layers import (
-    CausalLM,
-    Context,
-    LayerCache,
-    Linear,
-    RMSNorm,
-    SoftmaxAttention,
-    SparseMoE,
-    split_heads,
-)
-from fulmen.models.packed import LightningStates
 
 logger = logging.getLogger(__name__)
 

@@ -16,24 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from fulmen.kernels import add_residual, residual_norm
-from fulmen.models.config import (
-    Fields,
-    QuantizationConfig,
+from fulmen.models.causal_lm import CausalLM
+from fulmen.models.config import Fields, check_numbers, to_dict
+from fulmen.models.experts import SparseMoE
+from fulmen.models.layers import Context, LayerCache, RMSNorm, SoftmaxAttention
+from fulmen.models.quantization import QuantizationConfig
+from fulmen.models.tensors import (
     TensorSpec,
-    check_numbers,
     layer_tensors,
     outer_tensors,
     softmax_attention_tensors,
     stored,
-    to_dict,
-)
-from fulmen.models.layers import (
-    CausalLM,
-    Context,
-    LayerCache,
-    RMSNorm,
-    SoftmaxAttention,
-    SparseMoE,
 )
 
 

@@ -27,7 +27,7 @@ from fulmen.bench.ops import GROUP
 from fulmen.kernels import HeadOutput, Program
 from fulmen.models import PackedConfig, decode_bytes, prefill_flops
 from fulmen.models.flops import checkpoint_bytes
-from fulmen.models.quantize.quantize import DEFAULT_GROUP_SIZES
+from fulmen.quantize.quantize import DEFAULT_GROUP_SIZES
 from tests.kernels.helpers import needs_native
 from tests.models.helpers import random_model, tiny_m1, tiny_m2
 

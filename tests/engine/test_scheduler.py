@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fulmen.engine.cache import Holding
-from fulmen.engine.engine import Request
+from fulmen.engine.prefixes import Holding
+from fulmen.engine.request import Request
 from fulmen.engine.scheduler import shares
 from fulmen.sampling import SamplingParams
 

@@ -18,7 +18,7 @@ from fulmen.kernels import (
     softmax_attention,
     write_pages,
 )
-from fulmen.kernels.native import native
+from fulmen.kernels.backends import native
 from tests.tolerances import (
     BFLOAT16_GRADIENT,
     BFLOAT16_ROTATED,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fulmen.kernels import CHUNK, LightningCarry, kv_state_at, lightning_attention
-from fulmen.kernels.native import native
+from fulmen.kernels.backends import native
 from tests.tolerances import BFLOAT16_ONCE, FLOAT32_OP, FLOAT64_OP, OPS, assert_close
 
 needs_native = pytest.mark.skipif(native() is None, reason="needs the C++ extension")

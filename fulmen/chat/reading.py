@@ -1,0 +1,229 @@
+"""Messages and tools as callers send them, read into our types or refused with one sentence."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from fulmen.chat.arguments import dump_json, load_json
+from fulmen.chat.messages import ROLES, Message, Messages, Part, Tool, ToolCall, Tools, last_calls
+
+_TEXT_PARTS = ("text", "input_text", "output_text")
+
+
+_OPENAI_KEYS = {"input_schema": "parameters"}
+
+
+_MEDIA_PARTS = re.compile("(input_|output_)?(image|audio|video|file|document)(_url)?")
+
+
+def read_messages(messages: Messages) -> list[Message]:
+    """Messages in any accepted shape as `Message`s, tool results in the order of their calls.
+
+    A tool_call_id that no call of the last assistant message has is a ValueError. Calls without
+    ids, and results without a tool_call_id, are matched by order alone.
+    """
+    read = [message if isinstance(message, Message) else _read(message) for message in messages]
+    return _order_results(read)
+
+
+def read_tools(tools: Tools) -> tuple[Tool, ...]:
+    """Tools in OpenAI's form, flat, Anthropic's, or ours, as `Tool`s."""
+    return tuple(tool if isinstance(tool, Tool) else _read_tool(tool) for tool in tools or ())
+
+
+def read_arguments(arguments: object, name: str) -> dict[str, Any]:
+    """A call's arguments, a JSON string or an object, as an object. An empty string means none."""
+    value = arguments
+    if isinstance(arguments, str):
+        try:
+            value = load_json(arguments) if arguments.strip() else {}
+        except ValueError as error:
+            raise ValueError(
+                f"the arguments of the call of {name} are not JSON ({error}): {arguments}"
+            ) from None
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise ValueError(
+            f"the arguments of the call of {name} are {arguments!r}, they must be a JSON object"
+        )
+    return dict(value)
+
+
+def read_message_object(message: object) -> Mapping[str, Any]:
+    """The message, if it is an object."""
+    if not isinstance(message, Mapping):
+        raise ValueError(f"a message is of type {type(message).__name__}, it must be an object")
+    return message
+
+
+def list_calls(message: Mapping[str, Any]) -> list[object]:
+    """The tool_calls of a message, if they are a list, each as the caller wrote it."""
+    calls = message.get("tool_calls") or ()
+    if isinstance(calls, str | Mapping) or not isinstance(calls, Iterable):
+        raise ValueError(f"tool_calls is of type {type(calls).__name__}, it must be a list")
+    return list(calls)
+
+
+def read_call(call: object) -> ToolCall:
+    """A call in OpenAI's form, flat, or ours, as a `ToolCall`."""
+    if isinstance(call, ToolCall):
+        return call
+    if not isinstance(call, Mapping):
+        raise ValueError(f"a tool call is of type {type(call).__name__}, it must be an object")
+    function = call.get("function") or call
+    name = function.get("name") if isinstance(function, Mapping) else None
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"a tool call has the name {name!r}, it must be the name of a tool")
+    arguments = function.get("arguments")
+    return ToolCall(
+        name,
+        read_arguments({} if arguments is None else arguments, name),
+        _text_or_none(call, "id"),
+    )
+
+
+def _read(given: object) -> Message:
+    message = read_message_object(given)
+    role = message.get("role")
+    role = "system" if role == "developer" else role
+    if role not in ROLES:
+        raise ValueError(f"role is {role!r}, it must be one of {', '.join(ROLES)} or developer")
+    content, parts, thought = _read_content(message.get("content"), role)
+    return Message(
+        role,
+        content,
+        _read_thinking(message, thought) if role == "assistant" else None,
+        tuple(map(read_call, list_calls(message))),
+        _text_or_none(message, "tool_call_id"),
+        _text_or_none(message, "name"),
+        parts,
+        _text_or_none(message, "current_date"),
+        _text_or_none(message, "current_location"),
+    )
+
+
+def _text_or_none(message: Mapping[str, Any], key: str) -> str | None:
+    value = message.get(key)
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{key} is {value!r}, it must be text")
+    return value
+
+
+def _read_content(content: object, role: str) -> tuple[str, tuple[Part, ...] | None, str | None]:
+    """The joined text, its parts if it was a list, and the thought found in thinking blocks."""
+    if content is None:
+        return "", None, None
+    if isinstance(content, str):
+        return content, None, None
+    if not isinstance(content, list | tuple):
+        if role == "tool":
+            return dump_json(content), None, None
+        raise ValueError(
+            f"content of a {role} message is of type {type(content).__name__}, "
+            "it must be text, a list of parts or null"
+        )
+    parts: list[Part] = []
+    thoughts: list[str] = []
+    for item in content:
+        kind = item.get("type", "text") if isinstance(item, Mapping) else None
+        if kind == "thinking" and isinstance(item.get("thinking"), str):
+            thoughts.append(item["thinking"])
+        elif kind != "redacted_thinking":
+            parts.append(_read_part(item, role))
+    text = "".join(part.text for part in parts)
+    return text, tuple(parts), "\n".join(thoughts) if thoughts else None
+
+
+def _read_part(item: object, role: str) -> Part:
+    if isinstance(item, str):
+        return Part(item)
+    part: Mapping[str, Any] = item if isinstance(item, Mapping) else {}
+    # A tool's `output` comes before its `text`: so reads the template of MiniMax-M2.
+    text = part.get("output") if role == "tool" else None
+    if text is None and part.get("type", "text") in _TEXT_PARTS:
+        text = part.get("text")
+    if isinstance(text, str):
+        return Part(text, _text_or_none(part, "name"))
+    if role == "tool" and text is not None:
+        return Part(dump_json(text), _text_or_none(part, "name"))
+    if role == "tool" and not _MEDIA_PARTS.fullmatch(str(part.get("type"))):
+        return Part(dump_json(item))
+    raise ValueError(
+        f"content of a {role} message has a part {_kind(item)}, these models read only text parts"
+    )
+
+
+def _kind(item: object) -> str:
+    """What a part is, for the error that refuses it."""
+    if not isinstance(item, Mapping):
+        return f"of type {type(item).__name__}"
+    if "type" not in item:
+        return f"with the keys {', '.join(map(str, item)) or 'none'}"
+    text = f" whose text is of type {type(item['text']).__name__}" if "text" in item else ""
+    return f"of type {item['type']}{text}"
+
+
+def _read_thinking(message: Mapping[str, Any], thought: str | None) -> str | None:
+    for key in ("reasoning_content", "reasoning", "thinking"):
+        if isinstance(message.get(key), str):
+            return str(message[key])
+    if thought is not None:
+        return thought
+    details = message.get("reasoning_details")
+    if isinstance(details, list | tuple):
+        texts = [item.get("text") for item in details if isinstance(item, Mapping)]
+        return "".join(text for text in texts if isinstance(text, str))
+    return None
+
+
+def _read_tool(tool: object) -> Tool:
+    if not isinstance(tool, Mapping):
+        raise ValueError(f"a tool is of type {type(tool).__name__}, it must be an object")
+    function = tool.get("function", tool)
+    name = function.get("name") if isinstance(function, Mapping) else None
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"a tool has the name {name!r}, it must have a name that is text")
+    parameters = function.get("parameters")
+    if parameters is None and "input_schema" in function:
+        parameters = function["input_schema"]
+        tool = {_OPENAI_KEYS.get(key, key): value for key, value in function.items()}
+    dump_json(tool)  # refuses what no template could print
+    description = str(function.get("description") or "")
+    return Tool(name, description, {} if parameters is None else parameters, tool)
+
+
+def _order_results(messages: list[Message]) -> list[Message]:
+    """Checks tool_call_ids, and sorts each run of tool results as their calls were made.
+
+    Models match results to calls by order: MiniMax templates never print an id.
+    """
+    ordered: list[Message] = []
+    index = 0
+    while index < len(messages):
+        end = index
+        while end < len(messages) and messages[end].role == "tool":
+            end += 1
+        if end == index:
+            ordered.append(messages[index])
+            index += 1
+            continue
+        ids = [call.id for call in last_calls(messages, index)]
+        run = messages[index:end]
+        places = [_place(message, ids) for message in run]
+        if all(place is not None for place in places):
+            run = [run[i] for i in sorted(range(len(run)), key=lambda i: (places[i] or 0, i))]
+        ordered += run
+        index = end
+    return ordered
+
+
+def _place(message: Message, ids: list[str | None]) -> int | None:
+    """Which of the calls the result answers; None when only its order can tell."""
+    known = [id for id in ids if id is not None]
+    if message.tool_call_id is None or not known:
+        return None
+    if message.tool_call_id not in known:
+        raise ValueError(
+            f"tool_call_id {message.tool_call_id} matches no call of the last assistant message, "
+            f"it must be one of {', '.join(known)}"
+        )
+    return ids.index(message.tool_call_id)

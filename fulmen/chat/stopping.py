@@ -1,0 +1,37 @@
+"""Stop texts: where an answer ends because of what it says."""
+
+from collections.abc import Sequence
+
+
+class StopTexts:
+    """Passes text through until one of the stop texts appears, which is cut off.
+
+    The stop text that begins first counts, however the text is cut into pieces.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._longest = max((len(stop) for stop in stops), default=1)
+        self._held = ""
+        self.is_found = False
+
+    def feed(self, piece: str, *, is_last: bool = False) -> str:
+        """What can be passed on; what may be the beginning of a stop text waits for more."""
+        if self.is_found:
+            return ""
+        text = self._held + piece
+        open_at = len(text) if is_last else self._find_open(text)
+        begins = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        if begins and min(begins) <= open_at:
+            self.is_found = True
+            return text[: min(begins)]
+        self._held = text[open_at:]
+        return text[:open_at]
+
+    def _find_open(self, text: str) -> int:
+        """Where the first stop text begins that the end of text leaves open; else text's end."""
+        for start in range(max(len(text) - self._longest + 1, 0), len(text)):
+            rest = text[start:]
+            if any(len(stop) > len(rest) and stop.startswith(rest) for stop in self._stops):
+                return start
+        return len(text)

@@ -1,0 +1,124 @@
+"""The ids of a model as bytes, and as llguidance wants them."""
+
+import logging
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache, cached_property
+
+import numpy as np
+from llguidance import LLMatcher, LLTokenizer
+from numpy.typing import NDArray
+
+from fulmen.chat.tokenizer import Tokenizer
+
+_logger = logging.getLogger(__name__)
+
+Allowed = NDArray[np.bool_]
+
+
+class Vocabulary:
+    """The ids of a model as bytes, and as llguidance wants them."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, *, vocab_size: int, eos_token_ids: Sequence[int]
+    ) -> None:
+        if not eos_token_ids:
+            raise ValueError(
+                "the checkpoint names no token that ends a turn, a constrained answer needs one"
+            )
+        self.tokenizer = tokenizer
+        self.vocab_size = vocab_size
+        """Rows of the model's head; those without a token are never allowed."""
+        self.eos_token_ids = tuple(eos_token_ids)
+        size = max(vocab_size, tokenizer.vocab_size)
+        try:
+            self.ll_tokenizer = LLTokenizer(
+                tokenizer.to_json(), n_vocab=size, eos_token=list(eos_token_ids)
+            )
+        except Exception as error:  # of whatever kind the library's Rust side makes it
+            raise ValueError(f"this tokenizer cannot follow a grammar: {error}") from None
+        self.texts: list[bytes] = [
+            b"" if tokenizer.token(token_id) is None else self.ll_tokenizer.decode_bytes([token_id])
+            for token_id in range(size)
+        ]
+
+    @cached_property
+    def _order(self) -> list[int]:
+        return sorted(range(len(self.texts)), key=self.texts.__getitem__)
+
+    @cached_property
+    def _sorted(self) -> list[bytes]:
+        return [self.texts[token_id] for token_id in self._order]
+
+    def starting_with(self, text: bytes) -> list[int]:
+        """The ids whose text begins so."""
+        begin = bisect_left(self._sorted, text)
+        end = begin
+        while end < len(self._sorted) and self._sorted[end].startswith(text):
+            end += 1
+        return self._order[begin:end]
+
+    def beginning(self, text: bytes) -> list[int]:
+        """The ids whose text is the beginning of this one, or all of it."""
+        ids: list[int] = []
+        for end in range(1, len(text) + 1):
+            for place in range(bisect_left(self._sorted, text[:end]), len(self._sorted)):
+                if self._sorted[place] != text[:end]:
+                    break
+                ids.append(self._order[place])
+        return ids
+
+    def completing(self, tail: bytes, tag: bytes) -> Iterator[tuple[int, bytes]]:
+        """The ids that complete the tag after this tail, and what of their text goes past it."""
+        yield from self._holding(tag)
+        for size in range(1, len(tag)):
+            if tail.endswith(tag[:size]):
+                rest = tag[size:]
+                for token_id in self.starting_with(rest):
+                    yield token_id, self.texts[token_id][len(rest) :]
+
+    @cache  # noqa: B019, a vocabulary lives as long as its model
+    def _holding(self, tag: bytes) -> list[tuple[int, bytes]]:
+        return [
+            (token_id, text.partition(tag)[2])
+            for token_id, text in enumerate(self.texts)
+            if tag in text
+        ]
+
+    def id_of(self, text: bytes) -> int | None:
+        """An id with exactly this text."""
+        place = bisect_left(self._sorted, text)
+        return self._order[place] if self._sorted[place : place + 1] == [text] else None
+
+    def matcher(self, grammar: str, what: str) -> LLMatcher:
+        """A matcher at the grammar's start; `what` names it in the error of a bad one."""
+        matcher = LLMatcher(self.ll_tokenizer, grammar, log_level=0)
+        if matcher.is_error():
+            error = " ".join(matcher.get_error().split())
+            raise ValueError(f"{what} cannot be followed: {error[:300]}")
+        return matcher
+
+    def mask(self, matcher: LLMatcher) -> Allowed:
+        """The ids that a matcher allows next; those that end the turn, if it gave up."""
+        bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
+        if matcher.is_error():
+            error = " ".join(matcher.get_error().split())
+            _logger.warning("a constrained answer ends early, its grammar failed: %s", error[:300])
+            return self.only(self.eos_token_ids)
+        mask = np.unpackbits(bits, bitorder="little")[: self.vocab_size].astype(np.bool_)
+        only = int(mask.argmax())
+        if (
+            mask.sum() == 1
+            and only not in self.eos_token_ids
+            and not matcher.validate_tokens([only])
+        ):
+            # llguidance 1.9 offers an added token for text that spells it, and does not take it.
+            forced = self.beginning(matcher.compute_ff_bytes())
+            return self.only(one for one in forced if matcher.validate_tokens([one]))
+        return mask
+
+    def only(self, token_ids: Iterable[int]) -> Allowed:
+        """A mask of these ids."""
+        mask = np.zeros(self.vocab_size, dtype=np.bool_)
+        mask[list(token_ids)] = True
+        return mask

@@ -1,0 +1,23 @@
+"""How weights lie on disk: safetensors and GGUF, in and out."""
+
+from fulmen.checkpoints.checkpoint import CONFIG, INDEX, PICKLES, SINGLE, Checkpoint, read_config
+from fulmen.checkpoints.fingerprint import fingerprint
+from fulmen.checkpoints.header import ALIGNMENT, SAFETENSORS_DTYPES, read_header
+from fulmen.checkpoints.load import load_model, stream_model
+from fulmen.checkpoints.save import save_model
+
+__all__ = [
+    "ALIGNMENT",
+    "CONFIG",
+    "INDEX",
+    "PICKLES",
+    "SAFETENSORS_DTYPES",
+    "SINGLE",
+    "Checkpoint",
+    "fingerprint",
+    "load_model",
+    "read_config",
+    "read_header",
+    "save_model",
+    "stream_model",
+]

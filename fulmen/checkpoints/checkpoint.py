@@ -1,0 +1,368 @@
+"""Checkpoints in and out: safetensors, single or sharded, under the official names; GGUF in.
+
+    config.json -> config -> module without memory -> one tensor at a time -> module
+
+The config predicts every tensor: name, shape and stored dtype (`config.tensors()`). Loading and
+checking compare the headers of the files with that list, so a tensor nobody expects and one nobody
+brings are found before a weight is read.
+"""
+
+import logging
+import math
+import re
+import reprlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from fulmen.checkpoints import gguf
+from fulmen.checkpoints.header import ALIGNMENT, SAFETENSORS_DTYPES, Stored, read_header
+from fulmen.files import read_json
+from fulmen.kernels import Format, PackedMatrix, pack_fp8, populate
+from fulmen.models import (
+    GROUP_SIZES,
+    Config,
+    Fp8Config,
+    PackedConfig,
+    TensorSpec,
+    config_from_dict,
+)
+
+logger = logging.getLogger(__name__)
+
+
+CONFIG: Final = "config.json"
+INDEX: Final = "model.safetensors.index.json"
+SINGLE: Final = "model.safetensors"
+GGUF: Final = "model.gguf"
+PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+# transformers saves these with a Text-01 model; they follow from the config.
+_REDUNDANT = re.compile(r"\.self_attn\.(slope_rate|query_decay|key_decay|diagonal_decay)$")
+LAYERS = "model.layers."
+LAYER = re.compile(rf"^{re.escape(LAYERS)}(\d+)\.")
+_QUANTISED: dict[torch.dtype | None, str] = {
+    torch.float8_e4m3fn: "F8_E4M3 blocks",
+    torch.uint8: "U8 (packed)",
+}
+
+
+def read_config(path: Path) -> Config:
+    """The config of a checkpoint folder, a config.json or a GGUF file."""
+    if path.suffix == ".gguf" and not path.is_dir():
+        return config_from_dict(gguf.read_config(path), str(path))
+    file = path / CONFIG if path.is_dir() else path
+    return config_from_dict(read_json(file), str(file))
+
+
+class Checkpoint:
+    """A checkpoint on disk: its config, and what its file headers say it holds."""
+
+    def __init__(self, path: Path, config: Config) -> None:
+        self.path = path
+        self.config = config
+        self.stored: dict[str, Stored] = {}
+        self._file_problems: list[str] = []
+        self._lost: set[str] = set()
+        """Tensors of files that are missing or cannot be read."""
+        self._maps: dict[Path, Tensor] = {}
+        self._gguf: dict[str, Callable[[], Tensor]] = {}
+        self._specs = {
+            spec.name: spec for spec in replace(config, quantization_config=None).tensors()
+        }
+        """The tensors of the model, with the shapes they have when nothing is quantised."""
+
+    @classmethod
+    def open(cls, path: Path) -> "Checkpoint":
+        """Reads config and headers, no weights. Weights that cannot be read are among `problems`;
+        without a config to compare them with, this raises a ValueError."""
+        if not path.exists():
+            raise ValueError(
+                f"{path} does not exist, a checkpoint folder or a .gguf file is needed"
+            )
+        if path.suffix in PICKLES:
+            raise ValueError(
+                f"{path} is a pickle, which can run code; only safetensors and GGUF load"
+            )
+        if path.is_file() and path.suffix != ".gguf":
+            raise ValueError(f"{path} is neither a checkpoint folder nor a .gguf file")
+        checkpoint = cls(path, read_config(path))
+        checkpoint._read_headers()
+        return checkpoint
+
+    @classmethod
+    def open_whole(cls, path: Path) -> "Checkpoint":
+        """As `open`; raises a ValueError for the first of its problems."""
+        checkpoint = cls.open(path)
+        problems = checkpoint.problems()
+        if problems:
+            rest = len(problems) - 1
+            more = f" (and {rest} more, see fulmen models check)" if rest else ""
+            raise ValueError(problems[0] + more)
+        return checkpoint
+
+    @property
+    def gguf_file(self) -> Path | None:
+        """The GGUF file that holds the weights; None where safetensors do, which come first."""
+        if self.path.is_file():
+            return self.path
+        if (self.path / INDEX).exists() or (self.path / SINGLE).exists():
+            return None
+        file = self.path / GGUF
+        return file if file.is_file() else None
+
+    def _read_headers(self) -> None:
+        folder = self.path if self.path.is_dir() else self.path.parent
+        by_file: dict[str, list[str]] = {}
+        for name, file_name in self._weight_map().items():
+            by_file.setdefault(file_name, []).append(name)
+        for file_name, names in sorted(by_file.items()):
+            file = folder / file_name
+            if not file.is_file():
+                self._lost.update(names)
+                self._file_problems.append(
+                    f"shard {file_name} is missing from {folder}, {len(names)} tensors are in it"
+                )
+                continue
+            try:
+                header = read_header(file) if file.suffix != ".gguf" else read_gguf_header(file)
+            except ValueError as error:
+                self._lost.update(names)
+                self._file_problems.append(str(error))
+                continue
+            for name, stored in header.items():
+                if name in self.stored:
+                    self._file_problems.append(
+                        f"tensor {name} is in {self.stored[name].file.name} "
+                        f"and again in {file.name}"
+                    )
+                self.stored[name] = stored
+
+    def _weight_map(self) -> dict[str, str]:
+        """Which file each tensor should lie in."""
+        gguf_file = self.gguf_file
+        if gguf_file is not None:
+            return {spec.name: gguf_file.name for spec in self.config.tensors()}
+        index = self.path / INDEX
+        if index.exists():
+            weight_map = read_json(index).get("weight_map")
+            if not isinstance(weight_map, dict):
+                raise ValueError(f"{index} has no weight_map")
+            for file_name in weight_map.values():
+                if not isinstance(file_name, str) or Path(file_name).name != file_name:
+                    raise ValueError(
+                        f"{index} names {reprlib.repr(file_name)}, shards must lie in the same "
+                        "folder"
+                    )
+            return weight_map
+        if (self.path / SINGLE).exists():
+            return {spec.name: SINGLE for spec in self.config.tensors()}
+        pickles = sorted(file.name for file in self.path.iterdir() if file.suffix in PICKLES)
+        if pickles:
+            raise ValueError(
+                f"{self.path} holds weights only as pickles ({pickles[0]}), which can run code; "
+                "safetensors are needed"
+            )
+        raise ValueError(f"{self.path} holds no {SINGLE}, no {INDEX} and no {GGUF}")
+
+    @property
+    def num_tensors(self) -> int:
+        """How many tensors the config asks for."""
+        return sum(1 for _ in self.config.tensors())
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the files that hold the weights."""
+        return sum(file.stat().st_size for file in {s.file for s in self.stored.values()})
+
+    def describe_weights(self) -> str:
+        """How the weights are stored, in a few words."""
+        match self.config.quantization_config:
+            case PackedConfig(bits="fp8"):
+                kind = "e4m3 in blocks of 128 x 128, packed for the CPU"
+            case PackedConfig() as packed:
+                kind = (
+                    f"{packed.bits} bits in groups of {packed.group_size}, packed for the CPU; "
+                    f"inputs are rounded to {packed.input_bits} bits"
+                )
+            case Fp8Config(weight_block_size=(rows, columns)):
+                kind = f"e4m3 in blocks of {rows} x {columns}"
+            case None:
+                kind = str(self.config.torch_dtype).removeprefix("torch.")
+        return f"GGUF, read as {kind}" if self.gguf_file is not None else kind
+
+    def problems(self) -> list[str]:
+        """One sentence for each thing that keeps the checkpoint from loading."""
+        problems = list(self._file_problems)
+        expected = {spec.name: spec for spec in self.config.tensors()}
+        for name, spec in expected.items():
+            stored = self.stored.get(name)
+            if stored is not None:
+                problems += self._tensor_problems(spec, stored)
+            elif name not in self._lost:
+                problems.append(f"tensor {name} {list(spec.shape)} is missing from {self.path}")
+        for name, stored in self.stored.items():
+            if name not in expected and not self._is_skipped(name):
+                problems.append(
+                    f"unknown tensor {name} {list(stored.shape)} in {stored.file.name}, "
+                    "the config has no place for it"
+                )
+        return problems
+
+    def _tensor_problems(self, spec: TensorSpec, stored: Stored) -> Iterator[str]:
+        if stored.shape != spec.shape:
+            yield (
+                f"tensor {spec.name} in {stored.file.name} has shape {list(stored.shape)}, "
+                f"the config needs {list(spec.shape)}"
+            )
+        dtype = SAFETENSORS_DTYPES.get(stored.dtype)
+        found, needed = (_QUANTISED.get(dtype, "a float type") for dtype in (dtype, spec.dtype))
+        if dtype is None or found != needed:
+            yield (
+                f"tensor {spec.name} in {stored.file.name} has dtype {stored.dtype}, "
+                f"{needed} is needed"
+            )
+
+    def notes(self) -> list[str]:
+        """What differs from the release and does not keep the checkpoint from loading."""
+        notes = []
+        expected = {spec.name: spec.dtype for spec in self.config.tensors()}
+        others: dict[tuple[str, torch.dtype], int] = {}
+        for name, stored in self.stored.items():
+            wanted = expected.get(name)
+            if wanted is not None and SAFETENSORS_DTYPES.get(stored.dtype) != wanted:
+                others[stored.dtype, wanted] = others.get((stored.dtype, wanted), 0) + 1
+        for (found, wanted), count in others.items():
+            official = str(wanted).removeprefix("torch.")
+            notes.append(f"{count} tensors are stored as {found}, the config implies {official}")
+        notes += self._unread()
+        if self.config.tie_word_embeddings and "lm_head.weight" in self.stored:
+            notes.append("lm_head.weight is skipped, the config ties the head to the embedding")
+        redundant = sum(bool(_REDUNDANT.search(name)) for name in self.stored)
+        if redundant:
+            notes.append(f"{redundant} decay buffers are skipped, they follow from the config")
+        return notes
+
+    def _unread(self) -> Iterator[str]:
+        """What lies there and is not read, though someone may have meant it to be."""
+        extra = sorted(layer for layer in self._layers() if layer >= self.config.num_hidden_layers)
+        if extra:
+            yield (
+                f"layers {extra[0]} to {extra[-1]} lie beyond num_hidden_layers "
+                f"({self.config.num_hidden_layers}) and are skipped: multi-token prediction"
+            )
+        if self.gguf_file is None and (self.path / GGUF).exists():
+            yield f"{GGUF} is not read, the safetensors beside it are"
+
+    def _layers(self) -> set[int]:
+        return {int(match[1]) for name in self.stored if (match := LAYER.match(name))}
+
+    def _is_skipped(self, name: str) -> bool:
+        match = LAYER.match(name)
+        beyond = match is not None and int(match[1]) >= self.config.num_hidden_layers
+        tied = self.config.tie_word_embeddings and name == "lm_head.weight"
+        return beyond or tied or _REDUNDANT.search(name) is not None
+
+    def names(self) -> list[str]:
+        """Every tensor of the model, in the order in which they lie on disk."""
+        for note in self._unread():
+            logger.warning("%s: %s", self.path, note)
+        return [name for name in self.stored if name in self._specs]
+
+    def read(self, name: str) -> Tensor:
+        """A tensor of the model as it is stored; FP8 blocks and packed weights come as float32."""
+        packed = self._packed_as(name)
+        if packed is not None:
+            (format, group), (n, k) = packed, self._specs[name].shape
+            return PackedMatrix(self._read(name).flatten(), format, n, k, group).unpack()
+        fp8 = self.config.quantization_config
+        tensor = self._read(name)
+        if isinstance(fp8, Fp8Config) and tensor.dtype == torch.float8_e4m3fn:
+            return dequantise(tensor, self._read(_scale_of(name)), fp8)
+        return tensor
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        """The dtype in which a tensor is stored; a GGUF's are read as float32."""
+        return SAFETENSORS_DTYPES[self.stored[name].dtype]
+
+    def read_packed(self, name: str) -> PackedMatrix | None:
+        """A quantised matrix as the kernels take it: packed bytes where they lie in the file, FP8
+        blocks as they are, packed. None for a tensor that is not quantised, or in FP8 blocks of a
+        size the kernels do not take."""
+        packed = self._packed_as(name)
+        if packed is not None:
+            (format, group), (n, k) = packed, self._specs[name].shape
+            return PackedMatrix(self._mapped(name), format, n, k, group)
+        fp8 = self.config.quantization_config
+        if not isinstance(fp8, Fp8Config) or self.stored[name].dtype != "F8_E4M3":
+            return None
+        rows, columns = fp8.weight_block_size
+        if rows % 16 or columns not in GROUP_SIZES:
+            return None
+        return pack_fp8(self._read(name), self._read(_scale_of(name)), fp8.weight_block_size)
+
+    def _packed_as(self, name: str) -> tuple[Format, int] | None:
+        """Format and group size of a matrix that `fulmen quantize` packed."""
+        quantization = self.config.quantization_config
+        if not isinstance(quantization, PackedConfig):
+            return None
+        format = quantization.format_of(name.removesuffix(".weight"))
+        return None if format is None else (format, quantization.group_size)
+
+    def _read(self, name: str) -> Tensor:
+        """Into memory of its own: a map of the file would count as memory in use."""
+        stored = self.stored[name]
+        if stored.file.suffix == ".gguf":
+            self._gguf = self._gguf or gguf.tensor_readers(stored.file)
+            return self._gguf[name]()
+        tensor = torch.empty(stored.shape, dtype=SAFETENSORS_DTYPES[stored.dtype])
+        left = tensor.flatten().view(torch.uint8).numpy().data
+        try:
+            with stored.file.open("rb", buffering=0) as file:
+                file.seek(stored.begin)
+                while left:
+                    left = left[file.readinto(left) or len(left) + 1 :]
+        except OSError as error:
+            raise ValueError(f"{stored.file} cannot be read: {error}") from None
+        return tensor
+
+    def _mapped(self, name: str) -> Tensor:
+        """(bytes,) uint8 in the map of its file, which lives as long as the tensor does."""
+        stored = self.stored[name]
+        mapped = self._maps.get(stored.file)
+        if mapped is None:
+            size = stored.file.stat().st_size
+            mapped = torch.from_file(str(stored.file), size=size, dtype=torch.uint8)
+            populate(mapped)
+            self._maps[stored.file] = mapped
+        data = mapped[stored.begin : stored.begin + math.prod(stored.shape)]
+        # Files that others re-saved may align to less than the kernels' cache line.
+        return data if data.data_ptr() % ALIGNMENT == 0 else data.clone()
+
+
+def _scale_of(name: str) -> str:
+    return f"{name.removesuffix('.weight')}.weight_scale_inv"
+
+
+def read_gguf_header(file: Path) -> dict[str, Stored]:
+    """What a GGUF says it holds, under official names; ValueError if it is not one, is cut short,
+    or holds what is not a Llama's."""
+    # Checks all names, shapes and offsets before it returns; who does not call reads no weights.
+    gguf.tensor_readers(file)
+    config = config_from_dict(gguf.read_config(file), str(file))
+    return {spec.name: Stored(file, spec.shape, "F32") for spec in config.tensors()}
+
+
+def dequantise(weight: Tensor, scale_inv: Tensor, fp8: Fp8Config) -> Tensor:
+    """weight (R, C) e4m3 times its block's scale (ceil(R / 128), ceil(C / 128)) -> (R, C) float32.
+
+    `scale_inv` multiplies; the name is historic. Ragged last blocks count by block size.
+    """
+    rows, columns = fp8.weight_block_size
+    scale = scale_inv.float().repeat_interleave(rows, 0).repeat_interleave(columns, 1)
+    return weight.float().mul_(scale[: weight.shape[0], : weight.shape[1]])

@@ -1,0 +1,197 @@
+"""The GGUF container: header, metadata and where each tensor lies."""
+
+import math
+import reprlib
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
+
+T = TypeVar("T")
+
+
+_SCALAR_FORMATS = {
+    GGUFValueType.UINT8: "B",
+    GGUFValueType.INT8: "b",
+    GGUFValueType.UINT16: "H",
+    GGUFValueType.INT16: "h",
+    GGUFValueType.UINT32: "I",
+    GGUFValueType.INT32: "i",
+    GGUFValueType.UINT64: "Q",
+    GGUFValueType.INT64: "q",
+    GGUFValueType.FLOAT32: "f",
+    GGUFValueType.FLOAT64: "d",
+    GGUFValueType.BOOL: "?",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """Where a tensor lies in the file."""
+
+    shape: tuple[int, ...]
+    """As torch counts it: the last dimension is contiguous."""
+    quantization: GGMLQuantizationType
+    start: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A GGUF whose header is read."""
+
+    path: Path
+    mapped: npt.NDArray[np.uint8]
+    """(file size,), a read-only map."""
+    metadata: dict[str, object]
+    entries: dict[str, _Entry]
+
+    def get(self, key: str, kind: type[T], default: T | None = None) -> T:
+        """The metadata value of `key`, which must be of `kind`; without a default it must exist."""
+        value = self.metadata.get(key, default)
+        if value is None:
+            raise ValueError(f"{self.path} has no {key} in its metadata, which is needed")
+        if not isinstance(value, kind):
+            raise ValueError(
+                f"{self.path} has {key} = {reprlib.repr(value)}, it must be {kind.__name__}"
+            )
+        return value
+
+    def get_strings(self, key: str) -> list[str]:
+        """The metadata value of `key`, which must be a list of texts."""
+        values = self.get(key, list)
+        if not all(isinstance(value, str) for value in values):
+            raise ValueError(f"{self.path} has {key} that are not texts")
+        return values
+
+
+class _Cursor:
+    """Reads little-endian values one after another; what lies past the end is a ValueError."""
+
+    def __init__(self, path: Path, mapped: npt.NDArray[np.uint8]) -> None:
+        self.path = path
+        self.memory = mapped.data
+        self.position = 0
+
+    def take(self, size: int) -> memoryview:
+        end = self.position + size
+        if end > len(self.memory):
+            raise ValueError(
+                f"{self.path} is cut short or damaged: its header goes on past byte "
+                f"{len(self.memory)}, the last it has"
+            )
+        taken = self.memory[self.position : end]
+        self.position = end
+        return taken
+
+    def numbers(self, layout: str, count: int = 1) -> list[Any]:
+        """`count` values of one `struct` letter."""
+        taken = self.take(struct.calcsize(f"<{layout}") * count)
+        return list(struct.unpack(f"<{count}{layout}", taken))
+
+    def number(self, layout: str) -> Any:
+        return self.numbers(layout)[0]
+
+    def string(self) -> str:
+        return str(self.take(self.number("Q")), "utf-8")
+
+    def strings(self, count: int) -> list[str]:
+        """`count` texts. A vocabulary has a hundred thousand, hence one loop without calls."""
+        memory, size_at = self.memory, struct.Struct("<Q").unpack_from
+        position, limit = self.position, len(self.memory)
+        texts = []
+        for _ in range(count):
+            start = position + 8
+            position = start + size_at(memory, position)[0] if start <= limit else limit + 1
+            if position > limit:
+                self.take(limit)  # says that the file is cut short
+            texts.append(str(memory[start:position], "utf-8"))
+        self.position = position
+        return texts
+
+    def value_type(self) -> GGUFValueType:
+        number = self.number("I")
+        try:
+            return GGUFValueType(number)
+        except ValueError:
+            raise ValueError(
+                f"{self.path} is damaged: its metadata holds a value of type {number}, which no "
+                "GGUF has"
+            ) from None
+
+    def value(self) -> object:
+        kind = self.value_type()
+        if kind != GGUFValueType.ARRAY:
+            return self.string() if kind == GGUFValueType.STRING else self._scalar(kind)
+        kind, count = self.value_type(), self.number("Q")
+        if kind == GGUFValueType.ARRAY:
+            raise ValueError(f"{self.path} holds an array of arrays, which is not supported")
+        if kind == GGUFValueType.STRING:
+            return self.strings(count)
+        return self.numbers(_SCALAR_FORMATS[kind], count)
+
+    def _scalar(self, kind: GGUFValueType) -> object:
+        value = self.number(_SCALAR_FORMATS[kind])
+        # 1e-05 is stored as 9.999999747378752e-06; the shortest decimal is what its author wrote.
+        return float(str(np.float32(value))) if kind == GGUFValueType.FLOAT32 else value
+
+
+def read_gguf_file(path: Path) -> File:
+    # Mapping an empty file is an error of its own.
+    mapped = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
+    cursor = _Cursor(path, mapped)
+    if mapped[:4].tobytes() != b"GGUF":
+        raise ValueError(f"{path} is not a GGUF: it does not begin with the letters GGUF")
+    cursor.take(4)
+    version = cursor.number("I")
+    if version not in (2, 3):
+        found = "big-endian" if version & 0xFFFF == 0 else f"version {version}"
+        raise ValueError(f"{path} is a {found} GGUF, needed is a little-endian one, version 2 or 3")
+    num_tensors, num_values = cursor.numbers("Q", 2)
+    try:
+        metadata = {cursor.string(): cursor.value() for _ in range(num_values)}
+        tensors = [_read_tensor_header(cursor) for _ in range(num_tensors)]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is damaged: a text in its header is not UTF-8") from error
+    file = File(path, mapped, metadata, {})
+    alignment = file.get("general.alignment", int, 32)
+    if alignment < 1:
+        raise ValueError(f"{path} has general.alignment = {alignment}, it must be 1 or more")
+    data_start = -(-cursor.position // alignment) * alignment
+    for name, shape, quantization, offset in tensors:
+        file.entries[name] = _place(file, name, shape, quantization, data_start + offset)
+    return file
+
+
+def _read_tensor_header(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
+    """Name, shape, quantisation id, and offset from the start of the data."""
+    name = cursor.string()
+    dimensions = cursor.numbers("Q", cursor.number("I"))
+    return name, tuple(reversed(dimensions)), cursor.number("I"), cursor.number("Q")
+
+
+def _place(file: File, name: str, shape: tuple[int, ...], type_id: int, start: int) -> _Entry:
+    try:
+        quantization = GGMLQuantizationType(type_id)
+        block_size, block_bytes = GGML_QUANT_SIZES[quantization]
+    except (ValueError, KeyError):
+        raise ValueError(
+            f"{file.path} stores {name} in quantisation {type_id}, which the installed gguf "
+            "package does not know"
+        ) from None
+    if not shape or shape[-1] % block_size != 0:
+        raise ValueError(
+            f"{file.path} stores {name} of shape {shape} in {quantization.name}, which needs rows "
+            f"of a multiple of {block_size} values"
+        )
+    num_bytes = math.prod(shape) // block_size * block_bytes
+    if start + num_bytes > len(file.mapped):
+        raise ValueError(
+            f"{file.path} is cut short: it has {len(file.mapped)} bytes and {name} ends at byte "
+            f"{start + num_bytes}"
+        )
+    return _Entry(shape, quantization, start, num_bytes)

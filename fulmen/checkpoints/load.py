@@ -1,0 +1,149 @@
+"""A checkpoint into modules, one tensor at a time."""
+
+import copy
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fulmen.checkpoints.checkpoint import LAYER, LAYERS, Checkpoint
+from fulmen.kernels import PackedMatrix, native_for, pack
+from fulmen.models import (
+    Linear,
+    Model,
+    PackedConfig,
+    SparseMoE,
+    new_model,
+)
+
+
+def load_model(
+    path: Path | str,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    trainable: bool = False,
+) -> Model:
+    """Loads a checkpoint: a folder with config.json, or a Llama-shaped GGUF file.
+
+    dtype      of weights and activations, None keeps the config's; router and choice bias stay
+               float32
+    device     where the weights go, tensor by tensor
+    trainable  gives plain parameters, FP8 blocks and packed weights as the floats they stand for,
+               and the head in float32; else matrices are packed for the kernels where these can
+               run, and quantised ones stay quantised
+
+    A matrix that `fulmen quantize` packed is used where it lies in its file, which must not be
+    changed meanwhile. Memory is bounded by the model plus one tensor. Raises ValueError, one
+    sentence, for a file or a tensor that is missing, unknown, truncated or of the wrong shape.
+    """
+    _check_device(device)
+    checkpoint = Checkpoint.open_whole(Path(path))
+    with torch.device("meta"):
+        model = new_model(checkpoint.config)
+    loader = _Loader(checkpoint, dtype, torch.device(device), trainable)
+    loader.fill(model, checkpoint.names())
+    if loader.is_packing:
+        model.pack()
+    return model.eval()
+
+
+def stream_model(path: Path | str, *, dtype: torch.dtype | None = None) -> Model:
+    """As load_model, for inference on a CPU, but each layer is read when it runs and let go after.
+
+    Memory is bounded by embedding, head and one layer. For a pass over a model that does not fit.
+    """
+    checkpoint = Checkpoint.open_whole(Path(path))
+    with torch.device("meta"):
+        model = new_model(checkpoint.config)
+    loader = _Loader(checkpoint, dtype, torch.device("cpu"), trainable=False)
+    by_layer: dict[int | None, list[str]] = {}
+    for name in checkpoint.names():
+        match = LAYER.match(name)
+        by_layer.setdefault(int(match[1]) if match else None, []).append(name)
+    layers = model.model.layers
+    for index, layer in enumerate(layers):
+        layers[index] = _StreamedLayer(layer, loader, f"{LAYERS}{index}.", by_layer[index])
+    loader.fill(model, by_layer[None])
+    return model.eval()
+
+
+class _StreamedLayer(nn.Module):
+    """A layer without weights; every call fills a copy of it and forgets that."""
+
+    def __init__(
+        self, layer: nn.Module, loader: "_Loader", prefix: str, names: Sequence[str]
+    ) -> None:
+        super().__init__()
+        self.layer = layer
+        self.loader, self.prefix, self.names = loader, prefix, names
+
+    def forward(self, *args: Any) -> Tensor:
+        layer = copy.deepcopy(self.layer)
+        self.loader.fill(layer, self.names, prefix=self.prefix)
+        if self.loader.is_packing:
+            for module in layer.modules():
+                if isinstance(module, SparseMoE):
+                    module.combine()
+        out: Tensor = layer.eval()(*args)
+        return out
+
+
+class _Loader:
+    """Fills modules without memory from a checkpoint."""
+
+    def __init__(
+        self,
+        checkpoint: "Checkpoint",
+        dtype: torch.dtype | None,
+        device: torch.device,
+        trainable: bool,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.dtype = dtype or checkpoint.config.torch_dtype
+        self.device = device
+        self.trainable = trainable
+        usable = native_for(torch.empty(0, dtype=self.dtype, device=device)) is not None
+        self.is_packing = usable and not trainable
+
+    def fill(self, module: nn.Module, names: Iterable[str], *, prefix: str = "") -> None:
+        """Gives `module` the tensors `names`, which begin with `prefix` and its own names."""
+        quantization = self.checkpoint.config.quantization_config
+        input_bits = quantization.input_bits if isinstance(quantization, PackedConfig) else 16
+        for name in names:
+            owner, _, leaf = name.removeprefix(prefix).rpartition(".")
+            holder = module.get_submodule(owner)
+            if isinstance(holder, Linear):
+                holder.assign(self._matrix(name))
+                holder.input_bits = input_bits
+            elif isinstance(getattr(holder, leaf), nn.Parameter):
+                holder.register_parameter(leaf, nn.Parameter(self._plain(name)))
+            else:
+                holder.register_buffer(leaf, self._plain(name))
+
+    def _matrix(self, name: str) -> Tensor | PackedMatrix:
+        if not self.is_packing:
+            return self._plain(name)
+        packed = self.checkpoint.read_packed(name)
+        return pack(self._plain(name)) if packed is None else packed
+
+    def _plain(self, name: str) -> Tensor:
+        return self.checkpoint.read(name).to(device=self.device, dtype=self._dtype_of(name))
+
+    def _dtype_of(self, name: str) -> torch.dtype:
+        """Router and choice bias work in float32 whatever the rest does. The kernels sum in
+        float32 whatever the head is stored in, so only one that learns needs to be float32."""
+        is_wide = name.endswith((".gate.weight", "e_score_correction_bias"))
+        if is_wide or (self.trainable and name == "lm_head.weight"):
+            return torch.promote_types(self.dtype, torch.float32)
+        return self.dtype
+
+
+def _check_device(device: torch.device | str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the second: a build without CUDA
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {device} cannot be used: {reason}") from None

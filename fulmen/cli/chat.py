@@ -1,0 +1,171 @@
+"""fulmen chat and fulmen generate: text in, what the model says out."""
+
+import json
+import sys
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fulmen.cli.options import (
+    DEFAULT_MODEL,
+    CacheDtypeOption,
+    CacheOption,
+    ContextOption,
+    DeviceOption,
+    DraftOption,
+    DtypeOption,
+    ModelOption,
+    StoreOption,
+    load_llm,
+    open_store,
+    read_stdin,
+    with_flags_of,
+)
+from fulmen.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from fulmen.llm import TextStream
+
+
+@with_flags_of(SamplingParams)
+def chat(
+    message: Annotated[
+        str | None, typer.Argument(help="Ask this, print the answer and leave.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="A folder, a catalog name or a hub id; smollm2."),
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
+    session: Annotated[
+        str | None,
+        typer.Option(help="Go on with this conversation, or begin it: it is kept on disk."),
+    ] = None,
+    store: StoreOption = None,
+    session_bytes: Annotated[
+        str, typer.Option(help="Disk that all sessions' states may take.")
+    ] = "20GiB",
+    dtype: DtypeOption = None,
+    device: DeviceOption = "cpu",
+    max_model_len: ContextOption = None,
+    kv_cache: CacheOption = "2GiB",
+    kv_cache_dtype: CacheDtypeOption = "auto",
+    draft_tokens: DraftOption = 0,
+    hide_thinking: Annotated[
+        bool, typer.Option("--hide-thinking", help="Do not print thoughts.")
+    ] = False,
+    *,
+    given: dict[str, Any],
+) -> None:
+    """Talk to a model: interactively, or one answer to MESSAGE (or to what is piped in)."""
+    from fulmen.cli.conversation import Conversation, converse
+    from fulmen.cli.progress import stderr
+    from fulmen.sessions import Session
+
+    if message is None and not sys.stdin.isatty():
+        message = read_stdin()
+    sessions = open_store(store, session_bytes)
+    head = sessions.head(session) if session is not None and sessions.has(session) else None
+    is_unfinished = head is not None and head.cut is not None
+    if message is not None and not message.strip():
+        if not is_unfinished:
+            raise ValueError("the message is empty, there is nothing to answer")
+    elif message is not None and is_unfinished:
+        raise ValueError(
+            f"session {session!r} was taken back into an answer, an empty message finishes it first"
+        )
+    if "logprobs" in given:
+        raise ValueError("a chat does not print log-probabilities, fulmen generate --json does")
+    _refuse_tools(given)
+    name = model or (head.model if head is not None else DEFAULT_MODEL)
+    llm = load_llm(name, dtype, device, max_model_len, kv_cache, kv_cache_dtype, draft_tokens)
+    params = replace(llm.defaults, **given)
+    if params.thinking_budget is not None and llm.format.thinking_forced_end is None:
+        stderr.print("this model does not think, --thinking-budget has no effect")
+    conversation = Conversation(llm, params, system=system, show_thinking=not hide_thinking)
+    with sessions.used_by_one(session) if session is not None else nullcontext():
+        if session is not None:
+            conversation.attach(Session(llm, sessions, session, model=_lasting(name)))
+        if message is None:
+            converse(conversation)
+            return
+        completion = conversation.ask(message) if message.strip() else conversation.go_on()
+        if completion.finish_reason == "abort":
+            raise typer.Exit(130)
+
+
+def _lasting(name: str) -> str:
+    """A model's name as it is understood from any folder."""
+    return str(Path(name).resolve()) if Path(name).exists() else name
+
+
+@with_flags_of(SamplingParams)
+def generate(
+    prompt: Annotated[
+        str | None, typer.Argument(help="The text; read from stdin if absent.")
+    ] = None,
+    model: ModelOption = DEFAULT_MODEL,
+    dtype: DtypeOption = None,
+    device: DeviceOption = "cpu",
+    max_model_len: ContextOption = None,
+    kv_cache: CacheOption = "2GiB",
+    kv_cache_dtype: CacheDtypeOption = "auto",
+    draft_tokens: DraftOption = 0,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print ids, log-probabilities and text as one JSON object."),
+    ] = False,
+    *,
+    given: dict[str, Any],
+) -> None:
+    """Continue a text as it stands, without a chat format."""
+    from fulmen.cli.conversation import Interrupt
+
+    prompt = read_stdin() if prompt is None else prompt
+    if not prompt:
+        raise ValueError("the prompt is empty, at least one token is needed")
+    if "thinking_budget" in given:
+        raise ValueError("a plain text has no thought, --thinking-budget is for fulmen chat")
+    if "logprobs" in given and not as_json:
+        raise ValueError("--logprobs needs --json")
+    _refuse_tools(given)
+    llm = load_llm(model, dtype, device, max_model_len, kv_cache, kv_cache_dtype, draft_tokens)
+    pieces = []
+    with (
+        Interrupt() as interrupt,
+        llm.complete(prompt, replace(llm.defaults, **given)) as stream,
+    ):
+        for update in stream.updates():
+            pieces += update
+            if not as_json:
+                print("".join(update), end="", flush=True)
+            if interrupt.is_set:
+                break
+    if as_json:
+        print(_as_json(stream, "".join(pieces)))
+    else:
+        print()
+    if interrupt.is_set:
+        raise typer.Exit(130)
+
+
+def _refuse_tools(given: dict[str, Any]) -> None:
+    if "strict_tools" in given:
+        raise ValueError("the model is given no tools here, so none can be strict")
+
+
+def _as_json(stream: "TextStream", text: str) -> str:
+    tokens = [
+        {"id": out.token_id, "logprob": out.logprob, "top_logprobs": dict(out.top_logprobs)}
+        for out in stream.outputs
+    ]
+    result = {
+        "text": text,
+        "finish_reason": stream.finish_reason,
+        "prompt_ids": list(stream.prompt_ids),
+        "tokens": tokens,
+    }
+    return json.dumps(result, ensure_ascii=False)

@@ -1,0 +1,70 @@
+"""Progress bars and status lines on stderr: while something is fetched, loaded or computed."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+if TYPE_CHECKING:  # a command imports what it needs, so that help comes at once
+    from fulmen.llm import LLM
+
+stderr = Console(stderr=True, highlight=False, emoji=False)
+
+
+def _progress(*columns: ProgressColumn) -> Progress:
+    """A bar that vanishes when it is done; none where stderr is no terminal."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        *columns,
+        console=stderr,
+        transient=True,
+        disable=not stderr.is_terminal,
+    )
+
+
+@contextmanager
+def byte_progress(verb: str, name: str) -> Iterator[Callable[[int, int | None], None]]:
+    """Give a callback(num_bytes, total_bytes) that draws a progress bar from its first call on."""
+    with _progress(DownloadColumn(), TimeRemainingColumn()) as progress:
+        task = progress.add_task(f"{verb} {name}", total=None, visible=False)
+
+        def report(num_bytes: int, total_bytes: int | None) -> None:
+            if progress.disable and not progress.tasks[0].visible:
+                stderr.print(f"{verb} {name}", markup=False)  # once, where no bar can be drawn
+            progress.update(task, completed=num_bytes, total=total_bytes, visible=True)
+
+        yield report
+
+
+@contextmanager
+def count_progress(verb: str) -> Iterator[Callable[[int, int], None]]:
+    """Give a callback(done, total) that draws a progress bar."""
+    with _progress(MofNCompleteColumn()) as progress:
+        task = progress.add_task(verb, total=None)
+
+        def report(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        yield report
+
+
+def load(name: str, **options: Any) -> "LLM":
+    """Load a model as `LLM.load` does, and say on stderr what takes time."""
+    from fulmen.catalog import resolve
+    from fulmen.llm import LLM
+
+    with byte_progress("fetching", name) as report:
+        resolve(name, on_progress=report)
+    with stderr.status(f"loading {name}"):  # nothing where stderr is no terminal
+        return LLM.load(name, **options)

@@ -1,0 +1,156 @@
+"""fulmen quantize: round a model's weights."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from fulmen.cli.options import print_table, read_dtype, read_text_file
+from fulmen.cli.progress import byte_progress
+from fulmen.files import write_text
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def quantize(
+    model: Annotated[
+        str, typer.Argument(help="What to round: a folder, a GGUF, a catalog name or a hub id.")
+    ],
+    out: Annotated[
+        Path, typer.Argument(help="The new folder; one that was begun is gone on with.")
+    ],
+    bits: Annotated[
+        Literal["8", "4", "fp8"], typer.Option(help="Of attention and expert weights.")
+    ] = "8",
+    group_size: Annotated[
+        int | None,
+        typer.Option(help="Weights that share a scale: 32 (if absent), 64 or 128; fp8: 128."),
+    ] = None,
+    input_bits: Annotated[
+        int,
+        typer.Option(help="How inputs are rounded when the model runs: 16, or 8, faster; not fp8."),
+    ] = 16,
+    head_bits: Annotated[
+        int | None, typer.Option(help="8 rounds the head too; it stays as it is if absent.")
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Of embedding, norms and head: bfloat16 or float32; as it is if absent."),
+    ] = None,
+    max_shard: Annotated[
+        str | None,
+        typer.Option(
+            help="The largest file, 2GB if absent; a stopped run repeats at most one. Not with "
+            "--calibrate: then each layer is a file."
+        ),
+    ] = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(help="A text such as the model will read; weights are rounded for it (GPTQ)."),
+    ] = None,
+    calibrate_tokens: Annotated[
+        int, typer.Option(help="How much of that text is read; more is better and slower.")
+    ] = 16384,
+    report: Annotated[
+        Path | None, typer.Option(help="The text to compare both models on; ours if absent.")
+    ] = None,
+    report_tokens: Annotated[
+        int, typer.Option(help="How much of the text is read; 0 for no comparison.")
+    ] = 2000,
+) -> None:
+    """Round a model's weights to 8 or 4 bits, and say what that did to it."""
+    from fulmen.catalog import resolve
+    from fulmen.chat import Tokenizer
+    from fulmen.quantize import QuantizeConfig, parse_packed, sample_text
+    from fulmen.quantize import quantize_checkpoint as write
+    from fulmen.units import parse_bytes
+
+    settings = QuantizeConfig(
+        packed=parse_packed(
+            bits=bits, group_size=group_size, input_bits=input_bits, head_bits=head_bits
+        ),
+        dtype=read_dtype(dtype, ("bfloat16", "float32")),
+        max_shard_bytes=parse_bytes(max_shard or "2GB"),
+    )
+    if report_tokens < 0 or report_tokens == 1:
+        raise ValueError(f"--report-tokens is {report_tokens}, it must be 0 or at least 2")
+    if calibrate is not None:
+        settings.check_calibration(calibrate_tokens)
+        if max_shard is not None:
+            raise ValueError("--max-shard has no effect with --calibrate, each layer is a file")
+    settings.check_out(out)
+    text = sample_text() if report is None else read_text_file(report)
+    calibration = None if calibrate is None else read_text_file(calibrate)
+    with byte_progress("fetching", model) as on_progress:
+        source = resolve(model, on_progress=on_progress)
+    ids, calibration_ids = None, None
+    if calibration is not None:
+        calibration_ids = Tokenizer.from_folder(source).encode(calibration)[:calibrate_tokens]
+    if report_tokens and (source / "tokenizer.json").exists():
+        ids = Tokenizer.from_folder(source).encode(text)[:report_tokens]
+        if len(ids) < 2:
+            raise ValueError(
+                f"{report or 'the text'} has {len(ids)} tokens, a comparison needs at least 2"
+            )
+    elif report_tokens:
+        print("no tokenizer.json, so the models are not compared on a text", file=sys.stderr)
+    with byte_progress("rounding", model) as on_progress:
+        errors = write(
+            source, out, settings, calibration_ids=calibration_ids, on_progress=on_progress
+        )
+    quality = _quality(source, out, errors, ids)
+    write_text(out / "quality.json", json.dumps(quality, indent=2) + "\n")
+    print_table(quality_table(quality))
+
+
+def _quality(
+    source: Path, out: Path, errors: dict[str, float], input_ids: list[int] | None
+) -> dict[str, Any]:
+    """What quality.json holds; with input_ids, how the models differ on them."""
+    from rich.console import Console
+
+    from fulmen.checkpoints import Checkpoint, stream_model
+    from fulmen.quantize import measure_drift
+
+    worst = sorted(errors, key=lambda name: -errors[name])[:10]
+    sizes = [Checkpoint.open(folder).num_bytes for folder in (source, out)]
+    quality: dict[str, Any] = {
+        "bytes": {"original": sizes[0], "rounded": sizes[1]},
+        "mean_relative_error": sum(errors.values()) / max(len(errors), 1),
+        "worst_tensors": {name: errors[name] for name in worst},
+    }
+    if input_ids is None:
+        return quality
+    with Console(stderr=True).status("comparing both models"):
+        drift = measure_drift(stream_model(source), stream_model(out), input_ids)
+    return quality | {"drift": dataclasses.asdict(drift)}
+
+
+def quality_table(quality: dict[str, Any]) -> "Table":
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    sizes = quality["bytes"]
+    share = sizes["rounded"] / sizes["original"]
+    table.add_row("bytes", f"{sizes['rounded']:,} ({share:.0%} of the original)")
+    table.add_row("mean relative error of a tensor", f"{quality['mean_relative_error']:.5f}")
+    for name, error in quality["worst_tensors"].items():
+        table.add_row(f"  {name}", f"{error:.5f}")
+    if (drift := quality.get("drift")) is not None:
+        table.add_row("compared on", f"{drift['num_tokens']:,} tokens")
+        for name, label in (
+            ("top1_agreement", "same most likely token"),
+            ("mean_kl", "mean KL divergence, nats"),
+            ("mean_logit_drift", "mean logit drift"),
+            ("max_logit_drift", "largest logit drift"),
+            ("original_perplexity", "perplexity of the original"),
+            ("perplexity", "perplexity"),
+        ):
+            table.add_row(label, f"{drift[name]:.4f}")
+    return table

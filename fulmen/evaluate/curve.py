@@ -1,0 +1,276 @@
+"""Accuracy against thinking tokens: the runs behind the curve, and the file that keeps them.
+
+    a group of tasks -> fork: think to a budget, answer there, think on to the next ...
+                     -> separate runs: for votes, and at every budget where the forks are checked
+                     -> kept in the file, so that a study that was stopped goes on
+
+Forked or separate, a run at a budget is drawn from the same distribution, so both estimate the same
+accuracy without bias; they differ in what they cost. Every draw follows from the study's seed, so
+the runs are the same however often it was stopped.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, Self
+
+from fulmen.engine import Engine
+from fulmen.envs import Environment, Task
+from fulmen.evaluate.subject import Answer, Subject, Thought, derive_seed
+from fulmen.files import write_text
+from fulmen.llm import LLM
+from fulmen.sampling import SamplingParams
+
+DEFAULT_CLOSING: Final = "\nThe answer is"
+"""For a format without a thought. It has no space at its end: that belongs to the next token."""
+
+_COUNTED: Final = ("num_prompt_tokens", "num_hit_tokens", "num_new_tokens")
+
+OnProgress = Callable[[int, int], None]
+"""Is told how many tasks are done, of how many."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudyConfig:
+    """What is asked of each task."""
+
+    budgets: tuple[int, ...]
+    """Tokens of thought, ascending"""
+    num_thoughts: int = 2
+    """Of each task, each forked at every budget"""
+    answer_tokens: int = 64
+    """At most so many after a thought"""
+    num_votes: int | None = None
+    """Separate runs at vote_budget; None: as many as fit into the tokens of the largest budget"""
+    vote_budget: int | None = None
+    """Tokens of thought of each vote; None: the smallest budget above 0"""
+    closing: str | None = None
+    """Leads to the answer of a model whose format has no thought; None for one that has"""
+    is_checked: bool = False
+    """Whether there are num_thoughts separate runs at every budget, too"""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        is_ascending = all(a < b for a, b in zip(self.budgets, self.budgets[1:], strict=False))
+        if not self.budgets or self.budgets[0] < 0 or not is_ascending:
+            given = ",".join(map(str, self.budgets))
+            raise ValueError(f"budgets are {given!r}, they must be 0 or more and ascending")
+        if self.vote_budget is not None and self.vote_budget not in self.budgets:
+            raise ValueError(f"vote_budget is {self.vote_budget}, it must be one of the budgets")
+        for name, least in (("num_thoughts", 1), ("answer_tokens", 1), ("num_votes", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} is {value}, it must be {least} or more")
+
+    def resolved_vote_budget(self) -> int:
+        """What each vote may think."""
+        if self.vote_budget is not None:
+            return self.vote_budget
+        return next((budget for budget in self.budgets if budget > 0), 0)
+
+    def resolved_num_votes(self) -> int:
+        """How many votes there are at most."""
+        if self.num_votes is not None:
+            return self.num_votes
+        whole = self.budgets[-1] + self.answer_tokens
+        return whole // (self.resolved_vote_budget() + self.answer_tokens)
+
+    def separate_runs(self) -> list[tuple[int, int]]:
+        """(budget, number) of each separate run of a task."""
+        counts = dict.fromkeys(self.budgets, self.num_thoughts if self.is_checked else 0)
+        vote_budget = self.resolved_vote_budget()
+        counts[vote_budget] = max(counts[vote_budget], self.resolved_num_votes())
+        return [(budget, number) for budget, count in counts.items() for number in range(count)]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One answer at one budget."""
+
+    score: float
+    answer: str | None
+    num_thinking_tokens: int
+    """Drawn of its thought; a forked one shares them with the other budgets"""
+    num_answer_tokens: int
+    logprob: float
+    """The mean over all its tokens"""
+    is_cut: bool
+    """Whether the budget ended the thought"""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRuns:
+    """All runs of one task."""
+
+    prompt: str
+    """A digest of the prompt's ids"""
+    fork: dict[int, list[Run]]
+    """By budget, one for each thought"""
+    separate: dict[int, list[Run]]
+    """By budget, each with a thought of its own"""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, given: dict[str, Any]) -> Self:
+        def read(runs: dict[str, list[dict[str, Any]]]) -> dict[int, list[Run]]:
+            return {int(budget): [Run(**run) for run in some] for budget, some in runs.items()}
+
+        return cls(given["prompt"], read(given["fork"]), read(given["separate"]))
+
+
+class Study:
+    """The runs of some tasks, made by `run`, kept in a file if there is one."""
+
+    def __init__(self, config: StudyConfig, about: dict[str, Any], path: Path | None) -> None:
+        """about: what else the runs depend on, as the model's name; a file of others is refused"""
+        self.config = config
+        self.about = json.loads(json.dumps(about | asdict(config)))
+        self.tasks: dict[int, TaskRuns] = {}
+        self.engine: dict[str, dict[str, int]] = {}
+        """What the engine did for forks and for separate runs; what was lost is not in it"""
+        self._path = path
+        if path is not None and path.exists():
+            self._load(path)
+
+    def run(
+        self,
+        llm: LLM,
+        environment: Environment,
+        *,
+        num_tasks: int,
+        params: SamplingParams,
+        on_progress: OnProgress = lambda done, total: None,
+    ) -> None:
+        """Makes the runs that are missing; when it is stopped, whole groups of tasks are kept."""
+        config = self.config
+        if params.temperature == 0 and (config.num_thoughts > 1 or config.resolved_num_votes() > 1):
+            raise ValueError("at temperature 0 all runs of a task are equal, they must be random")
+        if environment.num_tasks is not None and num_tasks > environment.num_tasks:
+            raise ValueError(
+                f"{num_tasks} tasks were asked for, there are {environment.num_tasks} of them"
+            )
+        subject = Subject(llm, params, answer_tokens=config.answer_tokens, closing=config.closing)
+        tasks = {index: environment.task(index) for index in range(num_tasks)}
+        prompts = {}
+        for index, task in tasks.items():
+            thought = subject.thought(task, 0)
+            subject.check_room(thought, config.budgets[-1])
+            digest = hashlib.sha256(repr(list(thought.prompt_ids)).encode())
+            prompts[index] = digest.hexdigest()[:16]
+            if index in self.tasks and self.tasks[index].prompt != prompts[index]:
+                raise ValueError(f"{self._path} has other runs: its task {index} was another one")
+        missing = [index for index in tasks if index not in self.tasks]
+        size = max(1, llm.engine.config.max_num_seqs // config.num_thoughts)
+        for start in range(0, len(missing), size):
+            on_progress(num_tasks - len(missing) + start, num_tasks)
+            group = {index: tasks[index] for index in missing[start : start + size]}
+            with self._counting(llm.engine, "fork"):
+                forks = fork(subject, group, config)
+            with self._counting(llm.engine, "separate"):
+                separates = run_separately(subject, group, config)
+            for index in group:
+                self.tasks[index] = TaskRuns(prompts[index], forks[index], separates[index])
+            self._save()
+        on_progress(num_tasks, num_tasks)
+
+    @contextmanager
+    def _counting(self, engine: Engine, kind: str) -> Iterator[None]:
+        """Adds what the engine does meanwhile; nothing if it is stopped."""
+        before = engine.stats
+        yield
+        counts = self.engine.setdefault(kind, dict.fromkeys(_COUNTED, 0))
+        for name in _COUNTED:
+            counts[name] += getattr(engine.stats, name) - getattr(before, name)
+
+    def _save(self) -> None:
+        if self._path is None:
+            return
+        tasks = {str(index): runs.to_dict() for index, runs in sorted(self.tasks.items())}
+        kept = {"about": self.about, "engine": self.engine, "tasks": tasks}
+        write_text(self._path, json.dumps(kept) + "\n")
+
+    def _load(self, path: Path) -> None:
+        try:
+            kept = json.loads(path.read_text("utf-8"))
+            about, self.engine = kept["about"], kept["engine"]
+            self.tasks = {int(i): TaskRuns.from_dict(runs) for i, runs in kept["tasks"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ValueError(f"{path} does not hold runs that fulmen scale made") from None
+        for name in {**about, **self.about}:
+            was, now = about.get(name), self.about.get(name)
+            if was != now:
+                raise ValueError(
+                    f"{path} has runs with {name} {json.dumps(was)}, not {json.dumps(now)}; "
+                    "another file is needed"
+                )
+
+
+def fork(
+    subject: Subject, tasks: Mapping[int, Task], config: StudyConfig
+) -> dict[int, dict[int, list[Run]]]:
+    """Runs by task and budget, all those of a thought cut from one.
+
+    A thought that ended by itself keeps its answer at all larger budgets: none of them would have
+    changed it.
+    """
+    thoughts = {
+        (index, number): subject.thought(task, derive_seed(config.seed, "fork", index, number))
+        for index, task in tasks.items()
+        for number in range(config.num_thoughts)
+    }
+    latest: dict[tuple[int, int], Run] = {}
+    runs: dict[int, dict[int, list[Run]]] = {index: {} for index in tasks}
+    for budget in config.budgets:
+        due = [key for key in thoughts if key not in latest or latest[key].is_cut]
+        subject.think((thoughts[key], budget) for key in due)
+        answers = subject.answer(
+            [(thoughts[key], derive_seed(config.seed, "fork answer", *key, budget)) for key in due]
+        )
+        for key, answer in zip(due, answers, strict=True):
+            latest[key] = _score(tasks[key[0]], thoughts[key], answer)
+        for index in tasks:
+            numbers = range(config.num_thoughts)
+            runs[index][budget] = [latest[index, number] for number in numbers]
+    return runs
+
+
+def run_separately(
+    subject: Subject, tasks: Mapping[int, Task], config: StudyConfig
+) -> dict[int, dict[int, list[Run]]]:
+    """Runs by task and budget, each with a thought of its own."""
+    thoughts = {
+        (index, budget, number): subject.thought(
+            task, derive_seed(config.seed, "separate", index, budget, number)
+        )
+        for index, task in tasks.items()
+        for budget, number in config.separate_runs()
+    }
+    subject.think((thought, budget) for (_, budget, _), thought in thoughts.items())
+    answers = subject.answer(
+        [
+            (thought, derive_seed(config.seed, "separate answer", *key))
+            for key, thought in thoughts.items()
+        ]
+    )
+    runs: dict[int, dict[int, list[Run]]] = {index: {} for index in tasks}
+    for (key, thought), answer in zip(thoughts.items(), answers, strict=True):
+        index, budget, _ = key
+        runs[index].setdefault(budget, []).append(_score(tasks[index], thought, answer))
+    return runs
+
+
+def _score(task: Task, thought: Thought, answer: Answer) -> Run:
+    num_tokens = len(thought.ids) + answer.num_tokens
+    return Run(
+        score=task.score(answer.reply),
+        answer=task.answer_of(answer.reply),
+        num_thinking_tokens=len(thought.ids),
+        num_answer_tokens=answer.num_tokens,
+        logprob=(thought.logprob + answer.logprob) / num_tokens,
+        is_cut=not (thought.is_closed or thought.is_over),
+    )

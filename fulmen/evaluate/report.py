@@ -1,0 +1,220 @@
+"""What the runs of a study come to: estimates with intervals, once for JSON and once as tables."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from fulmen.evaluate.curve import Run, Study
+from fulmen.evaluate.statistics import (
+    Estimate,
+    difference,
+    estimate,
+    expected_best,
+    expected_majority,
+)
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def summarize(study: Study) -> dict[str, Any]:
+    """All numbers of a study that has runs of at least one task; estimates as mean, low, high.
+
+    At a budget, `thinking_tokens` and `tokens` are what a run takes on average, the latter with its
+    answer; `drawn_tokens` are what all runs of the kind took there, and a fork's thought counts
+    from the last budget on. Votes are as many as come to no more tokens than a run at the budget,
+    and one from their own budget on.
+    """
+    if not study.tasks:
+        raise ValueError("no task is done, there is nothing to report")
+    rows = [_row(study, place) for place in range(len(study.config.budgets))]
+    summary: dict[str, Any] = {
+        "about": study.about,
+        "num_tasks": len(study.tasks),
+        "budgets": rows,
+        "drawn_tokens": {"fork": sum(row["fork"]["drawn_tokens"] for row in rows)},
+        "engine": study.engine,
+    }
+    if study.config.is_checked:
+        summary["drawn_tokens"]["separate"] = sum(row["separate"]["drawn_tokens"] for row in rows)
+        pairs = [_pair(study, budget) for budget in study.config.budgets]
+        fork, separate = (
+            [_mean(scores) for scores in zip(*some, strict=True)]
+            for some in zip(*pairs, strict=True)
+        )
+        num_runs = study.config.num_thoughts
+        summary["difference"] = difference(fork, separate, num_runs=num_runs)._asdict()
+    return summary
+
+
+def _row(study: Study, place: int) -> dict[str, Any]:
+    """What there is to say of one budget."""
+    config = study.config
+    budget, num_runs = config.budgets[place], config.num_thoughts
+    runs = [task.fork[budget] for task in study.tasks.values()]
+    before = [
+        task.fork[config.budgets[place - 1]] if place else [None] * num_runs
+        for task in study.tasks.values()
+    ]
+    drawn = sum(
+        _num_drawn(run, last)
+        for some, lasts in zip(runs, before, strict=True)
+        for run, last in zip(some, lasts, strict=True)
+    )
+    row: dict[str, Any] = {"budget": budget, "fork": _kind(runs, drawn)}
+    if config.is_checked:
+        runs = [task.separate[budget][:num_runs] for task in study.tasks.values()]
+        row["separate"] = _kind(runs, sum(_num_tokens(run) for some in runs for run in some))
+        fork, separate = _pair(study, budget)
+        row["difference"] = difference(fork, separate, num_runs=num_runs)._asdict()
+    if config.resolved_num_votes():
+        row["votes"] = _votes(study, budget, row["fork"]["tokens"])
+    return row
+
+
+def _kind(runs: Sequence[Sequence[Run]], drawn: int) -> dict[str, Any]:
+    each = [run for some in runs for run in some]
+    scores = [_mean([run.score for run in some]) for some in runs]
+    return {
+        "accuracy": estimate(scores, num_runs=len(runs[0]))._asdict(),
+        "thinking_tokens": _mean([run.num_thinking_tokens for run in each]),
+        "tokens": _mean([_num_tokens(run) for run in each]),
+        "cut": _mean([run.is_cut for run in each]),
+        "drawn_tokens": drawn,
+    }
+
+
+def _votes(study: Study, budget: int, tokens: float) -> dict[str, Any] | None:
+    """The votes that the tokens of a run at a budget pay for."""
+    vote_budget, most = study.config.resolved_vote_budget(), study.config.resolved_num_votes()
+    pools = [task.separate[vote_budget][:most] for task in study.tasks.values()]
+    each = _mean([_num_tokens(run) for pool in pools for run in pool])
+    n = min(most, max(int(tokens / each), int(budget >= vote_budget)))
+    if not n:
+        return None
+
+    def over_tasks(value: Callable[[Sequence[Run]], float]) -> dict[str, float]:
+        # A pool holds so many choices that share no run.
+        return estimate([value(pool) for pool in pools], num_runs=most // n)._asdict()
+
+    def scores(pool: Sequence[Run]) -> list[float]:
+        return [run.score for run in pool]
+
+    return {
+        "num_votes": n,
+        "tokens": n * each,
+        "majority": over_tasks(
+            lambda pool: expected_majority([run.answer for run in pool], scores(pool), n)
+        ),
+        "likeliest": over_tasks(
+            lambda pool: expected_best([run.logprob for run in pool], scores(pool), n)
+        ),
+        "any": over_tasks(lambda pool: expected_best(scores(pool), scores(pool), n)),
+    }
+
+
+def _pair(study: Study, budget: int) -> tuple[list[float], list[float]]:
+    """Of each task, the mean scores of its forked and of its separate runs."""
+    fork = [_mean([run.score for run in task.fork[budget]]) for task in study.tasks.values()]
+    separate = [
+        _mean([run.score for run in task.separate[budget][: study.config.num_thoughts]])
+        for task in study.tasks.values()
+    ]
+    return fork, separate
+
+
+def _num_tokens(run: Run) -> int:
+    return run.num_thinking_tokens + run.num_answer_tokens
+
+
+def _num_drawn(run: Run, last: Run | None) -> int:
+    """The tokens of a forked run that the one at the budget before did not have."""
+    if last is None:
+        return _num_tokens(run)
+    return _num_tokens(run) - last.num_thinking_tokens if last.is_cut else 0
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def tables(summary: Mapping[str, Any]) -> list[Table]:
+    """The same for people: the curve, the votes beside it, what it took."""
+    rows = summary["budgets"]
+    found = [_curve_table(rows, summary.get("difference"))]
+    if any(row.get("votes") for row in rows):
+        found.append(_votes_table(rows))
+    return [*found, _cost_table(summary)]
+
+
+def _curve_table(rows: Rows, overall: Mapping[str, float] | None) -> Table:
+    columns = ["thought", "cut", "tokens", "accuracy, forked", "95 %"]
+    if overall is not None:
+        columns += ["separate", "95 %", "difference", "95 %"]
+    table = _table("budget", columns)
+    for row in rows:
+        fork = row["fork"]
+        cells = [f"{fork['thinking_tokens']:,.0f}", f"{fork['cut']:.0%}", f"{fork['tokens']:,.0f}"]
+        cells += _cells(fork["accuracy"])
+        if overall is not None:
+            cells += [*_cells(row["separate"]["accuracy"]), *_cells(row["difference"], sign="+")]
+        table.add_row(f"{row['budget']:,}", *cells)
+    if overall is not None:
+        table.add_row("all", *[""] * 7, *_cells(overall, sign="+"))
+    return table
+
+
+def _votes_table(rows: Rows) -> Table:
+    table = _table(
+        "budget", ["tokens", "votes", "tokens", "majority", "95 %", "likeliest", "95 %", "any"]
+    )
+    for row in rows:
+        if (votes := row.get("votes")) is not None:
+            table.add_row(
+                f"{row['budget']:,}",
+                f"{row['fork']['tokens']:,.0f}",
+                str(votes["num_votes"]),
+                f"{votes['tokens']:,.0f}",
+                *_cells(votes["majority"]),
+                *_cells(votes["likeliest"]),
+                f"{votes['any']['mean']:.3f}",
+            )
+    return table
+
+
+def _cost_table(summary: Mapping[str, Any]) -> Table:
+    table = _table("tokens drawn at", ["forked", "separate", "ratio"])
+    drawn = {f"{row['budget']:,}": row for row in summary["budgets"]}
+    for name, row in drawn.items():
+        _add_cost(table, name, *(row.get(kind, {}).get("drawn_tokens") for kind in _KINDS))
+    _add_cost(table, "all budgets", *(summary["drawn_tokens"].get(kind) for kind in _KINDS))
+    counts = [summary["engine"][kind] for kind in _KINDS]
+    prompts, hits = ([each[name] for each in counts] for name in _READ)
+    shares = [f"{hit / max(prompt, 1):.1%}" for prompt, hit in zip(prompts, hits, strict=True)]
+    table.add_row("given tokens, votes too", *(f"{count:,}" for count in prompts), "")
+    table.add_row("of them in the cache", *shares, "")
+    return table
+
+
+_KINDS = ("fork", "separate")
+_READ = ("num_prompt_tokens", "num_hit_tokens")
+
+
+def _add_cost(table: Table, name: str, fork: int, separate: int | None) -> None:
+    if separate is None:
+        table.add_row(name, f"{fork:,}", "", "")
+    else:
+        table.add_row(name, f"{fork:,}", f"{separate:,}", f"{fork / max(separate, 1):.2f}")
+
+
+def _cells(found: Mapping[str, float], sign: str = "") -> list[str]:
+    mean, low, high = (round(value, 3) + 0.0 for value in Estimate(**found))  # + 0.0: never -0.000
+    return [f"{mean:{sign}.3f}", f"{low:{sign}.3f} to {high:{sign}.3f}"]
+
+
+def _table(first: str, columns: Sequence[str]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(first, no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table

@@ -1,0 +1,221 @@
+"""Packed matrices: the formats in which the kernels read weights."""
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from fulmen.kernels.backends import DTYPES, native, native_for
+
+LANES: Final = 16
+"""Columns of a packed block."""
+
+
+class Format(enum.IntEnum):
+    """How a matrix is packed; docs/kernels.md gives the bytes."""
+
+    FLOAT32 = 0
+    BFLOAT16 = 1
+    FP8 = 2
+    INT8 = 3
+    INT4 = 4
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedMatrix:
+    """A weight matrix (N, K) in the order the kernels read it."""
+
+    data: Tensor
+    """(bytes,) uint8, contiguous: blocks of 16 columns, each as `Format` says"""
+    format: Format
+    n: int
+    k: int
+    group: int = 0
+    """Inputs that share a scale; 0 for float32 and bfloat16, which have none."""
+    handle: Any = field(init=False, repr=False)
+    """The extension's view of the same memory; None without the extension."""
+
+    def __post_init__(self) -> None:
+        needed = packed_bytes(self.format, self.n, self.k, self.group)
+        is_plain = self.data.dtype == torch.uint8 and self.data.is_contiguous()
+        if not is_plain or self.data.numel() != needed:
+            raise ValueError(
+                f"a packed {self.format.name} matrix ({self.n}, {self.k}) has {self.data.numel()} "
+                f"values of {self.data.dtype}, {needed} bytes are needed"
+            )
+        extension = native() if self.data.is_cpu else None
+        address = self.data.data_ptr()
+        handle = extension and extension.Matrix(address, self.format, self.group, self.n, self.k)
+        object.__setattr__(self, "handle", handle)
+
+    def unpack(self) -> Tensor:
+        """(N, K) float32: the weights these bytes stand for."""
+        return unpack(self.data, self.format, self.n, self.k, self.group)
+
+
+def padded_k(format: Format, k: int, group: int) -> int:
+    """K as packed: whole tiles of 32 for bfloat16, whole groups where there are any."""
+    step = {Format.FLOAT32: 1, Format.BFLOAT16: 32}.get(format, group)
+    return -(-k // step) * step
+
+
+def block_bytes(format: Format, k: int, group: int) -> int:
+    """Bytes of one packed block of 16 columns."""
+    k = padded_k(format, k, group)
+    match format:
+        case Format.FLOAT32:
+            return 64 * k
+        case Format.BFLOAT16:
+            return 32 * k
+        case Format.FP8 | Format.INT8:
+            return 16 * k + 64 * (k // group)
+        case Format.INT4:
+            return 8 * k + 64 * (k // group)
+
+
+def packed_bytes(format: Format, n: int, k: int, group: int = 0) -> int:
+    """Bytes of a packed matrix (n, k)."""
+    return -(-n // LANES) * block_bytes(format, k, group)
+
+
+def pack(weight: Tensor) -> PackedMatrix:
+    """Packs a float32 or bfloat16 matrix (N, K) as it is."""
+    if weight.dtype not in DTYPES:
+        raise ValueError(f"a matrix of {weight.dtype} cannot be packed, only float32 and bfloat16")
+    format = Format.FLOAT32 if weight.dtype == torch.float32 else Format.BFLOAT16
+    n, k = weight.shape
+    extension = native_for(weight)
+    if extension is None:
+        return PackedMatrix(_pack_reference(weight, format), format, n, k)
+    out = torch.empty(packed_bytes(format, n, k), dtype=torch.uint8)
+    matrix = PackedMatrix(out, format, n, k)
+    row, column = weight.stride()
+    source, dtype = weight.detach().data_ptr(), DTYPES[weight.dtype]
+    extension.pack(source, dtype, row, column, matrix.handle, out.data_ptr())
+    return matrix
+
+
+def concatenate(matrices: Sequence[PackedMatrix]) -> PackedMatrix | None:
+    """One matrix whose outputs are theirs, one after the other; None where they differ in format
+    or one does not end with a whole block of 16 columns."""
+    first = matrices[0]
+    kinds = {(m.format, m.group, m.k) for m in matrices}
+    if len(kinds) > 1 or any(m.n % LANES for m in matrices):
+        return None
+    data = torch.cat([m.data for m in matrices])
+    return PackedMatrix(data, first.format, sum(m.n for m in matrices), first.k, first.group)
+
+
+def _columns(values: Tensor, k: int, per: int) -> Tensor:
+    """(N, K) -> (blocks, k / per, 16, per), padded with zeros."""
+    blocks = -(-len(values) // LANES)
+    padded = values.new_zeros(blocks * LANES, k)
+    padded[: len(values), : values.shape[1]] = values
+    return padded.view(blocks, LANES, k // per, per).transpose(1, 2).contiguous()
+
+
+def _bytes(x: Tensor) -> Tensor:
+    """(blocks, ...) -> (blocks, bytes) uint8"""
+    return x.contiguous().view(len(x), -1).view(torch.uint8)
+
+
+def _pack_reference(weight: Tensor, format: Format) -> Tensor:
+    k = padded_k(format, weight.shape[1], 0)
+    return _bytes(_columns(weight.detach(), k, 1 if format == Format.FLOAT32 else 2)).flatten()
+
+
+def pack_fp8(weight: Tensor, scales: Tensor, block_size: tuple[int, int]) -> PackedMatrix:
+    """Packs e4m3 weights (N, K) with scales (ceil(N / rows), ceil(K / columns)) float32 of blocks
+    of rows x columns, as the checkpoint stores them."""
+    (n, k), (rows, group) = weight.shape, block_size
+    if rows % LANES or group % 32 or group > MAX_GROUP:
+        raise ValueError(
+            f"FP8 blocks of {rows} x {group} cannot be packed: rows must be a multiple of 16, "
+            f"columns of 32 and at most {MAX_GROUP}"
+        )
+    wide = padded_k(Format.FP8, k, group)
+    codes = _columns(weight.view(torch.uint8), wide, 2)
+    by_block = scales.repeat_interleave(rows // LANES, 0)[: len(codes)]  # (blocks, groups)
+    spread = by_block.float()[:, :, None].expand(-1, -1, LANES)
+    data = torch.cat((_bytes(codes), _bytes(spread)), 1).flatten()
+    return PackedMatrix(data, Format.FP8, n, k, group)
+
+
+MAX_GROUP: Final = 128
+"""Inputs of the largest group the kernels take."""
+
+
+def pack_int8(codes: Tensor, scales: Tensor, group: int) -> PackedMatrix:
+    """Packs codes (N, K) int8 with scales (N, ceil(K / group)) float32: weight = scale * code."""
+    _check_group(group)
+    n, k = codes.shape
+    wide = padded_k(Format.INT8, k, group)
+    # Padding holds code 0, which is 128 as stored.
+    shifted = _columns(codes, wide, 4).view(torch.uint8) ^ 128
+    blocks, groups = len(shifted), wide // group
+    grouped = _bytes(shifted).view(blocks, groups, group * LANES)
+    data = torch.cat((grouped, _spread(scales, blocks)), 2).flatten()
+    return PackedMatrix(data, Format.INT8, n, k, group)
+
+
+def pack_int4(codes: Tensor, scales: Tensor, offsets: Tensor, group: int) -> PackedMatrix:
+    """Packs codes (N, K) uint8 from 0 to 15 with scales and offsets (N, ceil(K / group)) float16:
+    weight = scale * code + offset."""
+    _check_group(group)
+    n, k = codes.shape
+    wide = padded_k(Format.INT4, k, group)
+    quads = _columns(codes, wide, 4)  # (blocks, K / 4, 16, 4)
+    blocks, groups = len(quads), wide // group
+    pairs = quads.view(blocks, wide // 8, 2, LANES, 4)
+    nibbles = pairs[:, :, 0] | pairs[:, :, 1] << 4
+    grouped = _bytes(nibbles).view(blocks, groups, group * LANES // 2)
+    data = torch.cat((grouped, _spread(scales, blocks), _spread(offsets, blocks)), 2).flatten()
+    return PackedMatrix(data, Format.INT4, n, k, group)
+
+
+def _check_group(group: int) -> None:
+    if group % 32 or not 0 < group <= MAX_GROUP:
+        raise ValueError(f"the group is {group}, it must be a multiple of 32, at most {MAX_GROUP}")
+
+
+def _spread(values: Tensor, blocks: int) -> Tensor:
+    """(N, groups) -> (blocks, groups, bytes) uint8: 16 columns' values side by side."""
+    padded = values.new_zeros(blocks * LANES, values.shape[1])
+    padded[: len(values)] = values
+    columns = padded.view(blocks, LANES, -1).transpose(1, 2).contiguous()
+    return columns.view(torch.uint8)
+
+
+def unpack(data: Tensor, format: Format, n: int, k: int, group: int) -> Tensor:
+    """(N, K) float32: the weights that packed bytes stand for."""
+    wide = padded_k(format, k, group)
+    rows = data.view(-1, block_bytes(format, k, group))
+    blocks = len(rows)
+    match format:
+        case Format.FLOAT32:
+            values = rows.view(torch.float32).view(blocks, wide, LANES, 1)
+        case Format.BFLOAT16:
+            values = rows.view(torch.bfloat16).view(blocks, wide // 2, LANES, 2).float()
+        case Format.FP8:
+            codes = rows[:, : 16 * wide].contiguous().view(torch.float8_e4m3fn)
+            scales = rows[:, 16 * wide :].contiguous().view(torch.float32)
+            values = codes.float().view(blocks, wide // group, group // 2, LANES, 2)
+            values = values * scales.view(blocks, wide // group, 1, LANES, 1)
+        case Format.INT8:
+            groups = rows.view(blocks, wide // group, 16 * group + 64)
+            scales = groups[..., 16 * group :].contiguous().view(torch.float32)
+            centred = groups[..., : 16 * group].float() - 128
+            values = centred.view(blocks, wide // group, group // 4, LANES, 4)
+            values = values * scales.view(blocks, wide // group, 1, LANES, 1)
+        case Format.INT4:
+            groups = rows.view(blocks, wide // group, 8 * group + 64)
+            tail = groups[..., 8 * group :].contiguous().view(torch.float16).float()
+            scales, offsets = tail.view(blocks, wide // group, 2, 1, LANES, 1).unbind(2)
+            both = groups[..., : 8 * group].reshape(blocks, wide // group, group // 8, 1, LANES, 4)
+            nibbles = torch.cat((both & 15, both >> 4), 3).float()
+            values = nibbles.flatten(2, 3) * scales + offsets
+    columns = values.reshape(blocks, -1, LANES, values.shape[-1]).transpose(1, 2)
+    return columns.reshape(blocks * LANES, wide)[:n, :k].contiguous()

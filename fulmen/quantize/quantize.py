@@ -1,0 +1,392 @@
+"""A checkpoint with its matrices rounded, written as the CPU's kernels read it.
+
+    source -> plan: what is packed, and which shard it goes to -> shard by shard -> config.json
+
+One tensor is in memory at a time; with a calibration text one layer, and then a shard is a layer. A
+shard is written aside, synced and renamed, and every byte follows from the source and the settings,
+so a run that was killed goes on with the first shard that is missing and ends with the same files.
+With a calibration text the last bits of its products also follow from the kind of machine: go on
+where the run began. config.json comes last: a folder that has one is whole.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from fulmen.catalog import OnProgress
+from fulmen.checkpoints import CONFIG, INDEX, SINGLE, Checkpoint
+from fulmen.files import read_json, replacing, write_text
+from fulmen.models import HARMLESS, Bits, Config, Fp8Config, PackedConfig, TensorSpec
+from fulmen.quantize.calibration import MIN_TOKENS, Calibration
+from fulmen.quantize.container import in_file_order, num_bytes, write_container
+from fulmen.quantize.rounding import FP8_BLOCK, Rounded, check_rounded, round_rows
+
+RECORD: Final = ".quantize.json"
+"""In the folder that is written: the settings and the source, to go on with those and no others."""
+
+REPORT: Final = "quality.json"
+"""What is said about the result, beside it; of another checkpoint's it is not copied."""
+
+DEFAULT_GROUP_SIZES: Final[Mapping[Bits, int]] = {8: 32, 4: 32, "fp8": FP8_BLOCK[1]}
+"""Unless the user says otherwise; docs/kernels.md says what each costs and saves."""
+
+_COPIED: Final = ("*.json", "*.jinja", "*.txt", "*.md", "*.model", "LICENSE*")
+_VERSION: Final = 2
+"""Of the rounding: files of two versions must not be mixed."""
+_KEPT_DTYPES: Final = (torch.bfloat16, torch.float32)
+"""Of what is not rounded, and of activations: what the kernels multiply."""
+_ERROR: Final = "{:.4e}"
+"""How a tensor's error is kept in its shard; always equally long."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuantizeConfig:
+    """What to make of a checkpoint."""
+
+    packed: PackedConfig
+    dtype: torch.dtype | None = None
+    """Of embedding, norms and head, and of activations: bfloat16 or float32; None keeps the
+    source's."""
+    max_shard_bytes: int = 2 * 10**9
+    """A run that was killed repeats at most so much. With a calibration text a shard is a layer."""
+
+    def __post_init__(self) -> None:
+        if self.dtype is not None and self.dtype not in _KEPT_DTYPES:
+            raise ValueError(
+                f"dtype is {_name_of(self.dtype)}, it must be bfloat16 or float32, or absent"
+            )
+
+    def check_calibration(self, num_tokens: int) -> None:
+        """Raises a ValueError if a calibration text of so many tokens is of no use."""
+        if self.packed.bits == "fp8":
+            raise ValueError("a calibration text is for bits 8 or 4, fp8 is rounded without one")
+        if num_tokens < MIN_TOKENS:
+            raise ValueError(
+                f"a calibration text of {num_tokens} tokens is too short, at least {MIN_TOKENS} "
+                "are needed"
+            )
+
+    def check_out(self, out: Path) -> None:
+        """Raises a ValueError for a folder that cannot be written, whatever the source is."""
+        if (out / RECORD).exists():
+            _check_begun(out, {"version": _VERSION, **self.to_dict()})
+            return
+        if out.exists() and not _is_unused(out):
+            raise ValueError(
+                f"{out} exists and fulmen quantize did not begin it, choose a new folder"
+            )
+        above = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+        if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
+            raise ValueError(f"{out} cannot be written, {above} is no folder that we may write to")
+
+    def to_dict(self) -> dict[str, object]:
+        """As JSON holds it."""
+        dtype = None if self.dtype is None else _name_of(self.dtype)
+        return asdict(self.packed) | {"dtype": dtype, "max_shard_bytes": self.max_shard_bytes}
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    file: str
+    specs: list[TensorSpec]
+    """As they are stored, in the order of the file."""
+    layer: int | None
+    """The layer it is, with a calibration text; None for what lies outside the layers, and without
+    such a text."""
+
+
+def quantize_checkpoint(
+    source: Path,
+    out: Path,
+    settings: QuantizeConfig,
+    *,
+    calibration_ids: Sequence[int] | None = None,
+    on_progress: OnProgress | None = None,
+) -> dict[str, float]:
+    """Writes the folder `out`, or goes on where an earlier run stopped.
+
+    source           a checkpoint folder or a GGUF file
+    calibration_ids  a text; matrices are then rounded for the inputs it gives them (GPTQ)
+    on_progress      called with the bytes written so far and in all
+
+    Returns for every rounded tensor |rounded - original| / |original|. Raises ValueError for a
+    source that does not load, and for an `out` that holds anything but the same work begun.
+    """
+    checkpoint = Checkpoint.open_whole(source)
+    if isinstance(checkpoint.config.quantization_config, PackedConfig):
+        raise ValueError(f"{source} is quantised already, the original checkpoint is needed")
+    if calibration_ids is not None:
+        settings.check_calibration(len(calibration_ids))
+    config = _new_config(checkpoint, settings)
+    shards = _plan(checkpoint, config, settings, by_layer=calibration_ids is not None)
+    total = sum(num_bytes(spec) for shard in shards for spec in shard.specs)
+    with _claimed(out, settings, _record(checkpoint, settings, calibration_ids)):
+        missing = [shard for shard in shards if not (out / shard.file).exists()]
+        left = sum(num_bytes(spec) for shard in missing for spec in shard.specs)
+        if (free := shutil.disk_usage(out).free) < left:
+            raise ValueError(f"{out} needs {left:,} more bytes, its disk has {free:,} free")
+        done = total - left
+        calibration = None
+        # The text need not come further than the last layer that is rounded.
+        missing_layers = [shard.layer for shard in missing if shard.layer is not None]
+        if missing_layers and calibration_ids is not None:
+            calibration = Calibration(checkpoint, config, calibration_ids)
+        for shard in shards:
+            if shard in missing:
+                rounded = {}
+                if calibration is not None and shard.layer is not None:
+                    rounded = calibration.round_layer(shard.layer)
+                for written in _write_shard(checkpoint, config, shard, out, rounded):
+                    done += written
+                    if on_progress is not None:
+                        on_progress(done, total)
+            if (
+                calibration is not None
+                and shard.layer is not None
+                and shard.layer < missing_layers[-1]
+            ):
+                calibration.advance(shard.layer, out / shard.file)
+        _finish(checkpoint, config, shards, out)
+    return {name: e for shard in shards for name, e in _errors_of(out / shard.file).items()}
+
+
+def _new_config(checkpoint: Checkpoint, settings: QuantizeConfig) -> Config:
+    """A rounded head is a matrix of its own, also where it was the embedding."""
+    config = checkpoint.config
+    if settings.dtype is None and config.torch_dtype not in _KEPT_DTYPES:
+        raise ValueError(
+            f"{checkpoint.path} is in {_name_of(config.torch_dtype)}, rounded models are in "
+            "bfloat16 or float32, name one of them (--dtype)"
+        )
+    is_tied = config.tie_word_embeddings and settings.packed.head_bits is None
+    return replace(
+        config,
+        quantization_config=settings.packed,
+        torch_dtype=settings.dtype or config.torch_dtype,
+        tie_word_embeddings=is_tied,
+    )
+
+
+def _plan(
+    checkpoint: Checkpoint, config: Config, settings: QuantizeConfig, *, by_layer: bool
+) -> list[_Shard]:
+    parts: list[list[TensorSpec]] = [[]]
+    layers: list[int | None] = [None]
+    size = 0
+    for spec in config.tensors():
+        if spec.dtype != torch.uint8:
+            spec = spec._replace(dtype=_kept_dtype(checkpoint, spec, settings))
+        layer = _layer_of(spec.name) if by_layer else None
+        is_full = layer is None and size + num_bytes(spec) > settings.max_shard_bytes
+        if parts[-1] and (is_full or layer != layers[-1]):
+            parts.append([])
+            layers.append(layer)
+            size = 0
+        parts[-1].append(spec)
+        size += num_bytes(spec)
+    count = len(parts)
+    names = [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
+    if count == 1:
+        names = [SINGLE]
+    return [
+        _Shard(name, in_file_order(part), layer)
+        for name, part, layer in zip(names, parts, layers, strict=True)
+    ]
+
+
+def _layer_of(name: str) -> int | None:
+    """The layer a tensor is in; None for embedding, last norm and head."""
+    match = re.match(r"model\.layers\.(\d+)\.", name)
+    return int(match[1]) if match else None
+
+
+def _kept_dtype(checkpoint: Checkpoint, spec: TensorSpec, settings: QuantizeConfig) -> torch.dtype:
+    """Of a tensor that is not rounded: what it has, unless the user names another. Routers and
+    choice biases, which configs say are float32, keep theirs; FP8 blocks become what the config
+    says."""
+    if settings.dtype is not None and spec.dtype == settings.dtype:
+        return settings.dtype
+    stored = checkpoint.dtype_of(spec.name)
+    return spec.dtype if stored == torch.float8_e4m3fn else stored
+
+
+# The folder
+
+
+def _record(
+    checkpoint: Checkpoint, settings: QuantizeConfig, calibration_ids: Sequence[int] | None
+) -> dict[str, object]:
+    """What decides the bytes of the result: the settings, the text, and the source by its files."""
+    text = None if calibration_ids is None else json.dumps(list(calibration_ids))
+    files = sorted({stored.file for stored in checkpoint.stored.values()})
+    config = json.dumps(checkpoint.config.to_dict(), sort_keys=True)
+    return {
+        "version": _VERSION,
+        **settings.to_dict(),
+        "config": hashlib.sha256(config.encode()).hexdigest(),
+        "calibration": text and hashlib.sha256(text.encode()).hexdigest(),
+        "files": {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files},
+    }
+
+
+def _check_begun(out: Path, record: Mapping[str, object]) -> None:
+    before = read_json(out / RECORD)
+    for name, value in record.items():
+        if before.get(name) != value:
+            raise ValueError(
+                f"{out} was begun {_difference(name, before.get(name), value)}; go on with "
+                "the same, or choose another folder"
+            )
+
+
+@contextmanager
+def _claimed(out: Path, settings: QuantizeConfig, record: Mapping[str, object]) -> Iterator[None]:
+    """Makes `out` ours, or finds it ours with the same work begun; one process at a time."""
+    import fcntl  # not at the top: Windows has none, and loads models all the same
+
+    settings.check_out(out)
+    file = out / RECORD
+    if not file.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(file, json.dumps(record, indent=2) + "\n")
+    with file.open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another fulmen quantize is writing {out}") from None
+        _check_begun(out, record)
+        for part in out.glob(".*.part"):
+            part.unlink()
+        yield
+
+
+def _is_unused(out: Path) -> bool:
+    """Whether a folder is empty but for a record that a killed run did not finish."""
+    return out.is_dir() and {*out.iterdir()} == {*out.glob(f".{RECORD}.*.part")}
+
+
+def _difference(name: str, before: object, now: object) -> str:
+    match name:
+        case "version":
+            return "by another version of fulmen"
+        case "config" | "files":
+            return "from another input"
+        case "calibration":
+            return "with another calibration text, or with none"
+    return f"with {name} {before}, not {now}"
+
+
+def _finish(checkpoint: Checkpoint, config: Config, shards: list[_Shard], out: Path) -> None:
+    """What is not weights; config.json last."""
+    folder = checkpoint.path if checkpoint.path.is_dir() else None
+    values: dict[str, object] = {}
+    if folder is not None:
+        sources = {file for pattern in _COPIED for file in folder.glob(pattern)}
+        for file in sorted(sources):
+            if file.name not in (CONFIG, INDEX, REPORT) and file.is_file():
+                with file.open("rb") as original, replacing(out / file.name) as copy:
+                    shutil.copyfileobj(original, copy)
+        original_config = read_json(folder / CONFIG)
+        values = {name: value for name, value in original_config.items() if name in HARMLESS}
+    if len(shards) > 1:
+        total = sum(num_bytes(spec) for shard in shards for spec in shard.specs)
+        weight_map = {spec.name: shard.file for shard in shards for spec in shard.specs}
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        write_text(out / INDEX, json.dumps(index, indent=2) + "\n")
+    values |= config.to_dict()
+    write_text(out / CONFIG, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+# One shard
+
+
+def _write_shard(
+    checkpoint: Checkpoint,
+    config: Config,
+    shard: _Shard,
+    out: Path,
+    rounded: Mapping[str, Rounded],
+) -> Iterator[int]:
+    """Writes a shard whole, with those matrices that are rounded already; yields the bytes of every
+    piece."""
+    errors = {spec.name: 0.0 for spec in shard.specs if spec.dtype == torch.uint8}
+
+    def metadata() -> dict[str, str]:
+        return {"relative_errors": json.dumps({n: _ERROR.format(e) for n, e in errors.items()})}
+
+    def pieces(spec: TensorSpec) -> Iterator[Tensor]:
+        if spec.name not in errors:
+            yield _read(checkpoint, spec.name).to(spec.dtype)
+            return
+        error = norm = 0.0
+        parts = [rounded[spec.name]] if spec.name in rounded else _rounded(checkpoint, config, spec)
+        for part in parts:
+            error += part.squared_error
+            norm += part.squared_norm
+            yield part.data
+        check_rounded(spec.name, error, norm)
+        errors[spec.name] = (error / norm) ** 0.5 if norm else 0.0
+
+    with replacing(out / shard.file) as file:
+        yield from write_container(file, shard.specs, pieces, metadata)
+
+
+def _rounded(checkpoint: Checkpoint, config: Config, spec: TensorSpec) -> Iterator[Rounded]:
+    """A matrix, some rows at a time."""
+    packed = config.quantization_config
+    assert isinstance(packed, PackedConfig)
+    format = packed.format_of(spec.name.removesuffix(".weight"))
+    assert format is not None
+    source = checkpoint.config.quantization_config
+    if packed.bits == "fp8" and isinstance(source, Fp8Config):
+        same = checkpoint.read_packed(spec.name)
+        if same is not None and (same.format, same.group) == (format, packed.group_size):
+            yield Rounded(same.data, 0, 0)
+            return
+    yield from round_rows(_read(checkpoint, spec.name), format, packed.group_size)
+
+
+def _read(checkpoint: Checkpoint, name: str) -> Tensor:
+    is_tied = name == "lm_head.weight" and checkpoint.config.tie_word_embeddings
+    return checkpoint.read("model.embed_tokens.weight" if is_tied else name)
+
+
+def _errors_of(file: Path) -> dict[str, float]:
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+    kept: Mapping[str, str] = json.loads(header["__metadata__"]["relative_errors"])
+    return {name: float(error) for name, error in kept.items()}
+
+
+def parse_packed(
+    *,
+    bits: str,
+    group_size: int | None = None,
+    input_bits: int = 16,
+    head_bits: int | None = None,
+) -> PackedConfig:
+    """The format as a user writes it, `bits` 8, 4 or fp8, with the group size that goes with it."""
+    kind: Bits = int(bits) if bits.isdecimal() else bits
+    if kind not in DEFAULT_GROUP_SIZES:
+        raise ValueError(f"bits is {bits}, it must be {' or '.join(map(str, DEFAULT_GROUP_SIZES))}")
+    return PackedConfig(
+        bits=kind,
+        group_size=DEFAULT_GROUP_SIZES[kind] if group_size is None else group_size,
+        input_bits=input_bits,
+        head_bits=head_bits,
+    )

@@ -1,0 +1,108 @@
+"""Sessions as a user handles them at the command line, in one process."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from fulmen.cli import app
+from fulmen.sessions import SessionStore
+from tests.tiny import write_checkpoint
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("m2"), "m2")
+
+
+class Shell:
+    """Runs commands on one store."""
+
+    def __init__(self, folder: Path, store: Path) -> None:
+        self.folder = folder
+        self.store = SessionStore(store)
+
+    def run(self, *arguments: str, stdin: str = "") -> str:
+        """What a command prints on stdout; its error is raised."""
+        result = CliRunner().invoke(app, [*arguments, "--store", str(self.store.root)], input=stdin)
+        if result.exception is not None:
+            raise result.exception
+        return result.stdout
+
+    def chat(self, *arguments: str, name: str = "a") -> str:
+        flags = ("--max-tokens", "24", "--thinking-budget", "6", "--seed", "3")
+        is_new = not self.store.has(name)
+        model = ("--model", str(self.folder)) if is_new else ()
+        return self.run("chat", *arguments, "--session", name, *model, *flags)
+
+
+@pytest.fixture
+def shell(folder: Path, tmp_path: Path) -> Shell:
+    return Shell(folder, tmp_path)
+
+
+def test_a_conversation_goes_on_is_forked_shown_exported_and_removed(shell: Shell) -> None:
+    first = shell.chat("see [/b] and [red]")
+    shell.chat("and then?")
+    messages = json.loads(shell.run("sessions", "export", "a"))
+    assert [message["role"] for message in messages] == ["user", "assistant"] * 2
+    assert messages[1]["content"] == first.rstrip("\n")
+    shell.run("sessions", "fork", "a", "b", "--turn", "1")
+    listed = shell.run("sessions", "list")
+    assert "see [/b] and [red]" in listed
+    assert "and then?" in listed
+    shown = shell.run("sessions", "show", "b")
+    assert "see [/b]" in shown
+    assert "and then?" not in shown
+    turns = json.loads(shell.run("sessions", "export", "a", "--tokens"))
+    assert len(turns[1]["answer_ids"]) == len(turns[1]["logprobs"])
+    shell.run("sessions", "rm", "a")
+    with pytest.raises(ValueError, match="there is no session 'a'"):
+        shell.run("sessions", "show", "a")
+    assert sorted(path.name for path in (shell.store.root / "sessions").iterdir()) == ["b.json"]
+
+
+def test_an_answer_that_was_taken_back_is_finished_as_it_was_and_thoughts_stay_off_stdout(
+    shell: Shell,
+) -> None:
+    whole = shell.chat("Hello")
+    (turn,) = json.loads(shell.run("sessions", "export", "a", "--tokens"))
+    shell.run("sessions", "rewind", "a", "--turn", "1", "--token", "4")
+    assert [m["role"] for m in json.loads(shell.run("sessions", "export", "a"))] == ["user"]
+    with pytest.raises(ValueError, match="was taken back into an answer, an empty message"):
+        shell.chat("second")
+    assert shell.chat("") == whole
+    (again,) = json.loads(shell.run("sessions", "export", "a", "--tokens"))
+    assert again["answer_ids"] == turn["answer_ids"]
+    assert again["logprobs"] == turn["logprobs"]
+    with pytest.raises(ValueError, match="the message is empty"):
+        shell.chat("")
+    shell.run("sessions", "rewind", "a", "--turn", "1", "--token", "4")
+    shell.run("sessions", "rewind", "a", "--turn", "1")
+    assert json.loads(shell.run("sessions", "export", "a", "--tokens")) == [again]
+
+
+def test_undo_is_kept_and_a_system_prompt_is_not_exchanged(shell: Shell) -> None:
+    shell.chat("one", "--system", "Be brief.")
+    with pytest.raises(ValueError, match="begun with another system prompt"):
+        shell.chat("two", "--system", "Be long.")
+    shell.chat("two", "--system", "Be brief.")
+    assert len(shell.store.turns(shell.store.head("a"))) == 2
+    shell.chat("x", name="b")
+    with pytest.raises(ValueError, match="begun without system prompt"):
+        shell.chat("y", "--system", "Be brief.", name="b")
+
+
+def test_other_models_are_refused(shell: Shell, tmp_path: Path) -> None:
+    shell.chat("one")
+    other = write_checkpoint(tmp_path / "m1", "m1")
+    with pytest.raises(ValueError, match="belongs to another model"):
+        shell.run("chat", "two", "--session", "a", "--model", str(other))
+
+
+@pytest.mark.parametrize("command", [("rm", "a"), ("rewind", "a", "--turn", "1"), ("show", "a")])
+def test_what_is_not_there_leaves_nothing_behind(shell: Shell, command: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="there is no session 'a'"):
+        shell.run("sessions", *command)
+    assert not (shell.store.root / "sessions").exists()

@@ -1,0 +1,75 @@
+"""`fulmen scale` as a user runs it."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_cli import fulmen
+from tests.tiny import write_checkpoint
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("m2"), "m2")
+
+
+def test_it_prints_tables_or_json_and_draws_the_curve(folder: Path, tmp_path: Path) -> None:
+    out, plot = tmp_path / "runs.json", tmp_path / "curve.svg"
+    flags = ("--model", folder, "--tasks", "3", "--budgets", "0,4,8", "--answer-tokens", "4")
+    run = fulmen("scale", *flags, "--check", "--out", out, "--plot", plot)
+    assert run.returncode == 0, run.stderr
+    assert "accuracy, forked" in run.stdout
+    assert "difference" in run.stdout
+    assert plot.read_text().startswith("<svg")
+    again = fulmen("scale", *flags, "--check", "--out", out, "--json")
+    summary = json.loads(again.stdout)
+    assert [row["budget"] for row in summary["budgets"]] == [0, 4, 8]
+    assert summary["num_tasks"] == 3
+    more = fulmen("scale", *flags, "--out", out)
+    assert more.returncode == 1
+    assert "has runs with is_checked true, not false; another file is needed" in more.stderr
+
+
+def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(
+    folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "runs.json"
+    flags = ["--model", str(folder), "--budgets", "0,4", "--answer-tokens", "4", "--out", str(out)]
+    many = [sys.executable, "-m", "fulmen.cli", "scale", *flags, "--tasks", "5000"]
+    with subprocess.Popen(many, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        deadline = time.monotonic() + 100
+        while not out.exists() and run.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        run.send_signal(signal.SIGINT)
+        stdout, stderr = run.communicate(timeout=100)
+    assert run.returncode == 130, stderr
+    assert "accuracy, forked" in stdout
+    assert f"of 5000 tasks done, the same command goes on from {out}" in stderr
+    assert "Traceback" not in stderr
+    kept = json.loads(out.read_text())["tasks"]
+    more = fulmen("scale", *flags, "--tasks", str(len(kept) + 1))
+    assert more.returncode == 0, more.stderr
+    assert json.loads(out.read_text())["tasks"].items() > kept.items()
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (("--budgets", "64,0"), "budgets are '64,0', they must be 0 or more and ascending"),
+        (("--tasks", "0"), "--tasks is 0, it must be 1 or more"),
+        (("--task", "chess"), "chess is no task source"),
+        (("--budgets", "0,1M"), "a thought of 1000000 tokens needs"),
+        (("--closing", "So:"), "this model closes its thoughts with </think> alone"),
+    ],
+)
+def test_a_mistake_is_one_sentence(folder: Path, flags: tuple[str, ...], sentence: str) -> None:
+    run = fulmen("scale", "--model", folder, *flags)
+    assert run.returncode == 1
+    assert run.stdout == ""
+    assert sentence in run.stderr
+    assert "Traceback" not in run.stderr

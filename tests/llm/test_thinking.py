@@ -1,0 +1,240 @@
+"""A thought and its budget: how it is led to its end, and that nothing of it leaks."""
+
+import json
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fulmen.engine import EngineConfig
+from fulmen.llm import LLM, Completion, Purse
+from fulmen.sampling import SamplingParams
+from fulmen.units import parse_count
+from tests.tiny import write_checkpoint
+
+MESSAGES = [{"role": "user", "content": "Hello"}]
+TAGS = re.compile("</?(?:think|minimax:tool_call|tool_calls)>")
+
+
+@pytest.fixture(scope="module", params=["m1", "m2"])
+def llm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LLM:
+    return load(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture(scope="module")
+def m2(tmp_path_factory: pytest.TempPathFactory) -> LLM:
+    return load(tmp_path_factory.mktemp("m2-only"), "m2")
+
+
+def load(folder: Path, kind: str) -> LLM:
+    config = EngineConfig(max_num_seqs=16, num_draft_tokens=3)
+    return LLM.load(str(write_checkpoint(folder, kind)), engine_config=config)
+
+
+SCHEMAS = (
+    '{"enum": ["yes", "no", 7]}',
+    '{"type": "array", "items": {"type": "boolean"}, "maxItems": 3}',
+    '{"type": "object", "properties": {"a": {"type": "string", "maxLength": 9}}, '
+    '"required": ["a"], "additionalProperties": false}',
+)
+
+
+def thinking_ids(llm: LLM, text: str) -> list[int]:
+    """An answer that has begun with a thought."""
+    opening = "" if llm.format.thinking_open_in_prompt else "<think>\n"
+    return llm.tokenizer.encode(opening + text)
+
+
+def text_of(llm: LLM, completion: Completion) -> str:
+    return llm.tokenizer.decode(completion.answer_ids)
+
+
+def test_the_last_phrase_is_part_of_the_thought_and_of_its_budget(llm: LLM) -> None:
+    phrase = llm.format.thinking_last_phrase
+    params = SamplingParams(
+        seed=1, thinking_budget=600, max_tokens=700, thinking_landing=1e-6, ignore_eos=True
+    )
+    with llm.answer([1], params=params, begun=thinking_ids(llm, "")) as stream:
+        list(stream)
+        completion = stream.finish()
+    assert completion.reply.thinking.endswith("\n\n" + phrase.strip())
+    assert completion.reply.is_thinking_closed
+    assert completion.num_thinking_tokens <= 600
+    assert phrase.strip() not in completion.reply.content
+
+
+def test_the_end_gets_likelier_at_sentence_ends_and_only_there(m2: LLM) -> None:
+    """Begun texts with one token left before the phrase: the closing tag is all but certain."""
+    num_phrase = len(m2.tokenizer.encode("\n\n" + m2.format.thinking_last_phrase))
+    ends = dict.fromkeys(("Yes.", "Yes. ", "So\n", "Is it? Yes!", "(It is.)"), True)
+    for text, is_end in (ends | dict.fromkeys(("Yes", "It is 3.", "a,"), False)).items():
+        begun = m2.tokenizer.encode("x" * 700 + text)
+        budget = len(begun) + num_phrase + 1
+        closed = 0
+        for seed in range(10):
+            params = SamplingParams(seed=seed, thinking_budget=budget, max_tokens=len(begun) + 1)
+            completion = m2.answer([1], params=params, begun=begun)
+            list(completion)
+            ids = completion.finish().answer_ids[len(begun) :]
+            closed += m2.tokenizer.decode(ids) == "</think>"
+        assert (closed >= 8) == is_end, (text, closed)
+        assert closed <= 2 or is_end, (text, closed)
+
+
+def test_a_nudged_token_is_reported_as_likely_as_the_model_found_it(m2: LLM) -> None:
+    end = m2.tokenizer.token_id("</think>")
+    assert end is not None
+    params = SamplingParams(temperature=0, max_tokens=1, logprobs=20)
+    free = m2.answer([1, 2, 3], params=params)
+    list(free)
+    nudged = m2.answer([1, 2, 3], params=params)
+    m2.engine.nudge(nudged.request_id, end, 50.0)
+    list(nudged)
+    assert nudged.outputs[0].token_id == end
+    assert nudged.outputs[0].logprob < free.outputs[0].logprob
+    assert nudged.outputs[0].top_logprobs == free.outputs[0].top_logprobs
+    whole = dict(free.outputs[0].top_logprobs)
+    assert nudged.outputs[0].logprob == whole.get(end, nudged.outputs[0].logprob)
+
+
+def test_an_answer_that_was_stopped_goes_on_as_if_it_had_not_been(llm: LLM) -> None:
+    random_ = random.Random(5)
+    for _ in range(25):
+        params = SamplingParams(
+            seed=random_.randrange(100),
+            thinking_budget=random_.choice([0, 3, 20, 700]),
+            max_tokens=760 if random_.random() < 0.3 else 60,
+            thinking_landing=random_.choice([0, 0.1, 0.9]),
+        )
+        opening = thinking_ids(llm, "")
+        with llm.answer([1, 2], params=params, begun=opening) as stream:
+            list(stream)
+            whole = stream.finish()
+        at = random_.randrange(len(opening), len(whole.answer_ids) + 1)
+        if at == len(whole.answer_ids):
+            continue
+        with llm.answer([1, 2], params=params, begun=whole.answer_ids[:at]) as stream:
+            list(stream)
+            resumed = stream.finish()
+        assert resumed.answer_ids == whole.answer_ids
+        assert [o.logprob for o in resumed.outputs] == [
+            o.logprob for o in whole.outputs[at - len(opening) :]
+        ]
+        assert resumed.reply == whole.reply
+        assert resumed.num_thinking_tokens == whole.num_thinking_tokens
+
+
+def test_requests_share_a_purse(m2: LLM) -> None:
+    purse = Purse(50)
+    params = SamplingParams(seed=2, max_tokens=40, ignore_eos=True)
+    first = m2.chat(MESSAGES, params=replace(params, thinking_budget=20), purse=purse)
+    assert (first.num_thinking_tokens, purse.num_left) == (20, 30)
+    together = m2.chat_many([MESSAGES] * 3, params=params, purse=purse)
+    assert sum(one.num_thinking_tokens for one in together) == 30
+    assert purse.num_left == 0
+    assert all(one.reply.is_thinking_closed for one in together)
+    assert m2.chat(MESSAGES, params=params, purse=purse).reply.thinking == ""
+    purse = Purse(9)
+    with pytest.raises(ValueError, match="the prompt has"):
+        m2.chat([{"role": "user", "content": "x" * 2000}], params=params, purse=purse)
+    m2.stream(MESSAGES, params=params, purse=purse).close()
+    assert purse.num_left == 9
+    with pytest.raises(ValueError, match="must hold 0 or more"):
+        Purse(-1)
+
+
+def cut_answers(llm: LLM, count: int, seed: int) -> Iterator[tuple[int, Completion]]:
+    """Answers whose thoughts are cut at random budgets, sixteen at a time, all kinds of text."""
+    random_ = random.Random(seed)
+    pieces = ["Hm. ", "\n", "</thi", "<think>", "é", "日本。", "3.", "{", "</", "a"]
+    left = count
+    while left:
+        streams = []
+        for _ in range(min(16, left)):
+            budget = random_.choice([0, 1, 2, 5, 13, random_.randrange(60), 560])
+            schema = random_.choice([None, None, *SCHEMAS])
+            params = SamplingParams(
+                seed=random_.randrange(2**32),
+                thinking_budget=budget,
+                thinking_landing=random_.choice([0, 0.1, 0.5, 1]),
+                temperature=random_.choice([0, 0.7, 1.5]),
+                top_k=random_.choice([None, 40]),
+                max_tokens=budget + 110,
+                json_schema=schema,
+                ignore_eos=schema is None and random_.random() < 0.8,
+            )
+            thought = "".join(random_.choices(pieces, k=random_.randrange(8)))
+            begun = thinking_ids(llm, thought)[: max(8, budget)]
+            streams.append((budget, llm.answer([1], params=params, begun=begun)))
+        for budget, stream in streams:
+            list(stream)
+            yield budget, stream.finish()
+        left -= len(streams)
+
+
+def assert_well_formed(llm: LLM, budget: int, completion: Completion) -> None:
+    reply = completion.reply
+    assert completion.num_thinking_tokens <= max(budget, 8)
+    if completion.finish_reason == "stop" and not reply.is_thinking_closed:
+        assert not reply.content  # the model ended its turn inside the thought
+        return
+    assert reply.is_thinking_closed
+    text = text_of(llm, completion)
+    before, tag, after = text.partition("</think>")
+    assert tag
+    if completion.params.json_schema is not None and completion.finish_reason == "stop":
+        assert_json(reply.content, completion.params.json_schema)
+    # The thought is what stands before the tag and the content what stands behind it; other tags
+    # are text to one format and stray to the other.
+    assert bare(reply.thinking) in bare(before)
+    assert "</think>" not in reply.content
+    assert bare(reply.content) in bare(after) or reply.problems
+    if not reply.problems:
+        assert not TAGS.search(reply.content.replace("<think>", ""))
+
+
+def assert_json(content: str, schema: str) -> None:
+    match json.loads(content):
+        case "yes" | "no" | 7:
+            assert schema == SCHEMAS[0]
+        case list(items):
+            assert schema == SCHEMAS[1]
+            assert len(items) <= 3
+            assert all(isinstance(item, bool) for item in items)
+        case {"a": str(text), **others}:
+            assert schema == SCHEMAS[2]
+            assert len(text) <= 9
+            assert not others
+        case other:
+            raise AssertionError(other)
+
+
+def bare(text: str) -> str:
+    return "".join(TAGS.sub("", text).split())
+
+
+def test_no_cut_leaks_a_tag_or_a_thought(llm: LLM) -> None:
+    for budget, completion in cut_answers(llm, 160, seed=0):
+        assert_well_formed(llm, budget, completion)
+
+
+@pytest.mark.slow
+def test_no_cut_of_ten_thousand_leaks_a_tag_or_a_thought(llm: LLM) -> None:
+    for budget, completion in cut_answers(llm, 5_000, seed=1):
+        assert_well_formed(llm, budget, completion)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("512", 512), ("40k", 40_000), ("1.5M", 1_500_000), ("80,000", 80_000)]
+)
+def test_numbers_of_tokens_are_read_as_people_write_them(text: str, count: int) -> None:
+    assert parse_count(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "k", "-3", "1.00001k", "4 0", "many"])
+def test_other_texts_are_no_numbers_of_tokens(text: str) -> None:
+    with pytest.raises(ValueError, match="is no number of tokens"):
+        parse_count(text)
