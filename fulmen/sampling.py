@@ -14,7 +14,7 @@ class Mask(NamedTuple):
 
     allowed: "NDArray[np.bool_]"
     """(V,) at least one"""
-    is_gentle: bool = False
+    redraw_only: bool = False
     """Whether a token is drawn without it, and again under it only if that one is not allowed: so
     nothing changes but what must."""
 

@@ -49,7 +49,7 @@ from fulmen.kernels import (
     write_pages,
 )
 
-WeightFormat = Literal["bfloat16", "int8", "int4", "fp8"]
+FormatName = Literal["bfloat16", "int8", "int4", "fp8"]
 Output = Tensor | Sequence[Tensor]
 
 MIN_SECONDS: Final = 0.1
@@ -60,7 +60,7 @@ INPUT_PLANES: Final = 2
 """Inputs of 16 bits meet int8 and int4 weights as two planes of int8, so products count twice."""
 EPS: Final = 1e-6
 ROPE_THETA: Final = 1e6
-_BITS: Final[dict[WeightFormat, float]] = {
+_BITS: Final[dict[FormatName, float]] = {
     "bfloat16": 16,
     "int8": 8 + 32 / GROUP,
     "int4": 4 + 32 / GROUP,
@@ -123,7 +123,7 @@ class Op:
     """Something to time."""
 
     name: str
-    format: WeightFormat
+    format: FormatName
     """Of the weights; of activations where there are none."""
     work: str
     num_bytes: float
@@ -150,7 +150,7 @@ class Op:
 def list_ops(shapes: Shapes = Shapes()) -> list[Op]:
     """All that is timed. Without the C++ kernels weights are never rounded, so bfloat16 alone."""
     s = shapes
-    formats: tuple[WeightFormat, ...] = ("bfloat16", "int8", "int4", "fp8")
+    formats: tuple[FormatName, ...] = ("bfloat16", "int8", "int4", "fp8")
     formats = formats[: 1 if native() is None else None]
     ragged = [s.long_context >> i for i in range(8)]
     return [
@@ -253,7 +253,7 @@ def _normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
 
 
-def _matrix(n: int, k: int, format: WeightFormat, seed: int = 0) -> Tensor | PackedMatrix:
+def _matrix(n: int, k: int, format: FormatName, seed: int = 0) -> Tensor | PackedMatrix:
     """A random (N, K), about 1 / sqrt(K) in size; plain without the C++ kernels."""
     draw = torch.Generator().manual_seed(seed)
     scale = k**-0.5
@@ -285,7 +285,7 @@ def _plain(matrix: Tensor | PackedMatrix) -> Tensor:
     return matrix if isinstance(matrix, Tensor) else matrix.unpack().bfloat16()
 
 
-def _planes(format: WeightFormat) -> int:
+def _planes(format: FormatName) -> int:
     return INPUT_PLANES if format in ("int8", "int4") else 1
 
 
@@ -331,7 +331,7 @@ def _backward(
     )
 
 
-def _linear(s: Shapes, format: WeightFormat, rows: int) -> Op:
+def _linear(s: Shapes, format: FormatName, rows: int) -> Op:
     hidden, width = s.hidden_size, s.qkv_size
     weight_bytes = hidden * width * _BITS[format] / 8
 
@@ -385,7 +385,7 @@ def _double(matrix: Tensor | PackedMatrix) -> Tensor:
     return (matrix if isinstance(matrix, Tensor) else matrix.unpack()).double()
 
 
-def _experts(s: Shapes, format: WeightFormat, num_tokens: int) -> Op:
+def _experts(s: Shapes, format: FormatName, num_tokens: int) -> Op:
     hidden, width, count = s.hidden_size, s.intermediate_size, s.num_experts
     expert_bytes = 3 * width * hidden * _BITS[format] / 8
     chosen = count * (1 - (1 - s.top_k / count) ** num_tokens)  # as drawn at random

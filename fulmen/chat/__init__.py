@@ -11,7 +11,7 @@ from fulmen.chat.events import (
     ToolCallStart,
     sum_events,
 )
-from fulmen.chat.format import Format
+from fulmen.chat.format import ChatFormat
 from fulmen.chat.formats import get_format, load_format
 from fulmen.chat.grammar import Guide, make_guide
 from fulmen.chat.messages import Message, Tool, ToolCall, random_call_id
@@ -23,10 +23,10 @@ from fulmen.chat.tokenizer import Detokenizer, Tokenizer
 from fulmen.chat.vocabulary import Vocabulary
 
 __all__ = [
+    "ChatFormat",
     "ContentDelta",
     "Detokenizer",
     "Event",
-    "Format",
     "Guide",
     "Message",
     "Parser",

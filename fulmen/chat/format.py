@@ -8,7 +8,7 @@ from fulmen.chat.parsing import Parser
 from fulmen.chat.tokenizer import Segment, Tokenizer, join_segments
 
 
-class Format(ABC):
+class ChatFormat(ABC):
     """Messages to a prompt, a completion to a Reply; `get_format` and `load_format` give one."""
 
     name: str

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fulmen.chat.format import Format
+from fulmen.chat.format import ChatFormat
 from fulmen.chat.m1 import MiniMaxM1
 from fulmen.chat.m2 import DEFAULT_IDENTITY, MiniMaxM2
 from fulmen.chat.template import TemplateFormat
@@ -25,7 +25,7 @@ def _named(release: str) -> MiniMaxM2:
     return MiniMaxM2(model_identity=sentence)
 
 
-_FORMATS: dict[str, Callable[[], Format]] = {
+_FORMATS: dict[str, Callable[[], ChatFormat]] = {
     "minimax_m1": MiniMaxM1,
     "minimax_m2": MiniMaxM2,
     "minimax_m2.1": lambda: _named("M2.1"),
@@ -48,7 +48,7 @@ _TEMPLATE_MARKS = {"minimax_m1": "<beginning_of_sentence>", "minimax_m2": "]~b]"
 _IDENTITY = re.compile(r"""model_identity\s*=\s*(?P<quote>["'])(?P<text>.*?)(?<!\\)(?P=quote)""")
 
 
-def get_format(name: str) -> Format:
+def get_format(name: str) -> ChatFormat:
     """The native format of that name, such as minimax_m2 or MiniMax-M1."""
     make = _FORMATS.get(name.lower().replace("-", "_"))
     if make is None:
@@ -56,7 +56,7 @@ def get_format(name: str) -> Format:
     return make()
 
 
-def load_format(folder: str | Path) -> Format:
+def load_format(folder: str | Path) -> ChatFormat:
     """The format that the checkpoint in this folder speaks."""
     folder = Path(folder)
     if not folder.is_dir():

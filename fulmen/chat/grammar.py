@@ -26,7 +26,7 @@ from typing import Any, Final
 import numpy as np
 from llguidance import LLMatcher
 
-from fulmen.chat.format import Format
+from fulmen.chat.format import ChatFormat
 from fulmen.chat.messages import Tool
 from fulmen.chat.tokenizer import Tokenizer
 from fulmen.chat.vocabulary import Allowed, Vocabulary
@@ -46,7 +46,7 @@ def make_guide(
     vocabulary: Vocabulary,
     params: SamplingParams,
     *,
-    format: Format | None = None,
+    format: ChatFormat | None = None,
     tools: tuple[Tool, ...] = (),
 ) -> "Guide | None":
     """A guide for one completion; None where nothing is constrained.
@@ -75,7 +75,7 @@ def make_guide(
     return Guide(vocabulary, format, answer, calls)
 
 
-def _check_tags(params: SamplingParams, format: Format) -> None:
+def _check_tags(params: SamplingParams, format: ChatFormat) -> None:
     """Refuses what would have to be said and could not be read."""
     for name in ("json_schema", "regex", "choice"):
         given = getattr(params, name)
@@ -108,7 +108,7 @@ class Guide:
     def __init__(
         self,
         vocabulary: Vocabulary,
-        format: Format | None,
+        format: ChatFormat | None,
         answer: LLMatcher | None,
         calls: LLMatcher | None,
     ) -> None:
@@ -231,7 +231,7 @@ class Guide:
             return None
         mask = np.ones(self._vocabulary.vocab_size, dtype=np.bool_)
         mask[token_ids] = False
-        return Mask(mask, is_gentle=True)
+        return Mask(mask, redraw_only=True)
 
     def _is_in_json(self) -> bool:
         """Whether the next text is inside a JSON string. Only there, and in text that goes as it

@@ -32,7 +32,7 @@ Parsing: a completion is `<think>` thought `</think>` answer, then one or more b
 
 from fulmen.chat.arguments import dump_json
 from fulmen.chat.call_grammar import m1_call_schema
-from fulmen.chat.format import Format
+from fulmen.chat.format import ChatFormat
 from fulmen.chat.grammar import json_rule, text_rule
 from fulmen.chat.m1_parser import END_THINK, END_TOOL_BLOCK, THINK, TOOL_BLOCK, M1Parser
 from fulmen.chat.messages import (
@@ -61,7 +61,7 @@ _TOOLS_AFTER = (
 )
 
 
-class MiniMaxM1(Format):
+class MiniMaxM1(ChatFormat):
     """Renders and parses for MiniMax-M1 (40k and 80k) and MiniMax-Text-01."""
 
     name = "minimax_m1"

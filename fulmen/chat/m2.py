@@ -44,7 +44,7 @@ from fulmen.chat.arguments import (
     dump_json,
 )
 from fulmen.chat.call_grammar import m2_call_rules
-from fulmen.chat.format import Format
+from fulmen.chat.format import ChatFormat
 from fulmen.chat.grammar import text_rule
 from fulmen.chat.m2_parser import (
     END_INVOKE,
@@ -82,7 +82,7 @@ _TOOLS_EXAMPLE = (
 )
 
 
-class MiniMaxM2(Format):
+class MiniMaxM2(ChatFormat):
     """Renders and parses for MiniMax-M2, M2.1, M2.5 and M2.7."""
 
     name = "minimax_m2"

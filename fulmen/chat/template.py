@@ -17,14 +17,14 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
-from fulmen.chat.format import Format
+from fulmen.chat.format import ChatFormat
 from fulmen.chat.messages import CallIds, Message, Messages, Tools, random_call_id
 from fulmen.chat.parsing import Parser, PlainParser
 from fulmen.chat.reading import list_calls, read_call, read_message_object, read_tools
 from fulmen.chat.tokenizer import Segment, Tokenizer
 
 
-class TemplateFormat(Format):
+class TemplateFormat(ChatFormat):
     """Renders with a checkpoint's own template; a completion is plain text, all of it content.
 
     The template writes the prompt as one text, so special tokens written in a message act as

@@ -22,7 +22,7 @@ from torch import Tensor
 from fulmen.checkpoints import gguf
 from fulmen.checkpoints.header import ALIGNMENT, SAFETENSORS_DTYPES, Stored, read_header
 from fulmen.files import read_json
-from fulmen.kernels import Format, PackedMatrix, pack_fp8, populate
+from fulmen.kernels import PackedMatrix, WeightFormat, pack_fp8, populate
 from fulmen.models import (
     GROUP_SIZES,
     Config,
@@ -306,8 +306,8 @@ class Checkpoint:
             return None
         return pack_fp8(self._read(name), self._read(_scale_of(name)), fp8.weight_block_size)
 
-    def _packed_as(self, name: str) -> tuple[Format, int] | None:
-        """Format and group size of a matrix that `fulmen quantize` packed."""
+    def _packed_as(self, name: str) -> tuple[WeightFormat, int] | None:
+        """WeightFormat and group size of a matrix that `fulmen quantize` packed."""
         quantization = self.config.quantization_config
         if not isinstance(quantization, PackedConfig):
             return None

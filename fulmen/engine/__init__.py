@@ -2,7 +2,7 @@
 
 from fulmen.engine.drafts import Drafter
 from fulmen.engine.engine import Engine, EngineConfig, EngineStats
-from fulmen.engine.prefixes import Holding, PrefixCache, pages_for
+from fulmen.engine.prefixes import Allocation, PrefixCache, pages_for
 from fulmen.engine.request import Guide, TokenOutput
 from fulmen.engine.runner import MAX_STEP_TOKENS, Runner
 from fulmen.engine.sampler import Candidates, Sampled, num_candidates, sample
@@ -11,13 +11,13 @@ from fulmen.engine.states import Origin
 
 __all__ = [
     "MAX_STEP_TOKENS",
+    "Allocation",
     "Candidates",
     "Drafter",
     "Engine",
     "EngineConfig",
     "EngineStats",
     "Guide",
-    "Holding",
     "Origin",
     "PrefixCache",
     "Runner",

@@ -309,19 +309,19 @@ class Engine:
         """Guesses for those that decode, as far as the step's budget and their pages go."""
         room = self.config.max_num_batched_tokens - sum(part.num_tokens for part in parts)
         for part in parts:
-            request, holding = part.request, part.request.holding
-            if not self.config.num_draft_tokens or request.num_pending > 1 or holding is None:
+            request, allocation = part.request, part.request.allocation
+            if not self.config.num_draft_tokens or request.num_pending > 1 or allocation is None:
                 continue
             if part.forced is not None or part.nudge is not None:
                 continue
-            fed = holding.num_tokens + 1
+            fed = allocation.num_tokens + 1
             # Within a chunk wrong guesses are written over; a state that took them in at the
             # chunk's end could not be taken back.
             in_chunk = CHUNK - 1 - fed % CHUNK
             to_come = request.max_tokens - request.num_new_tokens - 1
             most = min(self.config.num_draft_tokens, room, in_chunk, to_come)
             draft = request.drafter.draft(request.ids, most) if most > 0 else []
-            if draft and self.prefixes.grow(holding, fed + len(draft)):
+            if draft and self.prefixes.grow(allocation, fed + len(draft)):
                 part.draft = draft
                 room -= len(draft)
                 self._num_drafted_tokens += len(draft)
@@ -344,11 +344,11 @@ class Engine:
     def _take(self, part: "Part", candidates: Sequence[Candidates]) -> Iterator[TokenOutput]:
         """What a part of a step came to: no token while a prompt is read, else one and those after
         it that were guessed right."""
-        request, holding = part.request, part.request.holding
-        if holding is None:  # aborted since the pass
+        request, allocation = part.request, part.request.allocation
+        if allocation is None:  # aborted since the pass
             return
         self._in_pass.discard(request)
-        fed = holding.num_tokens + part.num_tokens
+        fed = allocation.num_tokens + part.num_tokens
         self._advance(request, fed)
         if request.num_pending:
             return
@@ -359,15 +359,15 @@ class Engine:
             was_guessed = index < len(part.draft) and part.draft[index] == sampled.token_id
             # What was forced or nudged since was not known to the pass.
             is_steered = bool(request.forced_ids) or request.nudge is not None
-            if not was_guessed or request.holding is None or is_steered:
+            if not was_guessed or request.allocation is None or is_steered:
                 return
             self._num_accepted_tokens += 1
             self._advance(request, fed + index + 1)
 
     def _advance(self, request: Request, num_tokens: int) -> None:
         start = time.perf_counter()
-        assert request.holding is not None
-        self.prefixes.advance(request.holding, request.ids, num_tokens)
+        assert request.allocation is not None
+        self.prefixes.advance(request.allocation, request.ids, num_tokens)
         self._schedule_seconds += time.perf_counter() - start
 
     def is_unfinished(self, request_id: int) -> bool:
@@ -403,13 +403,13 @@ class Engine:
     def _run(self, parts: Sequence["Part"]) -> list[list[Candidates]]:
         """What may follow the last fed token of each part, and each of its guesses."""
         requests = [part.request for part in parts]
-        holdings = [request.holding for request in requests if request.holding is not None]
+        allocations = [request.allocation for request in requests if request.allocation is not None]
         device = self.model.model.embed_tokens.weight.device
         packed = Packed.of(
             [part.ids for part in parts],
-            context_lens=[holding.num_tokens for holding in holdings],
-            block_tables=[holding.pages for holding in holdings],
-            slots=[holding.slot for holding in holdings],
+            context_lens=[allocation.num_tokens for allocation in allocations],
+            block_tables=[allocation.pages for allocation in allocations],
+            slots=[allocation.slot for allocation in allocations],
             num_logits=[1 + len(part.draft) for part in parts],
             device=device,
         )

@@ -58,7 +58,7 @@ class Node:
 
 
 @dataclass(slots=True, eq=False)
-class Holding:
+class Allocation:
     """What one running request owns: known pages it shares, pages of its own after them, a slot."""
 
     slot: int
@@ -119,7 +119,7 @@ class PrefixCache:
         """Memory that snapshots take now."""
         return self._snapshot_bytes
 
-    def begin(self, ids: Sequence[int], *, spare: int = 0) -> Holding | None:
+    def begin(self, ids: Sequence[int], *, spare: int = 0) -> Allocation | None:
         """A slot, and what is known of the longest usable prefix of ids (not all of them).
 
         None, and nothing has changed, if no slot is free, or if with `spare` pages left over there
@@ -151,11 +151,11 @@ class PrefixCache:
             source.was_hit = True
             self._snapshots.move_to_end(source)
         stops = self._stops(num_tokens, deepest, len(ids)) if self._has_states else []
-        return Holding(slot, path, pages, num_tokens, stops)
+        return Allocation(slot, path, pages, num_tokens, stops)
 
-    def missing_pages(self, holding: Holding, num_tokens: int) -> int:
+    def missing_pages(self, allocation: Allocation, num_tokens: int) -> int:
         """Pages that a request still lacks for num_tokens in all."""
-        return max(0, pages_for(num_tokens) - len(holding.pages))
+        return max(0, pages_for(num_tokens) - len(allocation.pages))
 
     def _page_like(self, node: Node) -> int | None:
         """A page of one's own that holds what a node's does; None if no other can be had."""
@@ -179,46 +179,46 @@ class PrefixCache:
         for node in reversed(path):
             self._unlock(node)
 
-    def grow(self, holding: Holding, num_tokens: int) -> bool:
+    def grow(self, allocation: Allocation, num_tokens: int) -> bool:
         """Pages for num_tokens in all, from what nobody reads if none is free; False if there are
         too few, then nothing is taken."""
-        missing = pages_for(num_tokens) - len(holding.pages)
+        missing = pages_for(num_tokens) - len(allocation.pages)
         if missing <= 0:
             return True
         taken = self._take_pages(missing)
         if taken is None:
             return False
-        holding.pages += taken
+        allocation.pages += taken
         return True
 
-    def advance(self, holding: Holding, ids: Sequence[int], num_tokens: int) -> None:
+    def advance(self, allocation: Allocation, ids: Sequence[int], num_tokens: int) -> None:
         """The first num_tokens of ids are in the cache now: full pages become known."""
-        is_stop = num_tokens in holding.stops
-        holding.num_tokens = num_tokens
-        while holding.stops and holding.stops[-1] <= num_tokens:
-            holding.stops.pop()
-        before = len(holding.nodes)
-        self._publish(holding, ids)
-        if self._has_states and num_tokens % PAGE == 0 and len(holding.nodes) > before:
-            node = holding.nodes[-1]
+        is_stop = num_tokens in allocation.stops
+        allocation.num_tokens = num_tokens
+        while allocation.stops and allocation.stops[-1] <= num_tokens:
+            allocation.stops.pop()
+        before = len(allocation.nodes)
+        self._publish(allocation, ids)
+        if self._has_states and num_tokens % PAGE == 0 and len(allocation.nodes) > before:
+            node = allocation.nodes[-1]
             if node.state is None:
-                self._keep_state(node, holding.slot, 0)
+                self._keep_state(node, allocation.slot, 0)
                 if not is_stop:
-                    holding.spaced.append(node)
-                    self._thin_out(holding)
+                    allocation.spaced.append(node)
+                    self._thin_out(allocation)
 
-    def end(self, holding: Holding, ids: Sequence[int], *, keeps_end: bool = True) -> None:
+    def end(self, allocation: Allocation, ids: Sequence[int], *, keeps_end: bool = True) -> None:
         """Gives everything back; what was computed stays known.
 
         keeps_end: False where the tokens after the last full page, and the state, are not to stay:
         a pass that failed leaves them unsure
         """
         if keeps_end:
-            self._keep_end(holding, ids)
-        own = holding.pages[len(holding.nodes) :]
-        self._unlock_all(holding.nodes)
+            self._keep_end(allocation, ids)
+        own = allocation.pages[len(allocation.nodes) :]
+        self._unlock_all(allocation.nodes)
         self._free_pages += own
-        self._free_slots.append(holding.slot)
+        self._free_slots.append(allocation.slot)
 
     def known(self, ids: Sequence[int]) -> list[Node]:
         """The nodes of the longest known beginning of ids; the last may end inside a page."""
@@ -336,20 +336,20 @@ class PrefixCache:
         found = {deepest} if deepest > start else set()
         return sorted(found | ({last} if last - start >= _WORTH_A_PASS else set()), reverse=True)
 
-    def _publish(self, holding: Holding, ids: Sequence[int]) -> None:
-        while (len(holding.nodes) + 1) * PAGE <= holding.num_tokens:
-            index = len(holding.nodes)
-            parent = holding.nodes[-1] if holding.nodes else self._root
+    def _publish(self, allocation: Allocation, ids: Sequence[int]) -> None:
+        while (len(allocation.nodes) + 1) * PAGE <= allocation.num_tokens:
+            index = len(allocation.nodes)
+            parent = allocation.nodes[-1] if allocation.nodes else self._root
             key = tuple(ids[index * PAGE : (index + 1) * PAGE])
             node = parent.children.get(key)
             if node is None:
-                node = self._add(parent, key, holding.pages[index])
-            elif node.page != holding.pages[index]:
+                node = self._add(parent, key, allocation.pages[index])
+            elif node.page != allocation.pages[index]:
                 # Another request was here first; its page holds the same bits.
-                self._free_pages.append(holding.pages[index])
-                holding.pages[index] = node.page
+                self._free_pages.append(allocation.pages[index])
+                allocation.pages[index] = node.page
             self._lock(node)
-            holding.nodes.append(node)
+            allocation.nodes.append(node)
 
     def _add(self, parent: Node, ids: Ids, page: int) -> Node:
         node = Node(ids, page, parent, parent.depth + len(ids))
@@ -384,18 +384,18 @@ class PrefixCache:
         is_leaf = not node.children and not node.num_users
         return is_known and is_leaf and node.last_used == last_used
 
-    def _keep_end(self, holding: Holding, ids: Sequence[int]) -> None:
+    def _keep_end(self, allocation: Allocation, ids: Sequence[int]) -> None:
         """Makes the last tokens known, and the state after them."""
-        node = holding.nodes[-1] if holding.nodes else self._root
-        tail = tuple(ids[node.depth : holding.num_tokens])
+        node = allocation.nodes[-1] if allocation.nodes else self._root
+        tail = tuple(ids[node.depth : allocation.num_tokens])
         if tail and tail not in node.children:
-            page = holding.pages.pop(len(holding.nodes))
+            page = allocation.pages.pop(len(allocation.nodes))
             node = self._add(node, tail, page)
             self._note_leaf(node)
         elif tail:
             node = node.children[tail]
         if self._has_states and node is not self._root and node.state is None:
-            self._keep_state(node, holding.slot, len(tail))
+            self._keep_state(node, allocation.slot, len(tail))
 
     def _take_pages(self, count: int) -> list[int] | None:
         if count > self.num_available_pages:
@@ -452,19 +452,19 @@ class PrefixCache:
         node.state = None
         self._snapshot_bytes -= self._snapshots.pop(node, 0)
 
-    def _thin_out(self, holding: Holding) -> None:
+    def _thin_out(self, allocation: Allocation) -> None:
         """Drops snapshots on the way so that their distances grow with the distance from the end:
         of n tokens some log n stay, and going back d tokens reads at most about d / 2 again."""
-        kept = [node for node in holding.spaced if node.state is not None]
+        kept = [node for node in allocation.spaced if node.state is not None]
         index = 1
         while index < len(kept) - 1:
             gap = kept[index + 1].depth - kept[index - 1].depth
-            behind = holding.num_tokens - kept[index + 1].depth
+            behind = allocation.num_tokens - kept[index + 1].depth
             if gap <= behind // 2 and not kept[index].was_hit:
                 self._drop_snapshot(kept.pop(index))
             else:
                 index += 1
-        holding.spaced = kept
+        allocation.spaced = kept
 
 
 def _longest_beginning(parent: Node, ids: Sequence[int]) -> tuple[Node | None, int]:

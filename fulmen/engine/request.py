@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from fulmen.engine.drafts import Drafter
-from fulmen.engine.prefixes import Holding
+from fulmen.engine.prefixes import Allocation
 from fulmen.sampling import FinishReason, Mask, SamplingParams
 
 
@@ -53,7 +53,7 @@ class Request:
     """An id, and what its logit gains at the next draw"""
     num_repetitive_tokens: int = 0
     """Latest tokens in a row that were each more likely than repetition_probability."""
-    holding: Holding | None = None
+    allocation: Allocation | None = None
     """What it owns of the cache while it runs"""
     drafter: Drafter = field(default_factory=Drafter)
 
@@ -68,7 +68,7 @@ class Request:
     @property
     def num_cached_tokens(self) -> int:
         """Tokens whose keys, values and states are in the cache."""
-        return self.holding.num_tokens if self.holding is not None else 0
+        return self.allocation.num_tokens if self.allocation is not None else 0
 
     @property
     def num_pending(self) -> int:
@@ -106,7 +106,7 @@ class Part:
         if self.forced is not None:
             return self.forced
         mask = self.mask(index)
-        if mask is None or mask.is_gentle or mask.allowed.sum() != 1:
+        if mask is None or mask.redraw_only or mask.allowed.sum() != 1:
             return None
         return int(mask.allowed.argmax())
 

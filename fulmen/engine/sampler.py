@@ -72,7 +72,7 @@ def sample(
     else:
         shown = best if nudge is None else nudged(best, *nudge)
         place = None
-        if mask is None or mask.is_gentle:
+        if mask is None or mask.redraw_only:
             place = _choose(shown.logits, params, seed, draw)
         if mask is not None and (place is None or not mask.allowed[int(shown.ids[place])]):
             places = np.flatnonzero(mask.allowed[shown.ids.numpy()])

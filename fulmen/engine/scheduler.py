@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Protocol
 
-from fulmen.engine.prefixes import Holding, PrefixCache
+from fulmen.engine.prefixes import Allocation, PrefixCache
 from fulmen.kernels import PAGE
 
 
@@ -23,7 +23,7 @@ class Schedulable(Protocol):
 
     ids: list[int]
     """Prompt and new tokens"""
-    holding: Holding | None
+    allocation: Allocation | None
     """What it owns while it runs"""
 
     @property
@@ -66,11 +66,11 @@ class Scheduler:
 
     def remove(self, request: Schedulable, *, keeps_end: bool = True) -> None:
         """Drops a request, whatever its state, and frees what it owns; see `PrefixCache.end`."""
-        if request.holding is None:
+        if request.allocation is None:
             self._waiting.remove(request)
             return
-        self.prefixes.end(request.holding, request.ids, keeps_end=keeps_end)
-        request.holding = None
+        self.prefixes.end(request.allocation, request.ids, keeps_end=keeps_end)
+        request.allocation = None
         self._running.remove(request)
 
     def schedule(self) -> list[Scheduled]:
@@ -97,10 +97,10 @@ class Scheduler:
 
     def _plan(self, request: Schedulable, num_tokens: int, plan: dict[int, Scheduled]) -> None:
         """Gives a request tokens of this step, and pages for them, if it still runs."""
-        while (holding := request.holding) is not None:
-            end = holding.pass_end(holding.num_tokens + num_tokens)
-            if self.prefixes.grow(holding, end):
-                plan[request.rank[1]] = Scheduled(request, end - holding.num_tokens)
+        while (allocation := request.allocation) is not None:
+            end = allocation.pass_end(allocation.num_tokens + num_tokens)
+            if self.prefixes.grow(allocation, end):
+                plan[request.rank[1]] = Scheduled(request, end - allocation.num_tokens)
                 return
             last = self._running[-1]
             assert len(self._running) > 1, "a request alone has too few pages"
@@ -125,19 +125,21 @@ class Scheduler:
         besides those that the running ones will need for theirs."""
         while self._waiting and len(self._running) < self.max_num_seqs:
             request = self._waiting[0]
-            holding = self.prefixes.begin(request.ids, spare=sum(map(self._lacks, self._running)))
-            if holding is None:
+            allocation = self.prefixes.begin(
+                request.ids, spare=sum(map(self._lacks, self._running))
+            )
+            if allocation is None:
                 assert self._running, "a request alone has too few pages"
                 return
             self._waiting.pop(0)
-            request.holding = holding
-            self.num_hit_tokens += holding.num_tokens
+            request.allocation = allocation
+            self.num_hit_tokens += allocation.num_tokens
             bisect.insort(self._running, request, key=_rank)
 
     def _lacks(self, request: Schedulable) -> int:
         """Pages that a running request needs to read what it has, and one for what it will say."""
-        assert request.holding is not None
-        return 1 + self.prefixes.missing_pages(request.holding, len(request.ids))
+        assert request.allocation is not None
+        return 1 + self.prefixes.missing_pages(request.allocation, len(request.ids))
 
 
 def shares(requests: Sequence[Schedulable], budget: int) -> Iterator[tuple[Schedulable, int]]:
@@ -153,14 +155,14 @@ def shares(requests: Sequence[Schedulable], budget: int) -> Iterator[tuple[Sched
         for request in sorted([first, *others], key=lambda request: request.num_pending):
             if request is first:
                 reserved = 0
-            holding = request.holding
-            if holding is None:  # it gave way to one before it
+            allocation = request.allocation
+            if allocation is None:  # it gave way to one before it
                 continue
             share = min(request.num_pending, budget - reserved)
             if share < request.num_pending:
-                end = (holding.num_tokens + share) // PAGE * PAGE
-                if end > holding.num_tokens:
-                    share = end - holding.num_tokens
+                end = (allocation.num_tokens + share) // PAGE * PAGE
+                if end > allocation.num_tokens:
+                    share = end - allocation.num_tokens
                 elif request is not first:  # no piece of a page
                     continue
             if share > 0:

@@ -12,8 +12,8 @@ from fulmen.kernels.pages import PAGE, KVPages, write_pages
 from fulmen.kernels.program import Program
 from fulmen.kernels.rotary import rotary_angles, rotate
 from fulmen.kernels.weights import (
-    Format,
     PackedMatrix,
+    WeightFormat,
     concatenate,
     pack,
     pack_fp8,
@@ -27,7 +27,6 @@ __all__ = [
     "PAGE",
     "Activation",
     "ExpertWeights",
-    "Format",
     "HeadOutput",
     "KVPages",
     "LightningCarry",
@@ -35,6 +34,7 @@ __all__ = [
     "PackedMatrix",
     "Program",
     "Scoring",
+    "WeightFormat",
     "add_residual",
     "attend",
     "concatenate",

@@ -14,7 +14,7 @@ LANES: Final = 16
 """Columns of a packed block."""
 
 
-class Format(enum.IntEnum):
+class WeightFormat(enum.IntEnum):
     """How a matrix is packed; docs/kernels.md gives the bytes."""
 
     FLOAT32 = 0
@@ -29,8 +29,8 @@ class PackedMatrix:
     """A weight matrix (N, K) in the order the kernels read it."""
 
     data: Tensor
-    """(bytes,) uint8, contiguous: blocks of 16 columns, each as `Format` says"""
-    format: Format
+    """(bytes,) uint8, contiguous: blocks of 16 columns, each as `WeightFormat` says"""
+    format: WeightFormat
     n: int
     k: int
     group: int = 0
@@ -56,27 +56,27 @@ class PackedMatrix:
         return unpack(self.data, self.format, self.n, self.k, self.group)
 
 
-def padded_k(format: Format, k: int, group: int) -> int:
+def padded_k(format: WeightFormat, k: int, group: int) -> int:
     """K as packed: whole tiles of 32 for bfloat16, whole groups where there are any."""
-    step = {Format.FLOAT32: 1, Format.BFLOAT16: 32}.get(format, group)
+    step = {WeightFormat.FLOAT32: 1, WeightFormat.BFLOAT16: 32}.get(format, group)
     return -(-k // step) * step
 
 
-def block_bytes(format: Format, k: int, group: int) -> int:
+def block_bytes(format: WeightFormat, k: int, group: int) -> int:
     """Bytes of one packed block of 16 columns."""
     k = padded_k(format, k, group)
     match format:
-        case Format.FLOAT32:
+        case WeightFormat.FLOAT32:
             return 64 * k
-        case Format.BFLOAT16:
+        case WeightFormat.BFLOAT16:
             return 32 * k
-        case Format.FP8 | Format.INT8:
+        case WeightFormat.FP8 | WeightFormat.INT8:
             return 16 * k + 64 * (k // group)
-        case Format.INT4:
+        case WeightFormat.INT4:
             return 8 * k + 64 * (k // group)
 
 
-def packed_bytes(format: Format, n: int, k: int, group: int = 0) -> int:
+def packed_bytes(format: WeightFormat, n: int, k: int, group: int = 0) -> int:
     """Bytes of a packed matrix (n, k)."""
     return -(-n // LANES) * block_bytes(format, k, group)
 
@@ -85,7 +85,7 @@ def pack(weight: Tensor) -> PackedMatrix:
     """Packs a float32 or bfloat16 matrix (N, K) as it is."""
     if weight.dtype not in DTYPES:
         raise ValueError(f"a matrix of {weight.dtype} cannot be packed, only float32 and bfloat16")
-    format = Format.FLOAT32 if weight.dtype == torch.float32 else Format.BFLOAT16
+    format = WeightFormat.FLOAT32 if weight.dtype == torch.float32 else WeightFormat.BFLOAT16
     n, k = weight.shape
     extension = native_for(weight)
     if extension is None:
@@ -122,9 +122,11 @@ def _bytes(x: Tensor) -> Tensor:
     return x.contiguous().view(len(x), -1).view(torch.uint8)
 
 
-def _pack_reference(weight: Tensor, format: Format) -> Tensor:
+def _pack_reference(weight: Tensor, format: WeightFormat) -> Tensor:
     k = padded_k(format, weight.shape[1], 0)
-    return _bytes(_columns(weight.detach(), k, 1 if format == Format.FLOAT32 else 2)).flatten()
+    return _bytes(
+        _columns(weight.detach(), k, 1 if format == WeightFormat.FLOAT32 else 2)
+    ).flatten()
 
 
 def pack_fp8(weight: Tensor, scales: Tensor, block_size: tuple[int, int]) -> PackedMatrix:
@@ -136,12 +138,12 @@ def pack_fp8(weight: Tensor, scales: Tensor, block_size: tuple[int, int]) -> Pac
             f"FP8 blocks of {rows} x {group} cannot be packed: rows must be a multiple of 16, "
             f"columns of 32 and at most {MAX_GROUP}"
         )
-    wide = padded_k(Format.FP8, k, group)
+    wide = padded_k(WeightFormat.FP8, k, group)
     codes = _columns(weight.view(torch.uint8), wide, 2)
     by_block = scales.repeat_interleave(rows // LANES, 0)[: len(codes)]  # (blocks, groups)
     spread = by_block.float()[:, :, None].expand(-1, -1, LANES)
     data = torch.cat((_bytes(codes), _bytes(spread)), 1).flatten()
-    return PackedMatrix(data, Format.FP8, n, k, group)
+    return PackedMatrix(data, WeightFormat.FP8, n, k, group)
 
 
 MAX_GROUP: Final = 128
@@ -152,13 +154,13 @@ def pack_int8(codes: Tensor, scales: Tensor, group: int) -> PackedMatrix:
     """Packs codes (N, K) int8 with scales (N, ceil(K / group)) float32: weight = scale * code."""
     _check_group(group)
     n, k = codes.shape
-    wide = padded_k(Format.INT8, k, group)
+    wide = padded_k(WeightFormat.INT8, k, group)
     # Padding holds code 0, which is 128 as stored.
     shifted = _columns(codes, wide, 4).view(torch.uint8) ^ 128
     blocks, groups = len(shifted), wide // group
     grouped = _bytes(shifted).view(blocks, groups, group * LANES)
     data = torch.cat((grouped, _spread(scales, blocks)), 2).flatten()
-    return PackedMatrix(data, Format.INT8, n, k, group)
+    return PackedMatrix(data, WeightFormat.INT8, n, k, group)
 
 
 def pack_int4(codes: Tensor, scales: Tensor, offsets: Tensor, group: int) -> PackedMatrix:
@@ -166,14 +168,14 @@ def pack_int4(codes: Tensor, scales: Tensor, offsets: Tensor, group: int) -> Pac
     weight = scale * code + offset."""
     _check_group(group)
     n, k = codes.shape
-    wide = padded_k(Format.INT4, k, group)
+    wide = padded_k(WeightFormat.INT4, k, group)
     quads = _columns(codes, wide, 4)  # (blocks, K / 4, 16, 4)
     blocks, groups = len(quads), wide // group
     pairs = quads.view(blocks, wide // 8, 2, LANES, 4)
     nibbles = pairs[:, :, 0] | pairs[:, :, 1] << 4
     grouped = _bytes(nibbles).view(blocks, groups, group * LANES // 2)
     data = torch.cat((grouped, _spread(scales, blocks), _spread(offsets, blocks)), 2).flatten()
-    return PackedMatrix(data, Format.INT4, n, k, group)
+    return PackedMatrix(data, WeightFormat.INT4, n, k, group)
 
 
 def _check_group(group: int) -> None:
@@ -189,28 +191,28 @@ def _spread(values: Tensor, blocks: int) -> Tensor:
     return columns.view(torch.uint8)
 
 
-def unpack(data: Tensor, format: Format, n: int, k: int, group: int) -> Tensor:
+def unpack(data: Tensor, format: WeightFormat, n: int, k: int, group: int) -> Tensor:
     """(N, K) float32: the weights that packed bytes stand for."""
     wide = padded_k(format, k, group)
     rows = data.view(-1, block_bytes(format, k, group))
     blocks = len(rows)
     match format:
-        case Format.FLOAT32:
+        case WeightFormat.FLOAT32:
             values = rows.view(torch.float32).view(blocks, wide, LANES, 1)
-        case Format.BFLOAT16:
+        case WeightFormat.BFLOAT16:
             values = rows.view(torch.bfloat16).view(blocks, wide // 2, LANES, 2).float()
-        case Format.FP8:
+        case WeightFormat.FP8:
             codes = rows[:, : 16 * wide].contiguous().view(torch.float8_e4m3fn)
             scales = rows[:, 16 * wide :].contiguous().view(torch.float32)
             values = codes.float().view(blocks, wide // group, group // 2, LANES, 2)
             values = values * scales.view(blocks, wide // group, 1, LANES, 1)
-        case Format.INT8:
+        case WeightFormat.INT8:
             groups = rows.view(blocks, wide // group, 16 * group + 64)
             scales = groups[..., 16 * group :].contiguous().view(torch.float32)
             centred = groups[..., : 16 * group].float() - 128
             values = centred.view(blocks, wide // group, group // 4, LANES, 4)
             values = values * scales.view(blocks, wide // group, 1, LANES, 1)
-        case Format.INT4:
+        case WeightFormat.INT4:
             groups = rows.view(blocks, wide // group, 8 * group + 64)
             tail = groups[..., 8 * group :].contiguous().view(torch.float16).float()
             scales, offsets = tail.view(blocks, wide // group, 2, 1, LANES, 1).unbind(2)

@@ -17,7 +17,7 @@ import torch
 
 from fulmen.catalog import OnProgress, recommended_sampling, resolve
 from fulmen.chat import (
-    Format,
+    ChatFormat,
     Message,
     Tokenizer,
     Tool,
@@ -50,7 +50,7 @@ class LLM:
         self,
         model: Model,
         tokenizer: Tokenizer,
-        format: Format,
+        format: ChatFormat,
         *,
         engine_config: EngineConfig | None = None,
         defaults: SamplingParams | None = None,
@@ -200,7 +200,7 @@ class LLM:
         return request_id
 
     def guide(
-        self, params: SamplingParams, format: Format | None = None, tools: Tools | None = None
+        self, params: SamplingParams, format: ChatFormat | None = None, tools: Tools | None = None
     ) -> Guide | None:
         """What holds an answer to its grammar, if it has one; a format tells its thought."""
         if not (params.is_constrained or params.strict_tools):

@@ -13,7 +13,7 @@ ends.
 import re
 from dataclasses import dataclass
 
-from fulmen.chat import Format, Tokenizer
+from fulmen.chat import ChatFormat, Tokenizer
 from fulmen.sampling import SamplingParams
 
 MAX_BIAS = 12.0
@@ -50,7 +50,7 @@ class ThoughtBudget:
 
     def __init__(
         self,
-        format: Format,
+        format: ChatFormat,
         tokenizer: Tokenizer,
         params: SamplingParams,
         purse: Purse | None = None,

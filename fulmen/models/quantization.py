@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from fulmen.kernels import Format, packed_bytes
+from fulmen.kernels import WeightFormat, packed_bytes
 
 if TYPE_CHECKING:
     pass
@@ -39,7 +39,11 @@ Bits = int | str
 """How finely weights are held: 8 or 4 bits in groups of inputs, or "fp8": e4m3 in blocks."""
 
 
-FORMATS: Final[Mapping[Bits, Format]] = {8: Format.INT8, 4: Format.INT4, "fp8": Format.FP8}
+FORMATS: Final[Mapping[Bits, WeightFormat]] = {
+    8: WeightFormat.INT8,
+    4: WeightFormat.INT4,
+    "fp8": WeightFormat.FP8,
+}
 
 
 GROUP_SIZES: Final = (32, 64, 128)
@@ -91,13 +95,13 @@ class PackedConfig:
                 "are"
             )
 
-    def format_of(self, module: str) -> Format | None:
+    def format_of(self, module: str) -> WeightFormat | None:
         """How the matrix of a module is packed; None if it is stored as it is."""
         if module == "lm_head":
-            return None if self.head_bits is None else Format.INT8
+            return None if self.head_bits is None else WeightFormat.INT8
         return FORMATS[self.bits] if module.rpartition(".")[2] in PACKED_MODULES else None
 
-    def packed_shape(self, format: Format, shape: tuple[int, int]) -> tuple[int, int]:
+    def packed_shape(self, format: WeightFormat, shape: tuple[int, int]) -> tuple[int, int]:
         """(N, K) -> (blocks of 16 columns, bytes of a block)"""
         blocks = math.ceil(shape[0] / 16)
         return blocks, packed_bytes(format, *shape, self.group_size) // blocks

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final
 
-from fulmen.kernels import Format, packed_bytes
+from fulmen.kernels import WeightFormat, packed_bytes
 from fulmen.models import Config, TensorSpec, kind_of, num_elements, prefill_flops
 
 # Hardware, as a user writes it.
@@ -99,7 +99,7 @@ PRECISIONS: Final = {
 """
 
 
-_PACKED: Final = {"int8": (Format.INT8, 64), "int4": (Format.INT4, 32)}
+_PACKED: Final = {"int8": (WeightFormat.INT8, 64), "int4": (WeightFormat.INT4, 32)}
 """What `fulmen quantize` writes by default."""
 
 

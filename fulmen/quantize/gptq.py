@@ -13,7 +13,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from fulmen.kernels import Format, PackedMatrix
+from fulmen.kernels import PackedMatrix, WeightFormat
 from fulmen.quantize.rounding import find_grid, pack_grid
 
 DAMPING: Final = 0.3
@@ -44,7 +44,7 @@ def feedback_of(inputs: Tensor) -> Tensor:
 
 
 def round_with_feedback(
-    weights: Sequence[Tensor], feedback: Tensor, format: Format, group: int
+    weights: Sequence[Tensor], feedback: Tensor, format: WeightFormat, group: int
 ) -> list[PackedMatrix]:
     """Rounds matrices that share their inputs.
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fulmen.kernels import Format, PackedMatrix, pack_fp8, pack_int4, pack_int8
+from fulmen.kernels import PackedMatrix, WeightFormat, pack_fp8, pack_int4, pack_int8
 
 CHUNK_ELEMENTS: Final = 2**18
 """Weights that are rounded, packed and compared at a time."""
@@ -75,9 +75,9 @@ class Grid:
         return torch.addcmul(self.offset, codes, self.scale)
 
 
-def find_grid(x: Tensor, format: Format) -> Grid:
+def find_grid(x: Tensor, format: WeightFormat) -> Grid:
     """The scales, for INT4 also the offsets, that suit groups x (group, M) float32 best."""
-    search = int8_grid if format == Format.INT8 else int4_grid
+    search = int8_grid if format == WeightFormat.INT8 else int4_grid
     parts = torch.split(x, max(_SEARCHED_ELEMENTS // len(x), 1), 1)
     grids = [search(part.contiguous()) for part in parts]
     return replace(
@@ -143,11 +143,11 @@ def int4_grid(x: Tensor) -> Grid:
     return Grid(scale, offset, 0, 15)
 
 
-def round_rows(weight: Tensor, format: Format, group: int) -> Iterator[Rounded]:
+def round_rows(weight: Tensor, format: WeightFormat, group: int) -> Iterator[Rounded]:
     """A matrix (N, K) of any float dtype, some rows at a time; the parts one after the other are
     the packed whole."""
     whole = FP8_BLOCK[0]  # of FP8's blocks, and of the blocks of 16 columns of all formats
-    if format != Format.FP8:
+    if format != WeightFormat.FP8:
         whole = 16
     step = max(CHUNK_ELEMENTS // weight.shape[1] // whole, 1) * whole
     with single_threads() as pool:
@@ -172,7 +172,7 @@ def single_threads(most: int | None = None) -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(num_threads)
 
 
-def round_matrix(weight: Tensor, format: Format, group: int) -> Rounded:
+def round_matrix(weight: Tensor, format: WeightFormat, group: int) -> Rounded:
     """A matrix (N, K) of any float dtype, whole."""
     weight = weight.float()
     return compared(_ROUND[format](weight, group), weight)
@@ -204,15 +204,15 @@ def _squared_norm(x: Tensor) -> float:
 
 def round_int8(weight: Tensor, group: int) -> PackedMatrix:
     """weight (N, K) float32 as scale * code, code from -128 to 127."""
-    return _round_groups(weight, Format.INT8, group)
+    return _round_groups(weight, WeightFormat.INT8, group)
 
 
 def round_int4(weight: Tensor, group: int) -> PackedMatrix:
     """weight (N, K) float32 as scale * code + offset, code from 0 to 15, both factors float16."""
-    return _round_groups(weight, Format.INT4, group)
+    return _round_groups(weight, WeightFormat.INT4, group)
 
 
-def _round_groups(weight: Tensor, format: Format, group: int) -> PackedMatrix:
+def _round_groups(weight: Tensor, format: WeightFormat, group: int) -> PackedMatrix:
     n, k = weight.shape
     # A ragged last group repeats the last input, which leaves its range as it is.
     last = weight[:, -1:].expand(n, -k % group)
@@ -224,10 +224,10 @@ def _round_groups(weight: Tensor, format: Format, group: int) -> PackedMatrix:
 
 
 def pack_grid(
-    codes: Tensor, scales: Tensor, offsets: Tensor, format: Format, group: int
+    codes: Tensor, scales: Tensor, offsets: Tensor, format: WeightFormat, group: int
 ) -> PackedMatrix:
     """Packs codes (N, K) float32 with scales and offsets (N, ceil(K / group)) of grids."""
-    if format == Format.INT8:
+    if format == WeightFormat.INT8:
         return pack_int8(codes.to(torch.int8), scales, group)
     return pack_int4(codes.to(torch.uint8), scales.half(), offsets.half(), group)
 
@@ -245,8 +245,8 @@ def round_fp8(weight: Tensor, group: int) -> PackedMatrix:
     return pack_fp8(whole.contiguous(), scales, FP8_BLOCK)
 
 
-_ROUND: Final[dict[Format, Callable[[Tensor, int], PackedMatrix]]] = {
-    Format.FP8: round_fp8,
-    Format.INT8: round_int8,
-    Format.INT4: round_int4,
+_ROUND: Final[dict[WeightFormat, Callable[[Tensor, int], PackedMatrix]]] = {
+    WeightFormat.FP8: round_fp8,
+    WeightFormat.INT8: round_int8,
+    WeightFormat.INT4: round_int4,
 }

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import strategies as st
 
 from fulmen.chat import (
+    ChatFormat,
     ContentDelta,
     Event,
-    Format,
     ProblemFound,
     Reply,
     ThinkingDelta,
@@ -63,7 +63,7 @@ def raw_render(
 
 
 def stream(
-    format_: Format, pieces: Iterable[str], tools: Any = None, thinking_open: bool = True
+    format_: ChatFormat, pieces: Iterable[str], tools: Any = None, thinking_open: bool = True
 ) -> tuple[list[Event], Reply]:
     """All events and the Reply of a text that comes in pieces."""
     parser = format_.parser(tools, thinking_open)
@@ -88,7 +88,7 @@ def m2_call(body: str, name: str = "f") -> str:
 
 
 def check_all_cuts(
-    format_: Format,
+    format_: ChatFormat,
     text: str,
     pieces: list[str] | None = None,
     tools: Any = None,

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from fulmen.chat import Format, Reply, get_format, sum_events
+from fulmen.chat import ChatFormat, Reply, get_format, sum_events
 from fulmen.chat.m2 import MiniMaxM2
 from fulmen.chat.template import render_template
 from tests.chat.helpers import M1, M2, MARKERS, read_cases, stream, template
@@ -27,7 +27,7 @@ def cuts(case: dict[str, Any]) -> list[list[str]]:
     return [[case["text"]], case["chunks"] or [], list(case["text"])]
 
 
-def read_all_ways(format_: Format, case: dict[str, Any], thinking_open: bool) -> Reply:
+def read_all_ways(format_: ChatFormat, case: dict[str, Any], thinking_open: bool) -> Reply:
     """The reply, after a check that all ways of cutting the text give it."""
     whole = format_.parse(case["text"], case.get("tools"), thinking_open)
     for pieces in cuts(case):
@@ -116,7 +116,7 @@ def test_thought_and_content_are_split_as_in_the_case(case: dict[str, Any]) -> N
         assert reply.is_thinking_closed == expect["is_reasoning_end"]
 
 
-def case_template(case: dict[str, Any]) -> tuple[str, Format]:
+def case_template(case: dict[str, Any]) -> tuple[str, ChatFormat]:
     """The template that the case was rendered with, and the format that should equal it."""
     source = template("minimax-m2.jinja")
     if case["template"] == "minimax-m2.jinja":

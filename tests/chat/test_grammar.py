@@ -425,7 +425,7 @@ def feed(guide: Guide, vocabulary: Vocabulary, text: str) -> None:
         assert (mask is None) == (before is None)
         if mask is not None and before is not None:
             assert mask.allowed[token_id], (text, vocabulary.tokenizer.decode(ids[: place + 1]))
-            assert mask.is_gentle == before.is_gentle
+            assert mask.redraw_only == before.redraw_only
             assert (mask.allowed == before.allowed).all()
         guide.accept(token_id)
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fulmen.chat import Format
+from fulmen.chat import ChatFormat
 from tests.chat.helpers import (
     M1,
     M2,
@@ -179,7 +179,7 @@ NULLABLE = [{"name": "f", "parameters": {"properties": {"a": {"type": ["array", 
     ],
 )
 def test_long_runs_in_single_characters_take_linear_time(
-    format_: Format, start: str, repeated: str, end: str
+    format_: ChatFormat, start: str, repeated: str, end: str
 ) -> None:
     """Work that grows with what was read would take minutes here."""
     stream(format_, [start, *(repeated for _ in range(LONG)), end], NULLABLE)

@@ -27,16 +27,16 @@ class OneInThree:
     """Free for `num_free` ids; then an id goes on from the one before if their sum is a multiple of
     three."""
 
-    def __init__(self, num_free: int, *, is_gentle: bool = False) -> None:
+    def __init__(self, num_free: int, *, redraw_only: bool = False) -> None:
         self.num_free = num_free
-        self.is_gentle = is_gentle
+        self.redraw_only = redraw_only
         self.last = 0
 
     def masks(self, draft_ids: Sequence[int]) -> list[Mask | None]:
         masks: list[Mask | None] = []
         for place, last in enumerate((self.last, *draft_ids)):
             allowed = (np.arange(VOCAB) + last) % 3 == 0
-            masks.append(None if place < self.num_free else Mask(allowed, self.is_gentle))
+            masks.append(None if place < self.num_free else Mask(allowed, self.redraw_only))
             is_last = place == len(draft_ids)
             if not is_last and place >= self.num_free and not allowed[draft_ids[place]]:
                 break
@@ -130,7 +130,7 @@ def test_a_forced_token_is_told_to_the_guide_not_asked() -> None:
 def test_a_gentle_mask_changes_only_what_it_refuses() -> None:
     for params in PARAMS:
         ids: list[list[int]] = []
-        for guide in (None, OneInThree(0, is_gentle=True)):
+        for guide in (None, OneInThree(0, redraw_only=True)):
             engine = Engine(MODELS["m2"], EngineConfig(max_num_seqs=1, max_model_len=256))
             engine.add_request([1, 2, 3], params, guide=guide)
             ids.append([engine.step()[0].token_id for _ in range(params.max_tokens or 1)])

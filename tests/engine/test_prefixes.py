@@ -233,12 +233,12 @@ def test_snapshots_of_a_long_way_grow_further_apart() -> None:
     cache = MODELS["m1"].new_cache(num_pages=400, num_slots=1)
     prefixes = PrefixCache(cache, snapshot_bytes=2**30)
     ids = list(range(64 * 300))
-    holding = prefixes.begin(ids)
-    assert holding is not None
+    allocation = prefixes.begin(ids)
+    assert allocation is not None
     for page in range(1, 299):
-        assert prefixes.grow(holding, page * 64)
-        prefixes.advance(holding, ids, page * 64)
-    depths = [node.depth // 64 for node in holding.nodes if node.state is not None]
+        assert prefixes.grow(allocation, page * 64)
+        prefixes.advance(allocation, ids, page * 64)
+    depths = [node.depth // 64 for node in allocation.nodes if node.state is not None]
     assert len(depths) < 40
     for depth, after in pairwise(depths):
         assert after - depth <= max(1, (298 - after) // 2 + 1)
@@ -256,12 +256,12 @@ def test_what_was_used_last_stays_longest() -> None:
     prefixes = PrefixCache(MODELS["m2"].new_cache(num_pages=4, num_slots=2), snapshot_bytes=0)
 
     def run(ids: list[int]) -> int:
-        holding = prefixes.begin(ids)
-        assert holding is not None
-        hit = holding.num_tokens
-        assert prefixes.grow(holding, len(ids))
-        prefixes.advance(holding, ids, len(ids))
-        prefixes.end(holding, ids)
+        allocation = prefixes.begin(ids)
+        assert allocation is not None
+        hit = allocation.num_tokens
+        assert prefixes.grow(allocation, len(ids))
+        prefixes.advance(allocation, ids, len(ids))
+        prefixes.end(allocation, ids)
         return hit
 
     a, b, c = ([n] * 128 for n in range(3))

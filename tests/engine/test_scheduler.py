@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fulmen.engine.prefixes import Holding
+from fulmen.engine.prefixes import Allocation
 from fulmen.engine.request import Request
 from fulmen.engine.scheduler import shares
 from fulmen.sampling import SamplingParams
@@ -13,7 +13,7 @@ def make_request(request_id: int, length: int, priority: int = 0, known: int = 0
     """One that lacks `length` tokens after those known."""
     ids = [0] * (known + length)
     request = Request(request_id, ids, SamplingParams(), 0, 1, priority=priority)
-    request.holding = Holding(slot=0, nodes=[], pages=[], num_tokens=known, stops=[])
+    request.allocation = Allocation(slot=0, nodes=[], pages=[], num_tokens=known, stops=[])
     return request
 
 
@@ -36,7 +36,7 @@ def test_pieces_end_with_pages_and_only_the_first_reads_less_than_one() -> None:
 
 def test_a_prompt_that_gave_way_reads_nothing() -> None:
     first, second = make_request(0, 100), make_request(1, 100)
-    second.holding = None
+    second.allocation = None
     assert planned([first, second], 1000) == {0: 100}
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fulmen.checkpoints import Checkpoint, load_model, read_config, save_model, stream_model
 from fulmen.checkpoints.header import ALIGNMENT
-from fulmen.kernels import Format, PackedMatrix, native
+from fulmen.kernels import PackedMatrix, WeightFormat, native
 from fulmen.models import M1Config, M2Config, Model, Packed
 from fulmen.models.layers import Linear
 from fulmen.models.quantization import PackedConfig
@@ -118,9 +118,9 @@ def test_equal_weights_stay_equal_and_finite(
     torch.testing.assert_close(restored, torch.full((16, 128), value), atol=1e-7, rtol=1e-3)
 
 
-@pytest.mark.parametrize("format", [Format.INT8, Format.INT4, Format.FP8])
+@pytest.mark.parametrize("format", [WeightFormat.INT8, WeightFormat.INT4, WeightFormat.FP8])
 def test_parts_make_the_packed_whole_whatever_the_number_of_threads(
-    format: Format, monkeypatch: pytest.MonkeyPatch
+    format: WeightFormat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weight = torch.randn(400, 200, generator=torch.Generator().manual_seed(0)).bfloat16()
     (whole,) = round_rows(weight, format, 128)
@@ -151,11 +151,13 @@ def correlated(rows: int, columns: int, seed: int) -> Tensor:
     return torch.randn(rows, columns // 4, generator=generator) @ directions + noise
 
 
-@pytest.mark.parametrize("format", [Format.INT8, Format.INT4])
+@pytest.mark.parametrize("format", [WeightFormat.INT8, WeightFormat.INT4])
 @pytest.mark.parametrize("k", [128, 100])
-def test_feedback_moves_outputs_less_on_inputs_it_has_not_seen(format: Format, k: int) -> None:
+def test_feedback_moves_outputs_less_on_inputs_it_has_not_seen(
+    format: WeightFormat, k: int
+) -> None:
     weight = torch.randn(48, k, generator=torch.Generator().manual_seed(0))
-    plain = round_int8(weight, 32) if format == Format.INT8 else round_int4(weight, 32)
+    plain = round_int8(weight, 32) if format == WeightFormat.INT8 else round_int4(weight, 32)
     feedback = feedback_of(correlated(600, k, seed=1))
     fed = torch.cat(
         [m.unpack() for m in round_with_feedback(torch.split(weight, 16), feedback, format, 32)]
@@ -166,10 +168,10 @@ def test_feedback_moves_outputs_less_on_inputs_it_has_not_seen(format: Format, k
     assert (fed - weight).norm() > (plain.unpack() - weight).norm()
 
 
-@pytest.mark.parametrize("format", [Format.INT8, Format.INT4])
-def test_without_feedback_columns_are_rounded_as_ever(format: Format) -> None:
+@pytest.mark.parametrize("format", [WeightFormat.INT8, WeightFormat.INT4])
+def test_without_feedback_columns_are_rounded_as_ever(format: WeightFormat) -> None:
     weight = torch.randn(48, 100, generator=torch.Generator().manual_seed(0))
-    plain = round_int8(weight, 32) if format == Format.INT8 else round_int4(weight, 32)
+    plain = round_int8(weight, 32) if format == WeightFormat.INT8 else round_int4(weight, 32)
     (fed,) = round_with_feedback([weight], torch.eye(100), format, 32)
     errors = [float((matrix.unpack() - weight).norm()) for matrix in (plain, fed)]
     assert errors[1] == pytest.approx(errors[0], rel=1e-3)
@@ -526,7 +528,7 @@ def packed_weights(model: Model) -> dict[str, PackedMatrix]:
         for name, module in model.named_modules()
         if isinstance(module, Linear) and not name.endswith(("q_proj", "k_proj", "v_proj"))
     }
-    plain = (Format.FLOAT32, Format.BFLOAT16)
+    plain = (WeightFormat.FLOAT32, WeightFormat.BFLOAT16)
     return {
         name: weight
         for name, weight in found.items()
@@ -709,7 +711,7 @@ def test_two_runs_do_not_write_one_folder(tmp_path: Path) -> None:
 PROGRAM = """
 import sys
 from pathlib import Path
-from fulmen.models import QuantizeConfig, parse_packed, quantize_checkpoint
+from fulmen.quantize import QuantizeConfig, parse_packed, quantize_checkpoint
 print("begun", flush=True)
 settings = QuantizeConfig(packed=parse_packed(bits="4"), max_shard_bytes=1_000_000)
 quantize_checkpoint(Path(sys.argv[1]), Path(sys.argv[2]), settings)
@@ -794,7 +796,7 @@ def test_a_large_model_takes_the_memory_of_its_largest_tensor_and_goes_on_when_k
     program = (
         "import re, sys, time\n"
         "from pathlib import Path\n"
-        "from fulmen.models import QuantizeConfig, parse_packed, quantize_checkpoint\n"
+        "from fulmen.quantize import QuantizeConfig, parse_packed, quantize_checkpoint\n"
         # Not getrusage: its peak is that of the process before exec, here pytest.
         "status = Path('/proc/self/status')\n"
         "peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', status.read_text())[1]) * 1024\n"
