@@ -14,39 +14,69 @@ from fulmen.chat.events import (
 from fulmen.chat.format import ChatFormat
 from fulmen.chat.formats import get_format, load_format
 from fulmen.chat.grammar import Guide, make_guide
-from fulmen.chat.messages import Message, Tool, ToolCall, random_call_id
-from fulmen.chat.parsing import Parser
+from fulmen.chat.messages import Message, SampledIds, Span, Tool, ToolCall, random_call_id
+from fulmen.chat.model import (
+    AnswerStream,
+    ChatModel,
+    ChatRequest,
+    Completion,
+    Prompt,
+    Token,
+    TokenBudget,
+    Usage,
+    as_request,
+    complete,
+)
+from fulmen.chat.parsing import Parser, PlainParser
 from fulmen.chat.reading import read_messages, read_tools
 from fulmen.chat.stopping import StopTexts
 from fulmen.chat.template import TemplateFormat
 from fulmen.chat.tokenizer import Detokenizer, Tokenizer
+from fulmen.chat.transcript import Transcript, Turn, find_spans, read_turn
 from fulmen.chat.vocabulary import Vocabulary
 
 __all__ = [
+    "AnswerStream",
     "ChatFormat",
+    "ChatModel",
+    "ChatRequest",
+    "Completion",
     "ContentDelta",
     "Detokenizer",
     "Event",
     "Guide",
     "Message",
     "Parser",
+    "PlainParser",
     "ProblemFound",
+    "Prompt",
     "Reply",
+    "SampledIds",
+    "Span",
     "StopTexts",
     "TemplateFormat",
     "ThinkingDelta",
+    "Token",
+    "TokenBudget",
     "Tokenizer",
     "Tool",
     "ToolCall",
     "ToolCallDelta",
     "ToolCallEnd",
     "ToolCallStart",
+    "Transcript",
+    "Turn",
+    "Usage",
     "Vocabulary",
+    "as_request",
+    "complete",
+    "find_spans",
     "get_format",
     "load_format",
     "make_guide",
     "random_call_id",
     "read_messages",
     "read_tools",
+    "read_turn",
     "sum_events",
 ]

@@ -30,9 +30,11 @@ Parsing: a completion is `<think>` thought `</think>` answer, then one or more b
   been streamed as a ToolCallStart, which without its ToolCallEnd is no call.
 """
 
+import re
+
 from fulmen.chat.arguments import dump_json
 from fulmen.chat.call_grammar import m1_call_schema
-from fulmen.chat.format import ChatFormat
+from fulmen.chat.format import ChatFormat, ThoughtPlace, sampled_segments
 from fulmen.chat.grammar import json_rule, text_rule
 from fulmen.chat.m1_parser import END_THINK, END_TOOL_BLOCK, THINK, TOOL_BLOCK, M1Parser
 from fulmen.chat.messages import (
@@ -75,7 +77,12 @@ class MiniMaxM1(ChatFormat):
     tags = (THINK, END_THINK, TOOL_BLOCK, END_TOOL_BLOCK)
 
     def segments(
-        self, messages: Messages, tools: Tools = None, add_generation_prompt: bool = True
+        self,
+        messages: Messages,
+        tools: Tools = None,
+        add_generation_prompt: bool = True,
+        *,
+        keep_thoughts: bool = False,
     ) -> list[Segment]:
         read = read_messages(messages)
         segments: list[Segment] = [_START]
@@ -87,7 +94,7 @@ class MiniMaxM1(ChatFormat):
             segments += [_TURN, _TOOLS_BEFORE + lines + _TOOLS_AFTER, _END_TURN, "\n"]
         for index, message in enumerate(read):
             if message.role != "system":
-                segments += [_TURN, _turn(read, index, message), _END_TURN, "\n"]
+                segments += [_TURN, *_turn(read, index, message), _END_TURN, "\n"]
         if add_generation_prompt:
             segments += [_TURN, "ai name=assistant\n"]
         return segments
@@ -101,6 +108,16 @@ class MiniMaxM1(ChatFormat):
     ) -> Parser:
         """With thinking_open, a leading <think> opens the thought; else it is content."""
         return M1Parser(read_tools(tools), thinking_open, new_call_id)
+
+    def find_thought(self, text: str) -> ThoughtPlace:
+        """Find the thought between a leading <think> and </think>."""
+        opening = re.match(rf"\s*{THINK}\n*", text)
+        if opening is None:
+            return ThoughtPlace(0, 0, 0)
+        closing = re.compile(rf"\n*{END_THINK}\n*").search(text, opening.end())
+        if closing is None:
+            return ThoughtPlace(opening.end(), len(text), len(text), is_closed=False)
+        return ThoughtPlace(opening.end(), closing.start(), closing.end())
 
     def call_grammar(self, tools: tuple[Tool, ...], tokenizer: Tokenizer) -> str:
         """One JSON object a line, as `segments` writes them."""
@@ -119,16 +136,19 @@ def _tool_line(tool: Tool) -> str:
     return f"{dump_json(tool.function if tool.given is None else tool.given)}\n"
 
 
-def _turn(messages: list[Message], index: int, message: Message) -> str:
+def _turn(messages: list[Message], index: int, message: Message) -> list[Segment]:
     if message.role == "user":
-        return f"user name=user\n{message.content}"
+        return [f"user name=user\n{message.content}"]
+    if message.role == "assistant" and message.sampled is not None:
+        closing = "" if message.sampled.is_thinking_closed else f"\n{END_THINK}\n"
+        return ["ai name=assistant\n", *sampled_segments(message, with_thought=True), closing]
     if message.role == "assistant":
-        return f"ai name=assistant\n{_assistant(message)}"
+        return [f"ai name=assistant\n{_assistant(message)}"]
     results = [
         f"tool name: {part.name or _tool_name(messages, index)}\ntool result: {part.text}\n\n"
         for part in message.parts or (Part(message.content, message.name),)
     ]
-    return f"tool name=tools\n{''.join(results)}"
+    return [f"tool name=tools\n{''.join(results)}"]
 
 
 def _assistant(message: Message) -> str:

@@ -38,13 +38,14 @@ Parsing undoes rendering. A completion starts inside the thought, which the prom
   ToolCallStart, which without its ToolCallEnd is no call.
 """
 
+import re
 from collections.abc import Iterator
 
 from fulmen.chat.arguments import (
     dump_json,
 )
 from fulmen.chat.call_grammar import m2_call_rules
-from fulmen.chat.format import ChatFormat
+from fulmen.chat.format import ChatFormat, ThoughtPlace, sampled_segments
 from fulmen.chat.grammar import text_rule
 from fulmen.chat.m2_parser import (
     END_INVOKE,
@@ -66,6 +67,7 @@ DEFAULT_IDENTITY = "You are a helpful assistant."
 
 
 _START, _TURN, _END_TURN = Control("]~!b["), Control("]~b]"), Control("[e~[")
+_THOUGHT_END = re.compile(rf"\n*{END_THINK}\n*|(?={TOOL_BLOCK}\s*{INVOKE})")
 
 _TOOLS_BEFORE = (
     "\n\n# Tools\nYou may call one or more tools to assist with the user query.\n"
@@ -101,14 +103,20 @@ class MiniMaxM2(ChatFormat):
         """The system text when the conversation brings none; each release names itself here."""
 
     def segments(
-        self, messages: Messages, tools: Tools = None, add_generation_prompt: bool = True
+        self,
+        messages: Messages,
+        tools: Tools = None,
+        add_generation_prompt: bool = True,
+        *,
+        keep_thoughts: bool = False,
     ) -> list[Segment]:
         read = read_messages(messages)
         segments: list[Segment] = [_START, _TURN, "system\n"]
         segments += _system_texts(read, self.model_identity)
         segments += _tools_segments(read_tools(tools))
         segments += [_END_TURN, "\n"]
-        segments += _turns([message for message in read if message.role != "system"])
+        shown = [message for message in read if message.role != "system"]
+        segments += _turns(shown, keep_thoughts=keep_thoughts)
         if add_generation_prompt:
             segments += [_TURN, "ai\n", Control(THINK), "\n"]
         return segments
@@ -122,6 +130,13 @@ class MiniMaxM2(ChatFormat):
     ) -> Parser:
         """thinking_open says that the prompt ended inside <think>, as `render` leaves it."""
         return M2Parser(read_tools(tools), thinking_open, new_call_id)
+
+    def find_thought(self, text: str) -> ThoughtPlace:
+        """Find the thought before </think> or before a call inside it; the prompt has opened it."""
+        end = _THOUGHT_END.search(text)
+        if end is None:
+            return ThoughtPlace(0, len(text), len(text), is_closed=False)
+        return ThoughtPlace(0, end.start(), end.end())
 
     def call_grammar(self, tools: tuple[Tool, ...], tokenizer: Tokenizer) -> str:
         """Calls as `segments` writes them, with parameters in the order of their schema. A value
@@ -164,14 +179,18 @@ def _tools_segments(tools: tuple[Tool, ...]) -> list[Segment]:
     ]
 
 
-def _turns(messages: list[Message]) -> Iterator[Segment]:
+def _turns(messages: list[Message], *, keep_thoughts: bool) -> Iterator[Segment]:
     last_user = max((i for i, message in enumerate(messages) if message.role == "user"), default=-1)
     for index, message in enumerate(messages):
         if message.role == "user":
             yield from (_TURN, "user\n", message.content, _END_TURN, "\n")
         elif message.role == "assistant":
             yield from (_TURN, "ai\n")
-            yield from _assistant(message, is_thinking_kept=index > last_user)
+            is_thinking_kept = keep_thoughts or index > last_user
+            if message.sampled is None:
+                yield from _assistant(message, is_thinking_kept=is_thinking_kept)
+            else:
+                yield from _sampled(message, is_thinking_kept=is_thinking_kept)
             yield from (_END_TURN, "\n")
         else:
             if not last_calls(messages, index):
@@ -184,6 +203,14 @@ def _turns(messages: list[Message]) -> Iterator[Segment]:
             yield from _responses(message)
             if index + 1 == len(messages) or messages[index + 1].role != "tool":
                 yield from (_END_TURN, "\n")
+
+
+def _sampled(message: Message, *, is_thinking_kept: bool) -> Iterator[Segment]:
+    if is_thinking_kept:
+        yield from (Control(THINK), "\n")
+    yield from sampled_segments(message, with_thought=is_thinking_kept)
+    if is_thinking_kept and message.sampled is not None and not message.sampled.is_thinking_closed:
+        yield from ("\n", Control(END_THINK), "\n\n")
 
 
 def _assistant(message: Message, *, is_thinking_kept: bool) -> Iterator[Segment]:

@@ -12,7 +12,7 @@ is written as JSON. Pictures, sounds and files are refused everywhere.
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -72,6 +72,37 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """Consecutive ids of an answer that are one kind of text."""
+
+    kind: Literal["thinking", "content", "tool_calls"]
+    start: int
+    stop: int
+    """Index after the last id"""
+
+
+@dataclass(frozen=True, slots=True)
+class SampledIds:
+    """An answer as the ids it was sampled as, so that it never has to be encoded again.
+
+    Ids that hold layout, tags or the end of the turn belong to no span. An id that holds parts of
+    two spans belongs to the first one.
+    """
+
+    ids: tuple[int, ...]
+    """Without the id that ended the turn"""
+    spans: tuple[Span, ...]
+    """In order, none overlaps another"""
+    answer_start: int
+    """Index of the first id after the thought and its layout; len(ids) where there is none"""
+    answer_lead: str = ""
+    """Text of the answer in the id before answer_start, which also holds the end of the thought"""
+    is_thinking_closed: bool = True
+    tail: str = ""
+    """Text of the answer after ids: the id it stood in also held a stop text"""
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """One turn of a conversation."""
 
@@ -86,6 +117,8 @@ class Message:
     """The texts of a content that came as a list; `content` holds them joined."""
     current_date: str | None = None
     current_location: str | None = None
+    sampled: SampledIds | None = field(default=None, compare=False, repr=False)
+    """The ids that an assistant's message was sampled as, if they are known"""
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:

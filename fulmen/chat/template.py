@@ -6,6 +6,7 @@ MiniMax's own templates, as the reference that the native formats are tested aga
 """
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from functools import cache
@@ -17,7 +18,7 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
-from fulmen.chat.format import ChatFormat
+from fulmen.chat.format import ChatFormat, EncodedHistory
 from fulmen.chat.messages import CallIds, Message, Messages, Tools, random_call_id
 from fulmen.chat.parsing import Parser, PlainParser
 from fulmen.chat.reading import list_calls, read_call, read_message_object, read_tools
@@ -58,10 +59,50 @@ class TemplateFormat(ChatFormat):
         )
 
     def segments(
-        self, messages: Messages, tools: Tools = None, add_generation_prompt: bool = True
+        self,
+        messages: Messages,
+        tools: Tools = None,
+        add_generation_prompt: bool = True,
+        *,
+        keep_thoughts: bool = False,
     ) -> list[Segment]:
         """The prompt as one text; which of it is a control token, only the tokenizer can say."""
         return [self.render(messages, tools, add_generation_prompt)]
+
+    def encode_history(
+        self,
+        messages: Messages,
+        tools: Tools = None,
+        *,
+        tokenizer: Tokenizer,
+        keep_thoughts: bool = False,
+    ) -> EncodedHistory:
+        """Return the prompt as ids: the template renders a mark for each sampled answer, and the
+        ids take its place. An answer whose mark the template does not print once is rendered."""
+        messages = list(messages)
+        marks = {
+            f"\ue000{index}\ue001": message.sampled
+            for index, message in enumerate(messages)
+            if isinstance(message, Message) and message.sampled is not None
+        }
+        marked: list[Message | Mapping[str, Any]] = list(messages)
+        for mark in marks:
+            index = int(mark[1:-1])
+            marked[index] = Message("assistant", mark)
+        text = self.render(marked, tools)
+        if any(text.count(mark) != 1 for mark in marks):
+            return EncodedHistory(tokenizer.encode(self.render(messages, tools)), 0, 0, 0)
+        ids: list[int] = []
+        num_history_ids = 0
+        for piece in re.split("(\ue000[0-9]+\ue001)", text):
+            sampled = marks.get(piece)
+            if sampled is None:
+                ids += tokenizer.encode(piece)
+                continue
+            ids += sampled.ids
+            num_history_ids = len(ids)
+            ids += tokenizer.encode_plain(sampled.tail)
+        return EncodedHistory(ids, num_history_ids, 0, 0)
 
     def encode(
         self,

@@ -32,7 +32,18 @@ class Control:
         return self.text
 
 
-Segment = str | Control
+@dataclass(frozen=True, slots=True)
+class Ids:
+    """Text that is known as the ids it was sampled as."""
+
+    ids: tuple[int, ...]
+    num_dropped: int = 0
+    """1 where these are the answer after a thought that is left out"""
+    num_straddling: int = 0
+    """1 where the id before them held the end of that thought and the start of the answer"""
+
+
+Segment = str | Control | Ids
 
 
 def join_segments(segments: Iterable[Segment]) -> str:
@@ -122,6 +133,11 @@ class Tokenizer:
         ids: list[int] = []
         text: list[str] = []
         for segment in segments:
+            if isinstance(segment, Ids):
+                ids += self.encode_plain("".join(text))
+                ids += segment.ids
+                text.clear()
+                continue
             token_id = self.token_id(segment.text) if isinstance(segment, Control) else None
             if token_id is None:
                 text.append(str(segment))

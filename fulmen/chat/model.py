@@ -1,0 +1,173 @@
+"""The one protocol of every model that answers: a request in, events as they come, a completion.
+
+    ChatRequest -> ChatModel.stream -> events -> Completion
+
+A local engine, a server at a URL and a scripted model all speak it, so agents, environments and the
+trainer need not know which of them they hold.
+"""
+
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from threading import Lock
+from typing import Any, Protocol, Self
+
+from fulmen.chat.events import Event, Reply
+from fulmen.chat.messages import Message, SampledIds, Tool
+from fulmen.sampling import FinishReason, SamplingParams
+
+
+class TokenBudget:
+    """Tokens of thought that several requests share, such as those of one trajectory."""
+
+    def __init__(self, num_tokens: int) -> None:
+        if num_tokens < 0:
+            raise ValueError(f"a budget of {num_tokens} tokens was asked for, it must be 0 or more")
+        self.num_left = num_tokens
+        self._lock = Lock()
+
+    def reserve(self, num_tokens: int) -> int:
+        """Take tokens out, at most all that are left; return how many."""
+        with self._lock:
+            taken = min(num_tokens, self.num_left)
+            self.num_left -= taken
+            return taken
+
+    def give_back(self, num_tokens: int) -> None:
+        """Return tokens that were reserved and not used."""
+        with self._lock:
+            self.num_left += num_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt as token ids, and what of the conversation before it has to be read again."""
+
+    ids: tuple[int, ...]
+    num_reread_tokens: int = 0
+    """Tokens of earlier turns that were known and stand after a change, so they are read again"""
+    reread_reason: str | None = None
+    num_straddling_tokens: int = 0
+    """Sampled tokens that held the end of a dropped thought and the start of its answer; the
+    answer's text in them is encoded anew"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChatRequest:
+    """Everything that one answer depends on."""
+
+    messages: Sequence[Message | Mapping[str, Any]] = ()
+    """The conversation so far, in any shape that `read_messages` takes"""
+    tools: Sequence[Tool | Mapping[str, Any]] = ()
+    params: SamplingParams | None = None
+    """None: the model's own recommendation"""
+    prompt: Prompt | None = None
+    """The conversation as ids, where a transcript knows them; used instead of rendering messages"""
+    prefix_ids: Sequence[int] = ()
+    """Ids that the answer begins with: the rest is drawn as if it had never stopped, if it had a
+    seed. The events of the prefix are not given again; the reply holds all."""
+    prefix_logprobs: Sequence[float] = ()
+    """Log-probabilities of prefix_ids; only a repetition_window needs them"""
+    forced_ids: Sequence[int] = ()
+    """Ids that come first whatever the model says; their log-probabilities are the model's own"""
+    budget: TokenBudget | None = None
+    """Tokens of thought that this answer shares with others"""
+    priority: int = 0
+    """Lower ones go first."""
+
+
+def as_request(
+    messages: "ChatRequest | Iterable[Message | Mapping[str, Any]]", **fields: Any
+) -> ChatRequest:
+    """Return a request made of messages and fields of `ChatRequest`, or one with fields changed."""
+    if isinstance(messages, ChatRequest):
+        return replace(messages, **fields)
+    if fields.get("tools") is not None:
+        fields["tools"] = tuple(fields["tools"])
+    else:
+        fields.pop("tools", None)
+    return ChatRequest(messages=tuple(messages), **fields)
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One sampled token."""
+
+    token_id: int
+    logprob: float
+    """Natural logarithm, in the model's own distribution, before masks and temperature"""
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+    """(token id, log-probability) of the likeliest tokens, best first"""
+    is_forced: bool = False
+    """Whether it was given, not drawn"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Usage:
+    """Tokens that one answer took."""
+
+    num_prompt_tokens: int
+    num_cached_tokens: int = 0
+    """Prompt tokens that were found in the cache"""
+    num_new_tokens: int
+    num_thinking_tokens: int = 0
+    num_reread_tokens: int = 0
+    """See `Prompt`"""
+    reread_reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Completion:
+    """An answer and everything known about how it came to be."""
+
+    reply: Reply
+    finish_reason: FinishReason
+    prompt_ids: tuple[int, ...]
+    prefix_ids: tuple[int, ...] = ()
+    """Ids that the answer was told to begin with, between prompt and tokens"""
+    tokens: tuple[Token, ...]
+    """Every new token, the one that ended the turn included"""
+    params: SamplingParams
+    """Sampling that was used; the seed is the one that was drawn if none was given."""
+    usage: Usage
+    sampled: SampledIds | None = None
+    """The answer as ids and spans, for a model that knows ids"""
+
+    @property
+    def answer_ids(self) -> tuple[int, ...]:
+        """All ids of the answer."""
+        return (*self.prefix_ids, *(token.token_id for token in self.tokens))
+
+    @property
+    def message(self) -> Message:
+        """The answer as the assistant's message in the history, with its ids."""
+        return replace(self.reply.message(), sampled=self.sampled)
+
+
+class AnswerStream(Protocol):
+    """A running answer: iterate for its events; close one that is not read to its end."""
+
+    async def __aenter__(self) -> Self: ...
+    async def __aexit__(self, *_: object) -> None: ...
+    def __aiter__(self) -> AsyncIterator[Event]: ...
+
+    async def close(self) -> None:
+        """End the answer, if it still runs."""
+
+    async def finish(self) -> Completion:
+        """End the answer if it still runs, and return everything it came to."""
+
+
+class ChatModel(Protocol):
+    """A model that answers requests."""
+
+    def stream(self, request: ChatRequest) -> AnswerStream:
+        """Return the answer to a request; it starts when it is entered or first awaited. Whatever
+        is wrong with the request is a ValueError then."""
+
+
+async def complete(model: ChatModel, request: ChatRequest) -> Completion:
+    """Return the whole answer of a model to a request."""
+    async with model.stream(request) as stream:
+        async for _ in stream:
+            pass
+        return await stream.finish()
