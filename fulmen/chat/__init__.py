@@ -13,7 +13,8 @@ from fulmen.chat.events import (
 )
 from fulmen.chat.format import ChatFormat
 from fulmen.chat.formats import get_format, load_format
-from fulmen.chat.grammar import Guide, make_guide
+from fulmen.chat.grammar import Guide as Grammar
+from fulmen.chat.grammar import make_guide as make_grammar
 from fulmen.chat.messages import Message, SampledIds, Span, Tool, ToolCall, random_call_id
 from fulmen.chat.model import (
     AnswerStream,
@@ -44,7 +45,7 @@ __all__ = [
     "ContentDelta",
     "Detokenizer",
     "Event",
-    "Guide",
+    "Grammar",
     "Message",
     "Parser",
     "PlainParser",
@@ -73,7 +74,7 @@ __all__ = [
     "find_spans",
     "get_format",
     "load_format",
-    "make_guide",
+    "make_grammar",
     "random_call_id",
     "read_messages",
     "read_tools",

@@ -1,6 +1,7 @@
 """fulmen chat and fulmen generate: text in, what the model says out."""
 
 import json
+import math
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
@@ -27,7 +28,7 @@ from fulmen.cli.options import (
 from fulmen.sampling import SamplingParams
 
 if TYPE_CHECKING:
-    from fulmen.llm import TextStream
+    from fulmen.chat import Completion
 
 
 @with_flags_of(SamplingParams)
@@ -57,6 +58,13 @@ def chat(
     hide_thinking: Annotated[
         bool, typer.Option("--hide-thinking", help="Do not print thoughts.")
     ] = False,
+    keep_thoughts: Annotated[
+        bool,
+        typer.Option(
+            "--keep-thoughts",
+            help="Show the model its earlier thoughts too: nothing is read twice.",
+        ),
+    ] = False,
     *,
     given: dict[str, Any],
 ) -> None:
@@ -68,37 +76,47 @@ def chat(
     if message is None and not sys.stdin.isatty():
         message = read_stdin()
     sessions = open_store(store, session_bytes)
-    head = sessions.head(session) if session is not None and sessions.has(session) else None
-    is_unfinished = head is not None and head.cut is not None
+    state = sessions.state(session) if session is not None and sessions.has(session) else None
+    is_unfinished = state is not None and state.num_kept is not None
     if message is not None and not message.strip():
         if not is_unfinished:
             raise ValueError("the message is empty, there is nothing to answer")
     elif message is not None and is_unfinished:
         raise ValueError(
-            f"session {session!r} was taken back into an answer, an empty message finishes it first"
+            f"session {session!r} was rewound into an answer, an empty message finishes it first"
         )
     if "logprobs" in given:
         raise ValueError("a chat does not print log-probabilities, fulmen generate --json does")
     _refuse_tools(given)
-    name = model or (head.model if head is not None else DEFAULT_MODEL)
+    name = model or (state.model if state is not None else DEFAULT_MODEL)
     llm = load_llm(name, dtype, device, max_model_len, kv_cache, kv_cache_dtype, draft_tokens)
     params = replace(llm.defaults, **given)
     if params.thinking_budget is not None and llm.format.thinking_forced_end is None:
         stderr.print("this model does not think, --thinking-budget has no effect")
-    conversation = Conversation(llm, params, system=system, show_thinking=not hide_thinking)
     with sessions.used_by_one(session) if session is not None else nullcontext():
+        opened = None
         if session is not None:
-            conversation.attach(Session(llm, sessions, session, model=_lasting(name)))
+            opened = Session(
+                llm, sessions, session, model=_lasting(name), keep_thoughts=keep_thoughts
+            )
+        conversation = Conversation(
+            llm,
+            params,
+            system=system,
+            show_thinking=not hide_thinking,
+            keep_thoughts=keep_thoughts,
+            session=opened,
+        )
         if message is None:
             converse(conversation)
             return
-        completion = conversation.ask(message) if message.strip() else conversation.go_on()
+        completion = conversation.ask(message) if message.strip() else conversation.finish_answer()
         if completion.finish_reason == "abort":
             raise typer.Exit(130)
 
 
 def _lasting(name: str) -> str:
-    """A model's name as it is understood from any folder."""
+    """Return a model's name as any working folder understands it."""
     return str(Path(name).resolve()) if Path(name).exists() else name
 
 
@@ -122,6 +140,7 @@ def generate(
     given: dict[str, Any],
 ) -> None:
     """Continue a text as it stands, without a chat format."""
+    from fulmen.chat import ContentDelta
     from fulmen.cli.conversation import Interrupt
 
     prompt = read_stdin() if prompt is None else prompt
@@ -133,19 +152,19 @@ def generate(
         raise ValueError("--logprobs needs --json")
     _refuse_tools(given)
     llm = load_llm(model, dtype, device, max_model_len, kv_cache, kv_cache_dtype, draft_tokens)
-    pieces = []
     with (
         Interrupt() as interrupt,
-        llm.complete(prompt, replace(llm.defaults, **given)) as stream,
+        llm.stream_text(prompt, params=replace(llm.defaults, **given)) as stream,
     ):
-        for update in stream.updates():
-            pieces += update
+        for events in stream.updates():
             if not as_json:
-                print("".join(update), end="", flush=True)
+                text = "".join(event.text for event in events if isinstance(event, ContentDelta))
+                print(text, end="", flush=True)
             if interrupt.is_set:
                 break
+        completion = stream.finish()
     if as_json:
-        print(_as_json(stream, "".join(pieces)))
+        print(_as_json(completion))
     else:
         print()
     if interrupt.is_set:
@@ -157,15 +176,24 @@ def _refuse_tools(given: dict[str, Any]) -> None:
         raise ValueError("the model is given no tools here, so none can be strict")
 
 
-def _as_json(stream: "TextStream", text: str) -> str:
+def _as_json(completion: "Completion") -> str:
     tokens = [
-        {"id": out.token_id, "logprob": out.logprob, "top_logprobs": dict(out.top_logprobs)}
-        for out in stream.outputs
+        {
+            "id": token.token_id,
+            "logprob": _finite(token.logprob),
+            "top_logprobs": {id: _finite(logprob) for id, logprob in token.top_logprobs},
+        }
+        for token in completion.tokens
     ]
     result = {
-        "text": text,
-        "finish_reason": stream.finish_reason,
-        "prompt_ids": list(stream.prompt_ids),
+        "text": completion.reply.content,
+        "finish_reason": completion.finish_reason,
+        "prompt_ids": list(completion.prompt_ids),
         "tokens": tokens,
     }
-    return json.dumps(result, ensure_ascii=False)
+    return json.dumps(result, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: float) -> float | None:
+    """Return the value as JSON can hold it; a token without any probability has none."""
+    return value if math.isfinite(value) else None

@@ -9,32 +9,37 @@ import itertools
 import json
 import signal
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from fulmen.chat import (
+    ChatRequest,
+    Completion,
     ContentDelta,
+    Event,
     Message,
     ThinkingDelta,
     ToolCallDelta,
     ToolCallEnd,
     ToolCallStart,
+    Transcript,
+    read_messages,
 )
 from fulmen.cli.progress import stderr
 from fulmen.files import explain, write_text
-from fulmen.llm import LLM, ChatStream, Completion
+from fulmen.llm import LLM, Stream
 from fulmen.sampling import SamplingParams
 from fulmen.sessions import Session
 from fulmen.units import parse_count
 
 HELP = """\
-/help                what can be typed here
+/help                list the commands
 /exit, /quit         leave; so does Ctrl-D
 /new                 forget the conversation, keep the system prompt
-/system [TEXT]       show the system prompt, or set it and begin anew; /system none clears it
+/system [TEXT]       show the system prompt, or set it and start over; /system none clears it
 /retry               drop the last answer and ask again
 /undo                drop the last question and its answer
 /set [NAME VALUE]    show how answers are sampled, or change it: /set temperature 0.3
@@ -64,97 +69,131 @@ class Interrupt:
         self.is_set = True
 
 
-@dataclass(slots=True)
 class Conversation:
-    """The messages so far, how answers are sampled, and the model that gives them."""
+    """A transcript at the terminal, and the model that answers."""
 
-    llm: LLM
-    params: SamplingParams
-    system: str | None = None
-    show_thinking: bool = True
-    turns: list[Message] = field(default_factory=list)
-    last: str = "no answer yet"
-    session: Session | None = None
-    """Where every answer is kept"""
+    def __init__(
+        self,
+        llm: LLM,
+        params: SamplingParams,
+        *,
+        system: str | None = None,
+        show_thinking: bool = True,
+        keep_thoughts: bool = False,
+        session: Session | None = None,
+    ) -> None:
+        """With a session, go on with its transcript and keep every answer there.
 
-    def attach(self, session: Session) -> None:
-        """Goes on with what a session has said, and keeps what is said from now on."""
-        messages = session.messages
-        if messages and messages[0].role == "system":
-            system: str | None = messages.pop(0).content
+        Raises ValueError if the session was started with another system prompt.
+        """
+        self.llm = llm
+        self.params = params
+        self.show_thinking = show_thinking
+        self.session = session
+        if session is None:
+            self.transcript = Transcript(llm.format, llm.tokenizer, keep_thoughts=keep_thoughts)
         else:
-            system = None
-        if messages and self.system not in (None, system):
-            raise ValueError(
-                f"session {session.head.name!r} was begun "
-                f"{'without' if system is None else 'with another'} system prompt, --system is for "
-                "a new one"
-            )
-        self.system = system if messages else self.system
-        self.session, self.turns = session, messages
+            self.transcript = session.transcript
+        self._unanswered: list[Message] = [Message("system", system)] if system else []
+        """Messages after the last answer: a system prompt, or a conversation that was loaded"""
+        self.stats = "no answer yet"
+        if session is not None and session.messages:
+            found = session.messages[0]
+            kept = found.content if found.role == "system" else None
+            if system not in (None, kept):
+                started = "without a" if kept is None else "with another"
+                raise ValueError(
+                    f"session {session.state.name!r} was started {started} system prompt, --system "
+                    "is for a new one"
+                )
+            self._unanswered = []
 
+    @property
     def messages(self) -> list[Message]:
-        """What the model is shown."""
-        return ([Message("system", self.system)] if self.system else []) + self.turns
+        """All messages so far."""
+        return [*self.transcript.messages, *self._unanswered]
+
+    @property
+    def system(self) -> str | None:
+        """The system prompt."""
+        messages = self.messages
+        return messages[0].content if messages and messages[0].role == "system" else None
 
     def ask(self, text: str) -> Completion:
-        """Sends a text, prints the answer as it comes, and keeps both.
+        """Send a text, print the answer as it comes, and keep both.
 
         A turn that failed, or was stopped before anything was said, leaves no trace.
         """
-        before = list(self.turns)
-        self.turns.append(Message("user", text))
-        return self._keep(lambda: self.llm.stream(self.messages(), params=self.params), before)
+        messages = [*self.messages, Message("user", text)]
+        prompt = self.transcript.prompt(messages)
+        return self._answer(ChatRequest(messages=messages, prompt=prompt, params=self.params))
 
-    def go_on(self) -> Completion:
-        """Finishes the answer that the session was taken back into."""
+    def finish_answer(self) -> Completion:
+        """Finish the answer that the session was rewound into."""
         assert self.session is not None
-        return self._keep(self.session.resume, list(self.turns))
-
-    def _keep(self, begin: Callable[[], ChatStream], before: list[Message]) -> Completion:
-        """Prints an answer and keeps it, or makes the turns what they were before."""
-        try:
-            completion = self._answer(begin())
-        except BaseException:
-            self.turns = before
-            raise
-        reply = completion.reply
-        said = reply.thinking or reply.content or reply.tool_calls
-        if completion.finish_reason == "abort" and not said:
-            self.turns = before
-            return completion
-        asked = self.messages()
-        self.turns.append(reply.message())
-        if self.session is not None:
-            self.session.save(asked, completion)
-        return completion
+        return self._answer(self.session.resume())
 
     def ask_again(self) -> None:
-        """Asks the last question once more, in place of the answer it got."""
-        before = list(self.turns)
-        question = self.drop_last()
+        """Ask the last question once more, in place of the answer it got."""
+        turns, unanswered = list(self.transcript.turns), list(self._unanswered)
+        question = self._drop_last()
         try:
-            self.ask(question)
+            completion = self.ask(question)
         except BaseException:
-            self.turns = before
+            self.transcript.turns[:], self._unanswered = turns, unanswered
             raise
+        if completion.finish_reason == "abort" and not _says_something(completion):
+            self.transcript.turns[:], self._unanswered = turns, unanswered
 
-    def drop_last(self) -> str:
-        """Forgets the last question and what came after it; returns the question."""
-        asked = [i for i, message in enumerate(self.turns) if message.role == "user"]
-        if not asked:
-            raise ValueError("there is no question yet")
-        question = self.turns[asked[-1]].content
-        del self.turns[asked[-1] :]
-        return question
+    def undo(self) -> None:
+        """Forget the last question and everything after it."""
+        self._drop_last()
+        self._rewind_session()
 
-    def _answer(self, running: ChatStream) -> Completion:
+    def start_over(self, messages: Sequence[Message]) -> None:
+        """Forget everything and go on from these messages."""
+        self.transcript.rewind(0)
+        self._unanswered = list(messages)
+        self._rewind_session()
+
+    def _rewind_session(self) -> None:
+        if self.session is not None:
+            self.session.rewind(len(self.transcript.turns))
+
+    def _drop_last(self) -> str:
+        """Take the last question, and what came after it, out of the transcript; return it."""
+        while True:
+            asked = [i for i, message in enumerate(self._unanswered) if message.role == "user"]
+            if asked:
+                question = self._unanswered[asked[-1]].content
+                del self._unanswered[asked[-1] :]
+                return question
+            turns = self.transcript.turns
+            if not turns:
+                raise ValueError("there is no question yet")
+            self._unanswered = [*turns[-1].messages]
+            self.transcript.rewind(len(turns) - 1)
+
+    def _answer(self, request: ChatRequest) -> Completion:
+        """Print an answer and keep it, if anything was said."""
+        completion = self._print(self.llm.stream(request))
+        if completion.finish_reason == "abort" and not _says_something(completion):
+            return completion
+        self._unanswered = []
+        messages = [*request.messages]
+        if self.session is not None:
+            self.session.save(read_messages(messages), completion)
+        else:
+            self.transcript.add(read_messages(messages), completion)
+        return completion
+
+    def _print(self, running: Stream) -> Completion:
         started = time.perf_counter()
         first: float | None = None
         is_thinking = False
         with Interrupt() as interrupt, running as stream:
-            for events in itertools.chain([stream.begun_items], stream.updates()):
-                if first is None and stream.outputs:
+            for events in itertools.chain([stream.prefix_events], stream.updates()):
+                if first is None and stream.tokens:
                     first = time.perf_counter()
                 for event in events:
                     if isinstance(event, ThinkingDelta):
@@ -163,7 +202,7 @@ class Conversation:
                     if is_thinking:
                         stderr.print()
                         is_thinking = False
-                    self._print_event(event)
+                    _print_event(event)
                 if interrupt.is_set:
                     break
             completion = stream.finish()
@@ -173,7 +212,7 @@ class Conversation:
             print(flush=True)
         for problem in completion.reply.problems:
             stderr.print(f"problem: {problem}", style="yellow", markup=False)
-        self._remember(completion, started, first)
+        self.stats = _stats(completion, started, first)
         if completion.finish_reason != "stop":
             stderr.print(f"[dim]({_REASONS[completion.finish_reason]})[/dim]")
         return completion
@@ -183,44 +222,55 @@ class Conversation:
             stderr.print(text, style="dim", end="", markup=False, soft_wrap=True)
         return self.show_thinking or is_thinking
 
-    @staticmethod
-    def _print_event(event: object) -> None:
-        match event:
-            case ContentDelta(text):
-                print(text, end="", flush=True)
-            case ToolCallStart(_, _, name):
-                print(f"\n{name}(", end="", flush=True)
-            case ToolCallDelta(_, arguments):
-                print(arguments, end="", flush=True)
-            case ToolCallEnd():
-                print(")", flush=True)
 
-    def _remember(self, completion: Completion, started: float, first: float | None) -> None:
-        now = time.perf_counter()
-        count = len(completion.outputs)
-        waited = (first or now) - started
-        rate = (count - 1) / (now - first) if first and count > 1 and now > first else 0.0
-        self.last = (
-            f"{len(completion.prompt_ids)} prompt tokens read in {waited:.2f} s, "
-            f"{count} new tokens ({completion.num_thinking_tokens} of thought) "
-            f"at {rate:.1f} tokens/s"
-        )
+def _says_something(completion: Completion) -> bool:
+    reply = completion.reply
+    return bool(reply.thinking or reply.content or reply.tool_calls)
+
+
+def _print_event(event: Event) -> None:
+    match event:
+        case ContentDelta(text):
+            print(text, end="", flush=True)
+        case ToolCallStart(_, _, name):
+            print(f"\n{name}(", end="", flush=True)
+        case ToolCallDelta(_, arguments):
+            print(arguments, end="", flush=True)
+        case ToolCallEnd():
+            print(")", flush=True)
+
+
+def _stats(completion: Completion, started: float, first: float | None) -> str:
+    now = time.perf_counter()
+    usage = completion.usage
+    waited = (first or now) - started
+    count = usage.num_new_tokens
+    rate = (count - 1) / (now - first) if first and count > 1 and now > first else 0.0
+    text = (
+        f"{usage.num_prompt_tokens} prompt tokens read in {waited:.2f} s, "
+        f"{usage.num_cached_tokens} of them from the cache, "
+        f"{count} new tokens ({usage.num_thinking_tokens} of thought) at {rate:.1f} tokens/s"
+    )
+    if usage.num_reread_tokens:
+        text += f"\n{usage.num_reread_tokens} known tokens were read again: {usage.reread_reason}"
+    return text
 
 
 _REASONS = {
     "length": "stopped at the token limit",
-    "repetition": "stopped: the answer had begun to repeat itself",
+    "repetition": "stopped: the answer repeated itself",
     "abort": "stopped",
+    "error": "stopped by an error",
 }
 
 
 def converse(conversation: Conversation) -> None:
-    """Reads and answers until the input ends."""
+    """Read and answer until the input ends."""
     import readline  # noqa: F401  line editing and history for input()
 
     stderr.print("[dim]/help lists the commands, Ctrl-D leaves[/dim]")
     if conversation.session is not None:
-        _show_last(conversation)
+        _show_last(conversation, conversation.session)
     while True:
         try:
             text = _read_text()
@@ -248,19 +298,18 @@ def converse(conversation: Conversation) -> None:
             stderr.print()
 
 
-def _show_last(conversation: Conversation) -> None:
-    """Where a session stands; an answer it was taken back into is finished."""
-    session = conversation.session
-    assert session is not None
-    if session.head.cut is not None:
-        stderr.print("[dim]going on with the answer it was taken back into:[/dim]")
-        conversation.go_on()
-    elif conversation.turns:
+def _show_last(conversation: Conversation, session: Session) -> None:
+    """Show where a session stands, or finish the answer it was rewound into."""
+    messages = conversation.messages
+    if session.transcript.num_kept is not None:
+        stderr.print("[dim]finishing the answer that the session was rewound into:[/dim]")
+        conversation.finish_answer()
+    elif messages:
         stderr.print(
-            f"[dim]{len(conversation.turns)} messages, {session.num_restored} tokens need not be "
-            "read again; the last answer was:[/dim]"
+            f"[dim]{len(messages)} messages, {session.num_restored} tokens need not be read again; "
+            "the last answer was:[/dim]"
         )
-        stderr.print(conversation.turns[-1].content, markup=False)
+        stderr.print(messages[-1].content, markup=False)
 
 
 def _read_text() -> str:
@@ -272,7 +321,7 @@ def _read_text() -> str:
 
 
 def _command(conversation: Conversation, text: str) -> bool:
-    """Runs a slash command; False means leave."""
+    """Run a slash command; False means leave."""
     name, _, rest = text.partition(" ")
     rest = rest.strip()
     match name:
@@ -281,16 +330,15 @@ def _command(conversation: Conversation, text: str) -> bool:
         case "/help":
             stderr.print(HELP, markup=False)
         case "/new":
-            conversation.turns.clear()
+            conversation.start_over(_system_messages(conversation.system))
         case "/system":
             if rest:
-                conversation.system = None if rest == "none" else rest
-                conversation.turns.clear()
+                conversation.start_over(_system_messages(None if rest == "none" else rest))
             stderr.print(conversation.system or "no system prompt", markup=False)
         case "/retry":
             conversation.ask_again()
         case "/undo":
-            conversation.drop_last()
+            conversation.undo()
         case "/set":
             _set(conversation, rest)
         case "/save":
@@ -298,12 +346,14 @@ def _command(conversation: Conversation, text: str) -> bool:
         case "/load":
             _load(conversation, _path(rest, name))
         case "/stats":
-            stderr.print(conversation.last)
+            stderr.print(conversation.stats, markup=False)
         case _:
             raise ValueError(f"{name} is no command, /help lists them")
-    if conversation.session is not None and name in ("/new", "/system", "/undo", "/load"):
-        conversation.session.go_back(conversation.messages())
     return True
+
+
+def _system_messages(system: str | None) -> list[Message]:
+    return [Message("system", system)] if system else []
 
 
 def _set(conversation: Conversation, rest: str) -> None:
@@ -318,7 +368,7 @@ def _set(conversation: Conversation, rest: str) -> None:
         raise ValueError(f"{name} is no sampling parameter, known are {', '.join(known)}")
     try:
         parsed = None if value == "none" else json.loads(value)
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, RecursionError):
         parsed = value  # a stop text may be typed without quotes
         if name in ("max_tokens", "thinking_budget"):
             parsed = parse_count(value)
@@ -340,19 +390,15 @@ def _path(text: str, command: str) -> Path:
 
 
 def _save(conversation: Conversation, path: Path) -> None:
-    messages = [message.to_dict() for message in conversation.messages()]
+    messages = [message.to_dict() for message in conversation.messages]
     write_text(path, json.dumps(messages, indent=2, ensure_ascii=False) + "\n")
     stderr.print(f"{len(messages)} messages written to {path}", markup=False)
 
 
 def _load(conversation: Conversation, path: Path) -> None:
-    from fulmen.chat import read_messages
-
     try:
         messages = read_messages(json.loads(path.read_text("utf-8")))
     except (UnicodeDecodeError, json.JSONDecodeError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} holds no conversation: {error}") from None
-    system = messages[0].content if messages and messages[0].role == "system" else None
-    conversation.system = system
-    conversation.turns = messages[1:] if system is not None else messages
+    conversation.start_over(messages)
     stderr.print(f"{len(messages)} messages read from {path}", markup=False)

@@ -4,38 +4,37 @@
              given     drawn by the thought's seed        given     drawn by the answer's seed
 
 A thought may be drawn in pieces, and answered after each: the draw of a token depends on its seed
-and its place alone, so a thought cut at a budget is, to the bit, what a run at that budget thinks.
-The pieces end where answers begin, so the engine finds all that is known of the thought in its
-cache, for a model with lightning layers too.
+and its place alone, so a thought that ends at a budget is, to the bit, what a run at that budget
+thinks. The pieces end where answers begin, so the engine finds the whole thought in its cache, for a
+model with lightning layers too.
 """
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
-from fulmen.chat import Reply, Tool
+from fulmen.chat import ChatRequest, Completion, Prompt, Reply, Tool
 from fulmen.envs import Task
-from fulmen.llm import LLM, ChatStream, Completion
+from fulmen.llm import LLM
 from fulmen.sampling import SamplingParams
 
 
 def derive_seed(*names: object) -> int:
-    """A seed for what the names say, unlike any other's."""
+    """Return a seed that depends on the names alone."""
     return int.from_bytes(hashlib.blake2b(repr(names).encode(), digest_size=8).digest())
 
 
 @dataclass(slots=True, eq=False)
 class Thought:
-    """A thought as far as it was drawn."""
+    """A thought, as far as it is drawn."""
 
     prompt_ids: Sequence[int]
     tools: Sequence[Tool]
     seed: int
     ids: list[int] = field(default_factory=list)
-    """What was drawn, a closing tag of the model's own included"""
+    """Drawn ids, with a closing tag of the model's own"""
     logprob: float = 0.0
-    """The sum over ids"""
+    """Sum over ids"""
     is_closed: bool = False
     """The model closed the thought; its answer follows."""
     is_over: bool = False
@@ -44,21 +43,21 @@ class Thought:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came after a thought."""
+    """The text after a thought."""
 
     reply: Reply
     num_tokens: int
     logprob: float
-    """The sum over its tokens"""
+    """Sum over its tokens"""
 
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """A stretch of a thought, or an answer, that is to be drawn."""
+    """A stretch of a thought, or an answer, yet to be drawn."""
 
     thought: Thought
-    begun: Sequence[int]
-    """What it goes on from, after the opening"""
+    prefix_ids: Sequence[int]
+    """Ids after the opening that it continues"""
     max_tokens: int
     seed: int
 
@@ -66,8 +65,8 @@ class _Piece:
 class Subject:
     """One model, one way to sample it.
 
-    A format without a thought thinks in its answer: then `closing` is the text that leads from what
-    it wrote so far to the final answer, and what it wrote so far counts as its thought.
+    A model whose format has no thought thinks in its answer: then the text it wrote so far counts
+    as its thought, and `closing` is the text that leads from there to the final answer.
     """
 
     def __init__(
@@ -84,7 +83,7 @@ class Subject:
         if format.thinking_end is None and closing is None:
             raise ValueError("this model has no tag that closes a thought, it needs a closing")
         self._llm = llm
-        # What counts over a whole answer would start anew with every piece.
+        # Limits that count over a whole answer would start anew with every piece.
         self._params = replace(params, thinking_budget=None, repetition_window=None)
         self._stop = () if format.thinking_end is None else (format.thinking_end,)
         self._answer_tokens = answer_tokens
@@ -94,13 +93,13 @@ class Subject:
         self._closing_ids = llm.tokenizer.encode(text or "")
 
     def thought(self, task: Task, seed: int) -> Thought:
-        """A thought about a task that is yet to be drawn."""
+        """Return a thought about a task, yet to be drawn."""
         format, tokenizer = self._llm.format, self._llm.tokenizer
         ids = format.encode(task.messages, task.tools or None, tokenizer=tokenizer)
         return Thought(ids, task.tools, seed)
 
     def check_room(self, thought: Thought, budget: int) -> None:
-        """Raises ValueError where the context could not hold a thought of budget and its answer."""
+        """Raise ValueError where the context cannot hold a thought of budget tokens and its answer."""
         given = len(thought.prompt_ids) + len(self._opening_ids) + len(self._closing_ids)
         needed, most = given + budget + self._answer_tokens, self._llm.engine.max_model_len
         if needed > most:
@@ -110,7 +109,7 @@ class Subject:
             )
 
     def think(self, thoughts: Iterable[tuple[Thought, int]]) -> None:
-        """Draws each thought on up to its budget, or to its own end; all of them together."""
+        """Draw each thought up to its budget or its own end, all of them together."""
         live = [
             (thought, budget)
             for thought, budget in thoughts
@@ -121,14 +120,14 @@ class Subject:
             for thought, budget in live
         ]
         for (thought, _), completion in zip(live, self._draw(pieces, self._stop), strict=True):
-            thought.ids += [output.token_id for output in completion.outputs]
-            thought.logprob += sum(output.logprob for output in completion.outputs)
+            thought.ids += [token.token_id for token in completion.tokens]
+            thought.logprob += sum(token.logprob for token in completion.tokens)
             if completion.finish_reason == "stop":
                 thought.is_over = thought.ids[-1] in self._llm.engine.eos_token_ids
                 thought.is_closed = not thought.is_over
 
     def answer(self, thoughts: Sequence[tuple[Thought, int]]) -> list[Answer]:
-        """An answer after each thought as it is, by the seed beside it; all of them together."""
+        """Draw an answer after each thought, by the seed beside it, all of them together."""
         pieces = [
             _Piece(
                 thought,
@@ -148,38 +147,36 @@ class Subject:
         ]
 
     def _own_reply(self, thought: Thought) -> Reply:
-        """Of a turn that the model ended by itself, before any closing."""
+        """Return the reply of a turn that the model ended inside its thought."""
         ids = [*self._opening_ids, *thought.ids[:-1]]
         return self._llm.format.parse(self._llm.tokenizer.decode(ids), thought.tools)
 
     def _read(self, thought: Thought, completion: Completion) -> Answer:
-        logprob = sum(output.logprob for output in completion.outputs)
+        logprob = sum(token.logprob for token in completion.tokens)
         reply = completion.reply
         if self._closing is not None:
             tokenizer = self._llm.tokenizer
-            ids = [output.token_id for output in completion.outputs]
+            ids = [token.token_id for token in completion.tokens]
             if completion.finish_reason == "stop":
                 ids.pop()
             content = self._closing.lstrip() + tokenizer.decode(ids)
             reply = Reply(thinking=tokenizer.decode(thought.ids), content=content)
-        return Answer(reply, len(completion.outputs), logprob)
+        return Answer(reply, len(completion.tokens), logprob)
 
     def _draw(self, pieces: Sequence[_Piece], stop: tuple[str, ...]) -> list[Completion]:
-        """What comes next in each, up to a stop text."""
-        with ExitStack() as stack:
-            streams: list[ChatStream] = []
-            for piece in pieces:
-                thought, begun = piece.thought, [*self._opening_ids, *piece.begun]
-                params = replace(
-                    self._params,
-                    seed=piece.seed,
-                    stop=stop,
-                    max_tokens=len(begun) + piece.max_tokens,
-                )
-                stream = self._llm.answer(
-                    thought.prompt_ids, thought.tools or None, params, begun=begun
-                )
-                streams.append(stack.enter_context(stream))
-            while any(stream.finish_reason is None for stream in streams):
-                self._llm.step()
-            return [stream.finish() for stream in streams]
+        """Draw the next tokens of each, up to a stop text."""
+        return self._llm.chat_many(self._request(piece, stop) for piece in pieces)
+
+    def _request(self, piece: _Piece, stop: tuple[str, ...]) -> ChatRequest:
+        prefix_ids = (*self._opening_ids, *piece.prefix_ids)
+        return ChatRequest(
+            tools=piece.thought.tools,
+            prompt=Prompt(tuple(piece.thought.prompt_ids)),
+            params=replace(
+                self._params,
+                seed=piece.seed,
+                stop=stop,
+                max_tokens=len(prefix_ids) + piece.max_tokens,
+            ),
+            prefix_ids=prefix_ids,
+        )

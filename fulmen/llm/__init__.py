@@ -1,17 +1,16 @@
 """Who answers: a checkpoint, an engine and a chat format as one model."""
 
-from fulmen.llm.llm import LLM
-from fulmen.llm.local import AsyncLLM
-from fulmen.llm.stream import ChatStream, Completion, TextStream
-from fulmen.llm.thinking import Nudge, Purse, ThoughtBudget
+from fulmen.llm.llm import LLM, Stream
+from fulmen.llm.local import LocalModel, LocalStream
+from fulmen.llm.scripted import ForcedModel, ScriptedModel
+from fulmen.llm.served import ServedModel
 
 __all__ = [
     "LLM",
-    "AsyncLLM",
-    "ChatStream",
-    "Completion",
-    "Nudge",
-    "Purse",
-    "TextStream",
-    "ThoughtBudget",
+    "ForcedModel",
+    "LocalModel",
+    "LocalStream",
+    "ScriptedModel",
+    "ServedModel",
+    "Stream",
 ]

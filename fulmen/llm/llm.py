@@ -1,46 +1,49 @@
-"""Checkpoint, engine and chat format behind one object: messages in, Reply out.
+"""A checkpoint, an engine and a chat format behind one object, without threads or an event loop.
 
-    messages -> format.encode -> engine -> token -> detokenizer -> stop texts -> parser -> Reply
+    llm.chat(messages)      -> Completion        the whole answer
+    llm.stream(messages)    -> Stream of events  the answer as it comes
+    llm.generate(text)      -> Completion        a text continued as it stands
 
-Here ids become text and text becomes ids, once each way. What needs text is decided here, after
-every token: a stop text ends a request, a thought near the end of its budget is led to its closing
-tag (`thinking.py`). It is decided when a token is made, not when someone reads it, so an answer
-never depends on who reads which stream when.
+Each takes the fields of `ChatRequest` by name, or a request. Whoever reads a stream steps the engine
+for all that run. Many callers in one event loop share a model through `local.py`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack, closing
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Unpack
+from threading import Lock
+from typing import Any, Self
 
 import torch
 
 from fulmen.catalog import OnProgress, recommended_sampling, resolve
 from fulmen.chat import (
     ChatFormat,
+    ChatRequest,
+    Completion,
+    ContentDelta,
+    Event,
+    Grammar,
     Message,
+    PlainParser,
+    Prompt,
+    Token,
     Tokenizer,
-    Tool,
     Vocabulary,
+    as_request,
     load_format,
-    make_guide,
+    make_grammar,
     read_tools,
 )
 from fulmen.checkpoints import fingerprint, load_model
-from fulmen.engine import Engine, EngineConfig, Guide, Origin
-from fulmen.llm.stream import (
-    ChatStream,
-    Completion,
-    RequestOptions,
-    Stream,
-    StreamOptions,
-    TextStream,
-)
+from fulmen.engine import Engine, EngineConfig, Origin
+from fulmen.llm.stream import Answer
 from fulmen.models import Model
-from fulmen.sampling import SamplingParams
+from fulmen.sampling import FinishReason, SamplingParams
 
 Messages = Iterable[Message | Mapping[str, Any]]
-Tools = Iterable[Tool | Mapping[str, Any]]
 
 
 class LLM:
@@ -60,15 +63,15 @@ class LLM:
         self.tokenizer = tokenizer
         self.format = format
         self.defaults = defaults or SamplingParams()
-        """How the model is best sampled."""
+        """Recommended sampling of the model"""
         # Some checkpoints name no end of turn (M1's config has none); its format always knows it.
         end_of_turn = tokenizer.token_id(format.end_of_turn)
         ends = {*tokenizer.eos_token_ids, *(() if end_of_turn is None else (end_of_turn,))}
         self.engine = Engine(model, engine_config, eos_token_ids=sorted(ends))
-        self._streams: dict[int, Stream[Any]] = {}
         self._folder = folder
         self._fingerprint: str | None = None
         self._vocabulary: Vocabulary | None = None
+        self._vocabulary_lock = Lock()
 
     @classmethod
     def load(
@@ -80,7 +83,7 @@ class LLM:
         engine_config: EngineConfig | None = None,
         on_progress: OnProgress | None = None,
     ) -> "LLM":
-        """Loads a model by path, catalog name or hub id; what is not here is fetched first.
+        """Load a model by path, catalog name or hub id, and fetch it first if it is not here.
 
         on_progress is called with the bytes so far and in all while something is fetched.
         """
@@ -108,112 +111,179 @@ class LLM:
             self._fingerprint = fingerprint(self._folder)
         return Origin(model=self._fingerprint, numerics=self.engine.numerics)
 
-    def chat(
-        self,
-        messages: Messages,
-        tools: Tools | None = None,
-        params: SamplingParams | None = None,
-        **options: Unpack[StreamOptions],
-    ) -> Completion:
-        """The whole answer to a conversation; see `stream`."""
-        with self.stream(messages, tools, params, **options) as stream:
-            for _ in stream:
-                pass
-            return stream.finish()
+    def chat(self, messages: ChatRequest | Messages = (), **fields: Any) -> Completion:
+        """Return the whole answer to a conversation. fields are those of `ChatRequest`."""
+        with self.stream(messages, **fields) as stream:
+            return stream.read()
 
-    def chat_many(
-        self,
-        conversations: Iterable[Messages],
-        tools: Tools | None = None,
-        params: SamplingParams | None = None,
-        **options: Unpack[StreamOptions],
-    ) -> list[Completion]:
-        """The whole answers to several conversations, computed together; see `stream`."""
-        tools = None if tools is None else list(tools)
+    def chat_many(self, requests: Iterable[ChatRequest]) -> list[Completion]:
+        """Return the whole answers to several requests, computed together."""
         with ExitStack() as stack:
-            streams = []
-            for messages in conversations:
-                stream = self.stream(messages, tools, params, **options)
-                streams.append(stack.enter_context(stream))
-            for stream in streams:
-                for _ in stream:
-                    pass
-            return [stream.finish() for stream in streams]
+            streams = [stack.enter_context(self.stream(request)) for request in requests]
+            return [stream.read() for stream in streams]
 
-    def stream(
-        self,
-        messages: Messages,
-        tools: Tools | None = None,
-        params: SamplingParams | None = None,
-        **options: Unpack[StreamOptions],
-    ) -> "ChatStream":
-        """The answer to a conversation, event by event."""
-        tools = None if tools is None else list(tools)
-        prompt_ids = self.format.encode(messages, tools, tokenizer=self.tokenizer)
-        return self.answer(prompt_ids, tools, params, **options)
+    def stream(self, messages: ChatRequest | Messages = (), **fields: Any) -> "Stream":
+        """Return the answer to a conversation, event by event. fields are those of `ChatRequest`."""
+        return Stream(self, self.start(self.prepare(as_request(messages, **fields))))
 
-    def answer(
-        self,
-        prompt_ids: Sequence[int],
-        tools: Tools | None = None,
-        params: SamplingParams | None = None,
-        **options: Unpack[StreamOptions],
-    ) -> "ChatStream":
-        """The same after a prompt whose ids are known."""
-        tools = None if tools is None else list(tools)
-        return ChatStream(self, prompt_ids, tools, params or self.defaults, **options)
+    def generate(self, prompt: str | Sequence[int], **fields: Any) -> Completion:
+        """Return what the model writes after a text or ids that are used as they stand."""
+        with self.stream_text(prompt, **fields) as stream:
+            return stream.read()
 
-    def complete(
-        self,
-        prompt: str | Sequence[int],
-        params: SamplingParams | None = None,
-        *,
-        priority: int = 0,
-    ) -> "TextStream":
-        """What the model writes after a prompt that is used as it stands, without a format."""
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-        params = params or self.defaults
-        return TextStream(self, ids, params, priority=priority, guide=self.guide(params))
+    def stream_text(self, prompt: str | Sequence[int], **fields: Any) -> "Stream":
+        """Return the continuation of a text or ids, event by event; all of it is content."""
+        return Stream(self, self.start(self.prepare_text(prompt, as_request((), **fields))))
 
     def step(self) -> None:
-        """One step of the engine; every running stream takes what became its own."""
+        """Run one step of the engine: every running answer reads its new tokens."""
+        self.engine.step()
+
+    def prepare(self, request: ChatRequest) -> Answer:
+        """Return the answer to a request, yet to be started: its prompt is rendered and encoded and
+        its grammar made. Any thread may do this."""
+        tools = read_tools(request.tools)
+        prompt = request.prompt
+        if prompt is None:
+            messages = list(request.messages)
+            prompt = Prompt(tuple(self.format.encode(messages, tools, tokenizer=self.tokenizer)))
+        params = self._params(request)
+        return Answer(
+            request,
+            prompt,
+            params,
+            tokenizer=self.tokenizer,
+            parser=self.format.parser(tools),
+            format=self.format,
+            grammar=self._grammar(params, self.format, tools),
+        )
+
+    def prepare_text(self, prompt: str | Sequence[int], request: ChatRequest) -> Answer:
+        """Return the continuation of a text or of ids, yet to be started."""
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        params = self._params(request)
+        return Answer(
+            request,
+            Prompt(tuple(ids)),
+            params,
+            tokenizer=self.tokenizer,
+            parser=PlainParser(),
+            grammar=self._grammar(params, None, ()),
+        )
+
+    def start(self, answer: Answer) -> Answer:
+        """Queue an answer's request: it comes with the engine's steps."""
         try:
-            with closing(self.engine.outputs()) as outputs:
-                for output in outputs:
-                    self._streams[output.request_id].receive(output)
+            answer.request_id = self.engine.add_request(
+                [*answer.prompt.ids, *answer.prefix_ids],
+                answer.params,
+                num_prefix_ids=len(answer.prefix_ids),
+                num_repetitive=answer.num_repetitive,
+                priority=answer.priority,
+                steering=answer,
+            )
         except BaseException:
-            for request_id, stream in list(self._streams.items()):
-                if not self.engine.is_unfinished(request_id):
-                    stream.close()
+            answer.abort()
             raise
+        return answer
 
-    def attach(
-        self,
-        stream: "Stream[Any]",
-        prompt_ids: Sequence[int],
-        params: SamplingParams,
-        **options: Unpack[RequestOptions],
-    ) -> int:
-        """Queues a stream's request and returns its id."""
-        request_id = self.engine.add_request(prompt_ids, params, **options)
-        self._streams[request_id] = stream
-        return request_id
+    def end(self, answer: Answer) -> None:
+        """End an answer now, if it still runs, and free what it owns."""
+        if answer.finish_reason is None and answer.request_id is not None:
+            self.engine.abort(answer.request_id)
+        answer.abort()
 
-    def guide(
-        self, params: SamplingParams, format: ChatFormat | None = None, tools: Tools | None = None
-    ) -> Guide | None:
-        """What holds an answer to its grammar, if it has one; a format tells its thought."""
+    def _params(self, request: ChatRequest) -> SamplingParams:
+        params = request.params or self.defaults
+        if params.seed is None:  # so that the answer can be continued later
+            params = replace(params, seed=secrets.randbits(63))
+        return params
+
+    def _grammar(
+        self, params: SamplingParams, format: ChatFormat | None, tools: Sequence[Any]
+    ) -> Grammar | None:
+        """Return the grammar that holds an answer, if it has one; a format tells its thought."""
         if not (params.is_constrained or params.strict_tools):
             return None
-        if self._vocabulary is None:  # seconds with a large vocabulary
-            self._vocabulary = Vocabulary(
-                self.tokenizer,
-                vocab_size=self.engine.model.config.vocab_size,
-                eos_token_ids=sorted(self.engine.eos_token_ids),
-            )
-        return make_guide(self._vocabulary, params, format=format, tools=read_tools(tools))
+        with self._vocabulary_lock:
+            if self._vocabulary is None:  # seconds with a large vocabulary
+                self._vocabulary = Vocabulary(
+                    self.tokenizer,
+                    vocab_size=self.engine.model.config.vocab_size,
+                    eos_token_ids=sorted(self.engine.eos_token_ids),
+                )
+        return make_grammar(self._vocabulary, params, format=format, tools=tuple(tools))
 
-    def detach(self, request_id: int) -> None:
-        """Ends a request, whatever its state; its stream takes nothing more."""
-        self.engine.abort(request_id)
-        self._streams.pop(request_id, None)
+
+class Stream:
+    """A running answer: iterate for its events, `finish` for everything they came to.
+
+    Close a stream that is not read to its end; `with` does.
+    """
+
+    def __init__(self, llm: LLM, answer: Answer) -> None:
+        self._llm = llm
+        self._answer = answer
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[Event]:
+        for events in self.updates():
+            yield from events
+
+    def updates(self) -> Iterator[list[Event]]:
+        """Yield the new events after each step of the engine; none while the prompt is read.
+
+        Raises the error that ended the answer, if one did.
+        """
+        answer = self._answer
+        while True:
+            events = answer.take_events()
+            if not events and answer.finish_reason is None:
+                self._llm.step()
+                events = answer.take_events()
+            elif not events:
+                break
+            yield events
+        if answer.finish_reason == "error" and answer.error is not None:
+            raise answer.error
+
+    def texts(self) -> Iterator[str]:
+        """Yield the text of the content, piece by piece."""
+        for event in self:
+            if isinstance(event, ContentDelta):
+                yield event.text
+
+    def read(self) -> Completion:
+        """Read the answer to its end and return everything it came to."""
+        for _ in self:
+            pass
+        return self.finish()
+
+    @property
+    def tokens(self) -> Sequence[Token]:
+        """New tokens so far."""
+        return self._answer.tokens
+
+    @property
+    def prefix_events(self) -> Sequence[Event]:
+        """Events of the prefix that the answer was told to begin with."""
+        return self._answer.prefix_events
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why the answer ended; None while it runs."""
+        return self._answer.finish_reason
+
+    def close(self) -> None:
+        """End the answer now, if it still runs."""
+        self._llm.end(self._answer)
+
+    def finish(self) -> Completion:
+        """End the answer if it still runs, and return everything it came to."""
+        self.close()
+        return self._answer.completion()

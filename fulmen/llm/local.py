@@ -1,13 +1,14 @@
-"""An LLM for any number of callers in one event loop.
+"""A local model for any number of callers in one event loop.
 
-    async with AsyncLLM(llm) as front:
-        async with front.stream(messages) as stream:
+    async with LocalModel(llm) as model:
+        async with model.stream(request) as stream:
             async for event in stream: ...
-        completion = await front.chat(messages)
+        completion = await complete(model, request)
 
-One thread owns the LLM and its engine and steps as long as anything runs; what callers want of it
-(a new request, an end) waits in a queue and is done between two steps. So the event loop never
-waits for a forward pass, and a caller that goes away frees its place within one step.
+One thread owns the LLM and its engine and steps as long as anything runs. Calls that callers make
+of it (a new request, an end, a session's save) wait in a queue and run between two steps. Prompts
+are rendered and encoded outside it. So the event loop never waits for a forward pass, no caller
+waits for another one's template, and a caller that goes away frees its place within one step.
 """
 
 import asyncio
@@ -17,26 +18,26 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Generic, Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar
 
-from fulmen.chat import Event
-from fulmen.llm.llm import LLM, Messages, Tools
-from fulmen.llm.stream import ChatStream, Completion, Stream, StreamOptions
+from fulmen.chat import ChatFormat, ChatRequest, Completion, Event, Tokenizer, as_request
+from fulmen.engine import EngineStats
+from fulmen.llm.llm import LLM
+from fulmen.llm.stream import Answer
 from fulmen.sampling import SamplingParams
 
-T = TypeVar("T")
 R = TypeVar("R")
 
 
-class AsyncLLM:
-    """One LLM, shared. Make it, use it and close it in one event loop."""
+class LocalModel:
+    """One LLM, shared; a `ServedModel`. Make it, use it and close it in one event loop."""
 
     def __init__(self, llm: LLM) -> None:
         self.llm = llm
-        self._wishes: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        """What to do between two steps; None at the end"""
-        self._readers: dict[int, _Reader[Any]] = {}
-        """Of running requests, by id; the thread's own"""
+        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        """Calls to run between two steps; None at the end"""
+        self._readers: dict[int, _Reader] = {}
+        """Readers of running requests, by id; the thread's own"""
         self.is_closed = False
         self._thread = threading.Thread(target=self._work, name="fulmen-engine", daemon=True)
         self._thread.start()
@@ -48,50 +49,50 @@ class AsyncLLM:
         await self.close()
 
     async def close(self) -> None:
-        """Ends all that runs, after the step that is under way, and the thread."""
+        """End everything that runs, after the step under way, and the thread."""
         if not self.is_closed:
             self.is_closed = True
-            self._wishes.put(None)
+            self._calls.put(None)
         await asyncio.to_thread(self._thread.join)
 
-    def stream(
-        self,
-        messages: Messages,
-        tools: Tools | None = None,
-        params: SamplingParams | None = None,
-        **options: Unpack[StreamOptions],
-    ) -> "AsyncChatStream":
-        """The answer to a conversation, event by event; it begins when it is entered or first
-        awaited."""
-        messages, tools = list(messages), None if tools is None else list(tools)
-        return AsyncChatStream(self, lambda: self.llm.stream(messages, tools, params, **options))
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Tokenizer of the model."""
+        return self.llm.tokenizer
 
-    def complete(
-        self,
-        prompt: str | Sequence[int],
-        params: SamplingParams | None = None,
-        *,
-        priority: int = 0,
-    ) -> "AsyncTextStream":
-        """What the model writes after a prompt as it stands."""
-        return AsyncTextStream(self, lambda: self.llm.complete(prompt, params, priority=priority))
+    @property
+    def format(self) -> ChatFormat:
+        """Chat format of the model."""
+        return self.llm.format
 
-    async def chat(
-        self,
-        messages: Messages,
-        tools: Tools | None = None,
-        params: SamplingParams | None = None,
-        **options: Unpack[StreamOptions],
-    ) -> Completion:
-        """The whole answer to a conversation."""
-        async with self.stream(messages, tools, params, **options) as stream:
-            async for _ in stream:
-                pass
-            return await stream.finish()
+    @property
+    def defaults(self) -> SamplingParams:
+        """Recommended sampling of the model."""
+        return self.llm.defaults
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens that prompt and answer may have together."""
+        return self.llm.engine.max_model_len
+
+    @property
+    def stats(self) -> EngineStats:
+        """Counters of the engine."""
+        return self.llm.engine.stats
+
+    def stream(self, request: ChatRequest) -> "LocalStream":
+        """Return the answer to a request; it starts when it is entered or first awaited."""
+        return LocalStream(self, lambda: self.llm.prepare(request))
+
+    def stream_text(self, prompt: str | Sequence[int], **fields: Any) -> "LocalStream":
+        """Return the continuation of a text or ids as they stand; all of it is content. fields are
+        those of `ChatRequest`."""
+        request = as_request((), **fields)
+        return LocalStream(self, lambda: self.llm.prepare_text(prompt, request))
 
     async def call(self, work: Callable[[], R]) -> R:
-        """Does some work on the LLM between two steps, and returns what it returns. It is done
-        even if the caller is cancelled meanwhile."""
+        """Run work on the LLM between two steps and return its result. It runs even if the caller
+        is cancelled meanwhile."""
         if self.is_closed:
             raise RuntimeError("the engine is closed")
         done: Future[R] = Future()
@@ -102,79 +103,83 @@ class AsyncLLM:
             except BaseException as error:
                 done.set_exception(error)
 
-        self._wishes.put(run)
+        self._calls.put(run)
         return await asyncio.shield(asyncio.wrap_future(done))
 
-    def watch(self, reader: "_Reader[Any]") -> None:
-        """Hands on what a stream gets from now on; for the engine's thread."""
-        self._readers[reader.stream.request_id] = reader
+    def watch(self, reader: "_Reader") -> None:
+        """Pass on the events of an answer from now on; for the engine's thread."""
+        assert reader.answer.request_id is not None
+        self._readers[reader.answer.request_id] = reader
 
     # ---- the engine's thread -----------------------------------------------------------------
 
     def _work(self) -> None:
         while True:
             try:
-                wish = self._wishes.get(block=not self._readers)
+                call = self._calls.get(block=not self._readers)
             except queue.Empty:
                 self._step()
                 continue
-            if wish is None:
+            if call is None:
                 break
-            wish()
+            call()
+            self._pass_on()
         for reader in self._readers.values():
-            reader.stream.close()
-        self._hand_on(None)
+            self.llm.end(reader.answer)
+        self._pass_on()
 
     def _step(self) -> None:
-        error: Exception | None = None
         try:
             self.llm.step()
-        except Exception as caught:  # those whose step it was end, and say why; the others go on
-            error = caught
+        except Exception as error:  # answers in the step end and say why; the others go on
             readers = self._readers.values()
-            if all(reader.stream.finish_reason is None for reader in readers):
+            if all(reader.answer.finish_reason is None for reader in readers):
                 for reader in readers:  # it would only fail again
-                    reader.stream.close()
-        self._hand_on(error)
+                    self.llm.end(reader.answer)
+                    reader.answer.fail(error)
+        self._pass_on()
 
-    def _hand_on(self, error: Exception | None) -> None:
+    def _pass_on(self) -> None:
         for request_id, reader in list(self._readers.items()):
-            stream = reader.stream
-            reader.hand_on(stream.take(), error if stream.finish_reason == "abort" else None)
-            if stream.finish_reason is not None:
+            if not reader.pass_on():
+                self.llm.end(reader.answer)
+            if reader.answer.finish_reason is not None:
                 del self._readers[request_id]
 
 
 @dataclass(slots=True, eq=False)
-class _Reader(Generic[T]):
-    """Carries what a stream gets from the engine's thread to its caller's event loop."""
+class _Reader:
+    """Carries events from the engine's thread to the event loop of the caller."""
 
-    stream: Stream[T]
+    answer: Answer
     loop: asyncio.AbstractEventLoop
-    arrivals: asyncio.Queue[list[T] | Exception | None] = field(default_factory=asyncio.Queue)
-    """Lists of items; at the end the error that ended the stream, or None"""
+    arrivals: asyncio.Queue[list[Event] | None] = field(default_factory=asyncio.Queue)
+    """Lists of events; None at the end"""
 
-    def hand_on(self, items: list[T], error: Exception | None) -> None:
-        """For the engine's thread."""
+    def pass_on(self) -> bool:
+        """Pass on what is new, in the engine's thread; False where nobody listens any more."""
+        events = self.answer.take_events()
         try:
-            if items:
-                self.loop.call_soon_threadsafe(self.arrivals.put_nowait, items)
-            if self.stream.finish_reason is not None:
-                self.loop.call_soon_threadsafe(self.arrivals.put_nowait, error)
-        except RuntimeError:  # the loop is closed, nobody listens any more
-            self.stream.close()
+            if events:
+                self.loop.call_soon_threadsafe(self.arrivals.put_nowait, events)
+            if self.answer.finish_reason is not None:
+                self.loop.call_soon_threadsafe(self.arrivals.put_nowait, None)
+        except RuntimeError:  # the loop is closed
+            return False
+        return True
 
 
-class _AsyncStream(Generic[T]):
-    """A running request: iterate for what it says; close one that is not read to its end."""
+class LocalStream:
+    """A running answer: iterate for its events; close one that is not read to its end."""
 
-    def __init__(self, front: AsyncLLM, begin: Callable[[], Stream[T]]) -> None:
-        self._front = front
-        self._begin = begin
-        self._reader: _Reader[T] | None = None
-        self._items: deque[T] = deque()
+    def __init__(self, model: LocalModel, prepare: Callable[[], Answer]) -> None:
+        self._model = model
+        self._prepare = prepare
+        self._answer: Answer | None = None
+        self._reader: _Reader | None = None
+        self._events: deque[Event] = deque()
         self._start: asyncio.Future[None] | None = None
-        self._is_over = self._is_ended = False
+        self._is_over = self._is_closed = False
 
     async def __aenter__(self) -> Self:
         await self._started()
@@ -183,30 +188,37 @@ class _AsyncStream(Generic[T]):
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def __aiter__(self) -> AsyncIterator[T]:
+    async def __aiter__(self) -> AsyncIterator[Event]:
         reader = await self._started()
         while True:
-            while self._items:
-                yield self._items.popleft()
+            while self._events:
+                yield self._events.popleft()
             if self._is_over:
                 return
             arrival = await reader.arrivals.get()
-            if isinstance(arrival, list):
-                self._items += arrival
+            if arrival is not None:
+                self._events += arrival
                 continue
             self._is_over = True
-            if arrival is not None:
-                raise arrival
+            if reader.answer.finish_reason == "error" and reader.answer.error is not None:
+                raise reader.answer.error
 
     async def close(self) -> None:
-        """Ends the request, if it still runs, when the step that is under way is over."""
+        """End the answer, if it still runs, when the step under way is over."""
         if self._start is not None:
-            await self._on_llm(self._end)
+            await self._on_model(self._end)
 
-    async def _started(self) -> _Reader[T]:
+    async def finish(self) -> Completion:
+        """End the answer if it still runs, and return everything it came to."""
+        reader = await self._started()
+        await self._on_model(self._end)
+        return reader.answer.completion()
+
+    async def _started(self) -> _Reader:
         if self._start is None:
-            loop = asyncio.get_running_loop()
-            self._start = asyncio.ensure_future(self._front.call(lambda: self._run(loop)))
+            self._start = asyncio.ensure_future(self._begin())
+            # Its caller may be gone by the time it fails: then nobody asks for the error.
+            self._start.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
             await asyncio.shield(self._start)
         except asyncio.CancelledError:
@@ -216,34 +228,29 @@ class _AsyncStream(Generic[T]):
             raise RuntimeError("the stream is closed")
         return self._reader
 
-    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
-        """In the engine's thread: begins the request, if its caller is still there."""
-        if not self._is_ended:
-            self._reader = _Reader(self._begin(), loop)
-            self._front.watch(self._reader)
+    async def _begin(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._model.is_closed:
+            raise RuntimeError("the engine is closed")
+        answer = await asyncio.to_thread(self._prepare)
+        await self._on_model(lambda: self._run(answer, loop))
+
+    def _run(self, answer: Answer, loop: asyncio.AbstractEventLoop) -> None:
+        """Start the answer in the engine's thread, if its caller is still there."""
+        if self._is_closed or self._model.is_closed:
+            answer.abort()
+            return
+        self._reader = _Reader(self._model.llm.start(answer), loop)
+        self._model.watch(self._reader)
 
     def _end(self) -> None:
-        """In the engine's thread."""
-        self._is_ended = True
+        """End the answer in the engine's thread."""
+        self._is_closed = True
         if self._reader is not None:
-            self._reader.stream.close()
+            self._model.llm.end(self._reader.answer)
 
-    async def _on_llm(self, work: Callable[[], R]) -> R:
-        if not self._front.is_closed:
-            return await self._front.call(work)
-        await self._front.close()  # until then its thread may be in a step
+    async def _on_model(self, work: Callable[[], R]) -> R:
+        if not self._model.is_closed:
+            return await self._model.call(work)
+        await self._model.close()  # until then its thread may be in a step
         return work()
-
-
-class AsyncTextStream(_AsyncStream[str]):
-    """A running completion: iterate for its text, piece by piece."""
-
-
-class AsyncChatStream(_AsyncStream[Event]):
-    """A running answer: iterate for its events, `finish` for what they came to."""
-
-    async def finish(self) -> Completion:
-        """Ends the answer if it still runs, and returns what it came to."""
-        stream = (await self._started()).stream
-        assert isinstance(stream, ChatStream)
-        return await self._on_llm(stream.finish)

@@ -1,281 +1,196 @@
-"""One running answer: token ids to text to events."""
+"""One running answer: ids to text to events.
+
+    engine -> token id -> detokenizer -> stop texts -> parser -> events -> who reads them
+
+Here ids become text, once. Everything that needs text is decided when a token comes, not when
+someone reads it, so an answer never depends on who reads which stream when: a stop text ends the
+request, a thought near the end of its budget is led to its closing tag (`thinking.py`).
+"""
 
 import itertools
 import math
-import secrets
-from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Generic, Self, TypedDict, TypeVar
+from collections.abc import Sequence
 
 from fulmen.chat import (
+    ChatFormat,
+    ChatRequest,
+    Completion,
     Event,
-    Reply,
+    Grammar,
+    Parser,
+    Prompt,
     StopTexts,
-    Tool,
+    Token,
+    Tokenizer,
+    Usage,
+    find_spans,
 )
-from fulmen.engine import Guide, TokenOutput
-from fulmen.llm.thinking import Nudge, Purse, ThoughtBudget
+from fulmen.engine import Choice, TokenOutput
+from fulmen.llm.steering import AnswerSteering
+from fulmen.llm.thinking import ThoughtBudget
 from fulmen.sampling import FinishReason, SamplingParams
 
-if TYPE_CHECKING:  # a circle until streams no longer reach through the LLM
-    from fulmen.llm.llm import LLM
 
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """An answer and what it took."""
-
-    reply: Reply
-    finish_reason: FinishReason
-    prompt_ids: tuple[int, ...]
-    outputs: tuple[TokenOutput, ...]
-    """Every new token with its log-probability, the end-of-turn token included."""
-    num_thinking_tokens: int
-    params: SamplingParams
-    """How it was sampled; the seed is the one that was drawn if none was given."""
-    begun_ids: tuple[int, ...] = ()
-    """Where it was taken up again: the ids it began with, between prompt and outputs."""
-
-    @property
-    def answer_ids(self) -> tuple[int, ...]:
-        """All ids of the answer."""
-        return (*self.begun_ids, *(output.token_id for output in self.outputs))
-
-
-class RequestOptions(TypedDict, total=False):
-    """What `Engine.add_request` takes besides a prompt and how it is sampled."""
-
-    num_begun: int
-    num_repetitive: int
-    priority: int
-    guide: Guide | None
-
-
-class StreamOptions(TypedDict, total=False):
-    """What else an answer may be asked with."""
-
-    begun: Sequence[int]
-    """Ids that the answer begins with: one that was stopped goes on as if it had not been, if it
-    had a seed. Its events are not given again, the reply holds all."""
-    begun_logprobs: Sequence[float]
-    """Of begun; only a repetition_window needs them"""
-    purse: Purse | None
-    """Tokens of thought that this answer shares with others; what was begun takes its part anew"""
-    priority: int
-    """Lower ones go first."""
-
-
-class Stream(ABC, Generic[T]):
-    """A running request as text, or as what a subclass makes of text.
-
-    Close a stream that is not read to its end; `with` does.
-    """
+class Answer:
+    """One answer while it comes, and everything it came to. It steers its request of the engine
+    (`fulmen.engine.Steering`), in the engine's thread."""
 
     def __init__(
         self,
-        llm: "LLM",
-        prompt_ids: Sequence[int],
+        request: ChatRequest,
+        prompt: Prompt,
         params: SamplingParams,
         *,
-        begun: Sequence[int] = (),
-        begun_logprobs: Sequence[float] = (),
-        priority: int = 0,
-        guide: Guide | None = None,
+        tokenizer: Tokenizer,
+        parser: Parser,
+        format: ChatFormat | None = None,
+        grammar: Grammar | None = None,
     ) -> None:
-        self._llm = llm
-        if params.seed is None:  # so that the answer can be taken up again
-            params = replace(params, seed=secrets.randbits(63))
+        """Read the request's prefix_ids. Without a format nothing is a thought.
+
+        Raises ValueError if the prefix has a stop text in it.
+        """
+        self.prompt = prompt
         self.params = params
-        self.prompt_ids = tuple(prompt_ids)
-        self.begun_ids = tuple(begun)
-        self.outputs: list[TokenOutput] = []
-        """Every new token so far, the one that ended the answer included."""
+        self.prefix_ids = tuple(request.prefix_ids)
+        self.tokens: list[Token] = []
+        """Every new token so far, the one that ended the turn included"""
         self.finish_reason: FinishReason | None = None
-        self._detokenizer = llm.tokenizer.detokenizer()
+        self.error: BaseException | None = None
+        """Failure that ended the answer"""
+        self.request_id: int | None = None
+        """Set when the engine has taken the request"""
+        self.num_cached_tokens = 0
+        self.priority = request.priority
+        self.num_repetitive = _num_repetitive(request.prefix_logprobs, params)
+        """Last tokens of the prefix that count for a repetition_window"""
+        self._format = format
+        self._tokenizer = tokenizer
+        self._detokenizer = tokenizer.detokenizer()
         self._stop = StopTexts(params.stop)
-        self._items: deque[T] = deque()
-        self.begun_items: list[T] = []
-        """What was begun comes to, as far as it is settled"""
-        for token_id in begun:
-            self.begun_items += self._take_begun(token_id)
-        threshold = math.log(params.repetition_probability)
-        likely = itertools.takewhile(lambda logprob: logprob > threshold, reversed(begun_logprobs))
-        self.request_id = llm.attach(
-            self,
-            [*prompt_ids, *begun],
-            params,
-            num_begun=len(self.begun_ids),
-            num_repetitive=sum(1 for _ in likely),
-            priority=priority,
-            guide=guide,
+        self._num_chars = 0
+        """Characters before any stop text"""
+        self._parser = parser
+        self._num_end_ids = 0
+        self._pieces: list[str] = []
+        """Text that each id settled, before stop texts are cut off"""
+        self._events: deque[Event] = deque()
+        self._budget = ThoughtBudget(format, tokenizer, params, request.budget)
+        self._steering = AnswerSteering(self._budget, grammar, tokenizer)
+        self.prefix_events: list[Event] = []
+        """Events of the prefix, as far as they are settled"""
+        try:
+            for token_id in self.prefix_ids:
+                self.prefix_events += self._take_prefix(token_id)
+        except BaseException:
+            self._budget.end()
+            raise
+        self._steering.force(request.forced_ids)
+
+    def take_events(self) -> list[Event]:
+        """Return the events since the last call."""
+        events = list(self._events)
+        self._events.clear()
+        return events
+
+    # ---- the engine's side -------------------------------------------------------------------
+
+    def ask(self, draft_ids: Sequence[int]) -> list[Choice]:
+        """Return what may come next and after each draft."""
+        return self._steering.ask(draft_ids, is_thinking=self._parser.is_thinking)
+
+    def take(self, output: TokenOutput) -> bool:
+        """Read the next token; True ends the answer here."""
+        is_forced = self._steering.is_forced
+        self.tokens.append(
+            Token(output.token_id, output.logprob, output.top_logprobs, is_forced)
         )
-        if guide is not None:
-            for token_id in begun:
-                guide.accept(token_id)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __iter__(self) -> Iterator[T]:
-        for items in self.updates():
-            yield from items
-
-    def updates(self) -> Iterator[list[T]]:
-        """What is new after each step of the engine; nothing yet while the prompt is read."""
-        while self._items or self.finish_reason is None:
-            if not self._items:
-                self._llm.step()
-            yield self.take()
-
-    def take(self) -> list[T]:
-        """What is new since the last time, without a step of the engine."""
-        items = list(self._items)
-        self._items.clear()
-        return items
-
-    def receive(self, output: TokenOutput) -> None:
-        """Takes the next token from the engine."""
-        self.outputs.append(output)
+        self._steering.take(output.token_id)
         is_last = output.finish_reason is not None
         text = ""
-        if output.finish_reason != "stop":  # the id that ended the answer is no part of its text
+        if output.finish_reason == "stop":  # the id that ended the turn is no part of its text
+            self._num_end_ids = 1
+        else:
             text = self._detokenizer.feed([output.token_id])
         if is_last:
             text += self._detokenizer.flush()
+        self._pieces.append(text)
         text = self._stop.feed(text, is_last=is_last)
-        self.finish_reason = "stop" if self._stop.is_found else output.finish_reason
-        self._items.extend(self._read(text))
-        if self.finish_reason is not None:
-            self._llm.detach(self.request_id)
+        finish_reason = "stop" if self._stop.is_found else output.finish_reason
+        events = self._read(text)
+        if finish_reason is not None:
+            self._budget.end()
+            events += self._parser.finish_events()
+        self._events.extend(events)
+        self.finish_reason = finish_reason
+        return finish_reason is not None
 
-    def _take_begun(self, token_id: int) -> Iterable[T]:
-        """Takes a token of an answer that goes on from there."""
-        items = self._read(self._stop.feed(self._detokenizer.feed([token_id])))
-        if self._stop.is_found:
-            raise ValueError("the answer that was begun has a stop text in it, it cannot go on")
-        return items
+    def fail(self, error: BaseException) -> None:
+        """End the answer because of an error."""
+        self.error = error
+        self.finish_reason = "error" if isinstance(error, Exception) else "abort"
+        self._budget.end()
 
-    @abstractmethod
-    def _read(self, text: str) -> Iterable[T]:
-        """What a piece of text means; it is the last one when finish_reason is set."""
+    # ------------------------------------------------------------------------------------------
 
-    def close(self) -> None:
-        """Ends the request now, if it still runs."""
+    def abort(self) -> None:
+        """End the answer as it is; whoever calls ends the request."""
         if self.finish_reason is None:
             self.finish_reason = "abort"
-            self._llm.detach(self.request_id)
+        self._budget.end()
 
-
-class TextStream(Stream[str]):
-    """A running completion: iterate for its text, piece by piece."""
-
-    def _read(self, text: str) -> Iterable[str]:
-        return [text] if text else []
-
-
-class ChatStream(Stream[Event]):
-    """A running answer: iterate for its events, `finish` for what they came to."""
-
-    def __init__(
-        self,
-        llm: "LLM",
-        prompt_ids: Sequence[int],
-        tools: Sequence[Tool | Mapping[str, Any]] | None,
-        params: SamplingParams,
-        *,
-        begun: Sequence[int] = (),
-        begun_logprobs: Sequence[float] = (),
-        purse: Purse | None = None,
-        priority: int = 0,
-    ) -> None:
-        self._parser = llm.format.parser(tools)
-        self._thought = ThoughtBudget(llm.format, llm.tokenizer, params, purse)
-        self._forced: deque[int] = deque()
-        """What is decided to come next and not passed on yet"""
-        self._nudge: Nudge | None = None
-        guide = llm.guide(params, llm.format, tools)
-        try:
-            self._steer()
-            super().__init__(
-                llm,
-                prompt_ids,
-                params,
-                begun=begun,
-                begun_logprobs=begun_logprobs,
-                priority=priority,
-                guide=guide,
+    def completion(self) -> Completion:
+        """Return everything the ended answer came to."""
+        assert self.finish_reason is not None
+        reply = self._parser.finish()
+        ids = (*self.prefix_ids, *(token.token_id for token in self.tokens))
+        usage = Usage(
+            num_prompt_tokens=len(self.prompt.ids),
+            num_cached_tokens=self.num_cached_tokens,
+            num_new_tokens=len(self.tokens),
+            num_thinking_tokens=self._budget.num_tokens,
+            num_reread_tokens=self.prompt.num_reread_tokens,
+            reread_reason=self.prompt.reread_reason,
+        )
+        sampled = None
+        if self._format is not None:
+            sampled = find_spans(
+                self._format,
+                ids[: len(ids) - self._num_end_ids],
+                self._pieces[: len(ids) - self._num_end_ids],
+                length=self._num_chars if self._stop.is_found else None,
             )
-        except BaseException:
-            self._thought.end()
-            raise
-        self._pass_on()
+        return Completion(
+            reply=reply,
+            finish_reason=self.finish_reason,
+            prompt_ids=self.prompt.ids,
+            prefix_ids=self.prefix_ids,
+            tokens=tuple(self.tokens),
+            params=self.params,
+            usage=usage,
+            sampled=sampled,
+        )
 
-    def receive(self, output: TokenOutput) -> None:
-        self._see(output.token_id)
-        super().receive(output)
-        if self.finish_reason is None:
-            self._pass_on()
-
-    def _take_begun(self, token_id: int) -> Iterable[Event]:
-        if self._forced and self._forced.popleft() != token_id:
-            self._forced.clear()
-            self._thought.reopen()
-        self._see(token_id)
-        return super()._take_begun(token_id)
-
-    def _read(self, text: str) -> Iterable[Event]:
-        if self._parser.is_thinking:
-            self._thought.count(text)
-        events = self._parser.feed(text)
-        if self.finish_reason is not None:
-            self._thought.end()
-            return events + self._parser.finish_events()
-        self._steer()
+    def _take_prefix(self, token_id: int) -> list[Event]:
+        self._steering.decide(is_thinking=self._parser.is_thinking)
+        self._steering.take(token_id)
+        text = self._detokenizer.feed([token_id])
+        self._pieces.append(text)
+        events = self._read(self._stop.feed(text))
+        if self._stop.is_found:
+            raise ValueError("prefix_ids has a stop text in it, the answer cannot go on from there")
         return events
 
-    def close(self) -> None:
-        super().close()
-        self._thought.end()
+    def _read(self, text: str) -> list[Event]:
+        self._num_chars += len(text)
+        if self._parser.is_thinking:
+            self._budget.count(text)
+        return self._parser.feed(text)
 
-    def _see(self, token_id: int) -> None:
-        """Takes note of a token before its text is read."""
-        nudge, self._nudge = self._nudge, None
-        if nudge is not None and token_id == nudge.token_id:
-            self._forced.extend(self._thought.took_nudge())
 
-    def _steer(self) -> None:
-        """Decides what comes next, inside a thought."""
-        decision = self._thought.decide() if self._parser.is_thinking else None
-        if isinstance(decision, Nudge):
-            self._nudge = decision
-        elif decision is not None:
-            self._forced.extend(decision)
-
-    def _pass_on(self) -> None:
-        """Tells the engine what was decided."""
-        engine = self._llm.engine
-        if self._forced:
-            engine.force(self.request_id, self._forced)
-            self._forced.clear()
-        if self._nudge is not None:
-            engine.nudge(self.request_id, self._nudge.token_id, self._nudge.bias)
-
-    def finish(self) -> Completion:
-        """Ends the answer if it still runs, and returns what it came to."""
-        self.close()
-        return Completion(
-            self._parser.finish(),
-            self.finish_reason or "abort",
-            self.prompt_ids,
-            tuple(self.outputs),
-            self._thought.num_tokens,
-            self.params,
-            self.begun_ids,
-        )
+def _num_repetitive(logprobs: Sequence[float], params: SamplingParams) -> int:
+    """Return how many of the last tokens in a row were likelier than repetition_probability."""
+    threshold = math.log(params.repetition_probability)
+    likely = itertools.takewhile(lambda logprob: logprob > threshold, reversed(logprobs))
+    return sum(1 for _ in likely)

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fulmen.chat import (
-    Guide,
+    Completion,
+    Grammar,
     Message,
     Reply,
     TemplateFormat,
@@ -20,10 +21,10 @@ from fulmen.chat import (
     ToolCall,
     Vocabulary,
     get_format,
-    make_guide,
+    make_grammar,
 )
 from fulmen.engine import EngineConfig
-from fulmen.llm import LLM, Completion
+from fulmen.llm import LLM
 from fulmen.sampling import SamplingParams
 from tests.chat.helpers import real_tokenizer
 from tests.models.helpers import random_model, tiny_m1, tiny_m2
@@ -103,7 +104,7 @@ def is_valid(value: Any, schema: Any, root: Any = None) -> bool:
 
 
 def said(completion: Completion) -> list[tuple[object, ...]]:
-    return [(out.token_id, out.logprob, out.top_logprobs) for out in completion.outputs]
+    return [(out.token_id, out.logprob, out.top_logprobs) for out in completion.tokens]
 
 
 def objects(parts: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
@@ -147,12 +148,9 @@ def llm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 def thoughtful(llm: LLM, params: SamplingParams, tools: Sequence[Tool] = ()) -> Completion:
     """An answer after a thought, which M1 is made to open."""
-    with llm.stream(MESSAGES, list(tools), params) as stream:
-        if not llm.format.thinking_open_in_prompt:
-            llm.engine.force(stream.request_id, llm.tokenizer.encode("<think>\n"))
-        for _ in stream:
-            pass
-        return stream.finish()
+    opening = "" if llm.format.thinking_open_in_prompt else "<think>\n"
+    forced_ids = llm.tokenizer.encode(opening)
+    return llm.chat(MESSAGES, tools=tools, params=params, forced_ids=forced_ids)
 
 
 def assert_follows(reply: Reply, schema: Any) -> None:
@@ -193,11 +191,8 @@ def test_strict_calls_name_declared_tools_and_fit_their_types(llm: LLM) -> None:
         params = replace(
             FREE, seed=seed, strict_tools=True, max_tokens=900, stop=(opening.replace("<", "</"),)
         )
-        with llm.stream(MESSAGES, TOOLS, params) as stream:
-            llm.engine.force(stream.request_id, llm.tokenizer.encode(before + opening))
-            for _ in stream:
-                pass
-            completion = stream.finish()
+        forced_ids = llm.tokenizer.encode(before + opening)
+        completion = llm.chat(MESSAGES, tools=TOOLS, params=params, forced_ids=forced_ids)
         reply = completion.reply
         if completion.finish_reason == "length":
             continue
@@ -231,8 +226,8 @@ def test_the_whole_answer_matches_the_expression(llm: LLM, regex: str) -> None:
         completion = thoughtful(llm, replace(params, seed=seed))
         if completion.finish_reason == "stop":
             assert re.fullmatch(regex, completion.reply.content), completion.reply
-        text = "".join(stream := llm.complete("Hello", replace(params, seed=seed)))
-        assert stream.finish_reason == "length" or re.fullmatch(regex, text)
+        plain = llm.generate("Hello", params=replace(params, seed=seed))
+        assert plain.finish_reason == "length" or re.fullmatch(regex, plain.reply.content)
 
 
 def test_a_thought_is_what_it_is_without_a_grammar(llm: LLM) -> None:
@@ -241,7 +236,7 @@ def test_a_thought_is_what_it_is_without_a_grammar(llm: LLM) -> None:
         free = thoughtful(llm, params, TOOLS)
         for one in (replace(params, json_schema=SCHEMA), replace(params, strict_tools=True)):
             held = thoughtful(llm, one, TOOLS)
-            end = free.num_thinking_tokens
+            end = free.usage.num_thinking_tokens
             assert end == 20
             assert said(held)[:end] == said(free)[:end]
             assert held.reply.thinking == free.reply.thinking
@@ -273,7 +268,7 @@ def test_an_answer_taken_up_again_goes_on_in_its_grammar(llm: LLM, cut: int) -> 
     params = replace(FREE, seed=5, json_schema=SCHEMA, thinking_budget=20)
     whole = llm.chat(MESSAGES, params=params)
     assert whole.finish_reason == "stop"
-    again = llm.chat(MESSAGES, params=params, begun=whole.answer_ids[:cut])
+    again = llm.chat(MESSAGES, params=params, prefix_ids=whole.answer_ids[:cut])
     assert again.answer_ids == whole.answer_ids
     assert_follows(again.reply, json.loads(SCHEMA))
 
@@ -286,7 +281,7 @@ def test_a_thought_that_owes_an_answer_does_not_end_the_turn(llm: LLM) -> None:
         held = thoughtful(llm, replace(params, seed=seed))
         assert held.reply.content in params.choice
         if not free.reply.is_thinking_closed and free.finish_reason == "stop":
-            end = len(free.outputs) - 1
+            end = len(free.tokens) - 1
             assert said(held)[:end] == said(free)[:end]
             num_ends += 1
     assert num_ends > 0
@@ -301,7 +296,7 @@ def test_m1_may_think_first_or_answer_at_once(llm: LLM) -> None:
         completion = llm.chat(MESSAGES, params=replace(params, seed=seed))
         assert completion.finish_reason == "stop"
         assert_follows(completion.reply, json.loads(SCHEMA))
-        kinds.add(bool(completion.num_thinking_tokens))
+        kinds.add(bool(completion.usage.num_thinking_tokens))
     assert kinds == {True, False}
 
 
@@ -312,12 +307,8 @@ def test_a_tool_block_in_a_thought_leads_to_the_answer_where_no_call_may_be(llm:
     start = "" if llm.format.thinking_open_in_prompt else "<think>"
     end = "" if llm.format.may_call_while_thinking else "</think>"
     for seed in range(4):
-        with llm.stream(MESSAGES, params=replace(params, seed=seed)) as stream:
-            forced = llm.tokenizer.encode(f"{start}Let me {opening}{end}")
-            llm.engine.force(stream.request_id, forced)
-            for _ in stream:
-                pass
-            completion = stream.finish()
+        forced_ids = llm.tokenizer.encode(f"{start}Let me {opening}{end}")
+        completion = llm.chat(MESSAGES, params=replace(params, seed=seed), forced_ids=forced_ids)
         assert completion.finish_reason == "stop"
         assert completion.reply.thinking.startswith("Let me ")
         assert is_valid(json.loads(completion.reply.content), json.loads(SCHEMA))
@@ -331,12 +322,10 @@ def test_with_strict_tools_a_constrained_answer_may_be_calls_instead(llm: LLM) -
     start = "" if llm.format.thinking_open_in_prompt else "<think>"
     kinds = set()
     for seed in range(8):
-        with llm.stream(MESSAGES, TOOLS, replace(params, seed=seed)) as stream:
-            text = f"{start}Hm\n</think>\n\n" + opening * (seed % 2)
-            llm.engine.force(stream.request_id, llm.tokenizer.encode(text))
-            for _ in stream:
-                pass
-            completion = stream.finish()
+        forced_ids = llm.tokenizer.encode(f"{start}Hm\n</think>\n\n" + opening * (seed % 2))
+        completion = llm.chat(
+            MESSAGES, tools=TOOLS, params=replace(params, seed=seed), forced_ids=forced_ids
+        )
         reply = completion.reply
         if completion.finish_reason == "stop":
             assert not reply.problems
@@ -357,11 +346,9 @@ def test_what_is_forced_against_the_grammar_lifts_it(
     llm: LLM, caplog: pytest.LogCaptureFixture
 ) -> None:
     params = replace(FREE, choice=("yes",), max_tokens=8)
-    with llm.complete("Hello", params) as stream:
-        llm.engine.force(stream.request_id, llm.tokenizer.encode("no"))
-        text = "".join(stream)
-    assert text.startswith("no")
-    assert len(stream.outputs) == 8
+    completion = llm.generate("Hello", params=params, forced_ids=llm.tokenizer.encode("no"))
+    assert completion.reply.content.startswith("no")
+    assert len(completion.tokens) == 8
     assert "a forced token breaks the grammar" in caplog.text
 
 
@@ -394,14 +381,14 @@ def test_what_cannot_be_followed_is_refused_in_one_sentence(
 def test_a_tool_that_cannot_be_followed_is_refused(llm: LLM) -> None:
     tool = Tool("f", parameters={"properties": {"a": {"type": "array", "contains": {}}}})
     with pytest.raises(ValueError, match=r"^strict_tools: the schema of a tool cannot be followed"):
-        llm.stream(MESSAGES, [tool], replace(FREE, strict_tools=True))
+        llm.stream(MESSAGES, tools=[tool], params=replace(FREE, strict_tools=True))
 
 
 def test_tools_of_a_template_cannot_be_strict(llm: LLM) -> None:
     template = TemplateFormat("{{ messages }}", {"eos_token": llm.format.end_of_turn})
     other = LLM(llm.engine.model, llm.tokenizer, template)
     with pytest.raises(ValueError, match=r"^strict_tools is on, the format template does not tell"):
-        other.stream(MESSAGES, TOOLS, replace(FREE, strict_tools=True))
+        other.stream(MESSAGES, tools=TOOLS, params=replace(FREE, strict_tools=True))
     completion = other.chat(MESSAGES, params=replace(FREE, choice=("<think>",)))
     assert completion.reply.content == "<think>"
 
@@ -414,7 +401,7 @@ def real() -> Vocabulary:
     return Vocabulary(real_tokenizer(), vocab_size=200_064, eos_token_ids=[200_020])
 
 
-def feed(guide: Guide, vocabulary: Vocabulary, text: str) -> None:
+def feed(guide: Grammar, vocabulary: Vocabulary, text: str) -> None:
     """Takes a text, each id of which must be allowed; looking ahead says the same."""
     ids = vocabulary.tokenizer.encode(text)
     ahead = guide.masks(ids)
@@ -430,16 +417,16 @@ def feed(guide: Guide, vocabulary: Vocabulary, text: str) -> None:
         guide.accept(token_id)
 
 
-def allowed(guide: Guide, vocabulary: Vocabulary) -> set[str] | None:
+def allowed(guide: Grammar, vocabulary: Vocabulary) -> set[str] | None:
     (mask,) = guide.masks([])
     if mask is None:
         return None
     return {vocabulary.tokenizer.decode([int(token_id)]) for token_id in mask.allowed.nonzero()[0]}
 
 
-def guide_of(real: Vocabulary, format: str, tools: Sequence[Tool] = (), **options: Any) -> Guide:
+def guide_of(real: Vocabulary, format: str, tools: Sequence[Tool] = (), **options: Any) -> Grammar:
     params = SamplingParams(**options)
-    guide = make_guide(real, params, format=get_format(format), tools=tuple(tools))
+    guide = make_grammar(real, params, format=get_format(format), tools=tuple(tools))
     assert guide is not None
     return guide
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from fulmen.chat import Prompt
 from fulmen.evaluate.subject import Subject
 from fulmen.llm import LLM
 from tests.evaluate.helpers import PARAMS, LuckyTask, load, plain
@@ -36,19 +37,18 @@ def test_a_fork_is_what_a_run_with_that_thinking_budget_says(llm: LLM) -> None:
                 PARAMS,
                 seed=seed,
                 thinking_budget=budget + counted,
-                thinking_landing=0,
+                thinking_soft_end=0,
                 max_tokens=sum(map(len, (opening, thought.ids, closing)))
                 + (0 if thought.is_over else 9),
             )
-            with llm.answer(thought.prompt_ids, params=params, begun=opening) as stream:
-                list(stream)
-                whole = stream.finish()
-            drawn = [output.token_id for output in whole.outputs]
+            prompt = Prompt(tuple(thought.prompt_ids))
+            whole = llm.chat(prompt=prompt, params=params, prefix_ids=opening)
+            drawn = [token.token_id for token in whole.tokens]
             assert drawn[: len(thought.ids)] == thought.ids
             assert answer.reply == whole.reply
             assert len(drawn) == len(thought.ids) + len(closing) + answer.num_tokens
-            last = whole.outputs[len(drawn) - answer.num_tokens :]
-            assert answer.logprob == sum(output.logprob for output in last)
+            last = whole.tokens[len(drawn) - answer.num_tokens :]
+            assert answer.logprob == sum(token.logprob for token in last)
     assert len(ends) > 1  # cut ones, and some that ended by themselves
 
 

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fulmen.catalog import recommended_sampling
-from fulmen.chat import StopTexts, sum_events
+from fulmen.chat import Completion, StopTexts, sum_events
 from fulmen.engine import EngineConfig, Runner
-from fulmen.llm import LLM, Completion
+from fulmen.llm import LLM
 from fulmen.sampling import SamplingParams
 from tests.tiny import write_checkpoint
 
@@ -39,11 +39,11 @@ def test_events_add_up_to_the_reply_and_ids_to_its_text(llm: LLM) -> None:
     events = list(stream)
     completion = stream.finish()
     assert sum_events(events) == completion.reply
-    ids = [output.token_id for output in completion.outputs]
+    ids = [token.token_id for token in completion.tokens]
     text = llm.tokenizer.decode(ids)
     assert llm.format.parse(text) == completion.reply
     assert completion.finish_reason == "length"
-    assert len(completion.outputs) == 40
+    assert len(completion.tokens) == 40
     assert completion.prompt_ids == tuple(llm.format.encode(MESSAGES, tokenizer=llm.tokenizer))
 
 
@@ -74,7 +74,7 @@ def test_a_closed_stream_frees_its_request_and_keeps_what_came(llm: LLM) -> None
         next(iter(stream))
         completion = stream.finish()
     assert completion.finish_reason == "abort"
-    assert 0 < len(completion.outputs) < 40
+    assert 0 < len(completion.tokens) < 40
     assert not llm.engine.has_unfinished
     assert list(stream) == []
 
@@ -105,16 +105,12 @@ def test_updates_come_after_every_step_also_while_the_prompt_is_read(llm: LLM) -
     with other.stream(long, params=SHORT) as stream:
         updates = stream.updates()
         assert [next(updates) for _ in range(6)] == [[]] * 6
-        assert stream.outputs == []
+        assert list(stream.tokens) == []
 
 
 def answer_with(llm: LLM, text: str, params: SamplingParams) -> Completion:
     """An answer that the engine is made to write."""
-    stream = llm.stream(MESSAGES, params=params)
-    llm.engine.force(stream.request_id, llm.tokenizer.encode(text))
-    for _ in stream:
-        pass
-    return stream.finish()
+    return llm.chat(MESSAGES, params=params, forced_ids=llm.tokenizer.encode(text))
 
 
 def test_a_thought_is_told_from_the_answer_and_counted(llm: LLM) -> None:
@@ -124,7 +120,7 @@ def test_a_thought_is_told_from_the_answer_and_counted(llm: LLM) -> None:
     completion = answer_with(llm, text, params)
     assert completion.reply.thinking == "Hmm, 2+2."
     assert completion.reply.content == "It is 4."
-    assert completion.num_thinking_tokens >= len(llm.tokenizer.encode("Hmm, 2+2.\n"))
+    assert completion.usage.num_thinking_tokens >= len(llm.tokenizer.encode("Hmm, 2+2.\n"))
 
 
 def test_a_thought_that_the_model_opens_itself_has_a_budget_too(
@@ -135,7 +131,7 @@ def test_a_thought_that_the_model_opens_itself_has_a_budget_too(
     forced_ids = m1.tokenizer.encode(m1.format.thinking_forced_end or "")
     params = replace(SHORT, thinking_budget=5, max_tokens=80)
     completion = answer_with(m1, "<think>\n", params)
-    ids = [output.token_id for output in completion.outputs]
+    ids = [token.token_id for token in completion.tokens]
     start = next(n for n in range(len(ids)) if ids[n : n + len(forced_ids)] == forced_ids)
     assert len(opening) <= start <= len(opening) + 5
     assert completion.reply.is_thinking_closed
@@ -150,32 +146,29 @@ def test_a_thought_over_its_budget_is_closed(m2: LLM, budget: int) -> None:
     assert not free.reply.is_thinking_closed
     completion = m2.chat(MESSAGES, params=params)
     forced_ids = m2.tokenizer.encode(m2.format.thinking_forced_end or "")
-    ids = [output.token_id for output in completion.outputs]
+    ids = [token.token_id for token in completion.tokens]
     assert ids[budget : budget + len(forced_ids)] == forced_ids
-    assert ids[:budget] == [output.token_id for output in free.outputs[:budget]]
+    assert ids[:budget] == [token.token_id for token in free.tokens[:budget]]
     assert completion.reply.is_thinking_closed
     assert "</think>" not in completion.reply.thinking + completion.reply.content
-    assert completion.num_thinking_tokens <= budget + len(forced_ids)
+    assert completion.usage.num_thinking_tokens <= budget + len(forced_ids)
 
 
 def test_a_stop_text_ends_the_answer_and_is_no_part_of_it(llm: LLM) -> None:
-    whole = "".join(llm.complete("Hello", SHORT))
+    whole = "".join(llm.stream_text("Hello", params=SHORT).texts())
     stop = whole[10:13]
-    stream = llm.complete("Hello", replace(SHORT, stop=(stop, "never there")))
-    assert "".join(stream) == whole[: whole.index(stop)]
+    stream = llm.stream_text("Hello", params=replace(SHORT, stop=(stop, "never there")))
+    assert "".join(stream.texts()) == whole[: whole.index(stop)]
     assert stream.finish_reason == "stop"
     assert not llm.engine.has_unfinished
 
 
 def test_the_end_of_turn_is_no_part_of_the_text(llm: LLM) -> None:
-    free = llm.complete("Hello", SHORT)
-    list(free)
-    ids = [output.token_id for output in free.outputs]
+    ids = list(llm.generate("Hello", params=SHORT).answer_ids)
     last = next(n for n, token in enumerate(ids) if n > 4 and token not in ids[:n])
-    stream = llm.complete("Hello", replace(SHORT, stop_token_ids=(ids[last],)))
-    text = "".join(stream)
-    assert [output.token_id for output in stream.outputs] == ids[: last + 1]
-    assert text == llm.tokenizer.decode(ids[:last])
+    completion = llm.generate("Hello", params=replace(SHORT, stop_token_ids=(ids[last],)))
+    assert list(completion.answer_ids) == ids[: last + 1]
+    assert completion.reply.content == llm.tokenizer.decode(ids[:last])
 
 
 @given(
@@ -273,4 +266,4 @@ def test_a_prompt_longer_than_the_context_is_one_sentence(m2: LLM) -> None:
     with pytest.raises(ValueError, match=r"the prompt has \d+ tokens, the context holds 1024"):
         m2.chat([{"role": "user", "content": "x" * 2000}])
     with pytest.raises(ValueError, match="the prompt is empty"):
-        m2.complete("")
+        m2.generate("")

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from fulmen.chat import sum_events
+from fulmen.chat import ChatRequest, Completion, ContentDelta, complete, sum_events
 from fulmen.engine import EngineConfig
-from fulmen.llm import LLM, AsyncLLM, Completion
+from fulmen.llm import LLM, LocalModel
 from fulmen.sampling import SamplingParams
 from tests.engine.helpers import assert_nothing_is_owned
 from tests.tiny import write_checkpoint
@@ -27,17 +27,20 @@ def llm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 def told(completion: Completion) -> Completion:
-    """What an answer says, without the number of its request."""
-    outputs = (replace(output, request_id=0) for output in completion.outputs)
-    return replace(completion, outputs=tuple(outputs))
+    """What an answer says, whatever was in the cache."""
+    return replace(completion, usage=replace(completion.usage, num_cached_tokens=0))
 
 
-def run(llm: LLM, work: Callable[[AsyncLLM], Awaitable[None]]) -> None:
+def ask(params: SamplingParams) -> ChatRequest:
+    return ChatRequest(messages=MESSAGES, params=params)
+
+
+def run(llm: LLM, work: Callable[[LocalModel], Awaitable[None]]) -> None:
     """Does the work in an event loop; then nothing runs and nothing is owned."""
 
     async def main() -> None:
-        async with AsyncLLM(llm) as front:
-            await asyncio.wait_for(work(front), 60)
+        async with LocalModel(llm) as model:
+            await asyncio.wait_for(work(model), 60)
 
     asyncio.run(main())
     assert not llm.engine.has_unfinished
@@ -49,11 +52,11 @@ def test_answers_side_by_side_equal_answers_alone(llm: LLM) -> None:
     params = [replace(SHORT, seed=seed, max_tokens=10 + 5 * seed) for seed in range(6)]
     alone = [llm.chat(MESSAGES, params=one) for one in params]
 
-    async def work(front: AsyncLLM) -> None:
+    async def work(model: LocalModel) -> None:
         async def one(number: int) -> None:
             await asyncio.sleep(0.005 * number)
             events = []
-            async with front.stream(MESSAGES, params=params[number]) as stream:
+            async with model.stream(ask(params[number])) as stream:
                 async for event in stream:
                     events.append(event)
                 completion = await stream.finish()
@@ -61,31 +64,32 @@ def test_answers_side_by_side_equal_answers_alone(llm: LLM) -> None:
             assert told(completion) == told(alone[number])
 
         await asyncio.gather(*map(one, range(len(params))))
-        assert told(await front.chat(MESSAGES, params=params[2])) == told(alone[2])
-        text = "".join([piece async for piece in front.complete("Hi", SHORT)])
-        with llm.complete("Hi", SHORT) as stream:  # nothing runs: the thread waits
-            assert text == "".join(stream)
+        assert told(await complete(model, ask(params[2]))) == told(alone[2])
+        events = [event async for event in model.stream_text("Hi", params=SHORT)]
+        text = "".join(event.text for event in events if isinstance(event, ContentDelta))
+        with llm.stream_text("Hi", params=SHORT) as stream:  # nothing runs: the thread waits
+            assert text == "".join(stream.texts())
 
     run(llm, work)
 
 
 def test_a_caller_that_goes_away_frees_its_place(llm: LLM) -> None:
-    async def work(front: AsyncLLM) -> None:
+    async def work(model: LocalModel) -> None:
         endless = SamplingParams(seed=1, max_tokens=900, ignore_eos=True)
-        tasks = [asyncio.create_task(front.chat(MESSAGES, params=endless)) for _ in range(3)]
-        async with front.stream(MESSAGES, params=endless) as stream:
+        tasks = [asyncio.create_task(complete(model, ask(endless))) for _ in range(3)]
+        async with model.stream(ask(endless)) as stream:
             async for _ in stream:
                 break
         tasks[0].cancel()  # it runs
         await asyncio.sleep(0.02)
-        late = asyncio.create_task(front.chat(MESSAGES, params=endless))
+        late = asyncio.create_task(complete(model, ask(endless)))
         await asyncio.sleep(0)
         late.cancel()  # it has not begun
         for task in tasks[1:]:
             task.cancel()
         found = await asyncio.gather(*tasks, late, return_exceptions=True)
         assert all(isinstance(error, asyncio.CancelledError) for error in found)
-        assert (await front.chat(MESSAGES, params=SHORT)).finish_reason == "length"
+        assert (await complete(model, ask(SHORT))).finish_reason == "length"
 
     run(llm, work)
 
@@ -93,18 +97,18 @@ def test_a_caller_that_goes_away_frees_its_place(llm: LLM) -> None:
 def test_a_caller_that_goes_away_while_its_request_begins_leaves_nothing(
     llm: LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def work(front: AsyncLLM) -> None:
+    async def work(model: LocalModel) -> None:
         begun, may_go_on = threading.Event(), threading.Event()
-        stream = llm.stream
+        prepare = llm.prepare
 
         def slow(*args: Any, **rest: Any) -> Any:
             begun.set()
             may_go_on.wait(30)
-            return stream(*args, **rest)
+            return prepare(*args, **rest)
 
         with monkeypatch.context() as patch:
-            patch.setattr(llm, "stream", slow)
-            task = asyncio.create_task(front.chat(MESSAGES, params=replace(SHORT, max_tokens=900)))
+            patch.setattr(llm, "prepare", slow)
+            task = asyncio.create_task(complete(model, ask(replace(SHORT, max_tokens=900))))
             await asyncio.to_thread(begun.wait, 30)
             task.cancel()
             await asyncio.sleep(0.01)
@@ -117,10 +121,10 @@ def test_a_caller_that_goes_away_while_its_request_begins_leaves_nothing(
 
 
 def test_wrong_requests_are_told_to_their_caller_alone(llm: LLM) -> None:
-    async def work(front: AsyncLLM) -> None:
-        good = asyncio.create_task(front.chat(MESSAGES, params=SHORT))
+    async def work(model: LocalModel) -> None:
+        good = asyncio.create_task(complete(model, ask(SHORT)))
         with pytest.raises(ValueError, match="the prompt is empty"):
-            async with front.complete([], SHORT):
+            async with model.stream_text([], params=SHORT):
                 pass
         assert (await good).finish_reason == "length"
 
@@ -128,32 +132,32 @@ def test_wrong_requests_are_told_to_their_caller_alone(llm: LLM) -> None:
 
 
 def test_a_failed_step_ends_those_who_took_part(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def work(front: AsyncLLM) -> None:
+    async def work(model: LocalModel) -> None:
         def fail(*_: object, **__: object) -> None:
             raise RuntimeError("no memory")
 
         with monkeypatch.context() as patch:
             patch.setattr(llm.engine._runner, "next_tokens", fail)
             with pytest.raises(RuntimeError, match="no memory"):
-                await front.chat(MESSAGES, params=SHORT)
-        assert (await front.chat(MESSAGES, params=SHORT)).finish_reason == "length"
+                await complete(model, ask(SHORT))
+        assert (await complete(model, ask(SHORT))).finish_reason == "length"
 
     run(llm, work)
 
 
 def test_closing_ends_what_runs(llm: LLM) -> None:
     async def main() -> None:
-        front = AsyncLLM(llm)
+        model = LocalModel(llm)
         endless = SamplingParams(seed=1, max_tokens=900, ignore_eos=True)
-        stream = front.stream(MESSAGES, params=endless)
+        stream = model.stream(ask(endless))
         events = []
         async for event in stream:
             events.append(event)
             if len(events) == 1:
-                await front.close()
+                await model.close()
         assert (await stream.finish()).finish_reason == "abort"
         with pytest.raises(RuntimeError, match="the engine is closed"):
-            await front.chat(MESSAGES)
+            await complete(model, ask(SHORT))
 
     asyncio.run(main())
     assert not llm.engine.has_unfinished

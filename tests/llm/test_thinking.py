@@ -3,14 +3,15 @@
 import json
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from fulmen.engine import EngineConfig
-from fulmen.llm import LLM, Completion, Purse
+from fulmen.chat import ChatRequest, Completion, Prompt, TokenBudget
+from fulmen.engine import Choice, EngineConfig, TokenOutput
+from fulmen.llm import LLM
 from fulmen.sampling import SamplingParams
 from fulmen.units import parse_count
 from tests.tiny import write_checkpoint
@@ -55,49 +56,64 @@ def text_of(llm: LLM, completion: Completion) -> str:
 def test_the_last_phrase_is_part_of_the_thought_and_of_its_budget(llm: LLM) -> None:
     phrase = llm.format.thinking_last_phrase
     params = SamplingParams(
-        seed=1, thinking_budget=600, max_tokens=700, thinking_landing=1e-6, ignore_eos=True
+        seed=1, thinking_budget=600, max_tokens=700, thinking_soft_end=1e-6, ignore_eos=True
     )
-    with llm.answer([1], params=params, begun=thinking_ids(llm, "")) as stream:
-        list(stream)
-        completion = stream.finish()
+    completion = llm.chat(prompt=Prompt((1,)), params=params, prefix_ids=thinking_ids(llm, ""))
     assert completion.reply.thinking.endswith("\n\n" + phrase.strip())
     assert completion.reply.is_thinking_closed
-    assert completion.num_thinking_tokens <= 600
+    assert completion.usage.num_thinking_tokens <= 600
     assert phrase.strip() not in completion.reply.content
 
 
 def test_the_end_gets_likelier_at_sentence_ends_and_only_there(m2: LLM) -> None:
-    """Begun texts with one token left before the phrase: the closing tag is all but certain."""
+    """Texts with one token left before the phrase: the closing tag is all but certain."""
     num_phrase = len(m2.tokenizer.encode("\n\n" + m2.format.thinking_last_phrase))
     ends = dict.fromkeys(("Yes.", "Yes. ", "So\n", "Is it? Yes!", "(It is.)"), True)
     for text, is_end in (ends | dict.fromkeys(("Yes", "It is 3.", "a,"), False)).items():
-        begun = m2.tokenizer.encode("x" * 700 + text)
-        budget = len(begun) + num_phrase + 1
+        prefix = m2.tokenizer.encode("x" * 700 + text)
+        budget = len(prefix) + num_phrase + 1
         closed = 0
         for seed in range(10):
-            params = SamplingParams(seed=seed, thinking_budget=budget, max_tokens=len(begun) + 1)
-            completion = m2.answer([1], params=params, begun=begun)
-            list(completion)
-            ids = completion.finish().answer_ids[len(begun) :]
+            params = SamplingParams(seed=seed, thinking_budget=budget, max_tokens=len(prefix) + 1)
+            completion = m2.chat(prompt=Prompt((1,)), params=params, prefix_ids=prefix)
+            ids = completion.answer_ids[len(prefix) :]
             closed += m2.tokenizer.decode(ids) == "</think>"
         assert (closed >= 8) == is_end, (text, closed)
         assert closed <= 2 or is_end, (text, closed)
 
 
-def test_a_nudged_token_is_reported_as_likely_as_the_model_found_it(m2: LLM) -> None:
+class Biased:
+    """Steers one request: its first token is drawn with a logit bias."""
+
+    def __init__(self, bias: tuple[int, float] | None) -> None:
+        self.bias = bias
+
+    def ask(self, draft_ids: Sequence[int]) -> list[Choice]:
+        return [Choice(logit_bias=self.bias)]
+
+    def take(self, output: TokenOutput) -> bool:
+        return False
+
+    def fail(self, error: BaseException) -> None:
+        raise error
+
+
+def test_a_biased_token_is_reported_as_likely_as_the_model_found_it(m2: LLM) -> None:
     end = m2.tokenizer.token_id("</think>")
     assert end is not None
     params = SamplingParams(temperature=0, max_tokens=1, logprobs=20)
-    free = m2.answer([1, 2, 3], params=params)
-    list(free)
-    nudged = m2.answer([1, 2, 3], params=params)
-    m2.engine.nudge(nudged.request_id, end, 50.0)
-    list(nudged)
-    assert nudged.outputs[0].token_id == end
-    assert nudged.outputs[0].logprob < free.outputs[0].logprob
-    assert nudged.outputs[0].top_logprobs == free.outputs[0].top_logprobs
-    whole = dict(free.outputs[0].top_logprobs)
-    assert nudged.outputs[0].logprob == whole.get(end, nudged.outputs[0].logprob)
+    outputs = []
+    for bias in (None, (end, 50.0)):
+        m2.engine.add_request([1, 2, 3], params, steering=Biased(bias))
+        (output,) = (one for _ in range(9) for one in m2.engine.step())
+        assert isinstance(output, TokenOutput)
+        outputs.append(output)
+    free, biased = outputs
+    assert biased.token_id == end
+    assert biased.logprob < free.logprob
+    assert biased.top_logprobs == free.top_logprobs
+    whole = dict(free.top_logprobs)
+    assert biased.logprob == whole.get(end, biased.logprob)
 
 
 def test_an_answer_that_was_stopped_goes_on_as_if_it_had_not_been(llm: LLM) -> None:
@@ -107,43 +123,40 @@ def test_an_answer_that_was_stopped_goes_on_as_if_it_had_not_been(llm: LLM) -> N
             seed=random_.randrange(100),
             thinking_budget=random_.choice([0, 3, 20, 700]),
             max_tokens=760 if random_.random() < 0.3 else 60,
-            thinking_landing=random_.choice([0, 0.1, 0.9]),
+            thinking_soft_end=random_.choice([0, 0.1, 0.9]),
         )
         opening = thinking_ids(llm, "")
-        with llm.answer([1, 2], params=params, begun=opening) as stream:
-            list(stream)
-            whole = stream.finish()
+        prompt = Prompt((1, 2))
+        whole = llm.chat(prompt=prompt, params=params, prefix_ids=opening)
         at = random_.randrange(len(opening), len(whole.answer_ids) + 1)
         if at == len(whole.answer_ids):
             continue
-        with llm.answer([1, 2], params=params, begun=whole.answer_ids[:at]) as stream:
-            list(stream)
-            resumed = stream.finish()
+        resumed = llm.chat(prompt=prompt, params=params, prefix_ids=whole.answer_ids[:at])
         assert resumed.answer_ids == whole.answer_ids
-        assert [o.logprob for o in resumed.outputs] == [
-            o.logprob for o in whole.outputs[at - len(opening) :]
+        assert [token.logprob for token in resumed.tokens] == [
+            token.logprob for token in whole.tokens[at - len(opening) :]
         ]
         assert resumed.reply == whole.reply
-        assert resumed.num_thinking_tokens == whole.num_thinking_tokens
+        assert resumed.usage.num_thinking_tokens == whole.usage.num_thinking_tokens
 
 
-def test_requests_share_a_purse(m2: LLM) -> None:
-    purse = Purse(50)
+def test_requests_share_a_budget(m2: LLM) -> None:
+    shared = TokenBudget(50)
     params = SamplingParams(seed=2, max_tokens=40, ignore_eos=True)
-    first = m2.chat(MESSAGES, params=replace(params, thinking_budget=20), purse=purse)
-    assert (first.num_thinking_tokens, purse.num_left) == (20, 30)
-    together = m2.chat_many([MESSAGES] * 3, params=params, purse=purse)
-    assert sum(one.num_thinking_tokens for one in together) == 30
-    assert purse.num_left == 0
+    first = m2.chat(MESSAGES, params=replace(params, thinking_budget=20), budget=shared)
+    assert (first.usage.num_thinking_tokens, shared.num_left) == (20, 30)
+    together = m2.chat_many([ChatRequest(messages=MESSAGES, params=params, budget=shared)] * 3)
+    assert sum(one.usage.num_thinking_tokens for one in together) == 30
+    assert shared.num_left == 0
     assert all(one.reply.is_thinking_closed for one in together)
-    assert m2.chat(MESSAGES, params=params, purse=purse).reply.thinking == ""
-    purse = Purse(9)
+    assert m2.chat(MESSAGES, params=params, budget=shared).reply.thinking == ""
+    shared = TokenBudget(9)
     with pytest.raises(ValueError, match="the prompt has"):
-        m2.chat([{"role": "user", "content": "x" * 2000}], params=params, purse=purse)
-    m2.stream(MESSAGES, params=params, purse=purse).close()
-    assert purse.num_left == 9
-    with pytest.raises(ValueError, match="must hold 0 or more"):
-        Purse(-1)
+        m2.chat([{"role": "user", "content": "x" * 2000}], params=params, budget=shared)
+    m2.stream(MESSAGES, params=params, budget=shared).close()
+    assert shared.num_left == 9
+    with pytest.raises(ValueError, match="must be 0 or more"):
+        TokenBudget(-1)
 
 
 def cut_answers(llm: LLM, count: int, seed: int) -> Iterator[tuple[int, Completion]]:
@@ -159,7 +172,7 @@ def cut_answers(llm: LLM, count: int, seed: int) -> Iterator[tuple[int, Completi
             params = SamplingParams(
                 seed=random_.randrange(2**32),
                 thinking_budget=budget,
-                thinking_landing=random_.choice([0, 0.1, 0.5, 1]),
+                thinking_soft_end=random_.choice([0, 0.1, 0.5, 1]),
                 temperature=random_.choice([0, 0.7, 1.5]),
                 top_k=random_.choice([None, 40]),
                 max_tokens=budget + 110,
@@ -167,17 +180,17 @@ def cut_answers(llm: LLM, count: int, seed: int) -> Iterator[tuple[int, Completi
                 ignore_eos=schema is None and random_.random() < 0.8,
             )
             thought = "".join(random_.choices(pieces, k=random_.randrange(8)))
-            begun = thinking_ids(llm, thought)[: max(8, budget)]
-            streams.append((budget, llm.answer([1], params=params, begun=begun)))
+            prefix = thinking_ids(llm, thought)[: max(8, budget)]
+            stream = llm.stream(prompt=Prompt((1,)), params=params, prefix_ids=prefix)
+            streams.append((budget, stream))
         for budget, stream in streams:
-            list(stream)
-            yield budget, stream.finish()
+            yield budget, stream.read()
         left -= len(streams)
 
 
 def assert_well_formed(llm: LLM, budget: int, completion: Completion) -> None:
     reply = completion.reply
-    assert completion.num_thinking_tokens <= max(budget, 8)
+    assert completion.usage.num_thinking_tokens <= max(budget, 8)
     if completion.finish_reason == "stop" and not reply.is_thinking_closed:
         assert not reply.content  # the model ended its turn inside the thought
         return

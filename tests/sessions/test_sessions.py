@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from fulmen.chat import Message
+from fulmen.chat import Completion, Message, Prompt
 from fulmen.engine import EngineConfig
-from fulmen.llm import LLM, Completion
+from fulmen.llm import LLM
 from fulmen.models import Cache
 from fulmen.sampling import SamplingParams
 from fulmen.sessions import Session, SessionStore, export
@@ -36,7 +36,7 @@ def load(folder: Path, **config: int) -> LLM:
 
 def ask(session: Session, text: str, params: SamplingParams) -> Completion:
     messages = [*session.messages, Message("user", text)]
-    completion = session.llm.chat(messages, params=params)
+    completion = session.llm.chat(session.request(messages, params=params))
     session.save(messages, completion)
     return completion
 
@@ -69,8 +69,8 @@ class Story:
 
     def step(self) -> None:
         """One point: something random is done, then an answer is made."""
-        name = self.session.head.name
-        turns = self.store.turns(self.session.head)
+        name = self.session.state.name
+        turns = self.store.turns(self.session.state)
         kind = self.random.choice(["go on", "restart", "fork", "rewind", "cut", "cut", "restart"])
         if kind == "restart":
             self.restart()
@@ -83,24 +83,19 @@ class Story:
             else:
                 name = f"s{len(self.names)}"
                 self.names.append(name)
-                self.store.fork(self.session.head.name, name, num_turns=count, cut=cut)
+                self.store.fork(self.session.state.name, name, num_turns=count, num_kept=cut)
             self.open(name)
         if self.random.random() < 0.2:
             self.llm.engine.prefixes.clear()
         before = self.llm.engine.stats.num_hit_tokens
-        if self.session.head.cut is not None:
-            stream = self.session.resume()
+        if self.session.state.num_kept is not None:
             messages = self.session.messages
-            list(stream)
-            completion = stream.finish()
+            completion = self.llm.chat(self.session.resume())
             self.session.save(messages, completion)
         else:
             text = " ".join(self.random.choices(WORDS, k=self.random.randrange(1, 30)))
-            if (
-                len(self.llm.format.encode(self.session.messages, tokenizer=self.llm.tokenizer))
-                > 700
-            ):
-                self.session.go_back([])
+            if len(self.session.transcript.prompt(self.session.messages).ids) > 700:
+                self.session.rewind(0)
             params = replace(
                 PARAMS,
                 seed=self.random.randrange(2**40),
@@ -115,14 +110,13 @@ class Story:
     def check(self, completion: Completion) -> None:
         """The whole answer, in one go and without any cache, has the same bits."""
         self.plain.engine.prefixes.clear()
-        stream = self.plain.answer(completion.prompt_ids, params=completion.params)
-        list(stream)
-        expected = stream.finish()
+        prompt = Prompt(completion.prompt_ids)
+        expected = self.plain.chat(prompt=prompt, params=completion.params)
         assert completion.answer_ids == expected.answer_ids
-        stored = export(self.store, self.session.head.name, tokens=True)[-1]
+        stored = export(self.store, self.session.state.name, tokens=True)[-1]
         assert stored["answer_ids"] == list(expected.answer_ids)
         assert stored["prompt_ids"] == list(expected.prompt_ids)
-        assert stored["logprobs"] == [output.logprob for output in expected.outputs]
+        assert stored["logprobs"] == [token.logprob for token in expected.tokens]
         assert completion.reply == expected.reply
         assert self.session.messages[-1] == expected.reply.message()
 
@@ -152,8 +146,7 @@ def test_a_resumed_session_reads_nothing_twice(folder: Path, tmp_path: Path) -> 
     known = len(first.prompt_ids) + len(first.answer_ids) - 1
     assert again.num_restored == known
     assert again.messages == session.messages
-    stream = again.llm.answer(first.prompt_ids, params=replace(PARAMS, max_tokens=1))
-    list(stream)
+    again.llm.chat(prompt=Prompt(first.prompt_ids), params=replace(PARAMS, max_tokens=1))
     # All but the last token, which is read for its logits, or the last place with a state.
     assert again.llm.engine.stats.num_hit_tokens >= (len(first.prompt_ids) - 1) // 64 * 64
 
@@ -166,7 +159,7 @@ def test_a_fork_costs_a_few_hundred_bytes(folder: Path, tmp_path: Path) -> None:
     before = disk_use(tmp_path)
     store.fork("a", "b")
     assert disk_use(tmp_path) - before < 1000
-    assert store.ids_of(store.head("b")) == store.ids_of(store.head("a"))
+    assert store.ids_of(store.state("b")) == store.ids_of(store.state("a"))
 
 
 def disk_use(root: Path) -> int:
@@ -198,7 +191,7 @@ def test_above_the_cap_states_of_the_session_unused_for_longest_go(
         ask(Session(llm, store, name, model=str(folder)), name * 400, params)
     used = sum(path.stat().st_size for path in (tmp_path / "chunks").iterdir())
     small = SessionStore(tmp_path, max_bytes=used)
-    small.restore(small.head("a"), llm.origin, llm.engine.prefixes)  # now b is the oldest
+    small.restore(small.state("a"), llm.origin, llm.engine.prefixes)  # now b is the oldest
     ask(Session(llm, small, "d", model=str(folder)), "d" * 400, params)
     kept = {name: load_tokens(folder, small, name) for name in "abcd"}
     assert kept["b"] == 0
@@ -228,7 +221,7 @@ def test_of_a_session_above_the_cap_its_beginning_stays(folder: Path, tmp_path: 
     (tmp_path / "chunks" / ".left.part").write_bytes(b"by a kill")
     ask(Session(llm, small, "b", model=str(folder)), "d", params)
     again = Session(load(folder), small, "a", model=str(folder))
-    assert 200 <= again.num_restored < len(small.ids_of(small.head("a"))) - 1
+    assert 200 <= again.num_restored < len(small.ids_of(small.state("a"))) - 1
     assert not (tmp_path / "chunks" / ".left.part").exists()
 
 
@@ -258,7 +251,7 @@ def test_a_damaged_turn_is_refused(folder: Path, tmp_path: Path) -> None:
     (path,) = (tmp_path / "turns").iterdir()
     path.write_text(path.read_text().replace("hello", "jello"))
     with pytest.raises(ValueError, match="is damaged, the session cannot be read"):
-        SessionStore(tmp_path).turns(session.head)
+        SessionStore(tmp_path).turns(session.state)
 
 
 def test_a_session_that_another_process_changed_is_not_saved_over(
@@ -290,7 +283,7 @@ def test_pages_that_were_not_written_are_not_known(
         patch.setattr(Cache, "write_pages", interrupt)
         with pytest.raises(KeyboardInterrupt):
             Session(llm, store, "a", model=str(folder))
-    assert llm.engine.prefixes.known(store.ids_of(store.head("a"))) == []
+    assert llm.engine.prefixes.known(store.ids_of(store.state("a"))) == []
     assert_nothing_is_owned(llm.engine)
 
 
@@ -305,11 +298,11 @@ def test_an_answer_that_repeats_itself_ends_where_it_would_have(
     session = Session(load(folder), store, "a", model=str(folder))
     whole = ask(session, "Hello", params)
     assert whole.finish_reason == "repetition"
-    store.rewind("a", num_turns=1, cut=len(whole.answer_ids) - 4)
-    stream = Session(load(folder), store, "a", model=str(folder)).resume()
-    list(stream)
-    assert stream.finish().answer_ids == whole.answer_ids
-    assert stream.finish_reason == "repetition"
+    store.rewind("a", num_turns=1, num_kept=len(whole.answer_ids) - 4)
+    again = Session(load(folder), store, "a", model=str(folder))
+    resumed = again.llm.chat(again.resume())
+    assert resumed.answer_ids == whole.answer_ids
+    assert resumed.finish_reason == "repetition"
 
 
 def test_states_of_another_build_are_left_alone(
@@ -320,7 +313,7 @@ def test_states_of_another_build_are_left_alone(
     session = Session(llm, store, "a", model=str(folder))
     ask(session, "x" * 100, replace(PARAMS, seed=1, max_tokens=5))
     other = replace(llm.origin, numerics="another build")
-    assert store.restore(store.head("a"), other, load(folder).engine.prefixes) == 0
+    assert store.restore(store.state("a"), other, load(folder).engine.prefixes) == 0
     assert "are read again" in caplog.text
 
 
@@ -337,18 +330,18 @@ def test_another_model_and_another_version_are_refused(
     path = tmp_path / "sessions" / "a.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 9}))
     with pytest.raises(ValueError, match="has format 9, this version of Fulmen reads format 1"):
-        store.head("a")
+        store.state("a")
 
 
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (lambda store: store.head("b"), "there is no session 'b'"),
-        (lambda store: store.head("../b"), "cannot name a session"),
+        (lambda store: store.state("b"), "there is no session 'b'"),
+        (lambda store: store.state("../b"), "cannot name a session"),
         (lambda store: store.fork("a", "a"), "there is a session 'a' already"),
         (lambda store: store.rewind("a", num_turns=2), "session 'a' has 1 turns"),
-        (lambda store: store.rewind("a", num_turns=1, cut=99), "the answer of turn 1 has 5 tokens"),
-        (lambda store: store.rewind("a", num_turns=0, cut=0), "turn 0 has none"),
+        (lambda store: store.rewind("a", num_turns=1, num_kept=99), "the answer of turn 1 has 5 tokens"),
+        (lambda store: store.rewind("a", num_turns=0, num_kept=0), "turn 0 has none"),
         (lambda store: store.remove("b"), "there is no session 'b'"),
     ],
 )
@@ -362,7 +355,7 @@ def test_what_is_not_there_is_one_sentence(
     with pytest.raises(ValueError, match=sentence):
         call(store)  # type: ignore[operator]
     assert store.names() == ["a"]
-    assert len(store.turns(store.head("a"))) == 1
+    assert len(store.turns(store.state("a"))) == 1
 
 
 def test_a_session_in_use_is_not_shared(tmp_path: Path) -> None:
@@ -381,14 +374,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from tests.sessions.test_sessions import PARAMS, ask, load
-from fulmen.engine import SessionStore
-from fulmen.sessions import Session
+from fulmen.sessions import Session, SessionStore
 folder, root = map(Path, sys.argv[1:])
 session = Session(load(folder), SessionStore(root), "a", model=str(folder))
 while True:
     count = len(session.messages) // 2
     if count == 6:
-        session.go_back([])
+        session.rewind(0)
         count = 0
     ask(session, f"{count} " + "x" * 60, replace(PARAMS, seed=count, max_tokens=12))
     print(count + 1, flush=True)
@@ -414,7 +406,7 @@ def kill_while_saving(folder: Path, root: Path, times: int, seed: int) -> None:
         last = int((rest or [acknowledged])[-1])
         store = SessionStore(root)
         session = Session(load(folder), store, "a", model=str(folder))
-        turns = store.turns(session.head)
+        turns = store.turns(session.state)
         # One more may have been saved and not told, or the session been taken back after six.
         assert len(turns) in (last, last + 1, *((0, 1) if last == 6 else ()))
         assert [m.content.split()[0] for m in session.messages[::2]] == [
@@ -424,9 +416,9 @@ def kill_while_saving(folder: Path, root: Path, times: int, seed: int) -> None:
             record = export(store, "a", tokens=True)[-1]
             reference.engine.prefixes.clear()
             params = replace(PARAMS, seed=len(turns) - 1, max_tokens=12)
-            stream = reference.answer(record["prompt_ids"], params=params)
-            list(stream)
-            assert record["answer_ids"] == list(stream.finish().answer_ids)
+            prompt = Prompt(tuple(record["prompt_ids"]))
+            expected = reference.chat(prompt=prompt, params=params)
+            assert record["answer_ids"] == list(expected.answer_ids)
             assert session.num_restored >= len(record["prompt_ids"]) // 64 * 64
 
 

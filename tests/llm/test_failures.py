@@ -1,0 +1,96 @@
+"""A request that fails ends alone and says why; the others go on, to the same bits."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fulmen.chat import ChatRequest, complete
+from fulmen.engine import EngineConfig
+from fulmen.llm import LLM, LocalModel
+from fulmen.sampling import SamplingParams
+from tests.cli.test_cli import fulmen
+from tests.engine.helpers import assert_nothing_is_owned
+from tests.tiny import write_checkpoint
+
+BAD = "Z"
+"""A byte whose embedding is not a number"""
+
+
+def params(seed: int) -> SamplingParams:
+    return SamplingParams(seed=seed, temperature=1.0, max_tokens=12, stop=("Z",))
+
+
+def poison(llm: LLM, value: float) -> None:
+    (token_id,) = llm.tokenizer.encode(BAD)
+    weight = llm.engine.model.model.embed_tokens.weight.data
+    weight[token_id] = value
+
+
+@pytest.fixture(scope="module", params=["m1", "m2"])
+def llm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LLM:
+    folder: Path = write_checkpoint(tmp_path_factory.mktemp(request.param), request.param)
+    return LLM.load(str(folder), engine_config=EngineConfig(max_num_seqs=4))
+
+
+def ask(text: str, seed: int) -> ChatRequest:
+    return ChatRequest(messages=[{"role": "user", "content": text}], params=params(seed))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@settings(max_examples=8, deadline=None)
+@given(
+    texts=st.lists(st.tuples(st.text("abc", max_size=150), st.booleans()), min_size=1, max_size=6)
+)
+def test_only_requests_that_meet_what_is_no_number_end(
+    llm: LLM, value: float, texts: list[tuple[str, bool]]
+) -> None:
+    (token_id,) = llm.tokenizer.encode(BAD)
+    weight = llm.engine.model.model.embed_tokens.weight.data
+    kept = weight[token_id].clone()
+    llm.engine.prefixes.clear()
+    alone = [llm.chat(ask(text, seed)) for seed, (text, _) in enumerate(texts)]
+    poison(llm, value)
+    try:
+        llm.engine.prefixes.clear()
+
+        async def main() -> None:
+            async with LocalModel(llm) as model:
+                requests = [
+                    ask(text + BAD * is_bad, seed) for seed, (text, is_bad) in enumerate(texts)
+                ]
+                found = await asyncio.gather(
+                    *(complete(model, request) for request in requests), return_exceptions=True
+                )
+            for (_, is_bad), one, before in zip(texts, found, alone, strict=True):
+                if is_bad:
+                    assert isinstance(one, ValueError)
+                    assert "NaN" in str(one) or "not finite" in str(one) or "infinite" in str(one)
+                elif BAD not in llm.tokenizer.decode(before.answer_ids):
+                    assert not isinstance(one, BaseException)
+                    assert one.answer_ids == before.answer_ids
+                    assert [t.logprob for t in one.tokens] == [t.logprob for t in before.tokens]
+
+        asyncio.run(main())
+        assert_nothing_is_owned(llm.engine)
+    finally:
+        weight[token_id] = kept
+        llm.engine.prefixes.clear()
+
+
+def test_the_command_line_says_why_in_one_sentence(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = write_checkpoint(tmp_path, "m2")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] = torch.full_like(tensors["model.norm.weight"], float("nan"))
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    for flags in (["--temperature", "0"], ["--temperature", "1"], ["--json"]):
+        run = fulmen("generate", "Hello", "--model", folder, "--max-tokens", "4", *flags)
+        assert run.returncode == 1
+        assert run.stdout.strip() == ""
+        assert "NaN" in run.stderr
+        assert "Traceback" not in run.stderr
