@@ -9,7 +9,7 @@ never depends on who reads which stream when.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -18,6 +18,7 @@ import torch
 from fulmen.catalog import OnProgress, recommended_sampling, resolve
 from fulmen.chat import (
     ChatFormat,
+    Guide,
     Message,
     Tokenizer,
     Tool,
@@ -27,7 +28,7 @@ from fulmen.chat import (
     read_tools,
 )
 from fulmen.checkpoints import fingerprint, load_model
-from fulmen.engine import Engine, EngineConfig, Guide, Origin
+from fulmen.engine import Engine, EngineConfig, Origin
 from fulmen.llm.stream import (
     ChatStream,
     Completion,
@@ -178,14 +179,15 @@ class LLM:
     def step(self) -> None:
         """One step of the engine; every running stream takes what became its own."""
         try:
-            with closing(self.engine.outputs()) as outputs:
-                for output in outputs:
-                    self._streams[output.request_id].receive(output)
+            self.engine.step()  # which tells every stream
         except BaseException:
             for request_id, stream in list(self._streams.items()):
                 if not self.engine.is_unfinished(request_id):
                     stream.close()
             raise
+        for request_id in list(self._streams):
+            if not self.engine.is_unfinished(request_id):
+                del self._streams[request_id]
 
     def attach(
         self,

@@ -140,7 +140,9 @@ class AsyncLLM:
     def _hand_on(self, error: Exception | None) -> None:
         for request_id, reader in list(self._readers.items()):
             stream = reader.stream
-            reader.hand_on(stream.take(), error if stream.finish_reason == "abort" else None)
+            reader.hand_on(
+                stream.take(), (stream.error or error) if stream.finish_reason == "abort" else None
+            )
             if stream.finish_reason is not None:
                 del self._readers[request_id]
 

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypedDict, TypeVar
 
 from fulmen.chat import (
     Event,
+    Guide,
     Reply,
     StopTexts,
     Tool,
 )
-from fulmen.engine import Guide, TokenOutput
+from fulmen.engine import Choice, Steering, TokenOutput
 from fulmen.llm.thinking import Nudge, Purse, ThoughtBudget
 from fulmen.sampling import FinishReason, SamplingParams
 
@@ -49,10 +50,10 @@ class Completion:
 class RequestOptions(TypedDict, total=False):
     """What `Engine.add_request` takes besides a prompt and how it is sampled."""
 
-    num_begun: int
+    num_prefix_ids: int
     num_repetitive: int
     priority: int
-    guide: Guide | None
+    steering: Steering | None
 
 
 class StreamOptions(TypedDict, total=False):
@@ -67,6 +68,39 @@ class StreamOptions(TypedDict, total=False):
     """Tokens of thought that this answer shares with others; what was begun takes its part anew"""
     priority: int
     """Lower ones go first."""
+
+
+class _Pushed:
+    """What a stream pushes, its grammar, and the stream itself, as the engine's Steering."""
+
+    def __init__(self, stream: "Stream[Any]", guide: Guide | None) -> None:
+        self.stream = stream
+        self.guide = guide
+        self.forced_ids: deque[int] = deque()
+        self.nudge: tuple[int, float] | None = None
+
+    def ask(self, draft_ids: Sequence[int]) -> list[Choice]:
+        if self.forced_ids:
+            return [Choice(forced_id=self.forced_ids[0])]
+        if self.stream.may_push or self.nudge is not None:
+            draft_ids = ()
+        if self.guide is None:
+            return [Choice(logit_bias=self.nudge)] * (1 + len(draft_ids))
+        return [Choice(mask, logit_bias=self.nudge) for mask in self.guide.masks(draft_ids)]
+
+    def take(self, output: TokenOutput) -> bool:
+        if self.forced_ids:
+            self.forced_ids.popleft()
+        self.nudge = None
+        if self.guide is not None:
+            self.guide.accept(output.token_id)
+        self.stream.receive(output)
+        return self.stream.finish_reason == "stop"
+
+    def fail(self, error: Exception) -> None:
+        self.stream.error = error
+        self.stream.finish_reason = "abort"
+        self.stream.close()
 
 
 class Stream(ABC, Generic[T]):
@@ -95,6 +129,8 @@ class Stream(ABC, Generic[T]):
         self.outputs: list[TokenOutput] = []
         """Every new token so far, the one that ended the answer included."""
         self.finish_reason: FinishReason | None = None
+        self.error: Exception | None = None
+        self.steering = _Pushed(self, guide)
         self._detokenizer = llm.tokenizer.detokenizer()
         self._stop = StopTexts(params.stop)
         self._items: deque[T] = deque()
@@ -108,10 +144,10 @@ class Stream(ABC, Generic[T]):
             self,
             [*prompt_ids, *begun],
             params,
-            num_begun=len(self.begun_ids),
+            num_prefix_ids=len(self.begun_ids),
             num_repetitive=sum(1 for _ in likely),
             priority=priority,
-            guide=guide,
+            steering=self.steering,
         )
         if guide is not None:
             for token_id in begun:
@@ -133,6 +169,8 @@ class Stream(ABC, Generic[T]):
             if not self._items:
                 self._llm.step()
             yield self.take()
+        if self.error is not None:
+            raise self.error
 
     def take(self) -> list[T]:
         """What is new since the last time, without a step of the engine."""
@@ -152,8 +190,6 @@ class Stream(ABC, Generic[T]):
         text = self._stop.feed(text, is_last=is_last)
         self.finish_reason = "stop" if self._stop.is_found else output.finish_reason
         self._items.extend(self._read(text))
-        if self.finish_reason is not None:
-            self._llm.detach(self.request_id)
 
     def _take_begun(self, token_id: int) -> Iterable[T]:
         """Takes a token of an answer that goes on from there."""
@@ -161,6 +197,10 @@ class Stream(ABC, Generic[T]):
         if self._stop.is_found:
             raise ValueError("the answer that was begun has a stop text in it, it cannot go on")
         return items
+
+    @property
+    def may_push(self) -> bool:
+        return False
 
     @abstractmethod
     def _read(self, text: str) -> Iterable[T]:
@@ -217,6 +257,10 @@ class ChatStream(Stream[Event]):
             raise
         self._pass_on()
 
+    @property
+    def may_push(self) -> bool:
+        return self._parser.is_thinking
+
     def receive(self, output: TokenOutput) -> None:
         self._see(output.token_id)
         super().receive(output)
@@ -260,12 +304,10 @@ class ChatStream(Stream[Event]):
 
     def _pass_on(self) -> None:
         """Tells the engine what was decided."""
-        engine = self._llm.engine
-        if self._forced:
-            engine.force(self.request_id, self._forced)
-            self._forced.clear()
+        self.steering.forced_ids.extend(self._forced)
+        self._forced.clear()
         if self._nudge is not None:
-            engine.nudge(self.request_id, self._nudge.token_id, self._nudge.bias)
+            self.steering.nudge = self._nudge.token_id, self._nudge.bias
 
     def finish(self) -> Completion:
         """Ends the answer if it still runs, and returns what it came to."""

@@ -149,7 +149,7 @@ def thoughtful(llm: LLM, params: SamplingParams, tools: Sequence[Tool] = ()) -> 
     """An answer after a thought, which M1 is made to open."""
     with llm.stream(MESSAGES, list(tools), params) as stream:
         if not llm.format.thinking_open_in_prompt:
-            llm.engine.force(stream.request_id, llm.tokenizer.encode("<think>\n"))
+            stream.steering.forced_ids.extend(llm.tokenizer.encode("<think>\n"))
         for _ in stream:
             pass
         return stream.finish()
@@ -194,7 +194,7 @@ def test_strict_calls_name_declared_tools_and_fit_their_types(llm: LLM) -> None:
             FREE, seed=seed, strict_tools=True, max_tokens=900, stop=(opening.replace("<", "</"),)
         )
         with llm.stream(MESSAGES, TOOLS, params) as stream:
-            llm.engine.force(stream.request_id, llm.tokenizer.encode(before + opening))
+            stream.steering.forced_ids.extend(llm.tokenizer.encode(before + opening))
             for _ in stream:
                 pass
             completion = stream.finish()
@@ -314,7 +314,7 @@ def test_a_tool_block_in_a_thought_leads_to_the_answer_where_no_call_may_be(llm:
     for seed in range(4):
         with llm.stream(MESSAGES, params=replace(params, seed=seed)) as stream:
             forced = llm.tokenizer.encode(f"{start}Let me {opening}{end}")
-            llm.engine.force(stream.request_id, forced)
+            stream.steering.forced_ids.extend(forced)
             for _ in stream:
                 pass
             completion = stream.finish()
@@ -333,7 +333,7 @@ def test_with_strict_tools_a_constrained_answer_may_be_calls_instead(llm: LLM) -
     for seed in range(8):
         with llm.stream(MESSAGES, TOOLS, replace(params, seed=seed)) as stream:
             text = f"{start}Hm\n</think>\n\n" + opening * (seed % 2)
-            llm.engine.force(stream.request_id, llm.tokenizer.encode(text))
+            stream.steering.forced_ids.extend(llm.tokenizer.encode(text))
             for _ in stream:
                 pass
             completion = stream.finish()
@@ -358,7 +358,7 @@ def test_what_is_forced_against_the_grammar_lifts_it(
 ) -> None:
     params = replace(FREE, choice=("yes",), max_tokens=8)
     with llm.complete("Hello", params) as stream:
-        llm.engine.force(stream.request_id, llm.tokenizer.encode("no"))
+        stream.steering.forced_ids.extend(llm.tokenizer.encode("no"))
         text = "".join(stream)
     assert text.startswith("no")
     assert len(stream.outputs) == 8

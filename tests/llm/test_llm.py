@@ -111,7 +111,7 @@ def test_updates_come_after_every_step_also_while_the_prompt_is_read(llm: LLM) -
 def answer_with(llm: LLM, text: str, params: SamplingParams) -> Completion:
     """An answer that the engine is made to write."""
     stream = llm.stream(MESSAGES, params=params)
-    llm.engine.force(stream.request_id, llm.tokenizer.encode(text))
+    stream.steering.forced_ids.extend(llm.tokenizer.encode(text))
     for _ in stream:
         pass
     return stream.finish()

@@ -91,7 +91,7 @@ def test_a_nudged_token_is_reported_as_likely_as_the_model_found_it(m2: LLM) -> 
     free = m2.answer([1, 2, 3], params=params)
     list(free)
     nudged = m2.answer([1, 2, 3], params=params)
-    m2.engine.nudge(nudged.request_id, end, 50.0)
+    nudged.steering.nudge = end, 50.0
     list(nudged)
     assert nudged.outputs[0].token_id == end
     assert nudged.outputs[0].logprob < free.outputs[0].logprob
