@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from measure import ROOT, console, print_json, print_wide, run
+from measure import ROOT, console, print_json, print_wide, run, step
 from rich.table import Table
 
 from fulmen.bench import Spread, until_steady, use_threads
@@ -80,7 +80,7 @@ def answer(engine: Engine, question: Question) -> Answer:
     engine.add_request(question.prompt_ids, question.params)
     said = []
     while engine.has_unfinished:
-        said += [(output.token_id, output.logprob) for output in engine.step()]
+        said += [(output.token_id, output.logprob) for output in step(engine)]
     seconds = time.perf_counter() - start
     after = engine.stats
     return Answer(

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fulmen.bench import device_name
+from fulmen.engine import Engine, RequestFailed, TokenOutput
 
 console = Console(stderr=True)
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,6 +31,16 @@ def commit() -> str:
     revision = _git("rev-parse", "--short", "HEAD")
     changed = _git("status", "--porcelain", "--untracked-files=no")
     return f"{revision}+" if changed else revision
+
+
+def step(engine: Engine) -> list[TokenOutput]:
+    """Run one step and return its tokens; raise the error of a request that failed."""
+    outputs = []
+    for output in engine.step():
+        if isinstance(output, RequestFailed):
+            raise output.error
+        outputs.append(output)
+    return outputs
 
 
 def print_json(benchmark: str, values: dict[str, object]) -> None:

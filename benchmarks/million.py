@@ -29,7 +29,7 @@ from typing import Annotated, Any, Final
 import numpy as np
 import torch
 import typer
-from measure import console, print_json, print_wide, run
+from measure import console, print_json, print_wide, run, step
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
@@ -134,7 +134,7 @@ def ask(engine: Engine, prompt: Sequence[int], key: int, expected: int | None) -
     engine.add_request([*prompt, NEEDLES.question(key)], greedy(1))
     outputs: list[TokenOutput] = []
     while not outputs:
-        outputs = engine.step()
+        outputs = step(engine)
     seconds = time.perf_counter() - start
     return make_answer(outputs[0], key, expected, seconds, engine.stats.num_hit_tokens - hits)
 
@@ -191,7 +191,7 @@ class Reader:
         decoded = []
         with self._clocks():
             while not outputs:
-                outputs = self.engine.step()
+                outputs = step(self.engine)
                 read = min(samples[-1].num_tokens + self.chunk, len(prompt))
                 samples.append(self._sample(read, start))
                 progress.update(task, completed=read)

@@ -21,7 +21,7 @@ from typing import Annotated
 
 import torch
 import typer
-from measure import console, print_json, print_wide, run
+from measure import console, print_json, print_wide, run, step
 from rich.table import Table
 
 from fulmen.checkpoints import fingerprint, load_model
@@ -48,7 +48,7 @@ def answer(engine: Engine, ids: list[int]) -> tuple[list[TokenOutput], float]:
     outputs: list[TokenOutput] = []
     first = 0.0
     while engine.has_unfinished:
-        outputs += engine.step()
+        outputs += step(engine)
         first = first or (time.perf_counter() - start if outputs else 0.0)
     return outputs, first
 

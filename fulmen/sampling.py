@@ -1,22 +1,28 @@
-"""What a caller may ask of the next token; the one set of options that every door accepts."""
+"""How a request is sampled: the one set of options that every door of the package accepts."""
 
 import json
+import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 if TYPE_CHECKING:  # a command's help comes without it
     import numpy as np
     from numpy.typing import NDArray
 
 
+FinishReason = Literal["stop", "length", "repetition", "abort"]
+
+_MAX_COUNT: Final = 2**31 - 1
+"""Largest number of tokens that can be asked for: the kernels count in 32 bits."""
+
+
 class Mask(NamedTuple):
-    """What a grammar allows of the next token."""
+    """Ids that the next token may have."""
 
     allowed: "NDArray[np.bool_]"
-    """(V,) at least one"""
+    """(V,) at least one is True"""
     redraw_only: bool = False
-    """Whether a token is drawn without it, and again under it only if that one is not allowed: so
-    nothing changes but what must."""
+    """Draw without the mask; redraw under it only if the token is not allowed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +42,7 @@ class SamplingParams:
     max_tokens: int | None = None
     """An answer has at most this many tokens; None means until the context is full."""
     stop: tuple[str, ...] = ()
-    """Texts that end the answer and are no part of it; matched where text is known, in llm.py."""
+    """Stop when one of these texts appears; it is no part of the answer."""
     stop_token_ids: tuple[int, ...] = ()
     """Ids that end the answer, besides the checkpoint's own end-of-sequence ids."""
     ignore_eos: bool = False
@@ -47,6 +53,7 @@ class SamplingParams:
     """Stop after this many consecutive tokens, each more likely than repetition_probability;
     M1's training used 3,000 (arXiv:2506.13585)."""
     repetition_probability: float = 0.99
+    """Probability above which a token counts as repetitive."""
     thinking_budget: int | None = None
     """At most this many tokens of thought; 0 means none, None no limit. Counts as 40k are taken,
     too: M1 was trained to 40k and 80k."""
@@ -64,6 +71,16 @@ class SamplingParams:
     """Tool calls name a declared tool and give it arguments of the declared types."""
 
     def __post_init__(self) -> None:
+        for name, low, high in (
+            ("top_k", 1, _MAX_COUNT),
+            ("seed", -(2**63), 2**64 - 1),
+            ("max_tokens", 1, _MAX_COUNT),
+            ("logprobs", 0, 20),
+            ("repetition_window", 1, _MAX_COUNT),
+            ("thinking_budget", 0, _MAX_COUNT),
+        ):
+            if getattr(self, name) is not None:
+                check_whole(name, getattr(self, name), low, high, needed="a whole number or none")
         for name in (
             "temperature",
             "top_p",
@@ -71,48 +88,48 @@ class SamplingParams:
             "repetition_probability",
             "thinking_landing",
         ):
-            self._check_kind(name, (int, float), "a number")
-        for name in ("top_k", "seed", "max_tokens", "logprobs", "repetition_window"):
-            self._check_kind(name, (int, type(None)), "a whole number or none")
-        self._check_kind("thinking_budget", (int, type(None)), "a whole number or none")
-        for name in ("json_schema", "regex"):
-            self._check_kind(name, (str, type(None)), "text or none")
-        for name, kind in (("stop", str), ("stop_token_ids", int), ("choice", str)):
-            values = getattr(self, name)
-            if not isinstance(values, tuple) or not all(type(value) is kind for value in values):
-                raise ValueError(f"{name} is {values!r}, it must be a tuple of {kind.__name__}")
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                raise ValueError(f"{name} is {shown(value)}, it must be a number")
+            if not abs(value) <= sys.float_info.max:
+                raise ValueError(f"{name} is {shown(value)}, it must be a finite number")
         for holds, name, needed in (
-            (0 <= self.temperature < float("inf"), "temperature", "be 0 or more"),
+            (self.temperature >= 0, "temperature", "be 0 or more"),
             (0 < self.top_p <= 1, "top_p", "be above 0 and at most 1"),
-            (self.top_k is None or self.top_k >= 1, "top_k", "be 1 or more"),
             (0 <= self.min_p <= 1, "min_p", "lie between 0 and 1"),
-            (self.max_tokens is None or self.max_tokens >= 1, "max_tokens", "be 1 or more"),
-            (all(self.stop), "stop", "have no empty text"),
-            (self.logprobs is None or 0 <= self.logprobs <= 20, "logprobs", "be 0 to 20"),
-            (
-                self.repetition_window is None or self.repetition_window >= 1,
-                "repetition_window",
-                "be 1 or more",
-            ),
             (
                 0 < self.repetition_probability < 1,
                 "repetition_probability",
                 "lie between 0 and 1",
             ),
-            (
-                self.thinking_budget is None or self.thinking_budget >= 0,
-                "thinking_budget",
-                "be 0 or more",
-            ),
             (0 <= self.thinking_landing <= 1, "thinking_landing", "lie between 0 and 1"),
         ):
             if not holds:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, it must {needed}")
+                raise ValueError(f"{name} is {shown(getattr(self, name))}, it must {needed}")
+        for name in ("ignore_eos", "strict_tools"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise ValueError(f"{name} is {shown(value)}, it must be True or False")
+        for name in ("json_schema", "regex"):
+            value = getattr(self, name)
+            if not isinstance(value, str | None):
+                raise ValueError(f"{name} is {shown(value)}, it must be text or none")
+        for name, kind in (("stop", str), ("stop_token_ids", int), ("choice", str)):
+            values = getattr(self, name)
+            if not isinstance(values, tuple) or not all(type(value) is kind for value in values):
+                raise ValueError(
+                    f"{name} is {shown(values)}, it must be a tuple of {kind.__name__}"
+                )
+        for name in ("stop", "choice"):
+            if not all(getattr(self, name)):
+                raise ValueError(
+                    f"{name} is {shown(getattr(self, name))}, it must have no empty text"
+                )
         self._check_constraints()
 
     @property
     def is_constrained(self) -> bool:
-        """Whether a grammar says what the answer may be."""
+        """True if a grammar says what the answer may be."""
         return self.json_schema is not None or self.regex is not None or bool(self.choice)
 
     def _check_constraints(self) -> None:
@@ -126,22 +143,37 @@ class SamplingParams:
         if (given or self.strict_tools) and self.ignore_eos:
             name = given[0] if given else "strict_tools"
             raise ValueError(f"ignore_eos goes on past the end that {name} leads to, drop one")
-        if not all(self.choice):
-            raise ValueError(f"choice is {self.choice!r}, it must have no empty text")
         if self.json_schema is not None:
             try:
                 schema = json.loads(self.json_schema)
             except ValueError as error:
                 raise ValueError(f"json_schema is not JSON: {error}") from None
+            except RecursionError:
+                raise ValueError(
+                    f"json_schema is {shown(self.json_schema)}, it is nested too deeply"
+                ) from None
             if not isinstance(schema, dict | bool):
                 raise ValueError(
-                    f"json_schema is {self.json_schema}, it must be a JSON Schema: an object"
+                    f"json_schema is {shown(self.json_schema)}, it must be a JSON Schema: an object"
                 )
 
-    def _check_kind(self, name: str, kinds: tuple[type, ...], needed: str) -> None:
-        value = getattr(self, name)
-        if not isinstance(value, kinds) or isinstance(value, bool):
-            raise ValueError(f"{name} is {value!r}, it must be {needed}")
+
+def shown(value: object) -> str:
+    """Return a value as an error's sentence can hold it: its repr, cut to 80 characters."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text):,} characters)"
 
 
-FinishReason = Literal["stop", "length", "repetition", "abort"]
+def check_whole(
+    name: str, value: object, low: int, high: int, *, needed: str = "a whole number"
+) -> None:
+    """Raise ValueError unless value is a whole number from low to high; a bool is none."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"{name} is {shown(value)}, it must be {needed}")
+    if value < low:
+        raise ValueError(f"{name} is {shown(value)}, it must be {low} or more")
+    if value > high:
+        raise ValueError(f"{name} is {shown(value)}, it must be at most {high}")

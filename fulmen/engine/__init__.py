@@ -1,28 +1,33 @@
 """How a token flows: requests, scheduler, cache, forward pass, sampling."""
 
+from fulmen.engine.config import EngineConfig
 from fulmen.engine.drafts import Drafter
-from fulmen.engine.engine import Engine, EngineConfig, EngineStats
+from fulmen.engine.engine import Engine
 from fulmen.engine.prefixes import Allocation, PrefixCache, pages_for
-from fulmen.engine.request import Guide, TokenOutput
+from fulmen.engine.request import RequestFailed
 from fulmen.engine.runner import MAX_STEP_TOKENS, Runner
 from fulmen.engine.sampler import Candidates, Sampled, num_candidates, sample
 from fulmen.engine.scheduler import Scheduler
 from fulmen.engine.states import Origin
+from fulmen.engine.stats import EngineStats
+from fulmen.engine.steering import Choice, Steering, TokenOutput
 
 __all__ = [
     "MAX_STEP_TOKENS",
     "Allocation",
     "Candidates",
+    "Choice",
     "Drafter",
     "Engine",
     "EngineConfig",
     "EngineStats",
-    "Guide",
     "Origin",
     "PrefixCache",
+    "RequestFailed",
     "Runner",
     "Sampled",
     "Scheduler",
+    "Steering",
     "TokenOutput",
     "num_candidates",
     "pages_for",

@@ -1,22 +1,24 @@
-"""Guesses of the next tokens from what a request has read and said itself (as arXiv:2304.04487 and
-arXiv:2411.04975 do): where the last tokens stood before, what followed them then may follow now. No
-second model; a guess that is wrong costs its share of one pass.
+"""Guesses of a request's next tokens from its own text (as in arXiv:2304.04487, arXiv:2411.04975).
+
+Where the last tokens stood before, the tokens that followed them then may follow now. There is no
+second model; a wrong guess costs its share of one pass.
 """
 
 from collections.abc import Sequence
 from typing import Final
 
 KEY: Final = 3
-"""Tokens that must have stood before for a guess."""
+"""Number of last tokens that must have stood before for a guess."""
 LONGEST_MATCH: Final = 32
+"""Most last tokens that are compared."""
 RECENT: Final = 1 << 14
-"""Tokens before the first guess that are looked at: a long prompt must not hold up a step."""
+"""Tokens before the first guess that are looked at, so that a long prompt holds up no step."""
 MOST_PLACES: Final = 4
-"""Latest places of the same KEY tokens that are compared."""
+"""Latest places of the same KEY tokens that are compared"""
 
 
 class Drafter:
-    """The places of every run of KEY tokens of one growing sequence."""
+    """Places of every run of KEY tokens in one growing sequence."""
 
     def __init__(self) -> None:
         self._places: dict[tuple[int, ...], list[int]] = {}
@@ -24,8 +26,11 @@ class Drafter:
         self._num_known = 0
 
     def draft(self, ids: Sequence[int], most: int) -> list[int]:
-        """At most `most` tokens that may follow ids, which only grow from call to call: those after
-        the place where most of the last tokens stood before, and no more than agreed there."""
+        """Return at most `most` tokens that may follow ids, which only grow from call to call.
+
+        They are those that followed the longest, latest match of the last tokens, and no more than
+        the match is long.
+        """
         start = max(self._num_known or len(ids) - RECENT, KEY)
         for end in range(start, len(ids)):  # without the last run, which is what we look for
             places = self._places.setdefault(tuple(ids[end - KEY : end]), [])

@@ -1,84 +1,69 @@
-"""One sequence from its prompt to its last token."""
+"""One sequence from its prompt to its last token, as engine, scheduler and runner share it."""
 
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Protocol
+
+import numpy as np
+from torch import Tensor
 
 from fulmen.engine.drafts import Drafter
 from fulmen.engine.prefixes import Allocation
-from fulmen.sampling import FinishReason, Mask, SamplingParams
-
-
-class Guide(Protocol):
-    """Says, id by id, what a request may say: `chat` makes one from a grammar."""
-
-    def masks(self, draft_ids: Sequence[int]) -> list[Mask | None]:
-        """What may come next, and after each of the ids that are guessed to come, as far as they
-        may come; None where every id may. Changes nothing."""
-
-    def accept(self, token_id: int) -> None:
-        """Takes the id that came next, be it allowed or forced."""
+from fulmen.engine.steering import Choice, Steering
+from fulmen.sampling import SamplingParams, shown
 
 
 @dataclass(frozen=True, slots=True)
-class TokenOutput:
-    """One new token of one request; the last one says why it is the last."""
+class RequestFailed:
+    """The end of a request that got no further token, and why."""
 
     request_id: int
-    token_id: int
-    logprob: float
-    top_logprobs: tuple[tuple[int, float], ...]
-    finish_reason: FinishReason | None
+    error: Exception
 
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One sequence from its prompt to its last token."""
+    """A sequence that waits or runs."""
 
     request_id: int
-    prompt_ids: list[int]
+    ids: list[int]
+    """Prompt and new tokens"""
     params: SamplingParams
     seed: int
     max_tokens: int
-    num_begun: int = 0
-    """How many of the prompt's last tokens were drawn before, by this request's seed"""
+    """Most new tokens"""
+    num_prefix_ids: int = 0
+    """Number of the prompt's last tokens that are the answer's beginning, drawn by this seed"""
     priority: int = 0
-    guide: Guide | None = None
-    ids: list[int] = field(init=False)
-    """Prompt and new tokens"""
-    forced_ids: deque[int] = field(default_factory=deque)
-    """Tokens that come next whatever the logits say."""
-    nudge: tuple[int, float] | None = None
-    """An id, and what its logit gains at the next draw"""
+    steering: Steering | None = None
     num_repetitive_tokens: int = 0
-    """Latest tokens in a row that were each more likely than repetition_probability."""
+    """Latest tokens in a row that were each more likely than repetition_probability"""
     allocation: Allocation | None = None
-    """What it owns of the cache while it runs"""
+    """Pages and slot while it runs; None while it waits"""
     drafter: Drafter = field(default_factory=Drafter)
+    num_prompt_tokens: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.ids = list(self.prompt_ids)
-
-    @property
-    def rank(self) -> tuple[int, int]:
-        """Who goes first: the lower."""
-        return self.priority, self.request_id
+        self.num_prompt_tokens = len(self.ids)
 
     @property
     def num_cached_tokens(self) -> int:
-        """Tokens whose keys, values and states are in the cache."""
+        """Number of tokens whose keys, values and states are in the cache."""
         return self.allocation.num_tokens if self.allocation is not None else 0
 
     @property
     def num_pending(self) -> int:
-        """Tokens to be fed before the next one is sampled."""
+        """Number of tokens to be fed before the next one can be sampled."""
         return len(self.ids) - self.num_cached_tokens
 
     @property
     def num_new_tokens(self) -> int:
-        """Tokens made so far."""
-        return len(self.ids) - len(self.prompt_ids)
+        """Number of tokens made so far."""
+        return len(self.ids) - self.num_prompt_tokens
+
+    @property
+    def num_answer_tokens(self) -> int:
+        """Number of tokens of the answer so far, its given beginning included."""
+        return self.num_prefix_ids + self.num_new_tokens
 
 
 @dataclass(slots=True, eq=False)
@@ -87,38 +72,99 @@ class Part:
 
     request: Request
     num_tokens: int
-    forced: int | None = None
-    """Its next token, if it was forced when the pass began"""
-    nudge: tuple[int, float] | None = None
-    """An id that was made likelier when the pass began, and by how much"""
-    draft: list[int] = field(default_factory=list)
-    """Guesses that are fed after its own tokens"""
-    masks: list[Mask | None] = field(default_factory=list)
-    """What may come after its own tokens and after each guess, None where all may; empty without a
-    guide"""
+    """Number of its pending tokens that are fed"""
+    draft_ids: list[int] = field(default_factory=list)
+    """Guesses that are fed after them"""
+    choices: list[Choice] | None = None
+    """What may come after its tokens and after each guess; None where every id may"""
 
-    def mask(self, index: int) -> Mask | None:
-        """What may come after its own tokens and so many guesses; None where all may."""
-        return self.masks[index] if self.masks else None
-
-    def settled(self, index: int) -> int | None:
-        """The one id that can come there, if it is forced or no other is allowed."""
-        if self.forced is not None:
-            return self.forced
-        mask = self.mask(index)
-        if mask is None or mask.redraw_only or mask.allowed.sum() != 1:
-            return None
-        return int(mask.allowed.argmax())
-
-    def target(self, index: int) -> int:
-        """The id whose logit is wanted there besides the best; any if none is."""
-        settled = self.settled(index)
-        if settled is not None:
-            return settled
-        return self.nudge[0] if self.nudge is not None else 0
+    @property
+    def is_sampled(self) -> bool:
+        """True where a token follows; False while a prompt is read."""
+        return self.num_tokens == self.request.num_pending
 
     @property
     def ids(self) -> list[int]:
-        """What is fed."""
+        """Token ids that are fed."""
         start = self.request.num_cached_tokens
-        return [*self.request.ids[start : start + self.num_tokens], *self.draft]
+        return [*self.request.ids[start : start + self.num_tokens], *self.draft_ids]
+
+    @property
+    def num_places(self) -> int:
+        """Number of tokens whose logits are wanted: its last one and each guess."""
+        return 1 + len(self.draft_ids)
+
+    def choice(self, index: int) -> Choice:
+        """Return what may come after the first `index` guesses."""
+        return Choice() if self.choices is None else self.choices[index]
+
+    def set_choices(self, choices: list[Choice], vocab_size: int) -> None:
+        """Keep what a steering object answered, and drop the guesses that it leaves out.
+
+        Raises ValueError for an answer that no token can follow.
+        """
+        if not 1 <= len(choices) <= self.num_places:
+            raise ValueError(
+                f"Steering.ask returned {len(choices)} choices for {len(self.draft_ids)} draft "
+                f"ids, it must return 1 to {self.num_places}"
+            )
+        self.choices = [_checked(choice, vocab_size) for choice in choices]
+        self.draft_ids = self.draft_ids[: len(choices) - 1]
+
+
+def _checked(choice: Choice, vocab_size: int) -> Choice:
+    """Return a choice whose ids are known, with the only id that its mask allows as forced_id."""
+    mask = choice.mask
+    if choice.forced_id is not None:
+        read_ids("forced_id", [choice.forced_id], vocab_size)
+        return Choice(forced_id=choice.forced_id)
+    if choice.logit_bias is not None:
+        token_id, bias = choice.logit_bias
+        read_ids("logit_bias", [token_id], vocab_size)
+        if not np.isfinite(bias):
+            raise ValueError(f"the logit_bias of token id {token_id} is {bias}, it must be finite")
+    if mask is None:
+        return choice
+    if mask.allowed.shape != (vocab_size,):
+        raise ValueError(
+            f"a mask has shape {mask.allowed.shape}, the vocabulary needs ({vocab_size},)"
+        )
+    num_allowed = int(np.count_nonzero(mask.allowed))
+    if not num_allowed:
+        raise ValueError("a mask allows no id, it must allow one at least")
+    if num_allowed == 1 and not mask.redraw_only:
+        return Choice(forced_id=int(mask.allowed.argmax()))
+    return choice
+
+
+def read_ids(name: str, ids: object, vocab_size: int | None = None) -> list[int]:
+    """Return token ids as a list of ints; numpy's whole numbers and 1-D integer tensors count.
+
+    Raises ValueError for anything else, and for an id outside the vocabulary if that is given.
+    """
+    if isinstance(ids, Tensor | np.ndarray):
+        is_whole = "int" in str(ids.dtype)
+        if ids.ndim != 1 or not is_whole:
+            raise ValueError(
+                f"{name} has shape {tuple(ids.shape)} and type {ids.dtype}, token ids are one row "
+                "of whole numbers"
+            )
+        ids = ids.tolist()
+    if isinstance(ids, str | bytes | bytearray) or not isinstance(ids, Iterable):
+        raise ValueError(f"{name} is {shown(ids)}, a list of token ids is needed")
+    found = list(ids)
+    if set(map(type, found)) - {int}:  # a loop in C: a prompt may have a million
+        wrong = next((one for one in found if not _is_whole(one)), None)
+        if wrong is not None or None in found:
+            raise ValueError(f"{name} holds {shown(wrong)}, token ids are whole numbers")
+        found = [int(one) for one in found]
+    if vocab_size is not None and found:
+        low, high = min(found), max(found)
+        if low < 0 or high >= vocab_size:
+            wrong = low if low < 0 else high
+            raise ValueError(f"token id {shown(wrong)} is outside the {vocab_size} ids known")
+    return found
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)

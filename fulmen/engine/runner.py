@@ -1,4 +1,7 @@
-"""One forward pass over a Packed batch: a decode step from its recorded program, the rest directly.
+"""One forward pass: parts of requests in, candidates for their next tokens out.
+
+`Runner.run` packs the parts, asks the head for as much as their sampling needs, and `next_tokens`
+runs the model: a decode step from its recorded program, the rest directly.
 
 A program is recorded for each shape of decode step (how many tokens of each sequence, how wide
 their table of pages) when the shape comes a second time, and filled and replayed from then on: the
@@ -8,31 +11,39 @@ sampling needs.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
 
+from fulmen.engine.request import Part
+from fulmen.engine.sampler import Candidates, num_candidates
+from fulmen.engine.stats import timed
+from fulmen.engine.steering import Choice
 from fulmen.kernels import HeadOutput, Program
 from fulmen.models import Cache, Model, Packed
+from fulmen.sampling import Mask
 
 MAX_PROGRAMS: Final = 64
-"""Shapes that keep their program; the one unused for longest goes."""
-
-
+"""Number of shapes that keep their program; the one unused for longest goes."""
 MAX_STEP_TOKENS: Final = 16
-"""Tokens of one sequence that are still a decode step: one, and guesses after it."""
+"""Most tokens of one sequence in a decode step: one, and guesses after it."""
+MASKED_CANDIDATES: Final = 256
+"""Candidates that a draw under a mask looks among before it asks for the whole vocabulary; the most
+that the head finds without sorting it"""
 
 
 class _Shape(NamedTuple):
     lens: tuple[int, ...]
-    """Tokens of each sequence"""
+    """Number of tokens of each sequence"""
     table_width: int
+    """Columns of its table of pages"""
 
 
 class _Step:
-    """A decode step at fixed tensors, and its program."""
+    """A decode step whose tensors keep their addresses, and its program."""
 
     def __init__(self, model: Model, cache: Cache, shape: _Shape, packed: Packed) -> None:
         lens, width = shape
@@ -50,7 +61,7 @@ class _Step:
         self.program = Program(lambda: model.hidden_states(self.packed, cache))
 
     def fill(self, packed: Packed) -> None:
-        """Makes the fixed tensors those of a batch."""
+        """Copy a batch into the fixed tensors."""
         own = self.packed
         assert own.block_table is not None
         assert packed.block_table is not None
@@ -68,15 +79,57 @@ class _Step:
 
 
 class Runner:
-    """Runs batches on one model and one cache."""
+    """A model and its cache, and the programs recorded on them."""
 
     def __init__(self, model: Model, cache: Cache) -> None:
         self.model = model
         self.cache = cache
+        self.seconds = 0.0
+        """Time spent in `run`"""
         self._steps: OrderedDict[_Shape, _Step | None] = OrderedDict()
-        """None for a shape that was seen once."""
+        """Recorded steps; None for a shape that was seen once"""
         # A plain matrix is packed anew for every call, at an address of that call.
         self._can_record = model.is_packed
+
+    @timed("seconds")
+    def run(self, parts: Sequence[Part]) -> list[list[Candidates]]:
+        """Run one forward pass, and return the candidates for the token after the last one of each
+        part and after each of its guesses."""
+        if not parts:
+            return []
+        places = [(part, part.choice(i)) for part in parts for i in range(part.num_places)]
+        vocab_size = self.model.config.vocab_size
+        top_k = max(_num_wanted(part, choice, vocab_size) for part, choice in places)
+        masked = [
+            (row, choice.mask, _num_wanted(part, choice, int(choice.mask.allowed.sum())))
+            for row, (part, choice) in enumerate(places)
+            if choice.mask is not None
+        ]
+        if masked:  # the allowed ids are mostly among the best
+            top_k = max(top_k, min(MASKED_CANDIDATES, vocab_size))
+        packed = self._packed(parts)
+        targets = [_target(choice) for _, choice in places]
+        found = self.next_tokens(
+            packed,
+            targets=torch.tensor(targets, device=packed.input_ids.device),
+            top_k=top_k,
+            is_enough=(lambda found: _holds_enough(found, masked)) if masked else None,
+        )
+        rows = _rows(found)
+        return [list(islice(rows, part.num_places)) for part in parts]
+
+    def _packed(self, parts: Sequence[Part]) -> Packed:
+        allocations = [part.request.allocation for part in parts]
+        owned = [allocation for allocation in allocations if allocation is not None]
+        assert len(owned) == len(parts), "a part has no pages"
+        return Packed.of(
+            [part.ids for part in parts],
+            context_lens=[allocation.num_tokens for allocation in owned],
+            block_tables=[allocation.pages for allocation in owned],
+            slots=[allocation.slot for allocation in owned],
+            num_logits=[part.num_places for part in parts],
+            device=self.model.model.embed_tokens.weight.device,
+        )
 
     def next_tokens(
         self,
@@ -86,10 +139,10 @@ class Runner:
         top_k: int,
         is_enough: Callable[[HeadOutput], bool] | None = None,
     ) -> HeadOutput:
-        """What is known of the next token after each sequence's last one; see
-        `CausalLM.next_tokens`. The batch's ids and positions are the caller's to check.
+        """Return the head's output wherever the batch wants logits; see `CausalLM.next_tokens`. The
+        batch's ids and positions are the caller's to check.
 
-        is_enough  may look at the top_k best and ask for all of the vocabulary instead
+        is_enough  told the top_k best; if it returns False, the whole vocabulary is returned
         """
         with torch.inference_mode():
             hidden_states = self._hidden_states(packed)
@@ -100,7 +153,7 @@ class Runner:
             return self.model.next_tokens_of(hidden_states, targets=targets, top_k=every)
 
     def _hidden_states(self, packed: Packed) -> Tensor:
-        """The last norm's output (L, C) where logits are wanted."""
+        """Return the last norm's output (L, C) where logits are wanted."""
         shape = self._shape(packed)
         if shape is None or shape not in self._steps:
             if shape is not None:
@@ -123,8 +176,8 @@ class Runner:
         return step.program.outputs  # all of whose logits are wanted
 
     def _shape(self, packed: Packed) -> _Shape | None:
-        """What a decode step's program depends on; None for other batches, and for those that
-        cannot be recorded."""
+        """Return the shape that a decode step's program depends on; None for other batches, and for
+        those that cannot be recorded."""
         if not self._can_record or packed.block_table is None:
             return None
         count = len(packed.input_ids)
@@ -143,3 +196,34 @@ class Runner:
         self._steps.move_to_end(shape)
         if len(self._steps) > MAX_PROGRAMS:
             self._steps.popitem(last=False)
+
+
+def _num_wanted(part: Part, choice: Choice, vocab_size: int) -> int:
+    """Return how many of the best candidates a place needs, of so many ids that may come."""
+    # A bias may push one of the best out of them, so the next best must be there.
+    has_bias = choice.logit_bias is not None
+    return min(num_candidates(part.request.params, vocab_size) + has_bias, vocab_size)
+
+
+def _target(choice: Choice) -> int:
+    """Return the id whose logit is wanted besides the best; any if none is."""
+    if choice.forced_id is not None:
+        return choice.forced_id
+    return choice.logit_bias[0] if choice.logit_bias is not None else 0
+
+
+def _holds_enough(found: HeadOutput, masked: Sequence[tuple[int, Mask, int]]) -> bool:
+    """Return whether the candidates of each masked row hold as many allowed ids as it needs.
+
+    masked  rows, their masks and how many allowed ids they need
+    """
+    return all(
+        mask.allowed[found.top_ids[row].cpu().numpy()].sum() >= count for row, mask, count in masked
+    )
+
+
+def _rows(found: HeadOutput) -> Iterator[Candidates]:
+    assert found.target_logits is not None
+    sums, targets = found.logsumexp.tolist(), found.target_logits.tolist()
+    rows = zip(sums, found.top_logits.cpu(), found.top_ids.cpu(), targets, strict=True)
+    return (Candidates(*row) for row in rows)

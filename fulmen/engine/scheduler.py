@@ -1,47 +1,24 @@
-"""Which requests run in a step, and how many tokens of each.
+"""Which requests run in a step, how many tokens of each, and which guesses are fed with them.
 
-Requests rank by priority, then by arrival. A step has a budget of tokens. Those that decode come
-first, one token each. Half of what is left is for the prompt that came first, so it always moves,
-and the rest for those that lack least, so a short prompt is not stuck behind long ones. Pages are
-taken as they are needed; when there are none, the last in rank gives way: what it computed stays
-known for as long as there is room, and it goes on later from where that ends. The first in rank
-never gives way, so every request ends.
+Requests are ordered by priority, then by arrival. A step has a budget of tokens. Those that decode
+come first, one token each. Half of the rest goes to the prompt that came first, so it always
+advances; the other half goes to the prompts closest to their end, so a short prompt is not stuck
+behind long ones. What is left after that is for guesses.
+
+Pages are taken as they are needed. When there are none, the last request in this order is
+preempted: its pages stay known as long as there is room, and it resumes later where they end. The
+first is never preempted, so every request ends.
 """
 
 import bisect
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Protocol
 
-from fulmen.engine.prefixes import Allocation, PrefixCache
-from fulmen.kernels import PAGE
-
-
-class Schedulable(Protocol):
-    """What the scheduler knows of a request."""
-
-    ids: list[int]
-    """Prompt and new tokens"""
-    allocation: Allocation | None
-    """What it owns while it runs"""
-
-    @property
-    def rank(self) -> tuple[int, int]:
-        """Priority and arrival; the lower goes first."""
-
-    @property
-    def num_pending(self) -> int:
-        """Tokens that must be fed before the next one can be sampled."""
-
-
-@dataclass(slots=True)
-class Scheduled:
-    """A request's part in a step."""
-
-    request: Schedulable
-    num_tokens: int
-    """How many of its pending tokens are fed"""
+from fulmen.engine.prefixes import PrefixCache
+from fulmen.engine.request import Part, Request
+from fulmen.engine.stats import timed
+from fulmen.kernels import CHUNK, PAGE
 
 
 @dataclass(slots=True)
@@ -51,21 +28,25 @@ class Scheduler:
     prefixes: PrefixCache
     max_num_seqs: int
     max_num_batched_tokens: int
-    """Of a step; at least max_num_seqs, so that all that decode find room"""
+    """Most tokens of a step; at least max_num_seqs, so that all can decode together"""
+    num_draft_tokens: int = 0
+    """Most guesses that a decoding request checks in one step"""
     num_preemptions: int = 0
     num_hit_tokens: int = 0
     """Tokens that admitted requests found in the cache"""
-    _waiting: list[Schedulable] = field(default_factory=list)
-    """By rank"""
-    _running: list[Schedulable] = field(default_factory=list)
-    """By rank"""
+    seconds: float = 0.0
+    """Time spent in `schedule`"""
+    _waiting: list[Request] = field(default_factory=list)
+    """Sorted by `_order`"""
+    _running: list[Request] = field(default_factory=list)
+    """Sorted by `_order`"""
 
-    def add(self, request: Schedulable) -> None:
-        """Queues a request."""
-        bisect.insort(self._waiting, request, key=_rank)
+    def add(self, request: Request) -> None:
+        """Queue a request."""
+        bisect.insort(self._waiting, request, key=_order)
 
-    def remove(self, request: Schedulable, *, keeps_end: bool = True) -> None:
-        """Drops a request, whatever its state, and frees what it owns; see `PrefixCache.end`."""
+    def remove(self, request: Request, *, keeps_end: bool = True) -> None:
+        """Drop a request, whatever its state, and free what it owns; see `PrefixCache.end`."""
         if request.allocation is None:
             self._waiting.remove(request)
             return
@@ -73,60 +54,78 @@ class Scheduler:
         request.allocation = None
         self._running.remove(request)
 
-    def schedule(self) -> list[Scheduled]:
-        """The next step; empty if nothing is left to do."""
+    @timed("seconds")
+    def schedule(self) -> list[Part]:
+        """Return the parts of the next step; none if nothing is left to do."""
         self._make_way()
-        plan: dict[int, Scheduled] = {}
-        preempted = self.num_preemptions
+        plan: dict[int, Part] = {}
+        num_before = self.num_preemptions
         decoding = [request for request in self._running if request.num_pending == 1]
         for request in decoding:
             self._plan(request, 1, plan)
-        if self.num_preemptions == preempted:
+        if self.num_preemptions == num_before:
             self._admit()
-        budget = self.max_num_batched_tokens - len(plan)
-        reading = [request for request in self._running if request.num_pending > 1]
-        # A request that resumed or a prompt of one token may decode right away.
-        reading += [
-            request
-            for request in self._running
-            if request.num_pending == 1 and request not in decoding
-        ]
-        for request, num_tokens in shares(sorted(reading, key=_rank), budget):
+        # Besides prompts: a request that resumed, or a prompt of one token, may decode right away.
+        reading = [request for request in self._running if request not in decoding]
+        for request, num_tokens in shares(reading, self.max_num_batched_tokens - len(plan)):
             self._plan(request, num_tokens, plan)
-        return list(plan.values())
+        parts = list(plan.values())
+        self._add_drafts(parts)
+        return parts
 
-    def _plan(self, request: Schedulable, num_tokens: int, plan: dict[int, Scheduled]) -> None:
-        """Gives a request tokens of this step, and pages for them, if it still runs."""
+    def _plan(self, request: Request, num_tokens: int, plan: dict[int, Part]) -> None:
+        """Give a request tokens of this step and pages for them, unless it was preempted since."""
         while (allocation := request.allocation) is not None:
             end = allocation.pass_end(allocation.num_tokens + num_tokens)
             if self.prefixes.grow(allocation, end):
-                plan[request.rank[1]] = Scheduled(request, end - allocation.num_tokens)
+                plan[request.request_id] = Part(request, end - allocation.num_tokens)
                 return
             last = self._running[-1]
             assert len(self._running) > 1, "a request alone has too few pages"
             self._preempt(last)
-            plan.pop(last.rank[1], None)
+            plan.pop(last.request_id, None)
+
+    def _add_drafts(self, parts: Sequence[Part]) -> None:
+        """Add guesses to the parts that decode, as far as the step's budget and pages go."""
+        if not self.num_draft_tokens:
+            return
+        room = self.max_num_batched_tokens - sum(part.num_tokens for part in parts)
+        for part in parts:
+            request, allocation = part.request, part.request.allocation
+            assert allocation is not None
+            if request.num_pending > 1:
+                continue
+            end = allocation.num_tokens + 1
+            # Within a chunk wrong guesses are written over; a state that took them in at the
+            # chunk's end could not be taken back.
+            in_chunk = CHUNK - 1 - end % CHUNK
+            to_come = request.max_tokens - request.num_new_tokens - 1
+            most = min(self.num_draft_tokens, room, in_chunk, to_come)
+            draft_ids = request.drafter.draft(request.ids, most) if most > 0 else []
+            if draft_ids and self.prefixes.grow(allocation, end + len(draft_ids)):
+                part.draft_ids = draft_ids
+                room -= len(draft_ids)
 
     def _make_way(self) -> None:
-        """Takes the last in rank off its slot where a higher priority waits for one."""
+        """Preempt the last request where one of a higher priority waits for its slot."""
         if not self._waiting or len(self._running) < self.max_num_seqs:
             return
         last = self._running[-1]
-        if self._waiting[0].rank[0] < last.rank[0]:
+        if self._waiting[0].priority < last.priority:
             self._preempt(last)
 
-    def _preempt(self, request: Schedulable) -> None:
+    def _preempt(self, request: Request) -> None:
         self.remove(request)
         self.add(request)
         self.num_preemptions += 1
 
     def _admit(self) -> None:
-        """Lets the first in rank run while there are slots, and pages for what they must read
-        besides those that the running ones will need for theirs."""
+        """Start the first waiting requests while there are slots, and pages for what they must
+        read besides those that the running ones will need for theirs."""
         while self._waiting and len(self._running) < self.max_num_seqs:
             request = self._waiting[0]
             allocation = self.prefixes.begin(
-                request.ids, spare=sum(map(self._lacks, self._running))
+                request.ids, spare=sum(map(self._missing_pages, self._running))
             )
             if allocation is None:
                 assert self._running, "a request alone has too few pages"
@@ -134,41 +133,46 @@ class Scheduler:
             self._waiting.pop(0)
             request.allocation = allocation
             self.num_hit_tokens += allocation.num_tokens
-            bisect.insort(self._running, request, key=_rank)
+            bisect.insort(self._running, request, key=_order)
 
-    def _lacks(self, request: Schedulable) -> int:
-        """Pages that a running request needs to read what it has, and one for what it will say."""
+    def _missing_pages(self, request: Request) -> int:
+        """Return the pages that a running request needs for the tokens it has, and one more for
+        new ones."""
         assert request.allocation is not None
         return 1 + self.prefixes.missing_pages(request.allocation, len(request.ids))
 
 
-def shares(requests: Sequence[Schedulable], budget: int) -> Iterator[tuple[Schedulable, int]]:
-    """How many tokens each request reads of a budget: by priority, within one half for the first
-    in rank, and the rest for those that lack least; no more than they have, and whole pages where
-    that leaves anything.
+def shares(requests: Sequence[Request], budget: int) -> list[tuple[Request, int]]:
+    """Return which requests read how many tokens of a budget.
 
-    requests  by rank
+    A higher priority goes first. Among equals, half is reserved for the first, and the rest goes
+    to those with the fewest tokens left; whole pages where a share is not all that is left. A
+    request that waits reads nothing.
+
+    requests  sorted by `_order`
     """
-    for _, group in groupby(requests, key=lambda request: request.rank[0]):
+    found: list[tuple[Request, int]] = []
+    for _, group in groupby(requests, key=lambda request: request.priority):
         first, *others = group
         reserved = min(first.num_pending, -(-budget // 2))
         for request in sorted([first, *others], key=lambda request: request.num_pending):
             if request is first:
                 reserved = 0
-            allocation = request.allocation
-            if allocation is None:  # it gave way to one before it
+            if request.allocation is None:
                 continue
             share = min(request.num_pending, budget - reserved)
             if share < request.num_pending:
-                end = (allocation.num_tokens + share) // PAGE * PAGE
-                if end > allocation.num_tokens:
-                    share = end - allocation.num_tokens
-                elif request is not first:  # no piece of a page
+                num_cached = request.num_cached_tokens
+                whole_pages = (num_cached + share) // PAGE * PAGE - num_cached
+                if whole_pages > 0:
+                    share = whole_pages
+                elif request is not first:  # only the first reads a piece of a page
                     continue
             if share > 0:
                 budget -= share
-                yield request, share
+                found.append((request, share))
+    return found
 
 
-def _rank(request: Schedulable) -> tuple[int, int]:
-    return request.rank
+def _order(request: Request) -> tuple[int, int]:
+    return request.priority, request.request_id

@@ -11,6 +11,7 @@ from fulmen.engine import Engine, EngineConfig, EngineStats, TokenOutput
 from fulmen.engine.drafts import KEY, LONGEST_MATCH, Drafter
 from fulmen.models import Model
 from fulmen.sampling import SamplingParams
+from tests.engine.helpers import Script, new_tokens
 from tests.models.helpers import random_model, tiny_m1, tiny_m2
 
 MODELS: dict[str, Model] = {"m1": random_model(tiny_m1()), "m2": random_model(tiny_m2())}
@@ -31,7 +32,7 @@ def answer(
     ids = [engine.add_request(prompt, one) for one in params]
     outputs: dict[int, list[TokenOutput]] = {request_id: [] for request_id in ids}
     while engine.has_unfinished:
-        for output in engine.step():
+        for output in new_tokens(engine.step()):
             outputs[output.request_id].append(output)
     return list(outputs.values()), engine.stats
 
@@ -53,27 +54,26 @@ def test_drafts_change_nothing_but_the_number_of_steps(name: str, requests: int)
 
 
 @pytest.mark.parametrize("name", ["m1", "m2"])
-def test_what_is_forced_or_aborted_within_a_step_counts_at_once(name: str) -> None:
+def test_an_id_forced_or_an_end_within_a_step_counts_at_once(name: str) -> None:
     params = SamplingParams(temperature=0, max_tokens=120)
 
-    def run(drafts: int, *, aborts: bool) -> list[int]:
+    forced = {20: 5, 21: 6, 61: 5, 62: 6, 63: 5, 64: 6}
+
+    def run(drafts: int, *, ends: bool) -> list[int]:
         engine = Engine(
             MODELS[name], EngineConfig(max_num_seqs=1, max_model_len=512, num_draft_tokens=drafts)
         )
-        request_id = engine.add_request(PATTERN * 12, params)
+        steering = Script(forced, end=101 if ends else None)
+        engine.add_request(PATTERN * 12, params, steering=steering)
         ids: list[int] = []
         while engine.has_unfinished:
-            for output in engine.outputs():
-                ids.append(output.token_id)
-                if len(ids) in (20, 61, 62):
-                    engine.force(request_id, [5, 6])
-                if aborts and len(ids) == 101:
-                    engine.abort(request_id)
+            ids += [output.token_id for output in new_tokens(engine.step())]
+        assert ids == [output.token_id for output in steering.outputs]
         return ids
 
-    plain = run(0, aborts=False)
-    assert run(7, aborts=False) == plain
-    assert run(7, aborts=True) == plain[:101]
+    plain = run(0, ends=False)
+    assert run(7, ends=False) == plain
+    assert run(7, ends=True) == plain[:101]
 
 
 @given(st.lists(st.integers(0, 3), max_size=80), st.integers(1, 15))

@@ -9,7 +9,7 @@ from fulmen.engine import Engine, EngineConfig, TokenOutput
 from fulmen.engine.sampler import num_candidates, sample
 from fulmen.models import Model
 from fulmen.sampling import SamplingParams
-from tests.engine.helpers import assert_nothing_is_owned, best_of
+from tests.engine.helpers import Script, assert_nothing_is_owned, best_of, new_tokens
 from tests.models.helpers import Session, random_model, tiny_m1, tiny_m2
 
 MODELS = {"m1": random_model(tiny_m1()), "m2": random_model(tiny_m2())}
@@ -22,7 +22,7 @@ def run(engine: Engine) -> dict[int, list[TokenOutput]]:
     """All tokens of all requests."""
     outputs: dict[int, list[TokenOutput]] = {}
     while engine.has_unfinished:
-        for output in engine.step():
+        for output in new_tokens(engine.step()):
             outputs.setdefault(output.request_id, []).append(output)
     return outputs
 
@@ -70,7 +70,7 @@ def test_requests_in_company_equal_a_plain_loop(
             request_id = engine.add_request(prompt, params)
             expected[request_id] = plain_loop(model, prompt, params)
         for _ in range(pause + 1):
-            for output in engine.step():
+            for output in new_tokens(engine.step()):
                 outputs.setdefault(output.request_id, []).append(output.token_id)
     assert outputs == expected
     assert_nothing_is_owned(engine)
@@ -179,18 +179,14 @@ def test_repetition_stop_counts_confident_tokens_in_a_row() -> None:
 def test_forced_tokens_come_next_and_are_fed_like_any_other() -> None:
     model = MODELS["m1"]
     engine = Engine(model, SMALL)
-    request_id = engine.add_request([1, 2, 3], GREEDY)
-    outputs = engine.step()
-    engine.force(request_id, [7, 8])
-    outputs += run(engine)[request_id]
+    request_id = engine.add_request([1, 2, 3], GREEDY, steering=Script({1: 7, 2: 8}))
+    outputs = run(engine)[request_id]
     ids = [output.token_id for output in outputs]
     assert ids[1:3] == [7, 8]
     session = Session(model)
     logits = session.feed([1, 2, 3, *ids[:3]])
     assert ids[3] == int(logits[-1].argmax())
     assert outputs[1].logprob == pytest.approx(float(logits[-3].log_softmax(-1)[7]), abs=1e-4)
-    with pytest.raises(ValueError, match="unknown or finished"):
-        engine.force(request_id, [1])
 
 
 @pytest.mark.parametrize(

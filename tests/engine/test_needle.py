@@ -6,9 +6,10 @@ from typing import Literal
 import pytest
 
 from fulmen.bench import Needles, needle_model
-from fulmen.engine import Engine, EngineConfig
+from fulmen.engine import Engine, EngineConfig, TokenOutput
 from fulmen.models import M1, M1Config
 from fulmen.sampling import SamplingParams
+from tests.engine.helpers import new_tokens
 
 NEEDLES = Needles(num_fillers=256, num_keys=4, num_values=4)
 NUM_TOKENS = 8192
@@ -51,7 +52,7 @@ def make_engine(model: M1, kv_cache_dtype: Literal["auto", "int8"] = "auto") -> 
 
 
 def haystack(values: tuple[int, ...]) -> list[int]:
-    """With value n for key n, at depth n."""
+    """Return a prompt with value n for key n, at depth n."""
     planted = {
         int(NUM_TOKENS * depth): NEEDLES.needle(key, value)
         for key, (depth, value) in enumerate(zip(DEPTHS, values, strict=True))
@@ -60,13 +61,13 @@ def haystack(values: tuple[int, ...]) -> list[int]:
 
 
 def ask(engine: Engine, prompt: list[int], key: int) -> int | None:
-    """The value that the model names for a key; None if it says something else."""
+    """Return the value that the model names for a key; None if it says something else."""
     engine.add_request(
         [*prompt, NEEDLES.question(key)], SamplingParams(temperature=0.0, max_tokens=1)
     )
-    outputs = []
+    outputs: list[TokenOutput] = []
     while engine.has_unfinished:
-        outputs += engine.step()
+        outputs += new_tokens(engine.step())
     (token,) = (output.token_id for output in outputs)
     return token - NEEDLES.answer(0) if NEEDLES.is_answer(token) else None
 

@@ -15,7 +15,7 @@ from fulmen.engine.prefixes import PrefixCache
 from fulmen.engine.sampler import Candidates, num_candidates, sample
 from fulmen.models import Model, Packed
 from fulmen.sampling import SamplingParams
-from tests.engine.helpers import assert_nothing_is_owned
+from tests.engine.helpers import Script, assert_nothing_is_owned, new_tokens
 from tests.models.helpers import random_model, tiny_m1, tiny_m2
 
 MODELS: dict[str, Model] = {"m1": random_model(tiny_m1()), "m2": random_model(tiny_m2())}
@@ -33,7 +33,7 @@ def kv_dtype(name: str) -> torch.dtype | None:
 def small_engine(
     name: str, *, pages: int = 7, snapshots: int = 100, seqs: int = 3, drafts: int = 0
 ) -> Engine:
-    """Room for `pages` pages, and bytes for some `snapshots` snapshots of lightning states."""
+    """Return an engine with room for that many pages and about so many snapshots."""
     model = MODELS[name]
     config = model.config
     heads, dim = config.num_attention_heads, config.head_dim
@@ -54,7 +54,7 @@ def small_engine(
 
 @functools.cache
 def plain_loop(name: str, prompt: tuple[int, ...], max_tokens: int, seed: int) -> Tokens:
-    """Feed, sample, feed the sample: tokens and their log-probabilities."""
+    """Return tokens and their log-probabilities: feed, sample, feed the sample."""
     model = MODELS[name]
     params = SamplingParams(max_tokens=max_tokens, seed=seed, temperature=0.8)
     top_k = num_candidates(params, model.config.vocab_size)
@@ -79,9 +79,9 @@ def tokens_of(outputs: list[TokenOutput]) -> Tokens:
 
 
 def finish(engine: Engine, outputs: dict[int, list[TokenOutput]], limit: int = 5000) -> None:
-    """Runs to the end, which must come."""
+    """Run to the end, which must come."""
     for _ in range(limit):
-        for output in engine.step():
+        for output in new_tokens(engine.step()):
             outputs.setdefault(output.request_id, []).append(output)
         if not engine.has_unfinished:
             return
@@ -121,7 +121,7 @@ def test_any_load_equals_a_plain_loop(
     aborts: dict[int, int] = {}
 
     def step() -> None:
-        for output in engine.step():
+        for output in new_tokens(engine.step()):
             outputs.setdefault(output.request_id, []).append(output)
         for request_id, count in list(aborts.items()):
             if len(outputs.get(request_id, ())) >= count:
@@ -149,7 +149,7 @@ def test_any_load_equals_a_plain_loop(
 
 
 @every_model
-def test_the_last_in_rank_gives_way_and_goes_on_later(name: str) -> None:
+def test_the_last_request_is_preempted_and_resumes_later(name: str) -> None:
     engine = small_engine(name, pages=5)
     outputs: dict[int, list[TokenOutput]] = {}
     prompts = [tuple(STREAMS[n][:60]) for n in range(3)]
@@ -162,7 +162,7 @@ def test_the_last_in_rank_gives_way_and_goes_on_later(name: str) -> None:
 
 
 def count_fed(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> Callable[[], int]:
-    """How many tokens the model is fed from now on."""
+    """Return a count of the tokens that the model is fed from now on."""
     fed = 0
     forward = engine._runner.next_tokens
 
@@ -278,19 +278,16 @@ def params_for(max_tokens: int) -> SamplingParams:
 
 
 @every_model
-def test_a_request_aborted_within_anothers_step_leaves_nothing_wrong(name: str) -> None:
+def test_a_request_aborted_before_its_page_is_full_leaves_nothing_wrong(name: str) -> None:
     engine = small_engine(name, pages=20)
     first = engine.add_request(STREAMS[0][:10], params_for(200))
     prompt = tuple(STREAMS[1][:120])
     second = engine.add_request(prompt, params_for(100))
     made: list[int] = []
     while engine.is_unfinished(second):
-        for output in engine.outputs():
-            if output.request_id == second:
-                made.append(output.token_id)
-            # With the token of this pass the second fills its page: 127 tokens are cached.
-            elif len(made) == 8:
-                engine.abort(second)
+        made += [out.token_id for out in new_tokens(engine.step()) if out.request_id == second]
+        if len(made) == 8:  # 127 tokens are cached, with the next one its page is full
+            engine.abort(second)
     engine.abort(first)
     longer = (*prompt, *made, 5, 6)
     outputs: dict[int, list[TokenOutput]] = {}
@@ -316,11 +313,11 @@ def test_a_higher_priority_takes_the_slot_of_a_lower_one() -> None:
     low = engine.add_request(prompts[0], params_for(60), priority=5)
     outputs: dict[int, list[TokenOutput]] = {}
     for _ in range(5):
-        for output in engine.step():
+        for output in new_tokens(engine.step()):
             outputs.setdefault(output.request_id, []).append(output)
     high = engine.add_request(prompts[1], params_for(3))
     while engine.is_unfinished(high):
-        for output in engine.step():
+        for output in new_tokens(engine.step()):
             outputs.setdefault(output.request_id, []).append(output)
     assert len(outputs[low]) < 10
     finish(engine, outputs)
@@ -328,39 +325,33 @@ def test_a_higher_priority_takes_the_slot_of_a_lower_one() -> None:
     assert tokens_of(outputs[high]) == plain_loop("m1", prompts[1], 3, 3)
 
 
-def test_a_step_is_read_to_its_end_before_the_next() -> None:
+def test_a_step_interrupted_between_two_requests_ends_them_and_nothing_stays_owned() -> None:
+    class Interrupted(Script):
+        def take(self, output: TokenOutput) -> bool:
+            raise KeyboardInterrupt
+
     engine = small_engine("m2")
     for n in range(2):
-        engine.add_request(STREAMS[n][:5], params_for(3))
-    step = engine.outputs()
-    next(step)
-    with pytest.raises(RuntimeError, match="a step is under way"):
+        engine.add_request(STREAMS[n][:5], params_for(3), steering=(Script, Interrupted)[n]())
+    with pytest.raises(KeyboardInterrupt):
         engine.step()
-    next(step)
-    with pytest.raises(RuntimeError, match="a step is under way"):
-        engine.step()
-    step.close()  # the second request was not done with: it ends
     assert not engine.is_unfinished(1)
     finish(engine, {})
     assert_nothing_is_owned(engine)
 
 
-def test_what_is_forced_on_another_request_comes_next_with_its_logprob() -> None:
+def test_a_forced_id_comes_next_with_its_logprob_in_any_company() -> None:
     engine = small_engine("m2")
-    first, second = (engine.add_request(STREAMS[n][:5], params_for(4)) for n in range(2))
+    engine.add_request(STREAMS[0][:5], params_for(4))
+    second = engine.add_request(STREAMS[1][:5], params_for(4), steering=Script({1: 7}))
     outputs: dict[int, list[TokenOutput]] = {}
-    for output in engine.outputs():
-        outputs.setdefault(output.request_id, []).append(output)
-        if output.request_id == first:
-            engine.force(second, [7])
     finish(engine, outputs)
     plain = plain_loop("m2", tuple(STREAMS[1][:5]), 4, 3)
     found = tokens_of(outputs[second])
     assert found[0] == plain[0]
     assert found[1][0] == 7
     again = small_engine("m2")
-    request_id = again.add_request(STREAMS[1][:5], params_for(4))
-    again_outputs = {request_id: again.step()}
-    again.force(request_id, [7])
+    request_id = again.add_request(STREAMS[1][:5], params_for(4), steering=Script({1: 7}))
+    again_outputs: dict[int, list[TokenOutput]] = {}
     finish(again, again_outputs)
     assert tokens_of(again_outputs[request_id]) == found

@@ -1,4 +1,4 @@
-"""What may be drawn, with which probability, and on what a draw depends."""
+"""Draws: which ids, with which probability, and what a draw depends on."""
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fulmen.engine import Choice
 from fulmen.engine.sampler import Sampled, num_candidates, probabilities, sample
 from fulmen.sampling import SamplingParams
 from tests.engine.helpers import best_of
@@ -19,13 +20,13 @@ logits_strategy = st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=30
 def choose(
     logits: Tensor, params: SamplingParams, *, seed: int, draw: int, forced: int | None = None
 ) -> Sampled:
-    """The next token when these are the logits of the whole vocabulary."""
+    """Return the next token when these are the logits of the whole vocabulary."""
     best = best_of(logits, num_candidates(params, len(logits)), forced)
-    return sample(best, params, seed=seed, draw=draw, forced=forced)
+    return sample(best, params, seed=seed, draw=draw, choice=Choice(forced_id=forced))
 
 
 def naive(logits: Tensor, params: SamplingParams) -> dict[int, float]:
-    """The same filters, one at a time over a plain dictionary."""
+    """Return what the same filters leave, one at a time over a plain dictionary."""
     weights = {i: float(x) / params.temperature for i, x in enumerate(logits.double())}
     best = max(weights.values())
     kept = sorted(weights, key=lambda i: -weights[i])[: params.top_k]

@@ -10,15 +10,15 @@ from fulmen.sampling import SamplingParams
 
 
 def make_request(request_id: int, length: int, priority: int = 0, known: int = 0) -> Request:
-    """One that lacks `length` tokens after those known."""
+    """Return a request that lacks `length` tokens after those known."""
     ids = [0] * (known + length)
     request = Request(request_id, ids, SamplingParams(), 0, 1, priority=priority)
-    request.allocation = Allocation(slot=0, nodes=[], pages=[], num_tokens=known, stops=[])
+    request.allocation = Allocation(slot=0, nodes=[], pages=[], num_tokens=known, snapshot_at=[])
     return request
 
 
 def planned(requests: list[Request], budget: int) -> dict[int, int]:
-    return {request.rank[1]: count for request, count in shares(requests, budget)}
+    return {request.request_id: count for request, count in shares(requests, budget)}
 
 
 def test_short_prompts_pass_long_ones_and_the_first_always_moves() -> None:

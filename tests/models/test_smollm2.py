@@ -11,6 +11,7 @@ from fulmen.checkpoints import load_model
 from fulmen.engine import Engine, EngineConfig
 from fulmen.models import Model
 from fulmen.sampling import SamplingParams
+from tests.engine.helpers import new_tokens
 from tests.models.helpers import smollm2_folder
 
 pytestmark = pytest.mark.slow
@@ -111,7 +112,7 @@ def test_greedy_answers_equal_those_of_transformers(
     numbers = {engine.add_request(ids, params): n for n, ids in enumerate(prompts)}
     answers: list[list[int]] = [[] for _ in prompts]
     while engine.has_unfinished:
-        for output in engine.step():
+        for output in new_tokens(engine.step()):
             answers[numbers[output.request_id]].append(output.token_id)
     for ids, answer in zip(prompts, answers, strict=True):
         assert answer == llama.greedy(ids)
@@ -139,6 +140,8 @@ def test_the_default_model_answers_a_question(folder: Path, model: Model) -> Non
     request_id = engine.add_request(ids, SamplingParams(temperature=0, max_tokens=64))
     answer = []
     while engine.has_unfinished:
-        answer += [out.token_id for out in engine.step() if out.request_id == request_id]
+        answer += [
+            out.token_id for out in new_tokens(engine.step()) if out.request_id == request_id
+        ]
     assert answer[-1] in tokenizer.eos_token_ids
     assert "Paris" in tokenizer.decode(answer)

@@ -38,6 +38,7 @@ from fulmen.quantize.gptq import DAMPING, feedback_of, round_with_feedback
 from fulmen.quantize.quantize import RECORD
 from fulmen.quantize.rounding import round_fp8, round_int4, round_int8, round_rows
 from tests.checkpoints.test_gguf import write_gguf
+from tests.engine.helpers import new_tokens
 from tests.models.helpers import random_model, smollm2_folder, tiny_m1, tiny_m2
 from tests.models.test_smollm2 import PROMPTS
 
@@ -866,7 +867,7 @@ def greedy(smollm2: Path) -> list[tuple[list[int], list[int]]]:
         ids = format.encode([{"role": "user", "content": prompt}], tokenizer=tokenizer)
         answers[engine.add_request(ids, params)] = (ids, [])
     while engine.has_unfinished:
-        for output in engine.step():
+        for output in new_tokens(engine.step()):
             answers[output.request_id][1].append(output.token_id)
     return list(answers.values())
 

@@ -1,4 +1,4 @@
-"""Masks: only what a guide allows is drawn, whatever runs beside, is guessed or is preempted."""
+"""Steering: only what it allows comes, whatever runs beside, is guessed or is preempted."""
 
 import copy
 from collections.abc import Sequence
@@ -6,9 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from fulmen.engine import Engine, EngineConfig, TokenOutput
+from fulmen.engine import Choice, Engine, EngineConfig, TokenOutput
 from fulmen.models import Model
 from fulmen.sampling import Mask, SamplingParams
+from tests.engine.helpers import new_tokens
 from tests.models.helpers import random_model, tiny_m1, tiny_m2
 
 MODELS: dict[str, Model] = {"m1": random_model(tiny_m1()), "m2": random_model(tiny_m2())}
@@ -24,43 +25,55 @@ PARAMS = [
 
 
 class OneInThree:
-    """Free for `num_free` ids; then an id goes on from the one before if their sum is a multiple of
-    three."""
+    """Allows all of `num_free` ids; then an id may follow if its sum with the one before is a
+    multiple of three."""
 
-    def __init__(self, num_free: int, *, redraw_only: bool = False) -> None:
+    def __init__(
+        self, num_free: int, *, redraw_only: bool = False, forced_ids: Sequence[int] = ()
+    ) -> None:
         self.num_free = num_free
         self.redraw_only = redraw_only
+        self.forced_ids = list(forced_ids)
         self.last = 0
 
-    def masks(self, draft_ids: Sequence[int]) -> list[Mask | None]:
-        masks: list[Mask | None] = []
+    def ask(self, draft_ids: Sequence[int]) -> list[Choice]:
+        if self.forced_ids:
+            return [Choice(forced_id=self.forced_ids[0])]
+        choices: list[Choice] = []
         for place, last in enumerate((self.last, *draft_ids)):
             allowed = (np.arange(VOCAB) + last) % 3 == 0
-            masks.append(None if place < self.num_free else Mask(allowed, self.redraw_only))
+            mask = None if place < self.num_free else Mask(allowed, self.redraw_only)
+            choices.append(Choice(mask))
             is_last = place == len(draft_ids)
             if not is_last and place >= self.num_free and not allowed[draft_ids[place]]:
                 break
-        return masks
+        return choices
 
-    def accept(self, token_id: int) -> None:
+    def take(self, output: TokenOutput) -> bool:
         self.num_free = max(self.num_free - 1, 0)
-        self.last = token_id
+        self.last = output.token_id
+        del self.forced_ids[:1]
+        return False
+
+    def fail(self, error: Exception) -> None:
+        raise AssertionError from error
 
 
 def answers(
     model: Model, jobs: Sequence[tuple[SamplingParams, int | None]], config: EngineConfig
 ) -> tuple[list[list[TokenOutput]], Engine]:
-    """What each job is answered: its params, and after how many ids it is masked, if it is."""
+    """Return each job's answer; a job is its params, and after how many ids it is masked, if it
+    is."""
     engine = Engine(model, config)
     ids = [
         engine.add_request(
-            [7, 3, 9, 4] * (8 + index), params, guide=None if free is None else OneInThree(free)
+            [7, 3, 9, 4] * (8 + index), params, steering=None if free is None else OneInThree(free)
         )
         for index, (params, free) in enumerate(jobs)
     ]
     outputs: dict[int, list[TokenOutput]] = {request_id: [] for request_id in ids}
     while engine.has_unfinished:
-        for output in engine.step():
+        for output in new_tokens(engine.step()):
             outputs[output.request_id].append(output)
     return list(outputs.values()), engine
 
@@ -81,7 +94,7 @@ def test_masked_and_free_requests_side_by_side_equal_lone_ones(
         before = [(SamplingParams(max_tokens=1), None)] * index
         config = EngineConfig(max_num_seqs=1, max_model_len=512)
         alone.append(said(answers(MODELS[name], [*before, jobs[index]], config)[0][-1]))
-    monkeypatch.setattr("fulmen.engine.engine.MASKED_CANDIDATES", candidates)
+    monkeypatch.setattr("fulmen.engine.runner.MASKED_CANDIDATES", candidates)
     config = EngineConfig(max_num_seqs=9, max_model_len=512, num_draft_tokens=drafts)
     together, engine = answers(MODELS[name], jobs, config)
     assert [said(outputs) for outputs in together] == alone
@@ -94,7 +107,7 @@ def test_masked_and_free_requests_side_by_side_equal_lone_ones(
 
 
 @pytest.mark.parametrize("name", ["m1", "m2"])
-def test_what_is_free_is_what_was_said_without_a_guide(name: str) -> None:
+def test_tokens_before_the_mask_are_those_of_a_request_without_one(name: str) -> None:
     config = EngineConfig(max_num_seqs=1, max_model_len=512)
     for params in PARAMS:
         (plain,), _ = answers(MODELS[name], [(params, None)], config)
@@ -117,23 +130,24 @@ def test_a_preempted_request_goes_on_in_its_grammar(name: str) -> None:
     assert engine.stats.num_preemptions > 0
 
 
-def test_a_forced_token_is_told_to_the_guide_not_asked() -> None:
+def test_forced_tokens_come_whatever_follows_is_allowed() -> None:
     engine = Engine(MODELS["m2"], EngineConfig(max_num_seqs=1, max_model_len=256))
     params = SamplingParams(seed=1, max_tokens=4)
-    request_id = engine.add_request([1, 2, 3], params, guide=OneInThree(0))
-    engine.force(request_id, [5, 5])
-    ids = [output.token_id for _ in range(4) for output in engine.step()]
+    engine.add_request([1, 2, 3], params, steering=OneInThree(0, forced_ids=[5, 5]))
+    ids = [output.token_id for _ in range(4) for output in new_tokens(engine.step())]
     assert ids[:2] == [5, 5]
     assert (ids[2] + 5) % 3 == (ids[3] + ids[2]) % 3 == 0
 
 
-def test_a_gentle_mask_changes_only_what_it_refuses() -> None:
+def test_a_mask_for_redraws_changes_only_what_it_refuses() -> None:
     for params in PARAMS:
         ids: list[list[int]] = []
-        for guide in (None, OneInThree(0, redraw_only=True)):
+        for steering in (None, OneInThree(0, redraw_only=True)):
             engine = Engine(MODELS["m2"], EngineConfig(max_num_seqs=1, max_model_len=256))
-            engine.add_request([1, 2, 3], params, guide=guide)
-            ids.append([engine.step()[0].token_id for _ in range(params.max_tokens or 1)])
+            engine.add_request([1, 2, 3], params, steering=steering)
+            ids.append(
+                [new_tokens(engine.step())[0].token_id for _ in range(params.max_tokens or 1)]
+            )
         free, held = ids
         allowed = [(one + two) % 3 == 0 for one, two in zip([0, *free], free, strict=False)]
         refused = allowed.index(False)
