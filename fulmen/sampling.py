@@ -10,7 +10,7 @@ if TYPE_CHECKING:  # a command's help comes without it
     from numpy.typing import NDArray
 
 
-FinishReason = Literal["stop", "length", "repetition", "abort"]
+FinishReason = Literal["stop", "length", "repetition", "abort", "error"]
 
 _MAX_COUNT: Final = 2**31 - 1
 """Largest number of tokens that can be asked for: the kernels count in 32 bits."""
@@ -57,7 +57,7 @@ class SamplingParams:
     thinking_budget: int | None = None
     """At most this many tokens of thought; 0 means none, None no limit. Counts as 40k are taken,
     too: M1 was trained to 40k and 80k."""
-    thinking_landing: float = 0.1
+    thinking_soft_end: float = 0.1
     """In this last share of the budget the end of the thought is made likelier where a sentence
     ends, and a last phrase leads to the answer; 0 cuts the thought off."""
     json_schema: str | None = None
@@ -86,7 +86,7 @@ class SamplingParams:
             "top_p",
             "min_p",
             "repetition_probability",
-            "thinking_landing",
+            "thinking_soft_end",
         ):
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool):
@@ -102,7 +102,7 @@ class SamplingParams:
                 "repetition_probability",
                 "lie between 0 and 1",
             ),
-            (0 <= self.thinking_landing <= 1, "thinking_landing", "lie between 0 and 1"),
+            (0 <= self.thinking_soft_end <= 1, "thinking_soft_end", "lie between 0 and 1"),
         ):
             if not holds:
                 raise ValueError(f"{name} is {shown(getattr(self, name))}, it must {needed}")

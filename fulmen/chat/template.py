@@ -1,27 +1,18 @@
-"""Any other checkpoint's jinja chat template, rendered in jinja2's sandbox.
+"""Any other checkpoint's jinja chat template.
 
-A template from a checkpoint is a stranger's program. It runs in an immutable sandbox, with the
-few names that chat templates use, and whatever it raises becomes one sentence. It also renders
-MiniMax's own templates, as the reference that the native formats are tested against.
+A template from a checkpoint is a stranger's program: `rendering.py` runs it within bounds. It also
+renders MiniMax's own templates, as the reference that the native formats are tested against.
 """
 
-import json
 import re
 from collections.abc import Mapping
-from datetime import datetime
-from functools import cache
-from typing import Any, NoReturn
-
-import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.parser
-import jinja2.sandbox
+from typing import Any
 
 from fulmen.chat.format import ChatFormat, EncodedHistory
 from fulmen.chat.messages import CallIds, Message, Messages, Tools, random_call_id
 from fulmen.chat.parsing import Parser, PlainParser
 from fulmen.chat.reading import list_calls, read_call, read_message_object, read_tools
+from fulmen.chat.rendering import render_template
 from fulmen.chat.tokenizer import Segment, Tokenizer
 
 
@@ -124,69 +115,6 @@ class TemplateFormat(ChatFormat):
     ) -> Parser:
         """A parser that passes text through."""
         return PlainParser()
-
-
-def render_template(template: str, **variables: Any) -> str:
-    """What a chat template makes of the variables; any failure is a ValueError in one sentence."""
-    try:
-        return _compiled(template).render(**variables)
-    except _RefusedError as error:
-        raise ValueError(f"the chat template refused the messages: {error}") from None
-    except Exception as error:  # the template is a stranger's program: it may raise anything
-        text = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"the chat template failed: {text}") from None
-
-
-class _RefusedError(Exception):
-    """What a template says through raise_exception."""
-
-
-class _GenerationTag(jinja2.ext.Extension):
-    """{% generation %} marks what the assistant wrote, for training masks; here for nothing."""
-
-    tags = {"generation"}  # noqa: RUF012, jinja2 declares it as an instance variable
-
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-@cache
-def _compiled(template: str) -> jinja2.Template:
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=["jinja2.ext.loopcontrols", _GenerationTag],
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment.from_string(template)
-
-
-def _tojson(
-    value: object,
-    ensure_ascii: bool = False,
-    indent: int | str | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    # jinja2's own filter escapes <, >, & and ' for HTML, which a prompt must not have.
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
-    )
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise _RefusedError(str(message).rstrip(".! "))
-
-
-def _strftime_now(format_: str) -> str:
-    return datetime.now().strftime(format_)
 
 
 def _plain_dict(message: Message | Mapping[str, Any]) -> dict[str, Any]:

@@ -232,7 +232,8 @@ class Engine:
         )
         request.ids.append(sampled.token_id)
         reason = self._finish_reason(request, sampled)
-        output = TokenOutput(request.request_id, *sampled, finish_reason=reason)
+        num_hit = request.num_hit_tokens or 0
+        output = TokenOutput(request.request_id, *sampled, reason, num_hit)
         if request.steering is not None:
             try:
                 if request.steering.take(output):
@@ -271,7 +272,7 @@ class Engine:
         del self._requests[request.request_id]
         self._scheduler.remove(request, keeps_end=keeps_end)
 
-    def _fail(self, request: Request, error: Exception) -> RequestFailed:
+    def _fail(self, request: Request, error: BaseException) -> RequestFailed:
         """End a request because of an error, and tell its steering."""
         self._remove(request, keeps_end=False)
         if request.steering is not None:
@@ -289,8 +290,6 @@ class Engine:
         try:
             yield
         except BaseException as error:
-            if not isinstance(error, Exception):
-                error = RuntimeError("the step was interrupted")
             for part in parts:
                 if self.is_unfinished(part.request.request_id):
                     self._fail(part.request, error)

@@ -17,7 +17,7 @@ class RequestFailed:
     """The end of a request that got no further token, and why."""
 
     request_id: int
-    error: Exception
+    error: BaseException
 
 
 @dataclass(slots=True, eq=False)
@@ -40,6 +40,8 @@ class Request:
     allocation: Allocation | None = None
     """Pages and slot while it runs; None while it waits"""
     drafter: Drafter = field(default_factory=Drafter)
+    num_hit_tokens: int | None = None
+    """Number of the prompt's tokens that were in the cache when it first ran; None before that"""
     num_prompt_tokens: int = field(init=False)
 
     def __post_init__(self) -> None:

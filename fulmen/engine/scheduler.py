@@ -132,6 +132,8 @@ class Scheduler:
                 return
             self._waiting.pop(0)
             request.allocation = allocation
+            if request.num_hit_tokens is None:
+                request.num_hit_tokens = allocation.num_tokens
             self.num_hit_tokens += allocation.num_tokens
             bisect.insort(self._running, request, key=_order)
 

@@ -36,6 +36,8 @@ class TokenOutput:
     """Log-probability by the model alone; minus infinity for a forced id that it rules out"""
     top_logprobs: tuple[tuple[int, float], ...]
     finish_reason: FinishReason | None
+    num_cached_tokens: int = 0
+    """Number of the prompt's tokens that were in the cache when the request first ran"""
 
 
 class Steering(Protocol):
@@ -58,5 +60,5 @@ class Steering(Protocol):
         Return True to end the request here: its finish_reason becomes "stop".
         """
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         """Take note that the request ended without another token, because of this error."""

@@ -4,9 +4,9 @@
              given     drawn by the thought's seed        given     drawn by the answer's seed
 
 A thought may be drawn in pieces, and answered after each: the draw of a token depends on its seed
-and its place alone, so a thought that ends at a budget is, to the bit, what a run at that budget
-thinks. The pieces end where answers begin, so the engine finds the whole thought in its cache, for a
-model with lightning layers too.
+and its place alone, so a thought that ends at a budget is, to the bit, the thought of a run at that
+budget. The pieces end where answers begin, so the engine finds the whole thought in its cache, with
+lightning layers too.
 """
 
 import hashlib
@@ -99,7 +99,7 @@ class Subject:
         return Thought(ids, task.tools, seed)
 
     def check_room(self, thought: Thought, budget: int) -> None:
-        """Raise ValueError where the context cannot hold a thought of budget tokens and its answer."""
+        """Raise ValueError where the context cannot hold such a thought and its answer."""
         given = len(thought.prompt_ids) + len(self._opening_ids) + len(self._closing_ids)
         needed, most = given + budget + self._answer_tokens, self._llm.engine.max_model_len
         if needed > most:

@@ -4,8 +4,8 @@
     llm.stream(messages)    -> Stream of events  the answer as it comes
     llm.generate(text)      -> Completion        a text continued as it stands
 
-Each takes the fields of `ChatRequest` by name, or a request. Whoever reads a stream steps the engine
-for all that run. Many callers in one event loop share a model through `local.py`.
+Each takes the fields of `ChatRequest` by name, or a request. Reading a stream steps the engine for
+all that run. Many callers in one event loop share a model through `local.py`.
 """
 
 import secrets
@@ -123,7 +123,7 @@ class LLM:
             return [stream.read() for stream in streams]
 
     def stream(self, messages: ChatRequest | Messages = (), **fields: Any) -> "Stream":
-        """Return the answer to a conversation, event by event. fields are those of `ChatRequest`."""
+        """Return the answer event by event. fields are those of `ChatRequest`."""
         return Stream(self, self.start(self.prepare(as_request(messages, **fields))))
 
     def generate(self, prompt: str | Sequence[int], **fields: Any) -> Completion:

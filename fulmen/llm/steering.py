@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from fulmen.chat import Grammar, Tokenizer
 from fulmen.engine import Choice
 from fulmen.llm.thinking import Decision, ThoughtBudget
+from fulmen.sampling import Mask
 
 
 class AnswerSteering:
@@ -54,12 +55,14 @@ class AnswerSteering:
         draft = list(draft_ids[: self._decision.num_drafts])
         if self._budget.is_limited and not is_thinking:
             draft = self._up_to_a_tag(draft)
-        if self._grammar is None:
-            masks = [None] * (1 + len(draft))
-        else:
-            masks = list(self._grammar.masks(draft))
+        masks: list[Mask | None] = [None] * (1 + len(draft))
+        if self._grammar is not None:
+            masks = self._grammar.masks(draft)
         bias = self._decision.logit_bias
-        return [Choice(mask, logit_bias=bias if place == 0 else None) for place, mask in enumerate(masks)]
+        return [
+            Choice(mask, logit_bias=bias if place == 0 else None)
+            for place, mask in enumerate(masks)
+        ]
 
     def take(self, token_id: int) -> None:
         """Learn the id that came, before its text is read."""

@@ -102,10 +102,9 @@ class Answer:
 
     def take(self, output: TokenOutput) -> bool:
         """Read the next token; True ends the answer here."""
+        self.num_cached_tokens = output.num_cached_tokens
         is_forced = self._steering.is_forced
-        self.tokens.append(
-            Token(output.token_id, output.logprob, output.top_logprobs, is_forced)
-        )
+        self.tokens.append(Token(output.token_id, output.logprob, output.top_logprobs, is_forced))
         self._steering.take(output.token_id)
         is_last = output.finish_reason is not None
         text = ""

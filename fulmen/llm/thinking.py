@@ -7,7 +7,7 @@
 
 Every decision follows from the tokens so far (and from what others left of a shared budget), so it
 stays the same when an answer is stopped and continued. Forced text goes through the engine as ids
-and through the parser as text, like everything else, so both always agree on where the thought ends.
+and through the parser as text, like everything else, so both agree on where the thought ends.
 """
 
 import math

@@ -22,7 +22,7 @@ from fulmen.chat import (
     get_format,
     sum_events,
 )
-from fulmen.chat.template import render_template
+from fulmen.chat.rendering import render_template
 
 HERE = Path(__file__).parent
 REAL = HERE.parents[1].parent / "shared" / "tokenizer"

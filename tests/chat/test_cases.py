@@ -6,7 +6,7 @@ import pytest
 
 from fulmen.chat import ChatFormat, Reply, get_format, sum_events
 from fulmen.chat.m2 import MiniMaxM2
-from fulmen.chat.template import render_template
+from fulmen.chat.rendering import render_template
 from tests.chat.helpers import M1, M2, MARKERS, read_cases, stream, template
 
 M1_TAGS = ("<tool_calls>", "</tool_calls>")

@@ -30,7 +30,9 @@ def test_a_script_goes_through_the_real_parser(piece_chars: int) -> None:
     format = get_format("minimax_m2")
 
     async def main() -> None:
-        model = ScriptedModel(format, [CALL, lambda r: f"ok {len(r.messages)}"], piece_chars=piece_chars)
+        model = ScriptedModel(
+            format, [CALL, lambda r: f"ok {len(r.messages)}"], piece_chars=piece_chars
+        )
         async with model.stream(ChatRequest(messages=MESSAGES, tools=TOOLS)) as stream:
             events = [event async for event in stream]
             completion = await stream.finish()

@@ -340,7 +340,10 @@ def test_another_model_and_another_version_are_refused(
         (lambda store: store.state("../b"), "cannot name a session"),
         (lambda store: store.fork("a", "a"), "there is a session 'a' already"),
         (lambda store: store.rewind("a", num_turns=2), "session 'a' has 1 turns"),
-        (lambda store: store.rewind("a", num_turns=1, num_kept=99), "the answer of turn 1 has 5 tokens"),
+        (
+            lambda store: store.rewind("a", num_turns=1, num_kept=99),
+            "the answer of turn 1 has 5 tokens",
+        ),
         (lambda store: store.rewind("a", num_turns=0, num_kept=0), "turn 0 has none"),
         (lambda store: store.remove("b"), "there is no session 'b'"),
     ],

@@ -1,0 +1,131 @@
+"""A chat template is a stranger's program: it renders within bounds or ends in a sentence."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fulmen.chat import TemplateFormat
+from fulmen.chat.rendering import MAX_SECONDS, MAX_TEMPLATE_CHARS, render_template
+
+LOOP = "{% for a in range(99999) %}"
+HOSTILE = {
+    "three loops": f"{LOOP * 3}{'{% endfor %}' * 3}",
+    "loops that write": f"{LOOP * 2}xxxxxxxxxxxx{'{% endfor %}' * 2}",
+    "a long text": "{{ 'A' * (3 * 10 ** 9) }}",
+    "a wide format": "{{ '%999999999d' % 3 }}",
+    "a wide brace format": "{{ '{:>999999999}'.format(3) }}",
+    "a wide text": "{{ 'a'.ljust(2000000000) }}",
+    "a centred text": "{{ 'x' | center(10 ** 9) }}",
+    "a huge number": "{{ (10 ** 9) ** (10 ** 7) }}",
+    "a long list": "{{ ([0] * 10 ** 9) | length }}",
+    "a text that doubles": "{% set ns = namespace(a='x') %}{% for i in range(60) %}"
+    "{% set ns.a = ns.a ~ ns.a %}{% endfor %}{{ ns.a }}",
+    "a replacement that grows": "{{ ('a' * 10 ** 6).replace('a', 'b' * 10 ** 5) }}",
+    "a macro that calls itself": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "deep brackets": "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
+    "a way out of the sandbox": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "a broken template": "{% for x in %}",
+    "an endless wrap": "{{ ('a' * 10 ** 7) | wordwrap(1) | length }}",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_template_is_one_sentence_within_the_bounds(name: str) -> None:
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=r"^the chat template failed: ") as error:
+        render_template(HOSTILE[name], messages=[])
+    assert time.monotonic() - start < 2 * MAX_SECONDS + 5
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 700
+    assert render_template("{{ a }}{{ 1 + 1 }}", a="ok ") == "ok 2"
+
+
+def test_a_template_is_short() -> None:
+    with pytest.raises(ValueError, match="characters, it may have 1000000"):
+        render_template("x" * (MAX_TEMPLATE_CHARS + 1))
+
+
+def test_a_long_conversation_is_no_attack() -> None:
+    text = "é" * 20_000_000
+    format = TemplateFormat("{% for m in messages %}{{ m.content }}{% endfor %}")
+    assert format.render([{"role": "user", "content": text}]) == text
+
+
+def test_messages_that_are_no_json_are_one_sentence() -> None:
+    with pytest.raises(ValueError, match="a chat template needs messages that are JSON"):
+        render_template("{{ a }}", a=object())
+    deep: list[object] = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(ValueError, match="nested too deeply"):
+        render_template("{{ a }}", a=deep)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.text(max_size=60), st.text(st.sampled_from("{}%# |()'\"abif 10*"), max_size=40))
+def test_any_text_renders_or_is_one_sentence(value: str, template: str) -> None:
+    sentence = None
+    try:
+        render_template(template, a=value, b=[value], i=3)
+    except ValueError as error:
+        sentence = str(error)
+    assert sentence is None or sentence.startswith("the chat template ")
+    assert sentence is None or "\n" not in sentence
+    assert render_template("{{ a }}", a=value) == value
+
+
+def test_threads_do_not_wait_for_a_template_that_hangs() -> None:
+    done: list[str] = []
+
+    def hang() -> None:
+        with pytest.raises(ValueError, match="took more than"):
+            render_template(HOSTILE["three loops"])
+        done.append("hung")
+
+    thread = threading.Thread(target=hang)
+    thread.start()
+    time.sleep(0.2)
+    for number in range(5):
+        assert render_template("{{ a }}", a=number) == str(number)
+    done.append("others")
+    thread.join()
+    assert done == ["others", "hung"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="process groups are POSIX's")
+def test_no_process_stays_behind() -> None:
+    program = (
+        "import os, signal, threading\n"
+        "from fulmen.chat.rendering import render_template, _workers\n"
+        "render_template('x')\n"
+        "print(_workers._idle[0]._process.pid, flush=True)\n"
+        "if {kills}: os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    for kills in (False, True):
+        run = subprocess.run(
+            [sys.executable, "-c", program.replace("{kills}", str(kills))],
+            capture_output=True,
+            text=True,
+        )
+        process_id = int(run.stdout)
+        for _ in range(100):
+            if not _is_running(process_id):
+                break
+            time.sleep(0.05)
+        assert not _is_running(process_id)
+        assert run.stderr == ""
+
+
+def _is_running(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    with open(f"/proc/{process_id}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0] != "Z"
