@@ -78,7 +78,7 @@ class Part:
     draft_ids: list[int] = field(default_factory=list)
     """Guesses that are fed after them"""
     choices: list[Choice] | None = None
-    """What may come after its tokens and after each guess; None where every id may"""
+    """Ids that may come after its tokens and after each guess; None if all may"""
 
     @property
     def is_sampled(self) -> bool:
@@ -164,7 +164,9 @@ def read_ids(name: str, ids: object, vocab_size: int | None = None) -> list[int]
         low, high = min(found), max(found)
         if low < 0 or high >= vocab_size:
             wrong = low if low < 0 else high
-            raise ValueError(f"token id {shown(wrong)} is outside the {vocab_size} ids known")
+            raise ValueError(
+                f"token id {shown(wrong)} is outside the {vocab_size} ids known, see {name}"
+            )
     return found
 
 
