@@ -1,22 +1,37 @@
-"""Files that are either the old one or the whole new one: written aside, synced, renamed."""
+"""Files of others, read within bounds, and our own: either the old one or the whole new one.
+
+A new file is written aside, synced and renamed. A JSON file is read once its size is known to be
+harmless: whatever it holds, it costs at most a second and about 100 MB, or it is a ValueError.
+"""
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import BinaryIO
+from pathlib import Path
+from typing import BinaryIO, Final
 from uuid import uuid4
+
+MAX_JSON_BYTES: Final = 32 * 2**20
+"""Largest JSON text we read. The largest published one, M2's model.safetensors.index.json, has
+11 MB."""
+
+MAX_JSON_MARKS: Final = 1_000_000
+"""Most brackets, colons and commas in a JSON text: a bound on the objects it becomes in memory.
+M2's index has 192,000; a safetensors header has 13 a tensor."""
+
+MAX_JSON_DEPTH: Final = 100
+"""Deepest nesting in a JSON text. No published file goes past 10, and code that walks a value may
+recurse this deep safely."""
+
+MAX_JSON_DIGITS: Final = 100
+"""Most digits of an integer. The longest in published files is transformers' model_max_length,
+with 31."""
 
 
 @contextmanager
 def replacing_path(destination: Path) -> Iterator[Path]:
-    """A path beside `destination` for a new file, which replaces it when the block ends.
+    """Give a path beside `destination` for a new file, which replaces it when the block ends.
 
     If the block fails the new file vanishes and the old one stays.
     """
@@ -34,7 +49,7 @@ def replacing_path(destination: Path) -> Iterator[Path]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes a rename last, where the system can."""
+    """Make a rename durable, where the system can."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -46,41 +61,98 @@ def _sync_folder(folder: Path) -> None:
 
 @contextmanager
 def replacing(destination: Path) -> Iterator[BinaryIO]:
-    """A new file, open for writing, that becomes `destination` when the block ends."""
+    """Give a new file, open for writing, that becomes `destination` when the block ends."""
     with replacing_path(destination) as temporary, temporary.open("xb") as file:
         yield file
 
 
 def user_folder(variable: str, fallback: str) -> Path:
-    """A folder of the user's, by the XDG specification: what the environment's variable names, else
-    `fallback` in the home folder. It may not exist."""
+    """Return a folder of the user's, by the XDG specification; it may not exist.
+
+    The environment's `variable` names it; else it is `fallback` in the home folder.
+    """
     xdg = Path(os.environ.get(variable, ""))
     # The specification says to ignore a relative path.
     return xdg if xdg.is_absolute() else Path.home() / fallback
 
 
 def explain(error: OSError) -> str:
-    """A failed file operation as one sentence with the file the caller named."""
+    """Return a failed file operation as one sentence with the file the caller named."""
     name = error.filename2 or error.filename
     return str(error) if name is None else f"{name}: {(error.strerror or str(error)).lower()}"
 
 
 def write_text(destination: Path, text: str) -> None:
-    """Writes a whole text file in UTF-8."""
+    """Write a whole text file in UTF-8."""
     with replacing(destination) as file:
         file.write(text.encode())
 
 
 def read_json(path: Path) -> dict[str, object]:
-    """A JSON file whose root is an object; anything else is a sentence."""
+    """Read a JSON file whose root is an object; ValueError, one sentence, for anything else."""
+    if not path.exists():
+        raise ValueError(f"{path} is missing")
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file, a JSON object is needed there")
+    with path.open("rb") as file:
+        return parse_json(file.read(MAX_JSON_BYTES + 1), str(path))
+
+
+def read_json_if_present(path: Path) -> dict[str, object]:
+    """Read a JSON file like `read_json`; an empty object if there is no such file."""
+    return read_json(path) if path.exists() else {}
+
+
+def parse_json(text: bytes, where: str) -> dict[str, object]:
+    """Return the object that a JSON text in UTF-8 holds, once it is known to stay within bounds.
+
+    where  names the text in a ValueError, such as its path
+    """
+    if len(text) > MAX_JSON_BYTES:
+        raise ValueError(f"{where} has more than {MAX_JSON_BYTES:,} bytes, no such JSON is known")
+    if sum(text.count(mark) for mark in b"{[:,") > MAX_JSON_MARKS:
+        raise ValueError(
+            f"{where} holds more than {MAX_JSON_MARKS:,} values, no such JSON is known"
+        )
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing") from None
+        value = json.loads(text.decode(), parse_int=_short_integer)
     except RecursionError:
-        raise ValueError(f"{path} is nested too deeply, no such JSON is needed here") from None
-    except ValueError as error:  # not UTF-8, not JSON, or a number of thousands of digits
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
+        raise ValueError(_too_deep(where)) from None
+    except ValueError as error:
+        raise ValueError(f"{where} is not valid JSON: {error}") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold a JSON object, found {type(value).__name__}")
+        raise ValueError(f"{where} must hold a JSON object, found {type(value).__name__}")
+    level: list[object] = [value]
+    for _ in range(MAX_JSON_DEPTH):
+        level = [child for parent in level for child in _children(parent)]
+    if level:
+        raise ValueError(_too_deep(where))
+    if b"\\ud" in text.lower():
+        _check_surrogates(value, where)
     return value
+
+
+def _check_surrogates(value: object, where: str) -> None:
+    """Raise for half a surrogate pair, with which a name could be neither printed nor opened."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{where} holds half of a surrogate pair, it must be Unicode") from None
+
+
+def _short_integer(digits: str) -> int:
+    if len(digits) > MAX_JSON_DIGITS:
+        raise ValueError(
+            f"it has an integer of {len(digits)} digits, at most {MAX_JSON_DIGITS} fit"
+        )
+    return int(digits)
+
+
+def _children(value: object) -> list[object]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else []
+
+
+def _too_deep(where: str) -> str:
+    return f"{where} is nested too deeply, at most {MAX_JSON_DEPTH} levels are read"

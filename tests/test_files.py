@@ -1,10 +1,22 @@
-"""A file is the old one or the whole new one, whatever happens in between."""
+"""A file is the old one or the whole new one; a JSON file is read within bounds or refused."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from fulmen.files import replacing, replacing_path, write_text
+from fulmen.files import (
+    MAX_JSON_BYTES,
+    read_json,
+    read_json_if_present,
+    replacing,
+    replacing_path,
+    write_text,
+)
+from tests.bounds import bounded
 
 
 def test_a_replaced_file_is_the_old_one_until_the_block_ends(tmp_path: Path) -> None:
@@ -37,3 +49,60 @@ def test_text_is_written_as_utf8_into_folders_that_need_not_exist(tmp_path: Path
     path = tmp_path / "new" / "folder" / "a.txt"
     write_text(path, "größer\n")
     assert path.read_bytes() == "größer\n".encode()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**90), 10**90) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=8,
+)
+
+
+@given(values=st.dictionaries(st.text(max_size=5), JSON, max_size=4))
+def test_any_object_is_read_back(values: dict[str, object], tmp_path_factory: Any) -> None:
+    path = tmp_path_factory.mktemp("json") / "a.json"
+    path.write_text(json.dumps(values), encoding="utf-8")
+    assert read_json(path) == read_json_if_present(path) == values
+
+
+def test_an_absent_file_is_empty_only_where_it_is_optional(tmp_path: Path) -> None:
+    assert read_json_if_present(tmp_path / "a.json") == {}
+    with pytest.raises(ValueError, match=r"a\.json is missing"):
+        read_json(tmp_path / "a.json")
+    for read in (read_json, read_json_if_present):
+        with pytest.raises(ValueError, match="is not a file"):
+            read(tmp_path)
+
+
+HARMFUL = {
+    "not UTF-8": (b'{"a": "\xff"}', "is not valid JSON"),
+    "not JSON": (b"{a}", "is not valid JSON"),
+    "cut off": (b'{"a": [1', "is not valid JSON"),
+    "empty": (b"", "is not valid JSON"),
+    "a list": (b"[1]", "must hold a JSON object, found list"),
+    "lists in lists": (b'{"a": ' + b"[" * 900_000, "nested too deeply"),
+    "closed lists": (b'{"a": ' + b"[" * 101 + b"]" * 101 + b"}", "nested too deeply"),
+    "objects in objects": (b'{"a": ' * 400 + b"1" + b"}" * 400, "nested too deeply"),
+    "many lists": (b'{"a": [' + b"[]," * 999_999 + b"1]}", "more than 1,000,000 values"),
+    "many numbers": (b'{"a": [' + b"1," * 1_000_001 + b"1]}", "more than 1,000,000 values"),
+    "many names": (
+        b"{" + b",".join(b'"%d":0' % i for i in range(600_000)) + b"}",
+        "more than 1,000,000 values",
+    ),
+    "a long text": (b'{"a": "' + b"x" * MAX_JSON_BYTES + b'"}', "more than 33,554,432 bytes"),
+    "a long integer": (b'{"a": 1' + b"0" * 100 + b"}", "an integer of 101 digits"),
+    "a negative one": (b'{"a": -' + b"9" * 100_000 + b"}", "an integer of 100001 digits"),
+    "half a surrogate pair": (b'{"a": ["\\ud800"]}', "half of a surrogate pair"),
+    "half a pair in a name": (b'{"\\uDFFF": 1}', "half of a surrogate pair"),
+}
+
+
+@pytest.mark.parametrize("kind", HARMFUL)
+def test_a_json_file_that_could_hurt_is_one_sentence(kind: str, tmp_path: Path) -> None:
+    content, sentence = HARMFUL[kind]
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    with bounded(), pytest.raises(ValueError, match=sentence) as error:
+        read_json(path)
+    assert str(error.value).startswith(str(path))
+    assert "\n" not in str(error.value)

@@ -10,16 +10,17 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "fulmen"
 MAY_IMPORT = {
+    "families": set[str](),
     "units": set[str](),
     "files": set[str](),
     "sampling": set[str](),
     "kernels": set[str](),
-    "models": {"kernels", "files"},
-    "checkpoints": {"models", "kernels", "files"},
-    "catalog": {"checkpoints", "models", "files", "sampling", "units"},
+    "models": {"kernels", "families", "files"},
+    "checkpoints": {"models", "kernels", "families", "files"},
+    "catalog": {"checkpoints", "models", "families", "files", "sampling", "units"},
     "quantize": {"checkpoints", "models", "kernels", "catalog", "files", "units"},
-    "plan": {"catalog", "checkpoints", "models", "kernels", "units"},
-    "chat": {"sampling", "files"},
+    "plan": {"catalog", "checkpoints", "models", "kernels", "families", "units"},
+    "chat": {"sampling", "families", "files"},
     "engine": {"models", "kernels", "sampling"},
     "llm": {"engine", "chat", "catalog", "checkpoints", "models", "sampling", "files"},
     "sessions": {"llm", "engine", "chat", "models", "kernels", "sampling", "files"},
