@@ -1,18 +1,20 @@
-"""Checkpoints in and out: safetensors, single or sharded, under the official names; GGUF in.
-
-    config.json -> config -> module without memory -> one tensor at a time -> module
+"""A checkpoint on disk against its config: safetensors, single or sharded, or a GGUF.
 
 The config predicts every tensor: name, shape and stored dtype (`config.tensors()`). Loading and
-checking compare the headers of the files with that list, so a tensor nobody expects and one nobody
-brings are found before a weight is read.
+checking compare the headers of the files with that list, so an unknown tensor and a missing one
+are found before a weight is read. Nothing is kept of tensors that no file holds, so a config that
+predicts many costs no memory.
 """
 
 import logging
 import math
 import re
 import reprlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -41,19 +43,24 @@ SINGLE: Final = "model.safetensors"
 GGUF: Final = "model.gguf"
 PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
+LAYERS: Final = "model.layers."
+LAYER: Final = re.compile(rf"^{re.escape(LAYERS)}(\d+)\.")
 
+MAX_PROBLEMS: Final = 1000
+"""Most problems of a checkpoint that are listed; the last line counts the rest."""
+
+# A name in the same folder, short enough for every file system.
+_SHARD_NAME = re.compile(r"[^/\\\x00-\x1f]{1,200}\.safetensors")
 # transformers saves these with a Text-01 model; they follow from the config.
 _REDUNDANT = re.compile(r"\.self_attn\.(slope_rate|query_decay|key_decay|diagonal_decay)$")
-LAYERS = "model.layers."
-LAYER = re.compile(rf"^{re.escape(LAYERS)}(\d+)\.")
-_QUANTISED: dict[torch.dtype | None, str] = {
+_QUANTISED: Final[dict[torch.dtype | None, str]] = {
     torch.float8_e4m3fn: "F8_E4M3 blocks",
     torch.uint8: "U8 (packed)",
 }
 
 
 def read_config(path: Path) -> Config:
-    """The config of a checkpoint folder, a config.json or a GGUF file."""
+    """Read the config of a checkpoint folder, a config.json or a GGUF file."""
     if path.suffix == ".gguf" and not path.is_dir():
         return config_from_dict(gguf.read_config(path), str(path))
     file = path / CONFIG if path.is_dir() else path
@@ -69,18 +76,25 @@ class Checkpoint:
         self.stored: dict[str, Stored] = {}
         self._file_problems: list[str] = []
         self._lost: set[str] = set()
-        """Tensors of files that are missing or cannot be read."""
+        """Tensors of shards that are missing or cannot be read."""
+        self._is_lost = False
+        """The one file that holds all tensors cannot be read."""
         self._maps: dict[Path, Tensor] = {}
         self._gguf: dict[str, Callable[[], Tensor]] = {}
-        self._specs = {
-            spec.name: spec for spec in replace(config, quantization_config=None).tensors()
-        }
-        """The tensors of the model, with the shapes they have when nothing is quantised."""
+
+    @cached_property
+    def _specs(self) -> dict[str, TensorSpec]:
+        """Tensors of the model by name, with the shapes they have when nothing is quantised."""
+        unquantised = replace(self.config, quantization_config=None)
+        return {spec.name: spec for spec in unquantised.tensors()}
 
     @classmethod
     def open(cls, path: Path) -> "Checkpoint":
-        """Reads config and headers, no weights. Weights that cannot be read are among `problems`;
-        without a config to compare them with, this raises a ValueError."""
+        """Read config and headers, no weights.
+
+        Weights that cannot be read are among `problems`; a folder without a config to compare them
+        with is a ValueError.
+        """
         if not path.exists():
             raise ValueError(
                 f"{path} does not exist, a checkpoint folder or a .gguf file is needed"
@@ -97,18 +111,19 @@ class Checkpoint:
 
     @classmethod
     def open_whole(cls, path: Path) -> "Checkpoint":
-        """As `open`; raises a ValueError for the first of its problems."""
+        """Read a checkpoint like `open`; raise a ValueError for the first of its problems."""
         checkpoint = cls.open(path)
-        problems = checkpoint.problems()
-        if problems:
-            rest = len(problems) - 1
+        problems = checkpoint._find_problems()
+        first = next(problems, None)
+        if first is not None:
+            rest = sum(1 for _ in problems)
             more = f" (and {rest} more, see fulmen models check)" if rest else ""
-            raise ValueError(problems[0] + more)
+            raise ValueError(first + more)
         return checkpoint
 
     @property
     def gguf_file(self) -> Path | None:
-        """The GGUF file that holds the weights; None where safetensors do, which come first."""
+        """GGUF file that holds the weights; None where safetensors do, which come first."""
         if self.path.is_file():
             return self.path
         if (self.path / INDEX).exists() or (self.path / SINGLE).exists():
@@ -118,22 +133,19 @@ class Checkpoint:
 
     def _read_headers(self) -> None:
         folder = self.path if self.path.is_dir() else self.path.parent
-        by_file: dict[str, list[str]] = {}
-        for name, file_name in self._weight_map().items():
-            by_file.setdefault(file_name, []).append(name)
-        for file_name, names in sorted(by_file.items()):
+        for file_name, names in sorted(self._files().items()):
             file = folder / file_name
             if not file.is_file():
-                self._lost.update(names)
-                self._file_problems.append(
-                    f"shard {file_name} is missing from {folder}, {len(names)} tensors are in it"
+                self._lose(
+                    names,
+                    f"shard {file_name} is missing from {folder}, {len(names or ())} tensors are "
+                    "in it",
                 )
                 continue
             try:
                 header = read_header(file) if file.suffix != ".gguf" else read_gguf_header(file)
             except ValueError as error:
-                self._lost.update(names)
-                self._file_problems.append(str(error))
+                self._lose(names, str(error))
                 continue
             for name, stored in header.items():
                 if name in self.stored:
@@ -143,25 +155,24 @@ class Checkpoint:
                     )
                 self.stored[name] = stored
 
-    def _weight_map(self) -> dict[str, str]:
-        """Which file each tensor should lie in."""
+    def _lose(self, names: set[str] | None, problem: str) -> None:
+        self._file_problems.append(problem)
+        if names is None:
+            self._is_lost = True
+        else:
+            self._lost |= names
+
+    def _files(self) -> dict[str, set[str] | None]:
+        """Return the files of the checkpoint, each with the tensors that an index says it holds;
+        None for a file that holds all."""
         gguf_file = self.gguf_file
         if gguf_file is not None:
-            return {spec.name: gguf_file.name for spec in self.config.tensors()}
+            return {gguf_file.name: None}
         index = self.path / INDEX
         if index.exists():
-            weight_map = read_json(index).get("weight_map")
-            if not isinstance(weight_map, dict):
-                raise ValueError(f"{index} has no weight_map")
-            for file_name in weight_map.values():
-                if not isinstance(file_name, str) or Path(file_name).name != file_name:
-                    raise ValueError(
-                        f"{index} names {reprlib.repr(file_name)}, shards must lie in the same "
-                        "folder"
-                    )
-            return weight_map
+            return dict(_read_index(index))
         if (self.path / SINGLE).exists():
-            return {spec.name: SINGLE for spec in self.config.tensors()}
+            return {SINGLE: None}
         pickles = sorted(file.name for file in self.path.iterdir() if file.suffix in PICKLES)
         if pickles:
             raise ValueError(
@@ -172,16 +183,16 @@ class Checkpoint:
 
     @property
     def num_tensors(self) -> int:
-        """How many tensors the config asks for."""
+        """Number of tensors that the config predicts."""
         return sum(1 for _ in self.config.tensors())
 
     @property
     def num_bytes(self) -> int:
-        """Of the files that hold the weights."""
+        """Size of the files that hold the weights."""
         return sum(file.stat().st_size for file in {s.file for s in self.stored.values()})
 
     def describe_weights(self) -> str:
-        """How the weights are stored, in a few words."""
+        """Return how the weights are stored, in a few words."""
         match self.config.quantization_config:
             case PackedConfig(bits="fp8"):
                 kind = "e4m3 in blocks of 128 x 128, packed for the CPU"
@@ -197,22 +208,28 @@ class Checkpoint:
         return f"GGUF, read as {kind}" if self.gguf_file is not None else kind
 
     def problems(self) -> list[str]:
-        """One sentence for each thing that keeps the checkpoint from loading."""
-        problems = list(self._file_problems)
-        expected = {spec.name: spec for spec in self.config.tensors()}
-        for name, spec in expected.items():
-            stored = self.stored.get(name)
+        """Return a sentence for each thing that keeps the checkpoint from loading."""
+        found = self._find_problems()
+        problems = list(islice(found, MAX_PROBLEMS))
+        rest = sum(1 for _ in found)
+        return [*problems, f"{rest} more problems are not listed"] if rest else problems
+
+    def _find_problems(self) -> Iterator[str]:
+        yield from self._file_problems
+        known = set()
+        for spec in self.config.tensors():
+            stored = self.stored.get(spec.name)
             if stored is not None:
-                problems += self._tensor_problems(spec, stored)
-            elif name not in self._lost:
-                problems.append(f"tensor {name} {list(spec.shape)} is missing from {self.path}")
+                known.add(spec.name)
+                yield from self._tensor_problems(spec, stored)
+            elif not self._is_lost and spec.name not in self._lost:
+                yield f"tensor {spec.name} {list(spec.shape)} is missing from {self.path}"
         for name, stored in self.stored.items():
-            if name not in expected and not self._is_skipped(name):
-                problems.append(
+            if name not in known and not self._is_skipped(name):
+                yield (
                     f"unknown tensor {name} {list(stored.shape)} in {stored.file.name}, "
                     "the config has no place for it"
                 )
-        return problems
 
     def _tensor_problems(self, spec: TensorSpec, stored: Stored) -> Iterator[str]:
         if stored.shape != spec.shape:
@@ -229,14 +246,13 @@ class Checkpoint:
             )
 
     def notes(self) -> list[str]:
-        """What differs from the release and does not keep the checkpoint from loading."""
+        """Return a sentence for each difference from the release that is harmless."""
         notes = []
-        expected = {spec.name: spec.dtype for spec in self.config.tensors()}
-        others: dict[tuple[str, torch.dtype], int] = {}
-        for name, stored in self.stored.items():
-            wanted = expected.get(name)
-            if wanted is not None and SAFETENSORS_DTYPES.get(stored.dtype) != wanted:
-                others[stored.dtype, wanted] = others.get((stored.dtype, wanted), 0) + 1
+        others: Counter[tuple[str, torch.dtype]] = Counter()
+        for spec in self.config.tensors():
+            stored = self.stored.get(spec.name)
+            if stored is not None and SAFETENSORS_DTYPES.get(stored.dtype) != spec.dtype:
+                others[stored.dtype, spec.dtype] += 1
         for (found, wanted), count in others.items():
             official = str(wanted).removeprefix("torch.")
             notes.append(f"{count} tensors are stored as {found}, the config implies {official}")
@@ -249,7 +265,7 @@ class Checkpoint:
         return notes
 
     def _unread(self) -> Iterator[str]:
-        """What lies there and is not read, though someone may have meant it to be."""
+        """Name what lies there and is not read, though someone may have meant it to be."""
         extra = sorted(layer for layer in self._layers() if layer >= self.config.num_hidden_layers)
         if extra:
             yield (
@@ -269,13 +285,13 @@ class Checkpoint:
         return beyond or tied or _REDUNDANT.search(name) is not None
 
     def names(self) -> list[str]:
-        """Every tensor of the model, in the order in which they lie on disk."""
+        """Return the name of every tensor of the model, in their order on disk."""
         for note in self._unread():
             logger.warning("%s: %s", self.path, note)
         return [name for name in self.stored if name in self._specs]
 
     def read(self, name: str) -> Tensor:
-        """A tensor of the model as it is stored; FP8 blocks and packed weights come as float32."""
+        """Read a tensor of the model as it is stored; FP8 blocks and packed weights as float32."""
         packed = self._packed_as(name)
         if packed is not None:
             (format, group), (n, k) = packed, self._specs[name].shape
@@ -287,13 +303,15 @@ class Checkpoint:
         return tensor
 
     def dtype_of(self, name: str) -> torch.dtype:
-        """The dtype in which a tensor is stored; a GGUF's are read as float32."""
+        """Return the dtype in which a tensor is stored; a GGUF's are read as float32."""
         return SAFETENSORS_DTYPES[self.stored[name].dtype]
 
     def read_packed(self, name: str) -> PackedMatrix | None:
-        """A quantised matrix as the kernels take it: packed bytes where they lie in the file, FP8
-        blocks as they are, packed. None for a tensor that is not quantised, or in FP8 blocks of a
-        size the kernels do not take."""
+        """Return a quantised matrix as the kernels take it.
+
+        Packed bytes stay where they lie in the file; FP8 blocks are packed as they are. None for a
+        tensor that is not quantised, or in FP8 blocks of a size the kernels do not take.
+        """
         packed = self._packed_as(name)
         if packed is not None:
             (format, group), (n, k) = packed, self._specs[name].shape
@@ -307,7 +325,7 @@ class Checkpoint:
         return pack_fp8(self._read(name), self._read(_scale_of(name)), fp8.weight_block_size)
 
     def _packed_as(self, name: str) -> tuple[WeightFormat, int] | None:
-        """WeightFormat and group size of a matrix that `fulmen quantize` packed."""
+        """Return format and group size of a matrix that `fulmen quantize` packed."""
         quantization = self.config.quantization_config
         if not isinstance(quantization, PackedConfig):
             return None
@@ -315,7 +333,7 @@ class Checkpoint:
         return None if format is None else (format, quantization.group_size)
 
     def _read(self, name: str) -> Tensor:
-        """Into memory of its own: a map of the file would count as memory in use."""
+        """Read a tensor into memory of its own: a map of the file would count as memory in use."""
         stored = self.stored[name]
         if stored.file.suffix == ".gguf":
             self._gguf = self._gguf or gguf.tensor_readers(stored.file)
@@ -325,14 +343,17 @@ class Checkpoint:
         try:
             with stored.file.open("rb", buffering=0) as file:
                 file.seek(stored.begin)
-                while left:
-                    left = left[file.readinto(left) or len(left) + 1 :]
+                while len(left):
+                    count = file.readinto(left)
+                    if not count:
+                        raise ValueError(f"{stored.file} became shorter while it was read")
+                    left = left[count:]
         except OSError as error:
             raise ValueError(f"{stored.file} cannot be read: {error}") from None
         return tensor
 
     def _mapped(self, name: str) -> Tensor:
-        """(bytes,) uint8 in the map of its file, which lives as long as the tensor does."""
+        """Return (bytes,) uint8 in the map of its file, which lives as long as the tensor does."""
         stored = self.stored[name]
         mapped = self._maps.get(stored.file)
         if mapped is None:
@@ -345,13 +366,31 @@ class Checkpoint:
         return data if data.data_ptr() % ALIGNMENT == 0 else data.clone()
 
 
+def _read_index(index: Path) -> dict[str, set[str]]:
+    """Read which tensors an index says that each shard holds."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise ValueError(f"{index} has no weight_map, which names the shard of each tensor")
+    by_file: dict[str, set[str]] = {}
+    for name, file_name in weight_map.items():
+        if not isinstance(file_name, str) or not _SHARD_NAME.fullmatch(file_name):
+            raise ValueError(
+                f"{index} names {reprlib.repr(file_name)}, shards must lie in the same folder and "
+                "be safetensors"
+            )
+        by_file.setdefault(file_name, set()).add(name)
+    return by_file
+
+
 def _scale_of(name: str) -> str:
     return f"{name.removesuffix('.weight')}.weight_scale_inv"
 
 
 def read_gguf_header(file: Path) -> dict[str, Stored]:
-    """What a GGUF says it holds, under official names; ValueError if it is not one, is cut short,
-    or holds what is not a Llama's."""
+    """Read what a GGUF says it holds, under official names.
+
+    Raises ValueError for a file that is none, is cut short, or holds what is not a Llama's.
+    """
     # Checks all names, shapes and offsets before it returns; who does not call reads no weights.
     gguf.tensor_readers(file)
     config = config_from_dict(gguf.read_config(file), str(file))
@@ -359,10 +398,12 @@ def read_gguf_header(file: Path) -> dict[str, Stored]:
 
 
 def dequantise(weight: Tensor, scale_inv: Tensor, fp8: Fp8Config) -> Tensor:
-    """weight (R, C) e4m3 times its block's scale (ceil(R / 128), ceil(C / 128)) -> (R, C) float32.
+    """Return weight (R, C) e4m3 times its block's scale_inv (ceil(R / rows), ceil(C / columns)),
+    (R, C) float32.
 
     `scale_inv` multiplies; the name is historic. Ragged last blocks count by block size.
     """
-    rows, columns = fp8.weight_block_size
+    # A block may be larger than the matrix; one of the matrix's size says the same.
+    rows, columns = map(min, fp8.weight_block_size, weight.shape)
     scale = scale_inv.float().repeat_interleave(rows, 0).repeat_interleave(columns, 1)
     return weight.float().mul_(scale[: weight.shape[0], : weight.shape[1]])

@@ -1,4 +1,4 @@
-"""Which weights a folder holds, told without reading all of them."""
+"""A fingerprint of the weights in a folder, made without reading all of them."""
 
 import hashlib
 from pathlib import Path
@@ -12,8 +12,10 @@ _TEXTS: Final = ("config.json", "tokenizer.json")
 
 
 def fingerprint(path: Path) -> str:
-    """A hash over config, tokenizer, and of every weights file its size, its beginning and some
-    sixty blocks spread over it: training any further changes it, copying does not.
+    """Return a hash over config, tokenizer, and size and some sixty blocks of every weights file.
+
+    The blocks are spread over the whole file, so any further training changes the hash; copying
+    does not.
 
     Raises ValueError for a folder that is no checkpoint.
     """
@@ -24,7 +26,8 @@ def fingerprint(path: Path) -> str:
         file = folder / name
         digest.update(f"{name} ".encode())
         if file.is_file():
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
+            with file.open("rb") as content:
+                digest.update(hashlib.file_digest(content, "sha256").digest())
     for file in sorted({stored.file for stored in checkpoint.stored.values()}):
         size = file.stat().st_size
         digest.update(f"{size} ".encode())

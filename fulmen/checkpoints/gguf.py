@@ -1,14 +1,11 @@
-"""A Llama-shaped GGUF read into the M2 container.
+"""A Llama-shaped GGUF read as an M2.
 
 A Llama block is an M2 block with one expert: without QK norm, with rotary embedding over the whole
 head, and with a router of zeros over that single expert, whose weight is then exactly 1. So a GGUF
-of architecture `llama` needs no model of its own: `read_config` says it in the words of M2's
-config.json, `tensor_readers` gives M2's tensors, and `unpack` makes a checkpoint folder around the
-file. What M2 cannot compute (scaled rotary embedding, biases, several experts) is refused here;
-`gguf_tokenizer.py` reads the vocabulary.
-
-The header is parsed in this file: the `gguf` package's own reader takes seconds for a vocabulary
-and its errors are numpy's. The package's tables and dequantisation do the rest.
+of architecture `llama` needs no model of its own: `read_config` gives M2's config.json,
+`tensor_readers` M2's tensors, and `unpack` makes a checkpoint folder around the file. Scaled rotary
+embedding, biases and several experts, which M2 cannot compute, are refused here. `gguf_file.py`
+reads the container, `gguf_tokenizer.py` the vocabulary; the `gguf` package dequantises.
 """
 
 import json
@@ -26,7 +23,7 @@ import numpy as np
 import torch
 from gguf.quants import dequantize
 
-from fulmen.checkpoints.gguf_file import File, read_gguf_file
+from fulmen.checkpoints.gguf_file import GgufFile, read_gguf_file
 from fulmen.checkpoints.gguf_tokenizer import (
     build_tokenizer,
     read_generation_config,
@@ -36,18 +33,18 @@ from fulmen.checkpoints.gguf_tokenizer import (
 from fulmen.files import replacing
 
 WEIGHTS_NAME = "model.gguf"
-"""What the weights are called in a folder that `unpack` made."""
+"""Name of the weights in a folder that `unpack` made."""
 
 
 def read_config(path: Path) -> dict[str, object]:
-    """The model's config.json in the official spelling of M2."""
+    """Return the model's config.json in the official spelling of M2."""
     return _to_config(_read_llama(read_gguf_file(path)))
 
 
 def tensor_readers(path: Path) -> dict[str, Callable[[], torch.Tensor]]:
-    """For every tensor, by its name in an official M2 checkpoint, what reads it as float32.
+    """Return a function for every tensor, by its official M2 name, that reads it as float32.
 
-    The whole header is checked before this returns. A reader takes about twice its tensor.
+    The whole header is checked before this returns. A function takes about twice its tensor.
     """
     file = read_gguf_file(path)
     llama = _read_llama(file)
@@ -62,17 +59,17 @@ def tensor_readers(path: Path) -> dict[str, Callable[[], torch.Tensor]]:
 
 
 def read_tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor with its name, one at a time; as `tensor_readers`."""
+    """Read every tensor with its name, one at a time; as `tensor_readers`."""
     return ((name, read()) for name, read in tensor_readers(path).items())
 
 
 def read_tokenizer(path: Path) -> str:
-    """The text of the tokenizer.json that the GGUF's vocabulary and merges stand for."""
+    """Return the text of the tokenizer.json that the GGUF's vocabulary and merges stand for."""
     return build_tokenizer(read_gguf_file(path))
 
 
 def unpack(path: Path, folder: Path) -> None:
-    """Makes `folder` a checkpoint folder: the GGUF as model.gguf, and the small files read from it.
+    """Make `folder` a checkpoint folder: the GGUF as model.gguf, and the small files read from it.
 
     The weights are hard-linked where the file system can, else copied. config.json is written
     last, so a folder that has one is complete.
@@ -96,12 +93,9 @@ def unpack(path: Path, folder: Path) -> None:
             output.write(text.encode())
 
 
-# The model: sizes from the metadata, checked against the tensors.
-
-
 @dataclass(frozen=True, slots=True)
 class _Llama:
-    """What a Llama's metadata says, in config.json's words."""
+    """Sizes in a Llama's metadata, in config.json's words."""
 
     vocab_size: int
     hidden_size: int
@@ -165,11 +159,13 @@ def _to_config(llama: _Llama) -> dict[str, object]:
     }
 
 
-def _read_llama(file: File) -> _Llama:
-    """The sizes, after making sure that they are all there is to the model."""
+def _read_llama(file: GgufFile) -> _Llama:
+    """Return the sizes, after making sure that they are all there is to the model."""
     architecture = file.get("general.architecture", str)
     if architecture != "llama":
-        raise ValueError(f"{file.path} holds a model of architecture {architecture}, needed: llama")
+        raise ValueError(
+            f"{file.path} holds a model of architecture {architecture[:80]}, needed: llama"
+        )
     if (num_parts := file.get("split.count", int, 1)) > 1:
         raise ValueError(f"{file.path} is one of {num_parts} parts, needed is a GGUF in one file")
     for key, value in file.metadata.items():
@@ -179,14 +175,14 @@ def _read_llama(file: File) -> _Llama:
         if name not in _NEUTRAL_VALUES or value != _NEUTRAL_VALUES[name]:
             supported = _NEUTRAL_VALUES.get(name, "a model without it")
             raise ValueError(
-                f"{file.path} has {key} = {reprlib.repr(value)}, needed is {supported}"
+                f"{file.path} has {key[:80]} = {reprlib.repr(value)}, needed is {supported}"
             )
     llama = _read_sizes(file)
     _check_tensors(file, llama)
     return llama
 
 
-def _read_sizes(file: File) -> _Llama:
+def _read_sizes(file: GgufFile) -> _Llama:
     def size(name: str, default: int | None = None) -> int:
         value = file.get(f"llama.{name}", int, default)
         if value < 1:
@@ -229,17 +225,16 @@ def _read_sizes(file: File) -> _Llama:
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """What a checkpoint tensor is made from."""
+    """Tensor of a GGUF that a checkpoint tensor is made from."""
 
     name: str
-    """In the GGUF."""
     shape: tuple[int, ...]
     num_interleaved_heads: int | None = None
-    """How many heads have their rows in the GGUF's rotary order; None where order is no matter."""
+    """Heads whose rows lie in the GGUF's rotary order; None for a tensor without heads."""
 
 
 def _map_tensors(llama: _Llama) -> Iterator[tuple[str, _Source]]:
-    """(name in the checkpoint, source) of every tensor that the file must hold."""
+    """Return (name in the checkpoint, source) of every tensor that the file must hold."""
     hidden_size, intermediate_size = llama.hidden_size, llama.intermediate_size
     q_heads, kv_heads = llama.num_attention_heads, llama.num_key_value_heads
     q_size, kv_size = q_heads * llama.head_dim, kv_heads * llama.head_dim
@@ -263,7 +258,7 @@ def _map_tensors(llama: _Llama) -> Iterator[tuple[str, _Source]]:
         yield "lm_head.weight", _Source("output.weight", (llama.vocab_size, hidden_size))
 
 
-def _check_tensors(file: File, llama: _Llama) -> None:
+def _check_tensors(file: GgufFile, llama: _Llama) -> None:
     needed = set()
     for _, source in _map_tensors(llama):
         if source.name not in file.entries:
@@ -275,12 +270,12 @@ def _check_tensors(file: File, llama: _Llama) -> None:
         needed.add(source.name)
     for name in file.entries.keys() - needed:
         raise ValueError(
-            f"{file.path} has a tensor {name}, which is not supported: needed is a Llama without "
+            f"{file.path} has a tensor {name[:80]}, which is not supported: needed is a Llama without "
             "biases, with one expert and unscaled rotary embedding"
         )
 
 
-def _load_tensor(file: File, source: _Source) -> torch.Tensor:
+def _load_tensor(file: GgufFile, source: _Source) -> torch.Tensor:
     entry = file.entries[source.name]
     num_rows = math.prod(entry.shape[:-1])
     # Read, not mapped: pages of a map would count as memory in use.
@@ -301,9 +296,6 @@ def _load_tensor(file: File, source: _Source) -> torch.Tensor:
     # float32 is stored as it is, so its values are still the file: torch wants memory of its own.
     owned = np.require(values, np.float32, ["C", "W", "O"])
     return torch.from_numpy(owned.reshape(entry.shape))
-
-
-# The small files.
 
 
 def _to_json(values: dict[str, object]) -> str:

@@ -1,11 +1,15 @@
-"""The GGUF container: header, metadata and where each tensor lies."""
+"""The GGUF container: its header, metadata and where each tensor lies.
+
+The `gguf` package's own reader takes seconds for a vocabulary and believes every length in the file,
+so the header is parsed here, within bounds that no published file comes near.
+"""
 
 import math
 import reprlib
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +17,18 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
 T = TypeVar("T")
 
+MAX_HEADER_BYTES: Final = 64 * 2**20
+"""Largest header. One with Gemma 3's vocabulary of 262,144 tokens and its merges has 16 MB."""
+
+MAX_VALUES: Final = 2 * 2**20
+"""Most elements of all arrays in the metadata together: texts and numbers, which become objects.
+Gemma 3's vocabulary, scores, types and merges are 1.3 million."""
+
+MAX_ENTRIES: Final = 2**16
+"""Most keys, and most tensors. The largest published Llama has 1,138 tensors."""
+
+MAX_DIMENSIONS: Final = 4
+"""Most dimensions of a tensor, as in ggml itself."""
 
 _SCALAR_FORMATS = {
     GGUFValueType.UINT8: "B",
@@ -31,7 +47,7 @@ _SCALAR_FORMATS = {
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """Where a tensor lies in the file."""
+    """Place of a tensor in the file."""
 
     shape: tuple[int, ...]
     """As torch counts it: the last dimension is contiguous."""
@@ -41,7 +57,7 @@ class _Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class File:
+class GgufFile:
     """A GGUF whose header is read."""
 
     path: Path
@@ -51,18 +67,18 @@ class File:
     entries: dict[str, _Entry]
 
     def get(self, key: str, kind: type[T], default: T | None = None) -> T:
-        """The metadata value of `key`, which must be of `kind`; without a default it must exist."""
+        """Return the metadata value of `key`, of type `kind`; without a default it must exist."""
         value = self.metadata.get(key, default)
         if value is None:
             raise ValueError(f"{self.path} has no {key} in its metadata, which is needed")
-        if not isinstance(value, kind):
+        if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
             raise ValueError(
                 f"{self.path} has {key} = {reprlib.repr(value)}, it must be {kind.__name__}"
             )
         return value
 
     def get_strings(self, key: str) -> list[str]:
-        """The metadata value of `key`, which must be a list of texts."""
+        """Return the metadata value of `key`, a list of texts."""
         values = self.get(key, list)
         if not all(isinstance(value, str) for value in values):
             raise ValueError(f"{self.path} has {key} that are not texts")
@@ -70,12 +86,14 @@ class File:
 
 
 class _Cursor:
-    """Reads little-endian values one after another; what lies past the end is a ValueError."""
+    """A reader of little-endian values, one after another, that stays within the header's bounds."""
 
     def __init__(self, path: Path, mapped: npt.NDArray[np.uint8]) -> None:
         self.path = path
         self.memory = mapped.data
         self.position = 0
+        self.num_left = MAX_VALUES
+        """Elements of arrays that may still be read."""
 
     def take(self, size: int) -> memoryview:
         end = self.position + size
@@ -84,14 +102,30 @@ class _Cursor:
                 f"{self.path} is cut short or damaged: its header goes on past byte "
                 f"{len(self.memory)}, the last it has"
             )
+        if end > MAX_HEADER_BYTES:
+            raise ValueError(
+                f"{self.path} is damaged: its header is larger than {MAX_HEADER_BYTES} bytes"
+            )
         taken = self.memory[self.position : end]
         self.position = end
         return taken
 
     def numbers(self, layout: str, count: int = 1) -> list[Any]:
-        """`count` values of one `struct` letter."""
+        """Read `count` values of one `struct` letter."""
         taken = self.take(struct.calcsize(f"<{layout}") * count)
         return list(struct.unpack(f"<{count}{layout}", taken))
+
+    def count(self, of: str, limit: int) -> int:
+        """Read how many of something follow; ValueError for more than `limit`."""
+        found: int = self.number("Q")
+        self.check_count(of, found, limit)
+        return found
+
+    def check_count(self, of: str, found: int, limit: int) -> None:
+        if found > limit:
+            raise ValueError(
+                f"{self.path} is damaged: its header counts {found} {of}, at most {limit} are read"
+            )
 
     def number(self, layout: str) -> Any:
         return self.numbers(layout)[0]
@@ -100,15 +134,15 @@ class _Cursor:
         return str(self.take(self.number("Q")), "utf-8")
 
     def strings(self, count: int) -> list[str]:
-        """`count` texts. A vocabulary has a hundred thousand, hence one loop without calls."""
+        """Read `count` texts. A vocabulary has a hundred thousand, hence a loop without calls."""
         memory, size_at = self.memory, struct.Struct("<Q").unpack_from
-        position, limit = self.position, len(self.memory)
+        position, limit = self.position, min(len(self.memory), MAX_HEADER_BYTES)
         texts = []
         for _ in range(count):
             start = position + 8
             position = start + size_at(memory, position)[0] if start <= limit else limit + 1
             if position > limit:
-                self.take(limit)  # says that the file is cut short
+                self.take(limit + 1)  # raises
             texts.append(str(memory[start:position], "utf-8"))
         self.position = position
         return texts
@@ -127,7 +161,9 @@ class _Cursor:
         kind = self.value_type()
         if kind != GGUFValueType.ARRAY:
             return self.string() if kind == GGUFValueType.STRING else self._scalar(kind)
-        kind, count = self.value_type(), self.number("Q")
+        kind = self.value_type()
+        count = self.count("values in arrays", self.num_left)
+        self.num_left -= count
         if kind == GGUFValueType.ARRAY:
             raise ValueError(f"{self.path} holds an array of arrays, which is not supported")
         if kind == GGUFValueType.STRING:
@@ -140,7 +176,8 @@ class _Cursor:
         return float(str(np.float32(value))) if kind == GGUFValueType.FLOAT32 else value
 
 
-def read_gguf_file(path: Path) -> File:
+def read_gguf_file(path: Path) -> GgufFile:
+    """Read the header of a GGUF; ValueError for a file that is none, is cut short or damaged."""
     # Mapping an empty file is an error of its own.
     mapped = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
     cursor = _Cursor(path, mapped)
@@ -151,30 +188,35 @@ def read_gguf_file(path: Path) -> File:
     if version not in (2, 3):
         found = "big-endian" if version & 0xFFFF == 0 else f"version {version}"
         raise ValueError(f"{path} is a {found} GGUF, needed is a little-endian one, version 2 or 3")
-    num_tensors, num_values = cursor.numbers("Q", 2)
+    num_tensors = cursor.count("tensors", MAX_ENTRIES)
+    num_values = cursor.count("keys", MAX_ENTRIES)
     try:
         metadata = {cursor.string(): cursor.value() for _ in range(num_values)}
         tensors = [_read_tensor_header(cursor) for _ in range(num_tensors)]
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is damaged: a text in its header is not UTF-8") from error
-    file = File(path, mapped, metadata, {})
+    file = GgufFile(path, mapped, metadata, {})
     alignment = file.get("general.alignment", int, 32)
     if alignment < 1:
         raise ValueError(f"{path} has general.alignment = {alignment}, it must be 1 or more")
     data_start = -(-cursor.position // alignment) * alignment
     for name, shape, quantization, offset in tensors:
+        if name in file.entries:
+            raise ValueError(f"{path} is damaged: it has tensor {reprlib.repr(name)} twice")
         file.entries[name] = _place(file, name, shape, quantization, data_start + offset)
     return file
 
 
 def _read_tensor_header(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
-    """Name, shape, quantisation id, and offset from the start of the data."""
+    """Read name, shape, quantisation id, and offset from the start of the data."""
     name = cursor.string()
-    dimensions = cursor.numbers("Q", cursor.number("I"))
+    num_dimensions = cursor.number("I")
+    cursor.check_count("dimensions of a tensor", num_dimensions, MAX_DIMENSIONS)
+    dimensions = cursor.numbers("Q", num_dimensions)
     return name, tuple(reversed(dimensions)), cursor.number("I"), cursor.number("Q")
 
 
-def _place(file: File, name: str, shape: tuple[int, ...], type_id: int, start: int) -> _Entry:
+def _place(file: GgufFile, name: str, shape: tuple[int, ...], type_id: int, start: int) -> _Entry:
     try:
         quantization = GGMLQuantizationType(type_id)
         block_size, block_bytes = GGML_QUANT_SIZES[quantization]

@@ -4,23 +4,23 @@ A GGUF keeps a vocabulary, merges, and the name of a way to split text into word
 byte-level BPE, so tokenizer.json can be written anew. Other kinds of tokenizer are refused.
 """
 
-from typing import TYPE_CHECKING
+import reprlib
 
 from gguf import TokenType
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-if TYPE_CHECKING:
-    from fulmen.checkpoints.gguf_file import File
+from fulmen.checkpoints.gguf_file import GgufFile
 
 _LLAMA3_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_SPECIAL_TYPES = (TokenType.CONTROL, TokenType.UNKNOWN)
 _QWEN2_WORDS = _LLAMA3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}")
 
 
-def build_tokenizer(file: "File") -> str:
-    """The text of a tokenizer.json."""
+def build_tokenizer(file: GgufFile) -> str:
+    """Return the text of a tokenizer.json."""
     kind = file.get("tokenizer.ggml.model", str)
     if kind != "gpt2":
         raise ValueError(
@@ -34,22 +34,25 @@ def build_tokenizer(file: "File") -> str:
     for merge in file.get_strings("tokenizer.ggml.merges"):
         left, _, right = merge.partition(" ")
         if not {left, right, left + right} <= vocab.keys():
-            raise ValueError(f"{file.path} has the merge {merge!r}, whose tokens it does not have")
+            raise ValueError(
+                f"{file.path} has the merge {reprlib.repr(merge)}, whose tokens it does not have"
+            )
         merges.append((left, right))
 
     tokenizer = Tokenizer(models.BPE(vocab, merges))
     _set_splitting(tokenizer, file)
     tokenizer.decoder = decoders.ByteLevel()
-    for token, token_type in zip(tokens, _read_token_types(file, len(tokens)), strict=True):
-        if token_type in (TokenType.CONTROL, TokenType.UNKNOWN):
-            tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False)])
-        elif token_type == TokenType.USER_DEFINED:
-            tokenizer.add_tokens([AddedToken(token, special=False, normalized=False)])
+    types = _read_token_types(file, len(tokens))
+    special = [t for t, kind in zip(tokens, types, strict=True) if kind in _SPECIAL_TYPES]
+    added = [t for t, kind in zip(tokens, types, strict=True) if kind == TokenType.USER_DEFINED]
+    # All at once: for every call the tokenizer builds its search for added tokens anew.
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
+    tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in added])
     return tokenizer.to_str()
 
 
-def _set_splitting(tokenizer: Tokenizer, file: "File") -> None:
-    """Sets how text becomes the words that merges apply to, by the file's name for it."""
+def _set_splitting(tokenizer: Tokenizer, file: GgufFile) -> None:
+    """Set how text becomes the words that merges apply to, by the file's name for it."""
     gpt2_words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     match name := file.get("tokenizer.ggml.pre", str):
         case "gpt-2" | "default":
@@ -80,13 +83,13 @@ def _split_by(words: str) -> pre_tokenizers.PreTokenizer:
     )
 
 
-def read_tokens(file: "File") -> list[str]:
-    """The vocabulary, by id."""
+def read_tokens(file: GgufFile) -> list[str]:
+    """Return the vocabulary, by id."""
     return file.get_strings("tokenizer.ggml.tokens")
 
 
-def _read_token_id(file: "File", role: str, num_tokens: int) -> int | None:
-    """The id of a special token (`bos`, `eos`, ...), or None if the file names none."""
+def _read_token_id(file: GgufFile, role: str, num_tokens: int) -> int | None:
+    """Return the id of a special token (`bos`, `eos`, ...), or None if the file names none."""
     key = f"tokenizer.ggml.{role}_token_id"
     if key not in file.metadata:
         return None
@@ -96,7 +99,7 @@ def _read_token_id(file: "File", role: str, num_tokens: int) -> int | None:
     return token_id
 
 
-def _read_token_types(file: "File", num_tokens: int) -> list[int]:
+def _read_token_types(file: GgufFile, num_tokens: int) -> list[int]:
     token_types = file.get("tokenizer.ggml.token_type", list)
     if len(token_types) != num_tokens:
         raise ValueError(
@@ -106,8 +109,8 @@ def _read_token_types(file: "File", num_tokens: int) -> list[int]:
     return token_types
 
 
-def read_tokenizer_config(file: "File") -> dict[str, object]:
-    """The values of a tokenizer_config.json: special tokens and the chat template."""
+def read_tokenizer_config(file: GgufFile) -> dict[str, object]:
+    """Return the values of a tokenizer_config.json: special tokens and the chat template."""
     config: dict[str, object] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
@@ -127,8 +130,8 @@ def read_tokenizer_config(file: "File") -> dict[str, object]:
 _END_TOKENS = ("<|im_end|>", "<|eot_id|>", "<|endoftext|>")
 
 
-def read_generation_config(file: "File") -> dict[str, object]:
-    """The values of a generation_config.json: the ids that begin, end and pad."""
+def read_generation_config(file: GgufFile) -> dict[str, object]:
+    """Return the values of a generation_config.json: the ids that begin, end and pad."""
     tokens = read_tokens(file)
     token_types = _read_token_types(file, len(tokens))
     ids = {

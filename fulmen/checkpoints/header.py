@@ -1,6 +1,5 @@
-"""What a safetensors file says it holds, checked before a weight is read."""
+"""The header of a safetensors file: what it holds and where, checked before a weight is read."""
 
-import json
 import math
 import reprlib
 import struct
@@ -10,9 +9,16 @@ from typing import Final
 
 import torch
 
+from fulmen.files import MAX_JSON_BYTES, parse_json
+
 ALIGNMENT: Final = 64
 """Bytes: a packed matrix begins at a multiple of this, in memory and in the files we write."""
 
+MAX_NAME: Final = 256
+"""Longest name of a tensor. The longest that M1 or M2 has is 68 characters."""
+
+MAX_DIMENSIONS: Final = 8
+"""Most dimensions of a tensor. Ours have at most two."""
 
 SAFETENSORS_DTYPES = {
     "F64": torch.float64,
@@ -22,36 +28,44 @@ SAFETENSORS_DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,
     "U8": torch.uint8,
 }
-"""Those we read, by their names in a header."""
+"""Dtypes that are read, by their names in a header."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Where one tensor of a checkpoint lies."""
+    """Place of one tensor of a checkpoint."""
 
     file: Path
     shape: tuple[int, ...]
     dtype: str
-    """As safetensors names it; F32 for a GGUF, whose tensors are read as that."""
+    """Name that safetensors gives it; F32 for a GGUF, whose tensors are read as that."""
     begin: int = 0
-    """Where its bytes begin in the file; 0 for a GGUF, which knows itself."""
+    """First byte in the file; 0 for a GGUF, whose reader knows it."""
 
 
 def read_header(file: Path) -> dict[str, Stored]:
-    """What a safetensors file says it holds; ValueError if it is not one, is cut short, or says
-    what cannot be."""
+    """Read where a safetensors file holds each tensor.
+
+    Raises ValueError, in bounded time and memory, for a file that is none, is cut short, or says
+    what cannot be.
+    """
     size = file.stat().st_size
     with file.open("rb") as stream:
         prefix = stream.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
         if 8 + length > size:
             raise ValueError(f"{file} is truncated or no safetensors file: {size} bytes")
+        if length > MAX_JSON_BYTES:
+            raise ValueError(
+                f"{file} is no safetensors file we read: its header of {length} bytes is larger "
+                f"than {MAX_JSON_BYTES}"
+            )
         try:
-            header = json.loads(stream.read(length))
-        except (ValueError, RecursionError):
-            header = None
-    if not isinstance(header, dict):
-        raise ValueError(f"{file} is no safetensors file: its header cannot be read")
+            header = parse_json(stream.read(length), "it")
+        except ValueError as error:
+            raise ValueError(
+                f"{file} is no safetensors file: its header cannot be read, {error}"
+            ) from None
     header.pop("__metadata__", None)
     stored = {}
     spans = []
@@ -75,16 +89,25 @@ def read_header(file: Path) -> dict[str, Stored]:
 
 
 def _read_entry(file: Path, name: str, entry: object) -> tuple[Stored, int, int]:
-    """One tensor of a header, and where its bytes begin and end."""
+    """Return one tensor of a header, and where its bytes begin and end."""
+    if len(name) > MAX_NAME:
+        raise ValueError(
+            f"{file} is damaged: its header names a tensor {name[:40]}..., {len(name)} characters "
+            f"long, at most {MAX_NAME} are read"
+        )
     match entry:
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(begin), int(end)]} if (
-            all(type(size) is int and size >= 0 for size in shape) and 0 <= begin <= end
+            len(shape) <= MAX_DIMENSIONS
+            and all(type(size) is int and size >= 0 for size in shape)
+            and type(begin) is type(end) is int
+            and 0 <= begin <= end
         ):
             pass
         case _:
             raise ValueError(
                 f"{file} is damaged: its header gives tensor {name} as {reprlib.repr(entry)}, a "
-                "dtype, a shape and data_offsets in whole numbers are needed"
+                f"dtype, a shape of at most {MAX_DIMENSIONS} dimensions and data_offsets in whole "
+                "numbers are needed"
             )
     known = SAFETENSORS_DTYPES.get(dtype)
     if known is not None and end - begin != math.prod(shape) * known.itemsize:
@@ -92,4 +115,4 @@ def _read_entry(file: Path, name: str, entry: object) -> tuple[Stored, int, int]
             f"{file} is damaged: its header gives tensor {name} {end - begin} bytes, {shape} in "
             f"{dtype} needs {math.prod(shape) * known.itemsize}"
         )
-    return Stored(file, tuple(shape), dtype), begin, end
+    return Stored(file, tuple(shape), dtype[:MAX_NAME]), begin, end

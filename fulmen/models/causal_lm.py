@@ -19,7 +19,6 @@ from fulmen.kernels import (
     target_logprobs,
 )
 from fulmen.models.cache import Cache, LightningStates
-from fulmen.models.config import AttentionConfig
 from fulmen.models.experts import SparseMoE
 from fulmen.models.layers import (
     Context,
@@ -30,9 +29,10 @@ from fulmen.models.layers import (
     Trace,
     full_precision,
 )
+from fulmen.models.model_config import ModelConfig
 from fulmen.models.packed import Packed
 
-ConfigT = TypeVar("ConfigT", bound=AttentionConfig)
+ConfigT = TypeVar("ConfigT", bound=ModelConfig)
 
 
 class Layer(Protocol):
@@ -46,7 +46,7 @@ class Layer(Protocol):
 class Decoder(nn.Module):
     """Embedding, layers and last norm, under the names the checkpoints use."""
 
-    def __init__(self, config: AttentionConfig, layers: Sequence[nn.Module]) -> None:
+    def __init__(self, config: ModelConfig, layers: Sequence[nn.Module]) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(layers)

@@ -11,8 +11,8 @@ from fulmen.kernels import (
     mixture_of_experts,
     route,
 )
-from fulmen.models.config import AttentionConfig
 from fulmen.models.layers import Context, Linear, full_precision
+from fulmen.models.model_config import ModelConfig
 
 
 class Expert(nn.Module):
@@ -37,7 +37,7 @@ class SparseMoE(nn.Module):
     e_score_correction_bias: Tensor | None
     """(E,) float32: takes part in the choice of experts, never in their weights."""
 
-    def __init__(self, config: AttentionConfig) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.num_experts_per_tok = config.num_experts_per_tok
         self.router_jitter_noise = config.router_jitter_noise

@@ -28,7 +28,7 @@ from fulmen.kernels import (
     write_pages,
 )
 from fulmen.models.cache import LightningStates
-from fulmen.models.config import AttentionConfig
+from fulmen.models.model_config import ModelConfig
 from fulmen.models.packed import Packed
 
 LayerCache = KVPages | LightningStates
@@ -123,7 +123,7 @@ class SoftmaxAttention(nn.Module):
     """Causal attention with grouped queries and partial rotation; M2 has norms of q and k over all
     heads together, before the rotation."""
 
-    def __init__(self, config: AttentionConfig) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.q_norm: RMSNorm | None = None
         self.k_norm: RMSNorm | None = None

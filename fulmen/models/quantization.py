@@ -1,17 +1,21 @@
 """The `quantization_config` of a checkpoint: FP8 blocks, or matrices packed for the kernels."""
 
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Final, cast
 
 from fulmen.kernels import WeightFormat, packed_bytes
+from fulmen.models.config import Fields
 
-if TYPE_CHECKING:
-    pass
+MAX_BLOCK: Final = 2**20
+"""Most rows or columns that share an FP8 scale: any matrix within `LIMITS` as one block. Published
+blocks are 128 x 128."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Fp8Config:
     """`quantization_config` of the FP8 releases: e4m3 weights with one float32 scale a block."""
 
@@ -19,25 +23,45 @@ class Fp8Config:
     modules_to_not_convert: tuple[str, ...]
     """Module names, matched by whole components: `gate` is the router, never `gate_proj`."""
 
+    def __post_init__(self) -> None:
+        block = self.weight_block_size
+        if len(block) != 2 or not all(type(n) is int and 0 < n <= MAX_BLOCK for n in block):
+            raise ValueError(
+                f"weight_block_size is {reprlib.repr(list(block))}, it must be two positive "
+                f"integers of at most {MAX_BLOCK}, see quantization_config in config.json"
+            )
+
+    @cached_property
+    def _unconverted(self) -> frozenset[tuple[str, ...]]:
+        return frozenset(_components(module) for module in self.modules_to_not_convert)
+
     def applies_to(self, name: str) -> bool:
-        """Whether the matrix `name` (without `.weight`) is stored as FP8 blocks."""
+        """Return whether the matrix `name` (without `.weight`) is stored as FP8 blocks."""
         parts = _components(name)
-        for module in self.modules_to_not_convert:
-            unconverted = _components(module)
-            for start in range(len(parts) - len(unconverted) + 1):
-                if parts[start : start + len(unconverted)] == unconverted:
-                    return False
-        return True
+        return not any(
+            parts[start:end] in self._unconverted
+            for start in range(len(parts))
+            for end in range(start + 1, len(parts) + 1)
+        )
 
     def scale_shape(self, shape: Sequence[int]) -> tuple[int, int]:
-        """The grid of scales of a matrix; a ragged last block counts as a block."""
+        """Return the grid of scales of a matrix; a ragged last block counts as a block."""
         rows, columns = self.weight_block_size
         return math.ceil(shape[0] / rows), math.ceil(shape[1] / columns)
 
+    def to_dict(self) -> dict[str, object]:
+        """Return the fields as config.json holds them."""
+        return {
+            "quant_method": "fp8",
+            "fmt": "float8_e4m3fn",
+            "activation_scheme": "dynamic",
+            "weight_block_size": list(self.weight_block_size),
+            "modules_to_not_convert": list(self.modules_to_not_convert),
+        }
+
 
 Bits = int | str
-"""How finely weights are held: 8 or 4 bits in groups of inputs, or "fp8": e4m3 in blocks."""
-
+"""Width of packed weights: 8 or 4 bits in groups of inputs, or "fp8": e4m3 in blocks."""
 
 FORMATS: Final[Mapping[Bits, WeightFormat]] = {
     8: WeightFormat.INT8,
@@ -45,11 +69,8 @@ FORMATS: Final[Mapping[Bits, WeightFormat]] = {
     "fp8": WeightFormat.FP8,
 }
 
-
 GROUP_SIZES: Final = (32, 64, 128)
-"""Inputs that may share a scale: what the kernels take."""
-
-
+"""Numbers of inputs that may share a scale, as the kernels take them."""
 PACKED_MODULES: Final = frozenset(
     {
         # softmax attention, then lightning attention
@@ -60,21 +81,24 @@ PACKED_MODULES: Final = frozenset(
         *("gate_proj", "up_proj", "down_proj"),
     }
 )
-"""The matrices that `fulmen quantize` rounds. Routers and norms decide much with few bytes, and the
+"""Matrices that `fulmen quantize` rounds. Routers and norms decide much with few bytes, and the
 embedding is looked up, not multiplied; these stay as they are."""
+
+PACKED_METHOD: Final = "fulmen"
+"""`quant_method` of a PackedConfig."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackedConfig:
-    """`quantization_config` of what `fulmen quantize` writes: matrices as the CPU's kernels read
-    them, each a uint8 tensor (blocks of 16 columns, bytes of a block)."""
+    """`quantization_config` that `fulmen quantize` writes: matrices as the CPU's kernels read them,
+    each a uint8 tensor (blocks of 16 columns, bytes of a block)."""
 
     bits: Bits
     """8, 4 or "fp8"."""
     group_size: int
     """Inputs that share a scale; 128 for fp8, whose scales are for 128 x 128 weights."""
     input_bits: int = 16
-    """How finely inputs are rounded, group by group, before they meet 8- or 4-bit weights."""
+    """Bits to which inputs are rounded, group by group, before they meet 8- or 4-bit weights."""
     head_bits: int | None = None
     """8 if lm_head is rounded too; None leaves it as it is."""
 
@@ -88,7 +112,7 @@ class PackedConfig:
             value = getattr(self, name)
             if value not in known or isinstance(value, bool):
                 options = " or ".join("absent" if x is None else str(x) for x in known)
-                raise ValueError(f"{name} is {value!r}, it must be {options}")
+                raise ValueError(f"{name} is {reprlib.repr(value)}, it must be {options}")
         if self.bits == "fp8" and self.head_bits is None and self.input_bits != 16:
             raise ValueError(
                 f"input_bits is {self.input_bits}, it must be 16: fp8 weights meet inputs as they "
@@ -96,24 +120,72 @@ class PackedConfig:
             )
 
     def format_of(self, module: str) -> WeightFormat | None:
-        """How the matrix of a module is packed; None if it is stored as it is."""
+        """Return the format that a module's matrix is packed in; None if it is stored as it is."""
         if module == "lm_head":
             return None if self.head_bits is None else WeightFormat.INT8
         return FORMATS[self.bits] if module.rpartition(".")[2] in PACKED_MODULES else None
 
     def packed_shape(self, format: WeightFormat, shape: tuple[int, int]) -> tuple[int, int]:
-        """(N, K) -> (blocks of 16 columns, bytes of a block)"""
+        """Return the stored shape of an (N, K) matrix: (blocks of 16 columns, bytes of a block)."""
         blocks = math.ceil(shape[0] / 16)
         return blocks, packed_bytes(format, *shape, self.group_size) // blocks
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the fields as config.json holds them."""
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        return {"quant_method": PACKED_METHOD, **given}
 
 
 QuantizationConfig = Fp8Config | PackedConfig
 
 
-PACKED_METHOD: Final = "fulmen"
-"""`quant_method` of a PackedConfig."""
+def take_quantization(given: Fields) -> QuantizationConfig | None:
+    """Take `quantization_config`; None when the weights are stored as they are."""
+    values = given.take_optional("quantization_config", dict)
+    if values is None:
+        return None
+    inner = Fields(cast(Mapping[str, object], values), f"quantization_config in {given.where}")
+    method = inner.take("quant_method", str, "fp8")
+    if method not in ("fp8", PACKED_METHOD):
+        raise ValueError(
+            f"quant_method is {reprlib.repr(method)}, only 'fp8' and {PACKED_METHOD!r} are "
+            f"implemented, see {inner.where}"
+        )
+    config = _take_packed(inner) if method == PACKED_METHOD else _take_fp8(inner)
+    inner.finish()
+    return config
 
 
-def _components(module: str) -> list[str]:
+def _take_packed(given: Fields) -> PackedConfig:
+    is_fp8 = given.peek("bits") == "fp8"
+    return PackedConfig(
+        bits=given.take("bits", str) if is_fp8 else given.take("bits", int),
+        group_size=given.take("group_size", int),
+        input_bits=given.take("input_bits", int),
+        head_bits=given.take_optional("head_bits", int),
+    )
+
+
+def _take_fp8(given: Fields) -> Fp8Config:
+    given.require("fmt", "float8_e4m3fn")
+    given.require("activation_scheme", "dynamic")
+    given.require("scale_fmt", "float")
+    given.require("expert_dtype", "fp8")
+    given.require("modules_to_convert", None)
+    given.require("dequantize", False)
+    block = given.take("weight_block_size", list)
+    # Without a list, transformers leaves the head as it is; its router is never converted.
+    modules = given.take(
+        "modules_to_not_convert", list, ["gate", "lm_head"], also=("ignored_layers",)
+    )
+    if not all(isinstance(module, str) for module in modules):
+        raise ValueError(
+            f"modules_to_not_convert is {reprlib.repr(modules)}, it must be a list of names, "
+            f"see {given.where}"
+        )
+    return Fp8Config(weight_block_size=tuple(block), modules_to_not_convert=tuple(modules))
+
+
+def _components(module: str) -> tuple[str, ...]:
     # transformers 5 calls the same module `mlp`, also in the lists it writes.
-    return ["mlp" if part == "block_sparse_moe" else part for part in module.split(".")]
+    return tuple("mlp" if part == "block_sparse_moe" else part for part in module.split("."))

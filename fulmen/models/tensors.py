@@ -1,13 +1,11 @@
 """Every tensor that a config predicts: name, shape and stored dtype."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 
-if TYPE_CHECKING:
-    pass
-from fulmen.models.config import AttentionConfig
+from fulmen.models.model_config import ModelConfig
 from fulmen.models.quantization import Fp8Config, PackedConfig, QuantizationConfig
 
 
@@ -19,7 +17,7 @@ class TensorSpec(NamedTuple):
     dtype: torch.dtype
 
 
-def outer_tensors(config: AttentionConfig) -> Iterator[TensorSpec]:
+def outer_tensors(config: ModelConfig) -> Iterator[TensorSpec]:
     """Embedding, last norm and head: the same names in both models."""
     table = (config.vocab_size, config.hidden_size)
     yield TensorSpec("model.embed_tokens.weight", table, config.torch_dtype)
@@ -28,7 +26,7 @@ def outer_tensors(config: AttentionConfig) -> Iterator[TensorSpec]:
         yield TensorSpec("lm_head.weight", table, config.torch_dtype)
 
 
-def layer_tensors(config: AttentionConfig, prefix: str) -> Iterator[TensorSpec]:
+def layer_tensors(config: ModelConfig, prefix: str) -> Iterator[TensorSpec]:
     """Block norms, router (float32 in both releases) and experts of one layer."""
     hidden, width, dtype = config.hidden_size, config.intermediate_size, config.torch_dtype
     for norm in ("input_layernorm", "post_attention_layernorm"):
@@ -44,7 +42,7 @@ def layer_tensors(config: AttentionConfig, prefix: str) -> Iterator[TensorSpec]:
             yield TensorSpec(f"{moe}.experts.{expert}.{name}.weight", shape, dtype)
 
 
-def softmax_attention_tensors(config: AttentionConfig, prefix: str) -> Iterator[TensorSpec]:
+def softmax_attention_tensors(config: ModelConfig, prefix: str) -> Iterator[TensorSpec]:
     """The four projections of a softmax attention layer."""
     query = config.num_attention_heads * config.head_dim
     key_value = config.num_key_value_heads * config.head_dim
