@@ -136,10 +136,9 @@ class Checkpoint:
         for file_name, names in sorted(self._files().items()):
             file = folder / file_name
             if not file.is_file():
+                held = "all" if names is None else len(names)
                 self._lose(
-                    names,
-                    f"shard {file_name} is missing from {folder}, {len(names or ())} tensors are "
-                    "in it",
+                    names, f"shard {file_name} is missing from {folder}, {held} tensors are in it"
                 )
                 continue
             try:

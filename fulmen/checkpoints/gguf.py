@@ -270,8 +270,8 @@ def _check_tensors(file: GgufFile, llama: _Llama) -> None:
         needed.add(source.name)
     for name in file.entries.keys() - needed:
         raise ValueError(
-            f"{file.path} has a tensor {name[:80]}, which is not supported: needed is a Llama without "
-            "biases, with one expert and unscaled rotary embedding"
+            f"{file.path} has a tensor {name[:80]}, which is not supported: needed is a Llama "
+            "without biases, with one expert and unscaled rotary embedding"
         )
 
 

@@ -1,7 +1,7 @@
 """The GGUF container: its header, metadata and where each tensor lies.
 
-The `gguf` package's own reader takes seconds for a vocabulary and believes every length in the file,
-so the header is parsed here, within bounds that no published file comes near.
+The `gguf` package's own reader takes seconds for a vocabulary and believes every length in the
+file, so the header is parsed here, within bounds that no published file comes near.
 """
 
 import math
@@ -85,8 +85,8 @@ class GgufFile:
         return values
 
 
-class _Cursor:
-    """A reader of little-endian values, one after another, that stays within the header's bounds."""
+class Cursor:
+    """A reader of little-endian values, one after another, within a header's bounds."""
 
     def __init__(self, path: Path, mapped: npt.NDArray[np.uint8]) -> None:
         self.path = path
@@ -180,7 +180,7 @@ def read_gguf_file(path: Path) -> GgufFile:
     """Read the header of a GGUF; ValueError for a file that is none, is cut short or damaged."""
     # Mapping an empty file is an error of its own.
     mapped = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
-    cursor = _Cursor(path, mapped)
+    cursor = Cursor(path, mapped)
     if mapped[:4].tobytes() != b"GGUF":
         raise ValueError(f"{path} is not a GGUF: it does not begin with the letters GGUF")
     cursor.take(4)
@@ -207,7 +207,7 @@ def read_gguf_file(path: Path) -> GgufFile:
     return file
 
 
-def _read_tensor_header(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
+def _read_tensor_header(cursor: Cursor) -> tuple[str, tuple[int, ...], int, int]:
     """Read name, shape, quantisation id, and offset from the start of the data."""
     name = cursor.string()
     num_dimensions = cursor.number("I")
@@ -217,23 +217,24 @@ def _read_tensor_header(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int
 
 
 def _place(file: GgufFile, name: str, shape: tuple[int, ...], type_id: int, start: int) -> _Entry:
+    short = name[:80]
     try:
         quantization = GGMLQuantizationType(type_id)
         block_size, block_bytes = GGML_QUANT_SIZES[quantization]
     except (ValueError, KeyError):
         raise ValueError(
-            f"{file.path} stores {name} in quantisation {type_id}, which the installed gguf "
+            f"{file.path} stores {short} in quantisation {type_id}, which the installed gguf "
             "package does not know"
         ) from None
     if not shape or shape[-1] % block_size != 0:
         raise ValueError(
-            f"{file.path} stores {name} of shape {shape} in {quantization.name}, which needs rows "
+            f"{file.path} stores {short} of shape {shape} in {quantization.name}, which needs rows "
             f"of a multiple of {block_size} values"
         )
     num_bytes = math.prod(shape) // block_size * block_bytes
     if start + num_bytes > len(file.mapped):
         raise ValueError(
-            f"{file.path} is cut short: it has {len(file.mapped)} bytes and {name} ends at byte "
+            f"{file.path} is cut short: it has {len(file.mapped)} bytes and {short} ends at byte "
             f"{start + num_bytes}"
         )
     return _Entry(shape, quantization, start, num_bytes)

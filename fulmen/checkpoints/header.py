@@ -20,6 +20,9 @@ MAX_NAME: Final = 256
 MAX_DIMENSIONS: Final = 8
 """Most dimensions of a tensor. Ours have at most two."""
 
+MAX_SIZE: Final = 2**48
+"""Largest dimension of a tensor, far more than a disk holds."""
+
 SAFETENSORS_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -98,7 +101,7 @@ def _read_entry(file: Path, name: str, entry: object) -> tuple[Stored, int, int]
     match entry:
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(begin), int(end)]} if (
             len(shape) <= MAX_DIMENSIONS
-            and all(type(size) is int and size >= 0 for size in shape)
+            and all(type(size) is int and 0 <= size <= MAX_SIZE for size in shape)
             and type(begin) is type(end) is int
             and 0 <= begin <= end
         ):

@@ -276,7 +276,8 @@ def check_limit(name: str, value: object, where: str, spelling: str | None = Non
     """Raise for an integer larger than `LIMITS` allows its field, however that was spelled."""
     limit = LIMITS.get(name)
     if limit is not None and isinstance(value, int) and value > limit:
+        shown = str(value) if value < 10**30 else "more than 10^30"
         raise ValueError(
-            f"{spelling or name} is {reprlib.repr(value)}, it must be at most {limit}, which is "
+            f"{spelling or name} is {shown}, it must be at most {limit}, which is "
             f"many times what any published model has, see {where}"
         )
