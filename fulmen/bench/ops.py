@@ -25,6 +25,7 @@ from fulmen.kernels import (
     PAGE,
     ExpertWeights,
     KVPages,
+    Lengths,
     LightningCarry,
     PackedExperts,
     PackedMatrix,
@@ -640,17 +641,14 @@ def _softmax(
             row[:count] = torch.arange(end - count, end)
         tables = [table + copy * num_pages for copy in range(num_copies)]
         q = _normal(num_tokens * len(lens), heads, dim)
-        batch = {
-            "cu_seqlens": torch.arange(len(lens) + 1, dtype=torch.int32) * num_tokens,
-            "context_lens": torch.tensor(depths, dtype=torch.int32),
-        }
+        lengths = Lengths.of([num_tokens] * len(lens), depths)
 
         def define() -> Tensor:
             wide = KVPages(num_pages, kv_heads, dim, dtype=torch.float64)
             for row, length in zip(table, lens, strict=True):
                 k, v = (x.double() for x in pages.read(row[: -(-length // PAGE)], length))
                 write_pages(k, v, wide, int(row[0]) * PAGE + torch.arange(length))
-            return softmax_attention(q.double(), wide, block_table=table, **batch)
+            return softmax_attention(q.double(), wide, block_table=table, lengths=lengths)
 
         @cache
         def flat() -> tuple[Tensor, Tensor, Tensor]:
@@ -671,7 +669,7 @@ def _softmax(
             )
 
         def run(i: int) -> Tensor:
-            return softmax_attention(q, pages, block_table=tables[i % num_copies], **batch)
+            return softmax_attention(q, pages, block_table=tables[i % num_copies], lengths=lengths)
 
         return Prepared(run, num_copies, define, run_torch if len(lens) == 1 else None)
 

@@ -5,6 +5,7 @@ from fulmen.kernels.backends import native, native_for, numerics, populate, set_
 from fulmen.kernels.embedding import embed
 from fulmen.kernels.experts import ExpertWeights, PackedExperts, Scoring, mixture_of_experts, route
 from fulmen.kernels.head import HeadOutput, head, target_logprobs
+from fulmen.kernels.lengths import Lengths
 from fulmen.kernels.lightning import CHUNK, LightningCarry, kv_state_at, lightning_attention
 from fulmen.kernels.linear import Activation, linear
 from fulmen.kernels.norms import add_residual, gated_norm, residual_norm, rms_norm
@@ -29,6 +30,7 @@ __all__ = [
     "ExpertWeights",
     "HeadOutput",
     "KVPages",
+    "Lengths",
     "LightningCarry",
     "PackedExperts",
     "PackedMatrix",

@@ -6,7 +6,6 @@ whether it came in a whole prompt, in a part of one or alone. Where the C++ exte
 bfloat16 and float32) this holds to the bit; the plain-torch definitions below keep it to rounding.
 """
 
-import itertools
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fulmen.kernels.backends import DTYPES, native_alike, needs_gradient
+from fulmen.kernels.lengths import Lengths, lengths_of
 from fulmen.kernels.pages import PAGE, KVPages, rows_of, same_kind, write_pages
 
 
@@ -24,23 +24,31 @@ def softmax_attention(
     q: Tensor,
     pages: KVPages,
     *,
-    cu_seqlens: Tensor,
-    context_lens: Tensor,
     block_table: Tensor,
+    lengths: Lengths | None = None,
+    cu_seqlens: Tensor | None = None,
+    context_lens: Tensor | None = None,
 ) -> Tensor:
     """Causal attention with grouped queries; scores are scaled by 1 / sqrt(D), softmax in float32.
 
     q             (T, H, D)    packed new tokens
     pages         keys and values of all tokens, those before and the new ones
-    cu_seqlens    (N + 1,)     int32: sequence n owns tokens cu_seqlens[n] to cu_seqlens[n + 1]
-    context_lens  (N,)         int32: tokens of each sequence before the new ones
     block_table   (N, B)       int32: the pages of each sequence, in order
+    lengths       new and past tokens of each sequence, or instead of it:
+    cu_seqlens    (N + 1,)     int32: sequence n owns tokens cu_seqlens[n] to cu_seqlens[n + 1]
+    context_lens  (N,)         int32: tokens of each sequence before the new ones; zeros if omitted
 
     Returns (T, H, D). Query head i reads key-value head i // (H / Hkv). Not differentiable:
     training uses `attend`.
     """
+    lengths = lengths_of(lengths, cu_seqlens, context_lens)
     _check_heads(q, pages.num_kv_heads, pages.head_dim)
-
+    lengths.check_tokens(len(q))
+    if len(block_table) != lengths.num_sequences:
+        raise ValueError(
+            f"block_table has {len(block_table)} rows for {lengths.num_sequences} sequences, each "
+            "needs one"
+        )
     if needs_gradient(q):
         raise ValueError(
             "q needs a gradient, which keys and values in pages do not give: training reads whole "
@@ -48,36 +56,47 @@ def softmax_attention(
         )
     extension = native_alike(q) if same_kind(q, pages) else None
     if extension is not None:
-        return _native_attention(extension, q, pages, cu_seqlens, context_lens, block_table)
+        return _native_attention(extension, q, pages, lengths, block_table)
     outs = []
-    bounds = cu_seqlens.tolist()
-    for n, context in enumerate(context_lens.tolist()):
-        length = context + bounds[n + 1] - bounds[n]
-        k, v = pages.read(block_table[n, : -(-length // PAGE)], length)
-        outs.append(_one_sequence(q[bounds[n] : bounds[n + 1]].to(k.dtype), k, v))
+    news = q.split_with_sizes(lengths.host_seqlens)
+    for new, context, row in zip(news, lengths.host_context_lens, block_table, strict=True):
+        length = context + len(new)
+        k, v = pages.read(row[: -(-length // PAGE)], length)
+        outs.append(_one_sequence(new.to(k.dtype), k, v))
     return torch.cat(outs).to(q.dtype)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, *, cu_seqlens: Tensor) -> Tensor:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    lengths: Lengths | None = None,
+    cu_seqlens: Tensor | None = None,
+) -> Tensor:
     """`softmax_attention` of whole sequences that have no pages, as in training; differentiable.
 
     q           (T, H, D)     packed tokens
     k, v        (T, Hkv, D)   keys after rotation
+    lengths     tokens of each sequence, none before them, or instead of it:
     cu_seqlens  (N + 1,)      int32
 
     Returns (T, H, D), equal to the bit to what pages would give.
     """
+    lengths = lengths_of(lengths, cu_seqlens)
     _check_heads(q, k.shape[1], k.shape[2])
-    bounds = cu_seqlens.tolist()
+    lengths.check_tokens(len(q))
+    if any(lengths.host_context_lens):
+        raise ValueError("context_lens is not zero, so pages are needed: use softmax_attention")
 
     extension = native_alike(q, k, v)
     if extension is None:
-        parts = itertools.pairwise(bounds)
-        return torch.cat([_one_sequence(q[a:b], k[a:b], v[a:b]) for a, b in parts])
+        parts = zip(*(x.split_with_sizes(lengths.host_seqlens) for x in (q, k, v)), strict=True)
+        return torch.cat([_one_sequence(*part) for part in parts])
     if needs_gradient(q, k, v):
-        out: Tensor = _Attend.apply(q, k, v, extension, cu_seqlens, bounds)  # type: ignore[no-untyped-call]
+        out: Tensor = _Attend.apply(q, k, v, extension, lengths)  # type: ignore[no-untyped-call]
         return out
-    return _through_pages(extension, q, k, v, cu_seqlens, bounds)
+    return _through_pages(extension, q, k, v, lengths)
 
 
 class _Attend(torch.autograd.Function):
@@ -90,18 +109,17 @@ class _Attend(torch.autograd.Function):
         k: Tensor,
         v: Tensor,
         extension: ModuleType,
-        cu_seqlens: Tensor,
-        bounds: Sequence[int],
+        lengths: Lengths,
     ) -> Tensor:
-        out = _through_pages(extension, q, k, v, cu_seqlens, bounds)
+        out = _through_pages(extension, q, k, v, lengths)
         ctx.save_for_backward(q, k, v, out)
-        ctx.others = extension, cu_seqlens.to("cpu", torch.int32).contiguous()
+        ctx.others = extension, lengths
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-        extension, cu_seqlens = ctx.others
+        extension, lengths = ctx.others
         q, k, v, out = (x.contiguous() for x in ctx.saved_tensors)
         dout = dout.contiguous()
         dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
@@ -115,27 +133,21 @@ class _Attend(torch.autograd.Function):
             dk=dk.data_ptr(),
             dv=dv.data_ptr(),
             dtype=DTYPES[q.dtype],
-            cu_seqlens=cu_seqlens.data_ptr(),
-            num_sequences=len(cu_seqlens) - 1,
+            cu_seqlens=lengths.cu_seqlens.data_ptr(),
+            num_sequences=lengths.num_sequences,
             num_heads=q.shape[1],
             num_kv_heads=k.shape[1],
             head_dim=q.shape[2],
         )
-        return dq, dk, dv, None, None, None
+        return dq, dk, dv, None, None
 
 
 def _through_pages(
-    extension: ModuleType,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens: Tensor,
-    bounds: Sequence[int],
+    extension: ModuleType, q: Tensor, k: Tensor, v: Tensor, lengths: Lengths
 ) -> Tensor:
-    pages, slots, block_table = _own_pages(k, bounds)
+    pages, slots, block_table = _own_pages(k, lengths.host_seqlens)
     write_pages(k, v, pages, slots)
-    context_lens = torch.zeros(len(bounds) - 1, dtype=torch.int32)
-    return _native_attention(extension, q, pages, cu_seqlens, context_lens, block_table)
+    return _native_attention(extension, q, pages, lengths, block_table)
 
 
 def _check_heads(q: Tensor, num_kv_heads: int, head_dim: int) -> None:
@@ -147,24 +159,11 @@ def _check_heads(q: Tensor, num_kv_heads: int, head_dim: int) -> None:
 
 
 def _native_attention(
-    extension: ModuleType,
-    q: Tensor,
-    pages: KVPages,
-    cu_seqlens: Tensor,
-    context_lens: Tensor,
-    block_table: Tensor,
+    extension: ModuleType, q: Tensor, pages: KVPages, lengths: Lengths, block_table: Tensor
 ) -> Tensor:
     q = rows_of(q)
     out = q.new_empty(q.shape)
-    # Names hold what a conversion may copy until the kernel has run.
-    bounds, past, table = (
-        x.to("cpu", torch.int32).contiguous() for x in (cu_seqlens, context_lens, block_table)
-    )
-    if len(bounds) != len(past) + 1 or len(table) != len(past) or int(bounds[-1]) != len(q):
-        raise ValueError(
-            f"cu_seqlens has {len(bounds)} entries and ends at {int(bounds[-1])}, for {len(q)} "
-            f"tokens, {len(past)} context_lens and {len(table)} rows of block_table"
-        )
+    table = block_table.to(torch.int32).contiguous()  # a name: lives until the kernel has run
     extension.softmax_attention(
         q=q.data_ptr(),
         q_token_stride=q.stride(0),
@@ -174,9 +173,9 @@ def _native_attention(
         **pages._addresses(),
         block_table=table.data_ptr(),
         block_table_width=table.shape[1],
-        cu_seqlens=bounds.data_ptr(),
-        context_lens=past.data_ptr(),
-        num_sequences=len(past),
+        cu_seqlens=lengths.cu_seqlens.data_ptr(),
+        context_lens=lengths.context_lens.data_ptr(),
+        num_sequences=lengths.num_sequences,
         num_heads=q.shape[1],
         num_kv_heads=pages.num_kv_heads,
         head_dim=pages.head_dim,
@@ -184,13 +183,12 @@ def _native_attention(
     return out
 
 
-def _own_pages(like: Tensor, bounds: Sequence[int]) -> tuple[KVPages, Tensor, Tensor]:
+def _own_pages(like: Tensor, seqlens: Sequence[int]) -> tuple[KVPages, Tensor, Tensor]:
     """Pages for tokens like (T, Hkv, D), their slot_mapping (T,) and block_table (N, B)."""
     # Where a sequence has fewer pages than the widest, its row ends in some that it never reads.
     slots, tables, num_pages = [], [], 0
-    lens = [b - a for a, b in itertools.pairwise(bounds)]
-    width = max(-(-length // PAGE) for length in lens)
-    for length in lens:
+    width = max(-(-length // PAGE) for length in seqlens)
+    for length in seqlens:
         slots.append(torch.arange(length) + num_pages * PAGE)
         tables.append(torch.arange(num_pages, num_pages + width))
         num_pages += -(-length // PAGE)

@@ -8,7 +8,6 @@ definition, for GPUs, float64 and machines without the extension, exact up to ro
 """
 
 import functools
-import itertools
 import math
 from collections.abc import Sequence
 from types import ModuleType
@@ -19,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fulmen.kernels.backends import DTYPES, native_for, needs_gradient
+from fulmen.kernels.lengths import Lengths, lengths_of
 
 CHUNK = 64
 """Tokens in a chunk; boundaries are multiples of it, counted from position 0 of a sequence."""
@@ -42,34 +42,38 @@ def lightning_attention(
     v: Tensor,
     slope_rate: Tensor,
     *,
-    cu_seqlens: Tensor,
-    context_lens: Tensor | None = None,
+    lengths: Lengths | None = None,
     states: LightningCarry | None = None,
+    cu_seqlens: Tensor | None = None,
+    context_lens: Tensor | None = None,
     slots: Tensor | None = None,
 ) -> Tensor:
     """o_t = q_t S_t with S_t = exp(-slope_rate) S_{t-1} + k_t v_t^T (arXiv:2501.08313).
 
     q, k, v        (T, H, D)    packed tokens, any float dtype, any strides
     slope_rate     (H,)         float32, positive; gets no gradient
-    cu_seqlens     (N + 1,)     int32: sequence n owns tokens cu_seqlens[n] to cu_seqlens[n + 1]
-    context_lens   (N,)         int32: tokens of each sequence before this call; none if omitted
     states         (S, ...)     updated in place; if omitted, sequences start from zero and leave
                                 nothing behind
-    slots          (N,)         int64: the row of each sequence in states; given when states are
+    lengths        new and past tokens of each sequence, and its slot, or instead of it:
+    cu_seqlens     (N + 1,)     int32: sequence n owns tokens cu_seqlens[n] to cu_seqlens[n + 1]
+    context_lens   (N,)         int32: tokens of each sequence before this call; zeros if omitted
+    slots          (N,)         int64: the row of each sequence in states; needed with states
 
     A sequence without context starts from zero whatever its slot holds. Returns the output
     (T, H, D) in q's dtype; sums are in float32 (float64 for float64 inputs).
     """
-    lens, past, rows = _check(q, k, v, slope_rate, cu_seqlens, context_lens, states, slots)
+    if lengths is None and (states is None) != (slots is None):
+        raise ValueError("states and slots are needed together, only one is given")
+    lengths = lengths_of(lengths, cu_seqlens, context_lens, slots)
+    _check(q, k, v, slope_rate, lengths, states)
     extension = native_for(q, k, v)
     if extension is None:
-        return _reference(q, k, v, slope_rate, lens, past, states, rows)
+        return _reference(q, k, v, slope_rate, lengths, states)
     decays = _decays(tuple(slope_rate.tolist()))
-    cu_seqlens = cu_seqlens.to(torch.int32).contiguous()
     if needs_gradient(q, k, v):
-        out: Tensor = _Native.apply(q, k, v, extension, decays, cu_seqlens)  # type: ignore[no-untyped-call]
+        out: Tensor = _Native.apply(q, k, v, extension, decays, lengths)  # type: ignore[no-untyped-call]
         return out
-    return _run(extension, q, k, v, decays, cu_seqlens, context_lens, states, slots)
+    return _run(extension, q, k, v, decays, lengths, states)
 
 
 def kv_state_at(carry: LightningCarry, slope_rate: Tensor, context_lens: Tensor) -> Tensor:
@@ -95,15 +99,10 @@ def _check(
     k: Tensor,
     v: Tensor,
     slope_rate: Tensor,
-    cu_seqlens: Tensor,
-    context_lens: Tensor | None,
+    lengths: Lengths,
     states: LightningCarry | None,
-    slots: Tensor | None,
-) -> tuple[list[int], list[int], list[int]]:
-    """Raises unless all fit together; returns new and past tokens of each sequence, and slots.
-
-    The kernel writes to memory by these numbers, so none goes unchecked.
-    """
+) -> None:
+    """Raise ValueError unless all fit together: the kernel writes to memory by these numbers."""
     if not (q.ndim == 3 and q.shape == k.shape == v.shape and q.dtype == k.dtype == v.dtype):
         found = ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in (q, k, v))
         raise ValueError(f"q, k and v are {found}, all must be (T, H, D) of one dtype")
@@ -113,19 +112,11 @@ def _check(
             f"slope_rate has shape {tuple(slope_rate.shape)}, q has {num_heads} heads, each needs "
             "one"
         )
-    starts = cu_seqlens.tolist()
-    lens = [end - start for start, end in itertools.pairwise(starts)]
-    if not lens or starts[0] != 0 or starts[-1] != num_tokens or min(lens) < 0:
-        raise ValueError(f"cu_seqlens is {starts}, it must rise from 0 to the {num_tokens} tokens")
-    past = [0] * len(lens) if context_lens is None else context_lens.tolist()
-    if len(past) != len(lens) or min(past) < 0:
-        raise ValueError(f"context_lens is {past}, it must say how much came before {len(lens)}")
-    if states is None or slots is None:
-        if (states is None) != (slots is None):
-            raise ValueError("states and slots are needed together, only one is given")
-        if any(past):
+    lengths.check_tokens(num_tokens)
+    if states is None:
+        if any(lengths.host_context_lens):
             raise ValueError("context_lens is not zero, so states are needed")
-        return lens, past, []
+        return
     if needs_gradient(q, k, v):
         raise ValueError(
             "states carry no gradient, train on whole sequences or use torch.no_grad()"
@@ -141,13 +132,11 @@ def _check(
                 f"{name} is {tuple(state.shape)} {state.dtype}, it must be {wanted} {dtype}, "
                 "contiguous"
             )
-    rows = slots.tolist()
-    is_own = len(rows) == len(set(rows)) == len(lens)
-    if not is_own or min(rows) < 0 or max(rows) >= num_slots:
-        raise ValueError(
-            f"slots is {rows}, each of {len(lens)} sequences needs one of its own below {num_slots}"
-        )
-    return lens, past, rows
+    rows = lengths.host_slots
+    if rows is None:
+        raise ValueError("states are given without slots, each sequence needs one in Lengths")
+    if max(rows) >= num_slots:
+        raise ValueError(f"slots is {list(rows)}, the states have {num_slots}")
 
 
 @functools.lru_cache(maxsize=1024)
@@ -169,12 +158,12 @@ class _Native(torch.autograd.Function):
         v: Tensor,
         extension: ModuleType,
         decays: Tensor,
-        cu_seqlens: Tensor,
+        lengths: Lengths,
     ) -> Tensor:
         ctx.save_for_backward(q, k, v)
         # Not saved as tensors: the table may have been made in inference mode, by the engine.
-        ctx.others = extension, decays, cu_seqlens
-        return _run(extension, q, k, v, decays, cu_seqlens)
+        ctx.others = extension, decays, lengths
+        return _run(extension, q, k, v, decays, lengths)
 
     @staticmethod
     @once_differentiable
@@ -190,10 +179,10 @@ class _Native(torch.autograd.Function):
         keep.
         """
         q, k, v = ctx.saved_tensors
-        extension, decays, cu_seqlens = ctx.others
-        dq = _run(extension, dout, v, k, decays, cu_seqlens)
-        dk = _run(extension, v, dout, q, decays, cu_seqlens, is_reversed=True)
-        dv = _run(extension, k, q, dout, decays, cu_seqlens, is_reversed=True)
+        extension, decays, lengths = ctx.others
+        dq = _run(extension, dout, v, k, decays, lengths)
+        dk = _run(extension, v, dout, q, decays, lengths, is_reversed=True)
+        dv = _run(extension, k, q, dout, decays, lengths, is_reversed=True)
         return dq, dk, dv, None, None, None
 
 
@@ -203,10 +192,8 @@ def _run(
     k: Tensor,
     v: Tensor,
     decays: Tensor,
-    cu_seqlens: Tensor,
-    context_lens: Tensor | None = None,
+    lengths: Lengths,
     states: LightningCarry | None = None,
-    slots: Tensor | None = None,
     *,
     is_reversed: bool = False,
 ) -> Tensor:
@@ -214,12 +201,9 @@ def _run(
     num_tokens, num_heads, head_dim = q.shape
     q, k, v = (x if x.stride(2) == 1 else x.contiguous() for x in (q, k, v))
     out = torch.empty(q.shape, dtype=q.dtype)
+    cu_seqlens = lengths.cu_seqlens
     if is_reversed:
         cu_seqlens = num_tokens - cu_seqlens.flip(0)
-    if context_lens is not None:
-        context_lens = context_lens.to(torch.int32).contiguous()
-    if slots is not None:
-        slots = slots.to(torch.int64).contiguous()
     tokens: list[int] = []
     for x in (q, k, v, out):
         address, stride = x.data_ptr(), x.stride(0)
@@ -230,11 +214,13 @@ def _run(
     extension.lightning(
         *tokens,
         DTYPES[q.dtype],
-        len(cu_seqlens) - 1,
+        lengths.num_sequences,
         num_heads,
         head_dim,
         cu_seqlens.data_ptr(),
-        *(0 if x is None else x.data_ptr() for x in (context_lens, decays, slots)),
+        lengths.context_lens.data_ptr() if states is not None else 0,
+        decays.data_ptr(),
+        0 if states is None or lengths.slots is None else lengths.slots.data_ptr(),
         *((0, 0, 0) if states is None else (x.data_ptr() for x in states)),
     )
     return out
@@ -245,14 +231,13 @@ def _reference(
     k: Tensor,
     v: Tensor,
     slope_rate: Tensor,
-    lens: Sequence[int],
-    past: Sequence[int],
+    lengths: Lengths,
     states: LightningCarry | None,
-    slots: Sequence[int],
 ) -> Tensor:
     """The definition, in torch: all chunks of all sequences at once, then a scan over states."""
     dtype = torch.promote_types(q.dtype, torch.float32)
-    grid = _Grid(lens, past, q.device)
+    grid = _Grid(lengths.host_seqlens, lengths.host_context_lens, q.device)
+    slots = lengths.host_slots or ()
     q_heads, k_heads, v_heads = (grid.place(x.to(dtype)) for x in (q, k, v))  # (chunks, H, 64, D)
     if states is not None:
         grid.read_tails(k_heads, states.k_tail, slots)
