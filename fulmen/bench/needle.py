@@ -103,7 +103,7 @@ def needle_model(config: M1Config, needles: Needles, *, seed: int = 0) -> M1:
 def _fill_with_noise(model: M1, num_dims: int, generator: torch.Generator) -> None:
     """Scales that keep activations near one; the first num_dims of the hidden state stay out."""
     hidden_size = model.config.hidden_size
-    for name, parameter in model.named_parameters():
+    for name, parameter in model.state_dict().items():  # official names, each expert's own
         if parameter.ndim == 1:
             continue  # norms stay one
         noise = torch.randn(parameter.shape, generator=generator)

@@ -3,7 +3,7 @@
 from fulmen.checkpoints.checkpoint import CONFIG, INDEX, PICKLES, SINGLE, Checkpoint, read_config
 from fulmen.checkpoints.fingerprint import fingerprint
 from fulmen.checkpoints.header import ALIGNMENT, SAFETENSORS_DTYPES, read_header
-from fulmen.checkpoints.load import load_model, stream_model
+from fulmen.checkpoints.load import assign_matrix, load_model, stream_model
 from fulmen.checkpoints.save import save_model
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "SAFETENSORS_DTYPES",
     "SINGLE",
     "Checkpoint",
+    "assign_matrix",
     "fingerprint",
     "load_model",
     "read_config",

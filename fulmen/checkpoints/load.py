@@ -1,6 +1,10 @@
-"""A checkpoint into modules, one tensor at a time."""
+"""A checkpoint into modules, one tensor at a time.
+
+config.json -> config -> module without memory -> one tensor at a time -> module
+"""
 
 import copy
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,13 +14,10 @@ from torch import Tensor, nn
 
 from fulmen.checkpoints.checkpoint import LAYER, LAYERS, Checkpoint
 from fulmen.kernels import PackedMatrix, native_for, pack
-from fulmen.models import (
-    Linear,
-    Model,
-    PackedConfig,
-    SparseMoE,
-    new_model,
-)
+from fulmen.models import Experts, Linear, Model, PackedConfig, new_model
+
+# A layer's experts are one module; its matrices are named as if each expert were one.
+_EXPERT = re.compile(r"(.*\.)?experts\.(\d+)\.(w[123])")
 
 
 def load_model(
@@ -26,11 +27,11 @@ def load_model(
     device: torch.device | str = "cpu",
     trainable: bool = False,
 ) -> Model:
-    """Loads a checkpoint: a folder with config.json, or a Llama-shaped GGUF file.
+    """Load a checkpoint: a folder with config.json, or a Llama-shaped GGUF file.
 
-    dtype      of weights and activations, None keeps the config's; router and choice bias stay
+    dtype      for weights and activations, None keeps the config's; router and choice bias stay
                float32
-    device     where the weights go, tensor by tensor
+    device     for the weights, which go there tensor by tensor
     trainable  gives plain parameters, FP8 blocks and packed weights as the floats they stand for,
                and the head in float32; else matrices are packed for the kernels where these can
                run, and quantised ones stay quantised
@@ -51,9 +52,10 @@ def load_model(
 
 
 def stream_model(path: Path | str, *, dtype: torch.dtype | None = None) -> Model:
-    """As load_model, for inference on a CPU, but each layer is read when it runs and let go after.
+    """Load a model like `load_model`, but read each layer when it runs and let it go after.
 
-    Memory is bounded by embedding, head and one layer. For a pass over a model that does not fit.
+    For a pass on a CPU over a model that does not fit: memory is bounded by embedding, head and one
+    layer.
     """
     checkpoint = Checkpoint.open_whole(Path(path))
     with torch.device("meta"):
@@ -71,7 +73,7 @@ def stream_model(path: Path | str, *, dtype: torch.dtype | None = None) -> Model
 
 
 class _StreamedLayer(nn.Module):
-    """A layer without weights; every call fills a copy of it and forgets that."""
+    """A layer without weights; every call fills a copy of it, runs it and drops it."""
 
     def __init__(
         self, layer: nn.Module, loader: "_Loader", prefix: str, names: Sequence[str]
@@ -85,14 +87,14 @@ class _StreamedLayer(nn.Module):
         self.loader.fill(layer, self.names, prefix=self.prefix)
         if self.loader.is_packing:
             for module in layer.modules():
-                if isinstance(module, SparseMoE):
+                if isinstance(module, Experts):
                     module.combine()
         out: Tensor = layer.eval()(*args)
         return out
 
 
 class _Loader:
-    """Fills modules without memory from a checkpoint."""
+    """A filler of modules without memory, from one checkpoint."""
 
     def __init__(
         self,
@@ -109,15 +111,17 @@ class _Loader:
         self.is_packing = usable and not trainable
 
     def fill(self, module: nn.Module, names: Iterable[str], *, prefix: str = "") -> None:
-        """Gives `module` the tensors `names`, which begin with `prefix` and its own names."""
+        """Give `module` the tensors `names`, which are `prefix` and a name of its own."""
         quantization = self.checkpoint.config.quantization_config
         input_bits = quantization.input_bits if isinstance(quantization, PackedConfig) else 16
         for name in names:
             owner, _, leaf = name.removeprefix(prefix).rpartition(".")
+            if _EXPERT.fullmatch(owner):
+                assign_matrix(module, owner, self._matrix(name), input_bits)
+                continue
             holder = module.get_submodule(owner)
             if isinstance(holder, Linear):
-                holder.assign(self._matrix(name))
-                holder.input_bits = input_bits
+                assign_matrix(module, owner, self._matrix(name), input_bits)
             elif isinstance(getattr(holder, leaf), nn.Parameter):
                 holder.register_parameter(leaf, nn.Parameter(self._plain(name)))
             else:
@@ -133,12 +137,33 @@ class _Loader:
         return self.checkpoint.read(name).to(device=self.device, dtype=self._dtype_of(name))
 
     def _dtype_of(self, name: str) -> torch.dtype:
-        """Router and choice bias work in float32 whatever the rest does. The kernels sum in
-        float32 whatever the head is stored in, so only one that learns needs to be float32."""
+        # Router and choice bias work in float32 whatever the rest does. The kernels sum in float32
+        # whatever the head is stored in, so only one that learns needs to be float32.
         is_wide = name.endswith((".gate.weight", "e_score_correction_bias"))
         if is_wide or (self.trainable and name == "lm_head.weight"):
             return torch.promote_types(self.dtype, torch.float32)
         return self.dtype
+
+
+def assign_matrix(
+    module: nn.Module, name: str, weight: Tensor | PackedMatrix, input_bits: int
+) -> None:
+    """Give a matrix to the part of `module` that holds it under its official name.
+
+    name        without `.weight`, such as block_sparse_moe.experts.3.w1
+    input_bits  bits to which inputs are rounded, if the matrix is int8 or int4
+    """
+    if match := _EXPERT.fullmatch(name):
+        prefix, expert, matrix = match.groups("")
+        experts = module.get_submodule(f"{prefix}experts")
+        assert isinstance(experts, Experts)
+        experts.assign(int(expert), matrix, weight)
+        experts.input_bits = input_bits
+    else:
+        linear = module.get_submodule(name)
+        assert isinstance(linear, Linear)
+        linear.assign(weight)
+        linear.input_bits = input_bits
 
 
 def _check_device(device: torch.device | str) -> None:

@@ -11,12 +11,7 @@ from torch import Tensor
 
 from fulmen.checkpoints.checkpoint import CONFIG, INDEX, SINGLE
 from fulmen.files import read_json, replacing_path, write_text
-from fulmen.kernels import PackedMatrix
-from fulmen.models import (
-    CausalLM,
-    M1Config,
-    M2Config,
-)
+from fulmen.models import CausalLM, Experts, Linear, M1Config, M2Config
 
 # The official name of a shard, or with a number before it the name of a later save's.
 _SHARD = re.compile(r"model-(\d+-)?\d{5}-of-\d{5}\.safetensors")
@@ -28,7 +23,7 @@ def save_model(
     *,
     max_shard_bytes: int = 5 * 10**9,
 ) -> None:
-    """Writes config.json and safetensors, official names; `load_model` reads back the same values.
+    """Write config.json and safetensors, official names; `load_model` reads back the same values.
 
     Weights keep the dtype they have; router and choice bias are float32. The head, float32 in
     memory, is stored in the dtype of the rest where that loses nothing. Every file is written
@@ -36,7 +31,7 @@ def save_model(
     new one is whole: new shards get names that its index does not use, then the index is replaced
     (or, for a single file, deleted), and only then are its shards deleted.
     """
-    if any(isinstance(getattr(m, "weight", None), PackedMatrix) for m in model.modules()):
+    if any(m.is_packed for m in model.modules() if isinstance(m, Linear | Experts)):
         raise ValueError(
             "this model was loaded for inference, its weights are packed; load it with "
             "trainable=True to save it"
@@ -80,7 +75,7 @@ def _write_shard(tensors: Mapping[str, Tensor], file: Path) -> None:
 
 
 def _weight_files(folder: Path) -> set[str]:
-    """Safetensors of the checkpoint in a folder, and those that an interrupted save left there."""
+    """Return the safetensors of the checkpoint in a folder, and those of an interrupted save."""
     files = {file.name for file in folder.glob("*.safetensors") if _SHARD.fullmatch(file.name)}
     if (folder / SINGLE).exists():
         files.add(SINGLE)
@@ -95,7 +90,7 @@ def _weight_files(folder: Path) -> set[str]:
 
 
 def _shard_names(count: int, taken: set[str]) -> list[str]:
-    """The official names, or with the first number before them that makes them new."""
+    """Return the official names, or with the first number before them that makes them new."""
     save, prefix = 1, ""
     while True:
         names = [f"model-{prefix}{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
@@ -106,7 +101,7 @@ def _shard_names(count: int, taken: set[str]) -> list[str]:
 
 
 def _retire_config(folder: Path, values: Mapping[str, object]) -> None:
-    """Deletes a config.json that is not `values`, before the weights it belongs to are replaced.
+    """Delete a config.json that is not `values`, before the weights it belongs to are replaced.
 
     Should the save end here, the folder has no config, which is an error, rather than one model's
     weights under another's config.

@@ -51,10 +51,8 @@ class _Step:
         self.packed = Packed(
             input_ids=packed.input_ids.clone(),
             positions=packed.positions.clone(),
-            cu_seqlens=packed.cu_seqlens.clone(),
-            context_lens=packed.context_lens.clone(),
+            lengths=packed.lengths.clone(),
             block_table=torch.zeros(count, width, dtype=torch.int32),
-            slots=torch.arange(count),
             slot_mapping=torch.zeros(sum(lens), dtype=torch.int64),
         )
         self.fill(packed)
@@ -65,12 +63,11 @@ class _Step:
         own = self.packed
         assert own.block_table is not None
         assert packed.block_table is not None
+        own.lengths.fill(packed.lengths)
         own.block_table[:, : packed.block_table.shape[1]] = packed.block_table
         for fixed, given in (
             (own.input_ids, packed.input_ids),
             (own.positions, packed.positions),
-            (own.context_lens, packed.context_lens),
-            (own.slots, packed.slots),
             (own.slot_mapping, packed.slot_mapping),
         ):
             assert fixed is not None
@@ -185,7 +182,7 @@ class Runner:
             return None  # a piece of a prompt
         if count > MAX_STEP_TOKENS * packed.num_sequences:
             return None
-        lens = tuple(packed.cu_seqlens.diff().tolist())
+        lens = packed.lengths.host_seqlens
         if max(lens) > MAX_STEP_TOKENS:
             return None
         # Powers of two, so that a growing sequence seldom changes its shape.

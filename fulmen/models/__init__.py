@@ -4,7 +4,7 @@ from fulmen.models.architectures import Config, Model, config_from_dict, new_mod
 from fulmen.models.cache import Cache, StateSnapshot
 from fulmen.models.causal_lm import CausalLM
 from fulmen.models.config import DTYPES, HARMLESS
-from fulmen.models.experts import SparseMoE
+from fulmen.models.experts import Experts, SparseMoE
 from fulmen.models.flops import (
     GenerationCost,
     checkpoint_bytes,
@@ -35,6 +35,7 @@ __all__ = [
     "CausalLM",
     "Config",
     "Context",
+    "Experts",
     "Fp8Config",
     "GenerationCost",
     "Linear",

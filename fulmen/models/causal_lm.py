@@ -1,6 +1,14 @@
-"""Embedding, layers, last norm and head: what both models share around their blocks."""
+"""CausalLM: what both models share around their blocks.
+
+    input_ids -> embed_tokens -> layers (attention, then experts) -> norm -> lm_head
+
+The head gives all logits (`forward`), the best next tokens (`next_tokens`) or the
+log-probabilities of given tokens (`target_logprobs`): the same numbers, of which the last two keep
+only what is wanted.
+"""
 
 from collections.abc import Callable, Sequence
+from operator import add
 from typing import Generic, Protocol, TypeVar
 
 import torch
@@ -19,7 +27,7 @@ from fulmen.kernels import (
     target_logprobs,
 )
 from fulmen.models.cache import Cache, LightningStates
-from fulmen.models.experts import SparseMoE
+from fulmen.models.experts import Experts
 from fulmen.models.layers import (
     Context,
     LayerCache,
@@ -75,10 +83,10 @@ class CausalLM(nn.Module, Generic[ConfigT]):
         trace: Trace | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Logits of the next token at every position.
+        """Return logits of the next token at every position.
 
         batch      (B, T) int64 ids of equally long sequences from position 0, or a Packed batch
-        cache      what came before, written as well as read; only with a Packed batch
+        cache      earlier tokens, written as well as read; only with a Packed batch
         generator  for the router's jitter in training
 
         Returns float32 logits: (B, T, V) for a tensor; for Packed (T, V), or (L, V) at its
@@ -86,10 +94,7 @@ class CausalLM(nn.Module, Generic[ConfigT]):
         """
         if isinstance(batch, Packed):
             self.check(batch, cache)
-            hidden_states = self.hidden_states(batch, cache, trace=trace, generator=generator)
-            if batch.logits_indices is not None:
-                hidden_states = hidden_states[batch.logits_indices]
-            return self.logits(hidden_states)
+            return self.logits(self._wanted(batch, cache, trace, generator))
         if batch.ndim != 2 or batch.dtype != torch.int64 or batch.numel() == 0:
             raise ValueError(
                 f"input_ids have shape {tuple(batch.shape)} and type {batch.dtype}, "
@@ -97,8 +102,8 @@ class CausalLM(nn.Module, Generic[ConfigT]):
             )
         packed = Packed.of(list(batch), device=batch.device)
         self.check(packed, cache)
-        hidden_states = self.hidden_states(packed, cache, trace=trace, generator=generator)
-        return self.logits(hidden_states).view(*batch.shape, -1)
+        logits = self.logits(self._wanted(packed, cache, trace, generator))
+        return logits.view(*batch.shape, -1)
 
     def hidden_states(
         self,
@@ -108,7 +113,7 @@ class CausalLM(nn.Module, Generic[ConfigT]):
         trace: Trace | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """The output of the last norm, (T, C), for a batch that was checked."""
+        """Return the output of the last norm, (T, C), for a batch that was checked."""
         config = self.config
         cos, sin = rotary_angles(packed.positions, config.rotary_dim, config.rope_theta)
         context = Context(packed, cos, sin, trace, generator)
@@ -124,25 +129,28 @@ class CausalLM(nn.Module, Generic[ConfigT]):
         return hidden_states
 
     def check(self, packed: Packed, cache: Cache | None) -> None:
-        """Raises ValueError for ids and positions the model does not have, or a missing cache."""
+        """Raise ValueError for ids and positions the model does not have, or a missing cache."""
         low, high = packed.input_ids.min(), packed.input_ids.max()
         if low < 0 or high >= self.config.vocab_size:
             wrong = int(low if low < 0 else high)
             raise ValueError(f"token id {wrong} is outside the {self.config.vocab_size} ids known")
-        longest = int(packed.positions.max()) + 1
+        lengths = packed.lengths
+        longest = max(map(add, lengths.host_context_lens, lengths.host_seqlens))
         if longest > self.config.max_position_embeddings:
             raise ValueError(
                 f"a sequence of {longest} tokens is longer than the model's context of "
                 f"{self.config.max_position_embeddings} (max_position_embeddings)"
             )
-        if cache is None and packed.context_lens.any():
+        if cache is None and any(lengths.host_context_lens):
             raise ValueError("context_lens is not zero, so a cache is needed")
-        if cache is not None and (packed.block_table is None or packed.slots is None):
+        if cache is not None and (packed.block_table is None or lengths.slots is None):
             raise ValueError("this batch has no block_table and slots, a cache needs both")
 
     def logits(self, hidden_states: Tensor) -> Tensor:
-        """(..., C) -> (..., V) float32; the head sums in float32 (arXiv:2506.13585), and in
-        bfloat16 its products are exact."""
+        """Return logits (..., V) float32 of (..., C).
+
+        The head sums in float32 (arXiv:2506.13585), and in bfloat16 its products are exact.
+        """
         weight, input_bits = self._head()
         out_dtype = full_precision(hidden_states.dtype)
         return linear(hidden_states, weight, out_dtype=out_dtype, input_bits=input_bits)
@@ -150,18 +158,17 @@ class CausalLM(nn.Module, Generic[ConfigT]):
     def next_tokens(
         self, packed: Packed, cache: Cache, *, targets: Tensor | None = None, top_k: int = 1
     ) -> HeadOutput:
-        """What is known of the next token at the batch's logits_indices (all tokens if None): the
-        top_k best of the vocabulary, and the logits of targets (L,); the rest is not written. For a
-        batch that was checked."""
-        hidden_states = self.hidden_states(packed, cache)
-        if packed.logits_indices is not None:
-            hidden_states = hidden_states[packed.logits_indices]
-        return self.next_tokens_of(hidden_states, targets=targets, top_k=top_k)
+        """Return the top_k best next tokens at the batch's logits_indices (all tokens if None), and
+        the logits of targets (L,).
+
+        The other logits are not written. The batch is one that was checked.
+        """
+        return self.next_tokens_of(self._wanted(packed, cache), targets=targets, top_k=top_k)
 
     def next_tokens_of(
         self, hidden_states: Tensor, *, targets: Tensor | None = None, top_k: int = 1
     ) -> HeadOutput:
-        """The same of the last norm's output at L positions, (L, C)."""
+        """Return `next_tokens` for the last norm's output at L positions, (L, C)."""
         weight, input_bits = self._head()
         return head(hidden_states, weight, targets=targets, top_k=top_k, input_bits=input_bits)
 
@@ -173,13 +180,14 @@ class CausalLM(nn.Module, Generic[ConfigT]):
         trace: Trace | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Log-probabilities (L,) float32 of targets (L,) int64 at the batch's logits_indices (all
-        tokens if None). Differentiable unless the weights are packed; the logits of all tokens are
-        never held at once. They are those that decoding gives, to the bit."""
+        """Return log-probabilities (L,) float32 of targets (L,) int64 at the batch's logits_indices
+        (all tokens if None).
+
+        They are those of decoding, to the bit. Differentiable unless the weights are packed; the
+        logits of all tokens are never held at once.
+        """
         self.check(packed, None)
-        hidden_states = self.hidden_states(packed, trace=trace, generator=generator)
-        if packed.logits_indices is not None:
-            hidden_states = hidden_states[packed.logits_indices]
+        hidden_states = self._wanted(packed, None, trace, generator)
         if len(targets) != len(hidden_states):
             raise ValueError(
                 f"there are {len(targets)} targets for {len(hidden_states)} positions, each needs "
@@ -188,19 +196,34 @@ class CausalLM(nn.Module, Generic[ConfigT]):
         weight, input_bits = self._head()
         return target_logprobs(hidden_states, weight, targets, input_bits=input_bits)
 
+    def _wanted(
+        self,
+        packed: Packed,
+        cache: Cache | None,
+        trace: Trace | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Return the last norm's output (L, C) where the batch wants logits."""
+        hidden_states = self.hidden_states(packed, cache, trace=trace, generator=generator)
+        if packed.logits_indices is None:
+            return hidden_states
+        return hidden_states[packed.logits_indices]
+
     def _head(self) -> tuple[Tensor | PackedMatrix, int]:
         if self.lm_head is not None:
             return self.lm_head.weight, self.lm_head.input_bits
         return self._tied_head or self.model.embed_tokens.weight, 16
 
     def pack(self) -> None:
-        """Packs all matrices for inference, where the kernels can use them; the parameters go, so
-        the model cannot be trained any more. Its logits stay the same to the bit."""
+        """Pack all matrices for inference, where the kernels can use them.
+
+        The parameters go, so the model cannot be trained any more. Its logits keep their bits.
+        """
         for module in self.modules():
-            if isinstance(module, Linear):
+            if isinstance(module, Linear | Experts):
                 module.pack()
-        for module in self.modules():  # made of packed matrices
-            if isinstance(module, SparseMoE | SoftmaxAttention):
+        for module in self.modules():
+            if isinstance(module, SoftmaxAttention):
                 module.combine()
         weight = self.model.embed_tokens.weight
         if self.lm_head is None and native_for(weight) is not None:
@@ -209,18 +232,17 @@ class CausalLM(nn.Module, Generic[ConfigT]):
     @property
     def is_packed(self) -> bool:
         """Whether every matrix is packed, as `pack` leaves it; then none moves any more."""
-        weights = (
-            m.weight for m in self.modules() if isinstance(m, Linear) and hasattr(m, "weight")
-        )
         has_head = self.lm_head is not None or self._tied_head is not None
-        return has_head and all(isinstance(weight, PackedMatrix) for weight in weights)
+        return has_head and all(
+            module.is_packed for module in self.modules() if isinstance(module, Linear | Experts)
+        )
 
     def new_cache(
         self, num_pages: int, num_slots: int, *, kv_dtype: torch.dtype | None = None
     ) -> Cache:
-        """An empty cache: pages of 64 tokens, shared by all sequences, and one slot a sequence.
+        """Return an empty cache: pages of 64 tokens that sequences share, and one slot a sequence.
 
-        kv_dtype  torch.int8 stores keys and values as codes; None in the model's dtype
+        kv_dtype  torch.int8 stores keys and values as codes; None keeps the model's dtype
         """
         like = self.model.embed_tokens.weight.detach()
         config = self.config
@@ -233,7 +255,7 @@ class CausalLM(nn.Module, Generic[ConfigT]):
         return Cache(layers, num_pages, num_slots)
 
     def page_bytes(self, kv_dtype: torch.dtype | None = None) -> int:
-        """Memory that 64 tokens take in all softmax layers of a cache."""
+        """Return the memory that 64 tokens take in all softmax layers of a cache."""
         return self._new_pages(1, kv_dtype).page_bytes * sum(self.config.attn_type_list)
 
     def _new_pages(self, num_pages: int, kv_dtype: torch.dtype | None) -> KVPages:

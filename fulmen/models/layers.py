@@ -1,14 +1,12 @@
-"""What both models are built of: norm, partial rotation, softmax attention, experts, outer model.
+"""Layers that both models are built of: linear, norm, softmax attention.
 
-    input_ids -> embed_tokens -> layers (attention, then experts) -> norm -> lm_head -> logits
-
-A model's forward pass gets all it needs as arguments: a Packed batch, a Cache or none, a Trace for
-those who want to see what happened on the way. Router, norms, softmax, lightning state and head
-work in float32 (float64 for float64). The angles of the rotation and the slope rates of lightning
-attention are float32 in every model, as in the reference implementations.
+A layer's forward pass gets all it needs as arguments: hidden states, a Context with the batch, and
+its part of the cache or none. Router, norms, softmax, lightning state and head work in float32
+(float64 for float64). The angles of the rotation and the slope rates of lightning attention are
+float32 in every model, as in the reference implementations.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -36,34 +34,34 @@ LayerCache = KVPages | LightningStates
 
 @dataclass(slots=True)
 class Trace:
-    """What a forward pass saw on the way, one entry a layer; filled when it is passed in."""
+    """Record of a forward pass, one entry a layer; filled when it is passed in."""
 
     hidden_states: list[Tensor] = field(default_factory=list)
     """(T, C) each: the input of every layer, then the output of the last norm."""
     attention_outputs: list[Tensor] = field(default_factory=list)
-    """(T, C) each: what attention added, before the residual."""
+    """(T, C) each: the output of attention, before the residual."""
     router_logits: list[Tensor] = field(default_factory=list)
     """(T, E) float32 each."""
     topk_weights: list[Tensor] = field(default_factory=list)
     """(T, K) float32 each."""
     topk_ids: list[Tensor] = field(default_factory=list)
-    """(T, K) int64 each: which experts every token took."""
+    """(T, K) int64 each: the experts that every token chose."""
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What every layer of one forward pass needs besides its hidden states."""
+    """Arguments of every layer in one forward pass, besides its hidden states."""
 
     packed: Packed
     cos: Tensor
-    """(T, rotary_dim / 2) float32, of `rotary_angles`"""
+    """(T, rotary_dim / 2) float32, from `rotary_angles`"""
     sin: Tensor
     trace: Trace | None
     generator: torch.Generator | None
 
 
 def full_precision(dtype: torch.dtype) -> torch.dtype:
-    """float32, or float64 for float64: the dtype of sums and statistics."""
+    """Return the dtype of sums and statistics: float32, or float64 for float64."""
     return torch.promote_types(dtype, torch.float32)
 
 
@@ -77,15 +75,20 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)
         self.input_bits = 16
-        """How finely inputs are rounded for int8 and int4 weights; 8 or 16."""
+        """Bits to which inputs are rounded for int8 and int4 weights; 8 or 16."""
 
     def assign(self, weight: Tensor | PackedMatrix) -> None:
-        """Replaces the weight; a packed one cannot be trained."""
+        """Replace the weight; a packed one cannot be trained."""
         del self.weight
         self.weight = nn.Parameter(weight) if isinstance(weight, Tensor) else weight
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether the weight is packed."""
+        return isinstance(self.weight, PackedMatrix)
+
     def pack(self) -> None:
-        """Packs a plain weight for inference, where the kernels can use it."""
+        """Pack a plain weight for inference, where the kernels can use it."""
         if isinstance(self.weight, Tensor) and native_for(self.weight) is not None:
             self.assign(pack(self.weight))
 
@@ -107,7 +110,7 @@ class Linear(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps), cast back, times the weight."""
+    """RMSNorm: x / sqrt(mean(x^2) + eps), cast back, times the weight."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -141,13 +144,20 @@ class SoftmaxAttention(nn.Module):
         self._qkv: PackedMatrix | None = None
 
     def combine(self) -> None:
-        """Makes one matrix of the three projections for inference, once each is packed."""
-        matrices = [proj.weight for proj in (self.q_proj, self.k_proj, self.v_proj)]
-        if all(isinstance(matrix, PackedMatrix) for matrix in matrices):
-            self._qkv = concatenate([m for m in matrices if isinstance(m, PackedMatrix)])
-        if self._qkv is not None:
-            for proj in (self.q_proj, self.k_proj, self.v_proj):
-                del proj.weight
+        """Make one matrix of the three projections for inference, once each is packed.
+
+        The projections keep their weights, as views of the one.
+        """
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        matrices = [p.weight for p in projections if isinstance(p.weight, PackedMatrix)]
+        if len(matrices) < len(projections):
+            return
+        self._qkv = concatenate(matrices)
+        if self._qkv is None:
+            return
+        parts = torch.split(self._qkv.data, [matrix.data.numel() for matrix in matrices])
+        for projection, matrix, data in zip(projections, matrices, parts, strict=True):
+            projection.assign(replace(matrix, data=data))
 
     def project(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(T, C) -> (T, H * D), (T, Hkv * D), (T, Hkv * D)"""
@@ -174,7 +184,7 @@ class SoftmaxAttention(nn.Module):
         v = split_heads(v, self.head_dim)
         packed = context.packed
         if cache is None:
-            out = attend(q, k, v, cu_seqlens=packed.cu_seqlens)
+            out = attend(q, k, v, lengths=packed.lengths)
         else:
             assert isinstance(cache, KVPages)
             assert packed.block_table is not None
@@ -183,9 +193,8 @@ class SoftmaxAttention(nn.Module):
             out = softmax_attention(
                 q,
                 cache,
-                cu_seqlens=packed.cu_seqlens,
-                context_lens=packed.context_lens,
                 block_table=packed.block_table,
+                lengths=packed.lengths,
             )
         projected: Tensor = self.o_proj(out.flatten(-2))
         return projected

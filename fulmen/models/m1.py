@@ -155,10 +155,8 @@ class LightningAttention(nn.Module):
             k,
             v,
             _slope_rate(self.slope_rates, q.device),
-            cu_seqlens=packed.cu_seqlens,
-            context_lens=packed.context_lens,
+            lengths=packed.lengths,
             states=None if cache is None else cache.carry,
-            slots=None if cache is None else packed.slots,
         )
         gate_logits = self.output_gate(hidden_states)
         normed = gated_norm(out.flatten(-2), self.norm.weight, gate_logits, self.norm.eps)
@@ -214,6 +212,7 @@ class M1Layer(nn.Module):
         self.mlp_beta = config.layernorm_mlp_beta
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.block_sparse_moe = M1SparseMoE(config)
+        self.shared_mlp: SharedMLP | None = None
         if config.shared_intermediate_size:
             self.shared_mlp = SharedMLP(config.hidden_size, config.shared_intermediate_size)
             self.coefficient = Linear(config.hidden_size, 1)
@@ -240,7 +239,7 @@ class M1Layer(nn.Module):
 
     def _experts(self, normed: Tensor, context: Context) -> Tensor:
         routed: Tensor = self.block_sparse_moe(normed, context)
-        if not hasattr(self, "shared_mlp"):
+        if self.shared_mlp is None:
             return routed
         share = self.coefficient(normed, activation="sigmoid")  # (T, 1)
         if self.shared_moe_mode == "softmax":  # over one logit: 1; configs name it

@@ -1,8 +1,9 @@
-"""Packed: many sequences as one flat batch, no padding; Cache: where each sequence's past lives.
+"""Packed: many sequences as one flat batch, without padding.
 
 The one batch format, for engine and trainer. A training batch has no cache; an engine's batch says
 for each sequence how many tokens came before, which pages hold its keys and values and which slot
-holds its lightning state.
+holds its lightning state. Lengths are checked here once, and known on the host from then on, so no
+layer waits for a device to learn them.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from itertools import accumulate, chain
 import torch
 from torch import Tensor
 
-from fulmen.kernels import PAGE
+from fulmen.kernels import PAGE, Lengths
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,14 +24,10 @@ class Packed:
     """(T,) int64"""
     positions: Tensor
     """(T,) int64: each token's index in its own sequence"""
-    cu_seqlens: Tensor
-    """(N + 1,) int32: sequence n owns tokens cu_seqlens[n] to cu_seqlens[n + 1]"""
-    context_lens: Tensor
-    """(N,) int32: tokens of each sequence that are in the cache already"""
+    lengths: Lengths
+    """New tokens of each sequence, tokens in the cache already, rows in the lightning states"""
     block_table: Tensor | None = None
     """(N, B) int32: the pages of each sequence, in order; None without a cache"""
-    slots: Tensor | None = None
-    """(N,) int64: the row of each sequence in the lightning states; None without a cache"""
     slot_mapping: Tensor | None = None
     """(T,) int64: the row of each token in the flattened pages of a layer; None without a cache"""
     logits_indices: Tensor | None = None
@@ -48,7 +45,7 @@ class Packed:
         num_logits: Sequence[int] | None = None,
         device: torch.device | str = "cpu",
     ) -> "Packed":
-        """Packs the new tokens of each sequence; context_lens says how many came before.
+        """Pack the new tokens of each sequence; context_lens says how many came before.
 
         For a cache, block_tables holds pages for all tokens of each sequence, past and new, and
         slots its row in the lightning states. Logits are wanted of all tokens, or of the last of
@@ -56,12 +53,11 @@ class Packed:
         """
         if not sequences or any(len(sequence) == 0 for sequence in sequences):
             raise ValueError("a sequence has no tokens, each needs at least one")
-        # In lists as far as it goes: for a decoded token each operation of torch costs as much as
-        # a small kernel.
+        # Lists, not tensors: for a decoded token each operation of torch costs as much as a small
+        # kernel.
         lens = [len(ids) for ids in sequences]
         past = list(context_lens) if context_lens is not None else [0] * len(lens)
         _check_batch(lens, past, block_tables, slots)
-        cu_seqlens = list(accumulate(lens, initial=0))
         spans = [range(context, context + count) for context, count in zip(past, lens, strict=True)]
         table = slot_mapping = None
         if block_tables is not None:
@@ -76,14 +72,12 @@ class Packed:
             ]
             slot_mapping = torch.tensor(mapping, device=device)
         wanted = [1] * len(lens) if only_last_logits else num_logits
-        ends = cu_seqlens[1:]
+        ends = accumulate(lens)
         return cls(
             input_ids=_flat_ids(sequences, device),
             positions=torch.tensor(list(chain(*spans)), dtype=torch.int64, device=device),
-            cu_seqlens=torch.tensor(cu_seqlens, dtype=torch.int32, device=device),
-            context_lens=torch.tensor(past, dtype=torch.int32, device=device),
+            lengths=Lengths.of(lens, past, slots, device=device),
             block_table=table,
-            slots=None if slots is None else torch.tensor(slots, device=device),
             slot_mapping=slot_mapping,
             logits_indices=None
             if wanted is None
@@ -100,7 +94,12 @@ class Packed:
     @property
     def num_sequences(self) -> int:
         """N"""
-        return len(self.context_lens)
+        return self.lengths.num_sequences
+
+    @property
+    def cu_seqlens(self) -> Tensor:
+        """(N + 1,) int32: sequence n owns tokens cu_seqlens[n] to cu_seqlens[n + 1]"""
+        return self.lengths.cu_seqlens
 
 
 def _flat_ids(sequences: Sequence[Sequence[int] | Tensor], device: torch.device | str) -> Tensor:
@@ -117,7 +116,7 @@ def _check_batch(
     block_tables: Sequence[Sequence[int]] | None,
     slots: Sequence[int] | None,
 ) -> None:
-    """Raises unless every sequence has its past, and pages and a slot of its own if any has."""
+    """Raise unless every sequence has its past, and pages and a slot of its own if any has."""
     if (block_tables is None) != (slots is None):
         given, absent = ("block_tables", "slots") if slots is None else ("slots", "block_tables")
         raise ValueError(f"{given} are given without {absent}, a cache needs both")

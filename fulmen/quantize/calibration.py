@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fulmen.checkpoints import Checkpoint, read_header, stream_model
+from fulmen.checkpoints import Checkpoint, assign_matrix, read_header, stream_model
 from fulmen.kernels import PackedMatrix, embed, native_for, rotary_angles
-from fulmen.models import Config, Context, Linear, Packed, PackedConfig, SparseMoE, Trace
+from fulmen.models import Config, Context, Experts, Linear, Packed, PackedConfig, SparseMoE, Trace
 from fulmen.quantize.gptq import feedback_of, round_with_feedback
 from fulmen.quantize.quality import in_sequences
 from fulmen.quantize.rounding import Rounded, check_rounded, compared, round_matrix, single_threads
@@ -91,15 +91,14 @@ class Calibration:
         written.stored |= read_header(file)
 
         def use_rounded(layer: nn.Module, _args: object) -> None:
-            for module, holder in layer.named_modules():
-                if not isinstance(holder, Linear):
-                    continue
-                matrix = written.read_packed(_tensor(index, module))
+            prefix = f"model.layers.{index}."
+            for name in written.stored:
+                matrix = written.read_packed(name) if name.startswith(prefix) else None
                 if matrix is not None:
-                    holder.assign(matrix)
-                    holder.input_bits = self.quantization.input_bits
+                    module = name.removeprefix(prefix).removesuffix(".weight")
+                    assign_matrix(layer, module, matrix, self.quantization.input_bits)
             for holder in layer.modules():
-                if isinstance(holder, SparseMoE) and native_for(self._hidden_states) is not None:
+                if isinstance(holder, Experts) and native_for(self._hidden_states) is not None:
                     holder.combine()
 
         with self._template(index).register_forward_pre_hook(use_rounded):

@@ -93,13 +93,16 @@ def random_model(config: M1Config | M2Config, seed: int = 0) -> Model:
     model = new_model(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in model.parameters():
+        buffers = dict(model.named_buffers())
+        for name, parameter in model.state_dict().items():  # official names, each expert's own
+            if name in buffers:
+                continue
             if parameter.ndim == 1:
                 parameter.copy_(1 + 0.3 * torch.randn(parameter.shape, generator=generator))
             else:
                 scale = parameter.shape[-1] ** -0.5
                 parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
-        for buffer in model.buffers():
+        for buffer in buffers.values():
             buffer.copy_(0.25 * torch.randn(buffer.shape, generator=generator))
     return model.eval()
 

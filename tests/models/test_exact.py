@@ -18,6 +18,7 @@ from fulmen.engine import Runner
 from fulmen.kernels import HeadOutput, KVPages, Program
 from fulmen.kernels.head import MAX_CANDIDATES
 from fulmen.models import M1Config, M2Config, Model, Packed
+from fulmen.models.experts import Experts
 from fulmen.models.layers import Linear
 from tests.kernels.helpers import needs_native, packed, same_bits, with_threads
 from tests.models.helpers import random_model, tiny_m1, tiny_m2
@@ -44,6 +45,10 @@ def model_of(config: M1Config | M2Config, format: str) -> Model:
             if isinstance(module, Linear) and not name.endswith(("gate", "lm_head")):
                 assert isinstance(module.weight, Tensor)
                 module.assign(packed(module.weight.detach().float(), format))
+            elif isinstance(module, Experts):
+                for matrix in ("w1", "w2", "w3"):
+                    for expert, weight in enumerate(module.get_parameter(matrix).detach()):
+                        module.assign(expert, matrix, packed(weight.float(), format))
     model.pack()
     return model
 

@@ -24,6 +24,7 @@ from fulmen.checkpoints import Checkpoint, load_model, read_config, save_model, 
 from fulmen.checkpoints.header import ALIGNMENT
 from fulmen.kernels import PackedMatrix, WeightFormat, native
 from fulmen.models import M1Config, M2Config, Model, Packed
+from fulmen.models.experts import Experts
 from fulmen.models.layers import Linear
 from fulmen.models.quantization import PackedConfig
 from fulmen.quantize import (
@@ -276,7 +277,7 @@ def test_a_model_that_is_not_finite_on_the_calibration_text_is_one_sentence(
 ) -> None:
     model = random_model(tiny_m2(num_local_experts=4))
     with torch.no_grad():
-        model.get_parameter(f"model.layers.1.{tensor}.weight").view(-1)[5] = value
+        model.state_dict()[f"model.layers.1.{tensor}.weight"].view(-1)[5] = value
     save_model(model, tmp_path / "in")
     with pytest.raises(ValueError, match=sentence):
         quantize_checkpoint(
@@ -529,6 +530,10 @@ def packed_weights(model: Model) -> dict[str, PackedMatrix]:
         for name, module in model.named_modules()
         if isinstance(module, Linear) and not name.endswith(("q_proj", "k_proj", "v_proj"))
     }
+    for name, module in model.named_modules():
+        if isinstance(module, Experts):
+            for expert, matrices in enumerate(module.weights()):
+                found |= {f"{name}.{expert}.{w}": m for w, m in matrices._asdict().items()}
     plain = (WeightFormat.FLOAT32, WeightFormat.BFLOAT16)
     return {
         name: weight
