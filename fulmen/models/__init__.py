@@ -1,5 +1,7 @@
 """What the two models are: their mathematics and their configs."""
 
+from typing import TYPE_CHECKING
+
 from fulmen.models.architectures import Config, Model, config_from_dict, new_model
 from fulmen.models.cache import Cache, StateSnapshot
 from fulmen.models.causal_lm import CausalLM
@@ -23,6 +25,9 @@ from fulmen.models.m2 import M2, M2Config
 from fulmen.models.packed import Packed
 from fulmen.models.quantization import GROUP_SIZES, Bits, Fp8Config, PackedConfig
 from fulmen.models.tensors import TensorSpec
+
+if not TYPE_CHECKING:  # to a type checker, any name would be there
+    from fulmen.models.moved import __getattr__  # noqa: F401
 
 __all__ = [
     "DTYPES",
