@@ -1,4 +1,4 @@
-"""How weights lie on disk: safetensors and GGUF, in and out."""
+"""Weights on disk: safetensors and GGUF, in and out."""
 
 from fulmen.checkpoints.checkpoint import CONFIG, INDEX, PICKLES, SINGLE, Checkpoint, read_config
 from fulmen.checkpoints.fingerprint import fingerprint

@@ -50,7 +50,7 @@ class _Entry:
     """Place of a tensor in the file."""
 
     shape: tuple[int, ...]
-    """As torch counts it: the last dimension is contiguous."""
+    """Sizes in torch's order: the last dimension is contiguous."""
     quantization: GGMLQuantizationType
     start: int
     num_bytes: int

@@ -1,4 +1,4 @@
-"""What the two models are: their mathematics and their configs."""
+"""The two models: their mathematics and their configs."""
 
 from typing import TYPE_CHECKING
 

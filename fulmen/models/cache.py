@@ -10,7 +10,7 @@ from fulmen.kernels import CHUNK, KVPages, LightningCarry
 
 
 class LightningStates:
-    """What every sequence of the cache carries through one lightning layer, each in its slot."""
+    """State of every sequence in one lightning layer, each in a slot of its own."""
 
     def __init__(self, num_slots: int, num_heads: int, head_dim: int, like: Tensor) -> None:
         state = (num_slots, num_heads, head_dim, head_dim)
@@ -19,18 +19,18 @@ class LightningStates:
         self.carry = LightningCarry(
             like.new_zeros(state, dtype=state_dtype), like.new_zeros(rows), like.new_zeros(rows)
         )
-        """Of all slots; `lightning_attention` updates it in place."""
+        """Carry of all slots; `lightning_attention` updates it in place."""
 
     def read(self, slot: int, tail: int = CHUNK) -> LightningCarry:
-        """A copy (1, ...) of what one slot carries, with the first `tail` rows of its tails: the
-        tokens since the last chunk boundary, all that later ones will read."""
+        """Return a copy (1, ...) of one slot, with the first `tail` rows of its tails: the tokens
+        since the last chunk boundary, all that later ones will read."""
         kv_state, k_tail, v_tail = (stored[slot : slot + 1] for stored in self.carry)
         return LightningCarry(
             kv_state.clone(), k_tail[:, :, :tail].clone(), v_tail[:, :, :tail].clone()
         )
 
     def write(self, slot: int, carry: LightningCarry) -> None:
-        """Puts back what `read` returned."""
+        """Put back a copy that `read` returned."""
         kv_state, k_tail, v_tail = (stored[slot : slot + 1] for stored in self.carry)
         kv_state.copy_(carry.kv_state)
         tail = carry.k_tail.shape[2]
@@ -40,17 +40,17 @@ class LightningStates:
 
 @dataclass(frozen=True, slots=True)
 class StateSnapshot:
-    """What one sequence carried through all lightning layers after some token of its own."""
+    """State of one sequence in all lightning layers after some token of its own."""
 
     layers: tuple[LightningCarry, ...]
 
     @property
     def nbytes(self) -> int:
-        """Memory that it takes."""
+        """Memory that it takes, in bytes."""
         return sum(part.nbytes for carry in self.layers for part in carry)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Its parts by name, to be stored."""
+        """Return its parts by name, to be stored."""
         return {
             f"{index}.{name}": part.contiguous()
             for index, carry in enumerate(self.layers)
@@ -59,7 +59,7 @@ class StateSnapshot:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> "StateSnapshot":
-        """What `tensors` gave."""
+        """Return the snapshot whose `tensors` these are."""
         count = len(tensors) // len(LightningCarry._fields)
         return cls(
             tuple(
@@ -71,8 +71,7 @@ class StateSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """The past of every sequence, layer by layer: pages for softmax, states for lightning
-    attention."""
+    """Memory of all sequences, layer by layer: pages for softmax, states for lightning layers."""
 
     layers: tuple[KVPages | LightningStates, ...]
     num_pages: int
@@ -80,7 +79,7 @@ class Cache:
 
     @property
     def states(self) -> list[LightningStates]:
-        """Of the lightning layers, in their order."""
+        """States of the lightning layers, in their order."""
         return [layer for layer in self.layers if isinstance(layer, LightningStates)]
 
     @property
@@ -89,11 +88,11 @@ class Cache:
         return sum(layer.page_bytes for layer in self.layers if isinstance(layer, KVPages))
 
     def snapshot(self, slot: int, tail: int) -> StateSnapshot:
-        """A copy of what a slot carries; tail says how many tokens lie behind its last chunk."""
+        """Return a copy of a slot whose last `tail` tokens lie behind a chunk boundary."""
         return StateSnapshot(tuple(states.read(slot, tail) for states in self.states))
 
     def snapshot_bytes(self, tail: int) -> int:
-        """Memory that a snapshot takes."""
+        """Return the memory that a snapshot takes, in bytes."""
         return sum(
             (
                 carry.kv_state[0].nbytes
@@ -103,20 +102,19 @@ class Cache:
         )
 
     def restore(self, slot: int, snapshot: StateSnapshot) -> None:
-        """Makes a slot what it was when the snapshot was taken, of it or of another."""
+        """Set a slot to a snapshot of it or of another."""
         for states, carry in zip(self.states, snapshot.layers, strict=True):
             states.write(slot, carry)
 
     def read_pages(self, pages: Sequence[int]) -> dict[str, Tensor]:
-        """Copies of what pages hold in all softmax layers, by name; the first dimension is that of
-        pages."""
+        """Return copies of pages in all softmax layers, by name; pages are the first dimension."""
         index = torch.tensor(pages, dtype=torch.int64)
         return {name: part[index] for name, part in self._stored()}
 
     def write_pages(
         self, pages: Sequence[int], tensors: Mapping[str, Tensor], rows: Sequence[int]
     ) -> None:
-        """Makes pages what those rows of `read_pages` were."""
+        """Set pages to those rows of what `read_pages` returned."""
         index = torch.tensor(pages, dtype=torch.int64)
         source = torch.tensor(rows, dtype=torch.int64)
         for name, part in self._stored():
@@ -128,7 +126,7 @@ class Cache:
                 yield from ((f"{index}.{name}", part) for name, part in layer.stored.items())
 
     def copy_page(self, source: int, target: int) -> None:
-        """Makes page `target` what page `source` is, in all softmax layers."""
+        """Copy page `source` to page `target` in all softmax layers."""
         for layer in self.layers:
             if isinstance(layer, KVPages):
                 layer.copy_page(source, target)

@@ -231,7 +231,7 @@ class CausalLM(nn.Module, Generic[ConfigT]):
 
     @property
     def is_packed(self) -> bool:
-        """Whether every matrix is packed, as `pack` leaves it; then none moves any more."""
+        """True when every matrix is packed, as `pack` leaves it; then none moves any more."""
         has_head = self.lm_head is not None or self._tied_head is not None
         return has_head and all(
             module.is_packed for module in self.modules() if isinstance(module, Linear | Experts)

@@ -43,9 +43,10 @@ class Experts(nn.Module):
         """Packed matrices by name and expert; a name that has all of them has no parameter."""
         self._combined: PackedExperts | None = None
         with torch.no_grad():
-            for expert in range(num_experts):
-                for name in _MATRICES:
-                    nn.init.kaiming_uniform_(self.get_parameter(name)[expert], a=5**0.5)
+            for matrices in () if self.get_parameter("w1").is_meta else self.weights():
+                for weight in matrices:  # expert by expert, like `Linear`
+                    assert isinstance(weight, Tensor)
+                    nn.init.kaiming_uniform_(weight, a=5**0.5)
 
     def forward(self, hidden_states: Tensor, topk_weights: Tensor, topk_ids: Tensor) -> Tensor:
         """Return (T, C): outputs of the chosen experts (T, K) for (T, C), weighted and added."""
@@ -89,7 +90,7 @@ class Experts(nn.Module):
 
     @property
     def is_packed(self) -> bool:
-        """Whether every matrix is packed; then none moves any more."""
+        """True when every matrix is packed; then none moves any more."""
         return all(self._parameters[name] is None for name in _MATRICES)
 
     def weights(self) -> list[ExpertWeights]:

@@ -1,12 +1,12 @@
-"""How many weights a model has, and what a token costs in FLOPs.
+"""Weights of a model, counted, and the FLOPs and bytes that a token costs.
 
 Generating N tokens from an empty prompt costs
 
     F(N) = a * N + c * N^2 / 2
 
-a is what every token costs: two FLOPs a weight, and lightning attention's constant work. c is what
-each earlier token adds to it in the softmax layers. Routers and norms are left out, they come to
-less than 0.3 %, and an embedding is looked up, not multiplied.
+a is the cost of every token: two FLOPs a weight, and lightning attention's constant work. c is the
+cost that each earlier token adds to it in the softmax layers. Routers and norms are left out, they
+come to less than 0.3 %, and an embedding is looked up, not multiplied.
 """
 
 import math
@@ -20,19 +20,19 @@ from fulmen.models.tensors import TensorSpec
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parameters:
-    """The weights of a model, by what becomes of them."""
+    """Numbers of weights of a model, by kind."""
 
     total: int
     embedding: int
     head: int
-    """0 when the head is the embedding."""
+    """Weights of the head; 0 when it is the embedding."""
     experts: int
-    """All experts of all layers."""
+    """Weights of all experts in all layers."""
     chosen_experts: int
-    """Those that one token visits."""
+    """Weights of the experts that one token visits."""
     routers: int
     vectors: int
-    """Norms and biases."""
+    """Weights of norms and biases."""
 
     @property
     def active(self) -> int:
@@ -42,7 +42,7 @@ class Parameters:
 
 @lru_cache
 def count_parameters(config: Config) -> Parameters:
-    """Counts the weights of a checkpoint, however they are stored."""
+    """Count the weights of a checkpoint, however they are stored."""
     counts: Counter[str] = Counter()
     for spec in replace(config, quantization_config=None).tensors():
         counts[kind_of(spec)] += num_elements(spec)
@@ -59,23 +59,23 @@ def count_parameters(config: Config) -> Parameters:
 
 @lru_cache
 def checkpoint_bytes(config: Config) -> int:
-    """The bytes of all tensors of a checkpoint, as its config says they are stored."""
+    """Return the bytes of all tensors of a checkpoint, as its config says they are stored."""
     return sum(num_elements(spec) * spec.dtype.itemsize for spec in config.tensors())
 
 
 @lru_cache
 def count_tensors(config: Config) -> int:
-    """How many tensors a checkpoint holds."""
+    """Count the tensors of a checkpoint."""
     return sum(1 for _ in config.tensors())
 
 
 def num_elements(spec: TensorSpec) -> int:
-    """How many values a tensor holds."""
+    """Count the values of a tensor."""
     return math.prod(spec.shape)
 
 
 def kind_of(spec: TensorSpec) -> str:
-    """One of embedding, head, experts, routers, vectors, and dense for every other matrix."""
+    """Return embedding, head, experts, routers, vectors, or dense for every other matrix."""
     if spec.name == "model.embed_tokens.weight":
         return "embedding"
     if spec.name == "lm_head.weight":
@@ -89,25 +89,25 @@ def kind_of(spec: TensorSpec) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GenerationCost:
-    """FLOPs of generating with one model, counted in one way."""
+    """FLOPs of generating with one model."""
 
     model: str
     per_token: float
-    """a: what every token costs."""
+    """a: FLOPs of every token."""
     per_position: float
-    """c: what one earlier token adds to it."""
+    """c: FLOPs that one earlier token adds."""
 
     def at(self, position: int) -> float:
-        """FLOPs of the one token that follows `position` others."""
+        """Return the FLOPs of the one token that follows `position` others."""
         return self.per_token + self.per_position * position
 
     def cumulative(self, num_tokens: int) -> float:
-        """F(N): FLOPs of generating `num_tokens` from an empty prompt."""
+        """Return F(N): the FLOPs of generating `num_tokens` from an empty prompt."""
         return self.per_token * num_tokens + self.per_position * num_tokens**2 / 2
 
 
 def generation_cost(config: Config, model: str = "") -> GenerationCost:
-    """First principles, for any M1 or M2.
+    """Return the cost of generating with any M1 or M2, from first principles.
 
     a = 2 * (matrices a token visits, and the head) + lightning layers * 4 H D^2
     c = softmax layers * 4 H D
@@ -126,7 +126,7 @@ def generation_cost(config: Config, model: str = "") -> GenerationCost:
 
 
 def prefill_flops(config: Config, num_tokens: int, *, block_size: int = 256) -> float:
-    """FLOPs of reading a prompt, at most: F(N), and the products inside lightning's blocks.
+    """Return the most FLOPs that a prompt costs: F(N), and the products in lightning's blocks.
 
     Within a block of block_size tokens each meets half of the others: 4 H D block_size / 2.
     """
@@ -136,7 +136,7 @@ def prefill_flops(config: Config, num_tokens: int, *, block_size: int = 256) -> 
 
 
 def multiplied_weights(config: Config) -> int:
-    """The matrix weights that one token is multiplied with, the head included."""
+    """Count the matrix weights that one token is multiplied with, the head included."""
     counts = count_parameters(config)
     head = counts.head or counts.embedding
     return counts.active - counts.routers - counts.vectors + head
@@ -145,7 +145,7 @@ def multiplied_weights(config: Config) -> int:
 def decode_bytes(
     config: Config, *, batch: int = 1, depth: float = 0, weight_scale: float = 1.0
 ) -> float:
-    """What one decoding step must read: weights, keys and values, lightning states.
+    """Return the bytes that one decoding step reads: weights, keys and values, lightning states.
 
     batch         sequences that each get a token; experts are counted as if every token chose its
                   own at random

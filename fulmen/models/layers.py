@@ -84,7 +84,7 @@ class Linear(nn.Module):
 
     @property
     def is_packed(self) -> bool:
-        """Whether the weight is packed."""
+        """True when the weight is packed."""
         return isinstance(self.weight, PackedMatrix)
 
     def pack(self) -> None:

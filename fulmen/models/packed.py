@@ -18,7 +18,7 @@ from fulmen.kernels import PAGE, Lengths
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Packed:
-    """T tokens of N sequences, one sequence after the other."""
+    """A batch: T tokens of N sequences, one sequence after the other."""
 
     input_ids: Tensor
     """(T,) int64"""

@@ -1,4 +1,4 @@
-"""Every tensor that a config predicts: name, shape and stored dtype."""
+"""Tensors that a config predicts: name, shape and stored dtype of each."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -18,7 +18,7 @@ class TensorSpec(NamedTuple):
 
 
 def outer_tensors(config: ModelConfig) -> Iterator[TensorSpec]:
-    """Embedding, last norm and head: the same names in both models."""
+    """Yield embedding, last norm and head: the same names in both models."""
     table = (config.vocab_size, config.hidden_size)
     yield TensorSpec("model.embed_tokens.weight", table, config.torch_dtype)
     yield TensorSpec("model.norm.weight", (config.hidden_size,), config.torch_dtype)
@@ -27,7 +27,7 @@ def outer_tensors(config: ModelConfig) -> Iterator[TensorSpec]:
 
 
 def layer_tensors(config: ModelConfig, prefix: str) -> Iterator[TensorSpec]:
-    """Block norms, router (float32 in both releases) and experts of one layer."""
+    """Yield block norms, router (float32 in both releases) and experts of one layer."""
     hidden, width, dtype = config.hidden_size, config.intermediate_size, config.torch_dtype
     for norm in ("input_layernorm", "post_attention_layernorm"):
         yield TensorSpec(f"{prefix}.{norm}.weight", (hidden,), dtype)
@@ -43,7 +43,7 @@ def layer_tensors(config: ModelConfig, prefix: str) -> Iterator[TensorSpec]:
 
 
 def softmax_attention_tensors(config: ModelConfig, prefix: str) -> Iterator[TensorSpec]:
-    """The four projections of a softmax attention layer."""
+    """Yield the four projections of a softmax attention layer."""
     query = config.num_attention_heads * config.head_dim
     key_value = config.num_key_value_heads * config.head_dim
     for name, shape in (
@@ -58,8 +58,10 @@ def softmax_attention_tensors(config: ModelConfig, prefix: str) -> Iterator[Tens
 def stored(
     specs: Iterator[TensorSpec], quantization: QuantizationConfig | None
 ) -> Iterator[TensorSpec]:
-    """The specs of an unquantised model as a checkpoint stores them: packed bytes, or e4m3 blocks
-    and their scales."""
+    """Yield the tensors of an unquantised model as a checkpoint stores them.
+
+    A quantised matrix is packed bytes, or e4m3 blocks and their scales.
+    """
     for spec in specs:
         module = spec.name.removesuffix(".weight")
         is_matrix = len(spec.shape) == 2 and not module.endswith("embed_tokens")

@@ -554,7 +554,7 @@ def test_a_packed_model_computes_what_its_weights_stand_for(
     quantize_checkpoint(tmp_path / "in", tmp_path / "out", settings(bits, input_bits=input_bits))
     packed, plain = load_model(tmp_path / "out"), load_model(tmp_path / "out", trainable=True)
     for name, matrix in packed_weights(packed).items():
-        assert torch.equal(matrix.unpack(), plain.get_parameter(f"{name}.weight")), name
+        assert torch.equal(matrix.unpack(), plain.state_dict()[f"{name}.weight"]), name
     ids = torch.arange(60)[None]
     with torch.no_grad():
         found, expected = packed(ids), plain(ids)
