@@ -37,7 +37,7 @@ class ModelConfig:
     tie_word_embeddings: bool = False
     router_aux_loss_coef: float = 0.001
     router_jitter_noise: float = 0.0
-    """Width of the noise in training: router and experts see x times uniform(1 - noise, 1 + noise)."""
+    """Noise in training: router and experts see x times uniform(1 - noise, 1 + noise)."""
     torch_dtype: torch.dtype = torch.bfloat16
     quantization_config: QuantizationConfig | None = None
 
