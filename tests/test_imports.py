@@ -11,6 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "fulmen"
 MAY_IMPORT = {
     "units": set[str](),
+    "svg": set[str](),
     "files": set[str](),
     "sampling": set[str](),
     "kernels": set[str](),
@@ -18,13 +19,13 @@ MAY_IMPORT = {
     "checkpoints": {"models", "kernels", "files"},
     "catalog": {"checkpoints", "models", "files", "sampling", "units"},
     "quantize": {"checkpoints", "models", "kernels", "catalog", "files", "units"},
-    "plan": {"catalog", "checkpoints", "models", "kernels", "units"},
+    "plan": {"catalog", "checkpoints", "models", "kernels", "units", "svg"},
     "chat": {"sampling", "files"},
     "engine": {"models", "kernels", "sampling"},
     "llm": {"engine", "chat", "catalog", "checkpoints", "models", "sampling", "files"},
     "sessions": {"llm", "engine", "chat", "models", "kernels", "sampling", "files"},
     "envs": {"chat", "files"},
-    "evaluate": {"envs", "llm", "engine", "chat", "sampling", "files"},
+    "evaluate": {"envs", "llm", "engine", "chat", "sampling", "files", "svg"},
     "bench": {"engine", "llm", "checkpoints", "models", "kernels"},
 }
 """Rooms, and what of ours each may import. cli may import all of them; nothing imports cli."""
