@@ -1,4 +1,4 @@
-"""fulmen plan and fulmen bench: what a model needs, and how fast this machine is."""
+"""fulmen bench: the speed of this machine, and the share of it that Fulmen reaches."""
 
 import json
 from typing import Annotated

@@ -23,7 +23,7 @@ from fulmen.bench import (
     tokens_per_s_limit,
     until_steady,
 )
-from fulmen.bench.ops import GROUP
+from fulmen.bench.ops_products import GROUP
 from fulmen.kernels import HeadOutput, Program
 from fulmen.models import PackedConfig, decode_bytes, prefill_flops
 from fulmen.models.flops import checkpoint_bytes
