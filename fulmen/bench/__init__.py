@@ -4,7 +4,7 @@ from fulmen.bench.machine import Limits, Spread, device_name, measure_limits, us
 from fulmen.bench.model import check_workloads, tokens_per_s_limit
 from fulmen.bench.op import Clock, Op, Prepared, Shapes, describe_op
 from fulmen.bench.ops import list_ops
-from fulmen.bench.report import limits_table, report_model, report_ops, time_text
+from fulmen.bench.report import Report, limits_table, report_model, report_ops, time_text
 from fulmen.bench.timer import ModelTimer, Timing
 from fulmen.bench.workload import Workload, until_steady
 
@@ -14,6 +14,7 @@ __all__ = [
     "ModelTimer",
     "Op",
     "Prepared",
+    "Report",
     "Shapes",
     "Spread",
     "Timing",

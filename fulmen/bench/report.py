@@ -12,7 +12,7 @@ from fulmen.bench.machine import Limits, Spread, device_name, measure_limits
 from fulmen.bench.model import check_workloads, measure_model, tokens_per_s_limit
 from fulmen.bench.op import Op, describe_op, measure_op
 from fulmen.bench.workload import Workload
-from fulmen.checkpoints import load_model
+from fulmen.checkpoints import load_model, read_config
 
 Say = Callable[[str], None]
 """Receiver of a sentence on what is being done."""
@@ -60,9 +60,9 @@ def report_model(
     say: Say,
 ) -> Report:
     """Measure the machine and a whole model."""
+    check_workloads(read_config(folder), workloads)
     say("loading the model")
     model = load_model(folder, dtype=dtype)
-    check_workloads(model.config, workloads)
     dtype = model.model.embed_tokens.weight.dtype
     say("measuring the machine")
     limits = measure_limits(threads, [dtype])
@@ -98,9 +98,9 @@ def limits_table(limits: Limits) -> Table:
         table.add_row(f"reading memory, {threads} thread{'s' * (threads > 1)}", f"{rate:.1f} GB/s")
     for dtype, rate in limits.register_tops.items():
         unit = "TOP/s" if dtype == "int8" else "TFLOP/s"
-        table.add_row(f"{dtype} products from registers, {limits.isa}", f"{rate:.2f} {unit}")
+        table.add_row(f"{dtype} products from registers, {limits.isa}", f"{_short(rate)} {unit}")
     for dtype, rate in limits.matmul_tflops.items():
-        table.add_row(f"torch's best {dtype} product", f"{rate:.2f} TFLOP/s")
+        table.add_row(f"torch's best {dtype} product", f"{_short(rate)} TFLOP/s")
     return table
 
 
@@ -143,6 +143,10 @@ def _table(first: str, numbers: Sequence[str], words: Sequence[str] = ()) -> Tab
     for column in words:
         table.add_column(column, no_wrap=True)
     return table
+
+
+def _short(rate: float) -> str:
+    return f"{rate:.2f}" if rate >= 0.1 else f"{rate:.2g}"
 
 
 def time_text(seconds: float) -> str:
