@@ -10,6 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "fulmen"
 MAY_IMPORT = {
+    "moved": set[str](),
     "units": set[str](),
     "svg": set[str](),
     "files": set[str](),
