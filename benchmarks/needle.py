@@ -35,8 +35,7 @@ WRITERS: Final = ("out_proj.weight", "o_proj.weight", "w2.weight", "down_proj.we
 
 @dataclass(frozen=True, slots=True)
 class Needles:
-    """Vocabulary of fillers, a needle for each key and value, a question for each key, and
-    answers."""
+    """Vocabulary: fillers, a needle for each key and value, questions and answers."""
 
     num_fillers: int = 1024
     num_keys: int = 8
@@ -102,8 +101,7 @@ def needle_model(config: M1Config, needles: Needles, *, seed: int = 0) -> M1:
 
 
 def _fill_with_noise(model: M1, num_dims: int, generator: torch.Generator) -> None:
-    """Draw weights that keep activations near one and leave the first num_dims of the hidden state
-    alone."""
+    """Draw weights that keep activations near one; no noise is in the first num_dims."""
     hidden_size = model.config.hidden_size
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1:

@@ -5,7 +5,8 @@
     print(LLM.load("smollm2").chat([{"role": "user", "content": "Hello"}]).reply.content)
 
 The names of `__all__` are imported when they are first used, so that `import fulmen` and the help
-of the command load no torch."""
+of the command load no torch.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING

@@ -44,8 +44,7 @@ ACCELERATORS: Final = {
     )
     for name, memory, bandwidth, bf16, fp8 in _DATA_SHEETS
 }
-"""Data sheets by name; of SXM or OAM modules where a name has several forms, and for GeForce with
-accumulation in float32."""
+"""Data sheets by name: of the SXM or OAM module, and for GeForce with float32 accumulation."""
 
 
 @dataclass(frozen=True, slots=True)
