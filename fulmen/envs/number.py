@@ -9,6 +9,8 @@ from fulmen.chat import Message, Reply, Tool
 _NUMBER = re.compile(r"(?:(?<![\w)])[-\u2212])?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")
 """Number with an optional sign; a minus after a digit or a bracket is a subtraction instead."""
 _MARK = re.compile(r"####|\\boxed\{|\banswer\b(?: is|:)", re.IGNORECASE)
+_LONGEST_NUMBER = 1000
+"""Characters of a number that can be an answer; Python refuses to read 4,300 digits."""
 _SENTENCE_END = re.compile(r"[.!?](?=\s|\Z)|[\n}]")
 
 
@@ -27,7 +29,9 @@ def final_number(text: str) -> Fraction | None:
     return _read(found[-1]) if found else None
 
 
-def _read(number: str) -> Fraction:
+def _read(number: str) -> Fraction | None:
+    if len(number) > _LONGEST_NUMBER:
+        return None
     return Fraction(number.replace(",", "").replace("\u2212", "-"))
 
 

@@ -44,7 +44,7 @@ class Plan:
     model_type: str
     total_parameters: int
     active_parameters: int
-    """Of one token, without embedding and head, as the reports count."""
+    """Weights that work on one token, without embedding and head, as the reports count."""
     active_with_head: int
     active_with_head_and_embedding: int
     num_tensors: int
