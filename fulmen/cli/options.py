@@ -52,7 +52,7 @@ DraftOption = Annotated[
 ]
 
 
-ENGINE_CONFIG: Final = "fulmen.engine.engine.EngineConfig"
+ENGINE_CONFIG: Final = "fulmen.engine.EngineConfig"
 """Name of the engine's config for `with_flags_of`; importing it would import torch."""
 
 _FLAG_NAMES: Final = {"kv_cache_bytes": "--kv-cache", "num_draft_tokens": "--draft-tokens"}
@@ -78,11 +78,10 @@ def with_flags_of(
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Add a flag for each field of a dataclass to a command.
 
-    config           the dataclass, or its full name where importing it would import torch
-    into             the command's argument that receives the fields whose flags were given
-    only, without    fields that get a flag, and fields that get none
-    shows_defaults   True where the dataclass's own defaults hold, so that help may show them
-    """
+    config           the dataclass, or its name at its room's door where importing it would import
+    torch into             the command's argument that receives the fields whose flags were given
+    only, without    fields that get a flag, and fields that get none shows_defaults   True where
+    the dataclass's own defaults hold, so that help may show them"""
     fields = _fields(config)
     unknown = {*(only or ()), *without} - {field.name for field in fields}
     assert not unknown, unknown
@@ -214,20 +213,30 @@ def _shown_bytes(size: int) -> str:
     return f"{size // 1024**power}{('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
 
 
+def _class_body(module: str, name: str) -> list[ast.stmt]:
+    """Return the statements of a class, found in its source file or through its room's door."""
+    package, *rest = module.split(".")
+    # importlib's find_spec would import the room, and with it torch.
+    path = Path(sys.modules[package].__path__[0], *rest)
+    is_room = path.is_dir()
+    tree = ast.parse(
+        (path / "__init__.py" if is_room else path.with_suffix(".py")).read_text("utf-8")
+    )
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return node.body
+        if isinstance(node, ast.ImportFrom) and any(alias.name == name for alias in node.names):
+            return _class_body(node.module or "", name)
+    raise AssertionError(f"{module} has no class {name}")
+
+
 @cache
 def _fields(config: type | str) -> list[_Field]:
-    module, _, name = (
-        (config.__module__, "", config.__qualname__)
-        if isinstance(config, type)
-        else config.rpartition(".")
-    )
-    # find_spec would import the parent package, so the file is found by its path.
-    package, *rest = module.split(".")
-    file = Path(sys.modules[package].__path__[0], *rest).with_suffix(".py")
-    tree = ast.parse(file.read_text("utf-8"))
-    (body,) = (
-        node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name
-    )
+    if isinstance(config, str):
+        module, _, name = config.rpartition(".")
+    else:
+        module, name = config.__module__, config.__name__
+    body = _class_body(module, name)
     found = []
     for node, after in zip(body, [*body[1:], ast.Pass()], strict=True):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
