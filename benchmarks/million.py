@@ -4,7 +4,7 @@
     python benchmarks/million.py --tokens 65536
 
 The model has M1's layout, seven lightning layers and one of softmax, and a circuit that finds
-needles by construction (fulmen/bench/needle.py). First the answer, on a short
+needles by construction (needle.py). First the answer, on a short
 haystack: each needle is found, another in its place changes the answer, and without one there is
 none. Then the engine reads one request of --tokens with needles at 1 %, 50 % and 99 %; the first
 question comes with it, the others find all but their last token known.
@@ -30,10 +30,11 @@ import numpy as np
 import torch
 import typer
 from measure import console, print_json, print_wide, run, step
+from needle import Needles, needle_model
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
-from fulmen.bench import Needles, needle_model, use_threads
+from fulmen.bench import use_threads
 from fulmen.engine import Engine, EngineConfig, TokenOutput
 from fulmen.kernels import PAGE
 from fulmen.models import M1, M1Config

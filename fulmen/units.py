@@ -1,45 +1,83 @@
-"""Numbers with units as people write them: 40k tokens, 20GiB, 3GB/s."""
+"""Numbers with units as people write them: 40k tokens, 20GiB, 3GB/s.
 
-import math
+Arithmetic is exact, and every result is bounded: whatever is typed becomes a number that the code
+behind it can hold, or one sentence at once.
+"""
+
 import re
-from typing import TYPE_CHECKING, Final
+from fractions import Fraction
+from typing import Final
 
-if TYPE_CHECKING:  # a command's help comes without it
-    pass
+LARGEST_COUNT: Final = 10**12
+"""Most tokens that a count may name; no model and no disk holds as many."""
+LARGEST_SIZE: Final = 2**60
+"""Most bytes that a size may name, or that a rate may name for a second."""
 
+_COUNT: Final = re.compile(r"([0-9]+(?:,[0-9]+)*|[0-9]+\.[0-9]+)([kKmM]?)")
+_SIZE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)[ \t]*([A-Za-z]+)")
+_LONGEST_TEXT: Final = 32
+"""Characters of a number that is worth reading; longer ones are refused before any arithmetic."""
 
-_UNITS: Final = {
+_COUNT_UNITS: Final = {"": 1, "k": 1000, "m": 1000**2}
+_SIZE_UNITS: Final = {
     "B": 1,
     **{f"{prefix}B": 1000**power for power, prefix in enumerate("KMGT", 1)},
     **{f"{prefix}IB": 1024**power for power, prefix in enumerate("KMGT", 1)},
 }
 
 
+def parse_count(text: str) -> int:
+    """Read a number of tokens: 512, 40k, 1.5M, 80,000."""
+    found = _match(_COUNT, text)
+    count = Fraction(-1)
+    if found is not None:
+        count = Fraction(found[1].replace(",", "")) * _COUNT_UNITS[found[2].lower()]
+    if count < 0 or count.denominator != 1:
+        raise ValueError(f"{_quoted(text)} is no number of tokens, it must look like 512 or 40k")
+    if count > LARGEST_COUNT:
+        raise ValueError(
+            f"{_quoted(text)} is too large a number of tokens, it must be at most {LARGEST_COUNT:,}"
+        )
+    return int(count)
+
+
 def parse_bytes(text: str) -> int:
-    """Reads `24GiB` (1024^3) or `24GB` (10^9)."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", text.strip())
-    unit = _UNITS.get(found[2].upper()) if found else None
-    if found is None or unit is None or float(found[1]) == 0:
-        raise ValueError(f"{text} is not a size, it must be like 24GiB or 24GB")
-    return int(float(found[1]) * unit)
+    """Read a size of at least one byte: 24GiB (1024^3) or 24GB (10^9)."""
+    return int(_size(text, text, "a size", "24GiB or 24GB"))
 
 
 def parse_rate(text: str) -> float:
-    """Reads `3GB/s`, in bytes a second."""
-    size, slash, per = text.strip().partition("/")
-    if not slash or per.strip().lower() != "s":
-        raise ValueError(f"{text} is not a rate, it must be like 3GB/s")
-    try:
-        return float(parse_bytes(size))
-    except ValueError:
-        raise ValueError(f"{text} is not a rate, it must be like 3GB/s") from None
+    """Read a rate in bytes a second: 3GB/s."""
+    size, slash, per = text.partition("/")
+    is_per_second = bool(slash) and per.strip().lower() == "s"
+    return float(_size(text, size if is_per_second else "", "a rate", "3GB/s"))
 
 
-def parse_count(text: str) -> int:
-    """A number of tokens as people write it: 512, 40k, 1.5M, 80,000."""
-    found = re.fullmatch(r"([\d,]+|\d+\.\d+)([kKmM]?)", text.strip())
-    number = float(found[1].replace(",", "") or "nan") if found else float("nan")
-    count = number * {"": 1, "k": 1000, "m": 1000000}[found[2].lower() if found else ""]
-    if not math.isfinite(count) or count != int(count):
-        raise ValueError(f"{text!r} is no number of tokens, it must look like 512 or 40k")
-    return int(count)
+def _size(text: str, size: str, what: str, example: str) -> Fraction:
+    """Read `size`, a part of `text`; errors quote the text."""
+    found = _match(_SIZE, size)
+    unit = _SIZE_UNITS.get(found[2].upper()) if found is not None else None
+    num_bytes = Fraction(0)
+    if found is not None and unit is not None:
+        num_bytes = Fraction(found[1]) * unit
+    if num_bytes < 1:
+        raise ValueError(f"{shortened(text)} is not {what}, it must be like {example}")
+    if num_bytes > LARGEST_SIZE:
+        most = LARGEST_SIZE // _SIZE_UNITS["TIB"]
+        raise ValueError(f"{shortened(text)} is too large for {what}, the most is {most}TiB")
+    return num_bytes
+
+
+def _match(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    text = text.strip()
+    return pattern.fullmatch(text) if len(text) <= _LONGEST_TEXT else None
+
+
+def _quoted(text: str) -> str:
+    return repr(shortened(text))
+
+
+def shortened(text: str) -> str:
+    """Return a number as typed for an error: on one line, and no longer than a number can be."""
+    start = " ".join(text[:_LONGEST_TEXT].split())
+    return start if len(text) <= _LONGEST_TEXT else f"{start}..."

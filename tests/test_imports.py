@@ -16,7 +16,9 @@ from fulmen.models.moved import MOVED
 PACKAGE = Path(__file__).parent.parent / "fulmen"
 MAY_IMPORT = {
     "families": set[str](),
+    "moved": set[str](),
     "units": set[str](),
+    "svg": set[str](),
     "files": set[str](),
     "sampling": set[str](),
     "kernels": set[str](),
@@ -24,13 +26,13 @@ MAY_IMPORT = {
     "checkpoints": {"models", "kernels", "families", "files"},
     "catalog": {"checkpoints", "models", "families", "files", "sampling", "units"},
     "quantize": {"checkpoints", "models", "kernels", "catalog", "files", "units"},
-    "plan": {"catalog", "checkpoints", "models", "kernels", "families", "units"},
+    "plan": {"catalog", "checkpoints", "models", "kernels", "families", "units", "svg"},
     "chat": {"sampling", "families", "files"},
     "engine": {"models", "kernels", "sampling"},
     "llm": {"engine", "chat", "catalog", "checkpoints", "models", "sampling", "files"},
     "sessions": {"llm", "engine", "chat", "models", "kernels", "sampling", "files"},
     "envs": {"chat", "files"},
-    "evaluate": {"envs", "llm", "engine", "chat", "sampling", "files"},
+    "evaluate": {"envs", "llm", "engine", "chat", "sampling", "files", "svg"},
     "bench": {"engine", "llm", "checkpoints", "models", "kernels"},
 }
 """Rooms, and what of ours each may import. cli may import all of them; nothing imports cli."""

@@ -1,10 +1,10 @@
-"""How fast everything is, beside what the machine allows."""
+"""Speed of operations and models, beside what the machine allows."""
 
 from fulmen.bench.machine import Limits, Spread, device_name, measure_limits, use_threads
 from fulmen.bench.model import check_workloads, tokens_per_s_limit
-from fulmen.bench.needle import Needles, needle_model
-from fulmen.bench.ops import Clock, Op, Prepared, Shapes, describe_op, list_ops
-from fulmen.bench.report import limits_table, report_model, report_ops, time_text
+from fulmen.bench.op import Clock, Op, Prepared, Shapes, describe_op
+from fulmen.bench.ops import list_ops
+from fulmen.bench.report import Report, limits_table, report_model, report_ops, time_text
 from fulmen.bench.timer import ModelTimer, Timing
 from fulmen.bench.workload import Workload, until_steady
 
@@ -12,9 +12,9 @@ __all__ = [
     "Clock",
     "Limits",
     "ModelTimer",
-    "Needles",
     "Op",
     "Prepared",
+    "Report",
     "Shapes",
     "Spread",
     "Timing",
@@ -25,7 +25,6 @@ __all__ = [
     "limits_table",
     "list_ops",
     "measure_limits",
-    "needle_model",
     "report_model",
     "report_ops",
     "time_text",

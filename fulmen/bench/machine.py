@@ -1,7 +1,7 @@
 """The machine's limits: how fast memory can be read, and how fast numbers can be multiplied.
 
-Every other figure is held against these two. They are measured, not looked up: a virtual machine
-has what its neighbours leave it.
+Every other figure is compared with these two. They are measured, not looked up: a virtual machine
+has only what its neighbours leave.
 """
 
 import statistics
@@ -16,9 +16,14 @@ import torch
 from fulmen.kernels import native, set_num_threads
 
 READ_BYTES: Final = 2**29
-"""More than the caches that one process gets of a processor."""
-MATMUL_SIZES: Final = (1024, 2048)
+"""Bytes that are read: more than the caches that a process gets of a processor."""
+MATMUL_SIZES: Final = (256, 1024, 2048)
+"""Rows and columns of the matrices whose product is timed, from small to large."""
 PROBE_SECONDS: Final = 0.1
+"""Time that a probe of products should take at least."""
+MATMUL_SECONDS: Final = 0.5
+"""Longest product that is timed. torch has no fast bfloat16 product for processors without such
+instructions: there one of 2048 x 2048 takes a minute, and is slower than a small one besides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,31 +36,31 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread":
-        """The median and both ends of at least one value."""
+        """Return the median and both ends of at least one value."""
         return cls(statistics.median(values), min(values), max(values))
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the machine could do at the time."""
+    """Rates that the machine reached when they were measured."""
 
     isa: str | None
-    """The instruction set that the C++ kernels use; None without them."""
+    """Instruction set that the C++ kernels use; None without them."""
     read_gb_per_s: dict[int, float]
-    """By number of threads."""
+    """Rate of reading memory by number of threads."""
     register_tops: dict[str, float]
-    """Products from registers by dtype, bfloat16 and int8, with all threads: 10^12 operations a
-    second, two a product. Empty without the C++ kernels."""
+    """Rate of products from registers by dtype, bfloat16 and int8, with all threads: 10^12
+    operations a second, two a product. Empty without the C++ kernels."""
     matmul_tflops: dict[str, float]
-    """torch's best product of two matrices by dtype, with all threads."""
+    """Rate of torch's best product of two matrices by dtype, with all threads."""
 
     @property
     def bytes_per_s(self) -> float:
-        """The most that memory gave."""
+        """Return the highest rate of reading memory."""
         return 1e9 * max(self.read_gb_per_s.values())
 
     def operations_per_s(self, dtype: str) -> float:
-        """The most that was multiplied of a dtype; two operations a product."""
+        """Return the highest rate of products of a dtype; two operations a product."""
         rates = [
             *(rates[dtype] for rates in (self.register_tops, self.matmul_tflops) if dtype in rates)
         ]
@@ -65,7 +70,7 @@ class Limits:
         return 1e12 * max(rates)
 
     def best(self, other: "Limits") -> "Limits":
-        """The higher of two measurements of each limit."""
+        """Return the higher of two measurements of each limit."""
         return Limits(
             self.isa,
             {key: max(x, other.read_gb_per_s[key]) for key, x in self.read_gb_per_s.items()},
@@ -75,14 +80,14 @@ class Limits:
 
 
 def use_threads(count: int) -> None:
-    """Sets how many threads torch and the kernels use."""
+    """Set the number of threads of torch and of the kernels."""
     torch.set_num_threads(count)
     set_num_threads(count)
 
 
 def measure_limits(num_threads: int, dtypes: Sequence[torch.dtype] = (torch.bfloat16,)) -> Limits:
-    """Memory read with one and with all threads, products from registers, and torch's best matrix
-    product of each of dtypes; leaves num_threads set."""
+    """Measure reading memory with one and with all threads, products from registers, and torch's
+    best matrix product of each of `dtypes`. Leaves `num_threads` set."""
     extension = native()
     buffer = torch.ones(READ_BYTES, dtype=torch.uint8)
 
@@ -105,7 +110,7 @@ def measure_limits(num_threads: int, dtypes: Sequence[torch.dtype] = (torch.bflo
 
 
 def _register_tops(is_integer: bool) -> float:
-    """Products from registers, nothing read and nothing written."""
+    """Measure products from registers, with nothing read and nothing written."""
     extension = native()
     assert extension is not None
     iterations, seconds = 1000, 0.0
@@ -119,28 +124,32 @@ def _register_tops(is_integer: bool) -> float:
 
 
 def _matmul_tflops(dtype: torch.dtype) -> float:
-    rates = []
+    """Measure torch's product of two matrices, of each size that does not take too long."""
+    best = 0.0
     for size in MATMUL_SIZES:
+        operations = 2 * size**3
+        if best and operations / best > MATMUL_SECONDS:
+            break
         a, b = torch.randn(2, size, size).to(dtype)
-        rates.append(2 * size**3 / best_seconds(lambda a=a, b=b: a @ b, 3))  # type: ignore[misc]
-    return max(rates) / 1e12
+        best = max(best, operations / best_seconds(lambda a=a, b=b: a @ b, 3))  # type: ignore[misc]
+    return best / 1e12
 
 
 def best_seconds(call: Callable[[], object], repeats: int) -> float:
-    """The shortest of several calls, after one that does not count."""
+    """Return the time of the shortest of several calls, after one that does not count."""
     call()
     return min(seconds_of(call) for _ in range(repeats))
 
 
 def seconds_of(call: Callable[[], object]) -> float:
-    """How long one call takes."""
+    """Return the time of one call."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
 
 
 def device_name() -> str:
-    """The processor's model, as the system names it."""
+    """Return the processor's model and number, as the system names them."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

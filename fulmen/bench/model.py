@@ -1,4 +1,4 @@
-"""How fast a whole model reads and generates, and what share of the machine's limits that is.
+"""Speed of a whole model, beside what the machine's limits allow.
 
 A decoded token must read the weights it uses, and its past, from memory; a prompt must multiply.
 """
@@ -16,7 +16,7 @@ from fulmen.models import Config, Model, PackedConfig, decode_bytes, prefill_flo
 
 
 def check_workloads(config: Config, workloads: Sequence[Workload]) -> None:
-    """Raises a ValueError for one that the model's context does not hold."""
+    """Raise a ValueError for a workload that the model's context does not hold."""
     longest = config.max_position_embeddings
     for workload in workloads:
         needed = workload.depth + workload.num_tokens
@@ -29,7 +29,12 @@ def check_workloads(config: Config, workloads: Sequence[Workload]) -> None:
 def measure_model(
     model: Model, workloads: Sequence[Workload], *, rounds: int = 3, chunk: int = 1024
 ) -> dict[Workload, Spread]:
-    """Tokens a second of each workload, of `rounds` in turn; each is warmed up before."""
+    """Measure the tokens a second of each workload, in `rounds` that alternate between workloads.
+
+    chunk   tokens of one forward pass of a prompt
+
+    Each workload is warmed up before it is timed.
+    """
     touched = min(TOUCH_TOKENS, model.config.max_position_embeddings)
     timer = ModelTimer(model, chunk=chunk)
     rates: dict[Workload, list[float]] = {workload: [] for workload in workloads}
@@ -58,15 +63,14 @@ def tokens_per_s_limit(
     weight_scale: float = 1.0,
     dtype: torch.dtype | None = None,
 ) -> float:
-    """Tokens a second that the machine's measured rates allow.
+    """Return the tokens a second that the machine's measured rates allow.
 
-    weight_scale  bytes of a weight over what the config says, for an engine that stores them
-                  otherwise
-    dtype         that the model runs in, the config's if absent
+    weight_scale  bytes of a weight over those of the config, for another engine's format
+    dtype         dtype that the model runs in, by default the config's
     """
     config = replace(config, torch_dtype=dtype or config.torch_dtype)
     if native_for(torch.empty(0, dtype=config.torch_dtype)) is None:
-        # What the loader asks too: then rounded weights run as the floats they stand for.
+        # Without kernels the loader unpacks rounded weights, and the model runs on floats.
         config = replace(config, quantization_config=None)
     if workload.kind == "prefill":
         flops = prefill_flops(config, workload.num_tokens)
@@ -77,8 +81,8 @@ def tokens_per_s_limit(
 
 
 def _operations_per_s(config: Config, limits: Limits) -> float:
-    """Of a prompt. Weights of 8 and 4 bits are multiplied as integers: once, or twice where inputs
-    are 16 bits wide."""
+    """Return the rate of products of a prompt. Weights of 8 and 4 bits are multiplied as integers:
+    once by inputs of 8 bits, twice by inputs of 16."""
     rounded = config.quantization_config
     if isinstance(rounded, PackedConfig) and rounded.bits != "fp8":
         return limits.operations_per_s("int8") * 8 / rounded.input_bits

@@ -1,4 +1,4 @@
-"""What `fulmen bench` does: measures, and gives the numbers, once for JSON and once as tables."""
+"""Reports of `fulmen bench`: the same numbers as JSON values and as tables."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,34 +10,44 @@ from rich.table import Table
 
 from fulmen.bench.machine import Limits, Spread, device_name, measure_limits
 from fulmen.bench.model import check_workloads, measure_model, tokens_per_s_limit
-from fulmen.bench.ops import Op, describe_op, measure_op
+from fulmen.bench.op import Op, describe_op, measure_op
 from fulmen.bench.workload import Workload
-from fulmen.checkpoints import load_model
+from fulmen.checkpoints import load_model, read_config
 
 Say = Callable[[str], None]
-"""Is told what is being done."""
+"""Receiver of a sentence on what is being done."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The same numbers twice."""
+    """Measurements as JSON values and as tables."""
 
     values: dict[str, Any]
     tables: list[Table]
+    is_complete: bool = True
+    """False if the measuring was interrupted; the report then holds what was done by then."""
 
 
 def report_ops(ops: Sequence[Op], *, threads: int, rounds: int, say: Say) -> Report:
-    """The machine and single operations."""
+    """Measure the machine and single operations.
+
+    KeyboardInterrupt ends the measuring; operations that are done are reported.
+    """
     say("measuring the machine")
     limits = measure_limits(threads)
     seconds = {}
-    for op in ops:
-        say(f"measuring {op}")
-        seconds[op] = measure_op(op, rounds=rounds)
-    limits = limits.best(measure_limits(threads))
+    try:
+        for number, op in enumerate(ops, 1):
+            say(f"measuring {number} of {len(ops)}: {op}")
+            seconds[op] = measure_op(op, rounds=rounds)
+        say("measuring the machine again")
+        limits = limits.best(measure_limits(threads))
+        is_complete = True
+    except KeyboardInterrupt:
+        is_complete = False
     rows = [describe_op(op, spread, limits) for op, spread in seconds.items()]
     values = _head(threads, limits) | {"ops": rows}
-    return Report(values, [limits_table(limits), ops_table(rows)])
+    return Report(values, [limits_table(limits), ops_table(rows)], is_complete)
 
 
 def report_model(
@@ -49,10 +59,10 @@ def report_model(
     rounds: int,
     say: Say,
 ) -> Report:
-    """The machine and a whole model."""
+    """Measure the machine and a whole model."""
+    check_workloads(read_config(folder), workloads)
     say("loading the model")
     model = load_model(folder, dtype=dtype)
-    check_workloads(model.config, workloads)
     dtype = model.model.embed_tokens.weight.dtype
     say("measuring the machine")
     limits = measure_limits(threads, [dtype])
@@ -82,20 +92,20 @@ def _head(threads: int, limits: Limits) -> dict[str, Any]:
 
 
 def limits_table(limits: Limits) -> Table:
-    """One row a limit."""
+    """Return a table with a row for each limit."""
     table = _table("the machine's limits", ("rate",))
     for threads, rate in limits.read_gb_per_s.items():
         table.add_row(f"reading memory, {threads} thread{'s' * (threads > 1)}", f"{rate:.1f} GB/s")
     for dtype, rate in limits.register_tops.items():
         unit = "TOP/s" if dtype == "int8" else "TFLOP/s"
-        table.add_row(f"{dtype} products from registers, {limits.isa}", f"{rate:.2f} {unit}")
+        table.add_row(f"{dtype} products from registers, {limits.isa}", f"{_short(rate)} {unit}")
     for dtype, rate in limits.matmul_tflops.items():
-        table.add_row(f"torch's best {dtype} product", f"{rate:.2f} TFLOP/s")
+        table.add_row(f"torch's best {dtype} product", f"{_short(rate)} TFLOP/s")
     return table
 
 
 def ops_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """One row for each `describe_op`."""
+    """Return a table with a row for each measurement of `describe_op`."""
     table = _table("operation", ("work", "time", "low to high", "rate", "of limit"), ("limit",))
     for row in rows:
         seconds = Spread(**row["seconds"])
@@ -112,7 +122,7 @@ def ops_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def model_table(rates: Mapping[Workload, Spread], limits: Mapping[Workload, float]) -> Table:
-    """One row a workload: tokens a second, and the most that the machine's limits allow."""
+    """Return a table with the tokens a second of each workload, and the most that is possible."""
     table = _table("model", ("tokens/s", "low to high", "limit", "of limit"))
     for workload, rate in rates.items():
         table.add_row(
@@ -135,6 +145,10 @@ def _table(first: str, numbers: Sequence[str], words: Sequence[str] = ()) -> Tab
     return table
 
 
+def _short(rate: float) -> str:
+    return f"{rate:.2f}" if rate >= 0.1 else f"{rate:.2g}"
+
+
 def time_text(seconds: float) -> str:
-    """In milliseconds, or microseconds where it is less than one."""
+    """Write seconds as milliseconds, or as microseconds below one."""
     return f"{seconds * 1e3:.2f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.1f} us"

@@ -1,8 +1,8 @@
 """A loaded model under the clock: prompts and decoding, as the engine runs them.
 
-What came before a decoded token is noise written into the cache: its values do not change the work,
-and nobody waits for a prompt of 65,536 tokens. The cache stays between calls, so its memory is
-touched once, and its recorded steps are made once.
+The past of a decoded token is noise written into the cache: its values do not change the work, and
+nobody waits for a prompt of 65,536 tokens. The cache is kept between calls, so that its memory is
+touched once and its steps are recorded once.
 """
 
 import time
@@ -24,16 +24,16 @@ class Timing:
 
     seconds: float
     softmax_seconds: float | None
-    """What the softmax layers' attention takes of them, in a hybrid such as M1. For decoding it
-    comes from a second pass over the same steps: a recorded step has no place to look at a
-    clock. There it includes some microseconds of Python a layer."""
+    """Part of `seconds` that softmax attention takes, in a hybrid such as M1; else None. For
+    decoding it comes from a second pass over the same steps, as a recorded step cannot look at a
+    clock. That pass includes some microseconds of Python a layer."""
 
 
 class ModelTimer:
     """Times a model on random tokens."""
 
     def __init__(self, model: Model, *, chunk: int = 1024) -> None:
-        """chunk: tokens of one forward pass of a prompt"""
+        """Time a model; `chunk` is the number of tokens of one forward pass of a prompt."""
         self.model = model
         self.chunk = chunk
         kinds = model.config.attn_type_list
@@ -43,8 +43,8 @@ class ModelTimer:
         self._tables: list[list[int]] = []
 
     def reserve(self, batch: int, num_tokens: int) -> None:
-        """A cache that holds so many sequences of so many tokens, full of noise, and its runner;
-        those there are stay if they are large enough."""
+        """Make a cache full of noise for `batch` sequences of `num_tokens` each, and its runner;
+        keep those there are if they are large enough."""
         num_pages = batch * -(-num_tokens // PAGE)
         if num_pages <= self._num_pages and batch <= self._num_slots:
             return
@@ -60,7 +60,7 @@ class ModelTimer:
         self._runner = Runner(self.model, cache)
 
     def prefill(self, num_tokens: int) -> Timing:
-        """One prompt from an empty cache."""
+        """Time one prompt from an empty cache."""
         self._prepare(1, num_tokens)
         ids = self._random_ids(1, num_tokens)[0]
         chunks = [ids[start : start + self.chunk] for start in range(0, num_tokens, self.chunk)]
@@ -72,7 +72,7 @@ class ModelTimer:
         return Timing(seconds, clock[0] if self.is_hybrid else None)
 
     def decode(self, num_tokens: int, *, batch: int = 1, depth: int = 0) -> Timing:
-        """num_tokens new tokens of each of `batch` sequences that had `depth` tokens before."""
+        """Time `num_tokens` new tokens of each of `batch` sequences of `depth` tokens."""
         self._prepare(batch, depth + num_tokens)
         steps = [
             [[token] for token in column] for column in self._random_ids(num_tokens, batch)
@@ -88,8 +88,11 @@ class ModelTimer:
         return Timing(seconds, None if share is None else share * seconds)
 
     def best_logits(self, input_ids: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Best logit and logsumexp (T,) after each token of one sequence, every token a step of
-        its own as it is timed: recorded from the third on, if the model can be recorded."""
+        """Return the best logit and logsumexp (T,) after each token of one sequence.
+
+        Every token is a step of its own, as in `decode`: recorded from the third on, if the model
+        can be recorded.
+        """
         self._prepare(1, len(input_ids))
         with torch.inference_mode():
             found = [self._forward([[token]], index) for index, token in enumerate(input_ids)]
@@ -99,8 +102,11 @@ class ModelTimer:
         )
 
     def _softmax_share(self, steps: Sequence[Sequence[Sequence[int]]], depth: int) -> float:
-        """Each step as the engine runs it, then in single calls with a clock in the softmax layers;
-        side by side, so that a slow moment slows both."""
+        """Return the share of a step that softmax layers take.
+
+        Each step runs as the engine runs it and then in single calls with a clock in the softmax
+        layers; side by side, so that a slow moment slows both.
+        """
         whole = 0.0
         with self._softmax_clock() as clock:
             for index, sequences in enumerate(steps):
@@ -108,12 +114,12 @@ class ModelTimer:
                 start = time.perf_counter()
                 self._forward(sequences, depth + index)
                 whole += time.perf_counter() - start
-                clock[0] = softmax  # of a step that was not recorded yet
+                clock[0] = softmax  # a step that is not recorded yet runs the hooks too
                 self._forward(sequences, depth + index, is_direct=True)
         return clock[0] / whole
 
     def _prepare(self, batch: int, num_tokens: int) -> None:
-        """Room for so many sequences of so many tokens, and the pages of each."""
+        """Reserve a cache, and give each sequence its pages."""
         self.reserve(batch, num_tokens)
         pages_each = -(-num_tokens // PAGE)
         self._tables = [list(range(n * pages_each, (n + 1) * pages_each)) for n in range(batch)]
@@ -125,7 +131,7 @@ class ModelTimer:
     def _forward(
         self, sequences: Sequence[Sequence[int]], context: int, *, is_direct: bool = False
     ) -> HeadOutput:
-        """One pass that asks for the best next token, as the engine does."""
+        """Run one pass and ask for the best next token, as the engine does."""
         assert self._runner is not None
         batch = len(sequences)
         packed = Packed.of(
@@ -142,7 +148,7 @@ class ModelTimer:
 
     @contextmanager
     def _softmax_clock(self) -> Iterator[list[float]]:
-        """Gives a list of one number: the seconds that softmax layers of a hybrid took so far."""
+        """Yield a list of one number: the seconds that softmax layers of a hybrid took so far."""
         clock, starts = [0.0], list[float]()
 
         def begin(*_: Any) -> None:

@@ -1,7 +1,7 @@
-"""What a model is timed with, and how it is warmed up first.
+"""Workloads, and the rule by which everything is warmed up before it is timed.
 
-Only the standard library is used here, so that the same two rules hold for other engines, in
-processes that have no Fulmen.
+This file needs the standard library alone: benchmarks of other engines load it in processes that
+have no Fulmen.
 """
 
 from collections.abc import Callable
@@ -9,22 +9,24 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 WITHIN: Final = 0.05
-"""How far two successive stretches may differ."""
+"""Largest relative difference of two successive stretches at a steady pace."""
 MAX_SECONDS: Final = 20.0
+"""Longest time of a warm-up; after it the pace is taken as it is."""
 MAX_STRETCHES: Final = 10
-"""A pace that has not settled by then will not settle; what follows is measured as it comes."""
+"""Most stretches of a warm-up; a pace that has not settled by then will not settle."""
 TOUCH_TOKENS: Final = 512
-"""A prompt long enough that each expert is chosen by some token."""
+"""Tokens of a prompt long enough that each expert is chosen by some token."""
 WARMUP_DECODE: Final = 16
+"""Tokens decoded in a stretch of a warm-up."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Workload:
-    """Something a model is timed with."""
+    """A prompt to read, or tokens to decode."""
 
     kind: Literal["prefill", "decode"]
     num_tokens: int
-    """Of the prompt; for decode, new tokens of each sequence."""
+    """Tokens of the prompt; for decode, new tokens of each sequence."""
     batch: int = 1
     """Sequences that decode together."""
     depth: int = 0
@@ -36,7 +38,7 @@ class Workload:
         return f"decode, batch {self.batch}, depth {self.depth:,}"
 
     def shortened(self) -> "Workload":
-        """A stretch of it: enough to warm up, or to choose an implementation."""
+        """Return a part of it that is enough to warm up, or to choose an implementation."""
         longest = TOUCH_TOKENS if self.kind == "prefill" else WARMUP_DECODE
         return replace(self, num_tokens=min(self.num_tokens, longest))
 
@@ -44,11 +46,14 @@ class Workload:
 def until_steady(
     stretch: Callable[[], float], *, within: float = WITHIN, max_seconds: float = MAX_SECONDS
 ) -> bool:
-    """Repeats a stretch of work, which returns its seconds, until two in a row agree; at least
-    twice, unless one alone takes max_seconds. Whether they came to agree.
+    """Repeat a stretch of work until two in a row take equally long; return True if they did.
 
-    Memory that lay idle may have been taken back by the host of a virtual machine, and recorded
-    steps and caches are made when they are first used: so no first call is worth timing.
+    stretch      does the work and returns its seconds
+    within       relative difference that counts as equal
+    max_seconds  time after which no further stretch begins
+
+    No first call is worth timing: the host of a virtual machine may have reclaimed idle memory, and
+    recorded steps and caches are built when they are first used.
     """
     before = total = stretch()
     for _ in range(1, MAX_STRETCHES):

@@ -1,7 +1,15 @@
-"""Which models there are, what is known about them, and where their files come from."""
+"""The models that Fulmen knows by name: facts, downloads, recommended sampling."""
 
 from fulmen.catalog.card_text import render_card
-from fulmen.catalog.cards import Card, Language, find_config, get_card, list_cards, published_config
+from fulmen.catalog.cards import (
+    Card,
+    Language,
+    find_config,
+    get_card,
+    list_cards,
+    local_path,
+    published_config,
+)
 from fulmen.catalog.download import OnProgress
 from fulmen.catalog.resolve import pull, resolve
 from fulmen.catalog.sampling import recommended_sampling
@@ -13,6 +21,7 @@ __all__ = [
     "find_config",
     "get_card",
     "list_cards",
+    "local_path",
     "published_config",
     "pull",
     "recommended_sampling",

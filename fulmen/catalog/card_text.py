@@ -65,7 +65,7 @@ _LABEL_WIDTH, _TEXT_WIDTH = 20, 88
 
 
 def render_card(card: Card, lang: Language = "en") -> str:
-    """A card as plain text in one language."""
+    """Return a card as plain text in one language."""
     if lang not in LANGUAGES:
         raise ValueError(f"no card in the language {lang!r}, there are {', '.join(LANGUAGES)}")
     labels, text = _LABELS[lang], card.text[lang]

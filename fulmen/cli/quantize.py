@@ -1,4 +1,4 @@
-"""fulmen quantize: round a model's weights."""
+"""fulmen quantize: a model's weights rounded, and what that changed."""
 
 import dataclasses
 import json
@@ -18,51 +18,61 @@ if TYPE_CHECKING:
 
 def quantize(
     model: Annotated[
-        str, typer.Argument(help="What to round: a folder, a GGUF, a catalog name or a hub id.")
+        str, typer.Argument(help="Model to round: a folder, a GGUF, a catalog name or a hub id.")
     ],
     out: Annotated[
-        Path, typer.Argument(help="The new folder; one that was begun is gone on with.")
+        Path, typer.Argument(help="Output folder. An interrupted run continues where it stopped.")
     ],
     bits: Annotated[
-        Literal["8", "4", "fp8"], typer.Option(help="Of attention and expert weights.")
+        Literal["8", "4", "fp8"], typer.Option(help="Bits of attention and expert weights.")
     ] = "8",
     group_size: Annotated[
         int | None,
-        typer.Option(help="Weights that share a scale: 32 (if absent), 64 or 128; fp8: 128."),
+        typer.Option(help="Weights that share a scale: 32, 64 or 128. Default: 32, with fp8 128."),
     ] = None,
     input_bits: Annotated[
         int,
-        typer.Option(help="How inputs are rounded when the model runs: 16, or 8, faster; not fp8."),
+        typer.Option(
+            help="Bits that inputs are rounded to as the model runs: 16, or 8, faster; not fp8."
+        ),
     ] = 16,
     head_bits: Annotated[
-        int | None, typer.Option(help="8 rounds the head too; it stays as it is if absent.")
+        int | None, typer.Option(help="8 rounds the head too. Default: the head stays as it is.")
     ] = None,
     dtype: Annotated[
         str | None,
-        typer.Option(help="Of embedding, norms and head: bfloat16 or float32; as it is if absent."),
+        typer.Option(help="Embedding, norms and head: bfloat16 or float32. Default: the model's."),
     ] = None,
     max_shard: Annotated[
         str | None,
         typer.Option(
-            help="The largest file, 2GB if absent; a stopped run repeats at most one. Not with "
-            "--calibrate: then each layer is a file."
+            help="Largest file; an interrupted run repeats at most one. Default: 2GB. Not with "
+            "--calibrate, which writes a file for each layer."
         ),
     ] = None,
     calibrate: Annotated[
         Path | None,
-        typer.Option(help="A text such as the model will read; weights are rounded for it (GPTQ)."),
+        typer.Option(
+            help="Text like those the model will read; weights are rounded for it (GPTQ)."
+        ),
     ] = None,
     calibrate_tokens: Annotated[
-        int, typer.Option(help="How much of that text is read; more is better and slower.")
+        int, typer.Option(help="Tokens of that text to read; more is better and slower.")
     ] = 16384,
     report: Annotated[
-        Path | None, typer.Option(help="The text to compare both models on; ours if absent.")
+        Path | None, typer.Option(help="Text to compare both models on. Default: a sample of ours.")
     ] = None,
     report_tokens: Annotated[
-        int, typer.Option(help="How much of the text is read; 0 for no comparison.")
+        int, typer.Option(help="Tokens of that text to read; 0 for no comparison.")
     ] = 2000,
 ) -> None:
-    """Round a model's weights to 8 or 4 bits, and say what that did to it."""
+    """Round weights to 8 or 4 bits, and report the loss.
+
+    \b
+    Examples:
+      fulmen quantize smollm2 smollm2-int8
+      fulmen quantize minimax-m2 m2-int4 --bits 4 --calibrate text.txt
+    """
     from fulmen.catalog import resolve
     from fulmen.chat import Tokenizer
     from fulmen.quantize import QuantizeConfig, parse_packed, sample_text
@@ -110,7 +120,7 @@ def quantize(
 def _quality(
     source: Path, out: Path, errors: dict[str, float], input_ids: list[int] | None
 ) -> dict[str, Any]:
-    """What quality.json holds; with input_ids, how the models differ on them."""
+    """Return the values of quality.json; with `input_ids`, also how the models differ on them."""
     from rich.console import Console
 
     from fulmen.checkpoints import Checkpoint, stream_model
@@ -131,6 +141,7 @@ def _quality(
 
 
 def quality_table(quality: dict[str, Any]) -> "Table":
+    """Return the values of quality.json as a table."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, show_header=False)

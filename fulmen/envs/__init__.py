@@ -1,4 +1,4 @@
-"""What can be checked: tasks with a score, and where they come from."""
+"""Environments: tasks whose replies can be scored, and the sources of such tasks."""
 
 from fulmen.envs.arithmetic import Arithmetic
 from fulmen.envs.environments import load_environment

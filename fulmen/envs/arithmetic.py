@@ -1,6 +1,7 @@
-"""Sums and differences told as a little story; the one environment that needs no data.
+"""Sums and differences told as a little story; this environment needs no data.
 
-Harder with more steps and larger numbers. No number on the way is negative, so a story stays one.
+More steps and larger numbers make a story harder. No intermediate number is negative, so that every
+story makes sense.
 """
 
 import random
@@ -16,19 +17,22 @@ _LOSSES: Final = ("gives {} away", "loses {}", "sells {}")
 
 
 class Arithmetic:
-    """Stories of num_steps additions and subtractions of numbers from 1 to largest."""
+    """Stories of `num_steps` additions and subtractions of numbers from 1 to `largest`."""
 
     num_tasks: Final = None
 
     def __init__(self, seed: int, *, num_steps: int = 2, largest: int = 9) -> None:
-        for name, value in (("num_steps", num_steps), ("largest", largest)):
+        for name, value, most in (("num_steps", num_steps, 1000), ("largest", largest, 10**9)):
             if value < 1:
                 raise ValueError(f"{name} is {value}, it must be 1 or more")
+            if value > most:
+                raise ValueError(f"{name} is {value}, it must be at most {most}")
         self._seed = seed
         self._num_steps = num_steps
         self._largest = largest
 
     def task(self, index: int) -> NumberTask:
+        """Return the story at an index; there is no last one."""
         draw = random.Random(f"arithmetic {self._seed} {index}")
         name, things = draw.choice(_NAMES), draw.choice(_THINGS)
         have = draw.randint(1, self._largest)

@@ -1,4 +1,4 @@
-"""Names, as people type them, to environments."""
+"""Environments by the names that people type."""
 
 import re
 from pathlib import Path
@@ -7,12 +7,16 @@ from fulmen.envs.arithmetic import Arithmetic
 from fulmen.envs.questions import Questions
 from fulmen.envs.task import Environment
 
-_ARITHMETIC = re.compile(r"arithmetic(?::(\d+)x(\d+))?")
+_ARITHMETIC = re.compile(r"arithmetic(?::([0-9]{1,18})x([0-9]{1,18}))?")
 
 
 def load_environment(name: str, *, seed: int) -> Environment:
-    """arithmetic; arithmetic:3x20, of three steps with numbers up to 20; or a JSONL file of
-    questions, which no seed changes."""
+    """Return the environment of a name.
+
+    arithmetic        stories of two steps with numbers up to 9
+    arithmetic:3x20   stories of three steps with numbers up to 20
+    a file            questions from JSONL; the seed does not change them
+    """
     if (found := _ARITHMETIC.fullmatch(name)) is not None:
         if found[1] is None:
             return Arithmetic(seed)

@@ -1,4 +1,4 @@
-"""Tasks whose answer is a number: what a reply says last counts."""
+"""Tasks whose answer is a number: the last number that a reply states."""
 
 import re
 from dataclasses import dataclass
@@ -7,14 +7,19 @@ from fractions import Fraction
 from fulmen.chat import Message, Reply, Tool
 
 _NUMBER = re.compile(r"(?:(?<![\w)])[-\u2212])?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")
-"""A minus behind a digit or a bracket is a difference's."""
+"""Number with an optional sign; a minus after a digit or a bracket is a subtraction instead."""
 _MARK = re.compile(r"####|\\boxed\{|\banswer\b(?: is|:)", re.IGNORECASE)
+_LONGEST_NUMBER = 1000
+"""Characters of a number that can be an answer; Python refuses to read 4,300 digits."""
 _SENTENCE_END = re.compile(r"[.!?](?=\s|\Z)|[\n}]")
 
 
 def final_number(text: str) -> Fraction | None:
-    """The number that a text ends up with: the last one in the sentence behind its last mark
-    (`####` as in GSM8K, `\\boxed{`, "answer is", "answer:"), without a mark the last of all."""
+    """Return the number that a text states last; None if it has none.
+
+    It is the last number of the sentence after the last mark (`####` as in GSM8K, `\\boxed{`,
+    "answer is", "answer:"), and without a mark the last number of the text.
+    """
     for mark in reversed(list(_MARK.finditer(text))):
         sentence = _SENTENCE_END.split(text[mark.end() :].lstrip(), maxsplit=1)[0]
         found = _NUMBER.findall(sentence)
@@ -24,13 +29,15 @@ def final_number(text: str) -> Fraction | None:
     return _read(found[-1]) if found else None
 
 
-def _read(number: str) -> Fraction:
+def _read(number: str) -> Fraction | None:
+    if len(number) > _LONGEST_NUMBER:
+        return None
     return Fraction(number.replace(",", "").replace("\u2212", "-"))
 
 
 @dataclass(frozen=True, slots=True)
 class NumberTask:
-    """A question with one number as its answer."""
+    """Question whose answer is one number."""
 
     question: str
     number: Fraction

@@ -1,4 +1,4 @@
-"""Questions with a number as the answer from a JSONL file, as GSM8K comes."""
+"""Questions whose answer is a number, from a JSONL file like GSM8K's."""
 
 import json
 from decimal import Decimal
@@ -8,9 +8,9 @@ from fulmen.envs.number import NumberTask, final_number
 
 
 class Questions:
-    """The lines of a file, each an object with `question` and `answer`, in their order.
+    """Lines of a file, each an object with `question` and `answer`, in their order.
 
-    An answer is a number, or a text that ends up with one: GSM8K's ends with `#### 42`.
+    An answer is a number, or a text that states one last: GSM8K's ends with `#### 42`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -40,7 +40,7 @@ class Questions:
 def _read(line: str, where: str) -> NumberTask:
     try:
         fields = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is not JSON: {error}") from None
     if not isinstance(fields, dict) or not isinstance(fields.get("question"), str):
         raise ValueError(f"{where} must be an object with question, a text, and answer")

@@ -1,7 +1,8 @@
-"""What every environment gives: tasks that can be scored, the same ones for the same seed.
+"""Tasks and environments: the protocols that every environment implements.
 
-A task knows what the model is shown and how good a reply is. It does not run the model: who samples
-(a curve, an agent, training) decides how.
+A task knows the messages that the model is shown and the score of a reply. It does not run the
+model: its caller (a curve, an agent, training) decides how to sample. The same seed gives the same
+tasks.
 """
 
 from typing import Protocol
@@ -10,29 +11,30 @@ from fulmen.chat import Message, Reply, Tool
 
 
 class Task(Protocol):
-    """One thing to do."""
+    """Question or assignment whose reply can be scored."""
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """What the model is asked."""
+        """Return the messages that the model is shown."""
 
     @property
     def tools(self) -> tuple[Tool, ...]:
-        """What it may call."""
+        """Return the tools that the model may call."""
 
     def score(self, reply: Reply) -> float:
-        """How well it was done, from 0 to 1; nothing said is 0."""
+        """Return a score from 0 to 1; an empty reply scores 0."""
 
     def answer_of(self, reply: Reply) -> str | None:
-        """What the reply answers, in one spelling, so that votes can be counted; None: nothing."""
+        """Return the answer of a reply in one spelling, so that votes can be counted; None if it
+        gives no answer."""
 
 
 class Environment(Protocol):
-    """A source of tasks."""
+    """Source of tasks."""
 
     @property
     def num_tasks(self) -> int | None:
-        """How many there are; None means no end."""
+        """Return the number of tasks; None means no end."""
 
     def task(self, index: int) -> Task:
-        """The task at an index, always the same one; ValueError beyond the last."""
+        """Return the task at an index, always the same one; raise ValueError beyond the last."""

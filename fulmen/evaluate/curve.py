@@ -60,10 +60,16 @@ class StudyConfig:
             raise ValueError(f"budgets are {given!r}, they must be 0 or more and ascending")
         if self.vote_budget is not None and self.vote_budget not in self.budgets:
             raise ValueError(f"vote_budget is {self.vote_budget}, it must be one of the budgets")
-        for name, least in (("num_thoughts", 1), ("answer_tokens", 1), ("num_votes", 0)):
+        for name, least, most in (
+            ("num_thoughts", 1, 10_000),
+            ("answer_tokens", 1, 10**9),
+            ("num_votes", 0, 10_000),
+        ):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} is {value}, it must be {least} or more")
+            if value is not None and value > most:
+                raise ValueError(f"{name} is {value}, it must be at most {most}")
 
     def resolved_vote_budget(self) -> int:
         """What each vote may think."""

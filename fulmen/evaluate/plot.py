@@ -1,9 +1,10 @@
-"""The curve as an SVG: accuracy against the tokens that a run takes, with its intervals."""
+"""The curve of a study as an SVG: accuracy against the tokens of a run, with 95 % intervals."""
 
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple
-from xml.sax.saxutils import escape
+
+from fulmen import svg
 
 _WIDTH, _HEIGHT = 760, 470
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 620, 86, 400
@@ -36,7 +37,6 @@ _DARK: Final = {
     "likeliest": "#e5b454",
     "any": "#6b7587",
 }
-# Plain rules and no CSS variables: converters to PNG and PDF know nothing newer.
 _STYLE: Final = """\
 text { font: 13px system-ui, 'Segoe UI', 'DejaVu Sans', sans-serif }
 .title { font-size: 18px; font-weight: 600 }
@@ -61,15 +61,15 @@ class _Point(NamedTuple):
 
 
 def plot_svg(summary: Mapping[str, Any]) -> str:
-    """The lines of what `summarize` gives: tokens on a logarithmic axis, accuracy from 0 to 1."""
+    """Draw what `summarize` returns: tokens on a logarithmic axis, accuracy from 0 to 1."""
     lines = {kind: points for kind in _LABELS if (points := list(_points(summary, kind)))}
     axis = _Axis([point.tokens for points in lines.values() for point in points])
     about = summary["about"]
     name = f"{about['model']} on {about['task']}"
     caption = f"{summary['num_tasks']} tasks, {about['num_thoughts']} thoughts each; bars: 95 %"
     body = [
-        _text(_LEFT, 34, f"Accuracy against thinking: {name}", "title"),
-        _text(_LEFT, 58, caption, "soft"),
+        svg.text(_LEFT, 34, f"Accuracy against thinking: {name}", "title"),
+        svg.text(_LEFT, 58, caption, "soft"),
         *_frame(axis),
     ]
     for place, (kind, points) in reversed(list(enumerate(lines.items()))):
@@ -78,17 +78,13 @@ def plot_svg(summary: Mapping[str, Any]) -> str:
         body += _curve(kind, points, axis, shift)
         y = _TOP + 20 + 26 * place
         body.append(f'<path class="{kind} curve" d="M{_RIGHT + 14} {y}h24"/>')
-        body.append(_text(_RIGHT + 46, y + 4.5, _LABELS[kind]))
-    return "\n".join(
-        (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
-            f'width="{_WIDTH}" height="{_HEIGHT}" role="img" aria-labelledby="title">',
-            f'  <title id="title">Accuracy against thinking tokens, {escape(name)}</title>',
-            f"  <style>\n{_style()}\n  </style>",
-            f'  <rect class="back" width="{_WIDTH}" height="{_HEIGHT}"/>',
-            *(f"  {line}" for line in body),
-            "</svg>\n",
-        )
+        body.append(svg.text(_RIGHT + 46, y + 4.5, _LABELS[kind]))
+    return svg.page(
+        _WIDTH,
+        _HEIGHT,
+        title=f"Accuracy against thinking tokens, {name}",
+        style=svg.style_sheet(_STYLE, _RULES, _LIGHT, _DARK),
+        body=body,
     )
 
 
@@ -102,7 +98,7 @@ def _points(summary: Mapping[str, Any], kind: str) -> Iterator[_Point]:
 
 
 class _Axis:
-    """Tokens to places from left to right, evenly in their logarithm."""
+    """A horizontal axis on which tokens are spaced evenly in their logarithm."""
 
     def __init__(self, tokens: list[float]) -> None:
         self._low = math.log2(min(tokens)) - 0.25
@@ -113,7 +109,7 @@ class _Axis:
         return round(_LEFT + (_RIGHT - _LEFT) * share, 2)
 
     def ticks(self) -> list[int]:
-        """Powers of two, at most some ten of them; tokens that are none are not hidden by it."""
+        """Return about ten powers of two at most; a curve may have tokens between them."""
         powers = range(math.ceil(self._low), math.floor(self._high) + 1)
         step = max(1, math.ceil(len(powers) / 10))
         return [2**power for power in powers if power >= 0][::step]
@@ -126,14 +122,14 @@ def _y(accuracy: float) -> float:
 def _frame(axis: _Axis) -> Iterator[str]:
     for tenths in range(0, 11, 2):
         y = _y(tenths / 10)
-        yield _line(_LEFT, y, _RIGHT, y, "grid" if tenths else "axis")
-        yield _text(_LEFT - 10, y + 4, f"{tenths / 10:.1f}", "soft end")
+        yield svg.line(_LEFT, y, _RIGHT, y, "grid" if tenths else "axis")
+        yield svg.text(_LEFT - 10, y + 4, f"{tenths / 10:.1f}", "soft end")
     for tokens in axis.ticks():
         x = axis.x(tokens)
-        yield _line(x, _BOTTOM, x, _BOTTOM + 5, "axis")
-        yield _text(x, _BOTTOM + 21, f"{tokens:,}", "soft middle")
-    label = "tokens drawn for an answer, thought and answer together"
-    yield _text((_LEFT + _RIGHT) / 2, _BOTTOM + 46, label, "soft middle")
+        yield svg.line(x, _BOTTOM, x, _BOTTOM + 5, "axis")
+        yield svg.text(x, _BOTTOM + 21, f"{tokens:,}", "soft middle")
+    label = "tokens of a run, thought and answer together"
+    yield svg.text((_LEFT + _RIGHT) / 2, _BOTTOM + 46, label, "soft middle")
     middle = (_TOP + _BOTTOM) / 2
     yield (
         f'<text class="soft middle" transform="translate(24 {middle}) rotate(-90)">accuracy</text>'
@@ -145,21 +141,6 @@ def _curve(kind: str, points: list[_Point], axis: _Axis, shift: float) -> Iterat
     path = "L".join(f"{x} {_y(point.mean)}" for x, point in places)
     yield f'<path class="{kind} curve" d="M{path}"/>'
     for x, point in places:
-        if kind != "any":  # an upper line for what voting could reach: read without bars
-            yield _line(x, _y(point.low), x, _y(point.high), f"{kind} bar")
+        if kind != "any":  # only an upper bound on what voting could reach
+            yield svg.line(x, _y(point.low), x, _y(point.high), f"{kind} bar")
         yield f'<circle class="{kind} dot" cx="{x}" cy="{_y(point.mean)}" r="3.5"/>'
-
-
-def _style() -> str:
-    light = [_RULES[name].replace("%s", colour) for name, colour in _LIGHT.items()]
-    dark = [_RULES[name].replace("%s", colour) for name, colour in _DARK.items()]
-    return "\n".join((_STYLE, *light, "@media (prefers-color-scheme: dark) {", *dark, "}"))
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
-    return f'<line class="{kind}" x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}"/>'
-
-
-def _text(x: float, y: float, text: str, kind: str = "") -> str:
-    attribute = f' class="{kind}"' if kind else ""
-    return f'<text{attribute} x="{x}" y="{y}">{escape(text)}</text>'

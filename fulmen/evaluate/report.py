@@ -1,4 +1,4 @@
-"""What the runs of a study come to: estimates with intervals, once for JSON and once as tables."""
+"""Summary of a study: estimates with intervals, as values for JSON and as tables."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,12 +18,16 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def summarize(study: Study) -> dict[str, Any]:
-    """All numbers of a study that has runs of at least one task; estimates as mean, low, high.
+    """Return all numbers of a study with at least one finished task; estimates as mean, low, high.
 
-    At a budget, `thinking_tokens` and `tokens` are what a run takes on average, the latter with its
-    answer; `drawn_tokens` are what all runs of the kind took there, and a fork's thought counts
-    from the last budget on. Votes are as many as come to no more tokens than a run at the budget,
-    and one from their own budget on.
+    The numbers of a budget:
+
+        thinking_tokens   tokens of thought of a run, on average
+        tokens            tokens of a run with its answer, on average
+        drawn_tokens      tokens that all runs of the kind sampled; of a fork's thought only those
+                          after the budget before
+        votes             as many votes as take no more tokens than a run at this budget, and at
+                          least one from the votes' own budget on
     """
     if not study.tasks:
         raise ValueError("no task is done, there is nothing to report")
@@ -48,7 +52,7 @@ def summarize(study: Study) -> dict[str, Any]:
 
 
 def _row(study: Study, place: int) -> dict[str, Any]:
-    """What there is to say of one budget."""
+    """Return the numbers of one budget."""
     config = study.config
     budget, num_runs = config.budgets[place], config.num_thoughts
     runs = [task.fork[budget] for task in study.tasks.values()]
@@ -85,7 +89,7 @@ def _kind(runs: Sequence[Sequence[Run]], drawn: int) -> dict[str, Any]:
 
 
 def _votes(study: Study, budget: int, tokens: float) -> dict[str, Any] | None:
-    """The votes that the tokens of a run at a budget pay for."""
+    """Return the accuracy of as many votes as the tokens of a run at a budget pay for."""
     vote_budget, most = study.config.resolved_vote_budget(), study.config.resolved_num_votes()
     pools = [task.separate[vote_budget][:most] for task in study.tasks.values()]
     each = _mean([_num_tokens(run) for pool in pools for run in pool])
@@ -94,7 +98,7 @@ def _votes(study: Study, budget: int, tokens: float) -> dict[str, Any] | None:
         return None
 
     def over_tasks(value: Callable[[Sequence[Run]], float]) -> dict[str, float]:
-        # A pool holds so many choices that share no run.
+        # Only most // n choices of n runs share no run, so that many runs are independent.
         return estimate([value(pool) for pool in pools], num_runs=most // n)._asdict()
 
     def scores(pool: Sequence[Run]) -> list[float]:
@@ -114,7 +118,7 @@ def _votes(study: Study, budget: int, tokens: float) -> dict[str, Any] | None:
 
 
 def _pair(study: Study, budget: int) -> tuple[list[float], list[float]]:
-    """Of each task, the mean scores of its forked and of its separate runs."""
+    """Return the mean scores of the forked and of the separate runs of each task."""
     fork = [_mean([run.score for run in task.fork[budget]]) for task in study.tasks.values()]
     separate = [
         _mean([run.score for run in task.separate[budget][: study.config.num_thoughts]])
@@ -128,7 +132,7 @@ def _num_tokens(run: Run) -> int:
 
 
 def _num_drawn(run: Run, last: Run | None) -> int:
-    """The tokens of a forked run that the one at the budget before did not have."""
+    """Return the tokens that a forked run has beyond the run at the budget before."""
     if last is None:
         return _num_tokens(run)
     return _num_tokens(run) - last.num_thinking_tokens if last.is_cut else 0
@@ -139,7 +143,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def tables(summary: Mapping[str, Any]) -> list[Table]:
-    """The same for people: the curve, the votes beside it, what it took."""
+    """Return a summary as tables: the curve, the votes beside it, and their cost."""
     rows = summary["budgets"]
     found = [_curve_table(rows, summary.get("difference"))]
     if any(row.get("votes") for row in rows):

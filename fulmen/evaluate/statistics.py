@@ -1,9 +1,8 @@
 """Estimates and their 95 % intervals, in closed form: the same runs always give the same numbers.
 
-Tasks are the sample: they were drawn from a source, and whatever else is averaged (thoughts of a
-task, forks of a thought, votes) is averaged within its task first. So forks of one thought may
-depend on each other as they like; what an interval assumes is that tasks do not.
-"""
+The sample is the tasks, drawn from a source. All else (thoughts of a task, forks of a thought,
+votes) is averaged within its task first. So forks of one thought may depend on each other; an
+interval assumes only that tasks are independent."""
 
 import math
 from collections import defaultdict
@@ -15,7 +14,7 @@ _Z: Final = 1.959963984540054
 
 
 class Estimate(NamedTuple):
-    """A mean and its 95 % interval."""
+    """Mean with its 95 % interval."""
 
     mean: float
     low: float
@@ -23,15 +22,15 @@ class Estimate(NamedTuple):
 
 
 def estimate(values: Sequence[float], *, num_runs: int = 1) -> Estimate:
-    """The mean score over tasks.
+    """Estimate the mean score over tasks.
 
-    values    of each task, the mean of its scores, each from 0 to 1
-    num_runs  how many scores there are of each
+    values    mean score of each task, from 0 to 1
+    num_runs  number of scores in each mean
 
     Wilson's score interval with an effective number of scores, the one whose binomial variance is
     the variance seen between tasks (Korn and Graubard 1998, Survey Methodology 24; Franco et al.
-    2019, J. Survey Statistics and Methodology 7, compare such intervals). It needs no case of its
-    own where all scores are equal: then the tasks are what is counted, and the width is not 0.
+    2019, J. Survey Statistics and Methodology 7, compare such intervals). Equal scores need no
+    special case: the effective number is then that of the tasks, and the width is not 0.
     """
     mean = sum(values) / len(values)
     center, half = _wilson(mean, _effective_size(values, num_runs))
@@ -39,10 +38,10 @@ def estimate(values: Sequence[float], *, num_runs: int = 1) -> Estimate:
 
 
 def difference(first: Sequence[float], second: Sequence[float], *, num_runs: int = 1) -> Estimate:
-    """The mean of first - second, two mean scores of each task.
+    """Estimate the mean of first - second, two mean scores of each task.
 
     Newcombe's interval for paired proportions (1998, Statistics in Medicine 17): the
-    limits of both estimates, put together with the correlation seen over tasks.
+    limits of both estimates, combined with the correlation over tasks.
     """
     a, b = estimate(first, num_runs=num_runs), estimate(second, num_runs=num_runs)
     mean, correlation = a.mean - b.mean, _correlation(first, second)
@@ -56,11 +55,10 @@ def difference(first: Sequence[float], second: Sequence[float], *, num_runs: int
 
 
 def expected_best(keys: Sequence[float], scores: Sequence[float], n: int) -> float:
-    """The mean score, over all choices of n runs out of those given, of the run with the highest
-    key, the first of equals.
+    """Return the expected score of the run with the highest key, over all choices of n runs.
 
-    With the scores as keys it is pass@n as Chen et al. estimate it (arXiv:2107.03374): unbiased,
-    where the best of one choice of n would be noisy.
+    Of equal keys the first run is taken. With the scores as keys this is pass@n, as Chen et al.
+    estimate it (arXiv:2107.03374): unbiased, and less noisy than the best of a single choice.
     """
     total = len(scores)
     order = sorted(range(total), key=lambda index: -keys[index])
@@ -72,8 +70,11 @@ def expected_best(keys: Sequence[float], scores: Sequence[float], n: int) -> flo
 
 
 def expected_majority(answers: Sequence[str | None], scores: Sequence[float], n: int) -> float:
-    """The mean score, over all choices of n runs, of the answer most of them give (Wang et al.,
-    arXiv:2203.11171); equals share the vote, None does not vote, and no votes score 0."""
+    """Return the expected score of the answer that most runs give, over all choices of n runs.
+
+    This is self-consistency (Wang et al., arXiv:2203.11171). Tied answers share the vote, None does
+    not vote, and a choice without votes scores 0.
+    """
     groups: dict[str, list[float]] = defaultdict(list)
     for answer, score in zip(answers, scores, strict=True):
         if answer is not None:
@@ -102,7 +103,7 @@ def expected_majority(answers: Sequence[str | None], scores: Sequence[float], n:
 
 
 def _effective_size(values: Sequence[float], num_runs: int) -> float:
-    """How many independent scores of 0 or 1 would be as sure as these are."""
+    """Return the number of independent scores of 0 or 1 that would be as certain as these."""
     count = len(values)
     mean = sum(values) / count
     binomial = mean * (1 - mean)
@@ -112,19 +113,19 @@ def _effective_size(values: Sequence[float], num_runs: int) -> float:
         variance = sum((value - mean) ** 2 for value in values) / (count - 1) / count
         most = count * num_runs
         size = most if variance * most <= binomial else binomial / variance
-    # The variance is itself an estimate: as if Student's t took the place of z.
+    # The variance is itself an estimate: Student's t takes the place of z.
     return size * (_Z / _student(count - 1)) ** 2 if count > 1 else size
 
 
 def _wilson(mean: float, size: float) -> tuple[float, float]:
-    """Center and half width."""
+    """Return center and half width of Wilson's interval."""
     spread = math.sqrt(mean * (1 - mean) / size + _Z**2 / (4 * size**2))
     grown = 1 + _Z**2 / size
     return (mean + _Z**2 / (2 * size)) / grown, _Z * spread / grown
 
 
 def _student(freedom: int) -> float:
-    """The 97.5 % point of Student's t, within 1 % (Abramowitz and Stegun 26.7.5)."""
+    """Return the 97.5 % point of Student's t, within 1 % (Abramowitz and Stegun 26.7.5)."""
     if freedom <= 2:
         return 12.7062 if freedom == 1 else 4.3027
     z, v = _Z, freedom

@@ -1,14 +1,14 @@
 """Figure 1 (right) of the M1 report: FLOPs against generated tokens, for M1, R1 and Qwen3.
 
 The whole figure is six pairs (a, c) of F(N) = a N + c N^2 / 2: three models in two countings. The
-first counting is from first principles. The second is how the report draws its curves: read off
-the published figure and fitted to 0.24 %, so its details are inferred.
+first counting is from first principles. The second is the one that the report draws: read off the
+published figure and fitted to 0.24 %, so its details are inferred.
 """
 
 from dataclasses import replace
 from typing import Final
-from xml.sax.saxutils import escape
 
+from fulmen import svg
 from fulmen.catalog import published_config
 from fulmen.models import GenerationCost, M1Config, generation_cost, multiplied_weights
 
@@ -23,7 +23,7 @@ def _m1() -> M1Config:
 
 _R1_LAYERS, _R1_HEADS, _R1_HIDDEN = 61, 128, 7168
 _R1_KEY, _R1_VALUE, _R1_LATENT = 128 + 64, 128, 512 + 64
-"""Widths a head has for keys (64 of them rotated) and values, and of what the cache keeps."""
+"""Widths of a head's keys (64 of them rotated) and values, and of the cached latent."""
 _R1_ATTENTION = (
     _R1_HIDDEN * 1536
     + 1536 * _R1_HEADS * _R1_KEY
@@ -43,7 +43,7 @@ _QWEN3_WEIGHTS = (
 
 
 def first_principles() -> tuple[GenerationCost, ...]:
-    """The figure's three models, counted as `generation_cost` counts: M1, R1, Qwen3.
+    """Return the cost of M1, R1 and Qwen3, counted as `generation_cost` counts.
 
     R1's attention is counted as written out, 2 * 128 heads * (192 + 128) for each earlier token.
     """
@@ -65,18 +65,18 @@ def first_principles() -> tuple[GenerationCost, ...]:
 
 
 def absorbed_r1() -> GenerationCost:
-    """R1 decoding in the space of its latents: less memory, 2 * 128 * (576 + 512) a position."""
+    """Return the cost of R1 decoding on its latents, 2 * 128 * (576 + 512) a position."""
     written_out = first_principles()[1]
     positions = _R1_LAYERS * _R1_HEADS * 2 * (_R1_LATENT + 512)
     return replace(written_out, model="DeepSeek-R1, absorbed", per_position=positions)
 
 
 def as_drawn() -> tuple[GenerationCost, ...]:
-    """The same three as the report's curves have them.
+    """Return the cost of M1, R1 and Qwen3 that the report's curves show.
 
-    They fit 3 D for a pair of query and key where first principles give 2 D, a lightning layer of
-    2 (H D)^2 a token, 72 lightning and 8 softmax layers in M1, and in R1 experts in all 61 layers
-    with the three dense MLPs on top.
+    The curves fit 3 D for a pair of query and key where first principles give 2 D, a lightning
+    layer of 2 (H D)^2 a token, 72 lightning and 8 softmax layers in M1, and in R1 experts in all 61
+    layers with the three dense MLPs on top.
     """
     m1 = _m1()
     width = m1.num_attention_heads * m1.head_dim
@@ -101,8 +101,21 @@ def as_drawn() -> tuple[GenerationCost, ...]:
     )
 
 
+_LENGTHS: Final = {
+    "32K": 32_768,
+    "64K": 65_536,
+    "100 000": 100_000,
+    "100K": 102_400,
+    "128K": 131_072,
+}
+
+
+def _ratio(costs: tuple[GenerationCost, ...], num_tokens: int) -> float:
+    return costs[0].cumulative(num_tokens) / costs[1].cumulative(num_tokens)
+
+
 def figure1_text() -> str:
-    """The report's two claims about its figure, and what both countings give for them."""
+    """Return both countings as tables, and check the report's two claims against them."""
     tables = []
     for title, costs in (
         ("From first principles", first_principles()),
@@ -138,19 +151,6 @@ FLOPs of generating N tokens from an empty prompt: F(N) = a N + c N^2 / 2
     return "\n\n".join((formula, *tables, claims))
 
 
-_LENGTHS: Final = {
-    "32K": 32_768,
-    "64K": 65_536,
-    "100 000": 100_000,
-    "100K": 102_400,
-    "128K": 131_072,
-}
-
-
-def _ratio(costs: tuple[GenerationCost, ...], num_tokens: int) -> float:
-    return costs[0].cumulative(num_tokens) / costs[1].cumulative(num_tokens)
-
-
 # The figure. F(N) is a parabola, so one quadratic Bezier curve draws it exactly.
 
 _WIDTH, _HEIGHT = 1040, 600
@@ -179,7 +179,6 @@ _DARK: Final = {
     "r1": "#6ea3ff",
     "qwen": "#b795f5",
 }
-# Plain rules and no CSS variables: converters to PNG and PDF know nothing newer.
 _STYLE: Final = """\
 text { font: 13px system-ui, 'Segoe UI', 'DejaVu Sans', sans-serif }
 .title { font-size: 20px; font-weight: 600 }
@@ -203,15 +202,8 @@ _RULES: Final = {
 }
 
 
-def _style() -> str:
-    light = [_RULES[name].replace("%s", colour) for name, colour in _LIGHT.items()]
-    dark = [_RULES[name].replace("%s", colour) for name, colour in _DARK.items()]
-    rules = (_STYLE, *light, "@media (prefers-color-scheme: dark) {", *dark, "}")
-    return "\n".join(rules)
-
-
 def figure1_svg() -> str:
-    """Cumulative FLOPs against generated tokens, 0 to 128K: one panel for each counting."""
+    """Draw cumulative FLOPs against generated tokens, 0 to 128K: one panel for each counting."""
     panels = (
         (
             "From first principles",
@@ -225,8 +217,10 @@ def figure1_svg() -> str:
         ),
     )
     body = [
-        _text(_PANEL_LEFTS[0] - 50, 40, "FLOPs to generate N tokens from an empty prompt", "title"),
-        _text(
+        svg.text(
+            _PANEL_LEFTS[0] - 50, 40, "FLOPs to generate N tokens from an empty prompt", "title"
+        ),
+        svg.text(
             _PANEL_LEFTS[0] - 50,
             63,
             "F(N) = a N + c N²/2; a: every token, c: each earlier token in softmax attention",
@@ -234,21 +228,17 @@ def figure1_svg() -> str:
         ),
     ]
     for left, (title, subtitle, costs) in zip(_PANEL_LEFTS, panels, strict=True):
-        body.append(_text(left, _PANEL_TOP - 40, title, "panel"))
-        body.append(_text(left, _PANEL_TOP - 20, subtitle, "small soft"))
+        body.append(svg.text(left, _PANEL_TOP - 40, title, "panel"))
+        body.append(svg.text(left, _PANEL_TOP - 20, subtitle, "small soft"))
         body += _panel(left, costs)
     body += _legend()
-    return "\n".join(
-        (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
-            f'width="{_WIDTH}" height="{_HEIGHT}" role="img" aria-labelledby="title">',
-            '  <title id="title">FLOPs against generated tokens for MiniMax-M1, DeepSeek-R1 and '
-            "Qwen3-235B-A22B, in two countings</title>",
-            f"  <style>\n{_style()}\n  </style>",
-            f'  <rect class="back" width="{_WIDTH}" height="{_HEIGHT}"/>',
-            *(f"  {line}" for line in body),
-            "</svg>\n",
-        )
+    return svg.page(
+        _WIDTH,
+        _HEIGHT,
+        title="FLOPs against generated tokens for MiniMax-M1, DeepSeek-R1 and Qwen3-235B-A22B, in "
+        "two countings",
+        style=svg.style_sheet(_STYLE, _RULES, _LIGHT, _DARK),
+        body=body,
     )
 
 
@@ -257,14 +247,14 @@ def _panel(left: int, costs: tuple[GenerationCost, ...]) -> list[str]:
     lines = []
     for flops in range(0, 9, 2):
         y = _y(flops * 1e16)
-        lines.append(_line(left, y, right, y, "axis" if flops == 0 else "grid"))
-        lines.append(_text(left - 10, y + 4, str(flops), "soft end"))
+        lines.append(svg.line(left, y, right, y, "axis" if flops == 0 else "grid"))
+        lines.append(svg.text(left - 10, y + 4, str(flops), "soft end"))
     for thousands in (0, 32, 64, 96, 128):
         x = _x(left, thousands * 1024)
-        lines.append(_line(x, bottom, x, bottom + 5, "axis"))
+        lines.append(svg.line(x, bottom, x, bottom + 5, "axis"))
         label = f"{thousands}K" if thousands else "0"
-        lines.append(_text(x, bottom + 21, label, "soft middle"))
-    lines.append(_text((left + right) / 2, bottom + 43, "generated tokens N", "soft middle"))
+        lines.append(svg.text(x, bottom + 21, label, "soft middle"))
+    lines.append(svg.text((left + right) / 2, bottom + 43, "generated tokens N", "soft middle"))
     lines.append(
         f'<text class="soft middle" transform="translate({left - 36} {(_PANEL_TOP + bottom) / 2}) '
         'rotate(-90)">FLOPs, in units of 10<tspan dy="-4" font-size="10">16</tspan></text>'
@@ -272,10 +262,10 @@ def _panel(left: int, costs: tuple[GenerationCost, ...]) -> list[str]:
     for num_tokens, name in ((65_536, "64K"), (100_000, "100 000")):
         x = _x(left, num_tokens)
         top = _y(costs[1].cumulative(num_tokens))
-        lines.append(_line(x, bottom, x, top - 10, "guide"))
+        lines.append(svg.line(x, bottom, x, top - 10, "guide"))
         share = 100 * _ratio(costs, num_tokens)
-        lines.append(_text(x - 8, top - 30, f"at {name}", "halo soft end"))
-        lines.append(_text(x - 8, top - 14, f"M1 = {share:.1f} % of R1", "halo end"))
+        lines.append(svg.text(x - 8, top - 30, f"at {name}", "halo soft end"))
+        lines.append(svg.text(x - 8, top - 14, f"M1 = {share:.1f} % of R1", "halo end"))
     for cost in reversed(costs):
         lines.append(_curve(left, cost))
         for num_tokens in (65_536, 100_000):
@@ -283,7 +273,7 @@ def _panel(left: int, costs: tuple[GenerationCost, ...]) -> list[str]:
             lines.append(f'<circle class="dot {_COLOURS[cost.model]}" cx="{x}" cy="{y}" r="3.5"/>')
     for cost in costs:
         y = _y(cost.cumulative(_MAX_TOKENS))
-        lines.append(_text(right + 8, y + 4, f"{cost.cumulative(_MAX_TOKENS) / 1e16:.2f}"))
+        lines.append(svg.text(right + 8, y + 4, f"{cost.cumulative(_MAX_TOKENS) / 1e16:.2f}"))
     return lines
 
 
@@ -291,7 +281,7 @@ def _legend() -> list[str]:
     lines, x = [], _WIDTH / 2 - 240
     for model, colour in _COLOURS.items():
         lines.append(f'<path class="curve {colour}" d="M{x} {_HEIGHT - 32}h28"/>')
-        lines.append(_text(x + 38, _HEIGHT - 27.5, model))
+        lines.append(svg.text(x + 38, _HEIGHT - 27.5, model))
         x += 170
     return lines
 
@@ -310,12 +300,3 @@ def _x(left: int, num_tokens: float) -> float:
 
 def _y(flops: float) -> float:
     return round(_PANEL_TOP + _PANEL_HEIGHT * (1 - flops / _MAX_FLOPS), 2)
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
-    return f'<line class="{kind}" x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}"/>'
-
-
-def _text(x: float, y: float, text: str, kind: str = "") -> str:
-    attribute = f' class="{kind}"' if kind else ""
-    return f'<text{attribute} x="{x}" y="{y:.1f}">{escape(text)}</text>'

@@ -1,12 +1,13 @@
-"""What a model reaches on given hardware: `8xH800`, or one machine with `24GiB` and a disk.
+"""The speed of a model on given hardware: GPUs, or one machine with memory and a disk.
 
-Two numbers carry the forecasts. A decoded token must read its active weights and its cache once, so
-the bandwidth bounds decoding; a prompt must do its FLOPs, so the matrix rate bounds reading it.
-Experts that do not fit in memory are read from disk when they are chosen.
+Two bounds carry a forecast. A decoded token must read its active weights and its cache once, so
+bandwidth bounds decoding. A prompt must do its FLOPs, so the matrix rate bounds reading it. Experts
+that do not fit in memory are read from disk when they are chosen.
+
+    PRECISIONS -> Weights (bytes) -> Reading (bytes of a step) -> Forecast (tokens a second)
 """
 
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -14,79 +15,7 @@ from typing import Final
 
 from fulmen.kernels import WeightFormat, packed_bytes
 from fulmen.models import Config, TensorSpec, kind_of, num_elements, prefill_flops
-
-# Hardware, as a user writes it.
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Accelerator:
-    """One GPU by its data sheet; rates are dense, without structured sparsity."""
-
-    name: str
-    memory_bytes: int
-    """The data sheet's GB as 10^9 bytes; the driver shows a few per cent more."""
-    bytes_per_second: float
-    bf16_flops: float
-    fp8_flops: float | None
-    """None where matrix products in FP8 do not exist."""
-
-
-_DATA_SHEETS: Final = (
-    # name, GB, TB/s, bf16 TFLOP/s, fp8 TFLOP/s
-    ("H800", 80, 3.35, 989.4, 1978.9),
-    ("H100", 80, 3.35, 989.4, 1978.9),
-    ("H200", 141, 4.8, 989.4, 1978.9),
-    ("H20", 96, 4.0, 148.0, 296.0),
-    ("A100-80", 80, 2.039, 312.0, None),
-    ("B200", 180, 8.0, 2250.0, 4500.0),
-    ("L40S", 48, 0.864, 362.0, 733.0),
-    ("RTX4090", 24, 1.008, 165.2, 330.3),
-    ("RTX5090", 32, 1.792, 209.5, 419.0),
-    ("MI300X", 192, 5.3, 1307.4, 2614.9),
-    ("MI325X", 256, 6.0, 1307.4, 2614.9),
-)
-ACCELERATORS: Final = {
-    name: Accelerator(
-        name=name,
-        memory_bytes=memory * 10**9,
-        bytes_per_second=bandwidth * 1e12,
-        bf16_flops=bf16 * 1e12,
-        fp8_flops=None if fp8 is None else fp8 * 1e12,
-    )
-    for name, memory, bandwidth, bf16, fp8 in _DATA_SHEETS
-}
-"""SXM or OAM modules where the name has several forms; GeForce rates accumulate in float32."""
-
-
-@dataclass(frozen=True, slots=True)
-class Gpus:
-    """Several GPUs of one kind."""
-
-    count: int
-    accelerator: Accelerator
-
-    def __str__(self) -> str:
-        return f"{self.count}x{self.accelerator.name}"
-
-
-def parse_gpus(text: str) -> Gpus:
-    """Reads `8xH800`, or `H800` for one."""
-    found = re.fullmatch(r"(?:(\d+)\s*[x*]\s*)?(.+)", text.strip(), re.IGNORECASE)
-    wanted = re.sub(r"[\s_-]|gb$", "", found[2].lower()) if found else ""
-    for name, accelerator in ACCELERATORS.items():
-        known = name.replace("-", "").lower()
-        if found and wanted in (known, known.removeprefix("rtx")):
-            count = int(found[1] or 1)
-            if count < 1:
-                raise ValueError(f"--gpus {text} asks for {count} GPUs, it must be one or more")
-            return Gpus(count, accelerator)
-    raise ValueError(
-        f"--gpus {text} is not understood, it must be like 8xH800 with one of "
-        f"{', '.join(ACCELERATORS)}"
-    )
-
-
-# Weights at each precision.
+from fulmen.plan.hardware import Gpus
 
 PRECISIONS: Final = {
     "bf16": "16 bits",
@@ -95,12 +24,11 @@ PRECISIONS: Final = {
     "int8": "8.5 bits, a float32 scale for 64 weights",
     "int4": "5 bits, a 16-bit scale and offset for 32 weights",
 }
-"""How attention and expert matrices are held; embedding, head and norms stay bf16, routers float32.
-"""
+"""Formats of attention and expert matrices; embedding, head and norms are bf16, routers float32."""
 
 
 _PACKED: Final = {"int8": (WeightFormat.INT8, 64), "int4": (WeightFormat.INT4, 32)}
-"""What `fulmen quantize` writes by default."""
+"""Format and group size that `fulmen quantize` writes by default."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,18 +37,19 @@ class Weights:
 
     experts: int
     embedding: int
-    """Of the table that is looked up; 0 when it is also the head, and so read whole."""
+    """Bytes of the embedding table, which is looked up and not read; 0 when it is also the head."""
     rest: int
+    """Bytes of everything else, which each token reads."""
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Bytes of all weights."""
         return self.experts + self.embedding + self.rest
 
 
 @lru_cache
 def weights_at(config: Config, precision: str) -> Weights:
-    """The bytes of a model at one of PRECISIONS."""
+    """Return the bytes of a model at one of PRECISIONS."""
     experts = embedding = rest = 0
     for spec in replace(config, quantization_config=None).tensors():
         kind = kind_of(spec)
@@ -148,75 +77,77 @@ def _bytes_at(spec: TensorSpec, kind: str, precision: str, is_ordinary: bool) ->
     return size + 4 * rows
 
 
-# Forecasts.
-
 REACHED: Final = (0.2, 0.7)
-"""The share of the bandwidth bound that public CPU engines were measured to reach in decoding."""
+"""Lowest and highest share of the bandwidth bound that public CPU engines reached in decoding."""
 SKEW: Final = 0.3
-"""With a share s of the experts in memory, s^0.3 of the choices hit: the 52 % that a public engine
-measured with 11 % of its experts. With uniform routing it is s."""
+"""Exponent of skewed routing: with a share s of the experts in memory, s^0.3 of the choices hit. A
+public engine measured 52 % with 11 % of its experts. With uniform routing the share is s."""
 _SYSTEM_BYTES: Final = 2 * 1024**3
+"""Memory of a machine without GPUs that the system itself takes."""
 MAX_STREAMS: Final = 32
+"""Most sequences that a forecast runs side by side."""
 USABLE: Final = {"minimax_m1": 0.90, "minimax_m2": 0.85}
-"""The share of GPU memory that serving engines may use. So the makers' own statements come out
-within a quarter: M1 2M tokens on 8xH800 and 5M on 8xH20, M2 400K on 4x96 GB and 3M on 8x144 GB."""
+"""Share of GPU memory that serving engines may use, by model type. With it the makers' statements
+come out within a quarter: M1 2M tokens on 8xH800 and 5M on 8xH20, M2 400K on 4x96 GB and 3M on
+8x144 GB."""
 HEADROOM: Final = 0.1
-"""The share of the cache on GPUs that one sequence leaves free: an engine's own buffers vary, and a
-limit that needs the whole cache does not start."""
+"""Share of the cache on GPUs that the longest sequence leaves free: an engine's own buffers vary,
+and an engine whose limit needs the whole cache does not start."""
 _LENGTH_STEP: Final = 256
-"""Lengths that headroom decides are a multiple of this many tokens, so of an engine's pages."""
+"""Step in tokens of the longest sequence: a multiple of the page of any engine."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Forecast:
-    """What one precision needs and reaches on the hardware asked about."""
+    """Memory and speed at one precision, on the hardware asked about."""
 
     precision: str
     weight_bytes: int
     fits: bool
-    """Whether weights and one sequence of the planned length have room; if not, speeds are 0."""
+    """True if weights and one sequence of the planned length have room; if not, speeds are 0."""
     cache_tokens: int = 0
     """Tokens of cache that fit beside the weights and the state of one sequence."""
     max_model_len: int = 0
     """Tokens of the longest sequence that fits, on GPUs with headroom; 0 if the weights do not."""
     expert_share: float = 1.0
-    """How much of the experts is in memory; below 1 the rest is read from disk."""
+    """Share of the experts that is in memory; the rest is read from disk."""
     decode_bound: float = 0.0
     """Tokens a second of one sequence if nothing but reading took time."""
     decode_low: float | None = None
-    """What to expect; None on GPUs, where exchanges between them decide for a single sequence."""
+    """Tokens a second to expect at least; None on GPUs, where exchanges between them decide."""
     decode_high: float | None = None
+    """Tokens a second to expect at most."""
     streams: int = 0
     """Sequences of the planned length that fit side by side, 32 at most."""
     streams_bound: float = 0.0
-    """The bound for all of them together, with uniform routing."""
+    """Tokens a second of all streams together, as a bound, with uniform routing."""
     prompt_seconds: float | None = None
-    """A prompt of the planned length takes at least this long; None where it is not known."""
+    """Least time for a prompt of the planned length; None where it is not known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reading:
-    """What one precision must read to decode: the common ground of both forecasts."""
+    """Bytes that decoding must read at one precision, on any hardware."""
 
     precision: str
     weights: Weights
     chosen: float
-    """The share of its experts that a token visits in a layer."""
+    """Share of its experts that a token visits in a layer."""
     kv_bytes: int
     """Cache of one token; 0 if no layer is softmax attention."""
     state_bytes: int
     """State of one sequence; 0 if every layer is softmax attention."""
     context: int
-    """The planned length of a sequence."""
+    """Planned length of a sequence."""
     max_position_embeddings: int
 
     @property
     def sequence_bytes(self) -> int:
-        """Cache and state of one sequence of the planned length."""
+        """Bytes of cache and state of one sequence of the planned length."""
         return self.context * self.kv_bytes + self.state_bytes
 
     def cache_tokens(self, free: int) -> int:
-        """Tokens whose cache has room in `free` bytes beside the state of one sequence."""
+        """Return the tokens whose cache fits in `free` bytes beside the state of one sequence."""
         if free < self.state_bytes:
             return 0
         if not self.kv_bytes:
@@ -224,16 +155,16 @@ class Reading:
         return (free - self.state_bytes) // self.kv_bytes
 
     def experts_read(self, streams: int = 1) -> float:
-        """Bytes of the experts that `streams` tokens visit, with uniform routing."""
+        """Return the bytes of the experts that `streams` tokens visit, with uniform routing."""
         return self.weights.experts * (1 - (1 - self.chosen) ** streams)
 
     def bytes_read(self, streams: int = 1) -> float:
-        """Bytes of one step of `streams` sequences: weights, caches and states."""
+        """Return the bytes that a step of `streams` sequences reads: weights, caches and states."""
         return self.weights.rest + self.experts_read(streams) + streams * self.sequence_bytes
 
 
 def readings(config: Config, *, kv_bytes: int, state_bytes: int, context: int) -> list[Reading]:
-    """One for each of PRECISIONS."""
+    """Return a reading for each of PRECISIONS."""
     return [
         Reading(
             precision=precision,
@@ -249,7 +180,7 @@ def readings(config: Config, *, kv_bytes: int, state_bytes: int, context: int) -
 
 
 def forecast_gpus(reading: Reading, gpus: Gpus, *, usable: float, prompt_flops: float) -> Forecast:
-    """The weights spread over all GPUs, of whose memory engines use the share `usable`."""
+    """Forecast weights spread over all GPUs; engines use the share `usable` of their memory."""
     gpu, weight_bytes = gpus.accelerator, reading.weights.total
     free = round(gpus.count * gpu.memory_bytes * usable) - weight_bytes
     cache_tokens = reading.cache_tokens(free)
@@ -286,7 +217,10 @@ def forecast_gpus(reading: Reading, gpus: Gpus, *, usable: float, prompt_flops: 
 def forecast_machine(
     reading: Reading, *, ram_bytes: int, memory: float, disk: float | None
 ) -> Forecast:
-    """One machine whose memory and disk read so many bytes a second; without a disk, in memory."""
+    """Forecast one machine without GPUs; without a disk, all weights must fit in memory.
+
+    memory, disk   bytes a second that they read
+    """
     weights = reading.weights
     free = ram_bytes - _SYSTEM_BYTES - weights.rest - weights.embedding
     room = free - reading.sequence_bytes
@@ -342,5 +276,6 @@ def forecast_machine(
 
 
 def on_gpus(rows: Iterable[Reading], gpus: Gpus, config: Config, context: int) -> list[Forecast]:
+    """Forecast each reading of a model on GPUs."""
     usable, flops = USABLE[config.model_type], prefill_flops(config, context)
     return [forecast_gpus(row, gpus, usable=usable, prompt_flops=flops) for row in rows]

@@ -1,68 +1,87 @@
-"""The command that serves a model at scale."""
+"""The commands that serve a model on GPUs: vLLM 0.23 for M1, SGLang and vLLM for M2."""
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from fulmen.models import (
-    Config,
-    M1Config,
-    PackedConfig,
-)
-from fulmen.plan.forecast import (
-    USABLE,
-    Gpus,
-    Reading,
-    on_gpus,
-)
+from fulmen.models import Config, Fp8Config, M1Config, PackedConfig
+from fulmen.plan.forecast import USABLE, Forecast, Reading, on_gpus
+from fulmen.plan.hardware import Gpus
 
 _NODE_SIZES: Final = (1, 2, 4, 8)
+"""Numbers of GPUs of a node that engines split a model over."""
+
+_REMOTE_CODE: Final = (
+    "--trust-remote-code is in the makers' commands; it runs Python from the repository"
+)
 
 
 def launch_commands(
-    config: Config, checkpoint: str, gpus: Gpus, rows: list[Reading], max_context: int
+    config: Config, checkpoint: str, gpus: Gpus, rows: Sequence[Reading], max_context: int
 ) -> tuple[dict[str, str], list[str]]:
-    """The command of each engine, by its name, and what to know about them."""
+    """Return a command for each engine, by its name, and notes about them.
+
+    checkpoint   the name that the engine loads: a hub id or a path
+    rows         a reading for each precision
+    max_context  tokens that the command allows if they fit
+    """
     if isinstance(config.quantization_config, PackedConfig):
         return {}, ["no launch command: only fulmen reads what fulmen quantize wrote"]
     if gpus.count not in _NODE_SIZES:
         return {}, ["no launch command: engines split a model over 1, 2, 4 or 8 GPUs of a node"]
-    is_m1 = isinstance(config, M1Config)
-    stored = "fp8" if config.quantization_config else "bf16"
-    wanted = ("bf16", "int8-experts") if is_m1 else (stored,)
-    rows = [row for row in rows if row.precision in wanted]
+    rows = [row for row in rows if row.precision in _served_precisions(config)]
     context = rows[0].context
     forecasts = on_gpus(rows, gpus, config, context)
-    # The first that holds a sequence of the planned length, else the one with the longest.
-    row = max(forecasts, key=lambda row: (row.fits, 0 if row.fits else row.max_model_len))
-    if not row.max_model_len:
+    # The first precision that holds the planned length, else the one that holds the most.
+    best = max(forecasts, key=lambda row: (row.fits, 0 if row.fits else row.max_model_len))
+    if not best.max_model_len:
         return {}, [f"no launch command: {_too_few(config, gpus, rows)}"]
-    checkpoint = shlex.quote(checkpoint)
-    length = min(max(max_context, context), row.max_model_len)
+    length = min(max(max_context, context), best.max_model_len)
     notes = []
-    if not row.fits:
+    if not best.fits:
         notes.append(
             f"{context:,} tokens do not fit, the limit in the command is {length:,}; --context "
             f"{length} forecasts the speed at that length"
         )
-    is_limited = length < config.max_position_embeddings
-    if is_m1:
-        quantisation = " --quantization experts_int8" if row.precision == "int8-experts" else ""
-        command = (
-            f"SAFETENSORS_FAST_GPU=1 vllm serve {checkpoint} --trust-remote-code "
-            f"--tensor-parallel-size {gpus.count}{quantisation} --dtype bfloat16 "
-            f"--gpu-memory-utilization {USABLE['minimax_m1']:.2f} --max-model-len {length} "
-            "--enable-auto-tool-choice --tool-call-parser minimax"
-        )
-        return {"vllm": command}, [
-            *notes,
-            "vLLM carries M1 from 0.9.2 to 0.23.0 (pip install 'vllm>=0.9.2,<=0.23.0'); earlier "
-            "versions lose precision, later ones removed the model",
-            _REMOTE_CODE,
-        ]
-    notes.append(_REMOTE_CODE)
+    if isinstance(config, M1Config):
+        commands, more = _m1_commands(shlex.quote(checkpoint), gpus, best, length)
+    else:
+        limit = length if length < config.max_position_embeddings else None
+        commands, more = _m2_commands(config, shlex.quote(checkpoint), gpus, limit)
+    return commands, notes + more
+
+
+def _served_precisions(config: Config) -> tuple[str, ...]:
+    if isinstance(config, M1Config):
+        return ("bf16", "int8-experts")
+    return ("fp8",) if config.quantization_config else ("bf16",)
+
+
+def _m1_commands(
+    checkpoint: str, gpus: Gpus, best: Forecast, length: int
+) -> tuple[dict[str, str], list[str]]:
+    quantization = " --quantization experts_int8" if best.precision == "int8-experts" else ""
+    command = (
+        f"SAFETENSORS_FAST_GPU=1 vllm serve {checkpoint} --trust-remote-code "
+        f"--tensor-parallel-size {gpus.count}{quantization} --dtype bfloat16 "
+        f"--gpu-memory-utilization {USABLE['minimax_m1']:.2f} --max-model-len {length} "
+        "--enable-auto-tool-choice --tool-call-parser minimax"
+    )
+    versions = (
+        "vLLM carries M1 from 0.9.2 to 0.23.0 (pip install 'vllm>=0.9.2,<=0.23.0'); earlier "
+        "versions lose precision, later ones removed the model"
+    )
+    return {"vllm": command}, [versions, _REMOTE_CODE]
+
+
+def _m2_commands(
+    config: Config, checkpoint: str, gpus: Gpus, limit: int | None
+) -> tuple[dict[str, str], list[str]]:
+    """limit: tokens that a sequence may have; None leaves the model's own limit."""
+    notes = [_REMOTE_CODE]
     sglang_split, vllm_split = f"--tp-size {gpus.count}", f"--tensor-parallel-size {gpus.count}"
-    if config.quantization_config is not None:
+    if isinstance(config.quantization_config, Fp8Config):
         block = config.quantization_config.weight_block_size[0]
         if config.intermediate_size // gpus.count % block:
             sglang_split += f" --ep-size {gpus.count}"
@@ -76,20 +95,24 @@ def launch_commands(
                 f"{gpus.accelerator.name} has no FP8 products: an engine must expand the weights "
                 "as it multiplies, its native FP8 kernels fail there"
             )
-    return {
-        "sglang": f"python -m sglang.launch_server --model-path {checkpoint} {sglang_split} "
+    sglang = (
+        f"python -m sglang.launch_server --model-path {checkpoint} {sglang_split} "
         "--tool-call-parser minimax-m2 --reasoning-parser minimax-append-think "
         f"--trust-remote-code --mem-fraction-static {USABLE['minimax_m2']:.2f}"
-        + (f" --context-length {length}" if is_limited else ""),
-        "vllm": f"SAFETENSORS_FAST_GPU=1 vllm serve {checkpoint} --trust-remote-code {vllm_split} "
+    )
+    vllm = (
+        f"SAFETENSORS_FAST_GPU=1 vllm serve {checkpoint} --trust-remote-code {vllm_split} "
         "--enable-auto-tool-choice --tool-call-parser minimax_m2 "
         "--reasoning-parser minimax_m2_append_think"
-        + (f" --max-model-len {length}" if is_limited else ""),
-    }, notes
+    )
+    if limit is not None:
+        sglang += f" --context-length {limit}"
+        vllm += f" --max-model-len {limit}"
+    return {"sglang": sglang, "vllm": vllm}, notes
 
 
-def _too_few(config: Config, gpus: Gpus, rows: list[Reading]) -> str:
-    """Why no launch is possible, and the smallest number of such GPUs with which one is."""
+def _too_few(config: Config, gpus: Gpus, rows: Sequence[Reading]) -> str:
+    """Say why the model cannot be launched, and how many of these GPUs it takes."""
     least = min(row.weights.total for row in rows)
     needed = f"the engines need {least / 1e9:.0f} GB for the weights alone"
     for count in _NODE_SIZES:
@@ -97,8 +120,3 @@ def _too_few(config: Config, gpus: Gpus, rows: list[Reading]) -> str:
         if any(row.max_model_len for row in on_gpus(rows, node, config, rows[0].context)):
             return f"{needed}, it takes {node} at least"
     return f"{needed}, it takes more than a node of {node}"
-
-
-_REMOTE_CODE: Final = (
-    "--trust-remote-code is in the makers' commands; it runs Python from the repository"
-)

@@ -1,12 +1,12 @@
-"""A text that goes through a model while it is rounded, layer by layer.
+"""A calibration text: it runs through a model layer by layer, and each layer is rounded for it.
 
-    hidden states -> the layer as it was: what its matrices meet -> rounded for that (gptq.py)
-                  -> the layer as rounded -> hidden states for the next one
+    hidden states -> original layer: the inputs of its matrices -> round them for those (gptq.py)
+                  -> rounded layer  -> hidden states for the next layer
 
-So every layer is rounded for the inputs that the rounded layers before it give. In memory are
-embedding and head, one layer and its rounded matrices, the text's hidden states, what the layer's
-matrices meet, and what a bounded number of threads (`JOBS_BYTES`) needs to round; each expert is
-rounded for the tokens that chose it.
+So every layer is rounded for the inputs that the rounded layers before it give, and each expert for
+the tokens that chose it. In memory are embedding and head, one layer with its rounded matrices, the
+text's hidden states, the inputs of the layer's matrices, and the work of a bounded number of
+threads (`JOBS_BYTES`).
 """
 
 from collections.abc import Callable, Sequence
@@ -28,11 +28,12 @@ from fulmen.quantize.quality import in_sequences
 from fulmen.quantize.rounding import Rounded, check_rounded, compared, round_matrix, single_threads
 
 MIN_TOKENS: Final = 256
-"""An expert that fewer tokens chose is rounded without feedback: it would suit only those few."""
+"""Fewest inputs that a matrix is rounded for: with fewer, as of an expert that few tokens chose, it
+would suit only those few, and is rounded without feedback."""
 
 JOBS_BYTES: Final = 8 * 2**30
-"""What is made while matrices are rounded, in all threads together; fewer work where one needs
-much. One always works, if it needs more than that."""
+"""Memory for rounding matrices, over all threads; fewer threads run where one needs much. One
+thread always runs, even if it needs more."""
 
 _EXPERTS: Final = "block_sparse_moe.experts"
 
@@ -40,22 +41,22 @@ _Job = Callable[[], dict[str, Rounded]]
 
 
 @dataclass(slots=True)
-class _Met:
-    """What the matrices of a layer meet."""
+class _Inputs:
+    """Inputs of the matrices of a layer."""
 
-    inputs: dict[str, Tensor] = field(default_factory=dict)
-    """(T, columns of its matrix) by module; modules that share their inputs hold the same tensor"""
+    by_module: dict[str, Tensor] = field(default_factory=dict)
+    """(T, columns of its matrix); modules that share their inputs hold the same tensor"""
     expert_inputs: Tensor = field(default_factory=lambda: torch.empty(0))
     """(T, C)"""
     topk_ids: Tensor = field(default_factory=lambda: torch.empty(0))
-    """(T, K) int64: the experts each token chose"""
+    """(T, K) int64: experts that each token chose"""
 
 
 class Calibration:
-    """A text that has come as far as some layer of a model, which is rounded meanwhile."""
+    """A text on its way through a model, at the layer that is rounded next."""
 
     def __init__(self, checkpoint: Checkpoint, config: Config, input_ids: Sequence[int]) -> None:
-        """checkpoint is what is rounded, config that of the result."""
+        """Begin a text. `checkpoint` is the original, `config` that of the rounded result."""
         assert isinstance(config.quantization_config, PackedConfig)
         self.checkpoint, self.config = checkpoint, config
         self.quantization = config.quantization_config
@@ -69,24 +70,24 @@ class Calibration:
             self._hidden_states = embed(packed.input_ids, weight)  # (T, C)
 
     def round_layer(self, index: int) -> dict[str, Rounded]:
-        """The matrices of a layer by tensor name, rounded for what they meet."""
-        met = self._meet(index)
+        """Round the matrices of a layer for their inputs; return them by tensor name."""
+        seen = self._layer_inputs(index)
         sharing: dict[int, list[str]] = {}
-        for module, inputs in met.inputs.items():
+        for module, inputs in seen.by_module.items():
             sharing.setdefault(id(inputs), []).append(_tensor(index, module))
-        every = {id(inputs): inputs for inputs in met.inputs.values()}
+        every = {id(inputs): inputs for inputs in seen.by_module.values()}
         jobs: list[_Job] = [
             partial(self._rounded, names, every[key]) for key, names in sharing.items()
         ]
         for expert in range(self.config.num_local_experts):
-            jobs.append(partial(self._rounded_expert, index, expert, met))
+            jobs.append(partial(self._rounded_expert, index, expert, seen))
         largest = max(map(self._job_bytes, [*sharing.values(), *self._expert_matrices(index, 0)]))
         with single_threads(max(JOBS_BYTES // largest, 1)) as pool, torch.no_grad():
             parts = list(pool.map(lambda job: job(), jobs))
         return {name: rounded for part in parts for name, rounded in part.items()}
 
     def advance(self, index: int, file: Path) -> None:
-        """Lets the text pass a layer with its rounded matrices, as `file` holds them."""
+        """Run the text through a layer with its rounded matrices, which `file` holds."""
         written = Checkpoint(file.parent, self.config)
         written.stored |= read_header(file)
 
@@ -109,20 +110,21 @@ class Calibration:
                 "calibration text"
             )
 
-    def _meet(self, index: int) -> _Met:
-        """Runs a layer as it was and looks on."""
-        met, trace = _Met(), Trace()
+    def _layer_inputs(self, index: int) -> _Inputs:
+        """Run the original layer, and record the inputs of its matrices."""
+        seen, trace = _Inputs(), Trace()
         template = self._template(index)
 
         def remember(module: str) -> Callable[[nn.Module, tuple[Tensor]], None]:
-            # A function, not an object: the streamed layer is a copy, but it shares functions.
+            # A function and no object: a streamed layer is a deep copy, which shares functions
+            # only.
             def hook(_linear: nn.Module, args: tuple[Tensor]) -> None:
-                met.inputs[module] = args[0]
+                seen.by_module[module] = args[0]
 
             return hook
 
         def remember_experts(_moe: nn.Module, args: tuple[Tensor, Context]) -> None:
-            met.expert_inputs = args[0]
+            seen.expert_inputs = args[0]
 
         with ExitStack() as hooks:
             for module, holder in template.named_modules():
@@ -131,11 +133,11 @@ class Calibration:
                 elif isinstance(holder, Linear) and self.quantization.format_of(module):
                     hooks.enter_context(holder.register_forward_pre_hook(remember(module)))
             self._run(index, replace(self._context, trace=trace))
-        (met.topk_ids,) = trace.topk_ids
-        return met
+        (seen.topk_ids,) = trace.topk_ids
+        return seen
 
     def _template(self, index: int) -> nn.Module:
-        """The layer that a streamed layer copies whenever it runs."""
+        """Return the layer that a streamed layer copies whenever it runs."""
         return self._model.model.layers[index].get_submodule("layer")
 
     def _run(self, index: int, context: Context) -> Tensor:
@@ -143,11 +145,12 @@ class Calibration:
             out: Tensor = self._model.model.layers[index](self._hidden_states, context, None)
         return out
 
-    # The work of one thread
-
     def _rounded(self, names: Sequence[str], inputs: Tensor) -> dict[str, Rounded]:
-        """Matrices that share inputs (T, K) of any float dtype; without feedback where these are
-        few."""
+        """Round matrices that share inputs (T, K) of any float dtype; without feedback if T is
+        small.
+
+        This and `_rounded_expert` are the work of one thread.
+        """
         format = self.quantization.format_of(names[0].removesuffix(".weight"))
         assert format is not None
         group = self.quantization.group_size
@@ -165,28 +168,28 @@ class Calibration:
             check_rounded(name, rounded.squared_error, rounded.squared_norm)
         return dict(zip(names, found, strict=True))
 
-    def _rounded_expert(self, index: int, expert: int, met: _Met) -> dict[str, Rounded]:
-        """w2 is rounded for what the rounded w1 and w3 give."""
+    def _rounded_expert(self, index: int, expert: int, seen: _Inputs) -> dict[str, Rounded]:
+        """Round an expert for its tokens, and its w2 for what the rounded w1 and w3 give."""
         (w1, w3), (w2,) = self._expert_matrices(index, expert)
-        x = met.expert_inputs[(met.topk_ids == expert).any(-1)].float()  # (t, C)
+        x = seen.expert_inputs[(seen.topk_ids == expert).any(-1)].float()  # (t, C)
         rounded = self._rounded([w1, w3], x)
         gate, up = (F.linear(x, self._unpacked(name, rounded[name])) for name in (w1, w3))
-        hidden = (F.silu(gate) * up).to(met.expert_inputs.dtype)  # (t, F)
+        hidden = (F.silu(gate) * up).to(seen.expert_inputs.dtype)  # (t, F)
         return rounded | self._rounded([w2], hidden)
 
     def _expert_matrices(self, index: int, expert: int) -> tuple[list[str], list[str]]:
-        """w1 and w3, which share their inputs, and w2."""
+        """Return the names of w1 and w3, which share their inputs, and of w2."""
         w1, w2, w3 = (_tensor(index, f"{_EXPERTS}.{expert}.w{i}") for i in (1, 2, 3))
         return [w1, w3], [w2]
 
     def _job_bytes(self, names: Sequence[str]) -> int:
-        """About what rounding matrices (N, K) that share their inputs takes: some five K x K in
+        """Estimate the memory for rounding matrices (N, K) that share inputs: five K x K in
         float64, and six times the weights in float32."""
         shapes = [self.checkpoint.stored[name].shape for name in names]
         return 40 * shapes[0][1] ** 2 + 24 * sum(n * k for n, k in shapes)
 
     def _unpacked(self, name: str, rounded: Rounded) -> Tensor:
-        """(N, K) float32"""
+        """Unpack a rounded matrix to (N, K) float32."""
         n, k = self.checkpoint.stored[name].shape
         format = self.quantization.format_of(name.removesuffix(".weight"))
         assert format is not None

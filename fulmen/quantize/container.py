@@ -1,7 +1,7 @@
-"""A safetensors file written tensor by tensor, so that no more than a piece of one is in memory.
+"""A safetensors file written piece by piece, so that no more than a piece of a tensor is in memory.
 
-The header comes first and is known before the data: names, dtypes and shapes. Only its metadata is
-not, so its place is kept and it is written last.
+The header comes first in the file. Names, dtypes and shapes are known before the data, but metadata
+such as errors is not: its place is reserved, and the header is written again at the end.
 """
 
 import json
@@ -19,13 +19,15 @@ _NAMES: Final = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 
 
 def num_bytes(spec: TensorSpec) -> int:
-    """The bytes of a stored tensor."""
+    """Return the bytes of a stored tensor."""
     return num_elements(spec) * spec.dtype.itemsize
 
 
 def in_file_order(specs: Iterable[TensorSpec]) -> list[TensorSpec]:
-    """The format knows no gaps, so tensors that are no multiple of 64 bytes come last, the wider
-    types first: what needs alignment has it."""
+    """Return tensors in an order that aligns each, in a format that allows no gaps.
+
+    Tensors of a multiple of 64 bytes come first. The rest follows, the wider types first.
+    """
 
     def raggedness(spec: TensorSpec) -> int:
         return 0 if num_bytes(spec) % ALIGNMENT == 0 else ALIGNMENT - spec.dtype.itemsize
@@ -39,9 +41,10 @@ def write_container(
     pieces: Callable[[TensorSpec], Iterable[Tensor]],
     metadata: Callable[[], Mapping[str, str]],
 ) -> Iterator[int]:
-    """Writes `specs` in their order, each as the bytes of its `pieces`; yields what it wrote.
+    """Write `specs` in their order, each as the bytes of its `pieces`; yield the bytes of each
+    piece.
 
-    `metadata` is asked before and after; both answers must be equally long.
+    `metadata` is called before and after the data; both results must have the same length in JSON.
     """
     header = _header(specs, metadata())
     file.write(header)

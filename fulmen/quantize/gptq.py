@@ -1,10 +1,10 @@
 """Rounding with feedback, for inputs that are known: GPTQ (arXiv:2210.17323).
 
-What counts is not how far the weights move but how far W x does. With H = 2 X X^T over the inputs
-x of a text, columns are rounded one after the other; each one's error is made good, as well as the
-inputs allow, by the columns that are still to come. Columns go in their own order (no act-order),
-so groups lie as in every packed matrix; a group's scales are found when its turn comes, from the
-weights as they are then.
+The error that matters is not that of the weights but that of W x. With H = 2 X X^T over the inputs
+x of a text, columns are rounded one after another, and the columns still to come are changed so
+that they compensate the error as well as the inputs allow. Columns keep their order (no act-order),
+so that groups lie as in every packed matrix; the scales of a group are found when its turn comes,
+from the weights of that moment.
 """
 
 from collections.abc import Sequence
@@ -17,16 +17,18 @@ from fulmen.kernels import PackedMatrix, WeightFormat
 from fulmen.quantize.rounding import find_grid, pack_grid
 
 DAMPING: Final = 0.3
-"""Of the mean of H's diagonal, added to it: inputs that the text never had count too. The paper's
-0.01 suits hundreds of thousands of tokens; after some 10,000 it made other texts worse."""
+"""Share of the mean of H's diagonal that is added to the diagonal, so that directions which the
+text lacks count too. The paper's 0.01 suits hundreds of thousands of tokens; with some 10,000 it
+made other texts worse."""
 
 
 def feedback_of(inputs: Tensor) -> Tensor:
-    """(T, K) float32 inputs -> (K, K) float32, upper triangular, ones on the diagonal.
+    """Return the feedback of inputs (T, K) float32: (K, K) float32, upper triangular, ones on its
+    diagonal.
 
-    [j, k] says how much of column j's error column k takes off: the Cholesky factor U of
-    H^-1 = U^T U, each row over its diagonal. The 2 in H changes nothing. Inputs that are all zero
-    give the unit matrix: no feedback. Raises ValueError for those that are not finite.
+    Entry [j, k] is the share of column j's error that column k compensates: the Cholesky factor U
+    of H^-1 = U^T U, each row divided by its diagonal. The 2 in H cancels. Inputs that are all zero
+    give the unit matrix, which means no feedback. Raises ValueError for inputs that are not finite.
     """
     hessian = (inputs.t() @ inputs).double()
     mean = hessian.diagonal().mean()
@@ -46,25 +48,25 @@ def feedback_of(inputs: Tensor) -> Tensor:
 def round_with_feedback(
     weights: Sequence[Tensor], feedback: Tensor, format: WeightFormat, group: int
 ) -> list[PackedMatrix]:
-    """Rounds matrices that share their inputs.
+    """Round matrices that share their inputs.
 
     weights   (N, K) float32 each; N may differ
     feedback  (K, K) float32, of `feedback_of`
     format    INT8 or INT4
     """
-    left = torch.cat(list(weights)).t().contiguous()  # (K, N): what is still to be expressed
+    left = torch.cat(list(weights)).t().contiguous()  # (K, N): weights, with errors compensated
     k = len(left)
     codes, grids = torch.empty_like(left), []
     for begin in range(0, k, group):
         end = min(begin + group, k)
         columns = left[begin:end]
-        # A ragged last group repeats its last column, which leaves its range as it is.
+        # A ragged last group repeats its last column, which does not change its range.
         padding = columns[-1:].expand(group - len(columns), -1)
         grid = find_grid(torch.cat((columns, padding)), format)
         within = feedback[begin:end, begin:end]
         for j, column in enumerate(columns):
             codes[begin + j] = grid.codes(column)
-            column -= grid.values(codes[begin + j])  # now its error
+            column -= grid.values(codes[begin + j])  # from here on `column` is its own error
             columns[j + 1 :].addr_(within[j, j + 1 :], column, alpha=-1)
         left[end:].addmm_(feedback[begin:end, end:].t(), columns, alpha=-1)
         grids.append(grid)

@@ -1,9 +1,8 @@
-"""What rounding did to a model: how far its logits moved on a text.
+"""Drift of a rounded model: how far its logits moved on a text.
 
-Both models read the text layer by layer (`stream_model`), the original first; kept of each are its
-last hidden states and its head. So no more is in memory than one layer and both models' embeddings
-and heads, however large the models are, and no logits go to disk: they are made again for some
-tokens at a time, and compared at once.
+Both models read the text layer by layer (`stream_model`), so that memory holds one layer and both
+models' embeddings and heads, however large the models are. Their last hidden states are kept;
+logits are computed from them for some tokens at a time and compared at once.
 """
 
 import math
@@ -18,20 +17,20 @@ import torch.nn.functional as F
 from fulmen.models import Config, Model, Packed
 
 SEQUENCE_TOKENS: Final = 512
-"""A text is read in sequences of so many tokens."""
+"""Tokens of a sequence that the text is cut into."""
 _ROWS: Final = 64
-"""Tokens whose logits are compared at a time."""
+"""Number of tokens whose logits are compared at a time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Drift:
-    """How a model differs from its original, over the tokens of a text."""
+    """Differences of a model from its original, over the tokens of a text."""
 
     num_tokens: int
     top1_agreement: float
-    """How often both find the same token the most likely."""
+    """Share of tokens after which both find the same token the most likely."""
     mean_kl: float
-    """Of the original's next-token distribution to the model's, in nats."""
+    """KL divergence of the model's next-token distribution from the original's, in nats."""
     mean_logit_drift: float
     """Absolute difference of logits, mean over tokens and vocabulary."""
     max_logit_drift: float
@@ -40,18 +39,18 @@ class Drift:
 
 
 def sample_text() -> str:
-    """About 2,000 tokens of prose, dialogue, code, tables and German."""
+    """Return about 2,000 tokens of prose, dialogue, code, tables and German."""
     return (files("fulmen.quantize") / "sample.txt").read_text(encoding="utf-8")
 
 
 def in_sequences(input_ids: Sequence[int], config: Config) -> list[Sequence[int]]:
-    """A text in the pieces in which it is read."""
+    """Cut a text into the sequences in which it is read."""
     longest = min(SEQUENCE_TOKENS, config.max_position_embeddings)
     return [input_ids[i : i + longest] for i in range(0, len(input_ids), longest)]
 
 
 def measure_drift(original: Model, model: Model, input_ids: Sequence[int]) -> Drift:
-    """Compares two models of one vocabulary on a text of at least two tokens."""
+    """Compare two models of one vocabulary on a text of at least two tokens."""
     packed = Packed.of(in_sequences(input_ids, original.config))
     with torch.no_grad():
         states, other_states = original.hidden_states(packed), model.hidden_states(packed)

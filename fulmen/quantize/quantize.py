@@ -1,12 +1,13 @@
 """A checkpoint with its matrices rounded, written as the CPU's kernels read it.
 
-    source -> plan: what is packed, and which shard it goes to -> shard by shard -> config.json
+    source -> plan (which tensors are packed, in which shard) -> shard by shard -> config.json
 
-One tensor is in memory at a time; with a calibration text one layer, and then a shard is a layer. A
-shard is written aside, synced and renamed, and every byte follows from the source and the settings,
-so a run that was killed goes on with the first shard that is missing and ends with the same files.
-With a calibration text the last bits of its products also follow from the kind of machine: go on
-where the run began. config.json comes last: a folder that has one is whole.
+One tensor is in memory at a time; with a calibration text it is one layer, and a shard is a layer.
+
+A killed run continues with the first missing shard and ends with the same files, because a shard is
+written aside, synced and renamed, and each of its bytes follows from the source and the settings.
+With a calibration text the last bits also depend on the kind of machine, so continue on the machine
+that began. config.json comes last: a folder that has one is whole.
 """
 
 import hashlib
@@ -32,33 +33,35 @@ from fulmen.quantize.container import in_file_order, num_bytes, write_container
 from fulmen.quantize.rounding import FP8_BLOCK, Rounded, check_rounded, round_rows
 
 RECORD: Final = ".quantize.json"
-"""In the folder that is written: the settings and the source, to go on with those and no others."""
+"""File in the output folder with the settings and the source that a run must continue with."""
 
 REPORT: Final = "quality.json"
-"""What is said about the result, beside it; of another checkpoint's it is not copied."""
+"""File with measurements of the result; a source's own is not copied."""
 
 DEFAULT_GROUP_SIZES: Final[Mapping[Bits, int]] = {8: 32, 4: 32, "fp8": FP8_BLOCK[1]}
-"""Unless the user says otherwise; docs/kernels.md says what each costs and saves."""
+"""Group sizes by bits; docs/kernels.md tells what each costs and saves."""
 
 _COPIED: Final = ("*.json", "*.jinja", "*.txt", "*.md", "*.model", "LICENSE*")
+"""Files that go from the source's folder to the output as they are."""
 _VERSION: Final = 2
-"""Of the rounding: files of two versions must not be mixed."""
+"""Version of the rounding; files of two versions must not be mixed."""
 _KEPT_DTYPES: Final = (torch.bfloat16, torch.float32)
-"""Of what is not rounded, and of activations: what the kernels multiply."""
+"""Dtypes of tensors that are not rounded, and of activations: those that the kernels multiply."""
 _ERROR: Final = "{:.4e}"
-"""How a tensor's error is kept in its shard; always equally long."""
+"""Format of a tensor's error in its shard; its length never varies."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuantizeConfig:
-    """What to make of a checkpoint."""
+    """Settings of a rounded checkpoint."""
 
     packed: PackedConfig
     dtype: torch.dtype | None = None
-    """Of embedding, norms and head, and of activations: bfloat16 or float32; None keeps the
+    """Dtype of embedding, norms and head, and of activations: bfloat16 or float32; None keeps the
     source's."""
     max_shard_bytes: int = 2 * 10**9
-    """A run that was killed repeats at most so much. With a calibration text a shard is a layer."""
+    """Bytes of a shard at most: a killed run repeats at most one. With a calibration text a shard
+    is a layer."""
 
     def __post_init__(self) -> None:
         if self.dtype is not None and self.dtype not in _KEPT_DTYPES:
@@ -67,7 +70,7 @@ class QuantizeConfig:
             )
 
     def check_calibration(self, num_tokens: int) -> None:
-        """Raises a ValueError if a calibration text of so many tokens is of no use."""
+        """Raise a ValueError if a calibration text of `num_tokens` is of no use."""
         if self.packed.bits == "fp8":
             raise ValueError("a calibration text is for bits 8 or 4, fp8 is rounded without one")
         if num_tokens < MIN_TOKENS:
@@ -77,7 +80,7 @@ class QuantizeConfig:
             )
 
     def check_out(self, out: Path) -> None:
-        """Raises a ValueError for a folder that cannot be written, whatever the source is."""
+        """Raise a ValueError for a folder that cannot be written, whatever the source is."""
         if (out / RECORD).exists():
             _check_begun(out, {"version": _VERSION, **self.to_dict()})
             return
@@ -90,7 +93,7 @@ class QuantizeConfig:
             raise ValueError(f"{out} cannot be written, {above} is no folder that we may write to")
 
     def to_dict(self) -> dict[str, object]:
-        """As JSON holds it."""
+        """Return the settings as values for JSON."""
         dtype = None if self.dtype is None else _name_of(self.dtype)
         return asdict(self.packed) | {"dtype": dtype, "max_shard_bytes": self.max_shard_bytes}
 
@@ -103,10 +106,10 @@ def _name_of(dtype: torch.dtype) -> str:
 class _Shard:
     file: str
     specs: list[TensorSpec]
-    """As they are stored, in the order of the file."""
+    """Tensors in their stored form, in the order of the file."""
     layer: int | None
-    """The layer it is, with a calibration text; None for what lies outside the layers, and without
-    such a text."""
+    """Index of the layer it holds, with a calibration text; None for tensors outside the layers,
+    and without a text."""
 
 
 def quantize_checkpoint(
@@ -117,14 +120,14 @@ def quantize_checkpoint(
     calibration_ids: Sequence[int] | None = None,
     on_progress: OnProgress | None = None,
 ) -> dict[str, float]:
-    """Writes the folder `out`, or goes on where an earlier run stopped.
+    """Write the folder `out`, or continue where an interrupted run stopped.
 
     source           a checkpoint folder or a GGUF file
     calibration_ids  a text; matrices are then rounded for the inputs it gives them (GPTQ)
     on_progress      called with the bytes written so far and in all
 
-    Returns for every rounded tensor |rounded - original| / |original|. Raises ValueError for a
-    source that does not load, and for an `out` that holds anything but the same work begun.
+    Returns |rounded - original| / |original| of every rounded tensor. Raises ValueError for a
+    source that does not load, and for an `out` that holds anything but the same run.
     """
     checkpoint = Checkpoint.open_whole(source)
     if isinstance(checkpoint.config.quantization_config, PackedConfig):
@@ -141,7 +144,7 @@ def quantize_checkpoint(
             raise ValueError(f"{out} needs {left:,} more bytes, its disk has {free:,} free")
         done = total - left
         calibration = None
-        # The text need not come further than the last layer that is rounded.
+        # The text runs through the model no further than the last layer that is missing.
         missing_layers = [shard.layer for shard in missing if shard.layer is not None]
         if missing_layers and calibration_ids is not None:
             calibration = Calibration(checkpoint, config, calibration_ids)
@@ -165,7 +168,7 @@ def quantize_checkpoint(
 
 
 def _new_config(checkpoint: Checkpoint, settings: QuantizeConfig) -> Config:
-    """A rounded head is a matrix of its own, also where it was the embedding."""
+    """Return the config of the result, in which a rounded head is never tied to the embedding."""
     config = checkpoint.config
     if settings.dtype is None and config.torch_dtype not in _KEPT_DTYPES:
         raise ValueError(
@@ -209,28 +212,27 @@ def _plan(
 
 
 def _layer_of(name: str) -> int | None:
-    """The layer a tensor is in; None for embedding, last norm and head."""
+    """Return the layer of a tensor; None for embedding, last norm and head."""
     match = re.match(r"model\.layers\.(\d+)\.", name)
     return int(match[1]) if match else None
 
 
 def _kept_dtype(checkpoint: Checkpoint, spec: TensorSpec, settings: QuantizeConfig) -> torch.dtype:
-    """Of a tensor that is not rounded: what it has, unless the user names another. Routers and
-    choice biases, which configs say are float32, keep theirs; FP8 blocks become what the config
-    says."""
+    """Return the dtype of a tensor that is not rounded: the user's, or the one it has.
+
+    Routers and choice biases, float32 in every config, keep the dtype they are stored in. Tensors
+    that are stored as FP8 blocks get the config's dtype.
+    """
     if settings.dtype is not None and spec.dtype == settings.dtype:
         return settings.dtype
     stored = checkpoint.dtype_of(spec.name)
     return spec.dtype if stored == torch.float8_e4m3fn else stored
 
 
-# The folder
-
-
 def _record(
     checkpoint: Checkpoint, settings: QuantizeConfig, calibration_ids: Sequence[int] | None
 ) -> dict[str, object]:
-    """What decides the bytes of the result: the settings, the text, and the source by its files."""
+    """Return all that decides the bytes of the result: settings, text, and the source's files."""
     text = None if calibration_ids is None else json.dumps(list(calibration_ids))
     files = sorted({stored.file for stored in checkpoint.stored.values()})
     config = json.dumps(checkpoint.config.to_dict(), sort_keys=True)
@@ -255,8 +257,8 @@ def _check_begun(out: Path, record: Mapping[str, object]) -> None:
 
 @contextmanager
 def _claimed(out: Path, settings: QuantizeConfig, record: Mapping[str, object]) -> Iterator[None]:
-    """Makes `out` ours, or finds it ours with the same work begun; one process at a time."""
-    import fcntl  # not at the top: Windows has none, and loads models all the same
+    """Create `out`, or check that it holds the same run; one process at a time may write it."""
+    import fcntl  # here, because Windows has none and can still load models
 
     settings.check_out(out)
     file = out / RECORD
@@ -275,7 +277,7 @@ def _claimed(out: Path, settings: QuantizeConfig, record: Mapping[str, object]) 
 
 
 def _is_unused(out: Path) -> bool:
-    """Whether a folder is empty but for a record that a killed run did not finish."""
+    """Return True if a folder is empty except for a record that a killed run did not finish."""
     return out.is_dir() and {*out.iterdir()} == {*out.glob(f".{RECORD}.*.part")}
 
 
@@ -291,7 +293,7 @@ def _difference(name: str, before: object, now: object) -> str:
 
 
 def _finish(checkpoint: Checkpoint, config: Config, shards: list[_Shard], out: Path) -> None:
-    """What is not weights; config.json last."""
+    """Write everything that is not weights; config.json last."""
     folder = checkpoint.path if checkpoint.path.is_dir() else None
     values: dict[str, object] = {}
     if folder is not None:
@@ -311,9 +313,6 @@ def _finish(checkpoint: Checkpoint, config: Config, shards: list[_Shard], out: P
     write_text(out / CONFIG, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
-# One shard
-
-
 def _write_shard(
     checkpoint: Checkpoint,
     config: Config,
@@ -321,8 +320,10 @@ def _write_shard(
     out: Path,
     rounded: Mapping[str, Rounded],
 ) -> Iterator[int]:
-    """Writes a shard whole, with those matrices that are rounded already; yields the bytes of every
-    piece."""
+    """Write a shard, and yield the bytes of every piece.
+
+    rounded   matrices that are rounded already; the others are rounded here
+    """
     errors = {spec.name: 0.0 for spec in shard.specs if spec.dtype == torch.uint8}
 
     def metadata() -> dict[str, str]:
@@ -346,7 +347,7 @@ def _write_shard(
 
 
 def _rounded(checkpoint: Checkpoint, config: Config, spec: TensorSpec) -> Iterator[Rounded]:
-    """A matrix, some rows at a time."""
+    """Round a matrix, some rows at a time."""
     packed = config.quantization_config
     assert isinstance(packed, PackedConfig)
     format = packed.format_of(spec.name.removesuffix(".weight"))
@@ -380,7 +381,7 @@ def parse_packed(
     input_bits: int = 16,
     head_bits: int | None = None,
 ) -> PackedConfig:
-    """The format as a user writes it, `bits` 8, 4 or fp8, with the group size that goes with it."""
+    """Return the format of `bits`, which is 8, 4 or fp8, with its default group size."""
     kind: Bits = int(bits) if bits.isdecimal() else bits
     if kind not in DEFAULT_GROUP_SIZES:
         raise ValueError(f"bits is {bits}, it must be {' or '.join(map(str, DEFAULT_GROUP_SIZES))}")

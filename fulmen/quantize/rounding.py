@@ -1,11 +1,11 @@
-"""Weights rounded to 8 or 4 bits, or to e4m3: which scales lose least.
+"""Weights rounded to 8 or 4 bits, or to e4m3, with the scales that lose least.
 
-A group of inputs shares a scale (8 bits), or a scale and an offset (4 bits). They are searched:
-several ranges are tried, each is fitted to its codes by least squares, and the one with the
-smallest squared error stays. The full range is always among the candidates, so what was rounded to
-such groups before (a Q8_0 or Q4_1 GGUF) comes back as it was.
+A group of inputs shares a scale (8 bits), or a scale and an offset (4 bits). The scales are
+searched: several ranges are tried, each is fitted to its codes by least squares, and the one with
+the smallest squared error is taken. The full range is always among the candidates, so weights that
+were rounded to such groups before (a Q8_0 or Q4_1 GGUF) come back unchanged.
 
-Groups lie side by side, (group, M): every step of the search then works on whole rows of memory.
+Groups lie side by side, (group, M), so that every step of the search works on whole rows of memory.
 """
 
 import math
@@ -22,29 +22,31 @@ from torch import Tensor
 from fulmen.kernels import PackedMatrix, WeightFormat, pack_fp8, pack_int4, pack_int8
 
 CHUNK_ELEMENTS: Final = 2**18
-"""Weights that are rounded, packed and compared at a time."""
+"""Number of weights that are rounded, packed and compared at a time."""
 _SEARCHED_ELEMENTS: Final = 2**15
-"""Weights whose scales are searched at a time: with what is made on the way they stay in a core's
-own cache, and are enough that the work outweighs its calls."""
+"""Number of weights whose scales are searched at a time: few enough to stay in a core's own cache
+with all intermediate values, and enough that the work outweighs the calls."""
 _RANGES_AT_ONCE: Final = 4
+"""Number of ranges that are tried in one operation."""
 
 _INT8_RANGES: Final = tuple(0.99 + step / 100 for step in range(16))
-"""8 bits leave room: a little more range than needed moves the codes, and of several places the
-best is taken."""
+"""Candidate ranges for 8 bits, as shares of the range of the weights. 8 bits have codes to spare: a
+slightly larger range shifts all codes, and the shift with the smallest error is taken."""
 _MORE_INT8_RANGES: Final = tuple(1.15 + step / 100 for step in range(16))
-"""For groups of 32: weights that lay on 16 levels before (a Q4 GGUF) may meet them here."""
+"""Further ranges for groups of 32, for weights that lay on 16 levels before (a Q4 GGUF)."""
 _INT4_RANGES: Final = (1.0, 0.94, 0.88, 0.82)
-"""4 bits do not: a few outliers are clipped so that all others are finer."""
+"""Candidate ranges for 4 bits: a few outliers are clipped so that all other weights are finer."""
 _FITS: Final = 3
-"""How often a 4-bit range is judged: as it is, then fitted to the codes it gave."""
+"""Number of times a 4-bit range is judged: as it is, then fitted to the codes it gave."""
 
 FP8_BLOCK: Final = (128, 128)
+"""Rows and columns of weights that share a scale in FP8."""
 _FP8_MAX: Final = torch.finfo(torch.float8_e4m3fn).max
 
 
 @dataclass(frozen=True, slots=True)
 class Rounded:
-    """A matrix or some of its rows, packed, and what the rounding cost."""
+    """Packed matrix, or some rows of one, and the error of its rounding."""
 
     data: Tensor
     """(bytes,) uint8: whole blocks of 16 rows"""
@@ -54,7 +56,7 @@ class Rounded:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """The values that the weights of M groups may take: scale * code + offset."""
+    """Values that the weights of M groups may take: scale * code + offset."""
 
     scale: Tensor
     """(M,) float32, as it will be stored"""
@@ -64,19 +66,19 @@ class Grid:
     highest: int
 
     def codes(self, x: Tensor) -> Tensor:
-        """(..., M) -> (..., M) float32: the codes nearest to x"""
+        """Return the codes nearest to x, (..., M) -> (..., M) float32."""
         # Where the scale is 0 all codes are equal.
         inverse = torch.where(self.scale == 0, 0, 1 / self.scale)
         codes = torch.addcmul(-self.offset * inverse, x, inverse)
         return codes.round_().clamp_(self.lowest, self.highest)
 
     def values(self, codes: Tensor) -> Tensor:
-        """(..., M) -> (..., M) float32: what codes stand for"""
+        """Return the values of codes, (..., M) -> (..., M) float32."""
         return torch.addcmul(self.offset, codes, self.scale)
 
 
 def find_grid(x: Tensor, format: WeightFormat) -> Grid:
-    """The scales, for INT4 also the offsets, that suit groups x (group, M) float32 best."""
+    """Find the scales, for INT4 also offsets, with the smallest error on x (group, M) float32."""
     search = int8_grid if format == WeightFormat.INT8 else int4_grid
     parts = torch.split(x, max(_SEARCHED_ELEMENTS // len(x), 1), 1)
     grids = [search(part.contiguous()) for part in parts]
@@ -88,15 +90,18 @@ def find_grid(x: Tensor, format: WeightFormat) -> Grid:
 
 
 def int8_grid(x: Tensor) -> Grid:
-    """x (group, M) float32 as scale * code, code from -128 to 127."""
+    """Find scales for x (group, M) float32 as scale * code, code from -128 to 127."""
     full = x.abs().amax(0) / 127
     zero = torch.zeros_like(full)
     codes = x.new_empty(_RANGES_AT_ONCE, *x.shape)
     products = torch.empty_like(codes)
 
     def fit(scale: Tensor) -> tuple[Tensor, Tensor]:
-        """(R, 1, M) -> the best scales for the codes that these give, and the error they leave:
-        sum x^2 - (x . q)^2 / (q . q), here without the constant."""
+        """Fit scales (R, 1, M) to the codes that they give; return new scales and their errors.
+
+        With codes q the best scale is (x . q) / (q . q). Its error is x . x - (x . q)^2 / (q . q),
+        here without the constant x . x.
+        """
         inverse = torch.where(scale == 0, 0, 1 / scale)
         found = torch.mul(x, inverse, out=codes[: len(scale)]).round_().clamp_(-128, 127)
         dot = torch.mul(x, found, out=products[: len(scale)]).sum(1, keepdim=True)
@@ -114,7 +119,7 @@ def int8_grid(x: Tensor) -> Grid:
 
 
 def int4_grid(x: Tensor) -> Grid:
-    """x (group, M) float32 as scale * code + offset, code from 0 to 15, both factors float16."""
+    """Find float16 scales and offsets for x (group, M) float32; codes are from 0 to 15."""
     group = len(x)
     low, high, total = x.amin(0), x.amax(0), x.sum(0)
     shares = torch.tensor(_INT4_RANGES)[:, None, None]  # (R, 1, 1)
@@ -144,11 +149,10 @@ def int4_grid(x: Tensor) -> Grid:
 
 
 def round_rows(weight: Tensor, format: WeightFormat, group: int) -> Iterator[Rounded]:
-    """A matrix (N, K) of any float dtype, some rows at a time; the parts one after the other are
-    the packed whole."""
-    whole = FP8_BLOCK[0]  # of FP8's blocks, and of the blocks of 16 columns of all formats
-    if format != WeightFormat.FP8:
-        whole = 16
+    """Round a matrix (N, K) of any float dtype, some rows at a time; the parts in order are the
+    packed whole."""
+    # A part is a whole number of packed blocks, and for FP8 of scale blocks.
+    whole = FP8_BLOCK[0] if format == WeightFormat.FP8 else 16
     step = max(CHUNK_ELEMENTS // weight.shape[1] // whole, 1) * whole
     with single_threads() as pool:
         yield from pool.map(
@@ -158,10 +162,10 @@ def round_rows(weight: Tensor, format: WeightFormat, group: int) -> Iterator[Rou
 
 @contextmanager
 def single_threads(most: int | None = None) -> Iterator[ThreadPoolExecutor]:
-    """As many threads as torch has, or `most`, each of which does its torch work alone.
+    """Yield a pool of as many threads as torch has, at most `most`; each does its torch work alone.
 
-    torch's own threads would wait for each other after every small operation; and so no bit depends
-    on how many there are.
+    torch's own threads would wait for each other after every small operation. And with one thread
+    to an operation, no bit depends on the number of threads.
     """
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -173,19 +177,19 @@ def single_threads(most: int | None = None) -> Iterator[ThreadPoolExecutor]:
 
 
 def round_matrix(weight: Tensor, format: WeightFormat, group: int) -> Rounded:
-    """A matrix (N, K) of any float dtype, whole."""
+    """Round a matrix (N, K) of any float dtype."""
     weight = weight.float()
     return compared(_ROUND[format](weight, group), weight)
 
 
 def compared(matrix: PackedMatrix, weight: Tensor) -> Rounded:
-    """What packing the matrix so cost; weight (N, K) float32 is what it stands for."""
+    """Return a packed matrix with its error against `weight` (N, K) float32."""
     error = matrix.unpack().sub_(weight)
     return Rounded(matrix.data, _squared_norm(error), _squared_norm(weight))
 
 
 def check_rounded(name: str, squared_error: float, squared_norm: float) -> None:
-    """Raises a ValueError for a tensor whose values the rounding could not hold."""
+    """Raise a ValueError for a tensor whose values the rounding could not hold."""
     if not math.isfinite(squared_norm):
         raise ValueError(
             f"{name} holds values that are not finite, or too large to be squared, it cannot be "
@@ -203,18 +207,18 @@ def _squared_norm(x: Tensor) -> float:
 
 
 def round_int8(weight: Tensor, group: int) -> PackedMatrix:
-    """weight (N, K) float32 as scale * code, code from -128 to 127."""
+    """Round weight (N, K) float32 to scale * code, code from -128 to 127."""
     return _round_groups(weight, WeightFormat.INT8, group)
 
 
 def round_int4(weight: Tensor, group: int) -> PackedMatrix:
-    """weight (N, K) float32 as scale * code + offset, code from 0 to 15, both factors float16."""
+    """Round weight (N, K) float32 to scale * code + offset in float16, code from 0 to 15."""
     return _round_groups(weight, WeightFormat.INT4, group)
 
 
 def _round_groups(weight: Tensor, format: WeightFormat, group: int) -> PackedMatrix:
     n, k = weight.shape
-    # A ragged last group repeats the last input, which leaves its range as it is.
+    # A ragged last group repeats its last input, which does not change its range.
     last = weight[:, -1:].expand(n, -k % group)
     groups = torch.cat((weight, last), 1).view(n, -1, group)
     x = groups.permute(2, 0, 1).reshape(group, -1)  # (group, N * groups)
@@ -226,14 +230,14 @@ def _round_groups(weight: Tensor, format: WeightFormat, group: int) -> PackedMat
 def pack_grid(
     codes: Tensor, scales: Tensor, offsets: Tensor, format: WeightFormat, group: int
 ) -> PackedMatrix:
-    """Packs codes (N, K) float32 with scales and offsets (N, ceil(K / group)) of grids."""
+    """Pack codes (N, K) float32 with scales and offsets (N, ceil(K / group)) of grids."""
     if format == WeightFormat.INT8:
         return pack_int8(codes.to(torch.int8), scales, group)
     return pack_int4(codes.to(torch.uint8), scales.half(), offsets.half(), group)
 
 
 def round_fp8(weight: Tensor, group: int) -> PackedMatrix:
-    """weight (N, K) float32 as e4m3 with a float32 scale for each block of 128 x 128."""
+    """Round weight (N, K) float32 to e4m3 with a float32 scale for each block of 128 x 128."""
     n, k = weight.shape
     rows, columns = FP8_BLOCK
     padded = F.pad(weight, (0, -k % columns, 0, -n % rows))

@@ -14,16 +14,18 @@ from fulmen.bench import (
     Limits,
     ModelTimer,
     Op,
+    Prepared,
     Shapes,
     Spread,
     Workload,
     check_workloads,
     describe_op,
     list_ops,
+    report_ops,
     tokens_per_s_limit,
     until_steady,
 )
-from fulmen.bench.ops import GROUP
+from fulmen.bench.ops_products import GROUP
 from fulmen.kernels import HeadOutput, Program
 from fulmen.models import PackedConfig, decode_bytes, prefill_flops
 from fulmen.models.flops import checkpoint_bytes
@@ -114,6 +116,22 @@ def test_the_slower_of_reading_and_multiplying_binds_an_operation() -> None:
     told = describe_op(many, Spread.of([many.operations / 0.25e12]), LIMITS)
     assert (told["limit"], told["unit"]) == ("products", "TFLOP/s")
     assert told["of_limit"] == pytest.approx(0.25)
+
+
+def test_an_interrupted_bench_reports_what_it_measured() -> None:
+    def interrupted() -> Prepared:
+        raise KeyboardInterrupt
+
+    ops = [op for op in SMALL if op.name == "rms norm"][:1]
+    ops += [replace(ops[0], prepare=interrupted), *SMALL]
+    told: list[str] = []
+    report = report_ops(ops, threads=1, rounds=1, say=told.append)
+    assert not report.is_complete
+    assert [row["name"] for row in report.values["ops"]] == ["rms norm"]
+    assert told == [
+        "measuring the machine",
+        *(f"measuring {n} of {len(ops)}: {ops[0]}" for n in (1, 2)),
+    ]
 
 
 def test_limits_keep_the_higher_of_two_measurements() -> None:

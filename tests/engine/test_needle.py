@@ -5,7 +5,7 @@ from typing import Literal
 
 import pytest
 
-from fulmen.bench import Needles, needle_model
+from benchmarks.needle import Needles, needle_model
 from fulmen.engine import Engine, EngineConfig, TokenOutput
 from fulmen.models import M1, M1Config
 from fulmen.sampling import SamplingParams

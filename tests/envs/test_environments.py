@@ -6,6 +6,8 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from fulmen.chat import Reply
 from fulmen.envs import Arithmetic, Questions, final_number, load_environment
@@ -32,6 +34,24 @@ from fulmen.envs import Arithmetic, Questions, final_number, load_environment
 )
 def test_a_text_ends_up_with_a_number(text: str, number: Fraction | int | None) -> None:
     assert final_number(text) == number
+
+
+@given(st.text() | st.from_regex(r"#### -?[0-9,\u0660-\u0669]{0,5000}(\.[0-9]{0,5000})?"))
+@example("#### " + "9" * 5000)
+@example("9" * 5000 + "." + "9" * 5000)
+@example("\u0664\u0662")
+def test_any_reply_is_a_number_or_none(text: str) -> None:
+    assert isinstance(final_number(text), Fraction | None)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["arithmetic:0x1", "arithmetic:1x0", "arithmetic:1001x1", "arithmetic:" + "9" * 30 + "x1"],
+)
+def test_absurd_stories_are_one_sentence(name: str) -> None:
+    with pytest.raises(ValueError, match=r"it must be ") as refusal:
+        load_environment(name, seed=0)
+    assert len(str(refusal.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("name", ["arithmetic", "arithmetic:1x9", "arithmetic:7x3"])

@@ -8,18 +8,16 @@ from pathlib import Path
 import pytest
 
 from fulmen.catalog.cards import list_cards, published_config
+from fulmen.plan import Plan, make_plan, render_plan
 from fulmen.plan.forecast import (
-    ACCELERATORS,
     HEADROOM,
     Forecast,
     Reading,
     forecast_machine,
-    parse_gpus,
     readings,
     weights_at,
 )
-from fulmen.plan.plan import Plan, make_plan, render_plan
-from fulmen.units import parse_bytes, parse_rate
+from fulmen.plan.hardware import ACCELERATORS, parse_gpus
 
 M1, M2 = "minimax-m1-80k", "minimax-m2"
 
@@ -62,31 +60,6 @@ def test_gpus_nobody_knows_are_refused_with_those_that_are_known(text: str) -> N
 def test_no_gpus_are_refused() -> None:
     with pytest.raises(ValueError, match="asks for 0 GPUs, it must be one or more"):
         parse_gpus("0xH800")
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [("24GiB", 24 * 1024**3), ("24GB", 24 * 10**9), ("1.5 tib", 1536 * 1024**3), ("512b", 512)],
-)
-def test_sizes_are_read_in_both_kinds_of_units(text: str, size: int) -> None:
-    assert parse_bytes(text) == size
-
-
-@pytest.mark.parametrize("text", ["24", "GiB", "24G", "-1GB", "0GB", "1e9B", "24GB/s", ""])
-def test_a_size_without_a_unit_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is not a size, it must be like 24GiB or 24GB"):
-        parse_bytes(text)
-
-
-def test_rates_are_read() -> None:
-    assert parse_rate("3GB/s") == 3e9
-    assert parse_rate(" 500 MiB / s ") == 500 * 1024**2
-
-
-@pytest.mark.parametrize("text", ["3GB", "3/s", "3GB/h", "GB/s", "0GB/s"])
-def test_a_rate_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=f"{text} is not a rate, it must be like 3GB/s"):
-        parse_rate(text)
 
 
 def test_data_sheets_are_in_plausible_units() -> None:

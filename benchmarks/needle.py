@@ -1,16 +1,16 @@
 """An M1 that finds needles in a haystack by construction, however long the haystack is.
 
-A model of noise attends to nothing in particular, so it cannot tell whether its past is still
-there. Here all weights are noise but for one circuit in the last softmax layer, with dimensions of
-the hidden state to itself, which noise neither reads nor writes:
+A model of noise attends to nothing in particular, so it cannot show that its past is still there.
+Here all weights are noise except for one circuit in the last softmax layer. The circuit has some
+dimensions of the hidden state to itself, which noise neither reads nor writes:
 
     a needle says "key a has value b"; at the end a question asks for key a
     its query and the needle's key agree, in dimensions that do not rotate, by a score of SCORE
     the needle's value reaches the hidden state, and the head says answer b
 
-No other token scores, so in 10^6 tokens a needle has the weight e^SCORE / (e^SCORE + 10^6), all but
-1. The answer is right only if that one key and value are still in their page and are read; whatever
-else the model does runs as in any M1.
+No other token scores, so in 10^6 tokens a needle has the weight e^SCORE / (e^SCORE + 10^6), nearly
+1. The answer is right only if that one key and value are still in their page and are read. All else
+runs as in any M1.
 """
 
 import math
@@ -25,17 +25,17 @@ from torch import Tensor, nn
 from fulmen.models import M1, M1Config, new_model
 
 SCORE: Final = 30.0
-"""About what a question and its needle score; ln(10^6) is 13.8."""
+"""Approximate score of a question and its needle; ln(10^6) is 13.8."""
 LOGIT: Final = 20.0
-"""About the logit of an answer that was found; those of fillers have variance one."""
+"""Approximate logit of an answer that was found; logits of fillers have variance one."""
 
 WRITERS: Final = ("out_proj.weight", "o_proj.weight", "w2.weight", "down_proj.weight")
-"""Matrices that write the hidden state; all others read it."""
+"""Names of matrices that write the hidden state; all others read it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Needles:
-    """The vocabulary: fillers, a needle for each key and value, questions for keys, answers."""
+    """Vocabulary: fillers, a needle for each key and value, questions and answers."""
 
     num_fillers: int = 1024
     num_keys: int = 8
@@ -43,27 +43,27 @@ class Needles:
 
     @property
     def vocab_size(self) -> int:
-        """How many ids there are."""
+        """Return the number of ids."""
         return self.answer(self.num_values - 1) + 1
 
     def needle(self, key: int, value: int) -> int:
-        """The id that says that a key has a value."""
+        """Return the id that says that a key has a value."""
         return self.num_fillers + key * self.num_values + value
 
     def question(self, key: int) -> int:
-        """The id that asks for the value of a key."""
+        """Return the id that asks for the value of a key."""
         return self.needle(self.num_keys, 0) + key
 
     def answer(self, value: int) -> int:
-        """The id that names a value."""
+        """Return the id that names a value."""
         return self.question(self.num_keys) + value
 
     def is_answer(self, token_id: int) -> bool:
-        """Whether an id names a value."""
+        """Return True if an id names a value."""
         return token_id >= self.answer(0)
 
     def haystack(self, num_tokens: int, needles: Mapping[int, int], *, seed: int = 0) -> list[int]:
-        """Random fillers, with needles (ids by position) among them."""
+        """Return random fillers, with needles (ids by position) among them."""
         fillers = list(range(self.num_fillers))  # so that equal ids are one object
         ids = random.Random(seed).choices(fillers, k=num_tokens)
         for position, token in needles.items():
@@ -72,8 +72,8 @@ class Needles:
 
 
 def needle_model(config: M1Config, needles: Needles, *, seed: int = 0) -> M1:
-    """A model of noise with the circuit in its last softmax layer, in the config's dtype; not
-    packed."""
+    """Return a model of noise with the circuit in its last softmax layer, in the config's dtype and
+    not packed."""
     num_dims = 2 * needles.num_keys + 2 * needles.num_values
     has_room = (
         2 * num_dims <= config.hidden_size
@@ -101,7 +101,7 @@ def needle_model(config: M1Config, needles: Needles, *, seed: int = 0) -> M1:
 
 
 def _fill_with_noise(model: M1, num_dims: int, generator: torch.Generator) -> None:
-    """Scales that keep activations near one; the first num_dims of the hidden state stay out."""
+    """Draw weights that keep activations near one; no noise is in the first num_dims."""
     hidden_size = model.config.hidden_size
     for name, parameter in model.state_dict().items():  # official names, each expert's own
         if parameter.ndim == 1:
@@ -123,8 +123,8 @@ def _add_circuit(model: M1, needles: Needles) -> None:
     needle_key, question_key, value, answer = torch.split(
         torch.arange(2 * keys + 2 * values), [keys, keys, values, values]
     )  # dimensions of the hidden state
-    # Half as much energy as the noise; noise grows from layer to layer, two thirds is what is left
-    # after seven.
+    # Half as much energy as the noise. Noise grows from layer to layer, so the share of the circuit
+    # shrinks to about two thirds after seven.
     embedded = math.sqrt(config.hidden_size) / 2
     arriving = embedded * 2 / 3
     embedding = model.model.embed_tokens.weight

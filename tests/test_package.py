@@ -1,0 +1,87 @@
+"""The package's door: names on first use, nothing heavy before, old paths that say where they
+went."""
+
+import importlib
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+
+import fulmen
+from fulmen.moved import MOVED
+
+
+def modules_after(program: str) -> set[str]:
+    """Return the modules that a fresh process has loaded after a program."""
+    run = subprocess.run(
+        [sys.executable, "-c", f"{program}\nimport sys; print(*sys.modules)"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return set(run.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import fulmen",
+        "import fulmen.cli",
+        "from fulmen import SamplingParams; SamplingParams()",
+        "import sys\nfrom typer.main import get_command\nfrom fulmen.cli import app\n"
+        "sys.stdout, out = sys.stderr, sys.stdout\n"
+        "for command in ('chat', 'generate', 'bench', 'plan', 'quantize', 'scale'):\n"
+        "    get_command(app)([command, '--help'], standalone_mode=False)\n"
+        "sys.stdout = out",
+    ],
+    ids=["the package", "the command", "sampling", "help"],
+)
+def test_torch_is_loaded_by_none_of(program: str) -> None:
+    loaded = modules_after(program)
+    assert "fulmen" in loaded
+    assert not loaded & {"torch", "numpy", "tokenizers", "gguf", "huggingface_hub", "jinja2"}
+
+
+@pytest.mark.parametrize("name", fulmen.__all__)
+def test_every_name_of_the_package_is_there(name: str) -> None:
+    assert name in dir(fulmen)
+    assert getattr(fulmen, name) is not None
+
+
+def test_a_name_of_the_package_is_the_one_of_its_room() -> None:
+    from fulmen.chat import Message
+    from fulmen.llm import LLM
+
+    assert fulmen.LLM is LLM
+    assert fulmen.Message is Message
+
+
+def test_a_name_that_the_package_lacks_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'fulmen' has no attribute 'Trainer'"):
+        _ = fulmen.Trainer
+
+
+@pytest.mark.parametrize("old", sorted(MOVED))
+def test_an_old_path_works_or_names_the_new_one(old: str) -> None:
+    package, _, name = old.rpartition(".")
+    program: dict[str, object] = {}
+    try:
+        exec(f"from {package} import {name}", program)
+    except ImportError as error:
+        message = str(error)
+    else:
+        return
+    assert message == f"{old} has moved, it is now {MOVED[old]}"
+    new = MOVED[old]
+    room, _, name = new.rpartition(".")
+    if name == "LocalModel" and hasattr(importlib.import_module(room), "AsyncLLM"):
+        pytest.skip("AsyncLLM is not renamed yet")
+    assert hasattr(importlib.import_module(room), name) or importlib.util.find_spec(new)
+
+
+def test_a_path_that_never_was_is_an_ordinary_import_error() -> None:
+    with pytest.raises(ModuleNotFoundError, match=r"No module named 'fulmen\.trainer'"):
+        importlib.import_module("fulmen.trainer")
+    with pytest.raises(ImportError, match=r"cannot import name 'Trainer' from 'fulmen\.models'"):
+        exec("from fulmen.models import Trainer")
