@@ -164,7 +164,9 @@ def read_ids(name: str, ids: object, vocab_size: int | None = None) -> list[int]
         low, high = min(found), max(found)
         if low < 0 or high >= vocab_size:
             wrong = low if low < 0 else high
-            raise ValueError(f"token id {shown(wrong)} is outside the {vocab_size} ids known")
+            raise ValueError(
+                f"token id {shown(wrong)} is outside the {vocab_size} ids known, see {name}"
+            )
     return found
 
 

@@ -139,7 +139,7 @@ def probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
     gaps = values - values[0]
     if not math.isfinite(values[0]):  # all are minus infinity, or a bias made infinity of some
         gaps = torch.where(values == values[0], 0.0, -math.inf).double()
-    found = (gaps / params.temperature).softmax(-1)
+    found = (gaps / float(params.temperature)).softmax(-1)
     if params.top_p < 1:
         before = found.cumsum(-1) - found
         num_kept = int((before < params.top_p).sum())

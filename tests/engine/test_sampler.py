@@ -1,5 +1,8 @@
 """Draws: which ids, with which probability, and what a draw depends on."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -8,7 +11,7 @@ from torch import Tensor
 
 from fulmen.engine import Choice
 from fulmen.engine.sampler import Sampled, num_candidates, probabilities, sample
-from fulmen.sampling import SamplingParams
+from fulmen.sampling import Mask, SamplingParams
 from tests.engine.helpers import best_of
 
 ALL = SamplingParams(top_k=None, top_p=1.0)
@@ -106,6 +109,67 @@ def test_a_forced_token_is_taken_and_its_logprob_reported() -> None:
     sampled = choose(logits, ALL, seed=0, draw=0, forced=0)
     assert sampled.token_id == 0
     assert sampled.logprob == pytest.approx(-29)
+
+
+infinite_logits = st.lists(
+    st.floats(-20, 20, width=32) | st.just(-math.inf), min_size=2, max_size=30
+).filter(lambda values: max(values) > -math.inf)
+
+
+@given(
+    infinite_logits,
+    st.data(),
+    st.sampled_from([0.0, 1e-300, 0.7, 1e300]),
+    st.none() | st.integers(1, 30),
+    st.sampled_from([0.5, 1.0]),
+)
+def test_logits_of_minus_infinity_are_drawn_only_where_no_other_may_come(
+    values: list[float], data: st.DataObject, temperature: float, top_k: int | None, top_p: float
+) -> None:
+    logits = torch.tensor(values)
+    size = len(values)
+    params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, logprobs=2)
+    target = data.draw(st.integers(0, size - 1))
+    allowed = np.array(data.draw(st.lists(st.booleans(), min_size=size, max_size=size)))
+    allowed[target] = True
+    bias = data.draw(st.sampled_from([-1e300, -30.0, 0.0, 30.0, 1e300]))
+    for choice in (
+        Choice(),
+        Choice(forced_id=target),
+        Choice(logit_bias=(target, bias)),
+        Choice(Mask(allowed)),
+        Choice(Mask(allowed, redraw_only=True)),
+        Choice(Mask(allowed), logit_bias=(target, bias)),
+    ):
+        best = best_of(logits, size, target)
+        sampled = sample(best, params, seed=1, draw=0, choice=choice)
+        assert choice.forced_id in (None, sampled.token_id)
+        assert choice.mask is None or allowed[sampled.token_id]
+        assert sampled.logprob == float(logits[sampled.token_id]) - best.logsumexp
+        assert not any(math.isnan(value) for _, value in sampled.top_logprobs)
+        if choice.logit_bias is None and choice.forced_id is None:
+            others = logits if choice.mask is None else logits[torch.from_numpy(allowed)]
+            assert sampled.logprob > -math.inf or float(others.max()) == -math.inf
+
+
+@given(logits_strategy, st.data(), st.integers(1, 5), st.floats(-30, 30), st.sampled_from([0, 0.9]))
+def test_a_bias_draws_the_same_from_few_candidates_as_from_all(
+    logits: Tensor, data: st.DataObject, top_k: int, bias: float, temperature: float
+) -> None:
+    target = data.draw(st.integers(0, len(logits) - 1))
+    params = SamplingParams(temperature=temperature, top_k=top_k)
+    choice = Choice(logit_bias=(target, bias))
+    few = min(num_candidates(params, len(logits)) + 1, len(logits))
+    draws = [
+        sample(best_of(logits, count, target), params, seed=3, draw=1, choice=choice)
+        for count in (few, len(logits))
+    ]
+    assert draws[0] == draws[1]
+    plain = logits.clone()
+    plain[target] += bias
+    if len(set(plain.tolist())) == len(plain):  # equal logits may be kept in either order
+        expected = choose(plain, params, seed=3, draw=1)
+        assert draws[0].token_id == expected.token_id
 
 
 @pytest.mark.parametrize(
