@@ -1,4 +1,4 @@
-"""How fast a whole model reads and generates, beside other engines and the machine's limits.
+"""Speed of a whole model at reading and generating, beside other engines and the machine's limits.
 
     python benchmarks/engine.py --checkpoint /tmp/mid/m2 --llama-cpp BUILD --gguf m2-bf16.gguf
 
@@ -48,15 +48,15 @@ MAX_TIMES_PEER_ERROR = 1.25
 several percent. Both are compared with transformers in float32, and Fulmen must not be further from
 it than transformers in bfloat16 is, by more than this."""
 MAX_TIMES_PEER_ERROR_INT8 = 2.5
-"""The same of int8 weights that meet inputs of 16 bits; M1 0.8, M2 1.5 to 1.9 were found."""
+"""Limit for int8 weights that meet inputs of 16 bits; M1 0.8, M2 1.5 to 1.9 were found."""
 MAX_ROUNDED_ERRORS: Mapping[Bits, float] = {8: 0.2, "fp8": 0.2, 4: 0.6}
-"""Of weights of 8 bits that meet inputs of 8 bits, and of coarser weights. What is seen here is
+"""Limits for weights of 8 bits that meet inputs of 8 bits, and for coarser weights. The error is
 rounding, so these only show that the weights are the right ones: unrelated logits differ by 1.4."""
 
 
 @dataclass(slots=True)
 class Results:
-    """What every engine did in every case, round by round; None where it did not."""
+    """Rates of every engine in every case, round by round; None where there is none."""
 
     tokens_per_s: dict[tuple[Workload, str], list[float | None]] = field(default_factory=dict)
     softmax_seconds: dict[tuple[Workload, str], list[tuple[float, float]]] = field(
@@ -83,7 +83,7 @@ class Results:
         self.notes[case, engine] = reason
 
     def spread(self, case: Workload, engine: str) -> Spread | None:
-        """Of the rounds that have a number."""
+        """Return the spread over the rounds that have a number."""
         rates = [rate for rate in self.tokens_per_s[case, engine] if rate is not None]
         return Spread.of(rates) if rates else None
 
@@ -142,7 +142,7 @@ def check_logits(
 
 
 def max_error(config: Config, dtype: str, peer_error: float) -> float:
-    """How far a folder's logits may be from transformers in float32; peer_error is how far
+    """Return how far a folder's logits may be from transformers in float32; peer_error is how far
     transformers is in dtype."""
     rounded = config.quantization_config
     if dtype == "float32":
@@ -249,8 +249,8 @@ def print_table(rows: Sequence[dict[str, Any]], ours: Sequence[str], title: str)
 
 
 def print_depths(rows: Sequence[dict[str, Any]]) -> None:
-    """Of a hybrid: what a decoded token takes at each depth, the softmax layers' attention and all
-    the rest, which is to stay what it was at the smallest depth."""
+    """Print the time of a hybrid's decoded token at each depth: the softmax layers' attention, and
+    all the rest, which should stay as it was at the smallest depth."""
     table = Table(title="one sequence at depth, milliseconds a token")
     table.add_column("engine")
     for column in ("depth", "in all", "softmax layers", "the rest", "of the first"):

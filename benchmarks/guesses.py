@@ -1,4 +1,4 @@
-"""What guesses from a request's own text are worth, and what they cost where nothing repeats.
+"""Speed with guesses from a request's own text, where text repeats itself and where it does not.
 
     python benchmarks/guesses.py
     python benchmarks/guesses.py --model CHECKPOINT --drafts 0,3,7
@@ -50,7 +50,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked, and how it is answered."""
+    """A prompt and its sampling."""
 
     prompt_ids: list[int]
     params: SamplingParams

@@ -1,4 +1,4 @@
-"""What every benchmark script needs beside its question: revisions, a wide table, a JSON line.
+"""Tools of every benchmark script: revisions, a wide table, a JSON line, a step of an engine.
 
 Absolute times mean little on a machine that does other things, so a benchmark measures its limits
 (`fulmen.bench`) and its competitors in the same run, in alternating rounds, and compares medians.
@@ -27,7 +27,7 @@ TABLE_WIDTH = 128
 
 
 def commit() -> str:
-    """The commit of this checkout, with a plus sign if files differ from it."""
+    """Return the commit of this checkout, with a plus sign if files differ from it."""
     revision = _git("rev-parse", "--short", "HEAD")
     changed = _git("status", "--porcelain", "--untracked-files=no")
     return f"{revision}+" if changed else revision
@@ -44,13 +44,13 @@ def step(engine: Engine) -> list[TokenOutput]:
 
 
 def print_json(benchmark: str, values: dict[str, object]) -> None:
-    """One line on stdout: the commit, the device, and what was measured."""
+    """Print one line: the commit, the device, and the values measured."""
     head = {"benchmark": benchmark, "commit": commit(), "device": device_name()}
     print(json.dumps({**head, "torch": torch.__version__, **values}))
 
 
 def run(main: Callable[..., None]) -> None:
-    """Runs a script's command; a mistake of the user is one sentence, not a traceback."""
+    """Run a script's command; a mistake of the user is one sentence, not a traceback."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(main)
     try:

@@ -7,7 +7,7 @@ The model has M1's layout, seven lightning layers and one of softmax, and a circ
 needles by construction (fulmen/bench/needle.py). First the answer, on a short
 haystack: each needle is found, another in its place changes the answer, and without one there is
 none. Then the engine reads one request of --tokens with needles at 1 %, 50 % and 99 %; the first
-question comes with it, the others go on from what is known, to the last token.
+question comes with it, the others find all but their last token known.
 
 Resident memory is read after each step, so its slope can be held against what keys and values must
 take: the lightning layers' states do not grow. Attention is timed layer by layer: a lightning layer
@@ -53,19 +53,19 @@ LARGE_BLOCK: Final = 2**17
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Where a prompt is, after a step of the engine."""
+    """Time and memory after a step that read a piece of the prompt."""
 
     num_tokens: int
     seconds: float
     lightning_seconds: float
-    """Of all lightning attention so far"""
+    """Seconds of all lightning attention so far"""
     softmax_seconds: float
     resident_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came of a question."""
+    """Answer to a question, and whether it is right."""
 
     key: int
     expected: int | None
@@ -80,7 +80,7 @@ class Answer:
 
     @property
     def is_right(self) -> bool:
-        """Whether the needle was found, or rightly none."""
+        """True if the needle was found, or rightly none."""
         return self.found == self.expected
 
 
@@ -142,7 +142,7 @@ def ask(engine: Engine, prompt: Sequence[int], key: int, expected: int | None) -
 def make_answer(
     output: TokenOutput, key: int, expected: int | None, seconds: float, num_hit_tokens: int
 ) -> Answer:
-    """What the first token after a question says."""
+    """Return the answer that the first token after a question gives."""
     best, second = (logprob for _, logprob in output.top_logprobs[:2])
     is_answer = NEEDLES.is_answer(output.token_id)
     found = output.token_id - NEEDLES.answer(0) if is_answer else None
@@ -172,7 +172,7 @@ class Reader:
         self.engine = engine
         self.chunk = chunk
         self._seconds = {0: 0.0, 1: 0.0}
-        """Of attention, by the kind of layer"""
+        """Seconds of attention, by the kind of layer"""
         self._layers = [
             (layer.get_submodule("self_attn"), kind)
             for layer, kind in zip(model.model.layers, model.config.attn_type_list, strict=True)
@@ -232,7 +232,7 @@ class Reader:
 
 
 def resident_bytes() -> int:
-    """What this process holds of memory now."""
+    """Return the memory that this process holds now."""
     resident = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
     return int(resident) * os.sysconf("SC_PAGE_SIZE")
 

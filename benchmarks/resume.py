@@ -1,4 +1,4 @@
-"""How much sooner a session goes on from disk than by reading its tokens again.
+"""Time to the first token of a session resumed from disk, against reading its tokens again.
 
     python benchmarks/checkpoints.py m1 /tmp/mid/m1 --layers 8
     python benchmarks/resume.py --checkpoint /tmp/mid/m1
@@ -34,7 +34,7 @@ NEW_TOKENS = 4
 
 
 def new_engine(model: Model, length: int) -> Engine:
-    """One that knows nothing, with room for two such prompts."""
+    """Return an engine that knows nothing, with room for two such prompts."""
     pages = 2 * (length // 64 + 2)
     config = EngineConfig(max_num_seqs=1, kv_cache_bytes=pages * model.page_bytes())
     return Engine(model, config)

@@ -1,4 +1,4 @@
-"""How a request is sampled: the one set of options that every door of the package accepts."""
+"""Options of sampling: the one set that every door of the package accepts."""
 
 import json
 import sys
@@ -27,7 +27,7 @@ class Mask(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingParams:
-    """How one request is sampled. The defaults are those MiniMax recommends for M2."""
+    """Options of one request. The defaults are those MiniMax recommends for M2."""
 
     temperature: float = 1.0
     """0 means greedy: the most likely token, the lowest id on a tie."""
@@ -38,9 +38,9 @@ class SamplingParams:
     min_p: float = 0.0
     """Drop tokens less likely than min_p times the most likely one."""
     seed: int | None = None
-    """The same seed gives the same draws, whatever runs beside; None takes a fresh one."""
+    """Number that fixes all random draws, whatever runs beside; None takes a fresh one."""
     max_tokens: int | None = None
-    """An answer has at most this many tokens; None means until the context is full."""
+    """Most tokens of an answer; None means until the context is full."""
     stop: tuple[str, ...] = ()
     """Stop when one of these texts appears; it is no part of the answer."""
     stop_token_ids: tuple[int, ...] = ()
@@ -55,11 +55,11 @@ class SamplingParams:
     repetition_probability: float = 0.99
     """Probability above which a token counts as repetitive."""
     thinking_budget: int | None = None
-    """At most this many tokens of thought; 0 means none, None no limit. Counts as 40k are taken,
-    too: M1 was trained to 40k and 80k."""
+    """Most tokens of thought; 0 means none, None no limit. The command line takes 40k, too: M1 was
+    trained to 40k and 80k."""
     thinking_soft_end: float = 0.1
-    """In this last share of the budget the end of the thought is made likelier where a sentence
-    ends, and a last phrase leads to the answer; 0 cuts the thought off."""
+    """Last share of the budget in which the thought is led to its end: its closing tag is made
+    likelier where a sentence ends, and a last phrase leads to the answer. 0 cuts it off."""
     json_schema: str | None = None
     """The answer, after any thought, is JSON that this JSON Schema allows, given as JSON; {} allows
     any. On the command line it may be a .json file."""

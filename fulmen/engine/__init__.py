@@ -1,4 +1,4 @@
-"""How a token flows: requests, scheduler, cache, forward pass, sampling."""
+"""The engine: requests, scheduler, cache, forward pass, sampling."""
 
 from fulmen.engine.config import EngineConfig
 from fulmen.engine.drafts import Drafter

@@ -1,4 +1,4 @@
-"""How much runs at once, and whether it fits the machine's memory."""
+"""Limits of one engine, checked against the machine's memory."""
 
 import logging
 import os
@@ -25,7 +25,7 @@ _MAX_COUNT: Final = 2**31 - 1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineConfig:
-    """How much runs at once."""
+    """Limits of one engine: requests, tokens, memory."""
 
     max_num_seqs: int = 8
     """Most requests that run together; each owns one lightning state."""

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 class Engine:
-    """Runs requests on one model, synchronously and in one thread."""
+    """Requests on one model, run synchronously and in one thread."""
 
     def __init__(
         self, model: Model, config: EngineConfig | None = None, *, eos_token_ids: Sequence[int] = ()
@@ -174,8 +174,8 @@ class Engine:
             return room
         if params.max_tokens <= num_prefix_ids:
             raise ValueError(
-                f"the answer has begun with {num_prefix_ids} tokens, max_tokens is "
-                f"{params.max_tokens}, it must be more"
+                f"max_tokens is {params.max_tokens}, it must be more than the {num_prefix_ids} "
+                "tokens that the answer has already"
             )
         return min(params.max_tokens - num_prefix_ids, room)
 

@@ -78,7 +78,7 @@ class Part:
     draft_ids: list[int] = field(default_factory=list)
     """Guesses that are fed after them"""
     choices: list[Choice] | None = None
-    """What may come after its tokens and after each guess; None where every id may"""
+    """Ids that may come after its tokens and after each guess; None if all may"""
 
     @property
     def is_sampled(self) -> bool:

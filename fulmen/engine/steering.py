@@ -1,4 +1,4 @@
-"""What the engine asks before a token and tells after it.
+"""Steering: the object that the engine asks before each token and tells after it.
 
     ask(draft_ids) -> what may come next -> forward pass -> take(output) -> ask(draft_ids) -> ...
 

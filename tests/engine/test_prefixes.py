@@ -22,7 +22,7 @@ MODELS: dict[str, Model] = {"m1": random_model(tiny_m1()), "m2": random_model(ti
 MODELS["m2, int8 pages"] = MODELS["m2"]
 every_model = pytest.mark.parametrize("name", MODELS)
 STREAMS = torch.randint(61, (3, 300), generator=torch.Generator().manual_seed(5)).tolist()
-"""What prompts begin with, so that some share their beginnings"""
+"""Beginnings that some prompts share"""
 Tokens = list[tuple[int, float]]
 
 

@@ -1,4 +1,4 @@
-"""How a step is shared among prompts."""
+"""Shares of a step's budget among prompts."""
 
 from hypothesis import given
 from hypothesis import strategies as st
