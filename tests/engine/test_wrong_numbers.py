@@ -37,7 +37,7 @@ SAMPLING_NUMBERS = (
     "repetition_window",
     "repetition_probability",
     "thinking_budget",
-    "thinking_landing",
+    "thinking_soft_end",
 )
 HUGE = [10**30, 10**400, 10**5000, -(10**30), -(10**5000)]
 NO_NUMBERS: list[object] = [
