@@ -154,7 +154,7 @@ class SamplingParams:
                 ) from None
             if not isinstance(schema, dict | bool):
                 raise ValueError(
-                    f"json_schema is {shown(self.json_schema)}, it must be a JSON Schema: an object"
+                    f"json_schema is {shown(schema)}, it must be a JSON Schema: an object"
                 )
 
 
