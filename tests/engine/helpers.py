@@ -30,7 +30,7 @@ class Script:
         self.biases = biases or {}
         self.end = end
         self.outputs: list[TokenOutput] = []
-        self.errors: list[Exception] = []
+        self.errors: list[BaseException] = []
 
     def ask(self, draft_ids: Sequence[int]) -> list[Choice]:
         first = len(self.outputs)
@@ -43,7 +43,7 @@ class Script:
         self.outputs.append(output)
         return len(self.outputs) == self.end
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         self.errors.append(error)
 
 

@@ -55,7 +55,7 @@ class OneInThree:
         del self.forced_ids[:1]
         return False
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         raise AssertionError from error
 
 
