@@ -39,7 +39,7 @@ def sessions_list(store: StoreOption = None) -> None:
         table.add_column(column, justify="right" if right else "left", no_wrap=True)
     for name in sessions.names():
         try:
-            head = sessions.head(name)
+            head = sessions.state(name)
             turns = sessions.turns(head)
             question = last_question(turns)[:60]
         except ValueError as error:
@@ -60,13 +60,13 @@ def sessions_show(name: SessionArgument, store: StoreOption = None) -> None:
     from fulmen.sessions import Exchange
 
     sessions = open_store(store)
-    head = sessions.head(name)
+    head = sessions.state(name)
     turns = sessions.turns(head)
     print(f"{name}: {head.model}, {len(turns)} turns, {len(sessions.ids_of(head)):,} tokens")
     for number, turn in enumerate(turns, 1):
         exchange = Exchange.of(turn)
-        is_cut = head.cut is not None and number == len(turns)
-        kept = f", taken back to token {head.cut}" if is_cut else ""
+        is_cut = head.num_kept is not None and number == len(turns)
+        kept = f", taken back to token {head.num_kept}" if is_cut else ""
         print(
             f"\n== turn {number}: {turn.num_shared + len(turn.new_ids):,} tokens, answer "
             f"{turn.num_answer:,}, {exchange.finish_reason}{kept}"
@@ -88,7 +88,7 @@ def sessions_fork(
     store: StoreOption = None,
 ) -> None:
     """A second session with the same past, or its beginning; costs a few hundred bytes."""
-    open_store(store).fork(name, new, num_turns=turn, cut=token)
+    open_store(store).fork(name, new, num_turns=turn, num_kept=token)
 
 
 @sessions_app.command("rewind")
@@ -100,9 +100,9 @@ def sessions_rewind(
 ) -> None:
     """Take a session back to the end of a turn, or to a token of its answer."""
     sessions = open_store(store)
-    sessions.head(name)
+    sessions.state(name)
     with sessions.used_by_one(name):
-        sessions.rewind(name, num_turns=turn, cut=token)
+        sessions.rewind(name, num_turns=turn, num_kept=token)
 
 
 @sessions_app.command("rm")
@@ -113,7 +113,7 @@ def sessions_rm(
     """Forget sessions, and all that no other one shares with them."""
     sessions = open_store(store)
     for name in names:
-        sessions.head(name)
+        sessions.state(name)
         with sessions.used_by_one(name):
             sessions.remove(name)
 

@@ -88,7 +88,7 @@ def test_undo_is_kept_and_a_system_prompt_is_not_exchanged(shell: Shell) -> None
     with pytest.raises(ValueError, match="begun with another system prompt"):
         shell.chat("two", "--system", "Be long.")
     shell.chat("two", "--system", "Be brief.")
-    assert len(shell.store.turns(shell.store.head("a"))) == 2
+    assert len(shell.store.turns(shell.store.state("a"))) == 2
     shell.chat("x", name="b")
     with pytest.raises(ValueError, match="begun without system prompt"):
         shell.chat("y", "--system", "Be brief.", name="b")

@@ -7,6 +7,7 @@ turns each. `m1-cut` is `m1` after four tokens of its second answer. `expected.j
 session said, and the ids and log-probabilities of a third answer after it: temperature 1, seed 9,
 no thinking budget, twelve tokens.
 """
+# ruff: noqa: E402 (the path decides which packages are imported)
 
 import json
 import shutil
