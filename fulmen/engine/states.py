@@ -48,29 +48,32 @@ class Origin:
 
 
 def numerics_of(model: Model, kv_cache_dtype: str) -> str:
-    """Return what the bits of keys, values and states depend on besides weights and tokens, such as
-    `cpu bfloat16 auto kernels-1 avx2`. The version of the package is no part of it."""
+    """Return what the bits of keys, values and states depend on besides weights and tokens: such as
+    `cpu bfloat16 auto kernels-1 avx2 powers-0123abcd`, and not the version of the package."""
     weight = model.model.embed_tokens.weight
     dtype = str(weight.dtype).removeprefix("torch.")
     return f"{weight.device.type} {dtype} {kv_cache_dtype} {numerics()}"
 
 
 def _is_same_as_0_1_0(old: str, now: str) -> bool:
-    """Return whether numerics that 0.1.0 wrote give the bits of today's."""
+    """Return whether numerics that 0.1.0 wrote give the bits of today's, which are this process's.
+
+    Today's name no version of torch where only its powers matter; 0.1.0 named the version, so the
+    version must be the one in use.
+    """
     match = _OF_0_1_0.fullmatch(old)
     fields = now.split()
     if match is None or " ".join(fields[:3]) != match["layout"]:
         return False
+    if match["torch"] != f"torch-{torch.__version__}":
+        return False
     isa = None
     for field in fields[3:]:
         name, _, value = field.partition("-")
-        if name == "torch":  # named only where a torch operation takes part in the bits
-            if field != match["torch"]:
-                return False
-        elif name in ("kernels", "reference"):
+        if name == "kernels":
             if value != "1":
                 return False
-        else:
+        elif name not in ("torch", "powers"):
             isa = re.sub("-[0-9a-f]{16}$", "", field)
     return isa == match["isa"]
 

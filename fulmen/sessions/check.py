@@ -32,6 +32,8 @@ from fulmen.sessions.store import SessionStore
 
 _FIELD = re.compile(r'"(\w+)"\s*:\s*("(?:[^"\\]|\\.)*"|[0-9][0-9.eE+-]*|null)')
 """A field of a JSON object, wherever it stands: most of a damaged file can be read"""
+_MAX_BRANCHES = 100
+_LEFTOVER = "was left by a process that was killed"
 _LEFT_LOCK = "is the lock of a session that is not there"
 
 
@@ -79,7 +81,7 @@ def repair(store: SessionStore) -> list[str]:
     with store.locked():
         for path, reason in list(_misplaced(store)):
             name = _name_for_stray(store, path)
-            if is_leftover(path.name) or reason == _LEFT_LOCK:
+            if reason in (_LEFTOVER, _LEFT_LOCK):
                 delete(path, reason)
             elif name is not None:
                 path.rename(store.state_path(name))
@@ -135,7 +137,7 @@ def _misplaced(store: SessionStore) -> Iterator[tuple[Path, str]]:
             if not stat.S_ISREG(status.st_mode):
                 yield path, "is no regular file"
             elif is_leftover(name):
-                yield path, "was left by a process that was killed"
+                yield path, _LEFTOVER
             elif not is_ours[folder](name):
                 yield path, "does not belong into a store"
             elif path.suffix == ".lock" and path.stem not in names:
@@ -205,7 +207,7 @@ def _mended(store: SessionStore, path: Path, parents: Mapping[str, object]) -> S
     or None."""
     fields = _legible_fields(path)
     named, model, fingerprint = (fields.get(key) for key in ("turn", "model", "fingerprint"))
-    last = _last_readable(store, named, parents) or _only_branch(store, fingerprint)
+    last = _last_readable(store, named, parents) or _only_branch(store, fingerprint, parents)
     if last is None:
         return None
     if not isinstance(fingerprint, str):
@@ -245,18 +247,22 @@ def _last_readable(store: SessionStore, hash: object, parents: Mapping[str, obje
     return last
 
 
-def _only_branch(store: SessionStore, fingerprint: object) -> Turn | None:
-    """Find the end of the one branch of turns of a model that no readable session has. With a
-    second one it is not known whose they are."""
+def _only_branch(
+    store: SessionStore, fingerprint: object, parents: Mapping[str, object]
+) -> Turn | None:
+    """Find the last readable turn of the one branch of a model that no readable session has. With a
+    second branch it is not known whose they are."""
     named = store.named().turns
-    turns = [store.turn(hash) for hash in store.turn_objects.sizes().keys() - named]
-    inner = {turn.parent for turn in turns}
-    ends = [
-        turn
-        for turn in turns
-        if turn.hash not in inner and fingerprint in (None, turn.origin.model)
-    ]
-    return _last_readable(store, ends[0].hash, {}) if len(ends) == 1 else None
+    turns = {hash: store.turn(hash) for hash in store.turn_objects.sizes().keys() - named}
+    ends = turns.keys() - {turn.parent for turn in turns.values()}
+    if len(ends) > _MAX_BRANCHES:
+        return None
+    found = {
+        turn.hash: turn
+        for turn in (_last_readable(store, end, parents) for end in ends)
+        if turn is not None and turn.hash not in named and fingerprint in (None, turn.origin.model)
+    }
+    return found.popitem()[1] if len(found) == 1 else None
 
 
 def _legible_fields(path: Path) -> dict[str, object]:

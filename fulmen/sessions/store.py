@@ -31,6 +31,7 @@ from fulmen.files import write_text
 from fulmen.sessions.chunks import Chunks
 from fulmen.sessions.locks import lock_file
 from fulmen.sessions.objects import (
+    FOLDERS,
     MAX_CHUNK_BYTES,
     MAX_TURN_BYTES,
     Objects,
@@ -318,7 +319,10 @@ class SessionStore:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Let one process at a time change the store."""
+        """Let one process at a time change the store. Raises ValueError, before anything is
+        changed, if one of its folders is a link."""
+        for name in FOLDERS:
+            store_folder(self.root, name)
         self.root.mkdir(parents=True, exist_ok=True)
         with lock_file(self.root / "lock", waits=True):
             yield

@@ -106,3 +106,58 @@ def test_what_is_not_there_leaves_nothing_behind(shell: Shell, command: tuple[st
     with pytest.raises(ValueError, match="there is no session 'a'"):
         shell.run("sessions", *command)
     assert not (shell.store.root / "sessions").exists()
+
+
+def test_bad_files_are_named_and_can_be_removed(shell: Shell) -> None:
+    shell.chat("hello there")
+    folder = shell.store.root / "sessions"
+    (folder / "bad.json").write_text('{"format": 1')
+    (folder / "linked.json").symlink_to("/etc/passwd")
+    (folder / "my chat.json").write_text("[]")
+    (folder / "notes\udcff.txt").write_text("\x1b[2J")
+    listed = shell.run("sessions", "list")
+    assert "hello there" in listed
+    for name in ("bad", "linked"):
+        assert f"{name} " in listed
+    assert listed.count("cannot be read") == 2
+    assert "my chat.json" in listed
+    assert "notes\\udcff.txt" in listed
+    shell.run("sessions", "fork", "a", "b")
+    shell.run("sessions", "rm", "bad", "linked", "my chat", "notes\udcff.txt")
+    assert sorted(shell.store.names()) == ["a", "b"]
+    shell.run("sessions", "rm", "a")
+    shell.run("sessions", "rm", "b")
+    assert Path("/etc/passwd").exists()
+    assert not list((shell.store.root / "turns").iterdir())
+
+
+def test_check_says_what_is_wrong_and_repair_mends_it(shell: Shell) -> None:
+    shell.chat("one")
+    shell.chat("two")
+    assert shell.run("sessions", "check") == ""
+    (shell.store.root / "sessions" / "bad.json").write_text("{")
+    last = shell.store.turns(shell.store.state("a"))[-1]
+    (shell.store.root / "turns" / f"{last.hash}.json").write_text("{}")
+    with pytest.raises(SystemExit, match="1"):
+        shell.run("sessions", "check")
+    done = shell.run("sessions", "check", "--repair")
+    assert "session a was rewound to the end of turn 1" in done
+    assert "bad.json moved to" in done
+    assert shell.run("sessions", "check") == ""
+    messages = json.loads(shell.run("sessions", "export", "a"))
+    assert [message["content"] for message in messages[::2]] == ["one"]
+    shell.chat("three")
+
+
+def test_a_store_that_is_not_there_is_whole(shell: Shell) -> None:
+    root = shell.store.root / "nothing"
+    result = CliRunner().invoke(app, ["sessions", "check", "--store", str(root)])
+    assert result.exit_code == 0
+    assert not root.exists()
+
+
+@pytest.mark.parametrize("command", ["list", "show", "fork", "rewind", "rm", "export", "check"])
+def test_help_is_said_in_whole_phrases(command: str) -> None:
+    text = CliRunner().invoke(app, ["sessions", command, "--help"]).stdout
+    assert "..." not in text.split("\n", 1)[1]
+    assert ".py" not in text
