@@ -61,7 +61,7 @@ def sessions_list(store: StoreOption = None) -> None:
 @sessions_app.command("show")
 def sessions_show(name: SessionArgument, store: StoreOption = None) -> None:
     """Print a conversation turn by turn, with the tokens of each."""
-    from fulmen.sessions import Exchange
+    from fulmen.sessions import read_stored
 
     sessions = open_store(store)
     state = sessions.state(name)
@@ -69,14 +69,14 @@ def sessions_show(name: SessionArgument, store: StoreOption = None) -> None:
     num_tokens = len(sessions.ids_of(state))
     _print(f"{name}: {state.model}, {len(turns)} turns, {num_tokens:,} tokens")
     for number, turn in enumerate(turns, 1):
-        exchange = Exchange.of(turn)
+        read = read_stored(turn)
         is_cut = state.num_kept is not None and number == len(turns)
         kept = f", rewound to token {state.num_kept}" if is_cut else ""
         _print(
             f"\n== turn {number}: {turn.num_tokens:,} tokens, answer {turn.num_answer:,}, "
-            f"{exchange.finish_reason}{kept}"
+            f"{read.finish_reason}{kept}"
         )
-        for message in (*exchange.messages, exchange.reply):
+        for message in (*read.messages, read.reply):
             if message.thinking:
                 _print(f"-- {message.role}, thinking\n{message.thinking}")
             _print(f"-- {message.role}\n{message.content}")

@@ -70,7 +70,7 @@ def test_an_answer_that_was_taken_back_is_finished_as_it_was_and_thoughts_stay_o
     (turn,) = json.loads(shell.run("sessions", "export", "a", "--tokens"))
     shell.run("sessions", "rewind", "a", "--turn", "1", "--token", "4")
     assert [m["role"] for m in json.loads(shell.run("sessions", "export", "a"))] == ["user"]
-    with pytest.raises(ValueError, match="was taken back into an answer, an empty message"):
+    with pytest.raises(ValueError, match="was rewound into an answer, an empty message"):
         shell.chat("second")
     assert shell.chat("") == whole
     (again,) = json.loads(shell.run("sessions", "export", "a", "--tokens"))
@@ -85,12 +85,12 @@ def test_an_answer_that_was_taken_back_is_finished_as_it_was_and_thoughts_stay_o
 
 def test_undo_is_kept_and_a_system_prompt_is_not_exchanged(shell: Shell) -> None:
     shell.chat("one", "--system", "Be brief.")
-    with pytest.raises(ValueError, match="begun with another system prompt"):
+    with pytest.raises(ValueError, match="started with another system prompt"):
         shell.chat("two", "--system", "Be long.")
     shell.chat("two", "--system", "Be brief.")
     assert len(shell.store.turns(shell.store.state("a"))) == 2
     shell.chat("x", name="b")
-    with pytest.raises(ValueError, match="begun without system prompt"):
+    with pytest.raises(ValueError, match="started without system prompt"):
         shell.chat("y", "--system", "Be brief.", name="b")
 
 
@@ -159,5 +159,5 @@ def test_a_store_that_is_not_there_is_whole(shell: Shell) -> None:
 @pytest.mark.parametrize("command", ["list", "show", "fork", "rewind", "rm", "export", "check"])
 def test_help_is_said_in_whole_phrases(command: str) -> None:
     text = CliRunner().invoke(app, ["sessions", command, "--help"]).stdout
-    assert "..." not in text.split("\n", 1)[1]
+    assert "..." not in text.replace("names...", "").replace("{names}...", "")
     assert ".py" not in text
