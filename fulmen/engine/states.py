@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fulmen.engine.prefixes import Node, PrefixCache
+from fulmen.engine.prefixes import PrefixCache
+from fulmen.engine.tree import Node
 from fulmen.kernels import CHUNK, PAGE, numerics
 from fulmen.models import Cache, Model, StateSnapshot
 

@@ -99,8 +99,8 @@ def repair(store: SessionStore) -> list[str]:
             set_aside(path, str(error))
             if state is not None:
                 store.write_state(state)
-                count = len(store.turns(state))
-                done.append(f"session {state.name} was rewound to the end of turn {count}")
+                num_turns = len(store.turns(state))
+                done.append(f"session {state.name} was rewound to the end of turn {num_turns}")
         for path in list(_unnamed(store)):
             if path.suffix == store.turn_objects.suffix:
                 set_aside(path, "no session names it")

@@ -1,19 +1,27 @@
 """Sessions as a user handles them at the command line, in one process."""
 
 import json
+import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from fulmen.cli import app
 from fulmen.sessions import SessionStore
+from tests.sessions.helpers import forge_chain, mutated
 from tests.tiny import write_checkpoint
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("m2"), "m2")
+
+
+RECORDED = Path(__file__).parent.parent / "sessions" / "data-0.1.0"
 
 
 class Shell:
@@ -90,7 +98,7 @@ def test_undo_is_kept_and_a_system_prompt_is_not_exchanged(shell: Shell) -> None
     shell.chat("two", "--system", "Be brief.")
     assert len(shell.store.turns(shell.store.state("a"))) == 2
     shell.chat("x", name="b")
-    with pytest.raises(ValueError, match="started without system prompt"):
+    with pytest.raises(ValueError, match="started without a system prompt"):
         shell.chat("y", "--system", "Be brief.", name="b")
 
 
@@ -147,6 +155,22 @@ def test_check_says_what_is_wrong_and_repair_mends_it(shell: Shell) -> None:
     messages = json.loads(shell.run("sessions", "export", "a"))
     assert [message["content"] for message in messages[::2]] == ["one"]
     shell.chat("three")
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_any_turn_is_listed_shown_and_exported_or_refused(data: st.DataObject) -> None:
+    with TemporaryDirectory() as folder:
+        root = Path(folder) / "store"
+        shutil.copytree(RECORDED, root)
+        turn = SessionStore(root).state("m1").turn
+        values = json.loads((root / "turns" / f"{turn}.json").read_text())
+        changed = values | {"record": mutated(data, values["record"])}
+        forge_chain(root, "m1", 1, json.dumps(changed).encode())
+        for command in (["list"], ["show", "m1"], ["export", "m1"], ["export", "m1", "--tokens"]):
+            result = CliRunner().invoke(app, ["sessions", *command, "--store", str(root)])
+            assert result.exception is None or isinstance(result.exception, ValueError)
+            assert command != ["list"] or "And thunder?" in result.stdout
 
 
 def test_a_store_that_is_not_there_is_whole(shell: Shell) -> None:

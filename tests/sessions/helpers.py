@@ -9,10 +9,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hypothesis import strategies as st
+
 from fulmen.engine import Engine, EngineConfig, Origin, TokenOutput
 from fulmen.sampling import SamplingParams
 from fulmen.sessions import SessionStore
 from tests.models.helpers import random_model, tiny_m1, tiny_m2
+
+NAMES = ["../../witness", "../witness", "/etc/passwd", "..", ".", "", "0" * 64, "A" * 64, "0" * 63]
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from([-1, 10**9, 2**31, 2**63, 10**30, 10**400])
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(NAMES),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
 
 
 def new_engine(kind: str) -> Engine:
@@ -97,3 +114,21 @@ def put(root: Path, content: bytes, folder: str = "turns", suffix: str = ".json"
 
 def edit(path: Path, **values: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def mutated(data: st.DataObject, value: Any) -> Any:
+    """A JSON value with one place changed, removed or added."""
+    if isinstance(value, (dict, list)) and value and data.draw(st.integers(0, 4)):
+        keys = list(value) if isinstance(value, dict) else list(range(len(value)))
+        key = data.draw(st.sampled_from(keys))
+        copy: Any = dict(value) if isinstance(value, dict) else list(value)
+        if data.draw(st.integers(0, 5)) == 0:
+            del copy[key]
+        else:
+            copy[key] = mutated(data, value[key])
+        return copy
+    if isinstance(value, dict) and data.draw(st.booleans()):
+        return value | {data.draw(st.text(max_size=5)): data.draw(JSON)}
+    if isinstance(value, list) and data.draw(st.booleans()):
+        return [*value, data.draw(JSON)]
+    return data.draw(JSON)

@@ -26,6 +26,7 @@ from tests.sessions.helpers import (
     edit,
     fill,
     forge_chain,
+    mutated,
     new_engine,
     origin_of,
     put,
@@ -156,44 +157,12 @@ def path_of_turn(root: Path, name: str, index: int) -> Path:
     return root / "turns" / f"{store.turns(store.state(name))[index].hash}.json"
 
 
-NAMES = ["../../witness", "../witness", "/etc/passwd", "..", ".", "", "0" * 64, "A" * 64, "0" * 63]
-JSON = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.sampled_from([-1, 10**9, 2**31, 2**63, 10**30, 10**400])
-    | st.floats()
-    | st.text(max_size=5)
-    | st.sampled_from(NAMES),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
-    ),
-    max_leaves=6,
-)
 MUTATIONS = settings(
     max_examples=30,
     deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],  # an example takes long: no shrinking
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-
-
-def mutated(data: st.DataObject, value: Any) -> Any:
-    """A JSON value with one place changed, removed or added."""
-    if isinstance(value, (dict, list)) and value and data.draw(st.integers(0, 4)):
-        keys = list(value) if isinstance(value, dict) else list(range(len(value)))
-        key = data.draw(st.sampled_from(keys))
-        copy: Any = dict(value) if isinstance(value, dict) else list(value)
-        if data.draw(st.integers(0, 5)) == 0:
-            del copy[key]
-        else:
-            copy[key] = mutated(data, value[key])
-        return copy
-    if isinstance(value, dict) and data.draw(st.booleans()):
-        return value | {data.draw(st.text(max_size=5)): data.draw(JSON)}
-    if isinstance(value, list) and data.draw(st.booleans()):
-        return [*value, data.draw(JSON)]
-    return data.draw(JSON)
 
 
 @MUTATIONS
