@@ -1,6 +1,8 @@
 """fulmen sessions: conversations on disk."""
 
 import json
+import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -9,22 +11,22 @@ import typer
 from fulmen.cli.options import StoreOption, open_store, print_table
 
 sessions_app = typer.Typer(
-    help="Conversations on disk: list, show, fork, take back, remove, export.",
+    help="List, show, fork, rewind, remove, export and check saved conversations.",
     no_args_is_help=True,
 )
 
-SessionArgument = Annotated[str, typer.Argument(help="The session's name.")]
+SessionArgument = Annotated[str, typer.Argument(help="Name of the session.")]
 TurnOption = Annotated[
-    int | None, typer.Option(help="After this many turns; fulmen sessions show counts them.")
+    int | None, typer.Option(help="Number of turns to keep; fulmen sessions show counts them.")
 ]
 TokenOption = Annotated[
-    int | None, typer.Option(help="After this many tokens of that turn's answer.")
+    int | None, typer.Option(help="Number of tokens to keep of the last of those turns' answer.")
 ]
 
 
 @sessions_app.command("list")
 def sessions_list(store: StoreOption = None) -> None:
-    """All sessions, the last used first."""
+    """List all sessions, the last used first."""
     from datetime import datetime
 
     from rich.table import Table
@@ -39,82 +41,91 @@ def sessions_list(store: StoreOption = None) -> None:
         table.add_column(column, justify="right" if right else "left", no_wrap=True)
     for name in sessions.names():
         try:
-            head = sessions.head(name)
-            turns = sessions.turns(head)
+            state = sessions.state(name)
+            turns = sessions.turns(state)
             question = last_question(turns)[:60]
+            tokens = f"{len(sessions.ids_of(state)):,}"
+            size = f"{sessions.chunk_bytes(state) / 2**20:.1f}"
         except ValueError as error:
-            table.add_row(name, "", "", "", "", "", Text(str(error)))
+            table.add_row(name, "", "", "", "", "", "cannot be read")
+            print(_printable(str(error)), file=sys.stderr)
             continue
-        when = datetime.fromtimestamp(head.used or head.created).strftime("%Y-%m-%d %H:%M")
-        size = f"{sessions.chunk_bytes(head) / 2**20:.1f}"
-        tokens = f"{len(sessions.ids_of(head)):,}"
-        model = Path(head.model).name
-        count = str(len(turns))
-        table.add_row(name, count, tokens, size, when, Text(model), Text(question))
+        when = datetime.fromtimestamp(state.used or state.created).strftime("%Y-%m-%d %H:%M")
+        model = Text(_printable(Path(state.model).name))
+        table.add_row(name, str(len(turns)), tokens, size, when, model, Text(_printable(question)))
+    for stray in sessions.strays():
+        table.add_row(Text(_printable(stray)), "", "", "", "", "", "is no session")
     print_table(table)
 
 
 @sessions_app.command("show")
 def sessions_show(name: SessionArgument, store: StoreOption = None) -> None:
-    """What was said, turn by turn, with the tokens of each."""
-    from fulmen.sessions import Exchange
+    """Print a conversation turn by turn, with the tokens of each."""
+    from fulmen.sessions import read_stored
 
     sessions = open_store(store)
-    head = sessions.head(name)
-    turns = sessions.turns(head)
-    print(f"{name}: {head.model}, {len(turns)} turns, {len(sessions.ids_of(head)):,} tokens")
+    state = sessions.state(name)
+    turns = sessions.turns(state)
+    num_tokens = len(sessions.ids_of(state))
+    _print(f"{name}: {state.model}, {len(turns)} turns, {num_tokens:,} tokens")
     for number, turn in enumerate(turns, 1):
-        exchange = Exchange.of(turn)
-        is_cut = head.cut is not None and number == len(turns)
-        kept = f", taken back to token {head.cut}" if is_cut else ""
-        print(
-            f"\n== turn {number}: {turn.num_shared + len(turn.new_ids):,} tokens, answer "
-            f"{turn.num_answer:,}, {exchange.finish_reason}{kept}"
+        read = read_stored(turn)
+        is_cut = state.num_kept is not None and number == len(turns)
+        kept = f", rewound to token {state.num_kept}" if is_cut else ""
+        _print(
+            f"\n== turn {number}: {turn.num_tokens:,} tokens, answer {turn.num_answer:,}, "
+            f"{read.finish_reason}{kept}"
         )
-        for message in (*exchange.messages, exchange.reply):
+        for message in (*read.messages, read.reply):
             if message.thinking:
-                print(f"-- {message.role}, thinking\n{message.thinking}")
-            print(f"-- {message.role}\n{message.content}")
+                _print(f"-- {message.role}, thinking\n{message.thinking}")
+            _print(f"-- {message.role}\n{message.content}")
             for call in message.tool_calls:
-                print(f"{call.name}({json.dumps(dict(call.arguments), ensure_ascii=False)})")
+                _print(f"{call.name}({json.dumps(dict(call.arguments), ensure_ascii=False)})")
 
 
 @sessions_app.command("fork")
 def sessions_fork(
     name: SessionArgument,
-    new: Annotated[str, typer.Argument(help="The new session's name.")],
+    new: Annotated[str, typer.Argument(help="Name of the new session.")],
     turn: TurnOption = None,
     token: TokenOption = None,
     store: StoreOption = None,
 ) -> None:
-    """A second session with the same past, or its beginning; costs a few hundred bytes."""
-    open_store(store).fork(name, new, num_turns=turn, cut=token)
+    """Make a second session with the same past.
+
+    It costs a few hundred bytes, whatever the length of the conversation.
+    """
+    open_store(store).fork(name, new, num_turns=turn, num_kept=token)
 
 
 @sessions_app.command("rewind")
 def sessions_rewind(
     name: SessionArgument,
-    turn: Annotated[int, typer.Option(help="Keep this many turns.")],
+    turn: Annotated[int, typer.Option(help="Number of turns to keep.")],
     token: TokenOption = None,
     store: StoreOption = None,
 ) -> None:
-    """Take a session back to the end of a turn, or to a token of its answer."""
+    """Go back to the end of a turn, or into its answer."""
     sessions = open_store(store)
-    sessions.head(name)
+    sessions.state(name)
     with sessions.used_by_one(name):
-        sessions.rewind(name, num_turns=turn, cut=token)
+        sessions.rewind(name, num_turns=turn, num_kept=token)
 
 
 @sessions_app.command("rm")
 def sessions_rm(
-    names: Annotated[list[str], typer.Argument(help="The sessions' names.")],
+    names: Annotated[list[str], typer.Argument(help="Names of the sessions.")],
     store: StoreOption = None,
 ) -> None:
-    """Forget sessions, and all that no other one shares with them."""
+    """Delete sessions, and everything that no other one shares.
+
+    A session that cannot be read is deleted too, and a file that is no session.
+    """
     sessions = open_store(store)
     for name in names:
-        sessions.head(name)
-        with sessions.used_by_one(name):
+        is_session = name in sessions.names()
+        with sessions.used_by_one(name) if is_session else nullcontext():
             sessions.remove(name)
 
 
@@ -123,12 +134,58 @@ def sessions_export(
     name: SessionArgument,
     tokens: Annotated[
         bool,
-        typer.Option("--tokens", help="With ids, log-probabilities and sampling of each answer."),
+        typer.Option(
+            "--tokens", help="Add ids, log-probabilities and sampling parameters of each answer."
+        ),
     ] = False,
     store: StoreOption = None,
 ) -> None:
-    """Print a session as JSON: its messages as /load of fulmen chat and other programs read them,
-    or every turn with its tokens."""
+    """Print a conversation as JSON.
+
+    The messages can be read by /load of fulmen chat and by other programs. With --tokens, each turn
+    is printed with everything that is known of it.
+    """
     from fulmen.sessions import export
 
-    print(json.dumps(export(open_store(store), name, tokens=tokens), indent=2, ensure_ascii=False))
+    exported = export(open_store(store), name, tokens=tokens)
+    _print(json.dumps(exported, indent=2, ensure_ascii=False))
+
+
+@sessions_app.command("check")
+def sessions_check(
+    repair: Annotated[bool, typer.Option("--repair", help="Mend what is wrong.")] = False,
+    store: StoreOption = None,
+) -> None:
+    """Find everything that is wrong with saved conversations.
+
+    Prints one line per problem; the exit code is 1 if there is any. With --repair, a conversation
+    that is damaged goes back to its last readable turn, and what cannot be saved is moved to the
+    folder `damaged`.
+    """
+    from fulmen.sessions import check
+    from fulmen.sessions import repair as mend
+
+    sessions = open_store(store)
+    if repair:
+        for line in mend(sessions):
+            _print(line)
+    problems = check(sessions)
+    for problem in problems:
+        _print(str(problem))
+    if problems:
+        hint = "" if repair else ", fulmen sessions check --repair mends the store"
+        print(f"{len(problems)} problems found{hint}", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+def _print(text: str) -> None:
+    """Print text that may hold half a surrogate pair, which no terminal takes."""
+    print(text.encode(errors="backslashreplace").decode())
+
+
+def _printable(text: str) -> str:
+    """Return one line of text with control characters written out: a stranger's text could move the
+    cursor."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )

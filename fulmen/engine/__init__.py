@@ -8,7 +8,15 @@ from fulmen.engine.request import RequestFailed
 from fulmen.engine.runner import MAX_STEP_TOKENS, Runner
 from fulmen.engine.sampler import Candidates, Sampled, num_candidates, sample
 from fulmen.engine.scheduler import Scheduler
-from fulmen.engine.states import Origin
+from fulmen.engine.states import (
+    KnownStates,
+    Origin,
+    check_pages,
+    check_snapshot,
+    is_of_use,
+    known_states,
+    max_snapshot_bytes,
+)
 from fulmen.engine.stats import EngineStats
 from fulmen.engine.steering import Choice, Steering, TokenOutput
 
@@ -21,6 +29,7 @@ __all__ = [
     "Engine",
     "EngineConfig",
     "EngineStats",
+    "KnownStates",
     "Origin",
     "PrefixCache",
     "RequestFailed",
@@ -29,6 +38,11 @@ __all__ = [
     "Scheduler",
     "Steering",
     "TokenOutput",
+    "check_pages",
+    "check_snapshot",
+    "is_of_use",
+    "known_states",
+    "max_snapshot_bytes",
     "num_candidates",
     "pages_for",
     "sample",

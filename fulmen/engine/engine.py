@@ -16,16 +16,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from fulmen import __version__
 from fulmen.engine.config import EngineConfig, context_length, new_cache
 from fulmen.engine.prefixes import PrefixCache
 from fulmen.engine.request import Part, Request, RequestFailed, read_ids
 from fulmen.engine.runner import Runner
 from fulmen.engine.sampler import Candidates, Sampled, sample
 from fulmen.engine.scheduler import Scheduler
+from fulmen.engine.states import numerics_of
 from fulmen.engine.stats import Counters, EngineStats, timed
 from fulmen.engine.steering import Steering, TokenOutput
-from fulmen.kernels import PAGE, numerics
+from fulmen.kernels import PAGE
 from fulmen.models import Model
 from fulmen.sampling import FinishReason, SamplingParams, check_whole
 
@@ -141,10 +141,7 @@ class Engine:
     def numerics(self) -> str:
         """Name of all that the bits of keys, values and states depend on besides the model and the
         tokens."""
-        weight = self.model.model.embed_tokens.weight
-        dtype, device = str(weight.dtype).removeprefix("torch."), weight.device.type
-        kv_dtype = self.config.kv_cache_dtype
-        return f"fulmen-{__version__} {device} {dtype} {kv_dtype} {numerics()}"
+        return numerics_of(self.model, self.config.kv_cache_dtype)
 
     @property
     def stats(self) -> EngineStats:

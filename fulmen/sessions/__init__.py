@@ -1,15 +1,20 @@
 """Conversations that outlive the process: transcripts and model states on disk."""
 
-from fulmen.sessions.session import Exchange, Session, default_store, export, last_question
-from fulmen.sessions.store import Head, SessionStore, Turn
+from fulmen.sessions.check import Problem, check, repair
+from fulmen.sessions.records import SessionState, Turn
+from fulmen.sessions.session import Session, default_store, export, last_question, read_stored
+from fulmen.sessions.store import SessionStore
 
 __all__ = [
-    "Exchange",
-    "Head",
+    "Problem",
     "Session",
+    "SessionState",
     "SessionStore",
     "Turn",
+    "check",
     "default_store",
     "export",
     "last_question",
+    "read_stored",
+    "repair",
 ]

@@ -17,7 +17,8 @@ from fulmen.chat import Turn as ChatTurn
 from fulmen.files import user_folder
 from fulmen.llm import LLM
 from fulmen.sampling import SamplingParams
-from fulmen.sessions.store import SessionStore, Turn
+from fulmen.sessions.records import Turn
+from fulmen.sessions.store import SessionStore
 
 
 class Session:

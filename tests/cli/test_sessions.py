@@ -1,19 +1,27 @@
 """Sessions as a user handles them at the command line, in one process."""
 
 import json
+import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from fulmen.cli import app
 from fulmen.sessions import SessionStore
+from tests.sessions.helpers import forge_chain, mutated
 from tests.tiny import write_checkpoint
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("m2"), "m2")
+
+
+RECORDED = Path(__file__).parent.parent / "sessions" / "data-0.1.0"
 
 
 class Shell:
@@ -70,7 +78,7 @@ def test_an_answer_that_was_taken_back_is_finished_as_it_was_and_thoughts_stay_o
     (turn,) = json.loads(shell.run("sessions", "export", "a", "--tokens"))
     shell.run("sessions", "rewind", "a", "--turn", "1", "--token", "4")
     assert [m["role"] for m in json.loads(shell.run("sessions", "export", "a"))] == ["user"]
-    with pytest.raises(ValueError, match="was taken back into an answer, an empty message"):
+    with pytest.raises(ValueError, match="was rewound into an answer, an empty message"):
         shell.chat("second")
     assert shell.chat("") == whole
     (again,) = json.loads(shell.run("sessions", "export", "a", "--tokens"))
@@ -85,12 +93,12 @@ def test_an_answer_that_was_taken_back_is_finished_as_it_was_and_thoughts_stay_o
 
 def test_undo_is_kept_and_a_system_prompt_is_not_exchanged(shell: Shell) -> None:
     shell.chat("one", "--system", "Be brief.")
-    with pytest.raises(ValueError, match="begun with another system prompt"):
+    with pytest.raises(ValueError, match="started with another system prompt"):
         shell.chat("two", "--system", "Be long.")
     shell.chat("two", "--system", "Be brief.")
-    assert len(shell.store.turns(shell.store.head("a"))) == 2
+    assert len(shell.store.turns(shell.store.state("a"))) == 2
     shell.chat("x", name="b")
-    with pytest.raises(ValueError, match="begun without system prompt"):
+    with pytest.raises(ValueError, match="started without a system prompt"):
         shell.chat("y", "--system", "Be brief.", name="b")
 
 
@@ -106,3 +114,74 @@ def test_what_is_not_there_leaves_nothing_behind(shell: Shell, command: tuple[st
     with pytest.raises(ValueError, match="there is no session 'a'"):
         shell.run("sessions", *command)
     assert not (shell.store.root / "sessions").exists()
+
+
+def test_bad_files_are_named_and_can_be_removed(shell: Shell) -> None:
+    shell.chat("hello there")
+    folder = shell.store.root / "sessions"
+    (folder / "bad.json").write_text('{"format": 1')
+    (folder / "linked.json").symlink_to("/etc/passwd")
+    (folder / "my chat.json").write_text("[]")
+    (folder / "notes\udcff.txt").write_text("\x1b[2J")
+    listed = shell.run("sessions", "list")
+    assert "hello there" in listed
+    for name in ("bad", "linked"):
+        assert f"{name} " in listed
+    assert listed.count("cannot be read") == 2
+    assert "my chat.json" in listed
+    assert "notes\\udcff.txt" in listed
+    shell.run("sessions", "fork", "a", "b")
+    shell.run("sessions", "rm", "bad", "linked", "my chat", "notes\udcff.txt")
+    assert sorted(shell.store.names()) == ["a", "b"]
+    shell.run("sessions", "rm", "a")
+    shell.run("sessions", "rm", "b")
+    assert Path("/etc/passwd").exists()
+    assert not list((shell.store.root / "turns").iterdir())
+
+
+def test_check_says_what_is_wrong_and_repair_mends_it(shell: Shell) -> None:
+    shell.chat("one")
+    shell.chat("two")
+    assert shell.run("sessions", "check") == ""
+    (shell.store.root / "sessions" / "bad.json").write_text("{")
+    last = shell.store.turns(shell.store.state("a"))[-1]
+    (shell.store.root / "turns" / f"{last.hash}.json").write_text("{}")
+    with pytest.raises(SystemExit, match="1"):
+        shell.run("sessions", "check")
+    done = shell.run("sessions", "check", "--repair")
+    assert "session a was rewound to the end of turn 1" in done
+    assert "bad.json moved to" in done
+    assert shell.run("sessions", "check") == ""
+    messages = json.loads(shell.run("sessions", "export", "a"))
+    assert [message["content"] for message in messages[::2]] == ["one"]
+    shell.chat("three")
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_any_turn_is_listed_shown_and_exported_or_refused(data: st.DataObject) -> None:
+    with TemporaryDirectory() as folder:
+        root = Path(folder) / "store"
+        shutil.copytree(RECORDED, root)
+        turn = SessionStore(root).state("m1").turn
+        values = json.loads((root / "turns" / f"{turn}.json").read_text())
+        changed = values | {"record": mutated(data, values["record"])}
+        forge_chain(root, "m1", 1, json.dumps(changed).encode())
+        for command in (["list"], ["show", "m1"], ["export", "m1"], ["export", "m1", "--tokens"]):
+            result = CliRunner().invoke(app, ["sessions", *command, "--store", str(root)])
+            assert result.exception is None or isinstance(result.exception, ValueError)
+            assert command != ["list"] or "And thunder?" in result.stdout
+
+
+def test_a_store_that_is_not_there_is_whole(shell: Shell) -> None:
+    root = shell.store.root / "nothing"
+    result = CliRunner().invoke(app, ["sessions", "check", "--store", str(root)])
+    assert result.exit_code == 0
+    assert not root.exists()
+
+
+@pytest.mark.parametrize("command", ["list", "show", "fork", "rewind", "rm", "export", "check"])
+def test_help_is_said_in_whole_phrases(command: str) -> None:
+    text = CliRunner().invoke(app, ["sessions", command, "--help"]).stdout
+    assert "..." not in text.replace("names...", "").replace("{names}...", "")
+    assert ".py" not in text

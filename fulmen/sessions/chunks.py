@@ -1,0 +1,175 @@
+"""Tensors in a store: what a cache knows of a sequence, as chunks on disk, and back.
+
+A chunk holds pages of keys and values, or one snapshot of lightning states, as safetensors. All of
+it can be computed again from the tokens. So a chunk that is gone, damaged or of another shape is no
+error: a warning says so, and the tokens are read again.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Final, TypeVar
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from fulmen.engine import (
+    KnownStates,
+    PrefixCache,
+    check_pages,
+    check_snapshot,
+    is_of_use,
+    max_snapshot_bytes,
+)
+from fulmen.kernels import PAGE
+from fulmen.models import StateSnapshot
+from fulmen.sessions.objects import DamagedError, Objects
+from fulmen.sessions.records import Span, Turn
+
+logger = logging.getLogger(__name__)
+
+CHUNK_BYTES: Final = 64 * 2**20
+"""Size of a chunk of pages, about: the memory that a save needs."""
+RESTORED_BYTES: Final = 256 * 2**20
+"""Snapshots are read back up to this size, the latest first and always one: the last serves to
+continue, the others to rewind."""
+_HEADER_BYTES: Final = 2**20
+
+T = TypeVar("T")
+
+
+class Chunks:
+    """The chunks of a store."""
+
+    def __init__(self, objects: Objects) -> None:
+        self.objects = objects
+        self._useless: set[str] = set()
+        """Chunks that could not be used: no further turn names them"""
+
+    def has(self, chunk: str) -> bool:
+        """Return whether a chunk is there, as far as is known."""
+        return chunk not in self._useless and self.objects.size(chunk) > 0
+
+    def save(
+        self, known: KnownStates, parent: Turn | None, num_shared: int
+    ) -> tuple[tuple[Span, ...], dict[int, str], int]:
+        """Write what is known of a sequence; returns its pages, its snapshots by the number of
+        tokens before each, and the number of tokens they hold.
+
+        parent      a turn with the same states, whose chunks need not be written again
+        num_shared  number of tokens that the sequence shares with it
+        """
+        spans: list[Span] = []
+        snapshots: dict[int, str] = {}
+        if parent is not None:
+            spans = self._first_pages(parent.spans, min(num_shared, parent.num_known) // PAGE)
+        num_kept = sum(span.count for span in spans)
+        if parent is not None:
+            snapshots = {
+                num_tokens: chunk
+                for num_tokens, chunk in parent.states.items()
+                if num_tokens <= num_kept * PAGE and self.has(chunk)
+            }
+        for count, tensors in known.pages(num_kept, CHUNK_BYTES):
+            spans.append(Span(self._put(tensors), 0, count))
+        for num_tokens, tensors in known.snapshots(snapshots.keys()):
+            snapshots[num_tokens] = self._put(tensors)
+        return tuple(spans), snapshots, max(num_kept * PAGE, known.num_tokens)
+
+    def restore(self, turn: Turn, ids: Sequence[int], prefixes: PrefixCache) -> int:
+        """Make a cache know what is stored of ids, the first tokens of a turn; returns of how many
+        tokens."""
+        ids = ids[: turn.num_known]
+        snapshots = self._snapshots(turn, len(ids), prefixes)
+        return prefixes.learn(ids, self._pages(turn, len(ids), prefixes), snapshots)
+
+    def _first_pages(self, spans: Sequence[Span], num_pages: int) -> list[Span]:
+        """Return the first pages of spans, up to the first chunk that is no longer there."""
+        kept: list[Span] = []
+        for span in spans:
+            count = min(span.count, num_pages)
+            if not count or not self.has(span.chunk):
+                break
+            kept.append(replace(span, count=count))
+            num_pages -= count
+        return kept
+
+    def _pages(
+        self, turn: Turn, num_tokens: int, prefixes: PrefixCache
+    ) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        cache = prefixes.cache
+        max_bytes = max(CHUNK_BYTES, cache.page_bytes) + _HEADER_BYTES
+        left = -(-num_tokens // PAGE)
+        for span in turn.spans:
+            count = min(span.count, left)
+            if not count:
+                return
+            end = span.first + count
+
+            def read(tensors: dict[str, Tensor], end: int = end) -> dict[str, Tensor]:
+                check_pages(cache, tensors, end)
+                return tensors
+
+            tensors = self._get(span.chunk, max_bytes, read)
+            if tensors is None:
+                return
+            rows = slice(span.first, end)
+            yield count, {name: tensor[rows] for name, tensor in tensors.items()}
+            left -= count
+
+    def _snapshots(
+        self, turn: Turn, num_tokens: int, prefixes: PrefixCache
+    ) -> dict[int, StateSnapshot]:
+        cache = prefixes.cache
+        max_bytes = max_snapshot_bytes(cache) + _HEADER_BYTES
+        found: dict[int, StateSnapshot] = {}
+        left = RESTORED_BYTES
+        for position in sorted(turn.states, reverse=True):
+            if not is_of_use(position, num_tokens):
+                continue
+            chunk = turn.states[position]
+            left -= self.objects.size(chunk)
+            if found and left < 0:
+                break
+
+            def read(tensors: dict[str, Tensor], position: int = position) -> StateSnapshot:
+                return check_snapshot(cache, tensors, position)
+
+            snapshot = self._get(chunk, max_bytes, read)
+            if snapshot is not None:
+                found[position] = snapshot
+        return found
+
+    def _put(self, tensors: dict[str, Tensor]) -> str:
+        chunk = self.objects.put(safetensors.torch.save(tensors))
+        self._useless.discard(chunk)
+        return chunk
+
+    def _get(self, chunk: str, max_bytes: int, read: Callable[[dict[str, Tensor]], T]) -> T | None:
+        """Read a chunk; None, with a warning, where that cannot be."""
+        path = self.objects.path(chunk)
+        try:
+            return read(load_tensors(self.objects.get(chunk, max_bytes)))
+        except FileNotFoundError:
+            reason = f"{path} is gone"
+        except DamagedError as error:
+            self.objects.delete(chunk)  # so that it is written anew
+            reason = str(error)
+        except ValueError as error:
+            reason = f"{path} cannot be used: {error}"
+        self._useless.add(chunk)
+        logger.warning("%s, the tokens that it held are read again", reason)
+        return None
+
+
+def load_tensors(content: bytes) -> dict[str, Tensor]:
+    """Read the tensors of a chunk. Raises ValueError for content that is none."""
+    header = int.from_bytes(content[:8], "little")
+    if header > _HEADER_BYTES:
+        raise ValueError(f"its header has {header} bytes, at most {_HEADER_BYTES} can be right")
+    try:
+        return dict(safetensors.torch.load(content))
+    # Beside its own error, for dtypes and shapes that torch does not know.
+    except (SafetensorError, KeyError, TypeError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"it is no safetensors file: {error}") from None
