@@ -98,7 +98,7 @@ class Token:
     top_logprobs: tuple[tuple[int, float], ...] = ()
     """(token id, log-probability) of the likeliest tokens, best first"""
     is_forced: bool = False
-    """Whether it was given, not drawn"""
+    """True if it was given, not drawn"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -33,7 +33,7 @@ _RENAMED: Final = {"thinking_landing": "thinking_soft_end"}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Turn:
-    """What was new in a conversation, and the answer to it."""
+    """New messages of a conversation, and the answer to them."""
 
     messages: tuple[Message, ...]
     """New messages before the answer"""

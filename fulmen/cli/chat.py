@@ -6,17 +6,14 @@ import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from fulmen.cli.options import (
     DEFAULT_MODEL,
-    CacheDtypeOption,
-    CacheOption,
-    ContextOption,
+    ENGINE_CONFIG,
     DeviceOption,
-    DraftOption,
     DtypeOption,
     ModelOption,
     StoreOption,
@@ -31,6 +28,11 @@ if TYPE_CHECKING:
     from fulmen.chat import Completion
 
 
+_ENGINE_FLAGS: Final = ("max_model_len", "kv_cache_bytes", "kv_cache_dtype", "num_draft_tokens")
+"""Engine settings that matter to one answer at a time"""
+
+
+@with_flags_of(ENGINE_CONFIG, into="engine", only=_ENGINE_FLAGS, shows_defaults=True)
 @with_flags_of(SamplingParams)
 def chat(
     message: Annotated[
@@ -51,10 +53,6 @@ def chat(
     ] = "20GiB",
     dtype: DtypeOption = None,
     device: DeviceOption = "cpu",
-    max_model_len: ContextOption = None,
-    kv_cache: CacheOption = "2GiB",
-    kv_cache_dtype: CacheDtypeOption = "auto",
-    draft_tokens: DraftOption = 0,
     hide_thinking: Annotated[
         bool, typer.Option("--hide-thinking", help="Do not print thoughts.")
     ] = False,
@@ -67,6 +65,7 @@ def chat(
     ] = False,
     *,
     given: dict[str, Any],
+    engine: dict[str, Any],
 ) -> None:
     """Talk to a model: interactively, or one answer to MESSAGE (or to what is piped in)."""
     from fulmen.cli.conversation import Conversation, converse
@@ -89,7 +88,7 @@ def chat(
         raise ValueError("a chat does not print log-probabilities, fulmen generate --json does")
     _refuse_tools(given)
     name = model or (state.model if state is not None else DEFAULT_MODEL)
-    llm = load_llm(name, dtype, device, max_model_len, kv_cache, kv_cache_dtype, draft_tokens)
+    llm = load_llm(name, dtype, device, engine)
     params = replace(llm.defaults, **given)
     if params.thinking_budget is not None and llm.format.thinking_forced_end is None:
         stderr.print("this model does not think, --thinking-budget has no effect")
@@ -120,6 +119,7 @@ def _lasting(name: str) -> str:
     return str(Path(name).resolve()) if Path(name).exists() else name
 
 
+@with_flags_of(ENGINE_CONFIG, into="engine", only=_ENGINE_FLAGS, shows_defaults=True)
 @with_flags_of(SamplingParams)
 def generate(
     prompt: Annotated[
@@ -128,16 +128,13 @@ def generate(
     model: ModelOption = DEFAULT_MODEL,
     dtype: DtypeOption = None,
     device: DeviceOption = "cpu",
-    max_model_len: ContextOption = None,
-    kv_cache: CacheOption = "2GiB",
-    kv_cache_dtype: CacheDtypeOption = "auto",
-    draft_tokens: DraftOption = 0,
     as_json: Annotated[
         bool,
         typer.Option("--json", help="Print ids, log-probabilities and text as one JSON object."),
     ] = False,
     *,
     given: dict[str, Any],
+    engine: dict[str, Any],
 ) -> None:
     """Continue a text as it stands, without a chat format."""
     from fulmen.chat import ContentDelta
@@ -151,7 +148,7 @@ def generate(
     if "logprobs" in given and not as_json:
         raise ValueError("--logprobs needs --json")
     _refuse_tools(given)
-    llm = load_llm(model, dtype, device, max_model_len, kv_cache, kv_cache_dtype, draft_tokens)
+    llm = load_llm(model, dtype, device, engine)
     with (
         Interrupt() as interrupt,
         llm.stream_text(prompt, params=replace(llm.defaults, **given)) as stream,

@@ -10,13 +10,12 @@ import typer
 
 from fulmen.cli.options import (
     DEFAULT_MODEL,
-    CacheOption,
-    ContextOption,
+    ENGINE_CONFIG,
     DeviceOption,
     DtypeOption,
     ModelOption,
+    load_llm,
     print_table,
-    read_dtype,
     with_flags_of,
 )
 from fulmen.cli.progress import count_progress
@@ -25,9 +24,12 @@ from fulmen.sampling import SamplingParams
 from fulmen.units import parse_count
 
 _RANDOM = ("temperature", "top_p", "top_k", "min_p")
-"""Flags that say how a token is drawn, and no more"""
+"""Sampling settings of every draw"""
 
 
+@with_flags_of(
+    ENGINE_CONFIG, into="engine", only=("max_model_len", "kv_cache_bytes", "max_num_seqs")
+)
 @with_flags_of(SamplingParams, only=_RANDOM)
 def scale(
     model: ModelOption = DEFAULT_MODEL,
@@ -38,52 +40,47 @@ def scale(
             "question and answer a line, as GSM8K has."
         ),
     ] = "arithmetic",
-    tasks: Annotated[int, typer.Option(help="How many.")] = 40,
+    tasks: Annotated[int, typer.Option(help="Number of tasks.")] = 40,
     budgets: Annotated[
-        str, typer.Option(help="Tokens of thought, ascending; 40k is taken, too.")
+        str, typer.Option(help="Thinking budgets in tokens, ascending: 0,64,40k.")
     ] = "0,64,256,1024",
     thoughts: Annotated[
-        int, typer.Option(help="Of each task, each cut and answered at every budget.")
+        int, typer.Option(help="Thoughts of each task; each is answered at every budget.")
     ] = 2,
-    answer_tokens: Annotated[int, typer.Option(help="At most so many after a thought.")] = 64,
+    answer_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 64,
     votes: Annotated[
         int | None,
         typer.Option(
-            help="Separate runs of each task for the vote; what a run at the largest budget may "
-            "take pays for them if absent; 0: none."
+            help="Short runs of each task for majority voting. Default: as many as one run at the "
+            "largest budget costs; 0 turns it off."
         ),
     ] = None,
     vote_budget: Annotated[
-        str | None, typer.Option(help="What each vote may think; the smallest above 0 if absent.")
+        str | None, typer.Option(help="Thinking budget of a vote. Default: the smallest above 0.")
     ] = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Make as many separate runs at every budget, too.")
+        bool, typer.Option("--check", help="Add separate runs at every budget, to check the curve.")
     ] = False,
     closing: Annotated[
         str | None,
-        typer.Option(help="What leads to the answer of a model that has no tag for it."),
+        typer.Option(help="Text that leads to the answer, for a model without thoughts."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the tasks and of every draw.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the tasks and of every draw.")] = 0,
     out: Annotated[
         Path | None,
-        typer.Option(help="Keeps the runs; those of a study that was stopped are gone on with."),
+        typer.Option(help="File of all runs. An interrupted study continues from it."),
     ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Where the curve goes, an SVG.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the curve into this SVG file.")] = None,
     dtype: DtypeOption = None,
     device: DeviceOption = "cpu",
-    max_model_len: ContextOption = None,
-    kv_cache: CacheOption = "2GiB",
-    max_num_seqs: Annotated[int, typer.Option(help="Runs that go on together.")] = 16,
-    as_json: Annotated[bool, typer.Option("--json", help="All numbers as one JSON line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line.")] = False,
     *,
     given: dict[str, Any],
+    engine: dict[str, Any],
 ) -> None:
-    """How accuracy grows with thought: long thoughts, cut at each budget, and votes beside them."""
+    """Measure how accuracy grows with thinking: one long thought is answered at each budget."""
     from fulmen import evaluate as room
-    from fulmen.cli.progress import load
-    from fulmen.engine import EngineConfig
     from fulmen.envs import load_environment
-    from fulmen.units import parse_bytes
 
     if not 1 <= tasks <= 1_000_000:
         bound = "1 or more" if tasks < 1 else "at most 1000000"
@@ -99,12 +96,7 @@ def scale(
         seed=seed,
     )
     environment = load_environment(task, seed=seed)
-    engine_config = EngineConfig(
-        max_model_len=max_model_len,
-        kv_cache_bytes=parse_bytes(kv_cache),
-        max_num_seqs=max_num_seqs,
-    )
-    llm = load(model, dtype=read_dtype(dtype), device=device, engine_config=engine_config)
+    llm = load_llm(model, dtype, device, {"max_num_seqs": 16, **engine})
     if closing is None and llm.format.thinking_end is None:
         config = replace(config, closing=room.DEFAULT_CLOSING)
     params = replace(llm.defaults, **given)

@@ -20,7 +20,6 @@ import typer
 from fulmen.units import parse_bytes, parse_count
 
 if TYPE_CHECKING:  # a command imports what it needs, so that help comes at once
-    from fulmen.engine import EngineConfig
     from fulmen.llm import LLM
     from fulmen.sessions import SessionStore
 
@@ -38,19 +37,6 @@ StoreOption = Annotated[
     typer.Option(help="Folder of sessions. Default: ~/.local/share/fulmen/sessions."),
 ]
 DeviceOption = Annotated[str, typer.Option(help="Device that runs the model: cpu, cuda, cuda:1.")]
-ContextOption = Annotated[
-    int | None,
-    typer.Option("--max-model-len", help="Most tokens of prompt and answer. Default: the model's."),
-]
-CacheOption = Annotated[str, typer.Option("--kv-cache", help="Memory for keys and values.")]
-CacheDtypeOption = Annotated[
-    str, typer.Option("--kv-cache-dtype", help="auto, or int8: twice the tokens, less exact.")
-]
-DraftOption = Annotated[
-    int,
-    typer.Option("--draft-tokens", help="Guesses checked in one step, for repetitive text."),
-]
-
 
 ENGINE_CONFIG: Final = "fulmen.engine.EngineConfig"
 """Name of the engine's config for `with_flags_of`; importing it would import torch."""
@@ -78,10 +64,12 @@ def with_flags_of(
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Add a flag for each field of a dataclass to a command.
 
-    config           the dataclass, or its name at its room's door where importing it would import
-    torch into             the command's argument that receives the fields whose flags were given
-    only, without    fields that get a flag, and fields that get none shows_defaults   True where
-    the dataclass's own defaults hold, so that help may show them"""
+    config          the dataclass, or its dotted name where importing it would import torch
+    into            argument of the command that receives the fields whose flags were given
+    only            fields that get a flag; all if omitted
+    without         fields that get none
+    shows_defaults  show the dataclass's defaults in help, where they are the ones that hold
+    """
     fields = _fields(config)
     unknown = {*(only or ()), *without} - {field.name for field in fields}
     assert not unknown, unknown
@@ -256,34 +244,12 @@ def _value_of(expression: ast.expr | None) -> Any:
     return eval(compile(ast.Expression(expression), "<field>", "eval"), {"Literal": Literal})
 
 
-def engine_config(given: Mapping[str, Any]) -> "EngineConfig":
-    """Return the engine's config with the fields whose flags were given."""
+def load_llm(model: str, dtype: str | None, device: str, engine: Mapping[str, Any]) -> "LLM":
+    """Load a model; engine holds the fields of `EngineConfig` whose flags were given."""
+    from fulmen.cli.progress import load
     from fulmen.engine import EngineConfig
 
-    return EngineConfig(**given)
-
-
-def load_llm(
-    model: str,
-    dtype: str | None,
-    device: str,
-    max_model_len: int | None,
-    kv_cache: str,
-    kv_cache_dtype: str,
-    draft_tokens: int,
-) -> "LLM":
-    """Load a model with the flags about its engine."""
-    from fulmen.cli.progress import load
-
-    config = engine_config(
-        {
-            "max_model_len": max_model_len,
-            "kv_cache_bytes": parse_bytes(kv_cache),
-            "kv_cache_dtype": kv_cache_dtype,
-            "num_draft_tokens": draft_tokens,
-        }
-    )
-    return load(model, dtype=read_dtype(dtype), device=device, engine_config=config)
+    return load(model, dtype=read_dtype(dtype), device=device, engine_config=EngineConfig(**engine))
 
 
 def read_stdin() -> str:

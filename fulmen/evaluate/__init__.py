@@ -1,4 +1,4 @@
-"""How good a model is, and at what price in tokens."""
+"""Accuracy of a model, and its price in tokens."""
 
 from fulmen.evaluate.curve import DEFAULT_CLOSING, Study, StudyConfig
 from fulmen.evaluate.plot import plot_svg

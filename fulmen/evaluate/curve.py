@@ -30,19 +30,19 @@ DEFAULT_CLOSING: Final = "\nThe answer is"
 _COUNTED: Final = ("num_prompt_tokens", "num_hit_tokens", "num_new_tokens")
 
 OnProgress = Callable[[int, int], None]
-"""Is told how many tasks are done, of how many."""
+"""Callback that receives the number of tasks done, and of all"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudyConfig:
-    """What is asked of each task."""
+    """Runs of each task."""
 
     budgets: tuple[int, ...]
     """Tokens of thought, ascending"""
     num_thoughts: int = 2
-    """Of each task, each forked at every budget"""
+    """Thoughts of each task, each answered at every budget"""
     answer_tokens: int = 64
-    """At most so many after a thought"""
+    """Most tokens of an answer"""
     num_votes: int | None = None
     """Separate runs at vote_budget; None: as many as fit into the tokens of the largest budget"""
     vote_budget: int | None = None
@@ -50,7 +50,7 @@ class StudyConfig:
     closing: str | None = None
     """Leads to the answer of a model whose format has no thought; None for one that has"""
     is_checked: bool = False
-    """Whether there are num_thoughts separate runs at every budget, too"""
+    """True to add num_thoughts separate runs at every budget"""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -72,20 +72,20 @@ class StudyConfig:
                 raise ValueError(f"{name} is {value}, it must be at most {most}")
 
     def resolved_vote_budget(self) -> int:
-        """What each vote may think."""
+        """Return the thinking budget of a vote."""
         if self.vote_budget is not None:
             return self.vote_budget
         return next((budget for budget in self.budgets if budget > 0), 0)
 
     def resolved_num_votes(self) -> int:
-        """How many votes there are at most."""
+        """Return the largest number of votes."""
         if self.num_votes is not None:
             return self.num_votes
         whole = self.budgets[-1] + self.answer_tokens
         return whole // (self.resolved_vote_budget() + self.answer_tokens)
 
     def separate_runs(self) -> list[tuple[int, int]]:
-        """(budget, number) of each separate run of a task."""
+        """Return (budget, number) of each separate run of a task."""
         counts = dict.fromkeys(self.budgets, self.num_thoughts if self.is_checked else 0)
         vote_budget = self.resolved_vote_budget()
         counts[vote_budget] = max(counts[vote_budget], self.resolved_num_votes())
@@ -99,12 +99,12 @@ class Run:
     score: float
     answer: str | None
     num_thinking_tokens: int
-    """Drawn of its thought; a forked one shares them with the other budgets"""
+    """Tokens of its thought; forked runs share them between budgets"""
     num_answer_tokens: int
     logprob: float
-    """The mean over all its tokens"""
+    """Mean over all its tokens"""
     is_cut: bool
-    """Whether the budget ended the thought"""
+    """True where the budget ended the thought"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,7 @@ class Study:
         self.about = json.loads(json.dumps(about | asdict(config)))
         self.tasks: dict[int, TaskRuns] = {}
         self.engine: dict[str, dict[str, int]] = {}
-        """What the engine did for forks and for separate runs; what was lost is not in it"""
+        """Work of the engine for forks and for separate runs, without that of interrupted groups"""
         self._path = path
         if path is not None and path.exists():
             self._load(path)
@@ -152,7 +152,7 @@ class Study:
         params: SamplingParams,
         on_progress: OnProgress = lambda done, total: None,
     ) -> None:
-        """Makes the runs that are missing; when it is stopped, whole groups of tasks are kept."""
+        """Make the missing runs; an interrupt keeps whole groups of tasks."""
         config = self.config
         if params.temperature == 0 and (config.num_thoughts > 1 or config.resolved_num_votes() > 1):
             raise ValueError("at temperature 0 all runs of a task are equal, they must be random")

@@ -104,7 +104,7 @@ class LLM:
 
     @property
     def origin(self) -> Origin:
-        """What the states of its sequences depend on besides their tokens."""
+        """Weights and numerics: all that states depend on besides their tokens."""
         if self._fingerprint is None:
             if self._folder is None:
                 raise ValueError("the model was not loaded from a folder, a session needs one")

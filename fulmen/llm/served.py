@@ -1,4 +1,4 @@
-"""What a server needs of a model beside chat, and a model at a URL may lack."""
+"""ServedModel: needs of a server beside chat, which a model at a URL may lack."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar

@@ -1,4 +1,4 @@
-"""What comes next in one answer: forced ids, a thought's budget and a grammar as one decision.
+"""Forced ids, a thought's budget and a grammar as one decision on the next token.
 
     ask -> forced ids first, then the budget of the thought, then the grammar
     take <- the id that came: each of them learns of it
@@ -30,7 +30,7 @@ class AnswerSteering:
 
     @property
     def is_forced(self) -> bool:
-        """Whether the next id is given."""
+        """True if the next id is given."""
         return bool(self._forced)
 
     def force(self, token_ids: Iterable[int]) -> None:

@@ -7,7 +7,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from fulmen.cli.options import ENGINE_CONFIG, engine_config, with_flags_of
+from fulmen.cli.options import ENGINE_CONFIG, with_flags_of
 from fulmen.engine import EngineConfig
 from fulmen.sampling import SamplingParams
 
@@ -71,7 +71,7 @@ def test_a_flag_is_read_as_its_field_is_typed(
 
 def test_flags_of_the_engine_make_its_config() -> None:
     found, _ = run_command("--kv-cache", "1MiB", "--max-num-seqs", "3", only=("seed",))
-    assert engine_config(found) == EngineConfig(kv_cache_bytes=2**20, max_num_seqs=3)
+    assert EngineConfig(**found) == EngineConfig(kv_cache_bytes=2**20, max_num_seqs=3)
 
 
 def test_fields_without_a_flag_are_unknown() -> None:
