@@ -3,9 +3,10 @@
     cd TESTS_OF_0.1.0 && PYTHON_OF_0.1.0 PATH/tests/sessions/data-0.1.0/record.py
 
 `m1` and `m2` are the tiny checkpoints of `tests/tiny.py`, loaded as float32 and bfloat16, with two
-turns each. `m1-cut` is `m1` after four tokens of its second answer. `expected.json` holds what each
-session said, and the ids and log-probabilities of a third answer after it: temperature 1, seed 9,
-no thinking budget, twelve tokens.
+turns each; a model is told by its config.json too, so those that 0.1.0 wrote stand here. `m1-cut`
+is `m1` after four tokens of its second answer. `expected.json` holds what each session said, and
+the ids and log-probabilities of a third answer after it: temperature 1, seed 9, no thinking budget,
+twelve tokens.
 """
 # ruff: noqa: E402 (the path decides which packages are imported)
 
@@ -55,6 +56,7 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         for kind, dtype in DTYPES.items():
             checkpoint = write_checkpoint(Path(folder) / kind, kind)
+            shutil.copy(checkpoint / "config.json", HERE / f"{kind}-config.json")
             llm = LLM.load(str(checkpoint), dtype=dtype, engine_config=EngineConfig(max_num_seqs=2))
             session = Session(llm, store, kind, model=kind)
             for seed, text in enumerate(QUESTIONS):
