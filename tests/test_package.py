@@ -75,8 +75,6 @@ def test_an_old_path_works_or_names_the_new_one(old: str) -> None:
     assert message == f"{old} has moved, it is now {MOVED[old]}"
     new = MOVED[old]
     room, _, name = new.rpartition(".")
-    if name == "LocalModel" and hasattr(importlib.import_module(room), "AsyncLLM"):
-        pytest.skip("AsyncLLM is not renamed yet")
     assert hasattr(importlib.import_module(room), name) or importlib.util.find_spec(new)
 
 
