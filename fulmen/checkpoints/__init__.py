@@ -2,7 +2,7 @@
 
 from fulmen.checkpoints.checkpoint import CONFIG, INDEX, PICKLES, SINGLE, Checkpoint, read_config
 from fulmen.checkpoints.fingerprint import fingerprint
-from fulmen.checkpoints.header import ALIGNMENT, SAFETENSORS_DTYPES, read_header
+from fulmen.checkpoints.header import ALIGNMENT, SAFETENSORS_DTYPES, read_header, read_metadata
 from fulmen.checkpoints.load import assign_matrix, load_model, stream_model
 from fulmen.checkpoints.save import save_model
 
@@ -19,6 +19,7 @@ __all__ = [
     "load_model",
     "read_config",
     "read_header",
+    "read_metadata",
     "save_model",
     "stream_model",
 ]

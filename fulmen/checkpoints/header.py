@@ -52,23 +52,7 @@ def read_header(file: Path) -> dict[str, Stored]:
     Raises ValueError, in bounded time and memory, for a file that is none, is cut short, or says
     what cannot be.
     """
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        prefix = stream.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
-        if 8 + length > size:
-            raise ValueError(f"{file} is truncated or no safetensors file: {size} bytes")
-        if length > MAX_JSON_BYTES:
-            raise ValueError(
-                f"{file} is no safetensors file we read: its header of {length} bytes is larger "
-                f"than {MAX_JSON_BYTES}"
-            )
-        try:
-            header = parse_json(stream.read(length), "it")
-        except ValueError as error:
-            raise ValueError(
-                f"{file} is no safetensors file: its header cannot be read, {error}"
-            ) from None
+    header, length = _read_json_header(file)
     header.pop("__metadata__", None)
     stored = {}
     spans = []
@@ -76,6 +60,7 @@ def read_header(file: Path) -> dict[str, Stored]:
         found, begin, end = _read_entry(file, name, entry)
         stored[name] = replace(found, begin=8 + length + begin)
         spans.append((begin, end, name))
+    size = file.stat().st_size
     needed = 8 + length + max((end for _, end, _ in spans), default=0)
     if size != needed:
         kind = "truncated" if size < needed else "too long"
@@ -89,6 +74,37 @@ def read_header(file: Path) -> dict[str, Stored]:
             )
         position = end
     return stored
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """Read the texts by name that a safetensors file holds beside its tensors."""
+    header, _ = _read_json_header(file)
+    match header.get("__metadata__", {}):
+        case dict(metadata) if all(isinstance(text, str) for text in metadata.values()):
+            return metadata
+        case other:
+            raise ValueError(f"{file} is damaged: its __metadata__ is {reprlib.repr(other)}")
+
+
+def _read_json_header(file: Path) -> tuple[dict[str, object], int]:
+    """Read the JSON text before the tensors, and its length in bytes."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        prefix = stream.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
+        if 8 + length > size:
+            raise ValueError(f"{file} is truncated or no safetensors file: {size} bytes")
+        if length > MAX_JSON_BYTES:
+            raise ValueError(
+                f"{file} is no safetensors file we read: its header of {length} bytes is larger "
+                f"than {MAX_JSON_BYTES}"
+            )
+        try:
+            return parse_json(stream.read(length), "it"), length
+        except ValueError as error:
+            raise ValueError(
+                f"{file} is no safetensors file: its header cannot be read, {error}"
+            ) from None
 
 
 def _read_entry(file: Path, name: str, entry: object) -> tuple[Stored, int, int]:

@@ -1,6 +1,5 @@
 """fulmen models: the models of the catalog and checkpoints, listed, shown, fetched, checked."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -53,6 +52,7 @@ def models_show(
 
 def _show_folder(path: Path) -> None:
     from fulmen.checkpoints import Checkpoint
+    from fulmen.files import read_json
     from fulmen.models import count_parameters
 
     checkpoint = Checkpoint.open(path)
@@ -65,7 +65,7 @@ def _show_folder(path: Path) -> None:
     if not quality.exists():
         return
     try:
-        table = quality_table(json.loads(quality.read_text("utf-8")))
+        table = quality_table(read_json(quality))
     except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
         print(f"{quality} is not shown, fulmen quantize did not write it", file=sys.stderr)
         return

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from fulmen.catalog import OnProgress
-from fulmen.checkpoints import CONFIG, INDEX, SINGLE, Checkpoint
-from fulmen.files import read_json, replacing, write_text
+from fulmen.checkpoints import CONFIG, INDEX, SINGLE, Checkpoint, read_metadata
+from fulmen.files import parse_json, read_json, replacing, write_text
 from fulmen.models import HARMLESS, Bits, Config, Fp8Config, PackedConfig, TensorSpec
 from fulmen.quantize.calibration import MIN_TOKENS, Calibration
 from fulmen.quantize.container import in_file_order, num_bytes, write_container
@@ -367,11 +367,8 @@ def _read(checkpoint: Checkpoint, name: str) -> Tensor:
 
 
 def _errors_of(file: Path) -> dict[str, float]:
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(length))
-    kept: Mapping[str, str] = json.loads(header["__metadata__"]["relative_errors"])
-    return {name: float(error) for name, error in kept.items()}
+    kept = parse_json(read_metadata(file)["relative_errors"].encode(), str(file))
+    return {name: float(str(error)) for name, error in kept.items()}
 
 
 def parse_packed(

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from fulmen.checkpoints import Checkpoint, fingerprint, gguf, load_model, read_config, save_model
 from fulmen.checkpoints.checkpoint import MAX_PROBLEMS
 from fulmen.checkpoints.gguf_file import MAX_HEADER_BYTES, Cursor, read_gguf_file
-from fulmen.checkpoints.header import read_header
+from fulmen.checkpoints.header import read_header, read_metadata
 from fulmen.files import MAX_JSON_BYTES
 from fulmen.models import config_from_dict, count_tensors
 from tests.bounds import bounded
@@ -412,3 +412,16 @@ def test_a_vocabulary_of_control_tokens_is_read_in_bounded_time(tmp_path: Path) 
     write_gguf(tmp_path / "a.gguf", change=many, drop=("tokens", "token_type", "merges"))
     with bounded(seconds=10):
         gguf.read_tokenizer(tmp_path / "a.gguf")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "found"), [({}, {}), ({"a": "b"}, {"a": "b"}), ({"a": 1}, None), ([1], None)]
+)
+def test_metadata_is_texts_by_name(metadata: object, found: object, tmp_path: Path) -> None:
+    file = tmp_path / "a.safetensors"
+    write_header(file, {"__metadata__": metadata})
+    if found is None:
+        with pytest.raises(ValueError, match=r"a\.safetensors is damaged: its __metadata__ is"):
+            read_metadata(file)
+    else:
+        assert read_metadata(file) == found
