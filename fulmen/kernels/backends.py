@@ -25,7 +25,7 @@ def native() -> ModuleType | None:
     """The extension, or None where it was not built or cannot be used; says so once. Raises
     ValueError where FULMEN_ISA names a set that is unknown or that this machine lacks."""
     try:
-        from fulmen.kernels import _native
+        from fulmen.kernels.cpu import _native
     except ImportError:
         logger.warning(
             "the C++ kernels are not installed (pip builds them when it finds a C++ compiler); "
