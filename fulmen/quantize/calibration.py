@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fulmen.checkpoints import Checkpoint, read_header, stream_model
-from fulmen.kernels import PackedMatrix, embed, native_for, rotary_angles
+from fulmen.kernels import PackedMatrix, backend_for, embed, rotary_angles
 from fulmen.models import Config, Context, Linear, Packed, PackedConfig, SparseMoE, Trace
 from fulmen.quantize.gptq import feedback_of, round_with_feedback
 from fulmen.quantize.quality import in_sequences
@@ -99,7 +99,7 @@ class Calibration:
                     holder.assign(matrix)
                     holder.input_bits = self.quantization.input_bits
             for holder in layer.modules():
-                if isinstance(holder, SparseMoE) and native_for(self._hidden_states) is not None:
+                if isinstance(holder, SparseMoE) and backend_for(self._hidden_states) is not None:
                     holder.combine()
 
         with self._template(index).register_forward_pre_hook(use_rounded):

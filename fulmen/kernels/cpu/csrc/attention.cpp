@@ -1,4 +1,4 @@
-// What softmax attention needs besides arithmetic on vectors: storing pages and making angles.
+// The parts of softmax attention that need no vectors: storing pages and computing angles.
 #include <math.h>
 #include <string.h>
 
@@ -20,7 +20,7 @@ float wide(uint16_t x) {
   return y;
 }
 
-// How an element is stored: as it is, or as code round(x / scale).
+// Stores an element as it is, or as code round(x / scale).
 template <class T>
 struct AsItIs {
   using Stored = T;
@@ -31,7 +31,8 @@ struct AsItIs {
 template <class T>
 struct AsCode {
   using Stored = int8_t;
-  // The largest of a row becomes 127. A row with infinity or NaN has scale NaN, which stays visible.
+  // The largest of a row becomes 127. A row with infinity or NaN has scale NaN, which stays
+  // visible.
   AsCode(const T* row, int64_t dim, float* scales, int64_t place) {
     float largest = 0.0f, zero_or_nan = 0.0f;
     for (int64_t d = 0; d < dim; ++d) {
@@ -43,7 +44,8 @@ struct AsCode {
     scale = finite && largest > 1e-36f ? scales[place] : INFINITY;  // less is 0
   }
   int8_t operator()(T x) const {
-    constexpr float integral = 12582912.0f;  // 1.5 2^23: what is added to it loses its fraction, ties to even
+    constexpr float integral =
+        12582912.0f;  // 1.5 2^23: adding it rounds to an integer, ties to even
     return finite ? int8_t((wide(x) / scale + integral) - integral) : 0;
   }
   float scale;
@@ -60,11 +62,15 @@ void write_some(const WriteArgs& args, int64_t task) {
   for (int64_t t = first; t < first + count; ++t) {
     const int64_t slot = args.slots[t], row = slot % kPage;
     const int64_t page = slot / kPage * args.num_kv_heads + head;
-    const T* k = static_cast<const T*>(args.k) + t * args.k_token_stride + head * args.k_head_stride;
-    const T* v = static_cast<const T*>(args.v) + t * args.v_token_stride + head * args.v_head_stride;
+    const T* k =
+        static_cast<const T*>(args.k) + t * args.k_token_stride + head * args.k_head_stride;
+    const T* v =
+        static_cast<const T*>(args.v) + t * args.v_token_stride + head * args.v_head_stride;
     Stored* k_to = static_cast<Stored*>(args.k_pages) + page * padded * kPage + row * pair;
-    Stored* v_to = static_cast<Stored*>(args.v_pages) + page * padded * kPage + row / pair * padded * pair + row % pair;
-    const Store k_store(k, dim, args.k_scales, page * kPage + row), v_store(v, dim, args.v_scales, page * kPage + row);
+    Stored* v_to = static_cast<Stored*>(args.v_pages) + page * padded * kPage +
+                   row / pair * padded * pair + row % pair;
+    const Store k_store(k, dim, args.k_scales, page * kPage + row),
+        v_store(v, dim, args.v_scales, page * kPage + row);
     for (int64_t d = 0; d < dim; ++d) k_to[d / pair * kPage * pair + d % pair] = k_store(k[d]);
     for (int64_t d = 0; d < dim; ++d) v_to[d * pair] = v_store(v[d]);
   }
@@ -74,9 +80,11 @@ void write_task(void* context, int64_t task, int) {
   const WriteArgs& args = *static_cast<const WriteArgs*>(context);
   const bool codes = args.k_scales != nullptr;
   if (args.dtype == kBFloat16) {
-    codes ? write_some<uint16_t, AsCode<uint16_t>>(args, task) : write_some<uint16_t, AsItIs<uint16_t>>(args, task);
+    codes ? write_some<uint16_t, AsCode<uint16_t>>(args, task)
+          : write_some<uint16_t, AsItIs<uint16_t>>(args, task);
   } else {
-    codes ? write_some<float, AsCode<float>>(args, task) : write_some<float, AsItIs<float>>(args, task);
+    codes ? write_some<float, AsCode<float>>(args, task)
+          : write_some<float, AsItIs<float>>(args, task);
   }
 }
 

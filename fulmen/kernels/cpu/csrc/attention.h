@@ -40,14 +40,17 @@ constexpr int kColumns = 1;
 #endif
 
 static inline V right(const float* p, int) { return load(p); }
-static inline V right(const uint16_t* p, int half) { return half ? odd(load_pairs(p)) : even(load_pairs(p)); }
+static inline V right(const uint16_t* p, int half) {
+  return half ? odd(load_pairs(p)) : even(load_pairs(p));
+}
 
 // acc[r][c] += sum over one step (an element, or a pair of them in order) of a[r] b[c]. Fetching
 // `next` here, line by line, is what lets a decoded token read pages at the speed of memory.
 template <int R, int C, class A, class T>
 static inline void step(V (&acc)[R][C], const A* a, int64_t a_stride, const T* b, const T* next) {
 #pragma GCC unroll 8
-  for (int c = 0; c < C; ++c) _mm_prefetch((const char*)(next + c * kPair<T> * kLanes), _MM_HINT_T0);
+  for (int c = 0; c < C; ++c)
+    _mm_prefetch((const char*)(next + c * kPair<T> * kLanes), _MM_HINT_T0);
 #ifdef FULMEN_BF16
   if constexpr (sizeof(A) == 2) {
     Pairs columns[C];
@@ -79,14 +82,16 @@ static inline void step(V (&acc)[R][C], const A* a, int64_t a_stride, const T* b
 // out (R, 16 C) = factor[r] out + a (R, steps) b (steps, 16 C), or only the product where factor is
 // null. b_stride is the distance of two steps; next is like b, to be fetched for later.
 template <int R, int C, class A, class T>
-static inline void multiply(float* out, int64_t out_stride, const float* factor, const A* a, int64_t a_stride,
-                            const T* b, const T* next, int64_t b_stride, int64_t steps) {
+static inline void multiply(float* out, int64_t out_stride, const float* factor, const A* a,
+                            int64_t a_stride, const T* b, const T* next, int64_t b_stride,
+                            int64_t steps) {
   V acc[R][C];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
     for (int c = 0; c < C; ++c)
-      acc[r][c] = factor == nullptr ? zero() : mul(load(out + r * out_stride + c * kLanes), set1(factor[r]));
+      acc[r][c] = factor == nullptr ? zero()
+                                    : mul(load(out + r * out_stride + c * kLanes), set1(factor[r]));
   for (int64_t i = 0; i < steps; ++i)
     step<R, C>(acc, a + i * kPair<T>, a_stride, b + i * b_stride, next + i * b_stride);
 #pragma GCC unroll 8
@@ -95,16 +100,19 @@ static inline void multiply(float* out, int64_t out_stride, const float* factor,
     for (int c = 0; c < C; ++c) store(out + r * out_stride + c * kLanes, acc[r][c]);
 }
 
-// The same for any number of columns.
+// `multiply` for any number of columns.
 template <int R, class A, class T>
-static inline void multiply_all(float* out, int64_t out_stride, const float* factor, const A* a, int64_t a_stride,
-                                const T* b, const T* next, int64_t b_stride, int64_t steps, int64_t columns) {
+static inline void multiply_all(float* out, int64_t out_stride, const float* factor, const A* a,
+                                int64_t a_stride, const T* b, const T* next, int64_t b_stride,
+                                int64_t steps, int64_t columns) {
   constexpr int pair = kPair<T>;
   int64_t c = 0;
   for (; c + kColumns * kLanes <= columns; c += kColumns * kLanes)
-    multiply<R, kColumns>(out + c, out_stride, factor, a, a_stride, b + c * pair, next + c * pair, b_stride, steps);
+    multiply<R, kColumns>(out + c, out_stride, factor, a, a_stride, b + c * pair, next + c * pair,
+                          b_stride, steps);
   for (; c < columns; c += kLanes)
-    multiply<R, 1>(out + c, out_stride, factor, a, a_stride, b + c * pair, next + c * pair, b_stride, steps);
+    multiply<R, 1>(out + c, out_stride, factor, a, a_stride, b + c * pair, next + c * pair,
+                   b_stride, steps);
 }
 
 static inline V rounded(V x, const float*) { return x; }
@@ -116,7 +124,7 @@ static inline V rounded(V x, const uint16_t*) {
 #endif
 }
 
-// The rows of one task, side by side.
+// Rows of one task, side by side.
 template <class T>
 struct Rows {
   using A = typename Left<T>::Type;
@@ -124,9 +132,9 @@ struct Rows {
   float* acc;    // (rows, padded)
   float* total;  // (rows, 16): running sums of the weights, to be added across
   float* peak;   // (rows): running maxima
-  T* last;       // (padded, 2): a pair of values whose second is not there
+  T* last;       // (padded, 2): a pair of values without its second
   int64_t dim, padded;
-  float scale;   // log2(e) / sqrt(D)
+  float scale;  // log2(e) / sqrt(D)
 };
 
 // The keys and values of one head in one page.
@@ -150,20 +158,23 @@ static inline V exp2_down(V x) {
 }
 
 // Scores (R, 64) -> weights (R, 64): 2^(score log2(e) / sqrt(D) - peak), which is e^ of the same in
-// its own base. Updates the running maximum and sum and says in `factor` by how much what was summed
-// before has to shrink.
+// its own base. Updates the running maximum and sum; `factor` is what earlier sums are to be
+// multiplied by.
 template <class T, int R>
-static inline void weigh(Rows<T>& rows, int64_t row, Page<T> page, float* scores, const int64_t* visible,
-                         typename Left<T>::Type* weights, float* factor) {
+static inline void weigh(Rows<T>& rows, int64_t row, Page<T> page, float* scores,
+                         const int64_t* visible, typename Left<T>::Type* weights, float* factor) {
   const V nothing = set1(-__builtin_inff()), scale = set1(rows.scale);
   alignas(64) float drop[kLanes] = {0};
   for (int r = 0; r < R; ++r) {
     float* s = scores + r * kPage;
     if (page.k_scales != nullptr)
-      for (int c = 0; c < kPage; c += kLanes) store(s + c, mul(load(s + c), load(page.k_scales + c)));
+      for (int c = 0; c < kPage; c += kLanes)
+        store(s + c, mul(load(s + c), load(page.k_scales + c)));
     if (visible[r] < kPage)
-      for (int c = 0; c < kPage; c += kLanes) store(s + c, first_of(int(visible[r]) - c, load(s + c), nothing));
-    const V most = max(max(load(s), load(s + kLanes)), max(load(s + 2 * kLanes), load(s + 3 * kLanes)));
+      for (int c = 0; c < kPage; c += kLanes)
+        store(s + c, first_of(int(visible[r]) - c, load(s + c), nothing));
+    const V most =
+        max(max(load(s), load(s + kLanes)), max(load(s + 2 * kLanes), load(s + 3 * kLanes)));
     const float before = rows.peak[row + r], here = quick_largest(most) * rows.scale;
     rows.peak[row + r] = here > before ? here : before;
     drop[r] = before - rows.peak[row + r];
@@ -176,11 +187,13 @@ static inline void weigh(Rows<T>& rows, int64_t row, Page<T> page, float* scores
     for (int c = 0; c < 4; ++c) {
       part[c] = exp2_down(fma(load(scores + r * kPage + c * kLanes), scale, peak));
       if (page.v_scales == nullptr) {
-        part[c] = rounded(part[c], (const T*)nullptr);  // the sum is of the weights as they are used
+        part[c] =
+            rounded(part[c], (const T*)nullptr);  // the sum is of the weights as they are used
         store(weights + r * kPage + c * kLanes, part[c]);
       } else {
         const V scaled = mul(part[c], load(page.v_scales + c * kLanes));
-        const V used = first_of(int(visible[r]) - c * kLanes, scaled, zero());  // a stale scale may be NaN
+        const V used =
+            first_of(int(visible[r]) - c * kLanes, scaled, zero());  // a stale scale may be NaN
         store(weights + r * kPage + c * kLanes, rounded(used, (const T*)nullptr));
       }
     }
@@ -199,14 +212,17 @@ static void meet(Rows<T>& rows, int64_t row, Page<T> page, Page<T> next, const i
   alignas(64) float scores[R * kPage];
   alignas(64) A weights[R * kPage];
   alignas(64) float factor[kLanes];
-  const int64_t padded = rows.padded, v_step = padded * pair, k_steps = (rows.dim + pair - 1) / pair;
-  multiply_all<R>(scores, kPage, nullptr, rows.q + row * padded, padded, page.k, next.k, kPage * pair, k_steps, kPage);
+  const int64_t padded = rows.padded, v_step = padded * pair,
+                k_steps = (rows.dim + pair - 1) / pair;
+  multiply_all<R>(scores, kPage, nullptr, rows.q + row * padded, padded, page.k, next.k,
+                  kPage * pair, k_steps, kPage);
   weigh<T, R>(rows, row, page, scores, visible, weights, factor);
 
   // All rows together while all see both keys of a pair, the rest of each row alone: no value
   // beyond a row's position takes part, were it infinite or never written.
   const int64_t shared = visible[0] / pair;
-  multiply_all<R>(rows.acc + row * padded, padded, factor, weights, kPage, page.v, next.v, v_step, shared, padded);
+  multiply_all<R>(rows.acc + row * padded, padded, factor, weights, kPage, page.v, next.v, v_step,
+                  shared, padded);
   const float one = 1.0f;
   for (int r = 0; r < R; ++r) {
     if (visible[r] == shared * pair) continue;
@@ -214,31 +230,40 @@ static void meet(Rows<T>& rows, int64_t row, Page<T> page, Page<T> next, const i
     const A* w = weights + r * kPage;
     const T* v = page.v + shared * v_step;
     const int64_t whole = visible[r] / pair;
-    multiply_all<1>(acc, padded, &one, w + shared * pair, kPage, v, v, v_step, whole - shared, padded);
+    multiply_all<1>(acc, padded, &one, w + shared * pair, kPage, v, v, v_step, whole - shared,
+                    padded);
     if constexpr (pair == 2) {
       if (visible[r] % 2 == 0) continue;
       for (int64_t d = 0; d < v_step; d += 2) {
         rows.last[d] = page.v[whole * v_step + d];
         rows.last[d + 1] = 0;
       }
-      multiply_all<1>(acc, padded, &one, w + whole * 2, kPage, rows.last, rows.last, v_step, 1, padded);
+      multiply_all<1>(acc, padded, &one, w + whole * 2, kPage, rows.last, rows.last, v_step, 1,
+                      padded);
     }
   }
 }
 
 template <class T>
-static void meet_some(Rows<T>& rows, int64_t row, int64_t count, Page<T> page, Page<T> next, const int64_t* visible) {
+static void meet_some(Rows<T>& rows, int64_t row, int64_t count, Page<T> page, Page<T> next,
+                      const int64_t* visible) {
   switch (count) {
-    case 1: return meet<T, 1>(rows, row, page, next, visible);
-    case 2: return meet<T, 2>(rows, row, page, next, visible);
-    case 3: return meet<T, 3>(rows, row, page, next, visible);
-    case 4: return meet<T, 4>(rows, row, page, next, visible);
-    case 5: return meet<T, 5>(rows, row, page, next, visible);
-    default: return meet<T, 6>(rows, row, page, next, visible);
+    case 1:
+      return meet<T, 1>(rows, row, page, next, visible);
+    case 2:
+      return meet<T, 2>(rows, row, page, next, visible);
+    case 3:
+      return meet<T, 3>(rows, row, page, next, visible);
+    case 4:
+      return meet<T, 4>(rows, row, page, next, visible);
+    case 5:
+      return meet<T, 5>(rows, row, page, next, visible);
+    default:
+      return meet<T, 6>(rows, row, page, next, visible);
   }
 }
 
-// Codes as numbers, once for all rows of a task; fetches those that come after.
+// Widens codes once for all rows of a task, and prefetches the next.
 template <class T>
 static inline void widen_codes(T* to, const int8_t* from, const int8_t* next, int64_t count) {
   for (int64_t i = 0; i < count; i += 4 * kLanes) {
@@ -267,7 +292,8 @@ struct Pages {
   int64_t index(int64_t i) const { return numbers[i] * args.num_kv_heads + head; }
 
   Page<T> plain(int64_t i) const {
-    return {(const T*)args.k_pages + index(i) * size, (const T*)args.v_pages + index(i) * size, nullptr, nullptr};
+    return {(const T*)args.k_pages + index(i) * size, (const T*)args.v_pages + index(i) * size,
+            nullptr, nullptr};
   }
 
   Page<T> from_codes(int64_t i, int64_t next) const {
@@ -279,8 +305,12 @@ struct Pages {
   }
 };
 
-static inline void copy_row(float* to, const float* from, int64_t n) { memcpy(to, from, size_t(n) * 4); }
-static inline void copy_row(uint16_t* to, const uint16_t* from, int64_t n) { memcpy(to, from, size_t(n) * 2); }
+static inline void copy_row(float* to, const float* from, int64_t n) {
+  memcpy(to, from, size_t(n) * 4);
+}
+static inline void copy_row(uint16_t* to, const uint16_t* from, int64_t n) {
+  memcpy(to, from, size_t(n) * 2);
+}
 static inline void copy_row(float* to, const uint16_t* from, int64_t n) {
   for (int64_t i = 0; i < n; ++i) to[i] = widen(from[i]);
 }
@@ -297,7 +327,8 @@ static void attend(const fulmen::AttentionArgs& args, int64_t task, int thread) 
   rows.padded = padded;
   rows.scale = 1.44269504088896341f / __builtin_sqrtf(float(dim));
   const int64_t aligned = round_up(count, kLanes);
-  float* memory = (float*)fulmen::scratch(thread, 0, size_t(aligned * (2 * padded + kLanes + 1) + padded) * 4);
+  float* memory =
+      (float*)fulmen::scratch(thread, 0, size_t(aligned * (2 * padded + kLanes + 1) + padded) * 4);
   rows.acc = memory;
   rows.total = rows.acc + aligned * padded;
   rows.peak = rows.total + aligned * kLanes;
@@ -313,11 +344,13 @@ static void attend(const fulmen::AttentionArgs& args, int64_t task, int thread) 
   }
 
   const bool codes = args.k_scales != nullptr;
-  const int64_t size = padded * kPage, num_pages = (block.position + block.count + kPage - 1) / kPage;
-  const Pages<T> pages = {args, args.block_table + block.sequence * args.block_table_width, head, size,
-                          codes ? (T*)fulmen::scratch(thread, 1, size_t(2 * size) * sizeof(T)) : nullptr};
+  const int64_t size = padded * kPage,
+                num_pages = (block.position + block.count + kPage - 1) / kPage;
+  const Pages<T> pages = {
+      args, args.block_table + block.sequence * args.block_table_width, head, size,
+      codes ? (T*)fulmen::scratch(thread, 1, size_t(2 * size) * sizeof(T)) : nullptr};
   for (int64_t i = 0; i < num_pages; ++i) {
-    // The page after this one lies anywhere: who first comes by fetches it.
+    // The next page may lie anywhere in memory, so the first task to get here prefetches it.
     const int64_t after = i + 1 < num_pages ? i + 1 : i, start = i * kPage;
     const Page<T> page = codes ? pages.from_codes(i, after) : pages.plain(i);
     Page<T> next = codes ? page : pages.plain(after);
@@ -364,7 +397,8 @@ static float root_mean_square(const T* x, int64_t width, float eps) {
 }
 
 template <class T>
-static void rotate_row(const fulmen::RotateArgs& args, const fulmen::RotateRows& rows, int64_t token) {
+static void rotate_row(const fulmen::RotateArgs& args, const fulmen::RotateRows& rows,
+                       int64_t token) {
   const int64_t width = rows.num_heads * args.head_dim, half = args.half;
   const T* x = (const T*)rows.x + token * rows.stride;
   T* out = (T*)rows.out + token * width;
@@ -383,7 +417,8 @@ static void rotate_row(const fulmen::RotateArgs& args, const fulmen::RotateRows&
     for (int64_t j = 0; j < half; j += kLanes) {
       const int n = int(least(kLanes, half - j));
       const V a = load_n(first + j, n), b = load_n(second + j, n);
-      const V cos = load_n(args.cos + token * half + j, n), sin = load_n(args.sin + token * half + j, n);
+      const V cos = load_n(args.cos + token * half + j, n),
+              sin = load_n(args.sin + token * half + j, n);
       store_n(first + j, sub(mul(a, cos), mul(b, sin)), n);
       store_n(second + j, add(mul(b, cos), mul(a, sin)), n);
     }
@@ -414,7 +449,8 @@ static void softmax_attention(const fulmen::AttentionArgs& args) {
 
 static void rotate(const fulmen::RotateArgs& args) {
   using attention::kRotateTokens;
-  fulmen::parallel((args.num_tokens + kRotateTokens - 1) / kRotateTokens, attention::rotate_task, (void*)&args);
+  fulmen::parallel((args.num_tokens + kRotateTokens - 1) / kRotateTokens, attention::rotate_task,
+                   (void*)&args);
 }
 
 }  // namespace ISA

@@ -1,11 +1,11 @@
-// What the kernels of softmax attention are told.
+// Arguments of the softmax attention kernels.
 //
 // Pages hold 64 keys and values of one head each. Dp is head_dim rounded up to 16; v is 2 for bf16,
 // whose pairs multiply at once, and 1 for float32. Keys have their lanes over keys, values over
 // head_dim:
 //   k_pages   (P, Hkv, Dp / v, 64, v)     values with d >= head_dim are zeros
 //   v_pages   (P, Hkv, 64 / v, Dp, v)
-// Rows that no token was written to hold anything, NaN too: memory of pages is used again.
+// Rows without a token hold anything, even NaN: pages are reused without being cleared.
 //
 // Pages may hold int8 codes in the same places, with a float32 scale for every token and head:
 //   k_scales, v_scales   (P, Hkv, 64)
@@ -40,7 +40,7 @@ struct AttentionArgs {
   Dtype dtype;
   const void *k_pages, *v_pages;
   const float *k_scales, *v_scales;  // null unless the pages hold codes
-  const int32_t* block_table;  // (N, block_table_width): the pages of each sequence
+  const int32_t* block_table;        // (N, block_table_width): the pages of each sequence
   int64_t block_table_width;
   const QueryBlock* blocks;
   int64_t num_blocks;
@@ -82,6 +82,7 @@ struct WriteArgs {
   Dtype dtype;
   void *k_pages, *v_pages;
   float *k_scales, *v_scales;  // null unless the pages hold codes
+  int64_t num_pages;
   const int64_t* slots;
   int64_t num_tokens, num_kv_heads, head_dim;
 };
@@ -94,7 +95,7 @@ struct AngleArgs {
   int64_t num_tokens, half;
 };
 
-// The same on every instruction set (attention.cpp).
+// Compiled once, for every instruction set (attention.cpp).
 void write_pages(const WriteArgs& args);
 void rotary_angles(const AngleArgs& args);
 

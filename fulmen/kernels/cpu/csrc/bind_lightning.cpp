@@ -1,35 +1,25 @@
-#include <nanobind/nanobind.h>
-
+// Lightning attention for Python.
 #include "bindings.h"
 #include "lightning_args.h"
 
 namespace nb = nanobind;
 
-void fulmen::bind_lightning(nb::module_& m) {
-  m.def(
-      "lightning",
-      [](Address q, int64_t q_token, int64_t q_head, Address k, int64_t k_token, int64_t k_head, Address v,
-         int64_t v_token, int64_t v_head, Address out, int64_t out_token, int64_t out_head, int dtype,
-         int64_t num_sequences, int64_t num_heads, int64_t head_dim, Address cu_seqlens, Address context_lens,
-         Address decays, Address slots, Address kv_state, Address k_tail, Address v_tail) {
-        LightningArgs args{{in<void>(q), q_token, q_head},
-                           {in<void>(k), k_token, k_head},
-                           {in<void>(v), v_token, v_head},
-                           at<void>(out),
-                           out_token,
-                           out_head,
-                           Dtype(dtype),
-                           num_sequences,
-                           num_heads,
-                           head_dim,
-                           in<int32_t>(cu_seqlens),
-                           in<int32_t>(context_lens),
-                           in<float>(decays),
-                           in<int64_t>(slots),
-                           at<float>(kv_state),
-                           at<void>(k_tail),
-                           at<void>(v_tail)};
-        run(kernels()->lightning, args);
-      },
-      "See LightningArgs; an address of 0 is a null pointer.");
+namespace fulmen {
+
+void read_fields(Arguments& read, LightningArgs& args) {
+  read.read(FULMEN_NAME_OF("q"), args.q.data);
+  read.read(FULMEN_NAME_OF("q_token"), args.q.token);
+  read.read(FULMEN_NAME_OF("q_head"), args.q.head);
+  read.read(FULMEN_NAME_OF("k"), args.k.data);
+  read.read(FULMEN_NAME_OF("k_token"), args.k.token);
+  read.read(FULMEN_NAME_OF("k_head"), args.k.head);
+  read.read(FULMEN_NAME_OF("v"), args.v.data);
+  read.read(FULMEN_NAME_OF("v_token"), args.v.token);
+  read.read(FULMEN_NAME_OF("v_head"), args.v.head);
+  READ_FIELDS(read, args, out, out_token, out_head, dtype, num_sequences, num_heads, head_dim,
+              cu_seqlens, context_lens, decays, slots, kv_state, k_tail, v_tail)
 }
+
+void bind_lightning(nb::module_& m) { bind(m, "lightning", &Kernels::lightning); }
+
+}  // namespace fulmen

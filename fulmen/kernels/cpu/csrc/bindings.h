@@ -1,35 +1,23 @@
-// What the binding files share.
+// Shared by the binding files: reading arguments, running and recording kernels.
 #pragma once
 
 #include <nanobind/nanobind.h>
 
-#include <stdint.h>
-
 #include <functional>
 #include <vector>
 
+#include "arguments.h"
 #include "kernels.h"
 #include "pool.h"
 
 namespace fulmen {
 
-using Address = uint64_t;  // Tensor.data_ptr()
-
-template <class T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
-template <class T>
-const T* in(Address address) {
-  return reinterpret_cast<const T*>(address);
-}
-
-// Calls kept to be made again: the same kernels on the same addresses, whatever lies there then.
+// Recorded calls, to be replayed: same kernels, same addresses, other values.
 struct Program {
   std::vector<std::function<void()>> calls;
 };
 
-// What this thread records into; null while it does not.
+// The program that this thread records into, or null.
 Program*& recording();
 
 // Does some work without the interpreter's lock, one kernel at a time, and keeps it if recording.
@@ -41,13 +29,35 @@ void submit(const Work& work) {
   work();
 }
 
-// Runs a kernel of the table.
+// Runs a kernel on its arguments.
 template <class Args>
 void run(void (*kernel)(const Args&), const Args& args) {
   submit([kernel, args] { kernel(args); });
 }
 
+// Reads the struct of a kernel by its own read_fields(Arguments&, Args&).
+template <class Args>
+Args arguments_of(const nanobind::kwargs& given) {
+  Args args{};
+  Arguments read(given);
+  read_fields(read, args);
+  read.finish();
+  return args;
+}
+
+// Binds a kernel of the table; its arguments are the fields of its struct.
+template <class Args>
+void bind(nanobind::module_& m, const char* name, void (*Kernels::*kernel)(const Args&)) {
+  m.def(name,
+        [kernel](nanobind::kwargs given) { run(kernels()->*kernel, arguments_of<Args>(given)); });
+}
+
+// Throws std::invalid_argument unless ids are 0 to known - 1; kind names them.
+void check_ids(const int64_t* ids, int64_t count, int64_t known, const char* kind);
+
 void bind_attention(nanobind::module_& m);
 void bind_lightning(nanobind::module_& m);
+void bind_products(nanobind::module_& m);
+void bind_rows(nanobind::module_& m);
 
 }  // namespace fulmen

@@ -1,4 +1,4 @@
-// Which instruction sets this machine has, and which the process uses.
+// Instruction sets of this machine, and the choice of one for the process.
 #include <cpuid.h>
 #include <stdlib.h>
 #include <string.h>
@@ -58,7 +58,7 @@ const Kernels* choose() {
       {"avx512_bf16", cpu.avx512_bf16, kernels_avx512_bf16},
       {"avx512", cpu.avx512, kernels_avx512},
       {"avx2", cpu.avx2, kernels_avx2},
-      {"amx_emulated", cpu.avx512, kernels_amx_emulated},  // never chosen: who could has avx512
+      {"amx_emulated", cpu.avx512, kernels_amx_emulated},  // never chosen: it needs avx512 too
   };
   const char* wanted = getenv("FULMEN_ISA");
   if (wanted == nullptr || *wanted == 0) {
@@ -69,10 +69,13 @@ const Kernels* choose() {
   if (strcmp(wanted, "none") == 0) return nullptr;
   for (const auto& set : sets) {
     if (strcmp(wanted, set.name) != 0) continue;
-    if (!set.here) throw std::runtime_error("FULMEN_ISA is " + std::string(wanted) + ", which this machine does not have");
+    if (!set.here)
+      throw std::runtime_error("FULMEN_ISA is " + std::string(wanted) +
+                               ", which this machine does not have");
     return set.table();
   }
-  throw std::runtime_error("FULMEN_ISA is " + std::string(wanted) + ", known are amx, avx512_bf16, avx512, avx2, amx_emulated and none");
+  throw std::runtime_error("FULMEN_ISA is " + std::string(wanted) +
+                           ", known are amx, avx512_bf16, avx512, avx2, amx_emulated and none");
 }
 
 }  // namespace

@@ -19,16 +19,18 @@ struct ExpertsJob {
   const ExpertsArgs* args;
   Operand up_operand, down_operand;
   Rows x, h;
-  int64_t* starts;       // (E + 1,) first pair of each expert
-  int32_t* active;       // experts that some token chose, in order
+  int64_t* starts;  // (E + 1,) first pair of each expert
+  int32_t* active;  // experts that some token chose, in order
   int64_t num_active;
-  int32_t* tokens;       // (pairs,) grouped by expert, tokens in order
-  float* weights;        // (pairs,)
-  uint8_t* hidden;       // (pairs, F) in the model's dtype
+  int32_t* tokens;             // (pairs,) grouped by expert, tokens in order
+  float* weights;              // (pairs,)
+  uint8_t* hidden;             // (pairs, F) in the model's dtype
   int64_t up_wide, down_wide;  // panels a task takes
 };
 
-static inline int64_t tasks_for(const Matrix& w, int64_t wide) { return (panels(w) + wide - 1) / wide; }
+static inline int64_t tasks_for(const Matrix& w, int64_t wide) {
+  return (panels(w) + wide - 1) / wide;
+}
 
 // Wide tasks read their rows fewer times; narrow ones keep all threads busy.
 static inline int64_t task_width(const Matrix& w, int64_t rows, int64_t others) {
@@ -43,10 +45,12 @@ static void up_task(void* context, int64_t task, int thread) {
   const int64_t per_expert = tasks_for(args.w1[0], job.up_wide);
   const int64_t e = job.active[task / per_expert], from = job.starts[e], to = job.starts[e + 1];
   const Matrix &w1 = args.w1[e], &w3 = args.w3[e];
-  const int64_t first = task % per_expert * job.up_wide, last = least(first + job.up_wide, panels(w1));
+  const int64_t first = task % per_expert * job.up_wide,
+                last = least(first + job.up_wide, panels(w1));
   const int64_t size = size_of(args.dtype);
   const int64_t ahead = least(task + fulmen::num_threads(), job.num_active * per_expert - 1);
-  const uint8_t* after = panel_data(args.w1[job.active[ahead / per_expert]], ahead % per_expert * job.up_wide);
+  const uint8_t* after =
+      panel_data(args.w1[job.active[ahead / per_expert]], ahead % per_expert * job.up_wide);
   float* gate = (float*)fulmen::scratch(thread, 1, sizeof(float) * 2 * kSumRows * kPanel);
   float* up = gate + kSumRows * kPanel;
   const uint8_t* x[kSumRows];
@@ -57,7 +61,8 @@ static void up_task(void* context, int64_t task, int thread) {
       const int64_t block = p * kPanelBlocks;
       const int blocks = int(least(kPanelBlocks, num_blocks(w1) - block));
       panel(x, rows, job.up_operand, w1, block, blocks, gate, panel_data(w3, p));
-      panel(x, rows, job.up_operand, w3, block, blocks, up, p + 1 < last ? panel_data(w1, p + 1) : after);
+      panel(x, rows, job.up_operand, w3, block, blocks, up,
+            p + 1 < last ? panel_data(w1, p + 1) : after);
       const int columns = int(least(blocks * kLanes, w1.n - block * kLanes));
       for (int64_t i = 0; i < rows; ++i) {
         uint8_t* out = job.hidden + ((r + i) * w1.n + block * kLanes) * size;
@@ -65,8 +70,10 @@ static void up_task(void* context, int64_t task, int thread) {
           const V g = load(gate + i * kPanel + c);
           const V h = mul(mul(g, sigmoid(g)), load(up + i * kPanel + c));
           const int n = int(least(kLanes, columns - c));
-          if (args.dtype == fulmen::kFloat32) store_n((float*)out + c, h, n);
-          else store_n((uint16_t*)out + c, h, n);
+          if (args.dtype == fulmen::kFloat32)
+            store_n((float*)out + c, h, n);
+          else
+            store_n((uint16_t*)out + c, h, n);
         }
       }
     }
@@ -76,9 +83,11 @@ static void up_task(void* context, int64_t task, int thread) {
 static void down_task(void* context, int64_t task, int thread) {
   const ExpertsJob& job = *(const ExpertsJob*)context;
   const ExpertsArgs& args = *job.args;
-  const int64_t first = task * job.down_wide, last = least(first + job.down_wide, panels(args.w2[0]));
+  const int64_t first = task * job.down_wide,
+                last = least(first + job.down_wide, panels(args.w2[0]));
   const int64_t width = job.down_wide * kPanel;
-  float* sums = (float*)fulmen::scratch(thread, 1, sizeof(float) * size_t(kSumRows * kPanel + args.rows * width));
+  float* sums = (float*)fulmen::scratch(
+      thread, 1, sizeof(float) * size_t(kSumRows * kPanel + args.rows * width));
   float* totals = sums + kSumRows * kPanel;
   memset(totals, 0, sizeof(float) * size_t(args.rows * width));
   const uint8_t* h[kSumRows];
@@ -87,14 +96,16 @@ static void down_task(void* context, int64_t task, int thread) {
     const Matrix& w2 = args.w2[e];
     const bool is_last = index + 1 == job.num_active;
     const Matrix& next_w2 = args.w2[job.active[is_last ? 0 : index + 1]];
-    const uint8_t* after = panel_data(next_w2, is_last ? first + fulmen::num_threads() * job.down_wide : first);
+    const uint8_t* after =
+        panel_data(next_w2, is_last ? first + fulmen::num_threads() * job.down_wide : first);
     for (int64_t r = job.starts[e]; r < job.starts[e + 1]; r += kSumRows) {
       const int64_t rows = least(kSumRows, job.starts[e + 1] - r);
       for (int64_t i = 0; i < rows; ++i) h[i] = job.h.data + (r + i) * job.h.bytes;
       for (int64_t p = first; p < last; ++p) {
         const int64_t block = p * kPanelBlocks;
         const int blocks = int(least(kPanelBlocks, num_blocks(w2) - block));
-        panel(h, rows, job.down_operand, w2, block, blocks, sums, p + 1 < last ? panel_data(w2, p + 1) : after);
+        panel(h, rows, job.down_operand, w2, block, blocks, sums,
+              p + 1 < last ? panel_data(w2, p + 1) : after);
         for (int64_t i = 0; i < rows; ++i) {
           float* total = totals + job.tokens[r + i] * width + (p - first) * kPanel;
           const V weight = set1(job.weights[r + i]);
@@ -108,11 +119,13 @@ static void down_task(void* context, int64_t task, int thread) {
   const int64_t column = first * kPanel;
   const int columns = int(least(width, args.w2[0].n - column));
   for (int64_t t = 0; t < args.rows; ++t)
-    write_row(totals + t * width, columns, fulmen::kNone, (uint8_t*)args.out + (t * args.w2[0].n + column) * size, args.dtype);
+    write_row(totals + t * width, columns, fulmen::kNone,
+              (uint8_t*)args.out + (t * args.w2[0].n + column) * size, args.dtype);
 }
 
 // Pairs of token and choice, grouped by expert.
-static inline void group_pairs(const ExpertsArgs& args, int64_t* starts, int32_t* tokens, float* weights, int64_t* places) {
+static inline void group_pairs(const ExpertsArgs& args, int64_t* starts, int32_t* tokens,
+                               float* weights, int64_t* places) {
   const int64_t pairs = args.rows * args.top_k;
   for (int e = 0; e <= args.num_experts; ++e) starts[e] = 0;
   for (int64_t i = 0; i < pairs; ++i) ++starts[args.ids[i] + 1];
@@ -136,7 +149,8 @@ static void experts(const ExpertsArgs& args) {
   job.up_operand = operand_for(w1, args.dtype, args.input_bits);
   job.down_operand = operand_for(w2, args.dtype, args.input_bits);
   const int64_t hidden_bytes = round_up(pairs * w1.n * size, 64);
-  uint8_t* memory = (uint8_t*)fulmen::scratch(0, 2, size_t(hidden_bytes + (args.num_experts + 1) * 8 + args.num_experts * 4 + pairs * 8));
+  uint8_t* memory = (uint8_t*)fulmen::scratch(
+      0, 2, size_t(hidden_bytes + (args.num_experts + 1) * 8 + args.num_experts * 4 + pairs * 8));
   job.hidden = memory;
   job.starts = (int64_t*)(memory + hidden_bytes);
   job.active = (int32_t*)(job.starts + args.num_experts + 1);

@@ -34,8 +34,8 @@ static inline LogSum merged(LogSum a, LogSum b) {
   return {a.most, a.sum + b.sum * exp_of(b.most - a.most)};
 }
 
-// Keeps the k best of what it is shown, best first; equal values in the order they came, and a NaN as
-// if it were -inf: its row's sum says that it was there.
+// Keeps the k best of what it is shown, best first; equal values in the order they came, and a NaN
+// as if it were -inf: its row's sum says that it was there.
 static inline void offer(float value, int64_t id, int k, float* values, int64_t* ids) {
   if (value != value) value = -__builtin_inff();
   if (!(value > values[k - 1]) && ids[k - 1] >= 0) return;
@@ -54,8 +54,8 @@ struct HeadJob {
   Operand o;
   Rows x;
   int64_t segments;
-  LogSum* sums;     // (rows, segments)
-  float* values;    // (rows, segments, top_k)
+  LogSum* sums;   // (rows, segments)
+  float* values;  // (rows, segments, top_k)
   int64_t* ids;
 };
 
@@ -64,7 +64,8 @@ static void head_task(void* context, int64_t task, int thread) {
   const HeadArgs& args = *job.args;
   const int k = args.top_k;
   const int64_t segment = task % job.segments;
-  const int64_t first_row = task / job.segments * kSumRows, rows = least(kSumRows, args.rows - first_row);
+  const int64_t first_row = task / job.segments * kSumRows,
+                rows = least(kSumRows, args.rows - first_row);
   const uint8_t* x[kSumRows];
   for (int64_t r = 0; r < rows; ++r) x[r] = job.x.data + (first_row + r) * job.x.bytes;
   float* c = (float*)fulmen::scratch(thread, 1, sizeof(float) * kSumRows * kPanel);
@@ -79,21 +80,26 @@ static void head_task(void* context, int64_t task, int thread) {
   const int64_t end = least((segment + 1) * kSegment, args.w.n);
   for (int64_t column = segment * kSegment; column < end; column += kPanel) {
     const int n = int(least(kPanel, end - column)), blocks = (n + kLanes - 1) / kLanes;
-    const int64_t next = column + kPanel < end ? column + kPanel : (segment + fulmen::num_threads()) * kSegment;
+    const int64_t next =
+        column + kPanel < end ? column + kPanel : (segment + fulmen::num_threads()) * kSegment;
     panel(x, rows, job.o, args.w, column / kLanes, blocks, c, panel_data(args.w, next / kPanel));
     for (int64_t r = 0; r < rows; ++r) {
       const float* logits = c + r * kPanel;
       const int64_t row = first_row + r, cell = row * job.segments + segment;
       const V nothing = set1(-__builtin_inff());
       V most = nothing;
-      for (int i = 0; i < n; i += kLanes) most = max(first_of(n - i, load(logits + i), nothing), most);
+      for (int i = 0; i < n; i += kLanes)
+        most = max(first_of(n - i, load(logits + i), nothing), most);
       const float top = largest(most);
-      const V base = set1(top > -__builtin_inff() ? top : 0.0f);  // where all are -inf, their sum is 0
+      const V base =
+          set1(top > -__builtin_inff() ? top : 0.0f);  // where all are -inf, their sum is 0
       V total = zero();
-      for (int i = 0; i < n; i += kLanes) total = add(total, first_of(n - i, exp(sub(load(logits + i), base)), zero()));
+      for (int i = 0; i < n; i += kLanes)
+        total = add(total, first_of(n - i, exp(sub(load(logits + i), base)), zero()));
       job.sums[cell] = merged(job.sums[cell], {top, sum(total)});
       if (k > 0 && (top > job.values[cell * k + k - 1] || job.ids[cell * k + k - 1] < 0))
-        for (int i = 0; i < n; ++i) offer(logits[i], column + i, k, job.values + cell * k, job.ids + cell * k);
+        for (int i = 0; i < n; ++i)
+          offer(logits[i], column + i, k, job.values + cell * k, job.ids + cell * k);
       if (args.targets != nullptr && args.targets[row] >= column && args.targets[row] < column + n)
         args.target_logits[row] = logits[args.targets[row] - column];
     }
@@ -113,7 +119,8 @@ static void merge_task(void* context, int64_t row, int) {
     const int64_t cell = row * job.segments + s;
     total = merged(total, job.sums[cell]);
     for (int i = 0; i < k && job.ids[cell * k + i] >= 0; ++i)
-      offer(job.values[cell * k + i], job.ids[cell * k + i], k, args.top_logits + row * k, args.top_ids + row * k);
+      offer(job.values[cell * k + i], job.ids[cell * k + i], k, args.top_logits + row * k,
+            args.top_ids + row * k);
   }
   args.logsumexp[row] = float(double(total.most) + __builtin_log(double(total.sum)));
 }

@@ -38,17 +38,19 @@ static void head_backward_task(void* context, int64_t task, int thread) {
   const int64_t size = size_of(args.dtype);
   uint8_t* error = (uint8_t*)args.error + (first_row * args.w.n + column) * size;
   uint8_t* transposed = (uint8_t*)args.error_transposed + (column * args.stride + first_row) * size;
-  transpose_rows(0, rows, columns, transposed, args.stride, args.dtype, [&](int64_t r, int64_t i, int n) {
-    const V value = load(c + r * kPanel + i);
-    write(error, r * args.w.n + i, n, args.dtype, value);
-    return value;
-  });
+  transpose_rows(0, rows, columns, transposed, args.stride, args.dtype,
+                 [&](int64_t r, int64_t i, int n) {
+                   const V value = load(c + r * kPanel + i);
+                   write(error, r * args.w.n + i, n, args.dtype, value);
+                   return value;
+                 });
 }
 
 static void head_backward(const HeadBackwardArgs& args) {
   HeadBackwardJob job{&args, operand_for(args.w, args.x_dtype, 16), {}};
   job.x = prepare(args.x, args.x_dtype, args.rows, args.x_stride, args.w, job.o, 0);
-  fulmen::parallel((args.rows + kSumRows - 1) / kSumRows * panels(args.w), head_backward_task, &job);
+  fulmen::parallel((args.rows + kSumRows - 1) / kSumRows * panels(args.w), head_backward_task,
+                   &job);
 }
 
 }  // namespace ISA

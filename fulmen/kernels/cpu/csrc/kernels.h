@@ -1,4 +1,4 @@
-// What a kernel is told, and the table of kernels of one instruction set.
+// Arguments of the kernels, and the table of kernels of one instruction set.
 //
 // Pointers are to contiguous memory unless a stride says otherwise; strides count elements. The
 // Python side has checked every shape.
@@ -10,7 +10,7 @@ namespace fulmen {
 
 enum Dtype : int { kFloat32 = 0, kBFloat16 = 1 };
 
-// How a matrix of N output columns and K inputs is packed. Columns stand in blocks of 16, N is
+// A packed matrix of N output columns and K inputs. Columns stand in blocks of 16, N is
 // padded with zeros; the bytes of a block, and its K, are in column order:
 //   float32  [K][16]                      float32
 //   bf16     [K / 2][16][2]               bf16, K padded to a multiple of 32
@@ -39,12 +39,12 @@ struct LinearArgs {
   int64_t rows;
   int64_t x_stride;
   Matrix w;
-  int input_bits;  // 8 or 16: what int8 and int4 weights are multiplied with
+  int input_bits;  // 8 or 16, of inputs that meet int8 and int4 weights
   void* out;
   Dtype out_dtype;
   int64_t out_stride;
   Activation activation;
-  void* sums;  // (rows, n) in x's dtype, what goes into the activation; null: not wanted
+  void* sums;  // (rows, n) in x's dtype, inputs of the activation; null: not wanted
 };
 
 // The gradient of an activation's input, dz = dy activation'(sums), and its transpose, which the
@@ -55,8 +55,8 @@ struct ActivationBackwardArgs {
   int64_t rows, n;
   const void* sums;  // (rows, n); null without an activation
   Activation activation;
-  Dtype dtype;         // of sums and both results
-  void* dz;            // (rows, n), or null: not wanted
+  Dtype dtype;          // of sums and both results
+  void* dz;             // (rows, n), or null: not wanted
   void* dz_transposed;  // (n, rows), rows `stride` apart
   int64_t stride;
 };
@@ -91,13 +91,13 @@ struct NormArgs {
 struct NormBackwardArgs {
   Dtype dtype;
   int64_t rows, width;
-  const void* stream;  // what was normalised: the stream, or x
+  const void* stream;  // the input of the norm: the stream, or x
   int64_t stream_stride;
   const void* weight;
   float eps;
   const void* gate;     // (rows, width), or null
   const void* dout;     // (rows, width)
-  const void* dstream;  // what reaches the stream without the norm, or null
+  const void* dstream;  // gradient of the stream where it is used besides the norm, or null
   float alpha, beta;
   void* dx;
   void* dbranch;   // or null
@@ -105,7 +105,7 @@ struct NormBackwardArgs {
   float* dweight;  // (width,)
 };
 
-// Which experts a token takes: the top_k of scores + bias, and their scores divided by their sum.
+// A token's experts: the top_k of scores + bias, weighted by their scores over the sum of these.
 struct RouteArgs {
   const float* logits;  // (rows, num_experts)
   int64_t rows;
@@ -118,8 +118,8 @@ struct RouteArgs {
 
 // The gradient of RouteArgs' logits.
 struct RouteBackwardArgs {
-  const float* logits;   // (rows, num_experts)
-  const int64_t* ids;    // (rows, top_k)
+  const float* logits;              // (rows, num_experts)
+  const int64_t* ids;               // (rows, top_k)
   const float *weights, *dweights;  // (rows, top_k)
   int64_t rows;
   int num_experts, top_k;
@@ -149,13 +149,13 @@ struct ExpertsBackwardArgs {
   const int64_t* ids;
   const float* weights;
   const void *const *w1, *const *w2, *const *w3;  // one an expert
-  void* dx;         // (rows, C)
-  float* dweights;  // (rows, top_k)
+  void* dx;                                       // (rows, C)
+  float* dweights;                                // (rows, top_k)
   void *const *dw1, *const *dw2, *const *dw3;
 };
 
-// logits = x w^T, of which only this is written: log(sum(exp(logits))) of a row, the logit of its
-// target, its top_k logits and their columns, best first.
+// logits = x w^T. Of each row only log(sum(exp(logits))) is written, the logit of its target, its
+// top_k logits and their columns, best first.
 struct HeadArgs {
   const void* x;
   Dtype x_dtype;
@@ -178,9 +178,9 @@ struct HeadBackwardArgs {
   Matrix w;
   const int64_t* targets;
   const float *logsumexp, *gradient;  // (rows,)
-  Dtype dtype;             // of both results
-  void* error;             // (rows, n)
-  void* error_transposed;  // (n, rows), rows `stride` apart
+  Dtype dtype;                        // of both results
+  void* error;                        // (rows, n)
+  void* error_transposed;             // (n, rows), rows `stride` apart
   int64_t stride;
 };
 

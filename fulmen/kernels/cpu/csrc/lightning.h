@@ -1,7 +1,7 @@
 // Lightning attention: causal linear attention that fades by lambda at each token.
 //
-// A task is one head of one sequence, chunk by chunk of 64 tokens counted from position 0. A token in
-// row i of its chunk is
+// A task is one head of one sequence, chunk by chunk of 64 tokens counted from position 0. A token
+// in row i of its chunk is
 //
 //   out_i = lambda^(i+1) (q_i KV)  +  sum over j = 0..i of (q_i k_j) lambda^(i-j) v_j
 //
@@ -9,7 +9,7 @@
 //
 //   KV = lambda^64 KV  +  sum over j = 0..63 of (lambda^(63-j) k_j) v_j^T.
 //
-// Why a row's bits depend on nothing but its operands: lanes run over outputs (keys for the scores,
+// A row's bits depend on its operands alone: lanes run over outputs (keys for the scores,
 // value dimensions elsewhere), never over what is summed. So each output is one chain of fused
 // multiply-adds in a fixed order, however many rows and vectors a tile takes together, and a row
 // never touches a later one.
@@ -46,8 +46,9 @@ static inline __attribute__((always_inline)) void clear(V (&sums)[R][C]) {
 
 // sums += a (R, n) b (n, 16 C), n in order
 template <int R, int C>
-static inline __attribute__((always_inline)) void add_product(V (&sums)[R][C], const float* a, int64_t a_stride,
-                                                              const float* b, int64_t b_stride, int64_t n) {
+static inline __attribute__((always_inline)) void add_product(V (&sums)[R][C], const float* a,
+                                                              int64_t a_stride, const float* b,
+                                                              int64_t b_stride, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
     V row[C];
 #pragma GCC unroll 8
@@ -61,8 +62,9 @@ static inline __attribute__((always_inline)) void add_product(V (&sums)[R][C], c
   }
 }
 
-// The rows of the next chunk, asked for a few at a time while this one is computed: the rows of one head
-// are far apart in memory, which no hardware foresees. (Without it a long prompt takes half as long again.)
+// The rows of the next chunk, asked for a few at a time while this one is computed: the rows of one
+// head are far apart in memory, which no hardware foresees. (Without it a long prompt takes half as
+// long again.)
 struct Ahead {
   const char* rows[4];
   int64_t strides[4];
@@ -87,7 +89,8 @@ struct Ahead {
 };
 
 template <int R, int C, class Work>
-static void cover_with(const Work& work, Ahead& ahead, int64_t row, int64_t end, int64_t vector, int64_t vectors) {
+static void cover_with(const Work& work, Ahead& ahead, int64_t row, int64_t end, int64_t vector,
+                       int64_t vectors) {
   for (; vector + C <= vectors; vector += C)
     for (int64_t r = row; r < end; r += R) {
       work.template tile<R, C>(r, vector);
@@ -107,18 +110,20 @@ static void cover(const Work& work, Ahead& ahead, int64_t row, int64_t end, int6
 
 // The chunk at hand of one head, in float32. Rows are padded with zeros to whole vectors.
 struct Chunk {
-  int64_t dim;      // D
-  int64_t width;    // D padded: the length of a row
-  float* q;         // (64, width)
-  float* keys;      // (width, 64): k transposed
-  float* v;         // (64, width)
-  float* scores;    // (64, 64)
-  float* state;     // (dim, width): KV, rows are key dimensions
-  bool has_state;   // false in the first chunk of a sequence, where KV is zero
-  float fade[80];   // fade[63 - n] = lambda^n, then zeros
+  int64_t dim;          // D
+  int64_t width;        // D padded: the length of a row
+  float* q;             // (64, width)
+  float* keys;          // (width, 64): k transposed
+  float* v;             // (64, width)
+  float* scores;        // (64, 64)
+  float* state;         // (dim, width): KV, rows are key dimensions
+  bool has_state;       // false in the first chunk of a sequence, where KV is zero
+  float fade[80];       // fade[63 - n] = lambda^n, then zeros
   const float* decays;  // lambda^n, n = 0..64
 
-  static int64_t floats(int64_t width) { return 3 * kChunk * width + kChunk * kChunk + width * width; }
+  static int64_t floats(int64_t width) {
+    return 3 * kChunk * width + kChunk * kChunk + width * width;
+  }
 };
 
 // scores (i, j) = (q_i k_j) lambda^(i-j); of no meaning where j > i
@@ -129,7 +134,8 @@ struct Scores {
   __attribute__((noinline)) void tile(int64_t row, int64_t vector) const {
     V sums[R][C];
     clear(sums);
-    add_product(sums, chunk.q + row * chunk.width, chunk.width, chunk.keys + kLanes * vector, kChunk, chunk.dim);
+    add_product(sums, chunk.q + row * chunk.width, chunk.width, chunk.keys + kLanes * vector,
+                kChunk, chunk.dim);
     for (int r = 0; r < R; ++r) {
       const float* fade = chunk.fade + (kChunk - 1) - (row + r) + kLanes * vector;
       float* out = chunk.scores + (row + r) * kChunk + kLanes * vector;
@@ -151,7 +157,8 @@ struct Outputs {
     const float* v = chunk.v + kLanes * vector;
     const float* scores = chunk.scores + row * kChunk;
     if (chunk.has_state) {
-      add_product(sums, chunk.q + row * chunk.width, chunk.width, chunk.state + kLanes * vector, chunk.width, chunk.dim);
+      add_product(sums, chunk.q + row * chunk.width, chunk.width, chunk.state + kLanes * vector,
+                  chunk.width, chunk.dim);
       for (int r = 0; r < R; ++r) {
         const V decay = set1(chunk.decays[row + r + 1]);
         for (int c = 0; c < C; ++c) sums[r][c] = mul(decay, sums[r][c]);
@@ -162,7 +169,8 @@ struct Outputs {
     for (int j = 1; j < R; ++j)
       for (int r = j; r < R; ++r)
         for (int c = 0; c < C; ++c)
-          sums[r][c] = fma(set1(scores[r * kChunk + row + j]), load(v + (row + j) * chunk.width + kLanes * c), sums[r][c]);
+          sums[r][c] = fma(set1(scores[r * kChunk + row + j]),
+                           load(v + (row + j) * chunk.width + kLanes * c), sums[r][c]);
     for (int r = 0; r < R; ++r)
       for (int c = 0; c < C; ++c) {
         const int64_t column = kLanes * (vector + c);
@@ -183,12 +191,13 @@ struct States {
   __attribute__((noinline)) void tile(int64_t row, int64_t vector) const {
     V sums[R][C];
     clear(sums);
-    add_product(sums, chunk.keys + row * kChunk, kChunk, chunk.v + kLanes * vector, chunk.width, kChunk);
+    add_product(sums, chunk.keys + row * kChunk, kChunk, chunk.v + kLanes * vector, chunk.width,
+                kChunk);
     const V decay = set1(chunk.decays[kChunk]);
     for (int r = 0; r < R; ++r)
       for (int c = 0; c < C; ++c) {
         float* state = chunk.state + (row + r) * chunk.width + kLanes * (vector + c);
-        // The first chunk finds no state, only whatever the memory held.
+        // The first chunk has no state: the memory holds anything.
         store(state, chunk.has_state ? fma(decay, load(state), sums[r][c]) : sums[r][c]);
       }
   }
@@ -200,14 +209,16 @@ static inline V load_columns(const T* row, int64_t column, int64_t dim) {
   return column + kLanes <= dim ? load(row + column) : load_n(row + column, int(dim - column));
 }
 
-// Where the rows of a chunk are: those before `first` in the tail, the others in the packed tokens.
+// Rows of a chunk: those before `first` lie in the tail, the others in the packed tokens.
 template <class T>
 struct Rows {
   const T* tail;
   const T* tokens;  // of row `first`
   int64_t stride, first, dim;
 
-  const T* operator()(int64_t row) const { return row < first ? tail + row * dim : tokens + (row - first) * stride; }
+  const T* operator()(int64_t row) const {
+    return row < first ? tail + row * dim : tokens + (row - first) * stride;
+  }
 };
 
 // out (end, width) = the rows from `begin`
@@ -233,18 +244,19 @@ static void transpose_rows(const Rows<T>& rows, int64_t end, float* out, int64_t
 
 template <class T>
 static void store_rows(const Rows<T>& rows, int64_t begin, int64_t end, T* tail) {
-  for (int64_t row = begin; row < end; ++row) memcpy(tail + row * rows.dim, rows(row), size_t(rows.dim) * sizeof(T));
+  for (int64_t row = begin; row < end; ++row)
+    memcpy(tail + row * rows.dim, rows(row), size_t(rows.dim) * sizeof(T));
 }
 
 // The new tokens of one chunk: `row` to `end`. At the chunk's end the state moves on.
 template <class T>
-static void run_chunk(Chunk& chunk, Ahead& ahead, const Rows<T>& q, const Rows<T>& k, const Rows<T>& v, T* out,
-                      int64_t out_stride, int64_t row, int64_t end) {
+static void run_chunk(Chunk& chunk, Ahead& ahead, const Rows<T>& q, const Rows<T>& k,
+                      const Rows<T>& v, T* out, int64_t out_stride, int64_t row, int64_t end) {
   const int64_t vectors = chunk.width / kLanes;
   widen_rows(q, row, end, chunk.q, chunk.width);
   transpose_rows(k, end, chunk.keys, chunk.width);
   widen_rows(v, 0, end, chunk.v, chunk.width);
-  // Keys beyond the sixteen that hold the diagonal are nobody's business yet.
+  // Keys beyond the sixteen that hold the diagonal take no part.
   for (int64_t begin = row; begin < end;) {
     const int64_t block = begin / kLanes, stop = least(end, (block + 1) * kLanes);
     cover(Scores{chunk}, ahead, begin, stop, block + 1);
@@ -308,7 +320,8 @@ static void run_head(const LightningArgs& args, int64_t sequence, int64_t head, 
     ahead.add(k + next * args.k.token, args.k.token);
     ahead.add(v + next * args.v.token, args.v.token);
     ahead.add(out + next * args.out_token, args.out_token);
-    run_chunk(chunk, ahead, q_rows, k_rows, v_rows, out + token * args.out_token, args.out_token, row, end);
+    run_chunk(chunk, ahead, q_rows, k_rows, v_rows, out + token * args.out_token, args.out_token,
+              row, end);
     if (end < kChunk && k_tail != nullptr) {
       store_rows(k_rows, row, end, k_tail);
       store_rows(v_rows, row, end, v_tail);
@@ -316,7 +329,8 @@ static void run_head(const LightningArgs& args, int64_t sequence, int64_t head, 
     token = next;
   }
   if (slot_state != nullptr && !in_slot && chunk.has_state)
-    for (int64_t d = 0; d < dim; ++d) memcpy(slot_state + d * dim, chunk.state + d * width, size_t(dim) * sizeof(float));
+    for (int64_t d = 0; d < dim; ++d)
+      memcpy(slot_state + d * dim, chunk.state + d * width, size_t(dim) * sizeof(float));
 }
 
 struct Work {
@@ -327,7 +341,8 @@ struct Work {
 static void run_task(void* context, int64_t task, int thread) {
   const Work& work = *(const Work*)context;
   const LightningArgs& args = work.args;
-  float* memory = (float*)fulmen::scratch(thread, 0, size_t(Chunk::floats(round_up(args.head_dim, kLanes))) * sizeof(float));
+  float* memory = (float*)fulmen::scratch(
+      thread, 0, size_t(Chunk::floats(round_up(args.head_dim, kLanes))) * sizeof(float));
   const int64_t all = args.num_sequences * args.num_heads;
   for (int64_t i = task * work.heads; i < least(all, (task + 1) * work.heads); ++i) {
     const int64_t sequence = i / args.num_heads, head = i % args.num_heads;
@@ -340,10 +355,11 @@ static void run_task(void* context, int64_t task, int thread) {
 
 static void lightning(const LightningArgs& args) {
   int64_t longest = 0;
-  for (int64_t n = 0; n < args.num_sequences; ++n) longest = most(longest, args.cu_seqlens[n + 1] - args.cu_seqlens[n]);
+  for (int64_t n = 0; n < args.num_sequences; ++n)
+    longest = most(longest, args.cu_seqlens[n + 1] - args.cu_seqlens[n]);
   const int64_t all = args.num_sequences * args.num_heads;
-  // A head of a long sequence is a task; in decode, where it is a microsecond, a task is some heads,
-  // and there are about four tasks a thread, so that a late one delays the others little.
+  // A head of a long sequence is a task; in decode, where it is a microsecond, a task is some
+  // heads, and there are about four tasks a thread, so that a late one delays the others little.
   const int64_t share = longest < kChunk ? all / (4 * fulmen::num_threads()) : 1;
   Work work{args, most(1, least(8, share))};
   fulmen::parallel((all + work.heads - 1) / work.heads, run_task, &work);

@@ -1,4 +1,4 @@
-// What the lightning kernel is told.
+// Arguments of the lightning attention kernel.
 #pragma once
 
 #include <stdint.h>
@@ -7,8 +7,8 @@
 
 namespace fulmen {
 
-// Rows of a packed tensor (T, H, D): element (t, h, d) is at t * token + h * head + d. Strides may be
-// negative: time then runs backwards, which is what a gradient needs.
+// Rows of a packed tensor (T, H, D): element (t, h, d) is at t * token + h * head + d. Strides may
+// be negative: time then runs backwards, which is what a gradient needs.
 struct Tokens {
   const void* data;
   int64_t token, head;
@@ -22,7 +22,7 @@ struct LightningArgs {
   int64_t out_token, out_head;
   Dtype dtype;  // of q, k, v, out and both tails
   int64_t num_sequences, num_heads, head_dim;
-  const int32_t* cu_seqlens;    // (N + 1): sequence n owns tokens cu_seqlens[n] to cu_seqlens[n + 1]
+  const int32_t* cu_seqlens;  // (N + 1): sequence n owns tokens cu_seqlens[n] to cu_seqlens[n + 1]
   const int32_t* context_lens;  // (N): its tokens before this call; null means none
   const float* decays;          // (H, 65): lambda^n of each head
   const int64_t* slots;         // (N): its row in the states

@@ -11,17 +11,22 @@ namespace ISA {
 using fulmen::LinearArgs;
 using fulmen::PackArgs;
 
-static inline int64_t panels(const Matrix& w) { return (num_blocks(w) + kPanelBlocks - 1) / kPanelBlocks; }
+static inline int64_t panels(const Matrix& w) {
+  return (num_blocks(w) + kPanelBlocks - 1) / kPanelBlocks;
+}
 
 // n values of a row of sums to their place, rounded once.
-static inline void write_row(const float* sums, int n, fulmen::Activation activation, void* out, Dtype dtype) {
+static inline void write_row(const float* sums, int n, fulmen::Activation activation, void* out,
+                             Dtype dtype) {
   for (int i = 0; i < n; i += kLanes) {
     V v = load(sums + i);
     if (activation == fulmen::kSilu) v = mul(v, sigmoid(v));
     if (activation == fulmen::kSigmoid) v = sigmoid(v);
     const int some = int(least(kLanes, n - i));
-    if (dtype == fulmen::kFloat32) store_n((float*)out + i, v, some);
-    else store_n((uint16_t*)out + i, v, some);
+    if (dtype == fulmen::kFloat32)
+      store_n((float*)out + i, v, some);
+    else
+      store_n((uint16_t*)out + i, v, some);
   }
 }
 
@@ -46,15 +51,19 @@ static void prepare_task(void* context, int64_t task, int) {
   const PrepareJob& job = *(const PrepareJob*)context;
   for (int64_t r = task * kPrepareRows; r < least(job.rows, (task + 1) * kPrepareRows); ++r) {
     uint8_t* out = job.out + r * job.o.bytes;
-    if (job.dtype == fulmen::kFloat32) prepare_row((const float*)job.x + r * job.stride, job.k, job.o, job.group, out);
-    else prepare_row((const uint16_t*)job.x + r * job.stride, job.k, job.o, job.group, out);
+    if (job.dtype == fulmen::kFloat32)
+      prepare_row((const float*)job.x + r * job.stride, job.k, job.o, job.group, out);
+    else
+      prepare_row((const uint16_t*)job.x + r * job.stride, job.k, job.o, job.group, out);
   }
 }
 
-static Rows prepare(const void* x, Dtype dtype, int64_t rows, int64_t stride, const Matrix& w, const Operand& o, int slot) {
+static Rows prepare(const void* x, Dtype dtype, int64_t rows, int64_t stride, const Matrix& w,
+                    const Operand& o, int slot) {
   const int64_t size = size_of(dtype);
   if (is_ready(o, dtype, w.k)) return {(const uint8_t*)x, stride * size};
-  PrepareJob job{x, dtype, rows, stride, w.k, o, w.group, (uint8_t*)fulmen::scratch(0, slot, size_t(rows * o.bytes))};
+  PrepareJob job{x,   dtype, rows,    stride,
+                 w.k, o,     w.group, (uint8_t*)fulmen::scratch(0, slot, size_t(rows * o.bytes))};
   fulmen::parallel((rows + kPrepareRows - 1) / kPrepareRows, prepare_task, &job);
   return {job.out, o.bytes};
 }
@@ -75,7 +84,8 @@ static void linear_task(void* context, int64_t task, int thread) {
   const uint8_t* x[kSumRows];
   for (int64_t r = 0; r < rows; ++r) x[r] = job.x.data + (first_row + r) * job.x.bytes;
   float* c = (float*)fulmen::scratch(thread, 1, sizeof(float) * kSumRows * kPanel);
-  panel(x, rows, job.o, args.w, block, blocks, c, panel_data(args.w, task % all + fulmen::num_threads()));
+  panel(x, rows, job.o, args.w, block, blocks, c,
+        panel_data(args.w, task % all + fulmen::num_threads()));
   const int64_t column = block * kLanes;
   const int n = int(least(blocks * kLanes, args.w.n - column));
   const int64_t size = size_of(args.out_dtype);
@@ -101,7 +111,8 @@ static void linear(const LinearArgs& args) {
 static inline float element(const PackArgs& args, int64_t n, int64_t k) {
   if (n >= args.w.n || k >= args.w.k) return 0.0f;
   const int64_t i = n * args.row_stride + k * args.column_stride;
-  return args.source_dtype == fulmen::kFloat32 ? ((const float*)args.source)[i] : widen(((const uint16_t*)args.source)[i]);
+  return args.source_dtype == fulmen::kFloat32 ? ((const float*)args.source)[i]
+                                               : widen(((const uint16_t*)args.source)[i]);
 }
 
 static void pack_task(void* context, int64_t block, int) {
@@ -110,7 +121,8 @@ static void pack_task(void* context, int64_t block, int) {
   const int64_t n = block * kLanes, k_end = padded_k(args.w);
   if (args.w.format == fulmen::kF32) {
     for (int64_t k = 0; k < k_end; ++k)
-      for (int lane = 0; lane < kLanes; ++lane) ((float*)out)[k * kLanes + lane] = element(args, n + lane, k);
+      for (int lane = 0; lane < kLanes; ++lane)
+        ((float*)out)[k * kLanes + lane] = element(args, n + lane, k);
     return;
   }
   uint16_t* pairs = (uint16_t*)out;
@@ -119,7 +131,8 @@ static void pack_task(void* context, int64_t block, int) {
     for (int64_t k = 0; k < k_end; k += 2) {
       const uint16_t* first = (const uint16_t*)args.source + n + k * args.column_stride;
       for (int lane = 0; lane < kLanes; ++lane) {
-        const uint32_t low = k < args.w.k ? first[lane] : 0, high = k + 1 < args.w.k ? first[args.column_stride + lane] : 0;
+        const uint32_t low = k < args.w.k ? first[lane] : 0,
+                       high = k + 1 < args.w.k ? first[args.column_stride + lane] : 0;
         ((uint32_t*)pairs)[k / 2 * kLanes + lane] = low | high << 16;
       }
     }

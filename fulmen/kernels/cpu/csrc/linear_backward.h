@@ -1,5 +1,5 @@
-// What the gradients of a linear layer need besides two products: the gradient of the activation's
-// input, as it is and transposed.
+// Gradient of an activation's input, as it is and transposed; two products do the rest of a linear
+// layer's gradients.
 #pragma once
 
 #include "linear.h"
@@ -19,13 +19,16 @@ static inline V derivative(V sum, fulmen::Activation activation) {
 static void activation_backward_task(void* context, int64_t task, int) {
   const ActivationBackwardArgs& args = *(const ActivationBackwardArgs*)context;
   const int64_t row = task * kBackwardRows, rows = least(kBackwardRows, args.rows - row);
-  transpose_rows(row, rows, args.n, args.dz_transposed, args.stride, args.dtype, [&](int64_t r, int64_t c, int n) {
-    const int64_t place = r * args.n + c;
-    V dz = read(args.dy, place, n, args.dy_dtype);
-    if (args.sums != nullptr) dz = mul(dz, derivative(read(args.sums, place, n, args.dtype), args.activation));
-    if (args.dz != nullptr) write(args.dz, place, n, args.dtype, dz);
-    return dz;
-  });
+  transpose_rows(row, rows, args.n, args.dz_transposed, args.stride, args.dtype,
+                 [&](int64_t r, int64_t c, int n) {
+                   const int64_t place = r * args.n + c;
+                   V dz = read(args.dy, place, n, args.dy_dtype);
+                   if (args.sums != nullptr)
+                     dz = mul(dz,
+                              derivative(read(args.sums, place, n, args.dtype), args.activation));
+                   if (args.dz != nullptr) write(args.dz, place, n, args.dtype, dz);
+                   return dz;
+                 });
 }
 
 static void activation_backward(const ActivationBackwardArgs& args) {

@@ -43,10 +43,12 @@ static void norm_task(void* context, int64_t task, int) {
       squares = fma(v, v, squares);
     }
     const V scale = set1(1.0f / __builtin_sqrtf(sum(squares) / float(width) + args.eps));
-    const uint8_t* gate = args.gate == nullptr ? nullptr : (const uint8_t*)args.gate + r * args.gate_stride * size;
+    const uint8_t* gate =
+        args.gate == nullptr ? nullptr : (const uint8_t*)args.gate + r * args.gate_stride * size;
     for (int64_t i = 0; i < width; i += kLanes) {
       const int n = int(least(kLanes, width - i));
-      V v = mul(read(args.weight, i, n, args.dtype), rounded(mul(read(x, i, n, args.dtype), scale), args.dtype));
+      V v = mul(read(args.weight, i, n, args.dtype),
+                rounded(mul(read(x, i, n, args.dtype), scale), args.dtype));
       if (gate != nullptr) v = mul(v, sigmoid(read(gate, i, n, args.dtype)));
       write(out, i, n, args.dtype, v);
     }
@@ -65,10 +67,12 @@ static inline void route_row(const RouteArgs& args, int64_t t, float* scores, fl
   const float* logits = args.logits + t * args.num_experts;
   const int n = args.num_experts;
   if (args.is_sigmoid) {
-    for (int e = 0; e < n; e += kLanes) store_n(scores + e, sigmoid(load_n(logits + e, n - e)), n - e);
+    for (int e = 0; e < n; e += kLanes)
+      store_n(scores + e, sigmoid(load_n(logits + e, n - e)), n - e);
   } else {
     V most = set1(-__builtin_inff());
-    for (int e = 0; e < n; e += kLanes) most = max(most, first_of(n - e, load_n(logits + e, n - e), most));
+    for (int e = 0; e < n; e += kLanes)
+      most = max(most, first_of(n - e, load_n(logits + e, n - e), most));
     const V top = set1(largest(most));
     V total = zero();
     for (int e = 0; e < n; e += kLanes) {
@@ -77,9 +81,11 @@ static inline void route_row(const RouteArgs& args, int64_t t, float* scores, fl
       total = add(total, p);
     }
     const V denominator = set1(sum(total));
-    for (int e = 0; e < n; e += kLanes) store_n(scores + e, div(load_n(scores + e, n - e), denominator), n - e);
+    for (int e = 0; e < n; e += kLanes)
+      store_n(scores + e, div(load_n(scores + e, n - e), denominator), n - e);
   }
-  for (int e = 0; e < n; ++e) choice[e] = args.bias == nullptr ? scores[e] : scores[e] + args.bias[e];
+  for (int e = 0; e < n; ++e)
+    choice[e] = args.bias == nullptr ? scores[e] : scores[e] + args.bias[e];
   float total = 0.0f;
   float* weights = args.weights + t * args.top_k;
   int64_t* ids = args.ids + t * args.top_k;
@@ -88,7 +94,9 @@ static inline void route_row(const RouteArgs& args, int64_t t, float* scores, fl
     for (int e = 0; e < n; ++e) {
       bool taken = false;  // a NaN is no candidate until nothing else is left
       for (int j = 0; j < k; ++j) taken = taken || ids[j] == e;
-      if (!taken && (best < 0 || choice[e] > choice[best] || (choice[best] != choice[best] && choice[e] == choice[e]))) best = e;
+      if (!taken && (best < 0 || choice[e] > choice[best] ||
+                     (choice[best] != choice[best] && choice[e] == choice[e])))
+        best = e;
     }
     ids[k] = best;
     weights[k] = scores[best];

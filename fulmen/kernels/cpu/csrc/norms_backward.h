@@ -44,7 +44,8 @@ static void norm_backward_task(void* context, int64_t task, int thread) {
     for (int64_t i = 0; i < width; i += kLanes) {
       const int n = int(least(kLanes, width - i));
       const int64_t place = row * width + i;
-      const V unit = mul(read(s, i, n, args.dtype), scale), weight = read(args.weight, i, n, args.dtype);
+      const V unit = mul(read(s, i, n, args.dtype), scale),
+              weight = read(args.weight, i, n, args.dtype);
       V d = read(args.dout, place, n, args.dtype);
       if (args.gate != nullptr) {
         const V share = sigmoid(read(args.gate, place, n, args.dtype));

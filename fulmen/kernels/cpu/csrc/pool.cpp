@@ -30,8 +30,8 @@ struct Round {
   int64_t count;
 };
 
-// The floating-point mode of every task: rounding to nearest, no number flushed to zero, whatever the
-// thread that calls has set. Else bits would depend on which thread takes a task.
+// The floating-point mode of every task: rounding to nearest, no number flushed to zero, whatever
+// the thread that calls has set. Else bits would depend on which thread takes a task.
 struct PlainArithmetic {
   unsigned before = _mm_getcsr();
   PlainArithmetic() { _mm_setcsr(0x1f80); }
@@ -136,7 +136,9 @@ void forget_pool() {
   the_pool.store(fresh);
 }
 
-int within_limits(int64_t threads) { return int(threads < 1 ? 1 : threads > kMaxThreads ? kMaxThreads : threads); }
+int within_limits(int64_t threads) {
+  return int(threads < 1 ? 1 : threads > kMaxThreads ? kMaxThreads : threads);
+}
 
 Pool& pool() {
   Pool* current = the_pool.load(std::memory_order_acquire);

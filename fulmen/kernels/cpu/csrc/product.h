@@ -42,8 +42,9 @@ static inline void tile_square(TileRows x, const uint8_t* w, int64_t stride, int
 }
 
 // c += x w over one K block of at most 256 inputs
-static inline void tile_bf16(const uint8_t* const* x, int64_t rows, int blocks, int64_t offset, const uint8_t* w, int64_t stride,
-                             int64_t k, float* c, NextWeights& next) {
+static inline void tile_bf16(const uint8_t* const* x, int64_t rows, int blocks, int64_t offset,
+                             const uint8_t* w, int64_t stride, int64_t k, float* c,
+                             NextWeights& next) {
   alignas(64) uint8_t gathered[32 * kTileBytes];
   int configured = 0;
   for (int64_t r = 0; r < rows; r += 32) {
@@ -55,8 +56,12 @@ static inline void tile_bf16(const uint8_t* const* x, int64_t rows, int blocks, 
       const uint8_t* weights = w + b * stride;
       float* to = c + r * kPanel + b * kLanes;
       const bool two = b + 1 < blocks;
-      if (some > 16) two ? tile_square<true, true>(a, weights, stride, k, to) : tile_square<true, false>(a, weights, stride, k, to);
-      else two ? tile_square<false, true>(a, weights, stride, k, to) : tile_square<false, false>(a, weights, stride, k, to);
+      if (some > 16)
+        two ? tile_square<true, true>(a, weights, stride, k, to)
+            : tile_square<true, false>(a, weights, stride, k, to);
+      else
+        two ? tile_square<false, true>(a, weights, stride, k, to)
+            : tile_square<false, false>(a, weights, stride, k, to);
     }
     for (int i = 0; i < 32 / kTileRows; ++i) next.ask();
   }
@@ -65,8 +70,9 @@ static inline void tile_bf16(const uint8_t* const* x, int64_t rows, int blocks, 
 
 #endif
 
-static inline void bf16_block(const uint8_t* const* x, int64_t rows, int blocks, int64_t offset, const uint8_t* w, int64_t stride,
-                              int64_t k, float* c, NextWeights& next) {
+static inline void bf16_block(const uint8_t* const* x, int64_t rows, int blocks, int64_t offset,
+                              const uint8_t* w, int64_t stride, int64_t k, float* c,
+                              NextWeights& next) {
 #ifdef FULMEN_AMX
   tile_bf16(x, rows, blocks, offset, w, stride, k, c, next);
 #else
@@ -76,8 +82,8 @@ static inline void bf16_block(const uint8_t* const* x, int64_t rows, int blocks,
 
 // FP8 for few rows, straight into registers.
 template <int R, int B>
-static inline void fp8_stream(const uint8_t* const* x, const Operand& o, const Matrix& w, const uint8_t* data, int64_t stride, float* c,
-                              const uint8_t* then) {
+static inline void fp8_stream(const uint8_t* const* x, const Operand& o, const Matrix& w,
+                              const uint8_t* data, int64_t stride, float* c, const uint8_t* then) {
   const Ahead ahead(data, then, o.k / w.group, 16 * w.group);
   V sums[R][B];
   for (int r = 0; r < R; ++r)
@@ -114,16 +120,18 @@ static inline void fp8_stream(const uint8_t* const* x, const Operand& o, const M
 
 struct FP8Stream {
   template <int R, int B>
-  static inline void run(const uint8_t* const* x, const Operand& o, const Matrix& w, const uint8_t* data, int64_t stride, float* c,
-                         const uint8_t* then) {
+  static inline void run(const uint8_t* const* x, const Operand& o, const Matrix& w,
+                         const uint8_t* data, int64_t stride, float* c, const uint8_t* then) {
     fp8_stream<R, B>(x, o, w, data, stride, c, then);
   }
 };
 
-static inline void fp8_panel(const uint8_t* const* x, int64_t rows, const Operand& o, const Matrix& w, const uint8_t* data,
-                             int64_t stride, int blocks, float* c, PanelScratch& s, const uint8_t* then) {
+static inline void fp8_panel(const uint8_t* const* x, int64_t rows, const Operand& o,
+                             const Matrix& w, const uint8_t* data, int64_t stride, int blocks,
+                             float* c, PanelScratch& s, const uint8_t* then) {
 #ifdef FULMEN_AMX
-  const bool streams = o.wide && rows <= kStreamRows;  // the tiles add pairs in an order of their own
+  const bool streams =
+      o.wide && rows <= kStreamRows;  // the tiles add pairs in an order of their own
 #else
   const bool streams = rows <= kStreamRows;
 #endif
@@ -134,19 +142,25 @@ static inline void fp8_panel(const uint8_t* const* x, int64_t rows, const Operan
     for (int b = 0; b < blocks; ++b) {
       const uint8_t* block = data + b * stride;
       for (int i = 0; i < w.group / 2; ++i)
-        store_pairs((uint8_t*)s.bf16 + b * wide_stride + i * 64, load_fp8(block + (g * w.group / 2 + i) * 32));
+        store_pairs((uint8_t*)s.bf16 + b * wide_stride + i * 64,
+                    load_fp8(block + (g * w.group / 2 + i) * 32));
       store(s.scales + b * kLanes, load((const float*)(block + o.k * 16) + g * kLanes));
     }
     for (int64_t r = 0; r < rows; r += kTileRows) {
       const int some = int(least(kTileRows, rows - r));
       memset(s.block_sums, 0, sizeof(float) * size_t(some) * kPanel);
       const uint8_t* weights = (const uint8_t*)s.bf16;
-      if (o.wide) tile_rows<TileWide>(some, blocks, x + r, g * w.group, weights, wide_stride, w.group, s.block_sums);
-      else bf16_block(x + r, some, blocks, g * w.group, weights, wide_stride, w.group, s.block_sums, none);
+      if (o.wide)
+        tile_rows<TileWide>(some, blocks, x + r, g * w.group, weights, wide_stride, w.group,
+                            s.block_sums);
+      else
+        bf16_block(x + r, some, blocks, g * w.group, weights, wide_stride, w.group, s.block_sums,
+                   none);
       for (int i = 0; i < some; ++i)
         for (int b = 0; b < blocks; ++b) {
           float* to = c + (r + i) * kPanel + b * kLanes;
-          store(to, fma(load(s.block_sums + i * kPanel + b * kLanes), load(s.scales + b * kLanes), load(to)));
+          store(to, fma(load(s.block_sums + i * kPanel + b * kLanes), load(s.scales + b * kLanes),
+                        load(to)));
         }
     }
   }
@@ -158,10 +172,10 @@ static inline const uint8_t* panel_data(const Matrix& w, int64_t p) {
 }
 
 // c (rows, kPanel) = x w^T for the blocks from first_block; every row of x in o's layout. `then` is
-// the panel, of the same shape, that this thread will probably read next: a hint, which only rounded
-// weights take.
-static void panel(const uint8_t* const* x, int64_t rows, const Operand& o, const Matrix& w, int64_t first_block, int blocks,
-                  float* c, const uint8_t* then) {
+// the panel, of the same shape, that this thread will probably read next: a hint, which only
+// rounded weights take.
+static void panel(const uint8_t* const* x, int64_t rows, const Operand& o, const Matrix& w,
+                  int64_t first_block, int blocks, float* c, const uint8_t* then) {
   const int64_t stride = block_bytes(w);
   const uint8_t* data = w.data + first_block * stride;
   memset(c, 0, sizeof(float) * size_t(rows) * kPanel);
@@ -170,14 +184,20 @@ static void panel(const uint8_t* const* x, int64_t rows, const Operand& o, const
   if (w.format == fulmen::kFP8) return fp8_panel(x, rows, o, w, data, stride, blocks, c, s, then);
   const bool is_f32 = w.format == fulmen::kF32;
   const int64_t step = is_f32 ? 128 : 256, bytes = is_f32 ? 64 : 32;  // of one input in a block
-  const int more = int(least(blocks, num_blocks(w) - first_block - blocks));  // of the panel after this
+  const int more =
+      int(least(blocks, num_blocks(w) - first_block - blocks));  // of the panel after this
   for (int64_t k = 0; k < o.k; k += step) {
     const int64_t size = least(step, o.k - k), after = least(step, o.k - k - size);
-    NextWeights next = after > 0 ? NextWeights(data + (k + size) * bytes, stride, after * bytes, blocks, rows)
-                            : NextWeights(more > 0 ? data + blocks * stride : nullptr, stride, least(step, o.k) * bytes, more, rows);
-    if (is_f32) tile_all<TileF32>(rows, blocks, x, k, data + k * 64, stride, size, c, next);
-    else if (o.wide) tile_all<TileWide>(rows, blocks, x, k, data + k * 32, stride, size, c, next);
-    else bf16_block(x, rows, blocks, k, data + k * 32, stride, size, c, next);
+    NextWeights next =
+        after > 0 ? NextWeights(data + (k + size) * bytes, stride, after * bytes, blocks, rows)
+                  : NextWeights(more > 0 ? data + blocks * stride : nullptr, stride,
+                                least(step, o.k) * bytes, more, rows);
+    if (is_f32)
+      tile_all<TileF32>(rows, blocks, x, k, data + k * 64, stride, size, c, next);
+    else if (o.wide)
+      tile_all<TileWide>(rows, blocks, x, k, data + k * 32, stride, size, c, next);
+    else
+      bf16_block(x, rows, blocks, k, data + k * 32, stride, size, c, next);
   }
 }
 

@@ -22,7 +22,8 @@ struct Sums {
 // w: block b starts at w + b * stride; x: this K block of each row
 struct TileF32 {
   template <int R, int B>
-  static inline void run(const uint8_t* const* x, int64_t offset, const uint8_t* w, int64_t stride, int64_t k, float* c) {
+  static inline void run(const uint8_t* const* x, int64_t offset, const uint8_t* w, int64_t stride,
+                         int64_t k, float* c) {
     Sums<R, B> s;
     s.load_from(c);
     const float* a[R];
@@ -41,7 +42,8 @@ struct TileF32 {
 
 struct TileBF16 {
   template <int R, int B>
-  static inline void run(const uint8_t* const* x, int64_t offset, const uint8_t* w, int64_t stride, int64_t k, float* c) {
+  static inline void run(const uint8_t* const* x, int64_t offset, const uint8_t* w, int64_t stride,
+                         int64_t k, float* c) {
     Sums<R, B> s;
     s.load_from(c);
     const uint8_t* a[R];
@@ -61,7 +63,8 @@ struct TileBF16 {
 // bf16 weights, float32 activations
 struct TileWide {
   template <int R, int B>
-  static inline void run(const uint8_t* const* x, int64_t offset, const uint8_t* w, int64_t stride, int64_t k, float* c) {
+  static inline void run(const uint8_t* const* x, int64_t offset, const uint8_t* w, int64_t stride,
+                         int64_t k, float* c) {
     Sums<R, B> s;
     s.load_from(c);
     const float* a[R];
@@ -79,32 +82,56 @@ struct TileWide {
 };
 
 template <class T>
-static inline void tile_rows(int rows, int blocks, const uint8_t* const* x, int64_t offset, const uint8_t* w, int64_t stride,
-                             int64_t k, float* c) {
+static inline void tile_rows(int rows, int blocks, const uint8_t* const* x, int64_t offset,
+                             const uint8_t* w, int64_t stride, int64_t k, float* c) {
   for (int b = 0; b < blocks;) {
     const int wide = blocks - b >= kTileBlocks ? kTileBlocks : 1;
     const uint8_t* from = w + b * stride;
     float* to = c + b * kLanes;
     if (wide == 1) {
       switch (rows) {
-        case 1: T::template run<1, 1>(x, offset, from, stride, k, to); break;
-        case 2: T::template run<2, 1>(x, offset, from, stride, k, to); break;
+        case 1:
+          T::template run<1, 1>(x, offset, from, stride, k, to);
+          break;
+        case 2:
+          T::template run<2, 1>(x, offset, from, stride, k, to);
+          break;
 #ifdef FULMEN_AVX512
-        case 3: T::template run<3, 1>(x, offset, from, stride, k, to); break;
-        case 4: T::template run<4, 1>(x, offset, from, stride, k, to); break;
-        case 5: T::template run<5, 1>(x, offset, from, stride, k, to); break;
-        case 6: T::template run<6, 1>(x, offset, from, stride, k, to); break;
+        case 3:
+          T::template run<3, 1>(x, offset, from, stride, k, to);
+          break;
+        case 4:
+          T::template run<4, 1>(x, offset, from, stride, k, to);
+          break;
+        case 5:
+          T::template run<5, 1>(x, offset, from, stride, k, to);
+          break;
+        case 6:
+          T::template run<6, 1>(x, offset, from, stride, k, to);
+          break;
 #endif
       }
     } else {
       switch (rows) {
-        case 1: T::template run<1, kTileBlocks>(x, offset, from, stride, k, to); break;
-        case 2: T::template run<2, kTileBlocks>(x, offset, from, stride, k, to); break;
+        case 1:
+          T::template run<1, kTileBlocks>(x, offset, from, stride, k, to);
+          break;
+        case 2:
+          T::template run<2, kTileBlocks>(x, offset, from, stride, k, to);
+          break;
 #ifdef FULMEN_AVX512
-        case 3: T::template run<3, kTileBlocks>(x, offset, from, stride, k, to); break;
-        case 4: T::template run<4, kTileBlocks>(x, offset, from, stride, k, to); break;
-        case 5: T::template run<5, kTileBlocks>(x, offset, from, stride, k, to); break;
-        case 6: T::template run<6, kTileBlocks>(x, offset, from, stride, k, to); break;
+        case 3:
+          T::template run<3, kTileBlocks>(x, offset, from, stride, k, to);
+          break;
+        case 4:
+          T::template run<4, kTileBlocks>(x, offset, from, stride, k, to);
+          break;
+        case 5:
+          T::template run<5, kTileBlocks>(x, offset, from, stride, k, to);
+          break;
+        case 6:
+          T::template run<6, kTileBlocks>(x, offset, from, stride, k, to);
+          break;
 #endif
       }
     }
@@ -112,17 +139,20 @@ static inline void tile_rows(int rows, int blocks, const uint8_t* const* x, int6
   }
 }
 
-// The weights of the next step, asked for some lines at a time while this step multiplies: the first
-// rows to meet them would wait for memory, which all others then leave idle.
+// The weights of the next step, asked for some lines at a time while this step multiplies: the
+// first rows to meet them would wait for memory, which all others then leave idle.
 struct NextWeights {
-  const uint8_t* from;  // null: nothing
+  const uint8_t* from;    // null: nothing
   int64_t stride, bytes;  // from block to block, and of each
   int blocks;
   int64_t share;  // lines to ask for at a time
   int64_t at = 0;
 
   NextWeights(const uint8_t* from, int64_t stride, int64_t bytes, int blocks, int64_t rows)
-      : from(rows > kMinRows ? from : nullptr), stride(stride), bytes(bytes), blocks(blocks),
+      : from(rows > kMinRows ? from : nullptr),
+        stride(stride),
+        bytes(bytes),
+        blocks(blocks),
         share((blocks * bytes / 64 * kTileRows + rows - 1) / rows + 1) {}
 
   void ask() {
@@ -140,28 +170,31 @@ struct NextWeights {
     }
   }
 
-  static constexpr int64_t kMinRows = 24;  // fewer read front to back, where the machine guesses what comes
+  static constexpr int64_t kMinRows =
+      24;  // fewer read front to back, where the machine guesses what comes
 };
 
 template <class T>
-static inline void tile_all(int64_t rows, int blocks, const uint8_t* const* x, int64_t offset, const uint8_t* w,
-                            int64_t stride, int64_t k, float* c, NextWeights& next) {
+static inline void tile_all(int64_t rows, int blocks, const uint8_t* const* x, int64_t offset,
+                            const uint8_t* w, int64_t stride, int64_t k, float* c,
+                            NextWeights& next) {
   for (int64_t r = 0; r < rows; r += kTileRows) {
-    tile_rows<T>(int(least(kTileRows, rows - r)), blocks, x + r, offset, w, stride, k, c + r * kPanel);
+    tile_rows<T>(int(least(kTileRows, rows - r)), blocks, x + r, offset, w, stride, k,
+                 c + r * kPanel);
     next.ask();
   }
 }
 
-// What the first-level cache holds while a panel is multiplied.
+// Unpacked weights, in the first-level cache while a panel is multiplied.
 struct alignas(64) PanelScratch {
-  uint8_t codes[kPanel * kMaxGroup];      // int4 spread to bytes
-  uint16_t bf16[kPanel * kMaxGroup];      // fp8 as bf16
+  uint8_t codes[kPanel * kMaxGroup];  // int4 spread to bytes
+  uint16_t bf16[kPanel * kMaxGroup];  // fp8 as bf16
   float scales[kPanel], offsets[kPanel];
   float block_sums[kTileRows * kPanel];
 };
 
-// Rounded weights are unpacked as they are read, and the machine's own guesses then come too late. So
-// each line is asked for some lines before its turn: near the end of a block, the first lines of
+// Rounded weights are unpacked as they are read, and the machine's own guesses then come too late.
+// So each line is asked for some lines before its turn: near the end of a block, the first lines of
 // `then`, the block this thread reads next.
 constexpr int64_t kStreamAhead = 4096;
 
@@ -171,17 +204,25 @@ struct Ahead {
   int64_t lead;   // steps from what is read to what is asked for
   int64_t turn;   // the first step that asks for `then`
   Ahead(const uint8_t* from, const uint8_t* then, int64_t steps, int64_t bytes)
-      : from(from), then(then), bytes(bytes), lead(least(steps, most(1, kStreamAhead / bytes))), turn(steps - lead) {}
-  // what to ask for while step i is read
-  const uint8_t* at(int64_t i) const { return i < turn ? from + (i + lead) * bytes : then + (i - turn) * bytes; }
+      : from(from),
+        then(then),
+        bytes(bytes),
+        lead(least(steps, most(1, kStreamAhead / bytes))),
+        turn(steps - lead) {}
+  // lines to ask for while step i is read
+  const uint8_t* at(int64_t i) const {
+    return i < turn ? from + (i + lead) * bytes : then + (i - turn) * bytes;
+  }
 };
 
-// Up to this many rows stream; each four pass over the panel, which the second time lies in a cache.
+// Up to this many rows stream; each four pass over the panel, which the second time lies in a
+// cache.
 constexpr int kStreamRows = 12;
 
 template <class S>
-static inline void stream_panel(const uint8_t* const* x, int64_t rows, const Operand& o, const Matrix& w, const uint8_t* data,
-                                int64_t stride, int blocks, float* c, const uint8_t* then) {
+static inline void stream_panel(const uint8_t* const* x, int64_t rows, const Operand& o,
+                                const Matrix& w, const uint8_t* data, int64_t stride, int blocks,
+                                float* c, const uint8_t* then) {
   constexpr int kNarrow = kTileBlocks / 2;  // blocks beside each other for three and four rows
   for (int64_t r = 0; r < rows; r += 4) {
     const int some = int(least(4, rows - r)), wide = some <= 2 ? kTileBlocks : kNarrow;
@@ -192,10 +233,22 @@ static inline void stream_panel(const uint8_t* const* x, int64_t rows, const Ope
       const int after = b + (one ? 1 : wide);
       const uint8_t* next = after < blocks ? data + after * stride : r + 4 < rows ? data : then;
       switch (some) {
-        case 1: one ? S::template run<1, 1>(x + r, o, w, from, stride, to, next) : S::template run<1, kTileBlocks>(x + r, o, w, from, stride, to, next); break;
-        case 2: one ? S::template run<2, 1>(x + r, o, w, from, stride, to, next) : S::template run<2, kTileBlocks>(x + r, o, w, from, stride, to, next); break;
-        case 3: one ? S::template run<3, 1>(x + r, o, w, from, stride, to, next) : S::template run<3, kNarrow>(x + r, o, w, from, stride, to, next); break;
-        case 4: one ? S::template run<4, 1>(x + r, o, w, from, stride, to, next) : S::template run<4, kNarrow>(x + r, o, w, from, stride, to, next); break;
+        case 1:
+          one ? S::template run<1, 1>(x + r, o, w, from, stride, to, next)
+              : S::template run<1, kTileBlocks>(x + r, o, w, from, stride, to, next);
+          break;
+        case 2:
+          one ? S::template run<2, 1>(x + r, o, w, from, stride, to, next)
+              : S::template run<2, kTileBlocks>(x + r, o, w, from, stride, to, next);
+          break;
+        case 3:
+          one ? S::template run<3, 1>(x + r, o, w, from, stride, to, next)
+              : S::template run<3, kNarrow>(x + r, o, w, from, stride, to, next);
+          break;
+        case 4:
+          one ? S::template run<4, 1>(x + r, o, w, from, stride, to, next)
+              : S::template run<4, kNarrow>(x + r, o, w, from, stride, to, next);
+          break;
       }
       b = after;
     }

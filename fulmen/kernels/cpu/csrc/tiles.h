@@ -1,9 +1,9 @@
 // Products on AMX tiles: bf16 for any number of rows, integers for sixteen and more.
 //
 // A tile of bf16 weights is 16 rows of 16 column pairs: 32 inputs of one packed block. A tile of x
-// is up to 16 rows of 32 inputs. Of an output the hardware adds the products of even inputs in their
-// order, those of odd ones in theirs, then both to what was there; so one row alone gives the bits it
-// gives among sixteen.
+// is up to 16 rows of 32 inputs. Of an output the hardware adds the products of even inputs in
+// their order, those of odd ones in theirs, then both to what was there; so one row alone gives the
+// bits it gives among sixteen.
 #pragma once
 
 #include "vec.h"
@@ -35,21 +35,26 @@ static inline void load_config(const TileConfig& config) {
 }
 static inline void release_tiles() {}
 template <int T>
-static inline void tile_zero() { memset(tile_state.data[T], 0, sizeof tile_state.data[T]); }
+static inline void tile_zero() {
+  memset(tile_state.data[T], 0, sizeof tile_state.data[T]);
+}
 template <int T>
 static inline void tile_load(const void* from, int64_t stride) {
-  for (int r = 0; r < tile_state.rows[T]; ++r) memcpy(tile_state.data[T][r], (const uint8_t*)from + r * stride, size_t(tile_state.bytes[T]));
+  for (int r = 0; r < tile_state.rows[T]; ++r)
+    memcpy(tile_state.data[T][r], (const uint8_t*)from + r * stride, size_t(tile_state.bytes[T]));
 }
 template <int T>
 static inline void tile_store(void* to, int64_t stride) {
-  for (int r = 0; r < tile_state.rows[T]; ++r) memcpy((uint8_t*)to + r * stride, tile_state.data[T][r], size_t(tile_state.bytes[T]));
+  for (int r = 0; r < tile_state.rows[T]; ++r)
+    memcpy((uint8_t*)to + r * stride, tile_state.data[T][r], size_t(tile_state.bytes[T]));
 }
 template <int C, int A, int B>
 static inline void tile_dot_bf16() {
   for (int r = 0; r < tile_state.rows[C]; ++r) {
     V evens = zero(), odds = zero();
     for (int k = 0; k < tile_state.rows[B]; ++k) {
-      const Pairs a = set1_pair(tile_state.data[A][r] + 4 * k), b = load_pairs(tile_state.data[B][k]);
+      const Pairs a = set1_pair(tile_state.data[A][r] + 4 * k),
+                  b = load_pairs(tile_state.data[B][k]);
       evens = fma(even(a), even(b), evens);
       odds = fma(odd(a), odd(b), odds);
     }
@@ -83,7 +88,9 @@ static inline void load_config(const TileConfig& config) {
 }
 static inline void release_tiles() { __asm__ volatile("tilerelease" : : : "memory"); }
 template <int T>
-static inline void tile_zero() { __asm__ volatile("tilezero %%tmm%c0" : : "i"(T)); }
+static inline void tile_zero() {
+  __asm__ volatile("tilezero %%tmm%c0" : : "i"(T));
+}
 template <int T>
 static inline void tile_load(const void* from, int64_t stride) {
   __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(from), "r"(stride), "i"(T) : "memory");
@@ -93,13 +100,17 @@ static inline void tile_store(void* to, int64_t stride) {
   __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(stride), "i"(T) : "memory");
 }
 template <int C, int A, int B>
-static inline void tile_dot_bf16() { __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(C), "i"(A), "i"(B)); }
+static inline void tile_dot_bf16() {
+  __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(C), "i"(A), "i"(B));
+}
 // signed times unsigned
 template <int C, int A, int B>
-static inline void tile_dot_int8() { __asm__ volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(C), "i"(A), "i"(B)); }
+static inline void tile_dot_int8() {
+  __asm__ volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(C), "i"(A), "i"(B));
+}
 
 #endif
-// How the tiles are used: sums 0 to 3, activations 4 and 5, weights 6 and 7.
+// Tiles 0 to 3 hold sums, 4 and 5 activations, 6 and 7 weights.
 
 static inline void configure(int rows) {
   TileConfig config{};
@@ -120,7 +131,8 @@ struct TileRows {
 };
 constexpr int kTileBytes = 512;  // of a row in a K block: 256 bf16, or 128 codes
 
-static inline TileRows even_rows(const uint8_t* const* x, int rows, int64_t from, int64_t bytes, uint8_t* gathered) {
+static inline TileRows even_rows(const uint8_t* const* x, int rows, int64_t from, int64_t bytes,
+                                 uint8_t* gathered) {
   const int64_t stride = rows > 1 ? x[1] - x[0] : 0;
   bool even = true;
   for (int r = 2; r < rows; ++r) even = even && x[r] - x[r - 1] == stride;

@@ -1,9 +1,9 @@
-"""Programs: the kernel calls of a forward pass, recorded once and made again without Python.
+"""Programs: the kernel calls of a forward pass, recorded once and replayed without Python.
 
-A decode step calls some ten kernels a layer, and between them Python takes a third of the time. The
-calls of two steps of one shape differ only in what lies at their addresses; so they are recorded at
-fixed tensors, and a later step fills the inputs and makes the same calls. The kernels are the same,
-and so are the bits.
+A decode step calls some ten kernels a layer, and Python between them takes a third of the time. Two
+steps of one shape make the same calls; only the values at their addresses differ. So the calls are
+recorded at fixed tensors, and a later step fills the inputs and replays them. The kernels are the
+same, and so are the bits.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fulmen.kernels.backends import native
+from fulmen.kernels.cpu.extension import loaded
 
 T = TypeVar("T")
 
@@ -24,36 +24,34 @@ class Program(Generic[T]):
     """The kernel calls of one forward pass, with all tensors they name."""
 
     def __init__(self, forward: Callable[[], T]) -> None:
-        """Runs forward, once, and records it.
+        """Run forward, once, and record it.
 
-        All it reads must stay where it is. A pass that does work in torch between its kernels runs
-        to its end all the same, but cannot be replayed (`missing`).
+        All that it reads must stay at its address. A pass that works in torch between its kernels
+        runs to its end as well, but cannot be replayed (see `missing`).
         """
-        extension = native()
-        assert extension is not None
-        self._program = extension.Program()
+        self._program = loaded().Program()
         self._watch = _Watch()
         self._program.record()
         try:
             with self._watch:
                 self.outputs = forward()
-                """What forward returned: tensors that every replay fills anew."""
+                """Result of forward: tensors that every replay fills again."""
         finally:
             self._program.stop()
 
     @property
     def missing(self) -> str | None:
-        """The torch operation that a replay would leave out; None if the calls are complete."""
+        """Name of a torch operation that a replay would leave out; None if there is none."""
         return self._watch.work
 
     def replay(self) -> None:
-        """Makes the calls again, on what now lies where the inputs lay."""
+        """Make the calls again, on the values that now lie at the inputs' addresses."""
         self._program.replay()
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Keeps every tensor that torch makes, so that its memory is not used again, and notices work:
-    an operation that returns neither a view nor new, empty memory, or that writes."""
+    """Keep every tensor that torch makes, so that its memory is not used again, and notice work: an
+    operation that writes, or that returns neither a view nor new, empty memory."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -62,8 +60,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """torch asks. To skip torch.compile, which nobody uses here, it would first import it: two
-        seconds in the middle of a process's first answer (torch 2.13)."""
+        """Tell torch not to look for torch.compile, which nobody uses here: it would import it
+        first, two seconds in the middle of a process's first answer (torch 2.13)."""
         return False
 
     def __torch_dispatch__(
