@@ -11,7 +11,7 @@ import torch
 from fulmen.bench.machine import Limits, Spread
 from fulmen.bench.timer import ModelTimer
 from fulmen.bench.workload import TOUCH_TOKENS, Workload, until_steady
-from fulmen.kernels import native_for
+from fulmen.kernels import backend_for
 from fulmen.models import Config, Model, PackedConfig, decode_bytes, prefill_flops
 
 
@@ -69,7 +69,7 @@ def tokens_per_s_limit(
     dtype         dtype that the model runs in, by default the config's
     """
     config = replace(config, torch_dtype=dtype or config.torch_dtype)
-    if native_for(torch.empty(0, dtype=config.torch_dtype)) is None:
+    if backend_for(torch.empty(0, dtype=config.torch_dtype)) is None:
         # Without kernels the loader unpacks rounded weights, and the model runs on floats.
         config = replace(config, quantization_config=None)
     if workload.kind == "prefill":

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from fulmen.engine import Runner
-from fulmen.kernels import PAGE, HeadOutput
+from fulmen.kernels import PAGE, HeadOutput, KVPages
 from fulmen.models import Model, Packed
 
 
@@ -54,9 +54,9 @@ class ModelTimer:
         with torch.inference_mode():
             cache = self.model.new_cache(self._num_pages, self._num_slots)
             for layer in cache.layers:
-                for pages in (getattr(layer, "k_pages", None), getattr(layer, "v_pages", None)):
-                    if pages is not None:
-                        pages.normal_()
+                if isinstance(layer, KVPages):
+                    for part in layer.stored.values():
+                        part.normal_()
         self._runner = Runner(self.model, cache)
 
     def prefill(self, num_tokens: int) -> Timing:

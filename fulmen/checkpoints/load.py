@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fulmen.checkpoints.checkpoint import LAYER, LAYERS, Checkpoint
-from fulmen.kernels import PackedMatrix, native_for, pack
+from fulmen.kernels import PackedMatrix, backend_for, pack
 from fulmen.models import Experts, Linear, Model, PackedConfig, new_model
 
 # A layer's experts are one module; its matrices are named as if each expert were one.
@@ -107,7 +107,7 @@ class _Loader:
         self.dtype = dtype or checkpoint.config.torch_dtype
         self.device = device
         self.trainable = trainable
-        usable = native_for(torch.empty(0, dtype=self.dtype, device=device)) is not None
+        usable = backend_for(torch.empty(0, dtype=self.dtype, device=device)) is not None
         self.is_packing = usable and not trainable
 
     def fill(self, module: nn.Module, names: Iterable[str], *, prefix: str = "") -> None:

@@ -1,22 +1,22 @@
 """How the heavy operations run: each with its contract, its reference and its kernel."""
 
 from fulmen.kernels.attention import attend, softmax_attention
-from fulmen.kernels.backends import native, native_for, numerics, populate, set_num_threads
+from fulmen.kernels.backends import backend_for
+from fulmen.kernels.cpu import Program, native, populate, set_num_threads
 from fulmen.kernels.embedding import embed
 from fulmen.kernels.experts import ExpertWeights, PackedExperts, Scoring, mixture_of_experts, route
 from fulmen.kernels.head import HeadOutput, head, target_logprobs
 from fulmen.kernels.lengths import Lengths
-from fulmen.kernels.lightning import CHUNK, LightningCarry, kv_state_at, lightning_attention
-from fulmen.kernels.linear import Activation, linear
+from fulmen.kernels.lightning import CHUNK, LightningCarry, lightning_attention
+from fulmen.kernels.linear import Activation, linear, pack
 from fulmen.kernels.norms import add_residual, gated_norm, residual_norm, rms_norm
+from fulmen.kernels.numerics import REVISION, numerics
 from fulmen.kernels.pages import PAGE, KVPages, write_pages
-from fulmen.kernels.program import Program
 from fulmen.kernels.rotary import rotary_angles, rotate
 from fulmen.kernels.weights import (
     PackedMatrix,
     WeightFormat,
     concatenate,
-    pack,
     pack_fp8,
     pack_int4,
     pack_int8,
@@ -26,6 +26,7 @@ from fulmen.kernels.weights import (
 __all__ = [
     "CHUNK",
     "PAGE",
+    "REVISION",
     "Activation",
     "ExpertWeights",
     "HeadOutput",
@@ -39,16 +40,15 @@ __all__ = [
     "WeightFormat",
     "add_residual",
     "attend",
+    "backend_for",
     "concatenate",
     "embed",
     "gated_norm",
     "head",
-    "kv_state_at",
     "lightning_attention",
     "linear",
     "mixture_of_experts",
     "native",
-    "native_for",
     "numerics",
     "pack",
     "pack_fp8",

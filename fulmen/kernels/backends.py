@@ -1,101 +1,156 @@
-"""The C++ extension, when it is there, and what an op needs to use it.
+"""Backends: who computes an op on given tensors.
 
-Every op has a plain-torch reference; the extension is the same op, faster and with the same bits
-for a row whatever stands beside it. It works on CPU tensors of bfloat16 and float32.
+A backend is a package with the functions of `Backend`, such as `cpu/`. Each op checks its input at
+its door, asks `backend_for` and runs its plain-torch reference where no backend takes the tensors.
+A new backend is a package beside `cpu/` and a line in `_BACKENDS`.
 """
 
-import functools
-import hashlib
-import logging
-from pathlib import Path
-from types import ModuleType
-from typing import Final
+from collections.abc import Collection, Sequence
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor
 
-logger = logging.getLogger(__name__)
-
-DTYPES: Final = {torch.float32: 0, torch.bfloat16: 1}
-"""The activations the kernels know, as they number them."""
-
-
-@functools.cache
-def native() -> ModuleType | None:
-    """The extension, or None where it was not built or cannot be used; says so once. Raises
-    ValueError where FULMEN_ISA names a set that is unknown or that this machine lacks."""
-    try:
-        from fulmen.kernels import _native
-    except ImportError:
-        logger.warning(
-            "the C++ kernels are not installed (pip builds them when it finds a C++ compiler); "
-            "running on plain torch, which is slower and exact only to rounding"
-        )
-        return None
-    try:
-        isa = _native.isa()
-    except RuntimeError as error:  # it says what was found and what is known
-        raise ValueError(f"{error}; without FULMEN_ISA the processor decides") from None
-    if not isa:
-        logger.warning(
-            "the C++ kernels are not in use: no AVX2, or FULMEN_ISA is none; running on plain torch"
-        )
-        return None
-    return _native
+from fulmen.kernels import cpu
+from fulmen.kernels.lengths import Lengths
+from fulmen.kernels.weights import PackedMatrix
 
 
-@functools.cache
-def numerics() -> str:
-    """What the bits of results depend on besides their inputs and where they are computed: torch,
-    the build of the kernels and the instruction set in use."""
-    extension = native()
-    if extension is None:
-        return f"torch-{torch.__version__}"
-    assert extension.__file__ is not None
-    with open(extension.__file__, "rb") as file:
-        build = hashlib.file_digest(file, "sha256").hexdigest()
-    return f"torch-{torch.__version__} {extension.isa()}-{build[:16]}"
+class Backend(Protocol):
+    """Ops of one kind of device. Shapes and meaning are those of the op of the same name in
+    `kernels/`, which has checked its input; a row's bits never depend on the rows beside it."""
+
+    @property
+    def DTYPES(self) -> Collection[torch.dtype]: ...
+
+    def takes(self, *tensors: Tensor) -> bool: ...
+
+    def pack(self, weight: Tensor) -> PackedMatrix: ...
+
+    def embed(self, input_ids: Tensor, weight: Tensor) -> Tensor: ...
+
+    def linear(
+        self,
+        x: Tensor,
+        weight: Tensor | PackedMatrix,
+        *,
+        activation: str,
+        out_dtype: torch.dtype,
+        input_bits: int,
+    ) -> Tensor: ...
+
+    def head(
+        self,
+        hidden_states: Tensor,
+        weight: Tensor | PackedMatrix,
+        *,
+        targets: Tensor | None,
+        top_k: int,
+        input_bits: int,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]: ...
+
+    def target_logprobs(
+        self,
+        hidden_states: Tensor,
+        weight: Tensor | PackedMatrix,
+        targets: Tensor,
+        *,
+        input_bits: int,
+    ) -> Tensor: ...
+
+    def route(
+        self, router_logits: Tensor, top_k: int, *, is_sigmoid: bool, choice_bias: Tensor | None
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def stack_experts(
+        self,
+        w1: Sequence[PackedMatrix],
+        w2: Sequence[PackedMatrix],
+        w3: Sequence[PackedMatrix],
+    ) -> Any: ...
+
+    def mixture_of_experts(
+        self,
+        hidden_states: Tensor,
+        topk_weights: Tensor,
+        topk_ids: Tensor,
+        stack: Any,
+        *,
+        input_bits: int,
+    ) -> Tensor: ...
+
+    def train_experts(
+        self,
+        hidden_states: Tensor,
+        topk_weights: Tensor,
+        topk_ids: Tensor,
+        flat: Sequence[Tensor],
+    ) -> Tensor: ...
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor: ...
+
+    def residual_norm(
+        self,
+        residual: Tensor,
+        branch: Tensor,
+        weight: Tensor,
+        eps: float,
+        *,
+        alpha: float,
+        beta: float,
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def add_residual(
+        self, residual: Tensor, branch: Tensor, *, alpha: float, beta: float
+    ) -> Tensor: ...
+
+    def gated_norm(self, x: Tensor, weight: Tensor, gate_logits: Tensor, eps: float) -> Tensor: ...
+
+    def rotary_angles(self, positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def rotate(
+        self,
+        q: Tensor,
+        k: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        *,
+        head_dim: int,
+        norms: Sequence[Tensor],
+        eps: float,
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def write_pages(self, k: Tensor, v: Tensor, pages: Any, slot_mapping: Tensor) -> None: ...
+
+    def softmax_attention(
+        self, q: Tensor, pages: Any, *, lengths: Lengths, block_table: Tensor
+    ) -> Tensor: ...
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, *, lengths: Lengths) -> Tensor: ...
+
+    def lightning_attention(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        slope_rate: Tensor,
+        *,
+        lengths: Lengths,
+        states: tuple[Tensor, Tensor, Tensor] | None,
+    ) -> Tensor: ...
 
 
-def native_for(*tensors: Tensor) -> ModuleType | None:
-    """The extension if it can take these tensors, else None."""
-    for x in tensors:
-        if not x.is_cpu or x.dtype not in DTYPES:
-            return None
-    return native()
+_BACKENDS: Final[tuple[Backend, ...]] = (cpu,)
 
 
-def native_alike(*tensors: Tensor) -> ModuleType | None:
-    """The same where all of them must be of one dtype."""
-    return native_for(*tensors) if len({x.dtype for x in tensors}) == 1 else None
+def backend_for(*tensors: Tensor) -> Backend | None:
+    """Return the backend that takes these tensors; None where the reference must do."""
+    for backend in _BACKENDS:
+        if backend.takes(*tensors):
+            return backend
+    return None
 
 
-def check_input_bits(input_bits: int) -> None:
-    """Raises ValueError unless the kernels know this rounding of inputs."""
-    if input_bits not in (8, 16):
-        raise ValueError(f"input_bits is {input_bits}, it must be 8 or 16")
-
-
-def set_num_threads(count: int) -> None:
-    """How many threads the kernels use; the result of no kernel depends on it."""
-    extension = native()
-    if extension is not None:
-        extension.set_num_threads(count)
-
-
-def populate(mapped: Tensor) -> None:
-    """Maps all pages of a file's map (bytes,) now, if memory holds them easily: else every first
-    use of a page would interrupt a kernel."""
-    extension = native()
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return
-    available = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
-    if extension is not None and 2 * mapped.nbytes < available.get("MemAvailable", 0):
-        extension.populate(mapped.data_ptr(), mapped.nbytes)
-
-
-def needs_gradient(*tensors: Tensor) -> bool:
-    """Whether autograd watches any of these tensors."""
-    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+def backend_for_alike(*tensors: Tensor) -> Backend | None:
+    """Return the backend that takes these tensors, if all have one dtype."""
+    return backend_for(*tensors) if len({x.dtype for x in tensors}) == 1 else None

@@ -1,27 +1,37 @@
-"""Pages of 64 tokens that hold the keys and values of softmax attention."""
+"""Pages of 64 tokens that hold the keys and values of softmax attention.
 
-import math
-import mmap
+A layer's pages are one `KVPages`. How tokens lie within a page is the business of the backend that
+reads them: a CPU's pages are `cpu/pages.py`, other devices have `TokenPages`, in token order.
+"""
+
+from typing import Final, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from fulmen.kernels.backends import DTYPES, native_alike
+from fulmen.kernels.backends import backend_for_alike
+from fulmen.kernels.cpu import InterleavedPages
+from fulmen.kernels.rounding import rounded_rows, widened_rows
 
-PAGE = 64
+PAGE: Final = 64
 """Tokens in a page of the key-value cache."""
 
 
-_LANES = 16
+class PageStorage(Protocol):
+    """Memory of a layer's pages in one backend's layout, readable and writable in torch."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return everything stored, by name; the first dimension is that of pages."""
+
+    def read(self, pages: Tensor) -> tuple[Tensor, Tensor]:
+        """Return all keys and values in pages (B,): (B * 64, Hkv, D) each."""
+
+    def write(self, k: Tensor, v: Tensor, page: Tensor, row: Tensor) -> None:
+        """Store k and v (T, Hkv, D): token t at row[t] of page[t]."""
 
 
 class KVPages:
-    """The keys and values of one softmax layer, in pages that sequences take and give back.
-
-    Dp is head_dim rounded up to 16, v is 2 for a dtype of two bytes, whose pairs multiply at once,
-    else 1. Keys have neighbouring tokens side by side, values neighbouring dimensions.
-    """
+    """Keys and values of one softmax layer, in pages that sequences take and give back."""
 
     def __init__(
         self,
@@ -33,133 +43,117 @@ class KVPages:
         stored: torch.dtype | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        """dtype is that of queries, keys and values; stored is the same if omitted, or int8."""
+        """Take memory for num_pages.
+
+        dtype   of queries, keys and values
+        stored  of what pages hold: dtype if omitted, or int8 with a float32 scale for each token
+                and head
+        """
         if stored not in (None, dtype, torch.int8):
             raise ValueError(f"pages for {dtype} cannot hold {stored}, only {dtype} or torch.int8")
+        self.num_pages = num_pages
+        self.num_kv_heads = num_kv_heads
         self.head_dim = head_dim
         self.dtype = dtype
-        self.pair = 2 if dtype.itemsize == 2 else 1
-        """v"""
-        padded = -(-head_dim // _LANES) * _LANES
-        k_shape = (num_pages, num_kv_heads, padded // self.pair, PAGE, self.pair)
-        v_shape = (num_pages, num_kv_heads, PAGE // self.pair, padded, self.pair)
-        # Zeros for the dimensions from head_dim to Dp, which are never written.
-        self.k_pages = _untouched_zeros(k_shape, stored or dtype, device)
-        """(P, Hkv, Dp / v, 64, v), keys after rotation"""
-        self.v_pages = _untouched_zeros(v_shape, stored or dtype, device)
-        """(P, Hkv, 64 / v, Dp, v)"""
-        self.k_scales: Tensor | None = None
-        """(P, Hkv, 64) float32 for int8 pages: what the codes of a token and head are times"""
-        self.v_scales: Tensor | None = None
-        if stored == torch.int8:
-            scales = num_pages, num_kv_heads, PAGE
-            self.k_scales = _untouched_zeros(scales, torch.float32, device)
-            self.v_scales = _untouched_zeros(scales, torch.float32, device)
-
-    @property
-    def num_pages(self) -> int:
-        """P"""
-        return self.k_pages.shape[0]
+        self.device = torch.device(device)
+        self.storage: PageStorage
+        """Memory in the layout of the device's backend, which alone looks inside."""
+        shape = num_pages, num_kv_heads, head_dim
+        if self.device.type == "cpu":
+            self.storage = InterleavedPages(*shape, dtype=dtype, stored=stored or dtype)
+        else:
+            self.storage = TokenPages(*shape, dtype=dtype, stored=stored or dtype, device=device)
 
     @property
     def page_bytes(self) -> int:
-        """Memory of one page, keys and values and their scales."""
+        """Memory of one page: keys, values and their scales."""
         return sum(part.nbytes for part in self.stored.values()) // self.num_pages
 
     @property
-    def num_kv_heads(self) -> int:
-        """Hkv"""
-        return self.k_pages.shape[1]
+    def stored(self) -> dict[str, Tensor]:
+        """Everything stored, by name, to be saved page by page: the first dimension is that of
+        pages, the others are the backend's."""
+        return self.storage.tensors()
 
     def read(self, pages: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        """The first `length` tokens of a sequence in `pages` (B,): k and v (length, Hkv, D), in at
-        least float32 where pages hold codes."""
-        pages = pages.long()
-        k = self._k_tokens()[pages].flatten(0, 1).flatten(2)  # (B * 64, Hkv, Dp)
-        v = self._v_tokens()[pages].flatten(0, 2)  # (B * 64, Hkv, Dp)
-        if self.k_scales is not None and self.v_scales is not None:
-            wide = torch.promote_types(self.dtype, torch.float32)
-            k, v = (
-                codes.to(wide) * scales[pages].transpose(1, 2).reshape(*codes.shape[:2], 1)
-                for codes, scales in ((k, self.k_scales), (v, self.v_scales))
-            )
-        return k[:length, :, : self.head_dim], v[:length, :, : self.head_dim]
+        """Return the first `length` keys and values of a sequence in pages (B,).
+
+        (length, Hkv, D) each, in dtype, or at least float32 where pages hold codes.
+        """
+        k, v = self.storage.read(pages.long())
+        return k[:length], v[:length]
 
     def write(self, k: Tensor, v: Tensor, slot_mapping: Tensor) -> None:
-        """`write_pages`, in torch."""
-        page, row = slot_mapping.long() // PAGE, slot_mapping.long() % PAGE
-        padding = (0, self.v_pages.shape[-2] - self.head_dim)
-        k, v = (F.pad(x.detach().to(self.dtype), padding) for x in (k, v))  # (T, Hkv, Dp)
-        if self.k_scales is not None and self.v_scales is not None:
-            k, self.k_scales[page, :, row] = _codes(k)
-            v, self.v_scales[page, :, row] = _codes(v)
-        self._k_tokens()[page, row] = k.view(len(k), self.num_kv_heads, -1, self.pair)
-        self._v_tokens()[page, row // self.pair, row % self.pair] = v
-
-    @property
-    def stored(self) -> dict[str, Tensor]:
-        """All that is kept, by name; the first dimension is that of pages."""
-        parts = {"k": self.k_pages, "v": self.v_pages}
-        if self.k_scales is not None and self.v_scales is not None:
-            parts |= {"k_scales": self.k_scales, "v_scales": self.v_scales}
-        return parts
+        """Store as `write_pages` does, in torch."""
+        self.storage.write(k, v, slot_mapping.long() // PAGE, slot_mapping.long() % PAGE)
 
     def copy_page(self, source: int, target: int) -> None:
-        """Makes page `target` what page `source` is."""
+        """Make page `target` equal to page `source`."""
         for part in self.stored.values():
             part[target] = part[source]
 
-    def _k_tokens(self) -> Tensor:
-        """The keys, token by token: (P, 64, Hkv, Dp / v, v), the same memory."""
-        return self.k_pages.permute(0, 3, 1, 2, 4)
-
-    def _v_tokens(self) -> Tensor:
-        """The values, token by token: (P, 64 / v, v, Hkv, Dp), the same memory."""
-        return self.v_pages.permute(0, 2, 4, 1, 3)
-
-    def _addresses(self) -> dict[str, int]:
-        """Where the tensors lie, as the extension takes it."""
-        return {
-            "k_pages": self.k_pages.data_ptr(),
-            "v_pages": self.v_pages.data_ptr(),
-            "k_scales": 0 if self.k_scales is None else self.k_scales.data_ptr(),
-            "v_scales": 0 if self.v_scales is None else self.v_scales.data_ptr(),
-            "num_pages": self.num_pages,
-        }
+    def holds(self, x: Tensor) -> bool:
+        """Return whether x has the dtype and device of these pages."""
+        return x.dtype == self.dtype and x.device.type == self.device.type
 
 
-def _untouched_zeros(
-    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str
-) -> Tensor:
-    """Zeros that on a CPU take memory only where they are touched: a cache is as large as it may
-    become, and grows as it fills."""
-    if torch.device(device).type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    num_bytes = math.prod(shape) * dtype.itemsize
-    if not num_bytes:
-        return torch.zeros(shape, dtype=dtype)
-    return torch.frombuffer(mmap.mmap(-1, num_bytes, access=mmap.ACCESS_COPY), dtype=dtype).view(
-        shape
-    )
+class TokenPages:
+    """Pages in token order, for a device without a layout of its own."""
 
+    def __init__(
+        self,
+        num_pages: int,
+        num_kv_heads: int,
+        head_dim: int,
+        *,
+        dtype: torch.dtype,
+        stored: torch.dtype,
+        device: torch.device | str,
+    ) -> None:
+        """Take memory for num_pages; see `KVPages`."""
+        shape = num_pages, PAGE, num_kv_heads
+        self.dtype = dtype
+        self.k_pages, self.v_pages = (
+            torch.zeros(*shape, head_dim, dtype=stored, device=device) for _ in "kv"
+        )
+        """(P, 64, Hkv, D), keys after rotation"""
+        self.scales: tuple[Tensor, Tensor] | None = None
+        """(P, 64, Hkv) float32 of keys and of values; None unless int8 is stored."""
+        if stored == torch.int8:
+            self.scales = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
 
-def _codes(x: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 codes of x (T, Hkv, D) and their scales (T, Hkv); the largest of a row becomes 127.
+    def tensors(self) -> dict[str, Tensor]:
+        """Return everything stored, by name."""
+        parts = {"k": self.k_pages, "v": self.v_pages}
+        if self.scales is not None:
+            parts |= dict(zip(("k_scales", "v_scales"), self.scales, strict=True))
+        return parts
 
-    A row with infinity or NaN has scale NaN, so that it is not taken for numbers.
-    """
-    wide = x.float()
-    finite = wide.isfinite().all(-1)
-    largest = wide.abs().amax(-1)
-    scales = torch.where(finite, largest / 127, torch.nan)
-    known = torch.where(finite & (largest > 0), scales, torch.inf)
-    codes = torch.where(finite[..., None], wide, 0) / known[..., None]
-    return codes.round().to(torch.int8), scales
+    def read(self, pages: Tensor) -> tuple[Tensor, Tensor]:
+        """Return all keys and values in pages (B,): (B * 64, Hkv, D) each."""
+        k, v = (part[pages].flatten(0, 1) for part in (self.k_pages, self.v_pages))
+        if self.scales is None:
+            return k, v
+        k_scales, v_scales = (scales[pages].flatten(0, 1) for scales in self.scales)
+        return widened_rows(k, k_scales, self.dtype), widened_rows(v, v_scales, self.dtype)
+
+    def write(self, k: Tensor, v: Tensor, page: Tensor, row: Tensor) -> None:
+        """Store k and v (T, Hkv, D): token t at row[t] of page[t]."""
+        k, v = (x.detach().to(self.dtype) for x in (k, v))
+        if self.scales is not None:
+            k, self.scales[0][page, row] = rounded_rows(k)
+            v, self.scales[1][page, row] = rounded_rows(v)
+        self.k_pages[page, row] = k
+        self.v_pages[page, row] = v
 
 
 def write_pages(k: Tensor, v: Tensor, pages: KVPages, slot_mapping: Tensor) -> None:
-    """Stores k and v (T, Hkv, D): token t becomes row slot_mapping[t] of the pages, counted through
-    all of them. No gradient passes."""
+    """Store new keys and values in pages; no gradient passes.
+
+    k, v          (T, Hkv, D)   keys after rotation
+    slot_mapping  (T,)          integers: token t goes to row slot_mapping[t], counted over all
+                                pages, 64 a page
+    """
     if k.shape != v.shape or k.shape[1:] != (pages.num_kv_heads, pages.head_dim):
         raise ValueError(
             f"k has shape {tuple(k.shape)} and v {tuple(v.shape)}, the pages take "
@@ -167,31 +161,8 @@ def write_pages(k: Tensor, v: Tensor, pages: KVPages, slot_mapping: Tensor) -> N
         )
     if slot_mapping.shape != k.shape[:1]:
         raise ValueError(f"slot_mapping has {slot_mapping.numel()} rows for {len(k)} tokens")
-    extension = native_alike(k, v) if same_kind(k, pages) else None
-    if extension is None:
+    backend = backend_for_alike(k, v) if pages.holds(k) else None
+    if backend is None:
         pages.write(k, v, slot_mapping)
-        return
-    k, v, slots = rows_of(k), rows_of(v), slot_mapping.long().contiguous()
-    extension.write_pages(
-        k=k.data_ptr(),
-        k_token_stride=k.stride(0),
-        k_head_stride=k.stride(1),
-        v=v.data_ptr(),
-        v_token_stride=v.stride(0),
-        v_head_stride=v.stride(1),
-        dtype=DTYPES[k.dtype],
-        **pages._addresses(),
-        slots=slots.data_ptr(),
-        num_tokens=len(k),
-        num_kv_heads=pages.num_kv_heads,
-        head_dim=pages.head_dim,
-    )
-
-
-def same_kind(x: Tensor, pages: KVPages) -> bool:
-    return x.dtype == pages.dtype and x.device == pages.k_pages.device
-
-
-def rows_of(x: Tensor) -> Tensor:
-    """x with its last dimension contiguous."""
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+    else:
+        backend.write_pages(k, v, pages.storage, slot_mapping)

@@ -1,4 +1,7 @@
-"""Packed matrices: the formats in which the kernels read weights."""
+"""Packed matrices: the formats in which kernels read weights, packing and unpacking in torch.
+
+The bytes are those of a quantised checkpoint, so a matrix is used where it lies in the file.
+"""
 
 import enum
 from collections.abc import Sequence
@@ -8,10 +11,10 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from fulmen.kernels.backends import DTYPES, native, native_for
-
 LANES: Final = 16
 """Columns of a packed block."""
+MAX_GROUP: Final = 128
+"""Inputs of the largest group the kernels take."""
 
 
 class WeightFormat(enum.IntEnum):
@@ -35,8 +38,8 @@ class PackedMatrix:
     k: int
     group: int = 0
     """Inputs that share a scale; 0 for float32 and bfloat16, which have none."""
-    handle: Any = field(init=False, repr=False)
-    """The extension's view of the same memory; None without the extension."""
+    views: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+    """Descriptions of the same memory that backends made, by backend."""
 
     def __post_init__(self) -> None:
         needed = packed_bytes(self.format, self.n, self.k, self.group)
@@ -46,24 +49,20 @@ class PackedMatrix:
                 f"a packed {self.format.name} matrix ({self.n}, {self.k}) has {self.data.numel()} "
                 f"values of {self.data.dtype}, {needed} bytes are needed"
             )
-        extension = native() if self.data.is_cpu else None
-        address = self.data.data_ptr()
-        handle = extension and extension.Matrix(address, self.format, self.group, self.n, self.k)
-        object.__setattr__(self, "handle", handle)
 
     def unpack(self) -> Tensor:
-        """(N, K) float32: the weights these bytes stand for."""
-        return unpack(self.data, self.format, self.n, self.k, self.group)
+        """Return the weights these bytes stand for: (N, K) float32."""
+        return _unpack(self.data, self.format, self.n, self.k, self.group)
 
 
 def padded_k(format: WeightFormat, k: int, group: int) -> int:
-    """K as packed: whole tiles of 32 for bfloat16, whole groups where there are any."""
+    """Return K as packed: whole tiles of 32 for bfloat16, whole groups where there are any."""
     step = {WeightFormat.FLOAT32: 1, WeightFormat.BFLOAT16: 32}.get(format, group)
     return -(-k // step) * step
 
 
 def block_bytes(format: WeightFormat, k: int, group: int) -> int:
-    """Bytes of one packed block of 16 columns."""
+    """Return the bytes of one packed block of 16 columns."""
     k = padded_k(format, k, group)
     match format:
         case WeightFormat.FLOAT32:
@@ -77,30 +76,33 @@ def block_bytes(format: WeightFormat, k: int, group: int) -> int:
 
 
 def packed_bytes(format: WeightFormat, n: int, k: int, group: int = 0) -> int:
-    """Bytes of a packed matrix (n, k)."""
+    """Return the bytes of a packed matrix (n, k)."""
     return -(-n // LANES) * block_bytes(format, k, group)
 
 
-def pack(weight: Tensor) -> PackedMatrix:
-    """Packs a float32 or bfloat16 matrix (N, K) as it is."""
-    if weight.dtype not in DTYPES:
-        raise ValueError(f"a matrix of {weight.dtype} cannot be packed, only float32 and bfloat16")
-    format = WeightFormat.FLOAT32 if weight.dtype == torch.float32 else WeightFormat.BFLOAT16
+def format_of(dtype: torch.dtype) -> WeightFormat:
+    """Return the format that holds values of dtype as they are."""
+    match dtype:
+        case torch.float32:
+            return WeightFormat.FLOAT32
+        case torch.bfloat16:
+            return WeightFormat.BFLOAT16
+        case _:
+            raise ValueError(f"a matrix of {dtype} cannot be packed, only float32 and bfloat16")
+
+
+def pack_reference(weight: Tensor) -> PackedMatrix:
+    """Pack a float32 or bfloat16 matrix (N, K) as it is, in plain torch."""
+    format = format_of(weight.dtype)
     n, k = weight.shape
-    extension = native_for(weight)
-    if extension is None:
-        return PackedMatrix(_pack_reference(weight, format), format, n, k)
-    out = torch.empty(packed_bytes(format, n, k), dtype=torch.uint8)
-    matrix = PackedMatrix(out, format, n, k)
-    row, column = weight.stride()
-    source, dtype = weight.detach().data_ptr(), DTYPES[weight.dtype]
-    extension.pack(source, dtype, row, column, matrix.handle, out.data_ptr())
-    return matrix
+    per = 1 if format == WeightFormat.FLOAT32 else 2
+    columns = _columns(weight.detach(), padded_k(format, k, 0), per)
+    return PackedMatrix(_bytes(columns).flatten(), format, n, k)
 
 
 def concatenate(matrices: Sequence[PackedMatrix]) -> PackedMatrix | None:
-    """One matrix whose outputs are theirs, one after the other; None where they differ in format
-    or one does not end with a whole block of 16 columns."""
+    """Return one matrix with the outputs of all, in order; None where formats or inputs differ, or
+    where one does not end with a whole block of 16 columns."""
     first = matrices[0]
     kinds = {(m.format, m.group, m.k) for m in matrices}
     if len(kinds) > 1 or any(m.n % LANES for m in matrices):
@@ -122,15 +124,8 @@ def _bytes(x: Tensor) -> Tensor:
     return x.contiguous().view(len(x), -1).view(torch.uint8)
 
 
-def _pack_reference(weight: Tensor, format: WeightFormat) -> Tensor:
-    k = padded_k(format, weight.shape[1], 0)
-    return _bytes(
-        _columns(weight.detach(), k, 1 if format == WeightFormat.FLOAT32 else 2)
-    ).flatten()
-
-
 def pack_fp8(weight: Tensor, scales: Tensor, block_size: tuple[int, int]) -> PackedMatrix:
-    """Packs e4m3 weights (N, K) with scales (ceil(N / rows), ceil(K / columns)) float32 of blocks
+    """Pack e4m3 weights (N, K) with scales (ceil(N / rows), ceil(K / columns)) float32 of blocks
     of rows x columns, as the checkpoint stores them."""
     (n, k), (rows, group) = weight.shape, block_size
     if rows % LANES or group % 32 or group > MAX_GROUP:
@@ -146,12 +141,8 @@ def pack_fp8(weight: Tensor, scales: Tensor, block_size: tuple[int, int]) -> Pac
     return PackedMatrix(data, WeightFormat.FP8, n, k, group)
 
 
-MAX_GROUP: Final = 128
-"""Inputs of the largest group the kernels take."""
-
-
 def pack_int8(codes: Tensor, scales: Tensor, group: int) -> PackedMatrix:
-    """Packs codes (N, K) int8 with scales (N, ceil(K / group)) float32: weight = scale * code."""
+    """Pack codes (N, K) int8 with scales (N, ceil(K / group)) float32: weight = scale * code."""
     _check_group(group)
     n, k = codes.shape
     wide = padded_k(WeightFormat.INT8, k, group)
@@ -164,7 +155,7 @@ def pack_int8(codes: Tensor, scales: Tensor, group: int) -> PackedMatrix:
 
 
 def pack_int4(codes: Tensor, scales: Tensor, offsets: Tensor, group: int) -> PackedMatrix:
-    """Packs codes (N, K) uint8 from 0 to 15 with scales and offsets (N, ceil(K / group)) float16:
+    """Pack codes (N, K) uint8 from 0 to 15 with scales and offsets (N, ceil(K / group)) float16:
     weight = scale * code + offset."""
     _check_group(group)
     n, k = codes.shape
@@ -191,8 +182,8 @@ def _spread(values: Tensor, blocks: int) -> Tensor:
     return columns.view(torch.uint8)
 
 
-def unpack(data: Tensor, format: WeightFormat, n: int, k: int, group: int) -> Tensor:
-    """(N, K) float32: the weights that packed bytes stand for."""
+def _unpack(data: Tensor, format: WeightFormat, n: int, k: int, group: int) -> Tensor:
+    """Return the weights (N, K) float32 that packed bytes stand for."""
     wide = padded_k(format, k, group)
     rows = data.view(-1, block_bytes(format, k, group))
     blocks = len(rows)

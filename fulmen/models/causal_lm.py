@@ -18,10 +18,10 @@ from fulmen.kernels import (
     HeadOutput,
     KVPages,
     PackedMatrix,
+    backend_for,
     embed,
     head,
     linear,
-    native_for,
     pack,
     rotary_angles,
     target_logprobs,
@@ -226,7 +226,7 @@ class CausalLM(nn.Module, Generic[ConfigT]):
             if isinstance(module, SoftmaxAttention):
                 module.combine()
         weight = self.model.embed_tokens.weight
-        if self.lm_head is None and native_for(weight) is not None:
+        if self.lm_head is None and backend_for(weight) is not None:
             self._tied_head = pack(weight)
 
     @property

@@ -16,9 +16,9 @@ from fulmen.kernels import (
     PackedExperts,
     PackedMatrix,
     Scoring,
+    backend_for,
     mixture_of_experts,
     native,
-    native_for,
     pack,
     route,
 )
@@ -77,7 +77,7 @@ class Experts(nn.Module):
         """Pack plain weights for inference, where the kernels can use them."""
         for name in _MATRICES:
             stack = self._parameters[name]
-            if stack is not None and native_for(stack) is not None:
+            if stack is not None and backend_for(stack) is not None:
                 for expert, weight in enumerate(stack.detach()):
                     if expert not in self._packed[name]:
                         self.assign(expert, name, pack(weight))

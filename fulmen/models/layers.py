@@ -16,9 +16,9 @@ from fulmen.kernels import (
     KVPages,
     PackedMatrix,
     attend,
+    backend_for,
     concatenate,
     linear,
-    native_for,
     pack,
     rms_norm,
     rotate,
@@ -89,7 +89,7 @@ class Linear(nn.Module):
 
     def pack(self) -> None:
         """Pack a plain weight for inference, where the kernels can use it."""
-        if isinstance(self.weight, Tensor) and native_for(self.weight) is not None:
+        if isinstance(self.weight, Tensor) and backend_for(self.weight) is not None:
             self.assign(pack(self.weight))
 
     def forward(

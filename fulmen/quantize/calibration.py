@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fulmen.checkpoints import Checkpoint, assign_matrix, read_header, stream_model
-from fulmen.kernels import PackedMatrix, embed, native_for, rotary_angles
+from fulmen.kernels import PackedMatrix, backend_for, embed, rotary_angles
 from fulmen.models import Config, Context, Experts, Linear, Packed, PackedConfig, SparseMoE, Trace
 from fulmen.quantize.gptq import feedback_of, round_with_feedback
 from fulmen.quantize.quality import in_sequences
@@ -99,7 +99,7 @@ class Calibration:
                     module = name.removeprefix(prefix).removesuffix(".weight")
                     assign_matrix(layer, module, matrix, self.quantization.input_bits)
             for holder in layer.modules():
-                if isinstance(holder, Experts) and native_for(self._hidden_states) is not None:
+                if isinstance(holder, Experts) and backend_for(self._hidden_states) is not None:
                     holder.combine()
 
         with self._template(index).register_forward_pre_hook(use_rounded):

@@ -76,7 +76,7 @@ def test_a_checkpoint_without_a_template_has_the_format_of_its_model_type(
     assert isinstance(load_format(checkpoint(tmp_path, model_type)), expected)
 
 
-def test_a_minimax_template_means_the_native_format(tmp_path: Path) -> None:
+def test_a_minimax_template_means_the_backend_format(tmp_path: Path) -> None:
     for name, expected in (("minimax-m1.jinja", MiniMaxM1), ("minimax-m2.jinja", MiniMaxM2)):
         assert isinstance(load_format(checkpoint(tmp_path, None, template(name))), expected)
 

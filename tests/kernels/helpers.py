@@ -1,10 +1,19 @@
-"""Random matrices in every packed format, and comparing bits."""
+"""Random matrices in every packed format, lightning states, and comparing bits."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from fulmen.kernels import PackedMatrix, native, pack, pack_fp8, pack_int4, pack_int8
+from fulmen.kernels import (
+    CHUNK,
+    LightningCarry,
+    PackedMatrix,
+    native,
+    pack,
+    pack_fp8,
+    pack_int4,
+    pack_int8,
+)
 
 needs_native = pytest.mark.skipif(native() is None, reason="the C++ kernels are not installed")
 
@@ -72,3 +81,20 @@ def with_threads(count: int) -> None:
     extension = native()
     assert extension is not None
     extension.set_num_threads(count)
+
+
+def kv_state_at(carry: LightningCarry, slope_rate: Tensor, context_lens: Tensor) -> Tensor:
+    """Return S_t of the paper's recurrence, (N, H, D, D) float32, after context_lens (N,) tokens.
+
+    Sequence n is in row n of the carry.
+    """
+    dtype = carry.kv_state.dtype
+    tails = (context_lens % CHUNK).tolist()
+    states = []
+    for n, length in enumerate(tails):
+        k, v = (tail[n, :, :length].to(dtype) for tail in (carry.k_tail, carry.v_tail))  # (H, t, D)
+        age = torch.arange(length - 1, -1, -1, device=k.device)  # (t,)
+        fade = torch.exp(-slope_rate[:, None] * age)  # (H, t)
+        decay = torch.exp(-slope_rate * length)[:, None, None]
+        states.append(decay * carry.kv_state[n] + (k * fade[..., None]).mT @ v)
+    return torch.stack(states)

@@ -24,7 +24,7 @@ def chosen(name: str | None) -> subprocess.CompletedProcess[str]:
     environment = {key: value for key, value in os.environ.items() if key != "FULMEN_ISA"}
     if name is not None:
         environment["FULMEN_ISA"] = name
-    program = "from fulmen.kernels import _native; print(_native.isa())"
+    program = "from fulmen.kernels.cpu import _native; print(_native.isa())"
     return subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True
     )

@@ -10,11 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fulmen.kernels import CHUNK, LightningCarry, kv_state_at, lightning_attention
-from fulmen.kernels.backends import native
+from fulmen.kernels import CHUNK, LightningCarry, lightning_attention, native
+from tests.kernels.helpers import kv_state_at, needs_native
 from tests.tolerances import BFLOAT16_ONCE, FLOAT32_OP, FLOAT64_OP, OPS, assert_close
-
-needs_native = pytest.mark.skipif(native() is None, reason="needs the C++ extension")
 
 SLOPES = torch.tensor([0.99, 0.1, 1e-5], dtype=torch.float64)
 H = len(SLOPES)

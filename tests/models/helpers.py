@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from fulmen.catalog.download import cache_folder
-from fulmen.kernels import kv_state_at
 from fulmen.models import M1Config, M2Config, Model, Packed, Trace, new_model
 from fulmen.models.cache import LightningStates
 from fulmen.models.m1 import slope_rates
+from tests.kernels.helpers import kv_state_at
 
 
 class Session:

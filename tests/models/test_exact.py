@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fulmen.engine import Runner
-from fulmen.kernels import HeadOutput, KVPages, Program
-from fulmen.kernels.head import MAX_CANDIDATES
+from fulmen.kernels import PAGE, HeadOutput, KVPages, Program, write_pages
+from fulmen.kernels.cpu.head import MAX_CANDIDATES
 from fulmen.models import M1Config, M2Config, Model, Packed
 from fulmen.models.experts import Experts
 from fulmen.models.layers import Linear
@@ -93,8 +93,9 @@ class Cached:
         """Leaves NaN wherever earlier requests might have left something, and starts over."""
         for layer in self.cache.layers:
             if isinstance(layer, KVPages):
-                layer.k_pages[..., : layer.head_dim // layer.pair, :, :] = torch.nan
-                layer.v_pages[..., : layer.head_dim, :] = torch.nan
+                rows = torch.arange(layer.num_pages * PAGE)
+                nan = torch.full((len(rows), layer.num_kv_heads, layer.head_dim), torch.nan)
+                write_pages(nan, nan, layer, rows)
             else:
                 for state in layer.carry:
                     state.fill_(torch.nan)

@@ -1,0 +1,43 @@
+"""The heavy operations in C++, for a CPU: every function that `kernels.backends.Backend` names."""
+
+from fulmen.kernels.cpu.attention import attend, softmax_attention
+from fulmen.kernels.cpu.embedding import embed
+from fulmen.kernels.cpu.experts import mixture_of_experts, route, train_experts
+from fulmen.kernels.cpu.extension import DTYPES, native, populate, set_num_threads, takes
+from fulmen.kernels.cpu.head import head, target_logprobs
+from fulmen.kernels.cpu.lightning import lightning_attention
+from fulmen.kernels.cpu.linear import linear
+from fulmen.kernels.cpu.norms import add_residual, gated_norm, residual_norm, rms_norm
+from fulmen.kernels.cpu.pages import InterleavedPages, write_pages
+from fulmen.kernels.cpu.program import Program
+from fulmen.kernels.cpu.rotary import rotary_angles, rotate
+from fulmen.kernels.cpu.weights import pack, stack_experts
+
+__all__ = [
+    "DTYPES",
+    "InterleavedPages",
+    "Program",
+    "add_residual",
+    "attend",
+    "embed",
+    "gated_norm",
+    "head",
+    "lightning_attention",
+    "linear",
+    "mixture_of_experts",
+    "native",
+    "pack",
+    "populate",
+    "residual_norm",
+    "rms_norm",
+    "rotary_angles",
+    "rotate",
+    "route",
+    "set_num_threads",
+    "softmax_attention",
+    "stack_experts",
+    "takes",
+    "target_logprobs",
+    "train_experts",
+    "write_pages",
+]

@@ -1,0 +1,105 @@
+"""`softmax_attention` and `attend` in C++."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fulmen.kernels.cpu.extension import DTYPES, dense_rows, loaded
+from fulmen.kernels.cpu.pages import InterleavedPages, write_pages
+from fulmen.kernels.gradients import needs_gradient
+from fulmen.kernels.lengths import Lengths
+
+_PAGE: Final = 64
+"""kPage of csrc/attention_args.h"""
+
+
+def softmax_attention(
+    q: Tensor, pages: InterleavedPages, *, lengths: Lengths, block_table: Tensor
+) -> Tensor:
+    """(T, H, D) over pages -> (T, H, D); no gradient. The extension checks block_table."""
+    q = dense_rows(q)
+    out = q.new_empty(q.shape)
+    table = block_table.to(torch.int32).contiguous()  # a name: lives until the kernel has run
+    loaded().softmax_attention(
+        q=q.data_ptr(),
+        q_token_stride=q.stride(0),
+        q_head_stride=q.stride(1),
+        out=out.data_ptr(),
+        dtype=DTYPES[q.dtype],
+        **pages.addresses(),
+        block_table=table.data_ptr(),
+        block_table_width=table.shape[1],
+        cu_seqlens=lengths.cu_seqlens.data_ptr(),
+        context_lens=lengths.context_lens.data_ptr(),
+        num_sequences=lengths.num_sequences,
+        num_heads=q.shape[1],
+        num_kv_heads=pages.k_pages.shape[1],
+        head_dim=pages.head_dim,
+    )
+    return out
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, *, lengths: Lengths) -> Tensor:
+    """(T, H, D), (T, Hkv, D) of whole sequences -> (T, H, D); differentiable."""
+    if needs_gradient(q, k, v):
+        out: Tensor = _Attend.apply(q, k, v, lengths)  # type: ignore[no-untyped-call]
+        return out
+    return _through_pages(q, k, v, lengths)
+
+
+class _Attend(torch.autograd.Function):
+    """Forward through pages, backward by a kernel of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, lengths: Lengths) -> Tensor:
+        out = _through_pages(q, k, v, lengths)
+        ctx.save_for_backward(q, k, v, out)
+        ctx.lengths = lengths
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out = (x.contiguous() for x in ctx.saved_tensors)
+        dout = dout.contiguous()
+        dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
+        loaded().softmax_attention_backward(
+            q=q.data_ptr(),
+            k=k.data_ptr(),
+            v=v.data_ptr(),
+            out=out.data_ptr(),
+            dout=dout.data_ptr(),
+            dq=dq.data_ptr(),
+            dk=dk.data_ptr(),
+            dv=dv.data_ptr(),
+            dtype=DTYPES[q.dtype],
+            cu_seqlens=ctx.lengths.cu_seqlens.data_ptr(),
+            num_sequences=ctx.lengths.num_sequences,
+            num_heads=q.shape[1],
+            num_kv_heads=k.shape[1],
+            head_dim=q.shape[2],
+        )
+        return dq, dk, dv, None
+
+
+def _through_pages(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths) -> Tensor:
+    """Write whole sequences to pages of their own and read those, as inference does."""
+    pages, slot_mapping, block_table = _own_pages(k, lengths.host_seqlens)
+    write_pages(k, v, pages, slot_mapping)
+    return softmax_attention(q, pages, lengths=lengths, block_table=block_table)
+
+
+def _own_pages(k: Tensor, seqlens: Sequence[int]) -> tuple[InterleavedPages, Tensor, Tensor]:
+    """Return pages for k (T, Hkv, D), its slot_mapping (T,) and block_table (N, B)."""
+    # A row of block_table may end in pages that its sequence is too short to read.
+    slots, tables, num_pages = [], [], 0
+    width = max(-(-length // _PAGE) for length in seqlens)
+    for length in seqlens:
+        slots.append(torch.arange(length) + num_pages * _PAGE)
+        tables.append(torch.arange(num_pages, num_pages + width))
+        num_pages += -(-length // _PAGE)
+    pages = InterleavedPages(num_pages, *k.shape[1:], dtype=k.dtype, stored=k.dtype)
+    return pages, torch.cat(slots), torch.stack(tables).to(torch.int32)

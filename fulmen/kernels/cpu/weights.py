@@ -1,0 +1,52 @@
+"""Packing in C++, and the extension's view of packed matrices."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from fulmen.kernels.cpu.extension import DTYPES, loaded
+from fulmen.kernels.weights import PackedMatrix, format_of, packed_bytes
+
+_NAME: Final = "cpu"
+"""Key of this backend among a matrix's views."""
+
+
+def matrix_of(matrix: PackedMatrix) -> Any:
+    """Return the extension's view of a packed matrix: the same memory, made on first use."""
+    view = matrix.views.get(_NAME)
+    if view is None:
+        view = matrix.views[_NAME] = loaded().Matrix(
+            data=matrix.data.data_ptr(),
+            format=int(matrix.format),
+            group=matrix.group,
+            n=matrix.n,
+            k=matrix.k,
+        )
+    return view
+
+
+def pack(weight: Tensor) -> PackedMatrix:
+    """Pack a float32 or bfloat16 matrix (N, K), any strides."""
+    format = format_of(weight.dtype)
+    n, k = weight.shape
+    out = torch.empty(packed_bytes(format, n, k), dtype=torch.uint8)
+    matrix = PackedMatrix(out, format, n, k)
+    row_stride, column_stride = weight.stride()
+    loaded().pack(
+        source=weight.detach().data_ptr(),
+        source_dtype=DTYPES[weight.dtype],
+        row_stride=row_stride,
+        column_stride=column_stride,
+        w=matrix_of(matrix),
+        out=out.data_ptr(),
+    )
+    return matrix
+
+
+def stack_experts(
+    w1: Sequence[PackedMatrix], w2: Sequence[PackedMatrix], w3: Sequence[PackedMatrix]
+) -> Any:
+    """Return the extension's view of a layer's experts, one matrix of each kind an expert."""
+    return loaded().Stack(*([matrix_of(matrix) for matrix in kind] for kind in (w1, w2, w3)))
