@@ -3,37 +3,52 @@
     render_template -> an idle worker, or a new one -> text, or one sentence
                        too long, too big: the worker is killed, the next render starts another
 
-A render may take MAX_SECONDS and write MAX_CHARS, and twice the characters of the messages on top:
-a long conversation is no attack. Only templates of checkpoints need this; our own formats do not.
+A template can loop for years or build gigabytes, and nothing inside Python can stop it. So a
+process renders it (`template_worker.py`) within MAX_SECONDS, little memory, and MAX_CHARS besides
+twice the characters of the messages: a long conversation is no attack. A render waits for as long
+as these bounds allow, and belongs on no thread that others wait for. Only templates of checkpoints
+need all this; our own formats do not.
 """
 
 import atexit
 import contextlib
 import json
 import os
+import signal
+import socket
 import struct
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any, Final
 
 MAX_SECONDS: Final = 5.0
-"""Time of one render, compiling included"""
+"""Time of one render, compiling included, the start of a process not"""
 MAX_CHARS: Final = 16_000_000
 """Characters of a rendered prompt, besides twice those of what it renders"""
 MAX_TEMPLATE_CHARS: Final = 1_000_000
 """Characters of a template; the largest published ones have some 20,000"""
 _MEMORY_BYTES: Final = 256 * 2**20
-"""Memory of a render, besides MEMORY_PER_CHAR times the characters of what it renders"""
+"""Memory of a render, besides _MEMORY_PER_CHAR times the characters of what it renders"""
 _MEMORY_PER_CHAR: Final = 64
+_START_SECONDS: Final = 60.0
+"""Time for Python and jinja2 to load, on a busy machine too"""
 _MAX_IDLE: Final = 2
 """Workers that wait for the next render"""
 _WORKER: Final = Path(__file__).with_name("template_worker.py")
+_START: Final = """
+import runpy, sys
+worker, *sys.path = sys.argv[1:]
+runpy.run_path(worker, run_name="__main__")
+"""
+"""Runs the worker with our sys.path; as the module fulmen.chat.template_worker it would load all of
+fulmen.chat first"""
 
 
 def render_template(template: str, **variables: Any) -> str:
-    """Return what a chat template makes of the variables.
+    """Return the prompt that a chat template makes of the variables.
 
     Raises ValueError, one sentence, for a template that refuses them, fails, or takes too much
     time, memory or text, and for variables that are no JSON.
@@ -58,66 +73,101 @@ def render_template(template: str, **variables: Any) -> str:
         }
     )
     # The variables are JSON already: they go in as they are.
-    found = _workers.run(f'{job[:-1]}, "variables": {given}}}'.encode(), 12 * max_chars + 10_000)
-    match found:
-        case {"text": str(text)}:
+    word, text = _workers.run(f'{job[:-1]}, "variables": {given}}}'.encode(), 4 * max_chars + 100)
+    match word:
+        case "text":
             return text
-        case {"refused": str(reason)}:
-            raise ValueError(f"the chat template refused the messages: {reason}")
-        case {"failed": str(reason)}:
-            raise ValueError(f"the chat template failed: {reason}")
-    raise ValueError("the chat template failed: its process gave no answer")
+        case "refused":
+            raise ValueError(f"the chat template refused the messages: {text}") from None
+        case _:
+            raise ValueError(f"the chat template failed: {text}") from None
 
 
 class _Worker:
     """A process that renders templates, one after the other."""
 
     def __init__(self) -> None:
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", str(_WORKER)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env=environment,
-                start_new_session=True,  # Ctrl-C at the terminal is not for it
+        if os.name != "posix" or not sys.executable:
+            raise ValueError(
+                "a chat template is rendered in a Python process with limits of its own, "
+                "which this system does not offer, Linux does"
             )
+        self._socket, theirs = socket.socketpair()
+        try:
+            with theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-I", "-S", "-c", _START, str(_WORKER), *sys.path],
+                    stdin=theirs.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,  # Ctrl-C at the terminal is not for it
+                )
         except OSError as error:
+            self._socket.close()
             raise ValueError(
                 "a chat template is rendered in a process of its own, which cannot be started "
                 f"here: {error}"
             ) from None
-
-    def run(self, job: bytes, max_bytes: int) -> object:
-        """Return the answer to a job; None if the process ended before it gave one."""
-        process = self._process
-        assert process.stdin is not None
-        assert process.stdout is not None
-        clock = threading.Timer(MAX_SECONDS + 1, process.kill)
-        clock.daemon = True
-        clock.start()
         try:
-            process.stdin.write(struct.pack("<Q", len(job)))
-            process.stdin.write(job)
-            process.stdin.flush()
-            header = process.stdout.read(8)
-            size = struct.unpack("<Q", header)[0] if len(header) == 8 else max_bytes + 1
-            reply = process.stdout.read(size) if size <= max_bytes else b""
-            return json.loads(reply) if len(reply) == size else None
-        except (OSError, ValueError):
-            return None
-        finally:
-            clock.cancel()
+            word, _ = self._receive(time.monotonic() + _START_SECONDS, 100)
+        except OSError:
+            word = ""
+        except BaseException:
+            self.close()
+            raise
+        if word != "ready":
+            self.close()
+            raise ValueError(
+                "a chat template is rendered in a process of its own, which ended with status "
+                f"{self._process.returncode}: {sys.executable} must be a Python with jinja2"
+            )
+
+    def is_running(self) -> bool:
+        """Return whether the process can be given a job."""
+        return self._process.poll() is None
+
+    def run(self, job: bytes, max_bytes: int) -> tuple[str, str]:
+        """Return the word and the text of the answer to a job, or "ended" and why there is none:
+        then the process must be closed."""
+        deadline = time.monotonic() + MAX_SECONDS + 1  # before it, the worker's own clock
+        try:
+            self._socket.settimeout(MAX_SECONDS + 1)
+            self._socket.sendall(struct.pack("<Q", len(job)) + job)
+            return self._receive(deadline, max_bytes)
+        except TimeoutError:
+            reason = f"it took more than {MAX_SECONDS:g} seconds"
+        except OSError:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(1)  # for its own status, before we kill it
+            status = self._process.returncode
+            reason = f"the process that rendered it ended with status {status}"
+            if status == -signal.SIGALRM:
+                reason = f"it took more than {MAX_SECONDS:g} seconds"
+        return "ended", reason
 
     def close(self) -> None:
         """End the process, whatever it does."""
         self._process.kill()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            with contextlib.suppress(OSError):  # what was not sent cannot be any more
-                pipe.close()
+        self._socket.close()
         self._process.wait()
+
+    def _receive(self, deadline: float, max_bytes: int) -> tuple[str, str]:
+        """Return the next answer; a template that broke out of its sandbox may send anything."""
+        (size,) = struct.unpack("<Q", self._read(8, deadline))
+        if size > max_bytes:
+            raise ConnectionError
+        word, _, text = self._read(size, deadline).decode("utf-8", "surrogatepass").partition("\n")
+        return word, text
+
+    def _read(self, size: int, deadline: float) -> bytes:
+        data = bytearray()
+        while len(data) < size:
+            self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
+            piece = self._socket.recv(min(size - len(data), 2**20))
+            if not piece:
+                raise ConnectionError
+            data += piece
+        return bytes(data)
 
 
 class _Workers:
@@ -128,26 +178,18 @@ class _Workers:
         self._lock = threading.Lock()
         self._process_id: int | None = None
 
-    def run(self, job: bytes, max_bytes: int) -> object:
-        """Return a worker's answer to a job.
-
-        Raises ValueError if it took too long or its process ended.
-        """
+    def run(self, job: bytes, max_bytes: int) -> tuple[str, str]:
+        """Return the word and the text of a worker's answer to a job."""
         worker = self._take()
-        found: object = None
+        word = "ended"
         try:
-            found = worker.run(job, max_bytes)
+            word, text = worker.run(job, max_bytes)
         finally:
-            if found is None:
+            if word == "ended":
                 worker.close()
             else:
                 self._put(worker)
-        if found is None:
-            raise ValueError(
-                f"the chat template failed: it took more than {MAX_SECONDS:.0f} seconds, or more "
-                "memory than a template may have"
-            )
-        return found
+        return word, text
 
     def close(self) -> None:
         """End all idle workers."""
@@ -161,8 +203,11 @@ class _Workers:
         with self._lock:
             if self._process_id != os.getpid():  # a fork: the workers are the parent's
                 self._idle, self._process_id = [], os.getpid()
-            if self._idle:
-                return self._idle.pop()
+            while self._idle:
+                worker = self._idle.pop()
+                if worker.is_running():
+                    return worker
+                worker.close()
         return _Worker()
 
     def _put(self, worker: _Worker) -> None:

@@ -1,42 +1,44 @@
 """The process that renders chat templates: `rendering.py` starts it and may end it at any time.
 
 A template is a stranger's program. It runs in jinja2's immutable sandbox, in this process, which
-has little memory, ends itself when a render takes too long, and knows nothing of the model. This
-file is run as a script and imports jinja2 alone.
+has little memory, may write no file and start no process, ends itself when a render takes too long,
+and knows nothing of the model. This file is run as a script and imports jinja2 alone.
 
-    stdin   8 bytes of length, then JSON: template, variables, seconds, memory_bytes, max_chars
-    stdout  8 bytes of length, then JSON: text, or refused, or failed
+Jobs and answers come and go through one socket, each with its length before it in 8 bytes. The
+first answer, "ready", comes before any job.
+
+    job     JSON: template, variables, seconds, memory_bytes, max_chars
+    answer  one word, a line end, and in UTF-8 the prompt or a reason:
+            ready | text | refused | failed
 """
 
 import json
+import resource
 import signal
 import struct
 import sys
 from datetime import datetime
 from functools import lru_cache
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, Final, NoReturn
 
 import jinja2
+import jinja2.debug  # else imported at the first error, when there may be no memory left
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
-try:
-    import resource
-except ImportError:  # no POSIX system: the parent's clock remains
-    resource = None  # type: ignore[assignment]
-
-_OWN_BYTES = 256 * 2**20
+_OWN_BYTES: Final = 256 * 2**20
 """Memory of Python and jinja2 themselves, generously"""
+_MAX_REASON_CHARS: Final = 500
 
 
 class RefusedError(Exception):
-    """What a template says through raise_exception."""
+    """Raised for a template that calls raise_exception."""
 
 
 class _GenerationTag(jinja2.ext.Extension):
-    """{% generation %} marks what the assistant wrote, for training masks; here for nothing."""
+    """{% generation %} marks the assistant's text for training masks; here it means nothing."""
 
     tags = {"generation"}  # noqa: RUF012, jinja2 declares it as an instance variable
 
@@ -84,51 +86,64 @@ def _strftime_now(format_: str) -> str:
     return datetime.now().strftime(format_)
 
 
-def render(template: str, variables: dict[str, Any], max_chars: int) -> dict[str, str]:
-    """Render a template; return its text, or why there is none."""
+def render(template: str, variables: dict[str, Any], max_chars: int) -> tuple[str, str]:
+    """Render a template; return "text" and the prompt, or another word and why there is none."""
     pieces, num_chars = [], 0
     try:
-        for piece in compiled(template).generate(**variables):
+        for piece in compiled(template).generate(variables):
             num_chars += len(piece)
             if num_chars > max_chars:
-                return {"failed": f"it wrote more than {max_chars} characters"}
+                return "failed", f"it wrote more than {max_chars} characters"
             pieces.append(piece)
-        return {"text": "".join(pieces)}
+        return "text", "".join(pieces)
     except RefusedError as error:
-        return {"refused": str(error)[:2000]}
+        return "refused", _one_line(error)
     except MemoryError:
-        return {"failed": "it needs more memory than a template may have"}
+        return "failed", "it needs more memory than a template may have"
     except RecursionError:
-        return {"failed": "it is nested too deeply"}
+        return "failed", "it is nested too deeply"
     except Exception as error:  # a stranger's program may raise anything
-        text = " ".join(str(error).split()) or type(error).__name__
-        return {"failed": text[:500]}
+        return "failed", _one_line(error) or type(error).__name__
 
 
-def _read(stream: BinaryIO) -> bytes | None:
-    header = stream.read(8)
-    if len(header) < 8:
-        return None
-    return stream.read(struct.unpack("<Q", header)[0])
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error)[:_MAX_REASON_CHARS].split())
 
 
 def main() -> None:
-    """Render what comes on stdin until it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    while (request := _read(sys.stdin.buffer)) is not None:
-        job = json.loads(request)
-        if resource is not None:
-            limit = _OWN_BYTES + job["memory_bytes"]
-            resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
-            # The default action ends the process whatever it does, and its parent's end too.
+    """Render what comes on standard input until it ends."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
+    for limit in (resource.RLIMIT_FSIZE, resource.RLIMIT_NPROC, resource.RLIMIT_CORE):
+        resource.setrlimit(limit, (0, 0))
+    with open(0, "rb") as jobs, open(0, "wb", closefd=False) as answers:
+        _write(answers, "ready", "")
+        while len(header := jobs.read(8)) == 8:
+            job = json.loads(jobs.read(struct.unpack("<Q", header)[0]))
+            _limit_memory(_OWN_BYTES + job["memory_bytes"])
+            # The default action ends this process, whatever it does and whoever else has ended.
             signal.setitimer(signal.ITIMER_REAL, job["seconds"])
-        found = render(job["template"], job["variables"], job["max_chars"])
-        if resource is not None:
+            word, text = render(job["template"], job["variables"], job["max_chars"])
             signal.setitimer(signal.ITIMER_REAL, 0)
-            resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
-        reply = json.dumps(found).encode()
-        sys.stdout.buffer.write(struct.pack("<Q", len(reply)) + reply)
-        sys.stdout.buffer.flush()
+            _limit_memory(resource.RLIM_INFINITY)
+            _write(answers, word, text)
+
+
+def _write(answers: BinaryIO, word: str, text: str) -> None:
+    answer = f"{word}\n{text}".encode("utf-8", "surrogatepass")
+    answers.write(struct.pack("<Q", len(answer)) + answer)
+    answers.flush()
+
+
+def _limit_memory(num_bytes: int) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if hard != resource.RLIM_INFINITY:
+        num_bytes = hard if num_bytes == resource.RLIM_INFINITY else min(num_bytes, hard)
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (num_bytes, hard))
+    except (OSError, ValueError):
+        if sys.platform == "linux":  # macOS has no such limit: time is the only one there
+            raise
 
 
 if __name__ == "__main__":
