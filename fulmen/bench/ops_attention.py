@@ -207,12 +207,13 @@ def softmax_op(
 def _noisy_pages(s: Shapes, num_pages: int, *, is_int8: bool) -> KVPages:
     stored = torch.int8 if is_int8 else torch.bfloat16
     pages = KVPages(num_pages, s.num_kv_heads, s.head_dim, dtype=torch.bfloat16, stored=stored)
-    for values, scales in ((pages.k_pages, pages.k_scales), (pages.v_pages, pages.v_scales)):
-        if scales is None:
-            values.normal_()
+    for part in pages.stored.values():
+        if part.dtype == torch.int8:
+            part.random_(-127, 128)
+        elif is_int8:
+            part.fill_(1 / 64)  # scales
         else:
-            values.random_(-127, 128)
-            scales.fill_(1 / 64)
+            part.normal_()
     return pages
 
 
