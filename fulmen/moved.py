@@ -24,7 +24,7 @@ MOVED: Final[Mapping[str, str]] = {
     ),
     "fulmen.engine.FinishReason": "fulmen.sampling.FinishReason",
     "fulmen.engine.SessionStore": "fulmen.sessions.SessionStore",
-    "fulmen.engine.Turn": "fulmen.sessions.Turn",
+    "fulmen.engine.Turn": "fulmen.sessions.StoredTurn",
     "fulmen.llm.ChatStream": "fulmen.llm.Stream",
     "fulmen.llm.Completion": "fulmen.chat.Completion",
     "fulmen.llm.Purse": "fulmen.chat.TokenBudget",

@@ -68,7 +68,7 @@ class Engine:
         with self._ending_on_error(parts):
             for part in parts:
                 outputs += self._ask(part)  # which ids may come
-            parts = [part for part in parts if part.request.allocation is not None]
+            parts = [part for part in parts if self.is_unfinished(part.request.request_id)]
             found = self._runner.run(parts)  # one forward pass: candidates of each part
             for part, candidates in zip(parts, found, strict=True):
                 outputs += self._take(part, candidates)
@@ -87,10 +87,11 @@ class Engine:
     ) -> int:
         """Queue a request and return its id; `step` returns its tokens.
 
-        num_prefix_ids  number of the prompt's last tokens that are the answer's beginning: with a
-                        seed, the rest is drawn as if it had never stopped; max_tokens counts them
-        num_repetitive  number of the last of those in a row that were each more likely than
-                        repetition_probability: the repetition_window counts them
+        num_prefix_ids  number of the prompt's last tokens that are the answer's beginning:
+                        max_tokens counts them, and with a seed the answer continues as if it had
+                        never stopped
+        num_repetitive  number of tokens at the end of that beginning that already count for the
+                        repetition_window
         priority        lower ones go first, equal ones in the order they came
         steering        decides which tokens may come; without it, all may
 
@@ -192,23 +193,27 @@ class Engine:
     def _take(
         self, part: Part, candidates: Sequence[Candidates]
     ) -> list[TokenOutput | RequestFailed]:
-        """Take a part's tokens: none while a prompt is read, else one and those after it that were
-        guessed right."""
+        """Return a part's new tokens: none while its prompt is read, else one, and one more after
+        each draft that is verified.
+
+        candidates[i] are those of the token after the first i drafts.
+        """
         request, outputs = part.request, list[TokenOutput | RequestFailed]()
         num_fed = request.num_cached_tokens + part.num_tokens
+        is_sampled = part.is_sampled
         for index, best in enumerate(candidates):
-            # Before anything of this pass becomes known to others.
+            # Checked first: advancing publishes pages, which other requests may then read.
             if not math.isfinite(best.logsumexp):
                 return [*outputs, self._fail(request, self._not_finite(best, num_fed + index))]
             self._advance(request, num_fed + index)
-            if request.num_pending:
+            if not is_sampled:
                 break
             output = self._next_token(part, index, best)
             outputs.append(output)
             if isinstance(output, RequestFailed) or output.finish_reason is not None:
                 break
-            if part.draft_ids[index : index + 1] != [output.token_id]:
-                break
+            if index == len(part.draft_ids) or output.token_id != part.draft_ids[index]:
+                break  # no draft is left, or this one is wrong
         return outputs
 
     @timed("_bookkeeping_seconds")
@@ -242,13 +247,16 @@ class Engine:
         return output
 
     def _finish_reason(self, request: Request, sampled: Sampled) -> FinishReason | None:
+        """Return why this token is the request's last; None if it is not. Counts repetition."""
         params = request.params
-        ends = params.stop_token_ids if params.ignore_eos else self.eos_token_ids
-        if sampled.token_id in ends or sampled.token_id in params.stop_token_ids:
+        ends_turn = sampled.token_id in self.eos_token_ids and not params.ignore_eos
+        if ends_turn or sampled.token_id in params.stop_token_ids:
             return "stop"
         if params.repetition_window is not None:
-            is_repetitive = sampled.logprob > math.log(params.repetition_probability)
-            request.num_repetitive_tokens = (request.num_repetitive_tokens + 1) * is_repetitive
+            if sampled.logprob > math.log(params.repetition_probability):
+                request.num_repetitive_tokens += 1
+            else:
+                request.num_repetitive_tokens = 0
             if request.num_repetitive_tokens >= params.repetition_window:
                 return "repetition"
         if request.num_new_tokens >= request.max_tokens:

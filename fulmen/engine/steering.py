@@ -36,7 +36,7 @@ class TokenOutput:
     """Log-probability by the model alone; minus infinity for a forced id that it rules out"""
     top_logprobs: tuple[tuple[int, float], ...]
     finish_reason: FinishReason | None
-    num_cached_tokens: int = 0
+    num_hit_tokens: int = 0
     """Number of the prompt's tokens that were in the cache when the request first ran"""
 
 

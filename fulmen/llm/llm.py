@@ -39,7 +39,7 @@ from fulmen.chat import (
 )
 from fulmen.checkpoints import fingerprint, load_model
 from fulmen.engine import Engine, EngineConfig, Origin
-from fulmen.llm.stream import Answer
+from fulmen.llm.answer import Answer
 from fulmen.models import Model
 from fulmen.sampling import FinishReason, SamplingParams
 
@@ -187,11 +187,15 @@ class LLM:
             raise
         return answer
 
-    def end(self, answer: Answer) -> None:
-        """End an answer now, if it still runs, and free what it owns."""
+    def end(self, answer: Answer, error: Exception | None = None) -> None:
+        """End an answer now, if it still runs, and free what it owns; with an error, because of
+        that."""
         if answer.finish_reason is None and answer.request_id is not None:
             self.engine.abort(answer.request_id)
-        answer.abort()
+        if error is None:
+            answer.abort()
+        else:
+            answer.fail(error)
 
     def _params(self, request: ChatRequest) -> SamplingParams:
         params = request.params or self.defaults

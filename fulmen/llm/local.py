@@ -22,8 +22,8 @@ from typing import Any, Self, TypeVar
 
 from fulmen.chat import ChatFormat, ChatRequest, Completion, Event, Tokenizer, as_request
 from fulmen.engine import EngineStats
+from fulmen.llm.answer import Answer
 from fulmen.llm.llm import LLM
-from fulmen.llm.stream import Answer
 from fulmen.sampling import SamplingParams
 
 R = TypeVar("R")
@@ -131,12 +131,13 @@ class LocalModel:
     def _step(self) -> None:
         try:
             self.llm.step()
-        except Exception as error:  # answers in the step end and say why; the others go on
-            readers = self._readers.values()
-            if all(reader.answer.finish_reason is None for reader in readers):
-                for reader in readers:  # it would only fail again
-                    self.llm.end(reader.answer)
-                    reader.answer.fail(error)
+        except Exception as error:
+            # A forward pass that fails has ended the answers that took part, and the others go on.
+            # If it ended none, the next step would fail the same way: then all end.
+            answers = [reader.answer for reader in self._readers.values()]
+            if all(answer.finish_reason is None for answer in answers):
+                for answer in answers:
+                    self.llm.end(answer, error)
         self._pass_on()
 
     def _pass_on(self) -> None:
@@ -217,8 +218,7 @@ class LocalStream:
     async def _started(self) -> _Reader:
         if self._start is None:
             self._start = asyncio.ensure_future(self._begin())
-            # Its caller may be gone by the time it fails: then nobody asks for the error.
-            self._start.add_done_callback(lambda done: done.cancelled() or done.exception())
+            self._start.add_done_callback(_look_at_error)
         try:
             await asyncio.shield(self._start)
         except asyncio.CancelledError:
@@ -250,7 +250,14 @@ class LocalStream:
             self._model.llm.end(self._reader.answer)
 
     async def _on_model(self, work: Callable[[], R]) -> R:
+        """Run work in the engine's thread, or here once that thread has ended."""
         if not self._model.is_closed:
             return await self._model.call(work)
-        await self._model.close()  # until then its thread may be in a step
+        await self._model.close()
         return work()
+
+
+def _look_at_error(start: "asyncio.Future[None]") -> None:
+    """Keep asyncio from reporting an error that nobody waits for: the caller may be gone."""
+    if not start.cancelled():
+        start.exception()

@@ -16,7 +16,11 @@ from fulmen.sampling import Mask
 
 
 class AnswerSteering:
-    """Forced ids, budget and grammar of one answer."""
+    """Forced ids, budget and grammar of one answer.
+
+    A prefix that the answer was told to begin with is replayed: `decide` and `take` for each of its
+    ids, as if it were drawn again.
+    """
 
     def __init__(
         self, budget: ThoughtBudget, grammar: Grammar | None, tokenizer: Tokenizer
@@ -25,8 +29,9 @@ class AnswerSteering:
         self._grammar = grammar
         self._tokenizer = tokenizer
         self._forced: deque[int] = deque()
+        """Ids that come next"""
         self._decision: Decision | None = None
-        """Decision on the next token; None until it is asked for"""
+        """Decision on the next token; None until it is made"""
 
     @property
     def is_forced(self) -> bool:
@@ -38,47 +43,46 @@ class AnswerSteering:
         self._forced.extend(token_ids)
 
     def decide(self, *, is_thinking: bool, num_drafts: int = 0) -> None:
-        """Settle what comes next, unless it is settled."""
+        """Settle what comes next; asked again before `take`, it stays settled."""
         if self._decision is not None or self._forced:
             return
-        self._decision = Decision(num_drafts=num_drafts)
+        self._decision = Decision(num_free_drafts=num_drafts)
         if is_thinking:
             self._decision = self._budget.decide(num_drafts)
             self._forced.extend(self._decision.forced_ids)
 
     def ask(self, draft_ids: Sequence[int], *, is_thinking: bool) -> list[Choice]:
-        """Return what may come next and after each draft, as `fulmen.engine.Steering` has it."""
+        """Return what may come next, and after each draft as far as nothing new is decided."""
         self.decide(is_thinking=is_thinking, num_drafts=len(draft_ids))
         if self._forced:
             return [Choice(forced_id=self._forced[0])]
         assert self._decision is not None
-        draft = list(draft_ids[: self._decision.num_drafts])
+        draft = list(draft_ids[: self._decision.num_free_drafts])
         if self._budget.is_limited and not is_thinking:
-            draft = self._up_to_a_tag(draft)
+            draft = self._before_a_tag(draft)
         masks: list[Mask | None] = [None] * (1 + len(draft))
         if self._grammar is not None:
-            masks = self._grammar.masks(draft)
-        bias = self._decision.logit_bias
-        return [
-            Choice(mask, logit_bias=bias if place == 0 else None)
-            for place, mask in enumerate(masks)
-        ]
+            masks = self._grammar.masks(draft)  # fewer, where the grammar refuses a draft
+        first = Choice(masks[0], logit_bias=self._decision.logit_bias)
+        return [first, *map(Choice, masks[1:])]
 
     def take(self, token_id: int) -> None:
         """Learn the id that came, before its text is read."""
-        bias = self._decision.logit_bias if self._decision is not None else None
-        self._decision = None
-        if self._forced and self._forced.popleft() != token_id:
-            # Only ids that were given by the caller can differ: they began under other limits.
+        decision, self._decision = self._decision, None
+        expected = self._forced.popleft() if self._forced else token_id
+        if token_id != expected:
+            # Only a replayed id can differ: the saved answer thought on where today's budget would
+            # have forced the end. The id counts, the forced end does not come.
             self._forced.clear()
-            self._budget.reopen()
+            self._budget.drop_forced_end()
+        bias = None if decision is None else decision.logit_bias
         if bias is not None and token_id == bias[0]:
-            self._forced.extend(self._budget.took_bias())
+            self._forced.extend(self._budget.start_closing())
         if self._grammar is not None:
             self._grammar.accept(token_id)
 
-    def _up_to_a_tag(self, draft: list[int]) -> list[int]:
-        """Return the drafts before the first one that may open a thought, whose budget decides."""
+    def _before_a_tag(self, draft: list[int]) -> list[int]:
+        """Return the drafts before the first that may open a thought, where the budget decides."""
         for place, token_id in enumerate(draft):
             if ">" in self._tokenizer.decode([token_id]):
                 return draft[:place]

@@ -22,23 +22,33 @@ MAX_BIAS: Final = 12.0
 """Gain of the closing tag's logit at a sentence's end just before the budget is used up"""
 _MAX_PHRASE_SHARE: Final = 0.1
 """Share of the budget that the last phrase may take; a smaller budget ends without one."""
+_TAIL_CHARS: Final = 8
+"""Characters in which a sentence's end is looked for"""
 _SENTENCE_END = re.compile(r"(\n|[^\d\s][.!?][\"')*\]]*|[\u3002\uff01\uff1f])[ \n]*\Z")
 """A full stop after a digit may be the point of a number. The last three are Chinese ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The next token of a thought."""
+    """How a thought goes on."""
 
     forced_ids: tuple[int, ...] = ()
+    """Ids that come next"""
     logit_bias: tuple[int, float] | None = None
-    """An id and what its logit gains"""
-    num_drafts: int = 0
-    """Drafts after the next token on which no decision can fall but to go on"""
+    """An id, and what is added to its logit at the next draw"""
+    num_free_drafts: int = 0
+    """Drafts after the next token that may be checked without another decision"""
 
 
 class ThoughtBudget:
-    """Counts the tokens of one answer's thought and decides how it goes on."""
+    """Counts the tokens of one answer's thought and decides how it goes on.
+
+    Each token is counted once: a drawn one by `count`, the last phrase when it is forced, the first
+    id of a closing tag that was drawn by `start_closing`; a forced closing tag is free.
+
+    A shared budget is charged before a token is drawn, so requests side by side never overdraw it:
+    `decide` reserves, `count` uses what was reserved, the next `decide` or `end` returns the rest.
+    """
 
     def __init__(
         self,
@@ -49,14 +59,15 @@ class ThoughtBudget:
     ) -> None:
         """Without a format, or with one that has no thoughts, nothing is limited."""
         self.num_tokens = 0
-        """Tokens of thought so far, with a last phrase, without a forced closing tag"""
+        """Tokens of thought so far"""
         self._shared = shared
         self._budget = params.thinking_budget
         self._soft_end = params.thinking_soft_end
         self._num_reserved = 0
-        """Tokens taken from the shared budget that did not come yet"""
+        """Tokens that are charged to the shared budget and did not come yet"""
         self._is_closing = False
         self._tail = ""
+        """Last characters of the thought"""
         if format is None or format.thinking_end is None or format.thinking_forced_end is None:
             self._budget = self._shared = None
         self.is_limited = self._budget is not None or self._shared is not None
@@ -65,71 +76,77 @@ class ThoughtBudget:
         assert format is not None
         assert format.thinking_end is not None
         assert format.thinking_forced_end is not None
-        after = format.thinking_forced_end.partition(format.thinking_end)[2]
-        self._tag_ids = tokenizer.encode(format.thinking_end + after)
-        self._end_ids = tokenizer.encode(format.thinking_forced_end)
-        phrase = f"\n\n{format.thinking_last_phrase}{format.thinking_forced_end}"
-        self._phrase_ids = tokenizer.encode(phrase)
+        end = format.thinking_forced_end
+        layout = end.partition(format.thinking_end)[2]
+        self._tag_ids = tokenizer.encode(format.thinking_end + layout)
+        """Closing tag and the layout after it"""
+        self._end_ids = tokenizer.encode(end)
+        self._phrase_ids = tokenizer.encode(f"\n\n{format.thinking_last_phrase}{end}")
+        """Last phrase, closing tag and layout"""
         self._num_phrase_tokens = len(self._phrase_ids) - len(self._end_ids)
-        self._total = self._left()
+        self._total = self._num_left()
         """Tokens there were when the thought began"""
 
     def decide(self, num_drafts: int = 0) -> Decision:
-        """Decide on the next token, inside the thought and once before each `count`.
+        """Decide how the thought goes on: for the next token, and for drafts after it.
 
-        num_drafts  guesses that the engine could check after it
+        num_drafts  drafts that the engine would check after the next token
         """
         if not self.is_limited or self._is_closing:
-            return Decision(num_drafts=num_drafts)
-        self._release()
-        left = self._left()
-        soft = self._soft_end * self._total
-        has_phrase = soft > 0 and self._num_phrase_tokens <= _MAX_PHRASE_SHARE * self._total
-        phrase = self._num_phrase_tokens if has_phrase else 0
-        if left <= phrase:
-            self._is_closing = True
-            # Another request may have emptied the shared budget since.
-            if not has_phrase or left < phrase:
-                return Decision(forced_ids=tuple(self._end_ids))
-            self.num_tokens += phrase
-            self._reserve(phrase)
-            self._num_reserved = 0
-            return Decision(forced_ids=tuple(self._phrase_ids))
-        # Reserved before it is drawn, so that requests side by side never overdraw.
-        room = math.floor(left - phrase - max(soft, 1))
-        taken = max(0, min(num_drafts, room))
-        self._reserve(1 + taken)
-        if left - phrase < soft and _SENTENCE_END.search(self._tail):
-            bias = MAX_BIAS * (1 - (left - phrase) / soft)
+            return Decision(num_free_drafts=num_drafts)
+        self._return_reserved()
+        num_soft = self._soft_end * self._total
+        has_phrase = num_soft > 0 and self._num_phrase_tokens <= _MAX_PHRASE_SHARE * self._total
+        num_phrase = self._num_phrase_tokens if has_phrase else 0
+        num_before_phrase = self._num_left() - num_phrase
+        if num_before_phrase <= 0:
+            return self._close(with_phrase=has_phrase and num_before_phrase == 0)
+        # After a free draft there must still be a token before the soft end and before the phrase:
+        # there the decision would be to go on, whatever was drawn.
+        room = math.floor(num_before_phrase - max(num_soft, 1))
+        num_free_drafts = max(0, min(num_drafts, room))
+        self._reserve(1 + num_free_drafts)
+        if num_before_phrase < num_soft and _SENTENCE_END.search(self._tail):
+            bias = MAX_BIAS * (1 - num_before_phrase / num_soft)
             return Decision(logit_bias=(self._tag_ids[0], bias))
-        return Decision(num_drafts=taken)
+        return Decision(num_free_drafts=num_free_drafts)
 
     def count(self, text: str) -> None:
-        """Take one more token of the thought, and the text it settled."""
+        """Count one more token of the thought, and take the text that it settled."""
         if not self._is_closing:
             self.num_tokens += 1
-        if self._num_reserved:
-            self._num_reserved -= 1
-        elif not self._is_closing:
-            self._reserve(1)
-            self._num_reserved = 0
-        self._tail = (self._tail + text)[-8:]
+            if not self._num_reserved:  # an id that the caller gave, after a forced end fell away
+                self._reserve(1)
+        self._num_reserved = max(0, self._num_reserved - 1)
+        self._tail = (self._tail + text)[-_TAIL_CHARS:]
 
-    def took_bias(self) -> list[int]:
-        """Return the ids of the rest of the closing tag, whose first id was drawn."""
+    def start_closing(self) -> list[int]:
+        """Note that the first id of the closing tag was drawn; return the ids of its rest."""
         self._is_closing = True
         self.num_tokens += 1
         return self._tag_ids[1:]
 
-    def end(self) -> None:
-        """Give back what was reserved for tokens that will not come."""
-        self._release()
-
-    def reopen(self) -> None:
-        """Go on thinking: the forced end did not come, the answer began under another budget."""
+    def drop_forced_end(self) -> None:
+        """Note that a forced end did not come: the answer had been drawn under another budget."""
         self._is_closing = False
 
-    def _left(self) -> int:
+    def end(self) -> None:
+        """Return what was reserved for tokens that will not come."""
+        self._return_reserved()
+
+    def _close(self, *, with_phrase: bool) -> Decision:
+        """Force the end of the thought. Without room for the phrase (another request may have
+        emptied the shared budget) it is the closing tag alone."""
+        self._is_closing = True
+        if not with_phrase:
+            return Decision(forced_ids=tuple(self._end_ids))
+        self.num_tokens += self._num_phrase_tokens
+        if self._shared is not None:
+            self._shared.reserve(self._num_phrase_tokens)
+        return Decision(forced_ids=tuple(self._phrase_ids))
+
+    def _num_left(self) -> int:
+        """Return how many tokens the thought may still have."""
         limits = []
         if self._budget is not None:
             limits.append(self._budget - self.num_tokens)
@@ -141,7 +158,7 @@ class ThoughtBudget:
         if self._shared is not None:
             self._num_reserved += self._shared.reserve(num_tokens)
 
-    def _release(self) -> None:
+    def _return_reserved(self) -> None:
         if self._shared is not None:
             self._shared.give_back(self._num_reserved)
         self._num_reserved = 0

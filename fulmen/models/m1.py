@@ -5,10 +5,10 @@
     h = norm(x);   x = alpha_attention * h + beta_attention * attention(h)
     g = norm(x);   x = alpha_mlp * g + beta_mlp * experts(g)
 
-The residual branch is the normalised tensor, scaled (`postnorm`); the raw stream is not carried. A
-lightning layer has no rotation, no 1/sqrt(D) and no denominator; its heads fade at their own pace,
-slower the later the layer. Source: arXiv:2506.13585 and arXiv:2501.08313; field and tensor names
-are the checkpoint's.
+So in the released models, whose `postnorm` is true: the residual is the normalised tensor. Without
+it the residual is x. A lightning layer has no rotation, no 1/sqrt(D) and no denominator; the state
+of each head decays at its own rate, slower the later the layer. Source: arXiv:2506.13585 and
+arXiv:2501.08313; field and tensor names are the checkpoint's.
 """
 
 import functools
@@ -45,7 +45,7 @@ LIGHTNING_NORM_EPS: Final = 1e-6
 class M1Config(ModelConfig):
     """Fields of an M1 config.json, in the official spelling: those of both models, and M1's own."""
 
-    # field(): else the base's property of this name would be taken for a default.
+    # field(): a plain annotation would take ModelConfig's property of this name as its default.
     attn_type_list: tuple[int, ...] = field()
     """One entry a layer: 0 lightning attention, 1 softmax attention."""
     rope_theta: float = 10_000_000.0
@@ -108,19 +108,20 @@ class M1Config(ModelConfig):
 
 
 def slope_rates(num_heads: int, layer: int, num_layers: int) -> list[float]:
-    """Return the decay rate of each head: what the state holds shrinks by exp(-slope) a token.
+    """Return the decay rate of each head: at each token its state shrinks by exp(-slope).
 
-    ALiBi slopes 2^(-8 (h + 1) / H), interpolated where H is no power of two, times 1 - layer / (L -
-    1) + 1e-5, so that early layers forget fast and late ones hardly; layer counts all layers of the
-    model, from 0.
+    ALiBi's slopes times 1 - layer / (L - 1) + 1e-5, so that early layers forget fast and late ones
+    hardly; layer counts all layers of the model, from 0.
     """
     factor = (1 - layer / (num_layers - 1) if num_layers > 1 else 1.0) + 1e-5
     return [slope * factor for slope in alibi_slopes(num_heads)]
 
 
 def alibi_slopes(num_heads: int) -> list[float]:
-    """Return ALiBi's slopes; for H heads that are no power of two, those of the next lower power,
-    then every other of the next."""
+    """Return ALiBi's slopes, 2^(-8 (h + 1) / H) for head h of H, where H is a power of two.
+
+    For 6 heads: the slopes of 4 heads, then the first and the third of 8 (and so on for others).
+    """
     lower = 2 ** math.floor(math.log2(num_heads))
     slopes = [2 ** (-8 * (head + 1) / lower) for head in range(lower)]
     if lower == num_heads:
@@ -225,6 +226,7 @@ class M1Layer(nn.Module):
         if context.trace is not None:
             context.trace.attention_outputs.append(attended)
         norm = self.post_attention_layernorm
+        # the sum of residual and attention, and its norm
         hidden_states, normed = residual_norm(
             residual,
             attended,

@@ -1,7 +1,7 @@
 """Conversations that outlive the process: transcripts and model states on disk."""
 
 from fulmen.sessions.check import Problem, check, repair
-from fulmen.sessions.records import SessionState, Turn
+from fulmen.sessions.records import SessionState, StoredTurn
 from fulmen.sessions.session import Session, default_store, export, last_question, read_stored
 from fulmen.sessions.store import SessionStore
 
@@ -10,7 +10,7 @@ __all__ = [
     "Session",
     "SessionState",
     "SessionStore",
-    "Turn",
+    "StoredTurn",
     "check",
     "default_store",
     "export",

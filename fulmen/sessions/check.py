@@ -27,7 +27,7 @@ from fulmen.sessions.objects import (
     read_file,
     store_folder,
 )
-from fulmen.sessions.records import MAX_STATE_BYTES, SessionState, Turn, read_state
+from fulmen.sessions.records import MAX_STATE_BYTES, SessionState, StoredTurn, read_state
 from fulmen.sessions.store import SessionStore
 
 _FIELD = re.compile(r'"(\w+)"\s*:\s*("(?:[^"\\]|\\.)*"|[0-9][0-9.eE+-]*|null)')
@@ -226,10 +226,12 @@ def _mended(store: SessionStore, path: Path, parents: Mapping[str, object]) -> S
     )
 
 
-def _last_readable(store: SessionStore, hash: object, parents: Mapping[str, object]) -> Turn | None:
+def _last_readable(
+    store: SessionStore, hash: object, parents: Mapping[str, object]
+) -> StoredTurn | None:
     """Find the last turn up to `hash` that can be read with all before it. parents has what
     damaged turns say of theirs."""
-    turns: list[Turn] = []
+    turns: list[StoredTurn] = []
     seen: set[str] = set()
     while is_hash(hash) and hash not in seen:
         seen.add(hash)
@@ -239,7 +241,7 @@ def _last_readable(store: SessionStore, hash: object, parents: Mapping[str, obje
         except ValueError:
             turns.clear()
             hash = parents.get(str(hash))
-    last: Turn | None = None
+    last: StoredTurn | None = None
     for turn in reversed(turns):
         if last is not None and turn.num_shared > last.num_tokens:
             break
@@ -249,7 +251,7 @@ def _last_readable(store: SessionStore, hash: object, parents: Mapping[str, obje
 
 def _only_branch(
     store: SessionStore, fingerprint: object, parents: Mapping[str, object]
-) -> Turn | None:
+) -> StoredTurn | None:
     """Find the last readable turn of the one branch of a model that no readable session has. With a
     second branch it is not known whose they are."""
     named = store.named().turns

@@ -25,7 +25,7 @@ from fulmen.engine import (
 from fulmen.kernels import PAGE
 from fulmen.models import StateSnapshot
 from fulmen.sessions.objects import DamagedError, Objects
-from fulmen.sessions.records import Span, Turn
+from fulmen.sessions.records import PageSpan, StoredTurn
 
 logger = logging.getLogger(__name__)
 
@@ -52,15 +52,15 @@ class Chunks:
         return chunk not in self._useless and self.objects.size(chunk) > 0
 
     def save(
-        self, known: KnownStates, parent: Turn | None, num_shared: int
-    ) -> tuple[tuple[Span, ...], dict[int, str], int]:
+        self, known: KnownStates, parent: StoredTurn | None, num_shared: int
+    ) -> tuple[tuple[PageSpan, ...], dict[int, str], int]:
         """Write what is known of a sequence; returns its pages, its snapshots by the number of
         tokens before each, and the number of tokens they hold.
 
         parent      a turn with the same states, whose chunks need not be written again
         num_shared  number of tokens that the sequence shares with it
         """
-        spans: list[Span] = []
+        spans: list[PageSpan] = []
         snapshots: dict[int, str] = {}
         if parent is not None:
             spans = self._first_pages(parent.spans, min(num_shared, parent.num_known) // PAGE)
@@ -72,21 +72,21 @@ class Chunks:
                 if num_tokens <= num_kept * PAGE and self.has(chunk)
             }
         for count, tensors in known.pages(num_kept, CHUNK_BYTES):
-            spans.append(Span(self._put(tensors), 0, count))
+            spans.append(PageSpan(self._put(tensors), 0, count))
         for num_tokens, tensors in known.snapshots(snapshots.keys()):
             snapshots[num_tokens] = self._put(tensors)
         return tuple(spans), snapshots, max(num_kept * PAGE, known.num_tokens)
 
-    def restore(self, turn: Turn, ids: Sequence[int], prefixes: PrefixCache) -> int:
+    def restore(self, turn: StoredTurn, ids: Sequence[int], prefixes: PrefixCache) -> int:
         """Make a cache know what is stored of ids, the first tokens of a turn; returns of how many
         tokens."""
         ids = ids[: turn.num_known]
         snapshots = self._snapshots(turn, len(ids), prefixes)
         return prefixes.learn(ids, self._pages(turn, len(ids), prefixes), snapshots)
 
-    def _first_pages(self, spans: Sequence[Span], num_pages: int) -> list[Span]:
+    def _first_pages(self, spans: Sequence[PageSpan], num_pages: int) -> list[PageSpan]:
         """Return the first pages of spans, up to the first chunk that is no longer there."""
-        kept: list[Span] = []
+        kept: list[PageSpan] = []
         for span in spans:
             count = min(span.count, num_pages)
             if not count or not self.has(span.chunk):
@@ -96,7 +96,7 @@ class Chunks:
         return kept
 
     def _pages(
-        self, turn: Turn, num_tokens: int, prefixes: PrefixCache
+        self, turn: StoredTurn, num_tokens: int, prefixes: PrefixCache
     ) -> Iterator[tuple[int, dict[str, Tensor]]]:
         cache = prefixes.cache
         max_bytes = max(CHUNK_BYTES, cache.page_bytes) + _HEADER_BYTES
@@ -119,7 +119,7 @@ class Chunks:
             left -= count
 
     def _snapshots(
-        self, turn: Turn, num_tokens: int, prefixes: PrefixCache
+        self, turn: StoredTurn, num_tokens: int, prefixes: PrefixCache
     ) -> dict[int, StateSnapshot]:
         cache = prefixes.cache
         max_bytes = max_snapshot_bytes(cache) + _HEADER_BYTES

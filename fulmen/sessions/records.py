@@ -30,7 +30,7 @@ _MAX_SECONDS: Final = 253_402_214_400.0
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class PageSpan:
     """Consecutive pages in one chunk."""
 
     chunk: str
@@ -39,7 +39,7 @@ class Span:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Turn:
+class StoredTurn:
     """One exchange, as it was stored."""
 
     hash: str
@@ -53,7 +53,7 @@ class Turn:
     origin: Origin
     num_known: int
     """Number of tokens whose keys, values and states are stored"""
-    spans: tuple[Span, ...]
+    spans: tuple[PageSpan, ...]
     """Pages of those tokens, in order"""
     states: Mapping[int, str]
     """Chunks with snapshots of lightning states, by the number of tokens before each"""
@@ -92,7 +92,7 @@ class SessionState:
     """Seconds since 1970"""
 
 
-def write_turn(turn: Turn) -> bytes:
+def write_turn(turn: StoredTurn) -> bytes:
     """Return a turn as a file holds it. Raises ValueError for one that could not be read again."""
     values = {
         "format": FORMAT,
@@ -112,7 +112,7 @@ def write_turn(turn: Turn) -> bytes:
         raise ValueError("the turn is nested too deeply, it cannot be saved") from None
 
 
-def read_turn(content: bytes, hash: str, path: Path) -> Turn:
+def read_turn(content: bytes, hash: str, path: Path) -> StoredTurn:
     """Read a turn from the content of its file."""
     values = _Fields(content, path, "turn")
     parent = values.take("parent")
@@ -135,7 +135,7 @@ def read_turn(content: bytes, hash: str, path: Path) -> Turn:
     if num_stored > num_pages or num_stored * PAGE < num_known:
         raise values.error(f"spans hold {num_stored} pages, num_known is {num_known}")
     states = values.mapping("states")
-    turn = Turn(
+    turn = StoredTurn(
         hash=hash,
         parent=parent,
         num_shared=num_shared,
@@ -298,11 +298,11 @@ def _is_shallow(value: dict[str, Any] | list[Any], levels: int) -> bool:
     return all(_is_shallow(item, levels - 1) for item in inner if isinstance(item, (dict, list)))
 
 
-def _read_span(values: _Fields, span: object, num_pages: int) -> Span:
+def _read_span(values: _Fields, span: object, num_pages: int) -> PageSpan:
     if not isinstance(span, list) or len(span) != 3:
         raise values.error(f"a span is {reprlib.repr(span)}, it must be [chunk, first, count]")
     chunk, first, count = span
-    return Span(
+    return PageSpan(
         values.hash("a span's chunk", chunk),
         values.checked_count("a span's first page", first, _MAX_TOKENS),
         values.checked_count("a span's count", count, num_pages),

@@ -12,12 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fulmen.chat import ChatRequest, Completion, Message, Prompt, Transcript, read_turn
-from fulmen.chat import Turn as ChatTurn
+from fulmen.chat import ChatRequest, Completion, Message, Prompt, Transcript, Turn, read_turn
 from fulmen.files import user_folder
 from fulmen.llm import LLM
 from fulmen.sampling import SamplingParams
-from fulmen.sessions.records import Turn
+from fulmen.sessions.records import StoredTurn
 from fulmen.sessions.store import SessionStore
 
 
@@ -46,7 +45,7 @@ class Session:
         else:
             self.state = store.create(name, model=model, fingerprint=llm.origin.model)
         self.transcript = Transcript(llm.format, llm.tokenizer, keep_thoughts=keep_thoughts)
-        self._stored: list[tuple[ChatTurn, Turn]] = []
+        self._stored: list[tuple[Turn, StoredTurn]] = []
         """Turns of the transcript that are in the store, and what they are there"""
         for turn in store.turns(self.state):
             read = read_stored(turn, llm)
@@ -129,7 +128,7 @@ class Session:
             del self._stored[num_turns:]
 
 
-def read_stored(turn: Turn, llm: LLM | None = None) -> ChatTurn:
+def read_stored(turn: StoredTurn, llm: LLM | None = None) -> Turn:
     """Read a stored turn; its answer has ids only with the model it was held with.
 
     Raises ValueError for one that is no turn of a conversation.
@@ -147,7 +146,7 @@ def read_stored(turn: Turn, llm: LLM | None = None) -> ChatTurn:
         raise ValueError(f"turn {turn.hash} cannot be read, {error}") from None
 
 
-def last_question(turns: Sequence[Turn]) -> str:
+def last_question(turns: Sequence[StoredTurn]) -> str:
     """Return the last question, for a list."""
     for turn in reversed(turns):
         for message in reversed(read_stored(turn).messages):

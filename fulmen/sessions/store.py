@@ -45,7 +45,7 @@ from fulmen.sessions.objects import (
 from fulmen.sessions.records import (
     MAX_STATE_BYTES,
     SessionState,
-    Turn,
+    StoredTurn,
     read_state,
     read_turn,
     write_state,
@@ -78,7 +78,7 @@ class SessionStore:
         self.turn_objects = Objects(root, "turns", ".json")
         self.chunk_objects = Objects(root, "chunks", ".safetensors")
         self._chunks = Chunks(self.chunk_objects)
-        self._turns: dict[str, Turn] = {}
+        self._turns: dict[str, StoredTurn] = {}
         """Turns that were read: what a hash names never changes"""
 
     def names(self) -> list[str]:
@@ -166,7 +166,7 @@ class SessionStore:
             for hash in self.chunk_objects.sizes().keys() - named.chunks.keys():
                 self.chunk_objects.delete(hash)
 
-    def turns(self, state: SessionState) -> list[Turn]:
+    def turns(self, state: SessionState) -> list[StoredTurn]:
         """Read the turns of a session, the first one first."""
         turns = [] if state.turn is None else self._with_parents(state.turn)
         if state.num_kept is not None and state.num_kept > turns[-1].num_answer:
@@ -176,7 +176,7 @@ class SessionStore:
             )
         return turns
 
-    def turn(self, hash: str) -> Turn:
+    def turn(self, hash: str) -> StoredTurn:
         """Read a turn. Raises ValueError if it is gone or cannot be read."""
         if hash not in self._turns:
             path = self.turn_objects.path(hash)
@@ -189,7 +189,7 @@ class SessionStore:
             self._turns[hash] = read_turn(content, hash, path)
         return self._turns[hash]
 
-    def ids(self, turn: Turn) -> list[int]:
+    def ids(self, turn: StoredTurn) -> list[int]:
         """Read all ids up to the end of a turn."""
         ids: list[int] = []
         for part in self._with_parents(turn.hash):
@@ -253,7 +253,7 @@ class SessionStore:
                 known_states(prefixes, ids), before if has_states else None, num_shared
             )
             turn = self._put_turn(
-                Turn(
+                StoredTurn(
                     hash="",
                     parent=parent,
                     num_shared=num_shared,
@@ -399,9 +399,9 @@ class SessionStore:
             state, turn=turns[count - 1].hash, num_kept=None if num_kept == most else num_kept
         )
 
-    def _with_parents(self, hash: str) -> list[Turn]:
+    def _with_parents(self, hash: str) -> list[StoredTurn]:
         """Read a turn and all before it, the first one first."""
-        found: list[Turn] = []
+        found: list[StoredTurn] = []
         next_hash: str | None = hash
         # A turn is named by its content, its parent's name included, so they form no circle.
         while next_hash is not None:
@@ -416,7 +416,7 @@ class SessionStore:
                 )
         return found
 
-    def _put_turn(self, turn: Turn) -> Turn:
+    def _put_turn(self, turn: StoredTurn) -> StoredTurn:
         content = write_turn(turn)
         # What is written can be read: bounds of files hold for the caller's record too.
         if len(content) > MAX_TURN_BYTES:
@@ -454,7 +454,7 @@ class SessionStore:
                 path.unlink(missing_ok=True)
 
 
-def _chunks_of(turns: Sequence[Turn]) -> list[str]:
+def _chunks_of(turns: Sequence[StoredTurn]) -> list[str]:
     """List the chunks of turns, of the first one first."""
     return list(dict.fromkeys(chunk for turn in turns for chunk in turn.chunks))
 

@@ -72,7 +72,8 @@ class Answer:
         self._num_chars = 0
         """Characters before any stop text"""
         self._parser = parser
-        self._num_end_ids = 0
+        self._has_end_id = False
+        """True if the last id ended the turn: it is no part of the text"""
         self._pieces: list[str] = []
         """Text that each id settled, before stop texts are cut off"""
         self._events: deque[Event] = deque()
@@ -101,29 +102,25 @@ class Answer:
         return self._steering.ask(draft_ids, is_thinking=self._parser.is_thinking)
 
     def take(self, output: TokenOutput) -> bool:
-        """Read the next token; True ends the answer here."""
-        self.num_cached_tokens = output.num_cached_tokens
+        """Read the next token; True ends the answer here, at a stop text."""
+        self.num_cached_tokens = output.num_hit_tokens
         is_forced = self._steering.is_forced
         self.tokens.append(Token(output.token_id, output.logprob, output.top_logprobs, is_forced))
         self._steering.take(output.token_id)
         is_last = output.finish_reason is not None
-        text = ""
-        if output.finish_reason == "stop":  # the id that ended the turn is no part of its text
-            self._num_end_ids = 1
-        else:
-            text = self._detokenizer.feed([output.token_id])
+        self._has_end_id = output.finish_reason == "stop"
+        piece = "" if self._has_end_id else self._detokenizer.feed([output.token_id])
         if is_last:
-            text += self._detokenizer.flush()
-        self._pieces.append(text)
-        text = self._stop.feed(text, is_last=is_last)
-        finish_reason = "stop" if self._stop.is_found else output.finish_reason
-        events = self._read(text)
-        if finish_reason is not None:
+            piece += self._detokenizer.flush()
+        self._pieces.append(piece)
+        events = self._read(self._stop.feed(piece, is_last=is_last))
+        is_stopped = self._stop.is_found
+        if is_stopped or is_last:
+            self.finish_reason = "stop" if is_stopped else output.finish_reason
             self._budget.end()
             events += self._parser.finish_events()
         self._events.extend(events)
-        self.finish_reason = finish_reason
-        return finish_reason is not None
+        return is_stopped
 
     def fail(self, error: BaseException) -> None:
         """End the answer because of an error."""
@@ -154,10 +151,11 @@ class Answer:
         )
         sampled = None
         if self._format is not None:
+            num_spoken = len(ids) - self._has_end_id
             sampled = find_spans(
                 self._format,
-                ids[: len(ids) - self._num_end_ids],
-                self._pieces[: len(ids) - self._num_end_ids],
+                ids[:num_spoken],
+                self._pieces[:num_spoken],
                 length=self._num_chars if self._stop.is_found else None,
             )
         return Completion(
