@@ -1,4 +1,4 @@
-"""How the heavy operations run: each with its contract, its reference and its kernel."""
+"""Heavy operations, each with its contract, its plain-torch reference and its kernels."""
 
 from fulmen.kernels.attention import attend, softmax_attention
 from fulmen.kernels.backends import backend_for

@@ -40,7 +40,7 @@ def softmax_attention(
     """
     lengths = lengths_of(lengths, cu_seqlens, context_lens)
     _check_heads(q, pages.num_kv_heads, pages.head_dim)
-    lengths.check_tokens(len(q))
+    lengths.check_fits(q)
     if len(block_table) != lengths.num_sequences:
         raise ValueError(
             f"block_table has {len(block_table)} rows for {lengths.num_sequences} sequences, each "
@@ -82,7 +82,7 @@ def attend(
     """
     lengths = lengths_of(lengths, cu_seqlens)
     _check_heads(q, k.shape[1], k.shape[2])
-    lengths.check_tokens(len(q))
+    lengths.check_fits(q)
     if any(lengths.host_context_lens):
         raise ValueError("context_lens is not zero, so pages are needed: use softmax_attention")
 

@@ -93,6 +93,9 @@ class Lengths:
         context_lens  (N,)       integers; zeros if omitted
         slots         (N,)       integers, each once
         """
+        given = [x for x in (cu_seqlens, context_lens, slots) if x is not None]
+        if len({x.device for x in given}) > 1:
+            raise ValueError("cu_seqlens, context_lens and slots are on different devices")
         starts: list[int] = cu_seqlens.tolist()
         seqlens = [end - start for start, end in itertools.pairwise(starts)]
         if not seqlens or starts[0] != 0 or min(seqlens) < 0:
@@ -140,12 +143,15 @@ class Lengths:
             assert other.slots is not None
             self.slots.copy_(other.slots)
 
-    def check_tokens(self, num_tokens: int) -> None:
-        """Raise ValueError unless the sequences own all of num_tokens packed tokens."""
-        if self.num_tokens != num_tokens:
+    def check_fits(self, x: Tensor) -> None:
+        """Raise ValueError unless the sequences own all tokens of x (T, ...), on its device."""
+        if self.num_tokens != len(x):
             starts = list(itertools.accumulate(self.host_seqlens, initial=0))
+            raise ValueError(f"cu_seqlens is {starts}, it must rise from 0 to the {len(x)} tokens")
+        if self.cu_seqlens.device != x.device:
             raise ValueError(
-                f"cu_seqlens is {starts}, it must rise from 0 to the {num_tokens} tokens"
+                f"cu_seqlens is on {self.cu_seqlens.device}, tokens are on {x.device}, they need "
+                "one device"
             )
 
 

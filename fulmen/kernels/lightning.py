@@ -81,13 +81,13 @@ def _check(
     if not (q.ndim == 3 and q.shape == k.shape == v.shape and q.dtype == k.dtype == v.dtype):
         found = ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in (q, k, v))
         raise ValueError(f"q, k and v are {found}, all must be (T, H, D) of one dtype")
-    num_tokens, num_heads, head_dim = q.shape
+    _, num_heads, head_dim = q.shape
     if slope_rate.shape != (num_heads,):
         raise ValueError(
             f"slope_rate has shape {tuple(slope_rate.shape)}, q has {num_heads} heads, each needs "
             "one"
         )
-    lengths.check_tokens(num_tokens)
+    lengths.check_fits(q)
     if states is None:
         if any(lengths.host_context_lens):
             raise ValueError("context_lens is not zero, so states are needed")

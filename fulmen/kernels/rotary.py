@@ -85,7 +85,7 @@ def rotary_frequencies(rotary_dim: int, rope_theta: float, device: torch.device)
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, head_dim: int) -> Tensor:
-    """(T, H * D) -> (T, H, D)"""
+    """Rotate heads: (T, H * D) -> (T, H, D)."""
     x = x.reshape(len(x), -1, head_dim)
     half = cos.shape[-1]
     wide = x[..., : 2 * half].to(torch.promote_types(x.dtype, torch.float32))

@@ -18,7 +18,7 @@ MAX_GROUP: Final = 128
 
 
 class WeightFormat(enum.IntEnum):
-    """How a matrix is packed; docs/kernels.md gives the bytes."""
+    """Packing of a matrix; docs/kernels.md gives the bytes."""
 
     FLOAT32 = 0
     BFLOAT16 = 1
@@ -112,7 +112,7 @@ def concatenate(matrices: Sequence[PackedMatrix]) -> PackedMatrix | None:
 
 
 def _columns(values: Tensor, k: int, per: int) -> Tensor:
-    """(N, K) -> (blocks, k / per, 16, per), padded with zeros."""
+    """Pad with zeros and cut: (N, K) -> (blocks, k / per, 16, per)."""
     blocks = -(-len(values) // LANES)
     padded = values.new_zeros(blocks * LANES, k)
     padded[: len(values), : values.shape[1]] = values
@@ -120,7 +120,7 @@ def _columns(values: Tensor, k: int, per: int) -> Tensor:
 
 
 def _bytes(x: Tensor) -> Tensor:
-    """(blocks, ...) -> (blocks, bytes) uint8"""
+    """View as bytes: (blocks, ...) -> (blocks, bytes) uint8."""
     return x.contiguous().view(len(x), -1).view(torch.uint8)
 
 
@@ -175,7 +175,7 @@ def _check_group(group: int) -> None:
 
 
 def _spread(values: Tensor, blocks: int) -> Tensor:
-    """(N, groups) -> (blocks, groups, bytes) uint8: 16 columns' values side by side."""
+    """Put 16 columns' values side by side: (N, groups) -> (blocks, groups, bytes) uint8."""
     padded = values.new_zeros(blocks * LANES, values.shape[1])
     padded[: len(values)] = values
     columns = padded.view(blocks, LANES, -1).transpose(1, 2).contiguous()

@@ -22,12 +22,12 @@ FORMATS = ("float32", "bfloat16", "fp8", "int8", "int8/32", "int4", "int4/128")
 
 
 def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Standard normal values."""
+    """Return standard normal values."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
 def packed(weight: Tensor, name: str) -> PackedMatrix:
-    """A float32 matrix (N, K), rounded to a format in the plainest way and packed."""
+    """Round a float32 matrix (N, K) to a format in the plainest way and pack it."""
     format, _, group = name.partition("/")
     match format:
         case "float32":
@@ -71,13 +71,13 @@ def quantised_to_int4(weight: Tensor, group: int) -> PackedMatrix:
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are equal to the bit, NaN and signed zero included."""
+    """Return whether two tensors are equal to the bit, NaN and signed zero included."""
     kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
     return a.dtype == b.dtype and torch.equal(a.contiguous().view(kind), b.contiguous().view(kind))
 
 
 def with_threads(count: int) -> None:
-    """Sets the threads of the kernels."""
+    """Set the threads of the kernels."""
     extension = native()
     assert extension is not None
     extension.set_num_threads(count)

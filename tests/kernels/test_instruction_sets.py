@@ -20,7 +20,7 @@ SETS = ("amx", "avx512_bf16", "avx512", "avx2", "amx_emulated", "none")
 
 
 def chosen(name: str | None) -> subprocess.CompletedProcess[str]:
-    """What a fresh process says it uses when FULMEN_ISA is set to this, or not set."""
+    """Ask a fresh process for its set, with FULMEN_ISA set to this or not set."""
     environment = {key: value for key, value in os.environ.items() if key != "FULMEN_ISA"}
     if name is not None:
         environment["FULMEN_ISA"] = name

@@ -114,6 +114,10 @@ def test_lengths_that_do_not_fit_the_call_are_refused() -> None:
     some = Lengths.of([5])
     with pytest.raises(ValueError, match=r"rise from 0 to the 5 tokens"):
         attend(x, x, x, lengths=Lengths.of([4]))
+    with pytest.raises(ValueError, match="cu_seqlens is on meta, tokens are on cpu"):
+        attend(x, x, x, lengths=Lengths.of([5], device="meta"))
+    with pytest.raises(ValueError, match="are on different devices"):
+        Lengths.from_tensors(some.cu_seqlens, some.context_lens.to("meta"))
     with pytest.raises(ValueError, match="so pages are needed"):
         attend(x, x, x, lengths=Lengths.of([5], [1]))
     with pytest.raises(ValueError, match="only one is needed"):

@@ -1,4 +1,4 @@
-"""What recording costs; that a replay gives the same bits is in tests/models/test_exact.py."""
+"""The cost of recording; that a replay gives the same bits is in tests/models/test_exact.py."""
 
 import subprocess
 import sys

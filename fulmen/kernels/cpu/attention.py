@@ -13,16 +13,18 @@ from fulmen.kernels.gradients import needs_gradient
 from fulmen.kernels.lengths import Lengths
 
 _PAGE: Final = 64
-"""kPage of csrc/attention_args.h"""
+"""Tokens in a page, kPage of csrc/attention_args.h."""
 
 
 def softmax_attention(
     q: Tensor, pages: InterleavedPages, *, lengths: Lengths, block_table: Tensor
 ) -> Tensor:
-    """(T, H, D) over pages -> (T, H, D); no gradient. The extension checks block_table."""
+    """Attend over pages: (T, H, D) -> (T, H, D), no gradient. The extension checks block_table."""
     q = dense_rows(q)
     out = q.new_empty(q.shape)
-    table = block_table.to(torch.int32).contiguous()  # a name: lives until the kernel has run
+    table = block_table.to(
+        "cpu", torch.int32
+    ).contiguous()  # a name: lives until the kernel has run
     loaded().softmax_attention(
         q=q.data_ptr(),
         q_token_stride=q.stride(0),
@@ -43,7 +45,7 @@ def softmax_attention(
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, lengths: Lengths) -> Tensor:
-    """(T, H, D), (T, Hkv, D) of whole sequences -> (T, H, D); differentiable."""
+    """Attend within whole sequences: (T, H, D), (T, Hkv, D) -> (T, H, D); differentiable."""
     if needs_gradient(q, k, v):
         out: Tensor = _Attend.apply(q, k, v, lengths)  # type: ignore[no-untyped-call]
         return out

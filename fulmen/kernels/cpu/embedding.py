@@ -7,7 +7,7 @@ from fulmen.kernels.cpu.extension import loaded
 
 
 def embed(input_ids: Tensor, weight: Tensor) -> Tensor:
-    """(T,) ids, (V, C) contiguous -> (T, C); no gradient."""
+    """Copy rows: ids (T,), a contiguous table (V, C) -> (T, C); no gradient."""
     ids = input_ids.long().contiguous()
     out = torch.empty(len(ids), weight.shape[1], dtype=weight.dtype)
     loaded().embed(

@@ -15,7 +15,7 @@ from fulmen.kernels.gradients import needs_gradient
 def route(
     router_logits: Tensor, top_k: int, *, is_sigmoid: bool, choice_bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """(T, E) float32, (E,) -> weights (T, K) float32, ids (T, K) int64; differentiable."""
+    """Choose experts: (T, E), (E,) float32 -> weights (T, K), ids (T, K); differentiable."""
     if needs_gradient(router_logits):
         weights, ids = _Route.apply(router_logits, top_k, is_sigmoid, choice_bias)  # type: ignore[no-untyped-call]
         return weights, ids
@@ -81,7 +81,7 @@ class _Route(torch.autograd.Function):
 def mixture_of_experts(
     hidden_states: Tensor, topk_weights: Tensor, topk_ids: Tensor, stack: Any, *, input_bits: int
 ) -> Tensor:
-    """(T, C), (T, K), (T, K), a stack of `stack_experts` -> (T, C)."""
+    """Run packed experts, stacked by `stack_experts`: (T, C), (T, K), (T, K) -> (T, C)."""
     x, weights = hidden_states.contiguous(), topk_weights.float().contiguous()
     ids = topk_ids.long().contiguous()
     out = torch.empty_like(x)

@@ -20,7 +20,7 @@ _MIN_CHUNK rows: small chunks make the sum over chunks expensive."""
 _MIN_CHUNK: Final = 256
 
 Known = tuple[Tensor, Tensor, Tensor, Tensor | None]
-"""logsumexp, top_logits, top_ids and target_logits, as in `HeadOutput`."""
+"""Fields of `HeadOutput`: logsumexp, top_logits, top_ids, target_logits."""
 
 
 def head(
@@ -31,7 +31,7 @@ def head(
     top_k: int,
     input_bits: int,
 ) -> Known:
-    """(T, C), (V, C) -> logsumexp (T,), best logits and ids (T, top_k), targets' logits (T,)."""
+    """Find logsumexp (T,), the best logits and ids (T, K), targets' logits (T,) of (T, C)."""
     matrix = weight if isinstance(weight, PackedMatrix) else pack(weight)
     if top_k <= MAX_CANDIDATES:
         return _run(hidden_states, matrix, targets, top_k, input_bits)
@@ -80,7 +80,7 @@ def target_logprobs(
     *,
     input_bits: int,
 ) -> Tensor:
-    """(T, C), (V, C), (T,) ids -> (T,) float32; differentiable for a plain matrix."""
+    """Find log-probabilities (T,) of targets (T,); differentiable for a plain matrix."""
     if isinstance(weight, Tensor) and needs_gradient(hidden_states, weight):
         out: Tensor = _TargetLogprobs.apply(hidden_states, weight, targets)  # type: ignore[no-untyped-call]
         return out

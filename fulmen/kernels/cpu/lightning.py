@@ -1,8 +1,4 @@
-"""`lightning_attention` in C++, and its gradients as lightning attention itself.
-
-Keys and values of the open chunk, the state before it and the kernel's canonical chunk are told in
-csrc/lightning.h.
-"""
+"""`lightning_attention` in C++, and its gradients as lightning attention itself."""
 
 import functools
 import math
@@ -17,10 +13,10 @@ from fulmen.kernels.gradients import needs_gradient
 from fulmen.kernels.lengths import Lengths
 
 States = tuple[Tensor, Tensor, Tensor]
-"""`kv_state`, `k_tail` and `v_tail`, as in `LightningCarry`."""
+"""Fields of `LightningCarry`: kv_state, k_tail, v_tail."""
 
 _CHUNK: Final = 64
-"""kChunk of csrc/lightning.h"""
+"""Tokens in a chunk, kChunk of csrc/lightning.h."""
 
 
 def lightning_attention(
@@ -32,7 +28,7 @@ def lightning_attention(
     lengths: Lengths,
     states: States | None,
 ) -> Tensor:
-    """(T, H, D) each, slope_rate (H,) -> (T, H, D); differentiable without states."""
+    """Attend with decay: (T, H, D) each, (H,) -> (T, H, D); differentiable without states."""
     decays = _decays(tuple(slope_rate.tolist()))
     if needs_gradient(q, k, v):
         out: Tensor = _Lightning.apply(q, k, v, decays, lengths)  # type: ignore[no-untyped-call]

@@ -22,7 +22,7 @@ def linear(
     out_dtype: torch.dtype,
     input_bits: int,
 ) -> Tensor:
-    """activation(x W^T): (..., K), (N, K) -> (..., N); differentiable for a plain matrix."""
+    """Multiply: (..., K), (N, K) -> activation of (..., N); differentiable for a plain matrix."""
     if isinstance(weight, PackedMatrix):
         return _run(x, weight, activation, out_dtype, input_bits)
     if needs_gradient(x, weight):

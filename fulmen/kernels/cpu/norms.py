@@ -11,7 +11,7 @@ from fulmen.kernels.gradients import needs_gradient
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """(..., C), (C,) -> (..., C); differentiable."""
+    """Normalise rows: (..., C), (C,) -> (..., C); differentiable."""
     if not needs_gradient(x, weight):
         return _norm(x, weight, eps)[1]
     _, out = _Norm.apply(x, weight, eps, None, 1.0, 1.0, None)  # type: ignore[no-untyped-call]
@@ -22,7 +22,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def residual_norm(
     residual: Tensor, branch: Tensor, weight: Tensor, eps: float, *, alpha: float, beta: float
 ) -> tuple[Tensor, Tensor]:
-    """(T, C), (T, C), (C,) -> (T, C) stream, (T, C) norm; differentiable."""
+    """Add and normalise: (T, C), (T, C), (C,) -> stream (T, C), norm (T, C); differentiable."""
     if not needs_gradient(residual, branch, weight):
         return _norm(residual, weight, eps, branch=branch, alpha=alpha, beta=beta)
     stream, out = _Norm.apply(residual, weight, eps, branch, alpha, beta, None)  # type: ignore[no-untyped-call]
@@ -30,7 +30,7 @@ def residual_norm(
 
 
 def add_residual(residual: Tensor, branch: Tensor, *, alpha: float, beta: float) -> Tensor:
-    """(T, C), (T, C) -> (T, C); differentiable."""
+    """Add: (T, C), (T, C) -> (T, C); differentiable."""
     if not needs_gradient(residual, branch):
         return _norm(residual, None, branch=branch, alpha=alpha, beta=beta)[0]
     out: Tensor = _AddResidual.apply(residual, branch, alpha, beta)  # type: ignore[no-untyped-call]
@@ -38,7 +38,7 @@ def add_residual(residual: Tensor, branch: Tensor, *, alpha: float, beta: float)
 
 
 def gated_norm(x: Tensor, weight: Tensor, gate_logits: Tensor, eps: float) -> Tensor:
-    """(T, C), (C,), (T, C) -> (T, C); differentiable."""
+    """Normalise and gate: (T, C), (C,), (T, C) -> (T, C); differentiable."""
     if not needs_gradient(x, weight, gate_logits):
         return _norm(x, weight, eps, gate_logits=gate_logits)[1]
     _, out = _Norm.apply(x, weight, eps, None, 1.0, 1.0, gate_logits)  # type: ignore[no-untyped-call]

@@ -17,7 +17,7 @@ from fulmen.kernels.cpu.extension import DTYPES, address, dense_rows, loaded
 from fulmen.kernels.rounding import rounded_rows, widened_rows
 
 _PAGE: Final = 64
-"""kPage of csrc/attention_args.h"""
+"""Tokens in a page, kPage of csrc/attention_args.h."""
 _LANES: Final = 16
 
 
@@ -103,7 +103,7 @@ class InterleavedPages:
 
 def write_pages(k: Tensor, v: Tensor, pages: InterleavedPages, slot_mapping: Tensor) -> None:
     """Store k and v (T, Hkv, D) at rows slot_mapping (T,) of all pages, in C++."""
-    k, v, slots = dense_rows(k), dense_rows(v), slot_mapping.long().contiguous()
+    k, v, slots = dense_rows(k), dense_rows(v), slot_mapping.to("cpu", torch.int64).contiguous()
     loaded().write_pages(
         k=k.data_ptr(),
         k_token_stride=k.stride(0),

@@ -22,7 +22,7 @@ def rotate(
     norms: Sequence[Tensor],
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """(T, H * D), (T, Hkv * D) -> (T, H, D), (T, Hkv, D); norms are two weights or none."""
+    """Turn (T, H * D), (T, Hkv * D) -> (T, H, D), (T, Hkv, D); norms has two weights or none."""
     if needs_gradient(q, k, *norms):
         turned: tuple[Tensor, Tensor] = _Rotate.apply(  # type: ignore[no-untyped-call]
             q, k, cos, sin, head_dim, eps, *norms
@@ -102,7 +102,7 @@ class _Rotate(torch.autograd.Function):
 
 
 def rotary_angles(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin (T, half) float32 of positions (T,) times frequencies (half,) float32.
+    """Return cos and sin (T, half) float32 of positions (T,) times frequencies (half,).
 
     Not torch's cos, whose value may differ with an element's place in the tensor.
     """

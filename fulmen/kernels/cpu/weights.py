@@ -17,6 +17,8 @@ def matrix_of(matrix: PackedMatrix) -> Any:
     """Return the extension's view of a packed matrix: the same memory, made on first use."""
     view = matrix.views.get(_NAME)
     if view is None:
+        if not matrix.data.is_cpu:
+            raise ValueError(f"the weight is on {matrix.data.device}, its inputs are on the CPU")
         view = matrix.views[_NAME] = loaded().Matrix(
             data=matrix.data.data_ptr(),
             format=int(matrix.format),
