@@ -27,7 +27,7 @@ from fulmen.sessions.objects import (
     read_file,
     store_folder,
 )
-from fulmen.sessions.records import MAX_STATE_BYTES, SessionState, StoredTurn, read_state
+from fulmen.sessions.records import FORMAT, MAX_STATE_BYTES, SessionState, StoredTurn, read_state
 from fulmen.sessions.store import SessionStore
 
 _FIELD = re.compile(r'"(\w+)"\s*:\s*("(?:[^"\\]|\\.)*"|[0-9][0-9.eE+-]*|null)')
@@ -50,7 +50,11 @@ class Problem:
 
 
 def check(store: SessionStore) -> list[Problem]:
-    """Find every problem of a store. Chunks that are gone are none: the byte cap takes them."""
+    """Find every problem of a store.
+
+    Chunks that are gone are none: the byte cap takes them. Nor are objects that no session names: a
+    rewind leaves them, and they go with the next session that is removed.
+    """
     store = SessionStore(store.root)  # one that has read nothing yet
     problems = [Problem(path, reason) for path, reason in _replaced(store)]
     if problems:  # nothing behind a link is read
@@ -59,7 +63,6 @@ def check(store: SessionStore) -> list[Problem]:
     problems += [Problem(path, str(error)) for path, error in _damaged_turns(store)]
     problems += [Problem(path, str(error)) for path, error in _damaged_chunks(store)]
     problems += [Problem(path, f"cannot be read: {error}") for path, error in _unreadable(store)]
-    problems += [Problem(path, "is named by no session") for path in _unnamed(store)]
     return problems
 
 
@@ -90,22 +93,23 @@ def repair(store: SessionStore) -> list[str]:
                 set_aside(path, reason)
         parents: dict[str, object] = {}
         for path, error in list(_damaged_turns(store)):
+            if _is_newer(path):
+                done.append(f"{path} is left alone: a newer version of Fulmen wrote it")
+                continue
             parents[path.stem] = _legible_fields(path).get("parent")
             set_aside(path, str(error))
         for path, error in list(_damaged_chunks(store)):
             delete(path, f"{error}; its tokens will be read again")
         for path, error in list(_unreadable(store)):
+            if _is_newer(path):
+                done.append(f"{path} is left alone: a newer version of Fulmen wrote it")
+                continue
             state = _mended(store, path, parents)
             set_aside(path, str(error))
             if state is not None:
                 store.write_state(state)
                 num_turns = len(store.turns(state))
                 done.append(f"session {state.name} was rewound to the end of turn {num_turns}")
-        for path in list(_unnamed(store)):
-            if path.suffix == store.turn_objects.suffix:
-                set_aside(path, "no session names it")
-            else:
-                delete(path, "no session names it")
     return [line.encode(errors="backslashreplace").decode() for line in done]
 
 
@@ -170,19 +174,6 @@ def _unreadable(store: SessionStore) -> Iterator[tuple[Path, ValueError]]:
             store.ids_of(store.state(name))
         except ValueError as error:
             yield store.state_path(name), error
-
-
-def _unnamed(store: SessionStore) -> Iterator[Path]:
-    """Find objects that no session has; nothing where one cannot be read."""
-    named = store.named()
-    if named.unreadable:
-        return
-    for objects, names in (
-        (store.turn_objects, named.turns),
-        (store.chunk_objects, named.chunks.keys()),
-    ):
-        for hash in sorted(objects.sizes().keys() - names):
-            yield objects.path(hash)
 
 
 def _name_for_stray(store: SessionStore, path: Path) -> str | None:
@@ -265,6 +256,12 @@ def _only_branch(
         if turn is not None and turn.hash not in named and fingerprint in (None, turn.origin.model)
     }
     return found.popitem()[1] if len(found) == 1 else None
+
+
+def _is_newer(path: Path) -> bool:
+    """Return whether a file is of a format that only a later version knows."""
+    found = _legible_fields(path).get("format")
+    return type(found) is int and found > FORMAT
 
 
 def _legible_fields(path: Path) -> dict[str, object]:
