@@ -10,9 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-MAX_JSON_DEPTH = 100
-"""Deeper JSON is refused: Python's own limit depends on how deep the caller already is. The object
-of arguments counts, so a value in it has one level less."""
+from fulmen.files import MAX_JSON_DEPTH
 
 _TYPES = frozenset({"null", "integer", "number", "boolean", "object", "array", "string"})
 _TYPE_ALIASES = {
@@ -37,26 +35,33 @@ def load_json(text: str, *, max_depth: int = MAX_JSON_DEPTH) -> Any:
         value = json.loads(text, parse_constant=_refuse, parse_float=_finite)
     except RecursionError:
         raise ValueError(f"it is nested deeper than {max_depth} levels") from None
-    level, depth = [value], 0
-    while level:
-        depth += 1
-        if depth > max_depth:
-            raise ValueError(f"it is nested deeper than {max_depth} levels")
-        inner: list[Any] = []
-        for item in level:
-            if isinstance(item, dict):
-                inner += item.values()
-            elif isinstance(item, list):
-                inner += item
-        level = [item for item in inner if isinstance(item, dict | list)]
+    check_depth(value, max_depth)
     return value
 
 
+def check_depth(value: object, max_depth: int = MAX_JSON_DEPTH) -> None:
+    """Raise ValueError for containers nested deeper than max_depth, a value that holds itself too:
+    code that walks a value, such as Python's own JSON and comparisons, recurses as deep."""
+    level = [value]
+    for _ in range(max_depth):
+        inner: dict[int, object] = {}  # a value that stands in two places is walked once
+        for item in level:
+            if isinstance(item, Mapping):
+                inner.update((id(child), child) for child in item.values())
+            elif isinstance(item, list | tuple):
+                inner.update((id(child), child) for child in item)
+        level = [child for child in inner.values() if isinstance(child, Mapping | list | tuple)]
+        if not level:
+            return
+    raise ValueError(f"it is nested deeper than {max_depth} levels")
+
+
 def dump_json(value: object) -> str:
-    """JSON as MiniMax prompts have it: ", " and ": ", non-ASCII kept, no HTML escaping."""
+    """Return JSON as MiniMax prompts have it: ", " and ": ", non-ASCII kept, no HTML escaping."""
     try:
+        check_depth(value)
         text = json.dumps(value, ensure_ascii=False)
-    except (TypeError, RecursionError) as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"a value cannot be written as JSON: {error}") from None
     try:
         text.encode()

@@ -14,8 +14,12 @@ from typing import Any
 from fulmen.chat.format import ChatFormat
 from fulmen.chat.m1 import MiniMaxM1
 from fulmen.chat.m2 import DEFAULT_IDENTITY, MiniMaxM2
+from fulmen.chat.rendering import MAX_TEMPLATE_CHARS
 from fulmen.chat.template import TemplateFormat
-from fulmen.chat.tokenizer import read_json_object, read_special_tokens
+from fulmen.chat.tokenizer import read_special_tokens
+from fulmen.families import family_of, family_of_name, names_in
+from fulmen.files import read_json_if_present
+from fulmen.sampling import shown
 
 _logger = logging.getLogger(__name__)
 
@@ -32,24 +36,12 @@ _FORMATS: dict[str, Callable[[], ChatFormat]] = {
     "minimax_m2.5": lambda: _named("M2.5"),
     "minimax_m2.7": lambda: _named("M2.7"),
 }
-_MODELS = {
-    "minimaxm1forcausallm": "minimax_m1",
-    "minimaxtext01forcausallm": "minimax_m1",
-    "minimaxforcausallm": "minimax_m1",
-    "minimaxm2forcausallm": "minimax_m2",
-    "minimaxm1": "minimax_m1",
-    "minimaxtext01": "minimax_m1",
-    "minimaxm2": "minimax_m2",
-}
-"""architectures and model_type, in lower case without underscores and hyphens."""
-_ANY_MINIMAX = "minimax"
-"""A model_type of checkpoints of both models; with nothing else to go by, it means the older."""
 _TEMPLATE_MARKS = {"minimax_m1": "<beginning_of_sentence>", "minimax_m2": "]~b]"}
 _IDENTITY = re.compile(r"""model_identity\s*=\s*(?P<quote>["'])(?P<text>.*?)(?<!\\)(?P=quote)""")
 
 
 def get_format(name: str) -> ChatFormat:
-    """The native format of that name, such as minimax_m2 or MiniMax-M1."""
+    """Return the native format of that name, such as minimax_m2 or MiniMax-M1."""
     make = _FORMATS.get(name.lower().replace("-", "_"))
     if make is None:
         raise ValueError(f"format {name} is not known, it must be one of {', '.join(_FORMATS)}")
@@ -57,26 +49,28 @@ def get_format(name: str) -> ChatFormat:
 
 
 def load_format(folder: str | Path) -> ChatFormat:
-    """The format that the checkpoint in this folder speaks."""
+    """Return the format that the checkpoint in this folder speaks."""
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder, it must hold a checkpoint")
-    tokenizer_config = read_json_object(folder / "tokenizer_config.json")
+    tokenizer_config = read_json_if_present(folder / "tokenizer_config.json")
     template = _read_template(folder, tokenizer_config)
-    config = read_json_object(folder / "config.json")
-    by_config = _by_config(config)
+    config = read_json_if_present(folder / "config.json")
+    family = family_of(config)
     if template is None:
-        if by_config is None and str(config.get("model_type")).lower() == _ANY_MINIMAX:
-            by_config = "minimax_m1"
-        if by_config is None:
+        if family is None:
             raise ValueError(
-                f"{folder} has no chat template and its model_type is {config.get('model_type')}, "
-                "it needs a chat_template.jinja or a chat_template in tokenizer_config.json"
+                f"{folder} has no chat template and its model_type is "
+                f"{shown(config.get('model_type'))}, it needs a chat_template.jinja or a "
+                "chat_template in tokenizer_config.json"
             )
-        return get_format(by_config)
+        return get_format(family)
     by_template = next((name for name, mark in _TEMPLATE_MARKS.items() if mark in template), None)
     if by_template is None:
         return TemplateFormat(template, read_special_tokens(tokenizer_config))
+    # transformers calls both models "minimax": with that name alone, the template decides.
+    names = [name for name in names_in(config) if name.lower() != "minimax"]
+    by_config = next((found for name in names if (found := family_of_name(name))), None)
     if by_config is not None and by_config != by_template:
         _logger.warning(
             "%s is a %s checkpoint with the chat template of %s, the format of %s is used",
@@ -92,30 +86,38 @@ def load_format(folder: str | Path) -> ChatFormat:
     return get_format(by_template)
 
 
-def _by_config(config: Mapping[str, Any]) -> str | None:
-    """The format of the model that config.json names, if it does."""
-    architectures = config.get("architectures")
-    names = [*architectures] if isinstance(architectures, list) else []
-    for name in (*names, config.get("model_type")):
-        known = _MODELS.get(re.sub("[-_]", "", str(name)).lower())
-        if known is not None:
-            return known
-    return None
-
-
 def _read_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
-    """The chat template, from its own file or from tokenizer_config.json, if there is one."""
+    """Read the chat template from its own file or from tokenizer_config.json, if there is one."""
     path = folder / "chat_template.jinja"
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            source = file.read(4 * MAX_TEMPLATE_CHARS + 1)
+        try:
+            return _short(source.decode(), path)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8 text: {error}") from None
+    path = folder / "tokenizer_config.json"
     found = tokenizer_config.get("chat_template")
     if found is None:
-        found = read_json_object(folder / "chat_template.json").get("chat_template")
+        path = folder / "chat_template.json"
+        found = read_json_if_present(path).get("chat_template")
     if isinstance(found, list):  # several, by name; the one called default is for chat
-        named = {item.get("name"): item.get("template") for item in found if isinstance(item, dict)}
-        found = named.get("default", next(iter(named.values()), None))
+        named = [
+            (item.get("name"), item.get("template")) for item in found if isinstance(item, dict)
+        ]
+        first = named[0][1] if named else None
+        found = next((template for name, template in named if name == "default"), first)
     if found is not None and not isinstance(found, str):
         raise ValueError(
             f"the chat_template of {folder} is of type {type(found).__name__}, not text"
         )
-    return found
+    return None if found is None else _short(found, path)
+
+
+def _short(template: str, path: Path) -> str:
+    if len(template) > MAX_TEMPLATE_CHARS:
+        raise ValueError(
+            f"the chat template in {path} has more than {MAX_TEMPLATE_CHARS:,} characters, "
+            "none is that long"
+        )
+    return template

@@ -4,8 +4,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from fulmen.chat.arguments import dump_json, load_json
+from fulmen.chat.arguments import check_depth, dump_json, load_json
 from fulmen.chat.messages import ROLES, Message, Messages, Part, Tool, ToolCall, Tools, last_calls
+from fulmen.sampling import shown
 
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
@@ -39,12 +40,17 @@ def read_arguments(arguments: object, name: str) -> dict[str, Any]:
             value = load_json(arguments) if arguments.strip() else {}
         except ValueError as error:
             raise ValueError(
-                f"the arguments of the call of {name} are not JSON ({error}): {arguments}"
+                f"the arguments of the call of {name} are not JSON ({error}): {shown(arguments)}"
             ) from None
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise ValueError(
-            f"the arguments of the call of {name} are {arguments!r}, they must be a JSON object"
+            f"the arguments of the call of {name} are {shown(arguments)}, "
+            "they must be a JSON object"
         )
+    try:
+        check_depth(value)
+    except ValueError as error:
+        raise ValueError(f"the arguments of the call of {name} cannot be read: {error}") from None
     return dict(value)
 
 
@@ -72,7 +78,7 @@ def read_call(call: object) -> ToolCall:
     function = call.get("function") or call
     name = function.get("name") if isinstance(function, Mapping) else None
     if not isinstance(name, str) or not name:
-        raise ValueError(f"a tool call has the name {name!r}, it must be the name of a tool")
+        raise ValueError(f"a tool call has the name {shown(name)}, it must be the name of a tool")
     arguments = function.get("arguments")
     return ToolCall(
         name,
@@ -86,7 +92,9 @@ def _read(given: object) -> Message:
     role = message.get("role")
     role = "system" if role == "developer" else role
     if role not in ROLES:
-        raise ValueError(f"role is {role!r}, it must be one of {', '.join(ROLES)} or developer")
+        raise ValueError(
+            f"role is {shown(role)}, it must be one of {', '.join(ROLES)} or developer"
+        )
     content, parts, thought = _read_content(message.get("content"), role)
     return Message(
         role,
@@ -104,7 +112,7 @@ def _read(given: object) -> Message:
 def _text_or_none(message: Mapping[str, Any], key: str) -> str | None:
     value = message.get(key)
     if value is not None and not isinstance(value, str):
-        raise ValueError(f"{key} is {value!r}, it must be text")
+        raise ValueError(f"{key} is {shown(value)}, it must be text")
     return value
 
 
@@ -145,11 +153,15 @@ def _read_part(item: object, role: str) -> Part:
         return Part(text, _text_or_none(part, "name"))
     if role == "tool" and text is not None:
         return Part(dump_json(text), _text_or_none(part, "name"))
-    if role == "tool" and not _MEDIA_PARTS.fullmatch(str(part.get("type"))):
+    if role == "tool" and not _is_media(part.get("type")):
         return Part(dump_json(item))
     raise ValueError(
         f"content of a {role} message has a part {_kind(item)}, these models read only text parts"
     )
+
+
+def _is_media(kind: object) -> bool:
+    return isinstance(kind, str) and _MEDIA_PARTS.fullmatch(kind) is not None
 
 
 def _kind(item: object) -> str:
@@ -158,8 +170,9 @@ def _kind(item: object) -> str:
         return f"of type {type(item).__name__}"
     if "type" not in item:
         return f"with the keys {', '.join(map(str, item)) or 'none'}"
+    kind = item["type"] if isinstance(item["type"], str) else shown(item["type"])
     text = f" whose text is of type {type(item['text']).__name__}" if "text" in item else ""
-    return f"of type {item['type']}{text}"
+    return f"of type {kind}{text}"
 
 
 def _read_thinking(message: Mapping[str, Any], thought: str | None) -> str | None:
@@ -181,12 +194,15 @@ def _read_tool(tool: object) -> Tool:
     function = tool.get("function", tool)
     name = function.get("name") if isinstance(function, Mapping) else None
     if not isinstance(name, str) or not name:
-        raise ValueError(f"a tool has the name {name!r}, it must have a name that is text")
+        raise ValueError(f"a tool has the name {shown(name)}, it must have a name that is text")
     parameters = function.get("parameters")
     if parameters is None and "input_schema" in function:
         parameters = function["input_schema"]
         tool = {_OPENAI_KEYS.get(key, key): value for key, value in function.items()}
-    dump_json(tool)  # refuses what no template could print
+    try:
+        dump_json(tool)
+    except ValueError as error:
+        raise ValueError(f"the tool {name} cannot be read: {error}") from None
     description = str(function.get("description") or "")
     return Tool(name, description, {} if parameters is None else parameters, tool)
 

@@ -11,11 +11,23 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import tokenizers
 
+from fulmen.files import read_json_if_present
+from fulmen.sampling import shown
+
 _logger = logging.getLogger(__name__)
+
+MAX_TOKENIZER_BYTES: Final = 64 * 2**20
+"""Largest tokenizer.json we read; the largest published ones have some 35 MB."""
+MAX_TOKENIZER_MARKS: Final = 5_000_000
+"""Most brackets, colons and commas in it: a bound on its tokens and merges. M2's has 2 million."""
+MAX_TOKEN_ID: Final = 2**22 - 1
+"""Largest id of a token: `tokenizers` takes memory for every id up to it."""
+MAX_ADDED_TOKENS: Final = 100_000
+"""Most added tokens; we look for each of them in all plain text."""
 
 _MINIMAX_VOCABULARY = 200_000
 _REPLACEMENT = "\ufffd"
@@ -72,20 +84,12 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> "Tokenizer":
-        """Reads tokenizer.json, and what names its special tokens, from a checkpoint's folder."""
-        path = Path(folder) / "tokenizer.json"
-        if not path.is_file():
-            raise ValueError(f"{folder} has no tokenizer.json, put the checkpoint's own there")
-        try:
-            tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises a bare Exception for a bad file
-            raise ValueError(f"{path} is not a readable tokenizer: {error}") from None
-        _warn_if_wrong_minimax(tokenizer, path)
-        config = read_json_object(Path(folder) / "tokenizer_config.json")
-        special_tokens = read_special_tokens(config)
-        generation = read_json_object(Path(folder) / "generation_config.json")
-        declared = generation.get("eos_token_id")
-        ids = [id for id in _as_list(declared) if isinstance(id, int)]
+        """Read tokenizer.json, and the files that name its special tokens, from a checkpoint."""
+        folder = Path(folder)
+        tokenizer = _read_tokenizer(folder / "tokenizer.json")
+        _warn_if_wrong_minimax(tokenizer, folder / "tokenizer.json")
+        special_tokens = read_special_tokens(read_json_if_present(folder / "tokenizer_config.json"))
+        ids = _read_eos_token_ids(folder / "generation_config.json")
         by_name = tokenizer.token_to_id(special_tokens.get("eos_token", ""))
         if by_name is not None:
             ids.append(by_name)
@@ -205,17 +209,41 @@ class Detokenizer:
         return piece
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty when there is no file."""
+def _read_tokenizer(path: Path) -> tokenizers.Tokenizer:
+    """Read a tokenizer.json whose size, ids and added tokens are within bounds."""
     if not path.is_file():
-        return {}
+        raise ValueError(f"{path.parent} has no tokenizer.json, put the checkpoint's own there")
+    with path.open("rb") as file:
+        text = file.read(MAX_TOKENIZER_BYTES + 1)
+    if len(text) > MAX_TOKENIZER_BYTES:
+        raise ValueError(f"{path} has more than {MAX_TOKENIZER_BYTES:,} bytes, none is that large")
+    if sum(text.count(mark) for mark in b"{[:,") > MAX_TOKENIZER_MARKS:
+        raise ValueError(f"{path} has more than {MAX_TOKENIZER_MARKS:,} values, none is that large")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds a {type(value).__name__}, it must hold a JSON object")
-    return value
+        tokenizer = tokenizers.Tokenizer.from_buffer(text)
+    except Exception as error:  # the library raises a bare Exception for a bad file
+        reason = str(error).removeprefix("Cannot instantiate Tokenizer from buffer: ")
+        raise ValueError(f"{path} is not a readable tokenizer: {reason}") from None
+    num_added = len(tokenizer.get_added_tokens_decoder())
+    if num_added > MAX_ADDED_TOKENS:
+        raise ValueError(f"{path} has {num_added:,} added tokens, at most {MAX_ADDED_TOKENS:,} fit")
+    largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
+    if largest > MAX_TOKEN_ID:
+        raise ValueError(f"{path} has a token with the id {largest}, at most {MAX_TOKEN_ID} fits")
+    return tokenizer
+
+
+def _read_eos_token_ids(path: Path) -> list[int]:
+    """Read the ids that end a turn from a generation_config.json, if there is one."""
+    found = read_json_if_present(path).get("eos_token_id")
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    for token_id in ids:
+        if type(token_id) is not int or not 0 <= token_id <= MAX_TOKEN_ID:
+            raise ValueError(
+                f"eos_token_id in {path} is {shown(found)}, it must be a token's id or a list of "
+                f"ids from 0 to {MAX_TOKEN_ID}"
+            )
+    return list(ids)
 
 
 def read_special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
@@ -226,10 +254,6 @@ def read_special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
         if name.endswith("_token") and isinstance(text, str):
             tokens[name] = text
     return tokens
-
-
-def _as_list(value: object) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 def _warn_if_wrong_minimax(tokenizer: tokenizers.Tokenizer, path: Path) -> None:

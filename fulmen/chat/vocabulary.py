@@ -10,6 +10,7 @@ from llguidance import LLMatcher, LLTokenizer
 from numpy.typing import NDArray
 
 from fulmen.chat.tokenizer import Tokenizer
+from fulmen.sampling import shown
 
 _logger = logging.getLogger(__name__)
 
@@ -25,6 +26,11 @@ class Vocabulary:
         if not eos_token_ids:
             raise ValueError(
                 "the checkpoint names no token that ends a turn, a constrained answer needs one"
+            )
+        if not all(0 <= token_id < vocab_size for token_id in eos_token_ids):
+            raise ValueError(
+                f"eos_token_id is {shown(tuple(eos_token_ids))}, the model has only the ids below "
+                f"{vocab_size}, see generation_config.json"
             )
         self.tokenizer = tokenizer
         self.vocab_size = vocab_size

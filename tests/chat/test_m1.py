@@ -3,7 +3,7 @@
 import pytest
 
 from fulmen.chat import ToolCall, ToolCallDelta, ToolCallEnd, ToolCallStart
-from fulmen.chat.arguments import MAX_JSON_DEPTH
+from fulmen.files import MAX_JSON_DEPTH
 from tests.chat.helpers import M1, TOOLS, check_all_cuts, m1_block
 
 GOOD = '{"name": "f", "arguments": {"a": "x"}}'

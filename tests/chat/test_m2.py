@@ -14,7 +14,7 @@ from fulmen.chat import (
     ToolCallEnd,
     ToolCallStart,
 )
-from fulmen.chat.arguments import MAX_JSON_DEPTH
+from fulmen.files import MAX_JSON_DEPTH
 from tests.chat.helpers import M2, TOOLS, check_all_cuts, m2_call, stream
 
 B, E = "<minimax:tool_call>", "</minimax:tool_call>"

@@ -171,7 +171,7 @@ def test_a_missing_or_broken_file_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not a readable tokenizer"):
         Tokenizer.from_folder(tmp_path)
     small_tokenizer().save(str(tmp_path / "tokenizer.json"))
-    for text, sentence in (("{", "is not JSON"), ("[]", "must hold a JSON object")):
+    for text, sentence in (("{", "is not valid JSON"), ("[]", "must hold a JSON object")):
         (tmp_path / "tokenizer_config.json").write_text(text)
         with pytest.raises(ValueError, match=sentence):
             Tokenizer.from_folder(tmp_path)
