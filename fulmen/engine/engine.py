@@ -196,24 +196,30 @@ class Engine:
         """Return a part's new tokens: none while its prompt is read, else one, and one more after
         each draft that is verified.
 
-        candidates[i] are those of the token after the first i drafts.
+        candidates  row i: those of the token after the first i drafts
         """
         request, outputs = part.request, list[TokenOutput | RequestFailed]()
-        num_fed = request.num_cached_tokens + part.num_tokens
+        # Both are read before the loop: advancing changes what they are computed from.
         is_sampled = part.is_sampled
-        for index, best in enumerate(candidates):
-            # Checked first: advancing publishes pages, which other requests may then read.
-            if not math.isfinite(best.logsumexp):
-                return [*outputs, self._fail(request, self._not_finite(best, num_fed + index))]
-            self._advance(request, num_fed + index)
+        num_before_drafts = request.num_cached_tokens + part.num_tokens
+        # In each round so many drafts have turned out to be the tokens that were sampled: the cache
+        # is right up to there, and the candidates are those of the next token.
+        for num_verified, row in enumerate(candidates):
+            num_certain = num_before_drafts + num_verified
+            # Before advancing, which publishes pages that other requests may then read.
+            if not math.isfinite(row.logsumexp):
+                return [*outputs, self._fail(request, self._not_finite(row, num_certain))]
+            self._advance(request, num_certain)
             if not is_sampled:
-                break
-            output = self._next_token(part, index, best)
+                break  # the prompt is not read to its end
+            output = self._next_token(part, num_verified, row)
             outputs.append(output)
             if isinstance(output, RequestFailed) or output.finish_reason is not None:
                 break
-            if index == len(part.draft_ids) or output.token_id != part.draft_ids[index]:
-                break  # no draft is left, or this one is wrong
+            if num_verified == len(part.draft_ids):
+                break  # no draft is left
+            if output.token_id != part.draft_ids[num_verified]:
+                break  # the next draft is wrong, and so is everything computed after it
         return outputs
 
     @timed("_bookkeeping_seconds")

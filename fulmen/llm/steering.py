@@ -46,10 +46,11 @@ class AnswerSteering:
         """Settle what comes next; asked again before `take`, it stays settled."""
         if self._decision is not None or self._forced:
             return
-        self._decision = Decision(num_free_drafts=num_drafts)
         if is_thinking:
             self._decision = self._budget.decide(num_drafts)
-            self._forced.extend(self._decision.forced_ids)
+        else:  # the budget limits thoughts only
+            self._decision = Decision(num_free_drafts=num_drafts)
+        self._forced.extend(self._decision.forced_ids)
 
     def ask(self, draft_ids: Sequence[int], *, is_thinking: bool) -> list[Choice]:
         """Return what may come next, and after each draft as far as nothing new is decided."""
@@ -57,10 +58,12 @@ class AnswerSteering:
         if self._forced:
             return [Choice(forced_id=self._forced[0])]
         assert self._decision is not None
+        # A draft stays as long as the token after it needs no new decision of the budget: inside a
+        # thought the budget says how far, and outside one a thought may open.
         draft = list(draft_ids[: self._decision.num_free_drafts])
         if self._budget.is_limited and not is_thinking:
-            draft = self._before_a_tag(draft)
-        masks: list[Mask | None] = [None] * (1 + len(draft))
+            draft = self._until_a_thought_may_open(draft)
+        masks: list[Mask | None] = [None] * (1 + len(draft))  # after nothing, after each draft
         if self._grammar is not None:
             masks = self._grammar.masks(draft)  # fewer, where the grammar refuses a draft
         first = Choice(masks[0], logit_bias=self._decision.logit_bias)
@@ -69,20 +72,26 @@ class AnswerSteering:
     def take(self, token_id: int) -> None:
         """Learn the id that came, before its text is read."""
         decision, self._decision = self._decision, None
-        expected = self._forced.popleft() if self._forced else token_id
-        if token_id != expected:
-            # Only a replayed id can differ: the saved answer thought on where today's budget would
-            # have forced the end. The id counts, the forced end does not come.
+        if self._forced and self._forced.popleft() != token_id:
+            # The engine always brings a forced id, so this one is replayed: the saved answer thought
+            # on where today's budget would have ended the thought. It counts as it was, and the
+            # forced end does not come.
             self._forced.clear()
             self._budget.drop_forced_end()
-        bias = None if decision is None else decision.logit_bias
-        if bias is not None and token_id == bias[0]:
-            self._forced.extend(self._budget.start_closing())
+        if decision is not None and decision.logit_bias is not None:
+            favoured_id, _ = decision.logit_bias
+            if token_id == favoured_id:
+                # The closing tag began. It may have more ids, which no bias favours.
+                self._forced.extend(self._budget.start_closing())
         if self._grammar is not None:
             self._grammar.accept(token_id)
 
-    def _before_a_tag(self, draft: list[int]) -> list[int]:
-        """Return the drafts before the first that may open a thought, where the budget decides."""
+    def _until_a_thought_may_open(self, draft: list[int]) -> list[int]:
+        """Return the drafts before the first with a ">" in it.
+
+        That one may complete an opening tag such as <think>; then the next token is part of a
+        thought, and the budget has to be asked first.
+        """
         for place, token_id in enumerate(draft):
             if ">" in self._tokenizer.decode([token_id]):
                 return draft[:place]

@@ -1,9 +1,8 @@
 """A thought within its budget, and a good end for it.
 
-    0 ............................ soft end ............... budget
-    the model thinks as it likes | the closing tag gets    | a last phrase and the
-                                 | likelier at the ends of | closing tag are forced
-                                 | sentences, more and more|
+    0 ....................................................................... budget
+    the model thinks as it likes | soft end: the closing tag gets   | a last phrase | closing tag,
+                                 | likelier at the ends of sentences| is forced     | forced, free
 
 Every decision follows from the tokens so far (and from what others left of a shared budget), so it
 stays the same when an answer is stopped and continued. Forced text goes through the engine as ids
@@ -43,11 +42,16 @@ class Decision:
 class ThoughtBudget:
     """Counts the tokens of one answer's thought and decides how it goes on.
 
-    Each token is counted once: a drawn one by `count`, the last phrase when it is forced, the first
-    id of a closing tag that was drawn by `start_closing`; a forced closing tag is free.
+    Where a token counts against the budget:
 
-    A shared budget is charged before a token is drawn, so requests side by side never overdraw it:
-    `decide` reserves, `count` uses what was reserved, the next `decide` or `end` returns the rest.
+        a token that the model draws              `count`, when it comes
+        the last phrase                           `_close`, all of it, when it is forced
+        a closing tag that the bias brought on    `start_closing`, its first id
+        a forced closing tag                      not at all
+
+    A budget that several requests share is charged before a token is drawn, so that together they
+    never overdraw it: `decide` reserves tokens that may come, `count` uses one of them up, and the
+    next `decide`, or `end`, gives back the rest.
     """
 
     def __init__(
@@ -95,27 +99,31 @@ class ThoughtBudget:
         if not self.is_limited or self._is_closing:
             return Decision(num_free_drafts=num_drafts)
         self._return_reserved()
-        num_soft = self._soft_end * self._total
+        num_soft = self._soft_end * self._total  # tokens of the soft end
         has_phrase = num_soft > 0 and self._num_phrase_tokens <= _MAX_PHRASE_SHARE * self._total
         num_phrase = self._num_phrase_tokens if has_phrase else 0
-        num_before_phrase = self._num_left() - num_phrase
-        if num_before_phrase <= 0:
-            return self._close(with_phrase=has_phrase and num_before_phrase == 0)
-        # After a free draft there must still be a token before the soft end and before the phrase:
-        # there the decision would be to go on, whatever was drawn.
-        room = math.floor(num_before_phrase - max(num_soft, 1))
-        num_free_drafts = max(0, min(num_drafts, room))
+        num_to_phrase = self._num_left() - num_phrase  # tokens that may still be drawn
+        if num_to_phrase <= 0:
+            return self._close(with_phrase=has_phrase and num_to_phrase == 0)
+        # An engine that accepts k drafts draws k + 1 tokens without asking again, the last of them
+        # with num_to_phrase - k tokens left. Even that one must need no forced end (1 token is left
+        # at least) and no bias (num_soft are left at least).
+        most_free = math.floor(num_to_phrase - max(num_soft, 1))
+        num_free_drafts = max(0, min(num_drafts, most_free))  # none in the soft end
         self._reserve(1 + num_free_drafts)
-        if num_before_phrase < num_soft and _SENTENCE_END.search(self._tail):
-            bias = MAX_BIAS * (1 - num_before_phrase / num_soft)
+        is_in_soft_end = num_to_phrase < num_soft
+        if is_in_soft_end and _SENTENCE_END.search(self._tail):
+            bias = MAX_BIAS * (1 - num_to_phrase / num_soft)
             return Decision(logit_bias=(self._tag_ids[0], bias))
         return Decision(num_free_drafts=num_free_drafts)
 
     def count(self, text: str) -> None:
-        """Count one more token of the thought, and take the text that it settled."""
+        """Count a token that came inside the thought; text is what it added to the answer."""
         if not self._is_closing:
             self.num_tokens += 1
-            if not self._num_reserved:  # an id that the caller gave, after a forced end fell away
+            if self._shared is not None and not self._num_reserved:
+                # A replayed id, where `decide` forced the end and so reserved nothing: see
+                # AnswerSteering.take.
                 self._reserve(1)
         self._num_reserved = max(0, self._num_reserved - 1)
         self._tail = (self._tail + text)[-_TAIL_CHARS:]

@@ -4,6 +4,11 @@
     ask:   request(messages) -> any door of the model -> Completion
     save:  Completion -> Transcript -> turns, pages and states in the store
 
+`save` writes, of each new turn: its messages, the reply, sampling and log-probabilities
+(`Turn.record`), its ids (`records.py`), the pages of keys and values and the lightning states after
+it (`chunks.py`), and last the session's own small file, which names the turn. `store.py` has the
+layout of the folder.
+
 A session is worked on where the engine is: by `LLM` directly, beside a `LocalModel` through its
 `call`. Its requests may be answered by either.
 """
