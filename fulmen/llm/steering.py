@@ -73,8 +73,8 @@ class AnswerSteering:
         """Learn the id that came, before its text is read."""
         decision, self._decision = self._decision, None
         if self._forced and self._forced.popleft() != token_id:
-            # The engine always brings a forced id, so this one is replayed: the saved answer thought
-            # on where today's budget would have ended the thought. It counts as it was, and the
+            # The engine always brings a forced id, so this one is replayed: its answer thought on
+            # where the budget of today would have ended the thought. It counts as it was, and the
             # forced end does not come.
             self._forced.clear()
             self._budget.drop_forced_end()
