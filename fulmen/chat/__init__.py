@@ -13,8 +13,7 @@ from fulmen.chat.events import (
 )
 from fulmen.chat.format import ChatFormat
 from fulmen.chat.formats import get_format, load_format
-from fulmen.chat.grammar import Guide as Grammar
-from fulmen.chat.grammar import make_guide as make_grammar
+from fulmen.chat.grammar import Grammar, make_grammar
 from fulmen.chat.messages import Message, SampledIds, Span, Tool, ToolCall, random_call_id
 from fulmen.chat.model import (
     AnswerStream,

@@ -42,13 +42,13 @@ _NUM_NEWLINES: Final = 2
 """Layout that may stand between a thought and the answer."""
 
 
-def make_guide(
+def make_grammar(
     vocabulary: Vocabulary,
     params: SamplingParams,
     *,
     format: ChatFormat | None = None,
     tools: tuple[Tool, ...] = (),
-) -> "Guide | None":
+) -> "Grammar | None":
     """A guide for one completion; None where nothing is constrained.
 
     format  how its thought and calls are told from its content; None for plain text
@@ -72,7 +72,7 @@ def make_guide(
         calls = vocabulary.matcher(grammar, "strict_tools: the schema of a tool")
     if answer is None and calls is None:
         return None
-    return Guide(vocabulary, format, answer, calls)
+    return Grammar(vocabulary, format, answer, calls)
 
 
 def _check_tags(params: SamplingParams, format: ChatFormat) -> None:
@@ -102,7 +102,7 @@ class _Phase(Enum):
     """What was forced broke the grammar, so it counts no more."""
 
 
-class Guide:
+class Grammar:
     """One completion as it comes; see the module's first lines."""
 
     def __init__(
