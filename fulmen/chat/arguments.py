@@ -25,12 +25,12 @@ _INTEGER = re.compile(r"[+-]?[0-9]+")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 _BOOLEAN_WORDS = {"yes": True, "on": True, "no": False, "off": False}
-"""Read as booleans only where no string is allowed: beside one they are more likely text."""
+"""Words that are booleans only where no string is allowed: beside one they are likely text"""
 _EXACT_FLOATS = 2.0**53
 
 
 def load_json(text: str, *, max_depth: int = MAX_JSON_DEPTH) -> Any:
-    """Strict JSON: a ValueError for NaN, infinities, unreadable numbers and very deep nesting."""
+    """Read strict JSON: NaN, infinities, unreadable numbers and deep nesting are ValueErrors."""
     try:
         value = json.loads(text, parse_constant=_refuse, parse_float=_finite)
     except RecursionError:
@@ -40,11 +40,13 @@ def load_json(text: str, *, max_depth: int = MAX_JSON_DEPTH) -> Any:
 
 
 def check_depth(value: object, max_depth: int = MAX_JSON_DEPTH) -> None:
-    """Raise ValueError for containers nested deeper than max_depth, a value that holds itself too:
-    code that walks a value, such as Python's own JSON and comparisons, recurses as deep."""
+    """Raise ValueError for containers nested deeper than max_depth, or a value that holds itself.
+
+    Code that walks a value, such as Python's own JSON and comparisons, recurses as deep.
+    """
     level = [value]
     for _ in range(max_depth):
-        inner: dict[int, object] = {}  # a value that stands in two places is walked once
+        inner: dict[int, object] = {}  # a value in two places is walked once
         for item in level:
             if isinstance(item, Mapping):
                 inner.update((id(child), child) for child in item.values())
@@ -71,7 +73,7 @@ def dump_json(value: object) -> str:
 
 
 def escape_json(text: str) -> str:
-    """The inside of a JSON string; escaped pieces join to the escape of the whole."""
+    """Return the inside of a JSON string; escaped pieces join to the escape of the whole."""
     return dump_json(text)[1:-1]
 
 
@@ -87,7 +89,7 @@ def _finite(text: str) -> float:
 
 
 def parameter_types(schema: Mapping[str, Any], parameter: str) -> frozenset[str]:
-    """The JSON types that a tool's schema allows a parameter; {"string"} when it does not say."""
+    """Return the JSON types that a schema allows a parameter; {"string"} if it tells none."""
     properties = schema.get("properties")
     open_schemas = [properties.get(parameter) if isinstance(properties, Mapping) else None]
     types: set[str] = set()
@@ -102,7 +104,7 @@ def parameter_types(schema: Mapping[str, Any], parameter: str) -> frozenset[str]
 
 
 def _own_types(schema: Mapping[str, Any]) -> set[str]:
-    """The types that a schema itself names, or its enum's values have."""
+    """Return the types that a schema itself names, or that its enum's values have."""
     named = schema.get("type")
     names = named if isinstance(named, list | tuple) else [named]
     found = {_TYPE_ALIASES.get(name, name) for name in names if isinstance(name, str)}
@@ -114,7 +116,7 @@ def _own_types(schema: Mapping[str, Any]) -> set[str]:
 
 
 def _parts(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Iterator[object]:
-    """The schemas whose types count as well: branches, and what a reference points to."""
+    """Yield the schemas whose types count as well: branches, and the target of a reference."""
     for union in ("anyOf", "oneOf", "allOf"):
         branches = schema.get(union)
         yield from branches if isinstance(branches, list | tuple) else ()
@@ -124,7 +126,7 @@ def _parts(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Iterator[objec
 
 
 def resolve_reference(reference: str, root: Mapping[str, Any]) -> object:
-    """What a reference such as #/$defs/Place points to; None when nothing is there."""
+    """Return the target of a reference such as #/$defs/Place, or None."""
     target: object = root
     for step in reference.removeprefix("#").split("/")[1:]:
         key = step.replace("~1", "/").replace("~0", "~")
@@ -142,7 +144,7 @@ def _type_of(value: object) -> str:
 
 
 def convert(text: str, types: frozenset[str]) -> Any:
-    """What the text of a parameter means under a schema that allows these types.
+    """Return the value that the text of a parameter has under a schema that allows these types.
 
     The first type that fits wins: null, integer, number, boolean, object or array, string. Text
     that fits none, where no string is allowed, is read as any JSON it may be (`null` for an integer
@@ -193,7 +195,7 @@ def _number(word: str) -> int | float | None:
 
 
 class JsonObjectScanner:
-    """Checks one JSON object as its characters come, and says where its top-level values are.
+    """Checker of one JSON object, character by character; it tells where top-level values are.
 
     `push` takes a character and raises ValueError at the first one that no JSON object could have
     there. `depth` is 0 before and after the object; at depth 1, `key` is the last key read.
@@ -212,14 +214,15 @@ class JsonObjectScanner:
         self._word = ""
         self.key = ""
         self.value_text: str | None = None
-        """The top-level string value just completed, decoded; None otherwise."""
+        """Top-level string value just completed, decoded; None otherwise"""
 
     @property
     def depth(self) -> int:
+        """Number of open brackets."""
         return len(self._open)
 
     def skip_plain(self, text: str, start: int) -> int:
-        """The end of the run of characters from `start` that only continue a string."""
+        """Return the end of the run of characters from `start` that only continue a string."""
         if not self._is_in_string or self._escape:
             return start
         end = self._PLAIN.match(text, start).end()  # type: ignore[union-attr]
@@ -228,6 +231,7 @@ class JsonObjectScanner:
         return end
 
     def push(self, char: str) -> None:
+        """Take the next character."""
         self.value_text = None
         if self._is_in_string:
             self._push_in_string(char)

@@ -1,22 +1,20 @@
-"""Tool calls as grammars: what M1 and M2 may write for the tools they were given."""
+"""Grammars of tool calls: what M1 and M2 may write for the tools they were given.
+
+M1 writes a call as JSON, so its grammar is a JSON Schema. M2 writes each parameter as bare text
+between tags, so its grammar is a rule for each parameter.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fulmen.chat.arguments import (
-    dump_json,
-    parameter_types,
-    resolve_reference,
-)
+from fulmen.chat.arguments import dump_json, parameter_types, resolve_reference
 from fulmen.chat.grammar import DEFINITIONS, json_rule, text_rule, text_without
 from fulmen.chat.m2_parser import END_PARAMETER
-from fulmen.chat.messages import (
-    Tool,
-)
+from fulmen.chat.messages import Tool
 
 
 def m1_call_schema(tool: Tool) -> dict[str, Any]:
-    """What a call of the tool looks like; it has no other arguments than the declared ones."""
+    """Return the JSON Schema of a call of the tool, with no arguments but the declared ones."""
     parameters = dict(tool.parameters)
     # A reference counts from the root, where these go.
     shared = {key: parameters.pop(key) for key in DEFINITIONS if key in parameters}
@@ -30,6 +28,7 @@ def m1_call_schema(tool: Tool) -> dict[str, Any]:
 
 
 def m2_call_rules(call: str, tool: Tool, tags: tuple[str, ...]) -> Iterator[str]:
+    """Yield the rule `call` and those it needs: a call of the tool, whose text holds no tags."""
     declared, required = tool.parameters.get("properties", {}), tool.parameters.get("required", ())
     parts = []
     for index, name in enumerate(dict.fromkeys([*declared, *required])):
@@ -45,7 +44,7 @@ def m2_call_rules(call: str, tool: Tool, tags: tuple[str, ...]) -> Iterator[str]
 def _m2_value_rules(
     rule: str, schema: Mapping[str, Any], parameter: str, tags: tuple[str, ...]
 ) -> Iterator[str]:
-    """A value as bare text where its schema allows text, else as JSON, and its closing tag."""
+    """Yield the rules of a value and its closing tag: text where the schema allows, else JSON."""
     own = schema.get("properties", {}).get(parameter)
     if isinstance(own, Mapping) and isinstance(own.get("$ref"), str):
         own = resolve_reference(own["$ref"], schema)
@@ -62,7 +61,7 @@ def _m2_value_rules(
         yield f"{rule}: ({' | '.join(map(text_rule, texts))}) {end}"
     else:
         low, high = own.get("minLength", 0), own.get("maxLength")
-        if types != {"string"}:  # beside other types, a length is not all text's
+        if types != {"string"}:  # the lengths are for text only, a number may be shorter
             low, high = 0, None
         yield f"{rule.upper()}: ({text_without(tags, low, high)}) {end}"
         yield f"{rule}: {rule.upper()}"

@@ -1,4 +1,8 @@
-"""The events that an answer arrives in, and the Reply they add up to."""
+"""Events that an answer arrives in, and the Reply they add up to.
+
+A parser settles text into events as it comes; whoever has seen all of them has seen the whole
+Reply, since it is their sum and nothing else.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -9,21 +13,21 @@ from fulmen.chat.reading import read_arguments
 
 @dataclass(frozen=True, slots=True)
 class ThinkingDelta:
-    """More of the thought."""
+    """Next piece of the thought."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class ContentDelta:
-    """More of the answer."""
+    """Next piece of the answer."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCallStart:
-    """A call begins. It counts only if its ToolCallEnd comes."""
+    """Start of a call, which counts only if its ToolCallEnd comes."""
 
     index: int
     id: str = field(compare=False)
@@ -32,7 +36,7 @@ class ToolCallStart:
 
 @dataclass(frozen=True, slots=True)
 class ToolCallDelta:
-    """A fragment of a call's arguments; the fragments of a call join to one JSON object."""
+    """Fragment of a call's arguments; the fragments of a call join to one JSON object."""
 
     index: int
     arguments: str
@@ -40,14 +44,14 @@ class ToolCallDelta:
 
 @dataclass(frozen=True, slots=True)
 class ToolCallEnd:
-    """The call is complete."""
+    """End of a call that is complete."""
 
     index: int
 
 
 @dataclass(frozen=True, slots=True)
 class ProblemFound:
-    """Something the model wrote could not be used as it stood; the sentence quotes it."""
+    """Sentence about text of the model that could not be used as it stood; it quotes the text."""
 
     text: str
 
@@ -57,7 +61,7 @@ Event = ThinkingDelta | ContentDelta | ToolCallStart | ToolCallDelta | ToolCallE
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the model answered: the sum of its events."""
+    """Answer of the model: the sum of its events."""
 
     thinking: str = ""
     content: str = ""
@@ -67,17 +71,12 @@ class Reply:
     """False when the text ended inside the thought. Events do not tell, so it is not compared."""
 
     def message(self) -> Message:
-        """The reply as the assistant's turn in the history."""
+        """Return the reply as the assistant's message."""
         return Message("assistant", self.content, self.thinking, self.tool_calls)
-
-    def content_with_thinking(self) -> str:
-        """The thought in tags before the content, for clients that only send content back."""
-        end = "</think>" if self.is_thinking_closed else ""
-        return f"<think>{self.thinking}{end}{self.content}"
 
 
 class ReplySum:
-    """Adds events up to a Reply."""
+    """Sum of the events so far."""
 
     def __init__(self) -> None:
         self._thinking: list[str] = []
@@ -114,7 +113,7 @@ class ReplySum:
 
 
 def sum_events(events: Iterable[Event]) -> Reply:
-    """The Reply that a stream of events adds up to; a call that never ended is not in it."""
+    """Return the Reply that events add up to; a call that never ended is not in it."""
     total = ReplySum()
     for event in events:
         total.add(event)

@@ -1,4 +1,10 @@
-"""What a format is: how one model's prompts are written and its completions read."""
+"""Formats: how a model's prompts are written, and its completions read.
+
+A format is the only part of chat that differs between models: `segments` writes a conversation,
+`parser` reads a completion, `call_grammar` constrains its calls. Its tags are told once, as
+attributes, and read by all who must know where a thought or a call is: the parser itself, the
+grammar of an answer, thinking budgets and transcripts.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -12,7 +18,7 @@ from fulmen.chat.tokenizer import Ids, Segment, Tokenizer, join_segments
 
 
 class ThoughtPlace(NamedTuple):
-    """Where in the text of a completion its thought stands, in characters."""
+    """Place of the thought in the text of a completion, in characters."""
 
     start: int
     stop: int
@@ -22,45 +28,45 @@ class ThoughtPlace(NamedTuple):
 
 
 class EncodedHistory(NamedTuple):
-    """A prompt as ids, some of them as they were sampled."""
+    """Prompt as ids, some of them as they were sampled."""
 
     ids: list[int]
     num_history_ids: int
-    """Ids up to the end of the last sampled answer"""
+    """Number of ids up to the end of the last sampled answer"""
     num_dropped: int
-    """Answers whose thought the format leaves out"""
+    """Number of answers whose thought the format leaves out"""
     num_straddling: int
-    """Those among them where one id held the end of the thought and the start of the answer"""
+    """Number of them where one id held the end of the thought and the start of the answer"""
 
 
 class ChatFormat(ABC):
-    """Messages to a prompt, a completion to a Reply; `get_format` and `load_format` give one."""
+    """Prompts and completions of one model; `get_format` and `load_format` return one."""
 
     name: str
-    """The name that `get_format` knows it by."""
+    """Name by which `get_format` knows it"""
     thinking_open_in_prompt: bool
-    """Whether the generation prompt ends inside the thought."""
+    """True if the generation prompt ends inside the thought."""
     end_of_turn: str
-    """The text of the token that ends a turn."""
+    """Text of the token that ends a turn"""
     thinking_end: str | None
-    """The tag that closes a thought; None when the format has no thought."""
+    """Tag that closes a thought; None when the format has no thought"""
     thinking_forced_start: str | None
-    """What opens a thought as the model would, where the prompt did not: may be empty; None when
-    the format has no thought."""
+    """Text that opens a thought as the model would, empty where the prompt opens it; None when the
+    format has no thought"""
     thinking_forced_end: str | None
-    """What a thinking budget writes to end the thought as the model would."""
+    """Text with which a thinking budget ends the thought as the model would"""
     thinking_last_phrase: str = "I have thought enough, it is time to answer.\n"
-    """What it writes before, where there is room for it."""
+    """Text that a budget writes before thinking_forced_end, where there is room for it"""
     thinking_start: str | None = None
-    """The tag by which a completion opens a thought; None where only the prompt can."""
+    """Tag by which a completion opens a thought; None where only the prompt can"""
     tool_block: str | None = None
-    """The tag that opens a block of calls; None where calls are not told from text."""
+    """Tag that opens a block of calls; None where calls are not told from text"""
     may_call_while_thinking: bool = False
-    """Whether a block of calls inside the thought ends it, or is part of it."""
+    """True if a block of calls inside the thought ends it; else it is part of the thought."""
     tags: tuple[str, ...] = ()
-    """Texts that content cannot hold: a parser takes them for structure."""
+    """Texts that content cannot hold, because a parser takes them for structure"""
     call_tags: tuple[str, ...] = ()
-    """Texts that the JSON of an argument cannot hold: a parser takes them for the call's own."""
+    """Texts that an argument cannot hold, because a parser takes them for tags of the call"""
 
     @abstractmethod
     def segments(
@@ -88,14 +94,15 @@ class ChatFormat(ABC):
         *,
         new_call_id: CallIds = random_call_id,
     ) -> Parser:
-        """A parser for one completion that comes in pieces.
+        """Return a parser for one completion that comes in pieces.
 
-        thinking_open says that the completion may begin inside the thought: see each format.
+        thinking_open  the text begins where a thought is still to come: inside it if the prompt
+                       opened it, else at its opening tag; False: the thought is over
         """
 
     def call_grammar(self, tools: tuple[Tool, ...], tokenizer: Tokenizer) -> str:
-        """What may follow `tool_block`, to the end of the block, as a grammar in llguidance's Lark:
-        calls of these tools, with arguments of their types."""
+        """Return the grammar of a block of calls after `tool_block`, in llguidance's Lark: calls of
+        these tools, with arguments of their types."""
         raise ValueError(
             f"strict_tools is on, the format {self.name} does not tell tool calls from text"
         )
@@ -126,7 +133,7 @@ class ChatFormat(ABC):
         tokenizer: Tokenizer,
         keep_thoughts: bool = False,
     ) -> EncodedHistory:
-        """Return the prompt as ids, and what of it are sampled ids of `messages`."""
+        """Return the prompt as ids, and how much of it are sampled ids of `messages`."""
         segments = self.segments(messages, tools, keep_thoughts=keep_thoughts)
         sampled = [(i, one) for i, one in enumerate(segments) if isinstance(one, Ids)]
         end = sampled[-1][0] + 1 if sampled else 0
@@ -147,7 +154,7 @@ class ChatFormat(ABC):
         *,
         new_call_id: CallIds = random_call_id,
     ) -> Reply:
-        """The reply in a whole completion."""
+        """Read a whole completion."""
         parser = self.parser(tools, thinking_open, new_call_id=new_call_id)
         parser.feed(text)
         return parser.finish()

@@ -1,8 +1,8 @@
-"""The table of formats, and which of them a checkpoint speaks.
+"""The table of formats, and the choice of one for a checkpoint.
 
 `get_format` picks a native format by name; `load_format` reads a checkpoint's folder. There a chat
 template that is not MiniMax's decides: a small model in MiniMax's container keeps its own. Else
-config.json does, its architectures before its model_type, and if neither tells, the template.
+the family in config.json decides, and if it tells none, the template.
 """
 
 import logging

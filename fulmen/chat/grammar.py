@@ -1,18 +1,18 @@
-"""What an answer may be, as a grammar over text, and what that allows of the next id.
+"""Grammars of answers: which ids may come next, so that an answer follows its schema.
 
-A `Guide` reads every id of one completion. It lets a thought pass untouched; where the thought
-ends, and in text that follows none, llguidance says which ids the grammar allows. The idea: tags
-may be made of several ids, and an id that closes one may go on with other text. So a guide reads
-bytes, not ids. Where a tag could be closed by an id that goes on with what may not follow it, or a
-thought be ended by the end of the turn although an answer is owed, that id alone is masked, and
-gently: only if it is drawn, another is drawn in its place. Nothing is ever taken back.
+A `Grammar` reads every id of one completion. Thoughts are free; after the thought, or without one,
+llguidance says which ids the grammar of the answer allows. Tags may be made of several ids, and an
+id may hold the end of a tag and the start of other text, so a `Grammar` reads bytes, not ids. An id
+that completes a tag and continues with text that may not follow, or that ends the turn inside a
+thought although an answer is owed, is masked with `redraw_only`: the token is drawn without the
+mask, and drawn again only if it is that id. No token that came is ever changed.
 
     thought -> beginning -> answer          with json_schema, regex or choice
     thought -> text -> calls -> text ...    with strict_tools
     thought -> beginning -> answer | calls  with both
 
-What constrained content says must survive the parser, so it holds no tag of the format (unless the
-grammar leaves no other way). Masks are arrays over the model's vocabulary.
+Constrained content must survive the parser, so it holds no tag of the format, unless the grammar
+allows nothing else. Masks are arrays over the model's vocabulary.
 """
 
 import copy
@@ -35,11 +35,11 @@ from fulmen.sampling import Mask, SamplingParams
 _logger = logging.getLogger(__name__)
 
 DEFINITIONS: Final = ("$defs", "definitions")
-"""Where a schema keeps what its references point to."""
+"""Keys of a schema under which the targets of its references are"""
 _WHITESPACE: Final = r" |\n[ \t]{0,64}"
-"""Between the tokens of JSON: without a bound, a model may never stop indenting."""
+"""White space between the tokens of JSON: without a bound, a model may never stop indenting."""
 _NUM_NEWLINES: Final = 2
-"""Layout that may stand between a thought and the answer."""
+"""Most newlines between a thought and the answer"""
 
 
 def make_grammar(
@@ -49,9 +49,9 @@ def make_grammar(
     format: ChatFormat | None = None,
     tools: tuple[Tool, ...] = (),
 ) -> "Grammar | None":
-    """A guide for one completion; None where nothing is constrained.
+    """Return the grammar of one completion; None where nothing is constrained.
 
-    format  how its thought and calls are told from its content; None for plain text
+    format  tells the thought and the calls of the completion from its content; None for plain text
 
     Raises ValueError for a schema, expression or tool that no grammar can follow.
     """
@@ -76,7 +76,7 @@ def make_grammar(
 
 
 def _check_tags(params: SamplingParams, format: ChatFormat) -> None:
-    """Refuses what would have to be said and could not be read."""
+    """Raise ValueError for a constraint that asks for a tag, which the parser would not read."""
     for name in ("json_schema", "regex", "choice"):
         given = getattr(params, name)
         if given is not None:
@@ -89,21 +89,21 @@ def _check_tags(params: SamplingParams, format: ChatFormat) -> None:
 
 
 class _Phase(Enum):
-    """What a completion is in the middle of."""
+    """State of a completion."""
 
     THOUGHT = auto()
     BEGINNING = auto()
-    """Nothing is said, or what may be the beginning of the answer and of a tag."""
+    """Nothing yet, or text that may be the beginning of the answer and of a tag"""
     ANSWER = auto()
     TEXT = auto()
-    """Text that no grammar constrains."""
+    """Text that no grammar constrains"""
     CALLS = auto()
     FREE = auto()
-    """What was forced broke the grammar, so it counts no more."""
+    """Text after a forced token that broke the grammar"""
 
 
 class Grammar:
-    """One completion as it comes; see the module's first lines."""
+    """Grammar of one completion, and its state after the ids so far."""
 
     def __init__(
         self,
@@ -125,18 +125,18 @@ class Grammar:
         self._call_tags = [tag.encode() for tag in format.call_tags] if format else []
         self._longest = max(map(len, (*self._tags, *self._call_tags)), default=0)
         self._phase = _Phase.THOUGHT
-        self._matcher: LLMatcher | None = None  # of the phase; None where the grammar was left
+        self._matcher: LLMatcher | None = None  # of the phase; None once its text left the grammar
         self._tail = b""  # the last bytes of the phase, as many as a tag may have
-        self._num_newlines = 0  # that may still come before the answer
-        self._openers: list[bytes] = []  # what may come instead of the answer
+        self._num_newlines = 0  # newlines that may still come before the answer
+        self._openers: list[bytes] = []  # tags that may come instead of the answer
         self._must_close = False
         self._is_call_in_thought = False
         if format is None or not format.thinking_open_in_prompt:
             self._begin(num_newlines=0, may_think=True)
 
     def masks(self, draft_ids: Sequence[int]) -> list[Mask | None]:
-        """What may come next, and after each of draft_ids as far as they may come; None where all
-        ids may."""
+        """Return the mask of the next id, then of the id after each draft id, up to the first draft
+        that is not allowed. None allows all ids."""
         ahead = self
         if draft_ids:
             ahead = copy.copy(self)
@@ -149,7 +149,7 @@ class Grammar:
             masks.append(ahead._mask())
         return masks
 
-    # What may come.
+    # Masks of the next id.
 
     def _mask(self) -> Mask | None:
         match self._phase:
@@ -179,12 +179,12 @@ class Grammar:
         ]
         if self._may_call_while_thinking:
             bad += self._bad_calls()
-        if self._answer is not None:  # which would never come
+        if self._answer is not None:  # it is owed: the turn may not end before it
             bad += self._vocabulary.eos_token_ids
         return self._all_but(bad)
 
     def _bad_calls(self) -> list[int]:
-        """The ids that open a block of calls and go on with what is no call."""
+        """Return the ids that open a block of calls and continue with text that is not a call."""
         if self._calls is None or self._tool_block is None:
             return []
         return [
@@ -214,7 +214,7 @@ class Grammar:
         return self._vocabulary.mask(self._matcher)
 
     def _without(self, mask: Allowed, tags: Iterable[bytes]) -> Allowed:
-        """The mask without ids that complete a tag, if it leaves others."""
+        """Return a mask without the ids that complete a tag, if others are left."""
         ids = [
             token_id
             for tag in tags
@@ -226,7 +226,7 @@ class Grammar:
         return kept if kept.any() else mask
 
     def _all_but(self, token_ids: list[int]) -> Mask | None:
-        """Everything else as it would come anyhow, rows without a token too."""
+        """Return a mask of all other ids, rows without a token included: only these are redrawn."""
         if not token_ids:
             return None
         mask = np.ones(self._vocabulary.vocab_size, dtype=np.bool_)
@@ -234,18 +234,18 @@ class Grammar:
         return Mask(mask, redraw_only=True)
 
     def _is_in_json(self) -> bool:
-        """Whether the next text is inside a JSON string. Only there, and in text that goes as it
-        stands, any character may come, and only in the latter a newline."""
+        """Return whether the next text is inside a JSON string: any character may come there, as in
+        bare text, but unlike there, no newline."""
         assert self._matcher is not None
         text, newline = self._vocabulary.id_of(b"~"), self._vocabulary.id_of(b"\n")
         if text is None or newline is None or not self._matcher.validate_tokens([text]):
             return False
         return not self._matcher.validate_tokens([newline])
 
-    # What came.
+    # Ids that came.
 
     def accept(self, token_id: int) -> None:
-        """Takes the id that came next. One that the grammar does not allow, which only a caller
+        """Take the id that came next. An id that the grammar does not allow, which only a caller
         can force, ends the constraint."""
         text = self._vocabulary.texts[token_id]
         match self._phase:
@@ -262,7 +262,7 @@ class Grammar:
                 self._read_call(token_id, text)
 
     def _begin(self, *, num_newlines: int, may_think: bool) -> None:
-        """The thought is over, or there may be none."""
+        """Start the answer: the thought is over, or there may be none."""
         self._tail = b""
         if self._answer is None:
             self._phase = _Phase.TEXT
@@ -292,7 +292,7 @@ class Grammar:
             self._accept_text(answer)
         elif self._calls is not None:
             self._open_calls(rest, is_in_thought=True)
-        else:  # a parser would take what follows for a call: only the answer may follow
+        else:  # a parser would read a call here, and only the answer may follow
             self._must_close = True
             self._read_thought(rest)
 
@@ -318,7 +318,7 @@ class Grammar:
                 self._give_up()
 
     def _open(self, tag: bytes, rest: bytes) -> None:
-        """A thought or a block of calls begins; rest is what follows its tag."""
+        """Start a thought or a block of calls; rest is the text after its tag."""
         if tag == self._thinking_start:
             self._phase, self._tail = _Phase.THOUGHT, b""
             self._read_thought(rest)
@@ -334,7 +334,7 @@ class Grammar:
 
     def _read_call(self, token_id: int, text: bytes) -> None:
         if self._is_call_in_thought and not self._try(token_id, consume=False):
-            # A closing tag that is forced while no call has begun: the thought has gone on.
+            # A closing tag was forced before a call began: this was still the thought.
             self._phase = _Phase.THOUGHT
             self._read_thought(text)
             return
@@ -348,12 +348,12 @@ class Grammar:
         return self._matcher.is_stopped()
 
     def _accept_text(self, text: bytes) -> None:
-        """Takes text that an id brought after a tag."""
+        """Take the text that an id brought after a tag."""
         for token_id in self._vocabulary.ll_tokenizer.tokenize_bytes(text):
             self.accept(token_id)
 
     def _find(self, text: bytes, *tags: bytes | None) -> tuple[bytes | None, bytes]:
-        """Which of the tags the new text completes first, and what follows it."""
+        """Return the tag that the new text completes first, and the text after it."""
         whole = self._tail + text
         found = [(at, tag) for tag in tags if tag is not None and (at := whole.find(tag)) >= 0]
         if not found:
@@ -371,7 +371,7 @@ class Grammar:
             self._give_up()
 
     def _try(self, token_id: int, *, consume: bool = True) -> bool:
-        """Whether the matcher takes an id; one that ends the turn is taken as it is."""
+        """Return whether the matcher takes an id; it takes every id that ends the turn."""
         if token_id in self._vocabulary.eos_token_ids:
             return True
         assert self._matcher is not None
@@ -384,23 +384,20 @@ class Grammar:
         self._phase = _Phase.FREE
 
 
-# Pieces of grammars, in llguidance's Lark.
-
-
 def text_rule(text: str, tokenizer: Tokenizer | None = None) -> str:
-    """Exactly this text; with a tokenizer, also the added token that stands for it."""
+    """Return a rule, in Lark, for this text; with a tokenizer, also for its added token."""
     literal = json.dumps(text)
     token_id = None if tokenizer is None else tokenizer.token_id(text)
     return literal if token_id is None else f"({literal} | <[{token_id}]>)"
 
 
 def json_rule(schema: Mapping[str, Any]) -> str:
-    """JSON that the schema allows."""
+    """Return a rule for JSON that the schema allows."""
     return f"%json {json.dumps(_with_layout(schema))}"
 
 
 def text_without(tags: Iterable[str], min_length: int = 0, max_length: int | None = None) -> str:
-    """Any text of so many characters that holds none of the tags."""
+    """Return a rule for text of so many characters that holds none of the tags."""
     length = f"{{{min_length},{'' if max_length is None else max_length}}}"
     held = "|".join(re.escape(tag).replace("/", r"\/") for tag in tags)
     return f"/(?s:.{length})/ & ~/(?s:.*)({held})(?s:.*)/"

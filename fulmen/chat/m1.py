@@ -1,33 +1,15 @@
 """MiniMax-M1's format: <beginning_of_sentence>role turns, thinking and tool calls as plain text.
 
+This file writes prompts; `m1_parser.py` reads completions.
+
 Rendering gives what the checkpoint's own template gives, byte for byte, wherever the template is
 right. Where it is not:
 
 - content may be a string or null, and all its text parts count (the template fails on a string
   and reads only the first part of system and user messages);
 - an assistant's thinking and tool_calls are written as the model writes them, around the content,
-  in every turn: the template ignores both fields, and would keep them if they stood in the content;
+  in every turn: the template ignores both fields, and would keep them if they were in the content;
 - a tool result that does not name its tool takes the name of the call it answers, by id or order.
-
-Parsing: a completion is `<think>` thought `</think>` answer, then one or more blocks of calls:
-
-    <tool_calls>
-    {"name": "N", "arguments": {"K": "V"}}
-    </tool_calls>
-
-- The prompt does not open the thought. thinking_open=True only means that a leading <think> is
-  recognised; newlines around the thought are layout, and a thought without end is all thought.
-  With False, its text stays in the content. Calls inside <think>...</think> are never calls.
-- White space before a block is layout. The block's own tags are no content.
-- Calls are JSON objects, one or several, on one line or many, checked character by character, and
-  their arguments stream as they stand. Stray commas, brackets and doubled closing braces between
-  them, and a brace missing at a call's end, are tolerated.
-- A malformed call is never lost. What the model finished but got wrong (text, broken JSON, an
-  object that is no call) comes back as content, and is reported. Broken JSON ends where its
-  brackets close, at a line where the next call begins, or with the block. Two things are not in the
-  content but quoted in full in `problems`: an object with a name and no `arguments`, as upstream's
-  tests have it, and a call that the end of the text cut off. The start of a malformed call may have
-  been streamed as a ToolCallStart, which without its ToolCallEnd is no call.
 """
 
 import re
@@ -64,7 +46,7 @@ _TOOLS_AFTER = (
 
 
 class MiniMaxM1(ChatFormat):
-    """Renders and parses for MiniMax-M1 (40k and 80k) and MiniMax-Text-01."""
+    """Format of MiniMax-M1 (40k and 80k) and MiniMax-Text-01."""
 
     name = "minimax_m1"
     thinking_open_in_prompt = False
@@ -106,7 +88,6 @@ class MiniMaxM1(ChatFormat):
         *,
         new_call_id: CallIds = random_call_id,
     ) -> Parser:
-        """With thinking_open, a leading <think> opens the thought; else it is content."""
         return M1Parser(read_tools(tools), thinking_open, new_call_id)
 
     def find_thought(self, text: str) -> ThoughtPlace:
@@ -120,7 +101,7 @@ class MiniMaxM1(ChatFormat):
         return ThoughtPlace(opening.end(), closing.start(), closing.end())
 
     def call_grammar(self, tools: tuple[Tool, ...], tokenizer: Tokenizer) -> str:
-        """One JSON object a line, as `segments` writes them."""
+        """Return the grammar of one JSON object a line, as `segments` writes them."""
         names = [f"call_{index}" for index in range(len(tools))]
         calls = [
             f"{name}: {json_rule(m1_call_schema(tool))}"
@@ -164,7 +145,7 @@ def _assistant(message: Message) -> str:
 
 
 def _tool_name(messages: list[Message], index: int) -> str:
-    """The tool whose call messages[index] answers, by its id or else by its place."""
+    """Return the name of the tool whose call messages[index] answers, by its id, else its place."""
     message = messages[index]
     if message.name:
         return message.name

@@ -1,24 +1,45 @@
-"""MiniMax-M1's completions: text to thought, content and tool calls."""
+"""MiniMax-M1's completions: text to thought, content and tool calls.
+
+A completion is `<think>` thought `</think>` answer, then one or more blocks of calls:
+
+    <tool_calls>
+    {"name": "N", "arguments": {"K": "V"}}
+    </tool_calls>
+
+- The prompt does not open the thought. With thinking_open=True a leading <think> opens it; newlines
+  around it are layout, and a thought without an end is all thought. With False, <think> and its
+  text stay in the content. Calls inside <think>...</think> are never calls.
+- White space before a block is layout. The block's own tags are not content.
+- Calls are JSON objects, one or several, on one line or many, checked character by character, and
+  their arguments stream as they are. Stray commas, brackets and doubled closing braces between
+  them, and a brace missing at a call's end, are tolerated.
+- A malformed call is never lost. Anything the model finished but got wrong (text, broken JSON, an
+  object that is not a call) becomes content, and is reported. Broken JSON ends where its brackets
+  close, at a line where the next call begins, or with the block. Two things are not in the content
+  but quoted in full in `problems`: an object with a name and no `arguments`, as upstream's tests
+  have it, and a call that the end of the text cut off. The start of a malformed call may have been
+  streamed as a ToolCallStart, which without its ToolCallEnd is not a call.
+"""
 
 import re
 from collections.abc import Callable
 
 from fulmen.chat.arguments import JsonObjectScanner, dump_json, load_json
 from fulmen.chat.events import ToolCallDelta, ToolCallEnd
-from fulmen.chat.messages import (
-    CallIds,
-    Tool,
-)
+from fulmen.chat.messages import CallIds, Tool
 from fulmen.chat.parsing import StreamParser, all_space, without_tags
 
 THINK, END_THINK = "<think>", "</think>"
-
-
 TOOL_BLOCK, END_TOOL_BLOCK = "<tool_calls>", "</tool_calls>"
+
+_SPACE_AND_SEPARATORS = re.compile(r"[\s,\[\]}]*")
+_BLOCK_TAGS = (TOOL_BLOCK, END_TOOL_BLOCK)
+_CALL_STARTS = ('{"name"', '{"arguments"')
+_LONGEST_START = max(map(len, (*_BLOCK_TAGS, *_CALL_STARTS)))
 
 
 class _Call:
-    """A call being read."""
+    """Call being read."""
 
     def __init__(self) -> None:
         self.scanner = JsonObjectScanner()
@@ -31,7 +52,7 @@ class _Call:
 
 
 class _Broken:
-    """An object that is not JSON being read: only its brackets and strings still count."""
+    """Object being read that is not JSON: only its brackets and strings still count."""
 
     def __init__(self, reason: str, raw: str) -> None:
         self.reason = reason
@@ -59,20 +80,8 @@ class _Broken:
             self.depth += (char in "{[") - (char in "}]")
 
 
-_SPACE_AND_SEPARATORS = re.compile(r"[\s,\[\]}]*")
-
-
-_BLOCK_TAGS = (TOOL_BLOCK, END_TOOL_BLOCK)
-
-
-_CALL_STARTS = ('{"name"', '{"arguments"')
-
-
-_LONGEST_START = max(map(len, (*_BLOCK_TAGS, *_CALL_STARTS)))
-
-
 class M1Parser(StreamParser):
-    """One state machine: `_state` is the method that reads what comes next."""
+    """State machine: `_state` is the method that reads the next text."""
 
     def __init__(self, tools: tuple[Tool, ...], thinking_open: bool, new_call_id: CallIds) -> None:
         super().__init__(tools, new_call_id)
@@ -150,7 +159,7 @@ class M1Parser(StreamParser):
         return True
 
     def _beside(self) -> bool:
-        """Text in a block that is no object: content, to the end of its line."""
+        """Read text in a block that is not an object: it is content, to the end of its line."""
         end, tag = self._find(("\n", *_BLOCK_TAGS))
         self._say(self._take(end))
         if tag == "\n":
@@ -175,7 +184,7 @@ class M1Parser(StreamParser):
                 call.scanner.push(char)
             except ValueError as error:
                 call.raw.append(self._buffer[start:end])
-                # At `{` or `<` the next thing begins: this call may only lack its last brace.
+                # `{` or `<` begins the next call or tag: perhaps only the last brace is missing.
                 is_whole = char in "{<" and self._finish_unclosed(call)
                 if not is_whole:
                     self._give_up(call, f"a tool call is not JSON ({error})")
@@ -190,7 +199,7 @@ class M1Parser(StreamParser):
         return False
 
     def _keep(self, call: _Call, end: int) -> None:
-        """Consumes up to `end`, and keeps what of it is the name or belongs to the arguments."""
+        """Consume the buffer up to `end`, and keep the name and the arguments in it."""
         text = self._take(end)
         if not text:
             return
@@ -214,7 +223,7 @@ class M1Parser(StreamParser):
         return call.scanner.key == "arguments" and call.arguments is None
 
     def _read_encoded(self, call: _Call, text: str) -> None:
-        """Arguments given as a JSON string that holds the object."""
+        """Read arguments given as a JSON string that holds the object."""
         try:
             value = load_json(text)
         except ValueError:
@@ -224,7 +233,7 @@ class M1Parser(StreamParser):
             call.has_whole_arguments = True
 
     def _send(self, call: _Call) -> None:
-        """Streams the arguments so far, once the name is known."""
+        """Stream the arguments so far, once the name is known."""
         if not call.name or not call.arguments:
             return
         if call.index is None:
@@ -233,7 +242,7 @@ class M1Parser(StreamParser):
         call.arguments.clear()
 
     def _close(self, call: _Call) -> None:
-        """The object is whole, and JSON."""
+        """Finish an object that is whole, and JSON: a call, or a problem."""
         if call.name and call.has_whole_arguments:
             self._finish_call(call)
             return
@@ -252,7 +261,7 @@ class M1Parser(StreamParser):
         self._state = self._block
 
     def _finish_unclosed(self, call: _Call) -> bool:
-        """Finishes a call whose text stops short, if only its last brace is missing."""
+        """Finish a call whose text stops short, if only its last brace is missing."""
         if not call.name or not call.has_whole_arguments:
             return False
         self._finish_call(call)
@@ -264,7 +273,7 @@ class M1Parser(StreamParser):
             raw = "".join(call.raw).rstrip()
             self._problem(f"a tool call was cut off by the end of the text: {raw}")
 
-    # What is no call.
+    # Text that is not a call.
 
     def _give_up(self, call: _Call, reason: str) -> None:
         self._send(call)
@@ -290,7 +299,7 @@ class M1Parser(StreamParser):
         return True
 
     def _begins_something(self, *, is_line_start: bool) -> bool | None:
-        """Whether a tag or a call begins here; None when the next pieces will tell."""
+        """Return True if a tag or a call begins here; None when only the next piece can tell."""
         rest = self._buffer[self._position : self._position + _LONGEST_START]
         starts = (*_BLOCK_TAGS, *_CALL_STARTS) if is_line_start else _BLOCK_TAGS
         if rest.startswith(starts):

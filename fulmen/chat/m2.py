@@ -1,5 +1,7 @@
 """MiniMax-M2's format: ]~b]role turns, thinking in <think>, tool calls as XML-like elements.
 
+This file writes prompts; `m2_parser.py` reads completions.
+
 Rendering gives what the checkpoint's own template gives, byte for byte, wherever the template is
 right. Where it is not:
 
@@ -9,41 +11,14 @@ right. Where it is not:
   block, a blank line between (it drops both). A system message added late thus changes the
   start of the prompt, and nothing of it comes from a prefix cache;
 - tools given flat are shown like those given with `function` (it fails);
-- a tool's result that is no text is shown as JSON (it prints Python's form of it);
-- unknown roles and parts that are no text are errors (it skips them).
-
-Parsing undoes rendering. A completion starts inside the thought, which the prompt has opened:
-
-    thought </think> content <minimax:tool_call> <invoke name="N"> <parameter name="K">V</parameter>
-    </invoke> </minimax:tool_call>
-
-- Layout goes: newlines around the thought and after </think>, and the one newline the template
-  puts before a tool block. With thinking_open=False there was no layout, so content is verbatim.
-  Blank text beside tool blocks goes as well.
-- The four tags are no content; one that stands where it means nothing is taken out and reported. A
-  tool block inside the thought ends it.
-- Nothing in a value is escaped, so what follows a tag, after white space, decides whether it ends
-  the value or belongs to it. </parameter> ends it before another parameter or call, and before the
-  end of the call or the block, at once: a value that holds </parameter></invoke> is cut there.
-  Without </parameter>, a value ends at </invoke> before another call or the block's end, at the
-  block's end unless </parameter> follows, and at a parameter of the tool's that is not yet given.
-  A missing closing tag is reported, and so is a value that keeps a </parameter>, or what may be the
-  start of a parameter or a call.
-- String values stream, escaped; others wait for their end, as their type shows only there. Of a
-  repeated parameter the first value counts, since it may be out already. Text of a call that is in
-  no parameter is skipped, and quoted in `problems`: the call it stands in is still whole.
-- A malformed call is never lost. What the model finished but got wrong (a call without a name,
-  text in the tool block) comes back as content, and is reported. What the end of the text cut off
-  is in `problems`, quoted in full, and not in the content: its start may have been streamed as a
-  ToolCallStart, which without its ToolCallEnd is no call.
+- a tool's result that is not text is shown as JSON (it prints Python's form of it);
+- unknown roles and parts that are not text are errors (it skips them).
 """
 
 import re
 from collections.abc import Iterator
 
-from fulmen.chat.arguments import (
-    dump_json,
-)
+from fulmen.chat.arguments import dump_json
 from fulmen.chat.call_grammar import m2_call_rules
 from fulmen.chat.format import ChatFormat, ThoughtPlace, sampled_segments
 from fulmen.chat.grammar import text_rule
@@ -53,6 +28,7 @@ from fulmen.chat.m2_parser import (
     END_THINK,
     END_TOOL_BLOCK,
     INVOKE,
+    M1_TOOL_BLOCK,
     PARAMETER,
     THINK,
     TOOL_BLOCK,
@@ -64,7 +40,6 @@ from fulmen.chat.reading import read_messages, read_tools
 from fulmen.chat.tokenizer import Control, Segment, Tokenizer
 
 DEFAULT_IDENTITY = "You are a helpful assistant."
-
 
 _START, _TURN, _END_TURN = Control("]~!b["), Control("]~b]"), Control("[e~[")
 _THOUGHT_END = re.compile(rf"\n*{END_THINK}\n*|(?={TOOL_BLOCK}\s*{INVOKE})")
@@ -85,7 +60,7 @@ _TOOLS_EXAMPLE = (
 
 
 class MiniMaxM2(ChatFormat):
-    """Renders and parses for MiniMax-M2, M2.1, M2.5 and M2.7."""
+    """Format of MiniMax-M2, M2.1, M2.5 and M2.7."""
 
     name = "minimax_m2"
     thinking_open_in_prompt = True
@@ -95,12 +70,12 @@ class MiniMaxM2(ChatFormat):
     thinking_forced_end = "\n</think>\n\n"
     tool_block = TOOL_BLOCK
     may_call_while_thinking = True
-    tags = (THINK, END_THINK, TOOL_BLOCK, END_TOOL_BLOCK, "<tool_calls>")
+    tags = (THINK, END_THINK, TOOL_BLOCK, END_TOOL_BLOCK, M1_TOOL_BLOCK)
     call_tags = (PARAMETER, END_PARAMETER, INVOKE, END_INVOKE, TOOL_BLOCK, END_TOOL_BLOCK)
 
     def __init__(self, *, model_identity: str = DEFAULT_IDENTITY) -> None:
         self.model_identity = model_identity
-        """The system text when the conversation brings none; each release names itself here."""
+        """System text of a conversation that brings none; each release names itself here"""
 
     def segments(
         self,
@@ -128,7 +103,6 @@ class MiniMaxM2(ChatFormat):
         *,
         new_call_id: CallIds = random_call_id,
     ) -> Parser:
-        """thinking_open says that the prompt ended inside <think>, as `render` leaves it."""
         return M2Parser(read_tools(tools), thinking_open, new_call_id)
 
     def find_thought(self, text: str) -> ThoughtPlace:
@@ -139,8 +113,8 @@ class MiniMaxM2(ChatFormat):
         return ThoughtPlace(0, end.start(), end.end())
 
     def call_grammar(self, tools: tuple[Tool, ...], tokenizer: Tokenizer) -> str:
-        """Calls as `segments` writes them, with parameters in the order of their schema. A value
-        that is text holds none of the call's tags."""
+        """Return the grammar of calls as `segments` writes them, with parameters in the order of
+        their schema. A value that is text holds none of the call's tags."""
         names = [f"call_{index}" for index in range(len(tools))]
         rules = [f'start: "\\n" ({" | ".join(names)})+ {text_rule(END_TOOL_BLOCK, tokenizer)}']
         for name, tool in zip(names, tools, strict=True):

@@ -1,70 +1,57 @@
-"""MiniMax-M2's completions: text to thought, content and tool calls."""
+"""MiniMax-M2's completions: text to thought, content and tool calls.
+
+Parsing undoes rendering. A completion starts inside the thought, which the prompt has opened:
+
+    thought </think> content <minimax:tool_call> <invoke name="N"> <parameter name="K">V</parameter>
+    </invoke> </minimax:tool_call>
+
+- Layout is dropped: newlines around the thought and after </think>, and the one newline that the
+  template puts before a tool block. With thinking_open=False there was no layout, so content is
+  verbatim; a leading <think> still opens a thought. Blank text beside tool blocks is dropped too.
+- The four tags are not content; one in a place where it means nothing is taken out and reported. A
+  tool block inside the thought ends it.
+- Nothing in a value is escaped, so the text after a tag, past white space, decides whether the tag
+  ends the value or belongs to it. </parameter> ends it before another parameter or call, and before
+  the end of the call or the block, at once: a value that holds </parameter></invoke> is cut there.
+  Without </parameter>, a value ends at </invoke> before another call or the block's end, at the
+  block's end unless </parameter> follows, and at a parameter of the tool's that is not yet given.
+  A missing closing tag is reported, and so is a value that keeps a </parameter>, or that keeps text
+  that may be the start of a parameter or a call.
+- String values stream, escaped; others wait for their end, which alone shows their type. Of a
+  repeated parameter the first value counts, since it may be out already. Text of a call that is in
+  no parameter is skipped, and quoted in `problems`: the call around it is still whole.
+- A malformed call is never lost. Anything the model finished but got wrong (a call without a name,
+  text in the tool block) becomes content, and is reported. A call that the end of the text cut off
+  is in `problems`, quoted in full, and not in the content: its start may have been streamed as a
+  ToolCallStart, which without its ToolCallEnd is not a call.
+"""
 
 import re
 from collections.abc import Callable, Mapping
 from enum import Enum, auto
 
-from fulmen.chat.arguments import (
-    convert,
-    dump_json,
-    escape_json,
-    parameter_types,
-)
+from fulmen.chat.arguments import convert, dump_json, escape_json, parameter_types
 from fulmen.chat.events import ToolCallDelta, ToolCallEnd
 from fulmen.chat.messages import CallIds, Tool
 from fulmen.chat.parsing import StreamParser, one_newline, without_tags
 
 THINK, END_THINK = "<think>", "</think>"
-
-
 TOOL_BLOCK, END_TOOL_BLOCK = "<minimax:tool_call>", "</minimax:tool_call>"
-
-
 INVOKE, END_INVOKE = "<invoke", "</invoke>"
-
-
 PARAMETER, END_PARAMETER = "<parameter", "</parameter>"
-
-
-class _Ahead(Enum):
-    """What follows a tag, when it is none of the tags asked for."""
-
-    WAIT = auto()
-    """The next pieces will tell."""
-    END = auto()
-    """The text ends here, or inside one of the tags asked for."""
-    OTHER = auto()
-
+M1_TOOL_BLOCK = "<tool_calls>"
 
 _TAGS = (THINK, END_THINK, TOOL_BLOCK, END_TOOL_BLOCK)
-
-
-_M1_TOOL_BLOCK = "<tool_calls>"
-
-
 _CALL_TAGS = (PARAMETER, END_INVOKE, INVOKE, END_TOOL_BLOCK, TOOL_BLOCK)
-
-
 _VALUE_TAGS = (END_PARAMETER, PARAMETER, END_INVOKE, INVOKE, END_TOOL_BLOCK)
-
-
 _AFTER_INVOKE = (INVOKE, END_TOOL_BLOCK, TOOL_BLOCK)
-
-
 _LONGEST_TAG = 1_000
-"""In a value, more white space than this between tags is text, and so is a longer tag anywhere: so
-that waiting has an end."""
-
+"""Characters of the longest tag, and of the longest white space between tags of a value: more is
+text, so that waiting for the next piece has an end"""
 
 _LAYOUT = re.compile(r"\s*")
-
-
 _SPACE = re.compile(rf"\s{{0,{_LONGEST_TAG}}}")
-
-
 _BRACKET = re.compile("[<>]")
-
-
 # The quotes around a name are double, single or missing. It may hold brackets or the quote itself;
 # in an open name, a bracket may be part of it.
 _NAME = re.compile(
@@ -78,8 +65,19 @@ _OPEN_NAME = re.compile(
 )
 
 
+class _Ahead(Enum):
+    """Outcome of a look ahead that finds none of the tags asked for."""
+
+    WAIT = auto()
+    """Only the next piece can tell."""
+    END = auto()
+    """Text that ends here, or inside one of the tags asked for"""
+    OTHER = auto()
+    """Other text"""
+
+
 class _Call:
-    """A call being read, and the types its tool declares."""
+    """Call being read, and the types its tool declares."""
 
     def __init__(self, name: str, tool: Tool | None) -> None:
         self.name = name
@@ -91,7 +89,7 @@ class _Call:
 
 
 class _Value:
-    """A parameter's value being read."""
+    """Value of a parameter being read."""
 
     def __init__(
         self, name: str, opening: str, types: frozenset[str], *, is_repeated: bool
@@ -102,17 +100,17 @@ class _Value:
         self.is_repeated = is_repeated
         self.is_streaming = False
         self.pieces: list[str] = []  # while not streaming
-        self.kept_tags: dict[str, None] = {}  # in their order; tags that may have meant its end
+        self.kept_tags: dict[str, None] = {}  # tags that may have meant its end, in their order
 
     def may_stream(self) -> bool:
-        """Text that may be null is text as soon as it cannot become that word."""
+        """Return True once the value can only be text: it may not still become the word null."""
         if "string" not in self.types or not self.types <= {"string", "null"}:
             return False
         return "null" not in self.types or not "null".startswith("".join(self.pieces).lower())
 
 
 class M2Parser(StreamParser):
-    """One state machine: `_state` is the method that reads what comes next."""
+    """State machine: `_state` is the method that reads the next text."""
 
     def __init__(self, tools: tuple[Tool, ...], thinking_open: bool, new_call_id: CallIds) -> None:
         super().__init__(tools, new_call_id)
@@ -120,7 +118,7 @@ class M2Parser(StreamParser):
         self._may_think = not thinking_open
         self._is_in_block = False
         self._state: Callable[[], bool] = self._text
-        self._raw: list[str] | None = None  # what was read since <invoke
+        self._raw: list[str] | None = None  # the text since <invoke
         self._call = _Call("", None)
         self._value = _Value("", "", frozenset(), is_repeated=True)
         self._skipped: list[str] = []
@@ -145,7 +143,7 @@ class M2Parser(StreamParser):
         return text
 
     def _look(self, at: int, tags: tuple[str, ...]) -> str | _Ahead:
-        """Which of the tags stands at `at`."""
+        """Return the tag at `at`."""
         for tag in tags:
             if self._buffer.startswith(tag, at):
                 return tag
@@ -155,13 +153,13 @@ class M2Parser(StreamParser):
         return _Ahead.OTHER
 
     def _look_after_space(self, at: int, tags: tuple[str, ...]) -> tuple[str | _Ahead, int]:
-        """Which of the tags comes after white space, and where."""
+        """Return the tag after white space, and its start."""
         space = _SPACE.match(self._buffer, at)
         assert space is not None
         return self._look(space.end(), tags), space.end()
 
     def _read_tag(self, tag: str, at: int) -> tuple[str | None, int] | None:
-        """The name in the tag at `at`, and the tag's end. None: the tag is not whole yet.
+        """Return the name in the tag at `at`, and the tag's end; None while the tag is not whole.
 
         Without a good name, a tag ends at `>`, or before a `<` that breaks it off.
         """
@@ -181,7 +179,7 @@ class M2Parser(StreamParser):
     # Thought and content.
 
     def _text(self) -> bool:
-        tags = (*_TAGS, _M1_TOOL_BLOCK, *([INVOKE] if self._is_in_block else []))
+        tags = (*_TAGS, M1_TOOL_BLOCK, *([INVOKE] if self._is_in_block else []))
         end, tag = self._find(tags)
         self._say(self._take(end))
         if tag is None:
@@ -192,7 +190,7 @@ class M2Parser(StreamParser):
             self._enter_block()
             return True
         self._take(end + len(tag))
-        if tag == _M1_TOOL_BLOCK:
+        if tag == M1_TOOL_BLOCK:
             self._say(tag)
             self._problem(f"{tag} belongs to MiniMax-M1, was the prompt rendered by its template?")
         elif tag == END_THINK and self._is_thinking:
@@ -227,7 +225,7 @@ class M2Parser(StreamParser):
         return True
 
     def _enter_block(self) -> None:
-        """Calls follow: the thought, if still open, ends here."""
+        """Start a block of calls; it ends the thought, if that is still open."""
         if self._is_thinking:
             self._close_thinking()
         self._may_think = False
@@ -250,7 +248,7 @@ class M2Parser(StreamParser):
         elif ahead == INVOKE:
             self._raw = []
             self._state = self._invoke
-        else:  # a block opened once more in a block is the same block
+        else:  # a second opening tag of the same block
             self._take(self._position + len(ahead))
             if ahead == END_TOOL_BLOCK:
                 self._is_in_block = False
@@ -310,7 +308,7 @@ class M2Parser(StreamParser):
         return True
 
     def _stray(self) -> bool:
-        """Text in a call but in no parameter."""
+        """Skip text in a call that is in no parameter."""
         end, tag = self._find(_CALL_TAGS)
         self._skipped.append(self._take(end))
         if tag is not None:
@@ -320,7 +318,7 @@ class M2Parser(StreamParser):
         return tag is not None
 
     def _index(self) -> int:
-        """The index of the call, whose ToolCallStart goes out the first time it is asked for."""
+        """Return the index of the call; the first time, its ToolCallStart goes out."""
         if self._call.index is None:
             self._call.index = self._start_call(self._call.name)
         return self._call.index
@@ -371,7 +369,7 @@ class M2Parser(StreamParser):
         return True
 
     def _ends_value(self, tag: str, at: int) -> bool | None:
-        """Whether the tag ends the value or belongs to it; None when the next pieces will tell."""
+        """Return True if a tag ends the value, False if it belongs to it, None while open."""
         after = at + len(tag)
         if tag == END_PARAMETER:
             return self._is_followed(after, _CALL_TAGS)
@@ -383,7 +381,7 @@ class M2Parser(StreamParser):
         return tag == PARAMETER and self._is_new_parameter(at)
 
     def _is_followed(self, at: int, tags: tuple[str, ...]) -> bool | None:
-        """Whether one of the tags, with a name if it is to have one, comes after white space."""
+        """Return True if one of the tags, with a name if it needs one, follows white space."""
         ahead, start = self._look_after_space(at, tags)
         if isinstance(ahead, str) and ahead in (PARAMETER, INVOKE):
             read = self._read_tag(ahead, start)
@@ -401,7 +399,7 @@ class M2Parser(StreamParser):
         return name is not None and (declared is None or (name in declared and name not in given))
 
     def _keep_tag(self, tag: str, at: int) -> None:
-        """The tag belongs to the value, which is reported if it may have meant its end."""
+        """Take a tag for text of the value, and note it if the model may have meant the end."""
         end = at + len(tag)
         if tag in (END_PARAMETER, INVOKE) or (
             tag == PARAMETER and self._buffer[end : end + 1].isspace()

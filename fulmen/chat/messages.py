@@ -1,12 +1,7 @@
-"""What is said, in one shape: messages, tools, replies, and the events a reply arrives in.
+"""Messages, tools and calls in one shape.
 
-The idea: whatever dialect a caller speaks (OpenAI dicts, Anthropic-style content blocks, our own
-types), `read_messages` and `read_tools` turn it into these frozen types or refuse it with one
-sentence. The formats (m1.py, m2.py) then render and parse without doubting their input.
-
-Content is text, text parts or null. Tools return data as well, so in a tool message it may be any
-JSON: a part's `output`, else the text of a text part, else the part itself; what of that is no text
-is written as JSON. Pictures, sounds and files are refused everywhere.
+Whatever dialect a caller speaks, `reading.py` turns it into these frozen types or refuses it, so
+the formats (m1.py, m2.py) render and parse without doubting their input.
 """
 
 import secrets
@@ -19,28 +14,28 @@ ROLES = ("system", "user", "assistant", "tool")
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """One call a model made. Two calls are equal when they ask the same: ids are random."""
+    """Call that a model made. Two calls are equal when they ask the same: ids are random."""
 
     name: str
     arguments: dict[str, Any]
     id: str | None = field(default=None, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """The call in OpenAI's shape, arguments decoded."""
+        """Return the call in OpenAI's shape, arguments decoded."""
         function = {"name": self.name, "arguments": self.arguments}
         return {"id": self.id, "type": "function", "function": function}
 
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A function the model may call; `parameters` is a JSON Schema."""
+    """Function the model may call; `parameters` is a JSON Schema."""
 
     name: str
     description: str = ""
     parameters: Mapping[str, Any] = field(default_factory=dict)
     given: Mapping[str, Any] | None = field(default=None, compare=False)
-    """The object as the caller wrote it, but for Anthropic's name of the parameters. Templates
-    print it with its own keys in its own order."""
+    """Object as the caller wrote it, except that Anthropic's input_schema is called parameters.
+    Templates print it with its own keys in its own order."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.parameters, Mapping):
@@ -51,7 +46,7 @@ class Tool:
 
     @property
     def function(self) -> Mapping[str, Any]:
-        """The object that MiniMax-M2 shows the model: name, description and parameters."""
+        """Object that MiniMax-M2 shows the model: name, description and parameters."""
         if self.given is None:
             return {
                 "name": self.name,
@@ -65,7 +60,7 @@ class Tool:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One text of a content given as a list; in a tool result it may name its tool."""
+    """Text of a content given as a list; in a tool result it may name its tool."""
 
     text: str
     name: str | None = None
@@ -83,42 +78,42 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class SampledIds:
-    """An answer as the ids it was sampled as, so that it never has to be encoded again.
+    """Ids that an answer was sampled as, so that it never has to be encoded again.
 
     Ids that hold layout, tags or the end of the turn belong to no span. An id that holds parts of
     two spans belongs to the first one.
     """
 
     ids: tuple[int, ...]
-    """Without the id that ended the turn"""
+    """Ids of the answer without the one that ended the turn"""
     spans: tuple[Span, ...]
-    """In order, none overlaps another"""
+    """Spans in their order; none overlaps another"""
     answer_start: int
     """Index of the first id after the thought and its layout; len(ids) where there is none"""
     answer_lead: str = ""
     """Text of the answer in the id before answer_start, which also holds the end of the thought"""
     is_thinking_closed: bool = True
     tail: str = ""
-    """Text of the answer after ids: the id it stood in also held a stop text"""
+    """Text of the answer after ids: the id that held it also held a stop text"""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation."""
+    """Message of a conversation."""
 
     role: str
     content: str = ""
     thinking: str | None = None
-    """An assistant's thought. None means not given apart: it may stand in `content` in tags."""
+    """Thought of an assistant. None means not given apart: it may stand in `content` in tags."""
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
     name: str | None = None
     parts: tuple[Part, ...] | None = None
-    """The texts of a content that came as a list; `content` holds them joined."""
+    """Texts of a content that came as a list; `content` holds them joined."""
     current_date: str | None = None
     current_location: str | None = None
     sampled: SampledIds | None = field(default=None, compare=False, repr=False)
-    """The ids that an assistant's message was sampled as, if they are known"""
+    """Ids that an assistant's message was sampled as, if they are known"""
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
@@ -142,7 +137,7 @@ class Message:
             raise ValueError(f"a {self.role} message has tool_calls, only assistant messages may")
 
     def to_dict(self) -> dict[str, Any]:
-        """The message in OpenAI's shape, arguments decoded."""
+        """Return the message in OpenAI's shape, arguments decoded."""
         message: dict[str, Any] = {"role": self.role, "content": self.content}
         if self.thinking is not None:
             message["reasoning_content"] = self.thinking
@@ -156,7 +151,7 @@ class Message:
 
 
 def random_call_id() -> str:
-    """A tool_call_id that no other call has."""
+    """Return a tool_call_id that no other call has."""
     return f"call_{secrets.token_hex(12)}"
 
 
@@ -166,7 +161,7 @@ CallIds = Callable[[], str]
 
 
 def last_calls(messages: Sequence[Message], index: int) -> tuple[ToolCall, ...]:
-    """The calls of the last assistant message before messages[index]."""
+    """Return the calls of the last assistant message before messages[index]."""
     for message in reversed(messages[:index]):
         if message.role == "assistant":
             return message.tool_calls

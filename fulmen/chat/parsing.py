@@ -1,8 +1,8 @@
-"""What every streaming parser shares: a buffer, the two texts a reply has, and the sum of events.
+"""The frame of the streaming parsers: a buffer, the two texts of a reply, and the sum of events.
 
-The idea: parsing a whole text is feeding it in one piece and finishing. A parser decides a thing
+Parsing a whole text is feeding it in one piece and finishing. A parser decides a thing
 only when no later character could change it, so every way of cutting a text gives the same events
-up to where their fragments are cut, and the Reply is the sum of exactly those events. What must be
+up to where their fragments are cut, and the Reply is the sum of exactly those events. Text that is
 held back is kept in pieces and joined once, so time is linear in the text's length.
 """
 
@@ -27,24 +27,24 @@ from fulmen.chat.messages import CallIds, Tool, random_call_id
 
 
 class Parser(Protocol):
-    """Turns a completion into events as it comes."""
+    """Reader of one completion, as it comes."""
 
     @property
     def is_thinking(self) -> bool:
-        """Whether the text so far ends inside the thought."""
+        """True if the text so far ends inside the thought."""
 
     def feed(self, piece: str) -> list[Event]:
-        """The events that this piece of text settles."""
+        """Return the events that this piece of text settles."""
 
     def finish_events(self) -> list[Event]:
-        """Ends the text and returns the last events; asking again returns them again."""
+        """End the text and return the last events; asking again returns them again."""
 
     def finish(self) -> Reply:
-        """Ends the text and returns the sum of all events, the last ones included."""
+        """End the text and return the sum of all events, the last ones included."""
 
 
 class StreamParser(ABC):
-    """The buffer and the loop; a subclass says in `_step` what to do with what is in the buffer."""
+    """Buffer and loop of a parser; a subclass decides in `_step` about the text in the buffer."""
 
     def __init__(self, tools: tuple[Tool, ...], new_call_id: CallIds) -> None:
         self._tools = {tool.name: tool for tool in tools}
@@ -93,26 +93,26 @@ class StreamParser(ABC):
 
     @abstractmethod
     def _step(self) -> bool:
-        """Consumes what can be decided now; False when more text, or nothing, is needed."""
+        """Consume the text that can be decided now; return False when no more of it can."""
 
     def _end(self) -> None:
-        """Settles what the end of the text leaves open."""
+        """Settle all that the end of the text leaves open."""
         self._content.finish()
 
     def _take(self, end: int) -> str:
-        """Consumes the buffer up to `end`."""
+        """Consume the buffer up to `end`."""
         text = self._buffer[self._position : end]
         self._position = end
         return text
 
     def _take_run(self, pattern: re.Pattern[str]) -> None:
-        """Consumes what the pattern matches, which may be nothing."""
+        """Consume the match of a pattern, which may be empty."""
         run = pattern.match(self._buffer, self._position)
         if run:
             self._take(run.end())
 
     def _find(self, tags: tuple[str, ...]) -> tuple[int, str | None]:
-        """Where the next of the tags starts, and which; or up to where there is certainly none."""
+        """Return the start of the next tag, and the tag; else the end of text without one."""
         found = _any_of(tags).search(self._buffer, self._position)
         if found:
             return found.start(), found.group()
@@ -120,8 +120,8 @@ class StreamParser(ABC):
         return len(self._buffer) - held, None
 
     def _start_call(self, name: str) -> int:
-        """Opens a call and returns its index. A tool that is not there is the caller's to refuse:
-        dropping the call could leave an empty answer."""
+        """Open a call and return its index. To refuse an unknown tool is up to the caller: dropping
+        the call here could leave an empty answer."""
         if self._tools and name not in self._tools:
             known = ", ".join(self._tools)
             self._problem(f"the model called {name}, which is none of its tools: {known}")
@@ -141,7 +141,7 @@ class StreamParser(ABC):
 
 
 def _joined(events: Iterable[Event]) -> Iterator[Event]:
-    """The events, each run of fragments as one; two calls never share a run."""
+    """Yield the events, each run of fragments as one; two calls never share a run."""
     for _, group in groupby(events, key=type):
         run = list(group)
         match run[0]:
@@ -163,7 +163,7 @@ def _fragment(event: Event) -> str:
 
 
 class _Thinking:
-    """The thought: its outer newlines are layout and fall away."""
+    """Text of the thought, without its outer newlines, which are layout."""
 
     def __init__(self, emit: Callable[[Event], None]) -> None:
         self._emit = emit
@@ -182,10 +182,10 @@ class _Thinking:
 
 
 class Content:
-    """The answer, in segments between tool blocks: a blank segment falls away.
+    """Text of the answer, in segments between tool blocks; a blank segment is dropped.
 
-    White space is held until text follows. As much of it as `layout_before_tools` says is layout
-    before a tool block, and comes out only if text follows the block.
+    White space is held until text follows. Before a tool block, `layout_before_tools` tells how
+    many of its last characters are layout: they come out only if text follows the block.
     """
 
     def __init__(self, emit: Callable[[Event], None]) -> None:
@@ -196,7 +196,7 @@ class Content:
         self.layout_before_tools: Callable[[str], int] = no_layout
 
     def start_after_thinking(self) -> None:
-        """The newlines that come next belong to the closing tag."""
+        """Take the newlines that come next for part of the closing tag."""
         self._held = []
         self._is_after_thinking = True
 
@@ -212,7 +212,7 @@ class Content:
             self._held.append(text[len(body) :])
 
     def end_segment(self) -> None:
-        """A tool block follows."""
+        """End a segment: a tool block follows."""
         space = "" if self.is_blank else "".join(self._held)
         end = len(space) - self.layout_before_tools(space)
         if end:
@@ -227,26 +227,23 @@ class Content:
         self._held = []
 
 
-# How much of the white space before a tool block is layout.
-
-
 def no_layout(space: str) -> int:
-    """Nothing is."""
+    """Return 0: no white space before a tool block is layout."""
     return 0
 
 
 def one_newline(space: str) -> int:
-    """One newline is."""
+    """Return 1 if a newline ends the white space before a tool block, else 0."""
     return 1 if space.endswith("\n") else 0
 
 
 def all_space(space: str) -> int:
-    """All of it is."""
+    """Return the length of all white space before a tool block."""
     return len(space)
 
 
 def without_tags(text: str, tags: tuple[str, ...]) -> str:
-    """The text with a space for each tag, so that what stood around a tag cannot form another."""
+    """Return text with a space for each tag, so that the text around a tag cannot form another."""
     return _any_of(tags).sub(" ", text)
 
 
@@ -256,7 +253,7 @@ def _any_of(tags: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def held_length(text: str, start: int, markers: Sequence[str]) -> int:
-    """How many characters at the end of text[start:] could be the start of a marker."""
+    """Return how many characters at the end of text[start:] could be the start of a marker."""
     longest = max(len(marker) for marker in markers) - 1
     at = text.find("<", max(start, len(text) - longest))
     while at >= 0:
@@ -267,7 +264,7 @@ def held_length(text: str, start: int, markers: Sequence[str]) -> int:
 
 
 class PlainParser(StreamParser):
-    """For formats without tags: all text is content, as it stands."""
+    """Parser of formats without tags: all text is content, as it stands."""
 
     def __init__(self) -> None:
         super().__init__((), random_call_id)

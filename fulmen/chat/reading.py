@@ -1,4 +1,10 @@
-"""Messages and tools as callers send them, read into our types or refused with one sentence."""
+"""Messages and tools as callers send them, read into our types or refused with one sentence.
+
+Callers speak OpenAI's dicts, Anthropic's content blocks or our own types. Content is text, text
+parts or null. Tools return data as well, so the content of a tool message may be any JSON: of a
+part, its `output` counts, else the text of a text part, else the part itself; what is no text is
+written as JSON. Pictures, sounds and files are refused everywhere.
+"""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -9,16 +15,12 @@ from fulmen.chat.messages import ROLES, Message, Messages, Part, Tool, ToolCall,
 from fulmen.sampling import shown
 
 _TEXT_PARTS = ("text", "input_text", "output_text")
-
-
 _OPENAI_KEYS = {"input_schema": "parameters"}
-
-
 _MEDIA_PARTS = re.compile("(input_|output_)?(image|audio|video|file|document)(_url)?")
 
 
 def read_messages(messages: Messages) -> list[Message]:
-    """Messages in any accepted shape as `Message`s, tool results in the order of their calls.
+    """Read messages in any accepted shape; tool results come in the order of their calls.
 
     A tool_call_id that no call of the last assistant message has is a ValueError. Calls without
     ids, and results without a tool_call_id, are matched by order alone.
@@ -28,12 +30,12 @@ def read_messages(messages: Messages) -> list[Message]:
 
 
 def read_tools(tools: Tools) -> tuple[Tool, ...]:
-    """Tools in OpenAI's form, flat, Anthropic's, or ours, as `Tool`s."""
+    """Read tools in OpenAI's form, flat, Anthropic's, or ours."""
     return tuple(tool if isinstance(tool, Tool) else _read_tool(tool) for tool in tools or ())
 
 
 def read_arguments(arguments: object, name: str) -> dict[str, Any]:
-    """A call's arguments, a JSON string or an object, as an object. An empty string means none."""
+    """Read a call's arguments, a JSON string or an object; an empty string means none."""
     value = arguments
     if isinstance(arguments, str):
         try:
@@ -55,14 +57,14 @@ def read_arguments(arguments: object, name: str) -> dict[str, Any]:
 
 
 def read_message_object(message: object) -> Mapping[str, Any]:
-    """The message, if it is an object."""
+    """Return a message as an object, or raise ValueError."""
     if not isinstance(message, Mapping):
         raise ValueError(f"a message is of type {type(message).__name__}, it must be an object")
     return message
 
 
 def list_calls(message: Mapping[str, Any]) -> list[object]:
-    """The tool_calls of a message, if they are a list, each as the caller wrote it."""
+    """Return the tool_calls of a message, each as the caller wrote it; they must be a list."""
     calls = message.get("tool_calls") or ()
     if isinstance(calls, str | Mapping) or not isinstance(calls, Iterable):
         raise ValueError(f"tool_calls is of type {type(calls).__name__}, it must be a list")
@@ -70,7 +72,7 @@ def list_calls(message: Mapping[str, Any]) -> list[object]:
 
 
 def read_call(call: object) -> ToolCall:
-    """A call in OpenAI's form, flat, or ours, as a `ToolCall`."""
+    """Read a call in OpenAI's form, flat, or ours."""
     if isinstance(call, ToolCall):
         return call
     if not isinstance(call, Mapping):
@@ -117,7 +119,7 @@ def _text_or_none(message: Mapping[str, Any], key: str) -> str | None:
 
 
 def _read_content(content: object, role: str) -> tuple[str, tuple[Part, ...] | None, str | None]:
-    """The joined text, its parts if it was a list, and the thought found in thinking blocks."""
+    """Return the joined text, its parts if it was a list, and the thought of thinking blocks."""
     if content is None:
         return "", None, None
     if isinstance(content, str):
@@ -145,7 +147,7 @@ def _read_part(item: object, role: str) -> Part:
     if isinstance(item, str):
         return Part(item)
     part: Mapping[str, Any] = item if isinstance(item, Mapping) else {}
-    # A tool's `output` comes before its `text`: so reads the template of MiniMax-M2.
+    # MiniMax-M2's template prefers a tool's `output` to its `text`.
     text = part.get("output") if role == "tool" else None
     if text is None and part.get("type", "text") in _TEXT_PARTS:
         text = part.get("text")
@@ -165,7 +167,7 @@ def _is_media(kind: object) -> bool:
 
 
 def _kind(item: object) -> str:
-    """What a part is, for the error that refuses it."""
+    """Describe a part, for the error that refuses it."""
     if not isinstance(item, Mapping):
         return f"of type {type(item).__name__}"
     if "type" not in item:
@@ -208,7 +210,7 @@ def _read_tool(tool: object) -> Tool:
 
 
 def _order_results(messages: list[Message]) -> list[Message]:
-    """Checks tool_call_ids, and sorts each run of tool results as their calls were made.
+    """Check tool_call_ids, and sort each run of tool results as their calls were made.
 
     Models match results to calls by order: MiniMax templates never print an id.
     """
@@ -233,7 +235,7 @@ def _order_results(messages: list[Message]) -> list[Message]:
 
 
 def _place(message: Message, ids: list[str | None]) -> int | None:
-    """Which of the calls the result answers; None when only its order can tell."""
+    """Return the index of the call a result answers; None when only its order can tell."""
     known = [id for id in ids if id is not None]
     if message.tool_call_id is None or not known:
         return None

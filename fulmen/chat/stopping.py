@@ -1,10 +1,10 @@
-"""Stop texts: where an answer ends because of what it says."""
+"""Stop texts: an answer ends before the first of them that it says."""
 
 from collections.abc import Sequence
 
 
 class StopTexts:
-    """Passes text through until one of the stop texts appears, which is cut off.
+    """Filter that passes text through until a stop text appears, which is cut off.
 
     The stop text that begins first counts, however the text is cut into pieces.
     """
@@ -16,7 +16,7 @@ class StopTexts:
         self.is_found = False
 
     def feed(self, piece: str, *, is_last: bool = False) -> str:
-        """What can be passed on; what may be the beginning of a stop text waits for more."""
+        """Return the text that can be passed on; a possible beginning of a stop text waits."""
         if self.is_found:
             return ""
         text = self._held + piece
@@ -29,7 +29,7 @@ class StopTexts:
         return text[:open_at]
 
     def _find_open(self, text: str) -> int:
-        """Where the first stop text begins that the end of text leaves open; else text's end."""
+        """Return the start of the first stop text that text leaves unfinished, else its end."""
         for start in range(max(len(text) - self._longest + 1, 0), len(text)):
             rest = text[start:]
             if any(len(stop) > len(rest) and stop.startswith(rest) for stop in self._stops):

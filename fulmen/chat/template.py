@@ -1,7 +1,7 @@
-"""Any other checkpoint's jinja chat template.
+"""The format of a checkpoint that is not MiniMax's: its own jinja chat template writes the prompt.
 
-A template from a checkpoint is a stranger's program: `rendering.py` runs it within bounds. It also
-renders MiniMax's own templates, as the reference that the native formats are tested against.
+A template from a checkpoint is a stranger's program: `rendering.py` runs it within bounds. The
+tests render MiniMax's own templates there too, as the reference for the native formats.
 """
 
 import re
@@ -17,7 +17,7 @@ from fulmen.chat.tokenizer import Segment, Tokenizer
 
 
 class TemplateFormat(ChatFormat):
-    """Renders with a checkpoint's own template; a completion is plain text, all of it content.
+    """Format that a checkpoint's template writes; a completion is plain text, all of it content.
 
     The template writes the prompt as one text, so special tokens written in a message act as
     special tokens: only the native formats can tell them apart.
@@ -31,13 +31,13 @@ class TemplateFormat(ChatFormat):
 
     def __init__(self, template: str, special_tokens: Mapping[str, str] | None = None) -> None:
         self._template = template
-        self._special_tokens = dict(special_tokens or {})  # bos_token and the like, used by name
+        self._special_tokens = dict(special_tokens or {})  # such as bos_token, by name
         self.end_of_turn = self._special_tokens.get("eos_token", "")
 
     def render(
         self, messages: Messages, tools: Tools = None, add_generation_prompt: bool = True
     ) -> str:
-        """The prompt as text."""
+        """Return the prompt as text."""
         shown = [
             {"type": "function", "function": dict(tool.function)} for tool in read_tools(tools)
         ]
@@ -57,7 +57,7 @@ class TemplateFormat(ChatFormat):
         *,
         keep_thoughts: bool = False,
     ) -> list[Segment]:
-        """The prompt as one text; which of it is a control token, only the tokenizer can say."""
+        """Return the prompt as one text; only the tokenizer can tell its control tokens."""
         return [self.render(messages, tools, add_generation_prompt)]
 
     def encode_history(
@@ -103,7 +103,7 @@ class TemplateFormat(ChatFormat):
         *,
         tokenizer: Tokenizer,
     ) -> list[int]:
-        """The prompt as ids."""
+        """Return the prompt as ids."""
         return tokenizer.encode(self.render(messages, tools, add_generation_prompt))
 
     def parser(
@@ -113,12 +113,12 @@ class TemplateFormat(ChatFormat):
         *,
         new_call_id: CallIds = random_call_id,
     ) -> Parser:
-        """A parser that passes text through."""
+        """Return a parser that passes text through."""
         return PlainParser()
 
 
 def _plain_dict(message: Message | Mapping[str, Any]) -> dict[str, Any]:
-    """The message as templates expect it: text as one string, arguments decoded.
+    """Return a message as templates expect it: text as one string, arguments decoded.
 
     Keys that only this template may know are passed on, and so are its own roles.
     """

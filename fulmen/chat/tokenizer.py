@@ -1,8 +1,9 @@
 """Text to token ids and back, around the `tokenizers` library.
 
-The idea: a prompt is a sequence of segments, plain text and `Control` tokens. Only a `Control`
-becomes a special token; plain text is encoded with special tokens switched off. So no user, tool
-or web page can open a turn or a thought by writing the characters of a special token.
+A prompt is a sequence of segments: plain text, `Control` tokens, and `Ids` of answers that were
+sampled. Only a `Control` becomes a special token; plain text is encoded with special tokens
+switched off. So no user, tool or web page can open a turn or a thought by writing the characters of
+a special token.
 """
 
 import json
@@ -21,9 +22,10 @@ from fulmen.sampling import shown
 _logger = logging.getLogger(__name__)
 
 MAX_TOKENIZER_BYTES: Final = 64 * 2**20
-"""Largest tokenizer.json we read; the largest published ones have some 35 MB."""
+"""Size of the largest tokenizer.json we read; the largest published ones have some 35 MB."""
 MAX_TOKENIZER_MARKS: Final = 5_000_000
-"""Most brackets, colons and commas in it: a bound on its tokens and merges. M2's has 2 million."""
+"""Most brackets, colons and commas in it: a bound on its tokens and merges. M2's has 1 million,
+and would have 2 million in the newer spelling of merges."""
 MAX_TOKEN_ID: Final = 2**22 - 1
 """Largest id of a token: `tokenizers` takes memory for every id up to it."""
 MAX_ADDED_TOKENS: Final = 100_000
@@ -36,7 +38,7 @@ _WINDOW = 8
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """A special token that the format itself writes."""
+    """Special token that the format itself writes."""
 
     text: str
 
@@ -46,7 +48,7 @@ class Control:
 
 @dataclass(frozen=True, slots=True)
 class Ids:
-    """Text that is known as the ids it was sampled as."""
+    """Ids that an answer was sampled as, in place of its text."""
 
     ids: tuple[int, ...]
     num_dropped: int = 0
@@ -63,7 +65,7 @@ def join_segments(segments: Iterable[Segment]) -> str:
 
 
 class Tokenizer:
-    """A checkpoint's tokenizer. Ids beyond its vocabulary (padding rows) decode to nothing."""
+    """Tokenizer of a checkpoint. Ids beyond its vocabulary (padding rows) decode to nothing."""
 
     def __init__(
         self,
@@ -78,9 +80,9 @@ class Tokenizer:
         # An empty alternation would match everywhere; `(?!)` matches nowhere.
         self._added = re.compile("|".join(map(re.escape, added)) or "(?!)")
         self.special_tokens = dict(special_tokens or {})
-        """Names from tokenizer_config.json, such as bos_token, and their texts."""
+        """Texts of the special tokens that tokenizer_config.json names, such as bos_token"""
         self.eos_token_ids = tuple(eos_token_ids)
-        """The ids that end a turn; generation_config.json first, then tokenizer_config.json."""
+        """Ids that end a turn: first those of generation_config.json"""
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> "Tokenizer":
@@ -99,7 +101,7 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """The number of tokens, added ones included; a model's embedding may have more rows."""
+        """Number of tokens, added ones included; a model's embedding may have more rows."""
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
     @property
@@ -107,23 +109,23 @@ class Tokenizer:
         return self.token_id(self.special_tokens.get("bos_token", ""))
 
     def token_id(self, token: str) -> int | None:
-        """The id of exactly this token; None when there is none."""
+        """Return the id of exactly this token, or None."""
         return self._tokenizer.token_to_id(token)
 
     def token(self, token_id: int) -> str | None:
-        """The token as the vocabulary spells it; None beyond the vocabulary."""
+        """Return a token as the vocabulary spells it; None beyond the vocabulary."""
         return self._tokenizer.id_to_token(token_id)
 
     def to_json(self) -> str:
-        """All of it, as tokenizer.json has it."""
+        """Return the whole tokenizer as tokenizer.json has it."""
         return self._tokenizer.to_str()
 
     def encode(self, text: str) -> list[int]:
-        """The ids of text in which special tokens are recognised. Nothing is added."""
+        """Encode text in which special tokens are recognised; nothing is added."""
         return _encode(self._tokenizer, text)
 
     def encode_plain(self, text: str) -> list[int]:
-        """The ids of text in which the characters of a special token are ordinary characters."""
+        """Encode text in which the characters of a special token are ordinary characters."""
         if not self._added.search(text):
             return self.encode(text)
         if self._plain is None:
@@ -133,7 +135,7 @@ class Tokenizer:
         return _encode(self._plain, text)
 
     def encode_segments(self, segments: Iterable[Segment]) -> list[int]:
-        """The ids of a prompt. A control token the vocabulary lacks is encoded as plain text."""
+        """Encode a prompt; a control token that the vocabulary lacks is encoded as plain text."""
         ids: list[int] = []
         text: list[str] = []
         for segment in segments:
@@ -155,19 +157,19 @@ class Tokenizer:
         return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
     def detokenizer(self, *, skip_special_tokens: bool = False) -> "Detokenizer":
-        """A streaming decoder for one sequence."""
+        """Return a streaming decoder for one sequence."""
         return Detokenizer(self, skip_special_tokens=skip_special_tokens)
 
 
 def _encode(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
     try:
         return list(tokenizer.encode(text, add_special_tokens=False).ids)
-    except TypeError:  # what the library makes of text that UTF-8 cannot hold
+    except TypeError:  # the library's error for text that UTF-8 cannot hold
         raise ValueError("the text holds half of a surrogate pair, it must be Unicode") from None
 
 
 class Detokenizer:
-    """Decodes ids as they come. The pieces join to the decode of all ids.
+    """Decoder of ids as they come; the pieces join to the decode of all ids.
 
     A piece never ends inside a UTF-8 character: the replacement mark that a cut character decodes
     to is held back until the next ids settle it, or `flush` ends the text.
@@ -176,11 +178,11 @@ class Detokenizer:
     def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = False) -> None:
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
-        self._ids: list[int] = []  # a window: enough to decode the next id as in the whole
-        self._sent = ""  # what of the window's text is out
+        self._ids: list[int] = []  # a window, enough to decode the next id as among all ids
+        self._sent = ""  # the part of the window's text that is out
 
     def feed(self, ids: Iterable[int]) -> str:
-        """The text that these ids settle."""
+        """Return the text that these ids settle."""
         pieces = []
         for token_id in ids:
             self._ids.append(token_id)
@@ -196,7 +198,7 @@ class Detokenizer:
         return "".join(pieces)
 
     def flush(self) -> str:
-        """What was held back; a character that never became whole is a replacement mark."""
+        """Return the text held back; a character that never became whole is a replacement mark."""
         return self._send(self._decode())
 
     def _decode(self) -> str:
@@ -247,7 +249,7 @@ def _read_eos_token_ids(path: Path) -> list[int]:
 
 
 def read_special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    """bos_token, eos_token and so on; each is text, or an object with the text in `content`."""
+    """Read bos_token, eos_token and so on: text, or an object with the text in `content`."""
     tokens = {}
     for name, value in config.items():
         text = value.get("content") if isinstance(value, dict) else value
@@ -257,7 +259,7 @@ def read_special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _warn_if_wrong_minimax(tokenizer: tokenizers.Tokenizer, path: Path) -> None:
-    """MiniMax's vocabulary is often rebuilt from its merges, in two ways that are subtly wrong."""
+    """Warn of a MiniMax vocabulary rebuilt from its merges in one of two subtly wrong ways."""
     if tokenizer.get_vocab_size(with_added_tokens=False) != _MINIMAX_VOCABULARY:
         return
     if tokenizer.id_to_token(ord("A")) != "A":

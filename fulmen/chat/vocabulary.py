@@ -1,4 +1,8 @@
-"""The ids of a model as bytes, and as llguidance wants them."""
+"""The ids of a model as bytes, sorted so that a grammar can ask which of them spell a tag.
+
+Tags may be made of several ids, and an id may hold the end of a tag and more. The questions below
+are about text; the answers are ids.
+"""
 
 import logging
 from bisect import bisect_left
@@ -18,7 +22,7 @@ Allowed = NDArray[np.bool_]
 
 
 class Vocabulary:
-    """The ids of a model as bytes, and as llguidance wants them."""
+    """Ids of a model as bytes, and as llguidance wants them."""
 
     def __init__(
         self, tokenizer: Tokenizer, *, vocab_size: int, eos_token_ids: Sequence[int]
@@ -34,14 +38,14 @@ class Vocabulary:
             )
         self.tokenizer = tokenizer
         self.vocab_size = vocab_size
-        """Rows of the model's head; those without a token are never allowed."""
+        """Number of rows of the model's head; rows without a token are never allowed."""
         self.eos_token_ids = tuple(eos_token_ids)
         size = max(vocab_size, tokenizer.vocab_size)
         try:
             self.ll_tokenizer = LLTokenizer(
                 tokenizer.to_json(), n_vocab=size, eos_token=list(eos_token_ids)
             )
-        except Exception as error:  # of whatever kind the library's Rust side makes it
+        except Exception as error:  # the library's Rust side names no kind
             raise ValueError(f"this tokenizer cannot follow a grammar: {error}") from None
         self.texts: list[bytes] = [
             b"" if tokenizer.token(token_id) is None else self.ll_tokenizer.decode_bytes([token_id])
@@ -57,7 +61,7 @@ class Vocabulary:
         return [self.texts[token_id] for token_id in self._order]
 
     def starting_with(self, text: bytes) -> list[int]:
-        """The ids whose text begins so."""
+        """Return the ids whose text starts with this text."""
         begin = bisect_left(self._sorted, text)
         end = begin
         while end < len(self._sorted) and self._sorted[end].startswith(text):
@@ -65,7 +69,7 @@ class Vocabulary:
         return self._order[begin:end]
 
     def beginning(self, text: bytes) -> list[int]:
-        """The ids whose text is the beginning of this one, or all of it."""
+        """Return the ids whose text is a beginning of this text, or all of it."""
         ids: list[int] = []
         for end in range(1, len(text) + 1):
             for place in range(bisect_left(self._sorted, text[:end]), len(self._sorted)):
@@ -75,8 +79,8 @@ class Vocabulary:
         return ids
 
     def completing(self, tail: bytes, tag: bytes) -> Iterator[tuple[int, bytes]]:
-        """The ids that complete the tag after this tail, and what of their text goes past it."""
-        yield from self._holding(tag)
+        """Yield the ids that complete the tag after this tail, and their text past the tag."""
+        yield from self._containing(tag)
         for size in range(1, len(tag)):
             if tail.endswith(tag[:size]):
                 rest = tag[size:]
@@ -84,7 +88,7 @@ class Vocabulary:
                     yield token_id, self.texts[token_id][len(rest) :]
 
     @cache  # noqa: B019, a vocabulary lives as long as its model
-    def _holding(self, tag: bytes) -> list[tuple[int, bytes]]:
+    def _containing(self, tag: bytes) -> list[tuple[int, bytes]]:
         return [
             (token_id, text.partition(tag)[2])
             for token_id, text in enumerate(self.texts)
@@ -92,12 +96,12 @@ class Vocabulary:
         ]
 
     def id_of(self, text: bytes) -> int | None:
-        """An id with exactly this text."""
+        """Return an id with exactly this text, or None."""
         place = bisect_left(self._sorted, text)
         return self._order[place] if self._sorted[place : place + 1] == [text] else None
 
     def matcher(self, grammar: str, what: str) -> LLMatcher:
-        """A matcher at the grammar's start; `what` names it in the error of a bad one."""
+        """Return a matcher at a grammar's start; `what` names it in the error of a bad one."""
         matcher = LLMatcher(self.ll_tokenizer, grammar, log_level=0)
         if matcher.is_error():
             error = " ".join(matcher.get_error().split())
@@ -105,7 +109,7 @@ class Vocabulary:
         return matcher
 
     def mask(self, matcher: LLMatcher) -> Allowed:
-        """The ids that a matcher allows next; those that end the turn, if it gave up."""
+        """Return a mask of the ids that a matcher allows; if it failed, of the turn's ends."""
         bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
         if matcher.is_error():
             error = " ".join(matcher.get_error().split())
@@ -124,7 +128,7 @@ class Vocabulary:
         return mask
 
     def only(self, token_ids: Iterable[int]) -> Allowed:
-        """A mask of these ids."""
+        """Return a mask of these ids."""
         mask = np.zeros(self.vocab_size, dtype=np.bool_)
         mask[list(token_ids)] = True
         return mask

@@ -1,4 +1,4 @@
-"""What the tests of this room share: the reference templates, cut texts, random conversations."""
+"""Reference templates, cut texts and random conversations for the tests of this room."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -53,7 +53,7 @@ def template(name: str) -> str:
 def raw_render(
     name: str, messages: Sequence[Any], tools: Any = None, add_generation_prompt: bool = True
 ) -> str:
-    """What the checkpoint's own template gives."""
+    """Render with the checkpoint's own template."""
     return render_template(
         template(name),
         messages=messages,
@@ -65,11 +65,17 @@ def raw_render(
 def stream(
     format_: ChatFormat, pieces: Iterable[str], tools: Any = None, thinking_open: bool = True
 ) -> tuple[list[Event], Reply]:
-    """All events and the Reply of a text that comes in pieces."""
+    """Return all events and the Reply of a text that comes in pieces."""
     parser = format_.parser(tools, thinking_open)
     events = [event for piece in pieces for event in parser.feed(piece)]
     events += parser.finish_events()
     return events, parser.finish()
+
+
+def content_with_thinking(reply: Reply) -> str:
+    """Return the thought in tags before the content, as clients send it that keep only content."""
+    end = "</think>" if reply.is_thinking_closed else ""
+    return f"<think>{reply.thinking}{end}{reply.content}"
 
 
 @st.composite
@@ -94,7 +100,7 @@ def check_all_cuts(
     tools: Any = None,
     thinking_open: bool = True,
 ) -> Reply:
-    """The reply, after a check that the text whole, in pieces and in characters gives it."""
+    """Return the reply, after a check that the text whole, in pieces and in characters gives it."""
     middle = len(text) // 2
     pieces = pieces or [text[:middle], text[middle:]]
     whole = format_.parse(text, tools, thinking_open)
@@ -107,7 +113,7 @@ def check_all_cuts(
 
 
 def check_order(events: list[Any]) -> None:
-    """A call's events come in order, its fragments join to its object, and indices are dense."""
+    """Check that a call's events come in order, join to its object, and have dense indices."""
     open_index, next_index, fragments = None, 0, ""
     for event in events:
         if isinstance(event, ToolCallStart):

@@ -1,4 +1,4 @@
-"""Which format a name or a checkpoint's folder means, and other checkpoints' templates."""
+"""Formats by name and by a checkpoint's folder, and other checkpoints' templates."""
 
 import json
 import logging

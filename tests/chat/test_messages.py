@@ -1,4 +1,4 @@
-"""What callers send, read into one shape or refused with one sentence."""
+"""Messages of callers, read into one shape or refused with one sentence."""
 
 from typing import Any
 
@@ -20,6 +20,7 @@ from fulmen.chat import (
     read_tools,
     sum_events,
 )
+from tests.chat.helpers import content_with_thinking
 
 
 def read(message: dict[str, Any]) -> Message:
@@ -213,4 +214,4 @@ def test_events_add_up_to_a_reply() -> None:
     assert reply == Reply("why", "ok", (ToolCall("f", {"a": 1}),), ("cut off",))
     assert reply.tool_calls[0].id == "call_1"
     assert reply.message() == Message("assistant", "ok", "why", reply.tool_calls)
-    assert reply.content_with_thinking() == "<think>why</think>ok"
+    assert content_with_thinking(reply) == "<think>why</think>ok"

@@ -105,7 +105,7 @@ def answer(
 
 
 def raw_text(format: ChatFormat, draw: Any) -> str:
-    """What a model of this format may write: thought, content and calls, with layout of its own."""
+    """Texts that a model of this format may write: thought, content and calls, with layout of its own."""
     thought, content = draw(TEXT), draw(TEXT.filter(lambda text: "<think" not in text))
     layout = draw(st.sampled_from(["\n\n", "\n", "", "\n\n\n"]))
     calls = ""
@@ -135,7 +135,7 @@ def shown(sampled: SampledIds, *, whole: bool) -> tuple[int, ...]:
 
 
 def place_of(ids: Sequence[int], part: Sequence[int], start: int) -> int:
-    """Where part stands in ids, from start on; -1 if it does not."""
+    """Return the index of part in ids, from start on; -1 if it is not there."""
     part = list(part)
     return next(
         (
