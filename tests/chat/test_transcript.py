@@ -105,7 +105,7 @@ def answer(
 
 
 def raw_text(format: ChatFormat, draw: Any) -> str:
-    """Texts that a model of this format may write: thought, content and calls, with layout of its own."""
+    """Return text that a model of this format may write, with layout of its own."""
     thought, content = draw(TEXT), draw(TEXT.filter(lambda text: "<think" not in text))
     layout = draw(st.sampled_from(["\n\n", "\n", "", "\n\n\n"]))
     calls = ""
