@@ -1,4 +1,4 @@
-"""How messages become tokens, and back."""
+"""Messages to tokens, and back."""
 
 from fulmen.chat.events import (
     ContentDelta,

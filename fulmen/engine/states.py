@@ -30,7 +30,7 @@ revision 1."""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Origin:
-    """What keys, values and states depend on besides the tokens."""
+    """Weights and numerics: all that states depend on besides the tokens."""
 
     model: str
     """Fingerprint of the weights"""

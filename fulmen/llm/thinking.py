@@ -29,7 +29,7 @@ _SENTENCE_END = re.compile(r"(\n|[^\d\s][.!?][\"')*\]]*|[\u3002\uff01\uff1f])[ \
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """How a thought goes on."""
+    """The next step of a thought."""
 
     forced_ids: tuple[int, ...] = ()
     """Ids that come next"""

@@ -1,4 +1,4 @@
-"""What a store writes down: turns, and where each session stands, as JSON.
+"""Turns and session states as JSON, as a store writes them.
 
 A file may be damaged, edited by hand or made by a stranger: every number, name and nesting is
 bounded here, before anything uses it. Names of objects are hashes and nothing else.
@@ -78,7 +78,7 @@ class StoredTurn:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SessionState:
-    """Where a session stands."""
+    """The place where a session stands: its last turn, and how much of its answer counts."""
 
     name: str
     model: str
