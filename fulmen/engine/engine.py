@@ -199,14 +199,14 @@ class Engine:
         candidates  row i: those of the token after the first i drafts
         """
         request, outputs = part.request, list[TokenOutput | RequestFailed]()
-        # Both are read before the loop: advancing changes what they are computed from.
+        # Read before the loop: both depend on the request's progress, which the loop changes.
         is_sampled = part.is_sampled
         num_before_drafts = request.num_cached_tokens + part.num_tokens
-        # In each round so many drafts have turned out to be the tokens that were sampled: the cache
-        # is right up to there, and the candidates are those of the next token.
+        # Round i is reached only if the first i drafts equal the tokens sampled before it.
+        # So the cache is right up to draft i, and row i holds the candidates of the next token.
         for num_verified, row in enumerate(candidates):
             num_certain = num_before_drafts + num_verified
-            # Before advancing, which publishes pages that other requests may then read.
+            # Check before _advance: it publishes full pages, which other requests may then read.
             if not math.isfinite(row.logsumexp):
                 return [*outputs, self._fail(request, self._not_finite(row, num_certain))]
             self._advance(request, num_certain)

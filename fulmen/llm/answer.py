@@ -70,7 +70,7 @@ class Answer:
         self._detokenizer = tokenizer.detokenizer()
         self._stop = StopTexts(params.stop)
         self._num_chars = 0
-        """Characters before any stop text"""
+        """Characters that the parser has read: those before any stop text"""
         self._parser = parser
         self._has_end_id = False
         """True if the last id ended the turn: it is no part of the text"""
@@ -151,7 +151,9 @@ class Answer:
         )
         sampled = None
         if self._format is not None:
-            num_spoken = len(ids) - self._has_end_id
+            # The id that ended the turn is in no span, nor is text from a stop text on, which the
+            # pieces still hold.
+            num_spoken = len(ids) - 1 if self._has_end_id else len(ids)
             sampled = find_spans(
                 self._format,
                 ids[:num_spoken],

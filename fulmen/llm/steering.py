@@ -58,14 +58,16 @@ class AnswerSteering:
         if self._forced:
             return [Choice(forced_id=self._forced[0])]
         assert self._decision is not None
-        # A draft stays as long as the token after it needs no new decision of the budget: inside a
-        # thought the budget says how far, and outside one a thought may open.
+        # The engine drops drafts that have no entry in the returned list. A draft is kept only if
+        # the token after it needs no new decision of the budget: inside a thought the first free
+        # ones, outside those before one that may open a thought.
         draft = list(draft_ids[: self._decision.num_free_drafts])
         if self._budget.is_limited and not is_thinking:
             draft = self._until_a_thought_may_open(draft)
-        masks: list[Mask | None] = [None] * (1 + len(draft))  # after nothing, after each draft
+        masks: list[Mask | None] = [None] * (1 + len(draft))
         if self._grammar is not None:
-            masks = self._grammar.masks(draft)  # fewer, where the grammar refuses a draft
+            masks = self._grammar.masks(draft)  # ends at the first draft that it refuses
+        # A decision with a bias has no free drafts, so only the first choice can have one.
         first = Choice(masks[0], logit_bias=self._decision.logit_bias)
         return [first, *map(Choice, masks[1:])]
 
@@ -73,9 +75,9 @@ class AnswerSteering:
         """Learn the id that came, before its text is read."""
         decision, self._decision = self._decision, None
         if self._forced and self._forced.popleft() != token_id:
-            # The engine always brings a forced id, so this one is replayed: its answer thought on
-            # where the budget of today would have ended the thought. It counts as it was, and the
-            # forced end does not come.
+            # Only a replayed prefix can disagree with a forced id: the engine always brings one.
+            # The prefix was drawn under another budget, which let the thought go on where this one
+            # ends it. What was said stands, and the forced end is dropped.
             self._forced.clear()
             self._budget.drop_forced_end()
         if decision is not None and decision.logit_bias is not None:

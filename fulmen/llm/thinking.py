@@ -70,6 +70,8 @@ class ThoughtBudget:
         self._num_reserved = 0
         """Tokens that are charged to the shared budget and did not come yet"""
         self._is_closing = False
+        self._num_phrase_counted = 0
+        """Tokens of a last phrase that were counted when it was forced"""
         self._tail = ""
         """Last characters of the thought"""
         if format is None or format.thinking_end is None or format.thinking_forced_end is None:
@@ -118,14 +120,19 @@ class ThoughtBudget:
         return Decision(num_free_drafts=num_free_drafts)
 
     def count(self, text: str) -> None:
-        """Count a token that came inside the thought; text is what it added to the answer."""
+        """Count a token that came inside the thought; text is what it added to the answer.
+
+        Tokens of the closing come here too: they are counted where the class says, and only use up
+        a reservation, if they have one.
+        """
         if not self._is_closing:
             self.num_tokens += 1
             if self._shared is not None and not self._num_reserved:
-                # A replayed id, where `decide` forced the end and so reserved nothing: see
-                # AnswerSteering.take.
+                # An id of the request's forced_ids, for which `decide` is not asked, or a replayed
+                # one where `decide` forced the end.
                 self._reserve(1)
-        self._num_reserved = max(0, self._num_reserved - 1)
+        if self._num_reserved:
+            self._num_reserved -= 1
         self._tail = (self._tail + text)[-_TAIL_CHARS:]
 
     def start_closing(self) -> list[int]:
@@ -137,6 +144,10 @@ class ThoughtBudget:
     def drop_forced_end(self) -> None:
         """Note that a forced end did not come: the answer had been drawn under another budget."""
         self._is_closing = False
+        self.num_tokens -= self._num_phrase_counted
+        if self._shared is not None:
+            self._shared.give_back(self._num_phrase_counted)
+        self._num_phrase_counted = 0
 
     def end(self) -> None:
         """Return what was reserved for tokens that will not come."""
@@ -149,6 +160,7 @@ class ThoughtBudget:
         if not with_phrase:
             return Decision(forced_ids=tuple(self._end_ids))
         self.num_tokens += self._num_phrase_tokens
+        self._num_phrase_counted = self._num_phrase_tokens
         if self._shared is not None:
             self._shared.reserve(self._num_phrase_tokens)
         return Decision(forced_ids=tuple(self._phrase_ids))
