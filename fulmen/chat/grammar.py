@@ -114,15 +114,14 @@ class Grammar:
     ) -> None:
         self._vocabulary = vocabulary
         self._answer, self._calls = answer, calls
-        start = format.thinking_start if format else None
+        thinking, call_tags = (format.thinking, format.calls) if format else (None, None)
+        start = thinking.start if thinking else None
         self._thinking_start = start.encode() if start else None
-        end = format.thinking_end if format else None
-        self._thinking_end = end.encode() if end else None
-        block = format.tool_block if format else None
-        self._tool_block = block.encode() if block else None
-        self._may_call_while_thinking = format is not None and format.may_call_while_thinking
+        self._thinking_end = thinking.end.encode() if thinking else None
+        self._tool_block = call_tags.block.encode() if call_tags else None
+        self._may_call_while_thinking = call_tags is not None and call_tags.ends_thought
         self._tags = [tag.encode() for tag in format.tags] if format else []
-        self._call_tags = [tag.encode() for tag in format.call_tags] if format else []
+        self._call_tags = [tag.encode() for tag in call_tags.reserved] if call_tags else []
         self._longest = max(map(len, (*self._tags, *self._call_tags)), default=0)
         self._phase = _Phase.THOUGHT
         self._matcher: LLMatcher | None = None  # of the phase; None once its text left the grammar
