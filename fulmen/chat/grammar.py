@@ -26,6 +26,7 @@ from typing import Any, Final
 import numpy as np
 from llguidance import LLMatcher
 
+from fulmen.chat.arguments import check_depth
 from fulmen.chat.format import ChatFormat
 from fulmen.chat.messages import Tool
 from fulmen.chat.tokenizer import Tokenizer
@@ -68,6 +69,7 @@ def make_grammar(
         grammar = "start: " + " | ".join(map(text_rule, params.choice))
         answer = vocabulary.matcher(grammar, "choice")
     if params.strict_tools and tools and format is not None:
+        _check_tools(tools)
         grammar = format.call_grammar(tools, vocabulary.tokenizer)
         calls = vocabulary.matcher(grammar, "strict_tools: the schema of a tool")
     if answer is None and calls is None:
@@ -86,6 +88,17 @@ def _check_tags(params: SamplingParams, format: ChatFormat) -> None:
                 raise ValueError(
                     f"{name} has {tag} in it, no answer of {format.name} can hold that"
                 )
+
+
+def _check_tools(tools: Iterable[Tool]) -> None:
+    """Refuse schemas too deep to write; a prompt given as ids has not written them before."""
+    for tool in tools:
+        try:
+            check_depth(tool.parameters)
+        except ValueError as error:
+            raise ValueError(
+                f"strict_tools: the schema of tool {tool.name} cannot be followed: {error}"
+            ) from None
 
 
 class _Phase(Enum):

@@ -14,6 +14,7 @@ from fulmen.chat import (
     Completion,
     Grammar,
     Message,
+    Prompt,
     Reply,
     TemplateFormat,
     Tokenizer,
@@ -382,6 +383,18 @@ def test_a_tool_that_cannot_be_followed_is_refused(llm: LLM) -> None:
     tool = Tool("f", parameters={"properties": {"a": {"type": "array", "contains": {}}}})
     with pytest.raises(ValueError, match=r"^strict_tools: the schema of a tool cannot be followed"):
         llm.stream(MESSAGES, tools=[tool], params=replace(FREE, strict_tools=True))
+
+
+@pytest.mark.parametrize("key", ["properties", "anyOf", "$defs"])
+def test_a_tool_nested_too_deeply_is_refused_in_one_sentence(llm: LLM, key: str) -> None:
+    schema: Any = {"type": "string"}
+    for _ in range(100_000):
+        schema = [schema] if key == "anyOf" else {key: schema}
+    tool = Tool("f", parameters={"type": "object", "properties": {"x": {key: schema}}})
+    for prompt in (None, Prompt((1, 2, 3))):
+        with pytest.raises(ValueError, match=r"nested deeper than 100 levels$") as error:
+            llm.chat(MESSAGES, tools=[tool], params=replace(FREE, strict_tools=True), prompt=prompt)
+        assert "\n" not in str(error.value)
 
 
 def test_tools_of_a_template_cannot_be_strict(llm: LLM) -> None:
