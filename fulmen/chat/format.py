@@ -1,20 +1,50 @@
 """Formats: how a model's prompts are written, and its completions read.
 
 A format is the only part of chat that differs between models: `segments` writes a conversation,
-`parser` reads a completion, `call_grammar` constrains its calls. Its tags are told once, as
-attributes, and read by all who must know where a thought or a call is: the parser itself, the
-grammar of an answer, thinking budgets and transcripts.
+`parser` reads a completion, `call_grammar` constrains its calls. Its tags are told once, in
+`ThinkingTags` and `CallTags`, and read by all who must know where a thought or a call is: the
+parser itself, the grammar of an answer, thinking budgets and transcripts.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from fulmen.chat.events import Reply
 from fulmen.chat.messages import CallIds, Message, Messages, Tool, Tools, random_call_id
 from fulmen.chat.parsing import Parser
 from fulmen.chat.tokenizer import Ids, Segment, Tokenizer, join_segments
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ThinkingTags:
+    """The texts that open and close a thought."""
+
+    start: str | None = None
+    """Tag by which a completion opens a thought; None where only the prompt does"""
+    end: str
+    """Tag that closes a thought"""
+    is_open_in_prompt: bool
+    """True when the generation prompt ends inside the thought"""
+    forced_start: str
+    """Text that opens a thought as the model would, after the generation prompt; may be empty"""
+    forced_end: str
+    """Text that ends a thought as the model would, written when its budget is used up"""
+    last_phrase: str = "I have thought enough, it is time to answer.\n"
+    """Text before `forced_end`, where the budget has room for it"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CallTags:
+    """The texts that tell tool calls from content."""
+
+    block: str
+    """Tag that opens a block of calls"""
+    ends_thought: bool
+    """True when a block of calls inside the thought ends it, False when it is part of it"""
+    reserved: tuple[str, ...] = ()
+    """Texts that the JSON of an argument cannot hold: a parser takes them for the call's own"""
 
 
 class ThoughtPlace(NamedTuple):
@@ -43,30 +73,40 @@ class ChatFormat(ABC):
     """Prompts and completions of one model; `get_format` and `load_format` return one."""
 
     name: str
-    """Name by which `get_format` knows it"""
-    thinking_open_in_prompt: bool
-    """True if the generation prompt ends inside the thought."""
+    """Name that `get_format` finds it by"""
     end_of_turn: str
     """Text of the token that ends a turn"""
-    thinking_end: str | None
-    """Tag that closes a thought; None when the format has no thought"""
-    thinking_forced_start: str | None
-    """Text that opens a thought as the model would, empty where the prompt opens it; None when the
-    format has no thought"""
-    thinking_forced_end: str | None
-    """Text with which a thinking budget ends the thought as the model would"""
-    thinking_last_phrase: str = "I have thought enough, it is time to answer.\n"
-    """Text that a budget writes before thinking_forced_end, where there is room for it"""
-    thinking_start: str | None = None
-    """Tag by which a completion opens a thought; None where only the prompt can"""
-    tool_block: str | None = None
-    """Tag that opens a block of calls; None where calls are not told from text"""
-    may_call_while_thinking: bool = False
-    """True if a block of calls inside the thought ends it; else it is part of the thought."""
+    thinking: ThinkingTags | None = None
+    """Tags of a thought; None where completions have no thought"""
+    calls: CallTags | None = None
+    """Tags of tool calls; None where completions have no calls, only text"""
     tags: tuple[str, ...] = ()
-    """Texts that content cannot hold, because a parser takes them for structure"""
-    call_tags: tuple[str, ...] = ()
-    """Texts that an argument cannot hold, because a parser takes them for tags of the call"""
+    """Texts that content cannot hold: a parser takes them for structure"""
+
+    @property
+    def thinking_open_in_prompt(self) -> bool:
+        """True when the generation prompt ends inside the thought."""
+        return self.thinking is not None and self.thinking.is_open_in_prompt
+
+    @property
+    def thinking_end(self) -> str | None:
+        """Tag that closes a thought, if completions have one."""
+        return self.thinking.end if self.thinking else None
+
+    @property
+    def thinking_forced_start(self) -> str | None:
+        """Text that opens a thought as the model would, if completions have one."""
+        return self.thinking.forced_start if self.thinking else None
+
+    @property
+    def thinking_forced_end(self) -> str | None:
+        """Text that ends a thought as the model would, if completions have one."""
+        return self.thinking.forced_end if self.thinking else None
+
+    @property
+    def thinking_last_phrase(self) -> str:
+        """Text before `thinking_forced_end`, where a budget has room for it."""
+        return self.thinking.last_phrase if self.thinking else ""
 
     @abstractmethod
     def segments(
@@ -101,8 +141,8 @@ class ChatFormat(ABC):
         """
 
     def call_grammar(self, tools: tuple[Tool, ...], tokenizer: Tokenizer) -> str:
-        """Return the grammar of a block of calls after `tool_block`, in llguidance's Lark: calls of
-        these tools, with arguments of their types."""
+        """Return the grammar of a block of calls after its `CallTags.block`, in llguidance's Lark:
+        calls of these tools, with arguments of their types."""
         raise ValueError(
             f"strict_tools is on, the format {self.name} does not tell tool calls from text"
         )

@@ -26,6 +26,7 @@ from typing import Any, Final
 import numpy as np
 from llguidance import LLMatcher
 
+from fulmen.chat.arguments import check_depth
 from fulmen.chat.format import ChatFormat
 from fulmen.chat.messages import Tool
 from fulmen.chat.tokenizer import Tokenizer
@@ -68,6 +69,7 @@ def make_grammar(
         grammar = "start: " + " | ".join(map(text_rule, params.choice))
         answer = vocabulary.matcher(grammar, "choice")
     if params.strict_tools and tools and format is not None:
+        _check_tools(tools)
         grammar = format.call_grammar(tools, vocabulary.tokenizer)
         calls = vocabulary.matcher(grammar, "strict_tools: the schema of a tool")
     if answer is None and calls is None:
@@ -86,6 +88,17 @@ def _check_tags(params: SamplingParams, format: ChatFormat) -> None:
                 raise ValueError(
                     f"{name} has {tag} in it, no answer of {format.name} can hold that"
                 )
+
+
+def _check_tools(tools: Iterable[Tool]) -> None:
+    """Refuse schemas too deep to write; a prompt given as ids has not written them before."""
+    for tool in tools:
+        try:
+            check_depth(tool.parameters)
+        except ValueError as error:
+            raise ValueError(
+                f"strict_tools: the schema of tool {tool.name} cannot be followed: {error}"
+            ) from None
 
 
 class _Phase(Enum):
@@ -114,15 +127,14 @@ class Grammar:
     ) -> None:
         self._vocabulary = vocabulary
         self._answer, self._calls = answer, calls
-        start = format.thinking_start if format else None
+        thinking, call_tags = (format.thinking, format.calls) if format else (None, None)
+        start = thinking.start if thinking else None
         self._thinking_start = start.encode() if start else None
-        end = format.thinking_end if format else None
-        self._thinking_end = end.encode() if end else None
-        block = format.tool_block if format else None
-        self._tool_block = block.encode() if block else None
-        self._may_call_while_thinking = format is not None and format.may_call_while_thinking
+        self._thinking_end = thinking.end.encode() if thinking else None
+        self._tool_block = call_tags.block.encode() if call_tags else None
+        self._may_call_while_thinking = call_tags is not None and call_tags.ends_thought
         self._tags = [tag.encode() for tag in format.tags] if format else []
-        self._call_tags = [tag.encode() for tag in format.call_tags] if format else []
+        self._call_tags = [tag.encode() for tag in call_tags.reserved] if call_tags else []
         self._longest = max(map(len, (*self._tags, *self._call_tags)), default=0)
         self._phase = _Phase.THOUGHT
         self._matcher: LLMatcher | None = None  # of the phase; None once its text left the grammar

@@ -16,7 +16,13 @@ import re
 
 from fulmen.chat.arguments import dump_json
 from fulmen.chat.call_grammar import m1_call_schema
-from fulmen.chat.format import ChatFormat, ThoughtPlace, sampled_segments
+from fulmen.chat.format import (
+    CallTags,
+    ChatFormat,
+    ThinkingTags,
+    ThoughtPlace,
+    sampled_segments,
+)
 from fulmen.chat.grammar import json_rule, text_rule
 from fulmen.chat.m1_parser import END_THINK, END_TOOL_BLOCK, THINK, TOOL_BLOCK, M1Parser
 from fulmen.chat.messages import (
@@ -49,13 +55,15 @@ class MiniMaxM1(ChatFormat):
     """Format of MiniMax-M1 (40k and 80k) and MiniMax-Text-01."""
 
     name = "minimax_m1"
-    thinking_open_in_prompt = False
     end_of_turn = "<end_of_sentence>"
-    thinking_end = END_THINK
-    thinking_forced_start = f"{THINK}\n"
-    thinking_forced_end = "\n</think>\n"
-    thinking_start = THINK
-    tool_block = TOOL_BLOCK
+    thinking = ThinkingTags(
+        start=THINK,
+        end=END_THINK,
+        is_open_in_prompt=False,
+        forced_start=f"{THINK}\n",
+        forced_end=f"\n{END_THINK}\n",
+    )
+    calls = CallTags(block=TOOL_BLOCK, ends_thought=False)
     tags = (THINK, END_THINK, TOOL_BLOCK, END_TOOL_BLOCK)
 
     def segments(

@@ -20,7 +20,13 @@ from collections.abc import Iterator
 
 from fulmen.chat.arguments import dump_json
 from fulmen.chat.call_grammar import m2_call_rules
-from fulmen.chat.format import ChatFormat, ThoughtPlace, sampled_segments
+from fulmen.chat.format import (
+    CallTags,
+    ChatFormat,
+    ThinkingTags,
+    ThoughtPlace,
+    sampled_segments,
+)
 from fulmen.chat.grammar import text_rule
 from fulmen.chat.m2_parser import (
     END_INVOKE,
@@ -42,6 +48,7 @@ from fulmen.chat.tokenizer import Control, Segment, Tokenizer
 DEFAULT_IDENTITY = "You are a helpful assistant."
 
 _START, _TURN, _END_TURN = Control("]~!b["), Control("]~b]"), Control("[e~[")
+_RESERVED = (PARAMETER, END_PARAMETER, INVOKE, END_INVOKE, TOOL_BLOCK, END_TOOL_BLOCK)
 _THOUGHT_END = re.compile(rf"\n*{END_THINK}\n*|(?={TOOL_BLOCK}\s*{INVOKE})")
 
 _TOOLS_BEFORE = (
@@ -63,15 +70,15 @@ class MiniMaxM2(ChatFormat):
     """Format of MiniMax-M2, M2.1, M2.5 and M2.7."""
 
     name = "minimax_m2"
-    thinking_open_in_prompt = True
     end_of_turn = "[e~["
-    thinking_end = END_THINK
-    thinking_forced_start = ""
-    thinking_forced_end = "\n</think>\n\n"
-    tool_block = TOOL_BLOCK
-    may_call_while_thinking = True
+    thinking = ThinkingTags(
+        end=END_THINK,
+        is_open_in_prompt=True,
+        forced_start="",
+        forced_end=f"\n{END_THINK}\n\n",
+    )
+    calls = CallTags(block=TOOL_BLOCK, ends_thought=True, reserved=_RESERVED)
     tags = (THINK, END_THINK, TOOL_BLOCK, END_TOOL_BLOCK, M1_TOOL_BLOCK)
-    call_tags = (PARAMETER, END_PARAMETER, INVOKE, END_INVOKE, TOOL_BLOCK, END_TOOL_BLOCK)
 
     def __init__(self, *, model_identity: str = DEFAULT_IDENTITY) -> None:
         self.model_identity = model_identity
@@ -118,7 +125,7 @@ class MiniMaxM2(ChatFormat):
         names = [f"call_{index}" for index in range(len(tools))]
         rules = [f'start: "\\n" ({" | ".join(names)})+ {text_rule(END_TOOL_BLOCK, tokenizer)}']
         for name, tool in zip(names, tools, strict=True):
-            rules += m2_call_rules(name, tool, self.call_tags)
+            rules += m2_call_rules(name, tool, _RESERVED)
         return "\n".join(rules)
 
 

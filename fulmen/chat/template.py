@@ -24,10 +24,6 @@ class TemplateFormat(ChatFormat):
     """
 
     name = "template"
-    thinking_open_in_prompt = False
-    thinking_end = None
-    thinking_forced_start = None
-    thinking_forced_end = None
 
     def __init__(self, template: str, special_tokens: Mapping[str, str] | None = None) -> None:
         self._template = template

@@ -330,7 +330,7 @@ def find_spans(
             spans.append(Span(kind, start, stop))
 
     add("thinking", place.start, place.stop)
-    block = text.find(format.tool_block, place.answer) if format.tool_block else -1
+    block = text.find(format.calls.block, place.answer) if format.calls else -1
     add("content", place.answer, block if block >= 0 else len(text))
     if block >= 0:
         add("tool_calls", block, len(text))

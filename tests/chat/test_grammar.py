@@ -14,6 +14,7 @@ from fulmen.chat import (
     Completion,
     Grammar,
     Message,
+    Prompt,
     Reply,
     TemplateFormat,
     Tokenizer,
@@ -180,8 +181,8 @@ BEFORE = ("", "Well.\n", "thinking </think>\n\nSo ")
 
 def test_strict_calls_name_declared_tools_and_fit_their_types(llm: LLM) -> None:
     schemas = {tool.name: tool.parameters for tool in TOOLS}
-    opening = llm.format.tool_block
-    assert opening is not None
+    assert llm.format.calls is not None
+    opening = llm.format.calls.block
     num_calls = 0
     for seed in range(12):
         before = BEFORE[seed % 3]
@@ -301,11 +302,11 @@ def test_m1_may_think_first_or_answer_at_once(llm: LLM) -> None:
 
 
 def test_a_tool_block_in_a_thought_leads_to_the_answer_where_no_call_may_be(llm: LLM) -> None:
-    opening = llm.format.tool_block
-    assert opening is not None
+    assert llm.format.calls is not None
+    opening = llm.format.calls.block
     params = replace(FREE, json_schema=SCHEMA, max_tokens=900)
     start = "" if llm.format.thinking_open_in_prompt else "<think>"
-    end = "" if llm.format.may_call_while_thinking else "</think>"
+    end = "" if llm.format.calls.ends_thought else "</think>"
     for seed in range(4):
         forced_ids = llm.tokenizer.encode(f"{start}Let me {opening}{end}")
         completion = llm.chat(MESSAGES, params=replace(params, seed=seed), forced_ids=forced_ids)
@@ -316,8 +317,8 @@ def test_a_tool_block_in_a_thought_leads_to_the_answer_where_no_call_may_be(llm:
 
 
 def test_with_strict_tools_a_constrained_answer_may_be_calls_instead(llm: LLM) -> None:
-    opening = llm.format.tool_block
-    assert opening is not None
+    assert llm.format.calls is not None
+    opening = llm.format.calls.block
     params = replace(FREE, choice=("yes", "no"), strict_tools=True, max_tokens=900)
     start = "" if llm.format.thinking_open_in_prompt else "<think>"
     kinds = set()
@@ -382,6 +383,18 @@ def test_a_tool_that_cannot_be_followed_is_refused(llm: LLM) -> None:
     tool = Tool("f", parameters={"properties": {"a": {"type": "array", "contains": {}}}})
     with pytest.raises(ValueError, match=r"^strict_tools: the schema of a tool cannot be followed"):
         llm.stream(MESSAGES, tools=[tool], params=replace(FREE, strict_tools=True))
+
+
+@pytest.mark.parametrize("key", ["properties", "anyOf", "$defs"])
+def test_a_tool_nested_too_deeply_is_refused_in_one_sentence(llm: LLM, key: str) -> None:
+    schema: Any = {"type": "string"}
+    for _ in range(100_000):
+        schema = [schema] if key == "anyOf" else {key: schema}
+    tool = Tool("f", parameters={"type": "object", "properties": {"x": {key: schema}}})
+    for prompt in (None, Prompt((1, 2, 3))):
+        with pytest.raises(ValueError, match=r"nested deeper than 100 levels$") as error:
+            llm.chat(MESSAGES, tools=[tool], params=replace(FREE, strict_tools=True), prompt=prompt)
+        assert "\n" not in str(error.value)
 
 
 def test_tools_of_a_template_cannot_be_strict(llm: LLM) -> None:
