@@ -33,6 +33,8 @@ from fulmen.sessions.store import SessionStore
 _FIELD = re.compile(r'"(\w+)"\s*:\s*("(?:[^"\\]|\\.)*"|[0-9][0-9.eE+-]*|null)')
 """A field of a JSON object, wherever it stands: most of a damaged file can be read"""
 _MAX_BRANCHES = 100
+_LARGEST_FORMAT = 1_000
+"""Largest number that may be the format of a later version; a larger one is damage"""
 _LEFTOVER = "was left by a process that was killed"
 _LEFT_LOCK = "is the lock of a session that is not there"
 
@@ -261,7 +263,7 @@ def _only_branch(
 def _is_newer(path: Path) -> bool:
     """Return whether a file is of a format that only a later version knows."""
     found = _legible_fields(path).get("format")
-    return type(found) is int and found > FORMAT
+    return type(found) is int and FORMAT < found <= _LARGEST_FORMAT
 
 
 def _legible_fields(path: Path) -> dict[str, object]:

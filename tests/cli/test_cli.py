@@ -261,7 +261,6 @@ def test_flags_without_an_effect_are_refused(folder: Path) -> None:
         (("chat", "hi", "--logprobs", "2"), "a chat does not print log-probabilities"),
         (("generate", "hi", "--thinking-budget", "2"), "a plain text has no thought"),
         (("generate", "hi", "--logprobs", "2"), "--logprobs needs --json"),
-        (("generate", "hi", "--kv-cache", "lots"), "lots"),
         (("generate", "hi", "--strict-tools"), "the model is given no tools here"),
         (("chat", "hi", "--regex", "[a"), "regex cannot be followed"),
         (("chat", "hi", "--json-schema", "none.json"), "none.json: no such file"),
@@ -270,6 +269,12 @@ def test_flags_without_an_effect_are_refused(folder: Path) -> None:
         assert (run.returncode, run.stdout) == (1, "")
         assert sentence in run.stderr
         assert len(run.stderr.splitlines()) == 1
+
+
+def test_a_size_that_is_none_is_a_mistake_of_usage(folder: Path) -> None:
+    run = called("generate", "hi", "--kv-cache", "lots", "--model", folder)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert "Invalid value for '--kv-cache': 'lots'" in run.stderr
 
 
 def test_quantize_writes_a_folder_that_chats_and_says_what_it_cost(
