@@ -274,7 +274,7 @@ def test_flags_without_an_effect_are_refused(folder: Path) -> None:
 def test_a_size_that_is_none_is_a_mistake_of_usage(folder: Path) -> None:
     run = called("generate", "hi", "--kv-cache", "lots", "--model", folder)
     assert (run.returncode, run.stdout) == (2, "")
-    assert "Invalid value for '--kv-cache': 'lots'" in run.stderr
+    assert "Invalid value for '--kv-cache': lots is not a size" in run.stderr
 
 
 def test_quantize_writes_a_folder_that_chats_and_says_what_it_cost(
