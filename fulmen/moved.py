@@ -22,6 +22,8 @@ MOVED: Final[Mapping[str, str]] = {
         ("fulmen.models.checkpoint", "fulmen.models.fingerprint", "fulmen.models.gguf"),
         "fulmen.checkpoints",
     ),
+    "fulmen.engine.session": "fulmen.sessions",
+    "fulmen.engine.cache": "fulmen.engine.prefixes",
     "fulmen.engine.FinishReason": "fulmen.sampling.FinishReason",
     "fulmen.engine.SessionStore": "fulmen.sessions.SessionStore",
     "fulmen.engine.Turn": "fulmen.sessions.StoredTurn",

@@ -13,15 +13,14 @@ from typing import Any, Protocol, Self
 
 from fulmen.chat.events import Event, Reply
 from fulmen.chat.messages import Message, SampledIds, Tool
-from fulmen.sampling import FinishReason, SamplingParams
+from fulmen.sampling import FinishReason, SamplingParams, check_whole, shown
 
 
 class TokenBudget:
     """Tokens of thought that several requests share, such as those of one trajectory."""
 
     def __init__(self, num_tokens: int) -> None:
-        if num_tokens < 0:
-            raise ValueError(f"a budget of {num_tokens} tokens was asked for, it must be 0 or more")
+        check_whole("the budget of tokens", num_tokens, 0, 2**62)
         self.num_left = num_tokens
         self._lock = Lock()
 
@@ -74,6 +73,30 @@ class ChatRequest:
     priority: int = 0
     """Lower ones go first."""
 
+    def __post_init__(self) -> None:
+        for name, kinds in (
+            ("params", SamplingParams | None),
+            ("prompt", Prompt | None),
+            ("budget", TokenBudget | None),
+            ("messages", Sequence),
+            ("tools", Sequence),
+            ("prefix_ids", Sequence),
+            ("prefix_logprobs", Sequence),
+            ("forced_ids", Sequence),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, kinds) or isinstance(value, str | bytes):
+                kind = type(value).__name__
+                raise ValueError(f"{name} of a request is of type {kind}, see ChatRequest")
+        if len(self.prefix_logprobs) > len(self.prefix_ids):
+            raise ValueError(
+                f"prefix_logprobs has {len(self.prefix_logprobs)} entries, prefix_ids has "
+                f"{len(self.prefix_ids)}"
+            )
+        for value in self.prefix_logprobs:
+            if not isinstance(value, float | int) or isinstance(value, bool):
+                raise ValueError(f"prefix_logprobs holds {shown(value)}, it must hold numbers")
+
 
 def as_request(
     messages: "ChatRequest | Iterable[Message | Mapping[str, Any]]", **fields: Any
@@ -81,11 +104,11 @@ def as_request(
     """Return a request made of messages and fields of `ChatRequest`, or one with fields changed."""
     if isinstance(messages, ChatRequest):
         return replace(messages, **fields)
-    if fields.get("tools") is not None:
-        fields["tools"] = tuple(fields["tools"])
-    else:
-        fields.pop("tools", None)
-    return ChatRequest(messages=tuple(messages), **fields)
+    tools = fields.pop("tools", None)
+    for name, given in (("messages", messages), ("tools", tools)):
+        if given is not None and (isinstance(given, str) or not isinstance(given, Iterable)):
+            raise ValueError(f"{name} is of type {type(given).__name__}, it must be a list")
+    return ChatRequest(messages=tuple(messages), tools=tuple(tools or ()), **fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +147,8 @@ class Completion:
     prompt_ids: tuple[int, ...]
     prefix_ids: tuple[int, ...] = ()
     """Ids that the answer was told to begin with, between prompt and tokens"""
+    prefix_logprobs: tuple[float, ...] = ()
+    """Log-probabilities of prefix_ids, as far as the request knew them"""
     tokens: tuple[Token, ...]
     """Every new token, the one that ended the turn included"""
     params: SamplingParams

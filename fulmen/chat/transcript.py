@@ -10,6 +10,9 @@ it said. Where a template drops the thoughts of earlier questions, the answer af
 keeps its ids, and the prompt says how many tokens have to be read again and why.
 """
 
+import json
+import math
+import reprlib
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -46,8 +49,8 @@ class Turn:
     """Ids after those, to the end of the answer"""
     num_answer_ids: int
     """Last ids of new_ids that are the answer, the end of the turn included"""
-    logprobs: tuple[float, ...]
-    """Log-probability of each id of the answer"""
+    logprobs: tuple[float | None, ...]
+    """Log-probability of each id of the answer; None where it is not known, or minus infinity"""
     forced: tuple[int, ...] = ()
     """Indices of the answer's ids that were given, not drawn"""
     num_thinking_tokens: int = 0
@@ -148,48 +151,65 @@ class Transcript:
     def with_ids(self, messages: Sequence[Message]) -> list[Message]:
         """Return the messages, each answer that a turn has with the ids of that turn.
 
-        Answers are matched in their order, so a turn in the middle that was changed or left out
-        costs only itself.
+        An answer belongs to the turn at its place, or after answers were left out or put in, to a
+        later one of the same question. So a turn that was changed costs only itself.
         """
         found: list[Message] = []
         place = 0
+        asked: list[Message] = []
         for message in messages:
-            if message.role == "assistant":
-                places = range(place, len(self.turns))
-                at = next((i for i in places if self.turns[i].reply == message), None)
-                if at is not None:
-                    message = replace(message, sampled=self.turns[at].reply.sampled)
-                    place = at + 1
+            if message.role != "assistant":
+                asked.append(message)
+                found.append(message)
+                continue
+            at = self._turn_of(asked, message, place)
+            if at is not None:
+                message = replace(message, sampled=self.turns[at].reply.sampled)
+            place = place + 1 if at is None else at + 1
+            asked = []
             found.append(message)
         return found
 
+    def _turn_of(self, asked: Sequence[Message], answer: Message, place: int) -> int | None:
+        """Find the turn of an answer: the one at its place, else one with the same question."""
+        if place < len(self.turns) and self.turns[place].reply == answer:
+            return place
+        for index, turn in enumerate(self.turns):
+            if turn.reply == answer and list(turn.messages) == list(asked):
+                return index
+        return None
+
     def add(
         self,
-        messages: Sequence[Message],
+        messages: Iterable[Message | Mapping[str, Any]],
         completion: Completion,
-        tools: Sequence[Mapping[str, Any]] = (),
+        tools: Sequence[Tool | Mapping[str, Any]] = (),
     ) -> Turn:
         """Add the answer to messages, which are the whole conversation before it.
 
-        It becomes the turn after the last one that messages continue; turns after that go.
+        It becomes the turn after the last one that messages continue; turns after that go. Raises
+        ValueError, and changes nothing, for a turn that cannot be written as JSON.
         """
-        count, start = self.match(messages)
+        read = read_messages(messages)
+        count, start = self.match(read)
         before = self.ids(count)
-        prefix_logprobs: tuple[float, ...] = ()
-        if completion.prefix_ids and self.num_kept is not None:
-            prefix_logprobs = self.turns[-1].logprobs[: len(completion.prefix_ids)]
+        num_prefix = len(completion.prefix_ids)
+        known = [*completion.prefix_logprobs[:num_prefix]]
+        logprobs: list[float | None] = [*known, *[None] * (num_prefix - len(known))]
+        logprobs += [token.logprob for token in completion.tokens]
         ids = [*completion.prompt_ids, *completion.answer_ids]
         num_answer = len(completion.answer_ids)
         num_shared = min(num_common(before, ids), len(ids) - num_answer)
-        num_prefix = len(completion.prefix_ids)
         turn = Turn(
-            messages=tuple(messages[start:]),
+            messages=tuple(read[start:]),
             reply=completion.message,
-            tools=tuple(tools),
+            tools=tuple(dict(tool.given or tool.function) for tool in read_tools(tools)),
             num_shared=num_shared,
             new_ids=tuple(ids[num_shared:]),
             num_answer_ids=num_answer,
-            logprobs=(*prefix_logprobs, *(token.logprob for token in completion.tokens)),
+            logprobs=tuple(
+                value if value is not None and math.isfinite(value) else None for value in logprobs
+            ),
             forced=tuple(
                 num_prefix + place
                 for place, token in enumerate(completion.tokens)
@@ -200,6 +220,10 @@ class Transcript:
             params=completion.params,
             format=self.format.name,
         )
+        try:
+            json.dumps(turn.record(), allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"the turn cannot be written as JSON: {error}") from None
         del self.turns[count:]
         self.turns.append(turn)
         self.num_kept = None
@@ -233,7 +257,7 @@ def read_turn(
             for name, value in record["params"].items()
         }
         answer_ids = new_ids[len(new_ids) - num_answer_ids :]
-        logprobs = tuple(float(value) for value in record["logprobs"])
+        logprobs = tuple(_read_logprob(value) for value in record["logprobs"])
         if len(logprobs) != num_answer_ids:
             raise ValueError(f"{num_answer_ids} ids have {len(logprobs)} log-probabilities")
         sampling = SamplingParams(**params)
@@ -260,6 +284,14 @@ def read_turn(
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"it is no turn of a conversation: {error}") from None
+
+
+def _read_logprob(value: object) -> float | None:
+    if value is None:
+        return None
+    if not isinstance(value, float | int) or isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError(f"{reprlib.repr(value)} is no log-probability")
+    return float(value)
 
 
 def sampled_ids(

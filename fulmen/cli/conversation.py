@@ -136,14 +136,17 @@ class Conversation:
     def ask_again(self) -> None:
         """Ask the last question once more, in place of the answer it got."""
         turns, unanswered = list(self.transcript.turns), list(self._unanswered)
+        num_kept = self.transcript.num_kept
         question = self._drop_last()
         try:
             completion = self.ask(question)
         except BaseException:
             self.transcript.turns[:], self._unanswered = turns, unanswered
+            self.transcript.num_kept = num_kept
             raise
         if completion.finish_reason == "abort" and not _says_something(completion):
             self.transcript.turns[:], self._unanswered = turns, unanswered
+            self.transcript.num_kept = num_kept
 
     def undo(self) -> None:
         """Forget the last question and everything after it."""
@@ -180,11 +183,10 @@ class Conversation:
         if completion.finish_reason == "abort" and not _says_something(completion):
             return completion
         self._unanswered = []
-        messages = [*request.messages]
         if self.session is not None:
-            self.session.save(read_messages(messages), completion)
+            self.session.save(request.messages, completion)
         else:
-            self.transcript.add(read_messages(messages), completion)
+            self.transcript.add(request.messages, completion)
         return completion
 
     def _print(self, running: Stream) -> Completion:

@@ -4,7 +4,7 @@ from fulmen.engine.config import EngineConfig
 from fulmen.engine.drafts import Drafter
 from fulmen.engine.engine import Engine
 from fulmen.engine.prefixes import Allocation, PrefixCache, pages_for
-from fulmen.engine.request import RequestFailed
+from fulmen.engine.request import RequestFailed, read_ids
 from fulmen.engine.runner import MAX_STEP_TOKENS, Runner
 from fulmen.engine.sampler import Candidates, Sampled, num_candidates, sample
 from fulmen.engine.scheduler import Scheduler
@@ -45,5 +45,6 @@ __all__ = [
     "max_snapshot_bytes",
     "num_candidates",
     "pages_for",
+    "read_ids",
     "sample",
 ]

@@ -63,6 +63,7 @@ class Answer:
         """Set when the engine has taken the request"""
         self.num_cached_tokens = 0
         self.priority = request.priority
+        self._prefix_logprobs = tuple(request.prefix_logprobs)
         self.num_repetitive = _num_repetitive(request.prefix_logprobs, params)
         """Last tokens of the prefix that count for a repetition_window"""
         self._format = format
@@ -85,7 +86,7 @@ class Answer:
             for token_id in self.prefix_ids:
                 self.prefix_events += self._take_prefix(token_id)
         except BaseException:
-            self._budget.end()
+            self.cancel()
             raise
         self._steering.force(request.forced_ids)
 
@@ -136,6 +137,16 @@ class Answer:
             self.finish_reason = "abort"
         self._budget.end()
 
+    def cancel(self) -> None:
+        """End an answer that was never started, and give back all that its prefix was charged."""
+        self.abort()
+        self._budget.refund()
+
+    def raise_error(self) -> None:
+        """Raise the error that ended the answer, if one did."""
+        if self.finish_reason == "error" and self.error is not None:
+            raise self.error
+
     def completion(self) -> Completion:
         """Return everything the ended answer came to."""
         assert self.finish_reason is not None
@@ -165,6 +176,7 @@ class Answer:
             finish_reason=self.finish_reason,
             prompt_ids=self.prompt.ids,
             prefix_ids=self.prefix_ids,
+            prefix_logprobs=self._prefix_logprobs,
             tokens=tuple(self.tokens),
             params=self.params,
             usage=usage,

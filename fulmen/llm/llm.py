@@ -38,7 +38,7 @@ from fulmen.chat import (
     read_tools,
 )
 from fulmen.checkpoints import fingerprint, load_model
-from fulmen.engine import Engine, EngineConfig, Origin
+from fulmen.engine import Engine, EngineConfig, Origin, read_ids
 from fulmen.llm.answer import Answer
 from fulmen.models import Model
 from fulmen.sampling import FinishReason, SamplingParams
@@ -143,11 +143,11 @@ class LLM:
         """Return the answer to a request, yet to be started: its prompt is rendered and encoded and
         its grammar made. Any thread may do this."""
         tools = read_tools(request.tools)
+        request, params = self._checked(request), self._params(request)
         prompt = request.prompt
         if prompt is None:
             messages = list(request.messages)
             prompt = Prompt(tuple(self.format.encode(messages, tools, tokenizer=self.tokenizer)))
-        params = self._params(request)
         return Answer(
             request,
             prompt,
@@ -161,10 +161,10 @@ class LLM:
     def prepare_text(self, prompt: str | Sequence[int], request: ChatRequest) -> Answer:
         """Return the continuation of a text or of ids, yet to be started."""
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-        params = self._params(request)
+        request, params = self._checked(request), self._params(request)
         return Answer(
             request,
-            Prompt(tuple(ids)),
+            Prompt(tuple(read_ids("prompt", ids, self._vocab_size))),
             params,
             tokenizer=self.tokenizer,
             parser=PlainParser(),
@@ -183,7 +183,7 @@ class LLM:
                 steering=answer,
             )
         except BaseException:
-            answer.abort()
+            answer.cancel()
             raise
         return answer
 
@@ -196,6 +196,18 @@ class LLM:
             answer.abort()
         else:
             answer.fail(error)
+
+    @property
+    def _vocab_size(self) -> int:
+        return self.engine.model.config.vocab_size
+
+    def _checked(self, request: ChatRequest) -> ChatRequest:
+        """Return the request with ids that are the model's. Raises ValueError for others."""
+        return replace(
+            request,
+            prefix_ids=read_ids("prefix_ids", request.prefix_ids, self._vocab_size),
+            forced_ids=read_ids("forced_ids", request.forced_ids, self._vocab_size),
+        )
 
     def _params(self, request: ChatRequest) -> SamplingParams:
         params = request.params or self.defaults
@@ -213,7 +225,7 @@ class LLM:
             if self._vocabulary is None:  # seconds with a large vocabulary
                 self._vocabulary = Vocabulary(
                     self.tokenizer,
-                    vocab_size=self.engine.model.config.vocab_size,
+                    vocab_size=self._vocab_size,
                     eos_token_ids=sorted(self.engine.eos_token_ids),
                 )
         return make_grammar(self._vocabulary, params, format=format, tools=tuple(tools))
@@ -253,8 +265,7 @@ class Stream:
             elif not events:
                 break
             yield events
-        if answer.finish_reason == "error" and answer.error is not None:
-            raise answer.error
+        answer.raise_error()
 
     def texts(self) -> Iterator[str]:
         """Yield the text of the content, piece by piece."""
@@ -288,6 +299,10 @@ class Stream:
         self._llm.end(self._answer)
 
     def finish(self) -> Completion:
-        """End the answer if it still runs, and return everything it came to."""
+        """End the answer if it still runs, and return everything it came to.
+
+        Raises the error that ended it, if one did.
+        """
         self.close()
+        self._answer.raise_error()
         return self._answer.completion()

@@ -201,8 +201,7 @@ class LocalStream:
                 self._events += arrival
                 continue
             self._is_over = True
-            if reader.answer.finish_reason == "error" and reader.answer.error is not None:
-                raise reader.answer.error
+            reader.answer.raise_error()
 
     async def close(self) -> None:
         """End the answer, if it still runs, when the step under way is over."""
@@ -210,9 +209,13 @@ class LocalStream:
             await self._on_model(self._end)
 
     async def finish(self) -> Completion:
-        """End the answer if it still runs, and return everything it came to."""
+        """End the answer if it still runs, and return everything it came to.
+
+        Raises the error that ended it, if one did.
+        """
         reader = await self._started()
         await self._on_model(self._end)
+        reader.answer.raise_error()
         return reader.answer.completion()
 
     async def _started(self) -> _Reader:

@@ -59,54 +59,67 @@ class ScriptedModel:
 
         piece_chars  characters that come at once
         """
-        self._format = format
+        if piece_chars < 1:
+            raise ValueError(f"piece_chars is {piece_chars}, it must be 1 or more")
+        self.format = format
+        self.tokenizer = tokenizer
         self._lines = _Lines(script)
-        self._tokenizer = tokenizer
         self._piece_chars = piece_chars
         self.requests: list[ChatRequest] = []
         """All requests so far"""
 
     def stream(self, request: ChatRequest) -> "ScriptedStream":
         """Return the next answer of the script."""
+        return ScriptedStream(self, request)
+
+    def start(self, request: ChatRequest) -> list[str]:
+        """Take the next text of the script for a request; return it in pieces.
+
+        Raises ValueError at the end of the script, and for a request that a script cannot follow.
+        """
+        params = request.params
+        if request.prefix_ids or request.forced_ids or (params is not None and params.stop):
+            raise ValueError("a script does not know prefix_ids, forced_ids and stop texts")
         self.requests.append(request)
-        text = self._lines.next(request)
-        size = self._piece_chars
-        pieces = [text[start : start + size] for start in range(0, len(text), size)]
-        return ScriptedStream(request, pieces, self._format, self._tokenizer)
+        text, size = self._lines.next(request), self._piece_chars
+        return [text[start : start + size] for start in range(0, len(text), size)]
 
 
 class ScriptedStream:
     """A scripted answer: iterate for its events."""
 
-    def __init__(
-        self,
-        request: ChatRequest,
-        pieces: list[str],
-        format: ChatFormat,
-        tokenizer: Tokenizer | None,
-    ) -> None:
+    def __init__(self, model: ScriptedModel, request: ChatRequest) -> None:
+        self._model = model
         self._request = request
-        self._pieces = pieces
-        self._format = format
-        self._tokenizer = tokenizer
-        self._parser = format.parser(read_tools(request.tools))
+        self._format = model.format
+        self._tokenizer = model.tokenizer
+        self._pieces: list[str] | None = None
+        """Text of the answer; None until it starts"""
         self._num_read = 0
         self._finish_reason: FinishReason | None = None
 
+    def _started(self) -> list[str]:
+        if self._pieces is None:
+            self._parser = self._format.parser(read_tools(self._request.tools))
+            self._pieces = self._model.start(self._request)
+        return self._pieces
+
     async def __aenter__(self) -> Self:
+        self._started()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def __aiter__(self) -> AsyncIterator[Event]:
+        pieces = self._started()
         while self._finish_reason is None:
-            if self._num_read == len(self._pieces):
+            if self._num_read == len(pieces):
                 self._finish_reason = "stop"
                 for event in self._parser.finish_events():
                     yield event
                 return
-            piece = self._pieces[self._num_read]
+            piece = pieces[self._num_read]
             self._num_read += 1
             for event in self._parser.feed(piece):
                 yield event
@@ -117,6 +130,7 @@ class ScriptedStream:
 
     async def finish(self) -> Completion:
         """End the answer and return everything it came to."""
+        pieces = self._started()
         await self.close()
         assert self._finish_reason is not None
         prompt_ids: tuple[int, ...] = ()
@@ -130,7 +144,7 @@ class ScriptedStream:
                 tools = read_tools(request.tools)
                 messages = list(request.messages)
                 prompt_ids = tuple(self._format.encode(messages, tools, tokenizer=tokenizer))
-            ids = tokenizer.encode("".join(self._pieces[: self._num_read]))
+            ids = tokenizer.encode("".join(pieces[: self._num_read]))
             end = tokenizer.token_id(self._format.end_of_turn)
             if self._finish_reason == "stop" and end is not None:
                 ids.append(end)

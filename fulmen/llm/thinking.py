@@ -153,6 +153,11 @@ class ThoughtBudget:
         """Return what was reserved for tokens that will not come."""
         self._return_reserved()
 
+    def refund(self) -> None:
+        """Give back to a shared budget every token that was counted."""
+        if self._shared is not None:
+            self._shared.give_back(self.num_tokens)
+
     def _close(self, *, with_phrase: bool) -> Decision:
         """Force the end of the thought. Without room for the phrase (another request may have
         emptied the shared budget) it is the closing tag alone."""

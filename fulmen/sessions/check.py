@@ -28,6 +28,7 @@ from fulmen.sessions.objects import (
     store_folder,
 )
 from fulmen.sessions.records import FORMAT, MAX_STATE_BYTES, SessionState, StoredTurn, read_state
+from fulmen.sessions.session import read_stored
 from fulmen.sessions.store import SessionStore
 
 _FIELD = re.compile(r'"(\w+)"\s*:\s*("(?:[^"\\]|\\.)*"|[0-9][0-9.eE+-]*|null)')
@@ -100,6 +101,7 @@ def repair(store: SessionStore) -> list[str]:
                 continue
             parents[path.stem] = _legible_fields(path).get("parent")
             set_aside(path, str(error))
+        store = SessionStore(store.root)  # one that has not read what was moved
         for path, error in list(_damaged_chunks(store)):
             delete(path, f"{error}; its tokens will be read again")
         for path, error in list(_unreadable(store)):
@@ -155,7 +157,9 @@ def _misplaced(store: SessionStore) -> Iterator[tuple[Path, str]]:
 def _damaged_turns(store: SessionStore) -> Iterator[tuple[Path, ValueError]]:
     for hash in sorted(store.turn_objects.sizes()):
         try:
-            store.turn(hash)
+            turn = store.turn(hash)
+            if "reply" in turn.record:  # a conversation's
+                read_stored(turn)
         except ValueError as error:
             yield store.turn_objects.path(hash), error
 

@@ -13,15 +13,17 @@ A session is worked on where the engine is: by `LLM` directly, beside a `LocalMo
 `call`. Its requests may be answered by either.
 """
 
+import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fulmen.chat import ChatRequest, Completion, Message, Prompt, Transcript, Turn, read_turn
+from fulmen.chat import ChatRequest, Completion, Message, Prompt, Tool, Transcript, Turn, read_turn
 from fulmen.files import user_folder
 from fulmen.llm import LLM
 from fulmen.sampling import SamplingParams
-from fulmen.sessions.records import StoredTurn
+from fulmen.sessions.records import SessionState, StoredTurn
 from fulmen.sessions.store import SessionStore
 
 
@@ -88,14 +90,16 @@ class Session:
             params=params or turn.params,
             prompt=Prompt(tuple(ids[: len(ids) - turn.num_answer_ids])),
             prefix_ids=turn.answer_ids[:num_kept],
-            prefix_logprobs=turn.logprobs[:num_kept],
+            prefix_logprobs=[
+                -math.inf if value is None else value for value in turn.logprobs[:num_kept]
+            ],
         )
 
     def save(
         self,
-        messages: Sequence[Message],
+        messages: Sequence[Message | Mapping[str, Any]],
         completion: Completion,
-        tools: Sequence[Mapping[str, Any]] = (),
+        tools: Sequence[Tool | Mapping[str, Any]] = (),
     ) -> None:
         """Keep the answer to messages, the whole conversation before it. It becomes the turn after
         the last one that messages continue.
@@ -112,25 +116,50 @@ class Session:
             count += 1
         for place in range(count, len(turns)):
             turn = turns[place]
-            self.state = self.store.save(
-                self.state,
-                parent=self._stored[place - 1][1].hash if place else None,
-                ids=self.transcript.ids(place + 1),
-                num_answer=turn.num_answer_ids,
-                record=turn.record(),
-                origin=self.llm.origin,
-                prefixes=self.llm.engine.prefixes,
-            )
-            assert self.state.turn is not None
-            del self._stored[place:]
-            self._stored.append((turn, self.store.turn(self.state.turn)))
+            parent = self._stored[place - 1][1].hash if place else None
+            ids = self.transcript.ids(place + 1)
+            try:
+                state = self.store.save(
+                    self.state,
+                    parent=parent,
+                    ids=ids,
+                    num_answer=turn.num_answer_ids,
+                    record=turn.record(),
+                    origin=self.llm.origin,
+                    prefixes=self.llm.engine.prefixes,
+                )
+            except BaseException:
+                # An interrupt may come after the turn was written: then it is saved.
+                with suppress(ValueError, OSError):
+                    state = self.store.state(self.state.name)
+                    if state.turn is not None:
+                        found = self.store.turn(state.turn)
+                        wanted = (parent, ids, turn.record())
+                        if (found.parent, self.store.ids(found), found.record) == wanted:
+                            self._keep(place, turn, state)
+                raise
+            self._keep(place, turn, state)
 
     def rewind(self, num_turns: int) -> None:
-        """Go back to the first num_turns of the transcript."""
-        self.transcript.rewind(num_turns)
+        """Go back to the end of the first num_turns of the transcript.
+
+        Raises ValueError if it does not have so many.
+        """
+        count = len(self.transcript.turns)
+        if not 0 <= num_turns <= count:
+            raise ValueError(f"turn {num_turns} was asked for, the transcript has {count} turns")
         if num_turns < len(self._stored):
             self.state = self.store.rewind(self.state.name, num_turns=num_turns)
             del self._stored[num_turns:]
+        if num_turns < count:
+            self.transcript.rewind(num_turns)
+
+    def _keep(self, place: int, turn: Turn, state: SessionState) -> None:
+        """Note that the turn at a place is stored, and where the session stands since."""
+        assert state.turn is not None
+        self.state = state
+        del self._stored[place:]
+        self._stored.append((turn, self.store.turn(state.turn)))
 
 
 def read_stored(turn: StoredTurn, llm: LLM | None = None) -> Turn:

@@ -268,7 +268,10 @@ class SessionStore:
             )
             state = replace(state, turn=turn.hash, num_kept=None, used=time.time())
             self.write_state(state)
-            self._shrink()
+            try:
+                self._shrink()
+            except (OSError, ValueError) as error:  # the turn is saved, only space is not freed
+                logger.warning("sessions may take more than %d bytes: %s", self.max_bytes, error)
         return state
 
     def restore(self, state: SessionState, origin: Origin, prefixes: PrefixCache) -> int:

@@ -378,6 +378,25 @@ def test_common_ids_are_counted(first: list[int], second: list[int]) -> None:
     )
 
 
+def test_an_answer_changed_to_a_later_one_costs_only_itself() -> None:
+    format = FORMATS["m1"]
+    transcript, messages = Transcript(format, SMALL), list[Message]()
+    for number in range(4):
+        messages.append(Message("user", f"question {number}"))
+        completion = answer(
+            format, SMALL, transcript, messages, f"Oslo {number}", random.Random(number)
+        )
+        transcript.add(messages, completion)
+        messages.append(completion.message)
+    edited = [replace(message, sampled=None) for message in messages]
+    edited[1] = replace(edited[1], content="Oslo 3")
+    known = [m.sampled is not None for m in transcript.with_ids(edited) if m.role == "assistant"]
+    assert known == [False, True, True, True]
+    left_out = [edited[0], edited[1], *edited[4:]]
+    known = [m.sampled is not None for m in transcript.with_ids(left_out) if m.role == "assistant"]
+    assert known == [False, True, True]
+
+
 def test_calls_of_a_history_match_whatever_their_ids() -> None:
     format = FORMATS["m1"]
     transcript = Transcript(format, SMALL)

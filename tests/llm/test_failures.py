@@ -2,12 +2,13 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fulmen.chat import ChatRequest, complete
+from fulmen.chat import ChatRequest, Prompt, TokenBudget, complete
 from fulmen.engine import EngineConfig
 from fulmen.llm import LLM, LocalModel
 from fulmen.sampling import SamplingParams
@@ -94,3 +95,48 @@ def test_the_command_line_says_why_in_one_sentence(tmp_path: Path) -> None:
         assert run.stdout.strip() == ""
         assert "NaN" in run.stderr
         assert "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"prefix_ids": [1.5]}, "prefix_ids holds 1.5"),
+        ({"prefix_ids": "ab"}, "prefix_ids of a request is of type str"),
+        ({"prefix_ids": [10**12]}, "is outside the"),
+        ({"prefix_ids": [-1]}, "token id -1 is outside"),
+        ({"forced_ids": [True]}, "forced_ids holds True"),
+        ({"prefix_logprobs": [-1.0]}, "prefix_logprobs has 1 entries"),
+        ({"prefix_ids": [1], "prefix_logprobs": ["a"]}, "it must hold numbers"),
+        ({"budget": 5}, "budget of a request is of type int"),
+        ({"params": 5}, "params of a request is of type int"),
+        ({"prompt": (1, 2)}, "prompt of a request is of type tuple"),
+        ({"prompt": Prompt((1.5,))}, "prompt_ids holds 1.5"),  # type: ignore[arg-type]
+        ({"priority": "high"}, "priority is 'high'"),
+        ({"tools": 5}, "tools is of type int"),
+        ({"messages": 5}, "messages is of type int"),
+        ({"messages": "hello"}, "messages is of type str"),
+    ],
+)
+def test_a_wrong_field_of_a_request_is_one_sentence(
+    llm: LLM, fields: dict[str, Any], sentence: str
+) -> None:
+    given = {"messages": [{"role": "user", "content": "a"}], **fields}
+    with pytest.raises(ValueError, match=sentence) as error:
+        llm.stream(**given)
+    assert "\n" not in str(error.value)
+    assert not llm.engine.has_unfinished
+    for wrong in (1.5, -1, float("nan"), True):
+        with pytest.raises(ValueError, match="the budget of tokens is"):
+            TokenBudget(wrong)  # type: ignore[arg-type]
+    for text in (5, None, [1.5]):
+        with pytest.raises(ValueError, match="prompt"):
+            llm.generate(text)  # type: ignore[arg-type]
+
+
+def test_an_answer_that_cannot_start_costs_no_shared_budget(llm: LLM) -> None:
+    shared = TokenBudget(100)
+    opening = "" if llm.format.thinking_open_in_prompt else "<think>\n"
+    prefix = llm.tokenizer.encode(f"{opening}abc Z")
+    with pytest.raises(ValueError, match="a stop text"):
+        llm.stream(ask("a", 1), prefix_ids=prefix, budget=shared)
+    assert shared.num_left == 100

@@ -82,7 +82,7 @@ def test_an_engine_is_made_to_say_a_script_with_the_models_own_log_probabilities
             assert token.logprob == pytest.approx(float(logprobs[place, token.token_id]), abs=1e-4)
         # The next prompt holds it as ids.
         transcript = Transcript(llm.format, llm.tokenizer)
-        turn = transcript.add(list(request.messages), completion, TOOLS)  # type: ignore[arg-type]
+        turn = transcript.add(request.messages, completion, TOOLS)
         assert turn.forced == tuple(range(len(completion.tokens)))
 
     asyncio.run(main())

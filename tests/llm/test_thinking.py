@@ -155,7 +155,7 @@ def test_requests_share_a_budget(m2: LLM) -> None:
         m2.chat([{"role": "user", "content": "x" * 2000}], params=params, budget=shared)
     m2.stream(MESSAGES, params=params, budget=shared).close()
     assert shared.num_left == 9
-    with pytest.raises(ValueError, match="must be 0 or more"):
+    with pytest.raises(ValueError, match="it must be 0 or more"):
         TokenBudget(-1)
 
 

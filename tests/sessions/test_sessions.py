@@ -1,23 +1,25 @@
 """Conversations on disk: saved, forked, taken back, taken up again, and never different."""
 
 import json
+import math
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from fulmen.chat import Completion, Message, Prompt
+from fulmen.chat import Completion, Message, Prompt, Tool
 from fulmen.engine import EngineConfig
 from fulmen.llm import LLM
 from fulmen.models import Cache
 from fulmen.sampling import SamplingParams
-from fulmen.sessions import Session, SessionStore, export
+from fulmen.sessions import Session, SessionStore, check, export
 from tests.engine.helpers import assert_nothing_is_owned
 from tests.tiny import write_checkpoint
 
@@ -359,6 +361,59 @@ def test_what_is_not_there_is_one_sentence(
         call(store)  # type: ignore[operator]
     assert store.names() == ["a"]
     assert len(store.turns(store.state("a"))) == 1
+
+
+def test_an_interrupt_after_the_turn_was_written_loses_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = SessionStore(tmp_path)
+    session = Session(load(folder), store, "a", model=str(folder))
+    params = replace(PARAMS, seed=1, max_tokens=5)
+    for error in (KeyboardInterrupt(), PermissionError("no")):
+
+        def fail(error: BaseException = error) -> None:
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "_shrink", fail)
+            with suppress(KeyboardInterrupt):
+                ask(session, "one", params)
+    ask(session, "two", params)
+    again = Session(load(folder), SessionStore(tmp_path), "a", model=str(folder))
+    assert again.messages == session.messages
+    assert len(again.transcript.turns) == 3
+
+
+def test_a_turn_that_is_no_json_is_refused_and_the_next_one_saved(
+    folder: Path, tmp_path: Path
+) -> None:
+    store = SessionStore(tmp_path)
+    session = Session(load(folder), store, "a", model=str(folder))
+    params = replace(PARAMS, seed=1, max_tokens=5)
+    messages = [Message("user", "one")]
+    completion = session.llm.chat(session.request(messages, params=params))
+    with pytest.raises(ValueError, match="cannot be written as JSON"):
+        session.save(messages, completion, tools=[{"name": "f", "parameters": {"a": {1, 2}}}])
+    tokens = tuple(replace(token, logprob=-math.inf) for token in completion.tokens)
+    session.save(messages, replace(completion, tokens=tokens), tools=[Tool("f")])
+    ask(session, "two", params)
+    prefix = completion.answer_ids[:2]
+    continued = session.request(session.messages, params=params, prefix_ids=prefix)
+    session.save(session.messages, session.llm.chat(continued))
+    again = Session(load(folder), SessionStore(tmp_path), "a", model=str(folder))
+    assert again.transcript.turns[0].logprobs == (None,) * 5
+    assert again.transcript.turns[2].logprobs[:2] == (None, None)
+    assert check(store) == []
+
+
+def test_a_rewind_beyond_the_transcript_changes_nothing(folder: Path, tmp_path: Path) -> None:
+    store = SessionStore(tmp_path)
+    session = Session(load(folder), store, "a", model=str(folder))
+    ask(session, "one", replace(PARAMS, seed=1, max_tokens=5))
+    for count in (-1, 2, 9):
+        with pytest.raises(ValueError, match="was asked for, the transcript has 1 turns"):
+            session.rewind(count)
+    assert len(session.messages) == 2
 
 
 def test_a_session_in_use_is_not_shared(tmp_path: Path) -> None:
