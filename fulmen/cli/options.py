@@ -201,15 +201,21 @@ def _shown_bytes(size: int) -> str:
     return f"{size // 1024**power}{('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
 
 
+def _source_file(module: str) -> Path:
+    """Find the source file of a module of ours. importlib's find_spec would import the room it is
+    in, and with it torch."""
+    package, *rest = module.split(".")
+    for folder in sys.modules[package].__path__:  # an editable install has two
+        path = Path(folder, *rest)
+        for file in (path / "__init__.py", path.with_suffix(".py")):
+            if file.is_file():
+                return file
+    raise AssertionError(f"{module} has no source file")
+
+
 def _class_body(module: str, name: str) -> list[ast.stmt]:
     """Return the statements of a class, found in its source file or through its room's door."""
-    package, *rest = module.split(".")
-    # importlib's find_spec would import the room, and with it torch.
-    path = Path(sys.modules[package].__path__[0], *rest)
-    is_room = path.is_dir()
-    tree = ast.parse(
-        (path / "__init__.py" if is_room else path.with_suffix(".py")).read_text("utf-8")
-    )
+    tree = ast.parse(_source_file(module).read_text("utf-8"))
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             return node.body
