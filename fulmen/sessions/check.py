@@ -158,7 +158,7 @@ def _damaged_turns(store: SessionStore) -> Iterator[tuple[Path, ValueError]]:
     for hash in sorted(store.turn_objects.sizes()):
         try:
             turn = store.turn(hash)
-            if "reply" in turn.record:  # a conversation's
+            if "messages" in turn.record:  # a conversation's
                 read_stored(turn)
         except ValueError as error:
             yield store.turn_objects.path(hash), error
