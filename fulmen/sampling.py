@@ -147,7 +147,9 @@ class SamplingParams:
             try:
                 schema = json.loads(self.json_schema)
             except ValueError as error:
-                raise ValueError(f"json_schema is not JSON: {error}") from None
+                is_long = "integer string conversion" in str(error)
+                reason = "it has a number of thousands of digits" if is_long else error
+                raise ValueError(f"json_schema is not JSON: {reason}") from None
             except RecursionError:
                 raise ValueError(
                     f"json_schema is {shown(self.json_schema)}, it is nested too deeply"

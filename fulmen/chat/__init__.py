@@ -1,5 +1,6 @@
 """Messages to tokens, and back."""
 
+from fulmen.chat.constraints import make_grammar
 from fulmen.chat.events import (
     ContentDelta,
     Event,
@@ -13,7 +14,7 @@ from fulmen.chat.events import (
 )
 from fulmen.chat.format import ChatFormat
 from fulmen.chat.formats import get_format, load_format
-from fulmen.chat.grammar import Grammar, make_grammar
+from fulmen.chat.grammar import Grammar
 from fulmen.chat.messages import Message, SampledIds, Span, Tool, ToolCall, random_call_id
 from fulmen.chat.model import (
     AnswerStream,

@@ -1,8 +1,8 @@
-"""The values of tool arguments: strict JSON in and out, and the types a JSON Schema allows.
+"""The values of tool arguments: strict JSON in and out, and text as values of given types.
 
-MiniMax-M2 writes every parameter as bare text, so the schema decides what the text means:
-`parameter_types` reads the schema, `convert` applies it. MiniMax-M1 writes JSON, which
-`JsonObjectScanner` checks one character at a time so that arguments can stream as they come.
+MiniMax-M2 writes every parameter as bare text, so its schema (`parameters.py`) decides among the
+`readings` of that text. MiniMax-M1 writes JSON, which `JsonObjectScanner` checks one character at a
+time so that arguments can stream as they come.
 """
 
 import json
@@ -12,15 +12,7 @@ from typing import Any
 
 from fulmen.files import MAX_JSON_DEPTH
 
-_TYPES = frozenset({"null", "integer", "number", "boolean", "object", "array", "string"})
-_TYPE_ALIASES = {
-    "int": "integer",
-    "float": "number",
-    "bool": "boolean",
-    "str": "string",
-    "dict": "object",
-    "list": "array",
-}
+ALL_TYPES = frozenset({"null", "integer", "number", "boolean", "object", "array", "string"})
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
@@ -88,53 +80,8 @@ def _finite(text: str) -> float:
     return value
 
 
-def parameter_types(schema: Mapping[str, Any], parameter: str) -> frozenset[str]:
-    """Return the JSON types that a schema allows a parameter; {"string"} if it tells none."""
-    properties = schema.get("properties")
-    open_schemas = [properties.get(parameter) if isinstance(properties, Mapping) else None]
-    types: set[str] = set()
-    seen: set[int] = set()  # a schema may contain itself, by reference or as an object
-    while open_schemas:
-        found = open_schemas.pop()
-        if isinstance(found, Mapping) and id(found) not in seen:
-            seen.add(id(found))
-            types |= _own_types(found)
-            open_schemas += _parts(found, schema)
-    return frozenset(types) or frozenset({"string"})
-
-
-def _own_types(schema: Mapping[str, Any]) -> set[str]:
-    """Return the types that a schema itself names, or that its enum's values have."""
-    named = schema.get("type")
-    names = named if isinstance(named, list | tuple) else [named]
-    found = {_TYPE_ALIASES.get(name, name) for name in names if isinstance(name, str)}
-    types = (found & _TYPES) | ({"string"} if found - _TYPES else set())
-    if not found:
-        options = schema.get("enum", [schema["const"]] if "const" in schema else [])
-        types |= {_type_of(value) for value in options} if isinstance(options, list) else set()
-    return types | ({"null"} if schema.get("nullable") is True else set())
-
-
-def _parts(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Iterator[object]:
-    """Yield the schemas whose types count as well: branches, and the target of a reference."""
-    for union in ("anyOf", "oneOf", "allOf"):
-        branches = schema.get(union)
-        yield from branches if isinstance(branches, list | tuple) else ()
-    reference = schema.get("$ref")
-    if isinstance(reference, str):
-        yield resolve_reference(reference, root)
-
-
-def resolve_reference(reference: str, root: Mapping[str, Any]) -> object:
-    """Return the target of a reference such as #/$defs/Place, or None."""
-    target: object = root
-    for step in reference.removeprefix("#").split("/")[1:]:
-        key = step.replace("~1", "/").replace("~0", "~")
-        target = target.get(key) if isinstance(target, Mapping) else None
-    return target
-
-
-def _type_of(value: object) -> str:
+def type_of(value: object) -> str:
+    """Return the JSON type of a value; 1.0 is a number."""
     if value is None:
         return "null"
     for kind, name in ((bool, "boolean"), (int, "integer"), (float, "number"), (list, "array")):
@@ -143,42 +90,57 @@ def _type_of(value: object) -> str:
     return "object" if isinstance(value, Mapping) else "string"
 
 
-def convert(text: str, types: frozenset[str]) -> Any:
-    """Return the value that the text of a parameter has under a schema that allows these types.
+def readings(text: str, types: frozenset[str]) -> Iterator[Any]:
+    """Yield the values that a parameter's text may mean under these types, the likeliest first.
 
-    The first type that fits wins: null, integer, number, boolean, object or array, string. Text
-    that fits none, where no string is allowed, is read as any JSON it may be (`null` for an integer
-    is None) and else kept as it is, so a wrong value reaches the tool and its error the model.
+    null, integer, number, boolean, object or array, string. Text that fits none, where no string
+    is allowed, is read as any JSON it may be (`null` for an integer is None) and else kept as it
+    is, so a wrong value reaches the tool and its error the model. Where every type is allowed, text
+    is a value only if the prompt would show that value as the same text: 01234 stays text.
     """
     is_text_allowed = "string" in types
     if types == {"string"}:
-        return text
+        yield text
+        return
+    if types >= ALL_TYPES:
+        yield from (value for value in _json_values(text) if _written(value) == text)
+        yield text
+        return
     word = text.strip().lower()
-    if "null" in types:
-        if (text.lower() if is_text_allowed else word) == "null":
-            return None
-        if not is_text_allowed and word in ("none", "nil"):
-            return None
+    if "null" in types and (
+        (text.lower() if is_text_allowed else word) == "null"
+        or (not is_text_allowed and word in ("none", "nil"))
+    ):
+        yield None
     if types & {"integer", "number"}:
         number = _number(word)
-        if isinstance(number, int) or (number is not None and not is_text_allowed):
-            return number
-        if number is not None and "number" in types:
-            return number
+        is_whole = isinstance(number, int)
+        if number is not None and (is_whole or not is_text_allowed or "number" in types):
+            yield number
     if "boolean" in types:
         if word in _BOOLEANS:
-            return _BOOLEANS[word]
-        if word in _BOOLEAN_WORDS and not is_text_allowed:
-            return _BOOLEAN_WORDS[word]
+            yield _BOOLEANS[word]
+        elif word in _BOOLEAN_WORDS and not is_text_allowed:
+            yield _BOOLEAN_WORDS[word]
     if not is_text_allowed or types & {"object", "array"}:
-        try:
-            value = load_json(text, max_depth=MAX_JSON_DEPTH - 1)
-            dump_json(value)
-        except ValueError:
-            return text
-        if not is_text_allowed or _type_of(value) in types & {"object", "array"}:
-            return value
-    return text
+        for value in _json_values(text):
+            if not is_text_allowed or type_of(value) in types & {"object", "array"}:
+                yield value
+    yield text
+
+
+def _json_values(text: str) -> Iterator[Any]:
+    """Yield the value of a text that is JSON, and can be written again."""
+    try:
+        value = load_json(text, max_depth=MAX_JSON_DEPTH - 1)
+        dump_json(value)
+    except ValueError:
+        return
+    yield value
+
+
+def _written(value: object) -> str:
+    return value if isinstance(value, str) else dump_json(value)
 
 
 def _number(word: str) -> int | float | None:

@@ -1,4 +1,4 @@
-"""Grammars of answers: which ids may come next, so that an answer follows its schema.
+"""The grammar of one answer: which ids may come next, so that the answer follows what it must.
 
 A `Grammar` reads every id of one completion. Thoughts are free; after the thought, or without one,
 llguidance says which ids the grammar of the answer allows. Tags may be made of several ids, and an
@@ -16,89 +16,22 @@ allows nothing else. Masks are arrays over the model's vocabulary.
 """
 
 import copy
-import json
 import logging
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from enum import Enum, auto
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from llguidance import LLMatcher
 
-from fulmen.chat.arguments import check_depth
 from fulmen.chat.format import ChatFormat
-from fulmen.chat.messages import Tool
-from fulmen.chat.tokenizer import Tokenizer
-from fulmen.chat.vocabulary import Allowed, Vocabulary
-from fulmen.sampling import Mask, SamplingParams
+from fulmen.chat.vocabulary import Allowed, Vocabulary, grammar_failed
+from fulmen.sampling import Mask
 
 _logger = logging.getLogger(__name__)
 
-DEFINITIONS: Final = ("$defs", "definitions")
-"""Keys of a schema under which the targets of its references are"""
-_WHITESPACE: Final = r" |\n[ \t]{0,64}"
-"""White space between the tokens of JSON: without a bound, a model may never stop indenting."""
 _NUM_NEWLINES: Final = 2
 """Most newlines between a thought and the answer"""
-
-
-def make_grammar(
-    vocabulary: Vocabulary,
-    params: SamplingParams,
-    *,
-    format: ChatFormat | None = None,
-    tools: tuple[Tool, ...] = (),
-) -> "Grammar | None":
-    """Return the grammar of one completion; None where nothing is constrained.
-
-    format  tells the thought and the calls of the completion from its content; None for plain text
-
-    Raises ValueError for a schema, expression or tool that no grammar can follow.
-    """
-    if format is not None:
-        _check_tags(params, format)
-    answer = calls = None
-    if params.json_schema is not None:
-        grammar = LLMatcher.grammar_from_json_schema(_with_layout(json.loads(params.json_schema)))
-        answer = vocabulary.matcher(grammar, "json_schema")
-    elif params.regex is not None:
-        grammar = LLMatcher.grammar_from_regex(params.regex)
-        answer = vocabulary.matcher(grammar, "regex")
-    elif params.choice:
-        grammar = "start: " + " | ".join(map(text_rule, params.choice))
-        answer = vocabulary.matcher(grammar, "choice")
-    if params.strict_tools and tools and format is not None:
-        _check_tools(tools)
-        grammar = format.call_grammar(tools, vocabulary.tokenizer)
-        calls = vocabulary.matcher(grammar, "strict_tools: the schema of a tool")
-    if answer is None and calls is None:
-        return None
-    return Grammar(vocabulary, format, answer, calls)
-
-
-def _check_tags(params: SamplingParams, format: ChatFormat) -> None:
-    """Raise ValueError for a constraint that asks for a tag, which the parser would not read."""
-    for name in ("json_schema", "regex", "choice"):
-        given = getattr(params, name)
-        if given is not None:
-            text = json.dumps(json.loads(given)) if name == "json_schema" else str(given)
-            tag = next((tag for tag in format.tags if tag in text), None)
-            if tag is not None:
-                raise ValueError(
-                    f"{name} has {tag} in it, no answer of {format.name} can hold that"
-                )
-
-
-def _check_tools(tools: Iterable[Tool]) -> None:
-    """Refuse schemas too deep to write; a prompt given as ids has not written them before."""
-    for tool in tools:
-        try:
-            check_depth(tool.parameters)
-        except ValueError as error:
-            raise ValueError(
-                f"strict_tools: the schema of tool {tool.name} cannot be followed: {error}"
-            ) from None
 
 
 class _Phase(Enum):
@@ -211,6 +144,8 @@ class Grammar:
             mask = vocabulary.only(())
         else:
             mask = self._without(self._matcher_mask(), self._tags)
+            if self._thinking_end is not None and not self._tail:
+                mask[vocabulary.starting_with(b"\n")] = False  # newlines here are layout
         for opener in self._openers:
             if opener.startswith(self._tail):
                 rest = opener[len(self._tail) :]
@@ -389,34 +324,10 @@ class Grammar:
         assert self._matcher is not None
         if self._matcher.validate_tokens([token_id]) != 1:
             return False
-        return self._matcher.consume_token(token_id) if consume else True
+        if consume and not self._matcher.consume_token(token_id):
+            raise grammar_failed(self._matcher)
+        return True
 
     def _give_up(self) -> None:
         _logger.warning("a forced token breaks the grammar of an answer, which is free from here")
         self._phase = _Phase.FREE
-
-
-def text_rule(text: str, tokenizer: Tokenizer | None = None) -> str:
-    """Return a rule, in Lark, for this text; with a tokenizer, also for its added token."""
-    literal = json.dumps(text)
-    token_id = None if tokenizer is None else tokenizer.token_id(text)
-    return literal if token_id is None else f"({literal} | <[{token_id}]>)"
-
-
-def json_rule(schema: Mapping[str, Any]) -> str:
-    """Return a rule for JSON that the schema allows."""
-    return f"%json {json.dumps(_with_layout(schema))}"
-
-
-def text_without(tags: Iterable[str], min_length: int = 0, max_length: int | None = None) -> str:
-    """Return a rule for text of so many characters that holds none of the tags."""
-    length = f"{{{min_length},{'' if max_length is None else max_length}}}"
-    held = "|".join(re.escape(tag).replace("/", r"\/") for tag in tags)
-    return f"/(?s:.{length})/ & ~/(?s:.*)({held})(?s:.*)/"
-
-
-def _with_layout(schema: Any) -> Any:
-    if not isinstance(schema, Mapping):
-        return schema
-    own = schema.get("x-guidance", {})
-    return {**schema, "x-guidance": {"whitespace_pattern": _WHITESPACE, **own}}

@@ -16,6 +16,7 @@ import re
 
 from fulmen.chat.arguments import dump_json
 from fulmen.chat.call_grammar import m1_call_schema
+from fulmen.chat.constraints import json_rule, text_rule
 from fulmen.chat.format import (
     CallTags,
     ChatFormat,
@@ -23,7 +24,6 @@ from fulmen.chat.format import (
     ThoughtPlace,
     sampled_segments,
 )
-from fulmen.chat.grammar import json_rule, text_rule
 from fulmen.chat.m1_parser import END_THINK, END_TOOL_BLOCK, THINK, TOOL_BLOCK, M1Parser
 from fulmen.chat.messages import (
     CallIds,

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 
 from fulmen.chat.arguments import dump_json
 from fulmen.chat.call_grammar import m2_call_rules
+from fulmen.chat.constraints import text_rule
 from fulmen.chat.format import (
     CallTags,
     ChatFormat,
@@ -27,7 +28,6 @@ from fulmen.chat.format import (
     ThoughtPlace,
     sampled_segments,
 )
-from fulmen.chat.grammar import text_rule
 from fulmen.chat.m2_parser import (
     END_INVOKE,
     END_PARAMETER,

@@ -27,12 +27,14 @@ Parsing undoes rendering. A completion starts inside the thought, which the prom
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from enum import Enum, auto
+from typing import Any
 
-from fulmen.chat.arguments import convert, dump_json, escape_json, parameter_types
+from fulmen.chat.arguments import dump_json, escape_json
 from fulmen.chat.events import ToolCallDelta, ToolCallEnd
 from fulmen.chat.messages import CallIds, Tool
+from fulmen.chat.parameters import Parameters
 from fulmen.chat.parsing import StreamParser, one_newline, without_tags
 
 THINK, END_THINK = "<think>", "</think>"
@@ -81,9 +83,9 @@ class _Call:
 
     def __init__(self, name: str, tool: Tool | None) -> None:
         self.name = name
-        self.schema = tool.parameters if tool else {}
-        declared = self.schema.get("properties")
-        self.declared = set(declared) if isinstance(declared, Mapping) else None
+        self.parameters = Parameters(tool.parameters if tool else {})
+        self.declared = set(self.parameters.names) if self.parameters.names else None
+        self.values: dict[str, Any] = {}
         self.given: set[str] = set()
         self.index: int | None = None  # set once its ToolCallStart is out
 
@@ -339,7 +341,7 @@ class M2Parser(StreamParser):
     def _start_value(self, name: str) -> None:
         call = self._call
         opening = f"{', ' if call.given else '{'}{dump_json(name)}: "
-        types = parameter_types(call.schema, name)
+        types = call.parameters.types(name, call.values)
         self._value = _Value(name, opening, types, is_repeated=name in call.given)
         if self._value.is_repeated:
             self._problem(f"the call of {call.name} gives {name} again, the first value counts")
@@ -411,10 +413,10 @@ class M2Parser(StreamParser):
         value = self._value
         if value.is_repeated:
             return
+        value.pieces.append(text)
         if value.is_streaming:
             self._send(escape_json(text))
             return
-        value.pieces.append(text)
         if value.may_stream():
             value.is_streaming = True
             self._send(f'{value.opening}"{escape_json("".join(value.pieces))}')
@@ -423,10 +425,13 @@ class M2Parser(StreamParser):
         value = self._value
         if value.is_repeated:
             return
+        call, text = self._call, "".join(value.pieces)
         if value.is_streaming:
+            call.values[value.name] = text
             self._send('"')
         else:
-            self._send(value.opening + dump_json(convert("".join(value.pieces), value.types)))
+            meant = call.values[value.name] = call.parameters.read(text, value.name, call.values)
+            self._send(value.opening + dump_json(meant))
         if value.kept_tags:
             tags = ", ".join(value.kept_tags)
             self._problem(

@@ -4,10 +4,10 @@ Tags may be made of several ids, and an id may hold the end of a tag and more. T
 are about text; the answers are ids.
 """
 
-import logging
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache, cached_property
+from typing import Final
 
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer
@@ -16,9 +16,13 @@ from numpy.typing import NDArray
 from fulmen.chat.tokenizer import Tokenizer
 from fulmen.sampling import shown
 
-_logger = logging.getLogger(__name__)
-
 Allowed = NDArray[np.bool_]
+_NUM_KEPT: Final = 32
+"""Grammars whose matchers are kept: an agent sends the same tools with every request"""
+_FAR: Final = 2**40
+"""Cost of ids that may not come"""
+_NUM_TRIED: Final = 4
+"""Ids that a new grammar is tried out with"""
 
 
 class Vocabulary:
@@ -36,6 +40,7 @@ class Vocabulary:
                 f"eos_token_id is {shown(tuple(eos_token_ids))}, the model has only the ids below "
                 f"{vocab_size}, see generation_config.json"
             )
+        self._matchers: dict[str, LLMatcher] = {}
         self.tokenizer = tokenizer
         self.vocab_size = vocab_size
         """Number of rows of the model's head; rows without a token are never allowed."""
@@ -100,21 +105,48 @@ class Vocabulary:
         place = bisect_left(self._sorted, text)
         return self._order[place] if self._sorted[place : place + 1] == [text] else None
 
-    def matcher(self, grammar: str, what: str) -> LLMatcher:
-        """Return a matcher at a grammar's start; `what` names it in the error of a bad one."""
-        matcher = LLMatcher(self.ll_tokenizer, grammar, log_level=0)
-        if matcher.is_error():
-            error = " ".join(matcher.get_error().split())
-            raise ValueError(f"{what} cannot be followed: {error[:300]}")
-        return matcher
+    def matcher(self, grammar: str) -> LLMatcher:
+        """Return a matcher at a grammar's start. Grammars seen lately are not read again.
+
+        Raises ValueError, with the reason only, for a grammar that cannot be followed.
+        """
+        kept = self._matchers.pop(grammar, None)
+        if kept is None:
+            kept = LLMatcher(self.ll_tokenizer, grammar, log_level=0)
+            if kept.is_error():
+                raise ValueError(_reason(kept))
+            for sign in (1, -1):
+                self._try_out(kept.deep_copy(), sign * self._lengths)
+        self._matchers[grammar] = kept  # the last used comes last
+        if len(self._matchers) > _NUM_KEPT:
+            del self._matchers[next(iter(self._matchers))]
+        return kept.deep_copy()
+
+    def _try_out(self, matcher: LLMatcher, costs: NDArray[np.int64]) -> None:
+        """Walk a few ids into a grammar, so that one that is too large fails before an answer.
+
+        costs  (vocab_size,) of ids that may come, the one of the lowest cost is taken
+        """
+        for _ in range(_NUM_TRIED):
+            mask = self.mask(matcher)
+            mask[list(self.eos_token_ids)] = False
+            if not mask.any():
+                return
+            if not matcher.consume_token(int(np.where(mask, costs, _FAR).argmin())):
+                raise grammar_failed(matcher)
+
+    @cached_property
+    def _lengths(self) -> NDArray[np.int64]:
+        return np.array([len(text) for text in self.texts[: self.vocab_size]], dtype=np.int64)
 
     def mask(self, matcher: LLMatcher) -> Allowed:
-        """Return a mask of the ids that a matcher allows; if it failed, of the turn's ends."""
+        """Return a mask of the ids that a matcher allows.
+
+        Raises ValueError if it can follow its grammar no further, or no id may come.
+        """
         bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
         if matcher.is_error():
-            error = " ".join(matcher.get_error().split())
-            _logger.warning("a constrained answer ends early, its grammar failed: %s", error[:300])
-            return self.only(self.eos_token_ids)
+            raise grammar_failed(matcher)
         mask = np.unpackbits(bits, bitorder="little")[: self.vocab_size].astype(np.bool_)
         only = int(mask.argmax())
         if (
@@ -132,3 +164,16 @@ class Vocabulary:
         mask = np.zeros(self.vocab_size, dtype=np.bool_)
         mask[list(token_ids)] = True
         return mask
+
+
+def grammar_failed(matcher: LLMatcher) -> ValueError:
+    """Return the error of a matcher that can follow its grammar no further."""
+    if matcher.get_error().startswith("NoExtension"):
+        return ValueError("no text fits it")
+    return ValueError("it is too large for the matcher")
+
+
+def _reason(matcher: LLMatcher) -> str:
+    """Return why a grammar is refused, without the grammar."""
+    error = matcher.get_error().partition("\n   1 |")[0]
+    return " ".join(error.split())[:300]

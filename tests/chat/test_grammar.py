@@ -358,8 +358,40 @@ def test_what_is_forced_against_the_grammar_lifts_it(
     [
         ({"json_schema": "{"}, "json_schema is not JSON: Expecting"),
         ({"json_schema": "[]"}, "json_schema is \\[\\], it must be a JSON Schema: an object"),
-        ({"json_schema": '{"type": "objekt"}'}, "json_schema cannot be followed: Invalid type"),
-        ({"json_schema": '{"contains": {}}'}, "json_schema cannot be followed: Unimplemented"),
+        (
+            {"json_schema": '{"type": "objekt"}'},
+            "json_schema cannot be followed: the schema has the type",
+        ),
+        (
+            {"json_schema": '{"contains": {}}'},
+            "json_schema cannot be followed: the schema has contains,",
+        ),
+        ({"json_schema": '{"$ref": "#"}'}, ".* has \\$ref '#', which only refers to itself"),
+        (
+            {"json_schema": '{"required": ["a"], "properties": {"a": {"$ref": "#"}}}'},
+            "json_schema cannot be followed: the schema allows no value that has an end",
+        ),
+        (
+            {"json_schema": '{"minimum": 5, "maximum": 4}'},
+            "json_schema cannot be followed: .*no val",
+        ),
+        ({"json_schema": f'{{"minimum": 1{"0" * 400}}}'}, ".* has minimum 1000.* of 64 bits"),
+        (
+            {"json_schema": f'{{"minimum": 1{"0" * 5000}}}'},
+            "json_schema is not JSON: it has a numb",
+        ),
+        ({"json_schema": '{"maxLength": 1e400}'}, ".* maxLength inf, it must be a whole number"),
+        ({"json_schema": '{"enum": ["\\ud800"]}'}, "json_schema has half a surrogate pair in it"),
+        ({"json_schema": '{"items":' * 3000 + "{}" + "}" * 3000}, "json_schema .* nested too deep"),
+        ({"regex": "(?:a?){3000}a{3000}"}, "regex cannot be followed: it is too large for the m"),
+        ({"regex": r"[^\x00-\x{10FFFF}]"}, "regex cannot be followed: no text fits it"),
+        ({"regex": r"\n+yes"}, "regex begins with a newline, no answer of minimax_m. can"),
+        ({"regex": "\ud800"}, "regex has half a surrogate pair in it"),
+        (
+            {"choice": ("yes", "\nno")},
+            r"choice has '\\nno' in it, no answer of minimax_m. can begin",
+        ),
+        ({"choice": ("\udfff",)}, "choice has half a surrogate pair in it"),
         ({"json_schema": '{"const": "<think>"}'}, "json_schema has <think> in it, no answer of"),
         ({"regex": "[a"}, "regex cannot be followed: .* unclosed character class"),
         ({"regex": "a", "choice": ("a",)}, "regex and choice are given, an answer can follow"),
@@ -381,7 +413,9 @@ def test_what_cannot_be_followed_is_refused_in_one_sentence(
 
 def test_a_tool_that_cannot_be_followed_is_refused(llm: LLM) -> None:
     tool = Tool("f", parameters={"properties": {"a": {"type": "array", "contains": {}}}})
-    with pytest.raises(ValueError, match=r"^strict_tools: the schema of a tool cannot be followed"):
+    with pytest.raises(
+        ValueError, match=r"^strict_tools: the schema of tool f cannot be followed: a has"
+    ):
         llm.stream(MESSAGES, tools=[tool], params=replace(FREE, strict_tools=True))
 
 

@@ -1,0 +1,88 @@
+"""Values against schemas: standard JSON Schema, for the jsonschema library and for llguidance."""
+
+from collections.abc import Iterator
+from typing import Any, Final, Protocol
+
+from fulmen.chat.arguments import type_of
+from fulmen.chat.expressions import matches
+
+Schema = dict[str, Any]
+"""Schema of standard keywords, as `schemas.py` reads it; {} allows everything, NOTHING nothing"""
+NOTHING: Final[Schema] = {"enum": []}
+"""Schema that no value fits"""
+
+
+class Source(Protocol):
+    """Where references lead, and where problems are told."""
+
+    definitions: dict[str, Schema]
+    """Targets of references by name"""
+
+    def problem(self, where: str, text: str) -> None:
+        """Note what is wrong at a place in the document, such as `place.city`."""
+
+
+def fits(value: Any, choices: list[Schema], source: Source) -> bool:
+    """Return True if a value fits one of the schemas."""
+    if {} in choices:
+        return True
+    if all(choice.keys() == {"type"} for choice in choices):
+        kind = type_of(value)
+        kinds = {kind, "number"} if kind == "integer" else {kind}
+        kinds |= {"integer"} if isinstance(value, float) and value.is_integer() else set()
+        return any(kinds & set(choice["type"]) for choice in choices)
+    from jsonschema import Draft202012Validator  # takes long to import, and few values need it
+    from jsonschema.validators import extend
+    from referencing import Registry
+
+    make: Any = extend
+    validator = make(Draft202012Validator, {"pattern": _check_pattern})
+    schema = as_json(source, {"anyOf": choices})
+    return bool(validator(schema, registry=Registry()).is_valid(value))
+
+
+def as_json(source: Source, schema: Schema) -> dict[str, Any]:
+    """Return a schema as standard JSON Schema, with the definitions that it refers to."""
+    written = _as_json(schema)
+    if source.definitions:
+        written["$defs"] = {name: _as_json_or_bool(one) for name, one in source.definitions.items()}
+    return written
+
+
+def _as_json(schema: Schema) -> dict[str, Any]:
+    written: dict[str, Any] = {}
+    for key, value in schema.items():
+        match key:
+            case "patterns":
+                first, *more = (f"^(?:{pattern})$" for pattern in value)
+                written["pattern"] = first
+                if more:
+                    written["allOf"] = [{"pattern": one} for one in more]
+            case "properties" | "patternProperties":
+                written[key] = {name: _as_json_or_bool(inner) for name, inner in value.items()}
+            case "items" | "additionalProperties":
+                written[key] = _as_json_or_bool(value)
+            case "prefixItems" | "anyOf" | "oneOf":
+                written[key] = [_as_json_or_bool(inner) for inner in value]
+            case "allOf":
+                inner = [_as_json_or_bool(one) for one in value]
+                written[key] = [*written.get(key, ()), *inner]
+            case "$ref":
+                written[key] = f"#/$defs/{value}"
+            case "type":
+                written[key] = value[0] if len(value) == 1 else value
+            case _:
+                written[key] = value
+    return written
+
+
+def _as_json_or_bool(schema: Schema) -> dict[str, Any] | bool:
+    return False if schema == NOTHING else _as_json(schema)
+
+
+def _check_pattern(validator: Any, pattern: str, value: object, schema: object) -> Iterator[Any]:
+    """Check a `pattern` in time linear in the text, which Python's own `re` does not promise."""
+    if isinstance(value, str) and not matches(pattern.removeprefix("^").removesuffix("$"), value):
+        from jsonschema import ValidationError
+
+        yield ValidationError("the text does not match the pattern")
