@@ -17,6 +17,7 @@ from fulmen.chat.expressions import NUMBER, in_lark, integers, literal, text_wit
 from fulmen.chat.m2_parser import END_PARAMETER
 from fulmen.chat.messages import Tool
 from fulmen.chat.parameters import Parameters, Shape
+from fulmen.chat.schemas import TooLargeError
 from fulmen.chat.validation import Schema, as_json
 
 _NAME: Final = r'[^"<>\n]{1,64}'
@@ -40,8 +41,11 @@ class StrictTool:
             for name, choices in (*shape.properties.items(), ("*", shape.others or [])):
                 for problem in _Value(choices).problems:
                     self.document.problem(name, problem)
-        for one, other in permutations(self.shapes, 2):
-            self._check_apart(one, other)
+        try:
+            for one, other in permutations(self.shapes, 2):
+                self._check_apart(one, other)
+        except TooLargeError as error:
+            self.document.problem("", str(error))
         if self.document.problems:
             raise ValueError(
                 f"strict_tools: the schema of tool {tool.name} cannot be followed: "

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final
 
 from fulmen.chat.arguments import ALL_TYPES, type_of
-from fulmen.chat.validation import NOTHING, Schema, Source, fits
+from fulmen.chat.validation import NOTHING, Schema, Source, checker
 
 LARGEST: Final = 2**63
 """Numbers and lengths in a schema are smaller"""
@@ -51,6 +51,7 @@ def flatten(
     for key in ("anyOf", "oneOf"):
         if key in schema:
             factors.append([one for part in schema[key] for one in inner(part)])
+    source.spend(1 + sum(map(len, factors)))
     for choices in factors:
         if len(found) * len(choices) > _MAX_CHOICES:
             source.problem(where, f"has more than {_MAX_CHOICES} choices")
@@ -84,7 +85,8 @@ def _with_fitting_enum(source: Source, schema: Schema) -> Schema:
     rest = {key: value for key, value in schema.items() if key != "enum"}
     if not rest or "enum" not in schema:
         return schema
-    return {"enum": [value for value in schema["enum"] if fits(value, [rest], source)]}
+    fits = checker([rest], source)
+    return {"enum": [value for value in schema["enum"] if fits(value)]}
 
 
 def _merge(source: Source, mine: Schema, theirs: Schema, where: str) -> Schema | None:
@@ -98,7 +100,8 @@ def _merge(source: Source, mine: Schema, theirs: Schema, where: str) -> Schema |
             return None
         merged["type"] = sorted(types)
     if "enum" in mine and "enum" in theirs:
-        merged["enum"] = [value for value in mine["enum"] if is_among(value, theirs["enum"])]
+        keys = {_key(value) for value in theirs["enum"]}
+        merged["enum"] = [value for value in mine["enum"] if _key(value) in keys]
     for key in mine.keys() & theirs.keys():
         first, second = mine[key], theirs[key]
         if key.startswith("min") or key == "exclusiveMinimum":
@@ -147,6 +150,9 @@ def settle(source: Source, schema: Schema, where: str = "") -> None:
     if "oneOf" not in schema:
         return
     flat = [flatten(source, choice, where) for choice in schema.pop("oneOf")]
+    if sum(map(len, flat)) > _MAX_CHOICES:
+        source.problem(where, f"has more than {_MAX_CHOICES} choices")
+        flat = flat[:_MAX_CHOICES]
     union: list[Schema] = []
     for index, choice in enumerate(flat):
         others = [one for other in (*flat[:index], *flat[index + 1 :]) for one in other]
@@ -182,12 +188,13 @@ def are_disjoint(source: Source, ones: list[Schema], others: list[Schema], depth
 
 def _is_disjoint(source: Source, one: Schema, other: Schema, depth: int) -> bool:
     """Return True if it is plain that no value fits both of two simple schemas."""
+    source.spend(1)
     common = _common_types(types_of(one), types_of(other))
     pairs = ((one, other), (other, one))
     if not common:
         return True
     if "enum" in one and "enum" in other:
-        return not any(is_among(value, other["enum"]) for value in one["enum"])
+        return set(map(_key, one["enum"])).isdisjoint(map(_key, other["enum"]))
     if common <= {"integer", "number"}:
         return any(_lowest(a) > _highest(b) for a, b in pairs)
     if common == {"string"}:
@@ -213,7 +220,7 @@ def can_end(source: Source, schema: Schema, ended: Collection[str], depth: int =
 
     ended  names of the definitions that have a finite value; others count as having none
     """
-    if depth > _MAX_DEPTH:
+    if depth > _MAX_DEPTH or (schema.keys() == {"$ref"} and schema["$ref"] in ended):
         return True
     flat = flatten(source, schema, known=ended)
     return any(can_simple_end(source, one, ended, depth + 1) for one in flat)
@@ -259,17 +266,16 @@ def types_of(schema: Schema) -> set[str]:
 
 def is_among(value: object, options: Iterable[object]) -> bool:
     """Return True if JSON's equality finds the value: 1 is 1.0, and true is not 1."""
-    return any(_is_equal(value, option) for option in options)
+    return _key(value) in map(_key, options)
 
 
-def _is_equal(a: object, b: object) -> bool:
-    if isinstance(a, bool) or isinstance(b, bool):
-        return a is b
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        return a.keys() == b.keys() and all(_is_equal(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        return len(a) == len(b) and all(_is_equal(x, y) for x, y in zip(a, b, strict=True))
-    return a == b
+def _key(value: object) -> object:
+    """Return a hashable value that is equal for equal JSON values only."""
+    if isinstance(value, Mapping):
+        return ("object", frozenset((name, _key(inner)) for name, inner in value.items()))
+    if isinstance(value, list | tuple):
+        return ("array", tuple(map(_key, value)))
+    return (isinstance(value, bool), value)
 
 
 def _common_types(first: set[str], second: set[str]) -> set[str]:

@@ -12,8 +12,8 @@ from typing import Any
 
 from fulmen.chat.arguments import readings
 from fulmen.chat.choices import types_of
-from fulmen.chat.schemas import Document
-from fulmen.chat.validation import NOTHING, Schema, fits
+from fulmen.chat.schemas import Document, TooLargeError
+from fulmen.chat.validation import NOTHING, Schema, checker
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,19 @@ class Parameters:
 
     def __init__(self, schema: Mapping[str, Any]) -> None:
         self.document = Document(schema)
+        try:
+            self.shapes = self._read_shapes()
+        except TooLargeError as error:
+            self.document.problem("", str(error))
+            self.shapes = [Shape({}, (), None)]
+
+    def _read_shapes(self) -> list[Shape]:
         flat = self.document.choices(self.document.root)
         objects = [one for one in flat if "object" in types_of(one) and "enum" not in one]
         if len(objects) < len(flat) or not flat:
             self.document.problem("", "is no object, the arguments of a call are one")
         shapes = [self._shape(one) for one in objects]
-        self.shapes = [one for one in shapes if one is not None] or [Shape({}, (), None)]
+        return [one for one in shapes if one is not None] or [Shape({}, (), None)]
 
     @property
     def problems(self) -> list[str]:
@@ -84,9 +91,9 @@ class Parameters:
         """Return the value that the text of an argument means: the first reading that fits."""
         found = list(readings(text, self.types(name, given)))
         if len(found) > 1:
-            choices = self._choices(name, given) or [{}]
+            fits = checker(self._choices(name, given) or [{}], self.document)
             for value in found:
-                if fits(value, choices, self.document):
+                if fits(value):
                     return value
         return found[0]
 
@@ -103,7 +110,7 @@ class Parameters:
         if len(self.shapes) == 1:
             return True
         return all(
-            fits(value, shape.choices(name) or [NOTHING], self.document)
+            checker(shape.choices(name) or [NOTHING], self.document)(value)
             for name, value in given.items()
         )
 

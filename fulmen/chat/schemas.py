@@ -116,6 +116,12 @@ _KIND_OF_KEY: Final = {
 }
 """Type that a schema without one means by its keywords"""
 _MAX_NODES: Final = 20_000
+_MAX_STEPS: Final = 50_000
+"""Bounds on the parts of a schema and on the work that its choices make: about a second"""
+
+
+class TooLargeError(ValueError):
+    """A schema whose choices multiply beyond all measure."""
 
 
 class Document:
@@ -128,22 +134,37 @@ class Document:
         """Targets of references, by the names that `$ref` has here"""
         self._document = document
         self._names: dict[str, str] = {}  # reference as it came -> name
-        self._num_nodes = 0
+        self.root: Schema = {}
+        self._num_nodes = self._num_steps = 0
         self._open: list[int] = []  # ids of the schemas that the one being read is in
         self._waiting: list[tuple[str, object, str]] = []  # definitions that are not read yet
-        self.root = self._read(document, "")
-        while self._waiting:
-            name, target, where = self._waiting.pop()
-            self.definitions[name] |= self._read(target, where)
+        self._ended: set[str] = set()  # definitions that a finite value fits
+        try:
+            self.root = self._read(document, "")
+            while self._waiting:
+                name, target, where = self._waiting.pop()
+                self.definitions[name] |= self._read(target, where)
+            self._settle()
+        except TooLargeError as error:
+            self.problem("", str(error))
+            self.root, self.definitions = {}, {}
+
+    def _settle(self) -> None:
         for schema in (self.root, *self.definitions.values()):
             settle(self, schema)
-        self._ended = self._find_ended()
+        self._find_ended()
         for name in self.definitions.keys() - self._ended:
             del self.definitions[name]
         for schema in (self.root, *self.definitions.values()):
             self._drop_dead(schema)
         if not self.choices(self.root):
             self.problem("", "allows no value that has an end")
+
+    def spend(self, count: int) -> None:
+        """Count steps of work on the document; TooLargeError when they are too many."""
+        self._num_steps += count
+        if self._num_steps > _MAX_STEPS:
+            raise TooLargeError("has too many choices inside one another")
 
     # ---- read ------------------------------------------------------------------------------
 
@@ -155,9 +176,7 @@ class Document:
         raw = _without_single_choices(raw)
         self._num_nodes += 1
         if self._num_nodes > _MAX_NODES:
-            if self._num_nodes == _MAX_NODES + 1:
-                self.problem("", f"has more than {_MAX_NODES} parts")
-            return {}
+            raise TooLargeError(f"has more than {_MAX_NODES:,} parts")
         if raw is None or raw is True:
             return {}
         if raw is False:
@@ -372,15 +391,14 @@ class Document:
         for _, inner in children(schema):
             self._drop_dead(inner)
 
-    def _find_ended(self) -> set[str]:
-        """Return the definitions that a finite value fits: references may go round for ever."""
-        ended: set[str] = set()
+    def _find_ended(self) -> None:
+        """Find the definitions that a finite value fits: references may go round for ever."""
         while True:
-            rest = {n: one for n, one in self.definitions.items() if n not in ended}
-            new = {name for name, one in rest.items() if can_end(self, one, ended)}
+            rest = {n: one for n, one in self.definitions.items() if n not in self._ended}
+            new = {name for name, one in rest.items() if can_end(self, one, self._ended)}
             if not new:
-                return ended
-            ended |= new
+                return
+            self._ended |= new
 
 
 _REMARKS: Final = frozenset({"title", "description", "default", "examples", "$comment"})

@@ -1,6 +1,6 @@
 """Values against schemas: standard JSON Schema, for the jsonschema library and for llguidance."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final, Protocol
 
 from fulmen.chat.arguments import type_of
@@ -21,24 +21,34 @@ class Source(Protocol):
     def problem(self, where: str, text: str) -> None:
         """Note what is wrong at a place in the document, such as `place.city`."""
 
+    def spend(self, count: int) -> None:
+        """Count steps of work on the document; ValueError when they are too many."""
 
-def fits(value: Any, choices: list[Schema], source: Source) -> bool:
-    """Return True if a value fits one of the schemas."""
+
+def checker(choices: list[Schema], source: Source) -> Callable[[Any], bool]:
+    """Return a function that tells if a value fits one of the schemas."""
     if {} in choices:
-        return True
+        return lambda value: True
     if all(choice.keys() == {"type"} for choice in choices):
-        kind = type_of(value)
-        kinds = {kind, "number"} if kind == "integer" else {kind}
-        kinds |= {"integer"} if isinstance(value, float) and value.is_integer() else set()
-        return any(kinds & set(choice["type"]) for choice in choices)
+        types = {name for choice in choices for name in choice["type"]}
+        return lambda value: not types.isdisjoint(_types_of_value(value))
     from jsonschema import Draft202012Validator  # takes long to import, and few values need it
     from jsonschema.validators import extend
     from referencing import Registry
 
     make: Any = extend
     validator = make(Draft202012Validator, {"pattern": _check_pattern})
-    schema = as_json(source, {"anyOf": choices})
-    return bool(validator(schema, registry=Registry()).is_valid(value))
+    is_valid: Callable[[Any], bool] = validator(
+        as_json(source, {"anyOf": choices}), registry=Registry()
+    ).is_valid
+    return is_valid
+
+
+def _types_of_value(value: object) -> set[str]:
+    kind = type_of(value)
+    if kind == "integer":
+        return {"integer", "number"}
+    return {kind, "integer"} if isinstance(value, float) and value.is_integer() else {kind}
 
 
 def as_json(source: Source, schema: Schema) -> dict[str, Any]:
