@@ -27,7 +27,7 @@ from torch import Tensor
 from fulmen.catalog import OnProgress
 from fulmen.checkpoints import CONFIG, INDEX, SINGLE, Checkpoint, read_metadata
 from fulmen.files import parse_json, read_json, replacing, write_text
-from fulmen.models import HARMLESS, Bits, Config, Fp8Config, PackedConfig, TensorSpec
+from fulmen.models import Bits, Config, Fp8Config, PackedConfig, TensorSpec, is_harmless
 from fulmen.quantize.calibration import MIN_TOKENS, Calibration
 from fulmen.quantize.container import in_file_order, num_bytes, write_container
 from fulmen.quantize.rounding import FP8_BLOCK, Rounded, check_rounded, round_rows
@@ -303,7 +303,7 @@ def _finish(checkpoint: Checkpoint, config: Config, shards: list[_Shard], out: P
                 with file.open("rb") as original, replacing(out / file.name) as copy:
                     shutil.copyfileobj(original, copy)
         original_config = read_json(folder / CONFIG)
-        values = {name: value for name, value in original_config.items() if name in HARMLESS}
+        values = {name: value for name, value in original_config.items() if is_harmless(name)}
     if len(shards) > 1:
         total = sum(num_bytes(spec) for shard in shards for spec in shard.specs)
         weight_map = {spec.name: shard.file for shard in shards for spec in shard.specs}
