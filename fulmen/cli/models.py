@@ -23,11 +23,12 @@ def models_list() -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("name", "total", "active", "context"):
         table.add_column(column, justify="left" if column == "name" else "right", no_wrap=True)
+    table.add_column("licence", no_wrap=True)
     table.add_column("title", no_wrap=True)
     for card in list_cards():
         counts = count_parameters(published_config(card.name))
         total, active = (f"{count / 1e9:.2f} B" for count in (counts.total, counts.active))
-        table.add_row(card.name, total, active, f"{card.context:,}", card.title)
+        table.add_row(card.name, total, active, f"{card.context:,}", card.licence, card.title)
     print_table(table)
 
 

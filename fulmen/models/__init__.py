@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING
 
 from fulmen.models.architectures import Config, Model, config_from_dict, new_model
+from fulmen.models.bookkeeping import is_harmless
 from fulmen.models.cache import Cache, StateSnapshot
 from fulmen.models.causal_lm import CausalLM
-from fulmen.models.bookkeeping import is_harmless
 from fulmen.models.config import DTYPES
 from fulmen.models.experts import Experts, SparseMoE
 from fulmen.models.flops import (
@@ -39,8 +39,8 @@ if not TYPE_CHECKING:  # to a type checker, any name would be there
 
 __all__ = [
     "DTYPES",
-    "GROUP_SIZES",
     "FOREIGN_QUANTIZATION",
+    "GROUP_SIZES",
     "M1",
     "M2",
     "Bits",

@@ -4,6 +4,7 @@ wrong with one."""
 import itertools
 import json
 import logging
+import re
 import shutil
 import struct
 import subprocess
@@ -203,6 +204,29 @@ def test_a_save_over_a_checkpoint_leaves_only_the_new_one(
         assert same(load_model(tmp_path), model)
         assert weight_files(tmp_path) == checkpoint_files(tmp_path)
         assert (max_shard_bytes == SINGLE) == (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("max_shard_bytes", [10**9, 30_000])
+def test_a_save_that_finds_no_room_names_the_file(max_shard_bytes: int, tmp_path: Path) -> None:
+    program = f"""
+import resource, sys
+from pathlib import Path
+from fulmen.checkpoints import save_model
+from fulmen.files import explain
+from tests.models.helpers import random_model, tiny_m2
+model = random_model(tiny_m2())
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    save_model(model, Path(sys.argv[1]), max_shard_bytes={max_shard_bytes})
+except OSError as error:
+    print(explain(error))
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    name = r"model(-\d{5}-of-\d{5})?\.safetensors"
+    assert re.fullmatch(f"{re.escape(str(tmp_path))}/{name}: file too large\n", run.stdout)
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_shards_have_official_names_unless_those_are_taken(tmp_path: Path) -> None:
