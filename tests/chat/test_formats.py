@@ -159,7 +159,9 @@ def test_a_folder_that_says_nothing_is_refused(tmp_path: Path) -> None:
 
 def test_templates_get_plain_dicts() -> None:
     format_ = TemplateFormat(
-        "{{ messages | tojson }}{{ tools | tojson }}{{ bos_token }}", {"bos_token": "B"}
+        "{{ messages | tojson }}{{ tools | tojson }}{{ bos_token }}"
+        "{% if messages[0]['role'] == 'ipython' %}{% endif %}",
+        {"bos_token": "B"},
     )
     call = {"id": "x", "type": "function", "function": {"name": "f", "arguments": '{"a": "é"}'}}
     messages: list[dict[str, Any]] = [
@@ -173,6 +175,49 @@ def test_templates_get_plain_dicts() -> None:
     ]
     text = json.dumps(expected, ensure_ascii=False) + json.dumps(TOOLS, ensure_ascii=False) + "B"
     assert format_.render(messages, TOOLS) == text
+
+
+ANY_FORMAT = {
+    "m1": get_format("minimax_m1"),
+    "m2": get_format("minimax_m2"),
+    "chatml": TemplateFormat(CHATML),
+    "banana": TemplateFormat("{{ messages | tojson }}banana 'banana'"),
+}
+
+
+@pytest.mark.parametrize("name", ANY_FORMAT)
+def test_a_conversation_without_messages_is_refused_by_every_format(name: str) -> None:
+    tokenizer = Tokenizer(small_tokenizer())
+    for encode in (ANY_FORMAT[name].encode, ANY_FORMAT[name].encode_history):
+        for nothing in ([], (), iter(())):
+            with pytest.raises(ValueError, match="has no messages, at least one is needed"):
+                encode(nothing, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("role", ["banana", "", "User", "ai", None, 5, ["user"], "x" * 10**6])
+@pytest.mark.parametrize("name", ANY_FORMAT)
+def test_a_role_that_nobody_knows_is_refused_by_every_format(name: str, role: object) -> None:
+    with pytest.raises(ValueError, match=r"^role is .*, it must be one of system, user, ") as error:
+        ANY_FORMAT[name].render([QUESTION, {"role": role, "content": "x"}])
+    assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize("name", ANY_FORMAT)
+def test_who_rules_a_system_prompt_has_many_names(name: str) -> None:
+    format = ANY_FORMAT[name]
+    system = format.render([{"role": "system", "content": "rule"}, QUESTION])
+    for role in ("developer", "root"):
+        assert format.render([{"role": role, "content": "rule"}, QUESTION]) == system
+
+
+@pytest.mark.parametrize(
+    "test", ["message.role == 'root'", "messages[0]['role'] == \"root\"", "m.role=='root'"]
+)
+def test_a_role_that_the_template_compares_with_is_its_own(test: str) -> None:
+    format = TemplateFormat("{{ messages[0].role }}{% if false and " + test + " %}{% endif %}")
+    assert format.render([{"role": "root", "content": "x"}]) == "root"
+    with pytest.raises(ValueError, match="role is 'rooted'"):
+        format.render([{"role": "rooted", "content": "x"}])
 
 
 def test_templates_get_calls_of_our_own_type_as_dicts() -> None:
