@@ -292,8 +292,8 @@ def read_text_file(file: Path) -> str:
 
 
 def print_table(renderable: object) -> None:
-    """Print a table on stdout: as wide as the terminal, or 160 columns wide into a file."""
+    """Print a table on stdout: as wide as the terminal, or as it needs to be into a file."""
     from rich.console import Console
 
-    console = Console() if sys.stdout.isatty() else Console(width=160, no_color=True)
+    console = Console() if sys.stdout.isatty() else Console(width=1000, no_color=True)
     console.print(renderable)
