@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from fulmen.cli.options import print_table
+from fulmen.cli.options import IgnoreOption, print_table
 from fulmen.cli.quantize import quality_table
 
 models_app = typer.Typer(help="List, show, fetch and check models.", no_args_is_help=True)
@@ -89,6 +89,7 @@ def models_pull(
 @models_app.command("check")
 def models_check(
     path: Annotated[Path, typer.Argument(help="A checkpoint folder or a GGUF file.")],
+    ignore_config_field: IgnoreOption = None,
 ) -> None:
     """Compare a checkpoint's tensors with its config.
 
@@ -96,7 +97,7 @@ def models_check(
     """
     from fulmen.checkpoints import Checkpoint
 
-    checkpoint = Checkpoint.open(path)
+    checkpoint = Checkpoint.open(path, ignore_config_fields=ignore_config_field or ())
     problems = checkpoint.problems()
     for problem in problems:
         print(problem)

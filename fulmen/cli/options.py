@@ -37,6 +37,15 @@ StoreOption = Annotated[
     typer.Option(help="Folder of sessions. Default: ~/.local/share/fulmen/sessions."),
 ]
 DeviceOption = Annotated[str, typer.Option(help="Device that runs the model: cpu, cuda, cuda:1.")]
+IgnoreOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ignore-config-field",
+        metavar="NAME",
+        help="Load the model as if its config.json did not have this field; may be repeated.",
+        show_default=False,
+    ),
+]
 
 ENGINE_CONFIG: Final = "fulmen.engine.EngineConfig"
 """Name of the engine's config for `with_flags_of`; importing it would import torch."""
@@ -250,12 +259,25 @@ def _value_of(expression: ast.expr | None) -> Any:
     return eval(compile(ast.Expression(expression), "<field>", "eval"), {"Literal": Literal})
 
 
-def load_llm(model: str, dtype: str | None, device: str, engine: Mapping[str, Any]) -> "LLM":
-    """Load a model; engine holds the fields of `EngineConfig` whose flags were given."""
+def load_llm(
+    model: str,
+    dtype: str | None,
+    device: str,
+    engine: Mapping[str, Any],
+    ignored: Sequence[str] | None = None,
+) -> "LLM":
+    """Load a model; engine holds the fields of `EngineConfig` whose flags were given, ignored the
+    fields of config.json that count as absent."""
     from fulmen.cli.progress import load
     from fulmen.engine import EngineConfig
 
-    return load(model, dtype=read_dtype(dtype), device=device, engine_config=EngineConfig(**engine))
+    return load(
+        model,
+        dtype=read_dtype(dtype),
+        device=device,
+        engine_config=EngineConfig(**engine),
+        ignore_config_fields=ignored or (),
+    )
 
 
 def read_stdin() -> str:

@@ -237,7 +237,7 @@ class Fields:
                 self.require(name, needed)
         for name, value in self._ignored.items():
             if value is not None and not is_harmless(name):
-                _logger.warning(
+                _logger.info(
                     "%s: %s = %s is ignored, as asked",
                     self.where,
                     shorten(name, 80),

@@ -119,17 +119,19 @@ def quantize_checkpoint(
     *,
     calibration_ids: Sequence[int] | None = None,
     on_progress: OnProgress | None = None,
+    ignore_config_fields: Sequence[str] = (),
 ) -> dict[str, float]:
     """Write the folder `out`, or continue where an interrupted run stopped.
 
     source           a checkpoint folder or a GGUF file
     calibration_ids  a text; matrices are then rounded for the inputs it gives them (GPTQ)
     on_progress      called with the bytes written so far and in all
+    ignore_config_fields  names of fields of the source's config.json that count as absent
 
     Returns |rounded - original| / |original| of every rounded tensor. Raises ValueError for a
     source that does not load, and for an `out` that holds anything but the same run.
     """
-    checkpoint = Checkpoint.open_whole(source)
+    checkpoint = Checkpoint.open_whole(source, ignore_config_fields=ignore_config_fields)
     if isinstance(checkpoint.config.quantization_config, PackedConfig):
         raise ValueError(f"{source} is quantised already, the original checkpoint is needed")
     if calibration_ids is not None:

@@ -563,6 +563,7 @@ def test_an_unknown_field_is_ignored_when_it_is_named(caplog: pytest.LogCaptureF
         config_from_dict(values, "c.json", ignore_config_fields=names)
     assert "(and other, unknown too); --ignore-config-field strange" in str(error.value)
     names += ["strange", "other", "not_there", "use_cache"]
+    caplog.set_level("INFO")
     assert config_from_dict(values, "c.json", ignore_config_fields=names) == tiny_m2()
     assert "c.json: strange = 1 is ignored, as asked" in caplog.messages
 

@@ -115,8 +115,8 @@ def test_a_name_serves_in_every_command(name: str, tmp_path: Path) -> None:
     run("sessions", "rewind", typed, "--turn", "1")
     assert len(json.loads(run("sessions", "export", typed))) == 2
     assert "hello" in run("sessions", "show", name)
-    (line,) = [line for line in run("sessions", "list").splitlines() if "again" in line]
-    assert line.startswith(read_name(name))
+    listed = run("sessions", "list").splitlines()
+    assert any(line.startswith(f"{read_name(name)} ") and "hello" in line for line in listed)
     assert run("sessions", "check") == ""
     assert store.strays() == []
     run("sessions", "rm", typed)
