@@ -71,7 +71,9 @@ _LABEL_WIDTH, _TEXT_WIDTH = 20, 88
 def render_card(card: Card, lang: Language = "en") -> str:
     """Return a card as plain text in one language."""
     if lang not in LANGUAGES:
-        raise ValueError(f"no card in the language {lang!r}, there are {', '.join(LANGUAGES)}")
+        raise ValueError(
+            f"no card in the language {str(lang)[:20]!r}, there are {', '.join(LANGUAGES)}"
+        )
     labels, text = _LABELS[lang], card.text[lang]
     lines = [card.title, "=" * len(card.title), "", *_paragraphs(text.summary), ""]
     for label, value in _facts(card, lang):

@@ -45,7 +45,7 @@ def resolve(name: str, *, on_progress: OnProgress | None = None) -> Path:
     """
     if Path(name).suffix in PICKLES:
         raise ValueError(
-            f"{name} is a pickle, which can run code when it is opened; "
+            f"{shorten(name)} is a pickle, which can run code when it is opened; "
             "weights must be safetensors or GGUF"
         )
     path = local_path(name)

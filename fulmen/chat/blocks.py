@@ -87,7 +87,7 @@ def _call(block: Mapping[str, Any]) -> dict[str, Any]:
 def _results(
     message: Mapping[str, Any], content: Sequence[Any], kinds: Sequence[str | None]
 ) -> list[Mapping[str, Any]]:
-    results = [
+    results: list[Mapping[str, Any]] = [
         _result(block) for block, kind in zip(content, kinds, strict=True) if kind == "tool_result"
     ]
     rest = [block for block, kind in zip(content, kinds, strict=True) if kind != "tool_result"]

@@ -2,12 +2,21 @@
 
 import json
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fulmen.chat import ContentDelta, TemplateFormat, Tokenizer, ToolCall, get_format, load_format
+from fulmen.chat import (
+    ContentDelta,
+    Message,
+    TemplateFormat,
+    Tokenizer,
+    ToolCall,
+    get_format,
+    load_format,
+)
 from fulmen.chat.m1 import MiniMaxM1
 from fulmen.chat.m2 import MiniMaxM2
 from tests.chat.helpers import TOOLS, stream, template
@@ -189,7 +198,8 @@ ANY_FORMAT = {
 def test_a_conversation_without_messages_is_refused_by_every_format(name: str) -> None:
     tokenizer = Tokenizer(small_tokenizer())
     for encode in (ANY_FORMAT[name].encode, ANY_FORMAT[name].encode_history):
-        for nothing in ([], (), iter(())):
+        nothings: list[Iterable[Message]] = [[], (), iter(())]
+        for nothing in nothings:
             with pytest.raises(ValueError, match="has no messages, at least one is needed"):
                 encode(nothing, tokenizer=tokenizer)
 

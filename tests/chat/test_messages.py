@@ -154,7 +154,7 @@ def result(id: str, content: Any = "r", **more: Any) -> dict[str, Any]:
 
 def test_anthropic_s_history_is_openai_s_in_blocks() -> None:
     text = {"type": "text", "text": "go on", "cache_control": {"type": "ephemeral"}}
-    anthropic = [
+    anthropic: list[dict[str, Any]] = [
         {"role": "user", "content": [{"type": "text", "text": "q"}]},
         CALLS,
         {"role": "user", "content": [text, result("toolu_b", "rb"), result("toolu_a", "ra")]},
@@ -162,7 +162,7 @@ def test_anthropic_s_history_is_openai_s_in_blocks() -> None:
         {"role": "user", "content": [result("toolu_a", None)]},
     ]
     functions = [{"name": "f", "arguments": '{"x": 1}'}, {"name": "g", "arguments": "{}"}]
-    openai = [
+    openai: list[dict[str, Any]] = [
         {"role": "user", "content": "q"},
         {
             "role": "assistant",

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from fulmen.checkpoints import Checkpoint, save_model
 from fulmen.checkpoints import load_model as load_for_inference
 from fulmen.checkpoints.checkpoint import dequantise
-from fulmen.models import M1Config, M2Config, Model
+from fulmen.models import M1Config, M2Config, Model, Packed
 from fulmen.models.quantization import Fp8Config
 from tests.checkpoints.test_gguf import write_gguf
 from tests.models.helpers import random_model, tiny_m1, tiny_m2
@@ -555,3 +555,20 @@ def test_other_float_types_are_a_note_and_load(tmp_path: Path) -> None:
     assert checkpoint.problems() == []
     assert checkpoint.notes() == ["1 tensors are stored as F16, the config implies float32"]
     load_model(tmp_path)
+
+
+@pytest.mark.parametrize("config", [tiny_m1(), tiny_m2()], ids=["m1", "m2"])
+def test_a_forward_pass_with_gradients_is_told_both_ways_out(
+    config: M1Config | M2Config, tmp_path: Path
+) -> None:
+    save_model(random_model(config), tmp_path)
+    model, packed = load_for_inference(tmp_path), Packed.of([[1, 2, 3]])
+    sentence = r"no gradient: wrap inference in torch\.no_grad\(\), .* trainable=True to train it"
+    if not model.is_packed:
+        pytest.skip("the kernels do not run here, so nothing is packed")
+    for run in (model, model.hidden_states):
+        with pytest.raises(ValueError, match=sentence):
+            run(packed)
+        with torch.no_grad():
+            run(packed)
+    load_model(tmp_path)(packed).sum().backward()

@@ -203,8 +203,8 @@ def limited(*arguments, **named):
 store.SessionStore.save = limited
 main()
 """
-    command = ("chat", "hello", "--model", str(folder), "--seed", "3", "--max-tokens", "24")
-    command += ("--thinking-budget", "6")
+    limits = ("--seed", "3", "--max-tokens", "24", "--thinking-budget", "6")
+    command = ("chat", "hello", "--model", str(folder), *limits)
     kept, lost = (
         subprocess.run(
             [sys.executable, *code, *command, "--session", "a", "--store", str(tmp_path / name)],
