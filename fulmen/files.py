@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Final, TypeGuard
+from typing import BinaryIO, Final
 from uuid import uuid4
 
 MAX_JSON_BYTES: Final = 32 * 2**20
@@ -76,10 +76,15 @@ def replacing_path(destination: Path) -> Iterator[Path]:
         raise
 
 
-def is_full(error: BaseException) -> TypeGuard[OSError]:
-    """Return whether an error says that a disk, a quota or a limit of file sizes is full."""
-    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return isinstance(error, OSError) and error.errno in full
+def full_reason(error: BaseException) -> str | None:
+    """Return which limit a write ran into, such as "no space left on device"; None for any other
+    error. Libraries in other languages tell it in the text of an error of theirs."""
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        reason = os.strerror(number)
+        is_told = not isinstance(error, OSError) and reason in str(error)
+        if is_told or getattr(error, "errno", None) == number:
+            return reason.lower()
+    return None
 
 
 def naming(error: OSError, file: Path) -> OSError:

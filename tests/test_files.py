@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from fulmen.files import (
     MAX_JSON_BYTES,
     explain,
+    full_reason,
     naming,
     read_json,
     read_json_if_present,
@@ -124,6 +125,20 @@ def test_a_device_without_room_is_named() -> None:
     assert explain(named) == "a/b: no space left on device"
     other = OSError(errno.ENOENT, "No such file or directory", "c")
     assert naming(other, Path("a/b")) is other
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.ENOSPC, "x"), "no space left on device"),
+        (OSError(errno.EFBIG, "x"), "file too large"),
+        (RuntimeError("io: No space left on device (os error 28)"), "no space left on device"),
+        (RuntimeError("something else"), None),
+        (OSError(errno.ENOENT, "no such file"), None),
+    ],
+)
+def test_a_full_disk_is_told_from_other_failures(error: Exception, reason: str | None) -> None:
+    assert full_reason(error) == reason
 
 
 @given(text=st.text(max_size=300) | st.integers(), limit=st.integers(1, 250))

@@ -5,7 +5,6 @@ when all its bytes are on disk and have the right checksum. So a file that has i
 whatever was interrupted before.
 """
 
-import errno
 import hashlib
 import os
 import subprocess
@@ -17,14 +16,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from fulmen.files import naming, replacing, user_folder
+from fulmen.files import full_reason, naming, replacing, user_folder
 
 OnProgress = Callable[[int, int | None], None]
 """Callback that receives the bytes so far, and the bytes in all where they are known."""
 
 _POLL_SECONDS = 0.1
 _CHUNK_BYTES = 1 << 20
-_FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
 
 
 def cache_folder() -> Path:
@@ -150,7 +148,7 @@ def _download_wheel(
             raise
     if process.returncode != 0:
         reason = _explain_pip_failure(log)
-        if any(sentence in reason for sentence in _FULL):
+        if full_reason(ValueError(reason)) is not None:
             reason = f"no room in {folder.parent}, {reason}"
         raise ValueError(f"cannot fetch {requirement}: {reason}")
     found = list(wheels.glob("*.whl"))

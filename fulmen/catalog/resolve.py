@@ -25,7 +25,7 @@ from fulmen.catalog.cards import (
 )
 from fulmen.catalog.download import OnProgress
 from fulmen.checkpoints import PICKLES, gguf
-from fulmen.files import is_full, shorten
+from fulmen.files import full_reason, shorten
 
 _logger = logging.getLogger(__name__)
 
@@ -147,6 +147,7 @@ def _fetch_repository(
         LocalEntryNotFoundError,
     )
 
+    folder = Path(constants.HF_HUB_CACHE)
     fetch = partial(snapshot_download, repo, revision=revision, allow_patterns=list(WANTED_FILES))
     is_new = False
     try:
@@ -164,15 +165,16 @@ def _fetch_repository(
         missing = sum(file.file_size or 0 for file in listed if file.will_download)
         if missing and card is not None and not is_new:
             _show_licence(card)
-        _check_space(repo, missing, Path(constants.HF_HUB_CACHE))
+        _check_space(repo, missing, folder)
         bar = None if on_progress is None else _progress_bar(on_progress, missing)
         return Path(fetch(tqdm_class=bar))
-    except (HTTPError, OSError) as error:
-        if is_full(error):
+    except (HTTPError, OSError, RuntimeError) as error:  # the last from the hub's own transfer
+        full = full_reason(error)
+        if full is not None:
             raise ValueError(
-                f"{repo} is not complete: {error.filename or constants.HF_HUB_CACHE}: "
-                f"{str(error.strerror).lower()}; make room, or set HF_HOME to a folder on a "
-                "larger disk, and fetch it again: what is there stays"
+                f"{repo} is not complete: {getattr(error, 'filename', None) or folder}: {full}; "
+                "make room, or set HF_HOME to a folder on a larger disk, and fetch it again: what "
+                "is there stays"
             ) from error
         try:
             return Path(fetch(local_files_only=True))

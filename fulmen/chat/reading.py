@@ -190,15 +190,27 @@ def _read_part(item: object, role: str) -> Part:
         return Part(text, _text_or_none(part, "name"))
     if role == "tool" and text is not None:
         return Part(dump_json(text), _text_or_none(part, "name"))
-    if role == "tool" and not _is_media(part.get("type")):
+    if role == "tool" and not _is_media(part):
         return Part(dump_json(item))
-    raise ValueError(
+    raise ValueError(_no_text(item, role))
+
+
+def refuse_media(content: Sequence[object], role: str) -> None:
+    """Raise for a part of a content that is a picture, a sound or a file."""
+    for item in content:
+        if isinstance(item, Mapping) and _is_media(item):
+            raise ValueError(_no_text(item, role))
+
+
+def _no_text(item: object, role: str) -> str:
+    return (
         f"content of {with_article(role)} message has a part {_kind(item)}, these models read "
         "only text parts"
     )
 
 
-def _is_media(kind: object) -> bool:
+def _is_media(part: Mapping[str, Any]) -> bool:
+    kind = part.get("type")
     return isinstance(kind, str) and _MEDIA_PARTS.fullmatch(kind) is not None
 
 

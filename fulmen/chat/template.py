@@ -27,13 +27,17 @@ from fulmen.chat.reading import (
     read_call,
     read_message_object,
     read_tools,
+    refuse_media,
     wrong_role,
 )
 from fulmen.chat.rendering import render_template
 from fulmen.chat.tokenizer import Segment, Tokenizer
 
-_ROLE = re.compile(r"""\brole['"]?\]?\s*==\s*['"](\w+)['"]""")
-"""A role that a template compares with: message.role == 'ipython', message['role'] == "tool"."""
+_ROLE = re.compile(
+    r"""\brole['"]?\]?\s*(?:[=!]=|(?:not\s+)?in)\s*(['"]\w+['"]|[\[(][^\])]{0,200}[\])])"""
+)
+"""Roles that a template compares with: message.role == 'ipython', message['role'] in ['tool']"""
+_WORD = re.compile(r"""['"](\w+)['"]""")
 
 
 class TemplateFormat(ChatFormat):
@@ -47,7 +51,9 @@ class TemplateFormat(ChatFormat):
 
     def __init__(self, template: str, special_tokens: Mapping[str, str] | None = None) -> None:
         self._template = template
-        self._own_roles = frozenset(_ROLE.findall(template))
+        self._own_roles = frozenset(
+            role for match in _ROLE.finditer(template) for role in _WORD.findall(match[1])
+        )
         self._special_tokens = dict(special_tokens or {})  # such as bos_token, by name
         self.end_of_turn = self._special_tokens.get("eos_token", "")
 
@@ -157,6 +163,7 @@ def _plain_dict(message: Message | Mapping[str, Any], own_roles: Collection[str]
     if content is None:
         plain["content"] = ""
     elif isinstance(content, list | tuple):
+        refuse_media(content, plain["role"])
         texts = [item.get("text") if isinstance(item, Mapping) else item for item in content]
         known = [text for text in texts if isinstance(text, str)]
         if len(known) == len(texts):

@@ -31,7 +31,8 @@ def config_from_dict(
     if isinstance(ignore_config_fields, str):
         raise ValueError("ignore_config_fields is one text, it must be a list of names")
     names = names_in(values)
-    for name in names:
+    inner = values.get("text_config")  # where models of pictures keep what is a model of text
+    for name in (*names, *(names_in(inner) if isinstance(inner, Mapping) else ())):
         if (refusal := refusal_of(name)) is not None:
             raise ValueError(f"{where} is of {shorten(name, 80)}: {refusal}")
     family = family_of(values)

@@ -80,6 +80,8 @@ class Fields:
             for name, value in values.items()
             if not is_harmless(name) and name not in self._ignored
         }
+        if values.get("use_sliding_window") is False:
+            self._left.pop("sliding_window", None)  # a width that nobody uses
         self._known: set[str] = set()
         self._token_ids = {name: values.get(name) for name in TOKEN_IDS}
 

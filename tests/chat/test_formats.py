@@ -154,6 +154,13 @@ def test_the_other_model_s_template_is_warned_of(
     assert "is a minimax_m2 checkpoint with the chat template of minimax_m1" in message
 
 
+@pytest.mark.parametrize("model_type", ["minimax_m3", "minimax_m3_vl", "minimax_vl_01"])
+def test_the_format_of_another_architecture_is_not_guessed(model_type: str, tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path, model_type, jinja=template("minimax-m2.jinja"))
+    with pytest.raises(ValueError, match=f"is of {model_type}: .*; Fulmen runs MiniMax-M1"):
+        load_format(folder)
+
+
 def test_a_folder_that_says_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not a folder"):
         load_format(tmp_path / "missing")
@@ -221,13 +228,44 @@ def test_who_rules_a_system_prompt_has_many_names(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "test", ["message.role == 'root'", "messages[0]['role'] == \"root\"", "m.role=='root'"]
+    "test",
+    [
+        "message.role == 'root'",
+        "messages[0]['role'] == \"root\"",
+        "m.role=='root'",
+        "m.role != 'root'",
+        "m['role'] in ['x', 'root']",
+        "m.role not in ('root', 'y')",
+    ],
 )
 def test_a_role_that_the_template_compares_with_is_its_own(test: str) -> None:
     format = TemplateFormat("{{ messages[0].role }}{% if false and " + test + " %}{% endif %}")
     assert format.render([{"role": "root", "content": "x"}]) == "root"
     with pytest.raises(ValueError, match="role is 'rooted'"):
         format.render([{"role": "rooted", "content": "x"}])
+
+
+@pytest.mark.parametrize("kind", ["image", "image_url", "document", "input_audio", "file"])
+@pytest.mark.parametrize("name", ANY_FORMAT)
+def test_pictures_sounds_and_files_are_refused_by_every_format(name: str, kind: str) -> None:
+    part = {"type": kind, kind: {"url": "data:"}}
+    text = {"type": "text", "text": "see"}
+    call = {"type": "tool_use", "id": "a", "name": "f", "input": {}}
+    result = {"type": "tool_result", "tool_use_id": "a", "content": [text, part]}
+    for messages, role in (
+        ([{"role": "user", "content": [text, part]}], "user"),
+        ([QUESTION, {"role": "assistant", "content": [part]}], "assistant"),
+        (
+            [
+                QUESTION,
+                {"role": "assistant", "content": [call]},
+                {"role": "user", "content": [result]},
+            ],
+            "tool",
+        ),
+    ):
+        with pytest.raises(ValueError, match=f"{role} message has a part of type {kind}, these m"):
+            ANY_FORMAT[name].render(messages)
 
 
 def test_templates_get_calls_of_our_own_type_as_dicts() -> None:

@@ -510,6 +510,7 @@ HARMLESS_NOTES: dict[str, dict[str, object]] = {
     "axolotl": {"axolotl_config_path": "a.yml", "base_model": "x/y", "wandb_project": "z"},
     "qwen's words": {
         "use_sliding_window": False,
+        "sliding_window": 4096,
         "max_window_layers": 28,
         "mlp_only_layers": [],
         "decoder_sparse_step": 1,
@@ -748,6 +749,7 @@ def test_a_sentence_about_a_config_names_its_file(
         ({"architectures": ["MiniMaxM3SparseForCausalLM"], "model_type": "minimax"}, "MiniMax-M3"),
         ({"architectures": ["MiniMaxVL01ForConditionalGeneration"]}, "MiniMax-VL-01"),
         ({"model_type": "minimax_vl_01"}, "MiniMax-VL-01"),
+        ({"text_config": {"model_type": "minimax_m3_text"}}, "MiniMax-M3"),
     ],
 )
 def test_a_minimax_model_of_another_architecture_is_refused_by_name(
