@@ -253,10 +253,15 @@ def raise_foreign(values: Mapping[str, object], where: str) -> NoReturn:
     bits = values.get("bits", values.get("w_bit"))
     details += [f"{bits} bits"] if type(bits) is int and 0 < bits < 100 else []
     of = f" ({', '.join(details)})" if details else ""
+    method = values.get("quant_method")
+    found = ""
+    if isinstance(method, str):
+        known = f"'fp8' and {PACKED_METHOD!r}"
+        found = f"quant_method is {shorten(method, 60)!r}, only {known} are implemented: "
     raise ValueError(
-        f"the weights were quantised by {_kind_of(values) or 'another program'}{of}, which Fulmen "
-        "does not read: take the published FP8 model or a bfloat16 one, fulmen quantize rounds it "
-        f"to 8 or 4 bits, see {where}"
+        f"{found}the weights were quantised by {_kind_of(values) or 'another program'}{of}, which "
+        "Fulmen does not read; take the published FP8 model or a bfloat16 one, fulmen quantize "
+        f"rounds it to 8 or 4 bits, see {where}"
     )
 
 

@@ -363,7 +363,7 @@ def test_published_spellings_survive_the_round_trip(name: str) -> None:
         ({"num_experts_per_tok": 5}, "num_experts_per_tok \\(5\\) is larger than"),
         ({"torch_dtype": "int8"}, "torch_dtype is 'int8', it must be one of float32"),
         ({"dtype": "bfloat16"}, "dtype is 'bfloat16' but torch_dtype is 'float32'"),
-        ({"quantization_config": {"quant_method": "awq"}}, "quantised by AWQ, .* does not read"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quant_method is 'awq', only 'fp8'"),
         ({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}, "unknown architecture L"),
         ({"architectures": None, "model_type": None}, "unknown architecture none in config.json"),
     ],
@@ -661,11 +661,12 @@ def test_ignored_fields_reach_the_config_by_every_way_in(tmp_path: Path) -> None
 def test_a_quantisation_of_others_is_named_and_the_way_out_said(
     values: dict[str, object], kind: str
 ) -> None:
-    sentence = f"^the weights were quantised by {kind}.*, which Fulmen does not read: take the "
+    sentence = f"the weights were quantised by {kind}.*, which Fulmen does not read; take the "
     with pytest.raises(ValueError, match=sentence) as error:
         config_from_dict(tiny_m2().to_dict() | values, "a/config.json")
     assert "fulmen quantize" in str(error.value)
     assert "weight_block_size" not in str(error.value)
+    assert len(str(error.value)) < 350
     assert str(error.value).endswith(" in a/config.json")
 
 
