@@ -37,6 +37,8 @@ _ROLE = re.compile(
     r"""\brole['"]?\]?\s*(?:[=!]=|(?:not\s+)?in)\s*(['"]\w+['"]|[\[(][^\])]{0,200}[\])])"""
 )
 """Roles that a template compares with: message.role == 'ipython', message['role'] in ['tool']"""
+_LLAMA_ROLES = frozenset({"ipython"})
+"""Llama's word for a tool's result, which templates may print without a comparison"""
 _WORD = re.compile(r"""['"](\w+)['"]""")
 
 
@@ -51,7 +53,7 @@ class TemplateFormat(ChatFormat):
 
     def __init__(self, template: str, special_tokens: Mapping[str, str] | None = None) -> None:
         self._template = template
-        self._own_roles = frozenset(
+        self._own_roles = _LLAMA_ROLES.union(
             role for match in _ROLE.finditer(template) for role in _WORD.findall(match[1])
         )
         self._special_tokens = dict(special_tokens or {})  # such as bos_token, by name

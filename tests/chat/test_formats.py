@@ -175,9 +175,7 @@ def test_a_folder_that_says_nothing_is_refused(tmp_path: Path) -> None:
 
 def test_templates_get_plain_dicts() -> None:
     format_ = TemplateFormat(
-        "{{ messages | tojson }}{{ tools | tojson }}{{ bos_token }}"
-        "{% if messages[0]['role'] == 'ipython' %}{% endif %}",
-        {"bos_token": "B"},
+        "{{ messages | tojson }}{{ tools | tojson }}{{ bos_token }}", {"bos_token": "B"}
     )
     call = {"id": "x", "type": "function", "function": {"name": "f", "arguments": '{"a": "é"}'}}
     messages: list[dict[str, Any]] = [
