@@ -238,7 +238,9 @@ OTHERS = [
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_minimax_model_that_fulmen_does_not_run_is_refused_by_name(name: str) -> None:
     for use in (resolve, get_card, find_config, pull):
-        with pytest.raises(ValueError, match=f"^{re.escape(name)} is not in the catalog: ") as error:
+        with pytest.raises(
+            ValueError, match=f"^{re.escape(name)} is not in the catalog: "
+        ) as error:
             use(name)
         assert "Fulmen runs MiniMax-M1, MiniMax-Text-01 and MiniMax-M2" in str(error.value)
         assert ("M3 is another architecture" in str(error.value)) == ("m3" in name.lower())

@@ -250,18 +250,16 @@ def test_pictures_sounds_and_files_are_refused_by_every_format(name: str, kind: 
     text = {"type": "text", "text": "see"}
     call = {"type": "tool_use", "id": "a", "name": "f", "input": {}}
     result = {"type": "tool_result", "tool_use_id": "a", "content": [text, part]}
-    for messages, role in (
-        ([{"role": "user", "content": [text, part]}], "user"),
-        ([QUESTION, {"role": "assistant", "content": [part]}], "assistant"),
-        (
-            [
-                QUESTION,
-                {"role": "assistant", "content": [call]},
-                {"role": "user", "content": [result]},
-            ],
-            "tool",
-        ),
-    ):
+    asked: dict[str, list[dict[str, Any]]] = {
+        "user": [{"role": "user", "content": [text, part]}],
+        "assistant": [QUESTION, {"role": "assistant", "content": [part]}],
+        "tool": [
+            QUESTION,
+            {"role": "assistant", "content": [call]},
+            {"role": "user", "content": [result]},
+        ],
+    }
+    for role, messages in asked.items():
         with pytest.raises(ValueError, match=f"{role} message has a part of type {kind}, these m"):
             ANY_FORMAT[name].render(messages)
 
