@@ -4,6 +4,7 @@ A new file is written aside, synced and renamed. A JSON file is read once its si
 harmless: whatever it holds, it costs at most a second and about 100 MB, or it is a ValueError.
 """
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -28,24 +29,69 @@ MAX_JSON_DIGITS: Final = 100
 """Most digits of an integer. The longest in published files is transformers' model_max_length,
 with 31."""
 
+_WRITE_ERRORS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+"""Failures of a write, for which the system names no file"""
+
+
+def shorten(text: object, limit: int = 200) -> str:
+    """Return a text as an error's sentence can hold it: on one line, and cut to a length that says
+    how much was left out."""
+    text = str(text)
+    head = text[:limit] if len(text) > limit else text
+    line = "".join(char if char.isprintable() else _escaped(char) for char in head)
+    return line if len(text) <= limit else f"{line}... ({len(text):,} characters)"
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape").decode()
+
 
 @contextmanager
 def replacing_path(destination: Path) -> Iterator[Path]:
     """Give a path beside `destination` for a new file, which replaces it when the block ends.
 
-    If the block fails the new file vanishes and the old one stays.
+    If the block fails the new file vanishes and the old one stays. An OSError then names
+    `destination`, also where the system did not say which file was too much for the disk.
     """
     destination.parent.mkdir(parents=True, exist_ok=True)
-    temporary = destination.with_name(f".{destination.name}.{uuid4().hex}.part")
+    # A name may have 255 bytes, and this one is longer than the destination's.
+    beginning = destination.name.encode(errors="ignore")[:200].decode(errors="ignore")
+    temporary = destination.with_name(f".{beginning}.{uuid4().hex}.part")
     try:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(destination)
         _sync_folder(destination.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.filename in (str(temporary), temporary):
+            raise OSError(error.errno, error.strerror, str(destination)) from error
+        named = naming(error, destination)
+        if named is error:
+            raise
+        raise named from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def full_reason(error: BaseException) -> str | None:
+    """Return which limit a write ran into, such as "no space left on device"; None for any other
+    error. Libraries in other languages tell it in the text of an error of theirs."""
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        reason = os.strerror(number)
+        is_told = not isinstance(error, OSError) and reason in str(error)
+        if is_told or getattr(error, "errno", None) == number:
+            return reason.lower()
+    return None
+
+
+def naming(error: OSError, file: Path) -> OSError:
+    """Return an error of a write to a file as one that names it; any other error as it is."""
+    if error.filename is not None or error.errno not in _WRITE_ERRORS:
+        return error
+    return OSError(error.errno, error.strerror or str(error), str(file))
 
 
 def _sync_folder(folder: Path) -> None:
@@ -79,6 +125,8 @@ def user_folder(variable: str, fallback: str) -> Path:
 def explain(error: OSError) -> str:
     """Return a failed file operation as one sentence with the file the caller named."""
     name = error.filename2 or error.filename
+    if name is None and error.errno in _WRITE_ERRORS:  # every file that we write is named
+        name = "the output"
     return str(error) if name is None else f"{name}: {(error.strerror or str(error)).lower()}"
 
 

@@ -1,6 +1,9 @@
 """A file is the old one or the whole new one; a JSON file is read within bounds or refused."""
 
+import errno
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,14 @@ from hypothesis import strategies as st
 
 from fulmen.files import (
     MAX_JSON_BYTES,
+    explain,
+    full_reason,
+    naming,
     read_json,
     read_json_if_present,
     replacing,
     replacing_path,
+    shorten,
     write_text,
 )
 from tests.bounds import bounded
@@ -72,6 +79,77 @@ def test_an_absent_file_is_empty_only_where_it_is_optional(tmp_path: Path) -> No
     for read in (read_json, read_json_if_present):
         with pytest.raises(ValueError, match="is not a file"):
             read(tmp_path)
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from fulmen.files import explain, replacing, write_text
+path = Path(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    PROGRAM
+except OSError as error:
+    print(explain(error))
+"""
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "write_text(path, 'x' * 5000)",
+        "with replacing(path) as file: file.write(b'x' * 5000)",
+        "with replacing(path) as file: [file.write(b'x' * 10) for _ in range(500)]",
+    ],
+)
+@pytest.mark.parametrize("name", ["a.json", "\u4f1a" * 80])
+def test_a_write_that_finds_no_room_names_its_file(program: str, name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"old")
+    run = subprocess.run(
+        [sys.executable, "-c", LIMITED.replace("PROGRAM", program), str(path)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout == f"{path}: file too large\n"
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_device_without_room_is_named() -> None:
+    with Path("/dev/full").open("wb", buffering=0) as file, pytest.raises(OSError) as error:  # noqa: PT011
+        file.write(b"x")
+    assert explain(error.value) == "the output: no space left on device"
+    named = naming(error.value, Path("a/b"))
+    assert explain(named) == "a/b: no space left on device"
+    other = OSError(errno.ENOENT, "No such file or directory", "c")
+    assert naming(other, Path("a/b")) is other
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.ENOSPC, "x"), "no space left on device"),
+        (OSError(errno.EFBIG, "x"), "file too large"),
+        (RuntimeError("io: No space left on device (os error 28)"), "no space left on device"),
+        (RuntimeError("something else"), None),
+        (OSError(errno.ENOENT, "no such file"), None),
+    ],
+)
+def test_a_full_disk_is_told_from_other_failures(error: Exception, reason: str | None) -> None:
+    assert full_reason(error) == reason
+
+
+@given(text=st.text(max_size=300) | st.integers(), limit=st.integers(1, 250))
+def test_a_shortened_text_is_one_line_within_its_bound(text: object, limit: int) -> None:
+    short = shorten(text, limit)
+    assert short.isprintable()
+    assert len(short) <= 10 * limit + len("... (300 characters)")
+    if str(text).isprintable() and len(str(text)) <= limit:
+        assert short == str(text)
+    if len(str(text)) > limit:
+        assert short.endswith(f"... ({len(str(text)):,} characters)")
 
 
 HARMFUL = {

@@ -58,11 +58,13 @@ def report_model(
     threads: int,
     rounds: int,
     say: Say,
+    ignore_config_fields: Sequence[str] = (),
 ) -> Report:
     """Measure the machine and a whole model."""
-    check_workloads(read_config(folder), workloads)
+    config = read_config(folder, ignore_config_fields=ignore_config_fields)
+    check_workloads(config, workloads)
     say("loading the model")
-    model = load_model(folder, dtype=dtype)
+    model = load_model(folder, dtype=dtype, ignore_config_fields=ignore_config_fields)
     dtype = model.model.embed_tokens.weight.dtype
     say("measuring the machine")
     limits = measure_limits(threads, [dtype])

@@ -16,6 +16,7 @@ _LABELS: Final = {
         "budget": "Thinking budget",
         "weights": "Weights",
         "sampling": "Sampling",
+        "system": "System prompt",
         "licence": "Licence",
         "hub": "Hub",
         "code": "Code",
@@ -32,6 +33,7 @@ _LABELS: Final = {
         "trained_to": "{} tokens for thinking and answer",
         "bytes": "{} bytes",
         "no_top_k": "no top_k",
+        "default": "by default: {}",
     },
     "de": {
         "maker": "Hersteller",
@@ -41,6 +43,7 @@ _LABELS: Final = {
         "budget": "Denkbudget",
         "weights": "Gewichte",
         "sampling": "Sampling",
+        "system": "Systemsatz",
         "licence": "Lizenz",
         "hub": "Hub",
         "code": "Code",
@@ -57,6 +60,7 @@ _LABELS: Final = {
         "trained_to": "{} Token für Denken und Antwort",
         "bytes": "{} Bytes",
         "no_top_k": "kein top_k",
+        "default": "voreingestellt: {}",
     },
 }
 
@@ -67,7 +71,9 @@ _LABEL_WIDTH, _TEXT_WIDTH = 20, 88
 def render_card(card: Card, lang: Language = "en") -> str:
     """Return a card as plain text in one language."""
     if lang not in LANGUAGES:
-        raise ValueError(f"no card in the language {lang!r}, there are {', '.join(LANGUAGES)}")
+        raise ValueError(
+            f"no card in the language {str(lang)[:20]!r}, there are {', '.join(LANGUAGES)}"
+        )
     labels, text = _LABELS[lang], card.text[lang]
     lines = [card.title, "=" * len(card.title), "", *_paragraphs(text.summary), ""]
     for label, value in _facts(card, lang):
@@ -112,6 +118,8 @@ def _facts(card: Card, lang: Language) -> Iterable[tuple[str, str]]:
     yield labels["budget"], budget
     yield labels["weights"], labels["bytes"].format(_number(num_bytes, lang))
     yield labels["sampling"], sampling
+    if card.system is not None:
+        yield labels["system"], labels["default"].format(card.system)
     yield labels["licence"], card.text[lang].licence
     yield labels["hub"], f"https://huggingface.co/{card.hub}"
     if card.code is not None:

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from fulmen.checkpoints import read_config
+from fulmen.families import refusal_of
+from fulmen.files import shorten
 from fulmen.models import Config
 
 Language = Literal["en", "de"]
@@ -90,6 +92,12 @@ class Card:
     """Context length that the makers state, in tokens."""
     thinking_budget: int | None = None
     """Tokens of thinking and answer that the model was trained to stay within, if any."""
+    system: str | None = None
+    """Sentence that stands where a conversation brings no system prompt, if it is known"""
+    licence: str
+    """Name of the licence, for a list; its terms are in `text`"""
+    is_commercial: bool
+    """True if the licence allows commercial use without asking"""
     sampling: Sampling
     source: Source | None = None
     """File that `pull` fetches instead of the hub's repository of weights."""
@@ -105,7 +113,8 @@ def get_card(name: str) -> Card:
     """Return the card of a catalog name or of a hub id, in any case."""
     card = find_card(name)
     if card is None:
-        raise ValueError(f"{name} is not in the catalog, {suggest(name)}")
+        refuse_other(name)
+        raise ValueError(f"{shorten(name)} is not in the catalog, {suggest(name)}")
     return card
 
 
@@ -119,8 +128,13 @@ def local_path(name: str) -> Path | None:
     try:
         path = Path(name).expanduser()
     except RuntimeError as error:  # ~someone, and there is no such user
-        raise ValueError(f"{name} is no path on this machine: {error}") from None
-    return path if path.exists() else None
+        raise ValueError(f"{shorten(name)} is no path on this machine: {error}") from None
+    try:
+        return path if path.exists() else None
+    except OSError:  # longer than a path can be
+        return None
+    except ValueError:
+        raise ValueError(f"{shorten(name)} holds a zero byte, no path can") from None
 
 
 def find_config(name: str) -> Config:
@@ -129,7 +143,9 @@ def find_config(name: str) -> Config:
     if path is not None:
         return read_config(path)
     if find_card(name) is None and (name.endswith((".json", ".gguf")) or name[:1] in "./~"):
-        raise ValueError(f"{name} does not exist, a folder, a config.json or a GGUF is needed")
+        raise ValueError(
+            f"{shorten(name)} does not exist, a folder, a config.json or a GGUF is needed"
+        )
     return published_config(name)
 
 
@@ -142,9 +158,18 @@ def find_card(name: str) -> Card | None:
     return None
 
 
+def refuse_other(name: str) -> None:
+    """Raise for the name of a MiniMax model of another architecture, which Fulmen does not run."""
+    refusal = refusal_of(name) or ("/" not in name and refusal_of(f"minimax-{name}"))
+    if refusal:
+        raise ValueError(f"{shorten(name)} is not in the catalog: {refusal}")
+
+
 def suggest(name: str) -> str:
     """Name the catalog entries that a mistyped name may have meant, as the end of a sentence."""
-    wanted, names = name.lower(), [card.name for card in list_cards()]
+    wanted, names = name[:200].lower(), [card.name for card in list_cards()]
+    if "text-01" in wanted:
+        return "MiniMax-Text-01 is run as M1 is: name MiniMaxAI/MiniMax-Text-01, or a folder"
     close = [known for known in names if wanted in known]
     close = close or difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)
     if close:
@@ -188,6 +213,8 @@ def _read_card(family: dict[str, Any], release: dict[str, Any], papers: dict[str
     source = values.pop("source", None)
     return Card(
         paper=Paper(arxiv=arxiv, **paper),
+        licence=licence["name"],
+        is_commercial=licence.get("commercial", True),
         sampling=Sampling(**values.pop("sampling")),
         source=None if source is None else Source(**source),
         text=text,

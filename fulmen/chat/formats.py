@@ -17,8 +17,8 @@ from fulmen.chat.m2 import DEFAULT_IDENTITY, MiniMaxM2
 from fulmen.chat.rendering import MAX_TEMPLATE_CHARS
 from fulmen.chat.template import TemplateFormat
 from fulmen.chat.tokenizer import read_special_tokens
-from fulmen.families import family_of, family_of_name, names_in
-from fulmen.files import read_json_if_present
+from fulmen.families import family_of, family_of_name, names_in, refusal_of
+from fulmen.files import read_json_if_present, shorten
 from fulmen.sampling import shown
 
 _logger = logging.getLogger(__name__)
@@ -44,7 +44,9 @@ def get_format(name: str) -> ChatFormat:
     """Return the native format of that name, such as minimax_m2 or MiniMax-M1."""
     make = _FORMATS.get(name.lower().replace("-", "_"))
     if make is None:
-        raise ValueError(f"format {name} is not known, it must be one of {', '.join(_FORMATS)}")
+        raise ValueError(
+            f"format {shorten(name, 80)} is not known, it must be one of {', '.join(_FORMATS)}"
+        )
     return make()
 
 
@@ -56,6 +58,9 @@ def load_format(folder: str | Path) -> ChatFormat:
     tokenizer_config = read_json_if_present(folder / "tokenizer_config.json")
     template = _read_template(folder, tokenizer_config)
     config = read_json_if_present(folder / "config.json")
+    for name in names_in(config):
+        if (refusal := refusal_of(name)) is not None:
+            raise ValueError(f"{folder} is of {shorten(name, 80)}: {refusal}")
     family = family_of(config)
     if template is None:
         if family is None:

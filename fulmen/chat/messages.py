@@ -9,7 +9,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from fulmen.files import shorten
+from fulmen.sampling import shown
+
 ROLES = ("system", "user", "assistant", "tool")
+"""Roles of a `Message`"""
+SYSTEM_ROLES = ("developer", "root")
+"""Roles that callers may give too: OpenAI's and MiniMax-M3's words for who rules a system prompt"""
+
+
+def with_article(name: object) -> str:
+    """Return the name of a role or a type with "a" or "an" before it, for a sentence."""
+    text = name if isinstance(name, str) and name.isidentifier() else shown(name)
+    return f"{'an' if text[0] in 'aeio' else 'a'} {shorten(text, 80)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +52,8 @@ class Tool:
     def __post_init__(self) -> None:
         if not isinstance(self.parameters, Mapping):
             raise ValueError(
-                f"the parameters of tool {self.name} are a {type(self.parameters).__name__}, "
+                f"the parameters of tool {shorten(self.name, 80)} are "
+                f"{with_article(type(self.parameters).__name__)}, "
                 "they must be a JSON Schema object"
             )
 
@@ -117,7 +130,7 @@ class Message:
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
-            raise ValueError(f"role is {self.role!r}, it must be one of {', '.join(ROLES)}")
+            raise ValueError(f"role is {shown(self.role)}, it must be one of {', '.join(ROLES)}")
         if not isinstance(self.content, str):
             raise ValueError(
                 f"content is of type {type(self.content).__name__}, it must be text; "
@@ -132,9 +145,12 @@ class Message:
             raise ValueError(f"tool_calls is of type {kind}, it must be a tuple of ToolCall")
         for call in self.tool_calls:
             if not isinstance(call, ToolCall):
-                raise ValueError(f"tool_calls has a {type(call).__name__} in it, not a ToolCall")
+                kind = with_article(type(call).__name__)
+                raise ValueError(f"tool_calls has {kind} in it, not a ToolCall")
         if self.tool_calls and self.role != "assistant":
-            raise ValueError(f"a {self.role} message has tool_calls, only assistant messages may")
+            raise ValueError(
+                f"{with_article(self.role)} message has tool_calls, only assistant messages may"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the message in OpenAI's shape, arguments decoded."""

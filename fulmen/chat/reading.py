@@ -1,17 +1,30 @@
 """Messages and tools as callers send them, read into our types or refused with one sentence.
 
-Callers speak OpenAI's dicts, Anthropic's content blocks or our own types. Content is text, text
-parts or null. Tools return data as well, so the content of a tool message may be any JSON: of a
-part, its `output` counts, else the text of a text part, else the part itself; what is no text is
-written as JSON. Pictures, sounds and files are refused everywhere.
+Callers speak OpenAI's dicts, Anthropic's content blocks (`blocks.py` puts them into OpenAI's shape)
+or our own types. Content is text, text parts or null. Tools return data as well, so the content of
+a tool message may be any JSON: of a part, its `output` counts, else the text of a text part, else
+the part itself; what is no text is written as JSON. Pictures, sounds and files are refused
+everywhere.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fulmen.chat.arguments import check_depth, dump_json, load_json
-from fulmen.chat.messages import ROLES, Message, Messages, Part, Tool, ToolCall, Tools, last_calls
+from fulmen.chat.blocks import without_blocks
+from fulmen.chat.messages import (
+    ROLES,
+    SYSTEM_ROLES,
+    Message,
+    Messages,
+    Part,
+    Tool,
+    ToolCall,
+    Tools,
+    with_article,
+)
+from fulmen.files import shorten
 from fulmen.sampling import shown
 
 _TEXT_PARTS = ("text", "input_text", "output_text")
@@ -25,8 +38,23 @@ def read_messages(messages: Messages) -> list[Message]:
     A tool_call_id that no call of the last assistant message has is a ValueError. Calls without
     ids, and results without a tool_call_id, are matched by order alone.
     """
-    read = [message if isinstance(message, Message) else _read(message) for message in messages]
-    return _order_results(read)
+    read = [
+        message if isinstance(message, Message) else _read(message)
+        for message in without_blocks(messages)
+    ]
+    order = order_of_results(
+        [
+            (message.role, [call.id for call in message.tool_calls], message.tool_call_id)
+            for message in read
+        ]
+    )
+    return [read[index] for index in order]
+
+
+def check_not_empty(messages: Sequence[object]) -> None:
+    """Raise ValueError for a conversation without messages: there is nothing to answer."""
+    if not messages:
+        raise ValueError("the conversation has no messages, at least one is needed")
 
 
 def read_tools(tools: Tools) -> tuple[Tool, ...]:
@@ -42,17 +70,20 @@ def read_arguments(arguments: object, name: str) -> dict[str, Any]:
             value = load_json(arguments) if arguments.strip() else {}
         except ValueError as error:
             raise ValueError(
-                f"the arguments of the call of {name} are not JSON ({error}): {shown(arguments)}"
+                f"the arguments of the call of {shorten(name, 80)} are not JSON "
+                f"({shorten(error)}): {shown(arguments)}"
             ) from None
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise ValueError(
-            f"the arguments of the call of {name} are {shown(arguments)}, "
+            f"the arguments of the call of {shorten(name, 80)} are {shown(arguments)}, "
             "they must be a JSON object"
         )
     try:
         check_depth(value)
     except ValueError as error:
-        raise ValueError(f"the arguments of the call of {name} cannot be read: {error}") from None
+        raise ValueError(
+            f"the arguments of the call of {shorten(name, 80)} cannot be read: {error}"
+        ) from None
     return dict(value)
 
 
@@ -92,11 +123,9 @@ def read_call(call: object) -> ToolCall:
 def _read(given: object) -> Message:
     message = read_message_object(given)
     role = message.get("role")
-    role = "system" if role == "developer" else role
-    if role not in ROLES:
-        raise ValueError(
-            f"role is {shown(role)}, it must be one of {', '.join(ROLES)} or developer"
-        )
+    if not isinstance(role, str) or role not in (*ROLES, *SYSTEM_ROLES):
+        raise ValueError(wrong_role(role))
+    role = "system" if role in SYSTEM_ROLES else role
     content, parts, thought = _read_content(message.get("content"), role)
     return Message(
         role,
@@ -109,6 +138,12 @@ def _read(given: object) -> Message:
         _text_or_none(message, "current_date"),
         _text_or_none(message, "current_location"),
     )
+
+
+def wrong_role(role: object) -> str:
+    """Return the sentence that refuses a role."""
+    known = ", ".join((*ROLES, *SYSTEM_ROLES[:-1]))
+    return f"role is {shown(role)}, it must be one of {known} or {SYSTEM_ROLES[-1]}"
 
 
 def _text_or_none(message: Mapping[str, Any], key: str) -> str | None:
@@ -128,7 +163,7 @@ def _read_content(content: object, role: str) -> tuple[str, tuple[Part, ...] | N
         if role == "tool":
             return dump_json(content), None, None
         raise ValueError(
-            f"content of a {role} message is of type {type(content).__name__}, "
+            f"content of {with_article(role)} message is of type {type(content).__name__}, "
             "it must be text, a list of parts or null"
         )
     parts: list[Part] = []
@@ -155,14 +190,27 @@ def _read_part(item: object, role: str) -> Part:
         return Part(text, _text_or_none(part, "name"))
     if role == "tool" and text is not None:
         return Part(dump_json(text), _text_or_none(part, "name"))
-    if role == "tool" and not _is_media(part.get("type")):
+    if role == "tool" and not _is_media(part):
         return Part(dump_json(item))
-    raise ValueError(
-        f"content of a {role} message has a part {_kind(item)}, these models read only text parts"
+    raise ValueError(_no_text(item, role))
+
+
+def refuse_media(content: Sequence[object], role: str) -> None:
+    """Raise for a part of a content that is a picture, a sound or a file."""
+    for item in content:
+        if isinstance(item, Mapping) and _is_media(item):
+            raise ValueError(_no_text(item, role))
+
+
+def _no_text(item: object, role: str) -> str:
+    return (
+        f"content of {with_article(role)} message has a part {_kind(item)}, these models read "
+        "only text parts"
     )
 
 
-def _is_media(kind: object) -> bool:
+def _is_media(part: Mapping[str, Any]) -> bool:
+    kind = part.get("type")
     return isinstance(kind, str) and _MEDIA_PARTS.fullmatch(kind) is not None
 
 
@@ -171,8 +219,8 @@ def _kind(item: object) -> str:
     if not isinstance(item, Mapping):
         return f"of type {type(item).__name__}"
     if "type" not in item:
-        return f"with the keys {', '.join(map(str, item)) or 'none'}"
-    kind = item["type"] if isinstance(item["type"], str) else shown(item["type"])
+        return f"with the keys {shorten(', '.join(map(str, item))) if item else 'none'}"
+    kind = shorten(item["type"], 80) if isinstance(item["type"], str) else shown(item["type"])
     text = f" whose text is of type {type(item['text']).__name__}" if "text" in item else ""
     return f"of type {kind}{text}"
 
@@ -204,44 +252,51 @@ def _read_tool(tool: object) -> Tool:
     try:
         dump_json(tool)
     except ValueError as error:
-        raise ValueError(f"the tool {name} cannot be read: {error}") from None
+        raise ValueError(f"the tool {shorten(name, 80)} cannot be read: {error}") from None
     description = str(function.get("description") or "")
     return Tool(name, description, {} if parameters is None else parameters, tool)
 
 
-def _order_results(messages: list[Message]) -> list[Message]:
-    """Check tool_call_ids, and sort each run of tool results as their calls were made.
+def order_of_results(
+    messages: Sequence[tuple[object, Sequence[str | None], str | None]],
+) -> list[int]:
+    """Return the indices of messages with each run of tool results sorted as their calls were made.
 
-    Models match results to calls by order: MiniMax templates never print an id.
+    messages  (role, ids of its calls, tool_call_id) of each
+
+    Models match results to calls by order: MiniMax templates never print an id. Raises ValueError
+    for a tool_call_id that no call of the last assistant message has.
     """
-    ordered: list[Message] = []
+    ordered: list[int] = []
+    calls: Sequence[str | None] = ()
     index = 0
     while index < len(messages):
+        role, ids, _ = messages[index]
         end = index
-        while end < len(messages) and messages[end].role == "tool":
+        while end < len(messages) and messages[end][0] == "tool":
             end += 1
         if end == index:
-            ordered.append(messages[index])
+            calls = ids if role == "assistant" else calls
+            ordered.append(index)
             index += 1
             continue
-        ids = [call.id for call in last_calls(messages, index)]
-        run = messages[index:end]
-        places = [_place(message, ids) for message in run]
-        if all(place is not None for place in places):
-            run = [run[i] for i in sorted(range(len(run)), key=lambda i: (places[i] or 0, i))]
+        run = list(range(index, end))
+        places = {i: _place(messages[i][2], calls) for i in run}
+        if all(place is not None for place in places.values()):
+            run.sort(key=lambda i: (places[i] or 0, i))
         ordered += run
         index = end
     return ordered
 
 
-def _place(message: Message, ids: list[str | None]) -> int | None:
+def _place(tool_call_id: str | None, ids: Sequence[str | None]) -> int | None:
     """Return the index of the call a result answers; None when only its order can tell."""
     known = [id for id in ids if id is not None]
-    if message.tool_call_id is None or not known:
+    if tool_call_id is None or not known:
         return None
-    if message.tool_call_id not in known:
+    if tool_call_id not in known:
         raise ValueError(
-            f"tool_call_id {message.tool_call_id} matches no call of the last assistant message, "
-            f"it must be one of {', '.join(known)}"
+            f"tool_call_id {shorten(tool_call_id, 80)} matches no call of the last assistant "
+            f"message, it must be one of {shorten(', '.join(known))}"
         )
-    return ids.index(message.tool_call_id)
+    return ids.index(tool_call_id)

@@ -5,15 +5,41 @@ tests render MiniMax's own templates there too, as the reference for the native 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
+from fulmen.chat.blocks import without_blocks
 from fulmen.chat.format import ChatFormat, EncodedHistory
-from fulmen.chat.messages import CallIds, Message, Messages, Tools, random_call_id
+from fulmen.chat.messages import (
+    ROLES,
+    SYSTEM_ROLES,
+    CallIds,
+    Message,
+    Messages,
+    Tools,
+    random_call_id,
+)
 from fulmen.chat.parsing import Parser, PlainParser
-from fulmen.chat.reading import list_calls, read_call, read_message_object, read_tools
+from fulmen.chat.reading import (
+    check_not_empty,
+    list_calls,
+    order_of_results,
+    read_call,
+    read_message_object,
+    read_tools,
+    refuse_media,
+    wrong_role,
+)
 from fulmen.chat.rendering import render_template
 from fulmen.chat.tokenizer import Segment, Tokenizer
+
+_ROLE = re.compile(
+    r"""\brole['"]?\]?\s*(?:[=!]=|(?:not\s+)?in)\s*(['"]\w+['"]|[\[(][^\])]{0,200}[\])])"""
+)
+"""Roles that a template compares with: message.role == 'ipython', message['role'] in ['tool']"""
+_LLAMA_ROLES = frozenset({"ipython"})
+"""Llama's word for a tool's result, which templates may print without a comparison"""
+_WORD = re.compile(r"""['"](\w+)['"]""")
 
 
 class TemplateFormat(ChatFormat):
@@ -27,6 +53,9 @@ class TemplateFormat(ChatFormat):
 
     def __init__(self, template: str, special_tokens: Mapping[str, str] | None = None) -> None:
         self._template = template
+        self._own_roles = _LLAMA_ROLES.union(
+            role for match in _ROLE.finditer(template) for role in _WORD.findall(match[1])
+        )
         self._special_tokens = dict(special_tokens or {})  # such as bos_token, by name
         self.end_of_turn = self._special_tokens.get("eos_token", "")
 
@@ -34,13 +63,15 @@ class TemplateFormat(ChatFormat):
         self, messages: Messages, tools: Tools = None, add_generation_prompt: bool = True
     ) -> str:
         """Return the prompt as text."""
+        plain = [_plain_dict(message, self._own_roles) for message in without_blocks(messages)]
+        order = order_of_results([_seen(message) for message in plain])
         shown = [
             {"type": "function", "function": dict(tool.function)} for tool in read_tools(tools)
         ]
         return render_template(
             self._template,
             **self._special_tokens,
-            messages=[_plain_dict(message) for message in messages],
+            messages=[plain[index] for index in order],
             tools=shown or None,
             add_generation_prompt=add_generation_prompt,
         )
@@ -67,6 +98,7 @@ class TemplateFormat(ChatFormat):
         """Return the prompt as ids: the template renders a mark for each sampled answer, and the
         ids take its place. An answer whose mark the template does not print once is rendered."""
         messages = list(messages)
+        check_not_empty(messages)
         marks = {
             f"\ue000{index}\ue001": message.sampled
             for index, message in enumerate(messages)
@@ -100,6 +132,8 @@ class TemplateFormat(ChatFormat):
         tokenizer: Tokenizer,
     ) -> list[int]:
         """Return the prompt as ids."""
+        messages = list(messages)
+        check_not_empty(messages)
         return tokenizer.encode(self.render(messages, tools, add_generation_prompt))
 
     def parser(
@@ -113,18 +147,25 @@ class TemplateFormat(ChatFormat):
         return PlainParser()
 
 
-def _plain_dict(message: Message | Mapping[str, Any]) -> dict[str, Any]:
+def _plain_dict(message: Message | Mapping[str, Any], own_roles: Collection[str]) -> dict[str, Any]:
     """Return a message as templates expect it: text as one string, arguments decoded.
 
-    Keys that only this template may know are passed on, and so are its own roles.
+    Keys that only this template may know are passed on, and so are roles that it compares with. A
+    system prompt by another name is one for every other template.
     """
     if isinstance(message, Message):
         return message.to_dict()
     plain = dict(read_message_object(message))
+    role = plain.get("role")
+    if not isinstance(role, str) or role not in (*ROLES, *SYSTEM_ROLES, *own_roles):
+        raise ValueError(wrong_role(role))
+    if role in SYSTEM_ROLES and role not in own_roles:
+        plain["role"] = "system"
     content = plain.get("content")
     if content is None:
         plain["content"] = ""
     elif isinstance(content, list | tuple):
+        refuse_media(content, plain["role"])
         texts = [item.get("text") if isinstance(item, Mapping) else item for item in content]
         known = [text for text in texts if isinstance(text, str)]
         if len(known) == len(texts):
@@ -132,6 +173,13 @@ def _plain_dict(message: Message | Mapping[str, Any]) -> dict[str, Any]:
     if plain.get("tool_calls"):
         plain["tool_calls"] = [_plain_call(call) for call in list_calls(plain)]
     return plain
+
+
+def _seen(message: Mapping[str, Any]) -> tuple[object, list[str | None], str | None]:
+    """Return what tells which call a result answers."""
+    ids = [call.get("id") for call in message.get("tool_calls") or ()]
+    tool_call_id = message.get("tool_call_id")
+    return message.get("role"), ids, tool_call_id if isinstance(tool_call_id, str) else None
 
 
 def _plain_call(given: object) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from fulmen.chat.model import Completion, Prompt
 from fulmen.chat.reading import read_messages, read_tools
 from fulmen.chat.stopping import StopTexts
 from fulmen.chat.tokenizer import Tokenizer
-from fulmen.sampling import FinishReason, SamplingParams
+from fulmen.sampling import FinishReason, SamplingParams, shown
 
 _DROPPED: Final = "the template drops the thoughts of earlier questions"
 _CHANGED: Final = "the conversation before this question was changed"
@@ -263,7 +263,7 @@ def read_turn(
         sampling = SamplingParams(**params)
         finish_reason = record["finish_reason"]
         if finish_reason not in get_args(FinishReason):
-            raise ValueError(f"finish_reason is {finish_reason!r}")
+            raise ValueError(f"finish_reason is {shown(finish_reason)}")
         sampled = None
         if format is not None and tokenizer is not None:
             has_end = finish_reason == "stop"

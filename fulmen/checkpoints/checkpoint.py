@@ -11,7 +11,7 @@ import math
 import re
 import reprlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
@@ -23,15 +23,17 @@ from torch import Tensor
 
 from fulmen.checkpoints import gguf
 from fulmen.checkpoints.header import ALIGNMENT, SAFETENSORS_DTYPES, Stored, read_header
-from fulmen.files import read_json
+from fulmen.files import read_json, read_json_if_present
 from fulmen.kernels import PackedMatrix, WeightFormat, pack_fp8, populate
 from fulmen.models import (
+    FOREIGN_QUANTIZATION,
     GROUP_SIZES,
     Config,
     Fp8Config,
     PackedConfig,
     TensorSpec,
     config_from_dict,
+    raise_foreign,
 )
 
 logger = logging.getLogger(__name__)
@@ -59,12 +61,15 @@ _QUANTISED: Final[dict[torch.dtype | None, str]] = {
 }
 
 
-def read_config(path: Path) -> Config:
-    """Read the config of a checkpoint folder, a config.json or a GGUF file."""
+def read_config(path: Path, *, ignore_config_fields: Collection[str] = ()) -> Config:
+    """Read the config of a checkpoint folder, a config.json or a GGUF file.
+
+    ignore_config_fields  names of fields that count as absent, see `config_from_dict`
+    """
     if path.suffix == ".gguf" and not path.is_dir():
         return config_from_dict(gguf.read_config(path), str(path))
     file = path / CONFIG if path.is_dir() else path
-    return config_from_dict(read_json(file), str(file))
+    return config_from_dict(read_json(file), str(file), ignore_config_fields=ignore_config_fields)
 
 
 class Checkpoint:
@@ -73,6 +78,8 @@ class Checkpoint:
     def __init__(self, path: Path, config: Config) -> None:
         self.path = path
         self.config = config
+        self.ignore_config_fields: tuple[str, ...] = ()
+        """Fields of config.json that count as absent"""
         self.stored: dict[str, Stored] = {}
         self._file_problems: list[str] = []
         self._lost: set[str] = set()
@@ -89,8 +96,10 @@ class Checkpoint:
         return {spec.name: spec for spec in unquantised.tensors()}
 
     @classmethod
-    def open(cls, path: Path) -> "Checkpoint":
+    def open(cls, path: Path, *, ignore_config_fields: Collection[str] = ()) -> "Checkpoint":
         """Read config and headers, no weights.
+
+        ignore_config_fields  names of fields of the config that count as absent
 
         Weights that cannot be read are among `problems`; a folder without a config to compare them
         with is a ValueError.
@@ -105,14 +114,18 @@ class Checkpoint:
             )
         if path.is_file() and path.suffix != ".gguf":
             raise ValueError(f"{path} is neither a checkpoint folder nor a .gguf file")
-        checkpoint = cls(path, read_config(path))
+        config = read_config(path, ignore_config_fields=ignore_config_fields)
+        checkpoint = cls(path, config)
+        checkpoint.ignore_config_fields = tuple(ignore_config_fields)
+        if config.quantization_config is None and path.is_dir():
+            refuse_foreign_quantization(path)
         checkpoint._read_headers()
         return checkpoint
 
     @classmethod
-    def open_whole(cls, path: Path) -> "Checkpoint":
+    def open_whole(cls, path: Path, *, ignore_config_fields: Collection[str] = ()) -> "Checkpoint":
         """Read a checkpoint like `open`; raise a ValueError for the first of its problems."""
-        checkpoint = cls.open(path)
+        checkpoint = cls.open(path, ignore_config_fields=ignore_config_fields)
         problems = checkpoint._find_problems()
         first = next(problems, None)
         if first is not None:
@@ -379,6 +392,15 @@ def _read_index(index: Path) -> dict[str, set[str]]:
             )
         by_file.setdefault(file_name, set()).add(name)
     return by_file
+
+
+def refuse_foreign_quantization(folder: Path) -> None:
+    """Raise for weights that a file beside config.json says another program has quantised."""
+    for name in FOREIGN_QUANTIZATION:
+        values = read_json_if_present(folder / name)
+        if values:
+            nested = values.get("quantization")
+            raise_foreign(values if not isinstance(nested, dict) else nested, str(folder / name))
 
 
 def _scale_of(name: str) -> str:

@@ -1,6 +1,7 @@
 """A fingerprint of the weights in a folder, made without reading all of them."""
 
 import hashlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
@@ -11,7 +12,7 @@ _BLOCKS: Final = 64
 _TEXTS: Final = ("config.json", "tokenizer.json")
 
 
-def fingerprint(path: Path) -> str:
+def fingerprint(path: Path, *, ignore_config_fields: Collection[str] = ()) -> str:
     """Return a hash over config, tokenizer, and size and some sixty blocks of every weights file.
 
     The blocks are spread over the whole file, so any further training changes the hash; copying
@@ -19,7 +20,7 @@ def fingerprint(path: Path) -> str:
 
     Raises ValueError for a folder that is no checkpoint.
     """
-    checkpoint = Checkpoint.open(path)
+    checkpoint = Checkpoint.open(path, ignore_config_fields=ignore_config_fields)
     folder = path if path.is_dir() else path.parent
     digest = hashlib.sha256()
     for name in _TEXTS:

@@ -30,7 +30,8 @@ from fulmen.checkpoints.gguf_tokenizer import (
     read_tokenizer_config,
     read_tokens,
 )
-from fulmen.files import replacing
+from fulmen.families import refusal_of
+from fulmen.files import replacing, shorten
 
 WEIGHTS_NAME = "model.gguf"
 """Name of the weights in a folder that `unpack` made."""
@@ -162,9 +163,14 @@ def _to_config(llama: _Llama) -> dict[str, object]:
 def _read_llama(file: GgufFile) -> _Llama:
     """Return the sizes, after making sure that they are all there is to the model."""
     architecture = file.get("general.architecture", str)
+    if architecture.startswith("minimax"):
+        refusal = refusal_of(architecture) or "Fulmen reads M1 and M2 from safetensors only"
+        raise ValueError(
+            f"{file.path} holds a model of architecture {shorten(architecture, 80)}: {refusal}"
+        )
     if architecture != "llama":
         raise ValueError(
-            f"{file.path} holds a model of architecture {architecture[:80]}, needed: llama"
+            f"{file.path} holds a model of architecture {shorten(architecture, 80)}, needed: llama"
         )
     if (num_parts := file.get("split.count", int, 1)) > 1:
         raise ValueError(f"{file.path} is one of {num_parts} parts, needed is a GGUF in one file")

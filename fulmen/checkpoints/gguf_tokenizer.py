@@ -10,6 +10,7 @@ from gguf import TokenType
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from fulmen.checkpoints.gguf_file import GgufFile
+from fulmen.files import shorten
 
 _LLAMA3_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -24,7 +25,8 @@ def build_tokenizer(file: GgufFile) -> str:
     kind = file.get("tokenizer.ggml.model", str)
     if kind != "gpt2":
         raise ValueError(
-            f"{file.path} has a tokenizer of kind {kind}, only byte-level BPE (gpt2) is supported"
+            f"{file.path} has a tokenizer of kind {shorten(kind, 80)}, only byte-level "
+            "BPE (gpt2) is supported"
         )
     tokens = read_tokens(file)
     vocab = {token: i for i, token in enumerate(tokens)}
@@ -69,8 +71,8 @@ def _set_splitting(tokenizer: Tokenizer, file: GgufFile) -> None:
             tokenizer.normalizer = normalizers.NFC()
         case _:
             raise ValueError(
-                f"{file.path} has tokenizer.ggml.pre = {name}, supported are smollm, gpt-2, "
-                "default, llama-bpe and qwen2"
+                f"{file.path} has tokenizer.ggml.pre = {shorten(name, 80)}, supported are smollm, "
+                "gpt-2, default, llama-bpe and qwen2"
             )
 
 

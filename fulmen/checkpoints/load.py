@@ -5,7 +5,7 @@ config.json -> config -> module without memory -> one tensor at a time -> module
 
 import copy
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ def load_model(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     trainable: bool = False,
+    ignore_config_fields: Collection[str] = (),
 ) -> Model:
     """Load a checkpoint: a folder with config.json, or a Llama-shaped GGUF file.
 
@@ -35,13 +36,15 @@ def load_model(
     trainable  gives plain parameters, FP8 blocks and packed weights as the floats they stand for,
                and the head in float32; else matrices are packed for the kernels where these can
                run, and quantised ones stay quantised
+    ignore_config_fields  names of fields of config.json that count as absent; ValueError for one
+               that the model needs
 
     A matrix that `fulmen quantize` packed is used where it lies in its file, which must not be
     changed meanwhile. Memory is bounded by the model plus one tensor. Raises ValueError, one
     sentence, for a file or a tensor that is missing, unknown, truncated or of the wrong shape.
     """
     _check_device(device)
-    checkpoint = Checkpoint.open_whole(Path(path))
+    checkpoint = Checkpoint.open_whole(Path(path), ignore_config_fields=ignore_config_fields)
     with torch.device("meta"):
         model = new_model(checkpoint.config)
     loader = _Loader(checkpoint, dtype, torch.device(device), trainable)
@@ -51,13 +54,18 @@ def load_model(
     return model.eval()
 
 
-def stream_model(path: Path | str, *, dtype: torch.dtype | None = None) -> Model:
+def stream_model(
+    path: Path | str,
+    *,
+    dtype: torch.dtype | None = None,
+    ignore_config_fields: Collection[str] = (),
+) -> Model:
     """Load a model like `load_model`, but read each layer when it runs and let it go after.
 
     For a pass on a CPU over a model that does not fit: memory is bounded by embedding, head and one
     layer.
     """
-    checkpoint = Checkpoint.open_whole(Path(path))
+    checkpoint = Checkpoint.open_whole(Path(path), ignore_config_fields=ignore_config_fields)
     with torch.device("meta"):
         model = new_model(checkpoint.config)
     loader = _Loader(checkpoint, dtype, torch.device("cpu"), trainable=False)

@@ -1,11 +1,13 @@
 """A model out to safetensors: a save that is killed leaves the old checkpoint whole."""
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -15,6 +17,7 @@ from fulmen.models import CausalLM, Experts, Linear, M1Config, M2Config
 
 # The official name of a shard, or with a number before it the name of a later save's.
 _SHARD = re.compile(r"model-(\d+-)?\d{5}-of-\d{5}\.safetensors")
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def save_model(
@@ -71,7 +74,13 @@ def save_model(
 
 def _write_shard(tensors: Mapping[str, Tensor], file: Path) -> None:
     shard = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(shard, file, metadata={"format": "pt"})
+    try:
+        save_file(shard, file, metadata={"format": "pt"})
+    except SafetensorError as error:  # its text alone holds the system's error
+        number = _OS_ERROR.search(str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(file)) from error
 
 
 def _weight_files(folder: Path) -> set[str]:

@@ -1,11 +1,12 @@
 """fulmen bench: the speed of this machine, and the share of it that Fulmen reaches."""
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fulmen.cli.options import DtypeOption, print_table, read_dtype
+from fulmen.cli.options import DtypeOption, IgnoreOption, print_table, read_dtype
 from fulmen.cli.progress import byte_progress, step_progress
 
 if TYPE_CHECKING:  # a command imports what it needs, so that help comes at once
@@ -46,6 +47,7 @@ def bench(
     ] = None,
     rounds: Annotated[int, typer.Option(help="Measurements of each operation or workload.")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line.")] = False,
+    ignore_config_field: IgnoreOption = None,
 ) -> None:
     """Measure the speed of this machine and of Fulmen on it.
 
@@ -65,13 +67,20 @@ def bench(
         for name, flag in {**of_model, "dtype": dtype}.items():
             if flag is not None:
                 raise ValueError(f"--{name} is for a model, --model names one")
+        if ignore_config_field:
+            raise ValueError("--ignore-config-field is for a model, --model names one")
         report = _bench_ops(only or "", threads=count, rounds=rounds)
     else:
         if only is not None:
             raise ValueError("--only chooses operations, a model is timed whole")
         workloads = _workloads(prompt, tokens, batch or 1, depth or 0)
         report = _bench_model(
-            model, workloads, dtype=read_dtype(dtype), threads=count, rounds=rounds
+            model,
+            workloads,
+            dtype=read_dtype(dtype),
+            threads=count,
+            rounds=rounds,
+            ignored=ignore_config_field or (),
         )
     if as_json:
         print(json.dumps(report.values))
@@ -107,7 +116,13 @@ def _workloads(prompt: int | None, tokens: int | None, batch: int, depth: int) -
 
 
 def _bench_model(
-    name: str, workloads: "list[Workload]", *, dtype: Any, threads: int, rounds: int
+    name: str,
+    workloads: "list[Workload]",
+    *,
+    dtype: Any,
+    threads: int,
+    rounds: int,
+    ignored: Sequence[str],
 ) -> "Report":
     from fulmen.bench import report_model
     from fulmen.catalog import resolve
@@ -115,4 +130,12 @@ def _bench_model(
     with byte_progress("fetching", name) as on_progress:
         folder = resolve(name, on_progress=on_progress)
     with step_progress() as say:
-        return report_model(folder, workloads, dtype=dtype, threads=threads, rounds=rounds, say=say)
+        return report_model(
+            folder,
+            workloads,
+            dtype=dtype,
+            threads=threads,
+            rounds=rounds,
+            say=say,
+            ignore_config_fields=ignored,
+        )

@@ -15,6 +15,7 @@ from fulmen.cli.options import (
     ENGINE_CONFIG,
     DeviceOption,
     DtypeOption,
+    IgnoreOption,
     ModelOption,
     StoreOption,
     load_llm,
@@ -63,6 +64,7 @@ def chat(
             help="Show the model its earlier thoughts too: nothing is read twice.",
         ),
     ] = False,
+    ignore_config_field: IgnoreOption = None,
     *,
     given: dict[str, Any],
     engine: dict[str, Any],
@@ -88,7 +90,7 @@ def chat(
         raise ValueError("a chat does not print log-probabilities, fulmen generate --json does")
     _refuse_tools(given)
     name = model or (state.model if state is not None else DEFAULT_MODEL)
-    llm = load_llm(name, dtype, device, engine)
+    llm = load_llm(name, dtype, device, engine, ignore_config_field)
     params = replace(llm.defaults, **given)
     if params.thinking_budget is not None and llm.format.thinking_forced_end is None:
         stderr.print("this model does not think, --thinking-budget has no effect")
@@ -132,6 +134,7 @@ def generate(
         bool,
         typer.Option("--json", help="Print ids, log-probabilities and text as one JSON object."),
     ] = False,
+    ignore_config_field: IgnoreOption = None,
     *,
     given: dict[str, Any],
     engine: dict[str, Any],
@@ -148,7 +151,7 @@ def generate(
     if "logprobs" in given and not as_json:
         raise ValueError("--logprobs needs --json")
     _refuse_tools(given)
-    llm = load_llm(model, dtype, device, engine)
+    llm = load_llm(model, dtype, device, engine, ignore_config_field)
     with (
         Interrupt() as interrupt,
         llm.stream_text(prompt, params=replace(llm.defaults, **given)) as stream,

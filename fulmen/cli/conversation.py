@@ -184,7 +184,14 @@ class Conversation:
             return completion
         self._unanswered = []
         if self.session is not None:
-            self.session.save(request.messages, completion)
+            try:
+                self.session.save(request.messages, completion)
+            except (OSError, ValueError) as error:
+                reason = explain(error) if isinstance(error, OSError) else str(error)
+                raise ValueError(
+                    "the answer is printed but was not kept in session "
+                    f"{self.session.state.name!r}: {reason}"
+                ) from error
         else:
             self.transcript.add(request.messages, completion)
         return completion

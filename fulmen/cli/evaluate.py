@@ -13,6 +13,7 @@ from fulmen.cli.options import (
     ENGINE_CONFIG,
     DeviceOption,
     DtypeOption,
+    IgnoreOption,
     ModelOption,
     load_llm,
     print_table,
@@ -73,6 +74,7 @@ def scale(
     plot: Annotated[Path | None, typer.Option(help="Draw the curve into this SVG file.")] = None,
     dtype: DtypeOption = None,
     device: DeviceOption = "cpu",
+    ignore_config_field: IgnoreOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line.")] = False,
     *,
     given: dict[str, Any],
@@ -96,7 +98,7 @@ def scale(
         seed=seed,
     )
     environment = load_environment(task, seed=seed)
-    llm = load_llm(model, dtype, device, {"max_num_seqs": 16, **engine})
+    llm = load_llm(model, dtype, device, {"max_num_seqs": 16, **engine}, ignore_config_field)
     if closing is None and llm.format.thinking_end is None:
         config = replace(config, closing=room.DEFAULT_CLOSING)
     params = replace(llm.defaults, **given)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from fulmen.cli.options import print_table
+from fulmen.cli.options import IgnoreOption, print_table
 from fulmen.cli.quantize import quality_table
 
 models_app = typer.Typer(help="List, show, fetch and check models.", no_args_is_help=True)
@@ -23,11 +23,12 @@ def models_list() -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("name", "total", "active", "context"):
         table.add_column(column, justify="left" if column == "name" else "right", no_wrap=True)
+    table.add_column("licence", no_wrap=True)
     table.add_column("title", no_wrap=True)
     for card in list_cards():
         counts = count_parameters(published_config(card.name))
         total, active = (f"{count / 1e9:.2f} B" for count in (counts.total, counts.active))
-        table.add_row(card.name, total, active, f"{card.context:,}", card.title)
+        table.add_row(card.name, total, active, f"{card.context:,}", card.licence, card.title)
     print_table(table)
 
 
@@ -88,6 +89,7 @@ def models_pull(
 @models_app.command("check")
 def models_check(
     path: Annotated[Path, typer.Argument(help="A checkpoint folder or a GGUF file.")],
+    ignore_config_field: IgnoreOption = None,
 ) -> None:
     """Compare a checkpoint's tensors with its config.
 
@@ -95,7 +97,7 @@ def models_check(
     """
     from fulmen.checkpoints import Checkpoint
 
-    checkpoint = Checkpoint.open(path)
+    checkpoint = Checkpoint.open(path, ignore_config_fields=ignore_config_field or ())
     problems = checkpoint.problems()
     for problem in problems:
         print(problem)

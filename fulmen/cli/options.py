@@ -37,6 +37,15 @@ StoreOption = Annotated[
     typer.Option(help="Folder of sessions. Default: ~/.local/share/fulmen/sessions."),
 ]
 DeviceOption = Annotated[str, typer.Option(help="Device that runs the model: cpu, cuda, cuda:1.")]
+IgnoreOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ignore-config-field",
+        metavar="NAME",
+        help="Load the model as if its config.json did not have this field; may be repeated.",
+        show_default=False,
+    ),
+]
 
 ENGINE_CONFIG: Final = "fulmen.engine.EngineConfig"
 """Name of the engine's config for `with_flags_of`; importing it would import torch."""
@@ -250,12 +259,25 @@ def _value_of(expression: ast.expr | None) -> Any:
     return eval(compile(ast.Expression(expression), "<field>", "eval"), {"Literal": Literal})
 
 
-def load_llm(model: str, dtype: str | None, device: str, engine: Mapping[str, Any]) -> "LLM":
-    """Load a model; engine holds the fields of `EngineConfig` whose flags were given."""
+def load_llm(
+    model: str,
+    dtype: str | None,
+    device: str,
+    engine: Mapping[str, Any],
+    ignored: Sequence[str] | None = None,
+) -> "LLM":
+    """Load a model; engine holds the fields of `EngineConfig` whose flags were given, ignored the
+    fields of config.json that count as absent."""
     from fulmen.cli.progress import load
     from fulmen.engine import EngineConfig
 
-    return load(model, dtype=read_dtype(dtype), device=device, engine_config=EngineConfig(**engine))
+    return load(
+        model,
+        dtype=read_dtype(dtype),
+        device=device,
+        engine_config=EngineConfig(**engine),
+        ignore_config_fields=ignored or (),
+    )
 
 
 def read_stdin() -> str:
@@ -292,8 +314,8 @@ def read_text_file(file: Path) -> str:
 
 
 def print_table(renderable: object) -> None:
-    """Print a table on stdout: as wide as the terminal, or 160 columns wide into a file."""
+    """Print a table on stdout: as wide as the terminal, or as it needs to be into a file."""
     from rich.console import Console
 
-    console = Console() if sys.stdout.isatty() else Console(width=160, no_color=True)
+    console = Console() if sys.stdout.isatty() else Console(width=1000, no_color=True)
     console.print(renderable)

@@ -3,12 +3,13 @@
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from fulmen.cli.options import print_table, read_dtype, read_text_file
+from fulmen.cli.options import IgnoreOption, print_table, read_dtype, read_text_file
 from fulmen.cli.progress import byte_progress
 from fulmen.files import write_text
 
@@ -65,6 +66,7 @@ def quantize(
     report_tokens: Annotated[
         int, typer.Option(help="Tokens of that text to read; 0 for no comparison.")
     ] = 2000,
+    ignore_config_field: IgnoreOption = None,
 ) -> None:
     """Round weights to 8 or 4 bits, and report the loss.
 
@@ -97,7 +99,7 @@ def quantize(
     calibration = None if calibrate is None else read_text_file(calibrate)
     with byte_progress("fetching", model) as on_progress:
         source = resolve(model, on_progress=on_progress)
-    ids, calibration_ids = None, None
+    ids, calibration_ids, ignored = None, None, ignore_config_field or ()
     if calibration is not None:
         calibration_ids = Tokenizer.from_folder(source).encode(calibration)[:calibrate_tokens]
     if report_tokens and (source / "tokenizer.json").exists():
@@ -110,15 +112,24 @@ def quantize(
         print("no tokenizer.json, so the models are not compared on a text", file=sys.stderr)
     with byte_progress("rounding", model) as on_progress:
         errors = write(
-            source, out, settings, calibration_ids=calibration_ids, on_progress=on_progress
+            source,
+            out,
+            settings,
+            calibration_ids=calibration_ids,
+            on_progress=on_progress,
+            ignore_config_fields=ignored,
         )
-    quality = _quality(source, out, errors, ids)
+    quality = _quality(source, out, errors, ids, ignored)
     write_text(out / "quality.json", json.dumps(quality, indent=2) + "\n")
     print_table(quality_table(quality))
 
 
 def _quality(
-    source: Path, out: Path, errors: dict[str, float], input_ids: list[int] | None
+    source: Path,
+    out: Path,
+    errors: dict[str, float],
+    input_ids: list[int] | None,
+    ignored: Sequence[str],
 ) -> dict[str, Any]:
     """Return the values of quality.json; with `input_ids`, also how the models differ on them."""
     from rich.console import Console
@@ -127,7 +138,8 @@ def _quality(
     from fulmen.quantize import measure_drift
 
     worst = sorted(errors, key=lambda name: -errors[name])[:10]
-    sizes = [Checkpoint.open(folder).num_bytes for folder in (source, out)]
+    original = Checkpoint.open(source, ignore_config_fields=ignored)
+    sizes = [original.num_bytes, Checkpoint.open(out).num_bytes]
     quality: dict[str, Any] = {
         "bytes": {"original": sizes[0], "rounded": sizes[1]},
         "mean_relative_error": sum(errors.values()) / max(len(errors), 1),
@@ -136,7 +148,8 @@ def _quality(
     if input_ids is None:
         return quality
     with Console(stderr=True).status("comparing both models"):
-        drift = measure_drift(stream_model(source), stream_model(out), input_ids)
+        model = stream_model(source, ignore_config_fields=ignored)
+        drift = measure_drift(model, stream_model(out), input_ids)
     return quality | {"drift": dataclasses.asdict(drift)}
 
 

@@ -124,7 +124,10 @@ def sessions_rm(
     """
     sessions = open_store(store)
     for name in names:
-        is_session = name in sessions.names()
+        try:
+            is_session = sessions.has(name)
+        except ValueError:  # no session has such a name, but a stray may
+            is_session = False
         with sessions.used_by_one(name) if is_session else nullcontext():
             sessions.remove(name)
 

@@ -5,7 +5,10 @@ from typing import Final
 import torch
 from torch import Tensor
 
-NO_GRADIENT: Final = "packed, which has no gradient: load the model with trainable=True"
+NO_GRADIENT: Final = (
+    "packed, which has no gradient: wrap inference in torch.no_grad(), or load the model with "
+    "trainable=True to train it"
+)
 
 
 def needs_gradient(*tensors: Tensor) -> bool:

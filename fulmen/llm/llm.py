@@ -37,7 +37,7 @@ from fulmen.chat import (
     make_grammar,
     read_tools,
 )
-from fulmen.checkpoints import fingerprint, load_model
+from fulmen.checkpoints import fingerprint, load_model, read_config
 from fulmen.engine import Engine, EngineConfig, Origin, read_ids
 from fulmen.llm.answer import Answer
 from fulmen.models import Model
@@ -58,8 +58,10 @@ class LLM:
         engine_config: EngineConfig | None = None,
         defaults: SamplingParams | None = None,
         folder: Path | None = None,
+        ignore_config_fields: Sequence[str] = (),
     ) -> None:
-        """folder is where the model was loaded from; sessions on disk need to know."""
+        """folder is where the model was loaded from, ignoring these fields of its config.json;
+        sessions on disk need to know."""
         self.tokenizer = tokenizer
         self.format = format
         self.defaults = defaults or SamplingParams()
@@ -69,6 +71,7 @@ class LLM:
         ends = {*tokenizer.eos_token_ids, *(() if end_of_turn is None else (end_of_turn,))}
         self.engine = Engine(model, engine_config, eos_token_ids=sorted(ends))
         self._folder = folder
+        self._ignore_config_fields = tuple(ignore_config_fields)
         self._fingerprint: str | None = None
         self._vocabulary: Vocabulary | None = None
         self._vocabulary_lock = Lock()
@@ -82,17 +85,23 @@ class LLM:
         device: torch.device | str = "cpu",
         engine_config: EngineConfig | None = None,
         on_progress: OnProgress | None = None,
+        ignore_config_fields: Sequence[str] = (),
     ) -> "LLM":
         """Load a model by path, catalog name or hub id, and fetch it first if it is not here.
 
-        on_progress is called with the bytes so far and in all while something is fetched.
+        on_progress           called with the bytes so far and in all while something is fetched
+        ignore_config_fields  names of fields of config.json that count as absent: those that stop
+                              the load and are known not to matter
         """
         folder = resolve(name, on_progress=on_progress)
         if not folder.is_dir():
             raise ValueError(f"{folder} is a file, a checkpoint folder or a GGUF is needed")
+        read_config(folder, ignore_config_fields=ignore_config_fields)  # first of all: what it is
         tokenizer, format = Tokenizer.from_folder(folder), load_format(folder)
         defaults = recommended_sampling(name, folder, format.name)
-        model = load_model(folder, dtype=dtype, device=device)
+        model = load_model(
+            folder, dtype=dtype, device=device, ignore_config_fields=ignore_config_fields
+        )
         return cls(
             model,
             tokenizer,
@@ -100,6 +109,7 @@ class LLM:
             engine_config=engine_config,
             defaults=defaults,
             folder=folder,
+            ignore_config_fields=ignore_config_fields,
         )
 
     @property
@@ -108,7 +118,9 @@ class LLM:
         if self._fingerprint is None:
             if self._folder is None:
                 raise ValueError("the model was not loaded from a folder, a session needs one")
-            self._fingerprint = fingerprint(self._folder)
+            self._fingerprint = fingerprint(
+                self._folder, ignore_config_fields=self._ignore_config_fields
+            )
         return Origin(model=self._fingerprint, numerics=self.engine.numerics)
 
     def chat(self, messages: ChatRequest | Messages = (), **fields: Any) -> Completion:

@@ -42,6 +42,11 @@ class LocalModel:
         self._thread = threading.Thread(target=self._work, name="fulmen-engine", daemon=True)
         self._thread.start()
 
+    @classmethod
+    async def load(cls, name: str, **options: Any) -> "LocalModel":
+        """Load a model as `LLM.load` does, with its options, while the event loop goes on."""
+        return cls(await asyncio.to_thread(LLM.load, name, **options))
+
     async def __aenter__(self) -> Self:
         return self
 

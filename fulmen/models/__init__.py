@@ -3,9 +3,10 @@
 from typing import TYPE_CHECKING
 
 from fulmen.models.architectures import Config, Model, config_from_dict, new_model
+from fulmen.models.bookkeeping import is_harmless
 from fulmen.models.cache import Cache, StateSnapshot
 from fulmen.models.causal_lm import CausalLM
-from fulmen.models.config import DTYPES, HARMLESS
+from fulmen.models.config import DTYPES
 from fulmen.models.experts import Experts, SparseMoE
 from fulmen.models.flops import (
     GenerationCost,
@@ -23,7 +24,14 @@ from fulmen.models.layers import Context, Linear, Trace
 from fulmen.models.m1 import M1, M1Config, router_aux_loss
 from fulmen.models.m2 import M2, M2Config
 from fulmen.models.packed import Packed
-from fulmen.models.quantization import GROUP_SIZES, Bits, Fp8Config, PackedConfig
+from fulmen.models.quantization import (
+    FOREIGN_QUANTIZATION,
+    GROUP_SIZES,
+    Bits,
+    Fp8Config,
+    PackedConfig,
+    raise_foreign,
+)
 from fulmen.models.tensors import TensorSpec
 
 if not TYPE_CHECKING:  # to a type checker, any name would be there
@@ -31,8 +39,8 @@ if not TYPE_CHECKING:  # to a type checker, any name would be there
 
 __all__ = [
     "DTYPES",
+    "FOREIGN_QUANTIZATION",
     "GROUP_SIZES",
-    "HARMLESS",
     "M1",
     "M2",
     "Bits",
@@ -59,10 +67,12 @@ __all__ = [
     "count_tensors",
     "decode_bytes",
     "generation_cost",
+    "is_harmless",
     "kind_of",
     "multiplied_weights",
     "new_model",
     "num_elements",
     "prefill_flops",
+    "raise_foreign",
     "router_aux_loss",
 ]

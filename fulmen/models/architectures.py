@@ -1,9 +1,10 @@
 """From the family that a config.json names to its config class and its module."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
 
-from fulmen.families import KNOWN_ARCHITECTURES, family_of, names_in
+from fulmen.families import KNOWN_ARCHITECTURES, family_of, names_in, refusal_of
+from fulmen.files import shorten
 from fulmen.models.m1 import M1, M1Config
 from fulmen.models.m2 import M2, M2Config
 
@@ -16,14 +17,32 @@ _CONFIGS: Final[Mapping[str, type[M1Config] | type[M2Config]]] = {
 }
 
 
-def config_from_dict(values: Mapping[str, object], where: str = "config.json") -> Config:
-    """Return the config of either model that these fields of a config.json give."""
+def config_from_dict(
+    values: Mapping[str, object],
+    where: str = "config.json",
+    *,
+    ignore_config_fields: Collection[str] = (),
+) -> Config:
+    """Return the config of either model that these fields of a config.json give.
+
+    ignore_config_fields  names of fields that count as absent; one inside another as
+                          rope_scaling.factor. ValueError for one that the model needs.
+    """
+    if isinstance(ignore_config_fields, str):
+        raise ValueError("ignore_config_fields is one text, it must be a list of names")
+    names = names_in(values)
+    inner = values.get("text_config")  # where models of pictures keep what is a model of text
+    for name in (*names, *(names_in(inner) if isinstance(inner, Mapping) else ())):
+        if (refusal := refusal_of(name)) is not None:
+            raise ValueError(f"{where} is of {shorten(name, 80)}: {refusal}")
     family = family_of(values)
     if family is None:
-        found = ", ".join(name[:80] for name in names_in(values)[:3]) or "none"
+        found = ", ".join(shorten(name, 80) for name in names[:3]) or "none"
         known = " and ".join((", ".join(KNOWN_ARCHITECTURES[:-1]), KNOWN_ARCHITECTURES[-1]))
         raise ValueError(f"unknown architecture {found} in {where}, known are {known}")
-    return _CONFIGS[family].from_dict(values, where)
+    return _CONFIGS[family].from_dict(
+        values, where, ignore_config_fields=frozenset(ignore_config_fields)
+    )
 
 
 def new_model(config: Config) -> Model:

@@ -2,18 +2,24 @@
 
 A silently ignored field is how a model comes to speak nonsense (a rotary width, a decay, a norm
 nobody read), so the reader knows three kinds: fields a model takes, fields that cannot change its
-mathematics (`HARMLESS`), and fields whose other values it does not implement (`Fields.require`,
-and `NEUTRAL` for those of every transformers config). All else stops the load with a sentence, and
-so does a number that no model has (`LIMITS`).
+mathematics (`is_harmless`), and fields whose other values it does not implement (`Fields.require`,
+and `NEUTRAL` for those that other programs write). All else stops the load with a sentence, unless
+the caller names it as one to ignore, and so does a number that no model has (`LIMITS`).
 """
 
 import difflib
+import logging
 import math
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final, TypeVar, cast
 
 import torch
+
+from fulmen.files import shorten
+from fulmen.models.bookkeeping import NEUTRAL, TOKEN_IDS, is_harmless
+
+_logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -43,89 +49,6 @@ MAX_EXPERTS: Final = 2**16
 """Most experts in all layers together, four times M2's 62 x 256. Each is three to six tensors that
 a config predicts by name, which is work and memory even for weights that are not there."""
 
-HARMLESS = frozenset(
-    {
-        # Facts that every transformers config states about itself, its library and its task.
-        "_attn_implementation",
-        "_attn_implementation_autoset",
-        "_commit_hash",
-        "_name_or_path",
-        "architectures",
-        "auto_map",
-        "finetuning_task",
-        "gradient_checkpointing",
-        "id2label",
-        "initializer_range",
-        "is_decoder",
-        "label2id",
-        "model_type",
-        "pretraining_tp",
-        "problem_type",
-        "task_specific_params",
-        "tf_legacy_loss",
-        "tokenizer_class",
-        "torchscript",
-        "transformers_version",
-        "use_bfloat16",
-        # Chunks and outputs of transformers' forward pass.
-        "chunk_size_feed_forward",
-        "output_attentions",
-        "output_hidden_states",
-        "output_router_logits",
-        "return_dict",
-        "use_cache",
-        # Multi-token prediction, which M2's config declares and no release ships.
-        "mtp_transformer_layers",
-        "num_mtp_modules",
-        "use_mtp",
-        # Tokens; which of them end a text is generation_config.json's to say.
-        "bos_token_id",
-        "decoder_start_token_id",
-        "eos_token_id",
-        "pad_token_id",
-        "prefix",
-        "sep_token_id",
-        "unk_token_id",
-        # Sampling: transformers 4 kept it here, and its re-saved configs still hold it.
-        "bad_words_ids",
-        "begin_suppress_tokens",
-        "diversity_penalty",
-        "do_sample",
-        "early_stopping",
-        "encoder_no_repeat_ngram_size",
-        "exponential_decay_length_penalty",
-        "forced_bos_token_id",
-        "forced_eos_token_id",
-        "length_penalty",
-        "max_length",
-        "min_length",
-        "no_repeat_ngram_size",
-        "num_beam_groups",
-        "num_beams",
-        "num_return_sequences",
-        "output_scores",
-        "remove_invalid_values",
-        "repetition_penalty",
-        "return_dict_in_generate",
-        "suppress_tokens",
-        "temperature",
-        "top_k",
-        "top_p",
-        "typical_p",
-    }
-)
-"""Fields that say nothing about the mathematics of the forward pass."""
-
-NEUTRAL: Mapping[str, object] = {
-    "add_cross_attention": False,
-    "cross_attention_hidden_size": None,
-    "is_encoder_decoder": False,
-    "pruned_heads": {},
-    "tie_encoder_decoder": False,
-}
-"""Fields of every transformers 4 config that would change the model, and the value at which they
-do not."""
-
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -137,10 +60,55 @@ DTYPES = {
 class Fields:
     """Fields of one config.json, each taken once; `finish` refuses what is left."""
 
-    def __init__(self, values: Mapping[str, object], where: str) -> None:
-        self._left = {name: value for name, value in values.items() if name not in HARMLESS}
-        self._known: set[str] = set()
+    def __init__(
+        self,
+        values: Mapping[str, object],
+        where: str,
+        *,
+        ignored: Collection[str] = (),
+        prefix: str = "",
+    ) -> None:
+        """ignored  full names of fields that count as absent, for those that no model takes
+        prefix   full name of the field that holds these, with a dot at its end
+        """
         self.where = where
+        self._prefix = prefix
+        self._all_ignored = ignored
+        self._ignored = {name: value for name, value in values.items() if prefix + name in ignored}
+        self._left = {
+            name: value
+            for name, value in values.items()
+            if not is_harmless(name) and name not in self._ignored
+        }
+        if values.get("use_sliding_window") is False:
+            self._left.pop("sliding_window", None)  # a width that nobody uses
+        self._known: set[str] = set()
+        self._token_ids = {name: values.get(name) for name in TOKEN_IDS}
+
+    def inner(self, name: str, values: Mapping[str, object]) -> "Fields":
+        """Return the fields of an object that is the value of field `name`."""
+        return Fields(
+            values,
+            f"{name} in {self.where}",
+            ignored=self._all_ignored,
+            prefix=f"{self._prefix}{name}.",
+        )
+
+    def check_token_ids(self, vocab_size: int) -> None:
+        """Raise unless the fields that name tokens hold an id, a list of ids, or nothing.
+
+        Only an end of text must be in the vocabulary: others may name a token that no text has, and
+        -1 stands for none.
+        """
+        for name, value in self._token_ids.items():
+            largest = (vocab_size if name == "eos_token_id" else LIMITS["vocab_size"]) - 1
+            ids = value if isinstance(value, list | tuple) else [] if value is None else [value]
+            for token_id in ids:
+                if type(token_id) is not int or not -1 <= token_id <= largest:
+                    raise ValueError(
+                        f"{name} is {reprlib.repr(value)}, it must be a token's id or a list of "
+                        f"ids, each from 0 to {largest}, see {self.where}"
+                    )
 
     def peek(self, name: str) -> object:
         """Return the value of a field that has not been taken yet, or None."""
@@ -165,11 +133,16 @@ class Fields:
         found: T | None = None
         for spelling in (name, *also):
             self._known.add(spelling)
+            if self._ignored.get(spelling) is not None:
+                raise ValueError(
+                    f"{self._prefix}{spelling} cannot be ignored, the model needs it, see "
+                    f"{self.where}"
+                )
             value = self._left.pop(spelling, None)
             if value is None:
                 continue
             typed = self._typed(spelling, value, kind)
-            check_limit(name, typed, self.where, spelling)
+            check_limit(name, typed, spelling=spelling, where=self.where)
             if found is not None and typed != found:
                 raise ValueError(
                     f"{spelling} is {reprlib.repr(typed)} but {name} is {reprlib.repr(found)}, "
@@ -250,7 +223,7 @@ class Fields:
     def _take_rotation(self, name: str) -> tuple[float | None, float | None]:
         """Take rope_theta and partial_rotary_factor of one of transformers' two dictionaries."""
         values = cast(Mapping[str, object], self.take(name, dict, {}))
-        inner = Fields(values, f"{name} in {self.where}")
+        inner = self.inner(name, values)
         inner.require("rope_type", "default")
         inner.require("type", "default")
         theta = inner.take_optional("rope_theta", float)
@@ -260,24 +233,45 @@ class Fields:
 
     def finish(self) -> None:
         """Raise for the first field that is left over: it might change the mathematics."""
+        taken = sorted(self._known)
         for name, needed in NEUTRAL.items():
-            self.require(name, needed)
-        for name, value in self._left.items():
-            if value is None and name not in self._known:
-                continue
-            close = difflib.get_close_matches(name, self._known, n=1, cutoff=0.75)
-            hint = f"did you mean {close[0]}?" if close else "it might change the mathematics"
-            raise ValueError(
-                f"unknown field {name[:80]} = {reprlib.repr(value)} in {self.where}, {hint}"
-            )
+            if name not in self._known:
+                self.require(name, needed)
+        for name, value in self._ignored.items():
+            if value is not None and not is_harmless(name):
+                _logger.info(
+                    "%s: %s = %s is ignored, as asked",
+                    self.where,
+                    shorten(name, 80),
+                    reprlib.repr(value),
+                )
+        left = [
+            name for name, value in self._left.items() if value is not None or name in self._known
+        ]
+        if not left:
+            return
+        name = left[0]
+        close = difflib.get_close_matches(name[:80], taken, n=1, cutoff=0.75)
+        hint = f"did you mean {close[0]}?" if close else "it might change the mathematics"
+        others = ", ".join(shorten(other, 80) for other in left[1:6])
+        rest = f" and {len(left) - 6} more" if len(left) > 6 else ""
+        raise ValueError(
+            f"unknown field {shorten(name, 80)} = {reprlib.repr(self._left[name])} in "
+            f"{self.where}, {hint}"
+            + (f" (and {others}{rest}, unknown too)" if others else "")
+            + f"; --ignore-config-field {shorten(self._prefix + name, 120)} (in Python "
+            "ignore_config_fields) loads the model as if it were not there"
+        )
 
 
-def check_limit(name: str, value: object, where: str, spelling: str | None = None) -> None:
+def check_limit(
+    name: str, value: object, *, spelling: str | None = None, where: str | None = None
+) -> None:
     """Raise for an integer larger than `LIMITS` allows its field, however that was spelled."""
     limit = LIMITS.get(name)
     if limit is not None and isinstance(value, int) and value > limit:
         shown = str(value) if value < 10**30 else "more than 10^30"
         raise ValueError(
             f"{spelling or name} is {shown}, it must be at most {limit}, which is "
-            f"many times what any published model has, see {where}"
+            "many times what any published model has" + (f", see {where}" if where else "")
         )

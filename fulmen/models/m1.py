@@ -14,7 +14,7 @@ arXiv:2501.08313; field and tensor names are the checkpoint's.
 import functools
 import math
 import reprlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Final
 
@@ -27,7 +27,7 @@ from fulmen.models.cache import LightningStates
 from fulmen.models.causal_lm import CausalLM
 from fulmen.models.experts import SparseMoE
 from fulmen.models.layers import Context, LayerCache, Linear, RMSNorm, SoftmaxAttention, split_heads
-from fulmen.models.model_config import ModelConfig, check_config, to_dict
+from fulmen.models.model_config import ModelConfig, check_config, checked, to_dict
 from fulmen.models.spellings import read_m1
 from fulmen.models.tensors import (
     TensorSpec,
@@ -72,23 +72,29 @@ class M1Config(ModelConfig):
             if type(kind) is not int or kind not in (0, 1):
                 raise ValueError(
                     f"attn_type_list holds {reprlib.repr(kind)}, only 0 (lightning) and 1 "
-                    "(softmax) are known, see config.json"
+                    "(softmax) are known"
                 )
         if self.shared_intermediate_size < 0:
             raise ValueError(
                 f"shared_intermediate_size is {self.shared_intermediate_size}, it must be 0 (no "
-                "shared expert) or more, see config.json"
+                "shared expert) or more"
             )
         if self.shared_moe_mode not in ("sigmoid", "softmax"):
             raise ValueError(
                 f"shared_moe_mode is {reprlib.repr(self.shared_moe_mode)}, it must be 'sigmoid' or "
-                "'softmax', see config.json"
+                "'softmax'"
             )
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, object], where: str = "config.json") -> "M1Config":
+    def from_dict(
+        cls,
+        values: Mapping[str, object],
+        where: str = "config.json",
+        *,
+        ignore_config_fields: Collection[str] = (),
+    ) -> "M1Config":
         """Read the fields of a config.json, official or as transformers spells them."""
-        return cls(**read_m1(values, where))
+        return checked(cls, read_m1(values, where, ignore_config_fields), where)
 
     def to_dict(self) -> dict[str, object]:
         """Return the config.json of this model, in the official spelling."""

@@ -8,7 +8,7 @@ weights. A Llama block is the same block with one expert, no QK-norm and full ro
 `gguf.py` runs small free-form models.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,7 +19,7 @@ from fulmen.kernels import add_residual, residual_norm
 from fulmen.models.causal_lm import CausalLM
 from fulmen.models.experts import SparseMoE
 from fulmen.models.layers import Context, LayerCache, RMSNorm, SoftmaxAttention
-from fulmen.models.model_config import ModelConfig, check_config, to_dict
+from fulmen.models.model_config import ModelConfig, check_config, checked, to_dict
 from fulmen.models.spellings import read_m2
 from fulmen.models.tensors import (
     TensorSpec,
@@ -48,9 +48,15 @@ class M2Config(ModelConfig):
         check_config(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, object], where: str = "config.json") -> "M2Config":
+    def from_dict(
+        cls,
+        values: Mapping[str, object],
+        where: str = "config.json",
+        *,
+        ignore_config_fields: Collection[str] = (),
+    ) -> "M2Config":
         """Read the fields of a config.json: the official one, a re-export, or transformers 5's."""
-        return cls(**read_m2(values, where))
+        return checked(cls, read_m2(values, where, ignore_config_fields), where)
 
     def to_dict(self) -> dict[str, object]:
         """Return the config.json of this model, in the official spelling."""

@@ -2,8 +2,9 @@
 
 import math
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from typing import Any, TypeVar
 
 import torch
 
@@ -58,8 +59,10 @@ def take_shared(
     num_heads = given.take("num_attention_heads", int)
     head_dim = given.take("head_dim", int, hidden_size // max(num_heads, 1))
     theta, rotary_dim = given.take_rope(head_dim, rope_theta)
+    vocab_size = given.take("vocab_size", int)
+    given.check_token_ids(vocab_size)
     return {
-        "vocab_size": given.take("vocab_size", int),
+        "vocab_size": vocab_size,
         "hidden_size": hidden_size,
         "num_hidden_layers": given.take("num_hidden_layers", int),
         "num_attention_heads": num_heads,
@@ -123,18 +126,29 @@ def check_config(config: ModelConfig) -> None:
         ),
     ):
         if not holds:
-            raise ValueError(f"{sentence}, see config.json")
+            raise ValueError(sentence)
 
 
 def _check_number(name: str, value: object) -> None:
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{name} is {value}, it must be a finite number, see config.json")
+        raise ValueError(f"{name} is {value}, it must be a finite number")
     if name in LIMITS and type(value) is not int:
-        raise ValueError(f"{name} is {reprlib.repr(value)}, it must be an integer, see config.json")
-    check_limit(name, value, "config.json")
+        raise ValueError(f"{name} is {reprlib.repr(value)}, it must be an integer")
+    check_limit(name, value)
     is_positive = name in LIMITS or name in ("rope_theta", "rms_norm_eps")
     if is_positive and name not in _MAY_BE_ZERO and not value > 0:  # type: ignore[operator]
-        raise ValueError(f"{name} is {value}, it must be positive, see config.json")
+        raise ValueError(f"{name} is {value}, it must be positive")
+
+
+C = TypeVar("C")
+
+
+def checked(make: Callable[..., C], fields: Mapping[str, Any], where: str) -> C:
+    """Return the config that fields of a file make; where names the file in a ValueError."""
+    try:
+        return make(**fields)
+    except ValueError as error:
+        raise ValueError(f"{error}, see {where}") from None
 
 
 def to_dict(config: ModelConfig) -> Mapping[str, object]:

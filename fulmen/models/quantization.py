@@ -5,8 +5,9 @@ import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Final, cast
+from typing import Final, NoReturn, cast
 
+from fulmen.files import shorten
 from fulmen.kernels import WeightFormat, packed_bytes
 from fulmen.models.config import Fields
 
@@ -28,7 +29,7 @@ class Fp8Config:
         if len(block) != 2 or not all(type(n) is int and 0 < n <= MAX_BLOCK for n in block):
             raise ValueError(
                 f"weight_block_size is {reprlib.repr(list(block))}, it must be two positive "
-                f"integers of at most {MAX_BLOCK}, see quantization_config in config.json"
+                f"integers of at most {MAX_BLOCK}"
             )
 
     @cached_property
@@ -139,21 +140,133 @@ class PackedConfig:
 QuantizationConfig = Fp8Config | PackedConfig
 
 
+_FOREIGN: Final[Mapping[str, str]] = {
+    "aqlm": "AQLM",
+    "auto-round": "AutoRound",
+    "autoround": "AutoRound",
+    "awq": "AWQ",
+    "bitnet": "BitNet",
+    "bitsandbytes": "bitsandbytes",
+    "compressed-tensors": "compressed-tensors",
+    "eetq": "EETQ",
+    "exl2": "ExLlamaV2",
+    "exl3": "ExLlamaV3",
+    "fbgemm_fp8": "FBGEMM",
+    "gptq": "GPTQ",
+    "gptqmodel": "GPTQ",
+    "higgs": "HIGGS",
+    "hqq": "HQQ",
+    "mlx": "MLX",
+    "modelopt": "NVIDIA ModelOpt",
+    "modelopt_fp4": "NVIDIA ModelOpt",
+    "mxfp4": "MXFP4",
+    "mxfp8": "MXFP8",
+    "nvfp4": "NVFP4",
+    "quanto": "Quanto",
+    "quark": "AMD Quark",
+    "spqr": "SpQR",
+    "torchao": "torchao",
+    "vptq": "VPTQ",
+}
+"""Programs and formats of quantised weights that are not read, by their `quant_method`."""
+
+_FOREIGN_FIELDS: Final[Mapping[str, str]] = {
+    "quant_algo": "modelopt",
+    "producer": "modelopt",
+    "config_groups": "compressed-tensors",
+    "load_in_4bit": "bitsandbytes",
+    "load_in_8bit": "bitsandbytes",
+    "_load_in_4bit": "bitsandbytes",
+    "_load_in_8bit": "bitsandbytes",
+    "bnb_4bit_quant_type": "bitsandbytes",
+    "quant_type": "torchao",
+    "zero_point": "awq",
+    "w_bit": "awq",
+    "q_group_size": "awq",
+    "desc_act": "gptq",
+    "damp_percent": "gptq",
+    "checkpoint_format": "gptq",
+    "sym": "gptq",
+}
+"""Fields by which a quantisation is known that names no quant_method, the surest first."""
+
+FOREIGN_QUANTIZATION: Final = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
+"""Files in which ModelOpt, GPTQ and AWQ may keep what others write into config.json."""
+
+
 def take_quantization(given: Fields) -> QuantizationConfig | None:
-    """Take `quantization_config`; None when the weights are stored as they are."""
+    """Take `quantization_config`; None when the weights are stored as they are.
+
+    Raises ValueError for weights that another program has quantised, under any name of theirs.
+    """
+    # MLX writes the same twice; compressed-tensors' old name is the last.
+    for name in ("quantization", "quantization_config", "compression_config"):
+        found = given.peek(name)
+        if isinstance(found, str):
+            raise_foreign({"quant_method": found}, f"{name} in {given.where}")
+        if found and isinstance(found, Mapping) and _is_foreign(found, name):
+            raise_foreign(found, f"{name} in {given.where}")
+        if name != "quantization_config":
+            given.require(name, {})
     values = given.take_optional("quantization_config", dict)
     if values is None:
         return None
-    inner = Fields(cast(Mapping[str, object], values), f"quantization_config in {given.where}")
+    inner = given.inner("quantization_config", cast(Mapping[str, object], values))
     method = inner.take("quant_method", str, "fp8")
     if method not in ("fp8", PACKED_METHOD):
-        raise ValueError(
-            f"quant_method is {reprlib.repr(method)}, only 'fp8' and {PACKED_METHOD!r} are "
-            f"implemented, see {inner.where}"
-        )
-    config = _take_packed(inner) if method == PACKED_METHOD else _take_fp8(inner)
+        raise_foreign(values, inner.where)
+    try:
+        config = _take_packed(inner) if method == PACKED_METHOD else _take_fp8(inner)
+    except ValueError as error:
+        raise ValueError(_located(str(error), inner.where)) from None
     inner.finish()
     return config
+
+
+def _is_foreign(values: Mapping[str, object], name: str) -> bool:
+    method = values.get("quant_method")
+    if name == "quantization_config" and method in ("fp8", PACKED_METHOD):
+        return False
+    if name == "quantization_config" and method is None:
+        return "weight_block_size" not in values and _kind_of(values) is not None
+    return name != "quantization_config" or isinstance(method, str)
+
+
+def _kind_of(values: Mapping[str, object]) -> str | None:
+    """Return the name of another program's quantisation; None where nothing tells it."""
+    method = values.get("quant_method")
+    if isinstance(method, str):
+        return _FOREIGN.get(method.lower(), shorten(method, 60))
+    for field, found in _FOREIGN_FIELDS.items():
+        if field in values:
+            return _FOREIGN[found]
+    return "MLX" if "group_size" in values and "bits" in values else None
+
+
+def raise_foreign(values: Mapping[str, object], where: str) -> NoReturn:
+    """Raise the sentence that refuses weights which another program has quantised."""
+    details = [
+        shorten(value, 40)
+        for field in ("quant_algo", "format", "quant_type", "mode")
+        if isinstance(value := values.get(field), str)
+    ]
+    bits = values.get("bits", values.get("w_bit"))
+    details += [f"{bits} bits"] if type(bits) is int and 0 < bits < 100 else []
+    of = f" ({', '.join(details)})" if details else ""
+    method = values.get("quant_method")
+    found = ""
+    if isinstance(method, str):
+        known = f"'fp8' and {PACKED_METHOD!r}"
+        found = f"quant_method is {shorten(method, 60)!r}, only {known} are implemented: "
+    raise ValueError(
+        f"{found}the weights were quantised by {_kind_of(values) or 'another program'}{of}, which "
+        "Fulmen does not read; take the published FP8 model or a bfloat16 one, fulmen quantize "
+        f"rounds it to 8 or 4 bits, see {where}"
+    )
+
+
+def _located(sentence: str, where: str) -> str:
+    return sentence if sentence.endswith(f"see {where}") else f"{sentence}, see {where}"
 
 
 def _take_packed(given: Fields) -> PackedConfig:
@@ -173,6 +286,11 @@ def _take_fp8(given: Fields) -> Fp8Config:
     given.require("expert_dtype", "fp8")
     given.require("modules_to_convert", None)
     given.require("dequantize", False)
+    if given.peek("weight_block_size") is None:
+        raise ValueError(
+            "weight_block_size is missing: only FP8 with a scale for each block is read, as the "
+            "published models have it, 128 x 128"
+        )
     block = given.take("weight_block_size", list)
     # Without a list, transformers leaves the head as it is; its router is never converted.
     modules = given.take(

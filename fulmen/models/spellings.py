@@ -7,7 +7,7 @@ width. A file may use both spellings where they agree.
 
 import logging
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final, TypeVar
 
 from fulmen.models.config import Fields, check_limit
@@ -17,15 +17,8 @@ _logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_UNUSED: Final[Mapping[str, object]] = {
-    "sliding_window": None,
-    "attention_dropout": 0.0,
-    "attention_bias": False,
-    "hidden_act": "silu",
-}
-"""Fields of both models of which one value is implemented."""
-
-_M1_UNUSED: Final[Mapping[str, object]] = {"mlp_bias": False}
+_UNUSED: Final[Mapping[str, object]] = {"hidden_act": "silu"}
+"""Fields of both models of which one value is implemented, besides `NEUTRAL`."""
 
 _M2_UNUSED: Final[Mapping[str, object]] = {
     "scoring_func": "sigmoid",
@@ -49,9 +42,11 @@ _GAINS: Final = {
 """Branches that have an alpha and a beta, in the official spelling and in transformers'."""
 
 
-def read_m1(values: Mapping[str, object], where: str) -> dict[str, Any]:
+def read_m1(
+    values: Mapping[str, object], where: str, ignored: Collection[str] = ()
+) -> dict[str, Any]:
     """Return the fields of an `M1Config` that a config.json gives in either spelling."""
-    given = Fields(values, where)
+    given = Fields(values, where, ignored=ignored)
     is_hf = _is_hf(values)
     shared: dict[str, Any] = take_shared(
         given,
@@ -60,7 +55,7 @@ def read_m1(values: Mapping[str, object], where: str) -> dict[str, Any]:
         max_position_embeddings=10_240_000,
     )
     num_layers = shared["num_hidden_layers"]
-    for name, needed in {**_UNUSED, **_M1_UNUSED}.items():
+    for name, needed in _UNUSED.items():
         given.require(name, needed)
     # The canonical chunk is 64 tokens whatever the file says; the result does not depend on it.
     given.take("block_size", int, 256, also=("block",))
@@ -92,12 +87,14 @@ def read_m1(values: Mapping[str, object], where: str) -> dict[str, Any]:
     return shared | m1
 
 
-def read_m2(values: Mapping[str, object], where: str) -> dict[str, Any]:
+def read_m2(
+    values: Mapping[str, object], where: str, ignored: Collection[str] = ()
+) -> dict[str, Any]:
     """Return the fields of an `M2Config`: from the official file, a re-export, or transformers 5's.
 
     M2's two spellings differ in a few names only.
     """
-    given = Fields(values, where)
+    given = Fields(values, where, ignored=ignored)
     shared: dict[str, Any] = take_shared(
         given, rope_theta=5_000_000.0, rms_norm_eps=1e-6, max_position_embeddings=196_608
     )
@@ -140,7 +137,7 @@ def _one_number(given: Fields, name: str, num_layers: int, default: int | None =
     elif len(set(values)) > 1:
         problem = "differs from layer to layer, only one value for all is implemented"
     else:
-        check_limit(name, values[0], given.where)
+        check_limit(name, values[0], where=given.where)
         return int(values[0])
     raise ValueError(f"{name} {problem}, see {given.where}")
 

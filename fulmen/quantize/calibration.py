@@ -60,7 +60,11 @@ class Calibration:
         assert isinstance(config.quantization_config, PackedConfig)
         self.checkpoint, self.config = checkpoint, config
         self.quantization = config.quantization_config
-        self._model = stream_model(checkpoint.path, dtype=config.torch_dtype)
+        self._model = stream_model(
+            checkpoint.path,
+            dtype=config.torch_dtype,
+            ignore_config_fields=checkpoint.ignore_config_fields,
+        )
         packed = Packed.of(in_sequences(input_ids, config))
         self._model.check(packed, None)
         cos, sin = rotary_angles(packed.positions, config.rotary_dim, config.rope_theta)

@@ -27,7 +27,7 @@ from torch import Tensor
 from fulmen.catalog import OnProgress
 from fulmen.checkpoints import CONFIG, INDEX, SINGLE, Checkpoint, read_metadata
 from fulmen.files import parse_json, read_json, replacing, write_text
-from fulmen.models import HARMLESS, Bits, Config, Fp8Config, PackedConfig, TensorSpec
+from fulmen.models import Bits, Config, Fp8Config, PackedConfig, TensorSpec, is_harmless
 from fulmen.quantize.calibration import MIN_TOKENS, Calibration
 from fulmen.quantize.container import in_file_order, num_bytes, write_container
 from fulmen.quantize.rounding import FP8_BLOCK, Rounded, check_rounded, round_rows
@@ -119,17 +119,19 @@ def quantize_checkpoint(
     *,
     calibration_ids: Sequence[int] | None = None,
     on_progress: OnProgress | None = None,
+    ignore_config_fields: Sequence[str] = (),
 ) -> dict[str, float]:
     """Write the folder `out`, or continue where an interrupted run stopped.
 
     source           a checkpoint folder or a GGUF file
     calibration_ids  a text; matrices are then rounded for the inputs it gives them (GPTQ)
     on_progress      called with the bytes written so far and in all
+    ignore_config_fields  names of fields of the source's config.json that count as absent
 
     Returns |rounded - original| / |original| of every rounded tensor. Raises ValueError for a
     source that does not load, and for an `out` that holds anything but the same run.
     """
-    checkpoint = Checkpoint.open_whole(source)
+    checkpoint = Checkpoint.open_whole(source, ignore_config_fields=ignore_config_fields)
     if isinstance(checkpoint.config.quantization_config, PackedConfig):
         raise ValueError(f"{source} is quantised already, the original checkpoint is needed")
     if calibration_ids is not None:
@@ -303,7 +305,7 @@ def _finish(checkpoint: Checkpoint, config: Config, shards: list[_Shard], out: P
                 with file.open("rb") as original, replacing(out / file.name) as copy:
                     shutil.copyfileobj(original, copy)
         original_config = read_json(folder / CONFIG)
-        values = {name: value for name, value in original_config.items() if name in HARMLESS}
+        values = {name: value for name, value in original_config.items() if is_harmless(name)}
     if len(shards) > 1:
         total = sum(num_bytes(spec) for shard in shards for spec in shard.specs)
         weight_map = {spec.name: shard.file for shard in shards for spec in shard.specs}

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from fulmen.sessions.chunks import load_tensors
 from fulmen.sessions.locks import lock_file
+from fulmen.sessions.names import name_like
 from fulmen.sessions.objects import (
     FOLDERS,
     MAX_CHUNK_BYTES,
@@ -191,7 +192,7 @@ def _name_for_stray(store: SessionStore, path: Path) -> str | None:
         store.turns(read_state(read_file(path, MAX_STATE_BYTES), path))
     except (ValueError, FileNotFoundError):
         return None
-    stem = re.sub(r"[^A-Za-z0-9._-]", "-", path.stem).lstrip("._-")[:90] or "session"
+    stem = name_like(path.stem)
     return next(
         name
         for number in count(1)

@@ -54,7 +54,15 @@ class Session:
         self.transcript = Transcript(llm.format, llm.tokenizer, keep_thoughts=keep_thoughts)
         self._stored: list[tuple[Turn, StoredTurn]] = []
         """Turns of the transcript that are in the store, and what they are there"""
-        for turn in store.turns(self.state):
+        vocab_size = llm.engine.model.config.vocab_size
+        for number, turn in enumerate(store.turns(self.state), 1):
+            strange = [token_id for token_id in turn.new_ids if token_id >= vocab_size]
+            if strange and self.state.fingerprint == llm.origin.model:
+                raise ValueError(
+                    f"session {self.state.name!r} holds the token id {strange[0]} in turn "
+                    f"{number}, the model has ids from 0 to {vocab_size - 1}; fulmen sessions "
+                    f"rewind {self.state.name} --turn {number - 1} goes back to before it"
+                )
             read = read_stored(turn, llm)
             self.transcript.turns.append(read)
             self._stored.append((read, turn))

@@ -16,11 +16,10 @@ in a store; here a bad file is an error of the one session that needs it.
 
 import logging
 import os
-import re
 import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -28,8 +27,10 @@ from typing import Any
 
 from fulmen.engine import Origin, PrefixCache, known_states
 from fulmen.files import write_text
+from fulmen.sampling import shown
 from fulmen.sessions.chunks import Chunks
 from fulmen.sessions.locks import lock_file
+from fulmen.sessions.names import is_name, read_name
 from fulmen.sessions.objects import (
     FOLDERS,
     MAX_CHUNK_BYTES,
@@ -53,8 +54,6 @@ from fulmen.sessions.records import (
 )
 
 logger = logging.getLogger(__name__)
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +85,7 @@ class SessionStore:
         times = {
             path.stem: status.st_mtime_ns
             for path, status in self._entries()
-            if path.suffix == ".json" and _NAME.fullmatch(path.stem)
+            if path.suffix == ".json" and is_name(path.stem)
         }
         return sorted(times, key=lambda name: -times[name])
 
@@ -96,7 +95,7 @@ class SessionStore:
             path.name
             for path, _ in self._entries()
             if not is_leftover(path.name)
-            and not (path.suffix in (".json", ".lock") and _NAME.fullmatch(path.stem))
+            and not (path.suffix in (".json", ".lock") and is_name(path.stem))
         )
 
     def has(self, name: str) -> bool:
@@ -116,7 +115,7 @@ class SessionStore:
         with self.locked():
             self._check_free(name)
             state = SessionState(
-                name=name, model=model, fingerprint=fingerprint, created=time.time()
+                name=read_name(name), model=model, fingerprint=fingerprint, created=time.time()
             )
             self.write_state(state)
         return state
@@ -129,7 +128,7 @@ class SessionStore:
         with self.locked():
             self._check_free(new)
             state = self._rewound(self.state(name), num_turns, num_kept)
-            state = replace(state, name=new, created=time.time())
+            state = replace(state, name=read_name(new), created=time.time())
             self.write_state(state)
         return state
 
@@ -303,12 +302,7 @@ class SessionStore:
     def state_path(self, name: str) -> Path:
         """Return where a session's state is, or would be. Raises ValueError for a name that no
         session can have."""
-        if not _NAME.fullmatch(name):
-            raise ValueError(
-                f"{name!r} cannot name a session, it must be letters, digits, dots, dashes and "
-                "underscores, up to 100, a letter or digit first"
-            )
-        return store_folder(self.root, "sessions") / f"{name}.json"
+        return store_folder(self.root, "sessions") / f"{read_name(name)}.json"
 
     def lock_path(self, name: str) -> Path:
         """Return the file that is locked while a session is talked to."""
@@ -354,8 +348,9 @@ class SessionStore:
     def _entry(self, name: str) -> Path:
         """Find what `remove` may remove: a session's file, or a stray by its name, with or without
         its .json."""
-        if _NAME.fullmatch(name) and self.has(name):
-            return self.state_path(name)
+        with suppress(ValueError):  # no name of a session, but perhaps a stray's
+            if self.has(name):
+                return self.state_path(name)
         strays = self.strays()
         for stray in (name, f"{name}.json"):
             if stray in strays:
@@ -463,7 +458,7 @@ def _chunks_of(turns: Sequence[StoredTurn]) -> list[str]:
 
 
 def _no_session(name: str) -> ValueError:
-    return ValueError(f"there is no session {name!r}, fulmen sessions list shows all")
+    return ValueError(f"there is no session {shown(name)}, fulmen sessions list shows all")
 
 
 def _num_shared(first: Sequence[int], second: Sequence[int]) -> int:

@@ -3,7 +3,10 @@
 import hashlib
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -23,8 +26,11 @@ from fulmen.catalog.cards import (
     list_cards,
     published_config,
 )
-from fulmen.catalog.resolve import pull, resolve
+from fulmen.catalog.resolve import _logger, pull, resolve
+from fulmen.chat import get_format
+from fulmen.chat.m2 import MiniMaxM2
 from fulmen.checkpoints import gguf, load_model, read_config
+from fulmen.families import refusal_of
 from fulmen.models.flops import checkpoint_bytes, count_parameters
 from fulmen.models.m1 import M1Config
 from fulmen.models.m2 import M2Config
@@ -36,6 +42,7 @@ NAMES = [
     "minimax-m2",
     "minimax-m2.1",
     "minimax-m2.5",
+    "minimax-m2.7",
     "smollm2",
 ]
 
@@ -175,11 +182,87 @@ def test_the_paper_of_m1_has_its_title_and_all_its_authors() -> None:
 
 
 def test_m2_cards_have_no_fixed_thinking_budget_and_recommend_top_k_40() -> None:
-    for name in ("minimax-m2", "minimax-m2.1", "minimax-m2.5"):
+    for name in ("minimax-m2", "minimax-m2.1", "minimax-m2.5", "minimax-m2.7"):
         card = get_card(name)
         assert card.thinking_budget is None
         assert card.sampling.top_k == 40
         assert "none fixed" in render_card(card)
+
+
+@pytest.mark.parametrize(
+    ("name", "release"),
+    [
+        ("minimax-m2", None),
+        ("minimax-m2.1", "M2.1"),
+        ("minimax-m2.5", "M2.5"),
+        ("minimax-m2.7", "M2.7"),
+    ],
+)
+def test_m2_cards_have_the_system_sentence_of_their_release(name: str, release: str | None) -> None:
+    sentence = "You are a helpful assistant."
+    if release is not None:
+        sentence += f" Your name is MiniMax-{release} and is built by MiniMax."
+    card, format = get_card(name), get_format(name)
+    assert isinstance(format, MiniMaxM2)
+    assert card.system == format.model_identity == sentence
+    for language in LANGUAGES:
+        assert sentence in one_line(render_card(card, language))
+
+
+def test_m2_7_has_a_longer_context_and_a_licence_for_non_commercial_use() -> None:
+    card, config = get_card("MiniMaxAI/MiniMax-M2.7"), published_config("minimax-m2.7")
+    assert card.context == config.max_position_embeddings == 204_800
+    assert config == replace(published_config("minimax-m2"), max_position_embeddings=204_800)
+    assert not card.is_commercial
+    assert card.licence == "non-commercial"
+    assert "written consent" in card.text["en"].licence
+    assert "nicht kommerziell" in card.text["de"].licence
+    assert [other.name for other in list_cards() if not other.is_commercial] == [card.name]
+
+
+OTHERS = [
+    "minimax-m3",
+    "m3",
+    "MiniMaxAI/MiniMax-M3",
+    "minimaxai/minimax-m3@main",
+    "MiniMaxAI/MiniMax-M3-DSpark",
+    "MiniMaxAI/MiniMax-M3.1",
+    "unsloth/MiniMax-M3-GGUF",
+    "MiniMaxAI/MiniMax-VL-01",
+    "minimax-vl-01",
+    "abab6.5s",
+    "MiniMax-M2-her",
+]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_minimax_model_that_fulmen_does_not_run_is_refused_by_name(name: str) -> None:
+    for use in (resolve, get_card, find_config, pull):
+        with pytest.raises(
+            ValueError, match=f"^{re.escape(name)} is not in the catalog: "
+        ) as error:
+            use(name)
+        assert "Fulmen runs MiniMax-M1, MiniMax-Text-01 and MiniMax-M2" in str(error.value)
+        assert ("M3 is another architecture" in str(error.value)) == ("m3" in name.lower())
+
+
+@pytest.mark.parametrize("name", ["MiniMax-Text-01", "MiniMaxAI/MiniMax-Text-01"])
+def test_text_01_is_said_to_run_as_m1_does(name: str) -> None:
+    with pytest.raises(ValueError, match="is run as M1 is: name MiniMaxAI/MiniMax-Text-01"):
+        get_card(name)
+
+
+@pytest.mark.parametrize("name", ["BAAI/bge-m3", "org/m3e-base", "org/my-minimax-m3-notes"])
+def test_other_names_are_not_taken_for_m3(name: str) -> None:
+    assert refusal_of(name) is None
+
+
+@pytest.mark.parametrize("name", ["x" * 10**6, "a/" + "b" * 10**6, "\0" * 9, "~" + "q" * 10**5])
+def test_a_name_of_any_length_is_a_short_sentence(name: str) -> None:
+    for use in (resolve, get_card, find_config):
+        with pytest.raises(ValueError, match=r"\S") as error:
+            use(name)
+        assert len(str(error.value)) < 1000
 
 
 def test_smollm2_says_that_it_is_no_minimax_model() -> None:
@@ -518,6 +601,69 @@ def test_a_gated_repository_tells_how_to_get_in(hub: Hub) -> None:
     hub.gated = True
     with pytest.raises(ValueError, match="only to accounts that accepted its terms"):
         resolve("org/model")
+
+
+def test_a_licence_that_forbids_commercial_use_is_shown_before_anything_is_fetched(
+    hub: Hub, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked_before = []
+    warn = _logger.warning
+
+    def note(*args: object) -> None:
+        asked_before.append(list(hub.asked))
+        warn(*args)
+
+    monkeypatch.setattr(_logger, "warning", note)
+    card = replace(get_card("minimax-m2.7"), hub="org/model")
+    monkeypatch.setattr(catalog, "_cards", lambda: {card.name: card})
+    for name in ("minimax-m2.7", "org/model", "ORG/model@main"):
+        hub.asked.clear()
+        folder = resolve(name.replace("ORG", "org"))
+        assert folder.is_dir()
+    (message,) = caplog.messages  # once: what is here needs no download
+    assert message.startswith("MiniMax-M2.7 is not free for commercial use; its licence is non-com")
+    assert "\n" not in message
+    assert asked_before == [[]]
+    (folder / "model-00002-of-00002.safetensors").resolve().unlink()
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    resolve("org/model")
+    assert caplog.messages == [message] * 2
+
+
+def test_a_licence_is_shown_without_a_network_too(
+    hub: Hub, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, count in (("minimax-m2.7", 1), ("MiniMaxAI/MiniMax-M2.7@main", 1), ("minimax-m2", 0)):
+        caplog.clear()
+        with pytest.raises(ValueError, match="is not complete on this machine"):
+            resolve(name)
+        assert len(caplog.messages) == count
+
+
+def test_a_full_disk_is_named_during_a_download(hub: Hub, tmp_path: Path) -> None:
+    program = """
+import resource, sys
+from huggingface_hub import constants
+from fulmen.catalog import resolve
+constants.ENDPOINT, constants.HF_HUB_CACHE, constants.HF_HUB_DISABLE_XET = *sys.argv[1:], True
+constants.HUGGINGFACE_CO_URL_TEMPLATE = sys.argv[1] + "/{repo_id}/resolve/{revision}/{filename}"
+resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+try:
+    resolve("org/model")
+except ValueError as error:
+    print(error)
+"""
+    address = f"http://127.0.0.1:{hub.server_address[1]}"
+    run = subprocess.run(
+        [sys.executable, "-c", program, address, str(tmp_path / "hub")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("org/model is not complete: ")
+    assert str(tmp_path / "hub") in run.stdout
+    assert "file too large; make room" in run.stdout
 
 
 def test_a_repository_of_pickles_is_refused(hub: Hub) -> None:

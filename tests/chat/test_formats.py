@@ -2,12 +2,21 @@
 
 import json
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fulmen.chat import ContentDelta, TemplateFormat, Tokenizer, ToolCall, get_format, load_format
+from fulmen.chat import (
+    ContentDelta,
+    Message,
+    TemplateFormat,
+    Tokenizer,
+    ToolCall,
+    get_format,
+    load_format,
+)
 from fulmen.chat.m1 import MiniMaxM1
 from fulmen.chat.m2 import MiniMaxM2
 from tests.chat.helpers import TOOLS, stream, template
@@ -145,6 +154,13 @@ def test_the_other_model_s_template_is_warned_of(
     assert "is a minimax_m2 checkpoint with the chat template of minimax_m1" in message
 
 
+@pytest.mark.parametrize("model_type", ["minimax_m3", "minimax_m3_vl", "minimax_vl_01"])
+def test_the_format_of_another_architecture_is_not_guessed(model_type: str, tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path, model_type, jinja=template("minimax-m2.jinja"))
+    with pytest.raises(ValueError, match=f"is of {model_type}: .*; Fulmen runs MiniMax-M1"):
+        load_format(folder)
+
+
 def test_a_folder_that_says_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not a folder"):
         load_format(tmp_path / "missing")
@@ -173,6 +189,79 @@ def test_templates_get_plain_dicts() -> None:
     ]
     text = json.dumps(expected, ensure_ascii=False) + json.dumps(TOOLS, ensure_ascii=False) + "B"
     assert format_.render(messages, TOOLS) == text
+
+
+ANY_FORMAT = {
+    "m1": get_format("minimax_m1"),
+    "m2": get_format("minimax_m2"),
+    "chatml": TemplateFormat(CHATML),
+    "banana": TemplateFormat("{{ messages | tojson }}banana 'banana'"),
+}
+
+
+@pytest.mark.parametrize("name", ANY_FORMAT)
+def test_a_conversation_without_messages_is_refused_by_every_format(name: str) -> None:
+    tokenizer = Tokenizer(small_tokenizer())
+    for encode in (ANY_FORMAT[name].encode, ANY_FORMAT[name].encode_history):
+        nothings: list[Iterable[Message]] = [[], (), iter(())]
+        for nothing in nothings:
+            with pytest.raises(ValueError, match="has no messages, at least one is needed"):
+                encode(nothing, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("role", ["banana", "", "User", "ai", None, 5, ["user"], "x" * 10**6])
+@pytest.mark.parametrize("name", ANY_FORMAT)
+def test_a_role_that_nobody_knows_is_refused_by_every_format(name: str, role: object) -> None:
+    with pytest.raises(ValueError, match=r"^role is .*, it must be one of system, user, ") as error:
+        ANY_FORMAT[name].render([QUESTION, {"role": role, "content": "x"}])
+    assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize("name", ANY_FORMAT)
+def test_who_rules_a_system_prompt_has_many_names(name: str) -> None:
+    format = ANY_FORMAT[name]
+    system = format.render([{"role": "system", "content": "rule"}, QUESTION])
+    for role in ("developer", "root"):
+        assert format.render([{"role": role, "content": "rule"}, QUESTION]) == system
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "message.role == 'root'",
+        "messages[0]['role'] == \"root\"",
+        "m.role=='root'",
+        "m.role != 'root'",
+        "m['role'] in ['x', 'root']",
+        "m.role not in ('root', 'y')",
+    ],
+)
+def test_a_role_that_the_template_compares_with_is_its_own(test: str) -> None:
+    format = TemplateFormat("{{ messages[0].role }}{% if false and " + test + " %}{% endif %}")
+    assert format.render([{"role": "root", "content": "x"}]) == "root"
+    with pytest.raises(ValueError, match="role is 'rooted'"):
+        format.render([{"role": "rooted", "content": "x"}])
+
+
+@pytest.mark.parametrize("kind", ["image", "image_url", "document", "input_audio", "file"])
+@pytest.mark.parametrize("name", ANY_FORMAT)
+def test_pictures_sounds_and_files_are_refused_by_every_format(name: str, kind: str) -> None:
+    part = {"type": kind, kind: {"url": "data:"}}
+    text = {"type": "text", "text": "see"}
+    call = {"type": "tool_use", "id": "a", "name": "f", "input": {}}
+    result = {"type": "tool_result", "tool_use_id": "a", "content": [text, part]}
+    asked: dict[str, list[dict[str, Any]]] = {
+        "user": [{"role": "user", "content": [text, part]}],
+        "assistant": [QUESTION, {"role": "assistant", "content": [part]}],
+        "tool": [
+            QUESTION,
+            {"role": "assistant", "content": [call]},
+            {"role": "user", "content": [result]},
+        ],
+    }
+    for role, messages in asked.items():
+        with pytest.raises(ValueError, match=f"{role} message has a part of type {kind}, these m"):
+            ANY_FORMAT[name].render(messages)
 
 
 def test_templates_get_calls_of_our_own_type_as_dicts() -> None:

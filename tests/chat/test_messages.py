@@ -1,5 +1,6 @@
 """Messages of callers, read into one shape or refused with one sentence."""
 
+import json
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from fulmen.chat import (
     Message,
     ProblemFound,
     Reply,
+    TemplateFormat,
     ThinkingDelta,
     Tool,
     ToolCall,
@@ -20,7 +22,7 @@ from fulmen.chat import (
     read_tools,
     sum_events,
 )
-from tests.chat.helpers import content_with_thinking
+from tests.chat.helpers import M1, M2, content_with_thinking
 
 
 def read(message: dict[str, Any]) -> Message:
@@ -131,9 +133,199 @@ def test_results_are_put_in_the_order_of_their_calls() -> None:
     assert [m.content for m in read_messages([answer, *unnamed])] == ["", "x", "y"]
 
 
+# Anthropic's blocks.
+
+USE_A = {"type": "tool_use", "id": "toolu_a", "name": "f", "input": {"x": 1}}
+USE_B = {"type": "tool_use", "id": "toolu_b", "name": "g", "input": {}}
+CALLS = {
+    "role": "assistant",
+    "content": [
+        {"type": "thinking", "thinking": "hm", "signature": "s"},
+        {"type": "text", "text": "so"},
+        USE_A,
+        USE_B,
+    ],
+}
+
+
+def result(id: str, content: Any = "r", **more: Any) -> dict[str, Any]:
+    return {"type": "tool_result", "tool_use_id": id, "content": content, **more}
+
+
+def test_anthropic_s_history_is_openai_s_in_blocks() -> None:
+    text = {"type": "text", "text": "go on", "cache_control": {"type": "ephemeral"}}
+    anthropic: list[dict[str, Any]] = [
+        {"role": "user", "content": [{"type": "text", "text": "q"}]},
+        CALLS,
+        {"role": "user", "content": [text, result("toolu_b", "rb"), result("toolu_a", "ra")]},
+        {"role": "assistant", "content": [{"type": "redacted_thinking", "data": "x"}, USE_A]},
+        {"role": "user", "content": [result("toolu_a", None)]},
+    ]
+    functions = [{"name": "f", "arguments": '{"x": 1}'}, {"name": "g", "arguments": "{}"}]
+    openai: list[dict[str, Any]] = [
+        {"role": "user", "content": "q"},
+        {
+            "role": "assistant",
+            "content": "so",
+            "reasoning_content": "hm",
+            "tool_calls": [
+                {"id": "toolu_a", "type": "function", "function": functions[0]},
+                {"id": "toolu_b", "type": "function", "function": functions[1]},
+            ],
+        },
+        {"role": "tool", "tool_call_id": "toolu_b", "content": "rb"},
+        {"role": "tool", "tool_call_id": "toolu_a", "content": "ra"},
+        {"role": "user", "content": "go on"},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"id": "toolu_a", "type": "function", "function": functions[0]}],
+        },
+        {"role": "tool", "tool_call_id": "toolu_a", "content": ""},
+    ]
+
+    def ids_of(calls: tuple[ToolCall, ...]) -> list[str | None]:
+        return [call.id for call in calls]
+
+    def seen(messages: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+        return [
+            (m.role, m.content, m.thinking, m.tool_calls, m.tool_call_id, ids_of(m.tool_calls))
+            for m in read_messages(messages)
+        ]
+
+    assert seen(anthropic) == seen(openai)
+    assert [row[0] for row in seen(anthropic)] == [
+        *("user", "assistant", "tool", "tool", "user", "assistant", "tool")
+    ]
+    assert [row[1] for row in seen(anthropic)] == ["q", "so", "ra", "rb", "go on", "", ""]
+    for format in (M1, M2, TemplateFormat("{{ messages | tojson }}")):
+        texts = [m | {"content": m["content"] or ""} for m in openai]
+        if isinstance(format, TemplateFormat):  # which is handed the dicts themselves
+            shown = [json.loads(format.render(messages)) for messages in (anthropic, openai)]
+            assert shown[0] == shown[1]
+            assert [m.get("tool_call_id") for m in shown[0]][2:4] == ["toolu_a", "toolu_b"]
+        else:
+            plain = [m for m in anthropic if m]
+            assert "ra" in format.render(plain)
+            assert format.render(plain).count("go on") == format.render(texts).count("go on") == 1
+
+
+@pytest.mark.parametrize(
+    ("block", "content"),
+    [
+        (result("toolu_a", "text"), "text"),
+        ({"type": "tool_result", "tool_use_id": "toolu_a"}, ""),
+        (result("toolu_a", []), ""),
+        (result("toolu_a", [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]), "ab"),
+        (result("toolu_a", "no such file", is_error=True), "Error: no such file"),
+        (result("toolu_a", "Error: no", is_error=True), "Error: no"),
+        (result("toolu_a", None, is_error=True), "Error"),
+        (result("toolu_a", [{"type": "text", "text": "a"}], is_error=True), "Error: a"),
+        (result("toolu_a", "fine", is_error=False), "fine"),
+        (result("toolu_a", [{"type": "tool_reference", "tool_name": "g"}]), '"tool_name": "g"'),
+    ],
+)
+def test_a_result_in_a_block_is_read(block: dict[str, Any], content: str) -> None:
+    messages = read_messages([CALLS, {"role": "user", "content": [block]}])
+    assert [message.role for message in messages] == ["assistant", "tool"]
+    assert messages[1].tool_call_id == "toolu_a"
+    assert content in messages[1].content
+    if content != '"tool_name": "g"':
+        assert messages[1].content == content
+
+
 @pytest.mark.parametrize(
     ("message", "sentence"),
     [
+        ({"role": "user", "content": [USE_A]}, "a user message has a tool_use block, only assist"),
+        ({"role": "system", "content": [USE_A]}, "a system message has a tool_use block"),
+        (
+            {"role": "assistant", "content": [result("toolu_a")]},
+            "an assistant message has a tool_result block, only user messages may",
+        ),
+        ({"role": "user", "content": [result("zzz")]}, "tool_call_id zzz matches no call"),
+        ({"role": "user", "content": [result(5)]}, "tool_use_id is 5, it must be text"),  # type: ignore[arg-type]
+        ({"role": "user", "content": [result("toolu_a", is_error="yes")]}, "is_error is 'yes'"),
+        (
+            {"role": "user", "content": [result("toolu_a", [{"type": "image", "source": {}}])]},
+            "content of a tool message has a part of type image, these models read only text parts",
+        ),
+        (
+            {"role": "user", "content": [result("toolu_a"), {"type": "document", "source": {}}]},
+            "content of a user message has a part of type document",
+        ),
+        ({"role": "assistant", "content": [{"type": "image"}]}, "an assistant message has a part"),
+        ({"role": "assistant", "content": [{"type": "server_tool_use"}]}, "type server_tool_use"),
+        ({"role": "assistant", "content": [{"type": "tool_use"}]}, "a tool call has the name None"),
+        (
+            {"role": "assistant", "content": [{**USE_A, "input": [1]}]},
+            "the arguments of the call of f are [1], they must be a JSON object",
+        ),
+        ({"role": "assistant", "content": [{**USE_A, "id": 5}]}, "id is 5, it must be text"),
+        ({"role": "assistant", "content": [{"type": "thinking"}, USE_A]}, "part of type thinking"),
+    ],
+)
+def test_a_block_that_cannot_be_read_is_one_sentence(message: Any, sentence: str) -> None:
+    with pytest.raises(ValueError, match=r"^[^A-Z\n]") as refused:
+        read_messages([CALLS, message])
+    assert sentence in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+HUGE = "x" * 10**6
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"role": HUGE}],
+        [{"role": "user", "content": [{"type": HUGE}]}],
+        [{"role": "user", "content": [{HUGE: 1}]}],
+        [{"role": "user", "content": [{str(i): 1 for i in range(10**5)}]}],
+        [{"role": "assistant", "tool_calls": [call("{" + HUGE)]}],
+        [{"role": "assistant", "tool_calls": [call('{"a": ' + HUGE)]}],
+        [{"role": "assistant", "tool_calls": [call("9" * 10**6)]}],
+        [{"role": "assistant", "tool_calls": [call('{"a": 1e' + "9" * 10**6 + "}")]}],
+        [{"role": "assistant", "tool_calls": [call("[" * 10**6)]}],
+        [{"role": "assistant", "tool_calls": [{"name": HUGE, "arguments": "{"}]}],
+        [{"role": "assistant", "tool_calls": [{"name": HUGE, "arguments": [1]}]}],
+        [{"role": "assistant", "tool_calls": [{"name": {HUGE: 1}}]}],
+        [{"role": "assistant", "tool_calls": [call(id={HUGE: 1})]}],
+        [CALLS, {"role": "tool", "tool_call_id": HUGE, "content": ""}],
+        [CALLS, {"role": "user", "content": [result(HUGE)]}],
+        [
+            {"role": "assistant", "tool_calls": [call(id=f"{i}{'y' * 100}") for i in range(9999)]},
+            {"role": "tool", "tool_call_id": "z", "content": ""},
+        ],
+        [{"role": "tool", "tool_call_id": [HUGE]}],
+        [{"role": "user", "content": [result("a", is_error=HUGE)]}],
+    ],
+)
+def test_a_sentence_stays_short_however_much_was_sent(messages: list[dict[str, Any]]) -> None:
+    with pytest.raises(ValueError, match=r"\w") as refused:
+        read_messages(messages)
+    assert len(str(refused.value)) < 700
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "tool",
+    [
+        {"name": HUGE, "parameters": [1]},
+        {"name": HUGE, "parameters": {"default": {1}}},
+        {"name": {HUGE: 1}},
+    ],
+)
+def test_a_sentence_about_a_tool_stays_short(tool: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"\w") as refused:
+        read_tools([tool])
+    assert len(str(refused.value)) < 700
+
+
+@pytest.mark.parametrize(
+    ("message", "sentence"),
+    [
+        ({"role": "assistant", "content": 5}, "content of an assistant message is of type int"),
         ({"role": "robot"}, "role is 'robot', it must be one of system, user, assistant, tool"),
         ({}, "role is None"),
         ({"role": "user", "content": 5}, "content of a user message is of type int"),

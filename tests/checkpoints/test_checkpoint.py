@@ -4,6 +4,7 @@ wrong with one."""
 import itertools
 import json
 import logging
+import re
 import shutil
 import struct
 import subprocess
@@ -21,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from fulmen.checkpoints import Checkpoint, save_model
 from fulmen.checkpoints import load_model as load_for_inference
 from fulmen.checkpoints.checkpoint import dequantise
-from fulmen.models import M1Config, M2Config, Model
+from fulmen.models import M1Config, M2Config, Model, Packed
 from fulmen.models.quantization import Fp8Config
 from tests.checkpoints.test_gguf import write_gguf
 from tests.models.helpers import random_model, tiny_m1, tiny_m2
@@ -203,6 +204,29 @@ def test_a_save_over_a_checkpoint_leaves_only_the_new_one(
         assert same(load_model(tmp_path), model)
         assert weight_files(tmp_path) == checkpoint_files(tmp_path)
         assert (max_shard_bytes == SINGLE) == (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("max_shard_bytes", [10**9, 30_000])
+def test_a_save_that_finds_no_room_names_the_file(max_shard_bytes: int, tmp_path: Path) -> None:
+    program = f"""
+import resource, sys
+from pathlib import Path
+from fulmen.checkpoints import save_model
+from fulmen.files import explain
+from tests.models.helpers import random_model, tiny_m2
+model = random_model(tiny_m2())
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    save_model(model, Path(sys.argv[1]), max_shard_bytes={max_shard_bytes})
+except OSError as error:
+    print(explain(error))
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    name = r"model(-\d{5}-of-\d{5})?\.safetensors"
+    assert re.fullmatch(f"{re.escape(str(tmp_path))}/{name}: file too large\n", run.stdout)
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_shards_have_official_names_unless_those_are_taken(tmp_path: Path) -> None:
@@ -531,3 +555,20 @@ def test_other_float_types_are_a_note_and_load(tmp_path: Path) -> None:
     assert checkpoint.problems() == []
     assert checkpoint.notes() == ["1 tensors are stored as F16, the config implies float32"]
     load_model(tmp_path)
+
+
+@pytest.mark.parametrize("config", [tiny_m1(), tiny_m2()], ids=["m1", "m2"])
+def test_a_forward_pass_with_gradients_is_told_both_ways_out(
+    config: M1Config | M2Config, tmp_path: Path
+) -> None:
+    save_model(random_model(config), tmp_path)
+    model, packed = load_for_inference(tmp_path), Packed.of([[1, 2, 3]])
+    sentence = r"no gradient: wrap inference in torch\.no_grad\(\), .* trainable=True to train it"
+    if not model.is_packed:
+        pytest.skip("the kernels do not run here, so nothing is packed")
+    for run in (model, model.hidden_states):
+        with pytest.raises(ValueError, match=sentence):
+            run(packed)
+        with torch.no_grad():
+            run(packed)
+    load_model(tmp_path)(packed).sum().backward()

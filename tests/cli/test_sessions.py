@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -185,3 +187,43 @@ def test_help_is_said_in_whole_phrases(command: str) -> None:
     text = CliRunner().invoke(app, ["sessions", command, "--help"]).stdout
     assert "..." not in text.replace("names...", "").replace("{names}...", "")
     assert ".py" not in text
+
+
+def test_an_answer_that_cannot_be_kept_is_printed_and_said_to_be_lost(
+    folder: Path, tmp_path: Path
+) -> None:
+    program = """
+import resource, sys
+from fulmen.cli.app import main
+from fulmen.sessions import store
+save = store.SessionStore.save
+def limited(*arguments, **named):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))
+    return save(*arguments, **named)
+store.SessionStore.save = limited
+main()
+"""
+    limits = ("--seed", "3", "--max-tokens", "24", "--thinking-budget", "6")
+    command = ("chat", "hello", "--model", str(folder), *limits)
+    kept, lost = (
+        subprocess.run(
+            [sys.executable, *code, *command, "--session", "a", "--store", str(tmp_path / name)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        for name, code in (
+            ("kept", ("-c", "from fulmen.cli.app import main; main()")),
+            ("lost", ("-c", program)),
+        )
+    )
+    assert kept.returncode == 0
+    assert lost.returncode == 1
+    assert lost.stdout == kept.stdout != ""
+    (sentence,) = [line for line in lost.stderr.splitlines() if line.startswith("fulmen: ")]
+    assert sentence.startswith("fulmen: the answer is printed but was not kept in session 'a': ")
+    assert sentence.endswith(": file too large")
+    assert str(tmp_path / "lost") in sentence
+    assert "Traceback" not in lost.stderr
+    store = SessionStore(tmp_path / "lost")
+    assert store.turns(store.state("a")) == []

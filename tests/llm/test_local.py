@@ -161,3 +161,30 @@ def test_closing_ends_what_runs(llm: LLM) -> None:
 
     asyncio.run(main())
     assert not llm.engine.has_unfinished
+
+
+def test_a_model_is_loaded_while_the_event_loop_goes_on(tmp_path: Path) -> None:
+    folder = str(write_checkpoint(tmp_path, "m2"))
+
+    async def main() -> Completion:
+        loading = asyncio.ensure_future(LocalModel.load(folder, ignore_config_fields=["none"]))
+        num_steps = 0
+        while not loading.done():
+            num_steps += 1
+            await asyncio.sleep(0.001)
+        assert num_steps > 1
+        async with await loading as model:
+            return await complete(model, ask(SHORT))
+
+    assert asyncio.run(main()).reply == LLM.load(folder).chat(MESSAGES, params=SHORT).reply
+
+
+def test_a_conversation_without_messages_is_refused(llm: LLM) -> None:
+    with pytest.raises(ValueError, match="the conversation has no messages, at least one is need"):
+        llm.chat([])
+
+    async def work(model: LocalModel) -> None:
+        with pytest.raises(ValueError, match="the conversation has no messages"):
+            await complete(model, ChatRequest())
+
+    run(llm, work)

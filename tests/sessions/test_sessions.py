@@ -487,3 +487,31 @@ def test_a_kill_loses_at_most_the_turn_it_interrupts(folder: Path, tmp_path: Pat
 @pytest.mark.slow
 def test_twenty_five_kills_each_lose_at_most_a_turn(folder: Path, tmp_path: Path) -> None:
     kill_while_saving(folder, tmp_path / "store", times=25, seed=1)
+
+
+def test_a_token_that_the_model_does_not_have_is_named_with_its_session(
+    folder: Path, tmp_path: Path
+) -> None:
+    store = SessionStore(tmp_path)
+    session = Session(load(folder), store, "trip", model="m")
+    for question in ("one", "two"):
+        ask(session, question, replace(PARAMS, seed=1, max_tokens=5, ignore_eos=True))
+    turns = store.turns(store.state("trip"))
+    record = {**turns[1].record}
+    store.rewind("trip", num_turns=1)
+    llm = load(folder)
+    store.save(
+        store.state("trip"),
+        parent=turns[0].hash,
+        ids=[*store.ids(turns[0]), 10**6, *turns[1].answer_ids],
+        num_answer=turns[1].num_answer,
+        record=record,
+        origin=llm.origin,
+        prefixes=llm.engine.prefixes,
+    )
+    sentence = "^session 'trip' holds the token id 1000000 in turn 2, the model has ids from 0 to "
+    with pytest.raises(ValueError, match=sentence) as error:
+        Session(llm, SessionStore(tmp_path), "trip", model="m")
+    assert "fulmen sessions rewind trip --turn 1 " in str(error.value)
+    SessionStore(tmp_path).rewind("trip", num_turns=1)
+    assert len(Session(llm, SessionStore(tmp_path), "trip", model="m").messages) == 2
