@@ -30,45 +30,45 @@ class SamplingParams:
     """Options of one request. The defaults are those MiniMax recommends for M2."""
 
     temperature: float = 1.0
-    """0 means greedy: the most likely token, the lowest id on a tie."""
+    """Randomness: 0 always takes the likeliest token (the lowest id on a tie), higher values vary
+    more."""
     top_p: float = 0.95
-    """Keep the smallest set of tokens whose probabilities sum to at least top_p."""
+    """Draw only from the likeliest tokens whose probabilities add up to this."""
     top_k: int | None = 40
-    """Keep the top_k most likely tokens; None keeps all."""
+    """Draw only from this many of the likeliest tokens; None draws from all."""
     min_p: float = 0.0
-    """Drop tokens less likely than min_p times the most likely one."""
+    """Leave out tokens less likely than this share of the likeliest one's probability."""
     seed: int | None = None
-    """Number that fixes all random draws, whatever runs beside; None takes a fresh one."""
+    """Repeat the same random draws, whatever runs beside; None draws anew each time."""
     max_tokens: int | None = None
-    """Most tokens of an answer; None means until the context is full."""
+    """Most tokens of an answer and its thought; None goes on until the context is full."""
     stop: tuple[str, ...] = ()
-    """Stop when one of these texts appears; it is no part of the answer."""
+    """Stop when this text appears; it is no part of the answer."""
     stop_token_ids: tuple[int, ...] = ()
-    """Ids that end the answer, besides the checkpoint's own end-of-sequence ids."""
+    """Stop at this token id, besides those that end the model's answers."""
     ignore_eos: bool = False
-    """Go on past the checkpoint's end-of-sequence ids (for measurements)."""
+    """Go on past the tokens that end the model's answers, for measurements."""
     logprobs: int | None = None
-    """Report the chosen token's log-probability and those of this many likeliest tokens."""
+    """Report the log-probability of each token, and of this many likeliest ones at its place."""
     repetition_window: int | None = None
-    """Stop after this many consecutive tokens, each more likely than repetition_probability;
-    M1's training used 3,000 (arXiv:2506.13585)."""
+    """Stop after this many tokens in a row that were nearly certain, for the answer goes round in
+    circles; None never does. M1's training used 3,000 (arXiv:2506.13585)."""
     repetition_probability: float = 0.99
-    """Probability above which a token counts as repetitive."""
+    """Probability above which repetition_window counts a token as nearly certain."""
     thinking_budget: int | None = None
-    """Most tokens of thought; 0 means none, None no limit. The command line takes 40k, too: M1 was
-    trained to 40k and 80k."""
+    """Most tokens of thought, such as 2000 or 40k; then the answer begins. 0 means no thought, None
+    no limit. M1 was trained to 40k and 80k."""
     thinking_soft_end: float = 0.1
-    """Last share of the budget in which the thought is led to its end: its closing tag is made
-    likelier where a sentence ends, and a last phrase leads to the answer. 0 cuts it off."""
+    """Last share of the thinking budget, in which the thought is led to its end; 0 cuts it off at
+    the budget."""
     json_schema: str | None = None
-    """The answer, after any thought, is JSON that this JSON Schema allows, given as JSON; {} allows
-    any. On the command line it may be a .json file."""
+    """Answer with JSON that follows this JSON Schema; {} allows any JSON."""
     regex: str | None = None
-    """The whole answer, after any thought, matches this regular expression (Rust's syntax)."""
+    """Answer with text that matches this regular expression as a whole (Rust's syntax)."""
     choice: tuple[str, ...] = ()
-    """The answer, after any thought, is one of these texts."""
+    """Answer with exactly one of these texts."""
     strict_tools: bool = False
-    """Tool calls name a declared tool and give it arguments of the declared types."""
+    """Call only declared tools, with arguments of the declared types."""
 
     def __post_init__(self) -> None:
         for name, low, high in (

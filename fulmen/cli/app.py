@@ -5,51 +5,90 @@ A user's mistake is one sentence on stderr and a non-zero exit, never a tracebac
 
 import logging
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from fulmen import __version__
-from fulmen.cli.bench import bench
-from fulmen.cli.chat import chat, generate
-from fulmen.cli.evaluate import scale
+from fulmen.cli import bench as _bench
+from fulmen.cli import chat as _chat
+from fulmen.cli import completion, evaluate
+from fulmen.cli import plan as _plan
+from fulmen.cli import quantize as _quantize
+from fulmen.cli.help import Command, Group, examples
 from fulmen.cli.models import models_app
-from fulmen.cli.plan import plan
-from fulmen.cli.quantize import quantize
+from fulmen.cli.output import drop_output, write_anything
 from fulmen.cli.sessions import sessions_app
 from fulmen.files import explain
 
-_EXAMPLES = """\b
-Examples:
-  fulmen chat "What is the capital of France?"
-  fulmen chat --model minimax-m2 --session trip
-  fulmen plan minimax-m2 --ram 24GiB --disk 3GB/s
-"""
+_EXAMPLES = examples("""
+fulmen chat                                  talk to a small model
+fulmen chat "What is the capital of France?" one answer
+fulmen chat --session trip                   begin a conversation, or go on with it
+fulmen chat "..." --thinking-budget 2000     limit the thought to 2,000 tokens
+fulmen chat "..." --json-schema '{"type": "object"}'     answer in JSON
+fulmen plan minimax-m2 --ram 128GiB          does it fit, and how fast is it?
+fulmen chat --help                           options and examples of a command
+""")
+
+
+class _Root(Group):
+    """The command itself: --show-completion and --install-completion may name a shell."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run a command; whatever it prints can be written."""
+        write_anything()
+        return super().main(*args, **options)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read arguments as typer does, and a shell after the options of completion."""
+        match args:
+            case ["--show-completion", shell]:
+                print(completion.script(shell))
+                raise typer.Exit
+            case ["--install-completion", shell]:
+                path = completion.install_for(shell)
+                print(f"completion for {shell} is in {path}, a new shell reads it", file=sys.stderr)
+                raise typer.Exit
+        return super().parse_args(ctx, args)
+
 
 app = typer.Typer(
     name="fulmen",
+    cls=_Root,
     help="MiniMax-M1 and MiniMax-M2 in Python: chat, plan, quantize, measure.",
     epilog=_EXAMPLES,
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for _command in (chat, generate, quantize, plan, bench, scale):
-    app.command()(_command)
+for _command, _epilog in (
+    (_chat.chat, _chat.CHAT_EXAMPLES),
+    (_chat.generate, _chat.GENERATE_EXAMPLES),
+    (_plan.plan, _plan.PLAN_EXAMPLES),
+    (_quantize.quantize, _quantize.EXAMPLES),
+    (_bench.bench, _bench.EXAMPLES),
+    (evaluate.scale, evaluate.EXAMPLES),
+    (_plan.figure1, _plan.FIGURE1_EXAMPLES),
+):
+    app.command(cls=Command, epilog=_epilog)(_command)
 app.add_typer(models_app, name="models")
 app.add_typer(sessions_app, name="sessions")
 
 
 def main() -> None:
     """Run the `fulmen` command."""
+    write_anything()
     logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # the reader of our stdout has gone, as in `fulmen ... | head`
-        sys.stderr.close()
+        drop_output()
         sys.exit(1)
     except OSError as error:
         print(f"fulmen: {explain(error)}", file=sys.stderr)

@@ -1,12 +1,21 @@
 """fulmen bench: the speed of this machine, and the share of it that Fulmen reaches."""
 
-import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from fulmen.cli.options import DtypeOption, IgnoreOption, print_table, read_dtype
+from fulmen.cli.help import examples
+from fulmen.cli.options import (
+    MODEL_OPTION,
+    DtypeOption,
+    IgnoreOption,
+    JsonOption,
+    or_none,
+    parse_whole,
+    read_dtype,
+)
+from fulmen.cli.output import print_json, print_table
 from fulmen.cli.progress import byte_progress, step_progress
 
 if TYPE_CHECKING:  # a command imports what it needs, so that help comes at once
@@ -23,33 +32,56 @@ _RANGES = {
 """Least and most of each numeric flag"""
 
 
+EXAMPLES: Final = examples(
+    """
+fulmen bench                     each operation beside the machine's limits
+fulmen bench --only linear
+fulmen bench --model smollm2     reading and decoding speed of a model
+fulmen bench --model m2-int4 --depth 16384 --batch 4
+""",
+    {
+        "JSON": """
+limits: isa, read_gb_per_s by threads, matmul_tflops by dtype;
+ops, or workloads with --model: an object for each row of the table
+"""
+    },
+)
+
+
+def _option(text: str, metavar: str = "INTEGER") -> Any:
+    """Return an option that takes a whole number, or `none` for its default."""
+    return typer.Option(metavar=metavar, parser=or_none(parse_whole), help=text)
+
+
 def bench(
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", help="Time this model, not the operations one by one."),
+        typer.Option(
+            "--model", "-m", help="Time this model, not the operations one by one.", **MODEL_OPTION
+        ),
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads to use. Default: all cores.")] = None,
+    threads: Annotated[int | None, _option("Threads to use. Default: all cores.")] = None,
     prompt: Annotated[
-        int | None, typer.Option(help="Tokens of the prompt to read. Default: 512.")
+        int | None, _option("Tokens of the prompt to read. Default: 512.", "TOKENS")
     ] = None,
-    tokens: Annotated[int | None, typer.Option(help="Tokens to decode. Default: 64.")] = None,
-    batch: Annotated[
-        int | None, typer.Option(help="Sequences to decode together. Default: 1.")
-    ] = None,
+    tokens: Annotated[int | None, _option("Tokens to decode. Default: 64.", "TOKENS")] = None,
+    batch: Annotated[int | None, _option("Sequences to decode together. Default: 1.")] = None,
     depth: Annotated[
         int | None,
-        typer.Option(help="Tokens of each sequence before the decoded ones. Default: 0."),
+        _option("Tokens of each sequence before the decoded ones. Default: 0.", "TOKENS"),
     ] = None,
     dtype: DtypeOption = None,
     only: Annotated[
         str | None,
-        typer.Option(help="Time operations whose name begins with this, such as linear."),
+        typer.Option(
+            metavar="NAME", help="Time operations whose name begins with this, such as linear."
+        ),
     ] = None,
     rounds: Annotated[int, typer.Option(help="Measurements of each operation or workload.")] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line.")] = False,
+    as_json: JsonOption = False,
     ignore_config_field: IgnoreOption = None,
 ) -> None:
-    """Measure the speed of this machine and of Fulmen on it.
+    """Measure this machine, and Fulmen on it.
 
     Every operation is timed on the CPU, or a whole model, and compared with what the machine could
     reach. Ctrl-C ends the measuring; operations that are done are printed.
@@ -83,7 +115,7 @@ def bench(
             ignored=ignore_config_field or (),
         )
     if as_json:
-        print(json.dumps(report.values))
+        print_json(report.values)
     else:
         for table in report.tables:
             print_table(table)

@@ -1,6 +1,5 @@
 """fulmen chat and fulmen generate: text in, what the model says out."""
 
-import json
 import math
 import sys
 from contextlib import nullcontext
@@ -10,9 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from fulmen.cli import completion
+from fulmen.cli.help import SESSION, THINKING, examples
 from fulmen.cli.options import (
     DEFAULT_MODEL,
     ENGINE_CONFIG,
+    MODEL_HELP,
+    MODEL_OPTION,
     DeviceOption,
     DtypeOption,
     IgnoreOption,
@@ -23,6 +26,7 @@ from fulmen.cli.options import (
     read_stdin,
     with_flags_of,
 )
+from fulmen.cli.output import print_json, readable_argument
 from fulmen.sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -32,50 +36,115 @@ if TYPE_CHECKING:
 _ENGINE_FLAGS: Final = ("max_model_len", "kv_cache_bytes", "kv_cache_dtype", "num_draft_tokens")
 """Engine settings that matter to one answer at a time"""
 
+CHAT_EXAMPLES: Final = examples(
+    """
+fulmen chat                                  talk; /help lists the commands
+fulmen chat "Why is the sky blue?"           one answer
+cat notes.txt | fulmen chat                  answer what is piped in
+fulmen chat --session trip                   begin a conversation, or go on with it
+fulmen sessions list                         names of the conversations so far
+fulmen chat "..." --thinking-budget 2000     limit the thought to 2,000 tokens
+fulmen chat "..." --hide-thinking            show the answer alone
+fulmen chat "..." --json-schema '{"type": "object"}'     answer in JSON
+fulmen chat "..." --json-schema schema.json  JSON as a schema wants it
+fulmen chat "Good or bad?" --choice good --choice bad
+fulmen chat --model minimax-m2               fulmen plan minimax-m2: does it fit?
+"""
+)
+GENERATE_EXAMPLES: Final = examples(
+    """
+fulmen generate "Once upon a time" --max-tokens 100
+fulmen generate "2 + 2 =" --temperature 0 --max-tokens 5
+fulmen generate "..." --json --logprobs 5 --max-tokens 20
+fulmen generate "A cat as JSON: " --json-schema '{"type": "object"}'
+""",
+    {
+        "JSON": """
+text, finish_reason, prompt_ids; tokens: id, logprob, top_logprobs (by id)
+"""
+    },
+)
+
 
 @with_flags_of(ENGINE_CONFIG, into="engine", only=_ENGINE_FLAGS, shows_defaults=True)
-@with_flags_of(SamplingParams)
+@with_flags_of(SamplingParams, without=("logprobs", "strict_tools"))
 def chat(
     message: Annotated[
-        str | None, typer.Argument(help="Ask this, print the answer and leave.")
+        str | None,
+        typer.Argument(
+            metavar="MESSAGE",
+            help="Ask this, print the answer and leave. Without it, a conversation.",
+        ),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", help="A folder, a catalog name or a hub id; smollm2."),
+        typer.Option(
+            "--model",
+            "-m",
+            help=f"{MODEL_HELP} Default: the session's, else {DEFAULT_MODEL}.",
+            **MODEL_OPTION,
+        ),
     ] = None,
-    system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
     session: Annotated[
         str | None,
-        typer.Option(help="Go on with this conversation, or begin it: it is kept on disk."),
+        typer.Option(
+            metavar="NAME",
+            help="Keep the conversation on disk under this name, and go on with it if it is there.",
+            autocompletion=completion.sessions,
+        ),
     ] = None,
-    store: StoreOption = None,
-    session_bytes: Annotated[
-        str, typer.Option(help="Disk that all sessions' states may take.")
-    ] = "20GiB",
-    dtype: DtypeOption = None,
-    device: DeviceOption = "cpu",
+    system: Annotated[
+        str | None, typer.Option(help="System prompt: who the model is, what it should do.")
+    ] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Print answers as they come, do not render Markdown.")
+    ] = False,
     hide_thinking: Annotated[
-        bool, typer.Option("--hide-thinking", help="Do not print thoughts.")
+        bool,
+        typer.Option(
+            "--hide-thinking",
+            help="Do not print thoughts; the model thinks all the same.",
+            rich_help_panel=THINKING,
+        ),
     ] = False,
     keep_thoughts: Annotated[
         bool,
         typer.Option(
             "--keep-thoughts",
-            help="Show the model its earlier thoughts too: nothing is read twice.",
+            help="Show the model the thoughts of its earlier answers too.",
+            rich_help_panel=THINKING,
         ),
     ] = False,
+    store: StoreOption = None,
+    session_bytes: Annotated[
+        str,
+        typer.Option(
+            metavar="SIZE",
+            help="Disk for what lets sessions go on at once; beyond it the oldest is read again.",
+            rich_help_panel=SESSION,
+        ),
+    ] = "20GiB",
+    dtype: DtypeOption = None,
+    device: DeviceOption = "cpu",
     ignore_config_field: IgnoreOption = None,
     *,
     given: dict[str, Any],
     engine: dict[str, Any],
 ) -> None:
-    """Talk to a model: interactively, or one answer to MESSAGE (or to what is piped in)."""
+    """Talk to a model, or ask it one question.
+
+    A model is sampled as its makers recommend, unless an option says otherwise. The answer goes to
+    stdout; the thought, and everything else, goes to stderr.
+    """
     from fulmen.cli.conversation import Conversation, converse
     from fulmen.cli.progress import stderr
     from fulmen.sessions import Session
 
-    if message is None and not sys.stdin.isatty():
+    if message is not None:
+        message = readable_argument(message)
+    elif not sys.stdin.isatty():
         message = read_stdin()
+    system = None if system is None else readable_argument(system)
     sessions = open_store(store, session_bytes)
     state = sessions.state(session) if session is not None and sessions.has(session) else None
     is_unfinished = state is not None and state.num_kept is not None
@@ -86,9 +155,6 @@ def chat(
         raise ValueError(
             f"session {session!r} was rewound into an answer, an empty message finishes it first"
         )
-    if "logprobs" in given:
-        raise ValueError("a chat does not print log-probabilities, fulmen generate --json does")
-    _refuse_tools(given)
     name = model or (state.model if state is not None else DEFAULT_MODEL)
     llm = load_llm(name, dtype, device, engine, ignore_config_field)
     params = replace(llm.defaults, **given)
@@ -122,36 +188,37 @@ def _lasting(name: str) -> str:
 
 
 @with_flags_of(ENGINE_CONFIG, into="engine", only=_ENGINE_FLAGS, shows_defaults=True)
-@with_flags_of(SamplingParams)
+@with_flags_of(SamplingParams, without=("thinking_budget", "thinking_soft_end", "strict_tools"))
 def generate(
     prompt: Annotated[
-        str | None, typer.Argument(help="The text; read from stdin if absent.")
+        str | None,
+        typer.Argument(metavar="PROMPT", help="Text to continue. Without it, what is piped in."),
     ] = None,
     model: ModelOption = DEFAULT_MODEL,
     dtype: DtypeOption = None,
     device: DeviceOption = "cpu",
     as_json: Annotated[
         bool,
-        typer.Option("--json", help="Print ids, log-probabilities and text as one JSON object."),
+        typer.Option("--json", help="Print text, token ids and log-probabilities as JSON."),
     ] = False,
     ignore_config_field: IgnoreOption = None,
     *,
     given: dict[str, Any],
     engine: dict[str, Any],
 ) -> None:
-    """Continue a text as it stands, without a chat format."""
+    """Continue a text as it stands, without a chat format.
+
+    A model is sampled as its makers recommend, unless an option says otherwise.
+    """
     from fulmen.chat import ContentDelta
     from fulmen.cli.conversation import Interrupt
 
-    prompt = read_stdin() if prompt is None else prompt
+    prompt = read_stdin() if prompt is None else readable_argument(prompt)
     if not prompt:
         raise ValueError("the prompt is empty, at least one token is needed")
-    if "thinking_budget" in given:
-        raise ValueError("a plain text has no thought, --thinking-budget is for fulmen chat")
     if "logprobs" in given and not as_json:
         raise ValueError("--logprobs needs --json")
-    _refuse_tools(given)
-    llm = load_llm(model, dtype, device, engine, ignore_config_field)
+    llm = load_llm(model, dtype, device, engine)
     with (
         Interrupt() as interrupt,
         llm.stream_text(prompt, params=replace(llm.defaults, **given)) as stream,
@@ -164,19 +231,14 @@ def generate(
                 break
         completion = stream.finish()
     if as_json:
-        print(_as_json(completion))
+        print_json(_as_values(completion))
     else:
         print()
     if interrupt.is_set:
         raise typer.Exit(130)
 
 
-def _refuse_tools(given: dict[str, Any]) -> None:
-    if "strict_tools" in given:
-        raise ValueError("the model is given no tools here, so none can be strict")
-
-
-def _as_json(completion: "Completion") -> str:
+def _as_values(completion: "Completion") -> dict[str, Any]:
     tokens = [
         {
             "id": token.token_id,
@@ -185,13 +247,12 @@ def _as_json(completion: "Completion") -> str:
         }
         for token in completion.tokens
     ]
-    result = {
+    return {
         "text": completion.reply.content,
         "finish_reason": completion.finish_reason,
         "prompt_ids": list(completion.prompt_ids),
         "tokens": tokens,
     }
-    return json.dumps(result, ensure_ascii=False, allow_nan=False)
 
 
 def _finite(value: float) -> float | None:

@@ -1,24 +1,27 @@
 """fulmen scale: accuracy against thinking tokens."""
 
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
+from fulmen.cli.help import THINKING, examples
 from fulmen.cli.options import (
     DEFAULT_MODEL,
     ENGINE_CONFIG,
     DeviceOption,
     DtypeOption,
     IgnoreOption,
+    JsonOption,
     ModelOption,
     load_llm,
-    print_table,
+    or_none,
+    parse_whole,
     with_flags_of,
 )
+from fulmen.cli.output import print_json, print_table
 from fulmen.cli.progress import count_progress
 from fulmen.files import write_text
 from fulmen.sampling import SamplingParams
@@ -26,6 +29,13 @@ from fulmen.units import parse_count
 
 _RANDOM = ("temperature", "top_p", "top_k", "min_p")
 """Sampling settings of every draw"""
+
+
+EXAMPLES: Final = examples("""
+fulmen scale --task arithmetic --budgets 0,64,256
+fulmen scale --model minimax-m2 --task questions.jsonl --budgets 0,1k,16k
+fulmen scale --task questions.jsonl --out runs.json --plot curve.svg
+""")
 
 
 @with_flags_of(
@@ -37,27 +47,45 @@ def scale(
     task: Annotated[
         str,
         typer.Option(
-            help="arithmetic, arithmetic:STEPSxLARGEST as arithmetic:3x20, or a JSONL file with "
-            "question and answer a line, as GSM8K has."
+            help="arithmetic, arithmetic:STEPSxLARGEST such as arithmetic:3x20, or a JSONL file "
+            "with a question and an answer on each line, such as GSM8K's."
         ),
     ] = "arithmetic",
     tasks: Annotated[int, typer.Option(help="Number of tasks.")] = 40,
     budgets: Annotated[
-        str, typer.Option(help="Thinking budgets in tokens, ascending: 0,64,40k.")
+        str,
+        typer.Option(
+            metavar="LIST",
+            help="Thinking budgets in tokens, ascending: 0,64,40k.",
+            rich_help_panel=THINKING,
+        ),
     ] = "0,64,256,1024",
     thoughts: Annotated[
-        int, typer.Option(help="Thoughts of each task; each is answered at every budget.")
+        int,
+        typer.Option(
+            help="Thoughts of each task; each is answered at every budget.",
+            rich_help_panel=THINKING,
+        ),
     ] = 2,
-    answer_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 64,
+    answer_tokens: Annotated[
+        int, typer.Option(metavar="TOKENS", help="Most tokens of an answer.")
+    ] = 64,
     votes: Annotated[
         int | None,
         typer.Option(
-            help="Short runs of each task for majority voting. Default: as many as one run at the "
-            "largest budget costs; 0 turns it off."
+            metavar="INTEGER",
+            parser=or_none(parse_whole),
+            help="Short runs of each task for majority voting; 0 turns it off. Default: none, as "
+            "many as one run at the largest budget costs.",
         ),
     ] = None,
     vote_budget: Annotated[
-        str | None, typer.Option(help="Thinking budget of a vote. Default: the smallest above 0.")
+        str | None,
+        typer.Option(
+            metavar="TOKENS",
+            parser=or_none(str),
+            help="Thinking budget of a vote. Default: none, the smallest above 0.",
+        ),
     ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Add separate runs at every budget, to check the curve.")
@@ -69,18 +97,25 @@ def scale(
     seed: Annotated[int, typer.Option(help="Seed of the tasks and of every draw.")] = 0,
     out: Annotated[
         Path | None,
-        typer.Option(help="File of all runs. An interrupted study continues from it."),
+        typer.Option(
+            metavar="FILE", help="File of all runs. An interrupted study continues from it."
+        ),
     ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw the curve into this SVG file.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the curve into this SVG file.")
+    ] = None,
     dtype: DtypeOption = None,
     device: DeviceOption = "cpu",
     ignore_config_field: IgnoreOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line.")] = False,
+    as_json: JsonOption = False,
     *,
     given: dict[str, Any],
     engine: dict[str, Any],
 ) -> None:
-    """Measure how accuracy grows with thinking: one long thought is answered at each budget."""
+    """Measure how accuracy grows with thinking.
+
+    Long thoughts are cut at each budget and answered there, beside short runs that vote.
+    """
     from fulmen import evaluate as room
     from fulmen.envs import load_environment
 
@@ -118,7 +153,7 @@ def scale(
         if plot is not None:
             write_text(plot, room.plot_svg(summary))
         if as_json:
-            print(json.dumps(summary))
+            print_json(summary)
         else:
             for table in room.tables(summary):
                 print_table(table)

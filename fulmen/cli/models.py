@@ -1,25 +1,64 @@
 """fulmen models: the models of the catalog and checkpoints, listed, shown, fetched, checked."""
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
-from fulmen.cli.options import IgnoreOption, print_table
+from fulmen.cli import completion
+from fulmen.cli.help import Command, Group, examples
+from fulmen.cli.options import IgnoreOption, JsonOption
+from fulmen.cli.output import print_json, print_table
 from fulmen.cli.quantize import quality_table
 
-models_app = typer.Typer(help="List, show, fetch and check models.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from fulmen.catalog import Card
+    from fulmen.checkpoints import Checkpoint
+
+models_app = typer.Typer(
+    cls=Group,
+    help="List, show, fetch and check models.",
+    no_args_is_help=True,
+    epilog=examples("""
+fulmen models list
+fulmen models show minimax-m2
+fulmen models pull smollm2
+fulmen models check path/to/folder
+"""),
+)
+
+_KEYS: Final = """
+name, title, maker, hub, context, total_parameters, active_parameters,
+sampling, paper
+"""
+
+NameArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help="A name that fulmen models list shows, or a folder.",
+        autocompletion=completion.models,
+    ),
+]
 
 
-@models_app.command("list")
-def models_list() -> None:
+@models_app.command(
+    "list",
+    cls=Command,
+    epilog=examples("fulmen models list", {"JSON": f"a list of: {_KEYS.strip()}"}),
+)
+def models_list(as_json: JsonOption = False) -> None:
     """List the models of the catalog."""
     from rich.table import Table
 
     from fulmen.catalog import list_cards, published_config
     from fulmen.models import count_parameters
 
+    if as_json:
+        print_json([_card_values(card) for card in list_cards()])
+        return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("name", "total", "active", "context"):
         table.add_column(column, justify="left" if column == "name" else "right", no_wrap=True)
@@ -32,50 +71,117 @@ def models_list() -> None:
     print_table(table)
 
 
-@models_app.command("show")
+def _card_values(card: "Card") -> dict[str, Any]:
+    """Return the facts of a card for JSON, without its sentences."""
+    from fulmen.catalog import published_config
+    from fulmen.models import count_parameters
+
+    counts = count_parameters(published_config(card.name))
+    values = asdict(card)
+    for name in ("config", "text", "source"):
+        del values[name]
+    return values | {"total_parameters": counts.total, "active_parameters": counts.active}
+
+
+@models_app.command(
+    "show",
+    cls=Command,
+    epilog=examples(
+        """
+fulmen models show minimax-m1-80k
+fulmen models show minimax-m2 --lang de
+fulmen models show m2-int4 --json
+""",
+        {
+            "JSON of a model in the catalog": f"{_KEYS.strip()},\ntext",
+            "JSON of a folder": """
+path, model_type, num_layers, total_parameters, active_parameters, bytes,
+weights, quality (of a rounded model)
+""",
+        },
+    ),
+)
 def models_show(
-    name: Annotated[
-        str, typer.Argument(help="A catalog name, such as minimax-m1-80k, or a folder.")
-    ],
+    name: NameArgument,
     lang: Annotated[Literal["en", "de"], typer.Option(help="Language of the card.")] = "en",
+    as_json: JsonOption = False,
 ) -> None:
-    """Show a model's card, or the contents of a folder.
+    """Show the facts about a model, or about a folder.
 
     A card says what the model is and how it was trained, and names licence, paper and authors.
     """
     from fulmen.catalog import get_card, render_card
 
     if Path(name).exists():
-        _show_folder(Path(name))
+        _show_folder(Path(name), as_json)
         return
-    print(render_card(get_card(name), lang), end="")
+    card = get_card(name)
+    if as_json:
+        print_json(_card_values(card) | {"text": asdict(card.text[lang])})
+    else:
+        print(render_card(card, lang), end="")
 
 
-def _show_folder(path: Path) -> None:
+def _show_folder(path: Path, as_json: bool) -> None:
     from fulmen.checkpoints import Checkpoint
     from fulmen.files import read_json
-    from fulmen.models import count_parameters
 
     checkpoint = Checkpoint.open(path)
-    counts, config = count_parameters(checkpoint.config), checkpoint.config
-    active = counts.active + (counts.head or counts.embedding)
-    print(f"{path}: {config.model_type}, {config.num_hidden_layers} layers")
-    print(f"parameters  {counts.total:,}, {active:,} of them for a token, with the head")
-    print(f"weights     {checkpoint.num_bytes:,} bytes, {checkpoint.describe_weights()}")
-    quality = path / "quality.json"
-    if not quality.exists():
+    table = quality = None
+    if (path / "quality.json").exists():
+        try:
+            quality = read_json(path / "quality.json")
+            table = quality_table(quality)
+        except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
+            quality = None
+            print(
+                f"{path / 'quality.json'} is not shown, fulmen quantize did not write it",
+                file=sys.stderr,
+            )
+    values = _folder_values(path, checkpoint)
+    if as_json:
+        print_json(values | ({} if quality is None else {"quality": quality}))
         return
-    try:
-        table = quality_table(read_json(quality))
-    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
-        print(f"{quality} is not shown, fulmen quantize did not write it", file=sys.stderr)
-        return
-    print_table(table)
+    total, active = values["total_parameters"], values["active_parameters"]
+    print(f"{path}: {values['model_type']}, {values['num_layers']} layers")
+    print(f"parameters  {total:,}, {active:,} of them for a token, with the head")
+    print(f"weights     {values['bytes']:,} bytes, {values['weights']}")
+    if table is not None:
+        print_table(table)
 
 
-@models_app.command("pull")
+def _folder_values(path: Path, checkpoint: "Checkpoint") -> dict[str, Any]:
+    from fulmen.models import count_parameters
+
+    config, counts = checkpoint.config, count_parameters(checkpoint.config)
+    return {
+        "path": str(path),
+        "model_type": config.model_type,
+        "num_layers": config.num_hidden_layers,
+        "total_parameters": counts.total,
+        "active_parameters": counts.active + (counts.head or counts.embedding),
+        "bytes": checkpoint.num_bytes,
+        "weights": checkpoint.describe_weights(),
+    }
+
+
+@models_app.command(
+    "pull",
+    cls=Command,
+    epilog=examples("""
+fulmen models pull smollm2
+fulmen models pull MiniMaxAI/MiniMax-M2
+"""),
+)
 def models_pull(
-    name: Annotated[str, typer.Argument(help="A catalog name or a hub id.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="A name that fulmen models list shows, or a hub id.",
+            autocompletion=completion.models,
+        ),
+    ],
 ) -> None:
     """Fetch a model and print its folder."""
     from fulmen.catalog import resolve
@@ -86,23 +192,45 @@ def models_pull(
     print(folder)
 
 
-@models_app.command("check")
+@models_app.command(
+    "check",
+    cls=Command,
+    epilog=examples(
+        "fulmen models check path/to/folder",
+        {"JSON": "path, ok, num_tensors, problems, notes (both lists of sentences)"},
+    ),
+)
 def models_check(
-    path: Annotated[Path, typer.Argument(help="A checkpoint folder or a GGUF file.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="A checkpoint folder or a GGUF file.")
+    ],
+    as_json: JsonOption = False,
     ignore_config_field: IgnoreOption = None,
 ) -> None:
     """Compare a checkpoint's tensors with its config.
 
-    No weights are loaded.
+    No weights are loaded. The exit code is 1 if something is wrong.
     """
     from fulmen.checkpoints import Checkpoint
 
     checkpoint = Checkpoint.open(path, ignore_config_fields=ignore_config_field or ())
-    problems = checkpoint.problems()
-    for problem in problems:
-        print(problem)
-    for note in checkpoint.notes():
-        print(f"note: {note}")
+    problems, notes = checkpoint.problems(), checkpoint.notes()
+    if as_json:
+        print_json(
+            {
+                "path": str(path),
+                "ok": not problems,
+                "num_tensors": checkpoint.num_tensors,
+                "problems": list(map(str, problems)),
+                "notes": list(map(str, notes)),
+            }
+        )
+    else:
+        for problem in problems:
+            print(problem)
+        for note in notes:
+            print(f"note: {note}")
     if problems:
         raise typer.Exit(1)
-    print(f"{path}: all {checkpoint.num_tensors} tensors are there and have the right shape")
+    if not as_json:
+        print(f"{path}: all {checkpoint.num_tensors} tensors are there and have the right shape")

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args, get_
 
 import typer
 
+from fulmen.cli import completion
+from fulmen.cli.help import ENGINE, SAMPLING, SESSION, STRUCTURE, THINKING
 from fulmen.units import parse_bytes, parse_count
 
 if TYPE_CHECKING:  # a command imports what it needs, so that help comes at once
@@ -25,27 +27,53 @@ if TYPE_CHECKING:  # a command imports what it needs, so that help comes at once
 
 DEFAULT_MODEL = "smollm2"
 
+MODEL_OPTION: Final[dict[str, Any]] = {
+    "metavar": "NAME",
+    "autocompletion": completion.models,
+    "show_default": False,
+}
+MODEL_HELP: Final = (
+    "A name that fulmen models list shows, a hub id such as MiniMaxAI/MiniMax-M2, a folder or a "
+    "GGUF file."
+)
 ModelOption = Annotated[
-    str, typer.Option("--model", "-m", help="A folder, a catalog name or a hub id.")
-]
-DtypeOption = Annotated[
-    str | None,
-    typer.Option(help="float32, bfloat16, float16 or float64. Default: the checkpoint's."),
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help=f"{MODEL_HELP} Default: {DEFAULT_MODEL}.",
+        **MODEL_OPTION,
+    ),
 ]
 StoreOption = Annotated[
     Path | None,
-    typer.Option(help="Folder of sessions. Default: ~/.local/share/fulmen/sessions."),
+    typer.Option(
+        metavar="FOLDER",
+        help="Folder of all sessions. Default: ~/.local/share/fulmen/sessions.",
+        rich_help_panel=SESSION,
+    ),
 ]
-DeviceOption = Annotated[str, typer.Option(help="Device that runs the model: cpu, cuda, cuda:1.")]
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        metavar="DEVICE",
+        help="Device that runs the model: cpu, cuda, cuda:1. Default: cpu.",
+        show_default=False,
+        autocompletion=completion.one_of("cpu", "cuda"),
+        rich_help_panel=ENGINE,
+    ),
+]
 IgnoreOption = Annotated[
     list[str] | None,
     typer.Option(
         "--ignore-config-field",
-        metavar="NAME",
-        help="Load the model as if its config.json did not have this field; may be repeated.",
+        metavar="FIELD",
+        help="Load the model as if its config.json did not have this field. May be repeated.",
         show_default=False,
+        rich_help_panel=ENGINE,
     ),
 ]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value.")]
 
 ENGINE_CONFIG: Final = "fulmen.engine.EngineConfig"
 """Name of the engine's config for `with_flags_of`; importing it would import torch."""
@@ -59,6 +87,13 @@ _TOKEN_COUNTS: Final = (
     "max_num_batched_tokens",
 )
 """Fields whose flag takes 40k."""
+_METAVARS: Final = {"json_schema": "SCHEMA|FILE", "regex": "PATTERN"}
+"""Values whose kind says more than TEXT"""
+_PANELS: Final = {
+    **dict.fromkeys(("thinking_budget", "thinking_soft_end"), THINKING),
+    **dict.fromkeys(("json_schema", "regex", "choice", "strict_tools"), STRUCTURE),
+}
+"""Panels of help for fields that are not in their config's own"""
 _NONE: Final = object()
 """Value of a flag that was given as `none`; a flag that was not given is None."""
 
@@ -99,9 +134,13 @@ def with_flags_of(
                 config(**given)  # refuses a wrong value before anything is loaded
             command(**arguments, **{into: given})
 
-        flags = [field.parameter(shows_defaults) for field in chosen]
+        panel = ENGINE if config == ENGINE_CONFIG else SAMPLING
+        names = {field.name: field.flag for field in fields}
+        flags = [field.parameter(names, panel, shows_defaults) for field in chosen]
+        # All are called by keyword; flags of a config lead their panel.
+        own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
         run.__signature__ = signature.replace(  # type: ignore[attr-defined]
-            parameters=[*own, *flags]
+            parameters=[*flags, *own]
         )
         return run
 
@@ -132,26 +171,50 @@ class _Field:
     default: Any
     doc: str | None
 
-    def parameter(self, shows_default: bool) -> inspect.Parameter:
-        """Return the keyword of a command that becomes the field's flag."""
-        flag = _FLAG_NAMES.get(self.name, f"--{self.name.replace('_', '-')}")
+    @property
+    def flag(self) -> str:
+        """Name of the field on the command line."""
+        return _FLAG_NAMES.get(self.name, f"--{self.name.replace('_', '-')}")
+
+    def parameter(
+        self, flags: Mapping[str, str], panel: str, shows_default: bool
+    ) -> inspect.Parameter:
+        """Return the keyword of a command that becomes the field's flag.
+
+        flags  flag of each field, for a help that names other fields
+        """
         annotation: Any = bool
-        options: dict[str, Any] = {"help": self.doc, "show_default": False}
+        is_many = get_origin(self.kind) is tuple
         if get_origin(self.kind) is Literal:
             annotation = self.kind
-        elif self.kind is not bool:
+        options: dict[str, Any] = {
+            "help": self._help(flags, shows_default) + " May be repeated." * is_many,
+            "show_default": False,
+            "rich_help_panel": _PANELS.get(self.name, panel),
+        }
+        if annotation is bool and self.kind is not bool:
             metavar, read = self._reader()
-            options |= {"parser": read, "metavar": metavar}
-            annotation = list[str] if get_origin(self.kind) is tuple else str
-        if shows_default and self.default not in (None, ()):
-            shown = _shown_bytes(self.default) if self.is_size else str(self.default)
-            options["help"] = f"{self.doc} Default: {shown}."
+            options |= {"parser": read, "metavar": _METAVARS.get(self.name, metavar)}
+            annotation = list[str] if is_many else str
         return inspect.Parameter(
             self.name,
             inspect.Parameter.KEYWORD_ONLY,
             default=None,
-            annotation=Annotated[annotation | None, typer.Option(flag, **options)],
+            annotation=Annotated[annotation | None, typer.Option(self.flag, **options)],
         )
+
+    def _help(self, flags: Mapping[str, str], shows_default: bool) -> str:
+        """Return the field's docstring in the words of the command line."""
+        assert self.doc is not None, f"{self.name} has no docstring, the help of its flag"
+        text = re.sub(r"\bNone\b", "none", self.doc)
+        for name in sorted(flags, key=len, reverse=True):
+            if "_" in name:
+                text = re.sub(rf"\b{name}\b", flags[name], text)
+        if self.name == "json_schema":
+            text += " A schema, or the name of a .json file."
+        if shows_default and self.default not in (None, ()):
+            text += f" Default: {_shown_bytes(self.default) if self.is_size else self.default}."
+        return text
 
     @property
     def is_size(self) -> bool:
@@ -167,7 +230,7 @@ class _Field:
         if self.name in _TOKEN_COUNTS:
             return "TOKENS", _typed(parse_count, is_optional)
         if int in kinds:
-            return "INTEGER", _typed(_parse_int, is_optional)
+            return "INTEGER", _typed(parse_whole, is_optional)
         if float in kinds:
             return "NUMBER", _typed(_parse_float, is_optional)
         return "TEXT", _typed(str, is_optional)
@@ -187,7 +250,18 @@ def _typed(read: Callable[[str], Any], is_optional: bool) -> Callable[[str], Any
     return parse
 
 
-def _parse_int(text: str) -> int:
+def or_none(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Return a parser for a command's own option that takes `none` for its default."""
+    parse = _typed(read, is_optional=True)
+
+    def parse_or_none(text: str) -> Any:
+        value = parse(text)
+        return None if value is _NONE else value
+
+    return parse_or_none
+
+
+def parse_whole(text: str) -> int:
     """Read a whole number that fits in 64 bits."""
     if re.fullmatch(r"\s*[+-]?[0-9]{1,19}\s*", text) is None or abs(int(text)) >= 2**63:
         raise ValueError(f"{text[:40]!r} is no whole number of at most 63 bits")
@@ -259,6 +333,18 @@ def _value_of(expression: ast.expr | None) -> Any:
     return eval(compile(ast.Expression(expression), "<field>", "eval"), {"Literal": Literal})
 
 
+DtypeOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DTYPE",
+        help="float32, bfloat16, float16 or float64; none keeps the checkpoint's. Default: none.",
+        autocompletion=completion.one_of("float32", "bfloat16", "float16", "float64", "none"),
+        parser=or_none(str),
+        rich_help_panel=ENGINE,
+    ),
+]
+
+
 def load_llm(
     model: str,
     dtype: str | None,
@@ -311,11 +397,3 @@ def read_text_file(file: Path) -> str:
         return file.read_text("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not UTF-8: {error}") from None
-
-
-def print_table(renderable: object) -> None:
-    """Print a table on stdout: as wide as the terminal, or as it needs to be into a file."""
-    from rich.console import Console
-
-    console = Console() if sys.stdout.isatty() else Console(width=1000, no_color=True)
-    console.print(renderable)

@@ -1,58 +1,134 @@
-"""fulmen plan: memory, speed and cost of a model, before any download."""
+"""fulmen plan and fulmen figure1: what a model needs, before any download."""
 
-import json
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
+from fulmen.cli import completion
+from fulmen.cli.help import examples
+from fulmen.cli.options import or_none
+from fulmen.cli.output import print_json
 from fulmen.files import write_text
+from fulmen.units import parse_count
+
+PLAN_EXAMPLES: Final = examples(
+    """
+fulmen plan minimax-m2                       on this machine
+fulmen plan minimax-m2 --ram 128GiB          with 128 GiB of memory, without GPUs
+fulmen plan minimax-m2 --ram 192GiB --memory 200GB/s
+fulmen plan minimax-m1-80k --gpus 8xH800     and the command that serves it
+fulmen plan minimax-m2 --verbose             every number with its formula
+""",
+    {
+        "JSON": """
+fits, name, hardware, context, notes, launch (commands by engine);
+ways: precision, fits, needed_bytes, decode_low, decode_high, commands;
+forecasts, and the sizes and FLOPs that --verbose explains
+"""
+    },
+)
+FIGURE1_EXAMPLES: Final = examples("""
+fulmen figure1
+fulmen figure1 --out figure1.svg
+""")
+_DEFAULT_MEMORY: Final = "40GB/s"
+
+
+def _none_or(text: str, metavar: str) -> typer.models.OptionInfo:
+    """Return an option whose value may be `none`."""
+    option: typer.models.OptionInfo = typer.Option(metavar=metavar, parser=or_none(str), help=text)
+    return option
 
 
 def plan(
     name: Annotated[
-        str, typer.Argument(help="A catalog name, a folder, a config.json, a GGUF; or figure1.")
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="A name that fulmen models list shows, a folder, a config.json or a GGUF file.",
+            autocompletion=completion.models,
+        ),
     ],
-    gpus: Annotated[str | None, typer.Option(help="GPUs to serve on, such as 8xH800.")] = None,
     ram: Annotated[
-        str | None, typer.Option(help="Memory of one machine without GPUs, such as 24GiB.")
+        str | None, _none_or("Memory of a machine without GPUs, such as 128GiB.", "SIZE")
     ] = None,
+    memory: Annotated[
+        str,
+        typer.Option(metavar="RATE", help="Read speed of its memory; fulmen bench measures it."),
+    ] = _DEFAULT_MEMORY,
     disk: Annotated[
         str | None,
+        _none_or("Read speed of its disk, such as 3GB/s, to hold experts in the forecast.", "RATE"),
+    ] = None,
+    gpus: Annotated[str | None, _none_or("GPUs, such as 8xH800.", "GPUS")] = None,
+    context: Annotated[
+        int | None,
         typer.Option(
-            help="Read speed of its disk, such as 3GB/s; experts that exceed memory stay on it."
+            metavar="TOKENS",
+            parser=or_none(parse_count),
+            help="Tokens of a conversation. Default: 8,192 in memory, 131,072 on GPUs.",
         ),
     ] = None,
-    memory: Annotated[str, typer.Option(help="Read speed of its memory.")] = "40GB/s",
-    context: Annotated[int | None, typer.Option(help="Tokens of a sequence to plan for.")] = None,
     rl_gpus: Annotated[
-        str, typer.Option(help="GPUs of the reinforcement learning run.")
+        str,
+        typer.Option(metavar="GPUS", help="GPUs of a training run, whose cost --verbose shows."),
     ] = "512xH800",
-    out: Annotated[Path | None, typer.Option(help="SVG file to write figure1 to.")] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show every number with its formula.")
+    ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print all numbers as one JSON line.")
+        bool, typer.Option("--json", help="Print all numbers as one JSON value.")
     ] = False,
 ) -> None:
-    """Plan memory, speed and cost before a download.
+    """Tell whether a model fits, how fast it is, what to type.
 
-    The name figure1 stands for Figure 1 (right) of the M1 report, redrawn.
-
-    \b
-    Examples:
-      fulmen plan minimax-m2 --gpus 8xH800
-      fulmen plan minimax-m2 --ram 24GiB --disk 3GB/s
-      fulmen plan figure1 --out figure1.svg
+    Nothing is downloaded. Without --ram and --gpus the plan is for this machine.
     """
-    from fulmen.plan import figure1_svg, figure1_text, make_plan, render_plan
+    from fulmen.plan import make_plan, render_answer, render_plan, this_machine
 
-    if name.lower() == "figure1":
-        if out is not None:
-            write_text(out, figure1_svg())
-        print(figure1_text(), end="")
-        return
-    if out is not None:
-        raise ValueError("--out is where figure1 goes, a plan is printed")
+    if name.lower() == "figure1" and not Path(name).exists():
+        raise ValueError("the figure of the M1 report is a command of its own: fulmen figure1")
+    if ram is None and gpus is None:
+        here = this_machine()
+        said = f"this machine has {here.ram} of memory"
+        if here.gpu_names:
+            said += f" and {len(here.gpu_names)} GPUs ({', '.join(sorted(set(here.gpu_names)))})"
+        else:
+            said += " and no GPU"
+        if here.gpus is not None and disk is None:
+            gpus = str(here.gpus)
+            said += f"; --ram {here.ram} plans for its memory alone"
+        else:
+            ram = here.ram
+        if ram is not None and memory == _DEFAULT_MEMORY:
+            said += f"; its memory is taken to read {memory}, --memory says otherwise"
+        print(said, file=sys.stderr)
     made = make_plan(
         name, gpus=gpus, ram=ram, disk=disk, memory=memory, context=context, rl_gpus=rl_gpus
     )
-    print(json.dumps(made.to_dict()) if as_json else render_plan(made), end="\n" * as_json)
+    if as_json:
+        print_json(made.to_dict())
+        return
+    print(render_answer(made), end="")
+    if verbose:
+        print("\n" + render_plan(made), end="")
+    else:
+        print("\n--verbose shows every number with its formula", file=sys.stderr)
+
+
+def figure1(
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="SVG file to draw the figure into.")
+    ] = None,
+) -> None:
+    """Redraw Figure 1 (right) of the M1 report.
+
+    It shows what generating costs as an answer grows. Prints the numbers; --out draws the curves.
+    """
+    from fulmen.plan import figure1_svg, figure1_text
+
+    if out is not None:
+        write_text(out, figure1_svg())
+    print(figure1_text(), end="")

@@ -5,11 +5,21 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
-from fulmen.cli.options import IgnoreOption, print_table, read_dtype, read_text_file
+from fulmen.cli import completion
+from fulmen.cli.help import examples
+from fulmen.cli.options import (
+    MODEL_HELP,
+    IgnoreOption,
+    or_none,
+    parse_whole,
+    read_dtype,
+    read_text_file,
+)
+from fulmen.cli.output import print_table
 from fulmen.cli.progress import byte_progress
 from fulmen.files import write_text
 
@@ -17,63 +27,88 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+EXAMPLES: Final = examples("""
+fulmen quantize smollm2 smollm2-int8
+fulmen quantize minimax-m2 m2-int4 --bits 4
+fulmen quantize minimax-m2 m2-int4 --bits 4 --calibrate text.txt     closer
+fulmen chat --model m2-int4                                talk to the result
+fulmen models show m2-int4                                 see what was lost
+""")
+
+
 def quantize(
     model: Annotated[
-        str, typer.Argument(help="Model to round: a folder, a GGUF, a catalog name or a hub id.")
+        str, typer.Argument(metavar="MODEL", help=MODEL_HELP, autocompletion=completion.models)
     ],
     out: Annotated[
-        Path, typer.Argument(help="Output folder. An interrupted run continues where it stopped.")
+        Path,
+        typer.Argument(
+            metavar="OUT", help="Output folder. An interrupted run continues where it stopped."
+        ),
     ],
     bits: Annotated[
         Literal["8", "4", "fp8"], typer.Option(help="Bits of attention and expert weights.")
     ] = "8",
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Text like those the model will read: weights are rounded to suit it (GPTQ).",
+        ),
+    ] = None,
+    calibrate_tokens: Annotated[
+        int,
+        typer.Option(metavar="TOKENS", help="Tokens of that text to read; more is slower, better."),
+    ] = 16384,
     group_size: Annotated[
         int | None,
-        typer.Option(help="Weights that share a scale: 32, 64 or 128. Default: 32, with fp8 128."),
+        typer.Option(
+            metavar="INTEGER",
+            parser=or_none(parse_whole),
+            help="Weights that share a scale: 32, 64 or 128. Default: 32, with fp8 128.",
+        ),
     ] = None,
     input_bits: Annotated[
-        int,
-        typer.Option(
-            help="Bits that inputs are rounded to as the model runs: 16, or 8, faster; not fp8."
-        ),
+        int, typer.Option(help="Bits of inputs as the model runs: 16, or 8, faster; not with fp8.")
     ] = 16,
     head_bits: Annotated[
-        int | None, typer.Option(help="8 rounds the head too. Default: the head stays as it is.")
+        int | None,
+        typer.Option(
+            metavar="INTEGER",
+            parser=or_none(parse_whole),
+            help="8 rounds the head too; none keeps it as it is. Default: none.",
+        ),
     ] = None,
     dtype: Annotated[
         str | None,
-        typer.Option(help="Embedding, norms and head: bfloat16 or float32. Default: the model's."),
+        typer.Option(
+            metavar="DTYPE",
+            parser=or_none(str),
+            help="Embedding, norms and head: bfloat16 or float32. Default: the model's.",
+            autocompletion=completion.one_of("bfloat16", "float32"),
+        ),
     ] = None,
     max_shard: Annotated[
         str | None,
         typer.Option(
-            help="Largest file; an interrupted run repeats at most one. Default: 2GB. Not with "
-            "--calibrate, which writes a file for each layer."
+            metavar="SIZE",
+            help="Largest file to write; with --calibrate each layer is a file. Default: 2GB.",
         ),
     ] = None,
-    calibrate: Annotated[
+    report: Annotated[
         Path | None,
         typer.Option(
-            help="Text like those the model will read; weights are rounded for it (GPTQ)."
+            metavar="FILE", help="Text to compare both models on. Default: one that comes along."
         ),
     ] = None,
-    calibrate_tokens: Annotated[
-        int, typer.Option(help="Tokens of that text to read; more is better and slower.")
-    ] = 16384,
-    report: Annotated[
-        Path | None, typer.Option(help="Text to compare both models on. Default: a sample of ours.")
-    ] = None,
     report_tokens: Annotated[
-        int, typer.Option(help="Tokens of that text to read; 0 for no comparison.")
+        int, typer.Option(metavar="TOKENS", help="Tokens of that text to read; 0 compares nothing.")
     ] = 2000,
     ignore_config_field: IgnoreOption = None,
 ) -> None:
     """Round weights to 8 or 4 bits, and report the loss.
 
-    \b
-    Examples:
-      fulmen quantize smollm2 smollm2-int8
-      fulmen quantize minimax-m2 m2-int4 --bits 4 --calibrate text.txt
+    The model is read and written piece by piece, so it may be larger than memory.
     """
     from fulmen.catalog import resolve
     from fulmen.chat import Tokenizer

@@ -32,16 +32,16 @@ class EngineConfig:
     max_num_batched_tokens: int = 1024
     """Most tokens of one forward pass, over all requests; at least max_num_seqs."""
     max_model_len: int | None = None
-    """Most tokens of prompt and answer; None means the model's max_position_embeddings."""
+    """Most tokens of a conversation with its answer; None allows the model's whole context."""
     kv_cache_bytes: int = 2 * 2**30
-    """Memory for keys and values of the softmax layers, of running requests and known prefixes."""
+    """Memory for the keys and values of running requests and known prefixes: it limits how many
+    tokens the context can hold."""
     kv_cache_dtype: Literal["auto", "int8"] = "auto"
-    """Dtype of keys and values: the model's own, or codes of 8 bits with a scale for each token and
-    head, which hold nearly twice the tokens and cost some accuracy."""
+    """Precision of keys and values: the model's own, or 8 bits, which hold nearly twice the tokens
+    and cost some accuracy."""
     num_draft_tokens: int = 0
-    """Most guesses (up to 15) that a decoding request checks in one step: tokens that followed the
-    same ones before in its own text. Answers do not change, to the bit; text that repeats itself
-    comes faster."""
+    """Guess up to this many tokens (15 at most) from what followed the same words before, and check
+    them in one step. Answers do not change; text that repeats itself comes faster."""
     snapshot_bytes: int = 2**30
     """Memory for snapshots of lightning states, from which later requests can start."""
 

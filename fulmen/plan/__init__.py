@@ -1,7 +1,20 @@
 """Plans: the memory, speed, cost and launch command of a model, before any download."""
 
+from fulmen.plan.answer import Way
+from fulmen.plan.answer_text import render_answer
 from fulmen.plan.figure1 import figure1_svg, figure1_text
 from fulmen.plan.plan import Plan, make_plan
 from fulmen.plan.plan_text import render_plan
+from fulmen.plan.this_machine import ThisMachine, this_machine
 
-__all__ = ["Plan", "figure1_svg", "figure1_text", "make_plan", "render_plan"]
+__all__ = [
+    "Plan",
+    "ThisMachine",
+    "Way",
+    "figure1_svg",
+    "figure1_text",
+    "make_plan",
+    "render_answer",
+    "render_plan",
+    "this_machine",
+]

@@ -28,7 +28,7 @@ PRECISIONS: Final = {
 
 
 _PACKED: Final = {"int8": (WeightFormat.INT8, 64), "int4": (WeightFormat.INT4, 32)}
-"""Format and group size that `fulmen quantize` writes by default."""
+"""Format and group size of the weights that are forecast."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,7 +82,7 @@ REACHED: Final = (0.2, 0.7)
 SKEW: Final = 0.3
 """Exponent of skewed routing: with a share s of the experts in memory, s^0.3 of the choices hit. A
 public engine measured 52 % with 11 % of its experts. With uniform routing the share is s."""
-_SYSTEM_BYTES: Final = 2 * 1024**3
+SYSTEM_BYTES: Final = 2 * 1024**3
 """Memory of a machine without GPUs that the system itself takes."""
 MAX_STREAMS: Final = 32
 """Most sequences that a forecast runs side by side."""
@@ -222,7 +222,7 @@ def forecast_machine(
     memory, disk   bytes a second that they read
     """
     weights = reading.weights
-    free = ram_bytes - _SYSTEM_BYTES - weights.rest - weights.embedding
+    free = ram_bytes - SYSTEM_BYTES - weights.rest - weights.embedding
     room = free - reading.sequence_bytes
     is_in_memory = room >= weights.experts
     # Experts that a disk holds give way to the cache.

@@ -4,6 +4,7 @@ It follows from a config.json and from a line about the hardware:
 
     sizes and FLOPs           models/flops.py
     speed at each precision   forecast.py
+    what runs on a machine    answer.py
     the command to serve it   launch.py
     reinforcement learning    rl_cost.py
 """
@@ -21,6 +22,7 @@ from fulmen.models import (
     generation_cost,
     prefill_flops,
 )
+from fulmen.plan.answer import TYPICAL_DISK, Way, ways_in_memory
 from fulmen.plan.figure1 import as_drawn
 from fulmen.plan.forecast import (
     PRECISIONS,
@@ -70,14 +72,31 @@ class Plan:
     is_on_gpus: bool
     """True if `hardware` names GPUs; False for one machine without GPUs."""
     forecasts: tuple[Forecast, ...]
+    ways: tuple[Way, ...]
+    """Ways to run the model in the memory of one machine; none where no machine is named."""
+    ram: str | None
+    """Memory of a machine without GPUs, as it was named; so are the next two."""
+    memory: str
+    """Read speed of its memory."""
+    disk: str | None
+    """Read speed of its disk."""
     launch: dict[str, str]
-    """Commands that serve the model, by engine."""
+    """Commands that serve the model on GPUs, by engine."""
     rl: RLCost
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
-        return asdict(self)
+        return {"fits": self.fits, **asdict(self)}
+
+    @property
+    def fits(self) -> bool | None:
+        """True if the model runs on the hardware today; None where no hardware is named."""
+        if self.hardware is None:
+            return None
+        if self.is_on_gpus:
+            return any(row.fits for row in self.forecasts) or bool(self.launch)
+        return any(way.fits and way.commands for way in self.ways)
 
 
 def make_plan(
@@ -129,8 +148,17 @@ def make_plan(
         if card is None or card.source is None:
             checkpoint = name if card is None else card.hub
             launch, notes = launch_commands(config, checkpoint, servers, rows, max_context)
-    elif ram is not None:
+    ways: tuple[Way, ...] = ()
+    if ram is not None:
         hardware = f"{ram} read at {memory}" + (f", disk {disk}" if disk else "")
+        ways = ways_in_memory(
+            config,
+            name,
+            rows,
+            ram_bytes=parse_bytes(ram),
+            memory=memory_rate,
+            disk=disk_rate or parse_rate(TYPICAL_DISK),
+        )
         forecasts = [
             forecast_machine(row, ram_bytes=parse_bytes(ram), memory=memory_rate, disk=disk_rate)
             for row in rows
@@ -158,6 +186,10 @@ def make_plan(
         hardware=hardware,
         is_on_gpus=gpus is not None,
         forecasts=tuple(forecasts),
+        ways=ways,
+        ram=ram,
+        memory=memory,
+        disk=disk,
         launch=launch,
         rl=rl_cost(config, parse_gpus(rl_gpus)),
         notes=tuple(notes),

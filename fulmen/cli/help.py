@@ -1,0 +1,94 @@
+"""Help as text: options in panels, summaries whole, examples last.
+
+It is plain text without boxes, so that it reads the same in a pipe, a narrow terminal and a search.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from typer.core import TyperCommand, TyperGroup
+
+THINKING: Final = "Thinking"
+STRUCTURE: Final = "Structured output"
+SAMPLING: Final = "Sampling"
+SESSION: Final = "Session"
+ENGINE: Final = "Engine"
+_FIRST: Final = "Options"
+"""Panel of options that name none"""
+_LAST: Final = "Other options"
+"""Panel of --help and of shell completion"""
+_PANELS: Final = ("Arguments", _FIRST, THINKING, STRUCTURE, SAMPLING, SESSION, ENGINE, _LAST)
+"""Panels in the order in which help shows them"""
+
+
+class Command(TyperCommand):
+    """A command whose help shows its options in panels."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Return the words after the command in its usage: NAME for what is needed."""
+        return [
+            piece.replace("{", "").replace("}", "") for piece in super().collect_usage_pieces(ctx)
+        ]
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write arguments, then the options panel by panel."""
+        _write_panels(self, ctx, formatter)
+
+
+class Group(TyperGroup):
+    """A group of commands whose help shows each summary whole."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the commands first, they are what one looks for."""
+        self.format_commands(ctx, formatter)
+        _write_panels(self, ctx, formatter)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write each command with its summary; a narrow terminal wraps it."""
+        rows = [
+            (name, command.get_short_help_str(10_000))
+            for name, command in self.commands.items()
+            if not command.hidden
+        ]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+def _write_panels(command: Any, ctx: Any, formatter: Any) -> None:
+    panels: dict[str, list[tuple[str, str]]] = {name: [] for name in _PANELS}
+    for parameter in command.get_params(ctx):
+        record = parameter.get_help_record(ctx)
+        if record is None:
+            continue
+        name = getattr(parameter, "rich_help_panel", None) or _FIRST
+        if parameter.param_type_name == "argument":
+            name, record = "Arguments", (record[0].split()[0], record[1])
+        elif parameter.name in ("help", "install_completion", "show_completion"):
+            name = _LAST
+        panels[name].append(_in_our_words(*record))
+    for name, records in panels.items():
+        if records:
+            with formatter.section(name):
+                formatter.write_dl(records)
+
+
+def _in_our_words(name: str, text: str) -> tuple[str, str]:
+    """Return an option as help shows it: TEXT for `<str>`, and defaults as a sentence."""
+    kinds = {"str": "TEXT", "int": "INTEGER", "float": "NUMBER", "path": "PATH"}
+    name = re.sub(r"<([^>]*)>", lambda found: kinds.get(found[1], found[1]), name)
+    text = re.sub(r"\s*\[(?:default: (.*)|required)\]$", _default, text)
+    return name, text
+
+
+def _default(found: re.Match[str]) -> str:
+    return "" if found[1] is None else f" Default: {found[1]}."
+
+
+def examples(lines: str, notes: Mapping[str, str] | None = None) -> str:
+    """Return the end of a help: examples, a line each, and paragraphs with a title."""
+    text = "\b\nExamples:\n" + "\n".join(f"  {line.strip()}" for line in lines.strip().splitlines())
+    for title, note in (notes or {}).items():
+        body = "\n".join(f"  {line.strip()}" for line in note.strip().splitlines())
+        text += f"\n\n\b\n{title}:\n{body}"
+    return text
