@@ -23,12 +23,12 @@ from fulmen.files import explain
 
 _EXAMPLES = examples("""
 fulmen chat                                  talk to a small model
-fulmen chat "What is the capital of France?" one answer
-fulmen chat --session trip                   begin a conversation, or go on with it
-fulmen chat "..." --thinking-budget 2000     limit the thought to 2,000 tokens
+fulmen chat "What is the capital of France?"  one answer
+fulmen chat --session trip                   begin, or go on with yesterday's
+fulmen chat "..." --thinking-budget 2000     at most 2,000 tokens of thought
 fulmen chat "..." --json-schema '{"type": "object"}'     answer in JSON
-fulmen plan minimax-m2 --ram 128GiB          does it fit, and how fast is it?
-fulmen chat --help                           options and examples of a command
+fulmen plan minimax-m2 --ram 128GiB          does it fit? how fast?
+fulmen chat --help                           options of a command
 """)
 
 

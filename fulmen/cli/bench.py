@@ -34,9 +34,9 @@ _RANGES = {
 
 EXAMPLES: Final = examples(
     """
-fulmen bench                     each operation beside the machine's limits
+fulmen bench                     each operation
 fulmen bench --only linear
-fulmen bench --model smollm2     reading and decoding speed of a model
+fulmen bench --model smollm2     speed of a model
 fulmen bench --model m2-int4 --depth 16384 --batch 4
 """,
     {

@@ -38,17 +38,17 @@ _ENGINE_FLAGS: Final = ("max_model_len", "kv_cache_bytes", "kv_cache_dtype", "nu
 
 CHAT_EXAMPLES: Final = examples(
     """
-fulmen chat                                  talk; /help lists the commands
+fulmen chat                                  talk; /help lists commands
 fulmen chat "Why is the sky blue?"           one answer
-cat notes.txt | fulmen chat                  answer what is piped in
-fulmen chat --session trip                   begin a conversation, or go on with it
-fulmen sessions list                         names of the conversations so far
-fulmen chat "..." --thinking-budget 2000     limit the thought to 2,000 tokens
+cat notes.txt | fulmen chat                  read what is piped in
+fulmen chat --session trip                   begin, or go on with yesterday's
+fulmen sessions list                         conversations so far
+fulmen chat "..." --thinking-budget 2000     at most 2,000 tokens of thought
 fulmen chat "..." --hide-thinking            show the answer alone
-fulmen chat "..." --json-schema '{"type": "object"}'     answer in JSON
-fulmen chat "..." --json-schema schema.json  JSON as a schema wants it
+fulmen chat "..." --json-schema '{"type": "object"}'   answer in JSON
+fulmen chat "..." --json-schema schema.json  in this shape
 fulmen chat "Good or bad?" --choice good --choice bad
-fulmen chat --model minimax-m2               fulmen plan minimax-m2: does it fit?
+fulmen chat --model minimax-m2               does it fit: fulmen plan
 """
 )
 GENERATE_EXAMPLES: Final = examples(

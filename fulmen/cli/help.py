@@ -4,6 +4,7 @@ It is plain text without boxes, so that it reads the same in a pipe, a narrow te
 """
 
 import re
+import textwrap
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -20,6 +21,12 @@ _LAST: Final = "Other options"
 """Panel of --help and of shell completion"""
 _PANELS: Final = ("Arguments", _FIRST, THINKING, STRUCTURE, SAMPLING, SESSION, ENGINE, _LAST)
 """Panels in the order in which help shows them"""
+
+
+_WIDTH: Final = 72
+"""Longest line of examples and notes, which terminals of 80 columns show whole"""
+_SAID_COLUMN: Final = 43
+"""Column in which an example's explanation begins"""
 
 
 class Command(TyperCommand):
@@ -86,9 +93,15 @@ def _default(found: re.Match[str]) -> str:
 
 
 def examples(lines: str, notes: Mapping[str, str] | None = None) -> str:
-    """Return the end of a help: examples, a line each, and paragraphs with a title."""
-    text = "\b\nExamples:\n" + "\n".join(f"  {line.strip()}" for line in lines.strip().splitlines())
+    """Return the end of a help: examples, a line each, and paragraphs with a title.
+
+    Two spaces or more part a command from what is said about it.
+    """
+    text = "\b\nExamples:"
+    for line in lines.strip().splitlines():
+        command, _, said = line.strip().partition("  ")
+        text += f"\n  {command:<{_SAID_COLUMN}} {said.strip()}".rstrip()
     for title, note in (notes or {}).items():
-        body = "\n".join(f"  {line.strip()}" for line in note.strip().splitlines())
-        text += f"\n\n\b\n{title}:\n{body}"
+        body = textwrap.wrap(" ".join(note.split()), _WIDTH)
+        text += f"\n\n\b\n{title}:\n" + "\n".join(f"  {line}" for line in body)
     return text

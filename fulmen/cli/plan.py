@@ -16,7 +16,7 @@ from fulmen.units import parse_count
 PLAN_EXAMPLES: Final = examples(
     """
 fulmen plan minimax-m2                       on this machine
-fulmen plan minimax-m2 --ram 128GiB          with 128 GiB of memory, without GPUs
+fulmen plan minimax-m2 --ram 128GiB          with 128 GiB, without GPUs
 fulmen plan minimax-m2 --ram 192GiB --memory 200GB/s
 fulmen plan minimax-m1-80k --gpus 8xH800     and the command that serves it
 fulmen plan minimax-m2 --verbose             every number with its formula

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 EXAMPLES: Final = examples("""
 fulmen quantize smollm2 smollm2-int8
 fulmen quantize minimax-m2 m2-int4 --bits 4
-fulmen quantize minimax-m2 m2-int4 --bits 4 --calibrate text.txt     closer
+fulmen quantize minimax-m2 m2-int4 --bits 4 --calibrate text.txt  closer
 fulmen chat --model m2-int4                                talk to the result
 fulmen models show m2-int4                                 see what was lost
 """)

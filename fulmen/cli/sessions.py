@@ -19,9 +19,9 @@ sessions_app = typer.Typer(
     no_args_is_help=True,
     epilog=examples("""
 fulmen sessions list                       names, the last used first
-fulmen chat --session trip                 go on with one of them, or begin it
+fulmen chat --session trip                 go on with one, or begin it
 fulmen sessions show trip                  read it
-fulmen sessions fork trip trip2 --turn 3   go another way after its third turn
+fulmen sessions fork trip trip2 --turn 3   go another way from turn 3
 """),
 )
 
@@ -220,7 +220,8 @@ def sessions_rm(
 ) -> None:
     """Delete conversations.
 
-    What another session shares stays. A session that cannot be read is deleted too, and a file that is no session.
+    What another session shares stays. A session that cannot be read is deleted too, and a file that
+    is no session.
     """
     sessions = open_store(store)
     for name in names:
@@ -236,7 +237,7 @@ def sessions_rm(
     "export",
     cls=Command,
     epilog=examples("""
-fulmen sessions export trip > trip.json       /load trip.json in a chat reads it
+fulmen sessions export trip > trip.json       /load in a chat reads it
 fulmen sessions export trip --tokens          ids and log-probabilities too
 """),
 )

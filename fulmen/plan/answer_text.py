@@ -77,8 +77,8 @@ def _table(plan: Plan) -> str:
         )
     about = (
         f"needs: all weights, one conversation of {plan.context:,} tokens (--context) and 2 GiB "
-        "for the system. tokens a second: a forecast for one conversation, from what public engines "
-        f"reach of the memory's read speed, here {plan.memory} (--memory)."
+        "for the system. tokens a second: a forecast for one conversation, from what public "
+        f"engines reach of the memory's read speed, here {plan.memory} (--memory)."
     )
     return "\n".join(lines) + "\n" + _wrapped(about, "  ")
 
