@@ -4,6 +4,7 @@ from fulmen.catalog.card_text import render_card
 from fulmen.catalog.cards import (
     Card,
     Language,
+    find_card,
     find_config,
     get_card,
     list_cards,
@@ -18,6 +19,7 @@ __all__ = [
     "Card",
     "Language",
     "OnProgress",
+    "find_card",
     "find_config",
     "get_card",
     "list_cards",

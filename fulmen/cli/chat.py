@@ -136,7 +136,9 @@ def chat(
     A model is sampled as its makers recommend, unless an option says otherwise. The answer goes to
     stdout; the thought, and everything else, goes to stderr.
     """
-    from fulmen.cli.conversation import Conversation, converse
+    from rich.markup import escape
+
+    from fulmen.cli.conversation import Conversation, converse, describe
     from fulmen.cli.progress import stderr
     from fulmen.sessions import Session
 
@@ -172,8 +174,10 @@ def chat(
             system=system,
             show_thinking=not hide_thinking,
             keep_thoughts=keep_thoughts,
+            plain=plain,
             session=opened,
         )
+        stderr.print(f"[dim]{escape(describe(name, llm))}[/dim]", soft_wrap=True)
         if message is None:
             converse(conversation)
             return

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from fulmen.catalog import find_card
 from fulmen.chat import (
     ChatRequest,
     Completion,
@@ -28,6 +29,9 @@ from fulmen.chat import (
     Transcript,
     read_messages,
 )
+from fulmen.cli.lines import new_line_reader
+from fulmen.cli.output import drop_output, harmless
+from fulmen.cli.printer import Printer, new_printer
 from fulmen.cli.progress import stderr
 from fulmen.files import explain, write_text
 from fulmen.llm import LLM, Stream
@@ -47,7 +51,16 @@ HELP = """\
 /load FILE           read one back
 /stats               tokens and speed of the last answer
 //TEXT               send a text that begins with a slash
-A line that ends with \\ goes on in the next."""
+A line that ends with \\ goes on in the next; Alt-Enter begins one too.
+Ctrl-C ends an answer and keeps what there is. Up and Ctrl-R find earlier lines."""
+_COMMANDS = tuple(
+    word.strip(" ,")
+    for line in HELP.splitlines()
+    if line.startswith("/")
+    for word in line.split("  ")[0].split()
+    if word.startswith("/") and not word.startswith("//")
+)
+"""Commands, to be completed"""
 
 
 class Interrupt:
@@ -80,15 +93,19 @@ class Conversation:
         system: str | None = None,
         show_thinking: bool = True,
         keep_thoughts: bool = False,
+        plain: bool = False,
         session: Session | None = None,
     ) -> None:
-        """With a session, go on with its transcript and keep every answer there.
+        """plain: print answers as they come; Markdown is rendered otherwise, at a terminal
+
+        With a session, go on with its transcript and keep every answer there.
 
         Raises ValueError if the session was started with another system prompt.
         """
         self.llm = llm
         self.params = params
         self.show_thinking = show_thinking
+        self.plain = plain
         self.session = session
         if session is None:
             self.transcript = Transcript(llm.format, llm.tokenizer, keep_thoughts=keep_thoughts)
@@ -179,56 +196,70 @@ class Conversation:
 
     def _answer(self, request: ChatRequest) -> Completion:
         """Print an answer and keep it, if anything was said."""
-        completion = self._print(self.llm.stream(request))
+        completion, has_reader = self._print(self.llm.stream(request))
         if completion.finish_reason == "abort" and not _says_something(completion):
             return completion
         self._unanswered = []
         if self.session is not None:
-            try:
-                self.session.save(request.messages, completion)
-            except (OSError, ValueError) as error:
-                reason = explain(error) if isinstance(error, OSError) else str(error)
-                raise ValueError(
-                    "the answer is printed but was not kept in session "
-                    f"{self.session.state.name!r}: {reason}"
-                ) from error
+            self._keep(self.session, request, completion)
         else:
             self.transcript.add(request.messages, completion)
+        if not has_reader:
+            raise BrokenPipeError
         return completion
 
-    def _print(self, running: Stream) -> Completion:
+    def _keep(self, session: Session, request: ChatRequest, completion: Completion) -> None:
+        """Save an answer that was printed; if that fails it is not lost, and says so."""
+        try:
+            session.save(request.messages, completion)
+        except (OSError, ValueError) as error:
+            reason = explain(error) if isinstance(error, OSError) else str(error)
+            raise ValueError(
+                f"the answer is printed but was not kept in session {session.state.name!r}: {reason}"
+            ) from error
+
+    def _print(self, running: Stream) -> tuple[Completion, bool]:
+        """Print an answer as it comes. Returns it, and whether somebody read it to its end."""
         started = time.perf_counter()
         first: float | None = None
         is_thinking = False
+        has_reader = True
+        printer = new_printer(plain=self.plain)
         with Interrupt() as interrupt, running as stream:
-            for events in itertools.chain([stream.prefix_events], stream.updates()):
-                if first is None and stream.tokens:
-                    first = time.perf_counter()
-                for event in events:
-                    if isinstance(event, ThinkingDelta):
-                        is_thinking = self._print_thinking(event.text, is_thinking)
-                        continue
-                    if is_thinking:
-                        stderr.print()
-                        is_thinking = False
-                    _print_event(event)
-                if interrupt.is_set:
-                    break
+            try:
+                for events in itertools.chain([stream.prefix_events], stream.updates()):
+                    if first is None and stream.tokens:
+                        first = time.perf_counter()
+                    for event in events:
+                        if isinstance(event, ThinkingDelta):
+                            is_thinking = self._print_thinking(event.text, is_thinking)
+                            continue
+                        if is_thinking:
+                            stderr.print()
+                            is_thinking = False
+                        _print_event(event, printer)
+                    if interrupt.is_set:
+                        break
+            except BrokenPipeError:  # what there is of the answer is kept all the same
+                drop_output()
+                has_reader = False
+            finally:
+                if has_reader:
+                    printer.close()
             completion = stream.finish()
         if is_thinking:
             stderr.print()
-        if completion.reply.content or completion.reply.tool_calls:
-            print(flush=True)
         for problem in completion.reply.problems:
             stderr.print(f"problem: {problem}", style="yellow", markup=False)
         self.stats = _stats(completion, started, first)
         if completion.finish_reason != "stop":
             stderr.print(f"[dim]({_REASONS[completion.finish_reason]})[/dim]")
-        return completion
+        return completion, has_reader
 
     def _print_thinking(self, text: str, is_thinking: bool) -> bool:
         if self.show_thinking:
-            stderr.print(text, style="dim", end="", markup=False, soft_wrap=True)
+            shown = harmless(text) if stderr.is_terminal else text
+            stderr.print(shown, style="dim", end="", markup=False, soft_wrap=True)
         return self.show_thinking or is_thinking
 
 
@@ -237,16 +268,16 @@ def _says_something(completion: Completion) -> bool:
     return bool(reply.thinking or reply.content or reply.tool_calls)
 
 
-def _print_event(event: Event) -> None:
+def _print_event(event: Event, printer: Printer) -> None:
     match event:
         case ContentDelta(text):
-            print(text, end="", flush=True)
+            printer.write(text)
         case ToolCallStart(_, _, name):
-            print(f"\n{name}(", end="", flush=True)
+            printer.write(f"\n{name}(")
         case ToolCallDelta(_, arguments):
-            print(arguments, end="", flush=True)
+            printer.write(arguments)
         case ToolCallEnd():
-            print(")", flush=True)
+            printer.write(")\n")
 
 
 def _stats(completion: Completion, started: float, first: float | None) -> str:
@@ -273,16 +304,29 @@ _REASONS = {
 }
 
 
+def describe(name: str, llm: LLM) -> str:
+    """Return one line about a model that talks: its name, and how long its context is.
+
+    name  the model as it was named
+    """
+    card = find_card(name)
+    longest = llm.engine.model.config.max_position_embeddings
+    held = llm.engine.max_model_len
+    text = f"{name if card is None else card.title}, a context of {held:,} tokens"
+    if held < min(longest, llm.engine.config.max_model_len or longest):
+        text += f"; the model's has {longest:,}, a larger --kv-cache holds more of it"
+    return text
+
+
 def converse(conversation: Conversation) -> None:
     """Read and answer until the input ends."""
-    import readline  # noqa: F401  line editing and history for input()
-
+    reader = new_line_reader(_COMMANDS)
     stderr.print("[dim]/help lists the commands, Ctrl-D leaves[/dim]")
     if conversation.session is not None:
         _show_last(conversation, conversation.session)
     while True:
         try:
-            text = _read_text()
+            text = reader.read()
         except EOFError:
             stderr.print()
             return
@@ -318,15 +362,9 @@ def _show_last(conversation: Conversation, session: Session) -> None:
             f"[dim]{len(messages)} messages, {session.num_restored} tokens need not be read again; "
             "the last answer was:[/dim]"
         )
-        stderr.print(messages[-1].content, markup=False)
-
-
-def _read_text() -> str:
-    lines = [input("> ")]
-    while lines[-1].endswith("\\"):
-        lines[-1] = lines[-1][:-1]
-        lines.append(input("  "))
-    return "\n".join(lines)
+        printer = new_printer(plain=conversation.plain)
+        printer.write(messages[-1].content)
+        printer.close()
 
 
 def _command(conversation: Conversation, text: str) -> bool:

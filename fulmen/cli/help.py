@@ -25,7 +25,7 @@ _PANELS: Final = ("Arguments", _FIRST, THINKING, STRUCTURE, SAMPLING, SESSION, E
 
 _WIDTH: Final = 72
 """Longest line of examples and notes, which terminals of 80 columns show whole"""
-_SAID_COLUMN: Final = 43
+_SAID_COLUMN: Final = 42
 """Column in which an example's explanation begins"""
 
 
@@ -100,7 +100,7 @@ def examples(lines: str, notes: Mapping[str, str] | None = None) -> str:
     text = "\b\nExamples:"
     for line in lines.strip().splitlines():
         command, _, said = line.strip().partition("  ")
-        text += f"\n  {command:<{_SAID_COLUMN}} {said.strip()}".rstrip()
+        text += f"\n  {command:<{_SAID_COLUMN}}  {said.strip()}".rstrip()
     for title, note in (notes or {}).items():
         body = textwrap.wrap(" ".join(note.split()), _WIDTH)
         text += f"\n\n\b\n{title}:\n" + "\n".join(f"  {line}" for line in body)

@@ -53,6 +53,7 @@ def printable(text: str) -> str:
 
 def harmless(text: str) -> str:
     """Return text for a terminal: lines and tabs stay, other control characters are written out."""
+    text = text.replace("\r\n", "\n")
     if text.isprintable():
         return text
     return "".join(char if char in "\n\t" else printable(char) for char in text)
