@@ -136,8 +136,6 @@ def chat(
     A model is sampled as its makers recommend, unless an option says otherwise. The answer goes to
     stdout; the thought, and everything else, goes to stderr.
     """
-    from rich.markup import escape
-
     from fulmen.cli.conversation import Conversation, converse, describe
     from fulmen.cli.progress import stderr
     from fulmen.sessions import Session
@@ -175,9 +173,9 @@ def chat(
             show_thinking=not hide_thinking,
             keep_thoughts=keep_thoughts,
             plain=plain,
+            introduction=describe(name, llm),
             session=opened,
         )
-        stderr.print(f"[dim]{escape(describe(name, llm))}[/dim]", soft_wrap=True)
         if message is None:
             converse(conversation)
             return

@@ -94,9 +94,13 @@ class Conversation:
         show_thinking: bool = True,
         keep_thoughts: bool = False,
         plain: bool = False,
+        introduction: str = "",
         session: Session | None = None,
     ) -> None:
-        """plain: print answers as they come; Markdown is rendered otherwise, at a terminal
+        """Begin a conversation, or go on with a session's.
+
+        plain         print answers as they come; Markdown is rendered otherwise, at a terminal
+        introduction  line to be shown once, before anything is said
 
         With a session, go on with its transcript and keep every answer there.
 
@@ -106,6 +110,7 @@ class Conversation:
         self.params = params
         self.show_thinking = show_thinking
         self.plain = plain
+        self._introduction = introduction
         self.session = session
         if session is None:
             self.transcript = Transcript(llm.format, llm.tokenizer, keep_thoughts=keep_thoughts)
@@ -124,6 +129,12 @@ class Conversation:
                     "is for a new one"
                 )
             self._unanswered = []
+
+    def introduce(self) -> None:
+        """Show the introduction, once."""
+        if self._introduction:
+            stderr.print(self._introduction, style="dim", markup=False, soft_wrap=True)
+        self._introduction = ""
 
     @property
     def messages(self) -> list[Message]:
@@ -220,6 +231,7 @@ class Conversation:
 
     def _print(self, running: Stream) -> tuple[Completion, bool]:
         """Print an answer as it comes. Returns it, and whether somebody read it to its end."""
+        self.introduce()
         started = time.perf_counter()
         first: float | None = None
         is_thinking = False
@@ -321,6 +333,7 @@ def describe(name: str, llm: LLM) -> str:
 def converse(conversation: Conversation) -> None:
     """Read and answer until the input ends."""
     reader = new_line_reader(_COMMANDS)
+    conversation.introduce()
     stderr.print("[dim]/help lists the commands, Ctrl-D leaves[/dim]")
     if conversation.session is not None:
         _show_last(conversation, conversation.session)

@@ -78,6 +78,7 @@ def plan(
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show every number with its formula.")
     ] = False,
+    out: Annotated[Path | None, typer.Option(hidden=True)] = None,  # of fulmen plan figure1
     as_json: Annotated[
         bool, typer.Option("--json", help="Print all numbers as one JSON value.")
     ] = False,
@@ -88,8 +89,12 @@ def plan(
     """
     from fulmen.plan import make_plan, render_answer, render_plan, this_machine
 
-    if name.lower() == "figure1" and not Path(name).exists():
-        raise ValueError("the figure of the M1 report is a command of its own: fulmen figure1")
+    if name.lower() == "figure1":
+        figure1(out)
+        return
+    if out is not None:
+        raise ValueError("--out is where fulmen figure1 draws, a plan is printed")
+    said = ""
     if ram is None and gpus is None:
         here = this_machine()
         said = f"this machine has {here.ram} of memory"
@@ -104,10 +109,11 @@ def plan(
             ram = here.ram
         if ram is not None and memory == _DEFAULT_MEMORY:
             said += f"; its memory is taken to read {memory}, --memory says otherwise"
-        print(said, file=sys.stderr)
     made = make_plan(
         name, gpus=gpus, ram=ram, disk=disk, memory=memory, context=context, rl_gpus=rl_gpus
     )
+    if said:
+        print(said, file=sys.stderr)
     if as_json:
         print_json(made.to_dict())
         return
