@@ -13,6 +13,7 @@ from fulmen.files import user_folder
 
 if TYPE_CHECKING:
     from prompt_toolkit.history import History
+    from prompt_toolkit.output import Output
 
 _PROMPT: Final = "> "
 _CONTINUED: Final = "  "
@@ -31,7 +32,11 @@ def new_line_reader(commands: Iterable[str] = ()) -> LineReader:
     """Return a reader of stdin; commands are completed."""
     if os.environ.get("TERM") in (None, "dumb", "unknown") and os.name == "posix":
         return PlainReader()
-    return PromptReader(commands)
+    if sys.stdout.isatty():
+        return PromptReader(commands)
+    from prompt_toolkit.output import create_output
+
+    return PromptReader(commands, output=create_output(sys.stderr))
 
 
 def history_file() -> Path:
@@ -60,16 +65,20 @@ class PlainReader:
 class PromptReader:
     """Reads lines with prompt_toolkit: history, search with Ctrl-R, pasted text as one message."""
 
-    def __init__(self, commands: Iterable[str]) -> None:
+    def __init__(self, commands: Iterable[str], *, output: "Output | None" = None) -> None:
+        """output: where the prompt is drawn; stdout if omitted"""
         from prompt_toolkit import PromptSession
         from prompt_toolkit.completion import WordCompleter
+        from prompt_toolkit.enums import DEFAULT_BUFFER
+        from prompt_toolkit.filters import has_focus
         from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
-        from prompt_toolkit.output import create_output
         from prompt_toolkit.shortcuts import CompleteStyle
 
         keys = KeyBindings()
 
-        @keys.add("enter")
+        in_text = has_focus(DEFAULT_BUFFER)  # not in a search, where Enter takes what was found
+
+        @keys.add("enter", filter=in_text)
         def _(event: KeyPressEvent) -> None:
             buffer = event.current_buffer
             if buffer.document.text_before_cursor.endswith("\\"):
@@ -78,7 +87,7 @@ class PromptReader:
             else:
                 buffer.validate_and_handle()
 
-        @keys.add("escape", "enter")
+        @keys.add("escape", "enter", filter=in_text)
         def _(event: KeyPressEvent) -> None:
             event.current_buffer.insert_text("\n")
 
@@ -92,7 +101,7 @@ class PromptReader:
             complete_style=CompleteStyle.READLINE_LIKE,
             reserve_space_for_menu=0,
             enable_history_search=True,
-            output=create_output(sys.stdout if sys.stdout.isatty() else sys.stderr),
+            output=output,
         )
 
     def read(self) -> str:

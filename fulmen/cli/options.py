@@ -19,6 +19,7 @@ import typer
 
 from fulmen.cli import completion
 from fulmen.cli.help import ENGINE, SAMPLING, SESSION, STRUCTURE, THINKING
+from fulmen.cli.output import readable_argument
 from fulmen.units import parse_bytes, parse_count
 
 if TYPE_CHECKING:  # a command imports what it needs, so that help comes at once
@@ -233,7 +234,7 @@ class _Field:
             return "INTEGER", _typed(parse_whole, is_optional)
         if float in kinds:
             return "NUMBER", _typed(_parse_float, is_optional)
-        return "TEXT", _typed(str, is_optional)
+        return "TEXT", _typed(readable_argument, is_optional)
 
 
 def _typed(read: Callable[[str], Any], is_optional: bool) -> Callable[[str], Any]:

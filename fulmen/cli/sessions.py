@@ -91,13 +91,13 @@ def sessions_list(store: StoreOption = None, as_json: JsonOption = False) -> Non
         right = column in ("turns", "tokens", "MiB")
         table.add_column(column, justify="right" if right else "left", no_wrap=True)
     for row in rows:
-        name = Text(printable(row["name"]))
+        shown = Text(printable(row["name"]))
         if "problem" in row:
             said = "is no session" if row["problem"] == "is no session" else "cannot be read"
-            table.add_row(name, "", "", "", "", "", said)
+            table.add_row(shown, "", "", "", "", "", said)
             continue
         table.add_row(
-            name,
+            shown,
             str(row["turns"]),
             f"{row['tokens']:,}",
             f"{row['bytes'] / 2**20:.1f}",

@@ -98,7 +98,7 @@ def stored_precision(config: Config) -> str:
     if isinstance(quantization, Fp8Config):
         return "fp8"
     if isinstance(quantization, PackedConfig):
-        return {8: "int8", 4: "int4"}.get(quantization.bits, "fp8")  # type: ignore[call-overload]
+        return {"8": "int8", "4": "int4"}.get(str(quantization.bits), "fp8")
     return "bf16"
 
 
