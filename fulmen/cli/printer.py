@@ -7,6 +7,8 @@ that it never scrolls away and is never printed twice.
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, Final, Protocol
 
 from fulmen.cli.output import harmless
@@ -63,6 +65,8 @@ class MarkdownPrinter:
         from rich.live import Live
 
         self._console = console
+        self._drawing = ExitStack()
+        """Ends when nothing is drawn any more"""
         self._growing: list[str] = []
         """Pieces of the block that is not finished"""
         self._is_begun = False
@@ -87,7 +91,7 @@ class MarkdownPrinter:
 
     def close(self) -> None:
         """Print the last block for good."""
-        self._live.stop()
+        self._drawing.close()
         rest = "".join(self._growing)
         self._growing.clear()
         if rest.strip():
@@ -99,7 +103,9 @@ class MarkdownPrinter:
 
         finished, growing = split_blocks("".join(self._growing))
         self._growing = [growing]
-        self._live.start()
+        if not self._live.is_started:
+            self._drawing.enter_context(_without_echo())
+            self._drawing.enter_context(self._live)
         if finished:
             self._live.update("")
             for block in finished:
@@ -132,3 +138,26 @@ class _Lines:
         for line in lines if self._most is None else lines[-self._most :]:
             yield from line
             yield Segment.line()
+
+
+@contextmanager
+def _without_echo() -> Iterator[None]:
+    """Keep the terminal from showing keys among what is drawn; the next line still has them."""
+    try:
+        import termios
+    except ImportError:  # on Windows
+        yield
+        return
+    try:
+        keyboard = sys.stdin.fileno()
+        before = termios.tcgetattr(keyboard)
+    except (OSError, ValueError, AttributeError, termios.error):  # stdin is no terminal
+        yield
+        return
+    silent = list(before)
+    silent[3] &= ~termios.ECHO
+    termios.tcsetattr(keyboard, termios.TCSADRAIN, silent)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(keyboard, termios.TCSADRAIN, before)

@@ -1,0 +1,118 @@
+"""--json prints one JSON value whose keys the command's help names."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fulmen.sessions import SessionStore
+from tests.cli.test_cli import called
+from tests.cli.test_help import help_of
+from tests.tiny import write_checkpoint
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("m2"), "m2")
+
+
+@pytest.fixture(scope="module")
+def store(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("store")
+    flags = ("--model", folder, "--session", "a", "--store", root, "--max-tokens", "4")
+    assert called("chat", "Hello", *flags).returncode == 0
+    return root
+
+
+def value_of(*arguments: str | Path, code: int = 0) -> Any:
+    run = called(*arguments, "--json")
+    assert run.returncode == code, run.stderr
+    assert len(run.stdout.splitlines()) == 1
+    return json.loads(run.stdout)
+
+
+def documented(*command: str) -> set[str]:
+    """Return the words of the paragraphs about JSON in a command's help."""
+    return set(re.findall(r"[a-z][a-z_0-9]+", help_of(*command).split("JSON", 1)[1]))
+
+
+def test_models_are_listed_and_shown_as_json(folder: Path) -> None:
+    cards = value_of("models", "list")
+    by_name = {card["name"]: card for card in cards}
+    assert by_name["minimax-m1-80k"]["total_parameters"] == 456_089_655_296
+    assert by_name["minimax-m2"]["context"] == 196_608
+    shown = value_of("models", "show", "minimax-m1-80k", "--lang", "de")
+    assert shown.pop("text")["licence"]
+    assert shown == by_name["minimax-m1-80k"]
+    assert {"name", "title", "hub", "paper", "sampling"} <= documented("models", "list")
+    made = value_of("models", "show", folder)
+    assert made["path"] == str(folder)
+    assert made["total_parameters"] > made["active_parameters"] > 0
+    assert set(made) <= documented("models", "show")
+
+
+def test_a_checkpoint_is_checked_as_json(folder: Path, tmp_path: Path) -> None:
+    found = value_of("models", "check", folder)
+    assert found["ok"] is True
+    assert found["num_tensors"] > 0
+    assert set(found) <= documented("models", "check")
+    write_checkpoint(tmp_path, "m2")
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    broken = value_of("models", "check", tmp_path, code=1)
+    assert broken["ok"] is False
+    assert "truncated" in broken["problems"][0]
+
+
+def test_sessions_are_listed_shown_and_checked_as_json(store: Path, folder: Path) -> None:
+    (row,) = value_of("sessions", "list", "--store", store)
+    assert (row["name"], row["turns"], row["last_question"]) == ("a", 1, "Hello")
+    assert set(row) <= documented("sessions", "list")
+    shown = value_of("sessions", "show", "a", "--store", store)
+    (turn,) = shown["turns"]
+    assert [message["role"] for message in turn["messages"]] == ["user", "assistant"]
+    assert turn["answer_tokens"] == 4
+    assert shown["tokens"] == turn["tokens"] == row["tokens"]
+    assert set(shown) | set(turn) <= documented("sessions", "show")
+    checked = value_of("sessions", "check", "--store", store)
+    assert checked == {"ok": True, "problems": [], "repaired": []}
+    assert set(checked) <= documented("sessions", "check")
+
+
+def test_a_session_that_cannot_be_read_is_named_in_json(tmp_path: Path) -> None:
+    SessionStore(tmp_path).create("good", model="m", fingerprint="f")
+    (tmp_path / "sessions/bad.json").write_text("{")
+    rows = {row["name"]: row for row in value_of("sessions", "list", "--store", tmp_path)}
+    assert set(rows) == {"good", "bad"}
+    assert "bad.json" in rows["bad"]["problem"]
+    checked = value_of("sessions", "check", "--store", tmp_path, code=1)
+    assert checked["problems"][0]["path"].endswith("bad.json")
+    mended = value_of("sessions", "check", "--repair", "--store", tmp_path)
+    assert mended["ok"] is True
+    assert mended["repaired"]
+
+
+def test_a_plan_is_json_with_the_answer_first() -> None:
+    plan = value_of("plan", "minimax-m2", "--ram", "160GiB")
+    assert plan["fits"] is True
+    by_precision = {way["precision"]: way for way in plan["ways"]}
+    assert by_precision["int4"]["fits"]
+    assert not by_precision["fp8"]["fits"]
+    assert by_precision["int4"]["commands"][1] == "fulmen chat --model minimax-m2-int4"
+    assert {"fits", "ways", "forecasts", "launch", "notes", "hardware"} <= documented("plan")
+
+
+def test_a_plan_without_hardware_is_for_this_machine() -> None:
+    run = called("plan", "smollm2")
+    assert run.stdout.startswith("Yes: SmolLM2")
+    assert re.match(r"this machine has \d+GiB of memory and ", run.stderr)
+    assert "FLOPs" not in run.stdout
+    assert "F(N) = " in called("plan", "smollm2", "--verbose").stdout
+
+
+def test_figure1_is_a_command_and_its_old_spelling_works() -> None:
+    figure = called("figure1").stdout
+    assert figure
+    assert called("plan", "figure1").stdout == figure
