@@ -88,7 +88,7 @@ def test_a_long_conversation_is_given_the_cache_that_it_needs() -> None:
 
 def test_what_is_rounded_already_runs_as_it_is(tmp_path: Path) -> None:
     for bits, size, precision in ((4, 32, "int4"), (8, 64, "int8"), ("fp8", 128, "fp8")):
-        packed = PackedConfig(bits=bits, group_size=size)  # type: ignore[arg-type]
+        packed = PackedConfig(bits=bits, group_size=size)
         config = replace(published_config(M2), quantization_config=packed)
         (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
         (way,) = make_plan(str(tmp_path), ram="1TiB").ways
