@@ -226,7 +226,8 @@ class Conversation:
         except (OSError, ValueError) as error:
             reason = explain(error) if isinstance(error, OSError) else str(error)
             raise ValueError(
-                f"the answer is printed but was not kept in session {session.state.name!r}: {reason}"
+                "the answer is printed but was not kept in session "
+                f"{session.state.name!r}: {reason}"
             ) from error
 
     def _print(self, running: Stream) -> tuple[Completion, bool]:

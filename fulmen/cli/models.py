@@ -30,7 +30,7 @@ fulmen models check path/to/folder
 )
 
 _KEYS: Final = """
-name, title, maker, hub, context, total_parameters, active_parameters,
+name, title, maker, licence, hub, context, total_parameters, active_parameters,
 sampling, paper
 """
 

@@ -150,7 +150,7 @@ def test_an_answer_that_cannot_be_kept_is_printed_and_the_sentence_says_so(
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (code, out) == (1, expected)
     sentence = error.decode().splitlines()[-1]
-    assert sentence.startswith("fulmen: the answer is printed, but session 'a' could not keep it: ")
+    assert sentence.startswith("fulmen: the answer is printed but was not kept in session 'a': ")
 
 
 @given(st.text())
