@@ -1,4 +1,4 @@
-"""What README and docs show works: code blocks run, commands exist, files of the tree are there."""
+"""Check what README and docs show: code blocks, commands, links, the tree, the reference."""
 
 import re
 import subprocess

@@ -17,6 +17,7 @@ from fulmen.checkpoints import read_config
 from fulmen.models import Config
 
 Language = Literal["en", "de"]
+"""Language of a model card."""
 
 LANGUAGES: Final[tuple[Language, ...]] = ("en", "de")
 

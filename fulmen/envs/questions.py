@@ -32,6 +32,7 @@ class Questions:
         return len(self._tasks)
 
     def task(self, index: int) -> NumberTask:
+        """Return the question of that line, counted from 0."""
         if not 0 <= index < len(self._tasks):
             raise ValueError(f"task {index} was asked for, {self._path} has {len(self._tasks)}")
         return self._tasks[index]
