@@ -10,6 +10,7 @@ import argparse
 import re
 import sys
 from pathlib import Path
+from textwrap import dedent
 
 import griffe
 
@@ -32,6 +33,8 @@ ROOMS = [
     "fulmen.kernels",
     "fulmen.bench",
 ]
+FILES = {"fulmen.sampling": ["FinishReason", "Mask", "SamplingParams"]}
+"""Names that users need of a file without `__all__`."""
 LINES = 12
 """Most lines of a constant's value."""
 LINE = 100
@@ -107,14 +110,11 @@ def page(path: str, room: griffe.Object, homes: dict[str, str]) -> str:
 
 
 def names(room: griffe.Object) -> list[str]:
-    """Return the names of a room's `__all__`; all public ones of a file that has none."""
-    if room.exports is not None:
-        return [str(name) for name in room.exports if str(name) != "__version__"]
-    return [
-        name
-        for name, member in room.members.items()
-        if not name.startswith("_") and not member.is_alias and not member.is_module
-    ]
+    """Return the names that a room exports."""
+    exports = FILES.get(room.path, room.exports)
+    if exports is None:
+        raise ValueError(f"{room.path} has no __all__, and {__file__} does not list its names")
+    return [str(name) for name in exports if str(name) != "__version__"]
 
 
 def find(room: griffe.Object, name: str) -> griffe.Object:
@@ -183,36 +183,24 @@ def is_described(fields: list[tuple[str, griffe.Attribute]]) -> bool:
 
 def field(name: str, item: griffe.Attribute) -> str:
     kind = f": {item.annotation}" if item.annotation is not None else ""
-    value = f" = {item.value}" if item.value is not None else ""
-    line = f"- `{quoted(name + kind + value)}`".replace("\n", " ")
+    line = f"- `{quoted(name + kind + shown_default(item.value))}`".replace("\n", " ")
     text = " ".join(text_of(item).split())
     return f"{line}  \n  {escape(text)}" if text else line
 
 
 def signature(name: str, item: griffe.Function, *, hide_return: bool = False) -> str:
     """Write a function as Python would, one parameter a line where one line is too long."""
-    parts, kind = [], None
-    only_positional = griffe.ParameterKind.positional_only
+    parts: list[str] = []
     for parameter in item.parameters:
         if parameter.name in ("self", "cls"):
-            kind = parameter.kind
             continue
-        if kind == only_positional != parameter.kind and parts:
-            parts.append("/")
-        keyword = griffe.ParameterKind.keyword_only
-        if parameter.kind == keyword and kind not in (
-            keyword,
-            griffe.ParameterKind.var_positional,
-        ):
-            parts.append("*")
         kind = parameter.kind
-        stars = {"variadic positional": "*", "variadic keyword": "**"}.get(str(kind.value), "")
-        text = f"{stars}{parameter.name}"
-        if parameter.annotation is not None:
-            text += f": {parameter.annotation}"
-        if parameter.default is not None and not stars:
-            text += f" = {parameter.default}" if parameter.annotation else f"={parameter.default}"
-        parts.append(text)
+        if kind == griffe.ParameterKind.keyword_only and not any(p.startswith("*") for p in parts):
+            parts.append("*")
+        stars = {"variadic positional": "*", "variadic keyword": "**"}.get(kind.value, "")
+        annotation = "" if parameter.annotation is None else f": {parameter.annotation}"
+        default = "" if stars else shown_default(parameter.default)
+        parts.append(f"{stars}{parameter.name}{annotation}{default}")
     before = "async def " if "async" in item.labels else "" if hide_return else "def "
     if "classmethod" in item.labels:
         before = f"@classmethod\n{before}"
@@ -223,6 +211,11 @@ def signature(name: str, item: griffe.Function, *, hide_return: bool = False) ->
     if len(line.splitlines()[-1]) <= LINE or not parts:
         return line
     return f"{before}{name}(\n" + "".join(f"    {part},\n" for part in parts) + f"){after}"
+
+
+def shown_default(value: object) -> str:
+    """Return ` = value`; nothing for what has to be given."""
+    return "" if value is None or str(value) == "field()" else f" = {value}"
 
 
 def code(text: str) -> str:
@@ -245,7 +238,7 @@ def text_of(item: griffe.Object) -> str:
 def summary(item: griffe.Object) -> str:
     """Return the first sentence of a docstring."""
     first = " ".join(text_of(item).split("\n\n")[0].split())
-    match = re.match(r"(.+?[.:])(?: |$)", first)
+    match = re.match(r"(.+?\.)(?: |$)", first)
     return (match.group(1) if match else first).rstrip(":")
 
 
@@ -261,7 +254,7 @@ def prose(text: str) -> str:
     for block in re.split(r"\n\s*\n", text):
         lines = block.splitlines()
         if all(line.startswith("    ") for line in lines) or is_columns(lines):
-            blocks.append("```text\n" + block + "\n```")
+            blocks.append("```text\n" + dedent(block) + "\n```")
         else:
             blocks.append(escape(block))
     return "\n\n".join(blocks).replace("\n```\n\n```text\n", "\n\n")
