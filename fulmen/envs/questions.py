@@ -29,6 +29,7 @@ class Questions:
 
     @property
     def num_tasks(self) -> int:
+        """Number of questions in the file."""
         return len(self._tasks)
 
     def task(self, index: int) -> NumberTask:
