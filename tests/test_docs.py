@@ -254,10 +254,8 @@ def docstrings(path: Path) -> Iterator[tuple[int, str]]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         body = getattr(node, "body", [])
         for statement in body if isinstance(body, list) else []:
-            value = getattr(statement, "value", None)
-            is_text = isinstance(value, ast.Constant) and isinstance(value.value, str)
-            if isinstance(statement, ast.Expr) and is_text:
-                yield statement.lineno, value.value
+            if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+                yield statement.lineno, str(statement.value.value)
 
 
 def test_a_docstring_begins_with_a_verb_or_a_noun() -> None:
