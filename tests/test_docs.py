@@ -69,6 +69,22 @@ def test_the_quick_start_prints_what_the_readme_shows() -> None:
     assert run("-c", start, *shlex.split(found[1])).strip() == found[2].strip()
 
 
+def shown_runs() -> Iterator[Any]:
+    """Yield each command that a page shows with the beginning of its output."""
+    for page in dict.fromkeys(WRITTEN):
+        for _, body in FENCE.findall(page.read_text(encoding="utf-8")):
+            if body.startswith("$ fulmen "):
+                line, _, output = body.partition("\n")
+                yield pytest.param(line, output, id=f"{page.name}: {line}")
+
+
+@pytest.mark.parametrize(("line", "output"), list(shown_runs()))
+def test_a_command_prints_what_the_page_shows(line: str, output: str) -> None:
+    words = shlex.split(line.removeprefix("$ fulmen "))
+    printed = run("-c", "from fulmen.cli import main; main()", *words)
+    assert printed.split()[: len(output.split())] == output.split()
+
+
 # Command lines
 
 
