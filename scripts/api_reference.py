@@ -16,23 +16,8 @@ import griffe
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs/api"
-ROOMS = [
-    "fulmen",
-    "fulmen.sampling",
-    "fulmen.llm",
-    "fulmen.chat",
-    "fulmen.engine",
-    "fulmen.sessions",
-    "fulmen.models",
-    "fulmen.checkpoints",
-    "fulmen.catalog",
-    "fulmen.plan",
-    "fulmen.quantize",
-    "fulmen.envs",
-    "fulmen.evaluate",
-    "fulmen.kernels",
-    "fulmen.bench",
-]
+FIRST = ["sampling", "llm", "chat", "engine", "sessions", "models", "checkpoints"]
+"""Rooms that most users look for; the others follow by name."""
 FILES = {"fulmen.sampling": ["FinishReason", "Mask", "SamplingParams"]}
 """Names that users need of a file without `__all__`."""
 LINES = 12
@@ -66,7 +51,9 @@ def reference() -> dict[str, str]:
     package = griffe.load("fulmen", search_paths=[ROOT], resolve_aliases=True)
     assert isinstance(package, griffe.Module)
     homes: dict[str, str] = {}  # where a name is described: path of its definition -> its room
-    rooms = {path: package[path.removeprefix("fulmen.")] for path in ROOMS[1:]}
+    packages = sorted(path.parent.name for path in ROOT.glob("fulmen/*/__init__.py"))
+    others = [name for name in packages if name not in (*FIRST, "cli")]
+    rooms = {f"fulmen.{name}": package[name] for name in (*FIRST, *others)}
     for path, room in rooms.items():
         for name in names(room):
             homes.setdefault(find(room, name).path, path)
