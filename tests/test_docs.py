@@ -6,8 +6,10 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import fields as dataclass_fields
 from functools import cache
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, get_args
 
 import pytest
@@ -178,6 +180,28 @@ def test_a_wrong_command_line_is_found(line: str) -> None:
         check_command(line)
 
 
+def test_our_side_of_coming_from_exists() -> None:
+    from fulmen.engine import EngineConfig
+    from fulmen.sampling import SamplingParams
+
+    fields = {
+        one.name for config in (EngineConfig, SamplingParams) for one in dataclass_fields(config)
+    }
+    flags = {flag for option in root_command().commands["chat"].params for flag in option.opts}
+    text = (ROOT / "docs/coming-from.md").read_text(encoding="utf-8")
+    cells = [row.strip().strip("|").split(" | ")[1] for row in re.findall(r"^\| `.*$", text, re.M)]
+    ours = [span for cell in cells for span in re.findall(r"`([^`]+)`", cell)]
+    assert len(ours) > 50
+    for span in ours:
+        if span.startswith("--"):
+            assert span.split()[0] in flags, span
+        for name in re.findall(r"\b(\w+)=", span):
+            assert name in fields | {"params", "messages", "dtype", "trainable", "device"}, span
+    names = re.search(r"`SamplingParams\((.*?)\)` \| the same names", text)
+    assert names is not None
+    assert set(names[1].split(", ")) <= fields
+
+
 def test_flags_of_benchmarks_exist() -> None:
     checked = 0
     for page in PAGES:
@@ -192,6 +216,14 @@ def test_flags_of_benchmarks_exist() -> None:
                 assert is_there, f"{page.name}: {script} has no {flag}"
                 checked += 1
     assert checked > 20
+
+
+@pytest.mark.parametrize("page", named(list(dict.fromkeys(WRITTEN))))
+def test_names_of_the_package_can_be_imported(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for span in re.findall(r"`([^`\n]+)`", FENCE.sub("", text)):
+        for name in re.findall(r"\bfulmen(?:\.[A-Za-z_]\w*)+", span):
+            resolve_name(name)
 
 
 # Links and paths
