@@ -218,7 +218,7 @@ def test_flags_of_benchmarks_exist() -> None:
     assert checked > 20
 
 
-@pytest.mark.parametrize("page", named(list(dict.fromkeys(WRITTEN))))
+@pytest.mark.parametrize("page", named([one for one in PAGES if one.name != "CHANGELOG.md"]))
 def test_names_of_the_package_can_be_imported(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for span in re.findall(r"`([^`\n]+)`", FENCE.sub("", text)):
