@@ -314,7 +314,11 @@ def docstrings(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def test_a_docstring_begins_with_a_verb_or_a_noun() -> None:
-    for folder in ("fulmen", "tests", "benchmarks", "scripts"):
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            for line, text in docstrings(path):
-                assert not re.match(UNSAID, text), f"{path.relative_to(ROOT)}:{line}: {text[:60]}"
+    found = [
+        f"{path.relative_to(ROOT)}:{line}: {text.splitlines()[0]}"
+        for folder in ("fulmen", "tests", "benchmarks", "scripts")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for line, text in docstrings(path)
+        if re.match(UNSAID, text)
+    ]
+    assert not found, "\n".join(found)
