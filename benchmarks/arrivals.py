@@ -16,7 +16,7 @@ class Trace:
 
     @property
     def max_model_len(self) -> int:
-        """What the longest request comes to."""
+        """Tokens of the longest request."""
         return max(map(len, self.prompts)) + self.num_tokens
 
     def alone(self, index: int) -> "Trace":
@@ -51,7 +51,7 @@ def make_trace(
 
 
 def prompt_lengths(num_requests: int, shortest: int, longest: int) -> list[int]:
-    """From shortest to longest in equal ratios."""
+    """Lengths from shortest to longest, in equal ratios."""
     if num_requests == 1:
         return [round((shortest * longest) ** 0.5)]
     ratio = (longest / shortest) ** (1 / (num_requests - 1))

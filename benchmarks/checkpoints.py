@@ -36,11 +36,11 @@ MAX_SHARD_BYTES = 256 * 2**20
 SOFTMAX_EVERY = 8
 """M1 has softmax attention in every eighth layer."""
 RELEASED_ALPHA = 3.5565588200778455
-"""Of all three residuals in the released M1; every beta is 1."""
+"""Alpha of all three residuals in the released M1; every beta is 1."""
 
 
 class Kind(StrEnum):
-    """Which of the two models."""
+    """Model: m1 or m2."""
 
     M1 = "m1"
     M2 = "m2"

@@ -42,11 +42,11 @@ from fulmen.models.quantization import Bits
 CHECKED_TOKENS = 48
 DTYPE_NAMES = ("float32", "bfloat16")
 MAX_ERROR = 1e-3
-"""In float32: root mean square of the difference of logits, over that of the logits."""
+"""Tolerance in float32: root mean square of the difference of logits, over that of the logits."""
 MAX_TIMES_PEER_ERROR = 1.25
-"""In bfloat16 a rounded router now and then takes another expert, so two right engines differ by
-several percent. Both are compared with transformers in float32, and Fulmen must not be further from
-it than transformers in bfloat16 is, by more than this."""
+"""Tolerance in bfloat16: a rounded router now and then takes another expert, so two right engines
+differ by several percent. Both are compared with transformers in float32, and Fulmen must not be
+further from it than transformers in bfloat16 is, by more than this."""
 MAX_TIMES_PEER_ERROR_INT8 = 2.5
 """Limit for int8 weights that meet inputs of 16 bits; M1 0.8, M2 1.5 to 1.9 were found."""
 MAX_ROUNDED_ERRORS: Mapping[Bits, float] = {8: 0.2, "fp8": 0.2, 4: 0.6}
@@ -64,7 +64,7 @@ class Results:
     )
     """A hybrid's seconds, and those of its softmax layers' attention."""
     notes: dict[tuple[Workload, str], str] = field(default_factory=dict)
-    """Why there is no number, or which implementation a peer chose."""
+    """Reason why there is no number, or the implementation that a peer chose."""
 
     def add(self, case: Workload, engine: str, answer: dict[str, Any]) -> None:
         """Records one measurement."""

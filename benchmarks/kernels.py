@@ -1,4 +1,4 @@
-"""How fast each kernel is, beside plain torch, torch's own best operation and the machine's limits.
+"""Speed of each kernel, beside plain torch, torch's own best operation and the machine's limits.
 
     python benchmarks/kernels.py
     python benchmarks/kernels.py --only linear --no-plain
@@ -59,7 +59,7 @@ SERVE_PLAIN = "--serve-plain"
 
 
 class PlainTorch:
-    """The same operations in a process without the kernels."""
+    """Measure the operations in a process without the kernels."""
 
     name = "plain torch"
 
@@ -74,7 +74,7 @@ class PlainTorch:
         )
 
     def seconds(self, op: Op) -> float:
-        """Of one call; the first question about an operation also warms it up."""
+        """Measure one call; the first question about an operation also warms it up."""
         assert self._process.stdout is not None
         print(json.dumps([op.name, op.work]), file=self._process.stdin, flush=True)
         return float(self._process.stdout.readline())

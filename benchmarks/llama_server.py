@@ -110,7 +110,7 @@ def _last_words(log: IO[str]) -> str:
 
 
 def _ask_all(port: int, trace: Trace, timeout_seconds: float) -> list[list[float]]:
-    """When every token of every request was there; a thread sends each request when it comes."""
+    """Return when each token was there; a thread sends each request when it comes."""
     times: list[list[float]] = [[] for _ in trace.prompts]
     failures: list[str] = []
     start = time.perf_counter()

@@ -45,7 +45,7 @@ from fulmen.models.tensors import TensorSpec
 WORKER = Path(__file__).resolve().parent / "worker.py"
 LOAD_SECONDS = 600.0
 REPETITIONS = 3
-"""Of what llama.cpp's tools generate: the last counts, those before are its warm-up. They begin
+"""Rounds that llama.cpp's tools generate: the last counts, those before are its warm-up. They begin
 anew with every measurement, and their own warm-up of one token touches a few experts. A prompt is
 warmed up by the same prompt already."""
 
@@ -59,7 +59,7 @@ class Engine(Protocol):
 
     name: str
     weight_bytes: float | None
-    """Of its file, where its weights are not those of the checkpoint."""
+    """Size of its file, where its weights are not those of the checkpoint."""
 
     def measure(self, case: Workload, timeout_seconds: float) -> dict[str, Any]:
         """`seconds` of a case; raises Unmeasured."""
@@ -317,7 +317,7 @@ class LlamaCpp:
 
 
 def _batched_seconds(command: Sequence[str], timeout_seconds: float) -> float:
-    """What llama-batched-bench says of the tokens it generated last."""
+    """Return what llama-batched-bench says of the tokens it generated last."""
     lines = _output(command, timeout_seconds).splitlines()
     rows = [json.loads(line) for line in lines if line.startswith("{")]
     if not rows:
@@ -326,7 +326,7 @@ def _batched_seconds(command: Sequence[str], timeout_seconds: float) -> float:
 
 
 def _output(command: Sequence[str], timeout_seconds: float) -> str:
-    """What a command prints; Unmeasured if it fails or takes too long."""
+    """Return what a command prints; Unmeasured if it fails or takes too long."""
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=timeout_seconds)
     except subprocess.TimeoutExpired:
@@ -379,7 +379,7 @@ _GGUF_NAMES = {
     "block_sparse_moe.gate.weight": "ffn_gate_inp.weight",
     "block_sparse_moe.e_score_correction_bias": "exp_probs_b.bias",
 }
-"""Of a layer's tensors; all experts of a layer become one tensor."""
+"""Names of a layer's tensors; all experts of a layer become one tensor."""
 _GGUF_EXPERTS = {"w1": "ffn_gate_exps", "w2": "ffn_down_exps", "w3": "ffn_up_exps"}
 _GGUF_OUTER = {
     "model.embed_tokens.weight": "token_embd.weight",
@@ -448,7 +448,7 @@ def write_gguf(checkpoint: Path, file: Path) -> None:
 
 
 def _gguf_parts(specs: Sequence[TensorSpec]) -> dict[str, list[TensorSpec]]:
-    """Which tensors of a checkpoint become which tensor of the GGUF."""
+    """Map each tensor of the GGUF to the tensors of a checkpoint that it is made of."""
     parts: dict[str, list[TensorSpec]] = {}
     for spec in specs:
         if spec.name in _GGUF_OUTER:

@@ -1,4 +1,4 @@
-"""How fast requests are served that come one after the other, beside other engines.
+"""Speed of serving requests that come one after the other, beside other engines.
 
     python benchmarks/serving.py --checkpoint /tmp/mid/m2 --checkpoint /tmp/mid/m2-int8 \\
         --llama-cpp BUILD --gguf m2-bf16.gguf --gguf m2-q8_0.gguf \\
@@ -56,10 +56,10 @@ class Server(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What one engine made of one trace."""
+    """Result of one engine on one trace."""
 
     seconds: float
-    """From the first arrival to the last token"""
+    """Time from the first arrival to the last token"""
     tokens_per_s: float
     """New tokens"""
     all_tokens_per_s: float
@@ -71,9 +71,9 @@ class Measurement:
     """Seconds between tokens of one request"""
     gap_p95: float
     schedule_share: float | None = None
-    """Of Fulmen: the scheduler's, of the time it and the forward passes take"""
+    """Fulmen's scheduler, as a share of the time that it and the forward passes take"""
     other_share: float | None = None
-    """Of Fulmen: all but the forward passes, of the time of the steps"""
+    """All of Fulmen but the forward passes, as a share of the time of the steps"""
 
     @classmethod
     def of(cls, trace: Trace, answer: dict[str, Any]) -> "Measurement":
@@ -103,7 +103,7 @@ class Measurement:
 
 
 class Results:
-    """What every engine did with every number of requests, round by round."""
+    """Results of every engine with every number of requests, round by round."""
 
     def __init__(self) -> None:
         self.measured: dict[tuple[int, str], list[Measurement | None]] = {}
@@ -119,12 +119,12 @@ class Results:
         return [found for found in self.measured.get((count, engine), ()) if found is not None]
 
     def spread(self, count: int, engine: str, what: str) -> Spread | None:
-        """Of one of a measurement's numbers."""
+        """Return the median of one of a measurement's numbers."""
         values = [getattr(found, what) for found in self.of(count, engine)]
         return Spread.of(values) if values and None not in values else None
 
     def ratio(self, count: int, mine: str, theirs: str, what: str) -> float | None:
-        """How many times more seconds they took: median over the rounds that both have."""
+        """Return how many times more seconds they took: median over the rounds that both have."""
         rounds = zip(self.measured[count, mine], self.measured[count, theirs], strict=True)
         ratios = [getattr(b, what) / getattr(a, what) for a, b in rounds if a and b]
         return statistics.median(ratios) if ratios else None
@@ -271,7 +271,7 @@ def _times(ratio: float | None) -> str:
 
 
 def print_shares(rows: Sequence[dict[str, Any]]) -> None:
-    """What Fulmen's steps take beside the forward pass."""
+    """Print the time that Fulmen's steps take beside the forward pass."""
     for row in rows:
         share = row["schedule_share"]
         if share is None:

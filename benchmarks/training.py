@@ -1,4 +1,4 @@
-"""How long a training step takes: forward, cross entropy and backward of a small M1.
+"""Time of a training step: forward, cross entropy and backward of a small M1.
 
     python benchmarks/training.py
     python benchmarks/training.py --base HEAD~1

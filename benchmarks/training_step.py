@@ -72,7 +72,7 @@ class Step:
 
 
 def make_model(dtype: torch.dtype) -> Model:
-    """The same weights in any dtype: loading decides what stays float32."""
+    """Load the same weights in any dtype: loading decides what stays float32."""
     torch.manual_seed(0)
     with TemporaryDirectory() as folder:
         save_model(new_model(CONFIG), folder)

@@ -138,7 +138,7 @@ class FulmenModel(TimedModel):
         self.chunk = chunk
 
     def warm_up(self, case: Any) -> None:
-        """The same, on the cache that the whole case needs."""
+        """Warm up on the cache that the whole case needs."""
         self.timer.reserve(case.batch, case.depth + case.num_tokens)
         super().warm_up(case)
 
@@ -191,7 +191,7 @@ class FulmenModel(TimedModel):
             yield self.indices[output.request_id], output.token_id, output.logprob
 
     def costs(self) -> dict[str, float]:
-        """Of the scheduler, and of the forward passes."""
+        """Seconds of the scheduler, and of the forward passes."""
         stats = self.engine.stats
         return {"schedule": stats.schedule_seconds, "run": stats.run_seconds}
 
@@ -213,7 +213,7 @@ class TransformersModel(TimedModel):
         self.current = "grouped_mm"
 
     def warm_up(self, case: Any) -> None:
-        """The same, once it is known which implementation takes the least time for the case."""
+        """Warm up in the implementation that takes the least time for the case."""
         self.current = self._choose(case)
         super().warm_up(case)
 
@@ -223,7 +223,7 @@ class TransformersModel(TimedModel):
         return {"seconds": self._seconds(case), "note": self.current}
 
     def touch(self) -> None:
-        """The same in the implementation that copies no experts."""
+        """Decode in the implementation that copies no experts."""
         self.model.set_experts_implementation("grouped_mm")
         self._seconds(Workload(kind="prefill", num_tokens=workload_file.TOUCH_TOKENS))
 
@@ -368,7 +368,7 @@ def measure_requests(
     max_model_len: int,
     warms_up: bool,
 ) -> dict[str, Any]:
-    """What `serve_requests` says, once short requests, all at a time, take the same time twice."""
+    """Serve requests, once short ones, all at a time, take the same time twice."""
     model.begin(max_num_seqs, max_model_len)
     if warms_up:
         model.touch()

@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # a command's help comes without it
 
 
 FinishReason = Literal["stop", "length", "repetition", "abort", "error"]
+"""Reason why an answer ended."""
 
 _MAX_COUNT: Final = 2**31 - 1
 """Largest number of tokens that can be asked for: the kernels count in 32 bits."""

@@ -1,4 +1,4 @@
-"""Who may import whom, and what an import may do."""
+"""Rules of imports: who may import whom, and what an import may do."""
 
 import ast
 import importlib

@@ -1,4 +1,4 @@
-"""How near two answers must be: one table, and the comparison that uses it."""
+"""Tolerances of two answers: one table, and the comparison that uses it."""
 
 from typing import NamedTuple
 

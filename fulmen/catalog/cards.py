@@ -19,6 +19,7 @@ from fulmen.files import shorten
 from fulmen.models import Config
 
 Language = Literal["en", "de"]
+"""Language of a model card."""
 
 LANGUAGES: Final[tuple[Language, ...]] = ("en", "de")
 

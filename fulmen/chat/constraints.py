@@ -1,4 +1,4 @@
-"""What an answer was asked to be, as a grammar: a schema, an expression, a choice, strict tools.
+"""Constraints of an answer as a grammar: a schema, an expression, a choice, strict tools.
 
 Everything that cannot be followed is refused here, before the answer starts, in one sentence.
 """

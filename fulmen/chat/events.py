@@ -57,6 +57,7 @@ class ProblemFound:
 
 
 Event = ThinkingDelta | ContentDelta | ToolCallStart | ToolCallDelta | ToolCallEnd | ProblemFound
+"""Piece of an answer, as it comes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,6 +106,7 @@ class Tokenizer:
 
     @property
     def bos_token_id(self) -> int | None:
+        """Id that begins a text; None if the tokenizer names none."""
         return self.token_id(self.special_tokens.get("bos_token", ""))
 
     def token_id(self, token: str) -> int | None:
@@ -154,6 +155,7 @@ class Tokenizer:
         return ids + self.encode_plain("".join(text))
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """Return the text of ids."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
     def detokenizer(self, *, skip_special_tokens: bool = False) -> "Detokenizer":

@@ -13,7 +13,7 @@ NOTHING: Final[Schema] = {"enum": []}
 
 
 class Source(Protocol):
-    """Where references lead, and where problems are told."""
+    """Document that references lead into, and that problems are told."""
 
     definitions: dict[str, Schema]
     """Targets of references by name"""

@@ -40,10 +40,14 @@ logger = logging.getLogger(__name__)
 
 
 CONFIG: Final = "config.json"
+"""File of a folder that holds the config."""
 INDEX: Final = "model.safetensors.index.json"
+"""File that names the shard of each tensor."""
 SINGLE: Final = "model.safetensors"
+"""File of a checkpoint that has one shard."""
 GGUF: Final = "model.gguf"
 PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+"""Endings of files that run code when they are read; they are refused."""
 
 LAYERS: Final = "model.layers."
 LAYER: Final = re.compile(rf"^{re.escape(LAYERS)}(\d+)\.")

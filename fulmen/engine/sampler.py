@@ -1,4 +1,4 @@
-"""From logits to token ids and log-probabilities.
+"""Draw token ids from logits, with log-probabilities.
 
 Every row is sampled by itself, from its own parameters and its own random numbers: draw i of a
 request depends on its seed and on i alone, so a request's answer does not change with its company,

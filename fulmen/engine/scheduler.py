@@ -1,4 +1,4 @@
-"""Which requests run in a step, how many tokens of each, and which guesses are fed with them.
+"""Choice of the requests that run in a step, how many tokens of each, and which guesses come along.
 
 Requests are ordered by priority, then by arrival. A step has a budget of tokens. Those that decode
 come first, one token each. Half of the rest goes to the prompt that came first, so it always

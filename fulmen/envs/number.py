@@ -44,15 +44,19 @@ class NumberTask:
 
     @property
     def messages(self) -> tuple[Message, ...]:
+        """The question, as a user's message."""
         return (Message("user", self.question),)
 
     @property
     def tools(self) -> tuple[Tool, ...]:
+        """No tools: a number takes none."""
         return ()
 
     def score(self, reply: Reply) -> float:
+        """Return 1 if the last number of the reply is the answer, else 0."""
         return float(final_number(reply.content) == self.number)
 
     def answer_of(self, reply: Reply) -> str | None:
+        """Return the last number of the reply; None if there is none."""
         number = final_number(reply.content)
         return None if number is None else str(number)

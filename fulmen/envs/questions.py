@@ -29,9 +29,11 @@ class Questions:
 
     @property
     def num_tasks(self) -> int:
+        """Number of questions in the file."""
         return len(self._tasks)
 
     def task(self, index: int) -> NumberTask:
+        """Return the question of that line, counted from 0."""
         if not 0 <= index < len(self._tasks):
             raise ValueError(f"task {index} was asked for, {self._path} has {len(self._tasks)}")
         return self._tasks[index]

@@ -25,7 +25,7 @@ from fulmen.llm import LLM
 from fulmen.sampling import SamplingParams
 
 DEFAULT_CLOSING: Final = "\nThe answer is"
-"""For a format without a thought. It has no space at its end: that belongs to the next token."""
+"""Closing of a thought where the format has none. A space belongs to the next token."""
 
 _COUNTED: Final = ("num_prompt_tokens", "num_hit_tokens", "num_new_tokens")
 

@@ -17,6 +17,7 @@ from fulmen.kernels.linear import check_input_bits, pack
 from fulmen.kernels.weights import PackedMatrix
 
 Scoring = Literal["softmax", "sigmoid"]
+"""Scores of a router: softmax in M1, sigmoid in M2."""
 
 
 class ExpertWeights(NamedTuple):

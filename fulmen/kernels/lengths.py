@@ -113,7 +113,7 @@ class Lengths:
 
     @property
     def num_sequences(self) -> int:
-        """N"""
+        """N, the number of sequences."""
         return len(self.host_seqlens)
 
     @property

@@ -14,6 +14,7 @@ from fulmen.kernels.gradients import NO_GRADIENT, needs_gradient
 from fulmen.kernels.weights import PackedMatrix, pack_reference
 
 Activation = Literal["none", "silu", "sigmoid"]
+"""Function that `linear` applies to each output."""
 
 
 def linear(

@@ -1,4 +1,4 @@
-"""Who answers: a checkpoint, an engine and a chat format as one model."""
+"""Models that answer: a checkpoint, an engine and a chat format as one."""
 
 from fulmen.llm.llm import LLM, Stream
 from fulmen.llm.local import LocalModel, LocalStream

@@ -303,7 +303,7 @@ class Stream:
 
     @property
     def finish_reason(self) -> FinishReason | None:
-        """Why the answer ended; None while it runs."""
+        """Reason why the answer ended; None while it runs."""
         return self._answer.finish_reason
 
     def close(self) -> None:

@@ -14,9 +14,13 @@ class ServedModel(ChatModel, Protocol):
     """A model with its tokenizer and engine within reach; `LocalModel` is one."""
 
     @property
-    def tokenizer(self) -> Tokenizer: ...
+    def tokenizer(self) -> Tokenizer:
+        """Tokenizer of the model."""
+
     @property
-    def format(self) -> ChatFormat: ...
+    def format(self) -> ChatFormat:
+        """Chat format of the model."""
+
     @property
     def defaults(self) -> SamplingParams:
         """Recommended sampling of the model."""

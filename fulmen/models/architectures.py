@@ -1,4 +1,4 @@
-"""From the family that a config.json names to its config class and its module."""
+"""Map the family that a config.json names to its config class and its module."""
 
 from collections.abc import Collection, Mapping
 from typing import Final
@@ -9,7 +9,9 @@ from fulmen.models.m1 import M1, M1Config
 from fulmen.models.m2 import M2, M2Config
 
 Config = M1Config | M2Config
+"""Config of either model."""
 Model = M1 | M2
+"""Either model."""
 
 _CONFIGS: Final[Mapping[str, type[M1Config] | type[M2Config]]] = {
     "minimax_m1": M1Config,

@@ -55,6 +55,7 @@ DTYPES = {
     "float16": torch.float16,
     "float64": torch.float64,
 }
+"""Dtypes of a model by the name that a config and the command line give them."""
 
 
 class Fields:

@@ -93,7 +93,7 @@ class Packed:
 
     @property
     def num_sequences(self) -> int:
-        """N"""
+        """N, the number of sequences."""
         return self.lengths.num_sequences
 
     @property

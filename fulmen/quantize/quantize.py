@@ -39,7 +39,7 @@ REPORT: Final = "quality.json"
 """File with measurements of the result; a source's own is not copied."""
 
 DEFAULT_GROUP_SIZES: Final[Mapping[Bits, int]] = {8: 32, 4: 32, "fp8": FP8_BLOCK[1]}
-"""Group sizes by bits; docs/kernels.md tells what each costs and saves."""
+"""Group sizes by bits; docs/quantization.md tells what each costs and saves."""
 
 _COPIED: Final = ("*.json", "*.jinja", "*.txt", "*.md", "*.model", "LICENSE*")
 """Files that go from the source's folder to the output as they are."""

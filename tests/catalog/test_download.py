@@ -224,7 +224,7 @@ class TinyHub(ThreadingHTTPServer):
 
     content = CONTENT
     gets_to_fail: int = 0
-    """So many requests for the content break off; the first of them after `bytes_before_break`."""
+    """Number of requests for the content that break off; the first after `bytes_before_break`."""
     bytes_before_break = 0
 
     def __init__(self) -> None:

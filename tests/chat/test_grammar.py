@@ -176,7 +176,7 @@ def test_an_answer_follows_its_schema_whatever_the_thought(
 
 
 BEFORE = ("", "Well.\n", "thinking </think>\n\nSo ")
-"""What comes before a tool block: in M2, the first two are thoughts that it ends."""
+"""Texts before a tool block: in M2, the first two are thoughts that it ends."""
 
 
 def test_strict_calls_name_declared_tools_and_fit_their_types(llm: LLM) -> None:

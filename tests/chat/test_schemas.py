@@ -36,14 +36,14 @@ def block(format: ChatFormat, arguments: dict[str, Any]) -> str:
 
 
 def read(format: ChatFormat, arguments: dict[str, Any], tool: Tool) -> dict[str, Any]:
-    """What the parser makes of a call that the format wrote."""
+    """Return what the parser makes of a call that the format wrote."""
     reply = format.parse(block(format, arguments), [tool], thinking_open=False)
     (call,) = reply.tool_calls
     return call.arguments
 
 
 def accepts(format: ChatFormat, grammar: str, arguments: dict[str, Any]) -> bool:
-    """Whether a grammar takes the block of a call, byte by byte."""
+    """Return whether a grammar takes the block of a call, byte by byte."""
     assert format.calls is not None
     grammar = re.sub(r" \| <\[[0-9]+\]>", "", grammar)  # the one added token is no byte
     matcher = LLMatcher(BYTES, grammar, log_level=0)

@@ -243,7 +243,7 @@ def check_prompt(transcript: Transcript, messages: Sequence[Message], ids: Seque
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_prompt_reads_as_the_rendered_conversation(kind: str) -> None:
-    """Where the model writes its layout as the template does, the text is the template's own."""
+    """Check that the text is the template's own where the model writes the template's layout."""
     format = FORMATS[kind]
     transcript = Transcript(format, SMALL)
     messages: list[Message] = []

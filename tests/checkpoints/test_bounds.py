@@ -332,7 +332,7 @@ GGUFS: dict[str, Callable[[int], bytes]] = {
 @pytest.mark.parametrize("kind", GGUFS)
 @pytest.mark.parametrize("count", HUGE)
 def test_a_gguf_that_counts_too_many_is_one_sentence(kind: str, count: int, tmp_path: Path) -> None:
-    """In a file of 8 GiB of zeros, so that no count is beyond its end by itself."""
+    """Write it into a file of 8 GiB of zeros, so that no count is beyond its end by itself."""
     file = tmp_path / "a.gguf"
     shifts = {"bytes": 6, "texts": 6, "a long text": 12, "a shape": 16, "an offset": 20}
     count = min(count, 2 ** (64 - shifts.get(kind, 0)) - 1)

@@ -173,7 +173,7 @@ SHARDED, SINGLE = 20_000, 10**9
 
 
 def same(model: Model, other: Model) -> bool:
-    """Whether two models are one in config and weights."""
+    """Return True if two models are one in config and weights."""
     state = other.state_dict()
     return model.config == other.config and all(
         name in state and torch.equal(tensor, state[name])
@@ -260,7 +260,7 @@ def crashing(monkeypatch: pytest.MonkeyPatch, num_steps: int) -> Iterator[None]:
 
 
 def save_as_it_crashes(model: Model, folder: Path, max_shard_bytes: int) -> bool:
-    """Whether the save came to its end."""
+    """Return True if the save came to its end."""
     try:
         save_model(model, folder, max_shard_bytes=max_shard_bytes)
     except Crash:

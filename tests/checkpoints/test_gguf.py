@@ -149,7 +149,7 @@ def official_name(name: str) -> str:
 
 
 def llama_name(name: str) -> str:
-    """The same tensor in transformers' Llama."""
+    """Return the tensor's name in transformers' Llama."""
     for expert, projection in {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}.items():
         name = name.replace(f"block_sparse_moe.experts.0.{expert}", f"mlp.{projection}")
     return name
@@ -453,7 +453,7 @@ def test_every_cut_of_a_file_is_refused(tmp_path: Path) -> None:
 
 
 def read_all(path: Path) -> str | None:
-    """Why the file is refused, or None if it is not."""
+    """Return why the file is refused, or None if it is not."""
     try:
         gguf.read_config(path)
         gguf.read_tokenizer(path)

@@ -38,7 +38,7 @@ def fulmen(*arguments: str | Path, stdin: str = "") -> subprocess.CompletedProce
 
 
 def called(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """The same in this process, which spares the time of loading torch."""
+    """Run a command in this process, which spares the time of loading torch."""
     out, error = io.StringIO(), io.StringIO()
     typed = ["fulmen", *map(str, arguments)]
     with (

@@ -34,7 +34,7 @@ class Shell:
         self.store = SessionStore(store)
 
     def run(self, *arguments: str, stdin: str = "") -> str:
-        """What a command prints on stdout; its error is raised."""
+        """Return what a command prints on stdout; its error is raised."""
         result = CliRunner().invoke(app, [*arguments, "--store", str(self.store.root)], input=stdin)
         if result.exception is not None:
             raise result.exception

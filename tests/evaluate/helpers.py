@@ -48,6 +48,6 @@ def load(folder: Path, kind: str) -> LLM:
 
 
 def plain(llm: LLM, template: str = "{{ messages[0].content }}") -> LLM:
-    """The same model with a format that has no thought."""
+    """Return the model with a format that has no thought."""
     format = TemplateFormat(template, {"eos_token": llm.format.end_of_turn})
     return LLM(llm.engine.model, llm.tokenizer, format, engine_config=llm.engine.config)

@@ -18,7 +18,7 @@ def llm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 def test_a_fork_is_what_a_run_with_that_thinking_budget_says(llm: LLM) -> None:
-    """The same seed for thought and answer: draws go by the token's place, so nothing differs."""
+    """Use one seed for thought and answer: draws go by the token's place, so nothing differs."""
     format = llm.format
     opening = llm.tokenizer.encode(format.thinking_forced_start or "")
     # What ThoughtBudget counts of the opening: a line break that is a token of its own.

@@ -1,4 +1,4 @@
-"""Which backend takes which tensors, layouts of pages, and arguments by name."""
+"""Choice of the backend that takes tensors, layouts of pages, and arguments by name."""
 
 import pytest
 import torch

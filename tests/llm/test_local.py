@@ -27,7 +27,7 @@ def llm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 def told(completion: Completion) -> Completion:
-    """What an answer says, whatever was in the cache."""
+    """Return what an answer says, whatever was in the cache."""
     return replace(completion, usage=replace(completion.usage, num_cached_tokens=0))
 
 

@@ -113,7 +113,7 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 
 
 def smollm2_folder() -> Path:
-    """Where SmolLM2 was pulled to; skips the test where it was not."""
+    """Return where SmolLM2 was pulled to; skips the test where it was not."""
     found = cache_folder() / "smollm2"
     if not (found / "model.gguf").exists():
         pytest.skip("smollm2 is not here, `fulmen models pull smollm2` brings it")

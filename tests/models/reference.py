@@ -100,7 +100,7 @@ def lightning_attention(config: M1Config, w: Weights, h: Tensor, layer: int) -> 
 
 
 def alibi_slopes(num_heads: int) -> list[float]:
-    """Those of the last power of two, then every other one of the next."""
+    """Return the slopes of the last power of two, then every other one of the next."""
     power = 1
     while 2 * power <= num_heads:
         power *= 2

@@ -54,7 +54,7 @@ def model_of(config: M1Config | M2Config, format: str) -> Model:
 
 
 def float32_routers(model: Model) -> None:
-    """As checkpoints are loaded: routers and choice biases stay float32."""
+    """Cast routers and choice biases to float32, as loading a checkpoint does."""
     for name, module in model.named_modules():
         if name.endswith("block_sparse_moe.gate"):
             module.float()

@@ -1,4 +1,4 @@
-"""The same answer two ways: one pass, any chunking, token by token, any company; and exact
+"""One answer two ways: one pass, any chunking, token by token, any company; and exact
 gradients."""
 
 from itertools import pairwise

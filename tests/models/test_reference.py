@@ -10,7 +10,7 @@ from tests.tolerances import FORMULA, assert_close
 
 
 def m1(**changes: object) -> M1Config:
-    """No two gains are equal, so none can stand for another; the last layer hardly forgets."""
+    """Return an M1 of which no two gains are equal, so none can stand for another."""
     values: dict[str, object] = {
         "num_hidden_layers": 5,
         "attn_type_list": [0, 1, 0, 1, 0],

@@ -59,7 +59,7 @@ def test_without_feedback_columns_are_rounded_as_ever(format: WeightFormat) -> N
 
 
 def test_feedback_is_the_least_squares_answer_to_one_columns_error() -> None:
-    """Where column 0 is off by e, what the others must take off solves a regression on them."""
+    """Solve the regression that says what the others must take off where column 0 is off by e."""
     inputs = correlated(400, 40, seed=3).double()
     hessian = inputs.t() @ inputs
     hessian += DAMPING * hessian.diagonal().mean() * torch.eye(40)

@@ -90,7 +90,7 @@ def greedy(smollm2: Path) -> list[tuple[list[int], list[int]]]:
 
 
 def greedy_agreement(model: Model, answers: list[tuple[list[int], list[int]]]) -> float:
-    """How often a model that reads the original's answers would have said the same token next."""
+    """Return how often a model that reads the original's answers says the same token next."""
     with torch.no_grad():
         logits = model(Packed.of([prompt + answer for prompt, answer in answers]))
     rows = torch.split(logits, [len(prompt) + len(answer) for prompt, answer in answers])

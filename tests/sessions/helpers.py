@@ -42,7 +42,7 @@ def origin_of(engine: Engine, kind: str) -> Origin:
 
 
 def answer(engine: Engine, ids: Sequence[int], count: int, seed: int = 0) -> list[int]:
-    """What the engine says after ids: count ids."""
+    """Return what the engine says after ids: count ids."""
     params = SamplingParams(temperature=1.0, seed=seed, max_tokens=count, ignore_eos=True)
     engine.add_request(list(ids), params)
     found: list[int] = []
