@@ -12,6 +12,7 @@ import typer
 from fulmen import __version__
 from fulmen.cli.bench import bench
 from fulmen.cli.chat import chat, generate
+from fulmen.cli.doctor import doctor
 from fulmen.cli.evaluate import scale
 from fulmen.cli.models import models_app
 from fulmen.cli.plan import plan
@@ -35,7 +36,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for _command in (chat, generate, quantize, plan, bench, scale):
+for _command in (chat, generate, quantize, plan, bench, scale, doctor):
     app.command()(_command)
 app.add_typer(models_app, name="models")
 app.add_typer(sessions_app, name="sessions")

@@ -45,6 +45,18 @@ def native() -> ModuleType | None:
     return _native
 
 
+def built_sets() -> list[tuple[str, bool]] | None:
+    """Return the instruction sets that the extension was compiled for, best first, and whether this
+    machine has each; None where there is no extension."""
+    try:
+        from fulmen.kernels.cpu import _native
+    except ImportError:
+        return None
+    if not hasattr(_native, "instruction_sets"):  # built from an older tree and left there
+        raise ValueError("the C++ kernels are older than this package, install it again")
+    return _native.instruction_sets()
+
+
 def loaded() -> ModuleType:
     """Return the extension where an op was given to this backend, so it must be there."""
     extension = native()
