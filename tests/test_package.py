@@ -5,6 +5,8 @@ import importlib
 import importlib.util
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -83,3 +85,13 @@ def test_a_path_that_never_was_is_an_ordinary_import_error() -> None:
         importlib.import_module("fulmen.trainer")
     with pytest.raises(ImportError, match=r"cannot import name 'Trainer' from 'fulmen\.models'"):
         exec("from fulmen.models import Trainer")
+
+
+def test_the_version_is_the_same_in_the_package_and_in_its_metadata() -> None:
+    root = Path(__file__).parent.parent
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["version"] == fulmen.__version__
+
+
+def test_the_package_says_that_it_is_typed() -> None:
+    assert (Path(fulmen.__file__).parent / "py.typed").is_file()
