@@ -30,14 +30,15 @@ def modules_after(program: str) -> set[str]:
     [
         "import fulmen",
         "import fulmen.cli",
+        "import fulmen.doctor",
         "from fulmen import SamplingParams; SamplingParams()",
         "import sys\nfrom typer.main import get_command\nfrom fulmen.cli import app\n"
         "sys.stdout, out = sys.stderr, sys.stdout\n"
-        "for command in ('chat', 'generate', 'bench', 'plan', 'quantize', 'scale'):\n"
+        "for command in ('chat', 'generate', 'bench', 'plan', 'quantize', 'scale', 'doctor'):\n"
         "    get_command(app)([command, '--help'], standalone_mode=False)\n"
         "sys.stdout = out",
     ],
-    ids=["the package", "the command", "sampling", "help"],
+    ids=["the package", "the command", "the examination", "sampling", "help"],
 )
 def test_torch_is_loaded_by_none_of(program: str) -> None:
     loaded = modules_after(program)

@@ -67,7 +67,9 @@ def _folder_advice(
     free = shutil.disk_usage(there).free
     is_writable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
     advice = []
-    if not is_writable:
+    if not there.is_dir():
+        advice.append(f"{there} is a file, and {purpose}: a folder is needed there")
+    elif not is_writable:
         advice.append(f"{there} is not writable, and {purpose}; {variable} can name another folder")
     if free < LITTLE_DISK:
         advice.append(

@@ -97,12 +97,14 @@ def test_a_torch_that_cannot_be_loaded_is_a_fault_in_one_sentence(tmp_path: Path
 
 
 def test_variables_that_slow_or_restrict_are_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
     run = doctor(
         "--json",
         OMP_NUM_THREADS="1",
         HF_HUB_OFFLINE="1",
         PYTHONIOENCODING="ascii",
         XDG_CACHE_HOME=str(tmp_path / "models"),
+        XDG_DATA_HOME=str(tmp_path / "file"),
         PATH=str(tmp_path),
     )
     assert run.returncode == 0
@@ -111,6 +113,7 @@ def test_variables_that_slow_or_restrict_are_named(tmp_path: Path) -> None:
     assert found["terminal"]["values"]["encoding"] == "ascii"
     assert found["models"]["values"]["folder"] == str(tmp_path / "models/fulmen")
     assert not (tmp_path / "models").exists()  # looked at, not made
+    assert "is a file" in found["sessions"]["advice"][0]
     assert found["sandbox"]["values"] == {"path": None, "usable": False}
     if found["threads"]["values"]["cores"] > 1:
         assert "OMP_NUM_THREADS=1 limits torch" in found["threads"]["advice"][0]
