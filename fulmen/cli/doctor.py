@@ -22,6 +22,9 @@ def doctor(
     Prints what is there, and a line of advice for each thing that is missing or slow. The exit code
     is 1 if something keeps Fulmen from running, else 0. Nothing is changed or downloaded.
 
+    The JSON has can_run and findings; each has name, status (ok, advice, unknown or fault),
+    found, advice and values.
+
     \b
     Examples:
       fulmen doctor

@@ -18,7 +18,13 @@ from fulmen.doctor.software import (
     find_torch,
 )
 from fulmen.doctor.speed import find_memory_rate, find_threads
-from fulmen.doctor.storage import find_hub, find_models, find_sessions, find_terminal
+from fulmen.doctor.storage import (
+    find_history,
+    find_hub,
+    find_models,
+    find_sessions,
+    find_terminal,
+)
 
 PROBES: Final[dict[str, Callable[[], Finding]]] = {
     "fulmen": find_fulmen,
@@ -34,6 +40,7 @@ PROBES: Final[dict[str, Callable[[], Finding]]] = {
     "gpu": find_gpus,
     "models": find_models,
     "sessions": find_sessions,
+    "history": find_history,
     "hub": find_hub,
     "terminal": find_terminal,
     "sandbox": find_sandbox,

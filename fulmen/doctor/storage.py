@@ -1,4 +1,4 @@
-"""Folders of models and sessions, the disk below them, the hub, and the terminal."""
+"""Folders of models and sessions, typed lines, the disk below them, the hub, and the terminal."""
 
 import locale
 import mmap
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from fulmen.doctor.finding import Finding
+from fulmen.files import user_folder
 
 LITTLE_DISK: Final = 2 * 10**9
 """Free bytes below which hardly a model fits."""
@@ -46,6 +47,17 @@ def find_sessions() -> Finding:
     advice, values = _folder_advice(folder, "sessions are kept there", "XDG_DATA_HOME")
     return Finding(
         name="sessions", found=_folder_text(folder, values), advice=advice, values=values
+    )
+
+
+def find_history() -> Finding:
+    """Look at the file of lines that were typed into `fulmen chat`."""
+    file = user_folder("XDG_STATE_HOME", ".local/state") / "fulmen" / "history"
+    size = _size(file)
+    return Finding(
+        name="history",
+        found=f"{file}: {size / 1e3:.0f} kB" if size else f"{file}: nothing yet",
+        values={"file": str(file), "bytes": size},
     )
 
 

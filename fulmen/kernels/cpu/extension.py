@@ -29,8 +29,8 @@ def native() -> ModuleType | None:
         from fulmen.kernels.cpu import _native
     except ImportError:
         logger.warning(
-            "the C++ kernels are not installed (pip builds them when it finds a C++ compiler); "
-            "running on plain torch, which is slower and exact only to rounding"
+            "the C++ kernels are not installed (fulmen doctor tells how to get them); running on "
+            "plain torch, which is slower and exact only to rounding"
         )
         return None
     try:
