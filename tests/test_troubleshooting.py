@@ -41,13 +41,13 @@ def sentences() -> frozenset[str]:
 
 
 def pattern(quoted: str) -> re.Pattern[str]:
-    """Return what a text of the code must match to be the quoted one: a hole where it has `...`.
+    """Return what a text of the code must match to be the quoted one: holes where it has `...`.
 
     An ellipsis at either end may stand for more than one hole, even for another sentence.
     """
     inner = quoted.removeprefix("... ").removesuffix("...")
     inner = inner.removeprefix("...")
-    middle = HOLE.join(map(re.escape, inner.split("...")))
+    middle = f"{HOLE}+".join(map(re.escape, inner.split("...")))
     return re.compile(rf"{'.*' if quoted.startswith('...') else ''}{middle}.*", re.S)
 
 
