@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "envs": {"chat", "files"},
     "evaluate": {"envs", "llm", "engine", "chat", "sampling", "files", "svg"},
     "bench": {"engine", "llm", "checkpoints", "models", "kernels"},
+    "doctor": {"bench", "catalog", "kernels", "sessions", "files"},
 }
 """Rooms, and what of ours each may import. cli may import all of them; nothing imports cli."""
 MAY_IMPORT["cli"] = set(MAY_IMPORT)

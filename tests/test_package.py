@@ -5,6 +5,8 @@ import importlib
 import importlib.util
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -28,14 +30,15 @@ def modules_after(program: str) -> set[str]:
     [
         "import fulmen",
         "import fulmen.cli",
+        "import fulmen.doctor",
         "from fulmen import SamplingParams; SamplingParams()",
         "import sys\nfrom typer.main import get_command\nfrom fulmen.cli import app\n"
         "sys.stdout, out = sys.stderr, sys.stdout\n"
-        "for command in ('chat', 'generate', 'bench', 'plan', 'quantize', 'scale'):\n"
+        "for command in ('chat', 'generate', 'bench', 'plan', 'quantize', 'scale', 'doctor'):\n"
         "    get_command(app)([command, '--help'], standalone_mode=False)\n"
         "sys.stdout = out",
     ],
-    ids=["the package", "the command", "sampling", "help"],
+    ids=["the package", "the command", "the examination", "sampling", "help"],
 )
 def test_torch_is_loaded_by_none_of(program: str) -> None:
     loaded = modules_after(program)
@@ -83,3 +86,13 @@ def test_a_path_that_never_was_is_an_ordinary_import_error() -> None:
         importlib.import_module("fulmen.trainer")
     with pytest.raises(ImportError, match=r"cannot import name 'Trainer' from 'fulmen\.models'"):
         exec("from fulmen.models import Trainer")
+
+
+def test_the_version_is_the_same_in_the_package_and_in_its_metadata() -> None:
+    root = Path(__file__).parent.parent
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["version"] == fulmen.__version__
+
+
+def test_the_package_says_that_it_is_typed() -> None:
+    assert (Path(fulmen.__file__).parent / "py.typed").is_file()

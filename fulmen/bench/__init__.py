@@ -1,6 +1,14 @@
 """Speed of operations and models, beside what the machine allows."""
 
-from fulmen.bench.machine import Limits, Spread, device_name, measure_limits, use_threads
+from fulmen.bench.machine import (
+    READ_BYTES,
+    Limits,
+    Spread,
+    device_name,
+    measure_limits,
+    measure_read_rates,
+    use_threads,
+)
 from fulmen.bench.model import check_workloads, tokens_per_s_limit
 from fulmen.bench.op import Clock, Op, Prepared, Shapes, describe_op
 from fulmen.bench.ops import list_ops
@@ -9,6 +17,7 @@ from fulmen.bench.timer import ModelTimer, Timing
 from fulmen.bench.workload import Workload, until_steady
 
 __all__ = [
+    "READ_BYTES",
     "Clock",
     "Limits",
     "ModelTimer",
@@ -25,6 +34,7 @@ __all__ = [
     "limits_table",
     "list_ops",
     "measure_limits",
+    "measure_read_rates",
     "report_model",
     "report_ops",
     "time_text",

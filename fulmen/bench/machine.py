@@ -89,6 +89,18 @@ def measure_limits(num_threads: int, dtypes: Sequence[torch.dtype] = (torch.bflo
     """Measure reading memory with one and with all threads, products from registers, and torch's
     best matrix product of each of `dtypes`. Leaves `num_threads` set."""
     extension = native()
+    read_rates = measure_read_rates(num_threads)
+    registers = {}
+    if extension is not None:
+        registers = {"bfloat16": _register_tops(False), "int8": _register_tops(True)}
+    matmul = {str(dtype).removeprefix("torch."): _matmul_tflops(dtype) for dtype in dtypes}
+    return Limits(None if extension is None else extension.isa(), read_rates, registers, matmul)
+
+
+def measure_read_rates(num_threads: int) -> dict[int, float]:
+    """Measure reading memory with one and with all threads: GB/s by number of threads. Leaves
+    `num_threads` set."""
+    extension = native()
     buffer = torch.ones(READ_BYTES, dtype=torch.uint8)
 
     def read() -> None:
@@ -102,11 +114,7 @@ def measure_limits(num_threads: int, dtypes: Sequence[torch.dtype] = (torch.bflo
         use_threads(threads)
         read_rates[threads] = READ_BYTES / best_seconds(read, 5) / 1e9
     use_threads(num_threads)
-    registers = {}
-    if extension is not None:
-        registers = {"bfloat16": _register_tops(False), "int8": _register_tops(True)}
-    matmul = {str(dtype).removeprefix("torch."): _matmul_tflops(dtype) for dtype in dtypes}
-    return Limits(None if extension is None else extension.isa(), read_rates, registers, matmul)
+    return read_rates
 
 
 def _register_tops(is_integer: bool) -> float:

@@ -11,7 +11,7 @@ from fulmen.catalog.cards import (
     local_path,
     published_config,
 )
-from fulmen.catalog.download import OnProgress
+from fulmen.catalog.download import OnProgress, cache_folder
 from fulmen.catalog.resolve import pull, resolve
 from fulmen.catalog.sampling import recommended_sampling
 
@@ -19,6 +19,7 @@ __all__ = [
     "Card",
     "Language",
     "OnProgress",
+    "cache_folder",
     "find_card",
     "find_config",
     "get_card",

@@ -13,6 +13,7 @@ from fulmen import __version__
 from fulmen.cli import bench as _bench
 from fulmen.cli import chat as _chat
 from fulmen.cli import completion, evaluate
+from fulmen.cli import doctor as _doctor
 from fulmen.cli import plan as _plan
 from fulmen.cli import quantize as _quantize
 from fulmen.cli.help import Command, Group, examples
@@ -69,6 +70,7 @@ for _command, _epilog in (
     (_quantize.quantize, _quantize.EXAMPLES),
     (_bench.bench, _bench.EXAMPLES),
     (evaluate.scale, evaluate.EXAMPLES),
+    (_doctor.doctor, _doctor.EXAMPLES),
     (_plan.figure1, _plan.FIGURE1_EXAMPLES),
 ):
     app.command(cls=Command, epilog=_epilog)(_command)

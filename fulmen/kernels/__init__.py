@@ -2,7 +2,7 @@
 
 from fulmen.kernels.attention import attend, softmax_attention
 from fulmen.kernels.backends import backend_for
-from fulmen.kernels.cpu import Program, native, populate, set_num_threads
+from fulmen.kernels.cpu import Program, built_sets, native, populate, set_num_threads
 from fulmen.kernels.embedding import embed
 from fulmen.kernels.experts import ExpertWeights, PackedExperts, Scoring, mixture_of_experts, route
 from fulmen.kernels.head import HeadOutput, head, target_logprobs
@@ -41,6 +41,7 @@ __all__ = [
     "add_residual",
     "attend",
     "backend_for",
+    "built_sets",
     "concatenate",
     "embed",
     "gated_norm",

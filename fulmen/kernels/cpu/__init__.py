@@ -3,7 +3,14 @@
 from fulmen.kernels.cpu.attention import attend, softmax_attention
 from fulmen.kernels.cpu.embedding import embed
 from fulmen.kernels.cpu.experts import mixture_of_experts, route, train_experts
-from fulmen.kernels.cpu.extension import DTYPES, native, populate, set_num_threads, takes
+from fulmen.kernels.cpu.extension import (
+    DTYPES,
+    built_sets,
+    native,
+    populate,
+    set_num_threads,
+    takes,
+)
 from fulmen.kernels.cpu.head import head, target_logprobs
 from fulmen.kernels.cpu.lightning import lightning_attention
 from fulmen.kernels.cpu.linear import linear
@@ -19,6 +26,7 @@ __all__ = [
     "Program",
     "add_residual",
     "attend",
+    "built_sets",
     "embed",
     "gated_norm",
     "head",

@@ -29,8 +29,8 @@ def native() -> ModuleType | None:
         from fulmen.kernels.cpu import _native
     except ImportError:
         logger.warning(
-            "the C++ kernels are not installed (pip builds them when it finds a C++ compiler); "
-            "running on plain torch, which is slower and exact only to rounding"
+            "the C++ kernels are not installed (fulmen doctor tells how to get them); running on "
+            "plain torch, which is slower and exact only to rounding"
         )
         return None
     try:
@@ -43,6 +43,18 @@ def native() -> ModuleType | None:
         )
         return None
     return _native
+
+
+def built_sets() -> list[tuple[str, bool]] | None:
+    """Return the instruction sets that the extension was compiled for, best first, and whether this
+    machine has each; None where there is no extension."""
+    try:
+        from fulmen.kernels.cpu import _native
+    except ImportError:
+        return None
+    if not hasattr(_native, "instruction_sets"):  # built from an older tree and left there
+        raise ValueError("the C++ kernels are older than this package, install it again")
+    return _native.instruction_sets()
 
 
 def loaded() -> ModuleType:

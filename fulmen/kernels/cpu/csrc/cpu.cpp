@@ -5,9 +5,11 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <array>
 #include <stdexcept>
 #include <string>
 
+#include "cpu.h"
 #include "kernels.h"
 
 namespace fulmen {
@@ -47,19 +49,26 @@ Cpu detect() {
   return cpu;
 }
 
-const Kernels* choose() {
+struct InstructionSet {
+  const char* name;
+  bool here;
+  const Kernels* (*table)();
+};
+
+// All sets the kernels were compiled for, best first.
+std::array<InstructionSet, 5> sets_of_this_machine() {
   const Cpu cpu = detect();
-  const struct {
-    const char* name;
-    bool here;
-    const Kernels* (*table)();
-  } sets[] = {
+  return {{
       {"amx", cpu.amx, kernels_amx},
       {"avx512_bf16", cpu.avx512_bf16, kernels_avx512_bf16},
       {"avx512", cpu.avx512, kernels_avx512},
       {"avx2", cpu.avx2, kernels_avx2},
       {"amx_emulated", cpu.avx512, kernels_amx_emulated},  // never chosen: it needs avx512 too
-  };
+  }};
+}
+
+const Kernels* choose() {
+  const auto sets = sets_of_this_machine();
   const char* wanted = getenv("FULMEN_ISA");
   if (wanted == nullptr || *wanted == 0) {
     for (const auto& set : sets)
@@ -83,6 +92,12 @@ const Kernels* choose() {
 const Kernels* kernels() {
   static const Kernels* chosen = choose();
   return chosen;
+}
+
+std::vector<std::pair<std::string, bool>> instruction_sets() {
+  std::vector<std::pair<std::string, bool>> sets;
+  for (const auto& set : sets_of_this_machine()) sets.emplace_back(set.name, set.here);
+  return sets;
 }
 
 }  // namespace fulmen

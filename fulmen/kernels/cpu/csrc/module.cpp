@@ -1,12 +1,15 @@
 // The Python module: addresses in, kernels run without the interpreter's lock.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include <sys/mman.h>
 
 #include <string>
 
 #include "bindings.h"
+#include "cpu.h"
 
 namespace nb = nanobind;
 using namespace fulmen;
@@ -22,6 +25,8 @@ NB_MODULE(_native, m) {
   m.def(
       "isa", [] { return kernels() == nullptr ? std::string() : std::string(kernels()->name); },
       "The instruction set in use; empty where the machine lacks AVX2.");
+  m.def("instruction_sets", instruction_sets,
+        "The sets that the kernels were compiled for, best first, and whether this machine has it.");
   m.def("num_threads", num_threads);
   m.def("set_num_threads", set_num_threads, nb::arg("count"));
 

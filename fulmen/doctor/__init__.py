@@ -1,0 +1,6 @@
+"""Examination of the machine and the installation: findings, each with advice where it helps."""
+
+from fulmen.doctor.doctor import PROBES, examine
+from fulmen.doctor.finding import Finding
+
+__all__ = ["PROBES", "Finding", "examine"]
