@@ -432,7 +432,7 @@ class M2Parser(StreamParser):
             end, _, _ = self._follower(start + len(END_INVOKE), _AFTER_INVOKE)
             if end is _Ahead.WAIT:
                 return Verdict.WAIT
-            ends_call = end is not _Ahead.OTHER
+            ends_call = end in (INVOKE, END_TOOL_BLOCK, _Ahead.END)
         return judge_end_parameter(self._value, self._call, ahead, name, ends_call=ends_call)
 
     def _follower(self, at: int, tags: tuple[str, ...]) -> tuple[str | _Ahead, int, str | None]:
@@ -516,6 +516,7 @@ class M2Parser(StreamParser):
         else:
             self._send(value.opening + value.as_json())
         if value.kept_tags:
+            self._call.keeps_tags = True
             tags = ", ".join(value.kept_tags)
             self._problem(
                 f"the value of {value.name} in the call of {self._call.name} keeps {tags} "

@@ -17,6 +17,7 @@ A value that is a number, a boolean or null ends at the first tag that may be it
 is an object or an array where its JSON is whole.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -29,6 +30,9 @@ INVOKE, END_INVOKE = "<invoke", "</invoke>"
 PARAMETER, END_PARAMETER = "<parameter", "</parameter>"
 
 _OPENING = {END_PARAMETER: PARAMETER, END_INVOKE: INVOKE, END_TOOL_BLOCK: TOOL_BLOCK}
+_ANY_TAG = re.compile(
+    "|".join((*_OPENING, TOOL_BLOCK, rf"{INVOKE}(?=[\s>])", rf"{PARAMETER}(?=[\s>])"))
+)
 _MAX_JSON_CHECKS = 8
 """Times that the text of one value is tried as JSON: each reads the whole value"""
 
@@ -63,7 +67,8 @@ class Call:
 
         self.given: set[str] = set()
         self.undeclared: list[str] = []
-        self.is_odd = False  # something in it was not as the model should write it
+        self.is_odd = False  # a tag is missing, or text is in no parameter
+        self.keeps_tags = False  # a value holds tags that may have meant its end
         self.index: int | None = None  # set once its ToolCallStart is out
 
     def may_come(self, name: str) -> bool:
@@ -82,10 +87,12 @@ class Call:
     def refusal(self) -> str | None:
         """Return why an odd call that has ended may be another than the model meant, or None."""
         missing = sorted(self.required - self.given)
-        if self.is_odd and missing:
+        if missing and (self.is_odd or self.keeps_tags):
             return f"it lacks {', '.join(missing)}"
         if self.is_odd and self.undeclared:
             return f"its tool does not declare {', '.join(self.undeclared)}"
+        if self.is_odd and self.keeps_tags:
+            return "it lacks tags, and has others in a value"
         return None
 
 
@@ -136,8 +143,7 @@ class Value:
         if opening is None:
             self.elements.append(tag)
         elif opening in self.elements:
-            while self.elements.pop() != opening:
-                pass
+            _pop(self.elements, opening)
 
     def closes_element(self, tag: str) -> bool:
         """Return True if a closing tag may belong to an element inside the value."""
@@ -184,7 +190,7 @@ class Doubt:
 
         rest  the text from the tag to the end of the answer
         """
-        if self.verdict is not Verdict.MAYBE:
+        if self.verdict is not Verdict.MAYBE or not _closes_in_order(rest):
             return False
         if self.tag == END_PARAMETER and not self.is_in_element:
             return True
@@ -192,6 +198,28 @@ class Doubt:
         # the rest of the value.
         before, _, after = rest.rpartition(END_TOOL_BLOCK)
         return not before or not after.strip()
+
+
+def _closes_in_order(rest: str) -> bool:
+    """Return True if each tag of a text that begins in a value has its place: a closing one closes
+    what is open, a parameter is in a call."""
+    open_tags = [TOOL_BLOCK, INVOKE, PARAMETER]
+    for found in _ANY_TAG.finditer(rest):
+        opening = _OPENING.get(found.group())
+        if opening is None:
+            if found.group() == PARAMETER and open_tags[-1:] not in ([INVOKE], [PARAMETER]):
+                return False
+            open_tags.append(found.group())
+        elif opening not in open_tags:
+            return False
+        else:
+            _pop(open_tags, opening)
+    return True
+
+
+def _pop(tags: list[str], tag: str) -> None:
+    while tags.pop() != tag:
+        pass
 
 
 def judge_end_parameter(
@@ -206,7 +234,7 @@ def judge_end_parameter(
     if follower == PARAMETER:
         assert name is not None
         if not call.may_come(name):
-            return Verdict.TEXT if value.elements else Verdict.UNSURE
+            return Verdict.TEXT if is_in_element else Verdict.UNSURE
         if not value.elements:
             return Verdict.END
         if not is_in_element or name in call.required:
