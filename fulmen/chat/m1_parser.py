@@ -97,6 +97,9 @@ class M1Parser(StreamParser):
     def _step(self) -> bool:
         return self._state()
 
+    def _is_in_text(self) -> bool:
+        return self._state == self._text and not self._is_in_quoted_think
+
     def _end(self) -> None:
         if self._call is not None:
             self._cut_off(self._call)

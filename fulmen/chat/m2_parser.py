@@ -110,6 +110,9 @@ class M2Parser(StreamParser):
     def _step(self) -> bool:
         return self._state()
 
+    def _is_in_text(self) -> bool:
+        return self._state in (self._text, self._block)
+
     def _end(self) -> None:
         if self._raw is not None:
             self._take(len(self._buffer))
@@ -363,7 +366,9 @@ class M2Parser(StreamParser):
             self._problem(f"the call of {call.name} gives {name} again, the first value counts")
         else:
             if not call.is_known(name):
-                self._problem(f"the call of {call.name} gives {name}, which its tool does not declare")
+                self._problem(
+                    f"the call of {call.name} gives {name}, which its tool does not declare"
+                )
                 call.undeclared.append(name)
             call.given.add(name)
             self._index()

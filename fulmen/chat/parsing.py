@@ -69,7 +69,9 @@ class StreamParser(ABC):
         self.num_thoughts = 0
         self.later_thoughts: list[int] = []
         self._num_read = 0  # characters consumed
-        self._is_line_blank = True  # only white space since the line, or its part after a tag, began
+        self._is_line_blank = (
+            True  # only white space since the line, or its part after a tag, began
+        )
         self._thinking = _Thinking(self._emit)
         self._content = Content(self._emit)
 
@@ -79,7 +81,8 @@ class StreamParser(ABC):
 
     @property
     def may_think_again(self) -> bool:
-        return False
+        is_open = self.num_thoughts > 0 and not self._is_thinking and self._is_in_text()
+        return is_open and is_line_blank(self._buffer[self._position :], self._is_line_blank)
 
     def feed(self, piece: str) -> list[Event]:
         if self._is_final:
@@ -111,6 +114,10 @@ class StreamParser(ABC):
     @abstractmethod
     def _step(self) -> bool:
         """Consume the text that can be decided now; return False when no more of it can."""
+
+    def _is_in_text(self) -> bool:
+        """Return True outside of a tool block."""
+        return True
 
     def _end(self) -> None:
         """Settle all that the end of the text leaves open."""
@@ -304,7 +311,7 @@ def all_space(space: str) -> int:
 def is_line_blank(text: str, is_blank_before: bool) -> bool:
     """Return True if only white space stands in the last line after text was added to it."""
     _, newline, last = text.rpartition("\n")
-    return not last.strip() and (bool(newline) or is_blank_before)
+    return not last.strip(" \t\r") and (bool(newline) or is_blank_before)
 
 
 def without_tags(text: str, tags: tuple[str, ...]) -> str:

@@ -58,21 +58,25 @@ def element(tag: str, name: str, inner: str, space: str) -> str:
 
 BALANCED = st.recursive(
     st.lists(WORDS, max_size=3).map("".join),
-    lambda inner: st.builds("{}{}".format, inner, inner)
-    | st.builds(
-        element,
-        st.sampled_from(["parameter", "invoke"]),
-        st.sampled_from(["title", "body", "other", "save_note"]),
-        inner,
-        st.sampled_from(["", "\n"]),
-    )
-    | inner.map(lambda text: f"{B}\n{text}{E}"),
+    lambda inner: (
+        st.builds("{}{}".format, inner, inner)
+        | st.builds(
+            element,
+            st.sampled_from(["parameter", "invoke"]),
+            st.sampled_from(["title", "body", "other", "save_note"]),
+            inner,
+            st.sampled_from(["", "\n"]),
+        )
+        | inner.map(lambda text: f"{B}\n{text}{E}")
+    ),
     max_leaves=6,
 )
 WHOLE_END = re.compile(
     r"</parameter>\s*</invoke>\s*</minimax:tool_call>|</(parameter|invoke)>\s*<invoke"
+    r'|</parameter>\s*<parameter name="(title|body)">'
 )
-"""The end of a call, or a call and the start of the next: no reader can tell it from a value."""
+"""The end of a call, or the step to the next call or to a parameter that may come: in a value, no
+reader can tell it from the real one"""
 
 
 def check_harmless(text: str, calls: list[dict[str, Any]], reply: Reply) -> None:
