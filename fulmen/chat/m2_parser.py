@@ -28,23 +28,23 @@ Parsing undoes rendering. A completion starts inside the thought, which the prom
 
 import re
 from collections.abc import Callable
-from enum import Enum, auto
 
-from fulmen.chat.arguments import dump_json, escape_json, parameter_types
+from fulmen.chat.arguments import dump_json, escape_json
 from fulmen.chat.events import ToolCallDelta, ToolCallEnd
-from fulmen.chat.m2_values import (
+from fulmen.chat.m2_tags import (
     END_INVOKE,
     END_PARAMETER,
     END_TOOL_BLOCK,
     INVOKE,
     PARAMETER,
     TOOL_BLOCK,
-    Call,
-    Doubt,
-    Value,
-    Verdict,
-    judge_end_parameter,
+    Ahead,
+    follower,
+    look,
+    look_after_space,
+    read_tag,
 )
+from fulmen.chat.m2_values import Call, Doubt, Value, Verdict, judge_end_parameter
 from fulmen.chat.messages import CallIds, Tool
 from fulmen.chat.parsing import StreamParser, one_newline, without_tags
 
@@ -55,37 +55,9 @@ _TAGS = (THINK, END_THINK, TOOL_BLOCK, END_TOOL_BLOCK)
 _CALL_TAGS = (PARAMETER, END_INVOKE, INVOKE, END_TOOL_BLOCK, TOOL_BLOCK)
 _VALUE_TAGS = (END_PARAMETER, PARAMETER, END_INVOKE, INVOKE, END_TOOL_BLOCK, TOOL_BLOCK)
 _AFTER_INVOKE = (INVOKE, END_TOOL_BLOCK, TOOL_BLOCK)
-_LONGEST_TAG = 1_000
-"""Characters of the longest tag, and of the longest white space between tags of a value: more is
-text, so that waiting for the next piece has an end"""
 _MAX_DOUBTS = 16
 """Doubts of one text that only its end may settle: each of them reads the rest of the text again"""
-
 _LAYOUT = re.compile(r"\s*")
-_SPACE = re.compile(rf"\s{{0,{_LONGEST_TAG}}}")
-_BRACKET = re.compile("[<>]")
-# The quotes around a name are double, single or missing. It may hold brackets or the quote itself;
-# in an open name, a bracket may be part of it.
-_NAME = re.compile(
-    r"""\s+name\s*=\s*(?:(?:"(?P<double>[^"]*|[^<>]*?)"|'(?P<single>[^']*|[^<>]*?)')(?:\s[^<>]*)?"""
-    r"""|(?P<bare>[^\s"'<>]+)\s*)>"""
-)
-
-
-_OPEN_NAME = re.compile(
-    r"""\s+name\s*=\s*(?:"[^"]*(?:"(?:\s[^<>]*)?)?|'[^']*(?:'(?:\s[^<>]*)?)?)"""
-)
-
-
-class _Ahead(Enum):
-    """Outcome of a look ahead that finds none of the tags asked for."""
-
-    WAIT = auto()
-    """Only the next piece can tell."""
-    END = auto()
-    """Text that ends here, or inside one of the tags asked for"""
-    OTHER = auto()
-    """Other text"""
 
 
 class M2Parser(StreamParser):
@@ -131,39 +103,11 @@ class M2Parser(StreamParser):
             self._raw.append(text)
         return text
 
-    def _look(self, at: int, tags: tuple[str, ...]) -> str | _Ahead:
-        """Return the tag at `at`."""
-        for tag in tags:
-            if self._buffer.startswith(tag, at):
-                return tag
-        rest = self._buffer[at : at + max(map(len, tags))]
-        if any(tag.startswith(rest) for tag in tags):
-            return _Ahead.END if self._is_final else _Ahead.WAIT
-        return _Ahead.OTHER
-
-    def _look_after_space(self, at: int, tags: tuple[str, ...]) -> tuple[str | _Ahead, int]:
-        """Return the tag after white space, and its start."""
-        space = _SPACE.match(self._buffer, at)
-        assert space is not None
-        return self._look(space.end(), tags), space.end()
-
     def _read_tag(self, tag: str, at: int) -> tuple[str | None, int] | None:
-        """Return the name in the tag at `at`, and the tag's end; None while the tag is not whole.
+        return read_tag(self._buffer, at, tag, is_final=self._is_final)
 
-        Without a good name, a tag ends at `>`, or before a `<` that breaks it off.
-        """
-        start = at + len(tag)
-        limit = start + _LONGEST_TAG
-        is_long = len(self._buffer) >= limit
-        bracket = _BRACKET.search(self._buffer, start, limit)
-        if bracket is None:
-            return (None, limit) if is_long else None
-        named = _NAME.match(self._buffer, start, limit)
-        if named:
-            return named["double"] or named["single"] or named["bare"] or None, named.end()
-        if not is_long and not self._is_final and _OPEN_NAME.fullmatch(self._buffer, start):
-            return None
-        return None, bracket.start() if bracket.group() == "<" else bracket.end()
+    def _follower(self, at: int, tags: tuple[str, ...]) -> tuple[str | Ahead, int, str | None]:
+        return follower(self._buffer, at, tags, is_final=self._is_final)
 
     # Thought and content.
 
@@ -208,10 +152,12 @@ class M2Parser(StreamParser):
         return not self._is_thinking and self._is_line_blank
 
     def _open_block(self) -> bool:
-        ahead, _ = self._look_after_space(self._position + len(TOOL_BLOCK), (INVOKE,))
-        if ahead is _Ahead.WAIT:
+        ahead, _ = look_after_space(
+            self._buffer, self._position + len(TOOL_BLOCK), (INVOKE,), is_final=self._is_final
+        )
+        if ahead is Ahead.WAIT:
             return False
-        if ahead is _Ahead.END and not self._is_thinking:
+        if ahead is Ahead.END and not self._is_thinking:
             rest = self._take(len(self._buffer))
             self._problem(f"a tool call was cut off by the end of the text: {rest}")
             return False
@@ -235,14 +181,14 @@ class M2Parser(StreamParser):
 
     def _block(self) -> bool:
         self._take_run(_LAYOUT)
-        ahead = self._look(self._position, (*_AFTER_INVOKE, THINK))
-        if ahead is _Ahead.WAIT:
+        ahead = look(self._buffer, self._position, (*_AFTER_INVOKE, THINK), is_final=self._is_final)
+        if ahead is Ahead.WAIT:
             return False
-        if ahead is _Ahead.END:
+        if ahead is Ahead.END:
             rest = self._take(len(self._buffer)).strip()
             self._problem(f"the tool block has no {END_TOOL_BLOCK}" + f": {rest}" * bool(rest))
             return False
-        if ahead is _Ahead.OTHER:
+        if ahead is Ahead.OTHER:
             self._problem("a tool block has text beside its calls, it is kept as content")
             self._state = self._text
         elif ahead == THINK:
@@ -290,12 +236,12 @@ class M2Parser(StreamParser):
 
     def _body(self) -> bool:
         self._take_run(_LAYOUT)
-        ahead = self._look(self._position, _CALL_TAGS)
-        if isinstance(ahead, _Ahead):
-            if ahead is _Ahead.OTHER:
+        ahead = look(self._buffer, self._position, _CALL_TAGS, is_final=self._is_final)
+        if isinstance(ahead, Ahead):
+            if ahead is Ahead.OTHER:
                 self._skipped = []
                 self._state = self._stray
-            return ahead is _Ahead.OTHER
+            return ahead is Ahead.OTHER
         if ahead != PARAMETER:
             self._end_call(ahead)
             return True
@@ -360,7 +306,7 @@ class M2Parser(StreamParser):
     def _start_value(self, name: str) -> None:
         call = self._call
         opening = f"{', ' if call.given else '{'}{dump_json(name)}: "
-        types = parameter_types(call.schema, name)
+        types = call.parameters.types(name, call.values)
         self._value = Value(name, opening, types, is_repeated=name in call.given)
         if self._value.is_repeated:
             self._problem(f"the call of {call.name} gives {name} again, the first value counts")
@@ -420,37 +366,25 @@ class M2Parser(StreamParser):
             return self._judge_end_parameter(after)
         followers = _AFTER_INVOKE if tag == END_INVOKE else (END_PARAMETER,)
         ahead, _, _ = self._follower(after, followers)
-        if ahead is _Ahead.WAIT:
+        if ahead is Ahead.WAIT:
             return Verdict.WAIT
-        if (ahead is _Ahead.OTHER) == (tag == END_INVOKE) and ahead is not _Ahead.END:
+        if (ahead is Ahead.OTHER) == (tag == END_INVOKE) and ahead is not Ahead.END:
             return Verdict.TEXT
         return Verdict.UNSURE if self._value.closes_element(tag) else Verdict.MAYBE
 
     def _judge_end_parameter(self, after: int) -> Verdict:
         ahead, start, name = self._follower(after, _CALL_TAGS)
-        if ahead is _Ahead.END:
+        if ahead is Ahead.END:
             return Verdict.END
-        if isinstance(ahead, _Ahead):
-            return Verdict.WAIT if ahead is _Ahead.WAIT else Verdict.TEXT
+        if isinstance(ahead, Ahead):
+            return Verdict.WAIT if ahead is Ahead.WAIT else Verdict.TEXT
         ends_call = False
         if ahead == END_INVOKE:
             end, _, _ = self._follower(start + len(END_INVOKE), _AFTER_INVOKE)
-            if end is _Ahead.WAIT:
+            if end is Ahead.WAIT:
                 return Verdict.WAIT
-            ends_call = end in (INVOKE, END_TOOL_BLOCK, _Ahead.END)
+            ends_call = end in (INVOKE, END_TOOL_BLOCK, Ahead.END)
         return judge_end_parameter(self._value, self._call, ahead, name, ends_call=ends_call)
-
-    def _follower(self, at: int, tags: tuple[str, ...]) -> tuple[str | _Ahead, int, str | None]:
-        """Return the tag after white space, its start and its name; a tag that needs a name and has
-        none is other text."""
-        ahead, start = self._look_after_space(at, tags)
-        if not isinstance(ahead, str) or ahead not in (PARAMETER, INVOKE):
-            return ahead, start, None
-        read = self._read_tag(ahead, start)
-        if read is None:
-            return (_Ahead.END if self._is_final else _Ahead.WAIT), start, None
-        name, _ = read
-        return (_Ahead.OTHER if name is None else ahead), start, name
 
     def _keep_tag(self, tag: str, at: int) -> None:
         """Take a tag for text of the value, and note it if the model may have meant the end."""
@@ -504,10 +438,10 @@ class M2Parser(StreamParser):
         value = self._value
         if value.is_repeated:
             return
+        value.pieces.append(text)
         if value.is_streaming:
             self._send(escape_json(text))
             return
-        value.pieces.append(text)
         if value.may_stream():
             value.is_streaming = True
             self._send(f'{value.opening}"{escape_json("".join(value.pieces))}')
@@ -516,10 +450,13 @@ class M2Parser(StreamParser):
         value = self._value
         if value.is_repeated:
             return
+        call, text = self._call, "".join(value.pieces)
         if value.is_streaming:
+            call.values[value.name] = text
             self._send('"')
         else:
-            self._send(value.opening + value.as_json())
+            meant = call.values[value.name] = call.parameters.read(text, value.name, call.values)
+            self._send(value.opening + dump_json(meant))
         if value.kept_tags:
             self._call.keeps_tags = True
             tags = ", ".join(value.kept_tags)

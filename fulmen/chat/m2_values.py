@@ -18,16 +18,21 @@ is an object or an array where its JSON is whole.
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import Any
 
-from fulmen.chat.arguments import convert, dump_json, load_json
+from fulmen.chat.arguments import load_json
+from fulmen.chat.m2_tags import (
+    END_INVOKE,
+    END_PARAMETER,
+    END_TOOL_BLOCK,
+    INVOKE,
+    PARAMETER,
+    TOOL_BLOCK,
+)
 from fulmen.chat.messages import Tool
-
-TOOL_BLOCK, END_TOOL_BLOCK = "<minimax:tool_call>", "</minimax:tool_call>"
-INVOKE, END_INVOKE = "<invoke", "</invoke>"
-PARAMETER, END_PARAMETER = "<parameter", "</parameter>"
+from fulmen.chat.parameters import Parameters
 
 _OPENING = {END_PARAMETER: PARAMETER, END_INVOKE: INVOKE, END_TOOL_BLOCK: TOOL_BLOCK}
 _ANY_TAG = re.compile(
@@ -57,14 +62,12 @@ class Call:
 
     def __init__(self, name: str, tool: Tool | None) -> None:
         self.name = name
-        self.schema = tool.parameters if tool else {}
-        # The three things that the schema tells the parser.
-        declared, required = self.schema.get("properties"), self.schema.get("required")
-        others = self.schema.get("additionalProperties")
-        self.declared = set(declared) if isinstance(declared, Mapping) and declared else None
-        self.required = set(filter(_is_text, required)) if isinstance(required, list) else set()
-        self.allows_others = self.declared is None or others is True or isinstance(others, Mapping)
+        self.parameters = Parameters(tool.parameters if tool else {})
+        self.declared = set(self.parameters.names) if self.parameters.names else None
+        self.required = self.parameters.required
+        self.allows_others = self.parameters.is_open
 
+        self.values: dict[str, Any] = {}
         self.given: set[str] = set()
         self.undeclared: list[str] = []
         self.is_odd = False  # a tag is missing, or text is in no parameter
@@ -96,10 +99,6 @@ class Call:
         return None
 
 
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
 class Value:
     """Value of a parameter being read."""
 
@@ -111,7 +110,7 @@ class Value:
         self.types = types
         self.is_repeated = is_repeated
         self.is_streaming = False
-        self.pieces: list[str] = []  # while not streaming
+        self.pieces: list[str] = []
         self.kept_tags: dict[str, None] = {}  # tags that may have meant its end, in their order
         self.elements: list[str] = []  # opening tags inside the value that are not closed yet
         self.doubt: Doubt | None = None
@@ -132,10 +131,6 @@ class Value:
         if "string" not in self.types or not self.types <= {"string", "null"}:
             return False
         return "null" not in self.types or not "null".startswith("".join(self.pieces).lower())
-
-    def as_json(self) -> str:
-        """Return a value that did not stream as JSON."""
-        return dump_json(convert("".join(self.pieces), self.types))
 
     def follow(self, tag: str) -> None:
         """Note a tag that is text of the value: it opens or closes an element in it."""

@@ -3,12 +3,11 @@
 import re
 from typing import Any
 
-import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from fulmen.chat import Message, Reply, ToolCall, ToolCallDelta
-from tests.chat.helpers import M2, MANY, check_all_cuts, cut, m2_call, stream
+from fulmen.chat import Message, Reply, ToolCall
+from tests.chat.helpers import M2, MANY, check_all_cuts, cut
 
 B, E = "<minimax:tool_call>", "</minimax:tool_call>"
 STRINGS = {"title": {"type": "string"}, "body": {"type": "string"}}
