@@ -9,8 +9,8 @@ Parsing undoes rendering. A completion starts inside the thought, which the prom
   template puts before a tool block. With thinking_open=False there was no layout, so content is
   verbatim. Blank text beside tool blocks is dropped too.
 - <think> opens a thought where only white space stands before it in its line of content, or since
-  the last thought or tool block ended. A thought is kept as written; only a <think> that repeats the
-  prompt's own is dropped. A call inside it ends it.
+  the last thought or tool block ended. A thought is kept as written, but for a <think> that repeats
+  the prompt's own. A call inside it ends it.
 - The four tags are not content; one in a place where it means nothing is taken out and reported.
 - Nothing in a value is escaped. `m2_values.py` says which tag ends a value: what follows the tag
   decides, which parameters the tool declares, and which elements are open inside the value. Where

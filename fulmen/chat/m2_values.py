@@ -191,8 +191,8 @@ class Doubt:
             return True
         # A closing tag is missing, or an opening one is prose. Text after the last call may then be
         # the rest of the value.
-        before, _, after = rest.rpartition(END_TOOL_BLOCK)
-        return not before or not after.strip()
+        _, end, after = rest.rpartition(END_TOOL_BLOCK)
+        return not end or not after.strip()
 
 
 def _closes_in_order(rest: str) -> bool:

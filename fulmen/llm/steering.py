@@ -122,10 +122,8 @@ class AnswerSteering:
 
     def _without_id(self, mask: Mask | None, token_id: int) -> Mask | None:
         """Return a mask that leaves out one more id, if that leaves any."""
-        if mask is None:
-            allowed = np.ones(self._vocab_size, dtype=np.bool_)
-        else:
-            allowed = mask.allowed.copy()
+        everything = np.ones(self._vocab_size, dtype=np.bool_)
+        allowed = everything if mask is None else mask.allowed.copy()
         allowed[token_id] = False
         if not allowed.any():
             return mask

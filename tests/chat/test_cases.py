@@ -70,19 +70,7 @@ def by_id(file: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", [pytest.param(c, id=c["id"]) for c in read_cases(file)])
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(
-            case,
-            id=case["id"],
-            marks=[pytest.mark.skip("types in branches at the top are not read yet")]
-            if case["id"] == "toplevel-oneof-types"
-            else [],
-        )
-        for case in read_cases("m2_reports.jsonl")
-    ],
-)
+@by_id("m2_reports.jsonl")
 def test_m2_reads_what_was_reported(case: dict[str, Any]) -> None:
     test_m2_reads_the_calls_and_content_of_the_case(case)
 
