@@ -137,7 +137,7 @@ class M2Parser(StreamParser):
         elif self._is_thinking:
             if tag == END_THINK:
                 self._close_thought()
-            elif self._may_repeat_opening and self._thinking.is_blank:
+            elif self._may_repeat_opening and self.num_thoughts == 1 and self._thinking.is_blank:
                 self._may_repeat_opening = False  # the prompt's own tag once more
             else:
                 self._say(tag)
