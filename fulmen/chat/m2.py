@@ -28,17 +28,14 @@ from fulmen.chat.format import (
     ThoughtPlace,
     sampled_segments,
 )
-from fulmen.chat.m2_parser import (
+from fulmen.chat.m2_parser import END_THINK, M1_TOOL_BLOCK, THINK, M2Parser
+from fulmen.chat.m2_tags import (
     END_INVOKE,
     END_PARAMETER,
-    END_THINK,
     END_TOOL_BLOCK,
     INVOKE,
-    M1_TOOL_BLOCK,
     PARAMETER,
-    THINK,
     TOOL_BLOCK,
-    M2Parser,
 )
 from fulmen.chat.messages import CallIds, Message, Messages, Tool, Tools, last_calls, random_call_id
 from fulmen.chat.parsing import Parser

@@ -55,8 +55,9 @@ _TAGS = (THINK, END_THINK, TOOL_BLOCK, END_TOOL_BLOCK)
 _CALL_TAGS = (PARAMETER, END_INVOKE, INVOKE, END_TOOL_BLOCK, TOOL_BLOCK)
 _VALUE_TAGS = (END_PARAMETER, PARAMETER, END_INVOKE, INVOKE, END_TOOL_BLOCK, TOOL_BLOCK)
 _AFTER_INVOKE = (INVOKE, END_TOOL_BLOCK, TOOL_BLOCK)
-_MAX_DOUBTS = 16
-"""Doubts of one text that only its end may settle: each of them reads the rest of the text again"""
+_MAX_REREAD = 2_000_000
+"""Characters that are read again for doubts which only the end of the text settled; the calls after
+those are refused where they are in doubt"""
 _LAYOUT = re.compile(r"\s*")
 
 
@@ -75,7 +76,7 @@ class M2Parser(StreamParser):
         self._value = Value("", "", frozenset(), is_repeated=True)
         self._skipped: list[str] = []
         self._refusal = ""
-        self._num_doubts = 0
+        self._num_reread = 0
         if thinking_open:
             self._content.layout_before_tools = one_newline
 
@@ -341,7 +342,7 @@ class M2Parser(StreamParser):
             self._end_value_at(tag)
             return True
         if verdict is not Verdict.TEXT and value.doubt is None:
-            if self._num_doubts == _MAX_DOUBTS:
+            if self._num_reread > _MAX_REREAD:
                 self._refuse("too much of the text before it was unclear")
                 return True
             is_in_element = tag != PARAMETER and value.closes_element(tag)
@@ -423,9 +424,9 @@ class M2Parser(StreamParser):
 
     def _settle(self, doubt: Doubt) -> None:
         """Go back to where a doubt began: the text ended without a sure end of the value."""
-        self._num_doubts += 1
         self._value.doubt = None
         rest = "".join(doubt.pieces)
+        self._num_reread += len(rest)
         self._put_back(rest)
         assert self._raw is not None
         del self._raw[doubt.num_raw :]

@@ -158,11 +158,12 @@ class Value:
         return verdict
 
     def _is_whole_json(self) -> bool:
-        text = [*self.pieces, *(self.doubt.pieces if self.doubt else ())]
+        """Return False for the beginning of an object or an array, which goes on."""
+        text = "".join([*self.pieces, *(self.doubt.pieces if self.doubt else ())])
         try:
-            load_json("".join(text))
+            load_json(text)
         except ValueError:
-            return False
+            return not text.lstrip().startswith(("{", "["))
         return True
 
 

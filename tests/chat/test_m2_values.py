@@ -72,10 +72,12 @@ BALANCED = st.recursive(
     max_leaves=6,
 )
 LIKE_THE_REAL_END = re.compile(
-    r"</parameter>\s*</invoke>\s*</minimax:tool_call>|</(parameter|invoke)>\s*<invoke"
-    r'|</parameter>\s*<parameter name="(title|body)">'
+    r"</parameter>\s*</invoke>\s*</minimax:tool_call>"
+    r"|(</parameter>|</invoke>|</minimax:tool_call>).*<invoke name"
+    r'|</parameter>\s*<parameter name="(title|body)">',
+    re.DOTALL,
 )
-"""The end of a call, or the step to the next call or to a parameter that may come: in a value, no
+"""The end of a call, or the step to another call or to a parameter that may come: in a value, no
 reader can tell it from the real one"""
 
 
