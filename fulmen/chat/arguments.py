@@ -173,7 +173,7 @@ class JsonObjectScanner:
         self._is_in_string = False
         self._escape = ""
         self._string: list[str] = []
-        self._word = ""
+        self._word: list[str] = []  # of a number or a literal
         self.key = ""
         self.value_text: str | None = None
         """Top-level string value just completed, decoded; None otherwise"""
@@ -200,7 +200,7 @@ class JsonObjectScanner:
             return
         if self._word:
             if char.isascii() and (char.isalnum() or char in "+-."):
-                self._word += char
+                self._word.append(char)
                 return
             self._end_word()
         if char in " \t\n\r":
@@ -230,7 +230,7 @@ class JsonObjectScanner:
             and char.isascii()
             and char.isalnum() | (char == "-")
         ):
-            self._word = char
+            self._word = [char]
         else:
             raise ValueError(f"{char!r} stands where JSON has no place for it")
 
@@ -265,9 +265,10 @@ class JsonObjectScanner:
                 self.value_text = text
 
     def _end_word(self) -> None:
-        if self._word not in self._LITERALS and not self._JSON_NUMBER.fullmatch(self._word):
-            raise ValueError(f"{self._word} is no JSON value")
+        word, self._word = "".join(self._word), []
+        if word not in self._LITERALS and not self._JSON_NUMBER.fullmatch(word):
+            cut = word if len(word) <= 80 else f"{word[:60]}... ({len(word):,} characters)"
+            raise ValueError(f"{cut} is no JSON value")
         # json.loads of the whole must succeed too: no infinities, no numbers int() refuses.
-        load_json(self._word)
-        self._word = ""
+        load_json(word)
         self._expected = "comma"

@@ -14,7 +14,7 @@ from fulmen.chat.arguments import dump_json, type_of
 from fulmen.chat.choices import are_disjoint, types_of, whole_range
 from fulmen.chat.constraints import json_rule, text_rule
 from fulmen.chat.expressions import NUMBER, in_lark, integers, literal, text_without
-from fulmen.chat.m2_parser import END_PARAMETER
+from fulmen.chat.m2_tags import END_PARAMETER
 from fulmen.chat.messages import Tool
 from fulmen.chat.parameters import Parameters, Shape
 from fulmen.chat.schemas import TooLargeError

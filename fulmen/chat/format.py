@@ -9,6 +9,7 @@ parser itself, the grammar of an answer, thinking budgets and transcripts.
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from fulmen.chat.events import Reply
@@ -32,6 +33,8 @@ class ThinkingTags:
     """Text that opens a thought as the model would, after the generation prompt; may be empty"""
     forced_end: str
     """Text that ends a thought as the model would, written when its budget is used up"""
+    again: str
+    """Tag by which a completion opens another thought, at the start of a line of its content"""
     last_phrase: str = "I have thought enough, it is time to answer.\n"
     """Text before `forced_end`, where the budget has room for it"""
 
@@ -56,6 +59,8 @@ class ThoughtPlace(NamedTuple):
     answer: int
     """Start of the answer: after the closing tag and the layout behind it"""
     is_closed: bool = True
+    opening: int = 0
+    """Start of its opening tag, or of the text where the prompt has opened it"""
 
 
 class EncodedHistory(NamedTuple):
@@ -126,6 +131,25 @@ class ChatFormat(ABC):
     def find_thought(self, text: str) -> ThoughtPlace:
         """Find the thought in the text of a completion; a format without one finds none."""
         return ThoughtPlace(0, 0, 0)
+
+    def find_thoughts(self, text: str) -> list[ThoughtPlace]:
+        """Find all thoughts in the text of a completion: the first, and those it opens again."""
+        places = [self.find_thought(text)]
+        if self.thinking is None or self.thinking.again not in text[places[0].answer :]:
+            return places
+        parser = self.parser()
+        parser.feed(text)
+        parser.finish_events()
+        openings = [*parser.later_thoughts, len(text)]
+        for opening, end in pairwise(openings):
+            start = opening
+            if self.thinking.is_open_in_prompt:  # `find_thought` reads from behind the tag
+                start += len(self.thinking.again)
+                start += len(text[start:end]) - len(text[start:end].lstrip("\n"))
+            place = self.find_thought(text[start:end])
+            bounds = (start + place.start, start + place.stop, start + place.answer)
+            places.append(ThoughtPlace(*bounds, place.is_closed, opening))
+        return places
 
     @abstractmethod
     def parser(

@@ -62,6 +62,7 @@ class MiniMaxM1(ChatFormat):
         is_open_in_prompt=False,
         forced_start=f"{THINK}\n",
         forced_end=f"\n{END_THINK}\n",
+        again=THINK,
     )
     calls = CallTags(block=TOOL_BLOCK, ends_thought=False)
     tags = (THINK, END_THINK, TOOL_BLOCK, END_TOOL_BLOCK)

@@ -97,6 +97,9 @@ class M1Parser(StreamParser):
     def _step(self) -> bool:
         return self._state()
 
+    def _is_in_text(self) -> bool:
+        return self._state == self._text and not self._is_in_quoted_think
+
     def _end(self) -> None:
         if self._call is not None:
             self._cut_off(self._call)
@@ -119,22 +122,30 @@ class M1Parser(StreamParser):
         self._say(self._take(end))
         if tag is None:
             return False
+        if tag == THINK and self._opens_thought():
+            self._open_thought()
+            self._may_think = False
+            self._take(end + len(tag))
+            return True
         self._take(end + len(tag))
         if tag == TOOL_BLOCK:
             self._may_think = self._has_block_content = False
             self._content.end_segment()
             self._state = self._block
         elif tag == END_THINK and self._is_thinking:
-            self._is_thinking, self._has_thought = False, True
-            self._content.start_after_thinking()
-        elif tag == THINK and self._may_think and self._content.is_blank:
-            self._is_thinking, self._may_think = True, False
+            self._close_thought()
+            self._has_thought = True
         elif tag == END_TOOL_BLOCK or (tag == END_THINK and not self._is_in_quoted_think):
             self._problem(f"a stray {tag} was taken out of the text")
         else:
             self._is_in_quoted_think = tag == THINK
             self._say(tag)
         return True
+
+    def _opens_thought(self) -> bool:
+        if self._has_thought:
+            return not self._is_thinking and self._is_line_blank
+        return self._may_think and self._content.is_blank
 
     def _block(self) -> bool:
         self._take_run(_SPACE_AND_SEPARATORS)
@@ -143,6 +154,7 @@ class M1Parser(StreamParser):
             self._take(self._position + len(rest))
             if not self._has_block_content:
                 self._problem("a tool block has no call in it")
+            self._is_line_blank = True
             self._state = self._text
         elif rest.startswith(TOOL_BLOCK):
             self._take(self._position + len(TOOL_BLOCK))

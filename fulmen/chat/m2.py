@@ -28,22 +28,19 @@ from fulmen.chat.format import (
     ThoughtPlace,
     sampled_segments,
 )
-from fulmen.chat.m2_parser import (
+from fulmen.chat.m2_parser import END_THINK, M1_TOOL_BLOCK, THINK, M2Parser
+from fulmen.chat.m2_tags import (
     END_INVOKE,
     END_PARAMETER,
-    END_THINK,
     END_TOOL_BLOCK,
     INVOKE,
-    M1_TOOL_BLOCK,
     PARAMETER,
-    THINK,
     TOOL_BLOCK,
-    M2Parser,
 )
 from fulmen.chat.messages import CallIds, Message, Messages, Tool, Tools, last_calls, random_call_id
 from fulmen.chat.parsing import Parser
 from fulmen.chat.reading import read_messages, read_tools
-from fulmen.chat.tokenizer import Control, Segment, Tokenizer
+from fulmen.chat.tokenizer import Control, Ids, Segment, Tokenizer
 
 DEFAULT_IDENTITY = "You are a helpful assistant."
 
@@ -76,6 +73,7 @@ class MiniMaxM2(ChatFormat):
         is_open_in_prompt=True,
         forced_start="",
         forced_end=f"\n{END_THINK}\n\n",
+        again=THINK,
     )
     calls = CallTags(block=TOOL_BLOCK, ends_thought=True, reserved=_RESERVED)
     tags = (THINK, END_THINK, TOOL_BLOCK, END_TOOL_BLOCK, M1_TOOL_BLOCK)
@@ -170,6 +168,10 @@ def _turns(messages: list[Message], *, keep_thoughts: bool) -> Iterator[Segment]
             is_thinking_kept = keep_thoughts or index > last_user
             if message.sampled is None:
                 yield from _assistant(message, is_thinking_kept=is_thinking_kept)
+            elif message.sampled.has_later_thoughts and not is_thinking_kept:
+                # Thoughts among the answer's ids: what the template shows has to be encoded anew.
+                yield from _assistant(message, is_thinking_kept=False)
+                yield Ids((), num_dropped=1)
             else:
                 yield from _sampled(message, is_thinking_kept=is_thinking_kept)
             yield from (_END_TURN, "\n")

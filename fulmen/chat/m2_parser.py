@@ -7,108 +7,58 @@ Parsing undoes rendering. A completion starts inside the thought, which the prom
 
 - Layout is dropped: newlines around the thought and after </think>, and the one newline that the
   template puts before a tool block. With thinking_open=False there was no layout, so content is
-  verbatim; a leading <think> still opens a thought. Blank text beside tool blocks is dropped too.
-- The four tags are not content; one in a place where it means nothing is taken out and reported. A
-  tool block inside the thought ends it.
-- Nothing in a value is escaped, so the text after a tag, past white space, decides whether the tag
-  ends the value or belongs to it. </parameter> ends it before another parameter or call, and before
-  the end of the call or the block, at once: a value that holds </parameter></invoke> is cut there.
-  Without </parameter>, a value ends at </invoke> before another call or the block's end, at the
-  block's end unless </parameter> follows, and at a parameter of the tool's that is not yet given.
+  verbatim. Blank text beside tool blocks is dropped too.
+- <think> opens a thought where only white space stands before it in its line of content, or since
+  the last thought or tool block ended. A thought is kept as written, but for a <think> that repeats
+  the prompt's own. A call inside it ends it.
+- The four tags are not content; one in a place where it means nothing is taken out and reported.
+- Nothing in a value is escaped. `m2_values.py` says which tag ends a value: what follows the tag
+  decides, which parameters the tool declares, and which elements are open inside the value. Where
+  only later text can tell, the call waits for it; a call that stays uncertain is refused.
   A missing closing tag is reported, and so is a value that keeps a </parameter>, or that keeps text
   that may be the start of a parameter or a call.
 - String values stream, escaped; others wait for their end, which alone shows their type. Of a
   repeated parameter the first value counts, since it may be out already. Text of a call that is in
   no parameter is skipped, and quoted in `problems`: the call around it is still whole.
 - A malformed call is never lost. Anything the model finished but got wrong (a call without a name,
-  text in the tool block) becomes content, and is reported. A call that the end of the text cut off
-  is in `problems`, quoted in full, and not in the content: its start may have been streamed as a
-  ToolCallStart, which without its ToolCallEnd is not a call.
+  text in the tool block) becomes content, and is reported. A call that is refused, or that the end
+  of the text cut off, is in `problems`, quoted in full, and not in the content: its start may have
+  been streamed as a ToolCallStart, which without its ToolCallEnd is not a call.
 """
 
 import re
 from collections.abc import Callable
-from enum import Enum, auto
-from typing import Any
 
 from fulmen.chat.arguments import dump_json, escape_json
 from fulmen.chat.events import ToolCallDelta, ToolCallEnd
+from fulmen.chat.m2_tags import (
+    END_INVOKE,
+    END_PARAMETER,
+    END_TOOL_BLOCK,
+    INVOKE,
+    PARAMETER,
+    TOOL_BLOCK,
+    Ahead,
+    follower,
+    look,
+    look_after_space,
+    read_tag,
+)
+from fulmen.chat.m2_values import Call, Doubt, Value, Verdict, judge_end_parameter
 from fulmen.chat.messages import CallIds, Tool
-from fulmen.chat.parameters import Parameters
 from fulmen.chat.parsing import StreamParser, one_newline, without_tags
 
 THINK, END_THINK = "<think>", "</think>"
-TOOL_BLOCK, END_TOOL_BLOCK = "<minimax:tool_call>", "</minimax:tool_call>"
-INVOKE, END_INVOKE = "<invoke", "</invoke>"
-PARAMETER, END_PARAMETER = "<parameter", "</parameter>"
 M1_TOOL_BLOCK = "<tool_calls>"
 
 _TAGS = (THINK, END_THINK, TOOL_BLOCK, END_TOOL_BLOCK)
 _CALL_TAGS = (PARAMETER, END_INVOKE, INVOKE, END_TOOL_BLOCK, TOOL_BLOCK)
-_VALUE_TAGS = (END_PARAMETER, PARAMETER, END_INVOKE, INVOKE, END_TOOL_BLOCK)
+_VALUE_TAGS = (END_PARAMETER, PARAMETER, END_INVOKE, INVOKE, END_TOOL_BLOCK, TOOL_BLOCK)
 _AFTER_INVOKE = (INVOKE, END_TOOL_BLOCK, TOOL_BLOCK)
-_LONGEST_TAG = 1_000
-"""Characters of the longest tag, and of the longest white space between tags of a value: more is
-text, so that waiting for the next piece has an end"""
-
+_MAX_REREAD = 2_000_000
+"""Characters that are read again for doubts which only the end of the text settled; the calls after
+those are refused where they are in doubt"""
 _LAYOUT = re.compile(r"\s*")
-_SPACE = re.compile(rf"\s{{0,{_LONGEST_TAG}}}")
-_BRACKET = re.compile("[<>]")
-# The quotes around a name are double, single or missing. It may hold brackets or the quote itself;
-# in an open name, a bracket may be part of it.
-_NAME = re.compile(
-    r"""\s+name\s*=\s*(?:(?:"(?P<double>[^"]*|[^<>]*?)"|'(?P<single>[^']*|[^<>]*?)')(?:\s[^<>]*)?"""
-    r"""|(?P<bare>[^\s"'<>]+)\s*)>"""
-)
-
-
-_OPEN_NAME = re.compile(
-    r"""\s+name\s*=\s*(?:"[^"]*(?:"(?:\s[^<>]*)?)?|'[^']*(?:'(?:\s[^<>]*)?)?)"""
-)
-
-
-class _Ahead(Enum):
-    """Outcome of a look ahead that finds none of the tags asked for."""
-
-    WAIT = auto()
-    """Only the next piece can tell."""
-    END = auto()
-    """Text that ends here, or inside one of the tags asked for"""
-    OTHER = auto()
-    """Other text"""
-
-
-class _Call:
-    """Call being read, and the types its tool declares."""
-
-    def __init__(self, name: str, tool: Tool | None) -> None:
-        self.name = name
-        self.parameters = Parameters(tool.parameters if tool else {})
-        self.declared = set(self.parameters.names) if self.parameters.names else None
-        self.values: dict[str, Any] = {}
-        self.given: set[str] = set()
-        self.index: int | None = None  # set once its ToolCallStart is out
-
-
-class _Value:
-    """Value of a parameter being read."""
-
-    def __init__(
-        self, name: str, opening: str, types: frozenset[str], *, is_repeated: bool
-    ) -> None:
-        self.name = name
-        self.opening = opening  # JSON up to the value: `{"key": ` or `, "key": `
-        self.types = types
-        self.is_repeated = is_repeated
-        self.is_streaming = False
-        self.pieces: list[str] = []  # while not streaming
-        self.kept_tags: dict[str, None] = {}  # tags that may have meant its end, in their order
-
-    def may_stream(self) -> bool:
-        """Return True once the value can only be text: it may not still become the word null."""
-        if "string" not in self.types or not self.types <= {"string", "null"}:
-            return False
-        return "null" not in self.types or not "null".startswith("".join(self.pieces).lower())
 
 
 class M2Parser(StreamParser):
@@ -117,23 +67,33 @@ class M2Parser(StreamParser):
     def __init__(self, tools: tuple[Tool, ...], thinking_open: bool, new_call_id: CallIds) -> None:
         super().__init__(tools, new_call_id)
         self._is_thinking = thinking_open
-        self._may_think = not thinking_open
+        self.num_thoughts = int(thinking_open)
+        self._may_repeat_opening = thinking_open
         self._is_in_block = False
         self._state: Callable[[], bool] = self._text
         self._raw: list[str] | None = None  # the text since <invoke
-        self._call = _Call("", None)
-        self._value = _Value("", "", frozenset(), is_repeated=True)
+        self._call = Call("", None)
+        self._value = Value("", "", frozenset(), is_repeated=True)
         self._skipped: list[str] = []
+        self._refusal = ""
+        self._num_reread = 0
         if thinking_open:
             self._content.layout_before_tools = one_newline
 
     def _step(self) -> bool:
         return self._state()
 
+    def _is_in_text(self) -> bool:
+        return self._state in (self._text, self._block)
+
     def _end(self) -> None:
         if self._raw is not None:
             self._take(len(self._buffer))
-            self._problem(f"a tool call was cut off by the end of the text: {''.join(self._raw)}")
+            raw = "".join(self._raw)
+            if self._state == self._refused:
+                self._problem(f"{self._refusal}: {raw}")
+            else:
+                self._problem(f"a tool call was cut off by the end of the text: {raw}")
         super()._end()
 
     # Reading ahead.
@@ -144,44 +104,19 @@ class M2Parser(StreamParser):
             self._raw.append(text)
         return text
 
-    def _look(self, at: int, tags: tuple[str, ...]) -> str | _Ahead:
-        """Return the tag at `at`."""
-        for tag in tags:
-            if self._buffer.startswith(tag, at):
-                return tag
-        rest = self._buffer[at : at + max(map(len, tags))]
-        if any(tag.startswith(rest) for tag in tags):
-            return _Ahead.END if self._is_final else _Ahead.WAIT
-        return _Ahead.OTHER
-
-    def _look_after_space(self, at: int, tags: tuple[str, ...]) -> tuple[str | _Ahead, int]:
-        """Return the tag after white space, and its start."""
-        space = _SPACE.match(self._buffer, at)
-        assert space is not None
-        return self._look(space.end(), tags), space.end()
-
     def _read_tag(self, tag: str, at: int) -> tuple[str | None, int] | None:
-        """Return the name in the tag at `at`, and the tag's end; None while the tag is not whole.
+        return read_tag(self._buffer, at, tag, is_final=self._is_final)
 
-        Without a good name, a tag ends at `>`, or before a `<` that breaks it off.
-        """
-        start = at + len(tag)
-        limit = start + _LONGEST_TAG
-        is_long = len(self._buffer) >= limit
-        bracket = _BRACKET.search(self._buffer, start, limit)
-        if bracket is None:
-            return (None, limit) if is_long else None
-        named = _NAME.match(self._buffer, start, limit)
-        if named:
-            return named["double"] or named["single"] or named["bare"] or None, named.end()
-        if not is_long and not self._is_final and _OPEN_NAME.fullmatch(self._buffer, start):
-            return None
-        return None, bracket.start() if bracket.group() == "<" else bracket.end()
+    def _follower(self, at: int, tags: tuple[str, ...]) -> tuple[str | Ahead, int, str | None]:
+        return follower(self._buffer, at, tags, is_final=self._is_final)
 
     # Thought and content.
 
     def _text(self) -> bool:
-        tags = (*_TAGS, M1_TOOL_BLOCK, *([INVOKE] if self._is_in_block else []))
+        if self._is_thinking:
+            tags: tuple[str, ...] = (THINK, END_THINK, TOOL_BLOCK, M1_TOOL_BLOCK)
+        else:
+            tags = (*_TAGS, M1_TOOL_BLOCK, *([INVOKE] if self._is_in_block else []))
         end, tag = self._find(tags)
         self._say(self._take(end))
         if tag is None:
@@ -191,36 +126,47 @@ class M2Parser(StreamParser):
         if tag == INVOKE:
             self._enter_block()
             return True
+        if tag == THINK and self._opens_thought():
+            self._open_thought()
+            self._content.layout_before_tools = one_newline
+            self._take(end + len(tag))
+            return True
         self._take(end + len(tag))
         if tag == M1_TOOL_BLOCK:
             self._say(tag)
             self._problem(f"{tag} belongs to MiniMax-M1, was the prompt rendered by its template?")
-        elif tag == END_THINK and self._is_thinking:
-            self._close_thinking()
-        elif tag == THINK and not self._is_thinking and self._may_think and self._content.is_blank:
-            self._is_thinking, self._may_think = True, False
-            self._content.layout_before_tools = one_newline
+        elif self._is_thinking:
+            if tag == END_THINK:
+                self._close_thought()
+            elif self._may_repeat_opening and self.num_thoughts == 1 and self._thinking.is_blank:
+                self._may_repeat_opening = False  # the prompt's own tag once more
+            else:
+                self._say(tag)
         elif tag == END_TOOL_BLOCK and self._is_in_block:
             self._is_in_block = False
-        elif tag != THINK or not self._is_thinking:
+            self._is_line_blank = True
+        else:
             self._problem(f"a stray {tag} was taken out of the text")
         return True
 
-    def _close_thinking(self) -> None:
-        self._is_thinking = self._is_in_block = False
-        self._content.start_after_thinking()
+    def _opens_thought(self) -> bool:
+        return not self._is_thinking and self._is_line_blank
 
     def _open_block(self) -> bool:
-        ahead, _ = self._look_after_space(self._position + len(TOOL_BLOCK), (INVOKE,))
-        if ahead is _Ahead.WAIT:
+        ahead, _ = look_after_space(
+            self._buffer, self._position + len(TOOL_BLOCK), (INVOKE,), is_final=self._is_final
+        )
+        if ahead is Ahead.WAIT:
             return False
-        if ahead is _Ahead.END:
+        if ahead is Ahead.END and not self._is_thinking:
             rest = self._take(len(self._buffer))
             self._problem(f"a tool call was cut off by the end of the text: {rest}")
             return False
-        self._take(self._position + len(TOOL_BLOCK))
+        tag = self._take(self._position + len(TOOL_BLOCK))
         if ahead == INVOKE:
             self._enter_block()
+        elif self._is_thinking:
+            self._say(tag)
         else:
             self._is_in_block = True
             self._problem(f"{TOOL_BLOCK} is not followed by a call, what follows is kept as text")
@@ -229,23 +175,25 @@ class M2Parser(StreamParser):
     def _enter_block(self) -> None:
         """Start a block of calls; it ends the thought, if that is still open."""
         if self._is_thinking:
-            self._close_thinking()
-        self._may_think = False
+            self._close_thought()
         self._is_in_block = True
         self._content.end_segment()
         self._state = self._block
 
     def _block(self) -> bool:
         self._take_run(_LAYOUT)
-        ahead = self._look(self._position, _AFTER_INVOKE)
-        if ahead is _Ahead.WAIT:
+        ahead = look(self._buffer, self._position, (*_AFTER_INVOKE, THINK), is_final=self._is_final)
+        if ahead is Ahead.WAIT:
             return False
-        if ahead is _Ahead.END:
+        if ahead is Ahead.END:
             rest = self._take(len(self._buffer)).strip()
             self._problem(f"the tool block has no {END_TOOL_BLOCK}" + f": {rest}" * bool(rest))
             return False
-        if ahead is _Ahead.OTHER:
+        if ahead is Ahead.OTHER:
             self._problem("a tool block has text beside its calls, it is kept as content")
+            self._state = self._text
+        elif ahead == THINK:
+            self._is_line_blank = True
             self._state = self._text
         elif ahead == INVOKE:
             self._raw = []
@@ -254,6 +202,7 @@ class M2Parser(StreamParser):
             self._take(self._position + len(ahead))
             if ahead == END_TOOL_BLOCK:
                 self._is_in_block = False
+                self._is_line_blank = True
                 self._state = self._text
         return True
 
@@ -268,7 +217,7 @@ class M2Parser(StreamParser):
         if name is None:
             self._state = self._nameless
             return True
-        self._call = _Call(name, self._tools.get(name))
+        self._call = Call(name, self._tools.get(name))
         self._state = self._body
         return True
 
@@ -288,12 +237,12 @@ class M2Parser(StreamParser):
 
     def _body(self) -> bool:
         self._take_run(_LAYOUT)
-        ahead = self._look(self._position, _CALL_TAGS)
-        if isinstance(ahead, _Ahead):
-            if ahead is _Ahead.OTHER:
+        ahead = look(self._buffer, self._position, _CALL_TAGS, is_final=self._is_final)
+        if isinstance(ahead, Ahead):
+            if ahead is Ahead.OTHER:
                 self._skipped = []
                 self._state = self._stray
-            return ahead is _Ahead.OTHER
+            return ahead is Ahead.OTHER
         if ahead != PARAMETER:
             self._end_call(ahead)
             return True
@@ -311,6 +260,7 @@ class M2Parser(StreamParser):
 
     def _stray(self) -> bool:
         """Skip text in a call that is in no parameter."""
+        self._call.is_odd = True
         end, tag = self._find(_CALL_TAGS)
         self._skipped.append(self._take(end))
         if tag is not None:
@@ -326,15 +276,31 @@ class M2Parser(StreamParser):
         return self._call.index
 
     def _end_call(self, tag: str) -> None:
+        call = self._call
         if tag == END_INVOKE:
             self._take(self._position + len(tag))
         else:
-            self._problem(f"the call of {self._call.name} has no {END_INVOKE}")
-        index = self._index()
-        self._emit(ToolCallDelta(index, "}" if self._call.given else "{}"))
-        self._emit(ToolCallEnd(index))
+            self._problem(f"the call of {call.name} has no {END_INVOKE}")
+            call.is_odd = True
+        reason = call.refusal()
+        if reason is None:
+            index = self._index()
+            self._emit(ToolCallDelta(index, "}" if call.given else "{}"))
+            self._emit(ToolCallEnd(index))
+        else:
+            raw = "".join(self._raw or ())
+            self._problem(f"the call of {call.name} is refused, {reason}: {raw}")
         self._raw = None
         self._state = self._block
+
+    def _refuse(self, reason: str) -> None:
+        """Refuse the call, and all that follows: it may be text of the call's value."""
+        self._refusal = f"the call of {self._call.name} is refused, {reason}"
+        self._state = self._refused
+
+    def _refused(self) -> bool:
+        self._take(len(self._buffer))
+        return False
 
     # One value.
 
@@ -342,72 +308,132 @@ class M2Parser(StreamParser):
         call = self._call
         opening = f"{', ' if call.given else '{'}{dump_json(name)}: "
         types = call.parameters.types(name, call.values)
-        self._value = _Value(name, opening, types, is_repeated=name in call.given)
+        self._value = Value(name, opening, types, is_repeated=name in call.given)
         if self._value.is_repeated:
             self._problem(f"the call of {call.name} gives {name} again, the first value counts")
         else:
+            if not call.is_known(name):
+                self._problem(
+                    f"the call of {call.name} gives {name}, which its tool does not declare"
+                )
+                call.undeclared.append(name)
             call.given.add(name)
             self._index()
             self._stream_value("")
         self._state = self._in_value
 
     def _in_value(self) -> bool:
+        value = self._value
         end, tag = self._find(_VALUE_TAGS)
-        self._stream_value(self._take(end))
+        self._add_to_value(self._take(end))
         if tag is None:
+            if self._is_final and value.doubt is not None:
+                self._settle(value.doubt)
+                return True
             return False
-        is_end = self._ends_value(tag, end)
-        if is_end is None:
+        verdict = value.weigh(self._judge(tag, end))
+        if verdict is Verdict.WAIT:
             return False
-        if not is_end:
-            self._keep_tag(tag, end)
+        if verdict is Verdict.END:
+            if value.doubt is not None:
+                doubt, value.doubt = value.doubt, None
+                self._stream_value("".join(doubt.pieces))
+                value.kept_tags |= doubt.kept_tags
+            self._end_value_at(tag)
             return True
-        if tag == END_PARAMETER:
-            self._take(end + len(tag))
-        else:
-            self._problem(f"the call of {self._call.name} has a value with no {END_PARAMETER}")
-        self._end_value()
-        self._state = self._body
+        if verdict is not Verdict.TEXT and value.doubt is None:
+            if self._num_reread > _MAX_REREAD:
+                self._refuse("too much of the text before it was unclear")
+                return True
+            is_in_element = tag != PARAMETER and value.closes_element(tag)
+            value.doubt = Doubt(tag, verdict, is_in_element, len(self._raw or ()))
+        self._keep_tag(tag, end)
         return True
 
-    def _ends_value(self, tag: str, at: int) -> bool | None:
-        """Return True if a tag ends the value, False if it belongs to it, None while open."""
+    def _judge(self, tag: str, at: int) -> Verdict:
+        """Judge a tag by what follows it."""
         after = at + len(tag)
+        if tag == TOOL_BLOCK:
+            return Verdict.TEXT
+        if tag in (PARAMETER, INVOKE):
+            read = self._read_tag(tag, at)
+            if read is None:
+                return Verdict.TEXT if self._is_final else Verdict.WAIT
+            name, _ = read
+            call = self._call
+            is_next = name is not None and call.is_declared(name) and call.may_come(name)
+            return Verdict.MAYBE if tag == PARAMETER and is_next else Verdict.TEXT
         if tag == END_PARAMETER:
-            return self._is_followed(after, _CALL_TAGS)
-        if tag == END_INVOKE:
-            return self._is_followed(after, _AFTER_INVOKE)
-        if tag == END_TOOL_BLOCK:
-            ahead, _ = self._look_after_space(after, (END_PARAMETER,))
-            return None if ahead is _Ahead.WAIT else ahead != END_PARAMETER
-        return tag == PARAMETER and self._is_new_parameter(at)
+            return self._judge_end_parameter(after)
+        followers = _AFTER_INVOKE if tag == END_INVOKE else (END_PARAMETER,)
+        ahead, _, _ = self._follower(after, followers)
+        if ahead is Ahead.WAIT:
+            return Verdict.WAIT
+        if (ahead is Ahead.OTHER) == (tag == END_INVOKE) and ahead is not Ahead.END:
+            return Verdict.TEXT
+        return Verdict.UNSURE if self._value.closes_element(tag) else Verdict.MAYBE
 
-    def _is_followed(self, at: int, tags: tuple[str, ...]) -> bool | None:
-        """Return True if one of the tags, with a name if it needs one, follows white space."""
-        ahead, start = self._look_after_space(at, tags)
-        if isinstance(ahead, str) and ahead in (PARAMETER, INVOKE):
-            read = self._read_tag(ahead, start)
-            if read is not None:
-                return read[0] is not None
-            ahead = _Ahead.END if self._is_final else _Ahead.WAIT
-        return None if ahead is _Ahead.WAIT else ahead is not _Ahead.OTHER
-
-    def _is_new_parameter(self, at: int) -> bool | None:
-        read = self._read_tag(PARAMETER, at)
-        if read is None:
-            return False if self._is_final else None
-        name, _ = read
-        declared, given = self._call.declared, self._call.given
-        return name is not None and (declared is None or (name in declared and name not in given))
+    def _judge_end_parameter(self, after: int) -> Verdict:
+        ahead, start, name = self._follower(after, _CALL_TAGS)
+        if ahead is Ahead.END:
+            return Verdict.END
+        if isinstance(ahead, Ahead):
+            return Verdict.WAIT if ahead is Ahead.WAIT else Verdict.TEXT
+        ends_call = False
+        if ahead == END_INVOKE:
+            end, _, _ = self._follower(start + len(END_INVOKE), _AFTER_INVOKE)
+            if end is Ahead.WAIT:
+                return Verdict.WAIT
+            ends_call = end in (INVOKE, END_TOOL_BLOCK, Ahead.END)
+        return judge_end_parameter(self._value, self._call, ahead, name, ends_call=ends_call)
 
     def _keep_tag(self, tag: str, at: int) -> None:
         """Take a tag for text of the value, and note it if the model may have meant the end."""
+        value = self._value
         end = at + len(tag)
         if tag in (END_PARAMETER, INVOKE) or (
             tag == PARAMETER and self._buffer[end : end + 1].isspace()
         ):
-            self._value.kept_tags[tag] = None
-        self._stream_value(self._take(end))
+            (value.doubt or value).kept_tags[tag] = None
+        if tag not in (PARAMETER, INVOKE) or self._opens_element(tag, at):
+            value.follow(tag)
+        self._add_to_value(self._take(end))
+
+    def _opens_element(self, tag: str, at: int) -> bool:
+        """Return True if an opening tag is whole: it has a name, or nothing but its bracket."""
+        read = self._read_tag(tag, at)
+        name = read[0] if read else None
+        return name is not None or self._buffer.startswith(">", at + len(tag))
+
+    def _add_to_value(self, text: str) -> None:
+        doubt = self._value.doubt
+        if doubt is None:
+            self._stream_value(text)
+        elif text:
+            doubt.pieces.append(text)
+
+    def _end_value_at(self, tag: str) -> None:
+        """End the value at a tag, which comes next in the buffer."""
+        if tag == END_PARAMETER:
+            self._take(self._position + len(tag))
+        else:
+            self._problem(f"the call of {self._call.name} has a value with no {END_PARAMETER}")
+            self._call.is_odd = True
+        self._end_value()
+        self._state = self._body
+
+    def _settle(self, doubt: Doubt) -> None:
+        """Go back to where a doubt began: the text ended without a sure end of the value."""
+        self._value.doubt = None
+        rest = "".join(doubt.pieces)
+        self._num_reread += len(rest)
+        self._put_back(rest)
+        assert self._raw is not None
+        del self._raw[doubt.num_raw :]
+        if doubt.is_settled_by(rest):
+            self._end_value_at(doubt.tag)
+        else:
+            self._refuse(f"its value of {self._value.name} may be cut off")
 
     def _stream_value(self, text: str) -> None:
         value = self._value
@@ -433,6 +459,7 @@ class M2Parser(StreamParser):
             meant = call.values[value.name] = call.parameters.read(text, value.name, call.values)
             self._send(value.opening + dump_json(meant))
         if value.kept_tags:
+            self._call.keeps_tags = True
             tags = ", ".join(value.kept_tags)
             self._problem(
                 f"the value of {value.name} in the call of {self._call.name} keeps {tags} "

@@ -108,6 +108,8 @@ class SampledIds:
     is_thinking_closed: bool = True
     tail: str = ""
     """Text of the answer after ids: the id that held it also held a stop text"""
+    has_later_thoughts: bool = False
+    """True if the answer opened another thought after its first"""
 
 
 @dataclass(frozen=True, slots=True)

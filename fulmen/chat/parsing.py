@@ -33,6 +33,15 @@ class Parser(Protocol):
     def is_thinking(self) -> bool:
         """True if the text so far ends inside the thought."""
 
+    @property
+    def may_think_again(self) -> bool:
+        """True if an opening tag that came next would open another thought after the first."""
+
+    num_thoughts: int
+    """Number of thoughts so far, the one that the prompt opened included"""
+    later_thoughts: list[int]
+    """Places in the text, in characters, of the opening tags of all thoughts but the first"""
+
     def feed(self, piece: str) -> list[Event]:
         """Return the events that this piece of text settles."""
 
@@ -57,12 +66,23 @@ class StreamParser(ABC):
         self._last_events: list[Event] | None = None
         self._sum = ReplySum()
         self._is_thinking = False
+        self.num_thoughts = 0
+        self.later_thoughts: list[int] = []
+        self._num_read = 0  # characters consumed
+        self._is_line_blank = (
+            True  # only white space since the line, or its part after a tag, began
+        )
         self._thinking = _Thinking(self._emit)
         self._content = Content(self._emit)
 
     @property
     def is_thinking(self) -> bool:
         return self._is_thinking
+
+    @property
+    def may_think_again(self) -> bool:
+        is_open = self.num_thoughts > 0 and not self._is_thinking and self._is_in_text()
+        return is_open and is_line_blank(self._buffer[self._position :], self._is_line_blank)
 
     def feed(self, piece: str) -> list[Event]:
         if self._is_final:
@@ -95,6 +115,10 @@ class StreamParser(ABC):
     def _step(self) -> bool:
         """Consume the text that can be decided now; return False when no more of it can."""
 
+    def _is_in_text(self) -> bool:
+        """Return True outside of a tool block."""
+        return True
+
     def _end(self) -> None:
         """Settle all that the end of the text leaves open."""
         self._content.finish()
@@ -103,7 +127,14 @@ class StreamParser(ABC):
         """Consume the buffer up to `end`."""
         text = self._buffer[self._position : end]
         self._position = end
+        self._num_read += len(text)
         return text
+
+    def _put_back(self, text: str) -> None:
+        """Put the text that was consumed last before the rest of the buffer."""
+        self._buffer = text + self._buffer[self._position :]
+        self._position = 0
+        self._num_read -= len(text)
 
     def _take_run(self, pattern: re.Pattern[str]) -> None:
         """Consume the match of a pattern, which may be empty."""
@@ -136,8 +167,26 @@ class StreamParser(ABC):
         self._emit(ProblemFound(sentence))
 
     def _say(self, text: str) -> None:
-        if text:
-            (self._thinking if self._is_thinking else self._content).say(text)
+        if not text:
+            return
+        if self._is_thinking:
+            self._thinking.say(text)
+        else:
+            self._content.say(text)
+            self._is_line_blank = is_line_blank(text, self._is_line_blank)
+
+    def _open_thought(self) -> None:
+        """Start a thought at its opening tag, which comes next in the buffer."""
+        if self.num_thoughts:
+            self.later_thoughts.append(self._num_read)
+        self.num_thoughts += 1
+        self._is_thinking = True
+        self._thinking.start()
+
+    def _close_thought(self) -> None:
+        self._is_thinking = False
+        self._is_line_blank = True
+        self._content.start_after_thinking()
 
 
 def _joined(events: Iterable[Event]) -> Iterator[Event]:
@@ -163,18 +212,31 @@ def _fragment(event: Event) -> str:
 
 
 class _Thinking:
-    """Text of the thought, without its outer newlines, which are layout."""
+    """Text of the thoughts, each without its outer newlines, which are layout, and a blank line
+    between them."""
 
     def __init__(self, emit: Callable[[Event], None]) -> None:
         self._emit = emit
         self._has_begun = False
+        self._has_earlier = False
         self._num_newlines = 0  # held until text follows
+        self.is_blank = True
+
+    def start(self) -> None:
+        """Start the next thought."""
+        self._has_earlier |= self._has_begun
+        self._has_begun = False
+        self._num_newlines = 0
+        self.is_blank = True
 
     def say(self, text: str) -> None:
         if not self._has_begun:
             text = text.lstrip("\n")
+        self.is_blank = self.is_blank and not text.strip()
         body = text.rstrip("\n")
         if body:
+            if not self._has_begun and self._has_earlier:
+                self._num_newlines = 2
             self._has_begun = True
             self._emit(ThinkingDelta("\n" * self._num_newlines + body))
             self._num_newlines = 0
@@ -191,23 +253,27 @@ class Content:
     def __init__(self, emit: Callable[[Event], None]) -> None:
         self._emit = emit
         self._held: list[str] = []
+        self._has_begun = False
         self.is_blank = True
         self._is_after_thinking = False
         self.layout_before_tools: Callable[[str], int] = no_layout
 
     def start_after_thinking(self) -> None:
         """Take the newlines that come next for part of the closing tag."""
-        self._held = []
+        if not self._has_begun:
+            self._held = []
         self._is_after_thinking = True
 
     def say(self, text: str) -> None:
-        if self._is_after_thinking and not self._held:
+        if self._is_after_thinking:
             text = text.lstrip("\n")
+            self._is_after_thinking = not text
         body = text.rstrip()
         if body:
             self._emit(ContentDelta("".join(self._held) + body))
             self._held = []
-            self.is_blank = self._is_after_thinking = False
+            self._has_begun = True
+            self.is_blank = False
         if len(body) < len(text):
             self._held.append(text[len(body) :])
 
@@ -240,6 +306,12 @@ def one_newline(space: str) -> int:
 def all_space(space: str) -> int:
     """Return the length of all white space before a tool block."""
     return len(space)
+
+
+def is_line_blank(text: str, is_blank_before: bool) -> bool:
+    """Return True if only white space stands in the last line after text was added to it."""
+    _, newline, last = text.rpartition("\n")
+    return not last.strip(" \t\r") and (bool(newline) or is_blank_before)
 
 
 def without_tags(text: str, tags: tuple[str, ...]) -> str:

@@ -15,6 +15,11 @@ class StopTexts:
         self._held = ""
         self.is_found = False
 
+    @property
+    def held(self) -> str:
+        """Text that may be the beginning of a stop text."""
+        return self._held
+
     def feed(self, piece: str, *, is_last: bool = False) -> str:
         """Return the text that can be passed on; a possible beginning of a stop text waits."""
         if self.is_found:

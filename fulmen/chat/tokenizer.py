@@ -34,6 +34,7 @@ MAX_ADDED_TOKENS: Final = 100_000
 _MINIMAX_VOCABULARY = 200_000
 _REPLACEMENT = "\ufffd"
 _WINDOW = 8
+_LONGEST_CHARACTER = 4  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +183,12 @@ class Detokenizer:
         self._skip_special_tokens = skip_special_tokens
         self._ids: list[int] = []  # a window, enough to decode the next id as among all ids
         self._sent = ""  # the part of the window's text that is out
+        self._previous = ""  # the window's text when it last ended in a mark
+
+    @property
+    def is_open(self) -> bool:
+        """True inside a character, whose first bytes came and whose last are still to come."""
+        return self._decode() != self._sent
 
     def feed(self, ids: Iterable[int]) -> str:
         """Return the text that these ids settle."""
@@ -190,8 +197,8 @@ class Detokenizer:
             self._ids.append(token_id)
             text = self._decode()
             if text.endswith(_REPLACEMENT):
-                text = text[:-1]
-                pieces.append(self._send(text))
+                pieces.append(self._send(text[:-1]))
+                self._shorten_open_end(text)
             else:
                 pieces.append(self._send(text))
                 if len(self._ids) > 2 * _WINDOW:
@@ -203,8 +210,28 @@ class Detokenizer:
         """Return the text held back; a character that never became whole is a replacement mark."""
         return self._send(self._decode())
 
+    def _shorten_open_end(self, text: str) -> None:
+        """Shorten a window whose last character may be unfinished: its text ends in a mark.
+
+        The bytes that are still open are three at most, so they are within a tail of the ids whose
+        text is longer than that; any earlier byte decodes to the same marks with and without what
+        comes next. Ids without a text could make such a tail long, and are left out.
+        """
+        if self._previous == text and not self._decode_ids(self._ids[-1:]):
+            self._ids.pop()
+        self._previous = text
+        if len(self._ids) <= 2 * _WINDOW:
+            return
+        tail = self._ids[-_WINDOW:]
+        open_text = self._decode_ids(tail)
+        if len(open_text) > _LONGEST_CHARACTER and open_text.endswith(_REPLACEMENT):
+            self._ids, self._sent, self._previous = tail, open_text[:-1], open_text
+
     def _decode(self) -> str:
-        return self._tokenizer.decode(self._ids, skip_special_tokens=self._skip_special_tokens)
+        return self._decode_ids(self._ids)
+
+    def _decode_ids(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=self._skip_special_tokens)
 
     def _send(self, text: str) -> str:
         piece = text[len(self._sent) :]

@@ -342,7 +342,7 @@ def find_spans(
         count = bisect_right(ends, length)
         tail = text[ends[count - 1] if count else 0 : length]
         ids, pieces, ends, text = ids[:count], pieces[:count], ends[:count], text[:length]
-    place = format.find_thought(text)
+    places = format.find_thoughts(text)
 
     def first_at(position: int) -> int:
         """Return the id that holds the character at a position."""
@@ -361,18 +361,30 @@ def find_spans(
         if stop > start:
             spans.append(Span(kind, start, stop))
 
-    add("thinking", place.start, place.stop)
-    block = text.find(format.calls.block, place.answer) if format.calls else -1
-    add("content", place.answer, block if block >= 0 else len(text))
-    if block >= 0:
-        add("tool_calls", block, len(text))
+    for place, end in zip(
+        places, [*(later.opening for later in places[1:]), len(text)], strict=True
+    ):
+        add("thinking", place.start, place.stop)
+        block = text.find(format.calls.block, place.answer, end) if format.calls else -1
+        add("content", place.answer, block if block >= 0 else end)
+        if block >= 0:
+            add("tool_calls", block, end)
+    place = places[0]
     answer_start, lead = first_at(place.answer), ""
     if answer_start < len(ids):
         begin = ends[answer_start - 1] if answer_start else 0
         if begin < place.answer:
             lead = text[place.answer : ends[answer_start]]
             answer_start += 1
-    return SampledIds(tuple(ids), tuple(spans), answer_start, lead, place.is_closed, tail)
+    return SampledIds(
+        tuple(ids),
+        tuple(spans),
+        answer_start,
+        lead,
+        is_thinking_closed=places[-1].is_closed,
+        tail=tail,
+        has_later_thoughts=len(places) > 1,
+    )
 
 
 def num_common(first: Sequence[int], second: Sequence[int]) -> int:

@@ -25,6 +25,7 @@ from fulmen.chat import (
     Tokenizer,
     Usage,
     find_spans,
+    is_line_blank,
 )
 from fulmen.engine import Choice, TokenOutput
 from fulmen.llm.steering import AnswerSteering
@@ -46,8 +47,11 @@ class Answer:
         parser: Parser,
         format: ChatFormat | None = None,
         grammar: Grammar | None = None,
+        vocab_size: int | None = None,
     ) -> None:
         """Read the request's prefix_ids. Without a format nothing is a thought.
+
+        vocab_size  of the model; that of the tokenizer if omitted
 
         Raises ValueError if the prefix has a stop text in it.
         """
@@ -79,7 +83,13 @@ class Answer:
         """Text that each id settled, before stop texts are cut off"""
         self._events: deque[Event] = deque()
         self._budget = ThoughtBudget(format, tokenizer, params, request.budget)
-        self._steering = AnswerSteering(self._budget, grammar, tokenizer)
+        self._steering = AnswerSteering(
+            self._budget,
+            grammar,
+            tokenizer,
+            vocab_size=vocab_size or tokenizer.vocab_size,
+            opening=format.thinking.again if format is not None and format.thinking else None,
+        )
         self.prefix_events: list[Event] = []
         """Events of the prefix, as far as they are settled"""
         try:
@@ -100,7 +110,11 @@ class Answer:
 
     def ask(self, draft_ids: Sequence[int]) -> list[Choice]:
         """Return what may come next and after each draft."""
-        return self._steering.ask(draft_ids, is_thinking=self._parser.is_thinking)
+        return self._steering.ask(
+            draft_ids,
+            is_thinking=self._parser.is_thinking,
+            may_think_again=self._may_think_again(),
+        )
 
     def take(self, output: TokenOutput) -> bool:
         """Read the next token; True ends the answer here, at a stop text."""
@@ -197,7 +211,17 @@ class Answer:
         self._num_chars += len(text)
         if self._parser.is_thinking:
             self._budget.count(text)
-        return self._parser.feed(text)
+        num_thoughts = self._parser.num_thoughts
+        events = self._parser.feed(text)
+        if self._parser.num_thoughts > num_thoughts:
+            self._budget.start_thought()
+        return events
+
+    def _may_think_again(self) -> bool:
+        """Return True if an opening tag that came next would open another thought."""
+        if not self._budget.is_limited or self._detokenizer.is_open:
+            return False
+        return is_line_blank(self._stop.held, self._parser.may_think_again)
 
 
 def _num_repetitive(logprobs: Sequence[float], params: SamplingParams) -> int:

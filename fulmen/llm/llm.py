@@ -168,6 +168,7 @@ class LLM:
             parser=self.format.parser(tools),
             format=self.format,
             grammar=self._grammar(params, self.format, tools),
+            vocab_size=self._vocab_size,
         )
 
     def prepare_text(self, prompt: str | Sequence[int], request: ChatRequest) -> Answer:

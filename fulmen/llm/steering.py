@@ -9,7 +9,9 @@ Ids only. Which ids are a thought, the caller says: it reads their text.
 from collections import deque
 from collections.abc import Iterable, Sequence
 
-from fulmen.chat import Grammar, Tokenizer
+import numpy as np
+
+from fulmen.chat import Grammar, Tokenizer, is_line_blank
 from fulmen.engine import Choice
 from fulmen.llm.thinking import Decision, ThoughtBudget
 from fulmen.sampling import Mask
@@ -23,8 +25,17 @@ class AnswerSteering:
     """
 
     def __init__(
-        self, budget: ThoughtBudget, grammar: Grammar | None, tokenizer: Tokenizer
+        self,
+        budget: ThoughtBudget,
+        grammar: Grammar | None,
+        tokenizer: Tokenizer,
+        *,
+        vocab_size: int,
+        opening: str | None = None,
     ) -> None:
+        """opening: tag by which the answer opens another thought; masked only if it is one id"""
+        self._vocab_size = vocab_size
+        self._opening_id = tokenizer.token_id(opening) if opening else None
         self._budget = budget
         self._grammar = grammar
         self._tokenizer = tokenizer
@@ -48,12 +59,17 @@ class AnswerSteering:
             return
         if is_thinking:
             self._decision = self._budget.decide(num_drafts)
-        else:  # the budget limits thoughts only
-            self._decision = Decision(num_free_drafts=num_drafts)
+        else:
+            self._decision = self._budget.decide_outside(num_drafts)
         self._forced.extend(self._decision.forced_ids)
 
-    def ask(self, draft_ids: Sequence[int], *, is_thinking: bool) -> list[Choice]:
-        """Return what may come next, and after each draft as far as nothing new is decided."""
+    def ask(
+        self, draft_ids: Sequence[int], *, is_thinking: bool, may_think_again: bool = False
+    ) -> list[Choice]:
+        """Return what may come next, and after each draft as far as nothing new is decided.
+
+        may_think_again  an opening tag that came next would open another thought
+        """
         self.decide(is_thinking=is_thinking, num_drafts=len(draft_ids))
         if self._forced:
             return [Choice(forced_id=self._forced[0])]
@@ -67,6 +83,8 @@ class AnswerSteering:
         masks: list[Mask | None] = [None] * (1 + len(draft))
         if self._grammar is not None:
             masks = self._grammar.masks(draft)  # ends at the first draft that it refuses
+        if not is_thinking and not self._decision.may_think:
+            masks = self._without_opening(masks, draft, may_think_again)
         # A decision with a bias has no free drafts, so only the first choice can have one.
         first = Choice(masks[0], logit_bias=self._decision.logit_bias)
         return [first, *map(Choice, masks[1:])]
@@ -87,6 +105,29 @@ class AnswerSteering:
                 self._forced.extend(self._budget.start_closing())
         if self._grammar is not None:
             self._grammar.accept(token_id)
+
+    def _without_opening(
+        self, masks: list[Mask | None], draft: list[int], may_think_again: bool
+    ) -> list[Mask | None]:
+        """Return the masks without the opening tag's id, where that would open another thought."""
+        if self._opening_id is None or self._opening_id >= self._vocab_size:
+            return masks
+        found: list[Mask | None] = []
+        for place, mask in enumerate(masks):
+            if place:
+                text = self._tokenizer.decode([draft[place - 1]])
+                may_think_again = is_line_blank(text, may_think_again)
+            found.append(self._without_id(mask, self._opening_id) if may_think_again else mask)
+        return found
+
+    def _without_id(self, mask: Mask | None, token_id: int) -> Mask | None:
+        """Return a mask that leaves out one more id, if that leaves any."""
+        everything = np.ones(self._vocab_size, dtype=np.bool_)
+        allowed = everything if mask is None else mask.allowed.copy()
+        allowed[token_id] = False
+        if not allowed.any():
+            return mask
+        return Mask(allowed, redraw_only=mask is None or mask.redraw_only)
 
     def _until_a_thought_may_open(self, draft: list[int]) -> list[int]:
         """Return the drafts before the first with a ">" in it.

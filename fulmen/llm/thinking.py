@@ -4,6 +4,10 @@
     the model thinks as it likes | soft end: the closing tag gets   | a last phrase | closing tag,
                                  | likelier at the ends of sentences| is forced     | forced, free
 
+A thought that the model opens after its first has what that left of the budget. Where nothing is
+left, it does not begin: its opening tag is drawn again, or, if that is more than one id, closed at
+once.
+
 Every decision follows from the tokens so far (and from what others left of a shared budget), so it
 stays the same when an answer is stopped and continued. Forced text goes through the engine as ids
 and through the parser as text, like everything else, so both agree on where the thought ends.
@@ -35,12 +39,14 @@ class Decision:
     """Ids that come next"""
     logit_bias: tuple[int, float] | None = None
     """An id, and what is added to its logit at the next draw"""
+    may_think: bool = True
+    """False if no thought may begin: the budget has no token for it"""
     num_free_drafts: int = 0
     """Drafts after the next token that may be checked without another decision"""
 
 
 class ThoughtBudget:
-    """Counts the tokens of one answer's thought and decides how it goes on.
+    """Counts the tokens of one answer's thoughts and decides how they go on.
 
     Where a token counts against the budget:
 
@@ -63,7 +69,7 @@ class ThoughtBudget:
     ) -> None:
         """Without a format, or with one that has no thoughts, nothing is limited."""
         self.num_tokens = 0
-        """Tokens of thought so far"""
+        """Tokens of all thoughts so far"""
         self._shared = shared
         self._budget = params.thinking_budget
         self._soft_end = params.thinking_soft_end
@@ -91,10 +97,10 @@ class ThoughtBudget:
         """Last phrase, closing tag and layout"""
         self._num_phrase_tokens = len(self._phrase_ids) - len(self._end_ids)
         self._total = self._num_left()
-        """Tokens there were when the thought began"""
+        """Tokens there were when the answer began"""
 
     def decide(self, num_drafts: int = 0) -> Decision:
-        """Decide how the thought goes on: for the next token, and for drafts after it.
+        """Decide how a thought goes on: for the next token, and for drafts after it.
 
         num_drafts  drafts that the engine would check after the next token
         """
@@ -102,9 +108,8 @@ class ThoughtBudget:
             return Decision(num_free_drafts=num_drafts)
         self._return_reserved()
         num_soft = self._soft_end * self._total  # tokens of the soft end
-        has_phrase = num_soft > 0 and self._num_phrase_tokens <= _MAX_PHRASE_SHARE * self._total
-        num_phrase = self._num_phrase_tokens if has_phrase else 0
-        num_to_phrase = self._num_left() - num_phrase  # tokens that may still be drawn
+        has_phrase = self._has_phrase()
+        num_to_phrase = self._num_to_phrase()
         if num_to_phrase <= 0:
             return self._close(with_phrase=has_phrase and num_to_phrase == 0)
         # An engine that accepts k drafts draws k + 1 tokens without asking again, the last of them
@@ -118,6 +123,19 @@ class ThoughtBudget:
             bias = MAX_BIAS * (1 - num_to_phrase / num_soft)
             return Decision(logit_bias=(self._tag_ids[0], bias))
         return Decision(num_free_drafts=num_free_drafts)
+
+    def decide_outside(self, num_drafts: int = 0) -> Decision:
+        """Decide, where no thought is open, whether one may begin."""
+        if not self.is_limited:
+            return Decision(num_free_drafts=num_drafts)
+        self._return_reserved()
+        return Decision(num_free_drafts=num_drafts, may_think=self._num_to_phrase() > 0)
+
+    def start_thought(self) -> None:
+        """Note that a thought was opened, which the end of an earlier one does not close."""
+        self._is_closing = False
+        self._num_phrase_counted = 0
+        self._tail = ""
 
     def count(self, text: str) -> None:
         """Count a token that came inside the thought; text is what it added to the answer.
@@ -169,6 +187,16 @@ class ThoughtBudget:
         if self._shared is not None:
             self._shared.reserve(self._num_phrase_tokens)
         return Decision(forced_ids=tuple(self._phrase_ids))
+
+    def _has_phrase(self) -> bool:
+        """Return True if the budget has room for a last phrase."""
+        if not self._soft_end * self._total > 0:
+            return False
+        return self._num_phrase_tokens <= _MAX_PHRASE_SHARE * self._total
+
+    def _num_to_phrase(self) -> int:
+        """Return how many tokens may still be drawn; less than 0 if the phrase does not fit."""
+        return self._num_left() - (self._num_phrase_tokens if self._has_phrase() else 0)
 
     def _num_left(self) -> int:
         """Return how many tokens the thought may still have."""

@@ -70,6 +70,11 @@ def by_id(file: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", [pytest.param(c, id=c["id"]) for c in read_cases(file)])
 
 
+@by_id("m2_reports.jsonl")
+def test_m2_reads_what_was_reported(case: dict[str, Any]) -> None:
+    test_m2_reads_the_calls_and_content_of_the_case(case)
+
+
 @by_id("m2_tool_calls.jsonl")
 def test_m2_reads_the_calls_and_content_of_the_case(case: dict[str, Any]) -> None:
     reply = read_all_ways(M2, case, thinking_open=case["id"] in STARTS_IN_THOUGHT)

@@ -151,13 +151,12 @@ def test_a_value_with_a_tag_that_may_have_ended_it_is_reported(value: str, tags:
     assert reply.problems == (f"the value of a in the call of f keeps {tags} as its text",)
 
 
-def test_a_value_ends_where_its_closing_tag_and_the_call_s_come_together() -> None:
-    text = m2_call(p("a", f'<invoke name="x">\n{p("b", 1)}\n</invoke> and more') + "\n")
+def test_a_value_may_hold_a_whole_call() -> None:
+    value = f'<invoke name="x">\n{p("b", 1)}\n</invoke> and more'
     tools = [{"name": "f", "parameters": {"properties": {"a": {"type": "string"}}}}]
-    reply = check_all_cuts(M2, text, tools=tools, thinking_open=False)
-    (call,) = reply.tool_calls
-    assert call.arguments["a"].endswith('<parameter name="b">1')
-    assert "and more" in reply.content
+    reply = check_all_cuts(M2, m2_call(p("a", value) + "\n"), tools=tools, thinking_open=False)
+    assert reply.tool_calls == (ToolCall("f", {"a": value}),)
+    assert reply.content == ""
     assert reply.problems
 
 

@@ -222,3 +222,40 @@ def test_text_that_is_no_unicode_is_one_sentence(tokenizer: Tokenizer) -> None:
     for encode in (tokenizer.encode, tokenizer.encode_plain):
         with pytest.raises(ValueError, match="holds half of a surrogate pair"):
             encode("a\ud800b<think>")
+
+
+def byte_ids(tokenizer: Tokenizer, characters: bytes) -> list[int]:
+    """Return ids of single bytes, whether or not they are text. A vocabulary spells the bytes of
+    letters of Latin-1 as these letters, and those from 0x7f to 0xa0 as letters from U+0121 on."""
+    marks = [chr(byte + 0xA2 if 0x7F <= byte <= 0xA0 else byte) for byte in characters]
+    ids = [tokenizer.token_id(mark) for mark in marks]
+    assert None not in ids
+    return [token_id for token_id in ids if token_id is not None]
+
+
+@settings(max_examples=MANY, deadline=None)
+@given(
+    st.lists(st.sampled_from([*b"\xff\x80\xbf\xe4\xb8\xf0\x9f\xc3\xa9A", None]), max_size=80),
+    st.booleans(),
+)
+def test_pieces_of_any_bytes_join_to_the_decode_of_all(
+    characters: list[int | None], skip: bool
+) -> None:
+    tokenizer = Tokenizer(small_tokenizer())
+    beyond = tokenizer.vocab_size + 5  # decodes to nothing
+    ids = [beyond if one is None else byte_ids(tokenizer, bytes([one]))[0] for one in characters]
+    detokenizer = tokenizer.detokenizer(skip_special_tokens=skip)
+    pieces = [detokenizer.feed([token_id]) for token_id in ids]
+    whole = tokenizer.decode(ids, skip_special_tokens=skip)
+    assert "".join(pieces) + detokenizer.flush() == whole
+
+
+@pytest.mark.parametrize("unit", [b"\xff", b"\x80", b"\xe4", b"\xf0\x9f", b"\xe4\xb8"])
+def test_a_run_of_invalid_bytes_takes_linear_time(tokenizer: Tokenizer, unit: bytes) -> None:
+    """Work that grows with what was read would take minutes here."""
+    ids = byte_ids(tokenizer, unit) * 60_000
+    detokenizer = tokenizer.detokenizer()
+    assert len("".join(map(detokenizer.feed, zip(ids)))) >= 59_000
+    empty = [tokenizer.vocab_size + 5] * 60_000
+    for token_id in [*byte_ids(tokenizer, b"\xe4"), *empty]:
+        assert detokenizer.feed([token_id]) in ("", "\ufffd")

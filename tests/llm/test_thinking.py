@@ -251,3 +251,78 @@ def test_numbers_of_tokens_are_read_as_people_write_them(text: str, count: int) 
 def test_other_texts_are_no_numbers_of_tokens(text: str) -> None:
     with pytest.raises(ValueError, match="is no number of tokens"):
         parse_count(text)
+
+
+def left_out(choice: Choice) -> set[int]:
+    """Return the ids that a choice leaves out."""
+    if choice.mask is None:
+        return set()
+    assert choice.mask.redraw_only
+    return {int(one) for one in (~choice.mask.allowed).nonzero()[0]}
+
+
+def num_thinking(llm: LLM, prefix: list[int]) -> int:
+    """Return how many tokens of a prefix count as thought."""
+    params = SamplingParams(max_tokens=len(prefix) + 1)
+    completion = llm.chat(prompt=Prompt((1,)), params=params, prefix_ids=prefix)
+    return completion.usage.num_thinking_tokens
+
+
+def test_a_thought_that_is_opened_again_is_closed_when_the_budget_is_spent(llm: LLM) -> None:
+    before = thinking_ids(llm, "abc\n</think>\n\nYes.\n")
+    prefix, used = before + llm.tokenizer.encode("<think>"), num_thinking(llm, before)
+    for left in (0, 1, 7):
+        params = SamplingParams(
+            seed=3, thinking_budget=used + left, max_tokens=60, thinking_soft_end=0, ignore_eos=True
+        )
+        completion = llm.chat(prompt=Prompt((1,)), params=params, prefix_ids=prefix)
+        assert completion.usage.num_thinking_tokens == used + left
+        new = [token.token_id for token in completion.tokens]
+        closing = llm.tokenizer.encode(llm.format.thinking_forced_end or "")
+        if left == 0:
+            assert new[: len(closing)] == closing
+            assert (completion.reply.thinking, new[len(closing) :] != []) == ("abc", True)
+        assert completion.reply.thinking.startswith("abc")
+        assert completion.reply.content.startswith("Yes.\n")
+        assert completion.reply.is_thinking_closed
+        resumed = llm.chat(
+            prompt=Prompt((1,)), params=params, prefix_ids=completion.answer_ids[: len(prefix) + 4]
+        )
+        assert resumed.answer_ids == completion.answer_ids
+
+
+def test_no_thought_is_opened_again_when_the_budget_is_spent(m2: LLM) -> None:
+    llm, opening = m2, m2.tokenizer.token_id("<think>")
+    assert opening is not None
+    spent = num_thinking(llm, thinking_ids(llm, "abc\n</think>\n\n"))
+    for text, budget, is_masked in (
+        ("abc\n</think>\n\n", spent, True),
+        ("abc\n</think>\n\nYes.\n ", spent, True),
+        ("abc\n</think>\n\nYes.", spent, False),
+        ("abc\n</think>\n\n", spent + 1, False),
+        ("abc\n</think>\n\n", None, False),
+        ("ab", 3, False),
+    ):
+        params = SamplingParams(thinking_budget=budget, thinking_soft_end=0)
+        request = ChatRequest(
+            prompt=Prompt((1,)), params=params, prefix_ids=thinking_ids(llm, text)
+        )
+        (choice,) = llm.prepare(request).ask([])
+        assert left_out(choice) == ({opening} if is_masked else set()), text
+
+
+def test_guesses_do_not_change_where_a_thought_may_open(m2: LLM) -> None:
+    llm, start = m2, thinking_ids(m2, "abc\n</think>\n\n")
+    params = SamplingParams(
+        thinking_budget=num_thinking(llm, start), thinking_soft_end=0, stop=("\n\nx",)
+    )
+    draft = llm.tokenizer.encode("a\n b\n\n\t")
+
+    def ask(prefix: list[int], guesses: list[int]) -> list[set[int]]:
+        request = ChatRequest(prompt=Prompt((1,)), params=params, prefix_ids=prefix)
+        return [left_out(choice) for choice in llm.prepare(request).ask(guesses)]
+
+    together = ask(start, draft)
+    assert len(together) == len(draft) + 1
+    assert [bool(one) for one in together] == [True, False, True, True, False, True, True, True]
+    assert together == [ask(start + draft[:place], [])[0] for place in range(len(draft) + 1)]

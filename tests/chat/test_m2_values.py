@@ -1,0 +1,243 @@
+"""Values of MiniMax-M2's calls that hold the format's own tags: kept whole, or the call refused."""
+
+import re
+from typing import Any
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from fulmen.chat import Message, ToolCall, ToolCallDelta
+from tests.chat.helpers import M2, MANY, check_all_cuts, cut, m2_call, stream
+
+B, E = "<minimax:tool_call>", "</minimax:tool_call>"
+STRINGS = {"title": {"type": "string"}, "body": {"type": "string"}}
+NOTE = [
+    {
+        "name": "save_note",
+        "parameters": {"type": "object", "properties": STRINGS, "required": ["title", "body"]},
+    }
+]
+OPTIONAL = [{"name": "save_note", "parameters": {"type": "object", "properties": STRINGS}}]
+
+
+def written(*calls: dict[str, Any]) -> str:
+    """Return the calls as the format writes them."""
+    message = Message("assistant", tool_calls=tuple(ToolCall("save_note", one) for one in calls))
+    text = M2.render([Message("user", "x"), message], add_generation_prompt=False)
+    return text[text.index(B) : text.rindex("[e~[")]
+
+
+FRAGMENTS = st.sampled_from(
+    [
+        "text",
+        " ",
+        "\n",
+        "</parameter>",
+        "</invoke>",
+        B,
+        E,
+        '<parameter name="title">',
+        '<parameter name="body">',
+        '<parameter name="other">',
+        "<parameter>",
+        '<invoke name="save_note">',
+        "<invoke name='x'>",
+        "<",
+        "</param",
+    ]
+)
+ODD = st.lists(FRAGMENTS, max_size=7).map("".join)
+WORDS = st.sampled_from(["text", " ", "\n", "<b>", "</b>", "a < b", "é🌍", '"', "</param"])
+
+
+def element(tag: str, name: str, inner: str, space: str) -> str:
+    closing = {"parameter": "</parameter>", "invoke": "</invoke>"}[tag]
+    return f'<{tag} name="{name}">{space}{inner}{closing}{space}'
+
+
+BALANCED = st.recursive(
+    st.lists(WORDS, max_size=3).map("".join),
+    lambda inner: (
+        st.builds("{}{}".format, inner, inner)
+        | st.builds(
+            element,
+            st.sampled_from(["parameter", "invoke"]),
+            st.sampled_from(["title", "body", "other", "save_note"]),
+            inner,
+            st.sampled_from(["", "\n"]),
+        )
+        | inner.map(lambda text: f"{B}\n{text}{E}")
+    ),
+    max_leaves=6,
+)
+LIKE_THE_REAL_END = re.compile(
+    r"</parameter>\s*</invoke>\s*</minimax:tool_call>"
+    r"|(</parameter>|</invoke>|</minimax:tool_call>).*<invoke name"
+    r'|</parameter>\s*<parameter name="(title|body)">',
+    re.DOTALL,
+)
+"""The end of a call, or the step to another call or to a parameter that may come: in a value, no
+reader can tell it from the real one"""
+
+
+@settings(max_examples=MANY, deadline=None)
+@given(st.data(), BALANCED, BALANCED, st.sampled_from([NOTE, OPTIONAL]), st.booleans())
+def test_balanced_elements_in_values_are_kept(
+    data: st.DataObject, title: str, body: str, tools: Any, is_twice: bool
+) -> None:
+    calls = [{"title": title, "body": body}] * (1 + is_twice)
+    text = written(*calls)
+    reply = check_all_cuts(M2, text, data.draw(cut(text)), tools, thinking_open=False)
+    assert [call.arguments for call in reply.tool_calls] == calls
+    assert reply.content == ""
+
+
+@settings(max_examples=MANY, deadline=None)
+@given(st.data(), ODD, ODD)
+def test_odd_values_are_kept_or_the_call_is_refused(
+    data: st.DataObject, title: str, body: str
+) -> None:
+    assume(not any(LIKE_THE_REAL_END.search(value) for value in (title, body)))
+    calls = [{"title": title, "body": body}]
+    text = written(*calls)
+    reply = check_all_cuts(M2, text, data.draw(cut(text)), NOTE, thinking_open=False)
+    found = [call.arguments for call in reply.tool_calls]
+    if found != calls:
+        assert reply.problems
+        assert found == []
+
+
+@settings(max_examples=MANY, deadline=None)
+@given(BALANCED, st.data())
+def test_a_value_that_the_end_of_the_text_cuts_off_is_never_called(
+    body: str, data: st.DataObject
+) -> None:
+    text = written({"title": "t", "body": f"{body} the end"})
+    start = text.index("body") + len('body">')
+    end = data.draw(st.integers(start, text.rindex(" the end") + len(" the end")))
+    reply = check_all_cuts(M2, text[:end], tools=NOTE, thinking_open=False)
+    assert reply.tool_calls == ()
+    assert "save_note" in " ".join(reply.problems)
+
+
+UNCLOSED = '<parameter name="from">2024'
+EXAMPLE = (
+    f'{B}\n<invoke name="tool-name-1">\n<parameter name="param-key-1">param-value-1</parameter>\n'
+    f'<parameter name="param-key-2">param-value-2</parameter>\n...\n</invoke>\n{E}'
+)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '<parameter name="from">2024</parameter>',
+        '<parameter name="from">2024</parameter>\n<parameter name="to">2025</parameter>',
+        '<a><parameter name="from"><parameter name="to">1</parameter></parameter></a>',
+        '<parameter name="title">x</parameter>\n<parameter name="body">y</parameter>\n',
+        EXAMPLE,
+        f"Write:\n{EXAMPLE}\n\nor twice:\n{EXAMPLE}{EXAMPLE}\nand no more.",
+        f"{E}",
+        f"The block closes with {E} on a line of its own.\nThen the turn ends.",
+        "</invoke>",
+        f"a call ends with </invoke>\n{E}, both in their lines",
+        f"a value ends with </parameter>, a call with </invoke>, a block with {E}",
+        f"a block opens with {B}, a call with <invoke name=...>",
+        UNCLOSED,
+        '<invoke name="save_note">',
+        B,
+    ],
+)
+@pytest.mark.parametrize("tools", [NOTE, OPTIONAL])
+def test_a_value_is_kept_whole(body: str, tools: Any) -> None:
+    after = {"title": "u", "body": "v"}
+    for call in ({"title": "t", "body": body}, {"title": body, "body": "b"}):
+        if tools is OPTIONAL and call["title"] == UNCLOSED:
+            continue  # the element may as well hold all that follows
+        for calls in ([call], [call, after]):
+            reply = check_all_cuts(M2, written(*calls), tools=tools, thinking_open=False)
+            assert [one.arguments for one in reply.tool_calls] == calls
+            assert reply.content == ""
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"edits": [{"new": "</parameter>\n</invoke>\n</minimax:tool_call>"}]},
+        {"edits": [{"new": '</parameter>\n<parameter name="body">x'}]},
+        {"a": EXAMPLE, "b": f"{E}</parameter>"},
+    ],
+)
+def test_a_value_that_is_json_ends_where_its_json_does(value: Any) -> None:
+    properties = {"edits": {"type": "object"}, "body": {"type": "string"}}
+    tools = [{"name": "save_note", "parameters": {"properties": properties}}]
+    calls = [{"edits": value, "body": "b"}, {"edits": value}]
+    reply = check_all_cuts(M2, written(*calls), tools=tools, thinking_open=False)
+    assert [call.arguments for call in reply.tool_calls] == calls
+
+
+P = '<parameter name="{}">{}</parameter>\n'.format
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (m2_call(P("title", "a") + P("body", "b") + P("mood", "c"), "save_note"), "may be cut off"),
+        (m2_call(P("title", "a") + P("body", "b") + P("body", "c"), "save_note"), "may be cut off"),
+        (m2_call(P("title", "a") + "<body>b</body>\n", "save_note"), "lacks body"),
+        (m2_call('<parameter name="title">a\n', "save_note"), "lacks body"),
+        (
+            f'{B}<invoke name="save_note">{P("title", "a")}<parameter name="body">{EXAMPLE}\nan',
+            "may be cut off",
+        ),
+        (
+            f'{B}<invoke name="save_note">{P("title", "a")}<parameter name="body">see {E} on\nto',
+            "may be cut off",
+        ),
+    ],
+)
+def test_a_call_that_may_be_another_is_refused_and_quoted(text: str, problem: str) -> None:
+    reply = check_all_cuts(M2, text, tools=NOTE, thinking_open=False)
+    assert reply.tool_calls == ()
+    (found,) = [one for one in reply.problems if "is refused" in one]
+    assert problem in found
+    assert text.removeprefix(B).strip()[:40] in found
+
+
+def test_an_argument_that_the_tool_does_not_declare_is_reported() -> None:
+    properties = {"days": {"type": "integer"}}
+    tools = [{"name": "f", "parameters": {"properties": properties}}]
+    body = P("days", 5) + P("mood", "c")
+    reply = check_all_cuts(M2, m2_call(body), tools=tools, thinking_open=False)
+    assert reply.tool_calls == (ToolCall("f", {"days": 5, "mood": "c"}),)
+    assert reply.problems == ("the call of f gives mood, which its tool does not declare",)
+
+
+def test_a_value_streams_up_to_a_tag_that_may_end_it() -> None:
+    parser = M2.parser(NOTE, thinking_open=False)
+    parser.feed(f'{B}<invoke name="save_note">{P("title", "a")}<parameter name="body">')
+
+    def streamed(piece: str) -> str:
+        events = parser.feed(piece)
+        return "".join(one.arguments for one in events if isinstance(one, ToolCallDelta))
+
+    assert streamed("x") == "x"
+    assert streamed('<parameter name="from">1') == '<parameter name=\\"from\\">1'
+    assert streamed("</parameter> <b>") == "</parameter> <b>"
+    assert streamed(f"y{E} z") == "y"
+    assert streamed("more") == ""
+    assert streamed(f"</parameter></invoke>{E}") == f'{E} zmore"}}'
+
+
+def test_a_long_value_with_many_tags_takes_linear_time() -> None:
+    """Work that grows with what was read would take minutes here."""
+    unit = f'<parameter name="b">x</parameter>\n</invoke> {E} </parameter> <invoke name="y">\n'
+    value = unit * 1_500
+    for body in (value, value.replace('"b"', '"title"')):
+        text = written({"title": "t", "body": body})
+        for tools in (NOTE, None):
+            M2.parse(text, tools, thinking_open=False)
+            stream(M2, [text[at : at + 3] for at in range(0, len(text), 3)], tools, False)
+    calls = P("a", '<invoke name="y">') + '</invoke>\n<invoke name="f">'
+    reply = M2.parse(m2_call(calls * 1_000), thinking_open=False)
+    assert "too much of the text before it was unclear" in reply.problems[-1]
