@@ -5,7 +5,8 @@ a call, a page about this format. Three things tell the value's own end:
 
 - what follows the tag, past white space: </parameter> ends a value before a parameter that may come
   next, and before the </invoke> that ends the call. Before other text it belongs to the value.
-- the schema: no parameter comes twice, and none that the tool neither declares nor allows.
+- the schema: no parameter comes twice, and none that the tool neither declares nor allows, unless
+  the rest of the call reads well as the model's own, with an argument too many.
 - the elements that are open inside the value: </parameter> closes the element of its name in it.
 
 `Verdict` says how sure a tag is. At the first tag that only may be the end, the parser begins a
@@ -229,8 +230,8 @@ def judge_end_parameter(
     is_in_element = value.closes_element(END_PARAMETER)
     if follower == PARAMETER:
         assert name is not None
-        if not call.may_come(name):
-            return Verdict.TEXT if is_in_element else Verdict.UNSURE
+        if not call.may_come(name):  # an argument too many, unless a value holds such elements
+            return Verdict.TEXT if is_in_element else Verdict.MAYBE
         if not value.elements:
             return Verdict.END
         if not is_in_element or name in call.required:

@@ -81,6 +81,11 @@ LIKE_THE_REAL_END = re.compile(
 reader can tell it from the real one"""
 
 
+SURPLUS = re.compile("which its tool does not declare|again, the first value counts")
+"""Problem of a call with an argument too many, which is far likelier than a value that holds one
+closing tag and then an opening one"""
+
+
 @settings(max_examples=MANY, deadline=None)
 @given(st.data(), BALANCED, BALANCED, st.sampled_from([NOTE, OPTIONAL]), st.booleans())
 def test_balanced_elements_in_values_are_kept(
@@ -105,7 +110,7 @@ def test_odd_values_are_kept_or_the_call_is_refused(
     found = [call.arguments for call in reply.tool_calls]
     if found != calls:
         assert reply.problems
-        assert found == []
+        assert found == [] or any(SURPLUS.search(problem) for problem in reply.problems)
 
 
 @settings(max_examples=MANY, deadline=None)
@@ -180,10 +185,28 @@ P = '<parameter name="{}">{}</parameter>\n'.format
 
 
 @pytest.mark.parametrize(
+    ("surplus", "arguments"),
+    [
+        (P("mood", "c"), {"mood": "c"}),
+        (P("body", "c"), {}),
+        (P("mood", "c") + P("tone", "<b>d</b>"), {"mood": "c", "tone": "<b>d</b>"}),
+    ],
+)
+def test_a_call_with_an_argument_too_many_is_made_and_reported(
+    surplus: str, arguments: dict[str, Any]
+) -> None:
+    call = m2_call(P("title", "a") + P("body", "b") + surplus, "save_note")
+    for text in (call, call.replace("\n</minimax", f"\n{call.removeprefix(B)[:-20]}</minimax")):
+        reply = check_all_cuts(M2, text, tools=NOTE, thinking_open=False)
+        assert reply.tool_calls
+        for found in reply.tool_calls:
+            assert found.arguments == {"title": "a", "body": "b"} | arguments
+        assert all(SURPLUS.search(problem) for problem in reply.problems)
+
+
+@pytest.mark.parametrize(
     ("text", "problem"),
     [
-        (m2_call(P("title", "a") + P("body", "b") + P("mood", "c"), "save_note"), "may be cut off"),
-        (m2_call(P("title", "a") + P("body", "b") + P("body", "c"), "save_note"), "may be cut off"),
         (m2_call(P("title", "a") + "<body>b</body>\n", "save_note"), "lacks body"),
         (m2_call('<parameter name="title">a\n', "save_note"), "lacks body"),
         (

@@ -35,11 +35,10 @@ def block(format: ChatFormat, arguments: dict[str, Any]) -> str:
     return text[text.rindex(format.calls.block) :].removesuffix(f"{format.end_of_turn}\n")
 
 
-def read(format: ChatFormat, arguments: dict[str, Any], tool: Tool) -> dict[str, Any]:
-    """Return what the parser makes of a call that the format wrote."""
+def read(format: ChatFormat, arguments: dict[str, Any], tool: Tool) -> dict[str, Any] | None:
+    """Return what the parser makes of a call that the format wrote; None if it is in doubt."""
     reply = format.parse(block(format, arguments), [tool], thinking_open=False)
-    (call,) = reply.tool_calls
-    return call.arguments
+    return reply.tool_calls[0].arguments if reply.tool_calls else None
 
 
 def accepts(format: ChatFormat, grammar: str, arguments: dict[str, Any]) -> bool:
