@@ -37,13 +37,18 @@ class StrictTool:
         self.shapes = parameters.shapes
         if len(self.shapes) > 1:  # one more choice at each argument, and nobody asked for it
             self.shapes = [replace(shape, others=None) for shape in self.shapes]
-        for shape in self.shapes:
-            for name, choices in (*shape.properties.items(), ("*", shape.others or [])):
-                for problem in _Value(choices).problems:
+        values = [
+            {name: _Value(choices) for name, choices in shape.properties.items()}
+            for shape in self.shapes
+        ]
+        others = {"*": _Value(self.shapes[0].others or [])}
+        for named in (*values, others):
+            for name, value in named.items():
+                for problem in value.problems:
                     self.document.problem(name, problem)
         try:
-            for one, other in permutations(self.shapes, 2):
-                self._check_apart(one, other)
+            for pair in permutations(zip(self.shapes, values, strict=True), 2):
+                self._check_apart(*pair)
         except TooLargeError as error:
             self.document.problem("", str(error))
         if self.document.problems:
@@ -52,23 +57,24 @@ class StrictTool:
                 f"{self.document.problems[0]}"
             )
 
-    def _check_apart(self, one: Shape, other: Shape) -> None:
+    def _check_apart(
+        self, one: tuple[Shape, dict[str, "_Value"]], other: tuple[Shape, dict[str, "_Value"]]
+    ) -> None:
         """Note a problem if the same words may be text in one shape, another value in another.
 
         M2 writes both alike. An argument before it may tell which shape it is.
         """
-        for name, choices in one.properties.items():
-            mine, theirs = _Value(choices), _Value(other.properties.get(name, []))
-            if mine.is_bare and (theirs.scalars or theirs.containers):
+        (mine, my_values), (theirs, their_values) = one, other
+        for name in (name for name in mine.properties if name in theirs.properties):
+            if my_values[name].is_bare and their_values[name].has_others:
                 self.document.problem(
                     name,
                     "is text in one choice and another type in another, and no argument "
                     "before it tells which",
                 )
-            if (
-                name in one.required
-                and name in other.required
-                and are_disjoint(self.document, choices, other.properties[name])
+            tells = name in mine.required and name in theirs.required
+            if tells and are_disjoint(
+                self.document, mine.properties[name], theirs.properties[name]
             ):
                 return
 
@@ -119,6 +125,11 @@ class _Value:
     def is_bare(self) -> bool:
         """True if M2 writes some values as bare text."""
         return bool(self.texts or self.words)
+
+    @property
+    def has_others(self) -> bool:
+        """True if some values are no text."""
+        return bool(self.scalars or self.containers)
 
     @property
     def is_free(self) -> bool:
