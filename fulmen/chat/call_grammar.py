@@ -5,21 +5,32 @@ between tags, so its grammar is a rule for each parameter. Both are made from th
 so both take the same values.
 """
 
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import permutations
 from typing import Any, Final
 
 from fulmen.chat.arguments import dump_json, type_of
 from fulmen.chat.choices import are_disjoint, types_of, whole_range
-from fulmen.chat.constraints import json_rule, text_rule
-from fulmen.chat.expressions import NUMBER, in_lark, integers, literal, text_without
+from fulmen.chat.expressions import (
+    NUMBER,
+    in_lark,
+    integers,
+    json_rule,
+    literal,
+    text_rule,
+    text_without,
+)
 from fulmen.chat.m2_tags import END_PARAMETER
 from fulmen.chat.messages import Tool
 from fulmen.chat.parameters import Parameters, Shape
 from fulmen.chat.schemas import TooLargeError
 from fulmen.chat.validation import Schema, as_json
+from fulmen.sampling import shown
 
+_CARRIED: Final = r'[^"<>\r\n]{1,256}'
+"""Name that a tag of M2's can carry, as its parser reads it"""
 _NAME: Final = r'[^"<>\n]{1,64}'
 """Name of an argument that the schema does not declare"""
 _NUMBER_BOUNDS: Final = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
@@ -35,27 +46,30 @@ class StrictTool:
         parameters = Parameters(tool.parameters)
         self.document = parameters.document
         self.shapes = parameters.shapes
-        if len(self.shapes) > 1:  # one more choice at each argument, and nobody asked for it
-            self.shapes = [replace(shape, others=None) for shape in self.shapes]
-        values = [
-            {name: _Value(choices) for name, choices in shape.properties.items()}
-            for shape in self.shapes
-        ]
-        others = {"*": _Value(self.shapes[0].others or [])}
-        for named in (*values, others):
+        self.values = [_values_of(shape) for shape in self.shapes]
+        for named in self.values:
             for name, value in named.items():
+                if name != "*" and not re.fullmatch(_CARRIED, name):
+                    value.problems.append("is a name that no tag of M2's can carry")
                 for problem in value.problems:
-                    self.document.problem(name, problem)
+                    self.document.problem(shown(name)[1:-1], problem)
+        if not re.fullmatch(_CARRIED, tool.name):
+            self.document.problem("", "belongs to a tool whose name no tag of M2's can carry")
         try:
-            for pair in permutations(zip(self.shapes, values, strict=True), 2):
+            for pair in permutations(zip(self.shapes, self.values, strict=True), 2):
                 self._check_apart(*pair)
         except TooLargeError as error:
             self.document.problem("", str(error))
         if self.document.problems:
-            raise ValueError(
-                f"strict_tools: the schema of tool {tool.name} cannot be followed: "
-                f"{self.document.problems[0]}"
-            )
+            raise ValueError(self.document.problems[0])
+
+    def limited_values(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the JSON Schemas of arguments whose text has limits, with their names."""
+        for named in self.values:
+            for name, value in named.items():
+                if any(not text.is_free for text in value.texts):
+                    schema: Schema = {"anyOf": value.as_schemas()}
+                    yield shown(name)[1:-1], as_json(self.document, schema)
 
     def _check_apart(
         self, one: tuple[Shape, dict[str, "_Value"]], other: tuple[Shape, dict[str, "_Value"]]
@@ -65,8 +79,13 @@ class StrictTool:
         M2 writes both alike. An argument before it may tell which shape it is.
         """
         (mine, my_values), (theirs, their_values) = one, other
-        for name in (name for name in mine.properties if name in theirs.properties):
-            if my_values[name].is_bare and their_values[name].has_others:
+        for name, value in my_values.items():
+            other_value = their_values.get(name, their_values.get("*"))
+            if other_value is None or name in theirs.forbidden:
+                continue
+            if value.is_bare != other_value.is_bare or (
+                value.is_bare and value.has_others != other_value.has_others
+            ):
                 self.document.problem(
                     name,
                     "is text in one choice and another type in another, and no argument "
@@ -77,6 +96,21 @@ class StrictTool:
                 self.document, mine.properties[name], theirs.properties[name]
             ):
                 return
+
+
+def strict_tool(tool: Tool) -> StrictTool:
+    """Return a tool as a grammar follows it; ValueError names the tool and the place."""
+    try:
+        return StrictTool(tool)
+    except ValueError as error:
+        raise ValueError(
+            f"strict_tools: the schema of tool {shown(tool.name)[1:-1]} cannot be followed: {error}"
+        ) from None
+
+
+def _values_of(shape: Shape) -> dict[str, "_Value"]:
+    named = shape.properties | ({} if shape.others is None else {"*": shape.others})
+    return {name: _Value(choices) for name, choices in named.items()}
 
 
 @dataclass
@@ -194,7 +228,7 @@ def _expression(scalar: Schema) -> str | None:
 
 def m1_call_schema(tool: Tool) -> dict[str, Any]:
     """Return the JSON Schema of a call of the tool."""
-    strict = StrictTool(tool)
+    strict = strict_tool(tool)
 
     def union(choices: list[Schema]) -> Schema:
         found = _Value(choices).as_schemas()
@@ -223,7 +257,7 @@ def m1_call_schema(tool: Tool) -> dict[str, Any]:
 
 def m2_call_rules(call: str, tool: Tool, tags: tuple[str, ...]) -> Iterator[str]:
     """Yield the rule `call` and those it needs: a call of the tool, whose text holds no tags."""
-    strict = StrictTool(tool)
+    strict = strict_tool(tool)
     shapes = []
     for index, shape in enumerate(strict.shapes):
         name = f"{call}_{index}"
@@ -239,6 +273,8 @@ def _m2_shape(rule: str, strict: StrictTool, shape: Shape, tags: tuple[str, ...]
         part = f"{rule}_{index}"
         parts.append(part if name in shape.required else f"{part}?")
         opening = text_rule(f'<parameter name="{name}">')
+        if any(one.others is not None for one in strict.shapes):  # a lexeme of its own, as theirs
+            opening = f'"<parameter name=\\"" {text_rule(name)} "\\">"'
         yield f'{part}: {opening} {part}_value "\\n"'
         yield from _m2_value(f"{part}_value", strict, choices, tags)
     if shape.others is not None:

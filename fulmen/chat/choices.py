@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final
 
 from fulmen.chat.arguments import ALL_TYPES, type_of
+from fulmen.chat.expressions import have_common_text
 from fulmen.chat.validation import NOTHING, Schema, Source, checker
 
 LARGEST: Final = 2**63
@@ -85,6 +86,7 @@ def _with_fitting_enum(source: Source, schema: Schema) -> Schema:
     rest = {key: value for key, value in schema.items() if key != "enum"}
     if not rest or "enum" not in schema:
         return schema
+    source.spend(len(schema["enum"]) // 16)
     fits = checker([rest], source)
     return {"enum": [value for value in schema["enum"] if fits(value)]}
 
@@ -112,11 +114,19 @@ def _merge(source: Source, mine: Schema, theirs: Schema, where: str) -> Schema |
             merged[key] = list(dict.fromkeys([*first, *second]))
         elif key == "items":
             merged[key] = _both(first, second)
-        elif key in ("multipleOf", "prefixItems", "patternProperties") and first != second:
+        elif key == "multipleOf" and first != second:
             source.problem(where, f"has two {key} to hold at once, which cannot be followed")
+    if "prefixItems" in merged and _differ(mine, theirs, ("items", "prefixItems")):
+        source.problem(where, "has prefixItems beside other items, which cannot be followed")
     if {"properties", "required", "additionalProperties"} & merged.keys():
         _merge_objects(mine, theirs, merged)
     return merged
+
+
+def _differ(mine: Schema, theirs: Schema, keys: Iterable[str]) -> bool:
+    """Return True if both schemas have some of the keys, and not the same."""
+    ours, others = ({key: one[key] for key in keys if key in one} for one in (mine, theirs))
+    return bool(ours and others and ours != others)
 
 
 def _merge_objects(mine: Schema, theirs: Schema, merged: Schema) -> None:
@@ -149,18 +159,22 @@ def settle(source: Source, schema: Schema, where: str = "") -> None:
         settle(source, inner, f"{where}.{name}".strip(".") if name else where)
     if "oneOf" not in schema:
         return
-    flat = [flatten(source, choice, where) for choice in schema.pop("oneOf")]
+    choices = schema["oneOf"]
+    flat = [flatten(source, choice, where) for choice in choices]
+    del schema["oneOf"]
     if sum(map(len, flat)) > _MAX_CHOICES:
         source.problem(where, f"has more than {_MAX_CHOICES} choices")
+        choices = choices[:_MAX_CHOICES]
         flat = flat[:_MAX_CHOICES]
     union: list[Schema] = []
-    for index, choice in enumerate(flat):
+    for index, choice in enumerate(choices):
         others = [one for other in (*flat[:index], *flat[index + 1 :]) for one in other]
-        for one in choice:
-            kept = _set_apart(source, one, others)
-            if kept is None:
-                source.problem(where, "has a oneOf whose choices overlap: a value may fit two")
-            union.append(one if kept is None else kept)
+        found = [_forbidden(source, one, others) for one in flat[index]]
+        if None in found:
+            source.problem(where, "has a oneOf whose choices overlap: a value may fit two")
+        names = sorted({name for forbidden in found for name in forbidden or ()})
+        limit = {"properties": {name: dict(NOTHING) for name in names}}
+        union.append({"allOf": [choice, limit]} if names else choice)
     apart = {"anyOf": union or [dict(NOTHING)]}
     if "anyOf" in schema:
         schema["allOf"] = [*schema.get("allOf", ()), apart]
@@ -168,17 +182,22 @@ def settle(source: Source, schema: Schema, where: str = "") -> None:
         schema |= apart
 
 
-def _set_apart(source: Source, one: Schema, others: Iterable[Schema]) -> Schema | None:
-    """Return the part of a simple schema that fits no value of the others, or None."""
+def _forbidden(source: Source, one: Schema, others: Iterable[Schema]) -> set[str] | None:
+    """Return names that keep values of a simple schema from fitting the others, if forbidden.
+
+    None if there are no such names.
+    """
+    names: set[str] = set()
     for other in others:
-        if _is_disjoint(source, one, other, 0):
+        limit = {"properties": {name: dict(NOTHING) for name in names}}
+        if _is_disjoint(source, _merge(source, one, limit, "") or NOTHING, other, 0):
             continue
         required = one.get("required", ())
         missing = [name for name in other.get("required", ()) if name not in required]
         if types_of(one) != {"object"} or not missing:
             return None
-        one = {**one, "properties": {**one.get("properties", {}), missing[0]: dict(NOTHING)}}
-    return one
+        names.add(missing[0])
+    return names
 
 
 def are_disjoint(source: Source, ones: list[Schema], others: list[Schema], depth: int = 0) -> bool:
@@ -189,6 +208,8 @@ def are_disjoint(source: Source, ones: list[Schema], others: list[Schema], depth
 def _is_disjoint(source: Source, one: Schema, other: Schema, depth: int) -> bool:
     """Return True if it is plain that no value fits both of two simple schemas."""
     source.spend(1)
+    if one.get("enum") == [] or other.get("enum") == []:
+        return True
     common = _common_types(types_of(one), types_of(other))
     pairs = ((one, other), (other, one))
     if not common:
@@ -198,7 +219,10 @@ def _is_disjoint(source: Source, one: Schema, other: Schema, depth: int) -> bool
     if common <= {"integer", "number"}:
         return any(_lowest(a) > _highest(b) for a, b in pairs)
     if common == {"string"}:
-        return any(a.get("minLength", 0) > b.get("maxLength", LARGEST) for a, b in pairs)
+        if any(a.get("minLength", 0) > b.get("maxLength", LARGEST) for a, b in pairs):
+            return True
+        patterns = [*one.get("patterns", ()), *other.get("patterns", ())]
+        return bool(patterns) and not have_common_text(patterns)
     if common != {"object"} or depth > 4:
         return False
     for a, b in pairs:
@@ -245,8 +269,7 @@ def can_simple_end(source: Source, schema: Schema, ended: Collection[str], depth
 
 def children(schema: Schema) -> Iterator[tuple[str, Schema]]:
     """Yield the schemas in a schema, with the names of those that are properties."""
-    for key in ("properties", "patternProperties"):
-        yield from schema.get(key, {}).items()
+    yield from schema.get("properties", {}).items()
     for key in ("items", "additionalProperties"):
         if key in schema:
             yield "", schema[key]

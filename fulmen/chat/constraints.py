@@ -10,18 +10,15 @@ from typing import Any, Final
 from llguidance import LLMatcher
 
 from fulmen.chat.arguments import check_depth
-from fulmen.chat.expressions import literal
+from fulmen.chat.call_grammar import StrictTool
+from fulmen.chat.expressions import literal, with_layout
 from fulmen.chat.format import ChatFormat
 from fulmen.chat.grammar import Grammar
 from fulmen.chat.messages import Tool
 from fulmen.chat.schemas import Document
-from fulmen.chat.tokenizer import Tokenizer
 from fulmen.chat.validation import as_json
 from fulmen.chat.vocabulary import Vocabulary
 from fulmen.sampling import SamplingParams, shown
-
-_WHITESPACE: Final = r" |\n[ \t]{0,64}"
-"""White space between the tokens of JSON: without a bound, a model may never stop indenting."""
 
 
 def make_grammar(
@@ -43,7 +40,7 @@ def make_grammar(
         if given not in (None, ()):
             _check_text(name, given, format)
             try:
-                answer = vocabulary.matcher(make(given))
+                answer = make(vocabulary, given)
             except ValueError as error:
                 raise ValueError(f"{name} cannot be followed: {error}") from None
             _check_beginning(vocabulary, answer, name, format)
@@ -54,28 +51,37 @@ def make_grammar(
     return Grammar(vocabulary, format, answer, calls)
 
 
-def _json_schema(given: str) -> str:
+def _json_schema(vocabulary: Vocabulary, given: str) -> LLMatcher:
     raw = json.loads(given)
     document = Document(raw)
-    if document.problems:
-        raise ValueError(document.problems[0])
     schema = as_json(document, document.root)
-    if isinstance(raw, Mapping) and "x-guidance" in raw:
+    if document.problems:  # llguidance may follow what the grammars of calls cannot
+        schema = raw
+    elif isinstance(raw, Mapping) and "x-guidance" in raw:
         schema["x-guidance"] = raw["x-guidance"]
-    grammar: str = LLMatcher.grammar_from_json_schema(_with_layout(schema))
+    try:
+        return vocabulary.matcher(_json_grammar(schema))
+    except ValueError:
+        if document.problems:
+            raise ValueError(document.problems[0]) from None
+        raise
+
+
+def _json_grammar(schema: Any) -> str:
+    layout = with_layout(schema) if isinstance(schema, Mapping) else schema
+    grammar: str = LLMatcher.grammar_from_json_schema(layout)
     return grammar
 
 
-def _regex(given: str) -> str:
-    grammar: str = LLMatcher.grammar_from_regex(given)
-    return grammar
+def _regex(vocabulary: Vocabulary, given: str) -> LLMatcher:
+    return vocabulary.matcher(LLMatcher.grammar_from_regex(given))
 
 
-def _choice(given: tuple[str, ...]) -> str:
-    return _regex("|".join(map(literal, given)))
+def _choice(vocabulary: Vocabulary, given: tuple[str, ...]) -> LLMatcher:
+    return _regex(vocabulary, "|".join(map(literal, given)))
 
 
-_ANSWERS: Final[dict[str, Callable[[Any], str]]] = {
+_ANSWERS: Final[dict[str, Callable[[Vocabulary, Any], LLMatcher]]] = {
     "json_schema": _json_schema,
     "regex": _regex,
     "choice": _choice,
@@ -88,7 +94,10 @@ def _check_text(name: str, given: Any, format: ChatFormat | None) -> None:
     if name == "json_schema":
         given = json.loads(given)
         check_depth(given)
-        texts = [json.dumps(given, ensure_ascii=False)]
+        document = Document(given)
+        # What it says apart from descriptions, examples and the like, if it can be read
+        meant = given if document.problems else as_json(document, document.root)
+        texts = [json.dumps(meant, ensure_ascii=False)]
     else:
         texts = [given] if isinstance(given, str) else list(given)
     for text in texts:
@@ -127,39 +136,26 @@ def _check_beginning(
 def _calls(vocabulary: Vocabulary, format: ChatFormat, tools: tuple[Tool, ...]) -> LLMatcher:
     """Return a matcher of calls; the error of a tool that cannot be followed names it."""
     for tool in tools:
+        name = shown(tool.name)[1:-1]
         try:
-            tool.name.encode()
             check_depth(tool.parameters)
+            for argument, schema in StrictTool(tool).limited_values():
+                try:
+                    vocabulary.matcher(_json_grammar(schema))
+                except ValueError as error:
+                    raise ValueError(f"{argument} has limits that fail: {error}") from None
         except ValueError as error:
             raise ValueError(
-                f"strict_tools: the schema of tool {shown(tool.name)[1:-1]} cannot be followed: "
-                f"{error}"
+                f"strict_tools: the schema of tool {name} cannot be followed: {error}"
             ) from None
     grammar = format.call_grammar(tools, vocabulary.tokenizer)
     try:
         return vocabulary.matcher(grammar)
-    except ValueError as error:
+    except ValueError:
         for tool in tools if len(tools) > 1 else ():
             _calls(vocabulary, format, (tool,))  # raises if this is the one
-        names = ", ".join(tool.name for tool in tools)
-        reason = str(error) if "large" in str(error) else "it asks for what no call can hold"
+        names = shown(", ".join(tool.name for tool in tools))[1:-1]
         raise ValueError(
-            f"strict_tools: the schema of tool {shown(names)[1:-1]} cannot be followed: {reason}"
+            f"strict_tools: the schema of tool {names} cannot be followed: it is too large for "
+            "the matcher, or allows no call"
         ) from None
-
-
-def text_rule(text: str, tokenizer: Tokenizer | None = None) -> str:
-    """Return a rule, in Lark, for this text; with a tokenizer, also for its added token."""
-    written = json.dumps(text)
-    token_id = None if tokenizer is None else tokenizer.token_id(text)
-    return written if token_id is None else f"({written} | <[{token_id}]>)"
-
-
-def json_rule(schema: Mapping[str, Any]) -> str:
-    """Return a rule for JSON that the schema allows."""
-    return f"%json {json.dumps(_with_layout(schema))}"
-
-
-def _with_layout(schema: Mapping[str, Any]) -> dict[str, Any]:
-    own = schema.get("x-guidance", {})
-    return {**schema, "x-guidance": {"whitespace_pattern": _WHITESPACE, **own}}

@@ -1,15 +1,20 @@
-"""Regular expressions that grammars are made of, in the syntax of Rust's regex crate."""
+"""Expressions (Rust's syntax) and rules (llguidance's Lark) that grammars are made of."""
 
+import json
 import re
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Iterable, Mapping
+from functools import cache, lru_cache
+from typing import Any, Final
 
 from llguidance import LLMatcher, LLTokenizer
 
+from fulmen.chat.tokenizer import Tokenizer
 from fulmen.sampling import shown
 
 INTEGER: Final = "-?(0|[1-9][0-9]*)"
-NUMBER: Final = rf"{INTEGER}(\.[0-9]+)?([eE][+-]?[0-9]+)?"
+NUMBER: Final = rf"{INTEGER}(\.[0-9]+)?([eE][+-]?[0-9]{{1,2}})?"
+_WHITESPACE: Final = r" |\n[ \t]{0,64}"
+"""White space between the tokens of JSON: without a bound, a model may never stop indenting."""
 _ERRORS: Final = (
     ("look-around", "it looks ahead or back"),
     ("lookarounds", "it has ^, $ or \\b inside"),
@@ -28,6 +33,8 @@ def whole_text(pattern: object) -> str:
     """
     if not isinstance(pattern, str):
         raise ValueError(f"it is {shown(pattern)}, it must be text")
+    if not is_text(pattern):
+        raise ValueError(f"{shown(pattern)}: it has half a surrogate pair, which is no text")
     branches = []
     for branch in _branches(pattern):
         flags = re.match(r"\(\?[a-zA-Z]+\)", branch)
@@ -43,6 +50,15 @@ def whole_text(pattern: object) -> str:
     return whole
 
 
+def is_text(text: str) -> bool:
+    """Return False for half a surrogate pair, which no UTF-8 can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def check(expression: str, given: str) -> None:
     """Raise ValueError, with the expression as it was given, if llguidance cannot follow it."""
     error = LLMatcher.validate_grammar(LLMatcher.grammar_from_regex(expression))
@@ -53,9 +69,27 @@ def check(expression: str, given: str) -> None:
 
 def matches(expression: str, text: str) -> bool:
     """Return True if the whole text matches, in time linear in its length."""
-    matcher = LLMatcher(LLTokenizer("byte"), LLMatcher.grammar_from_regex(expression), log_level=0)
+    matcher = _byte_matcher(LLMatcher.grammar_from_regex(expression)).deep_copy()
     data = list(text.encode("utf-8", "surrogatepass"))
     return matcher.try_consume_tokens(data) == len(data) and matcher.is_accepting()
+
+
+def have_common_text(expressions: Iterable[str]) -> bool:
+    """Return False if no text matches all the expressions."""
+    every = " & ".join(in_lark(f"(?:{expression})") for expression in expressions)
+    matcher = _byte_matcher(f"start: ALL\nALL: {every}").deep_copy()
+    matcher.compute_bitmask()
+    return not matcher.get_error().startswith("NoExtension")
+
+
+@lru_cache(maxsize=256)
+def _byte_matcher(grammar: str) -> LLMatcher:
+    return LLMatcher(_byte_tokenizer(), grammar, log_level=0)
+
+
+@cache
+def _byte_tokenizer() -> LLTokenizer:
+    return LLTokenizer("byte")
 
 
 def literal(text: str) -> str:
@@ -155,3 +189,23 @@ def _branches(pattern: str) -> list[str]:
             start = place + 1
         place += 1
     return [*branches, pattern[start:]]
+
+
+def text_rule(text: str, tokenizer: Tokenizer | None = None) -> str:
+    """Return a rule, in Lark, for this text; with a tokenizer, also for its added token."""
+    written = json.dumps(text)
+    token_id = None if tokenizer is None else tokenizer.token_id(text)
+    return written if token_id is None else f"({written} | <[{token_id}]>)"
+
+
+def json_rule(schema: Mapping[str, Any]) -> str:
+    """Return a rule for JSON that the schema allows."""
+    return f"%json {json.dumps(with_layout(schema))}"
+
+
+def with_layout(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a schema that also says how JSON is laid out; ValueError for a strange x-guidance."""
+    own = schema.get("x-guidance", {})
+    if not isinstance(own, Mapping):
+        raise ValueError(f"x-guidance is {shown(own)}, it must be an object")
+    return {**schema, "x-guidance": {"whitespace_pattern": _WHITESPACE, **own}}

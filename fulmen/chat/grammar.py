@@ -107,8 +107,9 @@ class Grammar:
             case _Phase.ANSWER:
                 return Mask(self._without(self._matcher_mask(), self._tags))
             case _Phase.CALLS:
-                tags = self._call_tags if self._is_in_json() else []
-                return Mask(self._without(self._matcher_mask(), tags))
+                mask = self._matcher_mask()
+                tags = [tag for tag in self._call_tags if not self._may_end(tag, mask)]
+                return Mask(self._without(mask, tags))
         return None
 
     def _mask_thought(self) -> Mask | None:
@@ -180,14 +181,18 @@ class Grammar:
         mask[token_ids] = False
         return Mask(mask, redraw_only=True)
 
-    def _is_in_json(self) -> bool:
-        """Return whether the next text is inside a JSON string: any character may come there, as in
-        bare text, but unlike there, no newline."""
+    def _may_end(self, tag: bytes, mask: Allowed) -> bool:
+        """Return True if a tag that may come is the call's own, not text of a JSON string.
+
+        After the call's own tag only layout and the next tag may come, so the next text is known.
+        """
         assert self._matcher is not None
-        text, newline = self._vocabulary.id_of(b"~"), self._vocabulary.id_of(b"\n")
-        if text is None or newline is None or not self._matcher.validate_tokens([text]):
-            return False
-        return not self._matcher.validate_tokens([newline])
+        for token_id, _ in self._vocabulary.completing(self._tail, tag):
+            if token_id < len(mask) and mask[token_id]:
+                ahead = self._matcher.deep_copy()
+                ahead.consume_token(token_id)
+                return ahead.is_stopped() or bool(ahead.compute_ff_bytes())
+        return True
 
     # Ids that came.
 

@@ -16,7 +16,7 @@ import re
 
 from fulmen.chat.arguments import dump_json
 from fulmen.chat.call_grammar import m1_call_schema
-from fulmen.chat.constraints import json_rule, text_rule
+from fulmen.chat.expressions import json_rule, text_rule
 from fulmen.chat.format import (
     CallTags,
     ChatFormat,

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 
 from fulmen.chat.arguments import dump_json
 from fulmen.chat.call_grammar import m2_call_rules
-from fulmen.chat.constraints import text_rule
+from fulmen.chat.expressions import text_rule
 from fulmen.chat.format import (
     CallTags,
     ChatFormat,

@@ -5,7 +5,7 @@ them, so both mean the same. A schema with alternatives (anyOf, oneOf) has sever
 arguments of a call fit one of them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from fulmen.chat.arguments import readings
 from fulmen.chat.choices import types_of
 from fulmen.chat.schemas import Document, TooLargeError
-from fulmen.chat.validation import NOTHING, Schema, checker
+from fulmen.chat.validation import ANYTHING, NOTHING, Schema, checker
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Parameters:
 
     def __init__(self, schema: Mapping[str, Any]) -> None:
         self.document = Document(schema)
+        self._checkers: dict[tuple[int, ...], Callable[[Any], bool]] = {}
         try:
             self.shapes = self._read_shapes()
         except TooLargeError as error:
@@ -53,7 +54,7 @@ class Parameters:
         flat = self.document.choices(self.document.root)
         objects = [one for one in flat if "object" in types_of(one) and "enum" not in one]
         if len(objects) < len(flat) or not flat:
-            self.document.problem("", "is no object, the arguments of a call are one")
+            self.document.problem("", "must allow an object and nothing else: a call's arguments")
         shapes = [self._shape(one) for one in objects]
         return [one for one in shapes if one is not None] or [Shape({}, (), None)]
 
@@ -89,13 +90,22 @@ class Parameters:
 
     def read(self, text: str, name: str, given: Mapping[str, Any]) -> Any:
         """Return the value that the text of an argument means: the first reading that fits."""
+        choices = self._choices(name, given)
+        if any(text in choice.get("enum", ()) for choice in choices):
+            return text
         found = list(readings(text, self.types(name, given)))
         if len(found) > 1:
-            fits = checker(self._choices(name, given) or [{}], self.document)
+            fits = self._checker(choices or [ANYTHING])
             for value in found:
                 if fits(value):
                     return value
         return found[0]
+
+    def _checker(self, choices: list[Schema]) -> Callable[[Any], bool]:
+        key = tuple(map(id, choices))
+        if key not in self._checkers:
+            self._checkers[key] = checker(choices, self.document)
+        return self._checkers[key]
 
     def _choices(self, name: str, given: Mapping[str, Any]) -> list[Schema]:
         shapes = [shape for shape in self.shapes if self._may_be(shape, given)] or self.shapes
@@ -110,8 +120,7 @@ class Parameters:
         if len(self.shapes) == 1:
             return True
         return all(
-            checker(shape.choices(name) or [NOTHING], self.document)(value)
-            for name, value in given.items()
+            self._checker(shape.choices(name) or [NOTHING])(value) for name, value in given.items()
         )
 
     def _shape(self, schema: Schema) -> Shape | None:
@@ -126,7 +135,7 @@ class Parameters:
         impossible = frozenset(name for name, choices in properties.items() if not choices)
         if impossible & set(required):
             return None
-        for key in ("minProperties", "maxProperties", "patternProperties"):
+        for key in ("minProperties", "maxProperties"):
             if key in schema:
                 self.document.problem("", f"has {key}, which no call can be held to")
         return Shape(

@@ -14,8 +14,9 @@ may match anywhere. `validation.py` writes them as `pattern` again.
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeGuard
+from urllib.parse import unquote
 
-from fulmen.chat.arguments import ALL_TYPES, dump_json
+from fulmen.chat.arguments import ALL_TYPES, dump_json, readings, type_of
 from fulmen.chat.choices import (
     LARGEST,
     can_end,
@@ -25,7 +26,7 @@ from fulmen.chat.choices import (
     is_among,
     settle,
 )
-from fulmen.chat.expressions import whole_text
+from fulmen.chat.expressions import is_text, whole_text
 from fulmen.chat.validation import NOTHING, Schema
 from fulmen.files import MAX_JSON_DEPTH
 from fulmen.sampling import shown
@@ -52,9 +53,12 @@ _LABEL: Final = "[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _GROUP: Final = "[0-9a-fA-F]{1,4}"
 _DAYS: Final = "([0-9]+Y([0-9]+M([0-9]+D)?)?|[0-9]+M([0-9]+D)?|[0-9]+D)"
 _HOURS: Final = "T([0-9]+H([0-9]+M([0-9]+S)?)?|[0-9]+M([0-9]+S)?|[0-9]+S)"
+_DATE: Final = "[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
+_TIME: Final = r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})"
 _FORMATS: Final = {
-    "date": r"[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])",
-    "time": r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})",
+    "date": _DATE,
+    "time": _TIME,
+    "date-time": f"{_DATE}[Tt ]{_TIME}",
     "uuid": r"[0-9a-fA-F]{8}-([0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}",
     "ipv4": r"((25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])\.){3}(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])",
     "email": r"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+",
@@ -66,7 +70,6 @@ _FORMATS: Final = {
     ),
     "duration": rf"P({_DAYS}({_HOURS})?|{_HOURS}|[0-9]+W)",
 }
-_FORMATS_WITH_TIME: Final = {"date-time": f"{_FORMATS['date']}[Tt ]{_FORMATS['time']}"}
 """Texts a `format` asks for; any other format is a remark, as the standard has it"""
 _COUNTS: Final = (
     "minLength",
@@ -86,6 +89,7 @@ _UNFOLLOWED: Final = (
     "minContains",
     "maxContains",
     "propertyNames",
+    "patternProperties",
     "dependentRequired",
     "dependentSchemas",
     "dependencies",
@@ -105,7 +109,6 @@ _KIND_OF_KEY: Final = {
     "properties": "object",
     "required": "object",
     "additionalProperties": "object",
-    "patternProperties": "object",
     "minProperties": "object",
     "maxProperties": "object",
     "minimum": "number",
@@ -115,6 +118,8 @@ _KIND_OF_KEY: Final = {
     "multipleOf": "number",
 }
 """Type that a schema without one means by its keywords"""
+_NUM_COMPARED: Final = 8
+"""Last problems that a new one may repeat: places are looked at more than once"""
 _MAX_NODES: Final = 20_000
 _MAX_STEPS: Final = 50_000
 """Bounds on the parts of a schema and on the work that its choices make: about a second"""
@@ -170,14 +175,16 @@ class Document:
 
     def problem(self, where: str, text: str) -> None:
         """Note what is wrong at a place in the document, such as `place.city`."""
-        self.problems.append(f"{where or 'the schema'} {text}")
+        sentence = f"{where or 'the schema'} {text}"
+        if sentence not in self.problems[-_NUM_COMPARED:]:
+            self.problems.append(sentence)
 
     def _read(self, raw: object, where: str) -> Schema:
         raw = _without_single_choices(raw)
         self._num_nodes += 1
         if self._num_nodes > _MAX_NODES:
             raise TooLargeError(f"has more than {_MAX_NODES:,} parts")
-        if raw is None or raw is True:
+        if raw is None or raw is True or raw == []:  # PHP writes {} as []
             return {}
         if raw is False:
             return dict(NOTHING)
@@ -205,7 +212,7 @@ class Document:
         self._read_object(given, schema, where)
         self._read_choices(given, schema, where)
         for key in _UNFOLLOWED:
-            if key in given:
+            if key in given and not _says_nothing(key, given):
                 self.problem(where, f"has {key}, which no answer can be held to while it is made")
         if "type" not in schema and "enum" not in schema:
             kinds = {kind for key, kind in _KIND_OF_KEY.items() if key in schema}
@@ -241,9 +248,9 @@ class Document:
             self.problem(where, f"has the enum {shown(options)}, it must be a list")
             options = None
         if options:
-            schema["enum"] = list(options)
-        if "const" in given:
-            const = given["const"]
+            schema["enum"] = [_as_type(option, types) for option in options]
+        if "const" in given and (given["const"] is not None or not types or "null" in types):
+            const = _as_type(given["const"], types)
             schema["enum"] = [const] if not options or is_among(const, options) else []
         try:
             text = dump_json(schema.get("enum", []))
@@ -266,7 +273,10 @@ class Document:
             if value is None or isinstance(value, bool):  # draft 4's exclusiveMinimum: true
                 continue
             number = _number(value)
-            if number is None or abs(number) >= LARGEST or (key == "multipleOf" and number <= 0):
+            is_far = number is not None and abs(number) >= LARGEST
+            if is_far and (number > 0) == key.lower().endswith("maximum"):  # type: ignore[operator]
+                continue  # such as the range of a 64-bit number, which limits nothing here
+            if number is None or is_far or (key == "multipleOf" and number <= 0):
                 need = "a number above 0" if key == "multipleOf" else "a number of 64 bits"
                 self.problem(where, f"has {key} {shown(value)}, it must be {need}")
             else:
@@ -283,7 +293,7 @@ class Document:
             except ValueError as error:
                 self.problem(where, f"has a pattern that cannot be followed: {error}")
         name = given.get("format")
-        form = (_FORMATS | _FORMATS_WITH_TIME).get(name) if isinstance(name, str) else None
+        form = _FORMATS.get(name) if isinstance(name, str) else None
         if form is not None and schema.get("type", ["string"]) == ["string"]:
             patterns.append(form)
         if patterns:
@@ -320,22 +330,18 @@ class Document:
             schema["properties"] = {}
             for name, raw in properties.items():
                 inside = f"{where}.{name}" if where else str(name)
+                if not is_text(str(name)):
+                    self.problem(where, f"has the name {shown(name)}, which is no text")
                 schema["properties"][str(name)] = self._read(raw, inside)
                 if isinstance(raw, Mapping) and raw.get("required") is True:
                     names.append(str(name))  # draft 3 said it on the property
         if names:
             schema["required"] = list(dict.fromkeys(names))
-        for key in ("additionalProperties", "patternProperties"):
-            value = given.get(key)
-            if value is None:
-                continue
-            if key == "additionalProperties":
-                schema[key] = self._read(value, f"{where}.*" if where else "*")
-            elif isinstance(value, Mapping) and value:
-                schema[key] = {
-                    str(pattern): self._read(raw, f"{where}.{pattern}")
-                    for pattern, raw in value.items()
-                }
+        others = given.get("additionalProperties")
+        if others is None and given.get("unevaluatedProperties") is False:
+            others = False if not _COMBINERS & given.keys() else None
+        if others is not None:
+            schema["additionalProperties"] = self._read(others, f"{where}.*" if where else "*")
 
     def _read_choices(self, given: Mapping[str, Any], schema: Schema, where: str) -> None:
         for key in ("anyOf", "oneOf", "allOf"):
@@ -401,13 +407,17 @@ class Document:
             self._ended |= new
 
 
+_COMBINERS: Final = frozenset({"$ref", "anyOf", "oneOf", "allOf", "if"})
 _REMARKS: Final = frozenset({"title", "description", "default", "examples", "$comment"})
 
 
 def resolve_reference(reference: str, root: object) -> object:
     """Return the target of a reference such as #/$defs/Place; LookupError if there is none."""
     target = root
-    for step in reference.removeprefix("#").split("/")[1:]:
+    first, *steps = unquote(reference.removeprefix("#")).split("/")
+    if first:
+        target = _anchored(first, root)
+    for step in steps:
         key = step.replace("~1", "/").replace("~0", "~")
         if isinstance(target, Mapping) and key in target:
             target = target[key]
@@ -416,6 +426,48 @@ def resolve_reference(reference: str, root: object) -> object:
         else:
             raise LookupError(reference)
     return target
+
+
+def _anchored(name: str, root: object) -> object:
+    """Return the schema with this `$anchor`; LookupError if there is none."""
+    found, seen = [root], set[int]()
+    while found:
+        one = found.pop()
+        if id(one) in seen or not isinstance(one, Mapping | list | tuple):
+            continue
+        seen.add(id(one))
+        if isinstance(one, Mapping) and one.get("$anchor") == name:
+            return one
+        found += one.values() if isinstance(one, Mapping) else one
+    raise LookupError(name)
+
+
+def _says_nothing(key: str, given: Mapping[str, Any]) -> bool:
+    """Return True if a keyword that cannot be followed changes nothing here."""
+    value = given[key]
+    match key:
+        case "if":
+            return not {"then", "else"} & given.keys()
+        case "then" | "else":
+            return "if" not in given
+        case "minContains" | "maxContains":
+            return "contains" not in given
+        case "propertyNames":
+            return value is True or value in ({}, [], {"type": "string"})
+        case "unevaluatedProperties":
+            return value in (True, {}) or not _COMBINERS & given.keys()
+        case "unevaluatedItems":
+            return value in (True, {})
+    return value in ({}, []) and key != "not"
+
+
+def _as_type(option: Any, types: Sequence[str]) -> Any:
+    """Return an option of an enum; one given as text, where none is allowed, as it is meant."""
+    if isinstance(option, str) and types and "string" not in types:
+        for value in readings(option, frozenset(types)):
+            if type_of(value) in types or (type_of(value) == "integer" and "number" in types):
+                return value
+    return option
 
 
 def _without_single_choices(raw: object) -> object:

@@ -8,6 +8,8 @@ from fulmen.chat.expressions import matches
 
 Schema = dict[str, Any]
 """Schema of standard keywords, as `schemas.py` reads it; {} allows everything, NOTHING nothing"""
+ANYTHING: Final[Schema] = {}
+"""Schema that every value fits"""
 NOTHING: Final[Schema] = {"enum": []}
 """Schema that no value fits"""
 
@@ -38,10 +40,15 @@ def checker(choices: list[Schema], source: Source) -> Callable[[Any], bool]:
 
     make: Any = extend
     validator = make(Draft202012Validator, {"pattern": _check_pattern})
-    is_valid: Callable[[Any], bool] = validator(
-        as_json(source, {"anyOf": choices}), registry=Registry()
-    ).is_valid
-    return is_valid
+    is_valid = validator(as_json(source, {"anyOf": choices}), registry=Registry()).is_valid
+
+    def fits(value: Any) -> bool:
+        try:
+            return bool(is_valid(value))
+        except RecursionError:  # the library goes as deep as value and schema together
+            return False
+
+    return fits
 
 
 def _types_of_value(value: object) -> set[str]:
@@ -68,7 +75,7 @@ def _as_json(schema: Schema) -> dict[str, Any]:
                 written["pattern"] = first
                 if more:
                     written["allOf"] = [{"pattern": one} for one in more]
-            case "properties" | "patternProperties":
+            case "properties":
                 written[key] = {name: _as_json_or_bool(inner) for name, inner in value.items()}
             case "items" | "additionalProperties":
                 written[key] = _as_json_or_bool(value)

@@ -366,6 +366,10 @@ def test_what_is_forced_against_the_grammar_lifts_it(
             {"json_schema": '{"contains": {}}'},
             "json_schema cannot be followed: the schema has contains,",
         ),
+        (
+            {"json_schema": '{"x-guidance": 5}'},
+            "json_schema .*x-guidance is 5, it must be an object",
+        ),
         ({"json_schema": '{"$ref": "#"}'}, ".* has \\$ref '#', which only refers to itself"),
         (
             {"json_schema": '{"required": ["a"], "properties": {"a": {"$ref": "#"}}}'},
@@ -409,6 +413,11 @@ def test_what_cannot_be_followed_is_refused_in_one_sentence(
         llm.stream(MESSAGES, params=replace(FREE, **wrong))
     assert "\n" not in str(error.value)
     assert not llm.engine.has_unfinished
+
+
+def test_a_tag_in_a_description_is_no_tag_in_the_answer(llm: LLM) -> None:
+    schema = json.dumps({"const": "x", "description": "after </think>", "examples": ["<think>"]})
+    assert thoughtful(llm, replace(FREE, json_schema=schema)).reply.content == '"x"'
 
 
 def test_a_tool_that_cannot_be_followed_is_refused(llm: LLM) -> None:

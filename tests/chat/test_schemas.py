@@ -180,6 +180,25 @@ AS_SENT: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ),
     ({"type": "array", "items": {}, "uniqueItems": False}, {"type": "array", "items": {}}),
     ({"const": None}, {"enum": [None]}),
+    ({"type": "string", "const": None}, {"type": "string"}),
+    ({"type": "integer", "enum": ["1", 2]}, {"type": "integer", "enum": [1, 2]}),
+    ({"type": "boolean", "enum": ["true"]}, {"type": "boolean", "enum": [True]}),
+    ({"type": "integer", "minimum": -(2**63), "maximum": 2**64 - 1}, {"type": "integer"}),
+    ({"type": "object", "propertyNames": {"type": "string"}}, {"type": "object"}),
+    ({"type": "object", "dependencies": {}, "if": {}}, {"type": "object"}),
+    (
+        {"type": "object", "unevaluatedProperties": False},
+        {"type": "object", "additionalProperties": False},
+    ),
+    ({"type": "array", "items": []}, {"type": "array"}),
+    (
+        {"$ref": "#x", "$defs": {"a b": {"$anchor": "x", "type": "string"}}},
+        {"$ref": "#/$defs/d0", "$defs": {"d0": {"type": "string"}}},
+    ),
+    (
+        {"$ref": "#/$defs/a%20b", "$defs": {"a b": {"type": "string"}}},
+        {"$ref": "#/$defs/d0", "$defs": {"d0": {"type": "string"}}},
+    ),
     ({"anyOf": [], "allOf": None, "type": "number"}, {"type": "number"}),
 ]
 
@@ -210,10 +229,32 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (properties(a={"enum": ["\ud800"]}), "a has an enum that cannot be written"),
     (properties(a={"properties": 3}), "a has properties 3, they must be an object"),
     (properties(a={"anyOf": {}}), "a has anyOf {}, it must be a list of schemas"),
+    (
+        properties(a={"type": "string", "pattern": "^(([a-z]{1,100}){1,100}){1,100}$"}),
+        "a has limits that fail: it is too large for the matcher",
+    ),
+    (
+        properties(a={"allOf": [{"pattern": "^a$"}, {"pattern": "^b$"}]}),
+        "a has limits that fail: ",
+    ),
+    (properties(a={"type": "string", "pattern": r"^[^\s\S]$"}), "a has limits that fail: "),
+    (properties(a={"patternProperties": {"^x": {}}}), "a has patternProperties, which no answer"),
+    (properties(a={"properties": {"\ud800": {}}}), "a has the name '\\ud800', which is no text"),
+    (properties(a={"pattern": "\ud800"}), "a has a pattern that cannot be followed"),
+    (properties(**{'a">b': {}}), 'a">b is a name that no tag'),
+    (
+        properties(
+            a={"allOf": [{"prefixItems": [{"type": "integer"}]}, {"items": {"type": "string"}}]}
+        ),
+        "a has prefixItems beside other items",
+    ),
     (properties(a=3), "a is 3, it must be a schema: an object"),
     (properties(a={"oneOf": [{"type": "string"}, {}]}), "a has a oneOf whose choices overlap"),
-    (properties(a={"items": {"if": {}}}), "a[] has if, which no answer can be held to"),
-    ({"type": "string"}, "the schema is no object, the arguments of a call are one"),
+    (
+        properties(a={"items": {"if": {}, "then": {"enum": [1]}}}),
+        "a[] has if, which no answer can be held to",
+    ),
+    ({"type": "string"}, "the schema must allow an object and nothing else"),
     ({"required": ["a"], "properties": {"a": {"$ref": "#"}}}, "the schema allows no value that"),
 ]
 
@@ -282,6 +323,49 @@ def test_a_choice_made_before_tells_the_type_of_what_follows(real: Vocabulary) -
     for format in (M1, M2):
         grammar = format.call_grammar((tool,), real.tokenizer)
         assert not accepts(format, grammar, {"kind": "count", "value": "many"})
+
+
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        ({"type": "string", "format": "uri"}, "https://x.y/z"),
+        ({"type": "string", "pattern": "^.+$"}, "a <b> c"),
+        ({"type": "string", "pattern": r"^\S+$"}, "~/a>b"),
+        ({"type": "string", "maxLength": 5}, "a\nb~"),
+        ({"type": ["string", "null"], "maxLength": 5}, None),
+        ({"enum": ["a b", "c>"]}, "c>"),
+        ({"type": "array", "items": {"type": "string", "pattern": "^[a-z<>/]+$"}}, ["a<b>"]),
+        ({"type": "object", "additionalProperties": {"type": "string"}}, {"a": "</b> ~"}),
+        ({"anyOf": [{"type": "string", "maxLength": 9}, {"type": "array"}]}, ["</b>", "~"]),
+    ],
+)
+def test_a_strict_call_is_written_id_by_id_to_its_end(
+    real: Vocabulary, schema: dict[str, Any], value: Any
+) -> None:
+    tool = Tool("f", parameters=properties(a=schema) | {"required": ["a"]})
+    for format in (M1, M2):
+        guide = make_grammar(real, STRICT, format=format, tools=(tool,))
+        assert guide is not None
+        text = "</think>" * format.thinking_open_in_prompt + block(format, {"a": value})
+        for token_id in real.tokenizer.encode(text):
+            (mask,) = guide.masks([])
+            assert mask is None or mask.allowed[token_id], real.tokenizer.decode([token_id])
+            guide.accept(token_id)
+        assert read(format, {"a": value}, tool) == {"a": value}
+
+
+def test_a_json_string_in_a_call_holds_no_tag_of_the_call(real: Vocabulary) -> None:
+    tool = Tool("f", parameters=properties(a={"type": "array"}) | {"required": ["a"]})
+    guide = make_grammar(real, STRICT, format=M2, tools=(tool,))
+    assert guide is not None
+    text = f"</think>{block(M2, {'a': ['x</parameter']})}"
+    for token_id in real.tokenizer.encode(text[: text.index("</parameter") + len("</parameter")]):
+        guide.accept(token_id)
+    (mask,) = guide.masks([])
+    assert mask is not None
+    texts = {real.tokenizer.decode([int(one)]) for one in mask.allowed.nonzero()[0]}
+    assert "x" in texts
+    assert not any(one.startswith(">") for one in texts)
 
 
 @pytest.mark.parametrize("length", [1, 100, 4_000, 10**6])
