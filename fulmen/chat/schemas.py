@@ -458,7 +458,9 @@ def _says_nothing(key: str, given: Mapping[str, Any]) -> bool:
             return value in (True, {}) or not _COMBINERS & given.keys()
         case "unevaluatedItems":
             return value in (True, {})
-    return value in ({}, []) and key != "not"
+        case "patternProperties" | "dependentRequired" | "dependentSchemas" | "dependencies":
+            return value in ({}, [])
+    return False
 
 
 def _as_type(option: Any, types: Sequence[str]) -> Any:
