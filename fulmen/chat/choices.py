@@ -239,18 +239,20 @@ def _is_disjoint(source: Source, one: Schema, other: Schema, depth: int) -> bool
     return False
 
 
-def can_end(source: Source, schema: Schema, ended: Collection[str], depth: int = 0) -> bool:
+def has_value(source: Source, schema: Schema, known: Collection[str], depth: int = 0) -> bool:
     """Return True if a finite value may fit.
 
-    ended  names of the definitions that have a finite value; others count as having none
+    known  names of the definitions that have a finite value; others count as having none
     """
-    if depth > _MAX_DEPTH or (schema.keys() == {"$ref"} and schema["$ref"] in ended):
+    if depth > _MAX_DEPTH or (schema.keys() == {"$ref"} and schema["$ref"] in known):
         return True
-    flat = flatten(source, schema, known=ended)
-    return any(can_simple_end(source, one, ended, depth + 1) for one in flat)
+    flat = flatten(source, schema, known=known)
+    return any(simple_has_value(source, one, known, depth + 1) for one in flat)
 
 
-def can_simple_end(source: Source, schema: Schema, ended: Collection[str], depth: int = 0) -> bool:
+def simple_has_value(
+    source: Source, schema: Schema, known: Collection[str], depth: int = 0
+) -> bool:
     """Return True if a finite value may fit a simple schema."""
     types = types_of(schema)
     if "enum" in schema or types - {"object", "array"}:
@@ -258,12 +260,12 @@ def can_simple_end(source: Source, schema: Schema, ended: Collection[str], depth
     if "object" in types:
         declared, others = schema.get("properties", {}), schema.get("additionalProperties", {})
         needed = [declared.get(name, others) for name in schema.get("required", ())]
-        if all(can_end(source, one, ended, depth) for one in needed):
+        if all(has_value(source, one, known, depth) for one in needed):
             return True
     if "array" in types:
         count, first = schema.get("minItems", 0), schema.get("prefixItems", ())
         rest = [schema.get("items", {})] if count > len(first) else []
-        return all(can_end(source, one, ended, depth) for one in (*first[:count], *rest))
+        return all(has_value(source, one, known, depth) for one in (*first[:count], *rest))
     return False
 
 

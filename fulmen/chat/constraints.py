@@ -55,6 +55,8 @@ def _json_schema(vocabulary: Vocabulary, given: str) -> LLMatcher:
     raw = json.loads(given)
     document = Document(raw)
     schema = as_json(document, document.root)
+    if not document.choices(document.root):
+        raise ValueError(document.problems[0])
     if document.problems:  # llguidance may follow what the grammars of calls cannot
         schema = raw
     elif isinstance(raw, Mapping) and "x-guidance" in raw:

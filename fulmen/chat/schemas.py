@@ -19,12 +19,12 @@ from urllib.parse import unquote
 from fulmen.chat.arguments import ALL_TYPES, dump_json, readings, type_of
 from fulmen.chat.choices import (
     LARGEST,
-    can_end,
-    can_simple_end,
     children,
     flatten,
+    has_value,
     is_among,
     settle,
+    simple_has_value,
 )
 from fulmen.chat.expressions import is_text, whole_text
 from fulmen.chat.validation import NOTHING, Schema
@@ -143,22 +143,23 @@ class Document:
         self._num_nodes = self._num_steps = 0
         self._open: list[int] = []  # ids of the schemas that the one being read is in
         self._waiting: list[tuple[str, object, str]] = []  # definitions that are not read yet
-        self._ended: set[str] = set()  # definitions that a finite value fits
+        self._known: set[str] = set()  # definitions that a finite value fits
         try:
             self.root = self._read(document, "")
             while self._waiting:
                 name, target, where = self._waiting.pop()
                 self.definitions[name] |= self._read(target, where)
-            self._settle()
+            self._resolve()
         except TooLargeError as error:
             self.problem("", str(error))
             self.root, self.definitions = {}, {}
 
-    def _settle(self) -> None:
+    def _resolve(self) -> None:
+        """Settle what the parts of the document mean together."""
         for schema in (self.root, *self.definitions.values()):
             settle(self, schema)
-        self._find_ended()
-        for name in self.definitions.keys() - self._ended:
+        self._find_known()
+        for name in self.definitions.keys() - self._known:
             del self.definitions[name]
         for schema in (self.root, *self.definitions.values()):
             self._drop_dead(schema)
@@ -386,7 +387,7 @@ class Document:
     def choices(self, schema: Schema, where: str = "") -> list[Schema]:
         """Return the simple schemas of which a value of `schema` must fit one, where any can."""
         return [
-            one for one in flatten(self, schema, where) if can_simple_end(self, one, self._ended)
+            one for one in flatten(self, schema, where) if simple_has_value(self, one, self._known)
         ]
 
     def _drop_dead(self, schema: Schema) -> None:
@@ -397,14 +398,14 @@ class Document:
         for _, inner in children(schema):
             self._drop_dead(inner)
 
-    def _find_ended(self) -> None:
+    def _find_known(self) -> None:
         """Find the definitions that a finite value fits: references may go round for ever."""
         while True:
-            rest = {n: one for n, one in self.definitions.items() if n not in self._ended}
-            new = {name for name, one in rest.items() if can_end(self, one, self._ended)}
+            rest = {n: one for n, one in self.definitions.items() if n not in self._known}
+            new = {name for name, one in rest.items() if has_value(self, one, self._known)}
             if not new:
                 return
-            self._ended |= new
+            self._known |= new
 
 
 _COMBINERS: Final = frozenset({"$ref", "anyOf", "oneOf", "allOf", "if"})

@@ -123,7 +123,7 @@ class Vocabulary:
         return kept.deep_copy()
 
     def _try_out(self, matcher: LLMatcher, costs: NDArray[np.int64]) -> None:
-        """Walk a few ids into a grammar, so that one that is too large fails before an answer.
+        """Walk a few ids into a grammar, so that most that are too large fail before an answer.
 
         costs  (vocab_size,) of ids that may come, the one of the lowest cost is taken
         """

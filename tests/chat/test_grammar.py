@@ -417,7 +417,8 @@ def test_what_cannot_be_followed_is_refused_in_one_sentence(
 
 def test_a_tag_in_a_description_is_no_tag_in_the_answer(llm: LLM) -> None:
     schema = json.dumps({"const": "x", "description": "after </think>", "examples": ["<think>"]})
-    assert thoughtful(llm, replace(FREE, json_schema=schema)).reply.content == '"x"'
+    params = replace(FREE, json_schema=schema, thinking_budget=3)
+    assert thoughtful(llm, params).reply.content == '"x"'
 
 
 def test_a_tool_that_cannot_be_followed_is_refused(llm: LLM) -> None:
