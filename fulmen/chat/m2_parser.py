@@ -346,7 +346,9 @@ class M2Parser(StreamParser):
                 self._refuse("too much of the text before it was unclear")
                 return True
             is_in_element = tag != PARAMETER and value.closes_element(tag)
-            value.doubt = Doubt(tag, verdict, is_in_element, len(self._raw or ()))
+            is_in_json = value.json is not None and value.json.is_open
+            num_raw = len(self._raw or ())
+            value.doubt = Doubt(tag, verdict, is_in_element, is_in_json, num_raw)
         self._keep_tag(tag, end)
         return True
 
@@ -407,6 +409,7 @@ class M2Parser(StreamParser):
 
     def _add_to_value(self, text: str) -> None:
         doubt = self._value.doubt
+        self._value.read(text)
         if doubt is None:
             self._stream_value(text)
         elif text:

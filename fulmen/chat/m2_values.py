@@ -39,8 +39,9 @@ _OPENING = {END_PARAMETER: PARAMETER, END_INVOKE: INVOKE, END_TOOL_BLOCK: TOOL_B
 _ANY_TAG = re.compile(
     "|".join((*_OPENING, TOOL_BLOCK, rf"{INVOKE}(?=[\s>])", rf"{PARAMETER}(?=[\s>])"))
 )
-_MAX_JSON_CHECKS = 8
-"""Times that the text of one value is tried as JSON: each reads the whole value"""
+_JSON_SPACE = " \t\n\r"
+_BRACKET_OR_QUOTE = re.compile(r'["{}\[\]]')
+_QUOTE_OR_BACKSLASH = re.compile(r'["\\]')
 
 
 class Verdict(Enum):
@@ -115,7 +116,14 @@ class Value:
         self.kept_tags: dict[str, None] = {}  # tags that may have meant its end, in their order
         self.elements: list[str] = []  # opening tags inside the value that are not closed yet
         self.doubt: Doubt | None = None
-        self._num_json_checks = 0
+        self.json = JsonEnd() if self.is_json else None
+
+    def read(self, text: str) -> None:
+        """Note text of the value, of a doubt or not, for the end of its JSON."""
+        if self.json is not None:
+            self.json.read(text)
+            if self.json.is_whole:  # the elements were text of its strings
+                self.elements.clear()
 
     @property
     def is_json(self) -> bool:
@@ -151,21 +159,87 @@ class Value:
             return verdict
         if self.is_scalar:
             return Verdict.END
-        if self.is_json and not self.is_repeated and self._num_json_checks < _MAX_JSON_CHECKS:
-            self._num_json_checks += 1
-            if self._is_whole_json():
-                return Verdict.END
-            return Verdict.MAYBE if verdict is Verdict.END else verdict
-        return verdict
+        if self.json is None:
+            return verdict
+        if self.json.may_end:
+            return Verdict.END
+        return Verdict.MAYBE if verdict is Verdict.END else verdict
 
-    def _is_whole_json(self) -> bool:
-        """Return False for the beginning of an object or an array, which goes on."""
-        text = "".join([*self.pieces, *(self.doubt.pieces if self.doubt else ())])
+
+class JsonEnd:
+    """Search for the end of an object or an array, in a text that comes in pieces.
+
+    Brackets and strings are counted as the pieces come. Where the last bracket closes, the text is
+    checked once: if it is no JSON there, no more text can make it JSON.
+    """
+
+    def __init__(self) -> None:
+        self.is_open = False
+        """True from the first bracket to the last"""
+        self.is_whole = False
+        """True after the last bracket, until other text follows"""
+        self._is_blank = True
+        self._pieces: list[str] = []
+        self._depth = 0
+        self._is_in_string = False
+        self._is_escaped = False
+        self._is_broken = False
+
+    @property
+    def may_end(self) -> bool:
+        """True unless an object or an array goes on, or is not JSON."""
+        return not (self.is_open or self._is_broken)
+
+    def read(self, text: str) -> None:
+        """Read the next piece."""
+        if self._is_blank and text.strip():
+            self._is_blank = False
+            self.is_open = text.lstrip().startswith(("{", "["))
+        rest = text
+        if self._is_blank or self.is_open:
+            end = self._find_end(text) if self.is_open else None
+            self._pieces.append(text[:end])
+            if end is None:
+                return
+            self._close()
+            rest = text[end:]
+        if self.is_whole and rest.strip(_JSON_SPACE):
+            self.is_whole, self._is_broken = False, True
+
+    def _find_end(self, text: str) -> int | None:
+        """Return the place after the bracket that closes the first one."""
+        at = 0
+        while at < len(text):
+            if self._is_escaped:
+                self._is_escaped = False
+                at += 1
+                continue
+            mark = _QUOTE_OR_BACKSLASH if self._is_in_string else _BRACKET_OR_QUOTE
+            found = mark.search(text, at)
+            if found is None:
+                return None
+            at = found.end()
+            char = found.group()
+            if char == "\\":
+                self._is_escaped = True
+            elif char == '"':
+                self._is_in_string = not self._is_in_string
+            else:
+                self._depth += 1 if char in "{[" else -1
+                if self._depth == 0:
+                    return at
+        return None
+
+    def _close(self) -> None:
+        text = "".join(self._pieces)
+        self._pieces.clear()
+        self.is_open = False
         try:
             load_json(text)
         except ValueError:
-            return not text.lstrip().startswith(("{", "["))
-        return True
+            self._is_broken = True
+        else:
+            self.is_whole = True
 
 
 @dataclass(slots=True)
@@ -176,6 +250,8 @@ class Doubt:
     verdict: Verdict
     is_in_element: bool
     """True if the tag may close an element inside the value"""
+    is_in_json: bool
+    """True if an object or an array is open before the tag"""
     num_raw: int
     """Pieces of the call's text before the tag"""
     pieces: list[str] = field(default_factory=list)
@@ -189,12 +265,19 @@ class Doubt:
         """
         if self.verdict is not Verdict.MAYBE or not _closes_in_order(rest):
             return False
+        if self.is_in_json:  # a bracket is missing, or text after the last tag is in the value
+            return not rest[_end_of_tags(rest) :].strip()
         if self.tag == END_PARAMETER and not self.is_in_element:
             return True
         # A closing tag is missing, or an opening one is prose. Text after the last call may then be
         # the rest of the value.
         _, end, after = rest.rpartition(END_TOOL_BLOCK)
         return not end or not after.strip()
+
+
+def _end_of_tags(text: str) -> int:
+    """Return the end of the last closing tag, or 0."""
+    return max((text.rfind(tag) + len(tag) for tag in _OPENING if tag in text), default=0)
 
 
 def _closes_in_order(rest: str) -> bool:

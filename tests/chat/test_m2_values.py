@@ -181,6 +181,81 @@ def test_a_value_that_is_json_ends_where_its_json_does(value: Any) -> None:
     assert [call.arguments for call in reply.tool_calls] == calls
 
 
+JSON_TOOL = [
+    {
+        "name": "save_note",
+        "parameters": {
+            "properties": {
+                "items": {"type": "array"},
+                "map": {"type": ["object", "null"]},
+                "body": {"type": "string"},
+            }
+        },
+    }
+]
+END = f"</parameter>\n</invoke>\n{E}"
+JSON_STRINGS = st.lists(FRAGMENTS | st.sampled_from(['"', "\\", "]}", END]), max_size=4).map(
+    "".join
+)
+JSON_LISTS = st.lists(
+    st.recursive(
+        JSON_STRINGS | st.integers() | st.none(),
+        lambda inner: (
+            st.lists(inner, max_size=3) | st.dictionaries(JSON_STRINGS, inner, max_size=2)
+        ),
+        max_leaves=4,
+    ),
+    max_size=14,
+)
+
+
+@settings(max_examples=MANY, deadline=None)
+@given(st.data(), JSON_LISTS, st.dictionaries(JSON_STRINGS, JSON_LISTS, max_size=2))
+def test_no_tag_in_the_strings_of_json_ends_it(
+    data: st.DataObject, items: list[Any], mapping: dict[str, Any]
+) -> None:
+    calls = [{"items": items, "map": mapping, "body": "b"}, {"map": mapping, "items": items}]
+    text = written(*calls)
+    reply = check_all_cuts(M2, text, data.draw(cut(text)), JSON_TOOL, thinking_open=False)
+    assert [call.arguments for call in reply.tool_calls] == calls
+    assert reply.content == ""
+
+
+@settings(max_examples=MANY, deadline=None)
+@given(st.data(), st.lists(st.sampled_from([END, "x", E]), min_size=1, max_size=12))
+def test_json_that_the_end_of_the_text_cuts_off_is_never_called(
+    data: st.DataObject, items: list[str]
+) -> None:
+    text = written({"items": [*items, "the end"]})
+    end = data.draw(st.integers(text.index("[") + 1, text.rindex("the end") + 7))
+    text = text[:end]
+    assume(not text.endswith((*(END[:n] for n in range(1, len(END) + 1)), "</invoke>", E)))
+    reply = check_all_cuts(M2, text, data.draw(cut(text)), JSON_TOOL, thinking_open=False)
+    assert reply.tool_calls == ()
+    assert "save_note" in " ".join(reply.problems)
+
+
+@pytest.mark.parametrize("value", ['["a', "{'a': 1}", '["a\nb"]', '["a"] b', '{"a": 1]', "[1, 2"])
+def test_a_value_that_is_no_json_is_handed_over_as_text(value: str) -> None:
+    call = m2_call(P("items", value), "save_note")
+    for text in (call, f"{call}{call}"):
+        reply = check_all_cuts(M2, text, tools=JSON_TOOL, thinking_open=False)
+        for found in reply.tool_calls:
+            assert found.arguments == {"items": value}
+        assert len(reply.tool_calls) == text.count("<invoke")
+
+
+def test_json_with_many_tags_takes_linear_time() -> None:
+    """Work that grows with what was read would take minutes here."""
+    for value in ([f"x{END}"] * 5_000, ['<parameter name="q">'] * 20_000, [[E]] * 20_000):
+        text = written({"items": value})
+        (call,) = M2.parse(text, JSON_TOOL, thinking_open=False).tool_calls
+        assert call.arguments == {"items": value}
+        text = written({"items": value}).replace('"]', "").replace("]", "")
+        for pieces in ([text], [text[at : at + 3] for at in range(0, len(text), 3)]):
+            stream(M2, pieces, JSON_TOOL, False)
+
+
 P = '<parameter name="{}">{}</parameter>\n'.format
 
 
