@@ -101,6 +101,47 @@ class Call:
         return None
 
 
+class OpenTags:
+    """Opening tags of a text that are not closed yet; each question takes constant time."""
+
+    def __init__(self, *tags: str) -> None:
+        self._tags: list[str] = []
+        self._places: dict[str, list[int]] = {tag: [] for tag in _OPENING.values()}
+        for tag in tags:
+            self.open(tag)
+
+    def __bool__(self) -> bool:
+        return bool(self._tags)
+
+    @property
+    def last(self) -> str | None:
+        return self._tags[-1] if self._tags else None
+
+    def has(self, tag: str) -> bool:
+        return bool(self._places[tag])
+
+    def has_around(self, tag: str, inner: str) -> bool:
+        """Return True if a tag stands before the last one of another kind."""
+        return self.has(tag) and self.has(inner) and self._places[tag][0] < self._places[inner][-1]
+
+    def open(self, tag: str) -> None:
+        self._places[tag].append(len(self._tags))
+        self._tags.append(tag)
+
+    def close(self, tag: str) -> None:
+        """Close the last one of a tag, and all that were opened in it."""
+        while self._tags:
+            last = self._tags.pop()
+            self._places[last].pop()
+            if last == tag:
+                return
+
+    def clear(self) -> None:
+        self._tags.clear()
+        for places in self._places.values():
+            places.clear()
+
+
 class Value:
     """Value of a parameter being read."""
 
@@ -114,7 +155,7 @@ class Value:
         self.is_streaming = False
         self.pieces: list[str] = []
         self.kept_tags: dict[str, None] = {}  # tags that may have meant its end, in their order
-        self.elements: list[str] = []  # opening tags inside the value that are not closed yet
+        self.elements = OpenTags()  # opening tags inside the value that are not closed yet
         self.doubt: Doubt | None = None
         self.json = JsonEnd() if self.is_json else None
 
@@ -145,13 +186,13 @@ class Value:
         """Note a tag that is text of the value: it opens or closes an element in it."""
         opening = _OPENING.get(tag)
         if opening is None:
-            self.elements.append(tag)
-        elif opening in self.elements:
-            _pop(self.elements, opening)
+            self.elements.open(tag)
+        elif self.elements.has(opening):
+            self.elements.close(opening)
 
     def closes_element(self, tag: str) -> bool:
         """Return True if a closing tag may belong to an element inside the value."""
-        return _OPENING[tag] in self.elements
+        return self.elements.has(_OPENING[tag])
 
     def weigh(self, verdict: Verdict) -> Verdict:
         """Return the verdict on a tag in the light of the value's types and its text so far."""
@@ -283,23 +324,18 @@ def _end_of_tags(text: str) -> int:
 def _closes_in_order(rest: str) -> bool:
     """Return True if each tag of a text that begins in a value has its place: a closing one closes
     what is open, a parameter is in a call."""
-    open_tags = [TOOL_BLOCK, INVOKE, PARAMETER]
+    open_tags = OpenTags(TOOL_BLOCK, INVOKE, PARAMETER)
     for found in _ANY_TAG.finditer(rest):
         opening = _OPENING.get(found.group())
         if opening is None:
-            if found.group() == PARAMETER and open_tags[-1:] not in ([INVOKE], [PARAMETER]):
+            if found.group() == PARAMETER and open_tags.last not in (INVOKE, PARAMETER):
                 return False
-            open_tags.append(found.group())
-        elif opening not in open_tags:
+            open_tags.open(found.group())
+        elif not open_tags.has(opening):
             return False
         else:
-            _pop(open_tags, opening)
+            open_tags.close(opening)
     return True
-
-
-def _pop(tags: list[str], tag: str) -> None:
-    while tags.pop() != tag:
-        pass
 
 
 def judge_end_parameter(
@@ -324,10 +360,5 @@ def judge_end_parameter(
         return Verdict.END if ends_call else Verdict.MAYBE
     if not is_in_element:
         return Verdict.MAYBE
-    outer = value.elements[: _last(value.elements, PARAMETER)]
-    is_end = follower == END_INVOKE and INVOKE not in outer
+    is_end = follower == END_INVOKE and not value.elements.has_around(INVOKE, PARAMETER)
     return Verdict.MAYBE if is_end else Verdict.UNSURE
-
-
-def _last(tags: list[str], tag: str) -> int:
-    return len(tags) - 1 - tags[::-1].index(tag)

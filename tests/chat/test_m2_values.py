@@ -327,6 +327,28 @@ def test_a_value_streams_up_to_a_tag_that_may_end_it() -> None:
     assert streamed(f"</parameter></invoke>{E}") == f'{E} zmore"}}'
 
 
+Q, N = '<parameter name="q">', '<invoke name="q">'
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (Q, f"</invoke>\n{E}"),
+        (Q, f"</parameter></invoke>{Q}"),
+        (N, f"</parameter></invoke>{Q}"),
+        (Q, "</parameter>"),
+        (N + Q, "</parameter></invoke>"),
+        (Q, f"{N}</invoke></parameter></invoke>"),
+        (B, f"{E}</parameter>"),
+    ],
+)
+def test_elements_nested_in_a_value_take_linear_time(parts: tuple[str, ...]) -> None:
+    """Work that grows with the depth would take minutes here."""
+    text = written({"title": "t", "body": "".join(part * 40_000 for part in parts)})
+    for tools in (NOTE, None):
+        M2.parse(text, tools, thinking_open=False)
+
+
 def test_a_long_value_with_many_tags_takes_linear_time() -> None:
     """Work that grows with what was read would take minutes here."""
     unit = f'<parameter name="b">x</parameter>\n</invoke> {E} </parameter> <invoke name="y">\n'
