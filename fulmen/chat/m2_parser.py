@@ -58,6 +58,8 @@ _AFTER_INVOKE = (INVOKE, END_TOOL_BLOCK, TOOL_BLOCK)
 _MAX_REREAD = 2_000_000
 """Characters that are read again for doubts which only the end of the text settled; the calls after
 those are refused where they are in doubt"""
+_OPENING = {END_PARAMETER: PARAMETER, END_INVOKE: INVOKE}
+"""Tags of a call, which are text outside of one"""
 _LAYOUT = re.compile(r"\s*")
 
 
@@ -77,6 +79,8 @@ class M2Parser(StreamParser):
         self._skipped: list[str] = []
         self._refusal = ""
         self._num_reread = 0
+        self._ended_calls: dict[str, None] = {}  # names of those not reported as perhaps cut
+        self._num_open = dict.fromkeys(_OPENING.values(), 0)  # in the content after calls
         if thinking_open:
             self._content.layout_before_tools = one_newline
 
@@ -116,14 +120,18 @@ class M2Parser(StreamParser):
         if self._is_thinking:
             tags: tuple[str, ...] = (THINK, END_THINK, TOOL_BLOCK, M1_TOOL_BLOCK)
         else:
-            tags = (*_TAGS, M1_TOOL_BLOCK, *([INVOKE] if self._is_in_block else []))
+            tags = (*_TAGS, M1_TOOL_BLOCK)
+            if self._is_in_block or self._num_calls:
+                tags = (*tags, INVOKE)
+            if self._num_calls:
+                tags = (*tags, PARAMETER, END_INVOKE, END_PARAMETER)
         end, tag = self._find(tags)
         self._say(self._take(end))
         if tag is None:
             return False
         if tag == TOOL_BLOCK:
             return self._open_block()
-        if tag == INVOKE:
+        if tag == INVOKE and self._is_in_block:
             self._enter_block()
             return True
         if tag == THINK and self._opens_thought():
@@ -145,9 +153,28 @@ class M2Parser(StreamParser):
         elif tag == END_TOOL_BLOCK and self._is_in_block:
             self._is_in_block = False
             self._is_line_blank = True
-        else:
+        elif not self._is_element(tag):
+            if tag in (END_PARAMETER, END_INVOKE, END_TOOL_BLOCK):
+                self._report_cut()
             self._problem(f"a stray {tag} was taken out of the text")
         return True
+
+    def _is_element(self, tag: str) -> bool:
+        """Keep an opening tag of a call as content, and a closing one that belongs to it."""
+        if tag in self._num_open:
+            self._num_open[tag] += 1
+        elif self._num_open.get(_OPENING.get(tag, ""), 0):
+            self._num_open[_OPENING[tag]] -= 1
+        else:
+            return False
+        self._say(tag)
+        return True
+
+    def _report_cut(self) -> None:
+        """Report that a value may have held the closing tags by which its call ended."""
+        for name in self._ended_calls:
+            self._problem(f"the call of {name} may be cut: closing tags come again after it")
+        self._ended_calls.clear()
 
     def _opens_thought(self) -> bool:
         return not self._is_thinking and self._is_line_blank
@@ -265,6 +292,9 @@ class M2Parser(StreamParser):
         self._skipped.append(self._take(end))
         if tag is not None:
             skipped = "".join(self._skipped).strip()
+            if self._ended_calls and END_PARAMETER in skipped and PARAMETER not in skipped:
+                self._report_cut()
+                self._call.may_be_text = True
             self._problem(f"the call of {self._call.name} has text in no parameter: {skipped}")
             self._state = self._body
         return tag is not None
@@ -287,6 +317,7 @@ class M2Parser(StreamParser):
             index = self._index()
             self._emit(ToolCallDelta(index, "}" if call.given else "{}"))
             self._emit(ToolCallEnd(index))
+            self._ended_calls[call.name] = None
         else:
             raw = "".join(self._raw or ())
             self._problem(f"the call of {call.name} is refused, {reason}: {raw}")

@@ -74,6 +74,7 @@ class Call:
         self.undeclared: list[str] = []
         self.is_odd = False  # a tag is missing, or text is in no parameter
         self.keeps_tags = False  # a value holds tags that may have meant its end
+        self.may_be_text = False  # of a value in a call before, whose closing tag is in this one
         self.index: int | None = None  # set once its ToolCallStart is out
 
     def may_come(self, name: str) -> bool:
@@ -96,6 +97,8 @@ class Call:
             return f"it lacks {', '.join(missing)}"
         if self.is_odd and self.undeclared:
             return f"its tool does not declare {', '.join(self.undeclared)}"
+        if self.may_be_text:
+            return f"it holds {END_PARAMETER} and no parameter that it closes"
         if self.is_odd and self.keeps_tags:
             return "it lacks tags, and has others in a value"
         return None
