@@ -28,7 +28,7 @@ from fulmen.chat.model import (
     as_request,
     complete,
 )
-from fulmen.chat.parsing import Parser, PlainParser, is_line_blank
+from fulmen.chat.parsing import CodePlace, Parser, PlainParser
 from fulmen.chat.reading import read_messages, read_tools
 from fulmen.chat.stopping import StopTexts
 from fulmen.chat.template import TemplateFormat
@@ -41,6 +41,7 @@ __all__ = [
     "ChatFormat",
     "ChatModel",
     "ChatRequest",
+    "CodePlace",
     "Completion",
     "ContentDelta",
     "Detokenizer",
@@ -73,7 +74,6 @@ __all__ = [
     "complete",
     "find_spans",
     "get_format",
-    "is_line_blank",
     "load_format",
     "make_grammar",
     "random_call_id",

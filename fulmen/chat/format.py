@@ -34,7 +34,7 @@ class ThinkingTags:
     forced_end: str
     """Text that ends a thought as the model would, written when its budget is used up"""
     again: str
-    """Tag by which a completion opens another thought, at the start of a line of its content"""
+    """Tag by which a completion opens another thought, anywhere in its content but in code"""
     last_phrase: str = "I have thought enough, it is time to answer.\n"
     """Text before `forced_end`, where the budget has room for it"""
 

@@ -9,6 +9,8 @@ A completion is `<think>` thought `</think>` answer, then one or more blocks of 
 - The prompt does not open the thought. With thinking_open=True a leading <think> opens it; newlines
   around it are layout, and a thought without an end is all thought. With False, <think> and its
   text stay in the content. Calls inside <think>...</think> are never calls.
+- After a thought, <think> opens another anywhere in the content but in Markdown code, where the
+  tags of a thought are text.
 - White space before a block is layout. The block's own tags are not content.
 - Calls are JSON objects, one or several, on one line or many, checked character by character, and
   their arguments stream as they are. Stray commas, brackets and doubled closing braces between
@@ -27,7 +29,7 @@ from collections.abc import Callable
 from fulmen.chat.arguments import JsonObjectScanner, dump_json, load_json
 from fulmen.chat.events import ToolCallDelta, ToolCallEnd
 from fulmen.chat.messages import CallIds, Tool
-from fulmen.chat.parsing import StreamParser, all_space, without_tags
+from fulmen.chat.parsing import CodePlace, StreamParser, all_space, without_tags
 
 THINK, END_THINK = "<think>", "</think>"
 TOOL_BLOCK, END_TOOL_BLOCK = "<tool_calls>", "</tool_calls>"
@@ -131,10 +133,13 @@ class M1Parser(StreamParser):
         if tag == TOOL_BLOCK:
             self._may_think = self._has_block_content = False
             self._content.end_segment()
+            self._code = CodePlace()
             self._state = self._block
         elif tag == END_THINK and self._is_thinking:
             self._close_thought()
             self._has_thought = True
+        elif tag != END_TOOL_BLOCK and self._has_thought and self._code.is_code:
+            self._say(tag)
         elif tag == END_TOOL_BLOCK or (tag == END_THINK and not self._is_in_quoted_think):
             self._problem(f"a stray {tag} was taken out of the text")
         else:
@@ -144,7 +149,7 @@ class M1Parser(StreamParser):
 
     def _opens_thought(self) -> bool:
         if self._has_thought:
-            return not self._is_thinking and self._is_line_blank
+            return not self._code.is_code
         return self._may_think and self._content.is_blank
 
     def _block(self) -> bool:
@@ -154,7 +159,7 @@ class M1Parser(StreamParser):
             self._take(self._position + len(rest))
             if not self._has_block_content:
                 self._problem("a tool block has no call in it")
-            self._is_line_blank = True
+            self._code = CodePlace()
             self._state = self._text
         elif rest.startswith(TOOL_BLOCK):
             self._take(self._position + len(TOOL_BLOCK))

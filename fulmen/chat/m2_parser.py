@@ -8,10 +8,11 @@ Parsing undoes rendering. A completion starts inside the thought, which the prom
 - Layout is dropped: newlines around the thought and after </think>, and the one newline that the
   template puts before a tool block. With thinking_open=False there was no layout, so content is
   verbatim. Blank text beside tool blocks is dropped too.
-- <think> opens a thought where only white space stands before it in its line of content, or since
-  the last thought or tool block ended. A thought is kept as written, but for a <think> that repeats
-  the prompt's own. A call inside it ends it.
-- The four tags are not content; one in a place where it means nothing is taken out and reported.
+- <think> opens a thought anywhere in the content but in Markdown code, where the tags of a thought
+  are text. A thought is kept as written, but for a <think> that repeats the prompt's own. A call
+  inside it ends it.
+- Elsewhere tags are not content; one that means nothing is taken out and reported, and so are
+  closing tags after a call that may have been cut there.
 - Nothing in a value is escaped. `m2_values.py` says which tag ends a value: what follows the tag
   decides, which parameters the tool declares, and which elements are open inside the value. Where
   only later text can tell, the call waits for it; a call that stays uncertain is refused.
@@ -44,9 +45,9 @@ from fulmen.chat.m2_tags import (
     look_after_space,
     read_tag,
 )
-from fulmen.chat.m2_values import Call, Doubt, Value, Verdict, judge_end_parameter
+from fulmen.chat.m2_values import Call, Doubt, OpenTags, Value, Verdict, judge_end_parameter
 from fulmen.chat.messages import CallIds, Tool
-from fulmen.chat.parsing import StreamParser, one_newline, without_tags
+from fulmen.chat.parsing import CodePlace, StreamParser, one_newline, without_tags
 
 THINK, END_THINK = "<think>", "</think>"
 M1_TOOL_BLOCK = "<tool_calls>"
@@ -58,8 +59,6 @@ _AFTER_INVOKE = (INVOKE, END_TOOL_BLOCK, TOOL_BLOCK)
 _MAX_REREAD = 2_000_000
 """Characters that are read again for doubts which only the end of the text settled; the calls after
 those are refused where they are in doubt"""
-_OPENING = {END_PARAMETER: PARAMETER, END_INVOKE: INVOKE}
-"""Tags of a call, which are text outside of one"""
 _LAYOUT = re.compile(r"\s*")
 
 
@@ -80,7 +79,7 @@ class M2Parser(StreamParser):
         self._refusal = ""
         self._num_reread = 0
         self._ended_calls: dict[str, None] = {}  # names of those not reported as perhaps cut
-        self._num_open = dict.fromkeys(_OPENING.values(), 0)  # in the content after calls
+        self._elements = OpenTags()  # in the content after calls
         if thinking_open:
             self._content.layout_before_tools = one_newline
 
@@ -121,10 +120,10 @@ class M2Parser(StreamParser):
             tags: tuple[str, ...] = (THINK, END_THINK, TOOL_BLOCK, M1_TOOL_BLOCK)
         else:
             tags = (*_TAGS, M1_TOOL_BLOCK)
-            if self._is_in_block or self._num_calls:
-                tags = (*tags, INVOKE)
             if self._num_calls:
-                tags = (*tags, PARAMETER, END_INVOKE, END_PARAMETER)
+                tags = (*tags, INVOKE, PARAMETER, END_INVOKE, END_PARAMETER)
+            elif self._is_in_block:
+                tags = (*tags, INVOKE)
         end, tag = self._find(tags)
         self._say(self._take(end))
         if tag is None:
@@ -132,9 +131,8 @@ class M2Parser(StreamParser):
         if tag == TOOL_BLOCK:
             return self._open_block()
         if tag == INVOKE and self._is_in_block:
-            self._enter_block()
-            return True
-        if tag == THINK and self._opens_thought():
+            return self._enter_block()
+        if tag == THINK and not self._is_thinking and not self._code.is_code:
             self._open_thought()
             self._content.layout_before_tools = one_newline
             self._take(end + len(tag))
@@ -152,32 +150,26 @@ class M2Parser(StreamParser):
                 self._say(tag)
         elif tag == END_TOOL_BLOCK and self._is_in_block:
             self._is_in_block = False
-            self._is_line_blank = True
-        elif not self._is_element(tag):
-            if tag in (END_PARAMETER, END_INVOKE, END_TOOL_BLOCK):
+            self._code = CodePlace()
+        elif self._is_text(tag):
+            self._say(tag)
+        else:
+            if tag != END_THINK:
                 self._report_cut()
             self._problem(f"a stray {tag} was taken out of the text")
         return True
 
-    def _is_element(self, tag: str) -> bool:
-        """Keep an opening tag of a call as content, and a closing one that belongs to it."""
-        if tag in self._num_open:
-            self._num_open[tag] += 1
-        elif self._num_open.get(_OPENING.get(tag, ""), 0):
-            self._num_open[_OPENING[tag]] -= 1
-        else:
-            return False
-        self._say(tag)
-        return True
+    def _is_text(self, tag: str) -> bool:
+        """Return True if a tag in the content is quoted in code, or of an element written there."""
+        if self._code.is_code:
+            return tag != END_TOOL_BLOCK
+        return tag != END_THINK and self._elements.follow(tag)
 
     def _report_cut(self) -> None:
         """Report that a value may have held the closing tags by which its call ended."""
         for name in self._ended_calls:
             self._problem(f"the call of {name} may be cut: closing tags come again after it")
         self._ended_calls.clear()
-
-    def _opens_thought(self) -> bool:
-        return not self._is_thinking and self._is_line_blank
 
     def _open_block(self) -> bool:
         ahead, _ = look_after_space(
@@ -199,13 +191,15 @@ class M2Parser(StreamParser):
             self._problem(f"{TOOL_BLOCK} is not followed by a call, what follows is kept as text")
         return True
 
-    def _enter_block(self) -> None:
+    def _enter_block(self) -> bool:
         """Start a block of calls; it ends the thought, if that is still open."""
         if self._is_thinking:
             self._close_thought()
         self._is_in_block = True
         self._content.end_segment()
+        self._code = CodePlace()
         self._state = self._block
+        return True
 
     def _block(self) -> bool:
         self._take_run(_LAYOUT)
@@ -216,11 +210,10 @@ class M2Parser(StreamParser):
             rest = self._take(len(self._buffer)).strip()
             self._problem(f"the tool block has no {END_TOOL_BLOCK}" + f": {rest}" * bool(rest))
             return False
-        if ahead is Ahead.OTHER:
-            self._problem("a tool block has text beside its calls, it is kept as content")
+        if ahead == THINK:
             self._state = self._text
-        elif ahead == THINK:
-            self._is_line_blank = True
+        elif ahead is Ahead.OTHER:
+            self._problem("a tool block has text beside its calls, it is kept as content")
             self._state = self._text
         elif ahead == INVOKE:
             self._raw = []
@@ -229,7 +222,6 @@ class M2Parser(StreamParser):
             self._take(self._position + len(ahead))
             if ahead == END_TOOL_BLOCK:
                 self._is_in_block = False
-                self._is_line_blank = True
                 self._state = self._text
         return True
 
@@ -362,8 +354,7 @@ class M2Parser(StreamParser):
                 self._settle(value.doubt)
                 return True
             return False
-        verdict = value.weigh(self._judge(tag, end))
-        if verdict is Verdict.WAIT:
+        if (verdict := value.weigh(self._judge(tag, end))) is Verdict.WAIT:
             return False
         if verdict is Verdict.END:
             if value.doubt is not None:

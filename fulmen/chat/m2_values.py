@@ -118,6 +118,7 @@ class OpenTags:
 
     @property
     def last(self) -> str | None:
+        """Tag that was opened last of all."""
         return self._tags[-1] if self._tags else None
 
     def has(self, tag: str) -> bool:
@@ -138,6 +139,17 @@ class OpenTags:
             self._places[last].pop()
             if last == tag:
                 return
+
+    def follow(self, tag: str) -> bool:
+        """Open or close a tag; return False for a closing one that has nothing to close."""
+        opening = _OPENING.get(tag)
+        if opening is None:
+            self.open(tag)
+            return True
+        is_open = self.has(opening)
+        if is_open:
+            self.close(opening)
+        return is_open
 
     def clear(self) -> None:
         self._tags.clear()
@@ -187,11 +199,7 @@ class Value:
 
     def follow(self, tag: str) -> None:
         """Note a tag that is text of the value: it opens or closes an element in it."""
-        opening = _OPENING.get(tag)
-        if opening is None:
-            self.elements.open(tag)
-        elif self.elements.has(opening):
-            self.elements.close(opening)
+        self.elements.follow(tag)
 
     def closes_element(self, tag: str) -> bool:
         """Return True if a closing tag may belong to an element inside the value."""
@@ -329,15 +337,11 @@ def _closes_in_order(rest: str) -> bool:
     what is open, a parameter is in a call."""
     open_tags = OpenTags(TOOL_BLOCK, INVOKE, PARAMETER)
     for found in _ANY_TAG.finditer(rest):
-        opening = _OPENING.get(found.group())
-        if opening is None:
-            if found.group() == PARAMETER and open_tags.last not in (INVOKE, PARAMETER):
-                return False
-            open_tags.open(found.group())
-        elif not open_tags.has(opening):
+        tag = found.group()
+        if tag == PARAMETER and open_tags.last not in (INVOKE, PARAMETER):
             return False
-        else:
-            open_tags.close(opening)
+        if not open_tags.follow(tag):
+            return False
     return True
 
 

@@ -9,6 +9,7 @@ held back is kept in pieces and joined once, so time is linear in the text's len
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
 from typing import Protocol
@@ -26,6 +27,69 @@ from fulmen.chat.events import (
 from fulmen.chat.messages import CallIds, Tool, random_call_id
 
 
+@dataclass(frozen=True, slots=True)
+class CodePlace:
+    """Place in a Markdown text: inside of code, where a tag is quoted, or not.
+
+    A code span is open after an odd number of backticks in a line, a code block from a fence, a
+    line that begins with three or more ` or ~, to a line of as many.
+    """
+
+    fence: tuple[str, int] | None = None
+    """Mark of the open fence, and how many of it"""
+    mark: str = ""
+    """First character of the line after white space; empty in a blank line"""
+    num_marks: int = 0
+    """How many of it begin the line, if it is ` or ~"""
+    is_after_marks: bool = False
+    """True if the line goes on after them"""
+    has_text: bool = False
+    """True if it goes on with more than white space"""
+    num_backticks: int = 0
+    """Backticks of the line"""
+
+    @property
+    def is_code(self) -> bool:
+        if self.fence is not None:
+            return not self._is_fence()
+        return self._is_fence() or self.num_backticks % 2 == 1
+
+    def after(self, text: str) -> "CodePlace":
+        """Return the place behind a text."""
+        first, *lines = text.split("\n")
+        place = self._after_part(first)
+        for line in lines:
+            fence = place.fence
+            if place._is_fence():
+                fence = None if fence else (place.mark, place.num_marks)
+            place = CodePlace(fence)._after_part(line)
+        return place
+
+    def _is_fence(self) -> bool:
+        """Return True if the line so far opens a fence, or closes the open one."""
+        if self.mark not in ("`", "~") or self.num_marks < 3:
+            return False
+        if self.fence is not None:
+            mark, num_marks = self.fence
+            return self.mark == mark and self.num_marks >= num_marks and not self.has_text
+        return self.mark == "~" or self.num_backticks == self.num_marks
+
+    def _after_part(self, text: str) -> "CodePlace":
+        """Return the place behind a part of the line."""
+        rest = text if self.mark else text.lstrip()
+        if not rest:
+            return self
+        mark, num_marks, is_after_marks = self.mark or rest[0], self.num_marks, self.is_after_marks
+        if mark in "`~" and not is_after_marks:
+            length = len(rest)
+            rest = rest.lstrip(mark)
+            num_marks += length - len(rest)
+        is_after_marks = is_after_marks or bool(rest)
+        has_text = self.has_text or bool(rest.strip())
+        num_backticks = self.num_backticks + text.count("`")
+        return CodePlace(self.fence, mark, num_marks, is_after_marks, has_text, num_backticks)
+
+
 class Parser(Protocol):
     """Reader of one completion, as it comes."""
 
@@ -34,8 +98,9 @@ class Parser(Protocol):
         """True if the text so far ends inside the thought."""
 
     @property
-    def may_think_again(self) -> bool:
-        """True if an opening tag that came next would open another thought after the first."""
+    def code_place(self) -> CodePlace | None:
+        """Place in the content that the text so far ends at, if a thought may follow an earlier one
+        there: an opening tag that came next would open it, unless it stood in code."""
 
     num_thoughts: int
     """Number of thoughts so far, the one that the prompt opened included"""
@@ -69,9 +134,8 @@ class StreamParser(ABC):
         self.num_thoughts = 0
         self.later_thoughts: list[int] = []
         self._num_read = 0  # characters consumed
-        self._is_line_blank = (
-            True  # only white space since the line, or its part after a tag, began
-        )
+        self._is_later_thought = False
+        self._code = CodePlace()
         self._thinking = _Thinking(self._emit)
         self._content = Content(self._emit)
 
@@ -80,9 +144,10 @@ class StreamParser(ABC):
         return self._is_thinking
 
     @property
-    def may_think_again(self) -> bool:
-        is_open = self.num_thoughts > 0 and not self._is_thinking and self._is_in_text()
-        return is_open and is_line_blank(self._buffer[self._position :], self._is_line_blank)
+    def code_place(self) -> CodePlace | None:
+        if not self.num_thoughts or self._is_thinking or not self._is_in_text():
+            return None
+        return self._code.after(self._buffer[self._position :])
 
     def feed(self, piece: str) -> list[Event]:
         if self._is_final:
@@ -121,6 +186,10 @@ class StreamParser(ABC):
 
     def _end(self) -> None:
         """Settle all that the end of the text leaves open."""
+        if self._is_thinking and self._is_later_thought:
+            self._problem(
+                "a later thought is not closed, all text after its tag is kept as thought"
+            )
         self._content.finish()
 
     def _take(self, end: int) -> str:
@@ -173,10 +242,11 @@ class StreamParser(ABC):
             self._thinking.say(text)
         else:
             self._content.say(text)
-            self._is_line_blank = is_line_blank(text, self._is_line_blank)
+            self._code = self._code.after(text)
 
     def _open_thought(self) -> None:
         """Start a thought at its opening tag, which comes next in the buffer."""
+        self._is_later_thought = self.num_thoughts > 0 or self._content.has_begun
         if self.num_thoughts:
             self.later_thoughts.append(self._num_read)
         self.num_thoughts += 1
@@ -185,7 +255,6 @@ class StreamParser(ABC):
 
     def _close_thought(self) -> None:
         self._is_thinking = False
-        self._is_line_blank = True
         self._content.start_after_thinking()
 
 
@@ -253,14 +322,14 @@ class Content:
     def __init__(self, emit: Callable[[Event], None]) -> None:
         self._emit = emit
         self._held: list[str] = []
-        self._has_begun = False
+        self.has_begun = False
         self.is_blank = True
         self._is_after_thinking = False
         self.layout_before_tools: Callable[[str], int] = no_layout
 
     def start_after_thinking(self) -> None:
         """Take the newlines that come next for part of the closing tag."""
-        if not self._has_begun:
+        if not self.has_begun:
             self._held = []
         self._is_after_thinking = True
 
@@ -272,7 +341,7 @@ class Content:
         if body:
             self._emit(ContentDelta("".join(self._held) + body))
             self._held = []
-            self._has_begun = True
+            self.has_begun = True
             self.is_blank = False
         if len(body) < len(text):
             self._held.append(text[len(body) :])
@@ -306,12 +375,6 @@ def one_newline(space: str) -> int:
 def all_space(space: str) -> int:
     """Return the length of all white space before a tool block."""
     return len(space)
-
-
-def is_line_blank(text: str, is_blank_before: bool) -> bool:
-    """Return True if only white space stands in the last line after text was added to it."""
-    _, newline, last = text.rpartition("\n")
-    return not last.strip(" \t\r") and (bool(newline) or is_blank_before)
 
 
 def without_tags(text: str, tags: tuple[str, ...]) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from fulmen.chat import (
     ChatFormat,
     ChatRequest,
+    CodePlace,
     Completion,
     Event,
     Grammar,
@@ -25,7 +26,6 @@ from fulmen.chat import (
     Tokenizer,
     Usage,
     find_spans,
-    is_line_blank,
 )
 from fulmen.engine import Choice, TokenOutput
 from fulmen.llm.steering import AnswerSteering
@@ -113,7 +113,7 @@ class Answer:
         return self._steering.ask(
             draft_ids,
             is_thinking=self._parser.is_thinking,
-            may_think_again=self._may_think_again(),
+            code_place=self._code_place(),
         )
 
     def take(self, output: TokenOutput) -> bool:
@@ -217,11 +217,11 @@ class Answer:
             self._budget.start_thought()
         return events
 
-    def _may_think_again(self) -> bool:
-        """Return True if an opening tag that came next would open another thought."""
-        if not self._budget.is_limited or self._detokenizer.is_open:
-            return False
-        return is_line_blank(self._stop.held, self._parser.may_think_again)
+    def _code_place(self) -> CodePlace | None:
+        """Return the place in the content, if an opening tag that came next would open another
+        thought there unless it stood in code."""
+        place = self._parser.code_place if self._budget.is_limited else None
+        return None if place is None else place.after(self._stop.held)
 
 
 def _num_repetitive(logprobs: Sequence[float], params: SamplingParams) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from fulmen.chat import Grammar, Tokenizer, is_line_blank
+from fulmen.chat import CodePlace, Grammar, Tokenizer
 from fulmen.engine import Choice
 from fulmen.llm.thinking import Decision, ThoughtBudget
 from fulmen.sampling import Mask
@@ -64,11 +64,12 @@ class AnswerSteering:
         self._forced.extend(self._decision.forced_ids)
 
     def ask(
-        self, draft_ids: Sequence[int], *, is_thinking: bool, may_think_again: bool = False
+        self, draft_ids: Sequence[int], *, is_thinking: bool, code_place: CodePlace | None = None
     ) -> list[Choice]:
         """Return what may come next, and after each draft as far as nothing new is decided.
 
-        may_think_again  an opening tag that came next would open another thought
+        code_place  place in the content, where an opening tag that came next would open another
+                    thought unless it stood in code; None where it would open none
         """
         self.decide(is_thinking=is_thinking, num_drafts=len(draft_ids))
         if self._forced:
@@ -83,8 +84,8 @@ class AnswerSteering:
         masks: list[Mask | None] = [None] * (1 + len(draft))
         if self._grammar is not None:
             masks = self._grammar.masks(draft)  # ends at the first draft that it refuses
-        if not is_thinking and not self._decision.may_think:
-            masks = self._without_opening(masks, draft, may_think_again)
+        if code_place is not None and not is_thinking and not self._decision.may_think:
+            masks = self._without_opening(masks, draft, code_place)
         # A decision with a bias has no free drafts, so only the first choice can have one.
         first = Choice(masks[0], logit_bias=self._decision.logit_bias)
         return [first, *map(Choice, masks[1:])]
@@ -107,7 +108,7 @@ class AnswerSteering:
             self._grammar.accept(token_id)
 
     def _without_opening(
-        self, masks: list[Mask | None], draft: list[int], may_think_again: bool
+        self, masks: list[Mask | None], draft: list[int], code_place: CodePlace
     ) -> list[Mask | None]:
         """Return the masks without the opening tag's id, where that would open another thought."""
         if self._opening_id is None or self._opening_id >= self._vocab_size:
@@ -115,9 +116,9 @@ class AnswerSteering:
         found: list[Mask | None] = []
         for place, mask in enumerate(masks):
             if place:
-                text = self._tokenizer.decode([draft[place - 1]])
-                may_think_again = is_line_blank(text, may_think_again)
-            found.append(self._without_id(mask, self._opening_id) if may_think_again else mask)
+                code_place = code_place.after(self._tokenizer.decode([draft[place - 1]]))
+            is_code = code_place.is_code
+            found.append(mask if is_code else self._without_id(mask, self._opening_id))
         return found
 
     def _without_id(self, mask: Mask | None, token_id: int) -> Mask | None:

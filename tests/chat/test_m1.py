@@ -104,8 +104,8 @@ def test_text_in_a_block_comes_back_as_content() -> None:
 def test_calls_in_a_thought_are_no_calls() -> None:
     text = f"<think>\n{m1_block(GOOD)}\n</think>\n\nDone. <think>{m1_block(GOOD)}</think>"
     split = M1.parse(text)
-    assert (split.thinking, split.tool_calls) == (m1_block(GOOD), ())
-    assert split.content == f"Done. <think>{m1_block(GOOD)}</think>"
+    assert (split.thinking, split.tool_calls) == (f"{m1_block(GOOD)}\n\n{m1_block(GOOD)}", ())
+    assert split.content == "Done. "
     assert M1.parse(text, thinking_open=False).content == text
 
 

@@ -348,7 +348,8 @@ def test_a_cut_call_is_no_call_and_is_quoted_in_full() -> None:
         (m2_call("").replace("</invoke>\n", ""), "", "has no </invoke>"),
         ("a <minimax:tool_call>", "a ", "cut off by the end of the text: <minimax:tool_call>"),
         ("a </minimax:tool_call>b", "a b", "stray </minimax:tool_call>"),
-        ("a<think>b", "ab", "stray <think>"),
+        ("a<think>b", "a", "a later thought is not closed"),
+        ("a `<think>`b", "a `<think>`b", ""),
         ('<tool_calls>\n{"name": "f"}', '<tool_calls>\n{"name": "f"}', "belongs to MiniMax-M1"),
     ],
 )

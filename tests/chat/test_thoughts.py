@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from fulmen.chat import ChatFormat, Message, Transcript
+from fulmen.chat import ChatFormat, CodePlace, Message, Transcript
 from fulmen.chat.transcript import sampled_ids
 from fulmen.sampling import SamplingParams
 from tests.chat.helpers import M1, M2, MANY, check_all_cuts, cut, m1_block, m2_call
@@ -33,7 +33,6 @@ def begun(kind: str, text: str) -> str:
         ("a</think><think>b</think>Yes", "a\n\nb", "Yes"),
         ("a\n</think>\n \n <think>b</think>Yes", "a\n\nb", "Yes"),
         ("a\n</think>\n\nYes.\n<think>\nb\n</think>\n\nNo.", "a\n\nb", "Yes.\nNo."),
-        ("a\n</think>\n\nYes.\n<think>b", "a\n\nb", "Yes.\n"),
         ("\n</think>\n\n<think>b</think>", "b", ""),
         ("a</think><think>\n</think><think>c</think>Yes", "a\n\nc", "Yes"),
         ("a\n\n</think><think>b <think> c</think>x", "a\n\nb <think> c", "x"),
@@ -56,17 +55,89 @@ def test_a_thought_may_follow_calls(kind: str) -> None:
     assert (reply.content.strip(), reply.problems) == ("x", ())
 
 
-def test_in_the_middle_of_a_line_the_tag_opens_nothing() -> None:
-    m1 = check_all_cuts(M1, "<think>a</think>x <think>y</think> z")
-    assert (m1.thinking, m1.content) == ("a", "x <think>y</think> z")
-    m2 = check_all_cuts(M2, "a</think>x <think>y z")
-    assert (m2.thinking, m2.content) == ("a", "x y z")
-    assert m2.problems == ("a stray <think> was taken out of the text",)
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize(
+    ("text", "thinking", "content"),
+    [
+        ("Ok. <think>b</think>c", "b", "Ok. c"),
+        ("Ok. <think>b</think>c <think>d</think>", "b\n\nd", "Ok. c "),
+        ("`x` <think>b</think>c", "b", "`x` c"),
+        ("it`s\n <think>b</think>c", "b", "it`s\n c"),
+        ("```\nx\n```\n<think>b</think>c", "b", "```\nx\n```\nc"),
+        ("```\nx\n``` <think>b</think>c", "b", "```\nx\n``` c"),
+        ("~~~~\n~~~\n~~~~~\nx<think>b</think>c", "b", "~~~~\n~~~\n~~~~~\nxc"),
+        ("```x``` y <think>b</think>c", "b", "```x``` y c"),
+        ("`<think>` is a tag.\n<think>b</think>c", "b", "`<think>` is a tag.\nc"),
+    ],
+)
+def test_a_tag_in_content_opens_a_thought(
+    kind: str, text: str, thinking: str, content: str
+) -> None:
+    reply = check_all_cuts(FORMATS[kind], begun(kind, f"a\n</think>\n\n{text}"))
+    assert (reply.thinking, reply.content) == (f"a\n\n{thinking}", content)
+    assert (reply.problems, reply.is_thinking_closed) == ((), True)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize(
+    "content",
+    [
+        "The tags are `<think>` and `</think>`.",
+        "Write `<think>b</think>` here.",
+        "```\n<think>\nb\n</think>\n```",
+        "```xml <think>",
+        " ~~~~\n```\n~~~\n<think>b</think>\n~~~~\nx",
+        "1. As in\n   ```\n   <think>b</think>\n   ```\n",
+        "````\n```\n<think>b</think>\n```\n</think>\n````",
+        "```\n```x\n<think>b</think>",
+        "~~~ `<think>",
+    ],
+)
+def test_a_tag_in_code_is_content(kind: str, content: str) -> None:
+    text = begun(kind, f"a\n</think>\n\n{content}")
+    reply = check_all_cuts(FORMATS[kind], text)
+    assert (reply.thinking, reply.content, reply.problems) == ("a", content, ())
+    assert len(FORMATS[kind].find_thoughts(text)) == 1
+    calls = check_all_cuts(FORMATS[kind], f"{text}\n{CALLS[kind]}<think>b</think>")
+    assert (calls.thinking, calls.content.rstrip()) == ("a\n\nb", content.rstrip())
+    assert [call.arguments for call in calls.tool_calls] == [{"a": "Oslo"}]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("content", ["", "Yes.\n", "Yes. "])
+def test_a_later_thought_that_does_not_close_is_reported(kind: str, content: str) -> None:
+    reply = check_all_cuts(FORMATS[kind], begun(kind, f"a\n</think>\n\n{content}<think>b"))
+    assert (reply.thinking, reply.content) == ("a\n\nb", content)
+    assert not reply.is_thinking_closed
+    assert reply.problems == (
+        "a later thought is not closed, all text after its tag is kept as thought",
+    )
+
+
+def test_without_a_first_thought_m1_has_no_later_one() -> None:
     never = check_all_cuts(M1, "x\n<think>y</think>")
     assert (never.thinking, never.content) == ("", "x\n<think>y</think>")
 
 
-PIECES = ["<think>", "</think>", "\n", "\n\n", " ", "x", "Yes.\n", "é"]
+@settings(max_examples=MANY, deadline=None)
+@given(st.data(), st.text("`~x \n\r\t", max_size=40))
+def test_a_place_in_code_does_not_depend_on_cuts(data: st.DataObject, text: str) -> None:
+    place = CodePlace()
+    for piece in data.draw(cut(text)):
+        place = place.after(piece)
+    assert place == CodePlace().after(text)
+
+
+def test_a_long_line_of_backticks_takes_linear_time() -> None:
+    """Work that grows with what was read would take minutes here."""
+    for text in ("```x " * 40_000, "`" * 100_000, "~" * 100_000, "```\n" * 40_000):
+        place = CodePlace()
+        for char in text:
+            place = place.after(char)
+        assert place == CodePlace().after(text)
+
+
+PIECES = ["`", "```", "<think>", "</think>", "\n", "\n\n", " ", "x", "Yes.\n", "é"]
 
 
 @settings(max_examples=MANY, deadline=None)
@@ -129,12 +200,14 @@ def test_many_thoughts_are_found_in_linear_time() -> None:
 def test_events_say_when_a_thought_is_open() -> None:
     parser: Any = M2.parser()
     parser.feed("a</think>\n")
-    assert (parser.is_thinking, parser.may_think_again, parser.num_thoughts) == (False, True, 1)
+    assert (parser.is_thinking, parser.code_place, parser.num_thoughts) == (False, CodePlace(), 1)
     parser.feed("<thi")
-    assert not parser.may_think_again
+    assert not parser.code_place.is_code
     parser.feed("nk>")
-    assert (parser.is_thinking, parser.num_thoughts) == (True, 2)
-    parser.feed("b</think>Yes")
-    assert not parser.may_think_again
+    assert (parser.is_thinking, parser.code_place, parser.num_thoughts) == (True, None, 2)
+    parser.feed("b</think>Yes: `")
+    assert parser.code_place.is_code
     parser.feed(f"\n{CALLS['m2']}")
-    assert parser.may_think_again
+    assert not parser.code_place.is_code
+    parser.feed('<minimax:tool_call><invoke name="f">')
+    assert parser.code_place is None

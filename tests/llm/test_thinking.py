@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fulmen.chat import ChatRequest, Completion, Prompt, TokenBudget
+from fulmen.chat import ChatRequest, CodePlace, Completion, Prompt, TokenBudget
 from fulmen.engine import Choice, EngineConfig, TokenOutput
 from fulmen.llm import LLM
 from fulmen.sampling import SamplingParams
@@ -191,6 +191,11 @@ def cut_answers(llm: LLM, count: int, seed: int) -> Iterator[tuple[int, Completi
 def assert_well_formed(llm: LLM, budget: int, completion: Completion) -> None:
     reply = completion.reply
     assert completion.usage.num_thinking_tokens <= max(budget, 8)
+    assert completion.sampled is not None
+    if completion.sampled.has_later_thoughts:
+        assert reply.is_thinking_closed or completion.usage.num_thinking_tokens < budget
+        assert closes_only_in_code(reply.content)
+        return
     if completion.finish_reason == "stop" and not reply.is_thinking_closed:
         assert not reply.content  # the model ended its turn inside the thought
         return
@@ -203,10 +208,10 @@ def assert_well_formed(llm: LLM, budget: int, completion: Completion) -> None:
     # The thought is what stands before the tag and the content what stands behind it; other tags
     # are text to one format and stray to the other.
     assert bare(reply.thinking) in bare(before)
-    assert "</think>" not in reply.content
+    assert closes_only_in_code(reply.content)
     assert bare(reply.content) in bare(after) or reply.problems
     if not reply.problems:
-        assert not TAGS.search(reply.content.replace("<think>", ""))
+        assert not TAGS.search(re.sub("</?think>", "", reply.content))
 
 
 def assert_json(content: str, schema: str) -> None:
@@ -223,6 +228,14 @@ def assert_json(content: str, schema: str) -> None:
             assert not others
         case other:
             raise AssertionError(other)
+
+
+def closes_only_in_code(content: str) -> bool:
+    """Return True if every closing tag in the content stands in code."""
+    before = content.split("</think>")[:-1]
+    return all(
+        CodePlace().after("".join(before[:end])).is_code for end in range(1, 1 + len(before))
+    )
 
 
 def bare(text: str) -> str:
@@ -298,7 +311,10 @@ def test_no_thought_is_opened_again_when_the_budget_is_spent(m2: LLM) -> None:
     for text, budget, is_masked in (
         ("abc\n</think>\n\n", spent, True),
         ("abc\n</think>\n\nYes.\n ", spent, True),
-        ("abc\n</think>\n\nYes.", spent, False),
+        ("abc\n</think>\n\nYes.", spent, True),
+        ("abc\n</think>\n\nYes `x", spent, False),
+        ("abc\n</think>\n\n```\nx\n", spent, False),
+        ("abc\n</think>\n\n```\nx\n```", spent, True),
         ("abc\n</think>\n\n", spent + 1, False),
         ("abc\n</think>\n\n", None, False),
         ("ab", 3, False),
@@ -316,7 +332,7 @@ def test_guesses_do_not_change_where_a_thought_may_open(m2: LLM) -> None:
     params = SamplingParams(
         thinking_budget=num_thinking(llm, start), thinking_soft_end=0, stop=("\n\nx",)
     )
-    draft = llm.tokenizer.encode("a\n b\n\n\t")
+    draft = llm.tokenizer.encode("a`b\n\n`c`\t")
 
     def ask(prefix: list[int], guesses: list[int]) -> list[set[int]]:
         request = ChatRequest(prompt=Prompt((1,)), params=params, prefix_ids=prefix)
@@ -324,5 +340,6 @@ def test_guesses_do_not_change_where_a_thought_may_open(m2: LLM) -> None:
 
     together = ask(start, draft)
     assert len(together) == len(draft) + 1
-    assert [bool(one) for one in together] == [True, False, True, True, False, True, True, True]
+    may_open = [True, True, False, False, True, True, False, False, True, True]
+    assert [bool(one) for one in together] == may_open
     assert together == [ask(start + draft[:place], [])[0] for place in range(len(draft) + 1)]
