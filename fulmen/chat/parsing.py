@@ -36,11 +36,11 @@ class CodePlace:
     """
 
     fence: tuple[str, int] | None = None
-    """Mark of the open fence, and how many of it"""
+    """Mark of the open fence, and the number of them"""
     mark: str = ""
     """First character of the line after white space; empty in a blank line"""
     num_marks: int = 0
-    """How many of it begin the line, if it is ` or ~"""
+    """Number of marks, ` or ~, that begin the line"""
     is_after_marks: bool = False
     """True if the line goes on after them"""
     has_text: bool = False
@@ -246,7 +246,9 @@ class StreamParser(ABC):
 
     def _open_thought(self) -> None:
         """Start a thought at its opening tag, which comes next in the buffer."""
-        self._is_later_thought = self.num_thoughts > 0 or self._content.has_begun
+        self._is_later_thought = bool(
+            self.num_thoughts or self._num_calls or self._content.has_begun
+        )
         if self.num_thoughts:
             self.later_thoughts.append(self._num_read)
         self.num_thoughts += 1

@@ -114,6 +114,12 @@ def test_a_later_thought_that_does_not_close_is_reported(kind: str, content: str
     )
 
 
+def test_a_thought_after_calls_that_does_not_close_is_reported() -> None:
+    reply = check_all_cuts(M2, f"{CALLS['m2']}\n<think>b", thinking_open=False)
+    assert (reply.thinking, len(reply.tool_calls)) == ("b", 1)
+    assert "a later thought is not closed" in " ".join(reply.problems)
+
+
 def test_without_a_first_thought_m1_has_no_later_one() -> None:
     never = check_all_cuts(M1, "x\n<think>y</think>")
     assert (never.thinking, never.content) == ("", "x\n<think>y</think>")
