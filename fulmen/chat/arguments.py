@@ -118,7 +118,7 @@ def readings(text: str, types: frozenset[str]) -> Iterator[Any]:
         if number is not None and (is_whole or not is_text_allowed or "number" in types):
             yield number
     if "boolean" in types:
-        if word in _BOOLEANS and (not is_text_allowed or word in ("true", "false")):
+        if word in _BOOLEANS:
             yield _BOOLEANS[word]
         elif word in _BOOLEAN_WORDS and not is_text_allowed:
             yield _BOOLEAN_WORDS[word]

@@ -47,6 +47,7 @@ from fulmen.chat.m2_tags import (
 )
 from fulmen.chat.m2_values import Call, Doubt, OpenTags, Value, Verdict, judge_end_parameter
 from fulmen.chat.messages import CallIds, Tool
+from fulmen.chat.parameters import Parameters
 from fulmen.chat.parsing import CodePlace, StreamParser, one_newline, without_tags
 
 THINK, END_THINK = "<think>", "</think>"
@@ -73,7 +74,8 @@ class M2Parser(StreamParser):
         self._is_in_block = False
         self._state: Callable[[], bool] = self._text
         self._raw: list[str] | None = None  # the text since <invoke
-        self._call = Call("", None)
+        self._parameters: dict[str, Parameters] = {}  # of the tools that were called
+        self._call = Call("", Parameters({}))
         self._value = Value("", "", frozenset(), is_repeated=True)
         self._skipped: list[str] = []
         self._refusal = ""
@@ -236,7 +238,10 @@ class M2Parser(StreamParser):
         if name is None:
             self._state = self._nameless
             return True
-        self._call = Call(name, self._tools.get(name))
+        if name not in self._parameters:
+            tool = self._tools.get(name)
+            self._parameters[name] = Parameters(tool.parameters if tool else {})
+        self._call = Call(name, self._parameters[name])
         self._state = self._body
         return True
 

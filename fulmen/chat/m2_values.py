@@ -32,7 +32,6 @@ from fulmen.chat.m2_tags import (
     PARAMETER,
     TOOL_BLOCK,
 )
-from fulmen.chat.messages import Tool
 from fulmen.chat.parameters import Parameters
 
 _OPENING = {END_PARAMETER: PARAMETER, END_INVOKE: INVOKE, END_TOOL_BLOCK: TOOL_BLOCK}
@@ -62,9 +61,9 @@ class Verdict(Enum):
 class Call:
     """Call being read, and what its tool declares."""
 
-    def __init__(self, name: str, tool: Tool | None) -> None:
+    def __init__(self, name: str, parameters: Parameters) -> None:
         self.name = name
-        self.parameters = Parameters(tool.parameters if tool else {})
+        self.parameters = parameters
         self.declared = set(self.parameters.names) if self.parameters.names else None
         self.required = self.parameters.required
         self.allows_others = self.parameters.is_open
