@@ -101,7 +101,39 @@ def test_a_plan_is_json_with_the_answer_first() -> None:
     assert by_precision["int4"]["fits"]
     assert not by_precision["fp8"]["fits"]
     assert by_precision["int4"]["commands"][1] == "fulmen chat --model minimax-m2-int4"
-    assert {"fits", "ways", "forecasts", "launch", "notes", "hardware"} <= documented("plan")
+    drawn = value_of("plan", "minimax-m1-80k", "--gpus", "8xH800")
+    names = documented("plan")
+    for value in (plan, drawn):
+        assert set(value) <= names
+        parts = [value["rl"], value["flops"], *value["ways"], *value["forecasts"]]
+        assert set().union(*parts) <= names
+    assert set(drawn["flops_as_drawn"]) <= names
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (("minimax-m2", "--rl-gpus", "8xH100"), "--rl-gpus has no effect without --verbose or"),
+        (("minimax-m2", "--verbose", "--json"), "--verbose has no effect with --json"),
+        (("minimax-m2", "--gpus", "H100", "--memory", "40GB/s"), "--memory is about a machine"),
+        (("figure1", "--ram", "4GiB"), "it has no option but --out"),
+        (("figure1", "--json"), "it has no option but --out"),
+    ],
+)
+def test_an_option_that_changes_nothing_is_refused(flags: tuple[str, ...], sentence: str) -> None:
+    run = called("plan", *flags)
+    assert run.returncode == 1
+    assert sentence in run.stderr
+    assert len(run.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("columns", ["", "0", "1", "50", "80", "500"])
+def test_a_plan_stays_within_the_terminal(columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    most = {"": 80, "0": 80, "1": 30, "500": 100}.get(columns, int(columns or 0))
+    run = called("plan", "smollm2", "--verbose")
+    for line in (run.stdout + run.stderr).splitlines():
+        assert len(line) <= most or " " not in line.strip(), line
 
 
 def test_a_plan_without_hardware_is_for_this_machine() -> None:
