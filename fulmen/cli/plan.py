@@ -3,6 +3,7 @@
 import shutil
 import sys
 import textwrap
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -101,7 +102,7 @@ def plan(
 
     Nothing is downloaded. Without --ram and --gpus the plan is for this machine.
     """
-    from fulmen.plan import make_plan, render_answer, render_plan, this_machine
+    from fulmen.plan import TYPICAL_MEMORY, make_plan, render_answer, render_plan, this_machine
 
     if name.lower() == "figure1":
         others = (ram, memory, disk, gpus, context, rl_gpus, ignore_config_field)
@@ -115,7 +116,15 @@ def plan(
         raise ValueError("--rl-gpus has no effect without --verbose or --json")
     if verbose and as_json:
         raise ValueError("--verbose has no effect with --json, which has every number")
+    make = partial(
+        make_plan,
+        name,
+        context=context,
+        rl_gpus=rl_gpus or "512xH800",
+        ignore_config_fields=ignore_config_field or (),
+    )
     said = ""
+    made = None
     if ram is None and gpus is None:
         here = this_machine()
         said = f"this machine has {here.ram} of memory"
@@ -123,23 +132,18 @@ def plan(
             said += f" and {len(here.gpu_names)} GPUs ({', '.join(sorted(set(here.gpu_names)))})"
         else:
             said += " and no GPU"
+        ram = here.ram
         if here.gpus is not None and disk is None and memory is None:
-            gpus = str(here.gpus)
-            said += f"; --ram {here.ram} plans for its memory alone"
-        else:
-            ram = here.ram
-    made = make_plan(
-        name,
-        gpus=gpus,
-        ram=ram,
-        disk=disk,
-        memory=memory,
-        context=context,
-        rl_gpus=rl_gpus or "512xH800",
-        ignore_config_fields=ignore_config_field or (),
-    )
-    if ram is not None and memory is None and said:
-        said += f"; its memory is taken to read {made.memory}, --memory says otherwise"
+            served = make(gpus=str(here.gpus))
+            if served.launch:
+                made = served
+                said += f"; --ram {ram} plans for its memory alone"
+            else:
+                said += f"; --gpus {here.gpus} tells why no engine serves {name} there"
+        if made is None and memory is None:
+            said += f"; its memory is taken to read {TYPICAL_MEMORY}, --memory says otherwise"
+    if made is None:
+        made = make(gpus=gpus, ram=ram, disk=disk, memory=memory)
     width = _width()
     if said:
         print(textwrap.fill(said, width), file=sys.stderr)

@@ -144,6 +144,25 @@ def test_a_plan_without_hardware_is_for_this_machine() -> None:
     assert "F(N) = " in called("plan", "smollm2", "--verbose").stdout
 
 
+def test_gpus_are_planned_for_where_an_engine_serves_the_model_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = tmp_path / "nvidia-smi"
+    driver.write_text("#!/bin/sh\nfor i in 1 2 3 4; do echo 'NVIDIA H200, 143771'; done\n")
+    driver.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    served = called("plan", "minimax-m2")
+    assert served.stdout.startswith("Yes: MiniMax-M2 runs on 4xH200 with SGLang or vLLM, in FP8")
+    assert "plans for its memory alone" in " ".join(served.stderr.split())
+    not_served = called("plan", "smollm2")
+    assert not_served.stdout.startswith("Yes: SmolLM2-135M-Instruct fits in ")
+    told = " ".join(not_served.stderr.split())
+    assert "and 4 GPUs (NVIDIA H200); --gpus 4xH200 tells why no engine serves smollm2" in told
+    assert called("plan", "minimax-m2", "--memory", "50GB/s").stdout.startswith(
+        ("No: MiniMax-M2 does not fit in ", "Yes: MiniMax-M2 fits in ")
+    )
+
+
 def test_figure1_is_a_command_and_its_old_spelling_works() -> None:
     figure = called("figure1").stdout
     assert figure
