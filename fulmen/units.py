@@ -15,6 +15,8 @@ LARGEST_SIZE: Final = 2**60
 
 _COUNT: Final = re.compile(r"([0-9]+(?:,[0-9]+)*|[0-9]+\.[0-9]+)([kKmM]?)")
 _SIZE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)[ \t]*([A-Za-z]+)")
+_NUMBER: Final = re.compile(r"([0-9]{1,6}(?:\.[0-9]+)?)[ \t]*[A-Za-z]*(?:/.*)?")
+"""Number that lacks a unit, or has one that is none"""
 _LONGEST_TEXT: Final = 32
 """Characters of a number that is worth reading; longer ones are refused before any arithmetic."""
 
@@ -43,25 +45,34 @@ def parse_count(text: str) -> int:
 
 def parse_bytes(text: str) -> int:
     """Read a size of at least one byte: 24GiB (1024^3) or 24GB (10^9)."""
-    return int(_size(text, text, "a size", "24GiB or 24GB"))
+    return int(_size(text, text, "a size", "{0}GiB or {0}GB", "24"))
 
 
 def parse_rate(text: str) -> float:
     """Read a rate in bytes a second: 3GB/s."""
     size, slash, per = text.partition("/")
     is_per_second = bool(slash) and per.strip().lower() == "s"
-    return float(_size(text, size if is_per_second else "", "a rate", "3GB/s"))
+    return float(_size(text, size if is_per_second else "", "a rate", "{0}GB/s", "3"))
 
 
-def _size(text: str, size: str, what: str, example: str) -> Fraction:
-    """Read `size`, a part of `text`; errors quote the text."""
+def _size(text: str, size: str, what: str, example: str, number: str) -> Fraction:
+    """Read `size`, a part of `text`; errors quote the text.
+
+    example  a value that is right, of any number
+    number   the example's, where the text has none
+    """
     found = _match(_SIZE, size)
     unit = _SIZE_UNITS.get(found[2].upper()) if found is not None else None
     num_bytes = Fraction(0)
     if found is not None and unit is not None:
         num_bytes = Fraction(found[1]) * unit
     if num_bytes < 1:
-        raise ValueError(f"{shortened(text)} is not {what}, it must be like {example}")
+        typed = _match(_NUMBER, text)
+        if typed is not None and unit is None and Fraction(typed[1]) >= 1:
+            number = typed[1]
+        raise ValueError(
+            f"{shortened(text)} is not {what}, it must be like {example.format(number)}"
+        )
     if num_bytes > LARGEST_SIZE:
         most = LARGEST_SIZE // _SIZE_UNITS["TIB"]
         raise ValueError(f"{shortened(text)} is too large for {what}, the most is {most}TiB")

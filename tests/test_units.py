@@ -29,6 +29,25 @@ def test_a_size_without_a_unit_is_refused(text: str) -> None:
         parse_bytes(text)
 
 
+@pytest.mark.parametrize(
+    ("parse", "text", "sentence"),
+    [
+        (parse_bytes, "128", "128 is not a size, it must be like 128GiB or 128GB"),
+        (parse_bytes, "1.5", "1.5 is not a size, it must be like 1.5GiB or 1.5GB"),
+        (parse_bytes, "64 gigs", "64 gigs is not a size, it must be like 64GiB or 64GB"),
+        (parse_bytes, "0", "0 is not a size, it must be like 24GiB or 24GB"),
+        (parse_bytes, "99999999", "99999999 is not a size, it must be like 24GiB or 24GB"),
+        (parse_rate, "40", "40 is not a rate, it must be like 40GB/s"),
+        (parse_rate, "40GB", "40GB is not a rate, it must be like 40GB/s"),
+    ],
+)
+def test_a_number_without_its_unit_is_shown_with_one(
+    parse: Callable[[str], object], text: str, sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^{sentence}$"):
+        parse(text)
+
+
 def test_rates_are_read() -> None:
     assert parse_rate("3GB/s") == 3e9
     assert parse_rate(" 500 MiB / s ") == 500 * 1024**2

@@ -6,7 +6,7 @@ follow from a config are computed from it and stand in no card.
 
 import difflib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import as_file, files
@@ -138,11 +138,19 @@ def local_path(name: str) -> Path | None:
         raise ValueError(f"{shorten(name)} holds a zero byte, no path can") from None
 
 
-def find_config(name: str) -> Config:
-    """Return the config of a local folder, config.json or GGUF, else of a model in the catalog."""
+def find_config(name: str, *, ignore_config_fields: Collection[str] = ()) -> Config:
+    """Return the config of a local folder, config.json or GGUF, else of a model in the catalog.
+
+    ignore_config_fields  names of fields of a local config.json that count as absent
+    """
     path = local_path(name)
+    if ignore_config_fields and (path is None or (path.suffix == ".gguf" and path.is_file())):
+        raise ValueError(
+            "--ignore-config-field is for a folder with a config.json, or for such a file, "
+            f"{shorten(name)} is neither"
+        )
     if path is not None:
-        return read_config(path)
+        return read_config(path, ignore_config_fields=ignore_config_fields)
     if find_card(name) is None and (name.endswith((".json", ".gguf")) or name[:1] in "./~"):
         raise ValueError(
             f"{shorten(name)} does not exist, a folder, a config.json or a GGUF is needed"

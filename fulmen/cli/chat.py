@@ -220,7 +220,7 @@ def generate(
         raise ValueError("the prompt is empty, at least one token is needed")
     if "logprobs" in given and not as_json:
         raise ValueError("--logprobs needs --json")
-    llm = load_llm(model, dtype, device, engine)
+    llm = load_llm(model, dtype, device, engine, ignore_config_field)
     with (
         Interrupt() as interrupt,
         llm.stream_text(prompt, params=replace(llm.defaults, **given)) as stream,

@@ -1,6 +1,9 @@
 """fulmen plan and fulmen figure1: what a model needs, before any download."""
 
+import shutil
 import sys
+import textwrap
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -8,7 +11,7 @@ import typer
 
 from fulmen.cli import completion
 from fulmen.cli.help import examples
-from fulmen.cli.options import or_none
+from fulmen.cli.options import IgnoreOption, or_none
 from fulmen.cli.output import print_json
 from fulmen.files import write_text
 from fulmen.units import parse_count
@@ -23,9 +26,15 @@ fulmen plan minimax-m2 --verbose             every number with its formula
 """,
     {
         "JSON": """
-fits, name, hardware, context, notes, launch (commands by engine);
-ways: precision, fits, needed_bytes, decode_low, decode_high, commands;
-forecasts, and the sizes and FLOPs that --verbose explains
+fits, name, model_type, total_parameters, active_parameters, active_with_head,
+active_with_head_and_embedding, num_tensors, checkpoint_bytes, weight_bytes (by precision),
+kv_bytes_per_token, kv_formula, state_bytes, state_formula, max_context, context, prefill_flops,
+hardware, is_on_gpus, ram, memory, disk, notes; launch (commands by engine), launch_precision,
+launch_max_model_len; ways: precision, is_published, needed_bytes, fits, decode_low, decode_high,
+commands, from_disk; forecasts: precision, weight_bytes, fits, cache_tokens, max_model_len,
+expert_share, decode_bound, decode_low, decode_high, streams, streams_bound, prompt_seconds; flops
+and flops_as_drawn: model, per_token, per_position; rl: gpus, relative_flops, gpu_hours, days, usd,
+usd_per_gpu_hour, optimizer_bytes
 """
     },
 )
@@ -33,7 +42,9 @@ FIGURE1_EXAMPLES: Final = examples("""
 fulmen figure1
 fulmen figure1 --out figure1.svg
 """)
-_DEFAULT_MEMORY: Final = "40GB/s"
+_WIDEST: Final = 100
+"""Columns of the widest text, which is read more easily than a line across a large screen"""
+_NARROWEST: Final = 30
 
 
 def _none_or(text: str, metavar: str) -> typer.models.OptionInfo:
@@ -55,9 +66,9 @@ def plan(
         str | None, _none_or("Memory of a machine without GPUs, such as 128GiB.", "SIZE")
     ] = None,
     memory: Annotated[
-        str,
-        typer.Option(metavar="RATE", help="Read speed of its memory; fulmen bench measures it."),
-    ] = _DEFAULT_MEMORY,
+        str | None,
+        _none_or("Read speed of its memory; fulmen bench measures it. Default: 40GB/s.", "RATE"),
+    ] = None,
     disk: Annotated[
         str | None,
         _none_or("Read speed of its disk, such as 3GB/s, to hold experts in the forecast.", "RATE"),
@@ -72,9 +83,12 @@ def plan(
         ),
     ] = None,
     rl_gpus: Annotated[
-        str,
-        typer.Option(metavar="GPUS", help="GPUs of a training run, whose cost --verbose shows."),
-    ] = "512xH800",
+        str | None,
+        _none_or(
+            "GPUs of a training run, whose cost --verbose and --json show. Default: 512xH800.",
+            "GPUS",
+        ),
+    ] = None,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show every number with its formula.")
     ] = False,
@@ -82,19 +96,35 @@ def plan(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print all numbers as one JSON value.")
     ] = False,
+    ignore_config_field: IgnoreOption = None,
 ) -> None:
     """Tell whether a model fits, how fast it is, what to type.
 
     Nothing is downloaded. Without --ram and --gpus the plan is for this machine.
     """
-    from fulmen.plan import make_plan, render_answer, render_plan, this_machine
+    from fulmen.plan import TYPICAL_MEMORY, make_plan, render_answer, render_plan, this_machine
 
     if name.lower() == "figure1":
+        others = (ram, memory, disk, gpus, context, rl_gpus, ignore_config_field)
+        if verbose or as_json or any(value is not None for value in others):
+            raise ValueError("fulmen figure1 draws a figure of its own, it has no option but --out")
         figure1(out)
         return
     if out is not None:
         raise ValueError("--out is where fulmen figure1 draws, a plan is printed")
+    if rl_gpus is not None and not verbose and not as_json:
+        raise ValueError("--rl-gpus has no effect without --verbose or --json")
+    if verbose and as_json:
+        raise ValueError("--verbose has no effect with --json, which has every number")
+    make = partial(
+        make_plan,
+        name,
+        context=context,
+        rl_gpus=rl_gpus or "512xH800",
+        ignore_config_fields=ignore_config_field or (),
+    )
     said = ""
+    made = None
     if ram is None and gpus is None:
         here = this_machine()
         said = f"this machine has {here.ram} of memory"
@@ -102,26 +132,35 @@ def plan(
             said += f" and {len(here.gpu_names)} GPUs ({', '.join(sorted(set(here.gpu_names)))})"
         else:
             said += " and no GPU"
-        if here.gpus is not None and disk is None:
-            gpus = str(here.gpus)
-            said += f"; --ram {here.ram} plans for its memory alone"
-        else:
-            ram = here.ram
-        if ram is not None and memory == _DEFAULT_MEMORY:
-            said += f"; its memory is taken to read {memory}, --memory says otherwise"
-    made = make_plan(
-        name, gpus=gpus, ram=ram, disk=disk, memory=memory, context=context, rl_gpus=rl_gpus
-    )
+        ram = here.ram
+        if here.gpus is not None and disk is None and memory is None:
+            served = make(gpus=str(here.gpus))
+            if served.launch:
+                made = served
+                said += f"; --ram {ram} plans for its memory alone"
+            else:
+                said += f"; --gpus {here.gpus} tells why no engine serves {name} there"
+        if made is None and memory is None:
+            said += f"; its memory is taken to read {TYPICAL_MEMORY}, --memory says otherwise"
+    if made is None:
+        made = make(gpus=gpus, ram=ram, disk=disk, memory=memory)
+    width = _width()
     if said:
-        print(said, file=sys.stderr)
+        print(textwrap.fill(said, width), file=sys.stderr)
     if as_json:
         print_json(made.to_dict())
         return
-    print(render_answer(made), end="")
+    print(render_answer(made, width=width), end="")
     if verbose:
-        print("\n" + render_plan(made), end="")
+        print("\n" + render_plan(made, width=width), end="")
     else:
-        print("\n--verbose shows every number with its formula", file=sys.stderr)
+        hint = "--verbose shows every number with its formula"
+        print("\n" + textwrap.fill(hint, width), file=sys.stderr)
+
+
+def _width() -> int:
+    """Return the columns to print in: the terminal's or those that COLUMNS names, else 80."""
+    return min(max(shutil.get_terminal_size((80, 24)).columns, _NARROWEST), _WIDEST)
 
 
 def figure1(

@@ -86,7 +86,7 @@ def ways_in_memory(
                 decode_low=whole.decode_low or 0.0,
                 decode_high=whole.decode_high or 0.0,
                 commands=_commands(name, row, stored),
-                from_disk=_from_disk(here, whole),
+                from_disk=_from_disk(here),
             )
         )
     return tuple(ways)
@@ -109,12 +109,10 @@ def _offered(config: Config, stored: str) -> tuple[str, ...]:
     return ("bf16", *_ROUNDING)
 
 
-def _from_disk(here: Forecast, whole: Forecast) -> tuple[float, float] | None:
-    if not here.fits or here.expert_share == 1:
+def _from_disk(here: Forecast) -> tuple[float, float] | None:
+    if here.expert_share == 1 or here.decode_low is None or here.decode_high is None:
         return None
-    # A disk makes nothing faster than memory that holds it all.
-    low = min(here.decode_low or 0.0, whole.decode_low or 0.0)
-    return low, max(low, min(here.decode_high or 0.0, whole.decode_high or 0.0))
+    return here.decode_low, here.decode_high
 
 
 def _commands(name: str, row: Reading, stored: str) -> tuple[str, ...]:

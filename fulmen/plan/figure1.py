@@ -148,7 +148,7 @@ less memory for more FLOPs; against it M1 needs {absorbed:.3f} at 100 000 tokens
 FLOPs of generating N tokens from an empty prompt: F(N) = a N + c N^2 / 2
   a = 2 x weights a token visits, with the head, and M1's constant work in lightning attention
   c = FLOPs that one earlier token adds, in the softmax layers"""
-    return "\n\n".join((formula, *tables, claims))
+    return "\n\n".join((formula, *tables, claims)) + "\n"
 
 
 # The figure. F(N) is a parabola, so one quadratic Bezier curve draws it exactly.

@@ -254,18 +254,21 @@ def forecast_machine(
     share = room / weights.experts
     missed_at_best = reading.experts_read() * (1 - share**SKEW)
     missed_at_worst = reading.experts_read() * (1 - share)
-    # At best disk and memory are read at the same time, at worst in turn.
-    best = max(missed_at_best / disk, (reading.bytes_read() - missed_at_best) / memory)
-    worst = missed_at_worst / disk + (reading.bytes_read() - missed_at_worst) / memory
+    # A layer's router says what to read only once the layer before is done: the disk's time is
+    # added. What it brought is then read from memory like all else.
+    in_memory = reading.bytes_read() / memory
+    bound = missed_at_best / disk + in_memory
+    best = missed_at_best / disk + in_memory / REACHED[1]
+    worst = missed_at_worst / disk + in_memory / REACHED[0]
     # More sequences take room from the experts; half of it at most.
     streams = min(1 + room // 2 // reading.sequence_bytes, MAX_STREAMS)
     kept = (room - (streams - 1) * reading.sequence_bytes) / weights.experts
     missed = reading.experts_read(streams) * (1 - kept)
-    together = missed / disk + (reading.bytes_read(streams) - missed) / memory
+    together = missed / disk + reading.bytes_read(streams) / memory
     return replace(
         forecast,
         expert_share=share,
-        decode_bound=1 / best,
+        decode_bound=1 / bound,
         decode_low=1 / worst,
         decode_high=1 / best,
         streams=streams,

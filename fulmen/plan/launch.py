@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 from fulmen.models import Config, Fp8Config, M1Config, PackedConfig
@@ -12,31 +12,51 @@ from fulmen.plan.hardware import Gpus
 _NODE_SIZES: Final = (1, 2, 4, 8)
 """Numbers of GPUs of a node that engines split a model over."""
 
+NO_COMMAND: Final = "no launch command: "
+"""Beginning of the note that says why there is none"""
 _REMOTE_CODE: Final = (
     "--trust-remote-code is in the makers' commands; it runs Python from the repository"
 )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Launch:
+    """The commands that serve a model on GPUs, or a note that says why there are none."""
+
+    commands: dict[str, str]
+    """Commands by engine"""
+    precision: str | None
+    """Precision that they serve"""
+    max_model_len: int
+    """Tokens that they allow a sequence; 0 without a command"""
+    notes: list[str]
+
+
+def no_launch(reason: str) -> Launch:
+    """Return no command, for a reason."""
+    return Launch(commands={}, precision=None, max_model_len=0, notes=[f"{NO_COMMAND}{reason}"])
+
+
 def launch_commands(
     config: Config, checkpoint: str, gpus: Gpus, rows: Sequence[Reading], max_context: int
-) -> tuple[dict[str, str], list[str]]:
-    """Return a command for each engine, by its name, and notes about them.
+) -> Launch:
+    """Return a command for each engine, and notes about them.
 
     checkpoint   the name that the engine loads: a hub id or a path
     rows         a reading for each precision
     max_context  tokens that the command allows if they fit
     """
     if isinstance(config.quantization_config, PackedConfig):
-        return {}, ["no launch command: only fulmen reads what fulmen quantize wrote"]
+        return no_launch("only fulmen reads what fulmen quantize wrote")
     if gpus.count not in _NODE_SIZES:
-        return {}, ["no launch command: engines split a model over 1, 2, 4 or 8 GPUs of a node"]
-    rows = [row for row in rows if row.precision in _served_precisions(config)]
+        return no_launch("engines split a model over 1, 2, 4 or 8 GPUs of a node")
+    rows = [row for row in rows if row.precision in served_precisions(config)]
     context = rows[0].context
     forecasts = on_gpus(rows, gpus, config, context)
     # The first precision that holds the planned length, else the one that holds the most.
     best = max(forecasts, key=lambda row: (row.fits, 0 if row.fits else row.max_model_len))
     if not best.max_model_len:
-        return {}, [f"no launch command: {_too_few(config, gpus, rows)}"]
+        return no_launch(_too_few(config, gpus, rows))
     length = min(max(max_context, context), best.max_model_len)
     notes = []
     if not best.fits:
@@ -44,15 +64,25 @@ def launch_commands(
             f"{context:,} tokens do not fit, the limit in the command is {length:,}; --context "
             f"{length} forecasts the speed at that length"
         )
+    elif length < best.max_model_len < config.max_position_embeddings:
+        notes.append(
+            f"the command allows {length:,} tokens, {best.max_model_len:,} fit; --context raises "
+            "the limit"
+        )
     if isinstance(config, M1Config):
         commands, more = _m1_commands(shlex.quote(checkpoint), gpus, best, length)
     else:
         limit = length if length < config.max_position_embeddings else None
         commands, more = _m2_commands(config, shlex.quote(checkpoint), gpus, limit)
-    return commands, notes + more
+    return Launch(
+        commands=commands, precision=best.precision, max_model_len=length, notes=notes + more
+    )
 
 
-def _served_precisions(config: Config) -> tuple[str, ...]:
+def served_precisions(config: Config) -> tuple[str, ...]:
+    """Return the precisions in which engines serve a checkpoint on GPUs."""
+    if isinstance(config.quantization_config, PackedConfig):
+        return ()
     if isinstance(config, M1Config):
         return ("bf16", "int8-experts")
     return ("fp8",) if config.quantization_config else ("bf16",)

@@ -9,10 +9,12 @@ It follows from a config.json and from a line about the hardware:
     reinforcement learning    rl_cost.py
 """
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Final
 
-from fulmen.catalog import find_config, get_card, local_path, published_config
+from fulmen.catalog import Card, find_config, get_card, local_path, published_config
+from fulmen.checkpoints import gguf
 from fulmen.models import (
     Config,
     GenerationCost,
@@ -25,17 +27,18 @@ from fulmen.models import (
 from fulmen.plan.answer import TYPICAL_DISK, Way, ways_in_memory
 from fulmen.plan.figure1 import as_drawn
 from fulmen.plan.forecast import (
-    PRECISIONS,
     Forecast,
     forecast_machine,
     on_gpus,
     readings,
-    weights_at,
 )
 from fulmen.plan.hardware import parse_gpus
-from fulmen.plan.launch import launch_commands
+from fulmen.plan.launch import Launch, launch_commands, no_launch, served_precisions
 from fulmen.plan.rl_cost import RLCost, rl_cost
 from fulmen.units import parse_bytes, parse_rate
+
+TYPICAL_MEMORY: Final = "40GB/s"
+"""Read speed of two channels of DDR4 or DDR5, for a forecast where none is named"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,6 +85,10 @@ class Plan:
     """Read speed of its disk."""
     launch: dict[str, str]
     """Commands that serve the model on GPUs, by engine."""
+    launch_precision: str | None
+    """Precision that the commands serve; None without a command."""
+    launch_max_model_len: int
+    """Tokens that the commands allow a sequence; 0 without a command."""
     rl: RLCost
     notes: tuple[str, ...]
 
@@ -91,11 +98,12 @@ class Plan:
 
     @property
     def fits(self) -> bool | None:
-        """True if the model runs on the hardware today; None where no hardware is named."""
+        """True if the model runs on the hardware today, on GPUs by a command that allows the
+        planned length; None where no hardware is named."""
         if self.hardware is None:
             return None
         if self.is_on_gpus:
-            return any(row.fits for row in self.forecasts) or bool(self.launch)
+            return bool(self.launch) and self.launch_max_model_len >= self.context
         return any(way.fits and way.commands for way in self.ways)
 
 
@@ -105,9 +113,10 @@ def make_plan(
     gpus: str | None = None,
     ram: str | None = None,
     disk: str | None = None,
-    memory: str = "40GB/s",
+    memory: str | None = None,
     context: int | None = None,
     rl_gpus: str = "512xH800",
+    ignore_config_fields: Collection[str] = (),
 ) -> Plan:
     """Plan for a model on some hardware, from its config alone.
 
@@ -115,16 +124,20 @@ def make_plan(
     gpus     GPUs to serve on, such as 8xH800
     ram      memory of one machine without GPUs, such as 24GiB
     disk     read speed of that machine's disk, such as 3GB/s; experts that exceed memory stay on it
-    memory   read speed of that machine's memory; the default is two channels of DDR4 or DDR5
+    memory   read speed of that machine's memory, 40GB/s if omitted
     context  tokens to plan for; by default 131,072, on a machine without GPUs 8,192
     rl_gpus  GPUs for the cost of reinforcement learning
+    ignore_config_fields  names of fields of a local config.json that count as absent
     """
     if gpus is not None and ram is not None:
         raise ValueError("--gpus and --ram are two plans, ask for one of them")
     if disk is not None and ram is None:
         raise ValueError("--disk is about a machine without GPUs and needs --ram")
+    if memory is not None and ram is None:
+        raise ValueError("--memory is about a machine without GPUs and needs --ram")
+    memory = TYPICAL_MEMORY if memory is None else memory
     memory_rate, disk_rate = parse_rate(memory), None if disk is None else parse_rate(disk)
-    config = find_config(name)
+    config = find_config(name, ignore_config_fields=ignore_config_fields)
     card = None if local_path(name) is not None else get_card(name)
     max_context = config.max_position_embeddings if card is None else card.context
     if context is None:
@@ -136,18 +149,29 @@ def make_plan(
         )
     counts = count_parameters(config)
     kv_bytes, kv_formula, state_bytes, state_formula = _sequence(config)
-    rows = readings(config, kv_bytes=kv_bytes, state_bytes=state_bytes, context=context)
+    rows = [
+        row
+        for row in readings(config, kv_bytes=kv_bytes, state_bytes=state_bytes, context=context)
+        # A mode of engines on GPUs, for M1.
+        if row.precision != "int8-experts"
+        or (ram is None and row.precision in served_precisions(config))
+    ]
     hardware: str | None = None
     forecasts: list[Forecast] = []
-    launch: dict[str, str] = {}
+    launch = Launch(commands={}, precision=None, max_model_len=0, notes=[])
     notes: list[str] = []
+    if card is not None and not card.is_commercial:
+        notes.append(f"its licence is {card.text['en'].licence}")
     if gpus is not None:
         servers = parse_gpus(gpus)
         hardware = str(servers)
         forecasts = on_gpus(rows, servers, config, context)
-        if card is None or card.source is None:
+        if _is_gguf(name, card):
+            launch = no_launch("there are commands for M1 and M2 alone, this is a GGUF file")
+        else:
             checkpoint = name if card is None else card.hub
-            launch, notes = launch_commands(config, checkpoint, servers, rows, max_context)
+            launch = launch_commands(config, checkpoint, servers, rows, max_context)
+        notes += launch.notes
     ways: tuple[Way, ...] = ()
     if ram is not None:
         hardware = f"{ram} read at {memory}" + (f", disk {disk}" if disk else "")
@@ -162,8 +186,11 @@ def make_plan(
         forecasts = [
             forecast_machine(row, ram_bytes=parse_bytes(ram), memory=memory_rate, disk=disk_rate)
             for row in rows
-            if row.precision != "int8-experts"  # a mode of GPU engines
         ]
+        if disk is not None and all(way.fits for way in ways):
+            notes.append("--disk has no effect, all weights fit in memory")
+        elif disk is not None and not any(way.from_disk for way in ways):
+            notes.append("--disk has no effect, what must be in memory does not fit there")
     return Plan(
         name=name if card is None else card.title,
         model_type=config.model_type,
@@ -173,7 +200,7 @@ def make_plan(
         active_with_head_and_embedding=counts.active + counts.head + counts.embedding,
         num_tensors=count_tensors(config),
         checkpoint_bytes=checkpoint_bytes(config),
-        weight_bytes={name: weights_at(config, name).total for name in PRECISIONS},
+        weight_bytes={row.precision: row.weights.total for row in rows},
         kv_bytes_per_token=kv_bytes,
         kv_formula=kv_formula,
         state_bytes=state_bytes,
@@ -190,10 +217,20 @@ def make_plan(
         ram=ram,
         memory=memory,
         disk=disk,
-        launch=launch,
+        launch=launch.commands,
+        launch_precision=launch.precision,
+        launch_max_model_len=launch.max_model_len,
         rl=rl_cost(config, parse_gpus(rl_gpus)),
         notes=tuple(notes),
     )
+
+
+def _is_gguf(name: str, card: Card | None) -> bool:
+    """Return True for a model whose weights are a GGUF, which the launch commands are not for."""
+    path = local_path(name)
+    if path is None:
+        return card is not None and card.source is not None
+    return path.suffix == ".gguf" or (path / gguf.WEIGHTS_NAME).exists()
 
 
 def _sequence(config: Config) -> tuple[int, str, int, str]:

@@ -1,52 +1,55 @@
 """A plan as text: each number that a reader could doubt comes with its formula."""
 
-import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from typing import Final
 
 from fulmen.plan.forecast import HEADROOM, MAX_STREAMS, PRECISIONS, REACHED, SKEW, Forecast
+from fulmen.plan.layout import WIDTH, command, table, wrapped
 from fulmen.plan.plan import Plan
 from fulmen.plan.rl_cost import REPORT_LENGTH
 
+_LABEL: Final = 24
+"""Columns of the labels that lead a line"""
 
-def render_plan(plan: Plan) -> str:
-    """Return a plan as plain text."""
+
+def render_plan(plan: Plan, *, width: int = WIDTH) -> str:
+    """Return a plan as plain text of that width."""
+    notes = [wrapped(f"- {note}", width, "  ", "    ") for note in plan.notes]
     sections = [
-        f"{plan.name} ({plan.model_type})",
-        _render_size(plan),
-        _render_sequence(plan),
-        _render_flops(plan),
-        *([_render_forecasts(plan)] if plan.forecasts else []),
+        wrapped(f"{plan.name} ({plan.model_type})", width),
+        _render_size(plan, width),
+        _render_sequence(plan, width),
+        _render_flops(plan, width),
+        *([_render_forecasts(plan, width)] if plan.forecasts else []),
         *(
-            f"Launch with {engine}\n  " + command.replace(" --", " \\\n    --")
-            for engine, command in plan.launch.items()
+            f"Launch with {engine}\n{command(typed, width)}"
+            for engine, typed in plan.launch.items()
         ),
-        *(
-            ["Notes\n" + _indented(_wrapped(f"- {note}" for note in plan.notes))]
-            if plan.notes
-            else []
-        ),
-        _render_rl(plan),
+        *(["\n".join(["Notes", *notes])] if notes else []),
+        _render_rl(plan, width),
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def _render_size(plan: Plan) -> str:
+def _render_size(plan: Plan, width: int) -> str:
     return "Size\n" + _columns(
+        width,
         ("parameters", f"{plan.total_parameters:,}"),
         ("active per token", f"{plan.active_parameters:,} without embedding and head"),
         ("", f"{plan.active_with_head:,} with the head"),
         ("", f"{plan.active_with_head_and_embedding:,} with both"),
         ("checkpoint", f"{_bytes(plan.checkpoint_bytes)} in {plan.num_tensors:,} tensors"),
         *(
-            ("weights held in" if index == 0 else "", f"{name:<13}{size / 1e9:8.1f} GB   {bits}")
-            for index, ((name, size), bits) in enumerate(
-                zip(plan.weight_bytes.items(), PRECISIONS.values(), strict=True)
+            (
+                "" if index else "weights held in",
+                f"{name:<13}{size / 1e9:8.1f} GB   {PRECISIONS[name]}",
             )
+            for index, (name, size) in enumerate(plan.weight_bytes.items())
         ),
     )
 
 
-def _render_sequence(plan: Plan) -> str:
+def _render_sequence(plan: Plan, width: int) -> str:
     lines = [
         ("cache per token", f"{plan.kv_bytes_per_token:,} bytes = {plan.kv_formula}"),
         ("state", f"{plan.state_bytes:,} bytes = {plan.state_formula}"),
@@ -56,10 +59,10 @@ def _render_sequence(plan: Plan) -> str:
     for length in sorted({plan.context, plan.max_context}):
         total = length * plan.kv_bytes_per_token + plan.state_bytes
         lines.append((f"{length:,} tokens", f"{_bytes(total)} = tokens x cache + state"))
-    return "Memory of one sequence\n" + _columns(*lines)
+    return "Memory of one sequence\n" + _columns(width, *lines)
 
 
-def _render_flops(plan: Plan) -> str:
+def _render_flops(plan: Plan, width: int) -> str:
     lines = []
     for cost in (plan.flops, plan.flops_as_drawn):
         if cost is not None:
@@ -80,41 +83,48 @@ def _render_flops(plan: Plan) -> str:
             else f"{plan.prefill_flops:.3g} = F(N)",
         )
     )
-    return (
-        "FLOPs, F(N) of generating N tokens; N's factor is 2 x active weights with the head, and\n"
-        "lightning attention; N^2's is what an earlier token adds in softmax layers\n"
-        + _columns(*lines)
+    about = (
+        "FLOPs, F(N) of generating N tokens; N's factor is 2 x active weights with the head, and "
+        "lightning attention; N^2's is what an earlier token adds in softmax layers"
     )
+    return f"{wrapped(about, width)}\n{_columns(width, *lines)}"
 
 
-def _render_forecasts(plan: Plan) -> str:
-    lines = [
-        f"{'':<13}{'weights':>10}{'cache tokens':>14}{'longest':>11}{'one sequence':>14}"
-        f"{'expect':>15}{'side by side':>16}{'prompt':>11}",
-        *(_render_forecast(row, plan.context) for row in plan.forecasts),
-    ]
+def _render_forecasts(plan: Plan, width: int) -> str:
+    header = (
+        *("", "weights", "cache tokens", "longest"),
+        *("one sequence", "expect", "side by side", "prompt"),
+    )
+    rows = [_forecast_cells(row, plan.context) for row in plan.forecasts]
+    lines = [table(header, rows, width, right=range(1, len(header)))]
     lines += [
-        f"{row.precision:<13}{row.expert_share:.0%} of the experts in memory: "
-        f"{row.expert_share:.0%} to {row.expert_share**SKEW:.0%} of the choices hit"
+        wrapped(
+            f"{row.precision}: {row.expert_share:.0%} of the experts in memory, "
+            f"{row.expert_share:.0%} to {row.expert_share**SKEW:.0%} of the choices hit",
+            width,
+            "  ",
+            "    ",
+        )
         for row in plan.forecasts
         if row.fits and row.expert_share < 1
     ]
-    return f"Forecast on {plan.hardware}\n" + _indented([*lines, "", *_wrapped(_legend(plan))])
+    lines += ["", *(wrapped(line, width, "  ", "    ") for line in _legend(plan))]
+    return f"{wrapped(f'Forecast on {plan.hardware}', width)}\n" + "\n".join(lines)
 
 
-def _render_forecast(row: Forecast, context: int) -> str:
-    start = f"{row.precision:<13}{row.weight_bytes / 1e9:>7.1f} GB"
+def _forecast_cells(row: Forecast, context: int) -> tuple[str, ...]:
+    weights = row.precision, f"{row.weight_bytes / 1e9:,.1f} GB"
     if not row.max_model_len:
-        return f"{start}  does not fit"
-    start += f"{row.cache_tokens:>14,}{row.max_model_len:>11,}"
+        return *weights, "does not fit"
+    start = *weights, f"{row.cache_tokens:,}", f"{row.max_model_len:,}"
     if not row.fits:
-        return f"{start}  too short for {context:,} tokens"
+        return *start, f"too short for {context:,} tokens"
     expect = "-"
     if row.decode_low is not None and row.decode_high is not None:
         expect = f"{_rate(row.decode_low)} to {_rate(row.decode_high)}"
     together = f"{_rate(row.streams_bound)} by {row.streams}"
     prompt = "-" if row.prompt_seconds is None else f"{row.prompt_seconds:,.1f} s"
-    return f"{start}{_rate(row.decode_bound) + '/s':>14}{expect:>15}{together:>16}{prompt:>11}"
+    return *start, f"{_rate(row.decode_bound)}/s", expect, together, prompt
 
 
 def _legend(plan: Plan) -> Iterator[str]:
@@ -147,8 +157,9 @@ def _legend(plan: Plan) -> Iterator[str]:
     if any(row.expert_share < 1 for row in fitting):
         yield (
             "expect, with experts on disk: from uniform routing, where a share s in memory serves "
-            f"a share s of the choices, to skewed routing, where it serves s^{SKEW} and disk and "
-            "memory are read at the same time"
+            f"a share s of the choices, to skewed routing, where it serves s^{SKEW}; the disk's "
+            "time is added to the memory's, of whose bandwidth "
+            f"{REACHED[0]:.0%} to {REACHED[1]:.0%} are reached"
         )
         yield "prompt: a chunk of any length reads each expert that is not in memory once"
     if any(row.expert_share == 1 for row in fitting):
@@ -158,32 +169,33 @@ def _legend(plan: Plan) -> Iterator[str]:
         )
 
 
-def _wrapped(lines: Iterable[str]) -> Iterator[str]:
-    for line in lines:
-        yield from textwrap.wrap(line, 96, subsequent_indent="  ", break_on_hyphens=False)
-
-
-def _render_rl(plan: Plan) -> str:
+def _render_rl(plan: Plan, width: int) -> str:
     rl = plan.rl
     cost = f", {rl.usd:,.0f} USD at {rl.usd_per_gpu_hour:.2f} USD an hour" if rl.usd else ""
-    return f"Reinforcement learning like the M1 report's, on {rl.gpus}\n" + _columns(
+    title = f"Reinforcement learning like the M1 report's, on {rl.gpus}"
+    return f"{wrapped(title, width)}\n" + _columns(
+        width,
         ("GPU hours", f"{rl.gpu_hours:,.0f}, {rl.days:,.1f} days{cost}"),
         (
             "",
             f"= 512 H800 x 21 days x 24 h x {rl.relative_flops:.3f}, the FLOPs of generating "
-            f"{REPORT_LENGTH:,} tokens",
+            f"{REPORT_LENGTH:,} tokens against M1's"
+            + ("" if rl.usd else ", and the ratio of bf16 rates against the H800"),
         ),
-        ("", "against M1's" + ("" if rl.usd else ", and the ratio of bf16 rates against the H800")),
         ("training state", f"{_bytes(rl.optimizer_bytes)} = 16 bytes a parameter (AdamW, mixed)"),
     )
 
 
-def _columns(*rows: tuple[str, str]) -> str:
-    return "\n".join(f"  {label:<22}{value}" for label, value in rows)
-
-
-def _indented(lines: Iterable[str]) -> str:
-    return "\n".join(f"  {line}" if line else line for line in lines)
+def _columns(width: int, *rows: tuple[str, str]) -> str:
+    """Return labels with their values beside them, or below where that is too narrow."""
+    lines = []
+    for label, value in rows:
+        if width < 2 * _LABEL:
+            lines += [f"  {label}"] * bool(label) + [wrapped(value, width, "    ")]
+        else:
+            start = f"  {label}".ljust(_LABEL)
+            lines.append(wrapped(start + value, width, "", " " * _LABEL))
+    return "\n".join(lines)
 
 
 def _bytes(size: int) -> str:

@@ -322,7 +322,7 @@ def test_quantize_writes_a_folder_that_chats_and_says_what_it_cost(
         (("--dtype", "int8"), "--dtype is 'int8', it must be one of bfloat16, float32"),
         (("--dtype", "float16"), "--dtype is 'float16', it must be one of bfloat16, float32"),
         (("--bits", "fp8", "--input-bits", "8"), "input_bits is 8, it must be 16: fp8 weights"),
-        (("--max-shard", "2"), "2 is not a size, it must be like 24GiB"),
+        (("--max-shard", "2"), "2 is not a size, it must be like 2GiB"),
         (("--report-tokens", "-1"), "--report-tokens is -1, it must be 0 or at least 2"),
         (("--report-tokens", "1"), "--report-tokens is 1, it must be 0 or at least 2"),
         (("--report", "absent.txt"), "absent.txt: no such file or directory"),

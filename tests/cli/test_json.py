@@ -101,7 +101,39 @@ def test_a_plan_is_json_with_the_answer_first() -> None:
     assert by_precision["int4"]["fits"]
     assert not by_precision["fp8"]["fits"]
     assert by_precision["int4"]["commands"][1] == "fulmen chat --model minimax-m2-int4"
-    assert {"fits", "ways", "forecasts", "launch", "notes", "hardware"} <= documented("plan")
+    drawn = value_of("plan", "minimax-m1-80k", "--gpus", "8xH800")
+    names = documented("plan")
+    for value in (plan, drawn):
+        assert set(value) <= names
+        parts = [value["rl"], value["flops"], *value["ways"], *value["forecasts"]]
+        assert set().union(*parts) <= names
+    assert set(drawn["flops_as_drawn"]) <= names
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (("minimax-m2", "--rl-gpus", "8xH100"), "--rl-gpus has no effect without --verbose or"),
+        (("minimax-m2", "--verbose", "--json"), "--verbose has no effect with --json"),
+        (("minimax-m2", "--gpus", "H100", "--memory", "40GB/s"), "--memory is about a machine"),
+        (("figure1", "--ram", "4GiB"), "it has no option but --out"),
+        (("figure1", "--json"), "it has no option but --out"),
+    ],
+)
+def test_an_option_that_changes_nothing_is_refused(flags: tuple[str, ...], sentence: str) -> None:
+    run = called("plan", *flags)
+    assert run.returncode == 1
+    assert sentence in run.stderr
+    assert len(run.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("columns", ["", "0", "1", "50", "80", "500"])
+def test_a_plan_stays_within_the_terminal(columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    most = {"": 80, "0": 80, "1": 30, "500": 100}.get(columns, int(columns or 0))
+    run = called("plan", "smollm2", "--verbose")
+    for line in (run.stdout + run.stderr).splitlines():
+        assert len(line) <= most or " " not in line.strip(), line
 
 
 def test_a_plan_without_hardware_is_for_this_machine() -> None:
@@ -110,6 +142,25 @@ def test_a_plan_without_hardware_is_for_this_machine() -> None:
     assert re.match(r"this machine has \d+GiB of memory and ", run.stderr)
     assert "FLOPs" not in run.stdout
     assert "F(N) = " in called("plan", "smollm2", "--verbose").stdout
+
+
+def test_gpus_are_planned_for_where_an_engine_serves_the_model_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = tmp_path / "nvidia-smi"
+    driver.write_text("#!/bin/sh\nfor i in 1 2 3 4; do echo 'NVIDIA H200, 143771'; done\n")
+    driver.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    served = called("plan", "minimax-m2")
+    assert served.stdout.startswith("Yes: MiniMax-M2 runs on 4xH200 with SGLang or vLLM, in FP8")
+    assert "plans for its memory alone" in " ".join(served.stderr.split())
+    not_served = called("plan", "smollm2")
+    assert not_served.stdout.startswith("Yes: SmolLM2-135M-Instruct fits in ")
+    told = " ".join(not_served.stderr.split())
+    assert "and 4 GPUs (NVIDIA H200); --gpus 4xH200 tells why no engine serves smollm2" in told
+    assert called("plan", "minimax-m2", "--memory", "50GB/s").stdout.startswith(
+        ("No: MiniMax-M2 does not fit in ", "Yes: MiniMax-M2 fits in ")
+    )
 
 
 def test_figure1_is_a_command_and_its_old_spelling_works() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import pytest
 
 from fulmen.catalog.cards import list_cards, published_config
 from fulmen.models import PackedConfig
-from fulmen.plan import Plan, make_plan, render_answer
+from fulmen.plan import Plan, make_plan, render_answer, render_plan
 from fulmen.plan.hardware import ACCELERATORS
+from fulmen.plan.layout import command, table
 from fulmen.plan.this_machine import _known, read_gpus, this_machine
 
 M1, M2 = "minimax-m1-80k", "minimax-m2"
@@ -77,7 +79,8 @@ def test_a_disk_makes_nothing_faster_than_memory_that_holds_all() -> None:
             for way in make_plan(M2, ram=ram, disk=disk).ways:
                 if way.from_disk is not None:
                     low, high = way.from_disk
-                    assert 0 < low <= high <= way.decode_high
+                    assert 0 < low < high < way.decode_high
+                    assert low < way.decode_low
 
 
 def test_a_long_conversation_is_given_the_cache_that_it_needs() -> None:
@@ -115,12 +118,110 @@ def test_gpus_are_answered_with_the_commands_that_serve() -> None:
     assert text.startswith("No: MiniMax-M1-80k does not fit on 1xH100.")
 
 
+@pytest.mark.parametrize(
+    ("name", "gpus", "context", "first", "limit"),
+    [
+        (M2, "2xH200", None, "Only up to 33,792 tokens: MiniMax-M2 runs on 2xH200", 33_792),
+        (M2, "2xH200", 33_792, "Yes: MiniMax-M2 runs on 2xH200", 33_792),
+        (M2, "2xH200", 33_793, "Only up to 33,792 tokens: ", 33_792),
+        (M2, "8xH100", None, "Yes: MiniMax-M2 runs on 8xH100", 196_608),
+        (M1, "8xH800", None, "Yes: MiniMax-M1-80k runs on 8xH800", 1_000_000),
+        (M1, "8xH800", 4_000_000, "Only up to 2,155,520 tokens: MiniMax-M1-80k", 2_155_520),
+        (M1, "8xH200", None, "Yes: MiniMax-M1-80k runs on 8xH200", 1_000_000),
+        (M2, "3xH100", None, "No: MiniMax-M2 cannot be served on 3xH100. Engines split", None),
+        (M2, "MI325X", None, "No: MiniMax-M2 cannot be served on 1xMI325X. The engines", None),
+        (M1, "H100", None, "No: MiniMax-M1-80k does not fit on 1xH100. The engines need", None),
+        ("smollm2", "H100", None, "No: SmolLM2-135M-Instruct cannot be served on 1xH100.", None),
+    ],
+)
+def test_the_answer_about_gpus_is_that_of_the_command(
+    name: str, gpus: str, context: int | None, first: str, limit: int | None
+) -> None:
+    plan = make_plan(name, gpus=gpus, context=context)
+    text = " ".join(render_answer(plan).split())
+    assert text.startswith(first)
+    assert plan.fits is first.startswith("Yes")
+    assert bool(plan.launch) is (limit is not None)
+    if limit is None:
+        assert "What to type" not in text
+        assert (plan.launch_precision, plan.launch_max_model_len) == (None, 0)
+        return
+    assert plan.launch_max_model_len == limit
+    headline = text.partition(" on the GPUs ")[0]
+    assert f"{limit:,} tokens" in headline
+    assert plan.launch_precision is not None
+    assert {"bf16": "in bf16", "fp8": "in FP8", "int8-experts": "with 8-bit experts"}[
+        plan.launch_precision
+    ] in headline
+    typed = re.search(r"--max-model-len (\d+)", plan.launch["vllm"])
+    # M2's own limit needs no flag.
+    assert limit == (int(typed[1]) if typed else 196_608)
+    assert ("experts_int8" in plan.launch["vllm"]) == (plan.launch_precision == "int8-experts")
+
+
+def test_experts_in_8_bits_are_listed_where_an_engine_serves_them() -> None:
+    cases: list[tuple[str, dict[str, str], bool]] = [
+        (M1, {"gpus": "8xH800"}, True),
+        (M1, {}, True),
+        (M1, {"ram": "1TiB"}, False),
+        (M2, {"gpus": "8xH800"}, False),
+        (M2, {}, False),
+    ]
+    for name, hardware, is_listed in cases:
+        plan, _ = answer(name, **hardware)
+        listed = {row.precision for row in plan.forecasts}
+        assert ("int8-experts" in plan.weight_bytes) is is_listed
+        assert not listed or ("int8-experts" in listed) is is_listed
+
+
+def test_sizes_are_the_same_in_the_answer_and_in_every_number() -> None:
+    plan, text = answer(M2, ram="64GiB")
+    assert "It takes 214.3 GiB of disk" in text
+    assert "230,121,630,720 bytes (214.3 GiB)" in render_plan(plan)
+    assert "FP8 (served) 214.3 GiB" in " ".join(answer(M2, gpus="4xH200")[1].split())
+
+
+@pytest.mark.parametrize("hardware", [{}, {"ram": "256GiB"}, {"gpus": "4xH200"}])
+def test_a_licence_that_forbids_commercial_use_is_told(hardware: dict[str, str]) -> None:
+    sentence = "its licence is non-commercial: commercial use needs the written consent"
+    assert sentence in " ".join(answer("minimax-m2.7", **hardware)[1].split())
+    assert "licence" not in answer(M2, **hardware)[1]
+
+
+def test_a_disk_that_changes_nothing_is_told() -> None:
+    assert "--disk has no effect, all weights fit" in answer(M2, ram="1TiB", disk="3GB/s")[1]
+    assert "--disk has no effect, what must be" in answer(M1, ram="8GiB", disk="3GB/s")[1]
+    for ram in ("128GiB", "160GiB"):
+        text = answer(M2, ram=ram, disk="3GB/s")[1]
+        assert "no effect" not in text
+        assert "fit from disk (3GB/s), the forecast" in " ".join(text.split())
+    assert "(3GB/s, a usual speed; --disk names another)" in " ".join(
+        answer(M2, ram="128GiB")[1].split()
+    )
+
+
+@pytest.mark.parametrize("width", [1, 20, 30, 57, 80])
+def test_a_command_on_several_lines_is_the_same_to_a_shell(width: int) -> None:
+    typed = "A=1 tool serve 'my --models; it'\"'\"'s' --limit 5 \"a  b\" --flag"
+    lines = command(typed, width)
+    assert shlex.split(lines.replace("\\\n", "")) == shlex.split(typed)
+
+
+def test_a_table_too_wide_is_a_paragraph_for_each_row() -> None:
+    header, rows = ("", "size", "speed"), [("bf16", "10 GB", "-"), ("int4", "does not fit")]
+    assert table(header, rows, 40, right=(1,)) == (
+        "         size  speed\n  bf16  10 GB  -\n  int4  does not fit"
+    )
+    assert table(header, rows, 19) == "  bf16: size 10 GB\n  int4: does not\n    fit"
+
+
 @pytest.mark.parametrize("name", [card.name for card in list_cards()])
 @pytest.mark.parametrize("hardware", [{}, {"gpus": "8xB200"}, {"ram": "1GiB"}, {"ram": "1TiB"}])
 def test_every_answer_can_be_printed(name: str, hardware: dict[str, str]) -> None:
     plan, text = answer(name, **hardware)
     lines = text.splitlines()
-    assert max(map(len, lines)) <= 100
+    for width in (40, 60, 80, 100):
+        assert max(map(len, render_answer(plan, width=width).splitlines())) <= width
     assert lines[0].startswith({True: "Yes: ", False: "No: ", None: plan.name}[plan.fits])
     assert json.loads(json.dumps(plan.to_dict()))["fits"] == plan.fits
 

@@ -69,6 +69,7 @@ def test_a_quarter_at_100k_holds_for_the_token_and_not_for_the_total() -> None:
     m1, r1, _ = first_principles()
     assert m1.at(100_000) / r1.at(100_000) == pytest.approx(0.22, abs=5e-3)
     text = figure1_text()
+    assert text.endswith("tokens.\n")
     for number in ("0.445", "0.385", "0.344", "0.288", "= 0.22", "0.120", "F(N) = a N + c N^2 / 2"):
         assert number in text
 
