@@ -7,6 +7,8 @@ harmless: whatever it holds, it costs at most a second and about 100 MB, or it i
 import errno
 import json
 import os
+import stat
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,9 +39,46 @@ def shorten(text: object, limit: int = 200) -> str:
     """Return a text as an error's sentence can hold it: on one line, and cut to a length that says
     how much was left out."""
     text = str(text)
-    head = text[:limit] if len(text) > limit else text
-    line = "".join(char if char.isprintable() else _escaped(char) for char in head)
+    line = printable(text[:limit])
     return line if len(text) <= limit else f"{line}... ({len(text):,} characters)"
+
+
+def printable(text: str) -> str:
+    """Return one line of text with control characters written out: a stranger's text could move the
+    cursor. A joiner that spelling needs stays."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() or joins_letters(text, place) else _escaped(char)
+        for place, char in enumerate(text)
+    )
+
+
+_JOINERS: Final = "\u200c\u200d"
+"""Zero-width non-joiner and joiner"""
+_JOINED_SCRIPTS: Final = frozenset(
+    {
+        *("ARABIC", "SYRIAC", "MONGOLIAN", "NKO", "MANDAIC"),
+        *("DEVANAGARI", "BENGALI", "GURMUKHI", "GUJARATI", "ORIYA", "TAMIL", "TELUGU", "KANNADA"),
+        *("MALAYALAM", "SINHALA", "KHMER", "MYANMAR", "TIBETAN", "BALINESE", "JAVANESE"),
+    }
+)
+"""Scripts whose spelling uses joiners, as the names of their characters begin"""
+
+
+def joins_letters(text: str, place: int) -> bool:
+    """Return whether the character there is a joiner between two letters of one script that is
+    spelled with joiners, as Persian and the languages of India are."""
+    if text[place] not in _JOINERS or not 0 < place < len(text) - 1:
+        return False
+    before, after = _script(text[place - 1]), _script(text[place + 1])
+    return before == after and before in _JOINED_SCRIPTS
+
+
+def _script(letter: str) -> str:
+    """Return the first word of a letter's or mark's name; nothing for any other character."""
+    is_letter = unicodedata.category(letter)[0] in "LM"
+    return unicodedata.name(letter, "").partition(" ")[0] if is_letter else ""
 
 
 def _escaped(char: str) -> str:
@@ -50,19 +89,22 @@ def _escaped(char: str) -> str:
 def replacing_path(destination: Path) -> Iterator[Path]:
     """Give a path beside `destination` for a new file, which replaces it when the block ends.
 
-    If the block fails the new file vanishes and the old one stays. An OSError then names
+    A link stays, and what it leads to is replaced. Raises ValueError for a device, a pipe or a
+    folder. If the block fails the new file vanishes and the old one stays. An OSError then names
     `destination`, also where the system did not say which file was too much for the disk.
     """
-    destination.parent.mkdir(parents=True, exist_ok=True)
+    check_replaceable(destination)
+    target = Path(os.path.realpath(destination))
+    target.parent.mkdir(parents=True, exist_ok=True)
     # A name may have 255 bytes, and this one is longer than the destination's.
-    beginning = destination.name.encode(errors="ignore")[:200].decode(errors="ignore")
-    temporary = destination.with_name(f".{beginning}.{uuid4().hex}.part")
+    beginning = target.name.encode(errors="ignore")[:200].decode(errors="ignore")
+    temporary = target.with_name(f".{beginning}.{uuid4().hex}.part")
     try:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        temporary.replace(destination)
-        _sync_folder(destination.parent)
+        temporary.replace(target)
+        _sync_folder(target.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         if error.filename in (str(temporary), temporary):
@@ -74,6 +116,19 @@ def replacing_path(destination: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def check_replaceable(destination: Path) -> None:
+    """Raise ValueError where something is there that is no file of bytes: to write a device anew
+    would replace it by a file."""
+    try:
+        mode = destination.stat().st_mode
+    except OSError:  # nothing is there, or what writes will say why it cannot
+        return
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
+        kind = kinds.get(stat.S_IFMT(mode), "device")
+        raise ValueError(f"{destination} is a {kind}, the name of a file is needed")
 
 
 def full_reason(error: BaseException) -> str | None:

@@ -2,6 +2,9 @@
 
 import errno
 import json
+import os
+import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 
 from fulmen.files import (
     MAX_JSON_BYTES,
+    check_replaceable,
     explain,
     full_reason,
     naming,
@@ -50,6 +54,47 @@ def test_a_failed_block_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
         interrupted()
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path: Path) -> None:
+    target, link, dangling = tmp_path / "far" / "a", tmp_path / "link", tmp_path / "dangling"
+    target.parent.mkdir()
+    target.write_bytes(b"old")
+    link.symlink_to(target)
+    dangling.symlink_to(tmp_path / "new" / "b")
+    write_text(link, "new")
+    write_text(dangling, "b")
+    assert link.is_symlink()
+    assert dangling.is_symlink()
+    assert target.read_bytes() == b"new"
+    assert (tmp_path / "new/b").read_bytes() == b"b"
+    assert list(target.parent.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "socket", "link to a pipe"])
+def test_what_is_no_file_is_never_replaced(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "there"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(path))
+    else:
+        os.mkfifo(path)
+    given = path
+    if kind == "link to a pipe":
+        given = tmp_path / "link"
+        given.symlink_to(path)
+    before = (path.lstat(), sorted(tmp_path.iterdir()))
+    needed = f"{given} is a {kind.split()[-1]}, the name of a file is needed"
+    with pytest.raises(ValueError, match=f"^{re.escape(needed)}$"):
+        write_text(given, "x")
+    assert (path.lstat(), sorted(tmp_path.iterdir())) == before
+
+
+def test_a_device_is_no_file() -> None:
+    with pytest.raises(ValueError, match="/dev/null is a device, the name of"):
+        check_replaceable(Path("/dev/null"))
 
 
 def test_text_is_written_as_utf8_into_folders_that_need_not_exist(tmp_path: Path) -> None:

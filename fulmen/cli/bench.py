@@ -86,21 +86,22 @@ def bench(
     Every operation is timed on the CPU, or a whole model, and compared with what the machine could
     reach. Ctrl-C ends the measuring; operations that are done are printed.
     """
-    import torch
-
     of_model = {"prompt": prompt, "tokens": tokens, "batch": batch, "depth": depth}
     for name, value in {**of_model, "threads": threads, "rounds": rounds}.items():
         least, most = _RANGES[name]
         if value is not None and not least <= value <= most:
             bound = f"at least {least}" if value < least else f"at most {most}"
             raise ValueError(f"--{name} is {value}, it must be {bound}")
-    count = torch.get_num_threads() if threads is None else threads
     if model is None:
-        for name, flag in {**of_model, "dtype": dtype}.items():
+        loading = {"dtype": dtype, "ignore-config-field": ignore_config_field or None}
+        for name, flag in {**of_model, **loading}.items():
             if flag is not None:
                 raise ValueError(f"--{name} is for a model, --model names one")
-        if ignore_config_field:
-            raise ValueError("--ignore-config-field is for a model, --model names one")
+
+    import torch
+
+    count = torch.get_num_threads() if threads is None else threads
+    if model is None:
         report = _bench_ops(only or "", threads=count, rounds=rounds)
     else:
         if only is not None:

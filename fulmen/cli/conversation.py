@@ -36,7 +36,7 @@ from fulmen.cli.progress import stderr
 from fulmen.files import explain, write_text
 from fulmen.llm import LLM, Stream
 from fulmen.sampling import SamplingParams
-from fulmen.sessions import Session
+from fulmen.sessions import Session, quoted
 from fulmen.units import parse_count
 
 HELP = """\
@@ -125,8 +125,8 @@ class Conversation:
             if system not in (None, kept):
                 started = "without a" if kept is None else "with another"
                 raise ValueError(
-                    f"session {session.state.name!r} was started {started} system prompt, --system "
-                    "is for a new one"
+                    f"session {quoted(session.state.name)} was started {started} system prompt, "
+                    "--system is for a new one"
                 )
             self._unanswered = []
 
@@ -227,7 +227,7 @@ class Conversation:
             reason = explain(error) if isinstance(error, OSError) else str(error)
             raise ValueError(
                 "the answer is printed but was not kept in session "
-                f"{session.state.name!r}: {reason}"
+                f"{quoted(session.state.name)}: {reason}"
             ) from error
 
     def _print(self, running: Stream) -> tuple[Completion, bool]:

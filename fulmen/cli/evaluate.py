@@ -23,7 +23,7 @@ from fulmen.cli.options import (
 )
 from fulmen.cli.output import print_json, print_table
 from fulmen.cli.progress import count_progress
-from fulmen.files import write_text
+from fulmen.files import check_replaceable, write_text
 from fulmen.sampling import SamplingParams
 from fulmen.units import parse_count
 
@@ -132,6 +132,9 @@ def scale(
         is_checked=check,
         seed=seed,
     )
+    for file in (out, plot):
+        if file is not None:
+            check_replaceable(file)
     environment = load_environment(task, seed=seed)
     llm = load_llm(model, dtype, device, {"max_num_seqs": 16, **engine}, ignore_config_field)
     if closing is None and llm.format.thinking_end is None:

@@ -1,6 +1,7 @@
 """fulmen models: the models of the catalog and checkpoints, listed, shown, fetched, checked."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
@@ -105,6 +106,7 @@ def models_show(
     name: NameArgument,
     lang: Annotated[Literal["en", "de"], typer.Option(help="Language of the card.")] = "en",
     as_json: JsonOption = False,
+    ignore_config_field: IgnoreOption = None,
 ) -> None:
     """Show the facts about a model, or about a folder.
 
@@ -113,7 +115,7 @@ def models_show(
     from fulmen.catalog import get_card, render_card
 
     if Path(name).exists():
-        _show_folder(Path(name), as_json)
+        _show_folder(Path(name), as_json, ignore_config_field or ())
         return
     card = get_card(name)
     if as_json:
@@ -122,11 +124,11 @@ def models_show(
         print(render_card(card, lang), end="")
 
 
-def _show_folder(path: Path, as_json: bool) -> None:
+def _show_folder(path: Path, as_json: bool, ignored: Sequence[str]) -> None:
     from fulmen.checkpoints import Checkpoint
     from fulmen.files import read_json
 
-    checkpoint = Checkpoint.open(path)
+    checkpoint = Checkpoint.open(path, ignore_config_fields=ignored)
     table = quality = None
     if (path / "quality.json").exists():
         try:

@@ -1,4 +1,4 @@
-"""What commands print: text, JSON and tables, on any stream.
+"""Output of commands: text, JSON and tables, on any stream.
 
 A stream that cannot write a character writes its escape (`\\u2192`) instead: nothing is lost, and
 nothing stops. A reader of our output that has gone ends the command quietly.
@@ -7,8 +7,11 @@ nothing stops. A reader of our output that has gone ends the command quietly.
 import io
 import json
 import os
+import re
 import sys
 from typing import Any
+
+from fulmen.files import printable
 
 
 def write_anything() -> None:
@@ -43,20 +46,13 @@ def print_table(renderable: object) -> None:
     console.print(renderable)
 
 
-def printable(text: str) -> str:
-    """Return one line of text with control characters written out: a stranger's text could move the
-    cursor."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
-    )
-
-
 def harmless(text: str) -> str:
     """Return text for a terminal: lines and tabs stay, other control characters are written out."""
     text = text.replace("\r\n", "\n")
     if text.isprintable():
         return text
-    return "".join(char if char in "\n\t" else printable(char) for char in text)
+    parts = re.split(r"([\n\t])", text)
+    return "".join(part if part in ("\n", "\t") else printable(part) for part in parts)
 
 
 def readable_argument(text: str) -> str:

@@ -11,7 +11,8 @@ import typer
 from fulmen.cli import completion
 from fulmen.cli.help import Command, Group, examples
 from fulmen.cli.options import JsonOption, StoreOption, open_store
-from fulmen.cli.output import print_json, print_table, printable
+from fulmen.cli.output import print_json, print_table
+from fulmen.files import printable
 
 sessions_app = typer.Typer(
     cls=Group,

@@ -10,14 +10,14 @@ class Finding:
 
     name: str
     found: str
-    """What is there, on one line."""
+    """Result of the probe, on one line."""
     advice: tuple[str, ...] = ()
     """A line for each thing that is missing or slow."""
     prevents_running: bool = False
     is_unknown: bool = False
     """The probe failed, and `found` says why."""
     values: Mapping[str, object] = field(default_factory=dict)
-    """The same as numbers and names, for programs; all of it fits into JSON."""
+    """Numbers and names behind `found`, for programs; all of it fits into JSON."""
 
     @property
     def status(self) -> str:

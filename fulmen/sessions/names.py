@@ -1,19 +1,19 @@
 """Names of sessions: words of any script, which are names of files too.
 
 A name is letters, digits and marks as Unicode has them, and between those dots, dashes and
-underscores. So it can leave no folder, hides no file and moves no cursor. It is stored composed
-(NFC): the same word typed on another keyboard is the same name.
+underscores. Persian and the scripts of India join and part letters by characters without a width,
+which are in a name where spelling has them. So it can leave no folder, hides no file and moves no
+cursor. It is stored composed (NFC): the same word typed on another keyboard is the same name.
 """
 
 import unicodedata
 from typing import Final
 
+from fulmen.files import joins_letters
 from fulmen.sampling import shown
 
 MAX_NAME_BYTES: Final = 250
 """Bytes of a name in UTF-8: with .json or .lock after it, a file name has at most 255."""
-_JOINERS: Final = "\u200c\u200d"
-"""Zero-width joiner and non-joiner, letters of words in Persian and in scripts of India"""
 
 
 def read_name(name: str) -> str:
@@ -41,6 +41,14 @@ def is_name(text: str) -> bool:
         return False
 
 
+def quoted(name: str) -> str:
+    """Return a name in quotes as a sentence shows it; what is none, with its escapes."""
+    try:
+        return f"'{read_name(name)}'"
+    except ValueError:
+        return shown(name)
+
+
 def name_like(text: str) -> str:
     """Return a name that resembles a text which is none."""
     composed = unicodedata.normalize("NFC", text[:MAX_NAME_BYTES])
@@ -57,9 +65,7 @@ def _may_stand(name: str, place: int) -> bool:
     char = name[place]
     if place == 0:
         return _kind(char) in "LN"
-    if char in _JOINERS:
-        return _kind(name[place - 1]) in "LM"
-    return _kind(char) in "LNM" or char in "._-"
+    return _kind(char) in "LNM" or char in "._-" or joins_letters(name, place)
 
 
 def _kind(char: str) -> str:

@@ -60,6 +60,12 @@ def store_folder(root: Path, name: str, *, creates: bool = False) -> Path:
     return path
 
 
+def remove_stray(path: Path) -> None:
+    """Remove a link or a device, never what a link leads to, where a file is to be written."""
+    if path.is_symlink() or not (path.is_file() or path.is_dir()):
+        path.unlink(missing_ok=True)
+
+
 def entries(folder: Path) -> dict[str, os.stat_result]:
     """Return the names in a folder and what each is itself, links not followed."""
     found: dict[str, os.stat_result] = {}
@@ -166,6 +172,7 @@ class Objects:
         if is_real_folder(path):
             raise ValueError(f"{path} is a folder, fulmen sessions check --repair moves it aside")
         if self.size(hash) != len(content):
+            remove_stray(path)
             with replacing(path) as file:
                 file.write(content)
         return hash

@@ -23,6 +23,7 @@ from fulmen.chat import ChatRequest, Completion, Message, Prompt, Tool, Transcri
 from fulmen.files import user_folder
 from fulmen.llm import LLM
 from fulmen.sampling import SamplingParams
+from fulmen.sessions.names import quoted
 from fulmen.sessions.records import SessionState, StoredTurn
 from fulmen.sessions.store import SessionStore
 
@@ -59,7 +60,7 @@ class Session:
             strange = [token_id for token_id in turn.new_ids if token_id >= vocab_size]
             if strange and self.state.fingerprint == llm.origin.model:
                 raise ValueError(
-                    f"session {self.state.name!r} holds the token id {strange[0]} in turn "
+                    f"session {quoted(self.state.name)} holds the token id {strange[0]} in turn "
                     f"{number}, the model has ids from 0 to {vocab_size - 1}; fulmen sessions "
                     f"rewind {self.state.name} --turn {number - 1} goes back to before it"
                 )
@@ -89,7 +90,7 @@ class Session:
         """
         num_kept = self.transcript.num_kept
         if num_kept is None or not self.transcript.turns:
-            raise ValueError(f"session {self.state.name!r} has no unfinished answer")
+            raise ValueError(f"session {quoted(self.state.name)} has no unfinished answer")
         turn = self.transcript.turns[-1]
         ids = self.transcript.ids()
         return ChatRequest(

@@ -27,10 +27,9 @@ from typing import Any
 
 from fulmen.engine import Origin, PrefixCache, known_states
 from fulmen.files import write_text
-from fulmen.sampling import shown
 from fulmen.sessions.chunks import Chunks
 from fulmen.sessions.locks import lock_file
-from fulmen.sessions.names import is_name, read_name
+from fulmen.sessions.names import is_name, quoted, read_name
 from fulmen.sessions.objects import (
     FOLDERS,
     MAX_CHUNK_BYTES,
@@ -41,6 +40,7 @@ from fulmen.sessions.objects import (
     is_real_folder,
     move_aside,
     read_file,
+    remove_stray,
     store_folder,
 )
 from fulmen.sessions.records import (
@@ -170,7 +170,7 @@ class SessionStore:
         turns = [] if state.turn is None else self._with_parents(state.turn)
         if state.num_kept is not None and state.num_kept > turns[-1].num_answer:
             raise ValueError(
-                f"session {state.name!r} keeps {state.num_kept} tokens of an answer that has "
+                f"session {quoted(state.name)} keeps {state.num_kept} tokens of an answer that has "
                 f"{turns[-1].num_answer}, fulmen sessions check --repair mends it"
             )
         return turns
@@ -217,8 +217,8 @@ class SessionStore:
         with lock_file(self.lock_path(name), waits=False) as is_held:
             if not is_held:
                 raise ValueError(
-                    f"session {name!r} is in use by another process, fulmen sessions fork makes a "
-                    "second one of it"
+                    f"session {quoted(name)} is in use by another process, fulmen sessions fork "
+                    "makes a second one of it"
                 )
             yield
 
@@ -281,7 +281,8 @@ class SessionStore:
         """
         if state.fingerprint != origin.model:
             raise ValueError(
-                f"session {state.name!r} belongs to another model, it was begun with {state.model}"
+                f"session {quoted(state.name)} belongs to another model, it was begun with "
+                f"{state.model}"
             )
         with self.locked():
             self._check_current(state)
@@ -312,6 +313,7 @@ class SessionStore:
         """Write where a session stands; only while the store is locked."""
         path = self.state_path(state.name)
         store_folder(self.root, "sessions", creates=True)
+        remove_stray(path)
         write_text(path, write_state(state))
 
     @contextmanager
@@ -360,7 +362,7 @@ class SessionStore:
 
     def _check_free(self, name: str) -> None:
         if self.has(name):
-            raise ValueError(f"there is a session {name!r} already, choose another name")
+            raise ValueError(f"there is a session {quoted(name)} already, choose another name")
 
     def _check_current(self, state: SessionState) -> None:
         """Raise ValueError if a session is no longer where it was."""
@@ -371,7 +373,8 @@ class SessionStore:
             state.created,
         ):
             raise ValueError(
-                f"session {state.name!r} was changed by another process meanwhile, nothing is saved"
+                f"session {quoted(state.name)} was changed by another process meanwhile, nothing "
+                "is saved"
             )
 
     def _rewound(
@@ -381,7 +384,7 @@ class SessionStore:
         count = len(turns) if num_turns is None else num_turns
         if not 0 <= count <= len(turns):
             raise ValueError(
-                f"turn {count} was asked for, session {state.name!r} has {len(turns)} turns"
+                f"turn {count} was asked for, session {quoted(state.name)} has {len(turns)} turns"
             )
         if num_kept is None:
             kept = state.num_kept if num_turns is None else None
@@ -458,7 +461,7 @@ def _chunks_of(turns: Sequence[StoredTurn]) -> list[str]:
 
 
 def _no_session(name: str) -> ValueError:
-    return ValueError(f"there is no session {shown(name)}, fulmen sessions list shows all")
+    return ValueError(f"there is no session {quoted(name)}, fulmen sessions list shows all")
 
 
 def _num_shared(first: Sequence[int], second: Sequence[int]) -> int:

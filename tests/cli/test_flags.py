@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
+from fulmen.bench import machine
 from fulmen.cli import app
 from tests.cli.test_cli import called
 from tests.tiny import write_checkpoint
@@ -61,7 +62,7 @@ FLAGS = [
 WORDS = {
     *("--model", "--system", "--session", "--store", "--device", "--stop", "--choice", "--regex"),
     *("--json-schema", "--out", "--plot", "--closing", "--report", "--calibrate", "--only"),
-    *("--task",),
+    *("--task", "--ignore-config-field"),
 }
 NUMBERS = [path for path in FLAGS if path[-1] not in WORDS]
 
@@ -69,6 +70,14 @@ NUMBERS = [path for path in FLAGS if path[-1] not in WORDS]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("m2"), "m2")
+
+
+@pytest.fixture(autouse=True)
+def _quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure the machine as roughly as can be: a benchmark that a value allows takes no time."""
+    monkeypatch.setattr(machine, "READ_BYTES", 2**20)
+    monkeypatch.setattr(machine, "MATMUL_SIZES", (64,))
+    monkeypatch.setattr(machine, "PROBE_SECONDS", 0.001)
 
 
 def arguments(command: str, folder: Path, tmp_path: Path) -> list[str | Path]:

@@ -21,6 +21,7 @@ def test_an_unknown_field_is_ignored_where_it_is_named(tmp_path: Path) -> None:
         ("generate", "hi", "-m", folder, *limits),
         ("models", "check", folder),
         ("plan", folder, "--ram", "4GiB"),
+        ("models", "show", folder),
         ("quantize", folder, tmp_path / "out", "--report-tokens", "10"),
         ("scale", "-m", folder, *study, "--answer-tokens", "2"),
         ("bench", "-m", folder, "--prompt", "8", "--tokens", "2", "--rounds", "1"),

@@ -1,4 +1,4 @@
-"""What is printed reaches every stream: nothing lost, nothing stopped, JSON stays JSON."""
+"""Output reaches every stream: nothing lost, nothing stopped, JSON stays JSON."""
 
 import io
 import json

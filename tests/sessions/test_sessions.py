@@ -96,7 +96,7 @@ class Story:
             self.session.save(messages, completion)
         else:
             text = " ".join(self.random.choices(WORDS, k=self.random.randrange(1, 30)))
-            if len(self.session.transcript.prompt(self.session.messages).ids) > 700:
+            if len(self.session.transcript.ids()) > 700:
                 self.session.rewind(0)
             params = replace(
                 PARAMS,
