@@ -20,6 +20,7 @@ from fulmen.sessions.names import name_like
 from fulmen.sessions.objects import (
     FOLDERS,
     MAX_CHUNK_BYTES,
+    MAX_TURN_BYTES,
     entries,
     is_hash,
     is_leftover,
@@ -97,7 +98,7 @@ def repair(store: SessionStore) -> list[str]:
                 set_aside(path, reason)
         parents: dict[str, object] = {}
         for path, error in list(_damaged_turns(store)):
-            if _is_newer(path):
+            if _is_newer(path) and _is_whole(store, path):
                 done.append(f"{path} is left alone: a newer version of Fulmen wrote it")
                 continue
             parents[path.stem] = _legible_fields(path).get("parent")
@@ -253,7 +254,10 @@ def _only_branch(
     """Find the last readable turn of the one branch of a model that no readable session has. With a
     second branch it is not known whose they are."""
     named = store.named().turns
-    turns = {hash: store.turn(hash) for hash in store.turn_objects.sizes().keys() - named}
+    turns = {}
+    for hash in store.turn_objects.sizes().keys() - named:
+        with suppress(ValueError):  # a newer version wrote it, so it was left alone
+            turns[hash] = store.turn(hash)
     ends = turns.keys() - {turn.parent for turn in turns.values()}
     if len(ends) > _MAX_BRANCHES:
         return None
@@ -263,6 +267,15 @@ def _only_branch(
         if turn is not None and turn.hash not in named and fingerprint in (None, turn.origin.model)
     }
     return found.popitem()[1] if len(found) == 1 else None
+
+
+def _is_whole(store: SessionStore, path: Path) -> bool:
+    """Return whether a turn is as it was written: its name is its hash."""
+    try:
+        store.turn_objects.get(path.stem, MAX_TURN_BYTES)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _is_newer(path: Path) -> bool:

@@ -1,6 +1,7 @@
 """A store that is damaged, edited by hand or made by a stranger: one sentence, nothing outside it
 touched, and every other session goes on."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -655,3 +656,21 @@ def test_a_session_of_0_1_0_that_was_rewound_into_an_answer_is_still_so(tmp_path
     expected = json.loads((RECORDED / "expected.json").read_text())["m1"]
     assert store.state("m1-cut").num_kept == 4
     assert store.ids_of(store.state("m1-cut")) == expected["turn_ids"][-1][:-8]
+
+
+def test_a_damaged_turn_that_looks_newer_is_moved_aside(place: Place) -> None:
+    path = path_of_turn(place.root, "a", 2)
+    path.write_text('{"format": 2}')
+    assert not any("newer version" in line for line in repair(place.store))
+    assert not path.exists()
+    place.survives("c", "b")
+
+
+def test_repair_leaves_a_turn_of_a_newer_version_alone(place: Place) -> None:
+    content = b'{"format": 2}'
+    path = place.root / "turns" / f"{hashlib.sha256(content).hexdigest()}.json"
+    path.write_bytes(content)
+    (place.root / "sessions" / "a.json").write_text("nonsense")
+    assert any("newer version" in line for line in repair(place.store))
+    assert path.read_bytes() == content
+    place.survives("c", "b")
