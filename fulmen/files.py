@@ -89,8 +89,8 @@ def _escaped(char: str) -> str:
 def replacing_path(destination: Path) -> Iterator[Path]:
     """Give a path beside `destination` for a new file, which replaces it when the block ends.
 
-    A link stays, and what it leads to is replaced. Raises ValueError for a device, a pipe or a
-    folder. If the block fails the new file vanishes and the old one stays. An OSError then names
+    A link stays, and what it leads to is replaced. Raises ValueError for a device or a
+    pipe. If the block fails the new file vanishes and the old one stays. An OSError then names
     `destination`, also where the system did not say which file was too much for the disk.
     """
     check_replaceable(destination)
@@ -119,14 +119,16 @@ def replacing_path(destination: Path) -> Iterator[Path]:
 
 
 def check_replaceable(destination: Path) -> None:
-    """Raise ValueError where something is there that is no file of bytes: to write a device anew
-    would replace it by a file."""
+    """Raise where something is there that is no file of bytes: to write a device anew would replace
+    it by a file. It is a ValueError, or an IsADirectoryError for a folder."""
     try:
         mode = destination.stat().st_mode
     except OSError:  # nothing is there, or what writes will say why it cannot
         return
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(destination))
     if not stat.S_ISREG(mode):
-        kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
+        kinds = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
         kind = kinds.get(stat.S_IFMT(mode), "device")
         raise ValueError(f"{destination} is a {kind}, the name of a file is needed")
 

@@ -40,7 +40,7 @@ class SamplingParams:
     min_p: float = 0.0
     """Leave out tokens less likely than this share of the likeliest one's probability."""
     seed: int | None = None
-    """Repeat the same random draws, whatever runs beside; None draws anew each time."""
+    """Seed of the random draws; None draws anew each time."""
     max_tokens: int | None = None
     """Most tokens of an answer and its thought; None goes on until the context is full."""
     stop: tuple[str, ...] = ()
@@ -52,7 +52,7 @@ class SamplingParams:
     logprobs: int | None = None
     """Report the log-probability of each token, and of this many likeliest ones at its place."""
     repetition_window: int | None = None
-    """Stop after this many tokens in a row that were nearly certain, for the answer goes round in
+    """Stop after this many tokens in a row that were nearly certain, because the answer is going in
     circles; None never does. M1's training used 3,000 (arXiv:2506.13585)."""
     repetition_probability: float = 0.99
     """Probability above which repetition_window counts a token as nearly certain."""
@@ -60,8 +60,8 @@ class SamplingParams:
     """Most tokens of thought, such as 2000 or 40k; then the answer begins. 0 means no thought, None
     no limit. M1 was trained to 40k and 80k."""
     thinking_soft_end: float = 0.1
-    """Last share of the thinking budget, in which the thought is led to its end; 0 cuts it off at
-    the budget."""
+    """Share of the budget, at its end, in which the model is nudged to finish thinking; 0 cuts it
+    off."""
     json_schema: str | None = None
     """Answer with JSON that follows this JSON Schema; {} allows any JSON."""
     regex: str | None = None
@@ -178,7 +178,7 @@ def check_whole(
     """Raise ValueError unless value is a whole number from low to high; a bool is none."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise ValueError(f"{name} is {shown(value)}, it must be {needed}")
-    if value < low:
-        raise ValueError(f"{name} is {shown(value)}, it must be {low} or more")
-    if value > high:
-        raise ValueError(f"{name} is {shown(value)}, it must be at most {high}")
+    bound = f"{low} or more" if value < low else f"at most {high}"
+    if not low <= value <= high:
+        or_none = ", or none" * needed.endswith("or none")
+        raise ValueError(f"{name} is {shown(value)}, it must be {bound}{or_none}")

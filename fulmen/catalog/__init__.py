@@ -12,7 +12,7 @@ from fulmen.catalog.cards import (
     published_config,
 )
 from fulmen.catalog.download import OnProgress, cache_folder
-from fulmen.catalog.resolve import pull, resolve
+from fulmen.catalog.resolve import has_begun, pull, resolve
 from fulmen.catalog.sampling import recommended_sampling
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "find_card",
     "find_config",
     "get_card",
+    "has_begun",
     "list_cards",
     "local_path",
     "published_config",

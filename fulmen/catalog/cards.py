@@ -171,7 +171,7 @@ def refuse_other(name: str) -> None:
     """Raise for the name of a MiniMax model of another architecture, which Fulmen does not run."""
     refusal = refusal_of(name) or ("/" not in name and refusal_of(f"minimax-{name}"))
     if refusal:
-        raise ValueError(f"{shorten(name)} is not in the catalog: {refusal}")
+        raise ValueError(refusal)
 
 
 def suggest(name: str) -> str:

@@ -7,6 +7,7 @@ whatever was interrupted before.
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,11 @@ OnProgress = Callable[[int, int | None], None]
 """Callback that receives the bytes so far, and the bytes in all where they are known."""
 
 _POLL_SECONDS = 0.1
+_NO_ADDRESS = re.compile(
+    "Name or service not known|failure in name resolution|nodename nor servname|getaddrinfo failed"
+    "|No address associated with hostname"
+)
+"""Texts of the systems for a host whose address nobody tells"""
 _CHUNK_BYTES = 1 << 20
 
 
@@ -103,12 +109,12 @@ def fetch_hub_file(
         except LocalEntryNotFoundError as error:
             raise ValueError(
                 f"no answer from the hub for {filename} of {repo_id}: "
-                f"{_on_one_line(error.__cause__ or error)}; check the network, or put the file at "
-                f"{destination} by hand"
+                f"{network_reason(error.__cause__ or error)}; check the network, or put the file "
+                f"at {destination} by hand"
             ) from error
         except HTTPError as error:
             raise ValueError(
-                f"the hub did not give {filename} of {repo_id}: {_on_one_line(error)}"
+                f"the hub did not give {filename} of {repo_id}: {network_reason(error)}"
             ) from error
         except OSError as error:
             raise naming(error, destination) from error
@@ -165,6 +171,8 @@ def _explain_pip_failure(log: Path) -> str:
             f"{sys.executable} has no pip, which is needed for the download; "
             f"`{sys.executable} -m ensurepip` installs it"
         )
+    if any(_NO_ADDRESS.search(line) for line in lines):
+        return "pip found no address of a package index, this machine seems to be offline"
     errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
     return "pip says: " + (errors or lines or ["nothing"])[-1]
 
@@ -198,8 +206,14 @@ def _unpack_member(
                 )
 
 
-def _on_one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+def network_reason(error: object) -> str:
+    """Return the first line of a failed request as a person says it, without numbers of the
+    system's errors."""
+    said = "".join(str(error).strip().splitlines()[:1])
+    if _NO_ADDRESS.search(said):
+        return "the address was not found, this machine seems to be offline"
+    plain = re.sub(r"\[(?:Errno|WinError) -?\d+\]\s*", "", said).rstrip(".")
+    return plain[:1].lower() + plain[1:] or type(error).__name__
 
 
 def _report_nothing(_num_bytes: int, _total_bytes: int | None) -> None:

@@ -184,6 +184,13 @@ def _fetch_repository(
             ) from error
 
 
+def has_begun(repo: str) -> bool:
+    """Return whether a repository of the hub was fetched here, or at least begun to be."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(repo, "config.json"), str)
+
+
 def _explain(error: Exception, repo: str, revision: str | None) -> str:
     from huggingface_hub.errors import (
         DryRunError,
@@ -203,8 +210,8 @@ def _explain(error: Exception, repo: str, revision: str | None) -> str:
         return "the hub has no such repository, or this account may not see it"
     if isinstance(answer, RevisionNotFoundError):
         return f"the hub has no branch, tag or commit {revision} of it"
-    first_line = "".join(str(answer).strip().splitlines()[:1])
-    return f"fetching it failed ({first_line}); check the network, or give the path of a copy"
+    reason = download.network_reason(answer)
+    return f"fetching it failed ({reason}); check the network, or give the path of a copy"
 
 
 def _check_space(what: str, num_bytes: int, folder: Path) -> None:

@@ -27,7 +27,7 @@ fulmen chat                                  talk to a small model
 fulmen chat "What is the capital of France?"  one answer
 fulmen chat --session trip                   begin, or go on with yesterday's
 fulmen chat "..." --thinking-budget 2000     at most 2,000 tokens of thought
-fulmen chat "..." --json-schema '{"type": "object"}'     answer in JSON
+fulmen chat "..." --json-schema schema.json  answer in JSON of this shape
 fulmen plan minimax-m2 --ram 128GiB          does it fit? how fast?
 fulmen chat --help                           options of a command
 """)
@@ -60,6 +60,7 @@ app = typer.Typer(
     help="MiniMax-M1 and MiniMax-M2 in Python: chat, plan, quantize, measure.",
     epilog=_EXAMPLES,
     no_args_is_help=True,
+    context_settings={"help_option_names": ["--help", "-h"]},
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )

@@ -16,7 +16,7 @@ from fulmen.cli.options import (
     read_dtype,
 )
 from fulmen.cli.output import print_json, print_table
-from fulmen.cli.progress import byte_progress, step_progress
+from fulmen.cli.progress import byte_progress, check_fits, step_progress
 
 if TYPE_CHECKING:  # a command imports what it needs, so that help comes at once
     from fulmen.bench import Report, Workload
@@ -160,6 +160,7 @@ def _bench_model(
     from fulmen.bench import report_model
     from fulmen.catalog import resolve
 
+    check_fits(name)
     with byte_progress("fetching", name) as on_progress:
         folder = resolve(name, on_progress=on_progress)
     with step_progress() as say:

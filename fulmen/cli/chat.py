@@ -31,6 +31,7 @@ from fulmen.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from fulmen.chat import Completion
+    from fulmen.sessions import SessionState
 
 
 _ENGINE_FLAGS: Final = ("max_model_len", "kv_cache_bytes", "kv_cache_dtype", "num_draft_tokens")
@@ -45,11 +46,16 @@ fulmen chat --session trip                   begin, or go on with yesterday's
 fulmen sessions list                         conversations so far
 fulmen chat "..." --thinking-budget 2000     at most 2,000 tokens of thought
 fulmen chat "..." --hide-thinking            show the answer alone
-fulmen chat "..." --json-schema '{"type": "object"}'   answer in JSON
-fulmen chat "..." --json-schema schema.json  in this shape
+fulmen chat "..." --json-schema schema.json  answer in JSON of this shape
 fulmen chat "Good or bad?" --choice good --choice bad
 fulmen chat --model minimax-m2               does it fit: fulmen plan
+""",
+    {
+        "A schema.json": """
+{"type": "object", "required": ["city", "people"], "properties":
+{"city": {"type": "string"}, "people": {"type": "integer"}}}
 """
+    },
 )
 GENERATE_EXAMPLES: Final = examples(
     """
@@ -120,7 +126,8 @@ def chat(
         str,
         typer.Option(
             metavar="SIZE",
-            help="Disk for what lets sessions go on at once; beyond it the oldest is read again.",
+            help="Disk for saved model states; beyond it the oldest are deleted, and read again "
+            "when needed.",
             rich_help_panel=SESSION,
         ),
     ] = "20GiB",
@@ -138,7 +145,7 @@ def chat(
     """
     from fulmen.cli.conversation import Conversation, converse, describe
     from fulmen.cli.progress import stderr
-    from fulmen.sessions import Session
+    from fulmen.sessions import Session, quoted
 
     if message is not None:
         message = readable_argument(message)
@@ -155,6 +162,8 @@ def chat(
         raise ValueError(
             f"session {session!r} was rewound into an answer, an empty message finishes it first"
         )
+    if model is not None and state is not None:
+        _check_model(model, state)
     name = model or (state.model if state is not None else DEFAULT_MODEL)
     llm = load_llm(name, dtype, device, engine, ignore_config_field)
     params = replace(llm.defaults, **given)
@@ -163,6 +172,8 @@ def chat(
     with sessions.used_by_one(session) if session is not None else nullcontext():
         opened = None
         if session is not None:
+            if state is None:
+                stderr.print(f"new conversation {quoted(session)}", style="dim", markup=False)
             opened = Session(
                 llm, sessions, session, model=_lasting(name), keep_thoughts=keep_thoughts
             )
@@ -182,6 +193,22 @@ def chat(
         completion = conversation.ask(message) if message.strip() else conversation.finish_answer()
         if completion.finish_reason == "abort":
             raise typer.Exit(130)
+
+
+def _check_model(name: str, state: "SessionState") -> None:
+    """Raise before a model is fetched that cannot be the session's. Of one that is here, its
+    weights tell."""
+    from fulmen.catalog import find_card, local_path
+    from fulmen.sessions import quoted
+
+    if local_path(name) is not None or local_path(state.model) is not None:
+        return
+    card, own = find_card(name), find_card(state.model)
+    if (card or name) != (own or state.model):
+        raise ValueError(
+            f"session {quoted(state.name)} belongs to another model, it was begun with "
+            f"{state.model}; without --model it goes on with that"
+        )
 
 
 def _lasting(name: str) -> str:

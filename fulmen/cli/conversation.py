@@ -29,7 +29,7 @@ from fulmen.chat import (
     Transcript,
     read_messages,
 )
-from fulmen.cli.lines import new_line_reader
+from fulmen.cli.lines import LineReader, new_line_reader
 from fulmen.cli.output import drop_output, harmless
 from fulmen.cli.printer import Printer, new_printer
 from fulmen.cli.progress import stderr
@@ -53,6 +53,11 @@ HELP = """\
 //TEXT               send a text that begins with a slash
 A line that ends with \\ goes on in the next; Alt-Enter begins one too.
 Ctrl-C ends an answer and keeps what there is. Up and Ctrl-R find earlier lines."""
+_OF_A_SESSION = """
+The conversation is kept as {name}; /new, /undo and /load take turns out of it for good.
+fulmen chat --session {name}       go on with it
+fulmen sessions show {name}        print it
+fulmen sessions fork {name} NEW    begin another with the same past"""
 _COMMANDS = tuple(
     word.strip(" ,")
     for line in HELP.splitlines()
@@ -338,6 +343,17 @@ def converse(conversation: Conversation) -> None:
     stderr.print("[dim]/help lists the commands, Ctrl-D leaves[/dim]")
     if conversation.session is not None:
         _show_last(conversation, conversation.session)
+    else:
+        stderr.print("[dim]this conversation is not kept, --session NAME would keep it[/dim]")
+    _converse(conversation, reader)
+    if conversation.session is not None and conversation.transcript.turns:
+        name = conversation.session.state.name
+        stderr.print(
+            f"fulmen chat --session {name} goes on here", style="dim", markup=False, soft_wrap=True
+        )
+
+
+def _converse(conversation: Conversation, reader: LineReader) -> None:
     while True:
         try:
             text = reader.read()
@@ -389,7 +405,10 @@ def _command(conversation: Conversation, text: str) -> bool:
         case "/exit" | "/quit":
             return False
         case "/help":
-            stderr.print(HELP, markup=False)
+            stderr.print(HELP, markup=False, soft_wrap=True)
+            if conversation.session is not None:
+                said = _OF_A_SESSION.format(name=conversation.session.state.name)
+                stderr.print(said, markup=False, soft_wrap=True)
         case "/new":
             conversation.start_over(_system_messages(conversation.system))
         case "/system":

@@ -1,6 +1,7 @@
 """fulmen doctor: what this machine has, what is missing or slow, and what to do about it."""
 
 import logging
+import shutil
 import textwrap
 from typing import TYPE_CHECKING, Final
 
@@ -55,18 +56,24 @@ def doctor(as_json: JsonOption = False) -> None:
 
 def _text(finding: "Finding") -> str:
     mark = {"ok": " ", "advice": "!", "fault": "X", "unknown": "?"}[finding.status]
-    lines = [f"{mark} {finding.name:{_NAME_COLUMNS}}{finding.found}"]
     indent = " " * (2 + _NAME_COLUMNS)
+    lines = _wrapped(finding.found, f"{mark} {finding.name:{_NAME_COLUMNS}}", indent)
     for advice in finding.advice:
-        lines += textwrap.wrap(
-            advice,
-            _LINE_COLUMNS,
-            initial_indent=f"{indent}-> ",
-            subsequent_indent=f"{indent}   ",
-            break_on_hyphens=False,
-            break_long_words=False,
-        )
+        lines += _wrapped(advice, f"{indent}-> ", f"{indent}   ")
     return "\n".join(lines)
+
+
+def _wrapped(text: str, first: str, others: str) -> list[str]:
+    """Return lines as wide as the terminal, up to a width that reads well."""
+    columns = shutil.get_terminal_size((_LINE_COLUMNS, 24)).columns
+    return textwrap.wrap(
+        text,
+        min(columns, _LINE_COLUMNS),
+        initial_indent=first,
+        subsequent_indent=others,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
 
 
 def _summary(findings: "list[Finding]") -> str:

@@ -114,7 +114,8 @@ def scale(
 ) -> None:
     """Measure how accuracy grows with thinking.
 
-    Long thoughts are cut at each budget and answered there, beside short runs that vote.
+    Cuts long thoughts at each budget and lets the model answer there. Short runs vote for
+    comparison.
     """
     from fulmen import evaluate as room
     from fulmen.envs import load_environment

@@ -3,11 +3,13 @@
 It is plain text without boxes, so that it reads the same in a pipe, a narrow terminal and a search.
 """
 
+import difflib
 import re
 import textwrap
 from collections.abc import Mapping
 from typing import Any, Final
 
+import typer
 from typer.core import TyperCommand, TyperGroup
 
 THINKING: Final = "Thinking"
@@ -15,11 +17,22 @@ STRUCTURE: Final = "Structured output"
 SAMPLING: Final = "Sampling"
 SESSION: Final = "Session"
 ENGINE: Final = "Engine"
+LOADING: Final = "Loading"
 _FIRST: Final = "Options"
 """Panel of options that name none"""
 _LAST: Final = "Other options"
 """Panel of --help and of shell completion"""
-_PANELS: Final = ("Arguments", _FIRST, THINKING, STRUCTURE, SAMPLING, SESSION, ENGINE, _LAST)
+_PANELS: Final = (
+    "Arguments",
+    _FIRST,
+    THINKING,
+    STRUCTURE,
+    SAMPLING,
+    SESSION,
+    ENGINE,
+    LOADING,
+    _LAST,
+)
 """Panels in the order in which help shows them"""
 
 
@@ -29,8 +42,57 @@ _SAID_COLUMN: Final = 42
 """Column in which an example's explanation begins"""
 
 
+USAGE_ERROR: Final[Any] = typer.BadParameter.__base__
+"""Error of a command line that cannot be read, wherever this version of typer has its click"""
+
+_MEANT: Final = {
+    **dict.fromkeys(("--continue", "--resume", "--conversation"), "--session"),
+    **dict.fromkeys(("--json", "--format", "--output-format"), "--json-schema"),
+    **dict.fromkeys(("--max-new-tokens", "--num-predict", "--n-predict"), "--max-tokens"),
+    **dict.fromkeys(("--ctx-size", "--num-ctx", "--context"), "--max-model-len"),
+    **dict.fromkeys(("--system-prompt", "--append-system-prompt"), "--system"),
+}
+"""Options of other programs, and ours for the same"""
+_DONE_BY: Final = {
+    "--session": "NAME keeps a conversation and goes on with it",
+    "--json-schema": "makes the answer JSON",
+    "--max-tokens": "is its name here",
+    "--max-model-len": "is its name here",
+    "--system": "is its name here",
+}
+_LEAST_LIKENESS: Final = 0.8
+"""Likeness of a mistyped option and the one that it may have meant, from 0 to 1"""
+
+
 class Command(TyperCommand):
     """A command whose help shows its options in panels."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read arguments; of what cannot be read, say what may have been meant, or nothing."""
+        try:
+            return super().parse_args(ctx, args)
+        except USAGE_ERROR as error:
+            if hasattr(error, "possibilities"):
+                self._explain_option(error)
+            elif "unexpected extra argument" in error.message:
+                text = [each.metavar for each in self.params if each.name in ("message", "prompt")]
+                if text:
+                    error.message = (
+                        f"{text[0]} is one argument, put quotes around its words: "
+                        f'{ctx.command_path} "..."'
+                    )
+            raise
+
+    def _explain_option(self, error: Any) -> None:
+        """Say what an unknown option may have meant: one of ours, if any is near."""
+        known = [name for option in self.params for name in option.opts]
+        close = difflib.get_close_matches(error.option_name, known, 1, _LEAST_LIKENESS)
+        hint = f", did you mean {close[0]}?" if close else ""
+        meant = _MEANT.get(error.option_name)
+        if meant is not None and meant in known:
+            hint = f", {meant} {_DONE_BY[meant]}"
+        error.possibilities = []
+        error.message += hint
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """Return the words after the command in its usage: NAME for what is needed."""

@@ -10,7 +10,7 @@ import typer
 
 from fulmen.cli import completion
 from fulmen.cli.help import Command, Group, examples
-from fulmen.cli.options import IgnoreOption, JsonOption
+from fulmen.cli.options import IgnoreInFileOption, JsonOption
 from fulmen.cli.output import print_json, print_table
 from fulmen.cli.quantize import quality_table
 
@@ -106,7 +106,7 @@ def models_show(
     name: NameArgument,
     lang: Annotated[Literal["en", "de"], typer.Option(help="Language of the card.")] = "en",
     as_json: JsonOption = False,
-    ignore_config_field: IgnoreOption = None,
+    ignore_config_field: IgnoreInFileOption = None,
 ) -> None:
     """Show the facts about a model, or about a folder.
 
@@ -207,7 +207,7 @@ def models_check(
         Path, typer.Argument(metavar="PATH", help="A checkpoint folder or a GGUF file.")
     ],
     as_json: JsonOption = False,
-    ignore_config_field: IgnoreOption = None,
+    ignore_config_field: IgnoreInFileOption = None,
 ) -> None:
     """Compare a checkpoint's tensors with its config.
 

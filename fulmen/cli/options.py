@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args, get_
 import typer
 
 from fulmen.cli import completion
-from fulmen.cli.help import ENGINE, SAMPLING, SESSION, STRUCTURE, THINKING
+from fulmen.cli.help import ENGINE, LOADING, SAMPLING, SESSION, STRUCTURE, THINKING, USAGE_ERROR
 from fulmen.cli.output import readable_argument
 from fulmen.units import parse_bytes, parse_count
 
@@ -64,16 +64,21 @@ DeviceOption = Annotated[
         rich_help_panel=ENGINE,
     ),
 ]
-IgnoreOption = Annotated[
-    list[str] | None,
-    typer.Option(
+
+
+def _ignore_option(panel: str) -> Any:
+    return typer.Option(
         "--ignore-config-field",
         metavar="FIELD",
         help="Load the model as if its config.json did not have this field. May be repeated.",
         show_default=False,
-        rich_help_panel=ENGINE,
-    ),
-]
+        rich_help_panel=panel,
+    )
+
+
+IgnoreOption = Annotated[list[str] | None, _ignore_option(ENGINE)]
+IgnoreInFileOption = Annotated[list[str] | None, _ignore_option(LOADING)]
+"""Option of a command that reads a checkpoint and runs no engine"""
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value.")]
 
 ENGINE_CONFIG: Final = "fulmen.engine.EngineConfig"
@@ -131,9 +136,19 @@ def with_flags_of(
         @wraps(command)
         def run(**arguments: Any) -> None:
             given = _given({field.name: arguments.pop(field.name) for field in chosen})
-            if isinstance(config, type):
-                config(**given)  # refuses a wrong value before anything is loaded
-            command(**arguments, **{into: given})
+            try:
+                if isinstance(config, type):
+                    config(**given)  # refuses a wrong value before anything is loaded
+            except ValueError as error:
+                said = in_flags(str(error), names)
+                raise USAGE_ERROR(said) from None
+            try:
+                command(**arguments, **{into: given})
+            except ValueError as error:
+                said = in_flags(str(error), names)
+                if said == str(error):
+                    raise
+                raise ValueError(said) from error
 
         panel = ENGINE if config == ENGINE_CONFIG else SAMPLING
         names = {field.name: field.flag for field in fields}
@@ -146,6 +161,16 @@ def with_flags_of(
         return run
 
     return decorate
+
+
+def in_flags(sentence: str, flags: Mapping[str, str]) -> str:
+    """Return a sentence about a field of a dataclass in the words of the command line: the flag in
+    place of the field that it begins with, and of others it names."""
+    if re.split(r"\W", sentence, maxsplit=1)[0] not in flags:
+        return sentence
+    first = re.sub(r"^\w+", lambda found: flags[found[0]], sentence)
+    others = r"(?<![\w-])(\w+_\w+|\w+(?= are given))\b"
+    return re.sub(others, lambda found: flags.get(found[0], found[0]), first)
 
 
 def _given(typed: Mapping[str, Any]) -> dict[str, Any]:
@@ -355,6 +380,9 @@ def load_llm(
 ) -> "LLM":
     """Load a model; engine holds the fields of `EngineConfig` whose flags were given, ignored the
     fields of config.json that count as absent."""
+    if re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", device) is None:
+        raise ValueError(f"--device is {device[:40]!r}, it must be cpu, cuda, or one as in cuda:1")
+
     from fulmen.cli.progress import load
     from fulmen.engine import EngineConfig
 

@@ -70,11 +70,34 @@ def step_progress() -> Iterator[Callable[[str], None]]:
         yield lambda sentence: status.update(escape(sentence))
 
 
+def check_fits(name: str) -> None:
+    """Raise ValueError for a model of the catalog that is not here yet and could not run in this
+    machine's memory: nobody wants to fetch hundreds of gigabytes to learn that."""
+    from fulmen.catalog import find_card, has_begun, local_path
+    from fulmen.plan import make_plan, this_machine
+
+    card = None if local_path(name) is not None else find_card(name)
+    if card is None or card.source is not None or has_begun(card.hub):
+        return
+    here = this_machine()
+    plan = make_plan(card.name, ram=here.ram)
+    needed = min(way.needed_bytes for way in plan.ways if way.is_published)
+    if needed > here.memory_bytes:
+        raise ValueError(
+            f"{card.title} needs {needed / 2**30:,.0f} GiB of memory, this machine has "
+            f"{here.memory_bytes / 2**30:,.0f} GiB, so it is not fetched; "
+            f"`fulmen plan {card.name}` shows what fits, `fulmen models pull {card.name}` fetches "
+            "it all the same"
+        )
+
+
 def load(name: str, **options: Any) -> "LLM":
     """Load a model as `LLM.load` does, and show on stderr what takes time."""
     from fulmen.catalog import resolve
     from fulmen.llm import LLM
 
+    if str(options.get("device", "cpu")) == "cpu":
+        check_fits(name)
     with byte_progress("fetching", name) as report:
         resolve(name, on_progress=report)
     with stderr.status(f"loading {escape(name)}"):  # nothing where stderr is no terminal

@@ -13,7 +13,7 @@ from fulmen.cli import completion
 from fulmen.cli.help import examples
 from fulmen.cli.options import (
     MODEL_HELP,
-    IgnoreOption,
+    IgnoreInFileOption,
     or_none,
     parse_whole,
     read_dtype,
@@ -104,7 +104,7 @@ def quantize(
     report_tokens: Annotated[
         int, typer.Option(metavar="TOKENS", help="Tokens of that text to read; 0 compares nothing.")
     ] = 2000,
-    ignore_config_field: IgnoreOption = None,
+    ignore_config_field: IgnoreInFileOption = None,
 ) -> None:
     """Round weights to 8 or 4 bits, and report the loss.
 

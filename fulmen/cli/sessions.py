@@ -200,8 +200,8 @@ def sessions_rewind(
 ) -> None:
     """Go back to the end of a turn, or into its answer.
 
-    What came after is forgotten, unless another session has it. fulmen chat finishes an answer that
-    was gone back into.
+    What came after is forgotten, unless another session has it. fulmen chat finishes an answer you
+    rewound into.
     """
     sessions = open_store(store)
     sessions.state(name)

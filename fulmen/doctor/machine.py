@@ -179,7 +179,6 @@ def find_sandbox() -> Finding:
         return Finding(
             name="sandbox",
             found=f"bubblewrap is not installed; {unused}",
-            advice=("to have it, install the package bubblewrap of your distribution",),
             values={"path": None, "usable": False},
         )
     reason = try_bubblewrap(program)

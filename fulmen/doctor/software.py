@@ -130,16 +130,17 @@ def torch_build(cuda: str | None, hip: str | None) -> str:
 
 def find_kernels() -> Finding:
     """Tell whether the C++ kernels are there, for which instruction sets, and which is in use."""
-    from fulmen.kernels import built_sets, native
+    from fulmen.kernels import built_sets, native, shadowed_install
 
     built = built_sets()
     values: dict[str, object] = {"built": None, "here": None, "in_use": None}
     if built is None:
         machine, system = platform.machine(), platform.system()
+        advice = shadowed_install() or missing_kernels_advice(system, machine, shutil.which("c++"))
         return Finding(
             name="kernels",
             found="no C++ kernels, plain torch is used",
-            advice=(missing_kernels_advice(system, machine, shutil.which("c++")),),
+            advice=(advice,),
             values=values,
         )
     names = [name for name, _ in built]
@@ -164,13 +165,12 @@ def find_kernels() -> Finding:
             values=values,
         )
     in_use = extension.isa()
-    advice = []
-    if here and in_use != here[0]:
-        advice.append(f"FULMEN_ISA chose {in_use}, without it {here[0]} would be used")
+    is_chosen = here and in_use != here[0]
+    said = f"FULMEN_ISA chose {in_use}, without it {here[0]} would be used" if is_chosen else ""
     return Finding(
         name="kernels",
         found=f"{in_use} in use; built for {', '.join(names)}",
-        advice=tuple(advice),
+        advice=(said,) if said else (),
         values=values | {"in_use": in_use},
     )
 

@@ -73,7 +73,7 @@ def find_memory_rate() -> Finding:
     listed = ", ".join(f"{rate:.0f} GB/s with {_counted(n)}" for n, rate in rates.items())
     return Finding(
         name="memory rate",
-        found=listed,
+        found=f"{listed}; `fulmen plan NAME --memory {max(best, 1):.0f}GB/s` plans with it",
         advice=tuple(advice),
         values={"gb_per_s": {str(n): round(rate, 2) for n, rate in rates.items()}},
     )

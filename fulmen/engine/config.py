@@ -28,7 +28,7 @@ class EngineConfig:
     """Limits of one engine: requests, tokens, memory."""
 
     max_num_seqs: int = 8
-    """Most requests that run together; each owns one lightning state."""
+    """Most requests that run together."""
     max_num_batched_tokens: int = 1024
     """Most tokens of one forward pass, over all requests; at least max_num_seqs."""
     max_model_len: int | None = None

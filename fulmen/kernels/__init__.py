@@ -2,7 +2,14 @@
 
 from fulmen.kernels.attention import attend, softmax_attention
 from fulmen.kernels.backends import backend_for
-from fulmen.kernels.cpu import Program, built_sets, native, populate, set_num_threads
+from fulmen.kernels.cpu import (
+    Program,
+    built_sets,
+    native,
+    populate,
+    set_num_threads,
+    shadowed_install,
+)
 from fulmen.kernels.embedding import embed
 from fulmen.kernels.experts import ExpertWeights, PackedExperts, Scoring, mixture_of_experts, route
 from fulmen.kernels.head import HeadOutput, head, target_logprobs
@@ -63,6 +70,7 @@ __all__ = [
     "rotate",
     "route",
     "set_num_threads",
+    "shadowed_install",
     "softmax_attention",
     "target_logprobs",
     "write_pages",

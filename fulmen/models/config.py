@@ -11,7 +11,9 @@ import difflib
 import logging
 import math
 import reprlib
+import shlex
 from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
 from typing import Final, TypeVar, cast
 
 import torch
@@ -48,6 +50,9 @@ endless lists or more memory than there is. M1 and M2 themselves are far below.
 MAX_EXPERTS: Final = 2**16
 """Most experts in all layers together, four times M2's 62 x 256. Each is three to six tensors that
 a config predicts by name, which is work and memory even for weights that are not there."""
+
+_MOST_SHOWN: Final = 12
+"""Unknown fields that an error names, each with the option that ignores it"""
 
 DTYPES = {
     "float32": torch.float32,
@@ -180,8 +185,16 @@ class Fields:
             )
 
     def take_dtype(self) -> torch.dtype:
-        """Take `torch_dtype` (`dtype` in transformers 5); bfloat16 when absent."""
-        name = self.take("torch_dtype", str, "bfloat16", also=("dtype",))
+        """Take `dtype`, or else `torch_dtype`, its name before transformers 5; bfloat16 if absent.
+        The older one may be left over from the model that another was made of."""
+        old = self.take_optional("torch_dtype", str)
+        new = self.take_optional("dtype", str)
+        if old is not None and new is not None and old != new:
+            _say_once(
+                f"{self.where}: dtype is {shorten(new, 40)} and torch_dtype {shorten(old, 40)}; "
+                "dtype, the newer name, is taken"
+            )
+        name = new or old or "bfloat16"
         if name not in DTYPES:
             raise ValueError(
                 f"torch_dtype is {reprlib.repr(name)}, it must be one of {', '.join(DTYPES)}, "
@@ -254,15 +267,25 @@ class Fields:
         name = left[0]
         close = difflib.get_close_matches(name[:80], taken, n=1, cutoff=0.75)
         hint = f"did you mean {close[0]}?" if close else "it might change the mathematics"
-        others = ", ".join(shorten(other, 80) for other in left[1:6])
-        rest = f" and {len(left) - 6} more" if len(left) > 6 else ""
+        others = ", ".join(shorten(other, 80) for other in left[1:_MOST_SHOWN])
+        rest = f" and {len(left) - _MOST_SHOWN} more" if len(left) > _MOST_SHOWN else ""
+        flags = " ".join(
+            f"--ignore-config-field {shlex.quote(shorten(self._prefix + each, 120))}"
+            for each in left[:_MOST_SHOWN]
+        )
+        they = "it were" if len(left) == 1 else "they were"
         raise ValueError(
             f"unknown field {shorten(name, 80)} = {reprlib.repr(self._left[name])} in "
             f"{self.where}, {hint}"
             + (f" (and {others}{rest}, unknown too)" if others else "")
-            + f"; --ignore-config-field {shorten(self._prefix + name, 120)} (in Python "
-            "ignore_config_fields) loads the model as if it were not there"
+            + f"; {flags} (in Python ignore_config_fields) loads the model as if {they} not there"
         )
+
+
+@lru_cache(maxsize=100)
+def _say_once(sentence: str) -> None:
+    """Warn of something in a file, which one command may read several times."""
+    _logger.warning("%s", sentence)
 
 
 def check_limit(

@@ -190,6 +190,9 @@ _FOREIGN_FIELDS: Final[Mapping[str, str]] = {
 }
 """Fields by which a quantisation is known that names no quant_method, the surest first."""
 
+_E4M3: Final = ("e4m3", "e4m3fn", "float8_e4m3")
+"""Other names of float8_e4m3fn, the values of `fmt` in some configs"""
+
 FOREIGN_QUANTIZATION: Final = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
 """Files in which ModelOpt, GPTQ and AWQ may keep what others write into config.json."""
 
@@ -205,11 +208,12 @@ def take_quantization(given: Fields) -> QuantizationConfig | None:
         if isinstance(found, str):
             raise_foreign({"quant_method": found}, f"{name} in {given.where}")
         if found and isinstance(found, Mapping) and _is_foreign(found, name):
-            raise_foreign(found, f"{name} in {given.where}")
+            is_mlx = name == "quantization" and "quant_method" not in found
+            raise_foreign(found, f"{name} in {given.where}", "MLX" if is_mlx else None)
         if name != "quantization_config":
             given.require(name, {})
     values = given.take_optional("quantization_config", dict)
-    if values is None:
+    if not values:  # absent, or an object that names no quantisation
         return None
     inner = given.inner("quantization_config", cast(Mapping[str, object], values))
     method = inner.take("quant_method", str, "fp8")
@@ -240,11 +244,14 @@ def _kind_of(values: Mapping[str, object]) -> str | None:
     for field, found in _FOREIGN_FIELDS.items():
         if field in values:
             return _FOREIGN[found]
-    return "MLX" if "group_size" in values and "bits" in values else None
+    if "group_size" in values and "bits" in values:
+        return "MLX" if len(values) > 2 else "another program"
+    return None
 
 
-def raise_foreign(values: Mapping[str, object], where: str) -> NoReturn:
-    """Raise the sentence that refuses weights which another program has quantised."""
+def raise_foreign(values: Mapping[str, object], where: str, program: str | None = None) -> NoReturn:
+    """Raise the sentence that refuses weights which another program has quantised; program is its
+    name where something else than values tells it."""
     details = [
         shorten(value, 40)
         for field in ("quant_algo", "format", "quant_type", "mode")
@@ -253,15 +260,11 @@ def raise_foreign(values: Mapping[str, object], where: str) -> NoReturn:
     bits = values.get("bits", values.get("w_bit"))
     details += [f"{bits} bits"] if type(bits) is int and 0 < bits < 100 else []
     of = f" ({', '.join(details)})" if details else ""
-    method = values.get("quant_method")
-    found = ""
-    if isinstance(method, str):
-        known = f"'fp8' and {PACKED_METHOD!r}"
-        found = f"quant_method is {shorten(method, 60)!r}, only {known} are implemented: "
+    program = program or _kind_of(values) or "another program"
     raise ValueError(
-        f"{found}the weights were quantised by {_kind_of(values) or 'another program'}{of}, which "
-        "Fulmen does not read; take the published FP8 model or a bfloat16 one, fulmen quantize "
-        f"rounds it to 8 or 4 bits, see {where}"
+        f"the weights were quantised by {program}{of}, which Fulmen does not read; take the "
+        "published FP8 model or a bfloat16 one, fulmen quantize rounds it to 8 or 4 bits, see "
+        f"{where}"
     )
 
 
@@ -280,6 +283,8 @@ def _take_packed(given: Fields) -> PackedConfig:
 
 
 def _take_fp8(given: Fields) -> Fp8Config:
+    if given.peek("fmt") in _E4M3:
+        given.take("fmt", str)
     given.require("fmt", "float8_e4m3fn")
     given.require("activation_scheme", "dynamic")
     given.require("scale_fmt", "float")

@@ -120,8 +120,51 @@ def test_an_answer_that_is_all_thought_leaves_stdout_empty(folder: Path) -> None
 
 def test_impossible_sampling_is_one_sentence(folder: Path) -> None:
     run = called("chat", "hi", "--model", folder, "--temperature", "-1")
-    assert (run.returncode, run.stdout) == (1, "")
-    assert run.stderr == "fulmen: temperature is -1.0, it must be 0 or more\n"
+    assert (run.returncode, run.stdout) == (2, "")
+    assert "Error: --temperature is -1.0, it must be 0 or more\n" in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--top-k", "0"), "Error: --top-k is 0, it must be 1 or more, or none"),
+        (("--json-schema", "{"), "Error: --json-schema is not JSON: "),
+        (("--json-schema", "3"), "Error: --json-schema is 3, it must be a JSON Schema"),
+        (("--regex", "a", "--choice", "b"), "Error: --regex and --choice are given"),
+        (("--max-model-len", "1"), "fulmen: --max-model-len is 1, it must be 2 or more, or none"),
+        (("--continue",), "No such option: --continue, --session NAME keeps a conversation"),
+        (("--json",), "No such option: --json, --json-schema makes the answer JSON"),
+        (("--temprature", "1"), "No such option: --temprature, did you mean --temperature?"),
+        (("--strange",), "No such option: --strange\n"),
+        (("there",), "MESSAGE is one argument, put quotes around its words"),
+    ],
+)
+def test_a_mistake_names_the_flag_as_it_was_typed(
+    arguments: tuple[str, ...], sentence: str
+) -> None:
+    run = called("chat", "hi", *arguments)
+    assert run.returncode == (1 if sentence.startswith("fulmen") else 2)
+    assert sentence in run.stderr
+
+
+def test_a_letter_asks_for_help() -> None:
+    for path in ((), ("chat",), ("models", "list")):
+        assert called(*path, "-h").stdout == called(*path, "--help").stdout
+
+
+def test_a_model_that_cannot_fit_is_not_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for command in ("chat", "generate"):
+        run = called(command, "hi", "--model", "minimax-m1-80k")
+        assert (run.returncode, run.stdout) == (1, "")
+        assert re.match(
+            r"fulmen: MiniMax-M1-80k needs \d+ GiB of memory, this machine has \d+ GiB", run.stderr
+        )
+        assert "`fulmen plan minimax-m1-80k`" in run.stderr
+        assert "`fulmen models pull minimax-m1-80k`" in run.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_input_that_is_not_utf8_is_one_sentence(folder: Path) -> None:

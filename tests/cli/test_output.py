@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fulmen.cli import main
-from fulmen.cli.output import harmless, printable, readable_argument
+from fulmen.cli.output import harmless, readable_argument
+from fulmen.files import printable
 from tests.tiny import write_checkpoint
 
 TEXT = "Zürich → 東京 😀"

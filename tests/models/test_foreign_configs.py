@@ -2,14 +2,16 @@
 quantisations and architectures that are not read."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fulmen.checkpoints import Checkpoint, fingerprint, load_model, read_config, stream_model
 from fulmen.llm import LLM
-from fulmen.models import M1Config, M2Config, config_from_dict, is_harmless
+from fulmen.models import Fp8Config, M1Config, M2Config, config_from_dict, is_harmless
 from fulmen.models.bookkeeping import NEUTRAL
 from tests.models.helpers import tiny_m1, tiny_m2
 from tests.models.test_config import FP8
@@ -114,6 +116,46 @@ def test_an_unknown_field_is_ignored_when_it_is_named(caplog: pytest.LogCaptureF
     assert "c.json: strange = 1 is ignored, as asked" in caplog.messages
 
 
+def test_all_unknown_fields_can_be_ignored_by_one_line() -> None:
+    strange = {"a b": 1, "c": 2, "$d": 3}
+    with pytest.raises(ValueError, match="unknown field a b = 1") as error:
+        config_from_dict(tiny_m2().to_dict() | strange)
+    said = str(error.value).split("; ")[1].partition(" (in Python")[0]
+    words = shlex.split(said)
+    assert words[::2] == ["--ignore-config-field"] * 3
+    assert words[1::2] == list(strange)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"model_parallel_size": 1, "sequence_parallel": True},
+        {"add_bos_token": False, "add_eos_token": True},
+        {"training_args": {"learning_rate": 1e-5}, "bf16": True},
+        {"ms_model_id": "a/b", "modelscope_version": "1"},
+        {"fp8": False, "quantized": False, "load_in_4bit": False},
+        {"quantization_config": {}},
+    ],
+)
+def test_a_note_of_another_program_changes_nothing(values: dict[str, object]) -> None:
+    assert config_from_dict(tiny_m2().to_dict() | values) == tiny_m2()
+
+
+def test_of_two_dtypes_the_newer_name_wins(caplog: pytest.LogCaptureFixture) -> None:
+    values = tiny_m2().to_dict() | {"torch_dtype": "float32", "dtype": "bfloat16"}
+    assert config_from_dict(values, "two.json").torch_dtype == torch.bfloat16
+    assert caplog.messages == [
+        "two.json: dtype is bfloat16 and torch_dtype float32; dtype, the newer name, is taken"
+    ]
+
+
+@pytest.mark.parametrize("fmt", ["e4m3", "float8_e4m3fn", None])
+def test_a_format_of_fp8_has_several_names(fmt: str | None) -> None:
+    found = {"quant_method": "fp8", "fmt": fmt, "weight_block_size": [128, 128]}
+    read = config_from_dict(tiny_m2().to_dict() | {"quantization_config": found})
+    assert isinstance(read.quantization_config, Fp8Config)
+
+
 def test_the_way_out_that_a_sentence_names_is_one() -> None:
     values = tiny_m2().to_dict() | {"rope_parameters": {"odd": 1}, "even": 2}
     names: list[str] = []
@@ -201,6 +243,8 @@ def test_ignored_fields_reach_the_config_by_every_way_in(tmp_path: Path) -> None
         ({"quantization_config": {"quant_method": "mxfp4"}}, "MXFP4"),
         ({"quantization_config": {"quant_method": "tomorrow's"}}, "tomorrow's"),
         ({"quantization": "awq"}, "AWQ"),
+        ({"quantization_config": {"bits": 4, "group_size": 64}}, "another program \\(4 bits\\)"),
+        ({"quantization_config": {"quant_method": "x" * 100_000}}, "x{60}\\.\\.\\."),
     ],
 )
 def test_a_quantisation_of_others_is_named_and_the_way_out_said(

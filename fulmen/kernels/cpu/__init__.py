@@ -9,6 +9,7 @@ from fulmen.kernels.cpu.extension import (
     native,
     populate,
     set_num_threads,
+    shadowed_install,
     takes,
 )
 from fulmen.kernels.cpu.head import head, target_logprobs
@@ -42,6 +43,7 @@ __all__ = [
     "rotate",
     "route",
     "set_num_threads",
+    "shadowed_install",
     "softmax_attention",
     "stack_experts",
     "takes",

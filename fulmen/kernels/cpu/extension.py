@@ -6,6 +6,7 @@ it, nor on the number of threads.
 
 import functools
 import logging
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Final
@@ -29,8 +30,9 @@ def native() -> ModuleType | None:
         from fulmen.kernels.cpu import _native
     except ImportError:
         logger.warning(
-            "the C++ kernels are not installed (fulmen doctor tells how to get them); running on "
-            "plain torch, which is slower and exact only to rounding"
+            "%s; running on plain torch, which is slower and exact only to rounding",
+            shadowed_install()
+            or "the C++ kernels are not installed (fulmen doctor tells how to get them)",
         )
         return None
     try:
@@ -43,6 +45,20 @@ def native() -> ModuleType | None:
         )
         return None
     return _native
+
+
+def shadowed_install() -> str | None:
+    """Return the sentence for a source folder without kernels that is imported in place of an
+    installed package with them; None where no such package is on sys.path."""
+    source = Path(__file__).parents[2]
+    for entry in sys.path:
+        package = Path(entry) / source.name
+        if package.resolve() != source and any((package / "kernels/cpu").glob("_native*")):
+            return (
+                f"you are importing the source folder {source}, which has no C++ kernels, and not "
+                f"the installed {package}; leave {source.parent}, or `pip install -e .` there"
+            )
+    return None
 
 
 def built_sets() -> list[tuple[str, bool]] | None:
