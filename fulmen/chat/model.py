@@ -105,8 +105,8 @@ def as_request(
     if isinstance(messages, ChatRequest):
         return replace(messages, **fields)
     tools = fields.pop("tools", None)
-    for name, given in (("messages", messages), ("tools", tools)):
-        if given is not None and (isinstance(given, str) or not isinstance(given, Iterable)):
+    for name, given in (("messages", messages), ("tools", () if tools is None else tools)):
+        if isinstance(given, str) or not isinstance(given, Iterable):
             raise ValueError(f"{name} is of type {type(given).__name__}, it must be a list")
     return ChatRequest(messages=tuple(messages), tools=tuple(tools or ()), **fields)
 

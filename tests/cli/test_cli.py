@@ -89,7 +89,7 @@ def test_generate_continues_a_text_and_reports_ids_as_json(folder: Path) -> None
         (("chat", "hi", "--model", GOLDEN / "m2-tiny"), "has no tokenizer.json"),
         (("plan", "/no/such/config.json"), "/no/such/config.json does not exist"),
         (("plan", "figure1", "--out", GOLDEN), "golden: is a directory"),
-        (("models", "show", "m3"), "m3 is not in the catalog"),
+        (("models", "show", "m3"), "MiniMax-M3 is another architecture"),
         (("models", "check", "nowhere"), "nowhere does not exist"),
         (("models", "check", GOLDEN), "config.json is missing"),
     ],
@@ -108,7 +108,7 @@ def test_a_mistake_is_one_sentence_and_a_non_zero_exit(
 def test_a_device_that_is_not_there_is_one_sentence(folder: Path) -> None:
     run = called("chat", "hi", "--model", folder, "--device", "warp")
     assert (run.returncode, run.stdout) == (1, "")
-    assert run.stderr.startswith("fulmen: device warp cannot be used: ")
+    assert run.stderr.startswith("fulmen: --device is 'warp', it must be cpu, cuda, or ")
     assert len(run.stderr.splitlines()) == 1
 
 
