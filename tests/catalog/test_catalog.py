@@ -239,7 +239,7 @@ OTHERS = [
 def test_a_minimax_model_that_fulmen_does_not_run_is_refused_by_name(name: str) -> None:
     for use in (resolve, get_card, find_config, pull):
         with pytest.raises(
-            ValueError, match="^(MiniMax-|abab).* Fulmen runs MiniMax-M1, "
+            ValueError, match=r"^(MiniMax-|abab).* Fulmen runs MiniMax-M1, "
         ) as error:
             use(name)
         assert "Fulmen runs MiniMax-M1, MiniMax-Text-01 and MiniMax-M2" in str(error.value)
