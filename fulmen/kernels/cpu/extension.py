@@ -29,10 +29,13 @@ def native() -> ModuleType | None:
     try:
         from fulmen.kernels.cpu import _native
     except ImportError:
+        shadowed = shadowed_install()
+        if shadowed is not None:
+            logger.warning("%s; running on plain torch", shadowed)
+            return None
         logger.warning(
-            "%s; running on plain torch, which is slower and exact only to rounding",
-            shadowed_install()
-            or "the C++ kernels are not installed (fulmen doctor tells how to get them)",
+            "the C++ kernels are not installed (fulmen doctor tells how to get them); running on "
+            "plain torch, which is slower and exact only to rounding"
         )
         return None
     try:
