@@ -23,6 +23,7 @@ from fulmen.cli.options import (
     StoreOption,
     load_llm,
     open_store,
+    read_piped,
     read_stdin,
     with_flags_of,
 )
@@ -41,7 +42,7 @@ CHAT_EXAMPLES: Final = examples(
     """
 fulmen chat                                  talk; /help lists commands
 fulmen chat "Why is the sky blue?"           one answer
-cat notes.txt | fulmen chat                  read what is piped in
+cat notes.txt | fulmen chat "Sum this up."    ask about what is piped in
 fulmen chat --session trip                   begin, or go on with yesterday's
 fulmen sessions list                         conversations so far
 fulmen chat "..." --thinking-budget 2000     at most 2,000 tokens of thought
@@ -79,7 +80,8 @@ def chat(
         str | None,
         typer.Argument(
             metavar="MESSAGE",
-            help="Ask this, print the answer and leave. Without it, a conversation.",
+            help="Ask this, print the answer and leave. What is piped in comes before it. Without "
+            "it, a conversation.",
         ),
     ] = None,
     model: Annotated[
@@ -148,7 +150,8 @@ def chat(
     from fulmen.sessions import Session, quoted
 
     if message is not None:
-        message = readable_argument(message)
+        piped = read_piped().rstrip("\n")
+        message = "\n\n".join(part for part in (piped, readable_argument(message)) if part)
     elif not sys.stdin.isatty():
         message = read_stdin()
     system = None if system is None else readable_argument(system)
@@ -193,6 +196,11 @@ def chat(
         completion = conversation.ask(message) if message.strip() else conversation.finish_answer()
         if completion.finish_reason == "abort":
             raise typer.Exit(130)
+        if completion.finish_reason == "length" and params.is_constrained:
+            raise ValueError(
+                "the answer is cut off, it does not follow what it was asked to follow; "
+                "give a larger --max-tokens, or a schema with fewer choices"
+            )
 
 
 def _check_model(name: str, state: "SessionState") -> None:

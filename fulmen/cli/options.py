@@ -8,6 +8,7 @@ import ast
 import inspect
 import math
 import re
+import select
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -401,6 +402,21 @@ def read_stdin() -> str:
         return sys.stdin.buffer.read().decode()
     except UnicodeDecodeError as error:
         raise ValueError(f"what was piped in is not UTF-8: {error}") from None
+
+
+def read_piped(wait_seconds: float = 3.0) -> str:
+    """Read what is piped in beside a question; empty if stdin is a terminal or stays silent.
+
+    A program that runs this one may leave a pipe open that nobody writes to, so the first byte is
+    waited for only so long.
+    """
+    if sys.stdin.isatty():
+        return ""
+    try:
+        is_ready = bool(select.select([sys.stdin], [], [], wait_seconds)[0])
+    except (OSError, ValueError):  # no file that can be waited for
+        is_ready = True
+    return read_stdin() if is_ready else ""
 
 
 def read_dtype(name: str | None, known: Sequence[str] | None = None) -> Any:

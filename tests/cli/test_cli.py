@@ -67,6 +67,35 @@ def test_one_shot_chat_prints_the_answer_alone(folder: Path) -> None:
     assert run.stdout.endswith("\n")
 
 
+def test_what_is_piped_in_comes_before_the_question(folder: Path, tmp_path: Path) -> None:
+    at = ("--store", tmp_path)
+    flags = ("--model", folder, "--session", "notes", *at, "--max-tokens", "2")
+    run = fulmen("chat", "Sum this up.", *flags, stdin="One.\nTwo.\n")
+    assert run.returncode == 0, run.stderr
+    assert "One.\nTwo.\n\nSum this up." in fulmen("sessions", "show", "notes", *at).stdout
+
+
+def test_a_silent_pipe_is_not_waited_for(folder: Path) -> None:
+    reader, writer = os.pipe()
+    try:
+        command = [sys.executable, "-m", "fulmen.cli", "chat", "Hi", "--model", str(folder)]
+        run = subprocess.run(
+            [*command, "--max-tokens", "2"], stdin=reader, capture_output=True, timeout=120
+        )
+    finally:
+        os.close(reader)
+        os.close(writer)
+    assert run.returncode == 0, run.stderr
+
+
+def test_an_answer_that_is_cut_off_within_its_schema_is_a_failure(folder: Path) -> None:
+    flags = ("--model", folder, "--thinking-budget", "0", "--max-tokens", "9")
+    run = fulmen("chat", "Hi", *flags, "--json-schema", '{"type": "string", "minLength": 90}')
+    assert run.returncode == 1
+    assert run.stdout
+    assert "the answer is cut off" in run.stderr
+
+
 def test_generate_continues_a_text_and_reports_ids_as_json(folder: Path) -> None:
     flags = ("--model", folder, "--max-tokens", "5", "--temperature", "0")
     run = fulmen("generate", "Once", *flags, "--json", "--logprobs", "2")
