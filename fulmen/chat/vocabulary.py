@@ -148,6 +148,11 @@ class Vocabulary:
         if matcher.is_error():
             raise grammar_failed(matcher)
         mask = np.unpackbits(bits, bitorder="little")[: self.vocab_size].astype(np.bool_)
+        if not matcher.is_accepting():  # an id that ends the turn is no way to spell its text
+            ends = [one for one in self.eos_token_ids if mask[one]]
+            mask[ends] = False
+            if not mask.any():
+                return self.only(self._spelled(matcher) or ends)
         only = int(mask.argmax())
         if (
             mask.sum() == 1
@@ -155,9 +160,17 @@ class Vocabulary:
             and not matcher.validate_tokens([only])
         ):
             # llguidance 1.9 offers an added token for text that spells it, and does not take it.
-            forced = self.beginning(matcher.compute_ff_bytes())
-            return self.only(one for one in forced if matcher.validate_tokens([one]))
+            return self.only(self._spelled(matcher))
         return mask
+
+    def _spelled(self, matcher: LLMatcher) -> list[int]:
+        """Return the ids that spell the text a grammar forces, without those that end the turn."""
+        forced = self.beginning(matcher.compute_ff_bytes())
+        return [
+            one
+            for one in forced
+            if one not in self.eos_token_ids and matcher.validate_tokens([one])
+        ]
 
     def only(self, token_ids: Iterable[int]) -> Allowed:
         """Return a mask of these ids."""

@@ -335,6 +335,13 @@ def test_with_strict_tools_a_constrained_answer_may_be_calls_instead(llm: LLM) -
     assert kinds == {True, False}
 
 
+def test_a_choice_that_spells_the_end_of_the_turn_is_made_whole(llm: LLM) -> None:
+    choice = (f"yes{llm.format.end_of_turn}no", llm.format.end_of_turn)
+    for seed in range(4):
+        params = replace(FREE, choice=choice, seed=seed, thinking_budget=2)
+        assert llm.chat(MESSAGES, params=params).reply.content in choice
+
+
 def test_an_answer_that_is_cut_says_so(llm: LLM) -> None:
     params = replace(FREE, json_schema=SCHEMA, thinking_budget=0, max_tokens=20)
     completion = thoughtful(llm, params)
