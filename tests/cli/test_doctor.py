@@ -70,6 +70,11 @@ def test_an_unknown_instruction_set_keeps_fulmen_from_running() -> None:
 
 def test_without_the_kernels_fulmen_runs_and_is_told_how_to_get_them(tmp_path: Path) -> None:
     shutil.copytree(PACKAGE, tmp_path / "fulmen", ignore=shutil.ignore_patterns("_native*", "*.so"))
+    # The finder of an editable install would bring its extension into this copy.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "sys.meta_path[:] = [f for f in sys.meta_path if 'Redirecting' not in type(f).__name__]\n"
+    )
     run = doctor("--json", path=tmp_path)
     assert run.returncode == 0
     found = findings_of(run)

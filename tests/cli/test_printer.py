@@ -142,7 +142,9 @@ def test_pieces_show_what_the_whole_shows(text: str, pieces: int) -> None:
 
 
 def plain(block: str) -> list[str]:
-    console = Console(file=io.StringIO(), force_terminal=True, width=60, color_system=None)
+    console = Console(
+        file=io.StringIO(), force_terminal=True, width=60, height=12, color_system=None
+    )
     lines = ["".join(segment.text for segment in line).rstrip() for line in render(block, console)]
     return [line for line in lines if line]
 
