@@ -63,7 +63,7 @@ GENERATE_EXAMPLES: Final = examples(
 fulmen generate "Once upon a time" --max-tokens 100
 fulmen generate "2 + 2 =" --temperature 0 --max-tokens 5
 fulmen generate "..." --json --logprobs 5 --max-tokens 20
-fulmen generate "A cat as JSON: " --json-schema '{"type": "object"}'
+fulmen generate "A cat as JSON: " --json-schema schema.json
 """,
     {
         "JSON": """

@@ -4,6 +4,7 @@ rich leaves out HTML, the addresses of links and the places of line breaks; here
 do backslashes, with which models write formulas.
 """
 
+import logging
 from functools import cache
 from itertools import pairwise
 from typing import Final
@@ -14,6 +15,8 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.segment import Segment
 from rich.text import Text
+
+_logger = logging.getLogger(__name__)
 
 _CODE_THEME: Final = "ansi_dark"
 """Colours of the terminal's own palette, on its own background"""
@@ -46,6 +49,7 @@ def render(text: str, console: Console) -> list[list[Segment]]:
     try:
         lines = console.render_lines(_Lossless(text), options, pad=False)
     except Exception:  # an answer is worth more than its looks
+        _logger.debug("a block of Markdown is shown as text", exc_info=True)
         lines = console.render_lines(Text(text), options, pad=False)
     while lines and not _shows_something(lines[0]):
         del lines[0]
