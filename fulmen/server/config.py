@@ -1,0 +1,118 @@
+"""Settings of a server: where it listens, who may ask, how much, and what it keeps."""
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from fulmen.chat import VOLATILE_LINES
+from fulmen.sampling import check_whole, shown
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerConfig:
+    """Settings of one server."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. Any other than this machine's own needs an API key."""
+    port: int = 8000
+    """Port to listen on; 0 takes a free one."""
+    api_keys: tuple[str, ...] = ()
+    """Keys that callers may use, as a Bearer token or x-api-key. Without any, all may ask."""
+    model_name: str = "fulmen"
+    """Name that the model is listed under."""
+    aliases: tuple[str, ...] = ()
+    """More names that the model is listed under."""
+    strict_model_names: bool = False
+    """Refuse requests for other names; otherwise any name is answered by this model."""
+    max_body_bytes: int = 32 * 2**20
+    """Most bytes of a request, after decompression."""
+    max_queued: int = 64
+    """Most answers that may wait for a free place; more requests are refused for a while (429)."""
+    max_answers: int = 16
+    """Most answers to one request (n)."""
+    read_timeout_seconds: float = 30.0
+    """Longest time in which a request's head, and then its body, must arrive."""
+    request_timeout_seconds: float = 3600.0
+    """Longest time that a request may take."""
+    drain_seconds: float = 60.0
+    """Time that running answers get to finish when the server is asked to stop."""
+    ping_seconds: float = 5.0
+    """Time without an event after which a stream sends a ping."""
+    keep_thoughts: bool = False
+    """Show the model the thoughts of its earlier answers too, where a request does not say."""
+    lenient_history: bool = False
+    """Repair histories with missing results or broken arguments, where the meaning is clear."""
+    drop_images: bool = False
+    """Put a placeholder where a request has a picture, a sound or a file; otherwise refuse it."""
+    transcripts: Path | None = None
+    """File that answers are logged in, so that histories are found again after a restart; without
+    it they are kept in memory."""
+    transcript_bytes: int = 2**30
+    """Most bytes of the log; beyond it the answers not used for longest are deleted."""
+    transcript_days: float = 30.0
+    """Days after which an answer that no history used is deleted from the log."""
+    volatile_lines: tuple[str, ...] = (VOLATILE_LINES,)
+    """Regular expressions of lines that are left out at the head of a system prompt: clients put
+    their version there, which would keep prompts from sharing a prefix."""
+    allowed_origins: tuple[str, ...] = ()
+    """Web pages' origins that may ask from a browser; * allows all. None may by default."""
+    log_content: bool = False
+    """Log what is asked and answered too."""
+    log_format: Literal["text", "json"] = "text"
+    """Form of the log's lines."""
+
+    def __post_init__(self) -> None:
+        check_whole("port", self.port, 0, 65535)
+        for name, low in (
+            ("max_body_bytes", 1),
+            ("max_queued", 0),
+            ("max_answers", 1),
+            ("transcript_bytes", 0),
+        ):
+            check_whole(name, getattr(self, name), low, 2**50)
+        for name in (
+            "read_timeout_seconds",
+            "request_timeout_seconds",
+            "drain_seconds",
+            "ping_seconds",
+            "transcript_days",
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+                raise ValueError(f"{name} is {shown(value)}, it must be a number above 0")
+        for name in ("api_keys", "aliases", "volatile_lines", "allowed_origins"):
+            values = getattr(self, name)
+            if not isinstance(values, tuple) or not all(
+                isinstance(value, str) and value for value in values
+            ):
+                raise ValueError(f"{name} is {shown(values)}, it must be a tuple of texts")
+        for pattern in self.volatile_lines:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(
+                    f"volatile_lines has {shown(pattern)} in it, which is no regular expression: "
+                    f"{error}"
+                ) from None
+        if not self.api_keys and not is_loopback(self.host):
+            raise ValueError(
+                f"host is {self.host}, which other machines reach: give an API key, or listen on "
+                "127.0.0.1"
+            )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names that the model is listed under."""
+        return (self.model_name, *self.aliases)
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether an address is reached from this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,89 @@
+"""One refusal, in the shape of each dialect.
+
+    raise Refusal(429, "...", retry_after=2)  ->  {"error": {...}}                  OpenAI
+                                              ->  {"type": "error", "error": {...}} Anthropic
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final, Literal
+
+from fulmen.files import shorten
+
+Dialect = Literal["openai", "anthropic"]
+
+_KINDS: Final = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    415: "invalid_request_error",
+    429: "rate_limit_error",
+    500: "api_error",
+    501: "api_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+"""Anthropic's word for each status; OpenAI's types are free texts, so the words serve both."""
+
+
+class Refusal(Exception):
+    """A request that is not answered: its HTTP status and one sentence that says why."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        """param: field of the request at fault; code: OpenAI's word; retry_after: in seconds"""
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
+        self.retry_after = retry_after
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """HTTP headers that go with it."""
+        return {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
+
+    def body(self, dialect: Dialect, request_id: str) -> dict[str, Any]:
+        """Return the refusal as a dialect writes it."""
+        kind = _KINDS.get(self.status, "api_error")
+        if dialect == "anthropic":
+            return {
+                "type": "error",
+                "error": {"type": kind, "message": self.message},
+                "request_id": request_id,
+            }
+        return {
+            "error": {
+                "message": self.message,
+                "type": kind,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+
+def dialect_of(path: str, headers: Mapping[str, str] | None = None) -> Dialect:
+    """Return the dialect that a path belongs to; where both share it, the headers tell."""
+    if path.startswith("/v1/messages") or (headers is not None and "anthropic-version" in headers):
+        return "anthropic"
+    return "openai"
+
+
+def refusal_of(error: BaseException) -> Refusal:
+    """Return any failure as a refusal. A ValueError is the caller's fault, all else is ours."""
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, ValueError):
+        return Refusal(400, shorten(str(error), 2000))
+    return Refusal(500, "the server failed while it answered, see its log")
