@@ -1,0 +1,440 @@
+"""Anthropic's Messages: a request becomes an `Ask`, updates become events or one message.
+
+    message_start -> content_block_start, deltas, content_block_stop ... -> message_delta -> stop
+
+A thought is a block with a signature, by which it is found again whatever the client made of its
+text. Blocks come in the order in which the model spoke.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from fulmen.chat import (
+    ContentDelta,
+    Event,
+    ThinkingDelta,
+    ToolCallDelta,
+    ToolCallEnd,
+    ToolCallStart,
+    dump_json,
+)
+from fulmen.sampling import SamplingParams, shown
+from fulmen.server.errors import Refusal
+from fulmen.server.fields import unknown_fields
+from fulmen.server.service import Answers, Ask, End, Progress, Report, Update
+from fulmen.server.sse import frame
+from fulmen.server.thinking import Thinking, read_messages_thinking
+
+_NUM_PROMPT_END_TOKENS: Final = 4
+"""Tokens after a client's last cache mark: those that open the answer"""
+
+
+class MessagesBody(BaseModel):
+    """Body of a Messages request."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str = Field("", description="Any name, unless the server is strict about names")
+    messages: list[dict[str, Any]] = Field([], description="The conversation so far")
+    system: str | list[dict[str, Any]] | None = None
+    max_tokens: int | None = Field(None, description="Most tokens, thought included")
+    stream: bool | None = None
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = None
+    top_k: int | None = None
+    stop_sequences: list[str] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: dict[str, Any] | None = Field(None, description="auto, any, tool or none")
+    thinking: dict[str, Any] | None = Field(None, description="enabled, adaptive or disabled")
+    output_config: dict[str, Any] | None = Field(None, description="effort and format")
+    output_format: dict[str, Any] | None = Field(None, description="Older name of the format")
+    context_management: dict[str, Any] | None = Field(
+        None, description="clear_thinking with keep all shows the model all its thoughts"
+    )
+    diagnostics: dict[str, Any] | None = Field(
+        None, description="previous_message_id: the answer to compare this prompt with"
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MessagesCall:
+    """A request, read."""
+
+    ask: Ask
+    thinking: Thinking
+    is_streamed: bool
+    has_cache_marks: bool
+    """The client marks what shall be cached"""
+    has_diagnostics: bool
+
+
+def read_messages_call(body: MessagesBody, defaults: SamplingParams) -> MessagesCall:
+    """Read a request; whatever is wrong with it is a Refusal or a ValueError."""
+    ignored = unknown_fields(body.model_extra or {})
+    thinking = read_messages_thinking(
+        {"thinking": body.thinking, "output_config": body.output_config}
+    )
+    tools, deferred, left_out = _read_tools(body.tools)
+    given: dict[str, Any] = {**_tool_choice(body.tool_choice, [*tools, *deferred])}
+    for name in ("temperature", "top_p", "max_tokens"):
+        if (value := getattr(body, name)) is not None:
+            given[name] = value
+    if body.top_k is not None:
+        given["top_k"] = body.top_k or None
+    if body.stop_sequences is not None:
+        given["stop"] = tuple(body.stop_sequences)
+    if any(tool.get("strict") is True for tool in (*tools, *deferred)):
+        given["strict_tools"] = True
+    if thinking.budget != "default":
+        given["thinking_budget"] = thinking.budget
+    format = (body.output_config or {}).get("format") or body.output_format
+    if format is not None:
+        given["json_schema"] = _schema(format)
+    previous = (body.diagnostics or {}).get("previous_message_id")
+    if not isinstance(previous, str | None):
+        raise Refusal(400, f"diagnostics.previous_message_id is {shown(previous)}, it is an id")
+    definitions = {tool.get("name"): tool for tool in deferred}
+    return MessagesCall(
+        ask=Ask(
+            messages=[_with_tools_told(message, definitions) for message in body.messages],
+            system=body.system,
+            tools=tools,
+            deferred_tools=deferred,
+            params=replace(defaults, **given),
+            keep_thoughts=_keeps_thoughts(body.context_management),
+            continues=True,
+            model=body.model,
+            previous_id=previous,
+            ignored=(*ignored, *left_out),
+        ),
+        thinking=thinking,
+        is_streamed=bool(body.stream),
+        has_cache_marks=_has_cache_marks(body),
+        has_diagnostics=body.diagnostics is not None,
+    )
+
+
+def _read_tools(
+    tools: Sequence[Mapping[str, Any]] | None,
+) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]], list[str]]:
+    """Return the tools that the prompt shows, those that wait until they are asked for, and the
+    names of those that only Anthropic runs, which are left out."""
+    known: list[Mapping[str, Any]] = []
+    deferred: list[Mapping[str, Any]] = []
+    left_out: list[str] = []
+    for tool in tools or ():
+        if tool.get("type", "custom") not in ("custom", "function", None):
+            left_out.append(f"tool {str(tool.get('name'))[:80]}")
+        elif tool.get("defer_loading") is True:
+            deferred.append(_shown_tool(tool))
+        else:
+            known.append(_shown_tool(tool))
+    return known, deferred, left_out
+
+
+def _shown_tool(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a tool as the prompt shows it: without what is about serving it."""
+    hidden = ("cache_control", "defer_loading", "eager_input_streaming", "allowed_callers", "type")
+    return {key: value for key, value in tool.items() if key not in hidden}
+
+
+def _with_tools_told(
+    message: Mapping[str, Any], definitions: Mapping[Any, Mapping[str, Any]]
+) -> Mapping[str, Any]:
+    """Return a message in which references to tools are their definitions, as text: so a tool that
+    is found later leaves the beginning of the prompt as it was."""
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    return {**message, "content": [_told(block, definitions) for block in content]}
+
+
+def _told(block: Any, definitions: Mapping[Any, Mapping[str, Any]]) -> Any:
+    if not isinstance(block, Mapping):
+        return block
+    kind = block.get("type")
+    if kind == "tool_result" and isinstance(block.get("content"), list):
+        return {**block, "content": [_told(part, definitions) for part in block["content"]]}
+    if kind == "tool_reference":
+        return {"type": "text", "text": _definition(block, definitions)}
+    if kind in ("tool_addition", "tool_removal"):
+        named = block.get("tool")
+        name = named if isinstance(named, Mapping) else block
+        text = _definition(name, definitions)
+        words = "Tool added" if kind == "tool_addition" else "Tool removed"
+        return {"type": "text", "text": f"{words}: {text}"}
+    return block
+
+
+def _definition(
+    reference: Mapping[str, Any], definitions: Mapping[Any, Mapping[str, Any]]
+) -> str:
+    name = reference.get("tool_name", reference.get("name"))
+    tool = definitions.get(name) if isinstance(name, str) else None
+    if tool is None:
+        return str(name)
+    renamed = {"input_schema": "parameters"}
+    shown_tool = {renamed.get(key, key): value for key, value in tool.items()}
+    return f"<tool>{dump_json(shown_tool)}</tool>"
+
+
+def _tool_choice(
+    choice: Mapping[str, Any] | None, tools: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    if choice is None:
+        return {}
+    kind, given = choice.get("type"), dict[str, Any]()
+    if choice.get("disable_parallel_tool_use") is True and tools:
+        given["max_calls"] = 1
+    if kind == "auto":
+        return given
+    if kind == "none":
+        return {"tool_choice": "none"} if tools else {}
+    if kind == "any":
+        if not tools:
+            raise Refusal(400, "tool_choice.type is any, the request has no tools")
+        return {**given, "tool_choice": "required"}
+    if kind == "tool":
+        name = choice.get("name")
+        if name not in {tool.get("name") for tool in tools}:
+            raise Refusal(400, f"tool_choice.name is {shown(name)}, no tool has that name")
+        return {**given, "tool_choice": "required", "allowed_tools": (name,)}
+    raise Refusal(
+        400, f"tool_choice.type is {shown(kind)}, it must be auto, any, tool or none"
+    )
+
+
+def _schema(format: object) -> str:
+    schema = format.get("schema") if isinstance(format, Mapping) else None
+    if schema is None or not isinstance(format, Mapping) or format.get("type") != "json_schema":
+        raise Refusal(
+            400, "output_config.format needs the type json_schema and a JSON Schema as schema"
+        )
+    return json.dumps(schema)
+
+
+def _keeps_thoughts(management: Mapping[str, Any] | None) -> bool | None:
+    """Return whether a request keeps every thought: clear_thinking with keep all."""
+    edits = (management or {}).get("edits")
+    for edit in edits if isinstance(edits, list) else ():
+        if isinstance(edit, Mapping) and str(edit.get("type", "")).startswith("clear_thinking"):
+            return edit.get("keep") == "all"
+    return None
+
+
+def _has_cache_marks(body: MessagesBody) -> bool:
+    held = [*(body.tools or ()), *(body.system if isinstance(body.system, list) else ())]
+    for message in body.messages:
+        content = message.get("content")
+        held += content if isinstance(content, list) else ()
+    return any(isinstance(one, Mapping) and one.get("cache_control") for one in held)
+
+
+# ---- replies ------------------------------------------------------------------------------------
+
+
+def stop_reason(end: End) -> tuple[str, str | None]:
+    """Return Anthropic's word for the end of an answer, and the stop sequence that ended it. A call
+    that was cut is one that max_tokens cut: nobody may carry it out."""
+    completion = end.completion
+    if completion.is_context_full:
+        return "model_context_window_exceeded", None
+    if end.is_call_cut or completion.finish_reason == "length":
+        return "max_tokens", None
+    if completion.stop_text is not None:
+        return "stop_sequence", completion.stop_text
+    return ("tool_use" if completion.reply.tool_calls else "end_turn"), None
+
+
+@dataclass
+class MessagesWriter:
+    """The reply to one request."""
+
+    call: MessagesCall
+    answers: Answers
+    _num_blocks: int = 0
+    _block: str | None = None
+    """Type of the open block"""
+    _blank: str = ""
+    """White space of the content that no block holds yet"""
+    _has_thought: bool = False
+    """The open thought still needs its signature"""
+
+    def whole(self, end: End) -> dict[str, Any]:
+        """Return the answer as one message."""
+        reason, sequence = stop_reason(end)
+        return {
+            **self._message(self._blocks(end)),
+            "stop_reason": reason,
+            "stop_sequence": sequence,
+            "usage": self._usage(end),
+            **self._reports(end),
+        }
+
+    def begin(self) -> Iterator[bytes]:
+        """Yield the start of the message."""
+        num_tokens = len(self.answers.prompt_ids or ())
+        message = self._message([])
+        message["usage"] = {
+            "input_tokens": num_tokens,
+            "cache_creation_input_tokens": 0,
+            "cache_read_input_tokens": 0,
+            "output_tokens": 0,
+        }
+        yield self._event("message_start", message=message)
+
+    def update(self, update: Update) -> Iterator[bytes]:
+        """Yield the events of an update."""
+        for event in update.events:
+            yield from self._frames(event)
+
+    def progress(self, progress: Progress) -> Iterator[bytes]:
+        """Yield a ping, with what is read of the prompt."""
+        yield self._event(
+            "ping",
+            fulmen={
+                "prompt_tokens": progress.num_prompt_tokens,
+                "read_tokens": progress.num_read_tokens,
+            },
+        )
+
+    def end(self, end: End) -> Iterator[bytes]:
+        """Yield the end of the message."""
+        yield from self._close()
+        if not self._num_blocks:
+            yield from self._open("text", {"type": "text", "text": ""})
+            yield from self._close()
+        reason, sequence = stop_reason(end)
+        yield self._event(
+            "message_delta",
+            delta={"stop_reason": reason, "stop_sequence": sequence},
+            usage=self._usage(end),
+            **{key: value for key, value in self._reports(end).items() if key == "fulmen"},
+        )
+        yield self._event("message_stop")
+
+    def fail(self, refusal: Refusal, request_id: str) -> Iterator[bytes]:
+        """Yield an error, which ends the stream."""
+        yield frame(refusal.body("anthropic", request_id), event="error")
+
+    def _message(self, content: list[dict[str, Any]]) -> dict[str, Any]:
+        message = {
+            "id": self.answers.id,
+            "type": "message",
+            "role": "assistant",
+            "model": self.call.ask.model,
+            "content": content,
+            "stop_reason": None,
+            "stop_sequence": None,
+        }
+        if self.call.has_diagnostics:
+            message["diagnostics"] = diagnostics(self.answers.report, self.call.ask.previous_id)
+        return message
+
+    def _event(self, kind: str, **fields: Any) -> bytes:
+        return frame({"type": kind, **fields}, event=kind)
+
+    def _usage(self, end: End) -> dict[str, Any]:
+        usage = end.completion.usage
+        cached = min(usage.num_cached_tokens, usage.num_prompt_tokens)
+        new = usage.num_prompt_tokens - cached
+        written = max(0, new - _NUM_PROMPT_END_TOKENS) if self.call.has_cache_marks else 0
+        return {
+            "input_tokens": new - written,
+            "cache_creation_input_tokens": written,
+            "cache_read_input_tokens": cached,
+            "cache_creation": {
+                "ephemeral_5m_input_tokens": written,
+                "ephemeral_1h_input_tokens": 0,
+            },
+            "output_tokens": usage.num_new_tokens,
+            "output_tokens_details": {"thinking_tokens": usage.num_thinking_tokens},
+        }
+
+    def _reports(self, end: End) -> dict[str, Any]:
+        report = self.answers.report.to_dict()
+        if end.completion.reply.problems:
+            report["problems"] = list(end.completion.reply.problems)
+        return {"fulmen": report}
+
+    def _blocks(self, end: End) -> list[dict[str, Any]]:
+        """Return the blocks of an answer that is whole."""
+        reply = end.completion.reply
+        blocks: list[dict[str, Any]] = []
+        if reply.thinking:
+            thought = "" if self.call.thinking.show == "hidden" else reply.thinking
+            signature = self.answers.signatures[end.index]
+            blocks.append({"type": "thinking", "thinking": thought, "signature": signature})
+        if end.shown.content.strip() or not (reply.tool_calls or blocks):
+            blocks.append({"type": "text", "text": end.shown.content})
+        for call in reply.tool_calls:
+            blocks.append(
+                {"type": "tool_use", "id": call.id, "name": call.name, "input": call.arguments}
+            )
+        return blocks
+
+    # ---- blocks of a stream
+
+    def _frames(self, event: Event) -> Iterator[bytes]:
+        match event:
+            case ThinkingDelta(text):
+                if self._block != "thinking":
+                    yield from self._close()
+                    block = {"type": "thinking", "thinking": "", "signature": ""}
+                    yield from self._open("thinking", block)
+                if self.call.thinking.show != "hidden":
+                    yield self._delta({"type": "thinking_delta", "thinking": text})
+            case ContentDelta(text):
+                if self._block != "text":
+                    self._blank += text
+                    if not self._blank.strip():
+                        return  # a block of white space is refused when it comes back
+                    text, self._blank = self._blank, ""
+                    yield from self._close()
+                    yield from self._open("text", {"type": "text", "text": ""})
+                yield self._delta({"type": "text_delta", "text": text})
+            case ToolCallStart(_, id, name):
+                yield from self._close()
+                yield from self._open(
+                    "tool_use", {"type": "tool_use", "id": id, "name": name, "input": {}}
+                )
+            case ToolCallDelta(_, arguments):
+                yield self._delta({"type": "input_json_delta", "partial_json": arguments})
+            case ToolCallEnd():
+                yield from self._close()
+
+    def _open(self, kind: str, block: Mapping[str, Any]) -> Iterator[bytes]:
+        self._block = kind
+        yield self._event("content_block_start", index=self._num_blocks, content_block=block)
+
+    def _delta(self, delta: Mapping[str, Any]) -> bytes:
+        return self._event("content_block_delta", index=self._num_blocks, delta=delta)
+
+    def _close(self) -> Iterator[bytes]:
+        if self._block is None:
+            return
+        if self._block == "thinking":
+            signature = self.answers.signatures[0]
+            yield self._delta({"type": "signature_delta", "signature": signature})
+        self._block = None
+        yield self._event("content_block_stop", index=self._num_blocks)
+        self._num_blocks += 1
+
+
+def diagnostics(report: Report, previous_id: str | None) -> dict[str, Any] | None:
+    """Return why the prompt could not go on from an earlier one, in Anthropic's words; None where
+    it could."""
+    if previous_id is not None and report.previous_id != previous_id:
+        return {"cache_miss_reason": {"type": "previous_message_not_found"}}
+    if report.miss_reason is None:
+        return None
+    return {
+        "cache_miss_reason": {
+            "type": report.miss_reason,
+            "cache_missed_input_tokens": report.num_missed_tokens,
+        }
+    }

@@ -1,0 +1,610 @@
+"""OpenAI's Chat Completions: a request becomes an `Ask`, updates become chunks or one object.
+
+    role -> reasoning_content ... -> content or tool_calls ... -> finish_reason -> usage -> [DONE]
+
+Role, ids and names are sent once, since clients join what they get. What other servers of this
+dialect take, this one takes too; `fields.py` says what is ignored and what is refused.
+"""
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from fulmen.chat import (
+    Completion,
+    ContentDelta,
+    Event,
+    ProblemFound,
+    ThinkingDelta,
+    Token,
+    Tokenizer,
+    ToolCallDelta,
+    ToolCallStart,
+    dump_json,
+)
+from fulmen.sampling import SamplingParams, shown
+from fulmen.server.errors import Refusal
+from fulmen.server.fields import unknown_fields
+from fulmen.server.service import Answers, Ask, End, Progress, Update
+from fulmen.server.sse import DONE, comment, frame
+from fulmen.server.thinking import Thinking, read_chat_thinking
+
+_LOWEST_LOGPROB: Final = -9999.0
+"""OpenAI's number for a token of no probability: JSON has no infinity"""
+_THINKING_FIELDS: Final = (
+    "reasoning",
+    "thinking",
+    "thinking_token_budget",
+    "thinking_budget",
+    "reasoning_budget",
+    "include_reasoning",
+    "separate_reasoning",
+    "reasoning_format",
+    "reasoning_split",
+)
+_MAX_TEMPERATURE: Final = 2.0
+
+
+class StreamOptions(BaseModel):
+    """Options of a stream."""
+
+    model_config = ConfigDict(extra="allow")
+    include_usage: bool = False
+
+
+class ChatBody(BaseModel):
+    """Body of a Chat Completions request."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str = Field("", description="Any name, unless the server is strict about names")
+    messages: list[dict[str, Any]] = Field([], description="The conversation so far")
+    stream: bool | None = Field(None, description="Answer as server-sent events")
+    stream_options: StreamOptions | None = None
+    max_completion_tokens: int | None = Field(None, description="Most tokens, thought included")
+    max_tokens: int | None = Field(None, description="The same; max_completion_tokens wins")
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = Field(None, description="0 or -1: all tokens")
+    min_p: float | None = None
+    n: int | None = Field(None, ge=1, description="Answers to the same prompt, which is read once")
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = Field(
+        None, description="none, auto, required, a function, or allowed_tools"
+    )
+    parallel_tool_calls: bool | None = None
+    response_format: dict[str, Any] | None = Field(
+        None, description="text, json_object or json_schema"
+    )
+    structured_outputs: dict[str, Any] | None = Field(
+        None, description="One of json, regex and choice"
+    )
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    reasoning_effort: str | None = Field(None, description="none to max, see docs/serving.md")
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None, description="enable_thinking, thinking_budget, keep_thoughts"
+    )
+    keep_thoughts: bool | None = Field(
+        None, description="Show the model all its earlier thoughts, also those the template drops"
+    )
+    continue_final_message: bool | None = Field(
+        None, description="The last message is the beginning of the answer"
+    )
+    prompt_token_ids: list[int] | None = Field(
+        None, description="The prompt as token ids, in place of messages"
+    )
+    input_ids: list[int] | None = Field(None, description="The same as prompt_token_ids")
+    return_token_ids: bool | None = Field(
+        None, description="Add prompt_token_ids and token_ids to the reply"
+    )
+    return_progress: bool | None = Field(
+        None, description="Add prompt_progress to a stream while the prompt is read"
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChatCall:
+    """A request, read."""
+
+    ask: Ask
+    thinking: Thinking
+    is_streamed: bool
+    has_usage: bool
+    """The stream ends with the usage"""
+    has_logprobs: bool
+    has_token_ids: bool
+    has_progress: bool
+
+
+def read_chat(body: ChatBody, defaults: SamplingParams) -> ChatCall:
+    """Read a request; whatever is wrong with it is a Refusal or a ValueError."""
+    extra = body.model_extra or {}
+    ignored = unknown_fields(extra, known=_THINKING_FIELDS)
+    thinking = read_chat_thinking({**body.model_dump(include={"reasoning_effort"}), **extra,
+                                   "chat_template_kwargs": body.chat_template_kwargs})
+    tools, left_out = read_function_tools(body.tools)
+    given: dict[str, Any] = {
+        **_sampling(body),
+        **_structure(body),
+        **_tool_choice(body.tool_choice, tools),
+    }
+    if any(_function(tool).get("strict") is True for tool in tools):
+        given["strict_tools"] = True
+    if body.parallel_tool_calls is False and tools:
+        given["max_calls"] = 1
+    if thinking.budget != "default":
+        given["thinking_budget"] = thinking.budget
+    template = body.chat_template_kwargs or {}
+    ids = body.prompt_token_ids if body.prompt_token_ids is not None else body.input_ids
+    if ids is not None and body.messages:
+        raise Refusal(400, "messages and prompt_token_ids are given, only one of them can be")
+    keep_thoughts = body.keep_thoughts
+    if keep_thoughts is None and isinstance(template.get("keep_thoughts"), bool):
+        keep_thoughts = template["keep_thoughts"]
+    options = body.stream_options or StreamOptions()
+    return ChatCall(
+        ask=Ask(
+            messages=body.messages,
+            tools=tools,
+            params=replace(defaults, **given),
+            prompt_ids=None if ids is None else tuple(ids),
+            num_answers=body.n or 1,
+            keep_thoughts=keep_thoughts,
+            continues=bool(body.continue_final_message),
+            model=body.model,
+            ignored=(*ignored, *left_out),
+        ),
+        thinking=thinking,
+        is_streamed=bool(body.stream),
+        has_usage=options.include_usage,
+        has_logprobs=bool(body.logprobs),
+        has_token_ids=bool(body.return_token_ids),
+        has_progress=bool(body.return_progress),
+    )
+
+
+def _sampling(body: ChatBody) -> dict[str, Any]:
+    given: dict[str, Any] = {}
+    if body.temperature is not None and not 0 <= body.temperature <= _MAX_TEMPERATURE:
+        raise Refusal(
+            400,
+            f"temperature is {shown(body.temperature)}, it must lie between 0 and 2",
+            param="temperature",
+        )
+    for name in ("temperature", "top_p", "min_p", "seed", "ignore_eos"):
+        if (value := getattr(body, name)) is not None:
+            given[name] = value
+    if body.top_k is not None:
+        given["top_k"] = None if body.top_k in (0, -1) else body.top_k
+    limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    if limit is not None:
+        given["max_tokens"] = limit
+    if body.stop is not None:
+        stop = [body.stop] if isinstance(body.stop, str) else body.stop
+        given["stop"] = tuple(stop)
+    if body.stop_token_ids is not None:
+        given["stop_token_ids"] = tuple(body.stop_token_ids)
+    if body.logprobs:
+        given["logprobs"] = body.top_logprobs or 0
+    elif body.top_logprobs:
+        raise Refusal(400, "top_logprobs is given, it needs logprobs", param="top_logprobs")
+    return given
+
+
+def _structure(body: ChatBody) -> dict[str, Any]:
+    """Return the constraint of the answer, in whichever of the known words it was asked for."""
+    format = body.response_format or {}
+    kind = format.get("type", "text")
+    if kind == "json_object":
+        return {"json_schema": '{"type": "object"}'}
+    if kind == "json_schema":
+        named = format.get("json_schema")
+        schema = named.get("schema") if isinstance(named, Mapping) else None
+        if schema is None:
+            raise Refusal(
+                400,
+                "response_format.json_schema.schema is missing, it must be a JSON Schema",
+                param="response_format",
+            )
+        return {"json_schema": json.dumps(schema)}
+    if kind not in ("text", "regex", "choice"):
+        raise Refusal(
+            400,
+            f"response_format.type is {shown(kind)}, it must be text, json_object or json_schema",
+            param="response_format",
+        )
+    asked = body.structured_outputs or {}
+    schema = asked.get("json", body.guided_json)
+    regex, choice = asked.get("regex", body.guided_regex), asked.get("choice", body.guided_choice)
+    if (other := set(asked) - {"json", "regex", "choice"}) and any(asked[key] for key in other):
+        raise Refusal(
+            400,
+            f"structured_outputs has {shown(sorted(other))}, it may have json, regex or choice",
+            param="structured_outputs",
+        )
+    given: dict[str, Any] = {}
+    if schema is not None:
+        given["json_schema"] = schema if isinstance(schema, str) else json.dumps(schema)
+    if regex is not None:
+        given["regex"] = regex
+    if choice is not None:
+        given["choice"] = tuple(choice)
+    return given
+
+
+def _function(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    function = tool.get("function", tool)
+    return function if isinstance(function, Mapping) else {}
+
+
+def read_function_tools(
+    tools: Sequence[Mapping[str, Any]] | None,
+) -> tuple[list[Mapping[str, Any]], list[str]]:
+    """Return the tools that a model can call, and the names of those that only a client's maker
+    runs, which are left out."""
+    known: list[Mapping[str, Any]] = []
+    left_out: list[str] = []
+    for tool in tools or ():
+        kind = tool.get("type", "function")
+        if kind == "function" or not isinstance(kind, str):
+            known.append(tool)
+        else:
+            left_out.append(f"tool {str(tool.get('name', kind))[:80]}")
+    return known, left_out
+
+
+def _tool_choice(choice: object, tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    if choice is None or choice == "auto":
+        return {}
+    if choice in ("none", "required"):
+        if choice == "required" and not tools:
+            raise Refusal(
+                400, "tool_choice is required, the request has no tools", param="tool_choice"
+            )
+        return {"tool_choice": choice} if tools else {}
+    names = {_function(tool).get("name") for tool in tools}
+    if isinstance(choice, Mapping):
+        kind = choice.get("type")
+        if kind == "function":
+            name = _function(choice).get("name")
+            _check_named(name, names)
+            return {"tool_choice": "required", "allowed_tools": (name,)}
+        if kind == "allowed_tools":
+            allowed = choice.get("allowed_tools", choice)
+            listed = allowed.get("tools") if isinstance(allowed, Mapping) else None
+            mode = allowed.get("mode", "auto") if isinstance(allowed, Mapping) else None
+            if mode not in ("auto", "required") or not isinstance(listed, list) or not listed:
+                raise Refusal(
+                    400,
+                    "tool_choice.allowed_tools needs a mode, auto or required, and a list of tools",
+                    param="tool_choice",
+                )
+            found = [
+                _function(tool).get("name") if isinstance(tool, Mapping) else None
+                for tool in listed
+            ]
+            for name in found:
+                _check_named(name, names)
+            return {"tool_choice": mode, "allowed_tools": tuple(found)}
+    raise Refusal(
+        400,
+        f"tool_choice is {shown(choice)}, it must be none, auto, required, a function or "
+        "allowed_tools",
+        param="tool_choice",
+    )
+
+
+def _check_named(name: object, names: set[Any]) -> None:
+    if name not in names or not isinstance(name, str):
+        raise Refusal(
+            400, f"tool_choice names {shown(name)}, no tool has that name", param="tool_choice"
+        )
+
+
+# ---- replies ------------------------------------------------------------------------------------
+
+
+def usage(completions: Sequence[Completion]) -> dict[str, Any]:
+    """Return the tokens of the answers to one prompt, which counts once."""
+    first = completions[0].usage
+    new = sum(completion.usage.num_new_tokens for completion in completions)
+    thinking = sum(completion.usage.num_thinking_tokens for completion in completions)
+    cached = min(first.num_cached_tokens, first.num_prompt_tokens)
+    return {
+        "prompt_tokens": first.num_prompt_tokens,
+        "completion_tokens": new,
+        "total_tokens": first.num_prompt_tokens + new,
+        "prompt_tokens_details": {
+            "cached_tokens": cached,
+            "cache_write_tokens": first.num_prompt_tokens - cached,
+        },
+        "completion_tokens_details": {"reasoning_tokens": thinking},
+    }
+
+
+def finish_reason(end: End) -> Literal["stop", "length", "tool_calls"]:
+    """Return OpenAI's word for the end of an answer. A call that was cut is one that length cut:
+    nobody may carry it out."""
+    if end.is_call_cut or end.completion.finish_reason == "length":
+        return "length"
+    return "tool_calls" if end.completion.reply.tool_calls else "stop"
+
+
+@dataclass
+class ChatWriter:
+    """The replies to one request."""
+
+    call: ChatCall
+    answers: Answers
+    tokenizer: Tokenizer | None
+    created: int = field(default_factory=lambda: int(time.time()))
+    _open: dict[int, "_Shown"] = field(default_factory=dict)
+
+    def whole(self, ends: Sequence[End]) -> dict[str, Any]:
+        """Return the answers as one object."""
+        ends = sorted(ends, key=lambda end: end.index)
+        reply = {
+            **self._head("chat.completion"),
+            "choices": [self._choice(end) for end in ends],
+            "usage": usage([end.completion for end in ends]),
+            **self._reports(ends),
+        }
+        if self.call.has_token_ids:
+            reply["prompt_token_ids"] = list(ends[0].completion.prompt_ids)
+        return reply
+
+    def begin(self) -> Iterator[bytes]:
+        """Yield the first chunk of each answer: its role."""
+        for index in range(self.call.ask.num_answers):
+            extra: dict[str, Any] = {}
+            if self.call.has_token_ids and index == 0:
+                extra["prompt_token_ids"] = list(self.answers.prompt_ids or ())
+            yield self._chunk(index, {"role": "assistant", "content": ""}, **extra)
+
+    def update(self, update: Update) -> Iterator[bytes]:
+        """Yield the chunks of an update."""
+        self._shown(update.index).num_tokens += len(update.tokens)
+        deltas = list(self._deltas(update.index, update.events))
+        if not deltas and update.tokens and (self.call.has_logprobs or self.call.has_token_ids):
+            deltas = [{}]
+        for place, delta in enumerate(deltas):
+            tokens = update.tokens if place == 0 else ()
+            yield self._chunk(update.index, delta, choice=self._token_fields(tokens))
+
+    def progress(self, progress: Progress) -> Iterator[bytes]:
+        """Yield a sign of life."""
+        if self.call.has_progress:
+            yield frame(
+                {
+                    **self._head("chat.completion.chunk"),
+                    "choices": [],
+                    "prompt_progress": {
+                        "total": progress.num_prompt_tokens,
+                        "processed": progress.num_read_tokens,
+                    },
+                }
+            )
+        else:
+            yield comment(
+                f"ping {progress.num_read_tokens}/{progress.num_prompt_tokens} prompt tokens"
+            )
+
+    def end(self, end: End) -> Iterator[bytes]:
+        """Yield the last chunk of an answer."""
+        deltas = list(self._shown(end.index).close(self.call.thinking))
+        for delta in deltas:
+            yield self._chunk(end.index, delta)
+        left = end.completion.tokens[self._shown(end.index).num_tokens :]
+        yield self._chunk(
+            end.index, {}, finish=finish_reason(end), choice=self._token_fields(left)
+        )
+
+    def finish(self, ends: Sequence[End]) -> Iterator[bytes]:
+        """Yield the usage, the report and the end of the stream."""
+        ends = sorted(ends, key=lambda end: end.index)
+        if self.call.has_usage:
+            yield frame(
+                {
+                    **self._head("chat.completion.chunk"),
+                    "choices": [],
+                    "usage": usage([end.completion for end in ends]),
+                    **self._reports(ends),
+                }
+            )
+        yield DONE
+
+    def fail(self, refusal: Refusal, request_id: str) -> Iterator[bytes]:
+        """Yield an error and the end of the stream."""
+        yield frame(refusal.body("openai", request_id))
+        yield DONE
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {
+            "id": self.answers.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.call.ask.model,
+        }
+
+    def _reports(self, ends: Sequence[End]) -> dict[str, Any]:
+        """Return what became of the history and the cache, in OpenAI's words and in ours."""
+        report = self.answers.report
+        fields: dict[str, Any] = {"fulmen": report.to_dict()}
+        problems = [problem for end in ends for problem in end.completion.reply.problems]
+        if problems:
+            fields["fulmen"]["problems"] = problems
+        if report.previous_id is not None:
+            fields["prompt_cache_diagnostics"] = {"type": "cache_hit"}
+        if report.miss_reason is not None:
+            is_tools = report.miss_reason == "tools_changed"
+            fields["prompt_cache_diagnostics"] = {
+                "type": "cache_miss",
+                "reason": "tools_changed" if is_tools else "input_changed",
+                "cache_missed_tokens": report.num_missed_tokens,
+            }
+        return fields
+
+    def _chunk(
+        self,
+        index: int,
+        delta: Mapping[str, Any],
+        *,
+        finish: str | None = None,
+        choice: Mapping[str, Any] | None = None,
+        **extra: Any,
+    ) -> bytes:
+        one = {
+            "index": index,
+            "delta": delta,
+            "logprobs": None,
+            "finish_reason": finish,
+            **(choice or {}),
+        }
+        chunk = {**self._head("chat.completion.chunk"), "choices": [one], **extra}
+        if self.call.has_usage:
+            chunk["usage"] = None
+        return frame(chunk)
+
+    def _shown(self, index: int) -> "_Shown":
+        return self._open.setdefault(index, _Shown())
+
+    def _deltas(self, index: int, events: Sequence[Event]) -> Iterator[dict[str, Any]]:
+        shown_so_far = self._shown(index)
+        for event in events:
+            yield from shown_so_far.deltas(event, self.call.thinking)
+
+    def _token_fields(self, tokens: Sequence[Token]) -> dict[str, Any]:
+        fields: dict[str, Any] = {}
+        if self.call.has_token_ids:
+            fields["token_ids"] = [token.token_id for token in tokens]
+        if self.call.has_logprobs and tokens:
+            fields["logprobs"] = self._logprobs(tokens)
+        return fields
+
+    def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
+        return {
+            "content": [
+                {
+                    **self._logprob(token.token_id, token.logprob),
+                    "top_logprobs": [self._logprob(*top) for top in token.top_logprobs],
+                }
+                for token in tokens
+            ],
+            "refusal": None,
+        }
+
+    def _logprob(self, token_id: int, logprob: float) -> dict[str, Any]:
+        assert self.tokenizer is not None
+        data = self.tokenizer.token_bytes(token_id)
+        return {
+            "token": data.decode(errors="replace"),
+            "logprob": logprob if math.isfinite(logprob) else _LOWEST_LOGPROB,
+            "bytes": list(data),
+        }
+
+    def _choice(self, end: End) -> dict[str, Any]:
+        reply, thinking = end.completion.reply, self.call.thinking
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": end.shown.content or None if reply.tool_calls else end.shown.content,
+            "refusal": None,
+        }
+        if reply.thinking and thinking.show == "apart":
+            message["reasoning_content"] = reply.thinking
+            if thinking.has_reasoning:
+                message["reasoning"] = reply.thinking
+            if thinking.has_details:
+                message["reasoning_details"] = [_detail(reply.thinking)]
+        if reply.thinking and thinking.show == "inline":
+            message["content"] = f"<think>\n{reply.thinking}\n</think>\n\n{end.shown.content}"
+        if reply.tool_calls:
+            message["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": dump_json(call.arguments)},
+                }
+                for call in reply.tool_calls
+            ]
+        choice = {
+            "index": end.index,
+            "message": message,
+            "logprobs": None,
+            "finish_reason": finish_reason(end),
+        }
+        if self.call.has_logprobs:
+            choice["logprobs"] = self._logprobs(end.completion.tokens)
+        if self.call.has_token_ids:
+            choice["token_ids"] = [token.token_id for token in end.completion.tokens]
+        return choice
+
+
+def _detail(text: str) -> dict[str, Any]:
+    """Return a thought as OpenRouter's and MiniMax's list has it; clients join by index."""
+    return {"type": "reasoning.text", "text": text, "format": "unknown", "index": 0}
+
+
+@dataclass(slots=True)
+class _Shown:
+    """State of one streamed answer."""
+
+    is_thinking_open: bool = False
+    has_detail: bool = False
+    num_tokens: int = 0
+
+    def deltas(self, event: Event, thinking: Thinking) -> Iterator[dict[str, Any]]:
+        """Yield the deltas of an event."""
+        match event:
+            case ThinkingDelta(text):
+                yield from self._thought(text, thinking)
+                return
+            case ProblemFound():
+                return
+        yield from self.close(thinking)
+        match event:
+            case ContentDelta(text):
+                yield {"content": text}
+            case ToolCallStart(index, id, name):
+                function = {"name": name, "arguments": ""}
+                call = {"index": index, "id": id, "type": "function", "function": function}
+                yield {"tool_calls": [call]}
+            case ToolCallDelta(index, arguments):
+                yield {"tool_calls": [{"index": index, "function": {"arguments": arguments}}]}
+
+    def close(self, thinking: Thinking) -> Iterator[dict[str, Any]]:
+        """Yield the closing tag of a thought that is shown in the content."""
+        if self.is_thinking_open:
+            self.is_thinking_open = False
+            yield {"content": "\n</think>\n\n"}
+
+    def _thought(self, text: str, thinking: Thinking) -> Iterator[dict[str, Any]]:
+        if thinking.show == "hidden":
+            return
+        if thinking.show == "inline":
+            opening = "" if self.is_thinking_open else "<think>\n"
+            self.is_thinking_open = True
+            yield {"content": opening + text}
+            return
+        delta: dict[str, Any] = {"reasoning_content": text}
+        if thinking.has_reasoning:
+            delta["reasoning"] = text
+        if thinking.has_details:
+            # Clients join strings that come twice, so what tells the kind comes once.
+            delta["reasoning_details"] = [
+                {"index": 0, "text": text} if self.has_detail else _detail(text)
+            ]
+            self.has_detail = True
+        yield delta
