@@ -174,7 +174,9 @@ def _definition(
     reference: Mapping[str, Any], definitions: Mapping[Any, Mapping[str, Any]]
 ) -> str:
     name = reference.get("tool_name", reference.get("name"))
-    tool = definitions.get(name) if isinstance(name, str) else None
+    tool = reference.get("definition")
+    if not isinstance(tool, Mapping):
+        tool = definitions.get(name) if isinstance(name, str) else None
     if tool is None:
         return str(name)
     renamed = {"input_schema": "parameters"}
