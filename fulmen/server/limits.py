@@ -1,0 +1,575 @@
+"""Limits around the application: who may ask, how much, how long, and how many at once.
+
+    request id -> CORS -> OPTIONS, HEAD -> key -> body, whole and decoded -> the application
+                                                                          -> time is over
+
+Every refusal is in the words of the path's dialect. It is plain ASGI: what passes costs next to
+nothing for each event of a stream.
+"""
+
+import asyncio
+import logging
+import math
+import re
+import secrets
+import time
+import zlib
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import contextmanager, suppress
+from typing import Any, Final
+
+from fastapi import FastAPI
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Match
+
+from fulmen.files import shorten
+from fulmen.server.config import ServerConfig
+from fulmen.server.errors import Refusal, dialect_of, refusal_of
+from fulmen.server.keys import Keys
+from fulmen.server.logs import RequestLog
+from fulmen.server.metrics import Metrics
+from fulmen.server.sse import frame, to_json
+
+Scope = MutableMapping[str, Any]
+Event = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Event]]
+Send = Callable[[Event], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_OPEN_PATHS: Final = ("/health", "/ready")
+_OPEN_HEADS: Final = ("/", "/api/hello")
+"""Paths whose HEAD is a client's first sign of life, sent before it has a key"""
+_REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
+_ID_HEADERS: Final = (b"x-request-id", b"request-id")
+_GRACE_SECONDS: Final = 1.0
+"""Time after the deadline that a stream has to end by itself"""
+_LINGER_SECONDS: Final = 5.0
+_LINGER_BYTES: Final = 64 * 2**20
+"""Bounds on what is read and dropped of a refused body, so that its sender reads the refusal: a
+connection closed with bytes unread would take the refusal with it"""
+_NUM_BODIES: Final = 16
+"""Bodies of the largest size that may be in memory at once while they arrive"""
+_DEFAULT_MAX_NUM_SEQS: Final = 8
+"""Answers at once of a model that does not say how many it can run"""
+
+_log = logging.getLogger(__name__)
+
+
+# ---- places -------------------------------------------------------------------------------------
+
+
+class Places:
+    """Answers that run or wait, and how many may. For one event loop."""
+
+    def __init__(self, model: object, config: ServerConfig) -> None:
+        engine = getattr(getattr(model, "llm", None), "engine", None)
+        engine_config = getattr(engine, "config", None)
+        self.max_running: int = getattr(engine_config, "max_num_seqs", _DEFAULT_MAX_NUM_SEQS)
+        self.max_queued = config.max_queued
+        self.num_taken = 0
+        self._seconds: deque[float] = deque(maxlen=32)
+        """Times that the last answers held their places"""
+
+    @property
+    def num_running(self) -> int:
+        """Answers that have a place in the engine."""
+        return min(self.num_taken, self.max_running)
+
+    @property
+    def num_waiting(self) -> int:
+        """Answers that wait for one."""
+        return self.num_taken - self.num_running
+
+    def acquire(self, n: int = 1) -> "Lease":
+        """Take places for n answers.
+
+        Raises a Refusal: 429 where they are not free, 400 where so many can never be.
+        """
+        most = self.max_running + self.max_queued
+        if n > most:
+            raise Refusal(400, f"n is {n}, at most {most} answers may run and wait here")
+        if self.num_taken + n > most:
+            raise Refusal(
+                429,
+                f"{self.num_running} answers run and {self.num_waiting} wait, at most "
+                f"{self.max_running} may run and {self.max_queued} wait; try again later",
+                code="rate_limit_exceeded",
+                retry_after=self._retry_after(self.num_taken + n - most),
+            )
+        self.num_taken += n
+        return Lease(self, n)
+
+    def _retry_after(self, num_needed: int) -> int:
+        """Return in how many seconds so many places should be free, from 1 to 60."""
+        mean = sum(self._seconds) / len(self._seconds) if self._seconds else 0.0
+        return min(max(math.ceil(mean * num_needed / self.max_running), 1), 60)
+
+    def _give_back(self, n: int, seconds: float) -> None:
+        self.num_taken -= n
+        self._seconds.append(seconds)
+
+
+class Lease:
+    """Places of one request, until they are released."""
+
+    def __init__(self, places: Places, n: int) -> None:
+        self._places = places
+        self._n = n
+        self._since = time.monotonic()
+
+    def release(self) -> None:
+        """Give the places back; safe to call again."""
+        n, self._n = self._n, 0
+        if n:
+            self._places._give_back(n, time.monotonic() - self._since)
+
+    def __enter__(self) -> "Lease":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+# ---- the end of a server ------------------------------------------------------------------------
+
+
+class Drain:
+    """Requests under way, and the end that a server comes to."""
+
+    def __init__(self) -> None:
+        self.is_begun = False
+        """No new request is taken"""
+        self.is_over = False
+        """What still runs is ended"""
+        self._running: set[asyncio.Timeout] = set()
+
+    @property
+    def num_running(self) -> int:
+        """Requests under way."""
+        return len(self._running)
+
+    def begin(self) -> None:
+        """Refuse new requests; those under way go on."""
+        self.is_begun = True
+
+    def end(self) -> None:
+        """End the requests under way: streams with an error event, others with 503."""
+        self.is_begun = self.is_over = True
+        now = asyncio.get_running_loop().time()
+        for limit in self._running:
+            if not limit.expired():
+                limit.reschedule(now)
+
+    @contextmanager
+    def holding(self, limit: asyncio.Timeout) -> Iterator[None]:
+        """Count a request as under way; its time is over when the server's is."""
+        self._running.add(limit)
+        try:
+            yield
+        finally:
+            self._running.discard(limit)
+
+
+# ---- the middleware -----------------------------------------------------------------------------
+
+
+def with_limits(
+    app: FastAPI, config: ServerConfig, keys: Keys, metrics: Metrics, log: RequestLog
+) -> None:
+    """Put an application behind its limits. `app.state.drain` then ends it."""
+    app.state.drain = Drain()
+    app.add_middleware(
+        Limits, config=config, keys=keys, metrics=metrics, log=log, drain=app.state.drain
+    )
+
+
+class Limits:
+    """Everything that holds for each request, whatever its route."""
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        config: ServerConfig,
+        keys: Keys,
+        metrics: Metrics,
+        log: RequestLog,
+        drain: Drain,
+    ) -> None:
+        self._app = app
+        self._config = config
+        self._keys = keys
+        self._metrics = metrics
+        self._log = log
+        self._drain = drain
+        self._body_bytes = 0
+        """Bytes of bodies in memory that have not arrived as a whole"""
+        self._admitting: App = self._admit
+        if config.allowed_origins:
+            self._admitting = CORSMiddleware(
+                self._admit,
+                allow_origins=config.allowed_origins,
+                allow_methods=["GET", "HEAD", "POST", "DELETE", "OPTIONS"],
+                allow_headers=["*"],
+                expose_headers=["request-id", "x-request-id", "retry-after"],
+            )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request: with what the application says, or with a refusal."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request = _Request(scope, receive, send)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._config.request_timeout_seconds
+        request.state |= {"request_id": request.id, "scope": "", "deadline": deadline}
+        started = time.perf_counter()
+        try:
+            await self._answer(request, deadline)
+        finally:
+            seconds = time.perf_counter() - started
+            status = request.status or 499  # nginx's word for a client that went away
+            self._metrics.request(request.method, request.template, status)
+            self._log.write(
+                request_id=request.id,
+                method=shorten(request.method, 20),
+                path=request.template or shorten(request.path, 80),
+                status=status,
+                seconds=seconds,
+                scope=request.state.get("scope", ""),
+                answers=request.state.get("answers"),
+                is_gone=request.is_gone,
+            )
+
+    async def _answer(self, request: "_Request", deadline: float) -> None:
+        limit = asyncio.timeout_at(deadline + _GRACE_SECONDS)
+        try:
+            async with limit, self._drain.holding(limit):
+                await self._admitting(request.scope, request.receive, request.send)
+        except Exception as error:
+            if limit.expired():
+                error = self._time_is_over()
+            if request.status is None:
+                await self._refuse(request, error)
+            elif request.is_stream and limit.expired():
+                await request.end_stream(refusal_of(error))
+            else:
+                raise  # the connection is closed, so that nobody takes the part for the whole
+
+    def _time_is_over(self) -> Refusal:
+        if self._drain.is_over:
+            return Refusal(503, "the server is stopping", retry_after=1)
+        seconds = self._config.request_timeout_seconds
+        return Refusal(504, f"the request took longer than {seconds:g} s, the longest allowed here")
+
+    async def _refuse(self, request: "_Request", error: Exception) -> None:
+        refusal = refusal_of(error)
+        if refusal.status == 500:
+            _log.error("request %s failed", request.id, exc_info=error)
+        if isinstance(error, Refusal):
+            self._metrics.rejected(refusal.status)
+        await request.refuse(refusal)
+
+    async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on a request that may be answered, with its whole body."""
+        headers = Headers(scope=scope)
+        path, method, state = scope["path"], scope["method"], scope["state"]
+        if method == "OPTIONS":
+            await self._tell_methods(scope, send)
+            return
+        incoming = _Incoming(headers, receive)
+        try:
+            is_open = path in _OPEN_PATHS or (method == "HEAD" and path in _OPEN_HEADS)
+            if not is_open:
+                state["scope"] = self._keys.scope_of(headers)
+            if self._drain.is_begun and path != "/health":
+                raise Refusal(503, "the server is stopping", retry_after=5)
+            self._check_origin(headers)
+            body = await self._read_body(headers, incoming)
+        except Refusal as refusal:
+            # Here and not further out, so that a browser's page may read it.
+            self._metrics.rejected(refusal.status)
+            await _send_refusal(scope, send, refusal, incoming)
+            return
+        if body is None:
+            return
+        await self._app(_for_app(scope, body), _replay(body, receive), _without_body(scope, send))
+
+    async def _tell_methods(self, scope: Scope, send: Send) -> None:
+        allowed = _methods_of(scope)
+        if not allowed and scope["path"] != "*":
+            refusal = Refusal(404, f"no route {shorten(scope['path'], 80)}")
+            await _send_refusal(scope, send, refusal)
+            return
+        allow = ", ".join(sorted(allowed | {"OPTIONS"})).encode()
+        await send({"type": "http.response.start", "status": 204, "headers": [(b"allow", allow)]})
+        await send({"type": "http.response.body", "body": b""})
+
+    def _check_origin(self, headers: Headers) -> None:
+        """Refuse what a strange web page may send from a browser without asking first. It could not
+        read the answer, and would cost one."""
+        origin = headers.get("origin")
+        allowed = self._config.allowed_origins
+        if origin is None or origin in allowed or "*" in allowed:
+            return
+        is_ours = origin.partition("://")[2] == headers.get("host")
+        is_asked_first = headers.get("content-type", "").startswith("application/json")
+        has_body = "content-length" in headers or "transfer-encoding" in headers
+        if has_body and not is_ours and not is_asked_first:
+            raise Refusal(403, f"web pages of {shorten(origin, 80)} may not ask here")
+
+    async def _read_body(self, headers: Headers, incoming: "_Incoming") -> bytes | None:
+        """Return the whole body, decoded; None if the client went away. Raises a Refusal."""
+        most = self._config.max_body_bytes
+        length = headers.get("content-length")
+        if length is not None:
+            if not (length.isascii() and length.isdigit()):
+                raise Refusal(400, f"content-length is {shorten(length, 40)!r}, no number of bytes")
+            if len(length) > 18 or int(length) > most:
+                raise Refusal(413, f"the body has {shorten(length, 40)} bytes, at most {most} may be sent")
+        encoding = headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in ("identity", "", *_WINDOW_BITS):
+            raise Refusal(
+                415,
+                f"content-encoding is {shorten(encoding, 40)!r}, it must be gzip, deflate or "
+                "identity",
+            )
+        seconds = self._config.read_timeout_seconds
+        parts: list[bytes] = []
+        num_bytes = 0
+        try:
+            async with asyncio.timeout(seconds):
+                while True:
+                    event = await incoming.next()
+                    if event["type"] == "http.disconnect":
+                        return None
+                    part = event.get("body", b"")
+                    num_bytes += len(part)
+                    self._body_bytes += len(part)
+                    if num_bytes > most:
+                        raise Refusal(
+                            413, f"the body has {num_bytes} bytes or more, at most {most} may be sent"
+                        )
+                    if self._body_bytes > _NUM_BODIES * most:
+                        raise Refusal(503, "too many bodies arrive at once", retry_after=1)
+                    parts.append(part)
+                    if incoming.is_whole:
+                        break
+        except TimeoutError:
+            raise Refusal(
+                408, f"the body did not arrive within {seconds:g} s, {num_bytes} bytes of it did"
+            ) from None
+        finally:
+            self._body_bytes -= num_bytes
+        body = b"".join(parts)
+        if encoding in _WINDOW_BITS and body:
+            return await asyncio.to_thread(_decode, body, encoding, most)
+        return body
+
+
+class _Request:
+    """One request on its way through, and what has been sent to it."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope = scope
+        self.state: dict[str, Any] = scope.setdefault("state", {})
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.template = _template_of(scope)
+        asked = Headers(scope=scope).get("x-request-id", "")
+        self.id = asked if _REQUEST_ID.fullmatch(asked) else f"req_{secrets.token_hex(12)}"
+        self.status: int | None = None
+        """None until the answer began"""
+        self.is_stream = False
+        self.is_gone = False
+        self._is_complete = False
+        self._receive = receive
+        self._send = send
+
+    async def receive(self) -> Event:
+        event = await self._receive()
+        if event["type"] == "http.disconnect" and not self._is_complete:
+            self.is_gone = True
+        return event
+
+    async def send(self, event: Event) -> None:
+        if event["type"] == "http.response.start":
+            self.status = event["status"]
+            headers = [pair for pair in event.get("headers", ()) if pair[0] not in _ID_HEADERS]
+            self.is_stream = any(
+                name == b"content-type" and value.startswith(b"text/event-stream")
+                for name, value in headers
+            )
+            ids = [(name, self.id.encode()) for name in _ID_HEADERS]
+            event = {**event, "headers": [*headers, *ids]}
+        elif event["type"] == "http.response.body" and not event.get("more_body", False):
+            self._is_complete = True
+        await self._send(event)
+
+    async def refuse(self, refusal: Refusal) -> None:
+        """Send a refusal, before anything was sent."""
+        await _send_refusal(self.scope, self.send, refusal)
+
+    async def end_stream(self, refusal: Refusal) -> None:
+        """End a stream with an error event, unless its end was sent."""
+        if self._is_complete:
+            return
+        dialect = dialect_of(self.path, Headers(scope=self.scope))
+        event = "error" if dialect == "anthropic" else None
+        body = frame(refusal.body(dialect, self.id), event=event)
+        await self.send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+# ---- requests -----------------------------------------------------------------------------------
+
+
+def _matches(scope: Scope, method: str) -> tuple[Match, str | None]:
+    """Return how well a method and the path match a route, and the route's template."""
+    app = scope.get("app")
+    best, template = Match.NONE, None
+    asked = {**scope, "method": method}
+    for route in getattr(app, "routes", ()):
+        match, child = route.matches(asked)
+        if match.value > best.value:
+            found = child.get("route", route)
+            best, template = match, getattr(found, "path_format", getattr(found, "path", None))
+        if match is Match.FULL:
+            break
+    return best, template
+
+
+def _template_of(scope: Scope) -> str | None:
+    """Return the template of a request's path; None for a path that there is not."""
+    method = "GET" if scope["method"] in ("HEAD", "OPTIONS") else scope["method"]
+    return _matches(scope, method)[1]
+
+
+def _methods_of(scope: Scope) -> set[str]:
+    """Return the methods that a path takes."""
+    methods = ("GET", "POST", "PUT", "PATCH", "DELETE")
+    allowed = {method for method in methods if _matches(scope, method)[0] is Match.FULL}
+    return allowed | ({"HEAD"} if "GET" in allowed else set())
+
+
+def _for_app(scope: Scope, body: bytes) -> Scope:
+    """Return a scope for a body that has been decoded; HEAD is answered as GET is."""
+    headers = [
+        pair
+        for pair in scope["headers"]
+        if pair[0] not in (b"content-encoding", b"content-length", b"transfer-encoding")
+    ]
+    if body:
+        headers.append((b"content-length", b"%d" % len(body)))
+    method = scope["method"]
+    if method == "HEAD" and _matches(scope, "HEAD")[0] is not Match.FULL:
+        method = "GET"
+    return {**scope, "headers": headers, "method": method}
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Return a receive that gives a body that was read, and then what else comes."""
+    pending: list[Event] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Event:
+        return pending.pop() if pending else await receive()
+
+    return replay
+
+
+def _without_body(scope: Scope, send: Send) -> Send:
+    """Return a send that leaves out bodies, for HEAD."""
+    if scope["method"] != "HEAD":
+        return send
+
+    async def send_head(event: Event) -> None:
+        if event["type"] == "http.response.body":
+            event = {**event, "body": b""}
+        await send(event)
+
+    return send_head
+
+
+class _Incoming:
+    """A request's body as it arrives."""
+
+    def __init__(self, headers: Headers, receive: Receive) -> None:
+        self._receive = receive
+        self.is_whole = headers.get("content-length", "0") == "0" and (
+            "transfer-encoding" not in headers
+        )
+        """Nothing more will come"""
+        self._is_held_back = "expect" in headers
+        """The client sends it once we ask for it"""
+
+    async def next(self) -> Event:
+        event = await self._receive()
+        self._is_held_back = False
+        self.is_whole = not event.get("more_body", False)
+        return event
+
+    async def drop(self) -> None:
+        """Read and forget what still comes, within bounds."""
+        num_bytes = 0
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER_SECONDS):
+                while not self.is_whole and not self._is_held_back and num_bytes < _LINGER_BYTES:
+                    num_bytes += len((await self.next()).get("body", b""))
+
+
+async def _send_refusal(
+    scope: Scope, send: Send, refusal: Refusal, incoming: _Incoming | None = None
+) -> None:
+    """Send a refusal in the path's dialect, before the body that comes in has been read."""
+    dialect = dialect_of(scope["path"], Headers(scope=scope))
+    body = to_json(refusal.body(dialect, scope["state"]["request_id"]))
+    headers = {
+        "content-type": "application/json",
+        "content-length": str(len(body)),
+        **refusal.headers,
+    }
+    if refusal.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    if refusal.status == 415:
+        headers["accept-encoding"] = "gzip, deflate"
+    is_cut = incoming is not None and not incoming.is_whole
+    if is_cut:
+        headers["connection"] = "close"  # what follows would be the rest of the body
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": refusal.status, "headers": raw})
+    body = b"" if scope["method"] == "HEAD" else body
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+    if incoming is not None:
+        await incoming.drop()
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+# ---- encodings ----------------------------------------------------------------------------------
+
+_WINDOW_BITS: Final = {"gzip": 31, "x-gzip": 31, "deflate": 15}
+
+
+def _decode(body: bytes, encoding: str, most: int) -> bytes:
+    """Return what a compressed body holds. It is never larger than `most` in memory."""
+    bits = _WINDOW_BITS[encoding]
+    if encoding == "deflate" and not _has_zlib_head(body):
+        bits = -15  # some clients send the bare stream
+    decoder = zlib.decompressobj(bits)
+    try:
+        decoded = decoder.decompress(body, most + 1)
+    except zlib.error as error:
+        raise Refusal(400, f"the body is not {encoding}: {error}") from None
+    if len(decoded) > most:
+        raise Refusal(
+            413, f"the body has more than {most} bytes once it is decoded, at most {most} may be sent"
+        )
+    if not decoder.eof:
+        raise Refusal(400, f"the body is not {encoding}: it ends too early")
+    if decoder.unused_data:
+        raise Refusal(400, f"the body is not {encoding}: {len(decoder.unused_data)} bytes follow it")
+    return decoded
+
+
+def _has_zlib_head(body: bytes) -> bool:
+    return len(body) > 1 and body[0] & 15 == 8 and int.from_bytes(body[:2], "big") % 31 == 0
