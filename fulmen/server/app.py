@@ -14,13 +14,13 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
 from fastapi.routing import APIRoute
-from starlette.exceptions import HTTPException
+from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from fulmen import __version__
 from fulmen.chat import ChatModel, load_json
@@ -39,6 +39,11 @@ from fulmen.server.sse import to_json
 
 T = TypeVar("T")
 
+_LONG_BODY_BYTES: Final = 2**18
+"""Bodies longer than this are parsed outside the event loop."""
+_MAX_CONTAINERS: Final = 1_000_000
+"""Most lists and objects of a body: a bound on the memory they take"""
+
 
 class Writer(Protocol):
     """A dialect's events for the updates of one request."""
@@ -55,16 +60,28 @@ class _Gone(Exception):
 
 
 class _JsonRequest(Request):
-    """A request whose body is JSON within bounds."""
+    """A request whose body is JSON within bounds.
+
+    Only what says that it is JSON is read: a web page can send other types to a server on this
+    machine without asking.
+    """
 
     async def json(self) -> Any:
         if not hasattr(self, "_json"):
             body = await self.body()
-            try:
-                self._json = load_json(body.decode())
-            except ValueError as error:
-                raise Refusal(400, f"the body is not JSON: {shorten(error)}") from None
+            is_long = len(body) > _LONG_BODY_BYTES
+            self._json = await asyncio.to_thread(_parse, body) if is_long else _parse(body)
         return self._json
+
+
+def _parse(body: bytes) -> Any:
+    try:
+        if body.count(b"[") + body.count(b"{") > _MAX_CONTAINERS:
+            raise ValueError(f"it has more than {_MAX_CONTAINERS:,} lists and objects")
+        return load_json(body.decode())
+    except ValueError as error:
+        # FastAPI passes on its own kind of error from here, and hides any other.
+        raise HTTPException(400, f"the body cannot be read as JSON: {shorten(error)}") from None
 
 
 class _JsonRoute(APIRoute):
@@ -74,6 +91,11 @@ class _JsonRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def handler(request: Request) -> Response:
+            kind = request.headers.get("content-type", "application/json").partition(";")[0]
+            if request.method == "POST" and kind.strip().lower() != "application/json":
+                raise Refusal(
+                    415, f"content-type is {shorten(kind, 80)}, it must be application/json"
+                )
             return await handle(_JsonRequest(request.scope, request.receive))
 
         return handler
@@ -105,6 +127,7 @@ def create_app(model: ChatModel, config: ServerConfig | None = None) -> FastAPI:
         version=__version__,
         description="OpenAI's Chat Completions and Anthropic's Messages.",
         lifespan=lifespan,
+        strict_content_type=False,
     )
     app.router.route_class = _JsonRoute
     app.state.is_ready = False
@@ -222,7 +245,7 @@ def _answer_errors(app: FastAPI) -> None:
         return _refused(request, _invalid(error))
 
     async def http(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
+        assert isinstance(error, StarletteHTTPException)
         sentences = {
             404: f"no route {shorten(request.url.path, 80)}",
             405: f"{request.method} is not allowed here",
@@ -236,7 +259,7 @@ def _answer_errors(app: FastAPI) -> None:
     app.add_exception_handler(Refusal, refuse)
     app.add_exception_handler(ValueError, refuse)
     app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(StarletteHTTPException, http)
     app.add_exception_handler(_Gone, gone)
     app.add_exception_handler(Exception, refuse)
 

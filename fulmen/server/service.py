@@ -272,7 +272,9 @@ class Service:
         keep = self.config.keep_thoughts if ask.keep_thoughts is None else ask.keep_thoughts
         report = Report((), history.repairs, ask.ignored, history.num_dropped_images)
         request = ChatRequest(
-            messages=messages, tools=(*tools, *read_tools(ask.deferred_tools)), params=ask.params
+            messages=messages,
+            tools=(*tools, *read_tools(ask.deferred_tools)),
+            params=self._with_room(ask.params),
         )
         if self._log is None:
             return _Prepared(request, Found(messages, ()), report, digests)
@@ -327,6 +329,13 @@ class Service:
         last = history.messages[-1]
         is_prefix = ask.continues and last.role == "assistant" and not last.tool_calls
         return history, is_prefix
+
+    def _with_room(self, params: SamplingParams) -> SamplingParams:
+        """Return the sampling with a budget that leaves the thought's answer its share."""
+        if params.max_tokens is None or params.thinking_budget is not None:
+            return params
+        room = int(params.max_tokens * (1 - self.config.answer_share))
+        return replace(params, thinking_budget=room)
 
     def _prefix_ids(self, begun: Message) -> list[int]:
         """Return the ids of an answer that a client began; a thought before it is closed."""
