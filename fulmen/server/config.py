@@ -43,8 +43,8 @@ class ServerConfig:
     keep_thoughts: bool = False
     """Show the model the thoughts of its earlier answers too, where a request does not say."""
     answer_share: float = 0.25
-    """Share of max_tokens that is kept for the answer where a request does not limit its thought, so
-    that no answer is a thought alone."""
+    """Share of max_tokens that is kept for the answer where a request does not limit its thought:
+    so no answer is a thought alone."""
     lenient_history: bool = False
     """Repair histories with missing results or broken arguments, where the meaning is clear."""
     drop_images: bool = False
