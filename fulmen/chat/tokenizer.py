@@ -11,6 +11,7 @@ import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -117,6 +118,21 @@ class Tokenizer:
     def token(self, token_id: int) -> str | None:
         """Return a token as the vocabulary spells it; None beyond the vocabulary."""
         return self._tokenizer.id_to_token(token_id)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes that a token adds to a text; a token may hold part of a character."""
+        token = self.token(token_id)
+        if token is None:
+            return b""
+        text = self.decode([token_id])
+        if _REPLACEMENT not in text or _REPLACEMENT in token:
+            return text.encode()
+        if re.fullmatch("<0x[0-9A-F]{2}>", token):  # a byte of a vocabulary that falls back to them
+            return bytes([int(token[3:5], 16)])
+        known = _byte_of_char()
+        if all(char in known for char in token):
+            return bytes(known[char] for char in token)
+        return text.encode()
 
     def to_json(self) -> str:
         """Return the whole tokenizer as tokenizer.json has it."""
@@ -238,6 +254,17 @@ class Detokenizer:
         if piece:
             self._sent = text
         return piece
+
+
+@cache
+def _byte_of_char() -> dict[str, int]:
+    """Return the byte that each character of a byte-level vocabulary stands for (GPT-2): printable
+    characters of Latin-1 are themselves, the other bytes follow from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {
+        chr(0x100 + place): byte for place, byte in enumerate(others)
+    }
 
 
 def _read_tokenizer(path: Path) -> tokenizers.Tokenizer:

@@ -1,36 +1,22 @@
-"""Anthropic's Messages: a request becomes an `Ask`, updates become events or one message.
+"""Anthropic's Messages: the fields of a request, and the `Ask` they become.
 
-    message_start -> content_block_start, deltas, content_block_stop ... -> message_delta -> stop
-
-A thought is a block with a signature, by which it is found again whatever the client made of its
-text. Blocks come in the order in which the model spoke.
+Tools that a client finds later leave the beginning of the prompt as it was: they are told where
+the conversation refers to them.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fulmen.chat import (
-    ContentDelta,
-    Event,
-    ThinkingDelta,
-    ToolCallDelta,
-    ToolCallEnd,
-    ToolCallStart,
-    dump_json,
-)
+from fulmen.chat import dump_json
 from fulmen.sampling import SamplingParams, shown
+from fulmen.server.asking import Ask
 from fulmen.server.errors import Refusal
 from fulmen.server.fields import unknown_fields
-from fulmen.server.service import Answers, Ask, End, Progress, Report, Update
-from fulmen.server.sse import frame
 from fulmen.server.thinking import Thinking, read_messages_thinking
-
-_NUM_PROMPT_END_TOKENS: Final = 4
-"""Tokens after a client's last cache mark: those that open the answer"""
 
 
 class MessagesBody(BaseModel):
@@ -170,9 +156,7 @@ def _told(block: Any, definitions: Mapping[Any, Mapping[str, Any]]) -> Any:
     return block
 
 
-def _definition(
-    reference: Mapping[str, Any], definitions: Mapping[Any, Mapping[str, Any]]
-) -> str:
+def _definition(reference: Mapping[str, Any], definitions: Mapping[Any, Mapping[str, Any]]) -> str:
     name = reference.get("tool_name", reference.get("name"))
     tool = reference.get("definition")
     if not isinstance(tool, Mapping):
@@ -205,9 +189,7 @@ def _tool_choice(
         if name not in {tool.get("name") for tool in tools}:
             raise Refusal(400, f"tool_choice.name is {shown(name)}, no tool has that name")
         return {**given, "tool_choice": "required", "allowed_tools": (name,)}
-    raise Refusal(
-        400, f"tool_choice.type is {shown(kind)}, it must be auto, any, tool or none"
-    )
+    raise Refusal(400, f"tool_choice.type is {shown(kind)}, it must be auto, any, tool or none")
 
 
 def _schema(format: object) -> str:
@@ -234,209 +216,3 @@ def _has_cache_marks(body: MessagesBody) -> bool:
         content = message.get("content")
         held += content if isinstance(content, list) else ()
     return any(isinstance(one, Mapping) and one.get("cache_control") for one in held)
-
-
-# ---- replies ------------------------------------------------------------------------------------
-
-
-def stop_reason(end: End) -> tuple[str, str | None]:
-    """Return Anthropic's word for the end of an answer, and the stop sequence that ended it. A call
-    that was cut is one that max_tokens cut: nobody may carry it out."""
-    completion = end.completion
-    if completion.is_context_full:
-        return "model_context_window_exceeded", None
-    if end.is_call_cut or completion.finish_reason == "length":
-        return "max_tokens", None
-    if completion.stop_text is not None:
-        return "stop_sequence", completion.stop_text
-    return ("tool_use" if completion.reply.tool_calls else "end_turn"), None
-
-
-@dataclass
-class MessagesWriter:
-    """The reply to one request."""
-
-    call: MessagesCall
-    answers: Answers
-    _num_blocks: int = 0
-    _block: str | None = None
-    """Type of the open block"""
-    _blank: str = ""
-    """White space of the content that no block holds yet"""
-    _has_thought: bool = False
-    """The open thought still needs its signature"""
-
-    def whole(self, end: End) -> dict[str, Any]:
-        """Return the answer as one message."""
-        reason, sequence = stop_reason(end)
-        return {
-            **self._message(self._blocks(end)),
-            "stop_reason": reason,
-            "stop_sequence": sequence,
-            "usage": self._usage(end),
-            **self._reports(end),
-        }
-
-    def begin(self) -> Iterator[bytes]:
-        """Yield the start of the message."""
-        num_tokens = len(self.answers.prompt_ids or ())
-        message = self._message([])
-        message["usage"] = {
-            "input_tokens": num_tokens,
-            "cache_creation_input_tokens": 0,
-            "cache_read_input_tokens": 0,
-            "output_tokens": 0,
-        }
-        yield self._event("message_start", message=message)
-
-    def update(self, update: Update) -> Iterator[bytes]:
-        """Yield the events of an update."""
-        for event in update.events:
-            yield from self._frames(event)
-
-    def progress(self, progress: Progress) -> Iterator[bytes]:
-        """Yield a ping, with what is read of the prompt."""
-        yield self._event(
-            "ping",
-            fulmen={
-                "prompt_tokens": progress.num_prompt_tokens,
-                "read_tokens": progress.num_read_tokens,
-            },
-        )
-
-    def end(self, end: End) -> Iterator[bytes]:
-        """Yield the end of the message."""
-        yield from self._close()
-        if not self._num_blocks:
-            yield from self._open("text", {"type": "text", "text": ""})
-            yield from self._close()
-        reason, sequence = stop_reason(end)
-        yield self._event(
-            "message_delta",
-            delta={"stop_reason": reason, "stop_sequence": sequence},
-            usage=self._usage(end),
-            **{key: value for key, value in self._reports(end).items() if key == "fulmen"},
-        )
-        yield self._event("message_stop")
-
-    def fail(self, refusal: Refusal, request_id: str) -> Iterator[bytes]:
-        """Yield an error, which ends the stream."""
-        yield frame(refusal.body("anthropic", request_id), event="error")
-
-    def _message(self, content: list[dict[str, Any]]) -> dict[str, Any]:
-        message = {
-            "id": self.answers.id,
-            "type": "message",
-            "role": "assistant",
-            "model": self.call.ask.model,
-            "content": content,
-            "stop_reason": None,
-            "stop_sequence": None,
-        }
-        if self.call.has_diagnostics:
-            message["diagnostics"] = diagnostics(self.answers.report, self.call.ask.previous_id)
-        return message
-
-    def _event(self, kind: str, **fields: Any) -> bytes:
-        return frame({"type": kind, **fields}, event=kind)
-
-    def _usage(self, end: End) -> dict[str, Any]:
-        usage = end.completion.usage
-        cached = min(usage.num_cached_tokens, usage.num_prompt_tokens)
-        new = usage.num_prompt_tokens - cached
-        written = max(0, new - _NUM_PROMPT_END_TOKENS) if self.call.has_cache_marks else 0
-        return {
-            "input_tokens": new - written,
-            "cache_creation_input_tokens": written,
-            "cache_read_input_tokens": cached,
-            "cache_creation": {
-                "ephemeral_5m_input_tokens": written,
-                "ephemeral_1h_input_tokens": 0,
-            },
-            "output_tokens": usage.num_new_tokens,
-            "output_tokens_details": {"thinking_tokens": usage.num_thinking_tokens},
-        }
-
-    def _reports(self, end: End) -> dict[str, Any]:
-        report = self.answers.report.to_dict()
-        if end.completion.reply.problems:
-            report["problems"] = list(end.completion.reply.problems)
-        return {"fulmen": report}
-
-    def _blocks(self, end: End) -> list[dict[str, Any]]:
-        """Return the blocks of an answer that is whole."""
-        reply = end.completion.reply
-        blocks: list[dict[str, Any]] = []
-        if reply.thinking:
-            thought = "" if self.call.thinking.show == "hidden" else reply.thinking
-            signature = self.answers.signatures[end.index]
-            blocks.append({"type": "thinking", "thinking": thought, "signature": signature})
-        if end.shown.content.strip() or not (reply.tool_calls or blocks):
-            blocks.append({"type": "text", "text": end.shown.content})
-        for call in reply.tool_calls:
-            blocks.append(
-                {"type": "tool_use", "id": call.id, "name": call.name, "input": call.arguments}
-            )
-        return blocks
-
-    # ---- blocks of a stream
-
-    def _frames(self, event: Event) -> Iterator[bytes]:
-        match event:
-            case ThinkingDelta(text):
-                if self._block != "thinking":
-                    yield from self._close()
-                    block = {"type": "thinking", "thinking": "", "signature": ""}
-                    yield from self._open("thinking", block)
-                if self.call.thinking.show != "hidden":
-                    yield self._delta({"type": "thinking_delta", "thinking": text})
-            case ContentDelta(text):
-                if self._block != "text":
-                    self._blank += text
-                    if not self._blank.strip():
-                        return  # a block of white space is refused when it comes back
-                    text, self._blank = self._blank, ""
-                    yield from self._close()
-                    yield from self._open("text", {"type": "text", "text": ""})
-                yield self._delta({"type": "text_delta", "text": text})
-            case ToolCallStart(_, id, name):
-                yield from self._close()
-                yield from self._open(
-                    "tool_use", {"type": "tool_use", "id": id, "name": name, "input": {}}
-                )
-            case ToolCallDelta(_, arguments):
-                yield self._delta({"type": "input_json_delta", "partial_json": arguments})
-            case ToolCallEnd():
-                yield from self._close()
-
-    def _open(self, kind: str, block: Mapping[str, Any]) -> Iterator[bytes]:
-        self._block = kind
-        yield self._event("content_block_start", index=self._num_blocks, content_block=block)
-
-    def _delta(self, delta: Mapping[str, Any]) -> bytes:
-        return self._event("content_block_delta", index=self._num_blocks, delta=delta)
-
-    def _close(self) -> Iterator[bytes]:
-        if self._block is None:
-            return
-        if self._block == "thinking":
-            signature = self.answers.signatures[0]
-            yield self._delta({"type": "signature_delta", "signature": signature})
-        self._block = None
-        yield self._event("content_block_stop", index=self._num_blocks)
-        self._num_blocks += 1
-
-
-def diagnostics(report: Report, previous_id: str | None) -> dict[str, Any] | None:
-    """Return why the prompt could not go on from an earlier one, in Anthropic's words; None where
-    it could."""
-    if previous_id is not None and report.previous_id != previous_id:
-        return {"cache_miss_reason": {"type": "previous_message_not_found"}}
-    if report.miss_reason is None:
-        return None
-    return {
-        "cache_miss_reason": {
-            "type": report.miss_reason,
-            "cache_missed_input_tokens": report.num_missed_tokens,
-        }
-    }

@@ -8,75 +8,42 @@ error event in the dialect's words after that. A client that goes away ends its 
 step of the engine.
 """
 
-import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from contextlib import aclosing, asynccontextmanager
-from datetime import UTC, datetime
-from typing import Any, Protocol, TypeVar
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import StreamingResponse
-from fastapi.routing import APIRoute
-from starlette.exceptions import HTTPException
+from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from fulmen import __version__
-from fulmen.chat import ChatModel, load_json
+from fulmen.chat import ChatModel
 from fulmen.files import shorten
 from fulmen.sampling import shown
-from fulmen.server.anthropic_messages import MessagesBody, MessagesWriter, read_messages_call
+from fulmen.server.answers import Answers
+from fulmen.server.anthropic_messages import MessagesBody, read_messages_call
+from fulmen.server.anthropic_reply import MessagesWriter
+from fulmen.server.asking import Ask
+from fulmen.server.bodies import JsonRoute
 from fulmen.server.config import ServerConfig
 from fulmen.server.errors import Refusal, dialect_of, refusal_of
 from fulmen.server.keys import Keys
 from fulmen.server.limits import Places, with_limits
 from fulmen.server.logs import RequestLog
 from fulmen.server.metrics import Metrics
-from fulmen.server.openai_chat import ChatBody, ChatWriter, read_chat
-from fulmen.server.service import Answers, Ask, End, Progress, Service, Update
+from fulmen.server.models import model_object
+from fulmen.server.openai_chat import ChatBody, read_chat
+from fulmen.server.openai_reply import ChatWriter
+from fulmen.server.service import Service
 from fulmen.server.sse import to_json
-
-T = TypeVar("T")
-
-
-class Writer(Protocol):
-    """A dialect's events for the updates of one request."""
-
-    def begin(self) -> Iterator[bytes]: ...
-    def update(self, update: Update) -> Iterator[bytes]: ...
-    def progress(self, progress: Progress) -> Iterator[bytes]: ...
-    def end(self, end: End) -> Iterator[bytes]: ...
-    def fail(self, refusal: Refusal, request_id: str) -> Iterator[bytes]: ...
-
-
-class _Gone(Exception):
-    """The client went away."""
-
-
-class _JsonRequest(Request):
-    """A request whose body is JSON within bounds."""
-
-    async def json(self) -> Any:
-        if not hasattr(self, "_json"):
-            body = await self.body()
-            try:
-                self._json = load_json(body.decode())
-            except ValueError as error:
-                raise Refusal(400, f"the body is not JSON: {shorten(error)}") from None
-        return self._json
-
-
-class _JsonRoute(APIRoute):
-    """A route that reads its body as a `_JsonRequest`."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
-
-        async def handler(request: Request) -> Response:
-            return await handle(_JsonRequest(request.scope, request.receive))
-
-        return handler
+from fulmen.server.streaming import (
+    ClientGoneError,
+    read_ends,
+    request_id,
+    stream_response,
+    unless_gone,
+)
 
 
 def create_app(model: ChatModel, config: ServerConfig | None = None) -> FastAPI:
@@ -105,8 +72,9 @@ def create_app(model: ChatModel, config: ServerConfig | None = None) -> FastAPI:
         version=__version__,
         description="OpenAI's Chat Completions and Anthropic's Messages.",
         lifespan=lifespan,
+        strict_content_type=False,
     )
-    app.router.route_class = _JsonRoute
+    app.router.route_class = JsonRoute
     app.state.is_ready = False
     app.state.service = service
     app.state.metrics = metrics
@@ -122,8 +90,8 @@ def create_app(model: ChatModel, config: ServerConfig | None = None) -> FastAPI:
         answers = await _start(request, service, call.ask, f"chatcmpl-{secrets.token_hex(12)}")
         writer = ChatWriter(call, answers, service.tokenizer)
         if call.is_streamed:
-            return _stream(request, answers, writer, config, finish=writer.finish)
-        return _json(writer.whole(await _ends(request, answers)))
+            return stream_response(request, answers, writer, config, finish=writer.finish)
+        return _json(writer.whole(await read_ends(request, answers)))
 
     @app.post("/v1/chat/completions/control", summary="End the thought of a running answer")
     async def control(request: Request) -> Response:
@@ -141,15 +109,15 @@ def create_app(model: ChatModel, config: ServerConfig | None = None) -> FastAPI:
         answers = await _start(request, service, call.ask, f"msg_{secrets.token_hex(12)}")
         writer = MessagesWriter(call, answers)
         if call.is_streamed:
-            return _stream(request, answers, writer, config)
-        (end,) = await _ends(request, answers)
+            return stream_response(request, answers, writer, config)
+        (end,) = await read_ends(request, answers)
         return _json(writer.whole(end))
 
     @app.post("/v1/messages/count_tokens", summary="Tokens of a Messages request")
     async def count_tokens(request: Request, body: MessagesBody) -> Response:
         _check_name(body.model, config)
         call = read_messages_call(body, service.defaults)
-        count = await _or_gone(request, service.count(call.ask, _scope(request)))
+        count = await unless_gone(request, service.count(call.ask, _scope(request)))
         return _json({"input_tokens": count})
 
     @app.post("/v1/messages/{id}/end_thinking", summary="End the thought of a running answer")
@@ -163,7 +131,7 @@ def create_app(model: ChatModel, config: ServerConfig | None = None) -> FastAPI:
 
     @app.get("/v1/models", summary="Models, in a form that both SDKs read")
     async def models() -> Response:
-        data = [_model(name, service, started) for name in config.names]
+        data = [model_object(name, service, started) for name in config.names]
         return _json(
             {
                 "object": "list",
@@ -178,7 +146,7 @@ def create_app(model: ChatModel, config: ServerConfig | None = None) -> FastAPI:
     async def one_model(name: str) -> Response:
         if config.strict_model_names:
             _check_name(name, config)
-        return _json(_model(name, service, started))
+        return _json(model_object(name, service, started))
 
     @app.get("/health", summary="The process lives")
     async def health() -> Response:
@@ -222,7 +190,7 @@ def _answer_errors(app: FastAPI) -> None:
         return _refused(request, _invalid(error))
 
     async def http(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
+        assert isinstance(error, StarletteHTTPException)
         sentences = {
             404: f"no route {shorten(request.url.path, 80)}",
             405: f"{request.method} is not allowed here",
@@ -236,15 +204,15 @@ def _answer_errors(app: FastAPI) -> None:
     app.add_exception_handler(Refusal, refuse)
     app.add_exception_handler(ValueError, refuse)
     app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(_Gone, gone)
+    app.add_exception_handler(StarletteHTTPException, http)
+    app.add_exception_handler(ClientGoneError, gone)
     app.add_exception_handler(Exception, refuse)
 
 
 def _refused(request: Request, refusal: Refusal) -> Response:
     dialect = dialect_of(request.url.path, request.headers)
     return Response(
-        to_json(refusal.body(dialect, _request_id(request))),
+        to_json(refusal.body(dialect, request_id(request))),
         status_code=refusal.status,
         headers=refusal.headers,
         media_type="application/json",
@@ -286,119 +254,14 @@ def _check_ids(wanted: object, service: Service) -> None:
 # ---- answers ------------------------------------------------------------------------------------
 
 
-def _request_id(request: Request) -> str:
-    return str(getattr(request.state, "request_id", ""))
-
-
 def _scope(request: Request) -> str:
     return str(getattr(request.state, "scope", ""))
 
 
 async def _start(request: Request, service: Service, ask: Ask, id: str) -> Answers:
-    answers = await _or_gone(request, service.answer(ask, _scope(request), id))
+    answers = await unless_gone(request, service.answer(ask, _scope(request), id))
     request.state.answers = answers  # for the log's line
     return answers
-
-
-async def _ends(request: Request, answers: Answers) -> list[End]:
-    """Return how the answers end."""
-
-    async def read() -> list[End]:
-        async with aclosing(answers.updates(deadline=_deadline(request))) as updates:
-            return [update async for update in updates if isinstance(update, End)]
-
-    try:
-        return await _or_gone(request, read())
-    finally:
-        await answers.close()
-
-
-async def _or_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Return what work comes to, unless the client goes away first."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnect(request))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise _Gone
-        return await task
-    finally:
-        gone.cancel()
-        if not task.done():
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
-
-async def _disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _deadline(request: Request) -> float | None:
-    deadline: float | None = getattr(request.state, "deadline", None)
-    return deadline
-
-
-def _stream(
-    request: Request,
-    answers: Answers,
-    writer: Writer,
-    config: ServerConfig,
-    *,
-    finish: Callable[[list[End]], Iterator[bytes]] | None = None,
-) -> Response:
-    """Return the answers as a stream of events."""
-
-    async def frames() -> AsyncIterator[bytes]:
-        ends: list[End] = []
-        try:
-            for frame in writer.begin():
-                yield frame
-            async with aclosing(
-                answers.updates(ping_seconds=config.ping_seconds, deadline=_deadline(request))
-            ) as updates:
-                async for update in updates:
-                    yield b"".join(_written(writer, update))
-                    if isinstance(update, End):
-                        ends.append(update)
-            if finish is not None:
-                yield b"".join(finish(ends))
-        except Exception as error:
-            yield b"".join(writer.fail(refusal_of(error), _request_id(request)))
-        finally:
-            await answers.close()
-
-    return _EventStream(frames(), answers.close)
-
-
-def _written(writer: Writer, update: Update | Progress | End) -> Iterator[bytes]:
-    match update:
-        case Update():
-            return writer.update(update)
-        case Progress():
-            return writer.progress(update)
-        case End():
-            return writer.end(update)
-
-
-class _EventStream(StreamingResponse):
-    """A stream of events, whose answers are closed also if it never begins."""
-
-    def __init__(
-        self, frames: AsyncIterator[bytes], close: Callable[[], Awaitable[None]]
-    ) -> None:
-        super().__init__(
-            frames,
-            media_type="text/event-stream",
-            headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
-        )
-        self._close = close
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            await asyncio.shield(self._close())
 
 
 async def _end_thinking(request: Request, service: Service, id: object) -> Response:
@@ -409,43 +272,3 @@ async def _end_thinking(request: Request, service: Service, id: object) -> Respo
 
 def _json(value: object) -> Response:
     return Response(to_json(value), media_type="application/json")
-
-
-def _model(name: str, service: Service, started: int) -> dict[str, Any]:
-    length = service.max_model_len
-    supported, unsupported = {"supported": True}, {"supported": False}
-    has_thought = getattr(getattr(service.model, "format", None), "thinking", None) is not None
-    return {
-        "id": name,
-        "object": "model",
-        "type": "model",
-        "created": started,
-        "created_at": datetime.fromtimestamp(started, UTC).isoformat().replace("+00:00", "Z"),
-        "owned_by": "fulmen",
-        "display_name": name,
-        "lifecycle": "active",
-        "max_model_len": length,
-        "max_input_tokens": None if length is None else length - 1,
-        "max_tokens": None if length is None else length - 1,
-        "capabilities": {
-            "batch": unsupported,
-            "citations": unsupported,
-            "code_execution": unsupported,
-            "context_management": unsupported,
-            "effort": {
-                "supported": has_thought,
-                **dict.fromkeys(("low", "medium", "high", "max"), {"supported": has_thought}),
-            },
-            "image_input": unsupported,
-            "pdf_input": unsupported,
-            "server_tools": unsupported,
-            "structured_outputs": supported,
-            "thinking": {
-                "supported": has_thought,
-                "types": {
-                    "adaptive": {"supported": has_thought},
-                    "enabled": {"supported": has_thought},
-                },
-            },
-        },
-    }

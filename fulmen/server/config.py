@@ -42,6 +42,9 @@ class ServerConfig:
     """Time without an event after which a stream sends a ping."""
     keep_thoughts: bool = False
     """Show the model the thoughts of its earlier answers too, where a request does not say."""
+    answer_share: float = 0.25
+    """Share of max_tokens that is kept for the answer where a request does not limit its thought:
+    so no answer is a thought alone."""
     lenient_history: bool = False
     """Repair histories with missing results or broken arguments, where the meaning is clear."""
     drop_images: bool = False
@@ -82,6 +85,10 @@ class ServerConfig:
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
                 raise ValueError(f"{name} is {shown(value)}, it must be a number above 0")
+        if not 0 <= self.answer_share <= 1:
+            raise ValueError(
+                f"answer_share is {shown(self.answer_share)}, it must lie between 0 and 1"
+            )
         for name in ("api_keys", "aliases", "volatile_lines", "allowed_origins"):
             values = getattr(self, name)
             if not isinstance(values, tuple) or not all(

@@ -1,7 +1,7 @@
 """One refusal, in the shape of each dialect.
 
-    raise Refusal(429, "...", retry_after=2)  ->  {"error": {...}}                  OpenAI
-                                              ->  {"type": "error", "error": {...}} Anthropic
+raise Refusal(429, "...", retry_after=2)  ->  {"error": {...}}                  OpenAI
+                                          ->  {"type": "error", "error": {...}} Anthropic
 """
 
 from collections.abc import Mapping
@@ -87,3 +87,10 @@ def refusal_of(error: BaseException) -> Refusal:
     if isinstance(error, ValueError):
         return Refusal(400, shorten(str(error), 2000))
     return Refusal(500, "the server failed while it answered, see its log")
+
+
+def failure_of(error: BaseException) -> Refusal:
+    """Return a failure of an answer that was begun as a refusal: it is ours, not the caller's."""
+    if isinstance(error, ValueError):
+        return Refusal(500, shorten(str(error), 2000))
+    return refusal_of(error)

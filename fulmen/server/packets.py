@@ -6,6 +6,7 @@ goes out by `flush`, however short it is. No fragment has more than `MAX_CHARS`.
 """
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Final
 
 from fulmen.chat import ContentDelta, Event, ThinkingDelta, ToolCallDelta
@@ -54,10 +55,7 @@ class Packer:
         assert self._kind is not None
         count = -(-len(text) // MAX_CHARS)
         bounds = [len(text) * place // count for place in range(count + 1)]
-        return [
-            _with_text(self._kind, text[start:stop])
-            for start, stop in zip(bounds, bounds[1:], strict=False)
-        ]
+        return [_with_text(self._kind, text[start:stop]) for start, stop in pairwise(bounds)]
 
 
 def _text(event: Event) -> str | None:

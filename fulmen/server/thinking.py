@@ -36,7 +36,7 @@ _NO_LIMIT: Final = -1
 class Thinking:
     """A request's wishes about the thought."""
 
-    budget: int | None | Literal["default"] = "default"
+    budget: int | Literal["default"] | None = "default"
     """Most tokens of thought; None: no limit; default: the server's own"""
     show: Show = "apart"
     has_reasoning: bool = False
@@ -81,7 +81,7 @@ def read_chat_thinking(body: Mapping[str, Any]) -> Thinking:
     kind = thinking.get("type")
     if kind is not None:
         switches.append(_kind(kind) != "disabled")
-    budget: int | None | Literal["default"] = "default"
+    budget: int | Literal["default"] | None = "default"
     if False in switches:
         budget = 0
     elif counts:
@@ -100,7 +100,7 @@ def read_messages_thinking(body: Mapping[str, Any]) -> Thinking:
     """Read `thinking` and `output_config.effort` of an Anthropic request."""
     thinking = _object(body, "thinking")
     effort = _object(body, "output_config").get("effort")
-    budget: int | None | Literal["default"] = "default"
+    budget: int | Literal["default"] | None = "default"
     if effort is not None:
         budget = _effort("output_config.effort", effort)
     kind = thinking.get("type")
@@ -150,9 +150,7 @@ def _effort(name: str, value: object) -> int | None:
 
 def _tokens(name: str, value: object) -> int | None:
     if not isinstance(value, int) or isinstance(value, bool) or value < _NO_LIMIT:
-        raise Refusal(
-            400, f"{name} is {shown(value)}, it must be a number of tokens", param=name
-        )
+        raise Refusal(400, f"{name} is {shown(value)}, it must be a number of tokens", param=name)
     return None if value == _NO_LIMIT else value
 
 

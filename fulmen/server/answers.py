@@ -1,0 +1,268 @@
+"""The running answers to one request: events of the model, joined and counted as they come."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from fulmen.chat import (
+    ChatRequest,
+    Completion,
+    ContentDelta,
+    Event,
+    Found,
+    Message,
+    ProblemFound,
+    Token,
+    ToolCallEnd,
+    ToolCallStart,
+)
+from fulmen.server.asking import Ask, End, Progress, Report, Update
+from fulmen.server.errors import Refusal, failure_of
+from fulmen.server.known_prompts import Digests
+from fulmen.server.packets import Packer
+
+if TYPE_CHECKING:
+    from fulmen.server.service import Service
+
+_FLUSH_SECONDS: Final = 0.5
+"""Longest time that a short fragment waits for more text"""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request, ready for the model."""
+
+    request: ChatRequest
+    found: Found
+    report: Report
+    digests: "Digests"
+
+
+class Answers:
+    """The running answers to one request: iterate for their news; close them in the end."""
+
+    def __init__(
+        self, service: Service, ask: Ask, scope: str, id: str, prepared: Prepared, lease: Any
+    ) -> None:
+        self.id = id
+        self.ask = ask
+        self.scope = scope
+        self.prepared = prepared
+        self.report = prepared.report
+        self.completions: list[Completion | None] = [None] * ask.num_answers
+        self.signatures = [secrets.token_urlsafe(48) for _ in range(ask.num_answers)]
+        """What a client sends back with a thought, and we find it by"""
+        self.first_token_seconds: float | None = None
+        self.seconds = 0.0
+        self._service = service
+        self._lease = lease
+        self._streams: list[Any] = []
+        self._pumps: list[asyncio.Task[None]] = []
+        self._arrived = asyncio.Event()
+        self._pending: list[list[Event]] = [[] for _ in range(ask.num_answers)]
+        self._is_over = [False] * ask.num_answers
+        self._errors: list[Exception] = []
+        self._started = time.perf_counter()
+        self._is_closed = False
+
+    def turn_id(self, index: int) -> str:
+        """Return the id of one of the answers."""
+        return self.id if self.ask.num_answers == 1 else f"{self.id}-{index}"
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...] | None:
+        """Ids of the prompt, if the model has ids."""
+        prompt = self.prepared.request.prompt
+        return None if prompt is None else prompt.ids
+
+    async def start(self) -> None:
+        """Start the answers; a request that the model refuses raises here."""
+        model, request, count = self._service.model, self.prepared.request, self.ask.num_answers
+        if hasattr(model, "stream_many"):
+            self._streams = model.stream_many(request, count)
+        else:
+            self._streams = [model.stream(request) for _ in range(count)]
+        try:
+            await self._streams[0].__aenter__()
+        except BaseException:
+            await self._close_streams()
+            raise
+        self._pumps = [
+            asyncio.create_task(self._pump(index)) for index in range(len(self._streams))
+        ]
+
+    async def _pump(self, index: int) -> None:
+        """Take the events of one answer as they come."""
+        try:
+            async for event in self._streams[index]:
+                self._pending[index].append(event)
+                self._arrived.set()
+        except Exception as error:
+            self._errors.append(error)
+        self._is_over[index] = True
+        self._arrived.set()
+
+    async def updates(
+        self, *, ping_seconds: float | None = None, deadline: float | None = None
+    ) -> AsyncIterator[Update | Progress | End]:
+        """Yield what is new, until every answer has ended.
+
+        ping_seconds  time without news after which a Progress comes
+        deadline      end of the time, by the clock of the event loop
+
+        Raises a Refusal if an answer fails or the time is over.
+        """
+        loop = asyncio.get_running_loop()
+        views = [_View(index, self._streams[index]) for index in range(len(self._streams))]
+        last_sent = loop.time()
+        while views:
+            holding = any(view.packer.is_holding for view in views)
+            now = loop.time()
+            until = [now + _FLUSH_SECONDS] if holding else []
+            until += [last_sent + ping_seconds] if ping_seconds is not None else []
+            until += [deadline] if deadline is not None else []
+            is_new = await self._wait(min(until) - now if until else None)
+            if self._errors:
+                raise failure_of(self._errors[0])
+            if deadline is not None and loop.time() >= deadline:
+                raise Refusal(504, "the request took longer than the server allows")
+            sent_any = False
+            for view in list(views):
+                events, self._pending[view.index] = self._pending[view.index], []
+                is_over = self._is_over[view.index]
+                ready = view.take(events, is_over=is_over, is_late=not is_new)
+                if view.is_first and (ready or view.has_tokens):
+                    view.is_first = False
+                    self._first_token()
+                if ready:
+                    yield Update(view.index, ready, view.new_tokens())
+                    sent_any = True
+                if is_over:
+                    views.remove(view)
+                    yield await self._end(view)
+                    sent_any = True
+            if sent_any:
+                last_sent = loop.time()
+            elif ping_seconds is not None and loop.time() - last_sent >= ping_seconds:
+                last_sent = loop.time()
+                yield self._progress()
+
+    async def _wait(self, timeout: float | None) -> bool:
+        """Wait for news at most this long; return whether there are any."""
+        if not self._arrived.is_set():
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._arrived.wait()
+            except TimeoutError:
+                return False
+        self._arrived.clear()
+        return True
+
+    def _progress(self) -> Progress:
+        stream = self._streams[0]
+        total = getattr(stream, "num_prompt_tokens", 0) or 0
+        return Progress(min(getattr(stream, "num_read_tokens", 0) or 0, total), total)
+
+    def _first_token(self) -> None:
+        if self.first_token_seconds is None:
+            self.first_token_seconds = time.perf_counter() - self._started
+            self._service.metrics.first_token(self.first_token_seconds)
+
+    async def _end(self, view: "_View") -> End:
+        completion: Completion = await self._streams[view.index].finish()
+        self.completions[view.index] = completion
+        reply = completion.reply
+        shown = Message("assistant", view.content, reply.thinking, reply.tool_calls)
+        end = End(view.index, completion, shown, view.is_call_open)
+        await asyncio.to_thread(self._service.note, self, end, self.signatures[view.index])
+        self.seconds = time.perf_counter() - self._started
+        self._service.metrics.finished(completion, self.seconds)
+        return end
+
+    async def end_thinking(self) -> bool:
+        """End running thoughts softly; return whether one ran."""
+        ended = False
+        for stream in self._streams:
+            end = getattr(stream, "end_thinking", None)
+            if end is None:
+                raise Refusal(501, "this model's thoughts cannot be ended while they run")
+            ended = await end() or ended
+        return ended
+
+    async def close(self) -> None:
+        """End what still runs, and free its place. Safe to call again, and when cancelled."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._service.leave(self)
+        for pump in self._pumps:
+            pump.cancel()
+        try:
+            await asyncio.shield(self._close_streams())
+        finally:
+            self._lease.release()
+
+    async def _close_streams(self) -> None:
+        for stream in self._streams:
+            with suppress(Exception):
+                await stream.close()
+
+
+@dataclass(slots=True, eq=False)
+class _View:
+    """One answer as the client sees it."""
+
+    index: int
+    stream: Any
+    packer: Packer = field(default_factory=Packer)
+    is_first: bool = True
+    content: str = ""
+    is_call_open: bool = False
+    num_calls: int = 0
+    num_sent_tokens: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def has_tokens(self) -> bool:
+        return len(getattr(self.stream, "tokens", ())) > 0
+
+    def new_tokens(self) -> Sequence[Token]:
+        """Return the tokens since the last call."""
+        tokens: Sequence[Token] = getattr(self.stream, "tokens", ())
+        new = tokens[self.num_sent_tokens :]
+        self.num_sent_tokens += len(new)
+        return new
+
+    def take(self, events: Sequence[Event], *, is_over: bool, is_late: bool) -> list[Event]:
+        """Return what can go out: fragments of the new events, and at the end all that is held.
+
+        Text of which nothing could be used is shown with its problem, so that no answer is empty.
+        """
+        ready: list[Event] = []
+        for event in events:
+            self._see(event)
+            ready += self.packer.feed(event)
+        if is_late:
+            ready += self.packer.flush()
+        if is_over:
+            ready += self.packer.flush()
+            if self.problems and not self.content.strip() and not self.num_calls:
+                self.content = "\n".join(self.problems)
+                ready.append(ContentDelta(self.content))
+        return ready
+
+    def _see(self, event: Event) -> None:
+        match event:
+            case ContentDelta(text):
+                self.content += text
+            case ToolCallStart():
+                self.is_call_open = True
+                self.num_calls += 1
+            case ToolCallEnd():
+                self.is_call_open = False
+            case ProblemFound(text):
+                self.problems.append(text)

@@ -1,0 +1,105 @@
+"""One request and what comes of it, in no dialect's words."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fulmen.chat import Completion, Event, FoundTurn, Message, Token
+from fulmen.sampling import SamplingParams
+
+MissReason = Literal["system_changed", "tools_changed", "messages_changed"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ask:
+    """One request for answers."""
+
+    messages: Sequence[Mapping[str, Any]]
+    """The conversation as the client sent it"""
+    system: object = None
+    """System prompt that the client sent apart from the messages: text or text parts"""
+    tools: Sequence[Mapping[str, Any]] = ()
+    deferred_tools: Sequence[Mapping[str, Any]] = ()
+    """Tools that may be called and that the prompt does not show: the history tells of them"""
+    params: SamplingParams
+    prompt_ids: tuple[int, ...] | None = None
+    """The prompt as ids, in place of messages"""
+    num_answers: int = 1
+    keep_thoughts: bool | None = None
+    """Show earlier thoughts that the template drops; None: as the server is set"""
+    continues: bool = False
+    """The last message is the beginning of the answer"""
+    model: str
+    """Name that the client asked for"""
+    previous_id: str | None = None
+    """Answer that the client compares this prompt's cache hits with"""
+    ignored: tuple[str, ...] = ()
+    """Fields of the request that had no effect"""
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """News of one answer."""
+
+    index: int
+    events: Sequence[Event]
+    tokens: Sequence[Token] = ()
+    """Tokens that came since the last update; their text may come a little later"""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Nothing new for a while; the prompt is read so far."""
+
+    num_read_tokens: int
+    num_prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """End of one answer, and everything it came to."""
+
+    index: int
+    completion: Completion
+    shown: Message
+    """The answer as the client was sent it"""
+    is_call_cut: bool
+    """True if a call was begun and not ended: it must not be carried out"""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What became of the history: which turns are ours, and what of the prompt was new."""
+
+    turns: Sequence[FoundTurn]
+    repairs: Sequence[str] = ()
+    ignored: Sequence[str] = ()
+    num_dropped_images: int = 0
+    previous_id: str | None = None
+    """Answer that the prompt was compared with; None if none is known"""
+    miss_reason: MissReason | None = None
+    num_missed_tokens: int = 0
+    """Tokens of the compared prompt and its answer that this prompt does not begin with"""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as the extension `fulmen` of a reply."""
+        report: dict[str, Any] = {
+            "turns": [
+                {key: value for key, value in _turn_fields(turn) if value is not None}
+                for turn in self.turns
+            ]
+        }
+        if self.previous_id is not None:
+            report["compared_with"] = self.previous_id
+            report["missed_tokens"] = self.num_missed_tokens
+            report["miss_reason"] = self.miss_reason
+        for name in ("repairs", "ignored"):
+            if values := getattr(self, name):
+                report[name] = list(values)
+        if self.num_dropped_images:
+            report["dropped_images"] = self.num_dropped_images
+        return report
+
+
+def _turn_fields(turn: FoundTurn) -> Sequence[tuple[str, Any]]:
+    return (("message", turn.index), ("state", turn.state), ("by", turn.by), ("id", turn.turn_id))

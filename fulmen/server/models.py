@@ -1,0 +1,50 @@
+"""A model as GET /v1/models lists it: one object for both SDKs."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from fulmen.server.service import Service
+
+
+def model_object(name: str, service: Service, started: int) -> dict[str, Any]:
+    """Return one object that the OpenAI SDK reads as a model, and the Anthropic SDK too.
+
+    max_model_len is vLLM's name for the length of the context.
+    """
+    length = service.max_model_len
+    supported, unsupported = {"supported": True}, {"supported": False}
+    has_thought = getattr(getattr(service.model, "format", None), "thinking", None) is not None
+    return {
+        "id": name,
+        "object": "model",
+        "type": "model",
+        "created": started,
+        "created_at": datetime.fromtimestamp(started, UTC).isoformat().replace("+00:00", "Z"),
+        "owned_by": "fulmen",
+        "display_name": name,
+        "lifecycle": "active",
+        "max_model_len": length,
+        "max_input_tokens": None if length is None else length - 1,
+        "max_tokens": None if length is None else length - 1,
+        "capabilities": {
+            "batch": unsupported,
+            "citations": unsupported,
+            "code_execution": unsupported,
+            "context_management": unsupported,
+            "effort": {
+                "supported": has_thought,
+                **{word: {"supported": has_thought} for word in ("low", "medium", "high", "max")},
+            },
+            "image_input": unsupported,
+            "pdf_input": unsupported,
+            "server_tools": unsupported,
+            "structured_outputs": supported,
+            "thinking": {
+                "supported": has_thought,
+                "types": {
+                    "adaptive": {"supported": has_thought},
+                    "enabled": {"supported": has_thought},
+                },
+            },
+        },
+    }
