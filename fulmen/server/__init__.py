@@ -3,5 +3,17 @@
 from fulmen.server.app import create_app
 from fulmen.server.config import ServerConfig
 from fulmen.server.errors import Refusal
+from fulmen.server.keys import read_key_file
+from fulmen.server.logs import log_to
+from fulmen.server.run import bind, run, serve
 
-__all__ = ["Refusal", "ServerConfig", "create_app"]
+__all__ = [
+    "Refusal",
+    "ServerConfig",
+    "bind",
+    "create_app",
+    "log_to",
+    "read_key_file",
+    "run",
+    "serve",
+]
