@@ -1,6 +1,6 @@
 """Messages to tokens, and back."""
 
-from fulmen.chat.constraints import make_grammar
+from fulmen.chat.constraints import limits_calls, make_grammar
 from fulmen.chat.events import (
     ContentDelta,
     Event,
@@ -12,7 +12,7 @@ from fulmen.chat.events import (
     ToolCallStart,
     sum_events,
 )
-from fulmen.chat.format import ChatFormat
+from fulmen.chat.format import ChatFormat, ThinkingTags
 from fulmen.chat.formats import get_format, load_format
 from fulmen.chat.grammar import Grammar
 from fulmen.chat.messages import Message, SampledIds, Span, Tool, ToolCall, random_call_id
@@ -22,6 +22,7 @@ from fulmen.chat.model import (
     ChatRequest,
     Completion,
     Prompt,
+    Timing,
     Token,
     TokenBudget,
     Usage,
@@ -58,6 +59,8 @@ __all__ = [
     "StopTexts",
     "TemplateFormat",
     "ThinkingDelta",
+    "ThinkingTags",
+    "Timing",
     "Token",
     "TokenBudget",
     "Tokenizer",
@@ -74,6 +77,7 @@ __all__ = [
     "complete",
     "find_spans",
     "get_format",
+    "limits_calls",
     "load_format",
     "make_grammar",
     "random_call_id",

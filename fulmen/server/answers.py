@@ -23,6 +23,7 @@ from fulmen.chat import (
 from fulmen.server.asking import Ask, End, Progress, Report, Update
 from fulmen.server.errors import Refusal, failure_of
 from fulmen.server.known_prompts import Digests
+from fulmen.server.metrics import Metrics
 from fulmen.server.packets import Packer
 
 if TYPE_CHECKING:
@@ -139,7 +140,9 @@ class Answers:
                     view.is_first = False
                     self._first_token()
                 if ready:
-                    yield Update(view.index, ready, view.new_tokens())
+                    update = Update(view.index, ready, view.new_tokens())
+                    view.count_gap(self._service.metrics, len(update.tokens))
+                    yield update
                     sent_any = True
                 if is_over:
                     views.remove(view)
@@ -224,6 +227,7 @@ class _View:
     is_call_open: bool = False
     num_calls: int = 0
     num_sent_tokens: int = 0
+    last_sent: float | None = None
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -236,6 +240,12 @@ class _View:
         new = tokens[self.num_sent_tokens :]
         self.num_sent_tokens += len(new)
         return new
+
+    def count_gap(self, metrics: Metrics, num_tokens: int) -> None:
+        """Count the time since the tokens before these; the first ones follow none."""
+        before, self.last_sent = self.last_sent, time.perf_counter()
+        if before is not None and num_tokens:
+            metrics.token_gap(self.last_sent - before, num_tokens)
 
     def take(self, events: Sequence[Event], *, is_over: bool, is_late: bool) -> list[Event]:
         """Return what can go out: fragments of the new events, and at the end all that is held.
