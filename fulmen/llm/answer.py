@@ -126,7 +126,10 @@ class Answer:
         """Read the next token; True ends the answer here, at a stop text."""
         self._last = time.perf_counter()
         if not self.tokens:
-            self.num_cached_tokens, self._queue_seconds = output.num_hit_tokens, output.queue_seconds
+            self.num_cached_tokens, self._queue_seconds = (
+                output.num_hit_tokens,
+                output.queue_seconds,
+            )
             self._first = self._last
         is_forced = self._steering.is_forced
         self.tokens.append(Token(output.token_id, output.logprob, output.top_logprobs, is_forced))
