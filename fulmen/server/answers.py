@@ -1,6 +1,7 @@
 """The running answers to one request: events of the model, joined and counted as they come."""
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -27,6 +28,8 @@ from fulmen.server.known_prompts import Digests
 from fulmen.server.limits import Lease
 from fulmen.server.metrics import Metrics
 from fulmen.server.packets import Packer
+
+_log = logging.getLogger(__name__)
 
 _FLUSH_SECONDS: Final = 0.5
 """Longest time that a short fragment waits for more text"""
@@ -198,7 +201,10 @@ class Answers:
         reply = completion.reply
         shown = Message("assistant", view.content, reply.thinking, reply.tool_calls)
         end = End(view.index, completion, shown, view.is_call_open)
-        await asyncio.to_thread(self._note, self, end)
+        try:
+            await asyncio.to_thread(self._note, self, end)
+        except OSError as error:  # such as a full disk: the client gets its answer all the same
+            _log.warning("answer %s is not in the log: %s", self.turn_id(end.index), error)
         self.seconds = time.perf_counter() - self._started
         self._metrics.finished(completion, self.seconds)
         return end
