@@ -11,10 +11,10 @@ import typer
 
 from fulmen.cli import completion
 from fulmen.cli.help import examples
-from fulmen.cli.options import IgnoreOption, or_none
+from fulmen.cli.options import IgnoreOption, checked, or_none
 from fulmen.cli.output import print_json
 from fulmen.files import write_text
-from fulmen.units import parse_count
+from fulmen.units import parse_bytes, parse_count, parse_rate
 
 PLAN_EXAMPLES: Final = examples(
     """
@@ -29,12 +29,12 @@ fulmen plan minimax-m2 --verbose             every number with its formula
 fits, name, model_type, total_parameters, active_parameters, active_with_head,
 active_with_head_and_embedding, num_tensors, checkpoint_bytes, weight_bytes (by precision),
 kv_bytes_per_token, kv_formula, state_bytes, state_formula, max_context, context, prefill_flops,
-hardware, is_on_gpus, ram, memory, memory_source, disk, notes; launch (commands by engine), launch_precision,
-launch_max_model_len; ways: precision, is_published, needed_bytes, fits, decode_low, decode_high,
-commands, from_disk; forecasts: precision, weight_bytes, fits, cache_tokens, max_model_len,
-expert_share, decode_bound, decode_low, decode_high, streams, streams_bound, prompt_seconds; flops
-and flops_as_drawn: model, per_token, per_position; rl: gpus, relative_flops, gpu_hours, days, usd,
-usd_per_gpu_hour, optimizer_bytes
+hardware, is_on_gpus, ram, memory, memory_source, disk, notes; launch (commands by engine),
+launch_precision, launch_max_model_len; ways: precision, is_published, needed_bytes, fits,
+decode_low, decode_high, commands, from_disk; forecasts: precision, weight_bytes, fits,
+cache_tokens, max_model_len, expert_share, decode_bound, decode_low, decode_high, streams,
+streams_bound, prompt_seconds; flops and flops_as_drawn: model, per_token, per_position; rl: gpus,
+relative_flops, gpu_hours, days, usd, usd_per_gpu_hour, optimizer_bytes
 """
     },
 )
@@ -51,8 +51,16 @@ _MEASURING_SECONDS: Final = 1.0
 
 def _none_or(text: str, metavar: str) -> typer.models.OptionInfo:
     """Return an option whose value may be `none`."""
-    option: typer.models.OptionInfo = typer.Option(metavar=metavar, parser=or_none(str), help=text)
+    read = {"SIZE": parse_bytes, "RATE": parse_rate, "GPUS": _parse_gpus}[metavar]
+    parser = checked(read, or_none=True)
+    option: typer.models.OptionInfo = typer.Option(metavar=metavar, parser=parser, help=text)
     return option
+
+
+def _parse_gpus(text: str) -> object:
+    from fulmen.plan import parse_gpus
+
+    return parse_gpus(text)
 
 
 def plan(

@@ -77,7 +77,7 @@ def _machine_table(plan: Plan, width: int) -> str:
     about = (
         f"needs: all weights, one conversation of {plan.context:,} tokens (--context) and 2 GiB "
         "for the system. tokens a second: a forecast for one conversation, from what public "
-        f"engines reach of the memory's read speed, here {plan.memory} "
+        f"engines reach of the memory's read speed, {plan.memory} "
         f"({_SOURCES[plan.memory_source]})."
     )
     header = ("in memory", "needs", "fits", "tokens a second")
