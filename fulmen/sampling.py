@@ -114,7 +114,8 @@ class SamplingParams:
         for name in ("json_schema", "regex"):
             value = getattr(self, name)
             if not isinstance(value, str | None):
-                raise ValueError(f"{name} is {shown(value)}, it must be text or none")
+                as_text = "; json.dumps writes a schema as text" * isinstance(value, dict | bool)
+                raise ValueError(f"{name} is {shown(value)}, it must be text or none{as_text}")
         for name, kind in (("stop", str), ("stop_token_ids", int), ("choice", str)):
             values = getattr(self, name)
             if not isinstance(values, tuple) or not all(type(value) is kind for value in values):
