@@ -3,7 +3,7 @@
 import json
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, get_args
 
 if TYPE_CHECKING:  # a command's help comes without it
     import numpy as np
@@ -13,8 +13,13 @@ if TYPE_CHECKING:  # a command's help comes without it
 FinishReason = Literal["stop", "length", "repetition", "abort", "error"]
 """Reason why an answer ended."""
 
+ToolChoice = Literal["auto", "none", "required"]
+"""Tool calls that an answer may have: what the model likes, none, or calls and nothing else."""
+
 _MAX_COUNT: Final = 2**31 - 1
 """Largest number of tokens that can be asked for: the kernels count in 32 bits."""
+_MAX_CALLS: Final = 128
+"""Largest limit on an answer's calls; a grammar counts them one by one."""
 
 
 class Mask(NamedTuple):
@@ -70,6 +75,15 @@ class SamplingParams:
     """Answer with exactly one of these texts."""
     strict_tools: bool = False
     """Call only declared tools, with arguments of the declared types."""
+    tool_choice: ToolChoice = "auto"
+    """auto: the model decides. none: it calls no tool, though the prompt shows them. required:
+    after its thought the answer is one block of tool calls and nothing else."""
+    allowed_tools: tuple[str, ...] = ()
+    """Call only these of the declared tools; empty allows all. One name and a tool_choice of
+    required is a call of that tool."""
+    max_calls: int | None = None
+    """Most tool calls of an answer, all in one block; None sets no limit, 1 is no parallel calls.
+    Without declared tools it has no effect."""
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -79,6 +93,7 @@ class SamplingParams:
             ("logprobs", 0, 20),
             ("repetition_window", 1, _MAX_COUNT),
             ("thinking_budget", 0, _MAX_COUNT),
+            ("max_calls", 1, _MAX_CALLS),
         ):
             if getattr(self, name) is not None:
                 check_whole(name, getattr(self, name), low, high, needed="a whole number or none")
@@ -116,13 +131,22 @@ class SamplingParams:
             if not isinstance(value, str | None):
                 as_text = "; json.dumps writes a schema as text" * isinstance(value, dict | bool)
                 raise ValueError(f"{name} is {shown(value)}, it must be text or none{as_text}")
-        for name, kind in (("stop", str), ("stop_token_ids", int), ("choice", str)):
+        if self.tool_choice not in get_args(ToolChoice):
+            raise ValueError(
+                f"tool_choice is {shown(self.tool_choice)}, it must be auto, none or required"
+            )
+        for name, kind in (
+            ("stop", str),
+            ("stop_token_ids", int),
+            ("choice", str),
+            ("allowed_tools", str),
+        ):
             values = getattr(self, name)
             if not isinstance(values, tuple) or not all(type(value) is kind for value in values):
                 raise ValueError(
                     f"{name} is {shown(values)}, it must be a tuple of {kind.__name__}"
                 )
-        for name in ("stop", "choice"):
+        for name in ("stop", "choice", "allowed_tools"):
             if not all(getattr(self, name)):
                 raise ValueError(
                     f"{name} is {shown(getattr(self, name))}, it must have no empty text"
@@ -134,6 +158,16 @@ class SamplingParams:
         """True if a grammar says what the answer may be."""
         return self.json_schema is not None or self.regex is not None or bool(self.choice)
 
+    @property
+    def limits_calls(self) -> bool:
+        """True if not every tool call may come, or one must."""
+        return (
+            self.strict_tools
+            or self.tool_choice != "auto"
+            or bool(self.allowed_tools)
+            or self.max_calls is not None
+        )
+
     def _check_constraints(self) -> None:
         given = [
             name
@@ -142,8 +176,15 @@ class SamplingParams:
         ]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} are given, an answer can follow only one")
-        if (given or self.strict_tools) and self.ignore_eos:
-            name = given[0] if given else "strict_tools"
+        is_required = self.tool_choice == "required"
+        if given and is_required:
+            raise ValueError(
+                f"tool_choice is required, so the answer is tool calls and cannot follow "
+                f"{given[0]}, drop one"
+            )
+        if (given or self.strict_tools or is_required) and self.ignore_eos:
+            name = "strict_tools" if self.strict_tools else "tool_choice"
+            name = given[0] if given else name
             raise ValueError(f"ignore_eos goes on past the end that {name} leads to, drop one")
         if self.json_schema is not None:
             try:

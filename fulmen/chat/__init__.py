@@ -1,6 +1,6 @@
 """Messages to tokens, and back."""
 
-from fulmen.chat.constraints import make_grammar
+from fulmen.chat.constraints import limits_calls, make_grammar
 from fulmen.chat.events import (
     ContentDelta,
     Event,
@@ -74,6 +74,7 @@ __all__ = [
     "complete",
     "find_spans",
     "get_format",
+    "limits_calls",
     "load_format",
     "make_grammar",
     "random_call_id",

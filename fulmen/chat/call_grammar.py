@@ -98,6 +98,20 @@ class StrictTool:
                 return
 
 
+def check_name(tool: Tool) -> None:
+    """Raise ValueError for a tool whose calls no grammar can hold because of its name."""
+    if not re.fullmatch(_CARRIED, tool.name):
+        raise ValueError(
+            f"a tool is named {shown(tool.name)}, which no tag of M2's can carry: the calls cannot "
+            "be limited"
+        )
+
+
+def free_tool(tool: Tool) -> Tool:
+    """Return a tool of the same name that takes any arguments."""
+    return Tool(tool.name, parameters={"type": "object", "additionalProperties": True})
+
+
 def strict_tool(tool: Tool) -> StrictTool:
     """Return a tool as a grammar follows it; ValueError names the tool and the place."""
     try:

@@ -10,10 +10,10 @@ from typing import Any, Final
 from llguidance import LLMatcher
 
 from fulmen.chat.arguments import check_depth
-from fulmen.chat.call_grammar import StrictTool
+from fulmen.chat.call_grammar import StrictTool, check_name, free_tool
 from fulmen.chat.expressions import literal, with_layout
 from fulmen.chat.format import ChatFormat
-from fulmen.chat.grammar import Grammar
+from fulmen.chat.grammar import Grammar, HeldCalls
 from fulmen.chat.messages import Tool
 from fulmen.chat.schemas import Document
 from fulmen.chat.validation import as_json
@@ -44,11 +44,63 @@ def make_grammar(
             except ValueError as error:
                 raise ValueError(f"{name} cannot be followed: {error}") from None
             _check_beginning(vocabulary, answer, name, format)
-    if params.strict_tools and tools and format is not None:
-        calls = _calls(vocabulary, format, tools)
+    if limits_calls(params, format, tools):
+        assert format is not None
+        calls = _held_calls(vocabulary, params, format, tools)
     if answer is None and calls is None:
         return None
     return Grammar(vocabulary, format, answer, calls)
+
+
+def limits_calls(
+    params: SamplingParams, format: ChatFormat | None, tools: tuple[Tool, ...]
+) -> bool:
+    """Return True if params limit the calls of a completion that may have some.
+
+    Raises ValueError for a call that is required and cannot come, or an allowed tool that is not
+    declared.
+    """
+    declared = [tool.name for tool in tools]
+    unknown = [name for name in params.allowed_tools if name not in declared]
+    if params.tool_choice == "required":
+        if format is None:
+            raise ValueError(
+                "tool_choice is required, text that is continued as it stands has no tool calls"
+            )
+        if format.calls is None:
+            raise ValueError(
+                f"tool_choice is required, the format {format.name} does not tell tool calls from "
+                "text"
+            )
+        if not tools:
+            raise ValueError("tool_choice is required, and no tool is declared")
+    if unknown:
+        names = f"only {shown(', '.join(declared))[1:-1]} are" if declared else "no tool is"
+        raise ValueError(f"allowed_tools has {shown(unknown[0])} in it, {names} declared")
+    if format is None or not params.limits_calls:
+        return False
+    if params.strict_tools and tools:  # a format without calls says so when it is asked for them
+        return True
+    return format.calls is not None and (bool(tools) or params.tool_choice == "none")
+
+
+def _held_calls(
+    vocabulary: Vocabulary, params: SamplingParams, format: ChatFormat, tools: tuple[Tool, ...]
+) -> HeldCalls:
+    if params.tool_choice == "none":
+        return HeldCalls(matcher=None)
+    if params.allowed_tools:
+        tools = tuple(tool for tool in tools if tool.name in params.allowed_tools)
+    if not params.strict_tools:
+        for tool in tools:
+            check_name(tool)
+        tools = tuple(map(free_tool, tools))
+    return HeldCalls(
+        matcher=_calls(vocabulary, format, tools, params.max_calls),
+        is_required=params.tool_choice == "required",
+        is_one_block=params.max_calls is not None,
+        has_plain_values=not params.strict_tools,
+    )
 
 
 def _json_schema(vocabulary: Vocabulary, given: str) -> LLMatcher:
@@ -135,7 +187,9 @@ def _check_beginning(
         )
 
 
-def _calls(vocabulary: Vocabulary, format: ChatFormat, tools: tuple[Tool, ...]) -> LLMatcher:
+def _calls(
+    vocabulary: Vocabulary, format: ChatFormat, tools: tuple[Tool, ...], max_calls: int | None
+) -> LLMatcher:
     """Return a matcher of calls; the error of a tool that cannot be followed names it."""
     for tool in tools:
         name = shown(tool.name)[1:-1]
@@ -150,12 +204,12 @@ def _calls(vocabulary: Vocabulary, format: ChatFormat, tools: tuple[Tool, ...]) 
             raise ValueError(
                 f"strict_tools: the schema of tool {name} cannot be followed: {error}"
             ) from None
-    grammar = format.call_grammar(tools, vocabulary.tokenizer)
+    grammar = format.call_grammar(tools, vocabulary.tokenizer, max_calls=max_calls)
     try:
         return vocabulary.matcher(grammar)
     except ValueError:
         for tool in tools if len(tools) > 1 else ():
-            _calls(vocabulary, format, (tool,))  # raises if this is the one
+            _calls(vocabulary, format, (tool,), max_calls)  # raises if this is the one
         names = shown(", ".join(tool.name for tool in tools))[1:-1]
         raise ValueError(
             f"strict_tools: the schema of tool {names} cannot be followed: it is too large for "

@@ -198,6 +198,11 @@ def text_rule(text: str, tokenizer: Tokenizer | None = None) -> str:
     return written if token_id is None else f"({written} | <[{token_id}]>)"
 
 
+def repeated(rule: str, most: int | None) -> str:
+    """Return a rule for one of these or more, at most so many."""
+    return f"({rule})+" if most is None else f"({rule}){{1,{most}}}"
+
+
 def json_rule(schema: Mapping[str, Any]) -> str:
     """Return a rule for JSON that the schema allows."""
     return f"%json {json.dumps(with_layout(schema))}"

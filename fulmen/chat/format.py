@@ -165,9 +165,11 @@ class ChatFormat(ABC):
                        opened it, else at its opening tag; False: the thought is over
         """
 
-    def call_grammar(self, tools: tuple[Tool, ...], tokenizer: Tokenizer) -> str:
+    def call_grammar(
+        self, tools: tuple[Tool, ...], tokenizer: Tokenizer, *, max_calls: int | None = None
+    ) -> str:
         """Return the grammar of a block of calls after its `CallTags.block`, in llguidance's Lark:
-        calls of these tools, with arguments of their types."""
+        calls of these tools, at most max_calls, with arguments of their types."""
         raise ValueError(
             f"strict_tools is on, the format {self.name} does not tell tool calls from text"
         )

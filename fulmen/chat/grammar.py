@@ -8,8 +8,9 @@ thought although an answer is owed, is masked with `redraw_only`: the token is d
 mask, and drawn again only if it is that id. No token that came is ever changed.
 
     thought -> beginning -> answer          with json_schema, regex or choice
-    thought -> text -> calls -> text ...    with strict_tools
+    thought -> text -> calls -> text ...    with strict_tools, or other limits of calls
     thought -> beginning -> answer | calls  with both
+    thought -> beginning -> calls           where a call is required
 
 Constrained content must survive the parser, so it holds no tag of the format, unless the grammar
 allows nothing else. Masks are arrays over the model's vocabulary.
@@ -17,7 +18,8 @@ allows nothing else. Masks are arrays over the model's vocabulary.
 
 import copy
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
 
@@ -48,6 +50,20 @@ class _Phase(Enum):
     """Text after a forced token that broke the grammar"""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeldCalls:
+    """Limits of the tool calls of one completion."""
+
+    matcher: LLMatcher | None
+    """Grammar of a block of calls after its opening tag; None where no block may begin"""
+    is_required: bool = False
+    """True if the answer is a block of calls and nothing else"""
+    is_one_block: bool = False
+    """True if no block may follow the first"""
+    has_plain_values: bool = False
+    """True if no argument holds a tag of the format"""
+
+
 class Grammar:
     """Grammar of one completion, and its state after the ids so far."""
 
@@ -56,10 +72,16 @@ class Grammar:
         vocabulary: Vocabulary,
         format: ChatFormat | None,
         answer: LLMatcher | None,
-        calls: LLMatcher | None,
+        calls: HeldCalls | None,
     ) -> None:
+        """Without an answer its text is free, without calls too; an answer alone has no calls."""
         self._vocabulary = vocabulary
-        self._answer, self._calls = answer, calls
+        self._answer = answer
+        self._calls = calls.matcher if calls else None
+        self._is_call_required = calls is not None and calls.is_required
+        self._is_one_block = calls is not None and calls.is_one_block
+        self._has_plain_values = calls is not None and calls.has_plain_values
+        self._may_open_calls = self._calls is not None
         thinking, call_tags = (format.thinking, format.calls) if format else (None, None)
         start = thinking.start if thinking else None
         self._thinking_start = start.encode() if start else None
@@ -70,6 +92,8 @@ class Grammar:
         self._call_tags = [tag.encode() for tag in call_tags.reserved] if call_tags else []
         self._longest = max(map(len, (*self._tags, *self._call_tags)), default=0)
         self._phase = _Phase.THOUGHT
+        self._is_sure_thought = True  # False where a parser may see code that quotes the tag
+        self._num_thoughts = 1
         self._matcher: LLMatcher | None = None  # of the phase; None once its text left the grammar
         self._tail = b""  # the last bytes of the phase, as many as a tag may have
         self._num_newlines = 0  # newlines that may still come before the answer
@@ -77,7 +101,13 @@ class Grammar:
         self._must_close = False
         self._is_call_in_thought = False
         if format is None or not format.thinking_open_in_prompt:
+            self._num_thoughts = 0
             self._begin(num_newlines=0, may_think=True)
+
+    @property
+    def has_plain_values(self) -> bool:
+        """True if no argument of a call holds a tag of the format."""
+        return self._has_plain_values and self._phase is not _Phase.FREE
 
     def masks(self, draft_ids: Sequence[int]) -> list[Mask | None]:
         """Return the mask of the next id, then of the id after each draft id, up to the first draft
@@ -125,19 +155,32 @@ class Grammar:
         ]
         if self._may_call_while_thinking:
             bad += self._bad_calls()
-        if self._answer is not None:  # it is owed: the turn may not end before it
+        elif not self._is_sure_thought:
+            bad += [token_id for token_id, _ in self._opening_calls()]
+        if self._is_answer_owed:  # the turn may not end before it
             bad += self._vocabulary.eos_token_ids
         return self._all_but(bad)
 
     def _bad_calls(self) -> list[int]:
-        """Return the ids that open a block of calls and continue with text that is not a call."""
-        if self._calls is None or self._tool_block is None:
+        """Return the ids that open a block of calls where none may begin, or continue with text
+        that is not a call."""
+        if self._calls is None and self._is_answer_owed:  # the thought is led to its end
             return []
         return [
             token_id
-            for token_id, leftover in self._vocabulary.completing(self._tail, self._tool_block)
-            if leftover not in (b"", b"\n")
+            for token_id, leftover in self._opening_calls()
+            if not self._may_open_calls or leftover not in (b"", b"\n")
         ]
+
+    def _opening_calls(self) -> Iterator[tuple[int, bytes]]:
+        """Yield the ids that open a block of calls, and their text past the tag."""
+        if self._tool_block is not None:
+            yield from self._vocabulary.completing(self._tail, self._tool_block)
+
+    @property
+    def _is_answer_owed(self) -> bool:
+        """True if more than a thought has to come."""
+        return self._answer is not None or self._is_call_required
 
     def _mask_beginning(self) -> Allowed:
         vocabulary = self._vocabulary
@@ -216,11 +259,11 @@ class Grammar:
     def _begin(self, *, num_newlines: int, may_think: bool) -> None:
         """Start the answer: the thought is over, or there may be none."""
         self._tail = b""
-        if self._answer is None:
+        if not self._is_answer_owed:
             self._phase = _Phase.TEXT
             return
         self._phase = _Phase.BEGINNING
-        self._matcher = self._answer.deep_copy()
+        self._matcher = None if self._answer is None else self._answer.deep_copy()
         self._num_newlines = num_newlines
         openers = (
             self._thinking_start if may_think else None,
@@ -244,6 +287,8 @@ class Grammar:
             self._accept_text(answer)
         elif self._calls is not None:
             self._open_calls(rest, is_in_thought=True)
+        elif not self._is_answer_owed:
+            self._give_up()
         else:  # a parser would read a call here, and only the answer may follow
             self._must_close = True
             self._read_thought(rest)
@@ -273,12 +318,16 @@ class Grammar:
         """Start a thought or a block of calls; rest is the text after its tag."""
         if tag == self._thinking_start:
             self._phase, self._tail = _Phase.THOUGHT, b""
+            self._is_sure_thought = not self._num_thoughts
+            self._num_thoughts += 1
             self._read_thought(rest)
         else:
             self._open_calls(rest, is_in_thought=False)
 
     def _open_calls(self, rest: bytes, *, is_in_thought: bool) -> None:
-        assert self._calls is not None
+        if self._calls is None or not self._may_open_calls:
+            self._give_up()
+            return
         self._phase, self._tail = _Phase.CALLS, b""
         self._is_call_in_thought = is_in_thought
         self._matcher = self._calls.deep_copy()
@@ -292,7 +341,8 @@ class Grammar:
             return
         self._keep_tail(text)
         self._consume(token_id)
-        if self._phase is _Phase.CALLS and self._answer is None and self._is_stopped():
+        if self._phase is _Phase.CALLS and not self._is_answer_owed and self._is_stopped():
+            self._may_open_calls = not self._is_one_block
             self._begin(num_newlines=0, may_think=False)
 
     def _is_stopped(self) -> bool:

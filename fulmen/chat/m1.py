@@ -16,7 +16,7 @@ import re
 
 from fulmen.chat.arguments import dump_json
 from fulmen.chat.call_grammar import m1_call_schema
-from fulmen.chat.expressions import json_rule, text_rule
+from fulmen.chat.expressions import json_rule, repeated, text_rule
 from fulmen.chat.format import (
     CallTags,
     ChatFormat,
@@ -109,16 +109,17 @@ class MiniMaxM1(ChatFormat):
             return ThoughtPlace(opening.end(), len(text), len(text), is_closed=False)
         return ThoughtPlace(opening.end(), closing.start(), closing.end())
 
-    def call_grammar(self, tools: tuple[Tool, ...], tokenizer: Tokenizer) -> str:
+    def call_grammar(
+        self, tools: tuple[Tool, ...], tokenizer: Tokenizer, *, max_calls: int | None = None
+    ) -> str:
         """Return the grammar of one JSON object a line, as `segments` writes them."""
         names = [f"call_{index}" for index in range(len(tools))]
         calls = [
             f"{name}: {json_rule(m1_call_schema(tool))}"
             for name, tool in zip(names, tools, strict=True)
         ]
-        start = (
-            f'start: "\\n" (({" | ".join(names)}) "\\n")+ {text_rule(END_TOOL_BLOCK, tokenizer)}'
-        )
+        some = repeated(f'({" | ".join(names)}) "\\n"', max_calls)
+        start = f'start: "\\n" {some} {text_rule(END_TOOL_BLOCK, tokenizer)}'
         return "\n".join((start, *calls))
 
 

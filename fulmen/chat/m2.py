@@ -20,7 +20,7 @@ from collections.abc import Iterator
 
 from fulmen.chat.arguments import dump_json
 from fulmen.chat.call_grammar import m2_call_rules
-from fulmen.chat.expressions import text_rule
+from fulmen.chat.expressions import repeated, text_rule
 from fulmen.chat.format import (
     CallTags,
     ChatFormat,
@@ -117,11 +117,14 @@ class MiniMaxM2(ChatFormat):
             return ThoughtPlace(0, len(text), len(text), is_closed=False)
         return ThoughtPlace(0, end.start(), end.end())
 
-    def call_grammar(self, tools: tuple[Tool, ...], tokenizer: Tokenizer) -> str:
+    def call_grammar(
+        self, tools: tuple[Tool, ...], tokenizer: Tokenizer, *, max_calls: int | None = None
+    ) -> str:
         """Return the grammar of calls as `segments` writes them, with parameters in the order of
         their schema. A value that is text holds none of the call's tags."""
         names = [f"call_{index}" for index in range(len(tools))]
-        rules = [f'start: "\\n" ({" | ".join(names)})+ {text_rule(END_TOOL_BLOCK, tokenizer)}']
+        some = repeated(" | ".join(names), max_calls)
+        rules = [f'start: "\\n" {some} {text_rule(END_TOOL_BLOCK, tokenizer)}']
         for name, tool in zip(names, tools, strict=True):
             rules += m2_call_rules(name, tool, _RESERVED)
         return "\n".join(rules)

@@ -359,6 +359,9 @@ class M2Parser(StreamParser):
                 self._settle(value.doubt)
                 return True
             return False
+        if self.has_plain_values and tag == END_PARAMETER:
+            self._end_value_at(tag)
+            return True
         if (verdict := value.weigh(self._judge(tag, end))) is Verdict.WAIT:
             return False
         if verdict is Verdict.END:

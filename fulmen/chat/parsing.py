@@ -106,6 +106,9 @@ class Parser(Protocol):
     """Number of thoughts so far, the one that the prompt opened included"""
     later_thoughts: list[int]
     """Places in the text, in characters, of the opening tags of all thoughts but the first"""
+    has_plain_values: bool
+    """True if no argument of a call holds a tag of the format, because a grammar sees to it: then
+    the first closing tag ends a value"""
 
     def feed(self, piece: str) -> list[Event]:
         """Return the events that this piece of text settles."""
@@ -133,6 +136,7 @@ class StreamParser(ABC):
         self._is_thinking = False
         self.num_thoughts = 0
         self.later_thoughts: list[int] = []
+        self.has_plain_values = False
         self._num_read = 0  # characters consumed
         self._is_later_thought = False
         self._code = CodePlace()

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 _ENGINE_FLAGS: Final = ("max_model_len", "kv_cache_bytes", "kv_cache_dtype", "num_draft_tokens")
 """Engine settings that matter to one answer at a time"""
+_OF_TOOLS: Final = ("strict_tools", "tool_choice", "allowed_tools", "max_calls")
+"""Sampling fields that matter only where tools are declared"""
 
 _SCHEMA_FILE: Final = """
 {"type": "object", "required": ["city", "people"], "properties":
@@ -78,7 +80,7 @@ text, finish_reason, prompt_ids; tokens: id, logprob, top_logprobs (by id)
 
 
 @with_flags_of(ENGINE_CONFIG, into="engine", only=_ENGINE_FLAGS, shows_defaults=True)
-@with_flags_of(SamplingParams, without=("logprobs", "strict_tools"))
+@with_flags_of(SamplingParams, without=("logprobs", *_OF_TOOLS))
 def chat(
     message: Annotated[
         str | None,
@@ -230,7 +232,7 @@ def _lasting(name: str) -> str:
 
 
 @with_flags_of(ENGINE_CONFIG, into="engine", only=_ENGINE_FLAGS, shows_defaults=True)
-@with_flags_of(SamplingParams, without=("thinking_budget", "thinking_soft_end", "strict_tools"))
+@with_flags_of(SamplingParams, without=("thinking_budget", "thinking_soft_end", *_OF_TOOLS))
 def generate(
     prompt: Annotated[
         str | None,

@@ -77,6 +77,7 @@ class Answer:
         self._num_chars = 0
         """Characters that the parser has read: those before any stop text"""
         self._parser = parser
+        self._grammar = grammar
         self._has_end_id = False
         """True if the last id ended the turn: it is no part of the text"""
         self._pieces: list[str] = []
@@ -209,6 +210,7 @@ class Answer:
 
     def _read(self, text: str) -> list[Event]:
         self._num_chars += len(text)
+        self._parser.has_plain_values = self._grammar is not None and self._grammar.has_plain_values
         if self._parser.is_thinking:
             self._budget.count(text)
         num_thoughts = self._parser.num_thoughts

@@ -31,8 +31,10 @@ from fulmen.chat import (
     Prompt,
     Token,
     Tokenizer,
+    Tool,
     Vocabulary,
     as_request,
+    limits_calls,
     load_format,
     make_grammar,
     read_tools,
@@ -229,10 +231,10 @@ class LLM:
         return params
 
     def _grammar(
-        self, params: SamplingParams, format: ChatFormat | None, tools: Sequence[Any]
+        self, params: SamplingParams, format: ChatFormat | None, tools: tuple[Tool, ...]
     ) -> Grammar | None:
         """Return the grammar that holds an answer, if it has one; a format tells its thought."""
-        if not (params.is_constrained or params.strict_tools):
+        if not (limits_calls(params, format, tools) or params.is_constrained):
             return None
         with self._vocabulary_lock:
             if self._vocabulary is None:  # seconds with a large vocabulary
@@ -241,7 +243,7 @@ class LLM:
                     vocab_size=self._vocab_size,
                     eos_token_ids=sorted(self.engine.eos_token_ids),
                 )
-        return make_grammar(self._vocabulary, params, format=format, tools=tuple(tools))
+        return make_grammar(self._vocabulary, params, format=format, tools=tools)
 
 
 class Stream:
