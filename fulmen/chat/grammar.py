@@ -196,6 +196,8 @@ class Grammar:
                 mask[vocabulary.beginning(rest)] = True
                 if opener == self._thinking_start:
                     mask[vocabulary.starting_with(rest)] = True
+                elif (last := vocabulary.id_of(rest + b"\n")) is not None:
+                    mask[last] = True  # the newline that calls begin with is in the tag's last id
         if not self._tail and self._num_newlines:
             mask[vocabulary.beginning(b"\n" * self._num_newlines)] = True
         return mask
