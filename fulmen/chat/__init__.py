@@ -12,7 +12,7 @@ from fulmen.chat.events import (
     ToolCallStart,
     sum_events,
 )
-from fulmen.chat.format import ChatFormat
+from fulmen.chat.format import ChatFormat, ThinkingTags
 from fulmen.chat.formats import get_format, load_format
 from fulmen.chat.grammar import Grammar
 from fulmen.chat.messages import Message, SampledIds, Span, Tool, ToolCall, random_call_id
@@ -22,6 +22,7 @@ from fulmen.chat.model import (
     ChatRequest,
     Completion,
     Prompt,
+    Timing,
     Token,
     TokenBudget,
     Usage,
@@ -58,6 +59,8 @@ __all__ = [
     "StopTexts",
     "TemplateFormat",
     "ThinkingDelta",
+    "ThinkingTags",
+    "Timing",
     "Token",
     "TokenBudget",
     "Tokenizer",

@@ -7,7 +7,7 @@ trainer need not know which of them they hold.
 """
 
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import Any, Protocol, Self
 
@@ -142,6 +142,18 @@ class Usage:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Timing:
+    """Seconds that one answer took."""
+
+    queue_seconds: float
+    """From the request's arrival to its first step"""
+    prompt_seconds: float
+    """From there to the answer's first new token: the prompt is read"""
+    decode_seconds: float
+    """From there to the last token so far"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Completion:
     """An answer and everything known about how it came to be."""
 
@@ -159,6 +171,12 @@ class Completion:
     usage: Usage
     sampled: SampledIds | None = None
     """The answer as ids and spans, for a model that knows ids"""
+    stop_text: str | None = None
+    """Stop text that ended the answer"""
+    is_context_full: bool = False
+    """True if the answer ended because the context was full, not at max_tokens"""
+    timing: Timing | None = field(default=None, compare=False)
+    """None for a model that has no clock, or an answer without a new token"""
 
     @property
     def answer_ids(self) -> tuple[int, ...]:

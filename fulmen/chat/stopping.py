@@ -13,7 +13,13 @@ class StopTexts:
         self._stops = tuple(stops)
         self._longest = max((len(stop) for stop in stops), default=1)
         self._held = ""
-        self.is_found = False
+        self.found: str | None = None
+        """Stop text that appeared; of two that begin alike, the shorter"""
+
+    @property
+    def is_found(self) -> bool:
+        """True once a stop text appeared."""
+        return self.found is not None
 
     @property
     def held(self) -> str:
@@ -26,10 +32,10 @@ class StopTexts:
             return ""
         text = self._held + piece
         open_at = len(text) if is_last else self._find_open(text)
-        begins = [at for stop in self._stops if (at := text.find(stop)) >= 0]
-        if begins and min(begins) <= open_at:
-            self.is_found = True
-            return text[: min(begins)]
+        begins = [(at, len(stop), stop) for stop in self._stops if (at := text.find(stop)) >= 0]
+        if begins and min(begins)[0] <= open_at:
+            at, _, self.found = min(begins)
+            return text[:at]
         self._held = text[open_at:]
         return text[:open_at]
 

@@ -127,11 +127,17 @@ class Engine:
         steps."""
         request = self._requests.get(request_id)
         if request is not None:
-            self._remove(request)
+            self._remove(request, "abort")
 
     def is_unfinished(self, request_id: int) -> bool:
         """Return whether a request waits or runs."""
         return request_id in self._requests
+
+    def num_read_tokens(self, request_id: int) -> int:
+        """Return how many tokens of a request are in the cache, those found there included; 0 for
+        one that has ended. Any thread may ask."""
+        request = self._requests.get(request_id)
+        return 0 if request is None else request.num_cached_tokens
 
     @property
     def has_unfinished(self) -> bool:
@@ -146,18 +152,29 @@ class Engine:
 
     @property
     def stats(self) -> EngineStats:
-        """Counts and seconds so far."""
+        """Counts and seconds so far. Any thread may ask."""
+        prefixes = self.prefixes
+        num_pages, num_free = prefixes.cache.num_pages, prefixes.num_free_pages
+        num_available = min(max(prefixes.num_available_pages, 0), num_pages)
         return EngineStats(
             num_steps=self._counters.num_steps,
             num_prompt_tokens=self._counters.num_prompt_tokens,
+            num_queried_tokens=self._scheduler.num_queried_tokens,
             num_hit_tokens=self._scheduler.num_hit_tokens,
+            num_fed_tokens=self._counters.num_fed_tokens,
+            num_finished=dict(self._counters.num_finished),
             num_new_tokens=self._counters.num_new_tokens,
             num_preemptions=self._scheduler.num_preemptions,
             num_drafted_tokens=self._counters.num_drafted_tokens,
             num_accepted_tokens=self._counters.num_accepted_tokens,
             schedule_seconds=self._scheduler.seconds + self._bookkeeping_seconds,
             run_seconds=self._runner.seconds,
-            used_snapshot_bytes=self.prefixes.used_snapshot_bytes,
+            used_snapshot_bytes=prefixes.used_snapshot_bytes,
+            num_running=self._scheduler.num_running,
+            num_waiting=self._scheduler.num_waiting,
+            kv_cache_usage=1 - num_available / num_pages,
+            num_known_tokens=max(num_available - num_free, 0) * PAGE,
+            num_evicted_tokens=prefixes.num_evicted_pages * PAGE,
         )
 
     def _max_new_tokens(self, num_ids: int, params: SamplingParams, num_prefix_ids: int) -> int:
@@ -241,7 +258,8 @@ class Engine:
         request.ids.append(sampled.token_id)
         reason = self._finish_reason(request, sampled)
         num_hit = request.num_hit_tokens or 0
-        output = TokenOutput(request.request_id, *sampled, reason, num_hit)
+        waited = request.queue_seconds or 0.0
+        output = TokenOutput(request.request_id, *sampled, reason, num_hit, waited)
         if request.steering is not None:
             try:
                 if request.steering.take(output):
@@ -249,7 +267,7 @@ class Engine:
             except Exception as error:
                 return self._fail(request, error)
         if output.finish_reason is not None:
-            self._remove(request)
+            self._remove(request, output.finish_reason)
         return output
 
     def _finish_reason(self, request: Request, sampled: Sampled) -> FinishReason | None:
@@ -279,13 +297,14 @@ class Engine:
             "checkpoint or load it in another dtype"
         )
 
-    def _remove(self, request: Request, *, keeps_end: bool = True) -> None:
+    def _remove(self, request: Request, reason: FinishReason) -> None:
         del self._requests[request.request_id]
-        self._scheduler.remove(request, keeps_end=keeps_end)
+        self._scheduler.remove(request, keeps_end=reason != "error")
+        self._counters.num_finished[reason] += 1
 
     def _fail(self, request: Request, error: BaseException) -> RequestFailed:
         """End a request because of an error, and tell its steering."""
-        self._remove(request, keeps_end=False)
+        self._remove(request, "error")
         if request.steering is not None:
             try:
                 request.steering.fail(error)

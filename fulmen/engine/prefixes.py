@@ -86,6 +86,8 @@ class PrefixCache:
         self._free_slots = list(range(cache.num_slots - 1, -1, -1))
         self._root = Node((), NO_PAGE, None, 0)
         self._clock = itertools.count(1)
+        self.num_evicted_pages = 0
+        """Known pages that were dropped because their memory was needed"""
         self._num_nodes = 0
         self._num_locked = 0
         """Number of nodes that running requests read; with a node all its parents are"""
@@ -364,6 +366,7 @@ class PrefixCache:
         while len(self._free_pages) < count:
             was_evicted = self._evict_leaf()
             assert was_evicted, "a page counts as available and cannot be had"
+            self.num_evicted_pages += 1
         return [self._free_pages.pop() for _ in range(count)]
 
     def _evict_leaf(self) -> bool:

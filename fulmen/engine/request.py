@@ -1,5 +1,6 @@
 """One sequence from its prompt to its last token, as engine, scheduler and runner share it."""
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -42,15 +43,26 @@ class Request:
     drafter: Drafter = field(default_factory=Drafter)
     num_hit_tokens: int | None = None
     """Number of the prompt's tokens that were in the cache when it first ran; None before that"""
+    queue_seconds: float | None = None
+    """Seconds that it waited until it first ran; None before that"""
     num_prompt_tokens: int = field(init=False)
+    _arrival: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.ids)
 
+    def start(self, allocation: Allocation) -> None:
+        """Take note that the request runs from now on, for the first time or again."""
+        self.allocation = allocation
+        if self.num_hit_tokens is None:
+            self.num_hit_tokens = allocation.num_tokens
+            self.queue_seconds = time.perf_counter() - self._arrival
+
     @property
     def num_cached_tokens(self) -> int:
-        """Number of tokens whose keys, values and states are in the cache."""
-        return self.allocation.num_tokens if self.allocation is not None else 0
+        """Number of tokens whose keys, values and states are in the cache. Any thread may ask."""
+        allocation = self.allocation  # read once: the engine's thread may preempt the request
+        return allocation.num_tokens if allocation is not None else 0
 
     @property
     def num_pending(self) -> int:

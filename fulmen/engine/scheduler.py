@@ -32,6 +32,8 @@ class Scheduler:
     num_draft_tokens: int = 0
     """Most guesses that a decoding request checks in one step"""
     num_preemptions: int = 0
+    num_queried_tokens: int = 0
+    """Tokens of admitted requests, which were looked up in the cache"""
     num_hit_tokens: int = 0
     """Tokens that admitted requests found in the cache"""
     seconds: float = 0.0
@@ -40,6 +42,16 @@ class Scheduler:
     """Sorted by `_order`"""
     _running: list[Request] = field(default_factory=list)
     """Sorted by `_order`"""
+
+    @property
+    def num_running(self) -> int:
+        """Number of requests that run."""
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        """Number of requests that wait."""
+        return len(self._waiting)
 
     def add(self, request: Request) -> None:
         """Queue a request."""
@@ -131,9 +143,8 @@ class Scheduler:
                 assert self._running, "a request alone has too few pages"
                 return
             self._waiting.pop(0)
-            request.allocation = allocation
-            if request.num_hit_tokens is None:
-                request.num_hit_tokens = allocation.num_tokens
+            request.start(allocation)
+            self.num_queried_tokens += len(request.ids)
             self.num_hit_tokens += allocation.num_tokens
             bisect.insort(self._running, request, key=_order)
 

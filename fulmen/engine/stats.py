@@ -2,12 +2,13 @@
 
 import functools
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Concatenate, ParamSpec, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Concatenate, ParamSpec, TypeVar, get_args
 
 from fulmen.engine.request import Part, RequestFailed
 from fulmen.engine.steering import TokenOutput
+from fulmen.sampling import FinishReason
 
 S = TypeVar("S")
 P = ParamSpec("P")
@@ -21,9 +22,15 @@ class EngineStats:
     num_steps: int
     num_prompt_tokens: int
     """Prompt tokens of all requests added"""
+    num_queried_tokens: int
+    """Tokens that requests looked up in the cache when they started or resumed"""
     num_hit_tokens: int
-    """Tokens that requests found in the cache when they started or resumed"""
+    """Tokens of those that were found"""
+    num_fed_tokens: int
+    """Tokens that went through forward passes: pieces of prompts, new tokens and drafts"""
     num_new_tokens: int
+    num_finished: Mapping[FinishReason, int]
+    """Requests that ended, by reason"""
     num_preemptions: int
     num_drafted_tokens: int
     num_accepted_tokens: int
@@ -34,6 +41,16 @@ class EngineStats:
     """Seconds of forward passes"""
     used_snapshot_bytes: int
     """Memory that snapshots of lightning states take now"""
+    num_running: int
+    """Requests that run now"""
+    num_waiting: int
+    """Requests that wait for a slot or for pages now"""
+    kv_cache_usage: float
+    """Share of the cache's pages, 0 to 1, that running requests hold now"""
+    num_known_tokens: int
+    """Tokens, in whole pages, that are known now and that no running request reads"""
+    num_evicted_tokens: int
+    """Known tokens, in whole pages, that were dropped because their memory was needed"""
 
 
 @dataclass(slots=True)
@@ -45,6 +62,10 @@ class Counters:
     num_new_tokens: int = 0
     num_drafted_tokens: int = 0
     num_accepted_tokens: int = 0
+    num_fed_tokens: int = 0
+    num_finished: dict[FinishReason, int] = field(
+        default_factory=lambda: dict.fromkeys(get_args(FinishReason), 0)
+    )
 
     def add_step(
         self, parts: Sequence[Part], outputs: Iterable[TokenOutput | RequestFailed]
@@ -53,6 +74,7 @@ class Counters:
         made = [output for output in outputs if isinstance(output, TokenOutput)]
         self.num_steps += bool(parts)
         self.num_new_tokens += len(made)
+        self.num_fed_tokens += sum(part.num_tokens + len(part.draft_ids) for part in parts)
         self.num_drafted_tokens += sum(len(part.draft_ids) for part in parts)
         # Each request's first token of a step is no guess.
         self.num_accepted_tokens += len(made) - len({output.request_id for output in made})

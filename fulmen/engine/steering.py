@@ -7,7 +7,7 @@ knows token ids only.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from fulmen.sampling import FinishReason, Mask
@@ -38,6 +38,8 @@ class TokenOutput:
     finish_reason: FinishReason | None
     num_hit_tokens: int = 0
     """Number of the prompt's tokens that were in the cache when the request first ran"""
+    queue_seconds: float = field(default=0.0, compare=False)
+    """Seconds from the request's arrival until it first ran"""
 
 
 class Steering(Protocol):

@@ -9,6 +9,7 @@ request, a thought near the end of its budget is led to its closing tag (`thinki
 
 import itertools
 import math
+import time
 from collections import deque
 from collections.abc import Sequence
 
@@ -22,6 +23,7 @@ from fulmen.chat import (
     Parser,
     Prompt,
     StopTexts,
+    Timing,
     Token,
     Tokenizer,
     Usage,
@@ -66,6 +68,9 @@ class Answer:
         self.request_id: int | None = None
         """Set when the engine has taken the request"""
         self.num_cached_tokens = 0
+        self._queue_seconds = 0.0
+        self._arrival = self._first = self._last = time.perf_counter()
+        """Times of the request, and of its first and last token"""
         self.priority = request.priority
         self._prefix_logprobs = tuple(request.prefix_logprobs)
         self.num_repetitive = _num_repetitive(request.prefix_logprobs, params)
@@ -119,7 +124,10 @@ class Answer:
 
     def take(self, output: TokenOutput) -> bool:
         """Read the next token; True ends the answer here, at a stop text."""
-        self.num_cached_tokens = output.num_hit_tokens
+        self._last = time.perf_counter()
+        if not self.tokens:
+            self.num_cached_tokens, self._queue_seconds = output.num_hit_tokens, output.queue_seconds
+            self._first = self._last
         is_forced = self._steering.is_forced
         self.tokens.append(Token(output.token_id, output.logprob, output.top_logprobs, is_forced))
         self._steering.take(output.token_id)
@@ -137,6 +145,17 @@ class Answer:
             events += self._parser.finish_events()
         self._events.extend(events)
         return is_stopped
+
+    def started(self, request_id: int) -> None:
+        """Take note that the engine has taken the request."""
+        self._arrival, self.request_id = time.perf_counter(), request_id
+
+    def end_thinking(self) -> bool:
+        """Close the thought that runs at the next token; return False if none runs. Only between
+        steps."""
+        if self.finish_reason is not None or not self._parser.is_thinking:
+            return False
+        return self._budget.end_thought()
 
     def fail(self, error: BaseException) -> None:
         """End the answer because of an error."""
@@ -196,6 +215,23 @@ class Answer:
             params=self.params,
             usage=usage,
             sampled=sampled,
+            stop_text=self._stop.found,
+            is_context_full=self._is_context_full,
+            timing=self._timing() if self.tokens else None,
+        )
+
+    @property
+    def _is_context_full(self) -> bool:
+        """True if the engine ended the answer before max_tokens: no token more had room."""
+        most = self.params.max_tokens
+        num_tokens = len(self.prefix_ids) + len(self.tokens)
+        return self.finish_reason == "length" and (most is None or num_tokens < most)
+
+    def _timing(self) -> Timing:
+        return Timing(
+            queue_seconds=self._queue_seconds,
+            prompt_seconds=max(self._first - self._arrival - self._queue_seconds, 0.0),
+            decode_seconds=self._last - self._first,
         )
 
     def _take_prefix(self, token_id: int) -> list[Event]:

@@ -189,7 +189,7 @@ class LLM:
     def start(self, answer: Answer) -> Answer:
         """Queue an answer's request: it comes with the engine's steps."""
         try:
-            answer.request_id = self.engine.add_request(
+            request_id = self.engine.add_request(
                 [*answer.prompt.ids, *answer.prefix_ids],
                 answer.params,
                 num_prefix_ids=len(answer.prefix_ids),
@@ -200,6 +200,7 @@ class LLM:
         except BaseException:
             answer.cancel()
             raise
+        answer.started(request_id)
         return answer
 
     def end(self, answer: Answer, error: Exception | None = None) -> None:

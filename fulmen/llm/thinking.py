@@ -4,6 +4,9 @@
     the model thinks as it likes | soft end: the closing tag gets   | a last phrase | closing tag,
                                  | likelier at the ends of sentences| is forced     | forced, free
 
+Whoever reads the answer may end a running thought at any time: it is closed at the next token as if
+its budget were used up, with the last phrase if there is room for it, and no other thought begins.
+
 A thought that the model opens after its first has what that left of the budget. Where nothing is
 left, it does not begin: its opening tag is drawn again, or, if that is more than one id, closed at
 once.
@@ -16,9 +19,10 @@ and through the parser as text, like everything else, so both agree on where the
 import math
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
-from fulmen.chat import ChatFormat, TokenBudget, Tokenizer
+from fulmen.chat import ChatFormat, ThinkingTags, TokenBudget, Tokenizer
 from fulmen.sampling import SamplingParams
 
 MAX_BIAS: Final = 12.0
@@ -43,6 +47,35 @@ class Decision:
     """False if no thought may begin: the budget has no token for it"""
     num_free_drafts: int = 0
     """Drafts after the next token that may be checked without another decision"""
+
+
+class _End:
+    """Ids that end a thought; encoded when they are needed."""
+
+    def __init__(self, tags: ThinkingTags, tokenizer: Tokenizer) -> None:
+        self._tags, self._tokenizer = tags, tokenizer
+
+    @cached_property
+    def tag(self) -> list[int]:
+        """Closing tag and the layout after it"""
+        layout = self._tags.forced_end.partition(self._tags.end)[2]
+        return self._tokenizer.encode(self._tags.end + layout)
+
+    @cached_property
+    def end(self) -> list[int]:
+        """Closing tag as it is forced"""
+        return self._tokenizer.encode(self._tags.forced_end)
+
+    @cached_property
+    def phrase(self) -> list[int]:
+        """Last phrase, closing tag and layout"""
+        tags = self._tags
+        return self._tokenizer.encode(f"\n\n{tags.last_phrase}{tags.forced_end}")
+
+    @cached_property
+    def num_phrase_tokens(self) -> int:
+        """Number of tokens of the last phrase alone"""
+        return len(self.phrase) - len(self.end)
 
 
 class ThoughtBudget:
@@ -80,23 +113,15 @@ class ThoughtBudget:
         """Tokens of a last phrase that were counted when it was forced"""
         self._tail = ""
         """Last characters of the thought"""
-        if format is None or format.thinking_end is None or format.thinking_forced_end is None:
+        self._is_ended = False
+        """True once a thought was ended from outside: no token of thought is left"""
+        self._owes_phrase = False
+        """True if the thought that was ended gets its last phrase"""
+        self._end = _End(format.thinking, tokenizer) if format and format.thinking else None
+        if self._end is None:
             self._budget = self._shared = None
         self.is_limited = self._budget is not None or self._shared is not None
-        if not self.is_limited:
-            return
-        assert format is not None
-        assert format.thinking_end is not None
-        assert format.thinking_forced_end is not None
-        end = format.thinking_forced_end
-        layout = end.partition(format.thinking_end)[2]
-        self._tag_ids = tokenizer.encode(format.thinking_end + layout)
-        """Closing tag and the layout after it"""
-        self._end_ids = tokenizer.encode(end)
-        self._phrase_ids = tokenizer.encode(f"\n\n{format.thinking_last_phrase}{end}")
-        """Last phrase, closing tag and layout"""
-        self._num_phrase_tokens = len(self._phrase_ids) - len(self._end_ids)
-        self._total = self._num_left()
+        self._total = self._num_left() if self.is_limited else math.inf
         """Tokens there were when the answer began"""
 
     def decide(self, num_drafts: int = 0) -> Decision:
@@ -107,6 +132,9 @@ class ThoughtBudget:
         if not self.is_limited or self._is_closing:
             return Decision(num_free_drafts=num_drafts)
         self._return_reserved()
+        if self._is_ended:
+            with_phrase, self._owes_phrase = self._owes_phrase, False
+            return self._close(with_phrase=with_phrase)
         num_soft = self._soft_end * self._total  # tokens of the soft end
         has_phrase = self._has_phrase()
         num_to_phrase = self._num_to_phrase()
@@ -121,7 +149,7 @@ class ThoughtBudget:
         is_in_soft_end = num_to_phrase < num_soft
         if is_in_soft_end and _SENTENCE_END.search(self._tail):
             bias = MAX_BIAS * (1 - num_to_phrase / num_soft)
-            return Decision(logit_bias=(self._tag_ids[0], bias))
+            return Decision(logit_bias=(self._ids.tag[0], bias))
         return Decision(num_free_drafts=num_free_drafts)
 
     def decide_outside(self, num_drafts: int = 0) -> Decision:
@@ -130,6 +158,21 @@ class ThoughtBudget:
             return Decision(num_free_drafts=num_drafts)
         self._return_reserved()
         return Decision(num_free_drafts=num_drafts, may_think=self._num_to_phrase() > 0)
+
+    def end_thought(self) -> bool:
+        """Close the thought that is open at the next token, and let no other begin; return False
+        where nothing is a thought.
+
+        Its last phrase comes where the rest of the budget holds it, unless thinking_soft_end is 0.
+        """
+        if self._end is None:
+            return False
+        if not self._is_closing and not self._is_ended:
+            self._return_reserved()
+            has_room = self._num_left() >= self._ids.num_phrase_tokens
+            self._owes_phrase = self._soft_end > 0 and has_room
+        self._is_ended = self.is_limited = True
+        return True
 
     def start_thought(self) -> None:
         """Note that a thought was opened, which the end of an earlier one does not close."""
@@ -157,7 +200,7 @@ class ThoughtBudget:
         """Note that the first id of the closing tag was drawn; return the ids of its rest."""
         self._is_closing = True
         self.num_tokens += 1
-        return self._tag_ids[1:]
+        return self._ids.tag[1:]
 
     def drop_forced_end(self) -> None:
         """Note that a forced end did not come: the answer had been drawn under another budget."""
@@ -181,26 +224,31 @@ class ThoughtBudget:
         emptied the shared budget) it is the closing tag alone."""
         self._is_closing = True
         if not with_phrase:
-            return Decision(forced_ids=tuple(self._end_ids))
-        self.num_tokens += self._num_phrase_tokens
-        self._num_phrase_counted = self._num_phrase_tokens
+            return Decision(forced_ids=tuple(self._ids.end))
+        self._num_phrase_counted = self._ids.num_phrase_tokens
+        self.num_tokens += self._num_phrase_counted
         if self._shared is not None:
-            self._shared.reserve(self._num_phrase_tokens)
-        return Decision(forced_ids=tuple(self._phrase_ids))
+            self._shared.reserve(self._num_phrase_counted)
+        return Decision(forced_ids=tuple(self._ids.phrase))
 
     def _has_phrase(self) -> bool:
         """Return True if the budget has room for a last phrase."""
         if not self._soft_end * self._total > 0:
             return False
-        return self._num_phrase_tokens <= _MAX_PHRASE_SHARE * self._total
+        return self._ids.num_phrase_tokens <= _MAX_PHRASE_SHARE * self._total
 
-    def _num_to_phrase(self) -> int:
+    @property
+    def _ids(self) -> "_End":
+        assert self._end is not None
+        return self._end
+
+    def _num_to_phrase(self) -> float:
         """Return how many tokens may still be drawn; less than 0 if the phrase does not fit."""
-        return self._num_left() - (self._num_phrase_tokens if self._has_phrase() else 0)
+        return self._num_left() - (self._ids.num_phrase_tokens if self._has_phrase() else 0)
 
-    def _num_left(self) -> int:
-        """Return how many tokens the thought may still have."""
-        limits = []
+    def _num_left(self) -> float:
+        """Return how many tokens the thought may still have; infinity without a limit."""
+        limits = [0 if self._is_ended else math.inf]
         if self._budget is not None:
             limits.append(self._budget - self.num_tokens)
         if self._shared is not None:
