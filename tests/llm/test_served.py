@@ -254,7 +254,7 @@ def test_closing_one_of_many_answers_leaves_the_rest(llm: LLM) -> None:
 def test_closing_the_model_ends_answers_that_wait_for_their_prompt(llm: LLM) -> None:
     async def main() -> None:
         model = LocalModel(llm)
-        request = ChatRequest(messages=[{"role": "user", "content": "word " * 250}], params=ENDLESS)
+        request = ChatRequest(messages=[{"role": "user", "content": "word " * 170}], params=ENDLESS)
         streams = model.stream_many(request, 4)
         for stream in streams:
             await stream.__aenter__()
