@@ -144,7 +144,7 @@ def test_a_required_call_is_the_same_with_guesses_alone_and_taken_up_again(llm: 
     other = LLM(llm.engine.model, llm.tokenizer, llm.format)
     for choice in ("required", "none", "auto"):
         params = replace(
-            FREE, seed=5, tool_choice=choice, allowed_tools=("stop", "look up"),  # type: ignore[arg-type]
+            FREE, seed=5, tool_choice=choice, allowed_tools=("stop", "look up"),
             max_calls=2, thinking_budget=30, max_tokens=120, top_k=5, logprobs=2,
         )  # fmt: skip
         forced = thought_of(llm, "Hm.")
@@ -169,7 +169,7 @@ def test_forced_ids_win(llm: LLM) -> None:
         end = llm.tokenizer.token_id(llm.format.end_of_turn)
         assert end is not None
         forced = [*thought_of(llm, "Hm."), *llm.tokenizer.encode(text), end]
-        completion = ask(llm, replace(FREE, **fields), forced_ids=forced)  # type: ignore[arg-type]
+        completion = ask(llm, replace(FREE, **fields), forced_ids=forced)
         assert completion.finish_reason == "stop"
         assert completion.reply == expected
 
@@ -211,7 +211,7 @@ def test_a_call_is_required_only_where_there_are_calls(llm: LLM) -> None:
         ask(other, required)
     plain = replace(FREE, seed=4, max_tokens=8)
     for fields in ({"tool_choice": "none"}, {"max_calls": 1}, {"allowed_tools": ("stop",)}):
-        held = ask(other, replace(plain, **fields))  # type: ignore[arg-type]
+        held = ask(other, replace(plain, **fields))
         assert said(held) == said(ask(other, plain))
     assert ask(llm, replace(plain, max_calls=1), tools=[]).finish_reason in ("length", "stop")
 
