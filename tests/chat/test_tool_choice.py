@@ -243,7 +243,7 @@ def test_the_real_models_say_their_calls_as_they_like(real: Vocabulary, name: st
     feed(guide, real, thought + block + "".join(calls) + end)
     assert allowed(guide, real) == {"[e~["}
     guide = guide_of(real, name, TOOLS, max_calls=1, **options)
-    feed(guide, real, thought + block + calls[0] + end[:2])
+    feed(guide, real, thought + "\n" + block + calls[0] + end[:2])
     guide = guide_of(real, name, TOOLS, allowed_tools=("stop",), **options)
     feed(guide, real, thought + block + calls[1] + calls[1])
     guide = guide_of(real, name, TOOLS, allowed_tools=("stop",))
