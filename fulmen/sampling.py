@@ -75,7 +75,7 @@ class SamplingParams:
     """Answer with exactly one of these texts."""
     strict_tools: bool = False
     """Call only declared tools, with arguments of the declared types."""
-    tool_choice: ToolChoice = "auto"
+    tool_choice: Literal["auto", "none", "required"] = "auto"
     """auto: the model decides. none: it calls no tool, though the prompt shows them. required:
     after its thought the answer is one block of tool calls and nothing else."""
     allowed_tools: tuple[str, ...] = ()
@@ -131,7 +131,7 @@ class SamplingParams:
             if not isinstance(value, str | None):
                 as_text = "; json.dumps writes a schema as text" * isinstance(value, dict | bool)
                 raise ValueError(f"{name} is {shown(value)}, it must be text or none{as_text}")
-        if self.tool_choice not in get_args(ToolChoice):
+        if self.tool_choice not in ("auto", "none", "required"):
             raise ValueError(
                 f"tool_choice is {shown(self.tool_choice)}, it must be auto, none or required"
             )
