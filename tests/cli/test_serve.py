@@ -173,5 +173,5 @@ def test_a_port_that_is_taken_is_told_before_a_model_is_looked_for(tmp_path: Pat
         run = called("serve", tmp_path / "missing", "--no-transcripts", "--port", str(port))
     assert run.returncode == 1
     assert run.stderr.splitlines() == [
-        f"fulmen: --port {port} of 127.0.0.1 is taken, choose another one"
+        f"fulmen: 127.0.0.1:{port} is taken by another program, choose another port"
     ]

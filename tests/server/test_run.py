@@ -68,7 +68,7 @@ def test_the_address_is_told_once_requests_are_answered() -> None:
 def test_a_port_that_is_taken_is_one_sentence() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        with pytest.raises(ValueError, match=rf"^port {port} of 127.0.0.1 is taken"):
+        with pytest.raises(ValueError, match=rf"^127.0.0.1:{port} is taken"):
             bind(ServerConfig(port=port))
 
 
