@@ -3,7 +3,7 @@
 import json
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 if TYPE_CHECKING:  # a command's help comes without it
     import numpy as np
@@ -12,9 +12,6 @@ if TYPE_CHECKING:  # a command's help comes without it
 
 FinishReason = Literal["stop", "length", "repetition", "abort", "error"]
 """Reason why an answer ended."""
-
-ToolChoice = Literal["auto", "none", "required"]
-"""Tool calls that an answer may have: what the model likes, none, or calls and nothing else."""
 
 _MAX_COUNT: Final = 2**31 - 1
 """Largest number of tokens that can be asked for: the kernels count in 32 bits."""
