@@ -3,7 +3,7 @@
 import json
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 if TYPE_CHECKING:  # a command's help comes without it
     import numpy as np
@@ -12,9 +12,6 @@ if TYPE_CHECKING:  # a command's help comes without it
 
 FinishReason = Literal["stop", "length", "repetition", "abort", "error"]
 """Reason why an answer ended."""
-
-ToolChoice = Literal["auto", "none", "required"]
-"""Tool calls that an answer may have: what the model likes, none, or calls and nothing else."""
 
 _MAX_COUNT: Final = 2**31 - 1
 """Largest number of tokens that can be asked for: the kernels count in 32 bits."""
@@ -75,7 +72,7 @@ class SamplingParams:
     """Answer with exactly one of these texts."""
     strict_tools: bool = False
     """Call only declared tools, with arguments of the declared types."""
-    tool_choice: ToolChoice = "auto"
+    tool_choice: Literal["auto", "none", "required"] = "auto"
     """auto: the model decides. none: it calls no tool, though the prompt shows them. required:
     after its thought the answer is one block of tool calls and nothing else."""
     allowed_tools: tuple[str, ...] = ()
@@ -131,7 +128,7 @@ class SamplingParams:
             if not isinstance(value, str | None):
                 as_text = "; json.dumps writes a schema as text" * isinstance(value, dict | bool)
                 raise ValueError(f"{name} is {shown(value)}, it must be text or none{as_text}")
-        if self.tool_choice not in get_args(ToolChoice):
+        if self.tool_choice not in ("auto", "none", "required"):
             raise ValueError(
                 f"tool_choice is {shown(self.tool_choice)}, it must be auto, none or required"
             )

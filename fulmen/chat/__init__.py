@@ -1,5 +1,6 @@
 """Messages to tokens, and back."""
 
+from fulmen.chat.arguments import dump_json, load_json
 from fulmen.chat.constraints import limits_calls, make_grammar
 from fulmen.chat.events import (
     ContentDelta,
@@ -36,6 +37,7 @@ from fulmen.chat.stopping import StopTexts
 from fulmen.chat.template import TemplateFormat
 from fulmen.chat.tokenizer import Detokenizer, Tokenizer
 from fulmen.chat.transcript import Transcript, Turn, find_spans, read_turn
+from fulmen.chat.turn_log import Found, FoundTurn, TurnLog, fingerprint_of_vocabulary
 from fulmen.chat.vocabulary import Vocabulary
 
 __all__ = [
@@ -49,6 +51,8 @@ __all__ = [
     "ContentDelta",
     "Detokenizer",
     "Event",
+    "Found",
+    "FoundTurn",
     "Grammar",
     "History",
     "Message",
@@ -74,14 +78,18 @@ __all__ = [
     "ToolCallStart",
     "Transcript",
     "Turn",
+    "TurnLog",
     "Usage",
     "Vocabulary",
     "as_request",
     "complete",
+    "dump_json",
     "find_spans",
+    "fingerprint_of_vocabulary",
     "get_format",
     "limits_calls",
     "load_format",
+    "load_json",
     "make_grammar",
     "random_call_id",
     "read_history",

@@ -84,7 +84,7 @@ def create_app(model: ChatModel, config: ServerConfig | None = None) -> FastAPI:
 
     @app.post("/v1/chat/completions", summary="OpenAI's Chat Completions")
     async def chat_completions(request: Request, body: ChatBody) -> Response:
-        _check_name(body.model, config)
+        body.model = _checked_name(body.model, config)
         call = read_chat(body, service.defaults)
         _check_ids(call.has_token_ids or call.has_logprobs or call.ask.prompt_ids, service)
         answers = await _start(request, service, call.ask, f"chatcmpl-{secrets.token_hex(12)}")
@@ -104,7 +104,7 @@ def create_app(model: ChatModel, config: ServerConfig | None = None) -> FastAPI:
 
     @app.post("/v1/messages", summary="Anthropic's Messages")
     async def messages(request: Request, body: MessagesBody) -> Response:
-        _check_name(body.model, config)
+        body.model = _checked_name(body.model, config)
         call = read_messages_call(body, service.defaults)
         answers = await _start(request, service, call.ask, f"msg_{secrets.token_hex(12)}")
         writer = MessagesWriter(call, answers)
@@ -115,7 +115,7 @@ def create_app(model: ChatModel, config: ServerConfig | None = None) -> FastAPI:
 
     @app.post("/v1/messages/count_tokens", summary="Tokens of a Messages request")
     async def count_tokens(request: Request, body: MessagesBody) -> Response:
-        _check_name(body.model, config)
+        body.model = _checked_name(body.model, config)
         call = read_messages_call(body, service.defaults)
         count = await unless_gone(request, service.count(call.ask, _scope(request)))
         return _json({"input_tokens": count})
@@ -145,7 +145,7 @@ def create_app(model: ChatModel, config: ServerConfig | None = None) -> FastAPI:
     @app.get("/v1/models/{name:path}", summary="One model")
     async def one_model(name: str) -> Response:
         if config.strict_model_names:
-            _check_name(name, config)
+            _checked_name(name, config)
         return _json(model_object(name, service, started))
 
     @app.get("/health", summary="The process lives")
@@ -236,7 +236,8 @@ def _invalid(error: RequestValidationError) -> Refusal:
     )
 
 
-def _check_name(name: str, config: ServerConfig) -> None:
+def _checked_name(name: str, config: ServerConfig) -> str:
+    """Return the name that the reply has: the one asked for, or else the model's own."""
     if config.strict_model_names and name not in config.names:
         raise Refusal(
             404,
@@ -244,6 +245,7 @@ def _check_name(name: str, config: ServerConfig) -> None:
             param="model",
             code="model_not_found",
         )
+    return name or config.model_name
 
 
 def _check_ids(wanted: object, service: Service) -> None:

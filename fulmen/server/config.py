@@ -8,6 +8,7 @@ from typing import Literal
 
 from fulmen.chat import VOLATILE_LINES
 from fulmen.sampling import check_whole, shown
+from fulmen.server.keys import check_key
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,6 +97,8 @@ class ServerConfig:
                 isinstance(value, str) and value for value in values
             ):
                 raise ValueError(f"{name} is {shown(values)}, it must be a tuple of texts")
+        for place, key in enumerate(self.api_keys, 1):
+            check_key(key, f"API key {place}")
         for pattern in self.volatile_lines:
             try:
                 re.compile(pattern)

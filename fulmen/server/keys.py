@@ -27,7 +27,7 @@ class Keys:
 
     def __init__(self, keys: Sequence[str]) -> None:
         for place, key in enumerate(keys, 1):
-            _check_key(key, f"API key {place}")
+            check_key(key, f"API key {place}")
         self._digests = [_digest(key.encode()) for key in keys]
         self._scopes = [digest.hex()[:_SCOPE_LENGTH] for digest in self._digests]
 
@@ -75,7 +75,7 @@ def _digest(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
 
 
-def _check_key(key: str, where: str) -> None:
+def check_key(key: str, where: str) -> None:
     """Raise for a key that no header can carry."""
     if not key or not key.isascii() or not key.isprintable() or " " in key:
         raise ValueError(
@@ -105,7 +105,7 @@ def read_key_file(path: Path) -> tuple[str, ...]:
         if not key or key.startswith("#"):
             continue
         where = f"{path}, line {number}: the API key"
-        _check_key(key, where)
+        check_key(key, where)
         if len(key) < MIN_KEY_LENGTH:
             raise ValueError(
                 f"{where} has {len(key)} characters, it must have {MIN_KEY_LENGTH} or more"

@@ -72,10 +72,11 @@ def bind(config: ServerConfig) -> socket.socket:
 
 
 def _unusable(config: ServerConfig, error: OSError) -> ValueError:
+    where = f"{_in_url(config.host)}:{config.port}"
     if error.errno == errno.EADDRINUSE:
-        return ValueError(f"port {config.port} of {config.host} is taken, choose another one")
+        return ValueError(f"{where} is taken by another program, choose another port")
     reason = (error.strerror or str(error)).lower()
-    return ValueError(f"port {config.port} of {config.host} cannot be listened on: {reason}")
+    return ValueError(f"{where} cannot be listened on: {reason}")
 
 
 def run_async(main: Coroutine[Any, Any, T]) -> T:
@@ -196,8 +197,11 @@ class _Server(uvicorn.Server):
 
 
 def _url(config: ServerConfig, sock: socket.socket) -> str:
-    host = f"[{config.host}]" if ":" in config.host else config.host
-    return f"http://{host}:{sock.getsockname()[1]}"
+    return f"http://{_in_url(config.host)}:{sock.getsockname()[1]}"
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 async def _tell_when_ready(

@@ -18,7 +18,7 @@ from tests.models.helpers import random_model, tiny_m1, tiny_m2
 from tests.tiny import write_checkpoint
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
-FREE = SamplingParams(max_tokens=400, temperature=1.0, top_k=None, top_p=1.0)
+FREE = SamplingParams(max_tokens=250, temperature=1.0, top_k=None, top_p=1.0)
 TOOLS = [
     Tool("look up", parameters={
         "type": "object",
@@ -74,7 +74,7 @@ def assert_calls(reply: Reply, names: Sequence[str], most: int | None) -> None:
     st.sampled_from([None, 0, 5, 40]),
     st.integers(0, 10**6),
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_a_required_call_comes_whole_and_nothing_else_does(
     llm: LLM, names: set[str], is_strict: bool, most: int | None, budget: int | None, seed: int
 ) -> None:

@@ -1,4 +1,4 @@
-"""What a server asks of a running answer: progress, a soft end, many answers, and why it ended."""
+"""A running answer as a server needs it: progress, a soft end, many at once, and why it ended."""
 
 import asyncio
 import random

@@ -1,6 +1,7 @@
 """A program that serves the small application: `python -m tests.server.run_small_app FIELDS`."""
 
 import json
+import logging
 import sys
 
 from fulmen.server import ServerConfig, bind, log_to, run_async, serve
@@ -9,6 +10,7 @@ from tests.server.serving import small_app
 
 def main() -> None:
     config = ServerConfig(**json.loads(sys.argv[1]))
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
     log_to(sys.stderr, config)
     sock = bind(config)
     app = small_app(config)

@@ -355,7 +355,7 @@ class _Ask:
 
 
 class _Answers:
-    """What a line is made of."""
+    """Answers as a line reads them."""
 
     ask, prompt_ids, first_token_seconds = _Ask, (1, 2, 3), 0.25
     completions = (_Completion, None)

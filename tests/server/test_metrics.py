@@ -53,14 +53,14 @@ def value(metrics: Metrics, name: str, **labels: str) -> float:
     return samples(metrics)[f"fulmen:{name}", frozenset({"model_name": "m", **labels}.items())]
 
 
-def completion(**usage: int) -> Completion:
+def completion(num_prompt_tokens: int, num_new_tokens: int) -> Completion:
     return Completion(
         reply=Reply(content="a"),
         finish_reason="length",
         prompt_ids=(),
         tokens=(),
         params=SamplingParams(),
-        usage=Usage(**usage),
+        usage=Usage(num_prompt_tokens=num_prompt_tokens, num_new_tokens=num_new_tokens),
     )
 
 
@@ -100,7 +100,7 @@ def test_an_answer_is_counted() -> None:
     metrics.first_token(0.3)
     metrics.token_gap(0.4, 4)
     metrics.token_gap(0.1)
-    answer: Any = completion(num_prompt_tokens=70, num_new_tokens=5)
+    answer = completion(num_prompt_tokens=70, num_new_tokens=5)
     metrics.finished(answer, 2.5)
     for name, count, total in (
         ("time_to_first_token_seconds", 1, 0.3),

@@ -68,7 +68,7 @@ def test_the_address_is_told_once_requests_are_answered() -> None:
 def test_a_port_that_is_taken_is_one_sentence() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        with pytest.raises(ValueError, match=rf"^port {port} of 127.0.0.1 is taken"):
+        with pytest.raises(ValueError, match=rf"^127.0.0.1:{port} is taken"):
             bind(ServerConfig(port=port))
 
 
@@ -84,7 +84,7 @@ def test_of_two_that_bound_a_port_one_serves() -> None:
 
 @pytest.mark.parametrize("host", ["no such host", "x" * 300, "192.0.2.1", "a\x00b", "..", "1.2.3"])
 def test_an_address_that_is_not_ours_is_one_sentence(host: str) -> None:
-    with pytest.raises(ValueError, match="is no address|cannot be listened on") as caught:
+    with pytest.raises(ValueError, match=r"is no address|cannot be listened on") as caught:
         bind(ServerConfig(host=host, port=0, api_keys=("sk-first-0123",)))
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
@@ -175,11 +175,10 @@ def test_a_second_sigint_ends_it_at_once() -> None:
 def test_a_cancelled_server_stops_as_one_that_is_asked_to() -> None:
     config = ServerConfig(port=0)
     app = small_app(config)
-    with serving(app, config) as address, streaming(address, 30) as stream:
-        rest: list[bytes] = []
-        reader = threading.Thread(target=lambda: rest.append(read_all(stream)))
-        reader.start()
-    reader.join(20)
+    with contextlib.ExitStack() as streams:
+        with serving(app, config) as address:
+            stream = streams.enter_context(streaming(address, 30))
+        assert b"data: [DONE]" in read_all(stream)
     assert app.state.drain.is_over
 
 
@@ -218,12 +217,12 @@ def test_a_head_that_does_not_arrive_closes_the_connection(
 
 def test_a_head_that_trickles_gets_no_more_time(address: tuple[str, int]) -> None:
     start = time.perf_counter()
-    with socket.create_connection(address, timeout=20) as connection:
-        with contextlib.suppress(OSError):
-            connection.sendall(b"GET / HTTP/1.1\r\n")
-            while time.perf_counter() - start < 10:
-                connection.sendall(b"x-%d: y\r\n" % time.perf_counter_ns())
-                time.sleep(0.05)
+    connection = socket.create_connection(address, timeout=20)
+    with connection, contextlib.suppress(OSError):
+        connection.sendall(b"GET / HTTP/1.1\r\n")
+        while time.perf_counter() - start < 10:
+            connection.sendall(b"x-%d: y\r\n" % time.perf_counter_ns())
+            time.sleep(0.05)
     assert time.perf_counter() - start < 5
 
 
@@ -264,15 +263,12 @@ def test_a_head_without_end_is_refused(address: tuple[str, int]) -> None:
     assert not received or received.startswith((b"HTTP/1.1 431 ", b"HTTP/1.1 400 "))
 
 
-def test_a_client_that_does_not_read_is_cut_off(
-    address: tuple[str, int],
-) -> None:
+def test_a_client_that_does_not_read_is_cut_off(address: tuple[str, int]) -> None:
     with socket.create_connection(address, timeout=20) as connection:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         request = b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n"
-        size = 16 * 2**20
+        size = 30 * 2**20
         connection.sendall(request % size + b"x" * size)
-        time.sleep(3)
+        time.sleep(1.5)
         received = 0
         with contextlib.suppress(ConnectionResetError):
             while part := connection.recv(2**20):

@@ -1,0 +1,178 @@
+"""The canonical form of messages: equal for all spellings in which a client sends one back.
+
+A client sends text as a string or as parts, arguments as its JSON library writes them, a thought
+apart, inside the content or not at all. What is left here is the role, the text without white space
+at its ends, and calls with their arguments as JavaScript would read them. System messages and tools
+do not count. Equal forms have equal digests.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any, Final
+
+from fulmen.chat.mending import whole_text
+from fulmen.chat.messages import Message
+
+_THINK: Final = "<think>"
+_END_THINK: Final = "</think>"
+_START: Final = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer, which may have come in several assistant messages."""
+
+    digest: bytes
+    num_chars: int
+    """Characters of its content and its calls"""
+    thinking: str
+    """Thought that came with it; it does not count for the digest"""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The conversation before an answer."""
+
+    chain: bytes
+    """Digest of all of it"""
+    question: bytes | None
+    """Digest of the messages since the answer before; None where there are none"""
+    num_chars: int
+    """Characters of the question"""
+    has_user: bool
+    """True if a user asked it, not only tools"""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Consecutive assistant messages of a history, and the conversation before them."""
+
+    start: int
+    messages: Sequence[Message]
+    context: Context
+
+    def context_at(self, offset: int) -> Context:
+        """Return the conversation before one of the messages."""
+        if not offset:
+            return self.context
+        chain = _extend(self.context.chain, read_answer(self.messages[:offset]).digest)
+        return Context(chain, None, 0, has_user=False)
+
+
+def read_answer(messages: Sequence[Message]) -> Answer:
+    """Return the canonical answer of one or more assistant messages."""
+    thoughts: list[str] = []
+    texts: list[str] = []
+    calls: list[Any] = []
+    for message in messages:
+        inner, text = _split_thought(message.content)
+        texts.append(text)
+        thoughts += [thought for thought in (message.thinking, *inner) if thought]
+        calls += [[whole_text(call.name), _value(call.arguments)] for call in message.tool_calls]
+    content = whole_text("".join(texts).strip())
+    written = _dump(calls) if calls else ""
+    digest = _digest("assistant", content, written)
+    return Answer(digest, len(content) + len(written), "\n".join(thoughts))
+
+
+def read_contexts(history: Sequence[Message]) -> tuple[list[Run], Context]:
+    """Return the runs of assistant messages in a history, and the context of an answer to all."""
+    runs: list[Run] = []
+    chain = _START
+    question: list[bytes] = []
+    num_chars, has_user = 0, False
+    index = 0
+    while index < len(history):
+        message = history[index]
+        if message.role == "assistant":
+            end = index
+            while end < len(history) and history[end].role == "assistant":
+                end += 1
+            asked = _digest(*question) if question else None
+            run = history[index:end]
+            runs.append(Run(index, run, Context(chain, asked, num_chars, has_user)))
+            chain = _extend(chain, read_answer(run).digest)
+            question, num_chars, has_user = [], 0, False
+            index = end
+            continue
+        index += 1
+        if message.role == "system":
+            continue
+        text = whole_text(message.content.strip())
+        digest = _digest(message.role, text)
+        chain = _extend(chain, digest)
+        question.append(digest)
+        num_chars += len(text)
+        has_user = has_user or message.role == "user"
+    return runs, Context(chain, _digest(*question) if question else None, num_chars, has_user)
+
+
+def _split_thought(content: str) -> tuple[list[str], str]:
+    """Return the thoughts in tags that a content begins with, and the rest of it."""
+    thoughts: list[str] = []
+    start = _skip_space(content, 0)
+    while content.startswith(_THINK, start):
+        end = content.find(_END_THINK, start)
+        if end < 0:
+            break
+        thoughts.append(content[start + len(_THINK) : end].strip())
+        start = _skip_space(content, end + len(_END_THINK))
+    return thoughts, content[start:] if thoughts else content
+
+
+def _skip_space(text: str, start: int) -> int:
+    while start < len(text) and text[start].isspace():
+        start += 1
+    return start
+
+
+def _value(value: Any) -> Any:
+    """Return a JSON value as JavaScript would read it; its depth is bounded where it was read."""
+    if isinstance(value, str):
+        return whole_text(value)
+    if isinstance(value, bool) or value is None:
+        return value
+    if isinstance(value, int | float):
+        return _number(value)
+    if isinstance(value, Mapping):
+        return {whole_text(str(key)): _value(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_value(one) for one in value]
+    return str(value)
+
+
+def _number(value: float) -> float | None:
+    try:
+        number = float(value) + 0.0  # -0 becomes 0
+    except OverflowError:
+        return None
+    return number if number - number == 0 else None
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def _digest(*items: str | bytes) -> bytes:
+    digest = blake2b(digest_size=16)
+    for item in items:
+        part = item.encode() if isinstance(item, str) else item
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.digest()
+
+
+def _extend(chain: bytes, digest: bytes) -> bytes:
+    return _digest(chain, digest)
+
+
+def split_runs(run: Run, is_open: Sequence[bool], max_length: int) -> Iterator[tuple[int, int]]:
+    """Yield the ranges of a run's open messages that may be one answer, the longest first at each
+    start."""
+    for start in range(len(run.messages)):
+        stop = start
+        while stop < len(run.messages) and stop - start < max_length and is_open[stop]:
+            stop += 1
+        for end in range(stop, start, -1):
+            yield start, end
