@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from fulmen.chat import (
@@ -22,12 +22,13 @@ from fulmen.chat import (
     ToolCallEnd,
     ToolCallStart,
 )
+from fulmen.server.characters import WholeCharacters, whole_characters
 from fulmen.server.asking import Ask, End, Progress, Report, Update
 from fulmen.server.errors import Refusal, failure_of
 from fulmen.server.known_prompts import Digests
 from fulmen.server.limits import Lease
 from fulmen.server.metrics import Metrics
-from fulmen.server.packets import Packer
+from fulmen.server.packets import Packer, is_same_text, text_of, with_text
 
 _log = logging.getLogger(__name__)
 
@@ -199,8 +200,11 @@ class Answers:
         completion: Completion = await self._streams[view.index].finish()
         self.completions[view.index] = completion
         reply = completion.reply
-        shown = Message("assistant", view.content, reply.thinking, reply.tool_calls)
-        end = End(view.index, completion, shown, view.is_call_open)
+        calls = tuple(
+            replace(call, arguments=whole_characters(call.arguments)) for call in reply.tool_calls
+        )
+        shown = Message("assistant", view.content, reply.thinking, calls)
+        end = End(view.index, completion, shown, view.is_call_cut, view.spoken)
         try:
             await asyncio.to_thread(self._note, self, end)
         except OSError as error:  # such as a full disk: the client gets its answer all the same
@@ -244,14 +248,33 @@ class _View:
 
     index: int
     stream: Any
+    characters: WholeCharacters = field(default_factory=WholeCharacters)
     packer: Packer = field(default_factory=Packer)
+    runs: list[tuple[Event, list[str]]] = field(default_factory=list)
+    """First event of each text so far with its pieces, and every other event, in order"""
     is_first: bool = True
-    content: str = ""
-    is_call_open: bool = False
     num_calls: int = 0
+    num_whole_calls: int = 0
     num_sent_tokens: int = 0
     last_sent: float | None = None
     problems: list[str] = field(default_factory=list)
+
+    @property
+    def content(self) -> str:
+        """Text of the answer."""
+        return "".join(
+            piece for kind, run in self.runs for piece in run if isinstance(kind, ContentDelta)
+        )
+
+    @property
+    def spoken(self) -> list[Event]:
+        """All events so far; pieces of one text are one event."""
+        return [with_text(event, "".join(run)) if run else event for event, run in self.runs]
+
+    @property
+    def is_call_cut(self) -> bool:
+        """True if a call that was begun has not ended."""
+        return self.num_calls > self.num_whole_calls
 
     @property
     def has_tokens(self) -> bool:
@@ -277,25 +300,30 @@ class _View:
         """
         ready: list[Event] = []
         for event in events:
-            self._see(event)
-            ready += self.packer.feed(event)
+            for whole in self.characters.feed(event):
+                self._see(whole)
+                ready += self.packer.feed(whole)
         if is_late:
             ready += self.packer.flush()
         if is_over:
             ready += self.packer.flush()
             if self.problems and not self.content.strip() and not self.num_calls:
-                self.content = "\n".join(self.problems)
-                ready.append(ContentDelta(self.content))
+                shown = ContentDelta("\n".join(self.problems))
+                self.runs = [run for run in self.runs if not isinstance(run[0], ContentDelta)]
+                self._see(shown)
+                ready.append(shown)
         return ready
 
     def _see(self, event: Event) -> None:
+        text = text_of(event)
+        if text is not None and self.runs and is_same_text(self.runs[-1][0], event):
+            self.runs[-1][1].append(text)
+        else:
+            self.runs.append((event, [] if text is None else [text]))
         match event:
-            case ContentDelta(text):
-                self.content += text
             case ToolCallStart():
-                self.is_call_open = True
                 self.num_calls += 1
             case ToolCallEnd():
-                self.is_call_open = False
-            case ProblemFound(text):
-                self.problems.append(text)
+                self.num_whole_calls += 1
+            case ProblemFound(sentence):
+                self.problems.append(sentence)

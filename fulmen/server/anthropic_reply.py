@@ -52,8 +52,6 @@ class MessagesWriter:
     """Type of the open block"""
     _blank: str = ""
     """White space of the content that no block holds yet"""
-    _has_thought: bool = False
-    """The open thought still needs its signature"""
 
     def whole(self, end: End) -> dict[str, Any]:
         """Return the answer as one message."""
@@ -76,37 +74,34 @@ class MessagesWriter:
             "cache_read_input_tokens": 0,
             "output_tokens": 0,
         }
-        yield self._event("message_start", message=message)
+        yield _frame(_event("message_start", message=message))
 
     def update(self, update: Update) -> Iterator[bytes]:
         """Yield the events of an update."""
         for event in update.events:
-            yield from self._frames(event)
+            yield from map(_frame, self._events(event))
 
     def progress(self, progress: Progress) -> Iterator[bytes]:
         """Yield a ping, with what is read of the prompt."""
-        yield self._event(
-            "ping",
-            fulmen={
-                "prompt_tokens": progress.num_prompt_tokens,
-                "read_tokens": progress.num_read_tokens,
-            },
-        )
+        read = {
+            "prompt_tokens": progress.num_prompt_tokens,
+            "read_tokens": progress.num_read_tokens,
+        }
+        yield _frame(_event("ping", fulmen=read))
 
     def end(self, end: End) -> Iterator[bytes]:
         """Yield the end of the message."""
-        yield from self._close()
-        if not self._num_blocks:
-            yield from self._open("text", {"type": "text", "text": ""})
-            yield from self._close()
+        yield from map(_frame, self._last_events())
         reason, sequence = stop_reason(end)
-        yield self._event(
-            "message_delta",
-            delta={"stop_reason": reason, "stop_sequence": sequence},
-            usage=self._usage(end),
-            **{key: value for key, value in self._reports(end).items() if key == "fulmen"},
+        yield _frame(
+            _event(
+                "message_delta",
+                delta={"stop_reason": reason, "stop_sequence": sequence},
+                usage=self._usage(end),
+                **self._reports(end),
+            )
         )
-        yield self._event("message_stop")
+        yield _frame(_event("message_stop"))
 
     def fail(self, refusal: Refusal, request_id: str) -> Iterator[bytes]:
         """Yield an error, which ends the stream."""
@@ -125,9 +120,6 @@ class MessagesWriter:
         if self.call.has_diagnostics:
             message["diagnostics"] = diagnostics(self.answers.report, self.call.ask.previous_id)
         return message
-
-    def _event(self, kind: str, **fields: Any) -> bytes:
-        return frame({"type": kind, **fields}, event=kind)
 
     def _usage(self, end: End) -> dict[str, Any]:
         usage = end.completion.usage
@@ -153,30 +145,29 @@ class MessagesWriter:
         return {"fulmen": report}
 
     def _blocks(self, end: End) -> list[dict[str, Any]]:
-        """Return the blocks of an answer that is whole."""
-        reply = end.completion.reply
+        """Return the blocks of an answer, as those of its stream add up. A call that was begun and
+        not ended is left out."""
+        events = [event for spoken in end.spoken for event in self._events(spoken)]
         blocks: list[dict[str, Any]] = []
-        if reply.thinking:
-            thought = "" if self.call.thinking.show == "hidden" else reply.thinking
-            signature = self.answers.signatures[end.index]
-            blocks.append({"type": "thinking", "thinking": thought, "signature": signature})
-        if end.shown.content.strip() or not (reply.tool_calls or blocks):
-            blocks.append({"type": "text", "text": end.shown.content})
-        for call in reply.tool_calls:
-            blocks.append(
-                {"type": "tool_use", "id": call.id, "name": call.name, "input": call.arguments}
-            )
-        return blocks
+        for event in [*events, *self._last_events()]:
+            if event["type"] == "content_block_start":
+                blocks.append(dict(event["content_block"]))
+            elif event["type"] == "content_block_delta":
+                _add(blocks[-1], event["delta"])
+        whole = {call.id: call.arguments for call in end.shown.tool_calls}
+        for block in blocks:
+            if block["type"] == "tool_use":
+                block["input"] = whole.get(block["id"])
+        return [block for block in blocks if block.get("input", {}) is not None]
 
-    # ---- blocks of a stream
+    # ---- events of a stream
 
-    def _frames(self, event: Event) -> Iterator[bytes]:
+    def _events(self, event: Event) -> Iterator[dict[str, Any]]:
         match event:
             case ThinkingDelta(text):
                 if self._block != "thinking":
                     yield from self._close()
-                    block = {"type": "thinking", "thinking": "", "signature": ""}
-                    yield from self._open("thinking", block)
+                    yield self._open({"type": "thinking", "thinking": "", "signature": ""})
                 if self.call.thinking.show != "hidden":
                     yield self._delta({"type": "thinking_delta", "thinking": text})
             case ContentDelta(text):
@@ -186,34 +177,54 @@ class MessagesWriter:
                         return  # a block of white space is refused when it comes back
                     text, self._blank = self._blank, ""
                     yield from self._close()
-                    yield from self._open("text", {"type": "text", "text": ""})
+                    yield self._open({"type": "text", "text": ""})
                 yield self._delta({"type": "text_delta", "text": text})
             case ToolCallStart(_, id, name):
                 yield from self._close()
-                yield from self._open(
-                    "tool_use", {"type": "tool_use", "id": id, "name": name, "input": {}}
-                )
+                yield self._open({"type": "tool_use", "id": id, "name": name, "input": {}})
             case ToolCallDelta(_, arguments):
                 yield self._delta({"type": "input_json_delta", "partial_json": arguments})
             case ToolCallEnd():
                 yield from self._close()
 
-    def _open(self, kind: str, block: Mapping[str, Any]) -> Iterator[bytes]:
-        self._block = kind
-        yield self._event("content_block_start", index=self._num_blocks, content_block=block)
+    def _last_events(self) -> Iterator[dict[str, Any]]:
+        """Yield the end of the last block; an answer without any gets an empty one."""
+        yield from self._close()
+        if not self._num_blocks:
+            yield self._open({"type": "text", "text": ""})
+            yield from self._close()
 
-    def _delta(self, delta: Mapping[str, Any]) -> bytes:
-        return self._event("content_block_delta", index=self._num_blocks, delta=delta)
+    def _open(self, block: Mapping[str, Any]) -> dict[str, Any]:
+        self._block = block["type"]
+        return _event("content_block_start", index=self._num_blocks, content_block=block)
 
-    def _close(self) -> Iterator[bytes]:
+    def _delta(self, delta: Mapping[str, Any]) -> dict[str, Any]:
+        return _event("content_block_delta", index=self._num_blocks, delta=delta)
+
+    def _close(self) -> Iterator[dict[str, Any]]:
         if self._block is None:
             return
         if self._block == "thinking":
             signature = self.answers.signatures[0]
             yield self._delta({"type": "signature_delta", "signature": signature})
         self._block = None
-        yield self._event("content_block_stop", index=self._num_blocks)
+        yield _event("content_block_stop", index=self._num_blocks)
         self._num_blocks += 1
+
+
+def _event(kind: str, **fields: Any) -> dict[str, Any]:
+    return {"type": kind, **fields}
+
+
+def _frame(event: Mapping[str, Any]) -> bytes:
+    return frame(event, event=event["type"])
+
+
+def _add(block: dict[str, Any], delta: Mapping[str, Any]) -> None:
+    """Add a fragment to the block it belongs to."""
+    for name in ("text", "thinking", "signature"):
+        if name in delta:
+            block[name] += delta[name]
 
 
 def diagnostics(report: Report, previous_id: str | None) -> dict[str, Any] | None:

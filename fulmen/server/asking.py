@@ -65,6 +65,8 @@ class End:
     """The answer as the client was sent it"""
     is_call_cut: bool
     """True if a call was begun and not ended: it must not be carried out"""
+    spoken: Sequence[Event] = ()
+    """All of its events, in order; pieces of one text are one event"""
 
 
 @dataclass(frozen=True, slots=True)

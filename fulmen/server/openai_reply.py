@@ -245,14 +245,14 @@ class ChatWriter:
                 message["reasoning_details"] = [_detail(reply.thinking)]
         if reply.thinking and thinking.show == "inline":
             message["content"] = f"<think>\n{reply.thinking}\n</think>\n\n{end.shown.content}"
-        if reply.tool_calls:
+        if end.shown.tool_calls:
             message["tool_calls"] = [
                 {
                     "id": call.id,
                     "type": "function",
                     "function": {"name": call.name, "arguments": dump_json(call.arguments)},
                 }
-                for call in reply.tool_calls
+                for call in end.shown.tool_calls
             ]
         choice = {
             "index": end.index,

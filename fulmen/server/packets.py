@@ -30,11 +30,11 @@ class Packer:
 
     def feed(self, event: Event) -> list[Event]:
         """Take an event; return those that can go out."""
-        text = _text(event)
+        text = text_of(event)
         if text is None:
             return [*self.flush(), event]
         ready: list[Event] = []
-        if self._kind is None or not _is_same(self._kind, event):
+        if self._kind is None or not is_same_text(self._kind, event):
             ready = self.flush()
             self._kind = event
         self._held += text
@@ -55,24 +55,25 @@ class Packer:
         assert self._kind is not None
         count = -(-len(text) // MAX_CHARS)
         bounds = [len(text) * place // count for place in range(count + 1)]
-        return [_with_text(self._kind, text[start:stop]) for start, stop in pairwise(bounds)]
+        return [with_text(self._kind, text[start:stop]) for start, stop in pairwise(bounds)]
 
 
-def _text(event: Event) -> str | None:
+def text_of(event: Event) -> str | None:
     """Return the text of a fragment; None for any other event."""
     if isinstance(event, ThinkingDelta | ContentDelta):
         return event.text
     return event.arguments if isinstance(event, ToolCallDelta) else None
 
 
-def _is_same(one: Event, other: Event) -> bool:
+def is_same_text(one: Event, other: Event) -> bool:
     """Return whether two fragments belong to one text."""
     if isinstance(one, ToolCallDelta) and isinstance(other, ToolCallDelta):
         return one.index == other.index
     return type(one) is type(other)
 
 
-def _with_text(event: Event, text: str) -> Event:
+def with_text(event: Event, text: str) -> Event:
+    """Return a fragment with another text."""
     if isinstance(event, ToolCallDelta):
         return replace(event, arguments=text)
     return ThinkingDelta(text) if isinstance(event, ThinkingDelta) else ContentDelta(text)

@@ -58,7 +58,9 @@ def bind(config: ServerConfig) -> socket.socket:
     except UnicodeError:
         raise ValueError(f"host is {host[:80]!r}, which is no address") from None
     family, *_, address = min(found, key=lambda each: each[0] != socket.AF_INET)
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio sends at once only on sockets that name their protocol; others hold the end of an
+    # answer until the client has acknowledged its beginning, for 40 ms.
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         if sys.platform != "win32":
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

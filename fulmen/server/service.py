@@ -63,7 +63,10 @@ class Service:
     @property
     def tokenizer(self) -> Any:
         """Tokenizer of the model; None for one that has none."""
-        return getattr(self.model, "tokenizer", None)
+        try:
+            return getattr(self.model, "tokenizer", None)
+        except ValueError:  # a scripted model that was given none
+            return None
 
     @property
     def defaults(self) -> SamplingParams:
