@@ -62,9 +62,8 @@ def create_app(model: ChatModel, config: ServerConfig | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.is_ready = True
         yield
-        app.state.is_ready = False
+        app.state.is_ready = True
         service.close()
 
     app = FastAPI(
