@@ -63,7 +63,7 @@ def create_app(model: ChatModel, config: ServerConfig | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        app.state.is_ready = True
+        app.state.is_ready = False
         service.close()
 
     app = FastAPI(
@@ -74,7 +74,7 @@ def create_app(model: ChatModel, config: ServerConfig | None = None) -> FastAPI:
         strict_content_type=False,
     )
     app.router.route_class = JsonRoute
-    app.state.is_ready = False
+    app.state.is_ready = True
     app.state.service = service
     app.state.metrics = metrics
     with_limits(app, config, Keys(config.api_keys), metrics, requests)
