@@ -1,0 +1,159 @@
+"""Real coding clients finish a session with tools, and nothing the model said is read or lost twice.
+
+Whatever a client does to a history, the prompt begins with the ids of the one before and of its
+answer. Clients that drop thoughts get them put back.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from fulmen.chat import ChatRequest
+from fulmen.llm import LLM
+from tests.chat.helpers import real_tokenizer
+from tests.server.clients.programs import (
+    Place,
+    Running,
+    claude_code,
+    mini_swe_agent,
+    opencode,
+)
+from tests.server.clients.serving import Served, Step, call, load_llm, serving
+
+pytestmark = pytest.mark.slow
+
+TEXT = 'naïve "quotes" \\n\n\ttab 🦊 <b>&amp;</b>\n{"n": 1.0, "10": [], "2": null}\n'
+FINAL = "The file is as you wanted it: three lines."
+QUESTION = "Write a.txt, then show me that it is right."
+Write = Callable[[ChatRequest], str]
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
+    real_tokenizer()
+    llm = load_llm(tmp_path_factory.mktemp("m2"))
+    yield llm
+    assert not llm.engine.has_unfinished
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place.new(tmp_path)
+
+
+def write_steps(steps: Sequence[Step]) -> Write:
+    """Say one step after the other; a request without tools wants a title."""
+
+    def write(request: ChatRequest) -> str:
+        if not request.tools:
+            return Step("A title is wanted.", "Writing a file").text
+        return steps[sum(message.role == "assistant" for message in request.messages)].text
+
+    return write
+
+
+def claude_code_steps(work: Path) -> list[Step]:
+    file = str(work / "a.txt")
+    return [
+        Step("I write it.", "Writing.", [call("Write", file_path=file, content=TEXT)]),
+        Step("I read  it.\n\nAll of it.", "", [call("Read", file_path=file, offset=1, limit=50)]),
+        Step(
+            "Two looks at once.",
+            "Counting, and looking at the second line.",
+            [
+                call("Bash", command="wc -l < a.txt", description="Count lines"),
+                call("Read", file_path=file, offset=2, limit=1),
+            ],
+        ),
+        Step("Done 🦊.", FINAL),
+    ]
+
+
+def opencode_steps(work: Path) -> list[Step]:
+    file = str(work / "a.txt")
+    return [
+        Step("I write it.", "Writing.", [call("write", filePath=file, content=TEXT)]),
+        Step("I read  it.\n\nAll of it.", "", [call("read", filePath=file, offset=1, limit=50)]),
+        Step(
+            "Two looks at once.",
+            "Counting, and looking at the second line.",
+            [
+                call("bash", command="wc -l < a.txt", description="Count lines"),
+                call("read", filePath=file, offset=2, limit=1),
+            ],
+        ),
+        Step("Done 🦊.", FINAL),
+    ]
+
+
+def mini_swe_agent_steps(work: Path) -> list[Step]:
+    return [
+        Step(
+            "I write it.",
+            "Writing.",
+            [call("bash", command=f"cat > {work}/a.txt <<'END'\n{TEXT}END")],
+        ),
+        Step("I read  it.\n\nAll of it.", "", [call("bash", command="cat a.txt")]),
+        Step(
+            "Two looks at once.",
+            "Counting, and looking at the second line.",
+            [call("bash", command="wc -l < a.txt"), call("bash", command="sed -n 2p a.txt")],
+        ),
+        Step(
+            "Done 🦊.",
+            FINAL,
+            [call("bash", command="echo COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT")],
+        ),
+    ]
+
+
+CLIENTS = {
+    "claude-code": (claude_code, claude_code_steps),
+    "opencode": (opencode, opencode_steps),
+    "mini-swe-agent": (mini_swe_agent, mini_swe_agent_steps),
+}
+
+
+@pytest.mark.parametrize("hides", [False, True], ids=["thoughts-shown", "thoughts-hidden"])
+@pytest.mark.parametrize("name", CLIENTS)
+def test_a_session_with_tools_completes_and_its_prompts_go_on_from_each_other(
+    llm: LLM, place: Place, name: str, hides: bool
+) -> None:
+    start, write_script = CLIENTS[name]
+    steps = write_script(place.work)
+    with serving(llm, write_steps(steps)) as served:
+        finished = start(place, served.url, QUESTION, hides=hides).wait()
+        assert finished.returncode == 0, finished.story
+    assert (place.work / "a.txt").read_text() == TEXT
+    assert_session(served, steps)
+    if name == "mini-swe-agent":
+        trajectory = json.loads((place.home / "trajectory.json").read_text())
+        assert trajectory["info"]["exit_status"] == "Submitted"
+    else:
+        assert FINAL in finished.stdout
+
+
+def assert_session(served: Served, steps: Sequence[Step]) -> None:
+    """Check the prompts of one conversation."""
+    exchanges = served.conversation
+    tokenizer = served.engine.tokenizer
+    assert len(exchanges) == len(steps)
+    results = [m.content for m in exchanges[-1].request.messages if m.role == "tool"]
+    assert len(results) == sum(len(step.calls) for step in steps[:-1])
+    assert "🦊" in results[1], results
+    assert "3" in results[2], results
+    assert "🦊" in results[3], results
+    for number, (before, after) in enumerate(pairwise(exchanges), 1):
+        known = [*before.done.prompt_ids, *before.done.answer_ids]
+        assert list(after.done.prompt_ids[: len(known)]) == known, number
+        # A cache of whole pages may lack the end of what it knows.
+        assert after.done.usage.num_cached_tokens >= 0.99 * len(known), number
+        prompt = tokenizer.decode(after.done.prompt_ids)
+        thoughts = [f"<think>\n{step.thought}\n</think>" for step in steps[:number]]
+        places = [prompt.find(thought) for thought in thoughts]
+        assert places == sorted(places), number
+        assert -1 not in places, number
