@@ -58,8 +58,9 @@ class Finished:
 class Running:
     """A client in a process group of its own, whose output goes to files."""
 
-    def __init__(self, command: Sequence[str | Path], *, home: Path, work: Path,
-                 settings: Mapping[str, str]) -> None:
+    def __init__(
+        self, command: Sequence[str | Path], *, home: Path, work: Path, settings: Mapping[str, str]
+    ) -> None:
         self._out, self._err = home / "stdout", home / "stderr"
         environment = {"HOME": str(home), "PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
         with self._out.open("wb") as out, self._err.open("wb") as err:
@@ -108,7 +109,12 @@ class Place:
 
 
 def claude_code(
-    place: Place, url: str, question: str, *, key: str = "any", hides: bool = False,
+    place: Place,
+    url: str,
+    question: str,
+    *,
+    key: str = "any",
+    hides: bool = False,
     goes_on: bool = False,
 ) -> Running:
     """Ask Claude Code.
@@ -131,7 +137,12 @@ def claude_code(
 
 
 def opencode(
-    place: Place, url: str, question: str, *, key: str = "any", hides: bool = False,
+    place: Place,
+    url: str,
+    question: str,
+    *,
+    key: str = "any",
+    hides: bool = False,
     goes_on: bool = False,
 ) -> Running:
     """Ask opencode, over Chat Completions.
@@ -170,7 +181,12 @@ def opencode(
 
 
 def mini_swe_agent(
-    place: Place, url: str, question: str, *, key: str = "any", hides: bool = False,
+    place: Place,
+    url: str,
+    question: str,
+    *,
+    key: str = "any",
+    hides: bool = False,
 ) -> Running:
     """Ask mini-swe-agent.
 

@@ -12,7 +12,7 @@ import re
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,7 +23,6 @@ from fulmen.chat import (
     Completion,
     Event,
     Tokenizer,
-    complete,
 )
 from fulmen.checkpoints import save_model
 from fulmen.engine import EngineConfig, EngineStats
@@ -201,9 +200,7 @@ def load_llm(folder: Path, *, max_model_len: int = 60_000) -> LLM:
 
 
 @contextmanager
-def serving(
-    llm: LLM, write: Callable[[ChatRequest], str], **settings: Any
-) -> Iterator[Served]:
+def serving(llm: LLM, write: Callable[[ChatRequest], str], **settings: Any) -> Iterator[Served]:
     """Serve a model that says what `write` returns, on a free port of this machine."""
     ready = threading.Event()
     server = _Thread(llm, write, ServerConfig(port=0, drain_seconds=0.1, **settings), ready)

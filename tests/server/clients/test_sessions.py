@@ -5,7 +5,6 @@ answer. Clients that drop thoughts get them put back.
 """
 
 import json
-import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +16,6 @@ from fulmen.llm import LLM
 from tests.chat.helpers import real_tokenizer
 from tests.server.clients.programs import (
     Place,
-    Running,
     claude_code,
     mini_swe_agent,
     opencode,
