@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "llm": {"engine", "chat", "catalog", "checkpoints", "models", "sampling", "files"},
     "sessions": {"llm", "engine", "chat", "models", "kernels", "sampling", "files"},
     "envs": {"chat", "files"},
+    "server": {"llm", "engine", "sessions", "chat", "catalog", "sampling", "files", "units"},
     "evaluate": {"envs", "llm", "engine", "chat", "sampling", "files", "svg"},
     "bench": {"engine", "llm", "checkpoints", "models", "kernels"},
     "doctor": {"bench", "catalog", "kernels", "sessions", "files"},

@@ -16,6 +16,7 @@ from fulmen.cli import completion, evaluate
 from fulmen.cli import doctor as _doctor
 from fulmen.cli import plan as _plan
 from fulmen.cli import quantize as _quantize
+from fulmen.cli import serve as _serve
 from fulmen.cli.help import Command, Group, examples
 from fulmen.cli.models import models_app
 from fulmen.cli.output import drop_output, write_anything
@@ -28,6 +29,7 @@ fulmen chat "What is the capital of France?"  one answer
 fulmen chat --session trip                   begin, or go on with yesterday's
 fulmen chat "..." --thinking-budget 2000     at most 2,000 tokens of thought
 fulmen chat "..." --json-schema schema.json  answer in JSON of this shape
+fulmen serve                                 for clients of OpenAI, Anthropic
 fulmen plan minimax-m2 --ram 128GiB          does it fit? how fast?
 fulmen chat --help                           options of a command
 """)
@@ -57,7 +59,7 @@ class _Root(Group):
 app = typer.Typer(
     name="fulmen",
     cls=_Root,
-    help="MiniMax-M1 and MiniMax-M2 in Python: chat, plan, quantize, measure.",
+    help="MiniMax-M1 and MiniMax-M2 in Python: chat, serve, plan, quantize, measure.",
     epilog=_EXAMPLES,
     no_args_is_help=True,
     context_settings={"help_option_names": ["--help", "-h"]},
@@ -67,6 +69,7 @@ app = typer.Typer(
 for _command, _epilog in (
     (_chat.chat, _chat.CHAT_EXAMPLES),
     (_chat.generate, _chat.GENERATE_EXAMPLES),
+    (_serve.serve, _serve.EXAMPLES),
     (_plan.plan, _plan.PLAN_EXAMPLES),
     (_quantize.quantize, _quantize.EXAMPLES),
     (_bench.bench, _bench.EXAMPLES),

@@ -18,6 +18,10 @@ SAMPLING: Final = "Sampling"
 SESSION: Final = "Session"
 ENGINE: Final = "Engine"
 LOADING: Final = "Loading"
+ACCESS: Final = "Access"
+HISTORIES: Final = "Histories"
+LIMITS: Final = "Limits"
+LOG: Final = "Log"
 _FIRST: Final = "Options"
 """Panel of options that name none"""
 _LAST: Final = "Other options"
@@ -25,6 +29,10 @@ _LAST: Final = "Other options"
 _PANELS: Final = (
     "Arguments",
     _FIRST,
+    ACCESS,
+    HISTORIES,
+    LIMITS,
+    LOG,
     THINKING,
     STRUCTURE,
     SAMPLING,

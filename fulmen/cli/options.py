@@ -19,7 +19,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args, get_
 import typer
 
 from fulmen.cli import completion
-from fulmen.cli.help import ENGINE, LOADING, SAMPLING, SESSION, STRUCTURE, THINKING, USAGE_ERROR
+from fulmen.cli.help import (
+    ACCESS,
+    ENGINE,
+    HISTORIES,
+    LIMITS,
+    LOADING,
+    LOG,
+    SAMPLING,
+    SESSION,
+    STRUCTURE,
+    THINKING,
+    USAGE_ERROR,
+)
 from fulmen.cli.output import readable_argument
 from fulmen.units import parse_bytes, parse_count
 
@@ -85,7 +97,18 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value."
 ENGINE_CONFIG: Final = "fulmen.engine.EngineConfig"
 """Name of the engine's config for `with_flags_of`; importing it would import torch."""
 
-_FLAG_NAMES: Final = {"kv_cache_bytes": "--kv-cache", "num_draft_tokens": "--draft-tokens"}
+SERVER_CONFIG: Final = "fulmen.server.ServerConfig"
+"""Name of a server's config; importing it would import the web framework."""
+
+_FLAG_NAMES: Final = {
+    "kv_cache_bytes": "--kv-cache",
+    "num_draft_tokens": "--draft-tokens",
+    "api_keys": "--api-key",
+    "aliases": "--alias",
+    "volatile_lines": "--volatile-line",
+    "allowed_origins": "--allowed-origin",
+    "max_body_bytes": "--max-body",
+}
 """Flags that are not their field in kebab case."""
 _TOKEN_COUNTS: Final = (
     "max_tokens",
@@ -94,11 +117,59 @@ _TOKEN_COUNTS: Final = (
     "max_num_batched_tokens",
 )
 """Fields whose flag takes 40k."""
-_METAVARS: Final = {"json_schema": "SCHEMA|FILE", "regex": "PATTERN"}
+_METAVARS: Final = {
+    "json_schema": "SCHEMA|FILE",
+    "regex": "PATTERN",
+    "host": "ADDRESS",
+    "port": "PORT",
+    "api_keys": "KEY",
+    "model_name": "NAME",
+    "aliases": "NAME",
+    "transcripts": "FILE",
+    "transcript_days": "DAYS",
+    "volatile_lines": "PATTERN",
+    "allowed_origins": "ORIGIN",
+    **dict.fromkeys(
+        (
+            "read_timeout_seconds",
+            "request_timeout_seconds",
+            "drain_seconds",
+            "ping_seconds",
+        ),
+        "SECONDS",
+    ),
+}
 """Values whose kind says more than TEXT"""
 _PANELS: Final = {
-    **dict.fromkeys(("thinking_budget", "thinking_soft_end"), THINKING),
+    **dict.fromkeys(("thinking_budget", "thinking_soft_end", "answer_share"), THINKING),
     **dict.fromkeys(("json_schema", "regex", "choice", "strict_tools"), STRUCTURE),
+    **dict.fromkeys(("host", "port", "model_name", "aliases", "strict_model_names"), None),
+    **dict.fromkeys(("api_keys", "allowed_origins"), ACCESS),
+    **dict.fromkeys(
+        (
+            "keep_thoughts",
+            "lenient_history",
+            "drop_images",
+            "transcripts",
+            "transcript_bytes",
+            "transcript_days",
+            "volatile_lines",
+        ),
+        HISTORIES,
+    ),
+    **dict.fromkeys(
+        (
+            "max_body_bytes",
+            "max_queued",
+            "max_answers",
+            "read_timeout_seconds",
+            "request_timeout_seconds",
+            "drain_seconds",
+            "ping_seconds",
+        ),
+        LIMITS,
+    ),
+    **dict.fromkeys(("log_content", "log_format"), LOG),
 }
 """Panels of help for fields that are not in their config's own"""
 _NONE: Final = object()
@@ -239,9 +310,14 @@ class _Field:
                 text = re.sub(rf"\b{name}\b", flags[name], text)
         if self.name == "json_schema":
             text += " A schema, or the name of a .json file."
-        if shows_default and self.default not in (None, ()):
-            text += f" Default: {_shown_bytes(self.default) if self.is_size else self.default}."
+        if shows_default and self.default not in (None, ()) and self.default is not False:
+            text += f" Default: {self._shown_default()}."
         return text
+
+    def _shown_default(self) -> str:
+        if self.is_size:
+            return _shown_bytes(self.default)
+        return f"{self.default:g}" if isinstance(self.default, float) else str(self.default)
 
     @property
     def is_size(self) -> bool:
@@ -254,6 +330,8 @@ class _Field:
         is_optional = type(None) in kinds
         if self.is_size:
             return "SIZE", _typed(parse_bytes, is_optional)
+        if Path in kinds:
+            return "FILE", _typed(Path, is_optional)
         if self.name in _TOKEN_COUNTS:
             return "TOKENS", _typed(parse_count, is_optional)
         if int in kinds:
@@ -354,10 +432,15 @@ def _fields(config: type | str) -> list[_Field]:
 
 
 def _value_of(expression: ast.expr | None) -> Any:
-    """Evaluate a type or a default of our own source: `int | None`, `2 * 2**30`."""
+    """Evaluate a type or a default of our own source: `int | None`, `2 * 2**30`. A default that
+    has a name of its own is None, help does not show it."""
     if expression is None:
         return None
-    return eval(compile(ast.Expression(expression), "<field>", "eval"), {"Literal": Literal})
+    names = {"Literal": Literal, "Path": Path}
+    try:
+        return eval(compile(ast.Expression(expression), "<field>", "eval"), names)
+    except NameError:
+        return None
 
 
 DtypeOption = Annotated[

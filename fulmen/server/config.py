@@ -19,52 +19,53 @@ class ServerConfig:
     port: int = 8000
     """Port to listen on; 0 takes a free one."""
     api_keys: tuple[str, ...] = ()
-    """Keys that callers may use, as a Bearer token or x-api-key. Without any, all may ask."""
+    """Key that callers may send, as a Bearer token or as x-api-key. Without any, all may ask."""
     model_name: str = "fulmen"
     """Name that the model is listed under."""
     aliases: tuple[str, ...] = ()
-    """More names that the model is listed under."""
+    """Another name that the model is listed under."""
     strict_model_names: bool = False
-    """Refuse requests for other names; otherwise any name is answered by this model."""
+    """Refuse requests for models of other names; otherwise this model answers to any name."""
     max_body_bytes: int = 32 * 2**20
-    """Most bytes of a request, after decompression."""
+    """Most bytes of a request's body, decompressed."""
     max_queued: int = 64
-    """Most answers that may wait for a free place; more requests are refused for a while (429)."""
+    """Most answers that may wait for their turn; more requests are refused with 429."""
     max_answers: int = 16
-    """Most answers to one request (n)."""
+    """Most answers to one request, its n."""
     read_timeout_seconds: float = 30.0
-    """Longest time in which a request's head, and then its body, must arrive."""
+    """Seconds in which a request's head must arrive, and then its body."""
     request_timeout_seconds: float = 3600.0
-    """Longest time that a request may take."""
+    """Seconds after which a request is ended, whatever it has come to."""
     drain_seconds: float = 60.0
-    """Time that running answers get to finish when the server is asked to stop."""
+    """Seconds that running answers get to finish when the server is asked to stop."""
     ping_seconds: float = 5.0
-    """Time without an event after which a stream sends a ping."""
+    """Seconds of silence after which a stream sends a ping."""
     keep_thoughts: bool = False
-    """Show the model the thoughts of its earlier answers too, where a request does not say."""
+    """Show the model the thoughts of its earlier answers too, unless a request says otherwise."""
     answer_share: float = 0.25
-    """Share of max_tokens that is kept for the answer where a request does not limit its thought:
-    so no answer is a thought alone."""
+    """Share of an answer's most tokens that is kept for what follows its thought, where a request
+    does not limit the thought: so no answer is a thought alone."""
     lenient_history: bool = False
     """Repair histories with missing results or broken arguments, where the meaning is clear."""
     drop_images: bool = False
     """Put a placeholder where a request has a picture, a sound or a file; otherwise refuse it."""
     transcripts: Path | None = None
-    """File that answers are logged in, so that histories are found again after a restart; without
-    it they are kept in memory."""
+    """File that keeps answers, so that histories are recognized after a restart; in memory without
+    one."""
     transcript_bytes: int = 2**30
-    """Most bytes of the log; beyond it the answers not used for longest are deleted."""
+    """Disk for kept answers; beyond it those not used for longest are deleted."""
     transcript_days: float = 30.0
-    """Days after which an answer that no history used is deleted from the log."""
+    """Days after which an answer that no history used is deleted."""
     volatile_lines: tuple[str, ...] = (VOLATILE_LINES,)
-    """Regular expressions of lines that are left out at the head of a system prompt: clients put
-    their version there, which would keep prompts from sharing a prefix."""
+    """Regular expression of lines to leave out at the head of a system prompt. Clients put their
+    version there, and a prompt that differs at its head is read anew."""
     allowed_origins: tuple[str, ...] = ()
-    """Web pages' origins that may ask from a browser; * allows all. None may by default."""
+    """Origin of web pages that may ask from a browser, such as http://localhost:3000; * allows
+    any."""
     log_content: bool = False
-    """Log what is asked and answered too."""
+    """Log what is asked and answered too, shortened."""
     log_format: Literal["text", "json"] = "text"
-    """Form of the log's lines."""
+    """Form of the lines of the log, one for each request."""
 
     def __post_init__(self) -> None:
         check_whole("port", self.port, 0, 65535)
@@ -83,8 +84,8 @@ class ServerConfig:
             "transcript_days",
         ):
             value = getattr(self, name)
-            if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-                raise ValueError(f"{name} is {shown(value)}, it must be a number above 0")
+            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e9:
+                raise ValueError(f"{name} is {shown(value)}, it must lie between 0 and 1e9")
         if not 0 <= self.answer_share <= 1:
             raise ValueError(
                 f"answer_share is {shown(self.answer_share)}, it must lie between 0 and 1"

@@ -13,10 +13,9 @@ import math
 import re
 import secrets
 import time
-import zlib
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -27,16 +26,11 @@ from starlette.routing import Match
 from fulmen.files import shorten
 from fulmen.server.config import ServerConfig
 from fulmen.server.errors import Refusal, dialect_of, refusal_of
+from fulmen.server.incoming import App, Bodies, Event, Incoming, Receive, Scope, Send
 from fulmen.server.keys import Keys
 from fulmen.server.logs import RequestLog
 from fulmen.server.metrics import Metrics
 from fulmen.server.sse import frame, to_json
-
-Scope = MutableMapping[str, Any]
-Event = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Event]]
-Send = Callable[[Event], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _OPEN_PATHS: Final = ("/health", "/ready")
 _OPEN_HEADS: Final = ("/", "/api/hello")
@@ -45,12 +39,6 @@ _REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
 _ID_HEADERS: Final = (b"x-request-id", b"request-id")
 _GRACE_SECONDS: Final = 1.0
 """Time after the deadline that a stream has to end by itself"""
-_LINGER_SECONDS: Final = 5.0
-_LINGER_BYTES: Final = 64 * 2**20
-"""Bounds on what is read and dropped of a refused body, so that its sender reads the refusal: a
-connection closed with bytes unread would take the refusal with it"""
-_NUM_BODIES: Final = 16
-"""Bodies of the largest size that may be in memory at once while they arrive"""
 _DEFAULT_MAX_NUM_SEQS: Final = 8
 """Answers at once of a model that does not say how many it can run"""
 
@@ -204,8 +192,7 @@ class Limits:
         self._metrics = metrics
         self._log = log
         self._drain = drain
-        self._body_bytes = 0
-        """Bytes of bodies in memory that have not arrived as a whole"""
+        self._bodies = Bodies(config)
         self._admitting: App = self._admit
         if config.allowed_origins:
             self._admitting = CORSMiddleware(
@@ -246,11 +233,11 @@ class Limits:
     async def _answer(self, request: "_Request", deadline: float) -> None:
         limit = asyncio.timeout_at(deadline + _GRACE_SECONDS)
         try:
-            async with limit, self._drain.holding(limit):
-                await self._admitting(request.scope, request.receive, request.send)
-        except Exception as error:
-            if limit.expired():
-                error = self._time_is_over()
+            async with limit:
+                with self._drain.holding(limit):
+                    await self._admitting(request.scope, request.receive, request.send)
+        except Exception as failure:
+            error = self._time_is_over() if limit.expired() else failure
             if request.status is None:
                 await self._refuse(request, error)
             elif request.is_stream and limit.expired():
@@ -279,7 +266,7 @@ class Limits:
         if method == "OPTIONS":
             await self._tell_methods(scope, send)
             return
-        incoming = _Incoming(headers, receive)
+        incoming = Incoming(headers, receive)
         try:
             is_open = path in _OPEN_PATHS or (method == "HEAD" and path in _OPEN_HEADS)
             if not is_open:
@@ -287,7 +274,7 @@ class Limits:
             if self._drain.is_begun and path != "/health":
                 raise Refusal(503, "the server is stopping", retry_after=5)
             self._check_origin(headers)
-            body = await self._read_body(headers, incoming)
+            body = await self._bodies.read(headers, incoming)
         except Refusal as refusal:
             # Here and not further out, so that a browser's page may read it.
             self._metrics.rejected(refusal.status)
@@ -319,54 +306,6 @@ class Limits:
         has_body = "content-length" in headers or "transfer-encoding" in headers
         if has_body and not is_ours and not is_asked_first:
             raise Refusal(403, f"web pages of {shorten(origin, 80)} may not ask here")
-
-    async def _read_body(self, headers: Headers, incoming: "_Incoming") -> bytes | None:
-        """Return the whole body, decoded; None if the client went away. Raises a Refusal."""
-        most = self._config.max_body_bytes
-        length = headers.get("content-length")
-        if length is not None:
-            if not (length.isascii() and length.isdigit()):
-                raise Refusal(400, f"content-length is {shorten(length, 40)!r}, no number of bytes")
-            if len(length) > 18 or int(length) > most:
-                raise Refusal(413, f"the body has {shorten(length, 40)} bytes, at most {most} may be sent")
-        encoding = headers.get("content-encoding", "identity").strip().lower()
-        if encoding not in ("identity", "", *_WINDOW_BITS):
-            raise Refusal(
-                415,
-                f"content-encoding is {shorten(encoding, 40)!r}, it must be gzip, deflate or "
-                "identity",
-            )
-        seconds = self._config.read_timeout_seconds
-        parts: list[bytes] = []
-        num_bytes = 0
-        try:
-            async with asyncio.timeout(seconds):
-                while True:
-                    event = await incoming.next()
-                    if event["type"] == "http.disconnect":
-                        return None
-                    part = event.get("body", b"")
-                    num_bytes += len(part)
-                    self._body_bytes += len(part)
-                    if num_bytes > most:
-                        raise Refusal(
-                            413, f"the body has {num_bytes} bytes or more, at most {most} may be sent"
-                        )
-                    if self._body_bytes > _NUM_BODIES * most:
-                        raise Refusal(503, "too many bodies arrive at once", retry_after=1)
-                    parts.append(part)
-                    if incoming.is_whole:
-                        break
-        except TimeoutError:
-            raise Refusal(
-                408, f"the body did not arrive within {seconds:g} s, {num_bytes} bytes of it did"
-            ) from None
-        finally:
-            self._body_bytes -= num_bytes
-        body = b"".join(parts)
-        if encoding in _WINDOW_BITS and body:
-            return await asyncio.to_thread(_decode, body, encoding, most)
-        return body
 
 
 class _Request:
@@ -491,35 +430,8 @@ def _without_body(scope: Scope, send: Send) -> Send:
     return send_head
 
 
-class _Incoming:
-    """A request's body as it arrives."""
-
-    def __init__(self, headers: Headers, receive: Receive) -> None:
-        self._receive = receive
-        self.is_whole = headers.get("content-length", "0") == "0" and (
-            "transfer-encoding" not in headers
-        )
-        """Nothing more will come"""
-        self._is_held_back = "expect" in headers
-        """The client sends it once we ask for it"""
-
-    async def next(self) -> Event:
-        event = await self._receive()
-        self._is_held_back = False
-        self.is_whole = not event.get("more_body", False)
-        return event
-
-    async def drop(self) -> None:
-        """Read and forget what still comes, within bounds."""
-        num_bytes = 0
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_LINGER_SECONDS):
-                while not self.is_whole and not self._is_held_back and num_bytes < _LINGER_BYTES:
-                    num_bytes += len((await self.next()).get("body", b""))
-
-
 async def _send_refusal(
-    scope: Scope, send: Send, refusal: Refusal, incoming: _Incoming | None = None
+    scope: Scope, send: Send, refusal: Refusal, incoming: Incoming | None = None
 ) -> None:
     """Send a refusal in the path's dialect, before the body that comes in has been read."""
     dialect = dialect_of(scope["path"], Headers(scope=scope))
@@ -543,33 +455,3 @@ async def _send_refusal(
     if incoming is not None:
         await incoming.drop()
     await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-# ---- encodings ----------------------------------------------------------------------------------
-
-_WINDOW_BITS: Final = {"gzip": 31, "x-gzip": 31, "deflate": 15}
-
-
-def _decode(body: bytes, encoding: str, most: int) -> bytes:
-    """Return what a compressed body holds. It is never larger than `most` in memory."""
-    bits = _WINDOW_BITS[encoding]
-    if encoding == "deflate" and not _has_zlib_head(body):
-        bits = -15  # some clients send the bare stream
-    decoder = zlib.decompressobj(bits)
-    try:
-        decoded = decoder.decompress(body, most + 1)
-    except zlib.error as error:
-        raise Refusal(400, f"the body is not {encoding}: {error}") from None
-    if len(decoded) > most:
-        raise Refusal(
-            413, f"the body has more than {most} bytes once it is decoded, at most {most} may be sent"
-        )
-    if not decoder.eof:
-        raise Refusal(400, f"the body is not {encoding}: it ends too early")
-    if decoder.unused_data:
-        raise Refusal(400, f"the body is not {encoding}: {len(decoder.unused_data)} bytes follow it")
-    return decoded
-
-
-def _has_zlib_head(body: bytes) -> bool:
-    return len(body) > 1 and body[0] & 15 == 8 and int.from_bytes(body[:2], "big") % 31 == 0

@@ -64,9 +64,7 @@ class Metrics:
             return metric.labels(model_name)
 
         def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(
-                _PREFIX + name, text, ["model_name", *labels], registry=self._registry
-            )
+            return Counter(_PREFIX + name, text, ["model_name", *labels], registry=self._registry)
 
         self._first_token = histogram(
             "time_to_first_token_seconds", "Time until an answer's first token.", _SECONDS

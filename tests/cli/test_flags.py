@@ -62,7 +62,8 @@ FLAGS = [
 WORDS = {
     *("--model", "--system", "--session", "--store", "--device", "--stop", "--choice", "--regex"),
     *("--json-schema", "--out", "--plot", "--closing", "--report", "--calibrate", "--only"),
-    *("--task", "--ignore-config-field"),
+    *("--task", "--ignore-config-field", "--host", "--api-key", "--api-key-file", "--alias"),
+    *("--model-name", "--allowed-origin", "--volatile-line", "--transcripts"),
 }
 NUMBERS = [path for path in FLAGS if path[-1] not in WORDS]
 
@@ -98,6 +99,7 @@ def arguments(command: str, folder: Path, tmp_path: Path) -> list[str | Path]:
         "generate": ["hi", *tokens],
         "bench": ["--model", folder, "--prompt", "4", "--tokens", "2", "--rounds", "1"],
         "plan": ["minimax-m2"],
+        "serve": [tmp_path / "missing", "--port", "0", "--no-transcripts"],
         "quantize": [folder, tmp_path / "out", "--report-tokens", "0"],
         "scale": [*scale, "--votes", "0", "--model", folder, "--max-model-len", "512"],
         "models": ["smollm2"],

@@ -1,0 +1,167 @@
+"""fulmen serve: a model behind OpenAI's and Anthropic's APIs.
+
+stdout gets one line, the address, once requests are answered. All else goes to stderr.
+"""
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from fulmen.cli.help import ACCESS, HISTORIES, examples
+from fulmen.cli.options import (
+    DEFAULT_MODEL,
+    ENGINE_CONFIG,
+    MODEL_HELP,
+    MODEL_OPTION,
+    SERVER_CONFIG,
+    DeviceOption,
+    DtypeOption,
+    IgnoreOption,
+    load_llm,
+    with_flags_of,
+)
+from fulmen.files import user_folder
+from fulmen.sampling import SamplingParams
+
+if TYPE_CHECKING:  # a command imports what it needs, so that help comes at once
+    import socket
+
+    from fulmen.llm import LLM
+    from fulmen.server import ServerConfig
+
+EXAMPLES: Final = examples(
+    """
+fulmen serve                                 at http://127.0.0.1:8000
+fulmen serve minimax-m2 --port 9000
+fulmen serve --alias gpt-4o                  a name that a client insists on
+fulmen serve --max-num-seqs 32               answer 32 requests at once
+fulmen serve --host 0.0.0.0 --api-key-file keys.txt
+""",
+    {
+        "Clients": """
+OpenAI's SDK: OPENAI_BASE_URL=http://127.0.0.1:8000/v1; Anthropic's, and Claude Code:
+ANTHROPIC_BASE_URL=http://127.0.0.1:8000. Any key will do where none is set.
+"""
+    },
+)
+_SAMPLING_FLAGS: Final = (
+    *("temperature", "top_p", "top_k", "min_p", "max_tokens"),
+    *("repetition_window", "repetition_probability", "thinking_budget", "thinking_soft_end"),
+)
+"""Sampling that requests may leave to the server"""
+
+
+@with_flags_of(
+    SERVER_CONFIG, into="server", shows_defaults=True, without=("model_name", "transcripts")
+)
+@with_flags_of(ENGINE_CONFIG, into="engine", shows_defaults=True)
+@with_flags_of(SamplingParams, only=_SAMPLING_FLAGS)
+def serve(
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="MODEL", help=f"{MODEL_HELP} Default: {DEFAULT_MODEL}."),
+    ] = None,
+    same_model: Annotated[
+        str | None, typer.Option("--model", "-m", hidden=True, **MODEL_OPTION)
+    ] = None,
+    model_name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Name that the model is listed under. Default: MODEL's own."
+        ),
+    ] = None,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="File with one API key a line. Unlike --api-key, it shows no key to other users "
+            "of this machine.",
+            rich_help_panel=ACCESS,
+        ),
+    ] = None,
+    transcripts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="File that keeps answers, so that histories are recognized after a restart. "
+            "Default: ~/.local/share/fulmen/transcripts.sqlite3.",
+            rich_help_panel=HISTORIES,
+        ),
+    ] = None,
+    no_transcripts: Annotated[
+        bool,
+        typer.Option(
+            "--no-transcripts",
+            help="Keep answers in memory only, nothing on disk.",
+            rich_help_panel=HISTORIES,
+        ),
+    ] = False,
+    dtype: DtypeOption = None,
+    device: DeviceOption = "cpu",
+    ignore_config_field: IgnoreOption = None,
+    *,
+    given: dict[str, Any],
+    server: dict[str, Any],
+    engine: dict[str, Any],
+) -> None:
+    """Serve a model to clients of OpenAI and Anthropic.
+
+    Prints the address once requests are answered. Sampling options hold where a request says
+    nothing. Ctrl+C lets running answers finish; a second one ends them.
+    """
+    from fulmen.server import ServerConfig, bind, log_to, read_key_file, run
+
+    if model is not None and same_model is not None and model != same_model:
+        raise ValueError(f"the model is given twice, as {model} and as --model {same_model}")
+    name = model or same_model or DEFAULT_MODEL
+    if no_transcripts and transcripts is not None:
+        raise ValueError("--transcripts and --no-transcripts are given, one of them has no effect")
+    if not no_transcripts:
+        server["transcripts"] = transcripts or _default_transcripts()
+    if api_key_file is not None:
+        server["api_keys"] = (*server.get("api_keys", ()), *read_key_file(api_key_file))
+    server["model_name"] = _served_name(name) if model_name is None else model_name
+    config = ServerConfig(**server)
+    log_to(sys.stderr, config)
+    with bind(config) as sock:  # before the model is loaded, which takes longer
+        llm = load_llm(name, dtype, device, engine, ignore_config_field)
+        llm.defaults = replace(llm.defaults, **given)
+        is_orderly = run(_serve(llm, config, sock))
+    if not is_orderly:  # the engine may be in the middle of a long step, nobody waits for that
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
+async def _serve(llm: "LLM", config: "ServerConfig", sock: "socket.socket") -> bool:
+    from fulmen.llm import LocalModel
+    from fulmen.server import create_app
+    from fulmen.server import serve as serve_app
+
+    model = LocalModel(llm)
+    is_orderly = True
+    try:
+        app = create_app(model, config)
+        is_orderly = await serve_app(app, config, on_ready=_print_address, sock=sock)
+    finally:
+        if is_orderly:
+            await model.close()
+    return is_orderly
+
+
+def _print_address(url: str) -> None:
+    print(url, flush=True)
+
+
+def _default_transcripts() -> Path:
+    """Return where answers are kept: $XDG_DATA_HOME/fulmen, else in ~/.local/share."""
+    return user_folder("XDG_DATA_HOME", ".local/share") / "fulmen" / "transcripts.sqlite3"
+
+
+def _served_name(name: str) -> str:
+    """Return the name that a model is listed under: a folder's or a file's own, others as typed."""
+    return Path(name).resolve().stem if Path(name).exists() else name
