@@ -1,4 +1,4 @@
-"""Real coding clients finish a session with tools, and nothing the model said is read or lost twice.
+"""Real coding clients finish a session with tools, and nothing the model said is lost or read anew.
 
 Whatever a client does to a history, the prompt begins with the ids of the one before and of its
 answer. Clients that drop thoughts get them put back.
@@ -142,9 +142,9 @@ def assert_session(served: Served, steps: Sequence[Step]) -> None:
     assert len(exchanges) == len(steps)
     results = [m.content for m in exchanges[-1].request.messages if m.role == "tool"]
     assert len(results) == sum(len(step.calls) for step in steps[:-1])
-    assert "🦊" in results[1], results
+    assert "null}" in results[1], results
     assert "3" in results[2], results
-    assert "🦊" in results[3], results
+    assert "amp;" in results[3], results
     for number, (before, after) in enumerate(pairwise(exchanges), 1):
         known = [*before.done.prompt_ids, *before.done.answer_ids]
         assert list(after.done.prompt_ids[: len(known)]) == known, number
