@@ -15,6 +15,7 @@ from fulmen.chat.events import (
 from fulmen.chat.format import ChatFormat, ThinkingTags
 from fulmen.chat.formats import get_format, load_format
 from fulmen.chat.grammar import Grammar
+from fulmen.chat.history import VOLATILE_LINES, History, read_history
 from fulmen.chat.messages import Message, SampledIds, Span, Tool, ToolCall, random_call_id
 from fulmen.chat.model import (
     AnswerStream,
@@ -38,6 +39,7 @@ from fulmen.chat.transcript import Transcript, Turn, find_spans, read_turn
 from fulmen.chat.vocabulary import Vocabulary
 
 __all__ = [
+    "VOLATILE_LINES",
     "AnswerStream",
     "ChatFormat",
     "ChatModel",
@@ -48,6 +50,7 @@ __all__ = [
     "Detokenizer",
     "Event",
     "Grammar",
+    "History",
     "Message",
     "Parser",
     "PlainParser",
@@ -81,6 +84,7 @@ __all__ = [
     "load_format",
     "make_grammar",
     "random_call_id",
+    "read_history",
     "read_messages",
     "read_tools",
     "read_turn",

@@ -7,7 +7,7 @@ parser itself, the grammar of an answer, thinking budgets and transcripts.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -127,6 +127,13 @@ class ChatFormat(ABC):
 
         keep_thoughts  show every earlier thought, also those that the template drops
         """
+
+    def shows_thoughts(
+        self, messages: Sequence[Message], *, keep_thoughts: bool = False
+    ) -> list[bool]:
+        """Return for each message whether a prompt shows its thought apart from its content; a
+        format that has no tags of a thought shows none."""
+        return [False] * len(messages)
 
     def find_thought(self, text: str) -> ThoughtPlace:
         """Find the thought in the text of a completion; a format without one finds none."""
@@ -249,7 +256,7 @@ def sampled_segments(message: Message, *, with_thought: bool) -> list[Segment]:
     sampled = message.sampled
     assert sampled is not None
     tail = [sampled.tail] if sampled.tail else []
-    if with_thought:
+    if with_thought and not sampled.is_answer_only:
         return [Ids(sampled.ids), *tail]
     is_dropped = bool(sampled.answer_start or sampled.answer_lead)
     lead = [sampled.answer_lead] if sampled.answer_lead else []

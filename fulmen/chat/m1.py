@@ -13,6 +13,7 @@ right. Where it is not:
 """
 
 import re
+from collections.abc import Sequence
 
 from fulmen.chat.arguments import dump_json
 from fulmen.chat.call_grammar import m1_call_schema
@@ -83,12 +84,18 @@ class MiniMaxM1(ChatFormat):
         lines = "".join(_tool_line(tool) for tool in read_tools(tools))
         if lines:
             segments += [_TURN, _TOOLS_BEFORE + lines + _TOOLS_AFTER, _END_TURN, "\n"]
-        for index, message in enumerate(read):
-            if message.role != "system":
-                segments += [_TURN, *_turn(read, index, message), _END_TURN, "\n"]
+        turns = [message for message in read if message.role != "system"]
+        for index, message in enumerate(turns):
+            segments += [_TURN, *_turn(turns, index, message), _END_TURN, "\n"]
         if add_generation_prompt:
             segments += [_TURN, "ai name=assistant\n"]
         return segments
+
+    def shows_thoughts(
+        self, messages: Sequence[Message], *, keep_thoughts: bool = False
+    ) -> list[bool]:
+        """Return True for every answer: the template keeps what was written before it."""
+        return [message.role == "assistant" for message in messages]
 
     def parser(
         self,
@@ -132,7 +139,9 @@ def _turn(messages: list[Message], index: int, message: Message) -> list[Segment
         return [f"user name=user\n{message.content}"]
     if message.role == "assistant" and message.sampled is not None:
         closing = "" if message.sampled.is_thinking_closed else f"\n{END_THINK}\n"
-        return ["ai name=assistant\n", *sampled_segments(message, with_thought=True), closing]
+        thought = _thought(message) if message.sampled.is_answer_only else ""
+        ids = sampled_segments(message, with_thought=True)
+        return [f"ai name=assistant\n{thought}", *ids, closing]
     if message.role == "assistant":
         return [f"ai name=assistant\n{_assistant(message)}"]
     results = [
@@ -142,8 +151,12 @@ def _turn(messages: list[Message], index: int, message: Message) -> list[Segment
     return [f"tool name=tools\n{''.join(results)}"]
 
 
+def _thought(message: Message) -> str:
+    return f"{THINK}\n{message.thinking}\n{END_THINK}\n" if message.thinking else ""
+
+
 def _assistant(message: Message) -> str:
-    thought = f"{THINK}\n{message.thinking}\n{END_THINK}\n" if message.thinking else ""
+    thought = _thought(message)
     if not message.tool_calls:
         return thought + message.content
     lines = "".join(

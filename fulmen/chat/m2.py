@@ -7,16 +7,18 @@ right. Where it is not:
 
 - null content is empty (the template prints the word None), and arguments given as a JSON string
   are decoded (it fails);
-- a developer message is a system message, and system messages after the first join the system
-  block, a blank line between (it drops both). A system message added late thus changes the
-  start of the prompt, and nothing of it comes from a prefix cache;
+- a developer message is a system message, and all system messages before any other are the system
+  block, a blank line between (it drops all but the first). A later one stays where it is, so the
+  prompt before it does not change: in <system-reminder> tags at the end of the user or tool turn
+  before it, else at the start of the one after it, else in a user turn of its own, which is no
+  question: the thoughts before it stay;
 - tools given flat are shown like those given with `function` (it fails);
 - a tool's result that is not text is shown as JSON (it prints Python's form of it);
 - unknown roles and parts that are not text are errors (it skips them).
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from fulmen.chat.arguments import dump_json
 from fulmen.chat.call_grammar import m2_call_rules
@@ -37,7 +39,7 @@ from fulmen.chat.m2_tags import (
     PARAMETER,
     TOOL_BLOCK,
 )
-from fulmen.chat.messages import CallIds, Message, Messages, Tool, Tools, last_calls, random_call_id
+from fulmen.chat.messages import CallIds, Message, Messages, Tool, Tools, random_call_id
 from fulmen.chat.parsing import Parser
 from fulmen.chat.reading import read_messages, read_tools
 from fulmen.chat.tokenizer import Control, Ids, Segment, Tokenizer
@@ -92,14 +94,24 @@ class MiniMaxM2(ChatFormat):
     ) -> list[Segment]:
         read = read_messages(messages)
         segments: list[Segment] = [_START, _TURN, "system\n"]
-        segments += _system_texts(read, self.model_identity)
+        num_leading = next((i for i, one in enumerate(read) if one.role != "system"), len(read))
+        segments += _system_texts(read[:num_leading], self.model_identity)
         segments += _tools_segments(read_tools(tools))
         segments += [_END_TURN, "\n"]
-        shown = [message for message in read if message.role != "system"]
-        segments += _turns(shown, keep_thoughts=keep_thoughts)
+        segments += _turns(read[num_leading:], keep_thoughts=keep_thoughts)
         if add_generation_prompt:
             segments += [_TURN, "ai\n", Control(THINK), "\n"]
         return segments
+
+    def shows_thoughts(
+        self, messages: Sequence[Message], *, keep_thoughts: bool = False
+    ) -> list[bool]:
+        """Return True for answers after the last user message, or for all that are kept."""
+        last_user = _last_user(messages)
+        return [
+            message.role == "assistant" and (keep_thoughts or index > last_user)
+            for index, message in enumerate(messages)
+        ]
 
     def parser(
         self,
@@ -130,14 +142,13 @@ class MiniMaxM2(ChatFormat):
         return "\n".join(rules)
 
 
-def _system_texts(messages: list[Message], model_identity: str) -> Iterator[str]:
-    system = [message for message in messages if message.role == "system"]
-    first = system[0] if messages and messages[0].role == "system" else Message("system")
+def _system_texts(system: list[Message], model_identity: str) -> Iterator[str]:
+    first = system[0] if system else Message("system")
     # A list of empty parts counts as content, as in the template.
     yield first.content if first.content or first.parts else model_identity
     yield from _date_and_place(first)
-    for message in system:
-        if message is not first and message.content:
+    for message in system[1:]:
+        if message.content:
             yield f"\n\n{message.content}"
             yield from _date_and_place(message)
 
@@ -161,42 +172,105 @@ def _tools_segments(tools: tuple[Tool, ...]) -> list[Segment]:
     ]
 
 
+def _last_user(messages: Sequence[Message]) -> int:
+    return max((i for i, message in enumerate(messages) if message.role == "user"), default=-1)
+
+
 def _turns(messages: list[Message], *, keep_thoughts: bool) -> Iterator[Segment]:
-    last_user = max((i for i, message in enumerate(messages) if message.role == "user"), default=-1)
-    for index, message in enumerate(messages):
-        if message.role == "user":
-            yield from (_TURN, "user\n", message.content, _END_TURN, "\n")
-        elif message.role == "assistant":
-            yield from (_TURN, "ai\n")
+    last_user = _last_user(messages)
+    has_calls = False
+    index = 0
+    while index < len(messages):
+        if messages[index].role == "assistant":
+            has_calls = bool(messages[index].tool_calls)
             is_thinking_kept = keep_thoughts or index > last_user
-            if message.sampled is None:
-                yield from _assistant(message, is_thinking_kept=is_thinking_kept)
-            elif message.sampled.has_later_thoughts and not is_thinking_kept:
-                # Thoughts among the answer's ids: what the template shows has to be encoded anew.
-                yield from _assistant(message, is_thinking_kept=False)
-                yield Ids((), num_dropped=1)
-            else:
-                yield from _sampled(message, is_thinking_kept=is_thinking_kept)
-            yield from (_END_TURN, "\n")
-        else:
-            if not last_calls(messages, index):
+            yield from _answer(messages[index], is_thinking_kept=is_thinking_kept)
+            index += 1
+            continue
+        end = _end_of_turn(messages, index)
+        turn = messages[index:end]
+        if any(message.role == "tool" for message in turn):
+            if not has_calls:
                 raise ValueError(
                     "a tool message comes after no tool call, "
                     "the assistant message before it must have tool_calls"
                 )
-            if index == 0 or messages[index - 1].role != "tool":
-                yield from (_TURN, "tool")
+            yield from (_TURN, "tool", *_tool_turn(turn), _END_TURN, "\n")
+        elif text := _user_turn(turn):
+            yield from (_TURN, "user\n", *text, _END_TURN, "\n")
+        index = end
+
+
+def _end_of_turn(messages: Sequence[Message], start: int) -> int:
+    """Return the end of a turn that is one user message or a run of tool messages, with the system
+    messages before it, between and after it, or of system messages alone."""
+    end = start
+    role = "system"
+    while end < len(messages):
+        following = messages[end].role
+        if following == "assistant" or (
+            following != "system" and role != "system" and (following, role) != ("tool", "tool")
+        ):
+            break
+        role = following if following != "system" else role
+        end += 1
+    return end
+
+
+def _user_turn(turn: Sequence[Message]) -> list[str]:
+    """Return the texts of a turn; none for system messages without a text."""
+    texts: list[str] = []
+    for message in turn:
+        text = message.content if message.role == "user" else _reminder(message)
+        is_line_open = bool(texts and texts[-1]) and not texts[-1].endswith("\n")
+        if text and is_line_open:
+            texts.append("\n")
+        if text or message.role == "user":
+            texts.append(text)
+    return texts
+
+
+def _tool_turn(turn: Sequence[Message]) -> Iterator[str]:
+    for message in turn:
+        if message.role == "tool":
             yield from _responses(message)
-            if index + 1 == len(messages) or messages[index + 1].role != "tool":
-                yield from (_END_TURN, "\n")
+        elif text := _reminder(message):
+            yield f"\n{text}"
+
+
+def _reminder(message: Message) -> str:
+    """Return a system message as it stands among other turns; empty if it says nothing."""
+    text = message.content + "".join(_date_and_place(message))
+    text = text if message.content else text.removeprefix("\n")
+    return f"<system-reminder>\n{text}\n</system-reminder>" if text else ""
+
+
+def _answer(message: Message, *, is_thinking_kept: bool) -> Iterator[Segment]:
+    yield from (_TURN, "ai\n")
+    if message.sampled is None:
+        yield from _assistant(message, is_thinking_kept=is_thinking_kept)
+    elif message.sampled.has_later_thoughts and not is_thinking_kept:
+        # Thoughts among the answer's ids: what the template shows has to be encoded anew.
+        yield from _assistant(message, is_thinking_kept=False)
+        yield Ids((), num_dropped=1)
+    else:
+        yield from _sampled(message, is_thinking_kept=is_thinking_kept)
+    yield from (_END_TURN, "\n")
 
 
 def _sampled(message: Message, *, is_thinking_kept: bool) -> Iterator[Segment]:
-    if is_thinking_kept:
+    if message.sampled is not None and message.sampled.is_answer_only:
+        if message.thinking and is_thinking_kept:
+            yield from _thought(message.thinking)
+    elif is_thinking_kept:
         yield from (Control(THINK), "\n")
     yield from sampled_segments(message, with_thought=is_thinking_kept)
     if is_thinking_kept and message.sampled is not None and not message.sampled.is_thinking_closed:
         yield from ("\n", Control(END_THINK), "\n\n")
+
+
+def _thought(thinking: str) -> Iterator[Segment]:
+    yield from (Control(THINK), f"\n{thinking}\n", Control(END_THINK), "\n\n")
 
 
 def _assistant(message: Message, *, is_thinking_kept: bool) -> Iterator[Segment]:
@@ -207,7 +281,7 @@ def _assistant(message: Message, *, is_thinking_kept: bool) -> Iterator[Segment]
         thinking = before.strip("\n").split(THINK)[-1].strip("\n")
         content = after.strip("\n")
     if thinking and is_thinking_kept:
-        yield from (Control(THINK), f"\n{thinking}\n", Control(END_THINK), "\n\n")
+        yield from _thought(thinking)
     yield content
     if message.tool_calls:
         yield from ("\n", Control(TOOL_BLOCK), "\n")

@@ -6,7 +6,7 @@ the formats (m1.py, m2.py) render and parse without doubting their input.
 
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from fulmen.files import shorten
@@ -110,6 +110,22 @@ class SampledIds:
     """Text of the answer after ids: the id that held it also held a stop text"""
     has_later_thoughts: bool = False
     """True if the answer opened another thought after its first"""
+    is_answer_only: bool = False
+    """True if ids begin after the thought, which may be another conversation's: they follow the
+    thought of their message, if it has one"""
+
+    def without_thought(self) -> "SampledIds":
+        """Return the ids after the thought alone; the answer must not have later thoughts."""
+        start = self.answer_start
+        spans = [Span(s.kind, max(s.start - start, 0), s.stop - start) for s in self.spans]
+        return replace(
+            self,
+            ids=self.ids[start:],
+            spans=tuple(s for s in spans if s.stop > 0 and s.kind != "thinking"),
+            answer_start=0,
+            is_thinking_closed=True,
+            is_answer_only=True,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +145,8 @@ class Message:
     current_location: str | None = None
     sampled: SampledIds | None = field(default=None, compare=False, repr=False)
     """Ids that an assistant's message was sampled as, if they are known"""
+    signatures: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    """Signatures that came with the thought of an assistant's message"""
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:

@@ -9,6 +9,8 @@ everywhere.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from fulmen.chat.arguments import check_depth, dump_json, load_json
@@ -29,7 +31,7 @@ from fulmen.sampling import shown
 
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _OPENAI_KEYS = {"input_schema": "parameters"}
-_MEDIA_PARTS = re.compile("(input_|output_)?(image|audio|video|file|document)(_url)?")
+_MEDIA_PARTS = re.compile("(input_|output_)?(image|audio|video|file|document|pdf)(_url)?")
 
 
 def read_messages(messages: Messages) -> list[Message]:
@@ -38,10 +40,7 @@ def read_messages(messages: Messages) -> list[Message]:
     A tool_call_id that no call of the last assistant message has is a ValueError. Calls without
     ids, and results without a tool_call_id, are matched by order alone.
     """
-    read = [
-        message if isinstance(message, Message) else _read(message)
-        for message in without_blocks(messages)
-    ]
+    read = [one for message in messages for one in read_message(message)]
     order = order_of_results(
         [
             (message.role, [call.id for call in message.tool_calls], message.tool_call_id)
@@ -49,6 +48,18 @@ def read_messages(messages: Messages) -> list[Message]:
         ]
     )
     return [read[index] for index in order]
+
+
+def read_message(message: Message | Mapping[str, Any]) -> list[Message]:
+    """Read one message in any accepted shape: its tool results, if it has blocks of them, then the
+    rest of it."""
+    if isinstance(message, Message):
+        return [message]
+    signatures = _read_signatures(message)
+    return [
+        replace(one, signatures=signatures) if signatures and one.role == "assistant" else one
+        for one in map(read_plain_message, without_blocks([message]))
+    ]
 
 
 def check_not_empty(messages: Sequence[object]) -> None:
@@ -120,7 +131,10 @@ def read_call(call: object) -> ToolCall:
     )
 
 
-def _read(given: object) -> Message:
+def read_plain_message(given: object) -> Message:
+    """Read a message without blocks of calls and results."""
+    if isinstance(given, Message):
+        return given
     message = read_message_object(given)
     role = message.get("role")
     if not isinstance(role, str) or role not in (*ROLES, *SYSTEM_ROLES):
@@ -190,7 +204,7 @@ def _read_part(item: object, role: str) -> Part:
         return Part(text, _text_or_none(part, "name"))
     if role == "tool" and text is not None:
         return Part(dump_json(text), _text_or_none(part, "name"))
-    if role == "tool" and not _is_media(part):
+    if role == "tool" and not is_media(part):
         return Part(dump_json(item))
     raise ValueError(_no_text(item, role))
 
@@ -198,7 +212,7 @@ def _read_part(item: object, role: str) -> Part:
 def refuse_media(content: Sequence[object], role: str) -> None:
     """Raise for a part of a content that is a picture, a sound or a file."""
     for item in content:
-        if isinstance(item, Mapping) and _is_media(item):
+        if isinstance(item, Mapping) and is_media(item):
             raise ValueError(_no_text(item, role))
 
 
@@ -209,7 +223,8 @@ def _no_text(item: object, role: str) -> str:
     )
 
 
-def _is_media(part: Mapping[str, Any]) -> bool:
+def is_media(part: Mapping[str, Any]) -> bool:
+    """Return whether a part of a content is a picture, a sound or a file."""
     kind = part.get("type")
     return isinstance(kind, str) and _MEDIA_PARTS.fullmatch(kind) is not None
 
@@ -238,6 +253,20 @@ def _read_thinking(message: Mapping[str, Any], thought: str | None) -> str | Non
     return None
 
 
+def _read_signatures(message: object) -> tuple[str, ...]:
+    """Return the signatures of thinking blocks and reasoning_details, data of hidden ones too."""
+    if not isinstance(message, Mapping):
+        return ()
+    found: list[object] = []
+    for key in ("content", "reasoning_details"):
+        items = message.get(key)
+        for item in items if isinstance(items, list | tuple) else ():
+            if isinstance(item, Mapping):
+                is_hidden = item.get("type") in ("redacted_thinking", "reasoning.encrypted")
+                found.append(item.get("data" if is_hidden else "signature"))
+    return tuple(text for text in found if isinstance(text, str) and text)
+
+
 def _read_tool(tool: object) -> Tool:
     if not isinstance(tool, Mapping):
         raise ValueError(f"a tool is of type {type(tool).__name__}, it must be an object")
@@ -262,7 +291,8 @@ def order_of_results(
 ) -> list[int]:
     """Return the indices of messages with each run of tool results sorted as their calls were made.
 
-    messages  (role, ids of its calls, tool_call_id) of each
+    messages  (role, ids of its calls, tool_call_id) of each; a system message inside a run keeps
+              its place
 
     Models match results to calls by order: MiniMax templates never print an id. Raises ValueError
     for a tool_call_id that no call of the last assistant message has.
@@ -272,31 +302,45 @@ def order_of_results(
     index = 0
     while index < len(messages):
         role, ids, _ = messages[index]
-        end = index
-        while end < len(messages) and messages[end][0] == "tool":
-            end += 1
-        if end == index:
+        if role != "tool":
             calls = ids if role == "assistant" else calls
             ordered.append(index)
             index += 1
             continue
-        run = list(range(index, end))
-        places = {i: _place(messages[i][2], calls) for i in run}
+        run = []
+        end = index
+        while end < len(messages) and messages[end][0] in ("tool", "system", *SYSTEM_ROLES):
+            if messages[end][0] == "tool":
+                run.append(end)
+            end += 1
+        known: dict[str, int] = {}
+        for place, id in enumerate(calls):
+            if id is not None:
+                known.setdefault(id, place)
+        places = {i: _place(messages[i][2], known) for i in run}
+        in_order = run
         if all(place is not None for place in places.values()):
-            run.sort(key=lambda i: (places[i] or 0, i))
-        ordered += run
+            in_order = sorted(run, key=lambda i: (places[i] or 0, i))
+        moved = dict(zip(run, in_order, strict=True))
+        ordered += [moved.get(i, i) for i in range(index, end)]
         index = end
     return ordered
 
 
-def _place(tool_call_id: str | None, ids: Sequence[str | None]) -> int | None:
+def _place(tool_call_id: str | None, known: Mapping[str, int]) -> int | None:
     """Return the index of the call a result answers; None when only its order can tell."""
-    known = [id for id in ids if id is not None]
     if tool_call_id is None or not known:
         return None
     if tool_call_id not in known:
-        raise ValueError(
-            f"tool_call_id {shorten(tool_call_id, 80)} matches no call of the last assistant "
-            f"message, it must be one of {shorten(', '.join(known))}"
-        )
-    return ids.index(tool_call_id)
+        raise ValueError(no_such_call(tool_call_id, known))
+    return known[tool_call_id]
+
+
+def no_such_call(tool_call_id: str, known: Iterable[str]) -> str:
+    """Return the sentence that refuses a result of an unknown call."""
+    ids = shorten(", ".join(islice(known, 20)))
+    needed = f", it must be one of {ids}" if ids else ""
+    return (
+        f"tool_call_id {shorten(tool_call_id, 80)} matches no call of the last assistant "
+        f"message{needed}"
+    )

@@ -113,7 +113,7 @@ def serve(
     Prints the address once requests are answered. Sampling options hold where a request says
     nothing. Ctrl+C lets running answers finish; a second one ends them.
     """
-    from fulmen.server import ServerConfig, bind, log_to, read_key_file, run
+    from fulmen.server import ServerConfig, bind, log_to, read_key_file, run_async
 
     if model is not None and same_model is not None and model != same_model:
         raise ValueError(f"the model is given twice, as {model} and as --model {same_model}")
@@ -130,7 +130,7 @@ def serve(
     with bind(config) as sock:  # before the model is loaded, which takes longer
         llm = load_llm(name, dtype, device, engine, ignore_config_field)
         llm.defaults = replace(llm.defaults, **given)
-        is_orderly = run(_serve(llm, config, sock))
+        is_orderly = run_async(_serve(llm, config, sock))
     if not is_orderly:  # the engine may be in the middle of a long step, nobody waits for that
         sys.stdout.flush()
         sys.stderr.flush()

@@ -3,7 +3,7 @@
 from fulmen.llm.llm import LLM, Stream
 from fulmen.llm.local import LocalModel, LocalStream
 from fulmen.llm.scripted import ForcedModel, ScriptedModel
-from fulmen.llm.served import ServedModel
+from fulmen.llm.served import ServedModel, ServedStream
 
 __all__ = [
     "LLM",
@@ -12,5 +12,6 @@ __all__ = [
     "LocalStream",
     "ScriptedModel",
     "ServedModel",
+    "ServedStream",
     "Stream",
 ]

@@ -69,6 +69,7 @@ class Answer:
         """Set when the engine has taken the request"""
         self.num_cached_tokens = 0
         self._queue_seconds = 0.0
+        """Seconds until the engine has taken the request, then until it first ran"""
         self._arrival = self._first = self._last = time.perf_counter()
         """Times of the request, and of its first and last token"""
         self.priority = request.priority
@@ -126,7 +127,8 @@ class Answer:
         """Read the next token; True ends the answer here, at a stop text."""
         self._last = time.perf_counter()
         if not self.tokens:
-            self.num_cached_tokens, self._queue_seconds = output.num_hit_tokens, output.queue_seconds
+            self.num_cached_tokens = output.num_hit_tokens
+            self._queue_seconds += output.queue_seconds
             self._first = self._last
         is_forced = self._steering.is_forced
         self.tokens.append(Token(output.token_id, output.logprob, output.top_logprobs, is_forced))
@@ -148,7 +150,8 @@ class Answer:
 
     def started(self, request_id: int) -> None:
         """Take note that the engine has taken the request."""
-        self._arrival, self.request_id = time.perf_counter(), request_id
+        self.request_id = request_id
+        self._queue_seconds = time.perf_counter() - self._arrival
 
     def end_thinking(self) -> bool:
         """Close the thought that runs at the next token; return False if none runs. Only between

@@ -186,6 +186,17 @@ class LLM:
             grammar=self._grammar(params, None, ()),
         )
 
+    def prepare_next(self, answer: Answer, request: ChatRequest, number: int) -> Answer:
+        """Return the answer after `number` others to one request, yet to be started. answer is the
+        first, whose prompt is not rendered again; its seed and the number make the seed."""
+        seed = answer.params.seed
+        if request.params is None or request.params.seed is None:
+            seed = None  # each draws its own
+        elif seed is not None and (seed := seed + number) >= 2**64:
+            seed -= 2**64
+        params = replace(answer.params, seed=seed)
+        return self.prepare(replace(request, params=params, prompt=answer.prompt))
+
     def start(self, answer: Answer) -> Answer:
         """Queue an answer's request: it comes with the engine's steps."""
         try:
@@ -206,8 +217,11 @@ class LLM:
     def end(self, answer: Answer, error: Exception | None = None) -> None:
         """End an answer now, if it still runs, and free what it owns; with an error, because of
         that."""
-        if answer.finish_reason is None and answer.request_id is not None:
-            self.engine.abort(answer.request_id)
+        if answer.finish_reason is None:
+            if answer.request_id is None:
+                answer.cancel()
+            else:
+                self.engine.abort(answer.request_id)
         if error is None:
             answer.abort()
         else:

@@ -12,21 +12,24 @@ waits for another one's template, and a caller that goes away frees its place wi
 """
 
 import asyncio
+import functools
 import queue
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
-from fulmen.chat import ChatFormat, ChatRequest, Completion, Event, Tokenizer, as_request
+from fulmen.chat import ChatFormat, ChatRequest, Completion, Event, Token, Tokenizer, as_request
 from fulmen.engine import EngineStats
 from fulmen.llm.answer import Answer
 from fulmen.llm.llm import LLM
-from fulmen.sampling import SamplingParams
+from fulmen.sampling import SamplingParams, check_whole
 
 R = TypeVar("R")
+_MAX_ANSWERS: Final = 1024
+"""Most answers to one request"""
 
 
 class LocalModel:
@@ -38,6 +41,8 @@ class LocalModel:
         """Calls to run between two steps; None at the end"""
         self._readers: dict[int, _Reader] = {}
         """Readers of running requests, by id; the thread's own"""
+        self._waiting: list[tuple[_Prompt, _Reader]] = []
+        """Readers of answers that wait until another has read their prompt; the thread's own"""
         self.is_closed = False
         self._thread = threading.Thread(target=self._work, name="fulmen-engine", daemon=True)
         self._thread.start()
@@ -82,12 +87,26 @@ class LocalModel:
 
     @property
     def stats(self) -> EngineStats:
-        """Counters of the engine."""
+        """Counters of the engine; they may be read while it runs."""
         return self.llm.engine.stats
 
     def stream(self, request: ChatRequest) -> "LocalStream":
         """Return the answer to a request; it starts when it is entered or first awaited."""
         return LocalStream(self, lambda: self.llm.prepare(request))
+
+    def stream_many(self, request: ChatRequest, n: int) -> "list[LocalStream]":
+        """Return n answers to a request, each with a seed of its own: the seed that is given, that
+        and 1, and so on.
+
+        The prompt is rendered and read once: the answer that is entered first reads it, and the
+        others run from then on. Each is what it would be alone.
+        """
+        check_whole("n", n, 1, _MAX_ANSWERS)
+        shared = _Prompt(self.llm, request)
+        return [
+            LocalStream(self, functools.partial(shared.prepare, number), shared)
+            for number in range(n)
+        ]
 
     def stream_text(self, prompt: str | Sequence[int], **fields: Any) -> "LocalStream":
         """Return the continuation of a text or ids as they stand; all of it is content. fields are
@@ -111,8 +130,17 @@ class LocalModel:
         self._calls.put(run)
         return await asyncio.shield(asyncio.wrap_future(done))
 
-    def watch(self, reader: "_Reader") -> None:
-        """Pass on the events of an answer from now on; for the engine's thread."""
+    def run(self, reader: "_Reader", prompt: "_Prompt | None" = None) -> None:
+        """Start an answer and pass on its events from now on; for the engine's thread.
+
+        prompt  shared with other answers, one of which reads it first
+        """
+        if prompt is not None and prompt.is_being_read:
+            self._waiting.append((prompt, reader))
+            return
+        self.llm.start(reader.answer)
+        if prompt is not None:
+            prompt.started(reader.answer)
         assert reader.answer.request_id is not None
         self._readers[reader.answer.request_id] = reader
 
@@ -129,7 +157,7 @@ class LocalModel:
                 break
             call()
             self._pass_on()
-        for reader in self._readers.values():
+        for reader in (*self._readers.values(), *(waiting for _, waiting in self._waiting)):
             self.llm.end(reader.answer)
         self._pass_on()
 
@@ -151,6 +179,49 @@ class LocalModel:
                 self.llm.end(reader.answer)
             if reader.answer.finish_reason is not None:
                 del self._readers[request_id]
+        waiting, self._waiting = self._waiting, []
+        for prompt, reader in waiting:
+            if reader.answer.finish_reason is not None:  # it was closed
+                reader.pass_on()
+                continue
+            try:
+                self.run(reader, prompt)
+            except Exception as error:
+                self.llm.end(reader.answer, error)
+                reader.pass_on()
+
+
+class _Prompt:
+    """Prompt that several answers share: rendered once, and read by the first that runs."""
+
+    def __init__(self, llm: LLM, request: ChatRequest) -> None:
+        self._llm = llm
+        self._request = request
+        self._first: Answer | None = None
+        self._lock = threading.Lock()
+        self._reader: Answer | None = None
+        """Answer that reads it, or has read it; the engine's thread's own"""
+
+    @property
+    def is_being_read(self) -> bool:
+        """True until the answer that reads it has its first token, or has ended without one."""
+        reader = self._reader
+        return reader is not None and not reader.tokens and reader.finish_reason is None
+
+    def started(self, answer: Answer) -> None:
+        """Take note that an answer runs: it reads the prompt, if no other has."""
+        if self._reader is None or not self._reader.tokens:
+            self._reader = answer
+
+    def prepare(self, number: int) -> Answer:
+        """Return the answer after `number` others, yet to be started. Any thread may do this."""
+        with self._lock:
+            if self._first is None:
+                self._first = self._llm.prepare(self._request)
+                if number == 0:
+                    return self._first
+                self._first.cancel()  # it is here for its prompt
+        return self._llm.prepare_next(self._first, self._request, number)
 
 
 @dataclass(slots=True, eq=False)
@@ -178,10 +249,14 @@ class _Reader:
 class LocalStream:
     """A running answer: iterate for its events; close one that is not read to its end."""
 
-    def __init__(self, model: LocalModel, prepare: Callable[[], Answer]) -> None:
+    def __init__(
+        self, model: LocalModel, prepare: Callable[[], Answer], prompt: _Prompt | None = None
+    ) -> None:
         self._model = model
         self._prepare = prepare
+        self._prompt = prompt
         self._answer: Answer | None = None
+        self._num_read_tokens = 0
         self._reader: _Reader | None = None
         self._events: deque[Event] = deque()
         self._start: asyncio.Future[None] | None = None
@@ -207,6 +282,36 @@ class LocalStream:
                 continue
             self._is_over = True
             reader.answer.raise_error()
+
+    @property
+    def tokens(self) -> Sequence[Token]:
+        """New tokens so far; more come while it runs."""
+        return () if self._answer is None else self._answer.tokens
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of the prompt; 0 until it is encoded."""
+        return 0 if self._answer is None else len(self._answer.prompt.ids)
+
+    @property
+    def num_read_tokens(self) -> int:
+        """Tokens of the prompt that are in the cache so far, those found there included."""
+        answer = self._answer
+        if answer is not None and answer.tokens:
+            self._num_read_tokens = len(answer.prompt.ids)
+        elif answer is not None and answer.request_id is not None:
+            num_read = self._model.llm.engine.num_read_tokens(answer.request_id)
+            num_read = min(num_read, len(answer.prompt.ids))
+            self._num_read_tokens = max(num_read, self._num_read_tokens)  # it may be preempted
+        return self._num_read_tokens
+
+    async def end_thinking(self) -> bool:
+        """Close the thought that runs now, at its next token, as if its budget were used up; return
+        False if none runs."""
+        answer = self._answer
+        if answer is None or self._model.is_closed:
+            return False
+        return await self._on_model(answer.end_thinking)
 
     async def close(self) -> None:
         """End the answer, if it still runs, when the step under way is over."""
@@ -240,16 +345,17 @@ class LocalStream:
         loop = asyncio.get_running_loop()
         if self._model.is_closed:
             raise RuntimeError("the engine is closed")
-        answer = await asyncio.to_thread(self._prepare)
+        self._answer = answer = await asyncio.to_thread(self._prepare)
         await self._on_model(lambda: self._run(answer, loop))
 
     def _run(self, answer: Answer, loop: asyncio.AbstractEventLoop) -> None:
         """Start the answer in the engine's thread, if its caller is still there."""
         if self._is_closed or self._model.is_closed:
-            answer.abort()
+            answer.cancel()
             return
-        self._reader = _Reader(self._model.llm.start(answer), loop)
-        self._model.watch(self._reader)
+        reader = _Reader(answer, loop)
+        self._model.run(reader, self._prompt)
+        self._reader = reader
 
     def _end(self) -> None:
         """End the answer in the engine's thread."""

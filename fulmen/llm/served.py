@@ -3,11 +3,31 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
-from fulmen.chat import AnswerStream, ChatFormat, ChatModel, Tokenizer
+from fulmen.chat import AnswerStream, ChatFormat, ChatModel, ChatRequest, Token, Tokenizer
 from fulmen.engine import EngineStats
 from fulmen.sampling import SamplingParams
 
 R = TypeVar("R")
+
+
+class ServedStream(AnswerStream, Protocol):
+    """A running answer that shows how far it is; every property is safe to read while it runs."""
+
+    @property
+    def tokens(self) -> Sequence[Token]:
+        """New tokens so far."""
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of the prompt; 0 until it is encoded."""
+
+    @property
+    def num_read_tokens(self) -> int:
+        """Tokens of the prompt that are in the cache so far, those found there included."""
+
+    async def end_thinking(self) -> bool:
+        """Close the thought that runs now, as if its budget were used up; return False if none
+        runs."""
 
 
 class ServedModel(ChatModel, Protocol):
@@ -31,9 +51,16 @@ class ServedModel(ChatModel, Protocol):
 
     @property
     def stats(self) -> EngineStats:
-        """Counters of the engine."""
+        """Counters of the engine; they may be read while it runs."""
 
-    def stream_text(self, prompt: str | Sequence[int], **fields: Any) -> AnswerStream:
+    def stream(self, request: ChatRequest) -> ServedStream:
+        """Return the answer to a request; it starts when it is entered or first awaited. Whatever
+        is wrong with the request is a ValueError then."""
+
+    def stream_many(self, request: ChatRequest, n: int) -> Sequence[ServedStream]:
+        """Return n answers to a request, whose prompt is read once; a seed makes n seeds."""
+
+    def stream_text(self, prompt: str | Sequence[int], **fields: Any) -> ServedStream:
         """Return the continuation of a text or ids as they stand; fields as in `ChatRequest`."""
 
     async def call(self, work: Callable[[], R]) -> R:

@@ -5,7 +5,7 @@ from fulmen.server.config import ServerConfig
 from fulmen.server.errors import Refusal
 from fulmen.server.keys import read_key_file
 from fulmen.server.logs import log_to
-from fulmen.server.run import bind, run, serve
+from fulmen.server.run import bind, run_async, serve
 
 __all__ = [
     "Refusal",
@@ -14,6 +14,6 @@ __all__ = [
     "create_app",
     "log_to",
     "read_key_file",
-    "run",
+    "run_async",
     "serve",
 ]

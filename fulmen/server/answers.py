@@ -1,14 +1,16 @@
 """The running answers to one request: events of the model, joined and counted as they come."""
 
 import asyncio
+import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from fulmen.chat import (
+    ChatModel,
     ChatRequest,
     Completion,
     ContentDelta,
@@ -23,11 +25,11 @@ from fulmen.chat import (
 from fulmen.server.asking import Ask, End, Progress, Report, Update
 from fulmen.server.errors import Refusal, failure_of
 from fulmen.server.known_prompts import Digests
+from fulmen.server.limits import Lease
 from fulmen.server.metrics import Metrics
 from fulmen.server.packets import Packer
 
-if TYPE_CHECKING:
-    from fulmen.server.service import Service
+_log = logging.getLogger(__name__)
 
 _FLUSH_SECONDS: Final = 0.5
 """Longest time that a short fragment waits for more text"""
@@ -47,8 +49,23 @@ class Answers:
     """The running answers to one request: iterate for their news; close them in the end."""
 
     def __init__(
-        self, service: Service, ask: Ask, scope: str, id: str, prepared: Prepared, lease: Any
+        self,
+        model: ChatModel,
+        prepared: Prepared,
+        *,
+        ask: Ask,
+        scope: str,
+        id: str,
+        metrics: Metrics,
+        lease: Lease,
+        note: Callable[["Answers", End], None],
+        leave: Callable[["Answers"], None],
     ) -> None:
+        """
+        lease  places in the engine, given back in the end
+        note   writes down an answer that ended; called in a thread of its own
+        leave  called when the request is over
+        """
         self.id = id
         self.ask = ask
         self.scope = scope
@@ -59,8 +76,11 @@ class Answers:
         """What a client sends back with a thought, and we find it by"""
         self.first_token_seconds: float | None = None
         self.seconds = 0.0
-        self._service = service
+        self._model = model
+        self._metrics = metrics
         self._lease = lease
+        self._note = note
+        self._leave = leave
         self._streams: list[Any] = []
         self._pumps: list[asyncio.Task[None]] = []
         self._arrived = asyncio.Event()
@@ -82,9 +102,9 @@ class Answers:
 
     async def start(self) -> None:
         """Start the answers; a request that the model refuses raises here."""
-        model, request, count = self._service.model, self.prepared.request, self.ask.num_answers
+        model, request, count = self._model, self.prepared.request, self.ask.num_answers
         if hasattr(model, "stream_many"):
-            self._streams = model.stream_many(request, count)
+            self._streams = list(model.stream_many(request, count))
         else:
             self._streams = [model.stream(request) for _ in range(count)]
         try:
@@ -141,7 +161,7 @@ class Answers:
                     self._first_token()
                 if ready:
                     update = Update(view.index, ready, view.new_tokens())
-                    view.count_gap(self._service.metrics, len(update.tokens))
+                    view.count_gap(self._metrics, len(update.tokens))
                     yield update
                     sent_any = True
                 if is_over:
@@ -173,7 +193,7 @@ class Answers:
     def _first_token(self) -> None:
         if self.first_token_seconds is None:
             self.first_token_seconds = time.perf_counter() - self._started
-            self._service.metrics.first_token(self.first_token_seconds)
+            self._metrics.first_token(self.first_token_seconds)
 
     async def _end(self, view: "_View") -> End:
         completion: Completion = await self._streams[view.index].finish()
@@ -181,9 +201,12 @@ class Answers:
         reply = completion.reply
         shown = Message("assistant", view.content, reply.thinking, reply.tool_calls)
         end = End(view.index, completion, shown, view.is_call_open)
-        await asyncio.to_thread(self._service.note, self, end, self.signatures[view.index])
+        try:
+            await asyncio.to_thread(self._note, self, end)
+        except OSError as error:  # such as a full disk: the client gets its answer all the same
+            _log.warning("answer %s is not in the log: %s", self.turn_id(end.index), error)
         self.seconds = time.perf_counter() - self._started
-        self._service.metrics.finished(completion, self.seconds)
+        self._metrics.finished(completion, self.seconds)
         return end
 
     async def end_thinking(self) -> bool:
@@ -201,7 +224,7 @@ class Answers:
         if self._is_closed:
             return
         self._is_closed = True
-        self._service.leave(self)
+        self._leave(self)
         for pump in self._pumps:
             pump.cancel()
         try:

@@ -56,7 +56,7 @@ class ServerConfig:
     """Disk for kept answers; beyond it those not used for longest are deleted."""
     transcript_days: float = 30.0
     """Days after which an answer that no history used is deleted."""
-    volatile_lines: tuple[str, ...] = (VOLATILE_LINES,)
+    volatile_lines: tuple[str, ...] = VOLATILE_LINES
     """Regular expression of lines to leave out at the head of a system prompt. Clients put their
     version there, and a prompt that differs at its head is read anew."""
     allowed_origins: tuple[str, ...] = ()

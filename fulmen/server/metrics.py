@@ -36,9 +36,10 @@ _GAUGES: Final = (
 _COUNTERS: Final = (
     ("prompt_tokens", "num_prompt_tokens", "Prompt tokens of all requests."),
     ("generation_tokens", "num_new_tokens", "New tokens of all answers."),
-    ("prefix_cache_queries", "num_prompt_tokens", "Prompt tokens looked up in the cache."),
-    ("prefix_cache_hits", "num_hit_tokens", "Prompt tokens found in the cache."),
+    ("prefix_cache_queries", "num_queried_tokens", "Tokens looked up in the cache."),
+    ("prefix_cache_hits", "num_hit_tokens", "Tokens of those that were found."),
     ("prompt_tokens_cached", "num_hit_tokens", "Prompt tokens found in the cache."),
+    ("evicted_tokens", "num_evicted_tokens", "Tokens dropped from the cache to make room."),
     ("num_preemptions", "num_preemptions", "Answers put aside to make room for others."),
 )
 """Name of a metric, the field of `EngineStats` that holds it, and its help"""

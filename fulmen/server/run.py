@@ -76,7 +76,7 @@ def _unusable(config: ServerConfig, error: OSError) -> ValueError:
     return ValueError(f"port {config.port} of {config.host} cannot be listened on: {reason}")
 
 
-def run(main: Coroutine[Any, Any, T]) -> T:
+def run_async(main: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine in the fastest event loop that is installed."""
     factory = None
     if importlib.util.find_spec("uvloop") is not None:

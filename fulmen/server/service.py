@@ -98,7 +98,17 @@ class Service:
         lease = self.places.acquire(ask.num_answers)
         try:
             prepared = await asyncio.to_thread(self._prepare, ask, scope)
-            answers = Answers(self, ask, scope, answer_id, prepared, lease)
+            answers = Answers(
+                self.model,
+                prepared,
+                ask=ask,
+                scope=scope,
+                id=answer_id,
+                metrics=self.metrics,
+                lease=lease,
+                note=self._note,
+                leave=self._leave,
+            )
             await answers.start()
         except BaseException as error:
             lease.release()
@@ -209,7 +219,7 @@ class Service:
         ids: list[int] = self.tokenizer.encode(text)
         return ids
 
-    def note(self, answers: Answers, end: End, signature: str) -> None:
+    def _note(self, answers: Answers, end: End) -> None:
         """Write an answer into the log, in a thread of its own."""
         completion = end.completion
         turn_id = answers.turn_id(end.index)
@@ -222,12 +232,12 @@ class Service:
                 scope=answers.scope,
                 turn_id=turn_id,
                 shown=end.shown,
-                signatures=[signature],
+                signatures=[answers.signatures[end.index]],
             )
         ids = [*completion.prompt_ids, *completion.answer_ids]
         self._known_prompts.add(turn_id, ids, answers.prepared.digests, answers.scope)
 
-    def leave(self, answers: Answers) -> None:
+    def _leave(self, answers: Answers) -> None:
         """Forget a request that is over."""
         self._running.pop(answers.id, None)
 

@@ -5,6 +5,7 @@ goes away, so its answers end within a step of the engine.
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import aclosing
 from typing import Any, Protocol, TypeVar
@@ -18,6 +19,8 @@ from fulmen.server.config import ServerConfig
 from fulmen.server.errors import Refusal, failure_of
 
 T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 
 class Writer(Protocol):
@@ -104,6 +107,8 @@ def stream_response(
             if finish is not None:
                 yield b"".join(finish(ends))
         except Exception as error:
+            if not isinstance(error, Refusal):
+                _log.error("request %s failed", request_id(request), exc_info=error)
             yield b"".join(writer.fail(failure_of(error), request_id(request)))
         finally:
             await answers.close()

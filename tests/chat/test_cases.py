@@ -21,7 +21,10 @@ M1_TAGS = ("<tool_calls>", "</tool_calls>")
 
 # The raw template drops system messages after the first and developer messages, and prints None.
 TEMPLATE_DIFFERENCES = {
-    "late-system-dropped": ("assistant.[e~[", "assistant.\n\nLATE[e~["),
+    "late-system-dropped": (
+        "]~b]user\nc",
+        "]~b]user\n<system-reminder>\nLATE\n</system-reminder>\nc",
+    ),
     "developer-role-dropped": ("You are a helpful assistant.", "D"),
     "null-content-tool-call": ("]~b]ai\nNone\n", "]~b]ai\n\n"),
 }

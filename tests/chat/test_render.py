@@ -129,14 +129,71 @@ def test_m2_decodes_string_arguments_where_the_template_fails() -> None:
 
 
 @pytest.mark.parametrize("role", ["system", "developer"])
-def test_m2_late_system_messages_join_the_system_block_where_the_template_drops_them(
-    role: str,
-) -> None:
-    late = {"role": role, "content": "LATE"}
-    messages = [{"role": "system", "content": "S"}, QUESTION, late]
+def test_m2_leading_system_messages_are_one_block_where_the_template_drops_them(role: str) -> None:
+    messages = [{"role": "system", "content": "S"}, {"role": role, "content": "LATE"}, QUESTION]
     joined = [{"role": "system", "content": "S\n\nLATE"}, QUESTION]
     assert "LATE" not in raw_render("minimax-m2.jinja", messages)
     assert M2.render(messages) == raw_render("minimax-m2.jinja", joined)
+
+
+LATE = "<system-reminder>\nLATE\n</system-reminder>"
+
+
+@pytest.mark.parametrize("role", ["system", "developer", "root"])
+@pytest.mark.parametrize(
+    ("before", "after", "end"),
+    [
+        ("u", "", f"]~b]user\nQ\n{LATE}[e~[\n"),
+        ("u", "u", f"]~b]user\nQ\n{LATE}[e~[\n]~b]user\nQ[e~[\n"),
+        ("ua", "u", f"]~b]user\n{LATE}\nQ[e~[\n"),
+        ("ua", "a", f"]~b]user\n{LATE}[e~[\n]~b]ai\nA[e~[\n"),
+        ("ua", "", f"]~b]user\n{LATE}[e~[\n"),
+        ("uctt", "", f"</response>\n<response>R</response>\n{LATE}[e~[\n"),
+        ("uct", "t", f"\n<response>R</response>\n{LATE}\n<response>R</response>[e~[\n"),
+        ("uc", "tt", f"]~b]tool\n{LATE}\n<response>R</response>\n<response>R</response>[e~[\n"),
+        ("uctt", "u", f"\n{LATE}[e~[\n]~b]user\nQ[e~[\n"),
+    ],
+)
+def test_m2_shows_a_later_system_message_in_its_place(
+    role: str, before: str, after: str, end: str
+) -> None:
+    known: dict[str, dict[str, Any]] = {
+        "u": {"role": "user", "content": "Q"},
+        "a": {"role": "assistant", "content": "A"},
+        "c": {"role": "assistant", "content": "", "tool_calls": [call({}), call({})]},
+        "t": {"role": "tool", "content": "R"},
+    }
+    messages = [
+        *(known[letter] for letter in before),
+        {"role": role, "content": "LATE"},
+        *(known[letter] for letter in after),
+    ]
+    text = M2.render(messages, add_generation_prompt=False)
+    assert text.endswith(end)
+    assert text.count("LATE") == 1
+
+
+def test_m2_joins_later_system_messages_line_by_line() -> None:
+    date = {"role": "system", "current_date": "2026-01-01"}
+    empty = {"role": "system", "content": ""}
+    user = {"role": "user", "content": "Q\n"}
+    late = {"role": "system", "content": "LATE"}
+    reminded = "<system-reminder>\nCurrent date: 2026-01-01\n</system-reminder>"
+    text = M2.render([user, late, empty, date], add_generation_prompt=False)
+    assert text.endswith(f"]~b]user\nQ\n{LATE}\n{reminded}[e~[\n")
+    answer = {"role": "assistant", "content": "A"}
+    messages = [user, answer, late, date, {"role": "user", "content": ""}]
+    text = M2.render(messages, add_generation_prompt=False)
+    assert text.endswith(f"]~b]user\n{LATE}\n{reminded}[e~[\n")
+    text = M2.render([user, answer, empty, answer], add_generation_prompt=False)
+    assert text.endswith("]~b]ai\nA[e~[\n]~b]ai\nA[e~[\n")
+
+
+def test_m2_keeps_thoughts_before_a_system_message_that_is_no_question() -> None:
+    thinks = {"role": "assistant", "content": "A", "reasoning_content": "T"}
+    messages = [QUESTION, thinks, {"role": "system", "content": "LATE"}]
+    assert "<think>\nT\n</think>\n\nA" in M2.render(messages)
+    assert "</think>" not in M2.render([*messages, QUESTION])
 
 
 def test_m2_shows_flat_tools_where_the_template_fails() -> None:
