@@ -119,12 +119,13 @@ def claude_code(
 ) -> Running:
     """Ask Claude Code.
 
-    hides    use a model name for which it wants no text of thoughts
+    hides    print plain text, for which it wants no text of thoughts, and use a name that it knows,
+             for which it tells how many tokens are left
     goes_on  continue the last conversation
     """
     command = [
-        *(program("claude-code"), "-p", question, "--output-format", "stream-json", "--verbose"),
-        *("--model", "haiku" if hides else "m2"),
+        *(program("claude-code"), "-p", question, "--model", "haiku" if hides else "m2"),
+        *(["--output-format", "text"] if hides else ["--output-format", "stream-json", "--verbose"]),
         *(["--continue"] if goes_on else []),
         *("--allowedTools", "Bash", "Read", "Write", "Edit"),
     ]

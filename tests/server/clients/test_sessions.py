@@ -126,13 +126,25 @@ def test_a_session_with_tools_completes_and_its_prompts_go_on_from_each_other(
     with serving(llm, write_steps(steps)) as served:
         finished = start(place, served.url, QUESTION, hides=hides).wait()
         assert finished.returncode == 0, finished.story
+        states = turn_states(served)
     assert (place.work / "a.txt").read_text() == TEXT
     assert_session(served, steps)
+    num_turns = sum(range(len(steps)))
+    shown, hidden = (0, num_turns) if hides else (num_turns, 0)
+    assert states == {"matched": shown, "restored": hidden, "rendered": 0}
     if name == "mini-swe-agent":
         trajectory = json.loads((place.home / "trajectory.json").read_text())
         assert trajectory["info"]["exit_status"] == "Submitted"
     else:
         assert FINAL in finished.stdout
+
+
+def turn_states(served: Served) -> dict[str, int]:
+    """Return how often the server found a turn of its own in each state."""
+    with urllib.request.urlopen(f"{served.url}/metrics", timeout=10) as reply:
+        text = reply.read().decode()
+    found = re.findall(r'^fulmen:history_turns_total\{.*state="(\w+)"\} (\S+)$', text, re.M)
+    return {state: int(float(count)) for state, count in found}
 
 
 def assert_session(served: Served, steps: Sequence[Step]) -> None:
