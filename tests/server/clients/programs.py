@@ -125,7 +125,11 @@ def claude_code(
     """
     command = [
         *(program("claude-code"), "-p", question, "--model", "haiku" if hides else "m2"),
-        *(["--output-format", "text"] if hides else ["--output-format", "stream-json", "--verbose"]),
+        *(
+            ["--output-format", "text"]
+            if hides
+            else ["--output-format", "stream-json", "--verbose"]
+        ),
         *(["--continue"] if goes_on else []),
         *("--allowedTools", "Bash", "Read", "Write", "Edit"),
     ]
