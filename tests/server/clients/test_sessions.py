@@ -5,7 +5,11 @@ answer. Clients that drop thoughts get them put back.
 """
 
 import json
+import re
+import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -139,6 +143,73 @@ def test_a_session_with_tools_completes_and_its_prompts_go_on_from_each_other(
         assert FINAL in finished.stdout
 
 
+@pytest.mark.parametrize("name", ["claude-code", "opencode"])
+def test_a_second_question_goes_on_from_the_first_where_all_thoughts_are_kept(
+    llm: LLM, place: Place, name: str
+) -> None:
+    """Claude Code asks for it, opencode's server is set so."""
+    start, write_script = {"claude-code": claude_code, "opencode": opencode}[name], CLIENTS[name][1]
+    steps = [*write_script(place.work), *write_script(place.work)]
+    again = [replace(step, thought=f"Again. {step.thought}") for step in steps[4:]]
+    again[0] = replace(again[0], calls=steps[1].calls)
+    steps[4:] = again
+    with serving(llm, write_steps(steps), keep_thoughts=name == "opencode") as served:
+        for goes_on in (False, True):
+            finished = start(place, served.url, QUESTION, goes_on=goes_on).wait()
+            assert finished.returncode == 0, finished.story
+            assert FINAL in finished.stdout
+    assert_session(served, steps)
+
+
+def test_a_second_question_drops_the_thoughts_of_the_first_as_the_template_does(
+    llm: LLM, place: Place
+) -> None:
+    steps = [*opencode_steps(place.work), Step("Short.", "Again, briefly.")]
+    with serving(llm, write_steps(steps)) as served:
+        for goes_on in (False, True):
+            finished = opencode(place, served.url, QUESTION, goes_on=goes_on).wait()
+            assert finished.returncode == 0, finished.story
+        states = turn_states(served)
+    assert states == {"matched": 1 + 2 + 3 + 4, "restored": 0, "rendered": 0}
+    *_, before, after = served.conversation
+    prompt = served.engine.tokenizer.decode(after.done.prompt_ids)
+    assert steps[0].thought in served.engine.tokenizer.decode(before.done.prompt_ids)
+    assert not any(f"<think>\n{step.thought}" in prompt for step in steps)
+    # Up to the first thought nothing is read again.
+    first = served.conversation[0].done
+    assert after.done.usage.num_cached_tokens >= len(first.prompt_ids) - 1
+
+
+@pytest.mark.parametrize("name", CLIENTS)
+def test_a_client_with_a_wrong_key_says_so_and_reaches_no_model(
+    llm: LLM, place: Place, name: str
+) -> None:
+    with serving(llm, write_steps([]), api_keys=("the-right-key",)) as served:
+        finished = CLIENTS[name][0](place, served.url, QUESTION, key="a-wrong-key").wait()
+    assert not served.engine.exchanges
+    assert re.search("api key|401|authenticat", finished.stdout + finished.stderr, re.I), (
+        finished.story
+    )
+    assert "the-right-key" not in finished.stdout + finished.stderr
+
+
+@pytest.mark.parametrize("name", CLIENTS)
+def test_a_client_that_is_killed_leaves_the_engine_idle(llm: LLM, place: Place, name: str) -> None:
+    steps = [Step("A long one. " + "All work and no play. " * 1500, "The end.")]
+    with serving(llm, write_steps(steps)) as served:
+        running = CLIENTS[name][0](place, served.url, QUESTION)
+        try:
+            wait_until(lambda: bool(served.conversation) and tokens_now(llm) > 50, 60)
+        finally:
+            running.kill()
+        seen = tokens_now(llm)
+        wait_until(lambda: not llm.engine.has_unfinished, 30)
+        late = tokens_now(llm) - seen
+        assert late < 200, late
+    (exchange,) = served.conversation
+    assert exchange.completion is None or exchange.completion.finish_reason == "abort"
+
+
 def turn_states(served: Served) -> dict[str, int]:
     """Return how often the server found a turn of its own in each state."""
     with urllib.request.urlopen(f"{served.url}/metrics", timeout=10) as reply:
@@ -167,3 +238,16 @@ def assert_session(served: Served, steps: Sequence[Step]) -> None:
         places = [prompt.find(thought) for thought in thoughts]
         assert places == sorted(places), number
         assert -1 not in places, number
+
+
+def wait_until(is_true: Callable[[], bool], seconds: float) -> None:
+    """Wait until something holds, for a while."""
+    until = time.monotonic() + seconds
+    while not is_true():
+        assert time.monotonic() < until, f"it took longer than {seconds} s"
+        time.sleep(0.01)
+
+
+def tokens_now(llm: LLM) -> int:
+    """Return how many tokens an engine has made since it was."""
+    return llm.engine.stats.num_new_tokens
