@@ -129,7 +129,8 @@ class SamplingParams:
         for name in ("json_schema", "regex"):
             value = getattr(self, name)
             if not isinstance(value, str | None):
-                raise ValueError(f"{name} is {shown(value)}, it must be text or none")
+                as_text = "; json.dumps writes a schema as text" * isinstance(value, dict | bool)
+                raise ValueError(f"{name} is {shown(value)}, it must be text or none{as_text}")
         if self.tool_choice not in get_args(ToolChoice):
             raise ValueError(
                 f"tool_choice is {shown(self.tool_choice)}, it must be auto, none or required"

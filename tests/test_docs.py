@@ -357,3 +357,16 @@ def test_a_docstring_begins_with_a_verb_or_a_noun() -> None:
         if re.match(UNSAID, text)
     ]
     assert not found, "\n".join(found)
+
+
+def test_our_flags_beside_those_of_others_exist() -> None:
+    rows = re.findall(
+        r"^\|.*\|(.*)\|$", (ROOT / "docs/coming-from.md").read_text(encoding="utf-8"), re.M
+    )
+    named = {flag for ours in rows for flag in re.findall(r"`(?:fulmen )?[^`]*?(--[a-z-]+)", ours)}
+    helps = "".join(
+        run("-c", "from fulmen.cli import main; main()", command, "--help")
+        for command in ("chat", "generate", "quantize", "bench")
+    )
+    assert len(named) > 15
+    assert {flag for flag in named if not re.search(rf"{flag}\b", helps)} == set()

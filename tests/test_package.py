@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import fulmen
+from fulmen.kernels import shadowed_install
 from fulmen.moved import MOVED
 
 
@@ -96,3 +97,29 @@ def test_the_version_is_the_same_in_the_package_and_in_its_metadata() -> None:
 
 def test_the_package_says_that_it_is_typed() -> None:
     assert (Path(fulmen.__file__).parent / "py.typed").is_file()
+
+
+def test_python_m_fulmen_is_the_command() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "fulmen", "--help"], capture_output=True, text=True, timeout=60
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.split()[:6] == ["Usage:", "python", "-m", "fulmen", "[OPTIONS]", "COMMAND"]
+    for command in ("chat", "plan", "sessions"):
+        assert f"\n  {command} " in run.stdout
+
+
+def test_a_source_folder_that_hides_an_installed_package_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Path(fulmen.__file__).parent
+    monkeypatch.setattr(sys, "path", [str(source.parent), str(tmp_path)])
+    assert shadowed_install() is None  # the source itself, and a folder without the package
+    kernels = tmp_path / "fulmen/kernels/cpu"
+    kernels.mkdir(parents=True)
+    assert shadowed_install() is None  # a package without kernels is no better
+    (kernels / "_native.abi3.so").touch()
+    assert shadowed_install() == (
+        f"you are importing the source folder {source}, which has no C++ kernels, and not the "
+        f"installed {tmp_path / 'fulmen'}; leave {source.parent}, or `pip install -e .` there"
+    )

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from fulmen.cli.options import ENGINE_CONFIG, _fields, in_flags
+from fulmen.sampling import SamplingParams
+
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
 HOLE = "\0"
@@ -31,12 +34,19 @@ def literal(node: ast.expr) -> str | None:
 
 @cache
 def sentences() -> frozenset[str]:
-    """Return all texts in the package, holes and all."""
+    """Return all texts in the package, holes and all, those about a field also as the command line
+    says them."""
+    flags = {
+        field.name: field.flag
+        for config in (ENGINE_CONFIG, SamplingParams)
+        for field in _fields(config)
+    }
     return frozenset(
-        text
+        said
         for file in (ROOT / "fulmen").rglob("*.py")
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
         if isinstance(node, ast.expr) and (text := literal(node)) is not None
+        for said in (text, in_flags(text, flags))
     )
 
 
@@ -65,7 +75,7 @@ def test_a_quoted_sentence_is_said_by_the_code(quoted: str) -> None:
     [
         "session ... is in use by another program, fulmen sessions fork makes a second one of it",
         "is in use by another process, fulmen sessions fork makes a second one of it",
-        "kv_cache_bytes is 5, this machine has ... bytes of memory",
+        "kv_cache_bytes is 5, this machine has ... of memory",
     ],
 )
 def test_a_sentence_that_nothing_says_is_noticed(wrong: str) -> None:

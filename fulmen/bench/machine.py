@@ -4,6 +4,7 @@ Every other figure is compared with these two. They are measured, not looked up:
 has only what its neighbours leave.
 """
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -97,9 +98,12 @@ def measure_limits(num_threads: int, dtypes: Sequence[torch.dtype] = (torch.bflo
     return Limits(None if extension is None else extension.isa(), read_rates, registers, matmul)
 
 
-def measure_read_rates(num_threads: int) -> dict[int, float]:
+def measure_read_rates(num_threads: int, *, max_seconds: float = math.inf) -> dict[int, float]:
     """Measure reading memory with one and with all threads: GB/s by number of threads. Leaves
-    `num_threads` set."""
+    `num_threads` set.
+
+    max_seconds  time after which no reading begins for the same number of threads
+    """
     extension = native()
     buffer = torch.ones(READ_BYTES, dtype=torch.uint8)
 
@@ -112,7 +116,7 @@ def measure_read_rates(num_threads: int) -> dict[int, float]:
     read_rates = {}
     for threads in sorted({1, num_threads}):
         use_threads(threads)
-        read_rates[threads] = READ_BYTES / best_seconds(read, 5) / 1e9
+        read_rates[threads] = READ_BYTES / best_seconds(read, 5, max_seconds=max_seconds) / 1e9
     use_threads(num_threads)
     return read_rates
 
@@ -143,10 +147,21 @@ def _matmul_tflops(dtype: torch.dtype) -> float:
     return best / 1e12
 
 
-def best_seconds(call: Callable[[], object], repeats: int) -> float:
-    """Return the time of the shortest of several calls, after one that does not count."""
+def best_seconds(
+    call: Callable[[], object], repeats: int, *, max_seconds: float = math.inf
+) -> float:
+    """Return the time of the shortest of several calls, after one that does not count.
+
+    max_seconds  time after which no call begins but the first that counts
+    """
+    start = time.perf_counter()
     call()
-    return min(seconds_of(call) for _ in range(repeats))
+    best = seconds_of(call)
+    for _ in range(repeats - 1):
+        if time.perf_counter() - start >= max_seconds:
+            break
+        best = min(best, seconds_of(call))
+    return best
 
 
 def seconds_of(call: Callable[[], object]) -> float:

@@ -115,7 +115,9 @@ def get_card(name: str) -> Card:
     card = find_card(name)
     if card is None:
         refuse_other(name)
-        raise ValueError(f"{shorten(name)} is not in the catalog, {suggest(name)}")
+        raise ValueError(
+            f"{shorten(name)} is no path here and is not in the catalog, {suggest(name)}"
+        )
     return card
 
 

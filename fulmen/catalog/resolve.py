@@ -179,9 +179,13 @@ def _fetch_repository(
         try:
             return Path(fetch(local_files_only=True))
         except LocalEntryNotFoundError:
-            raise ValueError(
-                f"{repo} is not complete on this machine, and {_explain(error, repo, revision)}"
-            ) from error
+            reason = _explain(error, repo, revision)
+            if card is None:  # it may have been meant as a folder
+                raise ValueError(
+                    f"{repo} is no folder here, and as a model of the hub it is not complete on "
+                    f"this machine: {reason}"
+                ) from error
+            raise ValueError(f"{repo} is not complete on this machine: {reason}") from error
 
 
 def has_begun(repo: str) -> bool:

@@ -280,7 +280,8 @@ class Grammar:
             return
         if tag == self._thinking_end:
             self._must_close = False
-            self._begin(num_newlines=_NUM_NEWLINES, may_think=False)
+            num_newlines = _NUM_NEWLINES + self._is_call_required  # a tag has one before it
+            self._begin(num_newlines=num_newlines, may_think=False)
             if self._phase is _Phase.TEXT:
                 self._read_text(rest)
                 return

@@ -14,6 +14,8 @@ from fulmen.sampling import shown
 
 ROLES = ("system", "user", "assistant", "tool")
 """Roles of a `Message`"""
+EXAMPLE_MESSAGE = '{"role": "user", "content": "Hello"}'
+"""A message as a caller may write it, for sentences"""
 SYSTEM_ROLES = ("developer", "root")
 """Roles that callers may give too: OpenAI's and MiniMax-M3's words for who rules a system prompt"""
 

@@ -12,7 +12,7 @@ from threading import Lock
 from typing import Any, Protocol, Self
 
 from fulmen.chat.events import Event, Reply
-from fulmen.chat.messages import Message, SampledIds, Tool
+from fulmen.chat.messages import EXAMPLE_MESSAGE, Message, SampledIds, Tool
 from fulmen.sampling import FinishReason, SamplingParams, check_whole, shown
 
 
@@ -106,8 +106,11 @@ def as_request(
         return replace(messages, **fields)
     tools = fields.pop("tools", None)
     for name, given in (("messages", messages), ("tools", () if tools is None else tools)):
-        if isinstance(given, str) or not isinstance(given, Iterable):
-            raise ValueError(f"{name} is of type {type(given).__name__}, it must be a list")
+        if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+            example = f", such as [{EXAMPLE_MESSAGE}]" if name == "messages" else ""
+            raise ValueError(
+                f"{name} is of type {type(given).__name__}, it must be a list{example}"
+            )
     return ChatRequest(messages=tuple(messages), tools=tuple(tools or ()), **fields)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from fulmen.chat.arguments import check_depth, dump_json, load_json
 from fulmen.chat.blocks import without_blocks
 from fulmen.chat.messages import (
+    EXAMPLE_MESSAGE,
     ROLES,
     SYSTEM_ROLES,
     Message,
@@ -101,7 +102,10 @@ def read_arguments(arguments: object, name: str) -> dict[str, Any]:
 def read_message_object(message: object) -> Mapping[str, Any]:
     """Return a message as an object, or raise ValueError."""
     if not isinstance(message, Mapping):
-        raise ValueError(f"a message is of type {type(message).__name__}, it must be an object")
+        raise ValueError(
+            f"a message is of type {type(message).__name__}, it must be an object, such as "
+            f"{EXAMPLE_MESSAGE}"
+        )
     return message
 
 

@@ -17,7 +17,7 @@ from fulmen.cli import doctor as _doctor
 from fulmen.cli import plan as _plan
 from fulmen.cli import quantize as _quantize
 from fulmen.cli import serve as _serve
-from fulmen.cli.help import Command, Group, examples
+from fulmen.cli.help import Command, Group, examples, usage_errors
 from fulmen.cli.models import models_app
 from fulmen.cli.output import drop_output, write_anything
 from fulmen.cli.sessions import sessions_app
@@ -45,14 +45,16 @@ class _Root(Group):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read arguments as typer does, and a shell after the options of completion."""
-        match args:
-            case ["--show-completion", shell]:
-                print(completion.script(shell))
-                raise typer.Exit
-            case ["--install-completion", shell]:
-                path = completion.install_for(shell)
-                print(f"completion for {shell} is in {path}, a new shell reads it", file=sys.stderr)
-                raise typer.Exit
+        with usage_errors(ctx):
+            match args:
+                case ["--show-completion", shell]:
+                    print(completion.script(shell))
+                    raise typer.Exit
+                case ["--install-completion", shell]:
+                    path = completion.install_for(shell)
+                    said = f"completion for {shell} is in {path}, a new shell reads it"
+                    print(said, file=sys.stderr)
+                    raise typer.Exit
         return super().parse_args(ctx, args)
 
 

@@ -21,6 +21,7 @@ from fulmen.cli.options import (
     IgnoreOption,
     ModelOption,
     StoreOption,
+    checked,
     load_llm,
     open_store,
     read_piped,
@@ -29,6 +30,7 @@ from fulmen.cli.options import (
 )
 from fulmen.cli.output import print_json, readable_argument
 from fulmen.sampling import SamplingParams
+from fulmen.units import parse_bytes
 
 if TYPE_CHECKING:
     from fulmen.chat import Completion
@@ -39,6 +41,12 @@ _ENGINE_FLAGS: Final = ("max_model_len", "kv_cache_bytes", "kv_cache_dtype", "nu
 """Engine settings that matter to one answer at a time"""
 _OF_TOOLS: Final = ("strict_tools", "tool_choice", "allowed_tools", "max_calls")
 """Sampling fields that matter only where tools are declared"""
+
+_SCHEMA_FILE: Final = """
+{"type": "object", "required": ["city", "people"], "properties":
+{"city": {"type": "string"}, "people": {"type": "integer"}}}
+"""
+"""The JSON Schema in the file of the examples"""
 
 CHAT_EXAMPLES: Final = examples(
     """
@@ -53,24 +61,20 @@ fulmen chat "..." --json-schema schema.json  answer in JSON of this shape
 fulmen chat "Good or bad?" --choice good --choice bad
 fulmen chat --model minimax-m2               does it fit: fulmen plan
 """,
-    {
-        "A schema.json": """
-{"type": "object", "required": ["city", "people"], "properties":
-{"city": {"type": "string"}, "people": {"type": "integer"}}}
-"""
-    },
+    {"A schema.json": _SCHEMA_FILE},
 )
 GENERATE_EXAMPLES: Final = examples(
     """
 fulmen generate "Once upon a time" --max-tokens 100
 fulmen generate "2 + 2 =" --temperature 0 --max-tokens 5
 fulmen generate "..." --json --logprobs 5 --max-tokens 20
-fulmen generate "A cat as JSON: " --json-schema schema.json
+fulmen generate "Oslo as JSON: " --json-schema schema.json
 """,
     {
+        "A schema.json": _SCHEMA_FILE,
         "JSON": """
 text, finish_reason, prompt_ids; tokens: id, logprob, top_logprobs (by id)
-"""
+""",
     },
 )
 
@@ -130,6 +134,7 @@ def chat(
         str,
         typer.Option(
             metavar="SIZE",
+            parser=checked(parse_bytes),
             help="Disk for saved model states; beyond it the oldest are deleted, and read again "
             "when needed.",
             rich_help_panel=SESSION,

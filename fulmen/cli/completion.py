@@ -65,7 +65,7 @@ def one_of(*names: str) -> Callable[[str], list[str]]:
 
 def script(shell: str) -> str:
     """Return the script that makes a shell complete `fulmen`."""
-    _check(shell)
+    _check("--show-completion", shell)
     return get_completion_script(
         prog_name="fulmen", complete_var="_FULMEN_COMPLETE", shell=shell
     ).strip()
@@ -73,12 +73,12 @@ def script(shell: str) -> str:
 
 def install_for(shell: str) -> Path:
     """Write that script where a shell finds it, and return its file."""
-    _check(shell)
+    _check("--install-completion", shell)
     return Path(install(shell=shell, prog_name="fulmen", complete_var="_FULMEN_COMPLETE")[1])
 
 
-def _check(shell: str) -> None:
+def _check(option: str, shell: str) -> None:
     if shell not in SHELLS:
         raise ValueError(
-            f"{shell[:40]!r} is no shell to complete in, known are {', '.join(SHELLS)}"
+            f"{option} is {shell[:40]!r}, no shell to complete in, known are {', '.join(SHELLS)}"
         )

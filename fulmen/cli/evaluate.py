@@ -16,6 +16,8 @@ from fulmen.cli.options import (
     IgnoreOption,
     JsonOption,
     ModelOption,
+    checked,
+    in_flags,
     load_llm,
     or_none,
     parse_whole,
@@ -27,8 +29,21 @@ from fulmen.files import check_replaceable, write_text
 from fulmen.sampling import SamplingParams
 from fulmen.units import parse_count
 
+_FLAGS: Final = {
+    "budgets": "--budgets",
+    "num_thoughts": "--thoughts",
+    "answer_tokens": "--answer-tokens",
+    "num_votes": "--votes",
+    "vote_budget": "--vote-budget",
+}
+"""Flags of the fields of a study's config"""
 _RANDOM = ("temperature", "top_p", "top_k", "min_p")
 """Sampling settings of every draw"""
+
+
+def _budgets(text: str) -> tuple[int, ...]:
+    """Read thinking budgets: 0,64,40k."""
+    return tuple(map(parse_count, text.split(",")))
 
 
 EXAMPLES: Final = examples("""
@@ -56,6 +71,7 @@ def scale(
         str,
         typer.Option(
             metavar="LIST",
+            parser=checked(_budgets),
             help="Thinking budgets in tokens, ascending: 0,64,40k.",
             rich_help_panel=THINKING,
         ),
@@ -80,10 +96,10 @@ def scale(
         ),
     ] = None,
     vote_budget: Annotated[
-        str | None,
+        int | None,
         typer.Option(
             metavar="TOKENS",
-            parser=or_none(str),
+            parser=or_none(parse_count),
             help="Thinking budget of a vote. Default: none, the smallest above 0.",
         ),
     ] = None,
@@ -123,16 +139,19 @@ def scale(
     if not 1 <= tasks <= 1_000_000:
         bound = "1 or more" if tasks < 1 else "at most 1000000"
         raise ValueError(f"--tasks is {tasks}, it must be {bound}")
-    config = room.StudyConfig(
-        budgets=tuple(map(parse_count, budgets.split(","))),
-        num_thoughts=thoughts,
-        answer_tokens=answer_tokens,
-        num_votes=votes,
-        vote_budget=None if vote_budget is None else parse_count(vote_budget),
-        closing=closing,
-        is_checked=check,
-        seed=seed,
-    )
+    try:
+        config = room.StudyConfig(
+            budgets=_budgets(budgets),
+            num_thoughts=thoughts,
+            answer_tokens=answer_tokens,
+            num_votes=votes,
+            vote_budget=vote_budget,
+            closing=closing,
+            is_checked=check,
+            seed=seed,
+        )
+    except ValueError as error:
+        raise ValueError(in_flags(str(error), _FLAGS)) from None
     for file in (out, plot):
         if file is not None:
             check_replaceable(file)

@@ -6,7 +6,8 @@ It is plain text without boxes, so that it reads the same in a pipe, a narrow te
 import difflib
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
 import typer
@@ -72,8 +73,25 @@ _LEAST_LIKENESS: Final = 0.8
 """Likeness of a mistyped option and the one that it may have meant, from 0 to 1"""
 
 
+@contextmanager
+def usage_errors(ctx: Any) -> Iterator[None]:
+    """Make a mistake of usage of each ValueError that begins with a flag: exit code 2."""
+    try:
+        yield
+    except ValueError as error:
+        if str(error).startswith("--"):
+            raise USAGE_ERROR(str(error), ctx) from error
+        raise
+
+
 class Command(TyperCommand):
-    """A command whose help shows its options in panels."""
+    """A command whose help shows its options in panels, and that tells a mistake of usage from
+    others."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        with usage_errors(ctx):
+            return super().invoke(ctx)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read arguments; of what cannot be read, say what may have been meant, or nothing."""

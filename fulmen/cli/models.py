@@ -31,8 +31,15 @@ fulmen models check path/to/folder
 )
 
 _KEYS: Final = """
-name, title, maker, licence, hub, context, total_parameters, active_parameters,
-sampling, paper
+name, title, maker, technical_lead, licence, is_commercial, hub, code, context, thinking_budget,
+system, total_parameters, active_parameters; sampling: temperature, top_p, top_k, repetition_window;
+paper: arxiv, title, year, authors, authors_complete
+"""
+_FOLDER_KEYS: Final = """
+path, model_type, num_layers, total_parameters, active_parameters, bytes, weights;
+quality (of a rounded model): bytes, mean_relative_error, worst_tensors (by name), drift;
+quality's bytes: original, rounded; drift: num_tokens, top1_agreement, mean_kl, mean_logit_drift,
+max_logit_drift, original_perplexity, perplexity
 """
 
 NameArgument = Annotated[
@@ -94,11 +101,9 @@ fulmen models show minimax-m2 --lang de
 fulmen models show m2-int4 --json
 """,
         {
-            "JSON of a model in the catalog": f"{_KEYS.strip()},\ntext",
-            "JSON of a folder": """
-path, model_type, num_layers, total_parameters, active_parameters, bytes,
-weights, quality (of a rounded model)
-""",
+            "JSON of a model in the catalog": f"{_KEYS.strip()}; "
+            "text: summary, stage, architecture, training, running, licence",
+            "JSON of a folder": _FOLDER_KEYS,
         },
     ),
 )

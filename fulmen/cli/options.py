@@ -309,7 +309,7 @@ class _Field:
             if "_" in name:
                 text = re.sub(rf"\b{name}\b", flags[name], text)
         if self.name == "json_schema":
-            text += " A schema, or the name of a .json file."
+            text += " The schema itself, or a .json file that holds it."
         if shows_default and self.default not in (None, ()) and self.default is not False:
             text += f" Default: {self._shown_default()}."
         return text
@@ -364,6 +364,19 @@ def or_none(read: Callable[[str], Any]) -> Callable[[str], Any]:
         return None if value is _NONE else value
 
     return parse_or_none
+
+
+def checked(read: Callable[[str], Any], *, or_none: bool = False) -> Callable[[str], Any]:
+    """Return a parser for a command's own option that keeps what is typed, once it can be read.
+
+    or_none  take `none` for the option's default
+    """
+    parse = _typed(read, is_optional=or_none)
+
+    def keep(text: str) -> str | None:
+        return None if parse(text) is _NONE else text
+
+    return keep
 
 
 def parse_whole(text: str) -> int:

@@ -11,14 +11,14 @@ import typer
 
 from fulmen.cli import completion
 from fulmen.cli.help import examples
-from fulmen.cli.options import IgnoreOption, or_none
+from fulmen.cli.options import IgnoreOption, checked, or_none
 from fulmen.cli.output import print_json
 from fulmen.files import write_text
-from fulmen.units import parse_count
+from fulmen.units import parse_bytes, parse_count, parse_rate
 
 PLAN_EXAMPLES: Final = examples(
     """
-fulmen plan minimax-m2                       on this machine
+fulmen plan minimax-m2                       on this machine, measured
 fulmen plan minimax-m2 --ram 128GiB          with 128 GiB, without GPUs
 fulmen plan minimax-m2 --ram 192GiB --memory 200GB/s
 fulmen plan minimax-m1-80k --gpus 8xH800     and the command that serves it
@@ -29,12 +29,12 @@ fulmen plan minimax-m2 --verbose             every number with its formula
 fits, name, model_type, total_parameters, active_parameters, active_with_head,
 active_with_head_and_embedding, num_tensors, checkpoint_bytes, weight_bytes (by precision),
 kv_bytes_per_token, kv_formula, state_bytes, state_formula, max_context, context, prefill_flops,
-hardware, is_on_gpus, ram, memory, disk, notes; launch (commands by engine), launch_precision,
-launch_max_model_len; ways: precision, is_published, needed_bytes, fits, decode_low, decode_high,
-commands, from_disk; forecasts: precision, weight_bytes, fits, cache_tokens, max_model_len,
-expert_share, decode_bound, decode_low, decode_high, streams, streams_bound, prompt_seconds; flops
-and flops_as_drawn: model, per_token, per_position; rl: gpus, relative_flops, gpu_hours, days, usd,
-usd_per_gpu_hour, optimizer_bytes
+hardware, is_on_gpus, ram, memory, memory_source, disk, notes; launch (commands by engine),
+launch_precision, launch_max_model_len; ways: precision, is_published, needed_bytes, fits,
+decode_low, decode_high, commands, from_disk; forecasts: precision, weight_bytes, fits,
+cache_tokens, max_model_len, expert_share, decode_bound, decode_low, decode_high, streams,
+streams_bound, prompt_seconds; flops and flops_as_drawn: model, per_token, per_position; rl: gpus,
+relative_flops, gpu_hours, days, usd, usd_per_gpu_hour, optimizer_bytes
 """
     },
 )
@@ -45,12 +45,22 @@ fulmen figure1 --out figure1.svg
 _WIDEST: Final = 100
 """Columns of the widest text, which is read more easily than a line across a large screen"""
 _NARROWEST: Final = 30
+_MEASURING_SECONDS: Final = 1.0
+"""Time to measure this machine's memory in, roughly"""
 
 
 def _none_or(text: str, metavar: str) -> typer.models.OptionInfo:
     """Return an option whose value may be `none`."""
-    option: typer.models.OptionInfo = typer.Option(metavar=metavar, parser=or_none(str), help=text)
+    read = {"SIZE": parse_bytes, "RATE": parse_rate, "GPUS": _parse_gpus}[metavar]
+    parser = checked(read, or_none=True)
+    option: typer.models.OptionInfo = typer.Option(metavar=metavar, parser=parser, help=text)
     return option
+
+
+def _parse_gpus(text: str) -> object:
+    from fulmen.plan import parse_gpus
+
+    return parse_gpus(text)
 
 
 def plan(
@@ -67,7 +77,11 @@ def plan(
     ] = None,
     memory: Annotated[
         str | None,
-        _none_or("Read speed of its memory; fulmen bench measures it. Default: 40GB/s.", "RATE"),
+        _none_or(
+            "Read speed of its memory, such as 200GB/s. Default: measured on this machine, 40GB/s "
+            "with --ram.",
+            "RATE",
+        ),
     ] = None,
     disk: Annotated[
         str | None,
@@ -105,9 +119,20 @@ def plan(
     from fulmen.plan import TYPICAL_MEMORY, make_plan, render_answer, render_plan, this_machine
 
     if name.lower() == "figure1":
-        others = (ram, memory, disk, gpus, context, rl_gpus, ignore_config_field)
-        if verbose or as_json or any(value is not None for value in others):
-            raise ValueError("fulmen figure1 draws a figure of its own, it has no option but --out")
+        others = {
+            "ram": ram,
+            "memory": memory,
+            "disk": disk,
+            "gpus": gpus,
+            "context": context,
+            "rl-gpus": rl_gpus,
+            "ignore-config-field": ignore_config_field,
+            "verbose": verbose or None,
+            "json": as_json or None,
+        }
+        for flag, value in others.items():
+            if value is not None:
+                raise ValueError(f"--{flag} is not for fulmen figure1, it has no option but --out")
         figure1(out)
         return
     if out is not None:
@@ -124,7 +149,7 @@ def plan(
         ignore_config_fields=ignore_config_field or (),
     )
     said = ""
-    made = None
+    made = measured = None
     if ram is None and gpus is None:
         here = this_machine()
         said = f"this machine has {here.ram} of memory"
@@ -140,10 +165,18 @@ def plan(
                 said += f"; --ram {ram} plans for its memory alone"
             else:
                 said += f"; --gpus {here.gpus} tells why no engine serves {name} there"
-        if made is None and memory is None:
-            said += f"; its memory is taken to read {TYPICAL_MEMORY}, --memory says otherwise"
+        if made is None:
+            if memory is None:
+                measured = _measured_memory()
+                said += (
+                    f"; its memory reads {measured}, measured just now"
+                    if measured is not None
+                    else f"; its memory is assumed to read {TYPICAL_MEMORY}, too little of it is "
+                    "free to measure that"
+                )
+            said += "; for another machine type its numbers: --ram 128GiB --memory 200GB/s"
     if made is None:
-        made = make(gpus=gpus, ram=ram, disk=disk, memory=memory)
+        made = make(gpus=gpus, ram=ram, disk=disk, memory=memory, measured_memory=measured)
     width = _width()
     if said:
         print(textwrap.fill(said, width), file=sys.stderr)
@@ -156,6 +189,18 @@ def plan(
     else:
         hint = "--verbose shows every number with its formula"
         print("\n" + textwrap.fill(hint, width), file=sys.stderr)
+
+
+def _measured_memory() -> str | None:
+    """Return how fast this machine's memory is read, measured in about a second; None where too
+    little of it is free for that."""
+    from fulmen.doctor import read_rates
+
+    rates = read_rates(max_seconds=_MEASURING_SECONDS)
+    if rates is None:
+        return None
+    best = max(rates.values())
+    return f"{best:.0f}GB/s" if best >= 10 else f"{max(best, 0.1):.1f}GB/s"
 
 
 def _width() -> int:

@@ -14,6 +14,8 @@ from fulmen.cli.help import examples
 from fulmen.cli.options import (
     MODEL_HELP,
     IgnoreInFileOption,
+    checked,
+    in_flags,
     or_none,
     parse_whole,
     read_dtype,
@@ -22,10 +24,19 @@ from fulmen.cli.options import (
 from fulmen.cli.output import print_table
 from fulmen.cli.progress import byte_progress
 from fulmen.files import write_text
+from fulmen.units import parse_bytes
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+
+_FLAGS: Final = {
+    "bits": "--bits",
+    "group_size": "--group-size",
+    "input_bits": "--input-bits",
+    "head_bits": "--head-bits",
+}
+"""Flags of the fields of a rounded model's format"""
 
 EXAMPLES: Final = examples("""
 fulmen quantize smollm2 smollm2-int8
@@ -92,6 +103,7 @@ def quantize(
         str | None,
         typer.Option(
             metavar="SIZE",
+            parser=checked(parse_bytes),
             help="Largest file to write; with --calibrate each layer is a file. Default: 2GB.",
         ),
     ] = None,
@@ -114,19 +126,26 @@ def quantize(
     from fulmen.chat import Tokenizer
     from fulmen.quantize import QuantizeConfig, parse_packed, sample_text
     from fulmen.quantize import quantize_checkpoint as write
-    from fulmen.units import parse_bytes
 
-    settings = QuantizeConfig(
-        packed=parse_packed(
+    try:
+        packed = parse_packed(
             bits=bits, group_size=group_size, input_bits=input_bits, head_bits=head_bits
-        ),
+        )
+    except ValueError as error:
+        raise ValueError(in_flags(str(error), _FLAGS)) from None
+    settings = QuantizeConfig(
+        packed=packed,
         dtype=read_dtype(dtype, ("bfloat16", "float32")),
         max_shard_bytes=parse_bytes(max_shard or "2GB"),
     )
     if report_tokens < 0 or report_tokens == 1:
         raise ValueError(f"--report-tokens is {report_tokens}, it must be 0 or at least 2")
     if calibrate is not None:
-        settings.check_calibration(calibrate_tokens)
+        try:
+            settings.check_calibration(calibrate_tokens)
+        except ValueError as error:
+            given = "--calibrate is given" if bits == "fp8" else "--calibrate-tokens is too small"
+            raise ValueError(f"{given}: {error}") from None
         if max_shard is not None:
             raise ValueError("--max-shard has no effect with --calibrate, each layer is a file")
     settings.check_out(out)

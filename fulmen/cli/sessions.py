@@ -4,7 +4,7 @@ import json
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -25,6 +25,9 @@ fulmen sessions show trip                  read it
 fulmen sessions fork trip trip2 --turn 3   go another way from turn 3
 """),
 )
+
+_NO_ANSWER: Final = "no answer yet"
+"""State of a session whose first answer was not finished, or was taken back"""
 
 SessionArgument = Annotated[
     str,
@@ -104,7 +107,7 @@ def sessions_list(store: StoreOption = None, as_json: JsonOption = False) -> Non
             f"{row['bytes'] / 2**20:.1f}",
             datetime.fromtimestamp(row["last_used"]).strftime("%Y-%m-%d %H:%M"),
             Text(printable(Path(row["model"]).name)),
-            Text(printable(row["last_question"][:60])),
+            Text(printable(row["last_question"][:60]) if row["turns"] else _NO_ANSWER),
         )
     print_table(table)
 
@@ -133,7 +136,8 @@ def sessions_show(
     turns = sessions.turns(state)
     num_tokens = len(sessions.ids_of(state))
     values: list[dict[str, Any]] = []
-    lines = [f"{name}: {state.model}, {len(turns)} turns, {num_tokens:,} tokens"]
+    size = f"{len(turns)} turns, {num_tokens:,} tokens" if turns else _NO_ANSWER
+    lines = [f"{name}: {state.model}, {size}"]
     for number, turn in enumerate(turns, 1):
         read = read_stored(turn)
         is_cut = state.num_kept is not None and number == len(turns)

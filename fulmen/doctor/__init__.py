@@ -2,5 +2,6 @@
 
 from fulmen.doctor.doctor import PROBES, examine
 from fulmen.doctor.finding import Finding
+from fulmen.doctor.speed import read_rates
 
-__all__ = ["PROBES", "Finding", "examine"]
+__all__ = ["PROBES", "Finding", "examine", "read_rates"]

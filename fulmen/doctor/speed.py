@@ -1,5 +1,6 @@
 """Threads, and how fast they read memory."""
 
+import math
 import os
 from collections.abc import Mapping
 from typing import Final
@@ -42,8 +43,12 @@ def threads_advice(cores: int, of_torch: int, environment: Mapping[str, str]) ->
     )
 
 
-def find_memory_rate() -> Finding:
-    """Measure how fast memory is read: no token comes faster than its weights are read."""
+def read_rates(*, max_seconds: float = math.inf) -> dict[int, float] | None:
+    """Measure how fast memory is read: GB/s by number of threads, one and all of them. None where
+    so little memory is free that it would be swapped out.
+
+    max_seconds  time to take, roughly: each number of threads gets half of it
+    """
     import torch
 
     from fulmen.bench import READ_BYTES, measure_read_rates, use_threads
@@ -51,18 +56,27 @@ def find_memory_rate() -> Finding:
 
     memory = available_memory()
     if memory is not None and memory[1] < 3 * READ_BYTES:
-        return Finding(
-            name="memory rate",
-            found=f"not measured: that takes {READ_BYTES / 2**20:.0f} MiB, memory is nearly full",
-        )
+        return None
     extension = native()
     of_torch = torch.get_num_threads()
     of_kernels = of_torch if extension is None else int(extension.num_threads())
     try:
-        rates = measure_read_rates(max(of_torch, of_kernels))
+        return measure_read_rates(max(of_torch, of_kernels), max_seconds=max_seconds / 2)
     finally:
         use_threads(of_torch)
         set_num_threads(of_kernels)
+
+
+def find_memory_rate() -> Finding:
+    """Measure how fast memory is read: no token comes faster than its weights are read."""
+    from fulmen.bench import READ_BYTES
+
+    rates = read_rates()
+    if rates is None:
+        return Finding(
+            name="memory rate",
+            found=f"not measured: that takes {READ_BYTES / 2**20:.0f} MiB, memory is nearly full",
+        )
     best = max(rates.values())
     advice = []
     if best < SLOW_READ:

@@ -87,13 +87,14 @@ def new_cache(model: Model, config: EngineConfig) -> Cache:
     memory = _memory_bytes(model.model.embed_tokens.weight.device)
     if config.kv_cache_bytes > memory and page_bytes:
         raise ValueError(
-            f"kv_cache_bytes is {config.kv_cache_bytes}, this machine has {memory} bytes of memory"
+            f"kv_cache_bytes is {_size(config.kv_cache_bytes)}, this machine has {_size(memory)} "
+            "of memory"
         )
     slot_bytes = model.new_cache(1, 1).snapshot_bytes(CHUNK)
     if config.max_num_seqs * slot_bytes > memory:
         raise ValueError(
-            f"max_num_seqs is {config.max_num_seqs}, their lightning states take {slot_bytes} "
-            f"bytes each, this machine has {memory} bytes of memory"
+            f"max_num_seqs is {config.max_num_seqs}, their lightning states take "
+            f"{_size(slot_bytes)} each, this machine has {_size(memory)} of memory"
         )
     if page_bytes:
         num_pages = config.kv_cache_bytes // page_bytes
@@ -101,8 +102,8 @@ def new_cache(model: Model, config: EngineConfig) -> Cache:
         num_pages = 4 * config.max_num_seqs * pages_for(max_model_len)
     if not num_pages:
         raise ValueError(
-            f"kv_cache_bytes is {config.kv_cache_bytes}, one page of {PAGE} tokens needs "
-            f"{page_bytes}"
+            f"kv_cache_bytes is {_size(config.kv_cache_bytes)}, one page of {PAGE} tokens needs "
+            f"{_size(page_bytes)}"
         )
     num_pages = min(num_pages, _MAX_PAGES)
     if num_pages * PAGE < max_model_len:
@@ -114,6 +115,14 @@ def new_cache(model: Model, config: EngineConfig) -> Cache:
             max_model_len,
         )
     return model.new_cache(num_pages, config.max_num_seqs, kv_dtype=kv_dtype)
+
+
+def _size(num_bytes: int) -> str:
+    """Return a number of bytes as people write it, rounded to a tenth unless it is small."""
+    power = min(max(num_bytes.bit_length() - 1, 0) // 10, 4)
+    if power == 0:
+        return f"{num_bytes} bytes"
+    return f"{num_bytes / 1024**power:,.1f} {('KiB', 'MiB', 'GiB', 'TiB')[power - 1]}"
 
 
 def _memory_bytes(device: torch.device) -> int:

@@ -155,7 +155,10 @@ class Study:
         """Make the missing runs; an interrupt keeps whole groups of tasks."""
         config = self.config
         if params.temperature == 0 and (config.num_thoughts > 1 or config.resolved_num_votes() > 1):
-            raise ValueError("at temperature 0 all runs of a task are equal, they must be random")
+            raise ValueError(
+                "temperature is 0, at temperature 0 all runs of a task are equal, they must be "
+                "random"
+            )
         if environment.num_tasks is not None and num_tasks > environment.num_tasks:
             raise ValueError(
                 f"{num_tasks} tasks were asked for, there are {environment.num_tasks} of them"

@@ -1,8 +1,9 @@
 """Models that answer: a checkpoint, an engine and a chat format as one."""
 
+from fulmen.llm.forced import ForcedModel
 from fulmen.llm.llm import LLM, Stream
 from fulmen.llm.local import LocalModel, LocalStream
-from fulmen.llm.scripted import ForcedModel, ScriptedModel
+from fulmen.llm.scripted import ScriptedAnswer, ScriptedModel
 from fulmen.llm.served import ServedModel, ServedStream
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "ForcedModel",
     "LocalModel",
     "LocalStream",
+    "ScriptedAnswer",
     "ScriptedModel",
     "ServedModel",
     "ServedStream",

@@ -3,6 +3,7 @@
 from fulmen.plan.answer import Way
 from fulmen.plan.answer_text import render_answer
 from fulmen.plan.figure1 import figure1_svg, figure1_text
+from fulmen.plan.hardware import parse_gpus
 from fulmen.plan.plan import TYPICAL_MEMORY, Plan, make_plan
 from fulmen.plan.plan_text import render_plan
 from fulmen.plan.this_machine import ThisMachine, this_machine
@@ -15,6 +16,7 @@ __all__ = [
     "figure1_svg",
     "figure1_text",
     "make_plan",
+    "parse_gpus",
     "render_answer",
     "render_plan",
     "this_machine",

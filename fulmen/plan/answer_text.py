@@ -72,15 +72,24 @@ def _machine_table(plan: Plan, width: int) -> str:
     for way in plan.ways:
         title = way.title + (" (as published)" if way.is_published else "")
         rates = _rates(way.decode_low, way.decode_high)
-        rates = rates if way.fits else f"{rates} where it fits"
+        rates = rates if way.fits else f"{rates} with enough memory"
         rows.append((title, _needed(way), "yes" if way.fits else "no", rates))
     about = (
         f"needs: all weights, one conversation of {plan.context:,} tokens (--context) and 2 GiB "
         "for the system. tokens a second: a forecast for one conversation, from what public "
-        f"engines reach of the memory's read speed, here {plan.memory} (--memory)."
+        f"engines reach of the memory's read speed, {plan.memory} "
+        f"({_SOURCES[plan.memory_source]})."
     )
     header = ("in memory", "needs", "fits", "tokens a second")
     return table(header, rows, width, right=(1,)) + "\n" + wrapped(about, width, "  ")
+
+
+_SOURCES = {
+    "given": "--memory",
+    "measured here": "measured here",
+    "assumed": "assumed; --memory names another",
+}
+"""Origins of the memory's read speed, for the line below the table"""
 
 
 def _disk(plan: Plan, width: int) -> str:

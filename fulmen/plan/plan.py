@@ -11,7 +11,7 @@ It follows from a config.json and from a line about the hardware:
 
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from fulmen.catalog import Card, find_config, get_card, local_path, published_config
 from fulmen.checkpoints import gguf
@@ -81,6 +81,8 @@ class Plan:
     """Memory of a machine without GPUs, as it was named; so are the next two."""
     memory: str
     """Read speed of its memory."""
+    memory_source: Literal["given", "measured here", "assumed"]
+    """Origin of that speed."""
     disk: str | None
     """Read speed of its disk."""
     launch: dict[str, str]
@@ -114,6 +116,7 @@ def make_plan(
     ram: str | None = None,
     disk: str | None = None,
     memory: str | None = None,
+    measured_memory: str | None = None,
     context: int | None = None,
     rl_gpus: str = "512xH800",
     ignore_config_fields: Collection[str] = (),
@@ -124,7 +127,9 @@ def make_plan(
     gpus     GPUs to serve on, such as 8xH800
     ram      memory of one machine without GPUs, such as 24GiB
     disk     read speed of that machine's disk, such as 3GB/s; experts that exceed memory stay on it
-    memory   read speed of that machine's memory, 40GB/s if omitted
+    memory   read speed of that machine's memory
+    measured_memory  that speed as it was measured on this machine, for a plan where none is named;
+                     40GB/s is assumed without it
     context  tokens to plan for; by default 131,072, on a machine without GPUs 8,192
     rl_gpus  GPUs for the cost of reinforcement learning
     ignore_config_fields  names of fields of a local config.json that count as absent
@@ -135,7 +140,10 @@ def make_plan(
         raise ValueError("--disk is about a machine without GPUs and needs --ram")
     if memory is not None and ram is None:
         raise ValueError("--memory is about a machine without GPUs and needs --ram")
-    memory = TYPICAL_MEMORY if memory is None else memory
+    source: Literal["given", "measured here", "assumed"] = "given"
+    if memory is None:
+        source = "assumed" if measured_memory is None else "measured here"
+        memory = measured_memory or TYPICAL_MEMORY
     memory_rate, disk_rate = parse_rate(memory), None if disk is None else parse_rate(disk)
     config = find_config(name, ignore_config_fields=ignore_config_fields)
     card = None if local_path(name) is not None else get_card(name)
@@ -216,6 +224,7 @@ def make_plan(
         ways=ways,
         ram=ram,
         memory=memory,
+        memory_source=source,
         disk=disk,
         launch=launch.commands,
         launch_precision=launch.precision,

@@ -1,6 +1,7 @@
 """The measuring code: its limits add up, its operations are right, and it warms up until the pace
 is steady."""
 
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ from fulmen.bench import (
     tokens_per_s_limit,
     until_steady,
 )
+from fulmen.bench.machine import best_seconds
 from fulmen.bench.ops_products import GROUP
 from fulmen.kernels import HeadOutput, Program
 from fulmen.models import PackedConfig, decode_bytes, prefill_flops
@@ -258,3 +260,12 @@ def test_a_workload_longer_than_the_context_is_refused() -> None:
         ValueError, match=r"needs room for 1,025 tokens, the model's context is 1,024"
     ):
         check_workloads(tiny_m2(), [workload])
+
+
+@pytest.mark.parametrize(("max_seconds", "calls"), [(0.0, 2), (math.inf, 4)])
+def test_the_shortest_of_several_calls_is_looked_for_no_longer_than_allowed(
+    max_seconds: float, calls: int
+) -> None:
+    made = []
+    assert best_seconds(lambda: made.append(1), 3, max_seconds=max_seconds) >= 0
+    assert len(made) == calls

@@ -687,7 +687,8 @@ def test_no_network_is_said_in_a_sentence(hub: Hub, monkeypatch: pytest.MonkeyPa
     with ThreadingHTTPServer(("127.0.0.1", 0), HubHandler) as closed:
         address = f"http://127.0.0.1:{closed.server_address[1]}"
     point_library_at(address, monkeypatch)
-    with pytest.raises(ValueError, match=r"fetching it failed \(.*\); check the network"):
+    sentence = r"^org/model is no folder here, and .*: fetching it failed \(.*\); check the network"
+    with pytest.raises(ValueError, match=sentence):
         resolve("org/model")
 
 

@@ -144,7 +144,7 @@ def test_a_required_call_is_the_same_with_guesses_alone_and_taken_up_again(llm: 
     other = LLM(llm.engine.model, llm.tokenizer, llm.format)
     for choice in ("required", "none", "auto"):
         params = replace(
-            FREE, seed=5, tool_choice=choice, allowed_tools=("stop", "look up"),  # type: ignore[arg-type]
+            FREE, seed=5, tool_choice=choice, allowed_tools=("stop", "look up"),
             max_calls=2, thinking_budget=30, max_tokens=120, top_k=5, logprobs=2,
         )  # fmt: skip
         forced = thought_of(llm, "Hm.")
@@ -169,7 +169,7 @@ def test_forced_ids_win(llm: LLM) -> None:
         end = llm.tokenizer.token_id(llm.format.end_of_turn)
         assert end is not None
         forced = [*thought_of(llm, "Hm."), *llm.tokenizer.encode(text), end]
-        completion = ask(llm, replace(FREE, **fields), forced_ids=forced)  # type: ignore[arg-type]
+        completion = ask(llm, replace(FREE, **fields), forced_ids=forced)
         assert completion.finish_reason == "stop"
         assert completion.reply == expected
 
@@ -211,7 +211,7 @@ def test_a_call_is_required_only_where_there_are_calls(llm: LLM) -> None:
         ask(other, required)
     plain = replace(FREE, seed=4, max_tokens=8)
     for fields in ({"tool_choice": "none"}, {"max_calls": 1}, {"allowed_tools": ("stop",)}):
-        held = ask(other, replace(plain, **fields))  # type: ignore[arg-type]
+        held = ask(other, replace(plain, **fields))
         assert said(held) == said(ask(other, plain))
     assert ask(llm, replace(plain, max_calls=1), tools=[]).finish_reason in ("length", "stop")
 
@@ -243,7 +243,7 @@ def test_the_real_models_say_their_calls_as_they_like(real: Vocabulary, name: st
     feed(guide, real, thought + block + "".join(calls) + end)
     assert allowed(guide, real) == {"[e~["}
     guide = guide_of(real, name, TOOLS, max_calls=1, **options)
-    feed(guide, real, thought + block + calls[0] + end[:2])
+    feed(guide, real, thought + "\n" + block + calls[0] + end[:2])
     guide = guide_of(real, name, TOOLS, allowed_tools=("stop",), **options)
     feed(guide, real, thought + block + calls[1] + calls[1])
     guide = guide_of(real, name, TOOLS, allowed_tools=("stop",))

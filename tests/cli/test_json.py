@@ -2,11 +2,13 @@
 
 import json
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fulmen.quantize import Drift
 from fulmen.sessions import SessionStore
 from tests.cli.test_cli import called
 from tests.cli.test_help import help_of
@@ -44,13 +46,18 @@ def test_models_are_listed_and_shown_as_json(folder: Path) -> None:
     assert by_name["minimax-m1-80k"]["total_parameters"] == 456_089_655_296
     assert by_name["minimax-m2"]["context"] == 196_608
     shown = value_of("models", "show", "minimax-m1-80k", "--lang", "de")
-    assert shown.pop("text")["licence"]
+    text = shown.pop("text")
+    assert text["licence"]
     assert shown == by_name["minimax-m1-80k"]
-    assert {"name", "title", "hub", "paper", "sampling"} <= documented("models", "list")
+    keys = set(shown) | set(shown["paper"]) | set(shown["sampling"])
+    assert keys - {"config", "source"} <= documented("models", "list")
+    assert keys | set(text) <= documented("models", "show")
     made = value_of("models", "show", folder)
     assert made["path"] == str(folder)
     assert made["total_parameters"] > made["active_parameters"] > 0
     assert set(made) <= documented("models", "show")
+    drift = {field.name for field in fields(Drift)}
+    assert {"quality", "mean_relative_error", *drift} <= documented("models", "show")
 
 
 def test_a_checkpoint_is_checked_as_json(folder: Path, tmp_path: Path) -> None:
@@ -122,9 +129,9 @@ def test_a_plan_is_json_with_the_answer_first() -> None:
 )
 def test_an_option_that_changes_nothing_is_refused(flags: tuple[str, ...], sentence: str) -> None:
     run = called("plan", *flags)
-    assert run.returncode == 1
+    assert run.returncode == 2
+    assert "\nError: --" in run.stderr
     assert sentence in run.stderr
-    assert len(run.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("columns", ["", "0", "1", "50", "80", "500"])
@@ -139,7 +146,19 @@ def test_a_plan_stays_within_the_terminal(columns: str, monkeypatch: pytest.Monk
 def test_a_plan_without_hardware_is_for_this_machine() -> None:
     run = called("plan", "smollm2")
     assert run.stdout.startswith("Yes: SmolLM2")
-    assert re.match(r"this machine has \d+GiB of memory and ", run.stderr)
+    told = " ".join(run.stderr.split())
+    assert re.match(r"this machine has \d+GiB of memory and ", told)
+    measured = re.search(
+        r"its memory reads ([\d.]+GB/s), measured just now; for another mach", told
+    )
+    assert measured is not None
+    about = " ".join(run.stdout.split())
+    assert f"the memory's read speed, {measured[1]} (measured here)." in about
+    named = called("plan", "smollm2", "--memory", "123GB/s")
+    assert "measured" not in named.stdout + named.stderr
+    assert "read speed, 123GB/s (--memory)." in " ".join(named.stdout.split())
+    other = " ".join(called("plan", "smollm2", "--ram", "8GiB").stdout.split())
+    assert "read speed, 40GB/s (assumed; --memory names another)." in other
     assert "FLOPs" not in run.stdout
     assert "F(N) = " in called("plan", "smollm2", "--verbose").stdout
 

@@ -1,6 +1,7 @@
 """Sessions as a user handles them at the command line, in one process."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 from fulmen.cli import app
 from fulmen.sessions import SessionStore
+from tests.cli.test_cli import Terminal
 from tests.sessions.helpers import forge_chain, mutated
 from tests.tiny import write_checkpoint
 
@@ -109,6 +111,52 @@ def test_other_models_are_refused(shell: Shell, tmp_path: Path) -> None:
     other = write_checkpoint(tmp_path / "m1", "m1")
     with pytest.raises(ValueError, match="belongs to another model"):
         shell.run("chat", "two", "--session", "a", "--model", str(other))
+
+
+def test_a_model_that_is_not_the_sessions_is_refused_by_name_before_it_is_fetched(
+    shell: Shell,
+) -> None:
+    shell.store.create("a", model="minimax-m2", fingerprint="f")
+    sentence = (
+        "session 'a' belongs to another model, it was begun with minimax-m2; without --model it "
+        "goes on with that"
+    )
+    for other in ("minimax-m1-80k", "MiniMaxAI/MiniMax-M1-80k", "org/model"):
+        with pytest.raises(ValueError, match=re.escape(sentence)):
+            shell.run("chat", "two", "--session", "a", "--model", other)
+
+
+def test_a_session_without_an_answer_says_so(shell: Shell) -> None:
+    shell.store.create("begun", model="smollm2", fingerprint="f")
+    assert shell.run("sessions", "show", "begun") == "begun: smollm2, no answer yet\n"
+    (row,) = shell.run("sessions", "list").splitlines()[1:]
+    assert row.split()[:4] == ["begun", "0", "0", "0.0"]
+    assert row.rstrip().endswith("no answer yet")
+    shell.chat("well?", name="other")
+    rows = shell.run("sessions", "list")
+    assert rows.count("no answer yet") == 1
+    assert "well?" in rows
+
+
+def test_a_conversation_says_that_it_begins_and_how_it_goes_on(
+    folder: Path, tmp_path: Path
+) -> None:
+    flags = ("--model", folder, "--session", "trip", "--store", tmp_path, "--max-tokens", "3")
+    first = Terminal("chat", *flags)
+    first.wait_for("new conversation 'trip'")
+    first.wait_for("Ctrl-D leaves.*> ")
+    first.type("Hello")
+    first.wait_for("token limit.*> ")
+    first.type("/exit")
+    first.wait_for("fulmen chat --session trip goes on here")
+    assert first.close() == 0
+    again = Terminal("chat", *flags)
+    shown = again.wait_for("the last answer was:")
+    again.wait_for("> ")
+    assert "2 messages, " in shown
+    assert "new conversation" not in shown
+    again.type("/exit")
+    assert again.close() == 0
 
 
 @pytest.mark.parametrize("command", [("rm", "a"), ("rewind", "a", "--turn", "1"), ("show", "a")])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_cli import fulmen
+from tests.cli.test_cli import assert_refused, called, fulmen
 from tests.tiny import write_checkpoint
 
 
@@ -60,7 +60,13 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (("--budgets", "64,0"), "budgets are '64,0', they must be 0 or more and ascending"),
+        (("--budgets", "64,0"), "--budgets are '64,0', they must be 0 or more and ascending"),
+        (("--budgets", "64,x"), "Invalid value for '--budgets': 'x' is no number of tokens"),
+        (("--vote-budget", "7"), "--vote-budget is 7, it must be one of the budgets"),
+        (("--thoughts", "0"), "--thoughts is 0, it must be 1 or more"),
+        (("--votes", "-1"), "--votes is -1, it must be 0 or more"),
+        (("--answer-tokens", "0"), "--answer-tokens is 0, it must be 1 or more"),
+        (("--temperature", "0"), "--temperature is 0, at temperature 0 all runs of a task are"),
         (("--tasks", "0"), "--tasks is 0, it must be 1 or more"),
         (("--task", "chess"), "chess is no task source"),
         (("--budgets", "0,1M"), "a thought of 1000000 tokens needs"),
@@ -68,8 +74,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(
     ],
 )
 def test_a_mistake_is_one_sentence(folder: Path, flags: tuple[str, ...], sentence: str) -> None:
-    run = fulmen("scale", "--model", folder, *flags)
-    assert run.returncode == 1
+    run = called("scale", "--model", folder, *flags)
     assert run.stdout == ""
-    assert sentence in run.stderr
+    assert_refused(run, sentence)
     assert "Traceback" not in run.stderr

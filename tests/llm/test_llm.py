@@ -1,15 +1,17 @@
 """Messages in, Reply out: what happens between ids and text."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fulmen.catalog import recommended_sampling
-from fulmen.chat import Completion, StopTexts, sum_events
+from fulmen.chat import Completion, StopTexts, as_request, sum_events
 from fulmen.engine import EngineConfig, Runner
 from fulmen.llm import LLM
 from fulmen.sampling import SamplingParams
@@ -267,3 +269,25 @@ def test_a_prompt_longer_than_the_context_is_one_sentence(m2: LLM) -> None:
         m2.chat([{"role": "user", "content": "x" * 2000}])
     with pytest.raises(ValueError, match="the prompt is empty"):
         m2.generate("")
+
+
+@pytest.mark.parametrize(
+    ("messages", "kind"),
+    [("Hi", "str"), (b"Hi", "bytes"), ({"role": "user", "content": "Hi"}, "dict"), (5, "int")],
+)
+def test_messages_that_are_no_list_are_answered_with_an_example(messages: Any, kind: str) -> None:
+    sentence = (
+        f"messages is of type {kind}, it must be a list, such as "
+        '[{"role": "user", "content": "Hello"}]'
+    )
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        as_request(messages)
+
+
+def test_a_schema_that_is_no_text_is_told_how_to_become_one() -> None:
+    schema: Any = {"type": "integer"}
+    with pytest.raises(
+        ValueError, match=r"must be text or none; json\.dumps writes a schema as text"
+    ):
+        SamplingParams(json_schema=schema)
+    assert SamplingParams(json_schema=json.dumps(schema)).is_constrained

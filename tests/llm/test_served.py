@@ -200,7 +200,8 @@ def test_many_answers_of_one_prompt_equal_answers_alone_and_read_it_once(
             async with stream:
                 async for _ in stream:
                     pass
-                return await stream.finish()
+                completion: Completion = await stream.finish()
+                return completion
 
         found = await asyncio.gather(*map(one, model.stream_many(request, 6)))
         num_fed = model.stats.num_fed_tokens - before
