@@ -17,17 +17,14 @@ from pathlib import Path
 from typing import Any, Self
 
 from fulmen.chat import (
-    AnswerStream,
-    ChatFormat,
     ChatRequest,
     Completion,
     Event,
     Tokenizer,
 )
 from fulmen.checkpoints import save_model
-from fulmen.engine import EngineConfig, EngineStats
-from fulmen.llm import LLM, ForcedModel, LocalModel
-from fulmen.sampling import SamplingParams
+from fulmen.engine import EngineConfig
+from fulmen.llm import LLM, ForcedModel, LocalModel, ServedStream
 from fulmen.server import ServerConfig, create_app
 from fulmen.server.run import serve
 from tests.chat.helpers import REAL
@@ -83,12 +80,24 @@ class Exchange:
 class _Recorded:
     """An answer whose end is noted down."""
 
-    def __init__(self, stream: AnswerStream, exchange: Exchange) -> None:
+    def __init__(self, stream: ServedStream, exchange: Exchange) -> None:
         self._stream = stream
         self._exchange = exchange
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+    @property
+    def tokens(self) -> Sequence[Token]:
+        return self._stream.tokens
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return self._stream.num_prompt_tokens
+
+    @property
+    def num_read_tokens(self) -> int:
+        return self._stream.num_read_tokens
+
+    async def end_thinking(self) -> bool:
+        return await self._stream.end_thinking()
 
     async def __aenter__(self) -> Self:
         await self._stream.__aenter__()
@@ -108,65 +117,42 @@ class _Recorded:
         return self._exchange.completion
 
 
-class _OddTokenizer:
-    """A tokenizer that cuts text into other tokens than the real one would choose."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-
-    def token_id(self, token: str) -> int | None:
-        return self._tokenizer.token_id(token)
+class _OddTokenizer(Tokenizer):
+    """MiniMax's tokenizer, cutting text into other tokens than it would choose."""
 
     def encode(self, text: str) -> list[int]:
+        encode = super().encode
         pieces: list[str] = []
         for part in _TAGS.split(text):
             size = len(part) if _TAGS.fullmatch(part) else 3
             pieces += [part[i : i + size] for i in range(0, len(part), size)]
-        return [token_id for piece in pieces for token_id in self._tokenizer.encode(piece)]
+        return [token_id for piece in pieces for token_id in encode(piece)]
 
 
-class ScriptedEngine:
-    """A `ServedModel` that says what a function writes for each request, and keeps all of them."""
+@cache
+def _odd_tokenizer() -> _OddTokenizer:
+    return _OddTokenizer.from_folder(REAL)
+
+
+class ScriptedEngine(ForcedModel):
+    """A model that says what a function writes for each request, and keeps all of them."""
 
     def __init__(self, model: LocalModel, write: Callable[[ChatRequest], str]) -> None:
-        self._model = model
-        odd: Any = _OddTokenizer(model.tokenizer)
-        self._forced = ForcedModel(
-            model, itertools.repeat(write), tokenizer=odd, format=model.format
-        )
+        super().__init__(model, itertools.repeat(write), tokenizer=_odd_tokenizer())
+        self._real = model.tokenizer
         self.exchanges: list[Exchange] = []
         """All requests so far"""
 
     @property
     def tokenizer(self) -> Tokenizer:
-        return self._model.tokenizer
+        """Tokenizer of the model."""
+        return self._real
 
-    @property
-    def format(self) -> ChatFormat:
-        return self._model.format
-
-    @property
-    def defaults(self) -> SamplingParams:
-        return self._model.defaults
-
-    @property
-    def max_model_len(self) -> int:
-        return self._model.max_model_len
-
-    @property
-    def stats(self) -> EngineStats:
-        return self._model.stats
-
-    def stream(self, request: ChatRequest) -> AnswerStream:
+    def stream(self, request: ChatRequest) -> ServedStream:
+        """Return what the function writes, as the model would have said it."""
         exchange = Exchange(request)
         self.exchanges.append(exchange)
-        return _Recorded(self._forced.stream(request), exchange)
-
-    def stream_text(self, prompt: str | Sequence[int], **fields: Any) -> AnswerStream:
-        return self._model.stream_text(prompt, **fields)
-
-    async def call(self, work: Callable[[], Any]) -> Any:
-        return await self._model.call(work)
+        return _Recorded(super().stream(request), exchange)
 
 
 @dataclass(slots=True, eq=False)
