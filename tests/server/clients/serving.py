@@ -13,6 +13,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,6 +21,7 @@ from fulmen.chat import (
     ChatRequest,
     Completion,
     Event,
+    Token,
     Tokenizer,
 )
 from fulmen.checkpoints import save_model
