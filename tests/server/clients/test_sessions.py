@@ -18,13 +18,13 @@ import pytest
 from fulmen.chat import ChatRequest
 from fulmen.llm import LLM
 from tests.chat.helpers import real_tokenizer
+from tests.server.clients.engine import Served, Step, call, load_llm, serving
 from tests.server.clients.programs import (
     Place,
     claude_code,
     mini_swe_agent,
     opencode,
 )
-from tests.server.clients.serving import Served, Step, call, load_llm, serving
 
 pytestmark = pytest.mark.slow
 
