@@ -130,7 +130,7 @@ class Drain:
         self.is_begun = False
         """No new request is taken"""
         self.is_over = False
-        """What still runs is ended"""
+        """Requests under way are ended"""
         self._running: set[asyncio.Timeout] = set()
 
     @property
