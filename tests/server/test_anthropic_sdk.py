@@ -23,7 +23,7 @@ from tests.server.helpers import (
     served_smollm2,
 )
 
-QUESTION: Any = [{"role": "user", "content": "What is 6 × 7?"}]
+QUESTION: Any = [{"role": "user", "content": "What is 6 times 7?"}]
 ANSWER = "Six sevens, hm.</think>\n\nIt is 42 🦩, of course."
 THOUGHT, CONTENT = "Six sevens, hm.", "It is 42 🦩, of course."
 WEATHER: Any = {
@@ -159,7 +159,7 @@ def test_the_asynchronous_client_reads_the_same() -> None:
                 model="any", max_tokens=100, messages=QUESTION
             ) as stream:
                 pieces = [piece async for piece in stream.text_stream]
-            assert "".join(pieces) == "answer What is 6 × 7? é"
+            assert "".join(pieces) == "answer What is 6 times 7? é"
 
     with served(answering("m2", lambda text: f"a</think>\n\nanswer {text} é")) as url:
         asyncio.run(main(url))

@@ -1,5 +1,7 @@
-"""Answers that models should not give and do: both SDKs get what the parser makes of them, whole and
-streamed, and the pieces of a stream add up to the whole."""
+"""Answers that models should not give and do: both SDKs get what the parser makes of them.
+
+The pieces of a stream add up to the whole answer.
+"""
 
 import json
 from collections.abc import Iterator, Sequence
