@@ -22,8 +22,8 @@ from fulmen.chat import (
     ToolCallEnd,
     ToolCallStart,
 )
-from fulmen.server.characters import WholeCharacters, whole_characters
 from fulmen.server.asking import Ask, End, Progress, Report, Update
+from fulmen.server.characters import WholeCharacters, whole_characters
 from fulmen.server.errors import Refusal, failure_of
 from fulmen.server.known_prompts import Digests
 from fulmen.server.limits import Lease
