@@ -18,7 +18,7 @@ right. Where it is not:
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from fulmen.chat.arguments import dump_json
 from fulmen.chat.call_grammar import m2_call_rules
@@ -195,10 +195,16 @@ def _turns(messages: list[Message], *, keep_thoughts: bool) -> Iterator[Segment]
                     "a tool message comes after no tool call, "
                     "the assistant message before it must have tool_calls"
                 )
-            yield from (_TURN, "tool", *_tool_turn(turn), _END_TURN, "\n")
+            yield from _turn("tool", _tool_turn(turn))
         elif text := _user_turn(turn):
-            yield from (_TURN, "user\n", *text, _END_TURN, "\n")
+            yield from _turn("user\n", text)
         index = end
+
+
+def _turn(head: str, content: Iterable[Segment]) -> Iterator[Segment]:
+    yield from (_TURN, head)
+    yield from content
+    yield from (_END_TURN, "\n")
 
 
 def _end_of_turn(messages: Sequence[Message], start: int) -> int:
@@ -230,7 +236,7 @@ def _user_turn(turn: Sequence[Message]) -> list[str]:
     return texts
 
 
-def _tool_turn(turn: Sequence[Message]) -> Iterator[str]:
+def _tool_turn(turn: Sequence[Message]) -> Iterator[Segment]:
     for message in turn:
         if message.role == "tool":
             yield from _responses(message)

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -130,7 +130,7 @@ class Answers:
 
     async def updates(
         self, *, ping_seconds: float | None = None, deadline: float | None = None
-    ) -> AsyncIterator[Update | Progress | End]:
+    ) -> AsyncGenerator[Update | Progress | End, None]:
         """Yield what is new, until every answer has ended.
 
         ping_seconds  time without news after which a Progress comes
@@ -201,7 +201,8 @@ class Answers:
         self.completions[view.index] = completion
         reply = completion.reply
         calls = tuple(
-            replace(call, arguments=whole_characters(call.arguments)) for call in reply.tool_calls
+            replace(call, arguments=dict(whole_characters(call.arguments)))
+            for call in reply.tool_calls
         )
         shown = Message("assistant", view.content, reply.thinking, calls)
         end = End(view.index, completion, shown, view.is_call_cut, view.spoken)

@@ -108,7 +108,7 @@ class MessagesWriter:
         yield frame(refusal.body("anthropic", request_id), event="error")
 
     def _message(self, content: list[dict[str, Any]]) -> dict[str, Any]:
-        message = {
+        message: dict[str, Any] = {
             "id": self.answers.id,
             "type": "message",
             "role": "assistant",

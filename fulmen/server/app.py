@@ -62,7 +62,6 @@ def create_app(model: ChatModel, config: ServerConfig | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.is_ready = True
         yield
         app.state.is_ready = False
         service.close()
@@ -75,7 +74,7 @@ def create_app(model: ChatModel, config: ServerConfig | None = None) -> FastAPI:
         strict_content_type=False,
     )
     app.router.route_class = JsonRoute
-    app.state.is_ready = False
+    app.state.is_ready = True
     app.state.service = service
     app.state.metrics = metrics
     with_limits(app, config, Keys(config.api_keys), metrics, requests)

@@ -1,0 +1,212 @@
+"""Coding clients as a user starts them: where they are, their settings for a server, one question.
+
+Each runs in an empty home and reaches nothing but this machine: all else goes to a proxy that is
+not there. Nothing of a client is changed.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+ROOT: Final = Path(__file__).parents[3]
+CLIENTS: Final = Path(os.environ.get("FULMEN_CLIENTS") or ROOT / ".clients")
+"""Folder of scripts/install_clients"""
+TIMEOUT_SECONDS: Final = 120
+NO_NETWORK: Final = {
+    "HTTP_PROXY": "http://127.0.0.1:9",
+    "HTTPS_PROXY": "http://127.0.0.1:9",
+    "NO_PROXY": "127.0.0.1,localhost",
+}
+
+
+def program(name: str) -> Path:
+    """Return the program of a client; skip the test without it."""
+    patterns = {
+        "claude-code": "node_modules/@anthropic-ai/claude-code-*/claude",
+        "opencode": "node_modules/opencode-*/bin/opencode",
+        "mini-swe-agent": "mini/bin/mini",
+    }
+    found = sorted(path for path in CLIENTS.glob(patterns[name]) if "baseline" not in str(path))
+    if not found:
+        pytest.skip(f"{name} is not in {CLIENTS}, `scripts/install_clients` brings it")
+    return found[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A client that ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+    @property
+    def story(self) -> str:
+        """What to look at when something is wrong."""
+        return f"exit {self.returncode}\n{self.stdout[-3000:]}\n{self.stderr[-3000:]}"
+
+
+class Running:
+    """A client in a process group of its own, whose output goes to files."""
+
+    def __init__(
+        self, command: Sequence[str | Path], *, home: Path, work: Path, settings: Mapping[str, str]
+    ) -> None:
+        self._out, self._err = home / "stdout", home / "stderr"
+        environment = {"HOME": str(home), "PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
+        with self._out.open("wb") as out, self._err.open("wb") as err:
+            self.process = subprocess.Popen(
+                [str(word) for word in command],
+                cwd=work,
+                env=environment | NO_NETWORK | dict(settings),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+            )
+
+    def kill(self) -> None:
+        """End the client and all that it started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def wait(self) -> Finished:
+        """Wait until the client ends, for a while, and end what it left running."""
+        try:
+            self.process.wait(TIMEOUT_SECONDS)
+        except subprocess.TimeoutExpired:
+            print(f"the client ran for {TIMEOUT_SECONDS} s", file=sys.stderr)
+        finally:
+            self.kill()
+        out, err = (path.read_text(errors="replace") for path in (self._out, self._err))
+        return Finished(self.process.returncode, out, err)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A client's empty home, and the folder it works in."""
+
+    home: Path
+    work: Path
+
+    @classmethod
+    def new(cls, folder: Path) -> "Place":
+        """Make both in a folder."""
+        place = cls(folder / "home", folder / "work")
+        place.home.mkdir()
+        place.work.mkdir()
+        return place
+
+
+def claude_code(
+    place: Place,
+    url: str,
+    question: str,
+    *,
+    key: str = "any",
+    hides: bool = False,
+    goes_on: bool = False,
+) -> Running:
+    """Ask Claude Code.
+
+    hides    print plain text, for which it wants no text of thoughts, and use a name that it knows,
+             for which it tells how many tokens are left
+    goes_on  continue the last conversation
+    """
+    command = [
+        *(program("claude-code"), "-p", question, "--model", "haiku" if hides else "m2"),
+        *(
+            ["--output-format", "text"]
+            if hides
+            else ["--output-format", "stream-json", "--verbose"]
+        ),
+        *(["--continue"] if goes_on else []),
+        *("--allowedTools", "Bash", "Read", "Write", "Edit"),
+    ]
+    settings = {
+        "ANTHROPIC_BASE_URL": url,
+        "ANTHROPIC_AUTH_TOKEN": key,
+        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+    }
+    return Running(command, home=place.home, work=place.work, settings=settings)
+
+
+def opencode(
+    place: Place,
+    url: str,
+    question: str,
+    *,
+    key: str = "any",
+    hides: bool = False,
+    goes_on: bool = False,
+) -> Running:
+    """Ask opencode, over Chat Completions.
+
+    hides    ask the server to keep thoughts to itself
+    goes_on  continue the last conversation
+    """
+    model = {
+        "name": "MiniMax-M2",
+        "reasoning": True,
+        "tool_call": True,
+        "limit": {"context": 60_000, "output": 8192},
+        "options": {"include_reasoning": False} if hides else {},
+    }
+    config = {
+        "$schema": "https://opencode.ai/config.json",
+        "autoupdate": False,
+        "provider": {
+            "fulmen": {
+                "npm": "@ai-sdk/openai-compatible",
+                "name": "Fulmen",
+                "options": {"baseURL": f"{url}/v1", "apiKey": key},
+                "models": {"m2": model},
+            }
+        },
+    }
+    folder = place.home / ".config" / "opencode"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "opencode.json").write_text(json.dumps(config))
+    command = [
+        *(program("opencode"), "run", "--model", "fulmen/m2", "--format", "json"),
+        *(["--continue"] if goes_on else []),
+        question,
+    ]
+    return Running(command, home=place.home, work=place.work, settings={})
+
+
+def mini_swe_agent(
+    place: Place,
+    url: str,
+    question: str,
+    *,
+    key: str = "any",
+    hides: bool = False,
+) -> Running:
+    """Ask mini-swe-agent.
+
+    hides  ask the server to keep thoughts to itself
+    """
+    command = [
+        *(program("mini-swe-agent"), "-y", "--exit-immediately", "-m", "openai/m2"),
+        *("-o", place.home / "trajectory.json", "-t", question, "-c", "mini.yaml"),
+        *(["-c", "model.model_kwargs.extra_body.include_reasoning=false"] if hides else []),
+    ]
+    settings = {
+        "OPENAI_API_BASE": f"{url}/v1",
+        "OPENAI_API_KEY": key,
+        "MSWEA_CONFIGURED": "true",
+        "MSWEA_COST_TRACKING": "ignore_errors",
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+    }
+    return Running(command, home=place.home, work=place.work, settings=settings)

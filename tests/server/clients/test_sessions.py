@@ -1,0 +1,253 @@
+"""Real coding clients finish a session with tools, and nothing the model said is lost or read anew.
+
+Whatever a client does to a history, the prompt begins with the ids of the one before and of its
+answer. Clients that drop thoughts get them put back.
+"""
+
+import json
+import re
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from fulmen.chat import ChatRequest
+from fulmen.llm import LLM
+from tests.chat.helpers import real_tokenizer
+from tests.server.clients.programs import (
+    Place,
+    claude_code,
+    mini_swe_agent,
+    opencode,
+)
+from tests.server.clients.serving import Served, Step, call, load_llm, serving
+
+pytestmark = pytest.mark.slow
+
+TEXT = 'naïve "quotes" \\n\n\ttab 🦊 <b>&amp;</b>\n{"n": 1.0, "10": [], "2": null}\n'
+FINAL = "The file is as you wanted it: three lines."
+QUESTION = "Write a.txt, then show me that it is right."
+Write = Callable[[ChatRequest], str]
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
+    real_tokenizer()
+    llm = load_llm(tmp_path_factory.mktemp("m2"))
+    yield llm
+    assert not llm.engine.has_unfinished
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place.new(tmp_path)
+
+
+def write_steps(steps: Sequence[Step]) -> Write:
+    """Say one step after the other; a request without tools wants a title."""
+
+    def write(request: ChatRequest) -> str:
+        if not request.tools:
+            return Step("A title is wanted.", "Writing a file").text
+        return steps[sum(message.role == "assistant" for message in request.messages)].text
+
+    return write
+
+
+def claude_code_steps(work: Path) -> list[Step]:
+    file = str(work / "a.txt")
+    return [
+        Step("I write it.", "Writing.", [call("Write", file_path=file, content=TEXT)]),
+        Step("I read  it.\n\nAll of it.", "", [call("Read", file_path=file, offset=1, limit=50)]),
+        Step(
+            "Two looks at once.",
+            "Counting, and looking at the second line.",
+            [
+                call("Bash", command="wc -l < a.txt", description="Count lines"),
+                call("Read", file_path=file, offset=2, limit=1),
+            ],
+        ),
+        Step("Done 🦊.", FINAL),
+    ]
+
+
+def opencode_steps(work: Path) -> list[Step]:
+    file = str(work / "a.txt")
+    return [
+        Step("I write it.", "Writing.", [call("write", filePath=file, content=TEXT)]),
+        Step("I read  it.\n\nAll of it.", "", [call("read", filePath=file, offset=1, limit=50)]),
+        Step(
+            "Two looks at once.",
+            "Counting, and looking at the second line.",
+            [
+                call("bash", command="wc -l < a.txt", description="Count lines"),
+                call("read", filePath=file, offset=2, limit=1),
+            ],
+        ),
+        Step("Done 🦊.", FINAL),
+    ]
+
+
+def mini_swe_agent_steps(work: Path) -> list[Step]:
+    return [
+        Step(
+            "I write it.",
+            "Writing.",
+            [call("bash", command=f"cat > {work}/a.txt <<'END'\n{TEXT}END")],
+        ),
+        Step("I read  it.\n\nAll of it.", "", [call("bash", command="cat a.txt")]),
+        Step(
+            "Two looks at once.",
+            "Counting, and looking at the second line.",
+            [call("bash", command="wc -l < a.txt"), call("bash", command="sed -n 2p a.txt")],
+        ),
+        Step(
+            "Done 🦊.",
+            FINAL,
+            [call("bash", command="echo COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT")],
+        ),
+    ]
+
+
+CLIENTS = {
+    "claude-code": (claude_code, claude_code_steps),
+    "opencode": (opencode, opencode_steps),
+    "mini-swe-agent": (mini_swe_agent, mini_swe_agent_steps),
+}
+
+
+@pytest.mark.parametrize("hides", [False, True], ids=["thoughts-shown", "thoughts-hidden"])
+@pytest.mark.parametrize("name", CLIENTS)
+def test_a_session_with_tools_completes_and_its_prompts_go_on_from_each_other(
+    llm: LLM, place: Place, name: str, hides: bool
+) -> None:
+    start, write_script = CLIENTS[name]
+    steps = write_script(place.work)
+    with serving(llm, write_steps(steps)) as served:
+        finished = start(place, served.url, QUESTION, hides=hides).wait()
+        assert finished.returncode == 0, finished.story
+        states = turn_states(served)
+    assert (place.work / "a.txt").read_text() == TEXT
+    assert_session(served, steps)
+    num_turns = sum(range(len(steps)))
+    shown, hidden = (0, num_turns) if hides else (num_turns, 0)
+    assert states == {"matched": shown, "restored": hidden, "rendered": 0}
+    if name == "mini-swe-agent":
+        trajectory = json.loads((place.home / "trajectory.json").read_text())
+        assert trajectory["info"]["exit_status"] == "Submitted"
+    else:
+        assert FINAL in finished.stdout
+
+
+@pytest.mark.parametrize("name", ["claude-code", "opencode"])
+def test_a_second_question_goes_on_from_the_first_where_all_thoughts_are_kept(
+    llm: LLM, place: Place, name: str
+) -> None:
+    """Claude Code asks for it, opencode's server is set so."""
+    start, write_script = {"claude-code": claude_code, "opencode": opencode}[name], CLIENTS[name][1]
+    steps = [*write_script(place.work), *write_script(place.work)]
+    again = [replace(step, thought=f"Again. {step.thought}") for step in steps[4:]]
+    again[0] = replace(again[0], calls=steps[1].calls)
+    steps[4:] = again
+    with serving(llm, write_steps(steps), keep_thoughts=name == "opencode") as served:
+        for goes_on in (False, True):
+            finished = start(place, served.url, QUESTION, goes_on=goes_on).wait()
+            assert finished.returncode == 0, finished.story
+            assert FINAL in finished.stdout
+    assert_session(served, steps)
+
+
+def test_a_second_question_drops_the_thoughts_of_the_first_as_the_template_does(
+    llm: LLM, place: Place
+) -> None:
+    steps = [*opencode_steps(place.work), Step("Short.", "Again, briefly.")]
+    with serving(llm, write_steps(steps)) as served:
+        for goes_on in (False, True):
+            finished = opencode(place, served.url, QUESTION, goes_on=goes_on).wait()
+            assert finished.returncode == 0, finished.story
+        states = turn_states(served)
+    assert states == {"matched": 1 + 2 + 3 + 4, "restored": 0, "rendered": 0}
+    *_, before, after = served.conversation
+    prompt = served.engine.tokenizer.decode(after.done.prompt_ids)
+    assert steps[0].thought in served.engine.tokenizer.decode(before.done.prompt_ids)
+    assert not any(f"<think>\n{step.thought}" in prompt for step in steps)
+    # Up to the first thought nothing is read again.
+    first = served.conversation[0].done
+    assert after.done.usage.num_cached_tokens >= len(first.prompt_ids) - 1
+
+
+@pytest.mark.parametrize("name", CLIENTS)
+def test_a_client_with_a_wrong_key_says_so_and_reaches_no_model(
+    llm: LLM, place: Place, name: str
+) -> None:
+    with serving(llm, write_steps([]), api_keys=("the-right-key",)) as served:
+        finished = CLIENTS[name][0](place, served.url, QUESTION, key="a-wrong-key").wait()
+    assert not served.engine.exchanges
+    assert re.search("api key|401|authenticat", finished.stdout + finished.stderr, re.I), (
+        finished.story
+    )
+    assert "the-right-key" not in finished.stdout + finished.stderr
+
+
+@pytest.mark.parametrize("name", CLIENTS)
+def test_a_client_that_is_killed_leaves_the_engine_idle(llm: LLM, place: Place, name: str) -> None:
+    steps = [Step("A long one. " + "All work and no play. " * 1500, "The end.")]
+    with serving(llm, write_steps(steps)) as served:
+        running = CLIENTS[name][0](place, served.url, QUESTION)
+        try:
+            wait_until(lambda: bool(served.conversation) and tokens_now(llm) > 50, 60)
+        finally:
+            running.kill()
+        seen = tokens_now(llm)
+        wait_until(lambda: not llm.engine.has_unfinished, 30)
+        late = tokens_now(llm) - seen
+        assert late < 200, late
+    (exchange,) = served.conversation
+    assert exchange.completion is None or exchange.completion.finish_reason == "abort"
+
+
+def turn_states(served: Served) -> dict[str, int]:
+    """Return how often the server found a turn of its own in each state."""
+    with urllib.request.urlopen(f"{served.url}/metrics", timeout=10) as reply:
+        text = reply.read().decode()
+    found = re.findall(r'^fulmen:history_turns_total\{.*state="(\w+)"\} (\S+)$', text, re.M)
+    return {state: int(float(count)) for state, count in found}
+
+
+def assert_session(served: Served, steps: Sequence[Step]) -> None:
+    """Check the prompts of one conversation."""
+    exchanges = served.conversation
+    tokenizer = served.engine.tokenizer
+    assert len(exchanges) == len(steps)
+    results = [m.content for m in exchanges[-1].request.messages if m.role == "tool"]
+    assert len(results) == sum(len(step.calls) for step in steps[:-1])
+    assert "null}" in results[1], results
+    assert "3" in results[2], results
+    assert "amp;" in results[3], results
+    for number, (before, after) in enumerate(pairwise(exchanges), 1):
+        known = [*before.done.prompt_ids, *before.done.answer_ids]
+        assert list(after.done.prompt_ids[: len(known)]) == known, number
+        # A cache of whole pages may lack the end of what it knows.
+        assert after.done.usage.num_cached_tokens >= 0.99 * len(known), number
+        prompt = tokenizer.decode(after.done.prompt_ids)
+        thoughts = [f"<think>\n{step.thought}\n</think>" for step in steps[:number]]
+        places = [prompt.find(thought) for thought in thoughts]
+        assert places == sorted(places), number
+        assert -1 not in places, number
+
+
+def wait_until(is_true: Callable[[], bool], seconds: float) -> None:
+    """Wait until something holds, for a while."""
+    until = time.monotonic() + seconds
+    while not is_true():
+        assert time.monotonic() < until, f"it took longer than {seconds} s"
+        time.sleep(0.01)
+
+
+def tokens_now(llm: LLM) -> int:
+    """Return how many tokens an engine has made since it was."""
+    return llm.engine.stats.num_new_tokens
