@@ -101,7 +101,7 @@ def good(answer: Answer) -> Any:
 
 def test_usage_adds_up_and_the_same_prompt_is_cached(engine: str) -> None:
     question = {"role": "user", "content": "What is in the cache the second time?" * 3}
-    fields = {"max_tokens": 30, "temperature": 0}
+    fields: dict[str, Any] = {"max_tokens": 30, "temperature": 0}
     replies = [good(chat(engine, question, **fields)) for _ in range(2)]
     for reply in replies:
         usage = reply["usage"]
@@ -123,7 +123,7 @@ def test_usage_adds_up_and_the_same_prompt_is_cached(engine: str) -> None:
     ],
 )
 def test_an_answer_that_length_ends_has_as_many_tokens(
-    engine: str, fields: dict[str, int], limit: int
+    engine: str, fields: dict[str, Any], limit: int
 ) -> None:
     question = {"role": "user", "content": "length"}
     reply = good(chat(engine, question, **fields))
