@@ -5,7 +5,6 @@ back in UTF-8, and Anthropic's SDK ends a stream that has one with an error.
 """
 
 import re
-from collections.abc import Mapping
 from typing import Any, Final
 
 from fulmen.chat import Event, ToolCallDelta, ToolCallEnd, ToolCallStart, dump_json, load_json
@@ -25,13 +24,13 @@ _SETTLED: Final = re.compile(
 """Beginning of a JSON text that says the same whatever follows"""
 
 
-def whole_characters(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+def whole_characters(arguments: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of a call with U+FFFD for each half of a surrogate pair."""
     text = dump_json(arguments)
     mended = _mended(text)
     if mended == text:
         return arguments
-    whole: Mapping[str, Any] = load_json(mended)
+    whole: dict[str, Any] = load_json(mended)
     return whole
 
 

@@ -79,14 +79,19 @@ def served_smollm2(**settings: Any) -> Iterator[str]:
 
 
 @contextmanager
-def served_checkpoint(kind: str, *script: str, **settings: Any) -> Iterator[str]:
-    """Serve a tiny checkpoint with its engine; with a script, it is made to say those texts."""
+def served_checkpoint(
+    kind: str, answer: Callable[[str], str] | None = None, **settings: Any
+) -> Iterator[str]:
+    """Serve a tiny checkpoint with its engine. With a function, it is made to say what that answers
+    to the text of the last message."""
     with TemporaryDirectory() as folder:
         llm = LLM.load(str(write_checkpoint(Path(folder), kind)))
         model = LocalModel(llm)
         forced: Any = model
-        if script:
-            forced = ForcedModel(model, script, tokenizer=llm.tokenizer, format=llm.format)
+        if answer is not None:
+            forced = ForcedModel(
+                model, repeat(lambda request: answer(last_message(request).content))
+            )
         try:
             with served(forced, **settings) as url:
                 yield url

@@ -1,5 +1,7 @@
-"""Answers that models should not give and do: both SDKs get what the parser makes of them, whole and
-streamed, and the pieces of a stream add up to the whole."""
+"""Answers that models should not give and do: both SDKs get what the parser makes of them.
+
+The pieces of a stream add up to the whole answer.
+"""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -239,8 +241,9 @@ def streamed_chat(client: OpenAI, request: dict[str, Any]) -> Seen:
     seen, names, ids = Seen(), dict[int, str](), dict[int, str]()
     arguments, reasons, num_roles = dict[int, str](), list[str](), 0
     heads = set()
-    options = {"include_usage": True}
-    with client.chat.completions.create(**request, stream=True, stream_options=options) as stream:
+    request = {**request, "stream": True, "stream_options": {"include_usage": True}}
+    chunks: Any = client.chat.completions.create(**request)
+    with chunks as stream:
         for chunk in stream:
             heads.add((chunk.id, chunk.created, chunk.object))
             assert not reasons or not chunk.choices, "nothing comes after the end"
@@ -309,10 +312,11 @@ def test_openais_helper_adds_a_stream_up(openais: dict[str, OpenAI], kind: str, 
         for _ in stream:
             pass
         try:
-            (choice,) = stream.get_final_completion().choices
+            final: Any = stream.get_final_completion()
         except LengthFinishReasonError as error:
             assert wanted.is_cut
-            (choice,) = error.completion.choices
+            final = error.completion
+    (choice,) = final.choices
     message = choice.message
     calls = []
     for call in message.tool_calls or ():

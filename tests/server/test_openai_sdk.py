@@ -12,6 +12,7 @@ from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel
 
 from fulmen.llm import ScriptedModel
+from fulmen.llm.scripted import ScriptedAnswer
 from tests.server.helpers import (
     answering,
     byte_tokenizer,
@@ -21,7 +22,7 @@ from tests.server.helpers import (
     served_smollm2,
 )
 
-QUESTION: Any = [{"role": "user", "content": "What is 6 × 7?"}]
+QUESTION: Any = [{"role": "user", "content": "What is 6 times 7?"}]
 ANSWER = "Six sevens, hm.</think>\n\nIt is 42 🦩, of course."
 THOUGHT, CONTENT = "Six sevens, hm.", "It is 42 🦩, of course."
 WEATHER: Any = {
@@ -120,7 +121,7 @@ def test_the_asynchronous_client_reads_the_same() -> None:
             assert "".join(delta.content or "" for delta in deltas) == "answer x é"
             async with client.chat.completions.stream(model="any", messages=QUESTION) as helper:
                 final = await helper.get_final_completion()
-            assert final.choices[0].message.content == "answer What is 6 × 7? é"
+            assert final.choices[0].message.content == "answer What is 6 times 7? é"
 
     with served(answering("m2", lambda text: f"a</think>\n\nanswer {text} é")) as url:
         asyncio.run(main(url))
@@ -132,7 +133,7 @@ def test_calls_and_their_results_go_there_and_back(is_streamed: bool) -> None:
     messages: list[Any] = [{"role": "user", "content": "How cold are Oslo and Tromsø?"}]
     with served(model) as url, client_of(url) as client:
         if is_streamed:
-            strict = {**WEATHER, "function": {**WEATHER["function"], "strict": True}}
+            strict: Any = {**WEATHER, "function": {**WEATHER["function"], "strict": True}}
             with client.chat.completions.stream(
                 model="any", messages=messages, tools=[strict]
             ) as stream:
@@ -273,7 +274,7 @@ def test_logprobs_and_ids_cover_every_token(client: OpenAI, is_streamed: bool) -
     said = b"".join(bytes(entry.bytes) for entry in entries[:-1])
     assert said.decode() == ANSWER
     assert all(entry.logprob == 0 and len(entry.top_logprobs) == 1 for entry in entries)
-    assert "What is 6 × 7?" in tokenizer.decode(prompt_ids)
+    assert "What is 6 times 7?" in tokenizer.decode(prompt_ids)
 
 
 @pytest.mark.parametrize("stop", ["of", ["course", " of", "zzz"]])
@@ -314,13 +315,13 @@ def test_a_thought_comes_as_it_was_asked_for(
         streamed = stream.get_final_completion()
     for reply in (whole, streamed):
         message = reply.choices[0].message
-        found = message.model_extra or {}
+        found: dict[str, Any] = message.model_extra or {}
         details = found.get("reasoning_details")
         texts = {name: found[name] for name in ("reasoning_content", "reasoning") if name in found}
         assert texts == fields
         assert message.content == content
         if extra.get("reasoning_split"):
-            (detail,) = details
+            (detail,) = details or ()
             assert (detail["type"], detail["text"]) == ("reasoning.text", THOUGHT)
         else:
             assert details is None
@@ -398,29 +399,23 @@ def test_too_many_requests_and_a_place_that_is_freed() -> None:
 
 
 def test_an_error_in_a_stream_is_an_error_of_the_sdk() -> None:
-    from fulmen.llm.scripted import ScriptedAnswer
-
     broken = ScriptedAnswer("Thinking.</think>\n\nHalf of", fail_with=RuntimeError("secret"))
     with served(scripted("m2", broken, broken, ANSWER)) as url, client_of(url) as client:
-        seen = ""
+
+        def create(**fields: Any) -> Any:
+            return client.chat.completions.create(model="any", messages=QUESTION, **fields)
+
         with (
-            client.chat.completions.create(model="any", messages=QUESTION, stream=True) as stream,
+            create(stream=True) as stream,
             pytest.raises(openai.APIError, match="the server failed") as failed,
         ):
-            for chunk in stream:
-                seen += chunk.choices[0].delta.content or ""
-        assert "Half of".startswith(seen)
+            list(stream)
         assert "secret" not in str(failed.value)
         with pytest.raises(openai.InternalServerError) as whole:
-            client.chat.completions.create(model="any", messages=QUESTION)
+            create()
         assert whole.value.status_code == 500
         assert "secret" not in str(whole.value)
-        assert (
-            client.chat.completions.create(model="any", messages=QUESTION)
-            .choices[0]
-            .message.content
-            == CONTENT
-        )
+        assert create().choices[0].message.content == CONTENT
 
 
 def test_a_running_thought_is_ended() -> None:
@@ -471,5 +466,5 @@ def test_a_conversation_with_smollm2() -> None:
         cached = second.usage.prompt_tokens_details.cached_tokens
         assert cached is not None
         assert cached > 0
-        (turn,) = second.fulmen["turns"]  # type: ignore[attr-defined]
+        (turn,) = second.fulmen["turns"]
         assert turn["state"] == "matched"
