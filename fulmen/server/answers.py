@@ -74,7 +74,7 @@ class Answers:
         self.report = prepared.report
         self.completions: list[Completion | None] = [None] * ask.num_answers
         self.signatures = [secrets.token_urlsafe(48) for _ in range(ask.num_answers)]
-        """What a client sends back with a thought, and we find it by"""
+        """Signatures of the thoughts, by which a client's history finds them"""
         self.first_token_seconds: float | None = None
         self.seconds = 0.0
         self._model = model

@@ -71,7 +71,7 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What became of the history: which turns are ours, and what of the prompt was new."""
+    """Account of a history: which turns are ours, and what of the prompt was new."""
 
     turns: Sequence[FoundTurn]
     repairs: Sequence[str] = ()

@@ -28,6 +28,9 @@ _KINDS: Final = {
 }
 """Anthropic's word for each status; OpenAI's types are free texts, so the words serve both."""
 
+_FINAL: Final = frozenset({400, 401, 403, 404, 405, 413, 415, 501})
+"""Statuses of requests that would be refused again"""
+
 
 class Refusal(Exception):
     """A request that is not answered: its HTTP status and one sentence that says why."""
@@ -52,7 +55,10 @@ class Refusal(Exception):
     @property
     def headers(self) -> dict[str, str]:
         """HTTP headers that go with it."""
-        return {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
+        if self.retry_after is not None:
+            return {"retry-after": str(self.retry_after)}
+        # Claude Code asks ten times, over minutes, with a key that is not known unless told not to.
+        return {"x-should-retry": "false"} if self.status in _FINAL else {}
 
     def body(self, dialect: Dialect, request_id: str) -> dict[str, Any]:
         """Return the refusal as a dialect writes it."""

@@ -12,7 +12,7 @@ from fulmen.server.asking import MissReason, Report
 
 @dataclass(frozen=True, slots=True)
 class Digests:
-    """What a prompt's beginning was made of, to say which part changed."""
+    """Digests of a prompt's beginning, to say which part of it changed."""
 
     system: str
     tools: str

@@ -1,5 +1,5 @@
-"""How clients ask about thinking, in every dialect's words, read into two answers: how much, and
-how it is shown.
+"""Wishes about thinking, in every dialect's words, read into two answers: how much, and how it is
+shown.
 
     none  minimal  low  medium  high ...         effort, in OpenAI's and Anthropic's words
     {"type": "enabled", "budget_tokens": 4000}   Anthropic's and MiniMax's thinking

@@ -65,6 +65,7 @@ def test_everything_else_needs_a_key(method: str, path: str, headers: dict[str, 
     answer = client(api_keys=(KEY,)).request(method, path, headers=headers, follow_redirects=False)
     assert answer.status_code == 401
     assert answer.headers["www-authenticate"] == "Bearer"
+    assert answer.headers["x-should-retry"] == "false"
     if method != "HEAD":
         assert "error" in answer.json()
 

@@ -9,7 +9,6 @@ import asyncio
 import itertools
 import json
 import re
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,14 +26,11 @@ from fulmen.chat import (
 from fulmen.checkpoints import save_model
 from fulmen.engine import EngineConfig
 from fulmen.llm import LLM, ForcedModel, LocalModel, ServedStream
-from fulmen.server import ServerConfig, create_app
-from fulmen.server.run import serve
 from tests.chat.helpers import REAL
 from tests.models.helpers import random_model, tiny_m2
+from tests.server.helpers import served
 
 _TAGS = re.compile(r"(</?think>|</?minimax:tool_call>)")
-_READY_SECONDS = 60
-_STOP_SECONDS = 60
 
 
 def call(name: str, **arguments: object) -> str:
@@ -163,7 +159,6 @@ class Served:
 
     url: str
     engine: ScriptedEngine
-    llm: LLM
 
     @property
     def conversation(self) -> list[Exchange]:
@@ -190,66 +185,10 @@ def load_llm(folder: Path, *, max_model_len: int = 60_000) -> LLM:
 @contextmanager
 def serving(llm: LLM, write: Callable[[ChatRequest], str], **settings: Any) -> Iterator[Served]:
     """Serve a model that says what `write` returns, on a free port of this machine."""
-    ready = threading.Event()
-    server = _Thread(llm, write, ServerConfig(port=0, drain_seconds=0.1, **settings), ready)
-    server.start()
+    local = LocalModel(llm)
+    engine = ScriptedEngine(local, write)
     try:
-        assert ready.wait(_READY_SECONDS), "the server did not begin"
-        if server.error is not None:
-            raise server.error
-        assert server.served is not None
-        yield server.served
+        with served(engine, **settings) as url:
+            yield Served(url, engine)
     finally:
-        server.stop()
-        server.join(_STOP_SECONDS)
-    assert not server.is_alive(), "the server did not stop"
-    if server.error is not None:
-        raise server.error
-
-
-class _Thread(threading.Thread):
-    """The server, in a thread and an event loop of its own."""
-
-    def __init__(
-        self,
-        llm: LLM,
-        write: Callable[[ChatRequest], str],
-        config: ServerConfig,
-        ready: threading.Event,
-    ) -> None:
-        super().__init__(name="server", daemon=True)
-        self.served: Served | None = None
-        self.error: BaseException | None = None
-        self._llm, self._write, self._config, self._ready = llm, write, config, ready
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._task: asyncio.Task[bool] | None = None
-
-    def run(self) -> None:
-        try:
-            asyncio.run(self._main())
-        except BaseException as error:
-            self.error = error
-        finally:
-            self._ready.set()
-
-    async def _main(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        async with LocalModel(self._llm) as local:
-            engine = ScriptedEngine(local, self._write)
-
-            def on_ready(url: str) -> None:
-                self.served = Served(url, engine, self._llm)
-                self._ready.set()
-
-            app = create_app(engine, self._config)
-            self._task = asyncio.create_task(serve(app, self._config, on_ready=on_ready))
-            try:
-                await self._task
-            except asyncio.CancelledError:
-                if not self._task.cancelled():
-                    raise
-
-    def stop(self) -> None:
-        loop, task = self._loop, self._task
-        if loop is not None and task is not None and not loop.is_closed():
-            loop.call_soon_threadsafe(task.cancel)
+        asyncio.run(local.close())
