@@ -188,6 +188,12 @@ def are_among(some: Sequence[Any], all_of_them: Sequence[Any]) -> bool:
 
 ALL = [pytest.param(kind, name, id=f"{kind}: {name}") for kind in OWN for name in cases(kind)]
 WRITTEN = [pytest.param(kind, name, id=f"{kind}: {name}") for kind in OWN for name in OWN[kind]]
+RECORDED = [
+    pytest.param(*one.values, id=one.id, marks=pytest.mark.slow)
+    for one in ALL
+    if one not in WRITTEN
+]
+"""Recorded texts, which are many, for a second dialect"""
 
 
 @pytest.fixture(scope="module")
@@ -359,7 +365,7 @@ def seen_blocks(message: Any) -> Seen:
     return seen
 
 
-@pytest.mark.parametrize(("kind", "name"), ALL)
+@pytest.mark.parametrize(("kind", "name"), [*WRITTEN, *RECORDED])
 def test_anthropic_shows_what_the_parser_found(
     anthropics: dict[str, Anthropic], kind: str, name: str
 ) -> None:
