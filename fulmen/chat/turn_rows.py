@@ -73,7 +73,9 @@ class TurnRows:
             _prepare(self._connection, is_small=_is_small(file))
         except sqlite3.Error as error:
             self._connection.close()
-            raise ValueError(f"{self.name} is not a log of turns: {error}") from None
+            is_busy = isinstance(error, sqlite3.OperationalError) and "locked" in str(error)
+            what = "cannot be used as" if is_busy else "is not"
+            raise ValueError(f"{self.name} {what} a log of turns: {error}") from None
         except ValueError as error:
             self._connection.close()
             raise ValueError(f"{self.name} {error}") from None
@@ -149,7 +151,8 @@ class TurnRows:
                     "INSERT OR IGNORE INTO keys VALUES (?, ?)", [(key, id) for key in keys]
                 )
                 self._make_room(connection, id)
-            connection.execute("PRAGMA incremental_vacuum").fetchall()
+            with suppress(sqlite3.OperationalError):  # another process writes: it frees the pages
+                connection.execute("PRAGMA incremental_vacuum").fetchall()
 
     def close(self) -> None:
         """Close the database; a second time does nothing."""
@@ -162,12 +165,14 @@ class TurnRows:
     def _make_room(self, connection: sqlite3.Connection, newest: int | None) -> None:
         expired = "SELECT id FROM turns WHERE used < ? AND id != ?"
         _delete(connection, connection.execute(expired, (self._oldest(), newest)).fetchall())
+        count = 8
         while _used_bytes(connection) > self._max_bytes + _EMPTY_BYTES:
-            oldest = "SELECT id FROM turns WHERE id != ? ORDER BY used, id LIMIT 8"
-            ids = connection.execute(oldest, (newest,)).fetchall()
+            oldest = "SELECT id FROM turns WHERE id != ? ORDER BY used, id LIMIT ?"
+            ids = connection.execute(oldest, (newest, count)).fetchall()
             if not ids:
                 break
             _delete(connection, ids)
+            count = min(2 * count, 1024)  # a log of many turns may be opened with a smaller size
 
     @contextmanager
     def _use(self) -> Iterator[sqlite3.Connection]:
@@ -241,11 +246,11 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
+        connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
-    connection.execute("COMMIT")
 
 
 def _delete(connection: sqlite3.Connection, ids: Sequence[tuple[int]]) -> None:
