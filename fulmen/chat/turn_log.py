@@ -152,14 +152,14 @@ class TurnLog:
         shown       the answer as the client was sent it, with the ids of its calls
         signatures  signatures that the client was sent for its thought
 
-        Left out is what no client can send back: an answer that failed, one that ended inside a
-        call (its ids end there, and the client has no whole call), one without ids, and one that is
-        larger than the log. An answer that was aborted is logged as far as it came.
+        Left out is what cannot come back: an answer that failed, one that was cut inside a call
+        (its ids end there, and the client has no whole call), one without ids, and one that is
+        larger than the log. An answer that was aborted is logged as far as it came, and one that
+        the model itself ended inside a call as it is.
         Raises ValueError for a turn that cannot be written as JSON.
         """
         sampled = completion.sampled
-        is_failed = completion.finish_reason == "error" or completion.reply.is_call_open
-        if sampled is None or is_failed:
+        if sampled is None or completion.finish_reason == "error" or _is_cut_in_call(completion):
             return
         payload = pack_turn(completion, sampled)
         if payload is None or len(payload) > self._max_bytes:
@@ -198,6 +198,12 @@ class TurnLog:
             return unpack_turn(row.turn_id, payloads[row.id])
         except ValueError as error:
             raise ValueError(f"{self._rows.name} has a broken turn, remove it: {error}") from None
+
+
+def _is_cut_in_call(completion: Completion) -> bool:
+    """Return whether an answer ended inside a call, and not because the model ended its turn."""
+    is_ended = completion.finish_reason == "stop" and completion.stop_text is None
+    return completion.reply.is_call_open and not is_ended
 
 
 def _put_back(
