@@ -18,7 +18,6 @@ from fulmen.sampling import FinishReason, SamplingParams
 _MAX_BYTES: Final = 2**26
 """Size before compression; an answer of a million tokens with its text has a quarter of it"""
 _SIZE: Final = struct.Struct("<I")
-_NUMBER_BYTES: Final = 4
 _KINDS: Final = ("thinking", "content", "tool_calls")
 _LAYOUT: Final = {
     "answer_start": int,
@@ -60,12 +59,13 @@ def pack_turn(completion: Completion, sampled: SampledIds) -> bytes | None:
         "sampled": {name: getattr(sampled, name) for name in _LAYOUT},
         "spans": [[span.kind, span.start, span.stop] for span in sampled.spans],
         "counts": [len(ids), len(answer_ids), len(completion.tokens)],
+        "is_prefix": answer_ids[: len(ids)] == ids,
         "finish_reason": completion.finish_reason,
         "params": asdict(completion.params),
     }
     try:
         text = json.dumps(head).encode()
-        body = _pack("I", ids) + _pack("I", answer_ids)
+        body = _pack("I", answer_ids) + _pack("I", () if head["is_prefix"] else ids)
         body += _pack("f", [token.logprob for token in completion.tokens])
     except (OverflowError, RecursionError, TypeError, ValueError, struct.error) as error:
         raise ValueError(f"the turn cannot be written: {error}") from None
@@ -96,19 +96,23 @@ def unpack_turn(turn_id: str, payload: object) -> LoggedTurn:
 
 def _read(turn_id: str, head: Mapping[str, Any], body: bytes) -> LoggedTurn:
     counts = [_typed(count, int) for count in head["counts"]]
-    if len(counts) != 3 or min(counts) < 0 or _NUMBER_BYTES * sum(counts) != len(body):
-        raise ValueError(f"it has {len(body)} bytes of numbers, not as many as it says")
     num_ids, num_all, num_logprobs = counts
-    if num_logprobs > num_all:
-        raise ValueError(f"it has {num_logprobs} log-probabilities of {num_all} ids")
-    numbers = struct.unpack(f"<{num_ids + num_all}I{num_logprobs}f", body)
+    num_apart = 0 if _typed(head["is_prefix"], bool) else num_ids
+    if min(counts) < 0 or 4 * (num_all + num_apart + num_logprobs) != len(body):
+        raise ValueError(f"it has {len(body)} bytes of numbers, not as many as it says")
+    if max(num_ids - num_apart, num_logprobs) > num_all:
+        raise ValueError(f"it has more ids or log-probabilities than the {num_all} of its answer")
+    numbers = struct.unpack(f"<{num_all + num_apart}I{num_logprobs}f", body)
+    start = num_all if num_apart else 0
     finish_reason = head["finish_reason"]
     if finish_reason not in get_args(FinishReason):
         raise ValueError("it has no finish_reason")
     layout: dict[str, Any] = {
         name: _typed(head["sampled"][name], kind) for name, kind in _LAYOUT.items()
     }
-    sampled = SampledIds(ids=numbers[:num_ids], spans=_read_spans(head["spans"], num_ids), **layout)
+    sampled = SampledIds(
+        ids=numbers[start : start + num_ids], spans=_read_spans(head["spans"], num_ids), **layout
+    )
     if not 0 <= sampled.answer_start <= num_ids:
         raise ValueError("its answer begins outside of its ids")
     params: dict[str, Any] = {
@@ -124,8 +128,8 @@ def _read(turn_id: str, head: Mapping[str, Any], body: bytes) -> LoggedTurn:
     return LoggedTurn(
         turn_id=turn_id,
         message=Message("assistant", head["content"], head["thinking"], calls, sampled=sampled),
-        ids=numbers[num_ids : num_ids + num_all],
-        logprobs=numbers[num_ids + num_all :],
+        ids=numbers[:num_all],
+        logprobs=numbers[num_all + num_apart :],
         finish_reason=finish_reason,
         params=SamplingParams(**params),
     )

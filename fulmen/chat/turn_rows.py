@@ -165,7 +165,7 @@ class TurnRows:
     def _make_room(self, connection: sqlite3.Connection, newest: int | None) -> None:
         expired = "SELECT id FROM turns WHERE used < ? AND id != ?"
         _delete(connection, connection.execute(expired, (self._oldest(), newest)).fetchall())
-        count = 8
+        count = 1
         while _used_bytes(connection) > self._max_bytes + _EMPTY_BYTES:
             oldest = "SELECT id FROM turns WHERE id != ? ORDER BY used, id LIMIT ?"
             ids = connection.execute(oldest, (newest, count)).fetchall()

@@ -10,9 +10,11 @@ client shows. A turn stands for one answer only, and among several the one of a 
 other answers of the history are from is taken, in their order. Time is linear in the history.
 """
 
+from bisect import bisect, insort
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from math import inf
 from typing import Final, Literal
 
 from fulmen.chat.canonical import Answer, Context, Run
@@ -127,8 +129,8 @@ class TurnSearch:
         self._matches: dict[int, Match] = {}
         self._is_open = [[True] * len(run.messages) for run in runs]
         self._used: set[int] = set()
-        self._last = 0
-        """Largest row among the turns found before the piece"""
+        self._found: list[tuple[int, int]] = []
+        """Index and row of each turn found, in the order of the history"""
         self._conversations: dict[bytes, int] = {}
         """Conversations of the turns found, with their number of turns"""
         self._top: list[bytes] = []
@@ -143,7 +145,8 @@ class TurnSearch:
             if not any(map(any, self._is_open)):
                 break
             self._try(self._in_conversation)
-            self._try(search)
+            # The last of several equal answers is the newest: the beginning may be left out.
+            self._try(search, is_backward=search == self._by_any_question)
         return self._matches
 
     def conversation(self) -> bytes | None:
@@ -152,23 +155,18 @@ class TurnSearch:
         sure = [index for index, match in matches.items() if not match.is_weak]
         return matches[max(sure)].row.conversation if sure else None
 
-    def _try(self, search: Callable[[_Piece], Match | None]) -> None:
-        earlier = sorted((index, match.row.id) for index, match in self._matches.items())
-        num_passed = self._last = 0
-        for run, is_open in zip(self._runs, self._is_open, strict=True):
+    def _try(self, search: Callable[[_Piece], Match | None], *, is_backward: bool = False) -> None:
+        runs = list(zip(self._runs, self._is_open, strict=True))
+        for run, is_open in reversed(runs) if is_backward else runs:
             for start, stop in run.ranges(is_open):
-                index = run.start + start
-                while num_passed < len(earlier) and earlier[num_passed][0] < index:
-                    self._last = max(self._last, earlier[num_passed][1])
-                    num_passed += 1
                 piece = self._piece(run, start, stop)
                 match = search(piece) if piece is not None else None
                 if match is None:
                     continue
                 is_open[start:stop] = [False] * (stop - start)
-                self._matches[index] = match
+                self._matches[run.start + start] = match
                 self._used.add(match.row.id)
-                self._last = max(self._last, match.row.id)
+                insort(self._found, (run.start + start, match.row.id))
                 if not match.is_weak:
                     self._count(match.row.conversation)
 
@@ -266,12 +264,15 @@ class TurnSearch:
         """Return the likeliest of several turns: of a known conversation, and in its order."""
         if not rows:
             return None
+        place = bisect(self._found, (piece.run.start + piece.start,))
+        before = self._found[place - 1][1] if place else 0
+        after = self._found[place][1] if place < len(self._found) else inf
         row = min(
             rows,
             key=lambda one: (
                 -self._conversations.get(one.conversation, 0),
-                one.id < self._last,
-                one.id if one.conversation in self._conversations else -one.id,
+                not before < one.id < after,
+                one.id if before else -one.id,
             ),
         )
         return Match(row, by, piece.stop - piece.start, piece.answer)
