@@ -152,7 +152,7 @@ class TurnRows:
                 )
                 self._make_room(connection, id)
             with suppress(sqlite3.OperationalError):  # another process writes: it frees the pages
-                connection.execute("PRAGMA incremental_vacuum").fetchall()
+                connection.executescript("PRAGMA incremental_vacuum")  # execute frees one page
 
     def close(self) -> None:
         """Close the database; a second time does nothing."""
@@ -165,14 +165,20 @@ class TurnRows:
     def _make_room(self, connection: sqlite3.Connection, newest: int | None) -> None:
         expired = "SELECT id FROM turns WHERE used < ? AND id != ?"
         _delete(connection, connection.execute(expired, (self._oldest(), newest)).fetchall())
-        count = 1
-        while _used_bytes(connection) > self._max_bytes + _EMPTY_BYTES:
-            oldest = "SELECT id FROM turns WHERE id != ? ORDER BY used, id LIMIT ?"
-            ids = connection.execute(oldest, (newest, count)).fetchall()
+        oldest = (
+            "SELECT t.id, length(p.payload) FROM turns t LEFT JOIN payloads p ON p.turn = t.id"
+            " WHERE t.id != ? ORDER BY t.used, t.id"
+        )
+        while (excess := _used_bytes(connection) - self._max_bytes - _EMPTY_BYTES) > 0:
+            ids: list[tuple[int]] = []
+            for id, size in connection.execute(oldest, (newest,)):
+                ids.append((id,))
+                excess -= size or 0
+                if excess <= 0:
+                    break
             if not ids:
                 break
             _delete(connection, ids)
-            count = min(2 * count, 1024)  # a log of many turns may be opened with a smaller size
 
     @contextmanager
     def _use(self) -> Iterator[sqlite3.Connection]:
@@ -236,7 +242,7 @@ def _prepare(connection: sqlite3.Connection, *, is_small: bool) -> None:
     if is_small:
         ((found, *_),) = connection.execute("PRAGMA quick_check(1)").fetchall()
         if found != "ok":
-            raise ValueError(f"is broken, remove it: {found}")
+            raise ValueError(f"is broken, remove it: {found.splitlines()[-1]}")
     for table, columns in (("turns", "id"), ("payloads", "turn"), ("keys", "key, turn")):
         connection.execute(f"SELECT {columns} FROM {table} LIMIT 1").fetchall()
 

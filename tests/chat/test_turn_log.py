@@ -887,10 +887,10 @@ def test_a_message_of_a_hundred_thousand_calls_is_read_and_searched(log: TurnLog
     ]
     results = [{"role": "tool", "tool_call_id": f"call_{i}", "content": ""} for i in range(count)]
     start = time.process_time()
-    sent = [{"role": "assistant", "content": None, "tool_calls": calls}, *reversed(results)]
+    sent: list[Any] = [{"role": "assistant", "tool_calls": calls}, *reversed(results)]
     history = read_history(sent)
     found = log.find(history.messages, scope="key", format=FORMATS["m2"])
-    assert time.process_time() - start < 10
+    assert time.process_time() - start < 30  # squares would take minutes
     assert [message.tool_call_id for message in history.messages[1:]] == [
         f"call_{i}" for i in range(count)
     ]
