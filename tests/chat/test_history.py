@@ -648,6 +648,9 @@ LONG_HISTORIES = {
     "one id": lambda n: [
         *(calls(call("c")) for _ in range(n // 2)), *(result("c") for _ in range(n // 2))
     ],
+    "calls of one message": lambda n: [
+        calls(*(call(f"{i}") for i in range(n))), *(result(f"{n - 1 - i}") for i in range(n))
+    ],
     "no ids": lambda n: [calls(*(call(None) for _ in range(n))), *(result(None) for _ in range(n))],
     "one id in one message": lambda n: [
         calls(*(call("c") for _ in range(n))), *(result("c") for _ in range(n))
