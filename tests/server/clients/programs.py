@@ -1,11 +1,12 @@
 """Coding clients as a user starts them: where they are, their settings for a server, one question.
 
-Each runs in an empty home and reaches nothing but this machine: all else goes to a proxy that is
-not there. Nothing of a client is changed.
+The settings are those of docs/serving.md. Each client runs in an empty home and reaches nothing but
+this machine: all else goes to a proxy that is not there. Nothing of a client is changed.
 """
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -108,6 +109,19 @@ class Place:
         return place
 
 
+def _block(name: str, url: str, key: str) -> str:
+    """Return the settings of a client in docs/serving.md, with another address and key."""
+    page = (ROOT / "docs" / "serving.md").read_text()
+    found = re.search(rf"^{name}[:,].*?^```\w+\n(.*?)^```", page, re.M | re.S)
+    assert found is not None, name
+    return re.sub(r"\bany\b", key, found[1].replace("http://127.0.0.1:8000", url))
+
+
+def _settings(name: str, url: str, key: str) -> dict[str, str]:
+    """Return the variables that docs/serving.md exports for a client."""
+    return dict(re.findall(r"^export (\w+)=(\S+)$", _block(name, url, key), re.M))
+
+
 def claude_code(
     place: Place,
     url: str,
@@ -124,20 +138,13 @@ def claude_code(
     goes_on  continue the last conversation
     """
     command = [
-        *(program("claude-code"), "-p", question, "--model", "haiku" if hides else "m2"),
-        *(
-            ["--output-format", "text"]
-            if hides
-            else ["--output-format", "stream-json", "--verbose"]
-        ),
+        *(program("claude-code"), "-p", question),
+        *(["--model", "haiku"] if hides else []),
+        *([] if hides else ["--output-format", "stream-json", "--verbose"]),
         *(["--continue"] if goes_on else []),
         *("--allowedTools", "Bash", "Read", "Write", "Edit"),
     ]
-    settings = {
-        "ANTHROPIC_BASE_URL": url,
-        "ANTHROPIC_AUTH_TOKEN": key,
-        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
-    }
+    settings = _settings("Claude Code", url, key)
     return Running(command, home=place.home, work=place.work, settings=settings)
 
 
@@ -155,30 +162,15 @@ def opencode(
     hides    ask the server to keep thoughts to itself
     goes_on  continue the last conversation
     """
-    model = {
-        "name": "MiniMax-M2",
-        "reasoning": True,
-        "tool_call": True,
-        "limit": {"context": 60_000, "output": 8192},
-        "options": {"include_reasoning": False} if hides else {},
-    }
-    config = {
-        "$schema": "https://opencode.ai/config.json",
-        "autoupdate": False,
-        "provider": {
-            "fulmen": {
-                "npm": "@ai-sdk/openai-compatible",
-                "name": "Fulmen",
-                "options": {"baseURL": f"{url}/v1", "apiKey": key},
-                "models": {"m2": model},
-            }
-        },
-    }
+    config = json.loads(_block("opencode", url, key)) | {"autoupdate": False}
+    if hides:
+        (model,) = config["provider"]["fulmen"]["models"].values()
+        model["options"] = {"include_reasoning": False}
     folder = place.home / ".config" / "opencode"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "opencode.json").write_text(json.dumps(config))
     command = [
-        *(program("opencode"), "run", "--model", "fulmen/m2", "--format", "json"),
+        *(program("opencode"), "run", "--format", "json"),
         *(["--continue"] if goes_on else []),
         question,
     ]
@@ -198,15 +190,9 @@ def mini_swe_agent(
     hides  ask the server to keep thoughts to itself
     """
     command = [
-        *(program("mini-swe-agent"), "-y", "--exit-immediately", "-m", "openai/m2"),
+        *(program("mini-swe-agent"), "-y", "--exit-immediately"),
         *("-o", place.home / "trajectory.json", "-t", question, "-c", "mini.yaml"),
         *(["-c", "model.model_kwargs.extra_body.include_reasoning=false"] if hides else []),
     ]
-    settings = {
-        "OPENAI_API_BASE": f"{url}/v1",
-        "OPENAI_API_KEY": key,
-        "MSWEA_CONFIGURED": "true",
-        "MSWEA_COST_TRACKING": "ignore_errors",
-        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
-    }
+    settings = _settings("mini-swe-agent", url, key)
     return Running(command, home=place.home, work=place.work, settings=settings)
