@@ -1,6 +1,7 @@
 """Rules that providers of MiniMax's models are held to, and traps that clients set.
 
-What needs an engine runs on one, made to say forced texts; long texts are scripted.
+What needs an engine runs on one, made to say forced texts; long texts are scripted. It is one file,
+and a long one, because all of it asks the same two servers.
 """
 
 import asyncio
