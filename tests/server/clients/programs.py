@@ -52,7 +52,7 @@ class Finished:
 
     @property
     def story(self) -> str:
-        """What to look at when something is wrong."""
+        """Its end, for a failed test."""
         return f"exit {self.returncode}\n{self.stdout[-3000:]}\n{self.stderr[-3000:]}"
 
 
@@ -164,7 +164,7 @@ def opencode(
     """
     config = json.loads(_block("opencode", url, key)) | {"autoupdate": False}
     if hides:
-        (model,) = config["provider"]["fulmen"]["models"].values()
+        (model,) = config["provider"]["local"]["models"].values()
         model["options"] = {"include_reasoning": False}
     folder = place.home / ".config" / "opencode"
     folder.mkdir(parents=True, exist_ok=True)
