@@ -197,7 +197,7 @@ def test_a_constraint_holds_on_a_real_engine() -> None:
         reply = client.chat.completions.create(
             model="any",
             messages=QUESTION,
-            max_tokens=60,
+            max_tokens=500,
             reasoning_effort="none",
             response_format={
                 "type": "json_schema",
