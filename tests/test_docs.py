@@ -222,7 +222,12 @@ def test_our_side_of_coming_from_exists() -> None:
     fields = {
         one.name for config in (EngineConfig, SamplingParams) for one in dataclass_fields(config)
     }
-    flags = {flag for option in root_command().commands["chat"].params for flag in option.opts}
+    flags = {
+        flag
+        for command in ("chat", "serve")
+        for option in root_command().commands[command].params
+        for flag in option.opts
+    }
     text = (ROOT / "docs/coming-from.md").read_text(encoding="utf-8")
     cells = [row.strip().strip("|").split(" | ")[1] for row in re.findall(r"^\| `.*$", text, re.M)]
     ours = [span for cell in cells for span in re.findall(r"`([^`]+)`", cell)]

@@ -24,7 +24,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Match
 
 from fulmen.files import shorten
-from fulmen.server.config import ServerConfig
+from fulmen.server.config import ServerConfig, is_loopback
 from fulmen.server.errors import Refusal, dialect_of, refusal_of
 from fulmen.server.incoming import App, Bodies, Event, Incoming, Receive, Scope, Send
 from fulmen.server.keys import Keys
@@ -301,11 +301,23 @@ class Limits:
         allowed = self._config.allowed_origins
         if origin is None or origin in allowed or "*" in allowed:
             return
-        is_ours = origin.partition("://")[2] == headers.get("host")
+        scheme, _, host = origin.partition("://")
+        is_ours = host == headers.get("host")
         is_asked_first = headers.get("content-type", "").startswith("application/json")
+        # A page can make its own name lead to this machine (DNS rebinding) and then is "ours":
+        # where no key tells who asks, a web page must be from this machine.
+        is_web = scheme in ("http", "https")
+        is_trusted = bool(self._keys) or not is_web or is_loopback(_name_of(host))
         has_body = "content-length" in headers or "transfer-encoding" in headers
-        if has_body and not is_ours and not is_asked_first:
+        if has_body and not (is_trusted and (is_ours or is_asked_first)):
             raise Refusal(403, f"web pages of {shorten(origin, 80)} may not ask here")
+
+
+def _name_of(host: str) -> str:
+    """Return the name in "name:port"; an IPv6 address stands in brackets."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]
 
 
 class _Request:

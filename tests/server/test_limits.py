@@ -150,14 +150,22 @@ def test_pages_may_ask_from_allowed_origins_alone() -> None:
         ({"origin": "http://evil.example", "content-type": "text/plain"}, 403),
         ({"origin": "null", "content-type": "application/x-www-form-urlencoded"}, 403),
         ({"origin": "http://evil.example"}, 403),
-        # A browser asks before it sends JSON, and is told no.
-        ({"origin": "http://evil.example", "content-type": "application/json"}, 200),
-        ({"origin": "http://testserver", "content-type": "text/plain"}, 200),
+        ({"origin": "http://evil.example", "content-type": "application/json"}, 403),
+        # Its name leads to this machine.
+        ({"origin": "http://evil.example:80", "host": "evil.example:80"}, 403),
+        ({"origin": "http://localhost:80", "host": "localhost:80"}, 200),
+        ({"origin": "http://[::1]:80", "host": "[::1]:80"}, 200),
+        ({"origin": "app://ours", "content-type": "application/json"}, 200),
         ({"content-type": "text/plain"}, 200),
     ],
 )
 def test_a_strange_page_cannot_make_a_browser_ask(headers: dict[str, str], status: int) -> None:
     assert client().post(CHAT, headers=headers, content=b"{}").status_code == status
+
+
+def test_a_page_with_a_key_may_ask_from_its_own_host() -> None:
+    headers = {"origin": "https://chat.example", "host": "chat.example", "x-api-key": KEY}
+    assert client(api_keys=(KEY,)).post(CHAT, headers=headers, content=b"{}").status_code == 200
 
 
 # ---- bodies

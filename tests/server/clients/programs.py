@@ -52,7 +52,7 @@ class Finished:
 
     @property
     def story(self) -> str:
-        """Its end, for a failed test."""
+        """Output of a client, to look at when something is wrong."""
         return f"exit {self.returncode}\n{self.stdout[-3000:]}\n{self.stderr[-3000:]}"
 
 
