@@ -10,11 +10,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from fulmen.chat.mending import whole_text
 from fulmen.chat.messages import Message
 
+MAX_PIECES: Final = 8
+"""Messages into which a client may have split an answer"""
 _THINK: Final = "<think>"
 _END_THINK: Final = "</think>"
 _START: Final = b""
@@ -25,6 +27,8 @@ class Answer:
     """An answer, which may have come in several assistant messages."""
 
     digest: bytes
+    content: str
+    """Text without white space at its ends"""
     num_chars: int
     """Characters of its content and its calls"""
     thinking: str
@@ -35,14 +39,22 @@ class Answer:
 class Context:
     """The conversation before an answer."""
 
-    chain: bytes
-    """Digest of all of it"""
+    chain: bytes | None
+    """Digest of all of it; None where it is not known"""
     question: bytes | None
     """Digest of the messages since the answer before; None where there are none"""
     num_chars: int
     """Characters of the question"""
     has_user: bool
     """True if a user asked it, not only tools"""
+
+
+class _Part(NamedTuple):
+    """Assistant message, read once; several are an answer."""
+
+    thoughts: Sequence[str]
+    text: str
+    calls: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,29 +64,52 @@ class Run:
     start: int
     messages: Sequence[Message]
     context: Context
+    parts: Sequence[_Part]
+
+    def answer(self, start: int, stop: int) -> Answer:
+        """Return the canonical answer that some of the messages are together."""
+        return _join(self.parts[start:stop])
 
     def context_at(self, offset: int) -> Context:
-        """Return the conversation before one of the messages."""
+        """Return the conversation before one of the messages; of a long run not all are known."""
         if not offset:
             return self.context
-        chain = _extend(self.context.chain, read_answer(self.messages[:offset]).digest)
+        chain = self.context.chain
+        if chain is not None:
+            chain = _digest(chain, self.answer(0, offset).digest) if offset < MAX_PIECES else None
         return Context(chain, None, 0, has_user=False)
+
+    def ranges(self, is_open: Sequence[bool]) -> Iterator[tuple[int, int]]:
+        """Yield the ranges of open messages that may be one answer, the longest first at each
+        start; is_open may change meanwhile."""
+        for start in range(len(self.messages)):
+            stop = start
+            while stop < len(self.messages) and stop - start < MAX_PIECES and is_open[stop]:
+                stop += 1
+            for end in range(stop, start, -1):
+                if not is_open[start]:
+                    break
+                yield start, end
 
 
 def read_answer(messages: Sequence[Message]) -> Answer:
     """Return the canonical answer of one or more assistant messages."""
-    thoughts: list[str] = []
-    texts: list[str] = []
-    calls: list[Any] = []
-    for message in messages:
-        inner, text = _split_thought(message.content)
-        texts.append(text)
-        thoughts += [thought for thought in (message.thinking, *inner) if thought]
-        calls += [[whole_text(call.name), _value(call.arguments)] for call in message.tool_calls]
-    content = whole_text("".join(texts).strip())
-    written = _dump(calls) if calls else ""
+    return _join([_read_part(message) for message in messages])
+
+
+def _read_part(message: Message) -> _Part:
+    inner, text = _split_thought(message.content)
+    thoughts = [thought for thought in (message.thinking, *inner) if thought]
+    calls = [_dump([whole_text(one.name), _value(one.arguments)]) for one in message.tool_calls]
+    return _Part(thoughts, text, calls)
+
+
+def _join(parts: Sequence[_Part]) -> Answer:
+    content = whole_text("".join(part.text for part in parts).strip())
+    written = ",".join(call for part in parts for call in part.calls)
+    thoughts = [thought for part in parts for thought in part.thoughts]
     digest = _digest("assistant", content, written)
-    return Answer(digest, len(content) + len(written), "\n".join(thoughts))
+    return Answer(digest, content, len(content) + len(written), "\n".join(thoughts))
 
 
 def read_contexts(history: Sequence[Message]) -> tuple[list[Run], Context]:
@@ -91,9 +126,11 @@ def read_contexts(history: Sequence[Message]) -> tuple[list[Run], Context]:
             while end < len(history) and history[end].role == "assistant":
                 end += 1
             asked = _digest(*question) if question else None
-            run = history[index:end]
-            runs.append(Run(index, run, Context(chain, asked, num_chars, has_user)))
-            chain = _extend(chain, read_answer(run).digest)
+            messages = history[index:end]
+            context = Context(chain, asked, num_chars, has_user)
+            run = Run(index, messages, context, [_read_part(one) for one in messages])
+            runs.append(run)
+            chain = _digest(chain, run.answer(0, len(messages)).digest)
             question, num_chars, has_user = [], 0, False
             index = end
             continue
@@ -102,7 +139,7 @@ def read_contexts(history: Sequence[Message]) -> tuple[list[Run], Context]:
             continue
         text = whole_text(message.content.strip())
         digest = _digest(message.role, text)
-        chain = _extend(chain, digest)
+        chain = _digest(chain, digest)
         question.append(digest)
         num_chars += len(text)
         has_user = has_user or message.role == "user"
@@ -161,18 +198,3 @@ def _digest(*items: str | bytes) -> bytes:
         part = item.encode() if isinstance(item, str) else item
         digest.update(len(part).to_bytes(8, "little") + part)
     return digest.digest()
-
-
-def _extend(chain: bytes, digest: bytes) -> bytes:
-    return _digest(chain, digest)
-
-
-def split_runs(run: Run, is_open: Sequence[bool], max_length: int) -> Iterator[tuple[int, int]]:
-    """Yield the ranges of a run's open messages that may be one answer, the longest first at each
-    start."""
-    for start in range(len(run.messages)):
-        stop = start
-        while stop < len(run.messages) and stop - start < max_length and is_open[stop]:
-            stop += 1
-        for end in range(stop, start, -1):
-            yield start, end

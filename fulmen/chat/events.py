@@ -70,6 +70,8 @@ class Reply:
     problems: tuple[str, ...] = ()
     is_thinking_closed: bool = field(default=True, compare=False)
     """False when the text ended inside the thought. Events do not tell, so it is not compared."""
+    is_call_open: bool = field(default=False, compare=False)
+    """True when the text ended inside a call, or before the first one of a block"""
 
     def message(self) -> Message:
         """Return the reply as the assistant's message."""
@@ -103,13 +105,14 @@ class ReplySum:
                 given = read_arguments("".join(fragments), start.name)
                 self._tool_calls.append(ToolCall(start.name, given, start.id))
 
-    def reply(self, *, is_thinking_closed: bool = True) -> Reply:
+    def reply(self, *, is_thinking_closed: bool = True, is_call_open: bool = False) -> Reply:
         return Reply(
             "".join(self._thinking),
             "".join(self._content),
             tuple(self._tool_calls),
             tuple(self._problems),
             is_thinking_closed,
+            is_call_open,
         )
 
 

@@ -13,7 +13,7 @@ right. Where it is not:
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from fulmen.chat.arguments import dump_json
 from fulmen.chat.call_grammar import m1_call_schema
@@ -34,7 +34,6 @@ from fulmen.chat.messages import (
     Tool,
     ToolCall,
     Tools,
-    last_calls,
     random_call_id,
 )
 from fulmen.chat.parsing import Parser
@@ -85,8 +84,8 @@ class MiniMaxM1(ChatFormat):
         if lines:
             segments += [_TURN, _TOOLS_BEFORE + lines + _TOOLS_AFTER, _END_TURN, "\n"]
         turns = [message for message in read if message.role != "system"]
-        for index, message in enumerate(turns):
-            segments += [_TURN, *_turn(turns, index, message), _END_TURN, "\n"]
+        for message, name in zip(turns, _tool_names(turns), strict=True):
+            segments += [_TURN, *_turn(message, name), _END_TURN, "\n"]
         if add_generation_prompt:
             segments += [_TURN, "ai name=assistant\n"]
         return segments
@@ -134,7 +133,7 @@ def _tool_line(tool: Tool) -> str:
     return f"{dump_json(tool.function if tool.given is None else tool.given)}\n"
 
 
-def _turn(messages: list[Message], index: int, message: Message) -> list[Segment]:
+def _turn(message: Message, tool_name: str | None) -> list[Segment]:
     if message.role == "user":
         return [f"user name=user\n{message.content}"]
     if message.role == "assistant" and message.sampled is not None:
@@ -144,9 +143,14 @@ def _turn(messages: list[Message], index: int, message: Message) -> list[Segment
         return [f"ai name=assistant\n{thought}", *ids, closing]
     if message.role == "assistant":
         return [f"ai name=assistant\n{_assistant(message)}"]
+    parts = message.parts or (Part(message.content, message.name),)
+    if tool_name is None and not all(part.name for part in parts):
+        raise ValueError(
+            "a tool message comes after no tool call and does not name its tool, "
+            "the assistant message before it must have tool_calls"
+        )
     results = [
-        f"tool name: {part.name or _tool_name(messages, index)}\ntool result: {part.text}\n\n"
-        for part in message.parts or (Part(message.content, message.name),)
+        f"tool name: {part.name or tool_name}\ntool result: {part.text}\n\n" for part in parts
     ]
     return [f"tool name=tools\n{''.join(results)}"]
 
@@ -167,20 +171,21 @@ def _assistant(message: Message) -> str:
     return f"{thought}{message.content}{break_}{TOOL_BLOCK}\n{lines}{END_TOOL_BLOCK}"
 
 
-def _tool_name(messages: list[Message], index: int) -> str:
-    """Return the name of the tool whose call messages[index] answers, by its id, else its place."""
-    message = messages[index]
-    if message.name:
-        return message.name
-    calls: tuple[ToolCall, ...] = last_calls(messages, index)
-    if not calls:
-        raise ValueError(
-            "a tool message comes after no tool call and does not name its tool, "
-            "the assistant message before it must have tool_calls"
-        )
-    place = index
-    while messages[place - 1].role == "tool":
-        place -= 1
-    by_id = {call.id: call.name for call in calls if call.id is not None}
-    by_place = calls[min(index - place, len(calls) - 1)].name
-    return by_id.get(message.tool_call_id, by_place) if message.tool_call_id else by_place
+def _tool_names(messages: Sequence[Message]) -> Iterator[str | None]:
+    """Yield for each message the name of the tool whose call it answers: its own, or that of the
+    call with its id, else at its place. None where no call is known."""
+    calls: tuple[ToolCall, ...] = ()
+    names: dict[str | None, str] = {}
+    place = 0
+    for message in messages:
+        if message.role == "assistant":
+            calls = message.tool_calls
+            names = {call.id: call.name for call in calls if call.id is not None}
+        if message.role != "tool":
+            place = 0
+            yield None
+            continue
+        by_place = calls[min(place, len(calls) - 1)].name if calls else None
+        by_id = names.get(message.tool_call_id) if message.tool_call_id else None
+        yield message.name or by_id or by_place
+        place += 1

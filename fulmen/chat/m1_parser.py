@@ -106,8 +106,10 @@ class M1Parser(StreamParser):
         if self._call is not None:
             self._cut_off(self._call)
         if self._broken is not None:
+            self._is_call_open = True
             self._problem(f"{self._broken.reason}: {''.join(self._broken.raw)}".rstrip())
         if self._state != self._text:
+            self._is_call_open |= not self._has_block_content
             self._problem(f"the tool block has no {END_TOOL_BLOCK}")
         super()._end()
 
@@ -287,6 +289,7 @@ class M1Parser(StreamParser):
 
     def _cut_off(self, call: _Call) -> None:
         if not self._finish_unclosed(call):
+            self._is_call_open = True
             raw = "".join(call.raw).rstrip()
             self._problem(f"a tool call was cut off by the end of the text: {raw}")
 

@@ -95,7 +95,9 @@ class M2Parser(StreamParser):
         if self._raw is not None:
             self._take(len(self._buffer))
             raw = "".join(self._raw)
-            if self._state == self._refused:
+            is_refused = self._state == self._refused
+            self._is_call_open = not is_refused or not raw.rstrip().endswith(END_TOOL_BLOCK)
+            if is_refused:
                 self._problem(f"{self._refusal}: {raw}")
             else:
                 self._problem(f"a tool call was cut off by the end of the text: {raw}")
@@ -181,6 +183,7 @@ class M2Parser(StreamParser):
             return False
         if ahead is Ahead.END and not self._is_thinking:
             rest = self._take(len(self._buffer))
+            self._is_call_open = True
             self._problem(f"a tool call was cut off by the end of the text: {rest}")
             return False
         tag = self._take(self._position + len(TOOL_BLOCK))
@@ -210,6 +213,7 @@ class M2Parser(StreamParser):
             return False
         if ahead is Ahead.END:
             rest = self._take(len(self._buffer)).strip()
+            self._is_call_open = not END_TOOL_BLOCK.startswith(rest)
             self._problem(f"the tool block has no {END_TOOL_BLOCK}" + f": {rest}" * bool(rest))
             return False
         if ahead == THINK:

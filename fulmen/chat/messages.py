@@ -5,7 +5,7 @@ the formats (m1.py, m2.py) render and parse without doubting their input.
 """
 
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -196,11 +196,3 @@ def random_call_id() -> str:
 Messages = Iterable[Message | Mapping[str, Any]]
 Tools = Iterable[Tool | Mapping[str, Any]] | None
 CallIds = Callable[[], str]
-
-
-def last_calls(messages: Sequence[Message], index: int) -> tuple[ToolCall, ...]:
-    """Return the calls of the last assistant message before messages[index]."""
-    for message in reversed(messages[:index]):
-        if message.role == "assistant":
-            return message.tool_calls
-    return ()

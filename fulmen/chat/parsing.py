@@ -134,6 +134,7 @@ class StreamParser(ABC):
         self._last_events: list[Event] | None = None
         self._sum = ReplySum()
         self._is_thinking = False
+        self._is_call_open = False  # known at the end of the text
         self.num_thoughts = 0
         self.later_thoughts: list[int] = []
         self.has_plain_values = False
@@ -168,7 +169,9 @@ class StreamParser(ABC):
 
     def finish(self) -> Reply:
         self.finish_events()
-        return self._sum.reply(is_thinking_closed=not self._is_thinking)
+        return self._sum.reply(
+            is_thinking_closed=not self._is_thinking, is_call_open=self._is_call_open
+        )
 
     def _run(self) -> list[Event]:
         while self._step():

@@ -73,7 +73,9 @@ class TurnRows:
             _prepare(self._connection, is_small=_is_small(file))
         except sqlite3.Error as error:
             self._connection.close()
-            raise ValueError(f"{self.name} is not a log of turns: {error}") from None
+            is_busy = isinstance(error, sqlite3.OperationalError) and "locked" in str(error)
+            what = "cannot be used as" if is_busy else "is not"
+            raise ValueError(f"{self.name} {what} a log of turns: {error}") from None
         except ValueError as error:
             self._connection.close()
             raise ValueError(f"{self.name} {error}") from None
@@ -149,7 +151,8 @@ class TurnRows:
                     "INSERT OR IGNORE INTO keys VALUES (?, ?)", [(key, id) for key in keys]
                 )
                 self._make_room(connection, id)
-            connection.execute("PRAGMA incremental_vacuum").fetchall()
+            with suppress(sqlite3.OperationalError):  # another process writes: it frees the pages
+                connection.executescript("PRAGMA incremental_vacuum")  # execute frees one page
 
     def close(self) -> None:
         """Close the database; a second time does nothing."""
@@ -162,9 +165,17 @@ class TurnRows:
     def _make_room(self, connection: sqlite3.Connection, newest: int | None) -> None:
         expired = "SELECT id FROM turns WHERE used < ? AND id != ?"
         _delete(connection, connection.execute(expired, (self._oldest(), newest)).fetchall())
-        while _used_bytes(connection) > self._max_bytes + _EMPTY_BYTES:
-            oldest = "SELECT id FROM turns WHERE id != ? ORDER BY used, id LIMIT 8"
-            ids = connection.execute(oldest, (newest,)).fetchall()
+        oldest = (
+            "SELECT t.id, length(p.payload) FROM turns t LEFT JOIN payloads p ON p.turn = t.id"
+            " WHERE t.id != ? ORDER BY t.used, t.id"
+        )
+        while (excess := _used_bytes(connection) - self._max_bytes - _EMPTY_BYTES) > 0:
+            ids: list[tuple[int]] = []
+            for id, size in connection.execute(oldest, (newest,)):
+                ids.append((id,))
+                excess -= size or 0
+                if excess <= 0:
+                    break
             if not ids:
                 break
             _delete(connection, ids)
@@ -231,7 +242,7 @@ def _prepare(connection: sqlite3.Connection, *, is_small: bool) -> None:
     if is_small:
         ((found, *_),) = connection.execute("PRAGMA quick_check(1)").fetchall()
         if found != "ok":
-            raise ValueError(f"is broken, remove it: {found}")
+            raise ValueError(f"is broken, remove it: {found.splitlines()[-1]}")
     for table, columns in (("turns", "id"), ("payloads", "turn"), ("keys", "key, turn")):
         connection.execute(f"SELECT {columns} FROM {table} LIMIT 1").fetchall()
 
@@ -241,11 +252,11 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
+        connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
-    connection.execute("COMMIT")
 
 
 def _delete(connection: sqlite3.Connection, ids: Sequence[tuple[int]]) -> None:
