@@ -371,7 +371,7 @@ def test_our_flags_beside_those_of_others_exist() -> None:
     named = {flag for ours in rows for flag in re.findall(r"`(?:fulmen )?[^`]*?(--[a-z-]+)", ours)}
     helps = "".join(
         run("-c", "from fulmen.cli import main; main()", command, "--help")
-        for command in ("chat", "generate", "quantize", "bench")
+        for command in ("chat", "generate", "serve", "quantize", "bench")
     )
     assert len(named) > 15
     assert {flag for flag in named if not re.search(rf"{flag}\b", helps)} == set()

@@ -164,4 +164,8 @@ def _default_transcripts() -> Path:
 
 def _served_name(name: str) -> str:
     """Return the name that a model is listed under: a folder's or a file's own, others as typed."""
-    return Path(name).resolve().stem if Path(name).exists() else name
+    path = Path(name)
+    if not path.exists():
+        return name
+    path = path.resolve()
+    return path.name if path.is_dir() else path.stem  # a folder may be called MiniMax-M2.5

@@ -44,6 +44,8 @@ class Prepared:
     found: Found
     report: Report
     digests: "Digests"
+    begun: Message | None = None
+    """Beginning of the answer that the client gave"""
 
 
 class Answers:
@@ -59,13 +61,16 @@ class Answers:
         id: str,
         metrics: Metrics,
         lease: Lease,
-        note: Callable[["Answers", End], None],
+        started: float,
+        note: Callable[["Answers", End, Message], None],
         leave: Callable[["Answers"], None],
     ) -> None:
         """
-        lease  places in the engine, given back in the end
-        note   writes down an answer that ended; called in a thread of its own
-        leave  called when the request is over
+        lease    places in the engine, given back in the end
+        started  time.perf_counter() when the request came
+        note     writes down an answer that ended, as the client's history will have it; called in a
+                 thread of its own
+        leave    called when the request is over
         """
         self.id = id
         self.ask = ask
@@ -76,19 +81,16 @@ class Answers:
         self.signatures = [secrets.token_urlsafe(48) for _ in range(ask.num_answers)]
         """Signatures of the thoughts, by which a client's history finds them"""
         self.first_token_seconds: float | None = None
-        self.seconds = 0.0
         self._model = model
         self._metrics = metrics
         self._lease = lease
         self._note = note
         self._leave = leave
-        self._streams: list[Any] = []
+        self._views: list[_View] = []
         self._pumps: list[asyncio.Task[None]] = []
         self._arrived = asyncio.Event()
-        self._pending: list[list[Event]] = [[] for _ in range(ask.num_answers)]
-        self._is_over = [False] * ask.num_answers
-        self._errors: list[Exception] = []
-        self._started = time.perf_counter()
+        self._last_sent = 0.0
+        self._started = started
         self._is_closed = False
 
     def turn_id(self, index: int) -> str:
@@ -101,93 +103,87 @@ class Answers:
         prompt = self.prepared.request.prompt
         return None if prompt is None else prompt.ids
 
+    @property
+    def num_new_tokens(self) -> int:
+        """Tokens of all answers so far."""
+        return sum(view.num_tokens for view in self._views)
+
     async def start(self) -> None:
         """Start the answers; a request that the model refuses raises here."""
         model, request, count = self._model, self.prepared.request, self.ask.num_answers
         if hasattr(model, "stream_many"):
-            self._streams = list(model.stream_many(request, count))
+            streams = list(model.stream_many(request, count))
         else:
-            self._streams = [model.stream(request) for _ in range(count)]
+            streams = [model.stream(request) for _ in range(count)]
+        self._views = [_View(index, stream) for index, stream in enumerate(streams)]
         try:
-            await self._streams[0].__aenter__()
+            await streams[0].__aenter__()
         except BaseException:
             await self._close_streams()
             raise
-        self._pumps = [
-            asyncio.create_task(self._pump(index)) for index in range(len(self._streams))
-        ]
+        self._pumps = [asyncio.create_task(self._pump(view)) for view in self._views]
 
-    async def _pump(self, index: int) -> None:
+    async def _pump(self, view: "_View") -> None:
         """Take the events of one answer as they come."""
         try:
-            async for event in self._streams[index]:
-                self._pending[index].append(event)
+            async for event in view.stream:
+                view.pending.append(event)
                 self._arrived.set()
         except Exception as error:
-            self._errors.append(error)
-        self._is_over[index] = True
+            view.error = error
+        view.is_over = True
         self._arrived.set()
+
+    def sent(self) -> None:
+        """Note that the client was sent something: no ping is due for a while."""
+        self._last_sent = asyncio.get_running_loop().time()
 
     async def updates(
         self, *, ping_seconds: float | None = None, deadline: float | None = None
     ) -> AsyncGenerator[Update | Progress | End, None]:
         """Yield what is new, until every answer has ended.
 
-        ping_seconds  time without news after which a Progress comes
+        ping_seconds  time after `sent` in which a Progress comes; None: none comes
         deadline      end of the time, by the clock of the event loop
 
-        Raises a Refusal if an answer fails or the time is over.
+        Raises a Refusal if an answer fails, after what it had said, or if the time is over.
         """
         loop = asyncio.get_running_loop()
-        views = [_View(index, self._streams[index]) for index in range(len(self._streams))]
-        last_sent = loop.time()
-        while views:
-            holding = any(view.packer.is_holding for view in views)
+        self.sent()
+        while running := [view for view in self._views if not view.is_ended]:
+            ping_at = None if ping_seconds is None else self._last_sent + ping_seconds
+            await self._wait_until(ping_at, deadline, *(view.flush_at for view in running))
             now = loop.time()
-            until = [now + _FLUSH_SECONDS] if holding else []
-            until += [last_sent + ping_seconds] if ping_seconds is not None else []
-            until += [deadline] if deadline is not None else []
-            is_new = await self._wait(min(until) - now if until else None)
-            if self._errors:
-                raise failure_of(self._errors[0])
-            if deadline is not None and loop.time() >= deadline:
+            if deadline is not None and now >= deadline:
                 raise Refusal(504, "the request took longer than the server allows")
-            sent_any = False
-            for view in list(views):
-                events, self._pending[view.index] = self._pending[view.index], []
-                is_over = self._is_over[view.index]
-                ready = view.take(events, is_over=is_over, is_late=not is_new)
-                if view.is_first and (ready or view.has_tokens):
+            for view in running:
+                ready = view.take(now)
+                if view.is_first and (ready or view.num_tokens):
                     view.is_first = False
                     self._first_token()
                 if ready:
                     update = Update(view.index, ready, view.new_tokens())
                     view.count_gap(self._metrics, len(update.tokens))
                     yield update
-                    sent_any = True
-                if is_over:
-                    views.remove(view)
+                if view.is_ended and view.error is not None:
+                    raise failure_of(view.error)
+                if view.is_ended:
                     yield await self._end(view)
-                    sent_any = True
-            if sent_any:
-                last_sent = loop.time()
-            elif ping_seconds is not None and loop.time() - last_sent >= ping_seconds:
-                last_sent = loop.time()
+            if ping_seconds is not None and now >= self._last_sent + ping_seconds:
+                self.sent()
                 yield self._progress()
 
-    async def _wait(self, timeout: float | None) -> bool:
-        """Wait for news at most this long; return whether there are any."""
+    async def _wait_until(self, *times: float | None) -> None:
+        """Wait for news, at most until the first of these times."""
+        until = min((time for time in times if time is not None), default=None)
         if not self._arrived.is_set():
-            try:
-                async with asyncio.timeout(timeout):
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(until):
                     await self._arrived.wait()
-            except TimeoutError:
-                return False
         self._arrived.clear()
-        return True
 
     def _progress(self) -> Progress:
-        stream = self._streams[0]
+        stream = self._views[0].stream
         total = getattr(stream, "num_prompt_tokens", 0) or 0
         return Progress(min(getattr(stream, "num_read_tokens", 0) or 0, total), total)
 
@@ -196,29 +192,36 @@ class Answers:
             self.first_token_seconds = time.perf_counter() - self._started
             self._metrics.first_token(self.first_token_seconds)
 
-    async def _end(self, view: "_View") -> End:
-        completion: Completion = await self._streams[view.index].finish()
+    async def _end(self, view: "_View", *, is_cut: bool = False) -> End:
+        """Write down how an answer ended.
+
+        is_cut  the client went away, and has only what it was sent
+        """
+        completion: Completion = await view.stream.finish()
         self.completions[view.index] = completion
         reply = completion.reply
         calls = tuple(
             replace(call, arguments=dict(whole_characters(call.arguments)))
             for call in reply.tool_calls
         )
-        shown = Message("assistant", view.content, reply.thinking, calls)
+        content = view.sent_content if is_cut else view.content
+        begun = self.prepared.begun
+        whole = content if begun is None else begun.content.rstrip() + content
+        shown = Message("assistant", content, reply.thinking, calls)
         end = End(view.index, completion, shown, view.is_call_cut, view.spoken)
+        logged = replace(shown, content=whole)
         try:
-            await asyncio.to_thread(self._note, self, end)
-        except OSError as error:  # such as a full disk: the client gets its answer all the same
+            await asyncio.to_thread(self._note, self, end, logged)
+        except (OSError, ValueError) as error:  # a full disk, a broken file: the answer goes out
             _log.warning("answer %s is not in the log: %s", self.turn_id(end.index), error)
-        self.seconds = time.perf_counter() - self._started
-        self._metrics.finished(completion, self.seconds)
+        self._metrics.finished(completion, time.perf_counter() - self._started)
         return end
 
     async def end_thinking(self) -> bool:
         """End running thoughts softly; return whether one ran."""
         ended = False
-        for stream in self._streams:
-            end = getattr(stream, "end_thinking", None)
+        for view in self._views:
+            end = getattr(view.stream, "end_thinking", None)
             if end is None:
                 raise Refusal(501, "this model's thoughts cannot be ended while they run")
             ended = await end() or ended
@@ -238,9 +241,14 @@ class Answers:
             self._lease.release()
 
     async def _close_streams(self) -> None:
-        for stream in self._streams:
+        """End every stream; what an answer had said until then is logged."""
+        for view in self._views:
             with suppress(Exception):
-                await stream.close()
+                await view.stream.close()
+        for view in self._views:
+            if not view.is_ended and not view.is_first:
+                with suppress(Exception):
+                    await self._end(view, is_cut=True)
 
 
 @dataclass(slots=True, eq=False)
@@ -249,6 +257,15 @@ class _View:
 
     index: int
     stream: Any
+    pending: list[Event] = field(default_factory=list)
+    """Events that came and were not looked at"""
+    error: Exception | None = None
+    is_over: bool = False
+    """No more events come"""
+    is_ended: bool = False
+    """All events were looked at"""
+    flush_at: float | None = None
+    """Time at which held text goes out, however short it is"""
     characters: WholeCharacters = field(default_factory=WholeCharacters)
     packer: Packer = field(default_factory=Packer)
     runs: list[tuple[Event, list[str]]] = field(default_factory=list)
@@ -278,8 +295,14 @@ class _View:
         return self.num_calls > self.num_whole_calls
 
     @property
-    def has_tokens(self) -> bool:
-        return len(getattr(self.stream, "tokens", ())) > 0
+    def sent_content(self) -> str:
+        """Text of the answer without what is held back."""
+        return self.content.removesuffix(self.packer.held_content)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens so far."""
+        return len(getattr(self.stream, "tokens", ()))
 
     def new_tokens(self) -> Sequence[Token]:
         """Return the tokens since the last call."""
@@ -294,25 +317,29 @@ class _View:
         if before is not None and num_tokens:
             metrics.token_gap(self.last_sent - before, num_tokens)
 
-    def take(self, events: Sequence[Event], *, is_over: bool, is_late: bool) -> list[Event]:
+    def take(self, now: float) -> list[Event]:
         """Return what can go out: fragments of the new events, and at the end all that is held.
 
         Text of which nothing could be used is shown with its problem, so that no answer is empty.
         """
+        events, self.pending = self.pending, []
+        self.is_ended = self.is_over
         ready: list[Event] = []
         for event in events:
             for whole in self.characters.feed(event):
                 self._see(whole)
                 ready += self.packer.feed(whole)
-        if is_late:
+        if self.is_ended or (self.flush_at is not None and now >= self.flush_at):
             ready += self.packer.flush()
-        if is_over:
-            ready += self.packer.flush()
-            if self.problems and not self.content.strip() and not self.num_calls:
-                shown = ContentDelta("\n".join(self.problems))
-                self.runs = [run for run in self.runs if not isinstance(run[0], ContentDelta)]
-                self._see(shown)
-                ready.append(shown)
+        if not self.packer.is_holding:
+            self.flush_at = None
+        elif ready or self.flush_at is None:
+            self.flush_at = now + _FLUSH_SECONDS
+        if self.is_ended and self.problems and not self.content.strip() and not self.num_calls:
+            shown = ContentDelta("\n".join(self.problems))
+            self.runs = [run for run in self.runs if not isinstance(run[0], ContentDelta)]
+            self._see(shown)
+            ready.append(shown)
         return ready
 
     def _see(self, event: Event) -> None:

@@ -70,7 +70,7 @@ def read_messages_call(body: MessagesBody, defaults: SamplingParams) -> Messages
         if (value := getattr(body, name)) is not None:
             given[name] = value
     if body.top_k is not None:
-        given["top_k"] = body.top_k or None
+        given["top_k"] = None if body.top_k in (0, -1) else body.top_k
     if body.stop_sequences is not None:
         given["stop"] = tuple(body.stop_sequences)
     if any(tool.get("strict") is True for tool in (*tools, *deferred)):
@@ -93,6 +93,7 @@ def read_messages_call(body: MessagesBody, defaults: SamplingParams) -> Messages
             params=replace(defaults, **given),
             keep_thoughts=_keeps_thoughts(body.context_management),
             continues=True,
+            has_thinking_budget=thinking.is_number,
             model=body.model,
             previous_id=previous,
             ignored=(*ignored, *left_out),

@@ -34,7 +34,7 @@ def stop_reason(end: End) -> tuple[str, str | None]:
     completion = end.completion
     if completion.is_context_full:
         return "model_context_window_exceeded", None
-    if end.is_call_cut or completion.finish_reason == "length":
+    if end.is_call_cut or completion.finish_reason in ("length", "repetition"):
         return "max_tokens", None
     if completion.stop_text is not None:
         return "stop_sequence", completion.stop_text
@@ -66,7 +66,8 @@ class MessagesWriter:
 
     def begin(self) -> Iterator[bytes]:
         """Yield the start of the message."""
-        num_tokens = len(self.answers.prompt_ids or ())
+        request = self.answers.prepared.request
+        num_tokens = len(self.answers.prompt_ids or ()) + len(request.prefix_ids)
         message = self._message([])
         message["usage"] = {
             "input_tokens": num_tokens,
@@ -123,8 +124,8 @@ class MessagesWriter:
 
     def _usage(self, end: End) -> dict[str, Any]:
         usage = end.completion.usage
-        cached = min(usage.num_cached_tokens, usage.num_prompt_tokens)
-        new = usage.num_prompt_tokens - cached
+        cached = min(usage.num_cached_tokens, end.num_prompt_tokens)
+        new = end.num_prompt_tokens - cached
         written = max(0, new - _NUM_PROMPT_END_TOKENS) if self.call.has_cache_marks else 0
         return {
             "input_tokens": new - written,
@@ -135,7 +136,7 @@ class MessagesWriter:
                 "ephemeral_1h_input_tokens": 0,
             },
             "output_tokens": usage.num_new_tokens,
-            "output_tokens_details": {"thinking_tokens": usage.num_thinking_tokens},
+            "output_tokens_details": {"thinking_tokens": end.num_thinking_tokens},
         }
 
     def _reports(self, end: End) -> dict[str, Any]:

@@ -12,9 +12,11 @@ import secrets
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Literal
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from fulmen import __version__
@@ -46,6 +48,13 @@ from fulmen.server.streaming import (
 )
 
 
+class ControlBody(BaseModel):
+    """Body of a request about a running answer (llama.cpp's)."""
+
+    id: str = Field(description="Id of a running answer, as its first chunk has it")
+    action: Literal["reasoning_end"]
+
+
 def create_app(model: ChatModel, config: ServerConfig | None = None) -> FastAPI:
     """Return the application that serves a model.
 
@@ -72,6 +81,9 @@ def create_app(model: ChatModel, config: ServerConfig | None = None) -> FastAPI:
         description="OpenAI's Chat Completions and Anthropic's Messages.",
         lifespan=lifespan,
         strict_content_type=False,
+        docs_url=None,  # those pages load scripts from elsewhere
+        redoc_url=None,
+        responses={"4XX": {"description": "A refusal, in the dialect's own shape"}},
     )
     app.router.route_class = JsonRoute
     app.state.is_ready = True
@@ -93,13 +105,9 @@ def create_app(model: ChatModel, config: ServerConfig | None = None) -> FastAPI:
         return _json(writer.whole(await read_ends(request, answers)))
 
     @app.post("/v1/chat/completions/control", summary="End the thought of a running answer")
-    async def control(request: Request) -> Response:
-        """Body: {"id": "chatcmpl-...", "action": "reasoning_end"}. The thought ends softly, as one
-        whose budget is used up, and the answer begins."""
-        body = await request.json()
-        if not isinstance(body, dict) or body.get("action") != "reasoning_end":
-            raise Refusal(400, "action must be reasoning_end", param="action")
-        return await _end_thinking(request, service, body.get("id"))
+    async def control(request: Request, body: ControlBody) -> Response:
+        """The thought ends softly, as one whose budget is used up, and the answer begins."""
+        return await _end_thinking(request, service, body.id)
 
     @app.post("/v1/messages", summary="Anthropic's Messages")
     async def messages(request: Request, body: MessagesBody) -> Response:
@@ -171,22 +179,26 @@ def create_app(model: ChatModel, config: ServerConfig | None = None) -> FastAPI:
     async def hello() -> Response:
         return _json({"name": "fulmen", "version": __version__, "models": list(config.names)})
 
-    _answer_errors(app)
+    _answer_errors(app, metrics)
     return app
 
 
 # ---- refusals -----------------------------------------------------------------------------------
 
 
-def _answer_errors(app: FastAPI) -> None:
+def _answer_errors(app: FastAPI, metrics: Metrics) -> None:
     """Make every failure a refusal in the dialect of its path."""
 
+    def refused(request: Request, refusal: Refusal) -> Response:
+        metrics.rejected(refusal.status)
+        return _refused(request, refusal)
+
     async def refuse(request: Request, error: Exception) -> Response:
-        return _refused(request, refusal_of(error))
+        return refused(request, refusal_of(error))
 
     async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return _refused(request, _invalid(error))
+        return refused(request, _invalid(error))
 
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, StarletteHTTPException)
@@ -195,7 +207,9 @@ def _answer_errors(app: FastAPI) -> None:
             405: f"{request.method} is not allowed here",
         }
         sentence = sentences.get(error.status_code, shorten(error.detail))
-        return _refused(request, Refusal(error.status_code, sentence))
+        answer = refused(request, Refusal(error.status_code, sentence))
+        answer.headers.update(error.headers or {})
+        return answer
 
     async def gone(request: Request, error: Exception) -> Response:
         return Response(status_code=499)
@@ -265,9 +279,7 @@ async def _start(request: Request, service: Service, ask: Ask, id: str) -> Answe
     return answers
 
 
-async def _end_thinking(request: Request, service: Service, id: object) -> Response:
-    if not isinstance(id, str):
-        raise Refusal(400, f"id is {shown(id)}, it must be the id of a running answer", param="id")
+async def _end_thinking(request: Request, service: Service, id: str) -> Response:
     return _json({"id": id, "ended": await service.end_thinking(id, _scope(request))})
 
 

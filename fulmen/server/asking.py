@@ -28,7 +28,11 @@ class Ask:
     keep_thoughts: bool | None = None
     """Show earlier thoughts that the template drops; None: as the server is set"""
     continues: bool = False
-    """The last message is the beginning of the answer"""
+    """A last message of the assistant is the beginning of the answer"""
+    must_continue: bool = False
+    """The last message must be the beginning of the answer"""
+    has_thinking_budget: bool = False
+    """The request gave its thought a number of tokens, or no limit by number"""
     model: str
     """Name that the client asked for"""
     previous_id: str | None = None
@@ -68,6 +72,17 @@ class End:
     spoken: Sequence[Event] = ()
     """All of its events, in order; pieces of one text are one event"""
 
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of the prompt, with the beginning of the answer that the client gave."""
+        return self.completion.usage.num_prompt_tokens + len(self.completion.prefix_ids)
+
+    @property
+    def num_thinking_tokens(self) -> int:
+        """Tokens of the thought; a thought that was closed at once is none."""
+        reply = self.completion.reply
+        return self.completion.usage.num_thinking_tokens if reply.thinking else 0
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -80,8 +95,15 @@ class Report:
     previous_id: str | None = None
     """Answer that the prompt was compared with; None if none is known"""
     miss_reason: MissReason | None = None
+    num_common_tokens: int = 0
+    """Tokens of it that this prompt begins with"""
     num_missed_tokens: int = 0
     """Tokens of the compared prompt and its answer that this prompt does not begin with"""
+
+    def is_evicted(self, num_cached_tokens: int) -> bool:
+        """Return whether the prompt went on from an earlier one that the cache did not hold any
+        more."""
+        return num_cached_tokens < self.num_common_tokens // 2
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as the extension `fulmen` of a reply."""

@@ -28,8 +28,8 @@ _KINDS: Final = {
 }
 """Anthropic's word for each status; OpenAI's types are free texts, so the words serve both."""
 
-_FINAL: Final = frozenset({400, 401, 403, 404, 405, 413, 415, 501})
-"""Statuses of requests that would be refused again"""
+_FINAL: Final = frozenset({400, 401, 403, 404, 405, 413, 415, 501, 504})
+"""Statuses of requests that would end in the same way again"""
 
 
 class Refusal(Exception):

@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -27,20 +28,23 @@ class _KnownPrompt:
 
 
 class KnownPrompts:
-    """Ids of recent prompts with their answers, to say where a later prompt left them."""
+    """Ids of recent prompts with their answers, for any thread, to say where a later prompt left
+    them."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._num_bytes = 0
+        self._lock = Lock()
         self._known: OrderedDict[tuple[str, str], _KnownPrompt] = OrderedDict()
 
     def add(self, turn_id: str, ids: Sequence[int], digests: Digests, scope: str) -> None:
         known = _KnownPrompt(digests, np.asarray(ids, dtype=np.int32))
-        self._known[scope, turn_id] = known
-        self._num_bytes += known.ids.nbytes
-        while self._num_bytes > self._max_bytes:
-            _, oldest = self._known.popitem(last=False)
-            self._num_bytes -= oldest.ids.nbytes
+        with self._lock:
+            self._known[scope, turn_id] = known
+            self._num_bytes += known.ids.nbytes
+            while self._num_bytes > self._max_bytes:
+                _, oldest = self._known.popitem(last=False)
+                self._num_bytes -= oldest.ids.nbytes
 
     def compare(
         self,
@@ -64,7 +68,11 @@ class KnownPrompts:
             elif known.digests.tools != digests.tools:
                 reason = "tools_changed"
         return replace(
-            report, previous_id=turn_id, num_missed_tokens=num_missed, miss_reason=reason
+            report,
+            previous_id=turn_id,
+            num_common_tokens=num_common,
+            num_missed_tokens=num_missed,
+            miss_reason=reason,
         )
 
 

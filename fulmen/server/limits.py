@@ -30,7 +30,7 @@ from fulmen.server.incoming import App, Bodies, Event, Incoming, Receive, Scope,
 from fulmen.server.keys import Keys
 from fulmen.server.logs import RequestLog
 from fulmen.server.metrics import Metrics
-from fulmen.server.sse import frame, to_json
+from fulmen.server.sse import DONE, frame, to_json
 
 _OPEN_PATHS: Final = ("/health", "/ready")
 _OPEN_HEADS: Final = ("/", "/api/hello")
@@ -370,6 +370,7 @@ class _Request:
         dialect = dialect_of(self.path, Headers(scope=self.scope))
         event = "error" if dialect == "anthropic" else None
         body = frame(refusal.body(dialect, self.id), event=event)
+        body += b"" if dialect == "anthropic" else DONE
         await self.send({"type": "http.response.body", "body": body, "more_body": False})
 
 

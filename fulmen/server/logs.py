@@ -78,7 +78,7 @@ class RequestLog:
             "prompt_tokens": None if prompt is None else len(prompt),
             # The answers to one request share its prompt: the first one says what was cached.
             "cached_tokens": usages[0].num_cached_tokens if usages else None,
-            "new_tokens": sum(usage.num_new_tokens for usage in usages),
+            "new_tokens": answers.num_new_tokens,
             "thinking_tokens": sum(usage.num_thinking_tokens for usage in usages),
             "finish_reason": ",".join(completion.finish_reason for completion in done) or None,
             "ttft_ms": None if first is None else round(first * 1000, 1),

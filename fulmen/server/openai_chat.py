@@ -17,16 +17,20 @@ from fulmen.server.errors import Refusal
 from fulmen.server.fields import unknown_fields
 from fulmen.server.thinking import Thinking, read_chat_thinking
 
-_THINKING_FIELDS: Final = (
-    "reasoning",
-    "thinking",
-    "thinking_token_budget",
-    "thinking_budget",
-    "reasoning_budget",
-    "include_reasoning",
-    "separate_reasoning",
-    "reasoning_format",
-    "reasoning_split",
+_THINKING_FIELDS: Final = frozenset(
+    {
+        "reasoning_effort",
+        "reasoning",
+        "thinking",
+        "thinking_token_budget",
+        "thinking_budget",
+        "reasoning_budget",
+        "include_reasoning",
+        "separate_reasoning",
+        "reasoning_format",
+        "reasoning_split",
+        "chat_template_kwargs",
+    }
 )
 _MAX_TEMPERATURE: Final = 2.0
 
@@ -35,7 +39,7 @@ class StreamOptions(BaseModel):
     """Options of a stream."""
 
     model_config = ConfigDict(extra="allow")
-    include_usage: bool = False
+    include_usage: bool | None = None
 
 
 class ChatBody(BaseModel):
@@ -71,10 +75,28 @@ class ChatBody(BaseModel):
     structured_outputs: dict[str, Any] | None = Field(
         None, description="One of json, regex and choice"
     )
+    json_schema: dict[str, Any] | None = Field(None, description="llama.cpp's name of a schema")
     guided_json: dict[str, Any] | str | None = None
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
     reasoning_effort: str | None = Field(None, description="none to max, see docs/serving.md")
+    reasoning: dict[str, Any] | None = Field(
+        None, description="effort, max_tokens, enabled, exclude (OpenRouter)"
+    )
+    thinking: dict[str, Any] | None = Field(
+        None, description="type: enabled, adaptive or disabled; budget_tokens"
+    )
+    thinking_token_budget: int | None = Field(None, description="Most tokens of thought")
+    thinking_budget: int | None = Field(None, description="The same")
+    reasoning_budget: int | None = Field(None, description="The same; -1: no limit")
+    include_reasoning: bool | None = Field(
+        None, description="true: the thought as reasoning too; false: not at all"
+    )
+    separate_reasoning: bool | None = Field(None, description="false: the thought in the content")
+    reasoning_split: bool | None = Field(
+        None, description="true: the thought as reasoning_details too; false: in the content"
+    )
+    reasoning_format: str | None = Field(None, description="none: the thought in the content")
     chat_template_kwargs: dict[str, Any] | None = Field(
         None, description="enable_thinking, thinking_budget, keep_thoughts"
     )
@@ -83,6 +105,9 @@ class ChatBody(BaseModel):
     )
     continue_final_message: bool | None = Field(
         None, description="The last message is the beginning of the answer"
+    )
+    add_generation_prompt: bool | None = Field(
+        None, description="false only with continue_final_message"
     )
     prompt_token_ids: list[int] | None = Field(
         None, description="The prompt as token ids, in place of messages"
@@ -112,15 +137,8 @@ class ChatCall:
 
 def read_chat(body: ChatBody, defaults: SamplingParams) -> ChatCall:
     """Read a request; whatever is wrong with it is a Refusal or a ValueError."""
-    extra = body.model_extra or {}
-    ignored = unknown_fields(extra, known=_THINKING_FIELDS)
-    thinking = read_chat_thinking(
-        {
-            **body.model_dump(include={"reasoning_effort"}),
-            **extra,
-            "chat_template_kwargs": body.chat_template_kwargs,
-        }
-    )
+    ignored = [*unknown_fields(body.model_extra or {}), *_unknown_options(body)]
+    thinking = read_chat_thinking(body.model_dump(include=set(_THINKING_FIELDS)))
     tools, left_out = read_function_tools(body.tools)
     given: dict[str, Any] = {
         **_sampling(body),
@@ -150,16 +168,30 @@ def read_chat(body: ChatBody, defaults: SamplingParams) -> ChatCall:
             num_answers=body.n or 1,
             keep_thoughts=keep_thoughts,
             continues=bool(body.continue_final_message),
+            must_continue=bool(body.continue_final_message),
+            has_thinking_budget=thinking.is_number,
             model=body.model,
             ignored=(*ignored, *left_out),
         ),
         thinking=thinking,
         is_streamed=bool(body.stream),
-        has_usage=options.include_usage,
+        has_usage=bool(options.include_usage),
         has_logprobs=bool(body.logprobs),
         has_token_ids=bool(body.return_token_ids),
         has_progress=bool(body.return_progress),
     )
+
+
+def _unknown_options(body: ChatBody) -> list[str]:
+    """Return options of the stream that are ignored; refuse to go on where nothing was begun."""
+    if body.add_generation_prompt is False and not body.continue_final_message:
+        raise Refusal(
+            400,
+            "add_generation_prompt is false, that goes only with continue_final_message",
+            param="add_generation_prompt",
+        )
+    extra = (body.stream_options or StreamOptions()).model_extra or {}
+    return [f"stream_options.{name[:80]}" for name in list(extra)[:10]]
 
 
 def _sampling(body: ChatBody) -> dict[str, Any]:
@@ -193,10 +225,10 @@ def _sampling(body: ChatBody) -> dict[str, Any]:
 def _structure(body: ChatBody) -> dict[str, Any]:
     """Return the constraint of the answer, in whichever of the known words it was asked for."""
     format = body.response_format or {}
-    kind = format.get("type", "text")
+    kind, given = format.get("type", "text"), dict[str, Any]()
     if kind == "json_object":
-        return {"json_schema": '{"type": "object"}'}
-    if kind == "json_schema":
+        given["json_schema"] = '{"type": "object"}'
+    elif kind == "json_schema":
         named = format.get("json_schema")
         schema = named.get("schema") if isinstance(named, Mapping) else None
         if schema is None:
@@ -205,8 +237,8 @@ def _structure(body: ChatBody) -> dict[str, Any]:
                 "response_format.json_schema.schema is missing, it must be a JSON Schema",
                 param="response_format",
             )
-        return {"json_schema": json.dumps(schema)}
-    if kind not in ("text", "regex", "choice"):
+        given["json_schema"] = json.dumps(schema)
+    elif kind != "text":
         raise Refusal(
             400,
             f"response_format.type is {shown(kind)}, it must be text, json_object or json_schema",
@@ -214,6 +246,8 @@ def _structure(body: ChatBody) -> dict[str, Any]:
         )
     asked = body.structured_outputs or {}
     schema = asked.get("json", body.guided_json)
+    if schema is None and body.json_schema is not None:
+        schema = body.json_schema
     regex, choice = asked.get("regex", body.guided_regex), asked.get("choice", body.guided_choice)
     if (other := set(asked) - {"json", "regex", "choice"}) and any(asked[key] for key in other):
         raise Refusal(
@@ -221,7 +255,8 @@ def _structure(body: ChatBody) -> dict[str, Any]:
             f"structured_outputs has {shown(sorted(other))}, it may have json, regex or choice",
             param="structured_outputs",
         )
-    given: dict[str, Any] = {}
+    if schema is not None and "json_schema" in given:
+        raise Refusal(400, "an answer is given two schemas, it can follow only one")
     if schema is not None:
         given["json_schema"] = schema if isinstance(schema, str) else json.dumps(schema)
     if regex is not None:

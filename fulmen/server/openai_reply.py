@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from fulmen.chat import (
-    Completion,
     ContentDelta,
     Event,
     ProblemFound,
@@ -34,19 +33,19 @@ _LOWEST_LOGPROB: Final = -9999.0
 """OpenAI's number for a token of no probability: JSON has no infinity"""
 
 
-def usage(completions: Sequence[Completion]) -> dict[str, Any]:
+def usage(ends: Sequence[End]) -> dict[str, Any]:
     """Return the tokens of the answers to one prompt, which counts once."""
-    first = completions[0].usage
-    new = sum(completion.usage.num_new_tokens for completion in completions)
-    thinking = sum(completion.usage.num_thinking_tokens for completion in completions)
-    cached = min(first.num_cached_tokens, first.num_prompt_tokens)
+    num_prompt = ends[0].num_prompt_tokens
+    new = sum(end.completion.usage.num_new_tokens for end in ends)
+    thinking = sum(end.num_thinking_tokens for end in ends)
+    cached = min(ends[0].completion.usage.num_cached_tokens, num_prompt)
     return {
-        "prompt_tokens": first.num_prompt_tokens,
+        "prompt_tokens": num_prompt,
         "completion_tokens": new,
-        "total_tokens": first.num_prompt_tokens + new,
+        "total_tokens": num_prompt + new,
         "prompt_tokens_details": {
             "cached_tokens": cached,
-            "cache_write_tokens": first.num_prompt_tokens - cached,
+            "cache_write_tokens": num_prompt - cached,
         },
         "completion_tokens_details": {"reasoning_tokens": thinking},
     }
@@ -55,7 +54,7 @@ def usage(completions: Sequence[Completion]) -> dict[str, Any]:
 def finish_reason(end: End) -> Literal["stop", "length", "tool_calls"]:
     """Return OpenAI's word for the end of an answer. A call that was cut is one that length cut:
     nobody may carry it out."""
-    if end.is_call_cut or end.completion.finish_reason == "length":
+    if end.is_call_cut or end.completion.finish_reason in ("length", "repetition"):
         return "length"
     return "tool_calls" if end.completion.reply.tool_calls else "stop"
 
@@ -76,7 +75,7 @@ class ChatWriter:
         reply = {
             **self._head("chat.completion"),
             "choices": [self._choice(end) for end in ends],
-            "usage": usage([end.completion for end in ends]),
+            "usage": usage(ends),
             **self._reports(ends),
         }
         if self.call.has_token_ids:
@@ -125,7 +124,14 @@ class ChatWriter:
         for delta in deltas:
             yield self._chunk(end.index, delta)
         left = end.completion.tokens[self._shown(end.index).num_tokens :]
-        yield self._chunk(end.index, {}, finish=finish_reason(end), choice=self._token_fields(left))
+        reports = {} if self.call.has_usage else self._reports([end])
+        yield self._chunk(
+            end.index,
+            {},
+            finish=finish_reason(end),
+            choice=self._token_fields(left),
+            **reports,
+        )
 
     def finish(self, ends: Sequence[End]) -> Iterator[bytes]:
         """Yield the usage, the report and the end of the stream."""
@@ -135,7 +141,7 @@ class ChatWriter:
                 {
                     **self._head("chat.completion.chunk"),
                     "choices": [],
-                    "usage": usage([end.completion for end in ends]),
+                    "usage": usage(ends),
                     **self._reports(ends),
                 }
             )
@@ -162,7 +168,9 @@ class ChatWriter:
         if problems:
             fields["fulmen"]["problems"] = problems
         if report.previous_id is not None:
-            fields["prompt_cache_diagnostics"] = {"type": "cache_hit"}
+            is_evicted = report.is_evicted(ends[0].completion.usage.num_cached_tokens)
+            kind = "unavailable" if is_evicted else "cache_hit"
+            fields["prompt_cache_diagnostics"] = {"type": kind}
         if report.miss_reason is not None:
             is_tools = report.miss_reason == "tools_changed"
             fields["prompt_cache_diagnostics"] = {
@@ -244,7 +252,7 @@ class ChatWriter:
             if thinking.has_details:
                 message["reasoning_details"] = [_detail(reply.thinking)]
         if reply.thinking and thinking.show == "inline":
-            message["content"] = f"<think>\n{reply.thinking}\n</think>\n\n{end.shown.content}"
+            message["content"] = _inline(end, thinking)
         if end.shown.tool_calls:
             message["tool_calls"] = [
                 {
@@ -265,6 +273,13 @@ class ChatWriter:
         if self.call.has_token_ids:
             choice["token_ids"] = [token.token_id for token in end.completion.tokens]
         return choice
+
+
+def _inline(end: End, thinking: Thinking) -> str:
+    """Return an answer with its thoughts in tags, as its stream adds up."""
+    shown = _Shown()
+    deltas = [delta for event in end.spoken for delta in shown.deltas(event, thinking)]
+    return "".join(delta.get("content", "") for delta in [*deltas, *shown.close(thinking)])
 
 
 def _detail(text: str) -> dict[str, Any]:

@@ -28,6 +28,11 @@ class Packer:
         """True if text waits."""
         return bool(self._held)
 
+    @property
+    def held_content(self) -> str:
+        """Text of the content that waits."""
+        return self._held if isinstance(self._kind, ContentDelta) else ""
+
     def feed(self, event: Event) -> list[Event]:
         """Take an event; return those that can go out."""
         text = text_of(event)

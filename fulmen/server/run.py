@@ -40,6 +40,8 @@ a request into a connection that is being closed"""
 _END_SECONDS: Final = 5
 """Time that ended answers get to say so"""
 _POLL_SECONDS: Final = 0.05
+_STALLS: Final = 4
+"""Read time-outs that a client may leave an answer unread: it holds a place all the while"""
 
 _log = logging.getLogger(__name__)
 
@@ -240,7 +242,7 @@ def _protocol(config: ServerConfig) -> type[asyncio.Protocol]:
         base = importlib.import_module("uvicorn.protocols.http.httptools_impl").HttpToolsProtocol
     else:
         base = importlib.import_module("uvicorn.protocols.http.h11_impl").H11Protocol
-    return _limited(base, config.read_timeout_seconds, config.request_timeout_seconds)
+    return _limited(base, config.read_timeout_seconds, _STALLS * config.read_timeout_seconds)
 
 
 def _limited(base: Any, head_seconds: float, stall_seconds: float) -> type[asyncio.Protocol]:

@@ -10,7 +10,9 @@ answers may run, and that an answer is in the log before the client can send it 
 import asyncio
 import hashlib
 import json
+import logging
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -18,6 +20,7 @@ from typing import Any, Final
 from fulmen.chat import (
     ChatRequest,
     Found,
+    FoundTurn,
     History,
     Message,
     Prompt,
@@ -34,6 +37,8 @@ from fulmen.server.errors import Refusal, refusal_of
 from fulmen.server.known_prompts import Digests, KnownPrompts
 from fulmen.server.limits import Places
 from fulmen.server.metrics import Metrics
+
+_logger = logging.getLogger(__name__)
 
 _KNOWN_PROMPT_BYTES: Final = 64 * 2**20
 """Memory for the ids of recent prompts, which tell why a later one missed the cache"""
@@ -88,7 +93,7 @@ class Service:
         """Return how many tokens the prompt of a request has."""
         if self.tokenizer is None:
             raise Refusal(501, "this model does not tell its tokens, they cannot be counted")
-        prepared = await asyncio.to_thread(self._prepare, ask, scope)
+        prepared = await asyncio.to_thread(self._prepare, ask, scope, is_counted=True)
         assert prepared.request.prompt is not None
         return len(prepared.request.prompt.ids) + len(prepared.request.prefix_ids)
 
@@ -98,6 +103,7 @@ class Service:
             raise Refusal(
                 400, f"n is {ask.num_answers}, it must be at most {self.config.max_answers}"
             )
+        started = time.perf_counter()
         lease = self.places.acquire(ask.num_answers)
         try:
             prepared = await asyncio.to_thread(self._prepare, ask, scope)
@@ -109,6 +115,7 @@ class Service:
                 id=answer_id,
                 metrics=self.metrics,
                 lease=lease,
+                started=started,
                 note=self._note,
                 leave=self._leave,
             )
@@ -132,8 +139,11 @@ class Service:
             raise Refusal(404, f"no answer with the id {answer_id[:80]!r} is running")
         return await answers.end_thinking()
 
-    def _prepare(self, ask: Ask, scope: str) -> Prepared:
-        """Read a history, find its turns and encode it, in a thread of its own."""
+    def _prepare(self, ask: Ask, scope: str, *, is_counted: bool = False) -> Prepared:
+        """Read a history, find its turns and encode it, in a thread of its own.
+
+        is_counted  the prompt is only counted, so it may be too long
+        """
         history, is_prefix = self._read(ask)
         messages = history.messages
         begun = None
@@ -150,25 +160,24 @@ class Service:
         request = ChatRequest(
             messages=messages,
             tools=(*tools, *read_tools(ask.deferred_tools)),
-            params=self._with_room(ask.params),
+            params=ask.params,
         )
         if self._log is None:
-            return Prepared(request, Found(messages, ()), report, digests)
+            params = self._with_room(ask, None)
+            return Prepared(replace(request, params=params), Found(messages, ()), report, digests)
         if ask.prompt_ids is not None:
-            found, ids = Found((), ()), list(ask.prompt_ids)
+            found, ids = Found((), ()), self._checked_ids(ask.prompt_ids)
         else:
-            found = self._log.find(
-                messages, scope=scope, format=self.model.format, keep_thoughts=keep
-            )
+            found = self._find(messages, scope, keep_thoughts=keep)
             ids = self.model.format.encode_history(
                 found.messages, tools, tokenizer=self.tokenizer, keep_thoughts=keep
             ).ids
         prefix_ids = [] if begun is None else self._prefix_ids(begun)
-        limit = self.max_model_len
-        if limit is not None and len(ids) + len(prefix_ids) >= limit:
+        length, limit = len(ids) + len(prefix_ids), self.max_model_len
+        if limit is not None and length >= limit and not is_counted:
             raise Refusal(
                 400,
-                f"prompt is too long: {len(ids) + len(prefix_ids)} tokens > {limit - 1} maximum",
+                f"prompt is too long: {length} tokens > {limit - 1} maximum",
                 code="context_length_exceeded",
                 param="messages",
             )
@@ -181,10 +190,40 @@ class Service:
         request = replace(
             request,
             messages=found.messages,
+            params=self._with_room(ask, None if limit is None else limit - length, len(prefix_ids)),
             prompt=Prompt(tuple(ids), report.num_missed_tokens, report.miss_reason),
             prefix_ids=tuple(prefix_ids),
         )
-        return Prepared(request, found, report, digests)
+        return Prepared(request, found, report, digests, begun)
+
+    def _find(self, messages: Sequence[Message], scope: str, *, keep_thoughts: bool) -> Found:
+        """Find the turns of a history; a log that fails makes them turns that are not ours."""
+        assert self._log is not None
+        try:
+            return self._log.find(
+                messages, scope=scope, format=self.model.format, keep_thoughts=keep_thoughts
+            )
+        except (OSError, ValueError) as error:
+            _logger.warning("the log of answers cannot be read: %s", error)
+            turns = [
+                FoundTurn(index, "rendered")
+                for index, message in enumerate(messages)
+                if message.role == "assistant"
+            ]
+            return Found(tuple(messages), tuple(turns))
+
+    def _checked_ids(self, ids: Sequence[int]) -> list[int]:
+        """Return a prompt that came as ids."""
+        size = self.tokenizer.vocab_size
+        wrong = next((id for id in ids if not 0 <= id < size), None)
+        if not ids or wrong is not None:
+            found = "empty" if not ids else f"with {wrong}"
+            raise Refusal(
+                400,
+                f"prompt_token_ids is {found}, it must hold ids below {size}",
+                param="prompt_token_ids",
+            )
+        return list(ids)
 
     def _read(self, ask: Ask) -> tuple[History, bool]:
         if ask.prompt_ids is not None:
@@ -204,14 +243,32 @@ class Service:
         )
         last = history.messages[-1]
         is_prefix = ask.continues and last.role == "assistant" and not last.tool_calls
+        if ask.must_continue and not is_prefix:
+            raise Refusal(
+                400,
+                "continue_final_message is true, the last message must be an assistant's text",
+                param="continue_final_message",
+            )
         return history, is_prefix
 
-    def _with_room(self, params: SamplingParams) -> SamplingParams:
-        """Return the sampling with a budget that leaves the thought's answer its share."""
-        if params.max_tokens is None or params.thinking_budget is not None:
+    def _with_room(
+        self, ask: Ask, context_room: int | None, num_prefix_ids: int = 0
+    ) -> SamplingParams:
+        """Return the sampling of a request: the thought leaves the answer its share of the tokens
+        that may come, unless the request gave it a number of its own.
+
+        context_room    tokens that the context has room for, if that is known
+        num_prefix_ids  ids that the client began the answer with: they do not count
+        """
+        params = ask.params
+        rooms = [room for room in (params.max_tokens, context_room) if room is not None]
+        if params.max_tokens is not None and num_prefix_ids:
+            params = replace(params, max_tokens=params.max_tokens + num_prefix_ids)
+        if not rooms or ask.has_thinking_budget or not self.config.answer_share:
             return params
-        room = int(params.max_tokens * (1 - self.config.answer_share))
-        return replace(params, thinking_budget=room)
+        room = int(max(0, min(rooms)) * (1 - self.config.answer_share))
+        budget = params.thinking_budget
+        return replace(params, thinking_budget=room if budget is None else min(room, budget))
 
     def _prefix_ids(self, begun: Message) -> list[int]:
         """Return the ids of an answer that a client began; a thought before it is closed."""
@@ -222,23 +279,24 @@ class Service:
         ids: list[int] = self.tokenizer.encode(text)
         return ids
 
-    def _note(self, answers: Answers, end: End) -> None:
-        """Write an answer into the log, in a thread of its own."""
+    def _note(self, answers: Answers, end: End, logged: Message) -> None:
+        """Write an answer into the log, as the client's history will have it; in a thread of its
+        own."""
         completion = end.completion
         turn_id = answers.turn_id(end.index)
-        if self._log is None or completion.finish_reason not in ("stop", "length", "repetition"):
+        if self._log is None or completion.finish_reason == "error":
             return
+        ids = [*completion.prompt_ids, *completion.answer_ids]
+        self._known_prompts.add(turn_id, ids, answers.prepared.digests, answers.scope)
         if answers.ask.prompt_ids is None:
             self._log.add(
                 answers.prepared.found.messages,
                 completion,
                 scope=answers.scope,
                 turn_id=turn_id,
-                shown=end.shown,
+                shown=logged,
                 signatures=[answers.signatures[end.index]],
             )
-        ids = [*completion.prompt_ids, *completion.answer_ids]
-        self._known_prompts.add(turn_id, ids, answers.prepared.digests, answers.scope)
 
     def _leave(self, answers: Answers) -> None:
         """Forget a request that is over."""

@@ -63,11 +63,14 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
         if not task.done():
             raise ClientGoneError
         return await task
+    except BaseException:
+        task.cancel()
+        (result,) = await asyncio.gather(task, return_exceptions=True)
+        if isinstance(result, Answers):  # they had just started, nobody will read them
+            await result.close()
+        raise
     finally:
         gone.cancel()
-        if not task.done():
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
 
 async def _disconnect(receive: Callable[[], Awaitable[Any]]) -> None:
@@ -96,11 +99,13 @@ def stream_response(
         try:
             for frame in writer.begin():
                 yield frame
+            answers.sent()
             async with aclosing(
                 answers.updates(ping_seconds=config.ping_seconds, deadline=_deadline(request))
             ) as updates:
                 async for update in updates:
                     if frames := b"".join(_written(writer, update)):
+                        answers.sent()
                         yield frames
                     if isinstance(update, End):
                         ends.append(update)

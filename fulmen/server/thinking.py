@@ -38,6 +38,8 @@ class Thinking:
 
     budget: int | Literal["default"] | None = "default"
     """Most tokens of thought; None: no limit; default: the server's own"""
+    is_number: bool = False
+    """The budget is a number of tokens that the request gave, or no limit by number"""
     show: Show = "apart"
     has_reasoning: bool = False
     """Show it as `reasoning` too"""
@@ -90,7 +92,8 @@ def read_chat_thinking(body: Mapping[str, Any]) -> Thinking:
         budget = budgets[-1]
     return Thinking(
         budget,
-        _chat_show(body, reasoning),
+        is_number=budget == 0 or bool(counts),
+        show=_chat_show(body, reasoning),
         has_reasoning=bool(reasoning) or body.get("include_reasoning") is True,
         has_details=body.get("reasoning_split") is True or bool(reasoning),
     )
@@ -103,22 +106,23 @@ def read_messages_thinking(body: Mapping[str, Any]) -> Thinking:
     budget: int | Literal["default"] | None = "default"
     if effort is not None:
         budget = _effort("output_config.effort", effort)
-    kind = thinking.get("type")
+    kind, is_number = thinking.get("type"), False
     if kind is not None:
         kind = _kind(kind)
     if kind == "disabled":
-        budget = 0
+        budget, is_number = 0, True
     elif kind == "enabled":
         tokens = thinking.get("budget_tokens")
-        if tokens is None:
-            raise Refusal(400, "thinking.budget_tokens is missing, thinking is enabled")
-        budget = _tokens("thinking.budget_tokens", tokens)
+        if tokens is not None:
+            budget = _tokens("thinking.budget_tokens", tokens)
+            is_number = True
     display = thinking.get("display")
     if display not in (None, "summarized", "omitted", "updates", "full"):
         raise Refusal(
             400, f"thinking.display is {shown(display)}, it must be summarized or omitted"
         )
-    return Thinking(budget, "hidden" if display == "omitted" else "apart")
+    show: Show = "hidden" if display == "omitted" else "apart"
+    return Thinking(budget, is_number=is_number, show=show)
 
 
 def _chat_show(body: Mapping[str, Any], reasoning: Mapping[str, Any]) -> Show:

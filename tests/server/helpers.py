@@ -111,6 +111,10 @@ class Answer:
     headers: Mapping[str, str]
     body: bytes
 
+    @property
+    def text(self) -> str:
+        return self.body.decode()
+
     def json(self) -> Any:
         return json.loads(self.body)
 

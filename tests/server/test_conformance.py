@@ -1,6 +1,7 @@
 """Rules that providers of MiniMax's models are held to, and traps that clients set.
 
-What needs an engine runs on one, made to say forced texts; long texts are scripted.
+What needs an engine runs on one, made to say forced texts; long texts are scripted. It is one file,
+and a long one, because all of it asks the same two servers.
 """
 
 import asyncio
@@ -14,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from fulmen.chat import get_format
+from fulmen.llm import ScriptedModel
 from fulmen.llm.scripted import ScriptedAnswer
 from fulmen.server import ServerConfig, bind
 from tests.server.helpers import Answer, answering, ask, byte_tokenizer, served, served_checkpoint
@@ -535,3 +538,15 @@ def test_what_is_sent_is_sent_at_once() -> None:
                 return await seen
 
     assert asyncio.run(main()) == 1
+
+
+def test_a_model_that_does_not_tell_its_tokens_is_served_too() -> None:
+    model = ScriptedModel(get_format("minimax_m2"), ["Hm.</think>\n\nFine."] * 4)
+    with served(model) as url:
+        message = good(ask(url, CHAT, {"messages": [USER]}))["choices"][0]["message"]
+        assert (message["content"], message["reasoning_content"]) == ("Fine.", "Hm.")
+        deltas = deltas_of(ask(url, CHAT, {"messages": [USER], "stream": True}))
+        assert "".join(delta.get("content") or "" for delta in deltas) == "Fine."
+        counted = ask(url, "/v1/messages/count_tokens", {"messages": [USER]})
+        assert counted.status == 501
+        assert ask(url, CHAT, {"messages": [USER], "return_token_ids": True}).status == 501

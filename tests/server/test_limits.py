@@ -263,7 +263,8 @@ def test_a_stream_that_takes_too_long_ends_with_an_error_event(path: str) -> Non
     app = small_app(ServerConfig(request_timeout_seconds=0.1))
     text = TestClient(app).post(f"{path}?number=100000").text
     assert text.startswith("data: 0\n\n")
-    *_, last = text.strip().split("\n\n")
+    *_, last = text.strip().removesuffix("\n\ndata: [DONE]").split("\n\n")
+    assert text.endswith("data: [DONE]\n\n") is ("messages" not in path)
     name, _, data = last.rpartition("data: ")
     assert name == ("event: error\n" if "messages" in path else "")
     assert json.loads(data)["error"]["type"] == "timeout_error"
@@ -366,7 +367,7 @@ class _Ask:
 class _Answers:
     """Answers as a line reads them."""
 
-    ask, prompt_ids, first_token_seconds = _Ask, (1, 2, 3), 0.25
+    ask, prompt_ids, first_token_seconds, num_new_tokens = _Ask, (1, 2, 3), 0.25, 7
     completions = (_Completion, None)
 
 

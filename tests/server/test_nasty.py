@@ -59,7 +59,7 @@ def m1_call(arguments: str, name: str = "f") -> str:
     return f'{{"name": "{name}", "arguments": {arguments}}}'
 
 
-LONG = "Zeile mit ü, 漢字 und 🦩.\n" * 150
+LONG = "Zeile mit ü, 漢字 und 🦩.\n" * 60
 OWN = {
     "m2": {
         "never closed": "Thinking and thinking, with no end",

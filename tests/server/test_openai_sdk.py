@@ -315,13 +315,14 @@ def test_a_thought_comes_as_it_was_asked_for(
         streamed = stream.get_final_completion()
     for reply in (whole, streamed):
         message = reply.choices[0].message
-        found: dict[str, Any] = message.model_extra or {}
+        found: Any = message.model_extra or {}
         details = found.get("reasoning_details")
         texts = {name: found[name] for name in ("reasoning_content", "reasoning") if name in found}
         assert texts == fields
         assert message.content == content
         if extra.get("reasoning_split"):
-            (detail,) = details or ()
+            assert details is not None
+            (detail,) = details
             assert (detail["type"], detail["text"]) == ("reasoning.text", THOUGHT)
         else:
             assert details is None

@@ -128,7 +128,7 @@ class _OddTokenizer(Tokenizer):
 
 
 @cache
-def _odd_tokenizer() -> _OddTokenizer:
+def _odd_tokenizer() -> Tokenizer:
     return _OddTokenizer.from_folder(REAL)
 
 

@@ -137,7 +137,7 @@ def claude_code(
              for which it tells how many tokens are left
     goes_on  continue the last conversation
     """
-    command = [
+    command: list[str | Path] = [
         *(program("claude-code"), "-p", question),
         *(["--model", "haiku"] if hides else []),
         *([] if hides else ["--output-format", "stream-json", "--verbose"]),
@@ -169,7 +169,7 @@ def opencode(
     folder = place.home / ".config" / "opencode"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "opencode.json").write_text(json.dumps(config))
-    command = [
+    command: list[str | Path] = [
         *(program("opencode"), "run", "--format", "json"),
         *(["--continue"] if goes_on else []),
         question,
@@ -189,7 +189,7 @@ def mini_swe_agent(
 
     hides  ask the server to keep thoughts to itself
     """
-    command = [
+    command: list[str | Path] = [
         *(program("mini-swe-agent"), "-y", "--exit-immediately"),
         *("-o", place.home / "trajectory.json", "-t", question, "-c", "mini.yaml"),
         *(["-c", "model.model_kwargs.extra_body.include_reasoning=false"] if hides else []),

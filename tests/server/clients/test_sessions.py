@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from fulmen.chat import ChatRequest
+from fulmen.chat import ChatRequest, read_messages
 from fulmen.llm import LLM
 from tests.chat.helpers import real_tokenizer
 from tests.server.clients.engine import Served, Step, call, load_llm, serving
@@ -53,7 +53,8 @@ def write_steps(steps: Sequence[Step]) -> Write:
     def write(request: ChatRequest) -> str:
         if not request.tools:
             return Step("A title is wanted.", "Writing a file").text
-        return steps[sum(message.role == "assistant" for message in request.messages)].text
+        messages = read_messages(request.messages)
+        return steps[sum(message.role == "assistant" for message in messages)].text
 
     return write
 
@@ -188,7 +189,7 @@ def test_claude_code_sums_up_a_conversation_that_is_too_long_and_goes_on(
     many = Step("I print.", "", [call("Bash", command="seq 1 1500", description="Print")])
 
     def write(request: ChatRequest) -> str:
-        text = "\n".join(m.content for m in request.messages if m.role == "user")
+        text = "\n".join(m.content for m in read_messages(request.messages) if m.role == "user")
         if "Respond with plain text only" in text:
             return Step("A summary.", "<summary>Numbers were printed.</summary>").text
         return (Step("It is enough.", FINAL) if "Numbers were printed." in text else many).text
@@ -246,7 +247,12 @@ def assert_session(served: Served, steps: Sequence[Step]) -> None:
     exchanges = served.conversation
     tokenizer = served.engine.tokenizer
     assert len(exchanges) == len(steps)
-    results = [m.content for m in exchanges[-1].request.messages if m.role == "tool"]
+    for step, exchange in zip(steps, exchanges, strict=True):
+        ids = exchange.done.answer_ids
+        assert tokenizer.decode(ids[:-1]) == step.text
+        assert tokenizer.encode(step.text) != list(ids[:-1])
+    last = read_messages(exchanges[-1].request.messages)
+    results = [m.content for m in last if m.role == "tool"]
     assert len(results) == sum(len(step.calls) for step in steps[:-1])
     assert "null}" in results[1], results
     assert "3" in results[2], results
