@@ -99,7 +99,7 @@ def read_answer(messages: Sequence[Message]) -> Answer:
 
 def _read_part(message: Message) -> _Part:
     inner, text = _split_thought(message.content)
-    thoughts = [thought for thought in (message.thinking, *inner) if thought]
+    thoughts = [message.thinking] if message.thinking else [one for one in inner if one]
     calls = [_dump([whole_text(one.name), _value(one.arguments)]) for one in message.tool_calls]
     return _Part(thoughts, text, calls)
 

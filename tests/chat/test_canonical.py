@@ -116,7 +116,7 @@ def test_thoughts_are_kept_apart() -> None:
             Message("assistant", " <think>\nc\n</think>\ny"),
         ]
     )
-    assert (read.content, read.thinking, read.num_chars) == ("xy", "b\na\nc", 2)
+    assert (read.content, read.thinking, read.num_chars) == ("xy", "b\nc", 2)
 
 
 # ---- conversations

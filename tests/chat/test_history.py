@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from fulmen.chat import VOLATILE_LINES, History, Message, TurnLog, read_history
 from fulmen.chat.history import NOT_ANSWERED
+from fulmen.chat.mending import mend_arguments
 from fulmen.chat.tokenizer import join_segments
 from tests.chat.clients import FORMATS, SMALL, Client, written
 from tests.chat.helpers import JSON_VALUES, M2, TEXT
@@ -363,6 +364,25 @@ def test_a_lenient_reader_reads_arguments_that_are_nearly_json(text: str) -> Non
     (repair,) = history.repairs
     assert repair.startswith("messages[1]: the arguments of the call of f ")
     assert ("kept as text" in repair) == (text not in MENDED)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.dictionaries(TEXT, JSON_VALUES, max_size=4))
+def test_mending_reads_python_and_json_as_they_are(value: dict[str, Any]) -> None:
+    assert mend_arguments(json.dumps(value)) == value
+    assert mend_arguments(repr(value)) == value
+    assert mend_arguments(json.dumps({"a": [value]}).rstrip("]}")) == {"a": [value]}
+
+
+def test_half_of_a_surrogate_pair_is_read_and_said() -> None:
+    asked = calls(call("a\ud800", {"k\udc00": ["x\ud800"]}), content="A\ud83d")
+    history = read_history([USER, asked, result("a\ud800", "R\udfff")])
+    assert history.messages[1].content == "A\ufffd"
+    assert history.messages[1].tool_calls[0].arguments == {"k\ufffd": ["x\ufffd"]}
+    assert history.messages[2].content == "R\ufffd"
+    assert [text.split(":")[0] for text in history.repairs] == ["messages[1]", "messages[2]"]
+    for format in FORMATS.values():
+        assert format.encode(history.messages, tokenizer=SMALL)
 
 
 def test_a_lenient_reader_still_refuses_what_has_no_meaning() -> None:

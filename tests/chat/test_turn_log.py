@@ -442,6 +442,14 @@ def test_a_thought_that_moved_into_the_content_is_matched(log: TurnLog, kind: st
         assert (found.messages[1].content, found.messages[1].thinking) == ("Fine.", "my\nthought")
 
 
+def test_a_thought_that_is_sent_twice_is_matched(log: TurnLog) -> None:
+    client = client_of(log, "m1")
+    client.ask("a?")
+    client.answer(written(client.format, "hm", "Fine.", []))
+    history = [client.messages[0], Message("assistant", "<think>hm</think>Fine.", "hm")]
+    assert states(log.find(history, scope="key", format=client.format)) == ["matched"]
+
+
 def test_calls_are_put_back_as_they_were_written_with_the_ids_of_the_client(log: TurnLog) -> None:
     client = client_of(log, "m1")
     client.ask("a?")
@@ -884,7 +892,7 @@ def test_a_message_of_a_hundred_thousand_calls_is_searched_and_logged(log: TurnL
     calls = tuple(ToolCall("f", {}, f"call_{i}") for i in range(count))
     history = [Message("user", "a?"), Message("assistant", "", None, calls)]
     history += [Message("tool", "", tool_call_id=call.id) for call in calls]
-    made = completion(FORMATS["m2"], "x\n</think>\n\nOK")
+    made = completion(FORMATS["m2"], "</think>\n\nOK")
     start = time.process_time()
     assert states(log.find(history, scope="key", format=FORMATS["m2"])) == ["rendered"]
     log.add(history[:1], made, scope="key", turn_id="1", shown=history[1])
