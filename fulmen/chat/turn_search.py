@@ -91,7 +91,7 @@ class Match:
     length: int
     """Number of messages that are its answer"""
     answer: Answer
-    """What the client shows"""
+    """Answer that the client shows"""
     is_weak: bool = False
     """True if only the answer is known to be the same, not the thought before it"""
 
