@@ -32,7 +32,7 @@ State = Literal["matched", "restored", "rendered"]
 
 @dataclass(frozen=True, slots=True)
 class FoundTurn:
-    """Result of the search for one assistant message of a history."""
+    """Outcome of the search for one assistant message of a history."""
 
     index: int
     """Index of the message in the history"""

@@ -118,7 +118,7 @@ class Client:
     is_changed: bool = False
     """True if the client changed an answer or a question"""
     history: tuple[Message, ...] = ()
-    """Messages that were read last"""
+    """History that was read last"""
     lacking: set[int] = field(default_factory=set)
     """Answers whose thought was not sent back last time"""
     owners: list[int] = field(default_factory=list)
