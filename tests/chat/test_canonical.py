@@ -95,7 +95,7 @@ def test_numbers_are_as_javascript_reads_them(one: Any, other: Any) -> None:
         assert first.digest == second.digest
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     arguments=st.dictionaries(TEXT | st.sampled_from(["1", "10", "2", "007"]), JSON_VALUES),
     text=TEXT,

@@ -493,7 +493,7 @@ def conversations(draw: st.DrawFn) -> list[Message]:
     return messages
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(messages=conversations(), keep_thoughts=st.booleans())
 def test_m2_prompts_are_append_only(messages: list[Message], keep_thoughts: bool) -> None:
     if not keep_thoughts:  # those that are dropped go from the middle
@@ -642,7 +642,7 @@ def test_ten_thousand_histories_are_read_or_refused(kind: str) -> None:
     assert "rendered" in ends
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(messages=st.lists(JSON_VALUES | st.fixed_dictionaries(
     {"role": st.sampled_from(["user", "assistant", "tool", "system", "x"]), "content": JSON_VALUES},
     optional=dict.fromkeys(("tool_calls", "tool_call_id", "reasoning_details"), JSON_VALUES),

@@ -129,7 +129,7 @@ def check_found(client: Client, found: Found, ids: Sequence[int] | None = None) 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_every_unedited_answer_keeps_its_ids_and_every_edited_one_is_rendered(
     kind: str, data: st.DataObject
@@ -328,7 +328,7 @@ def test_of_two_conversations_with_equal_answers_each_finds_its_own(log: TurnLog
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_a_short_answer_of_another_conversation_brings_no_thought(
     kind: str, data: st.DataObject
@@ -622,7 +622,7 @@ def packed(kind: str) -> tuple[Completion, bytes]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_any_other_bytes_are_a_turn_or_one_sentence(kind: str, data: st.DataObject) -> None:
     made, payload = packed(kind)
