@@ -32,6 +32,9 @@ from fulmen.server.packets import Packer, is_same_text, text_of, with_text
 
 _log = logging.getLogger(__name__)
 
+_LOOK_SECONDS: Final = 0.05
+"""Time in which events gather before they are looked at, but for the first and the last: to look at
+each token would take the engine's cores more often than a reader can tell"""
 _FLUSH_SECONDS: Final = 0.5
 """Longest time that a short fragment waits for more text"""
 
@@ -89,6 +92,7 @@ class Answers:
         self._views: list[_View] = []
         self._pumps: list[asyncio.Task[None]] = []
         self._arrived = asyncio.Event()
+        self._look_timer: asyncio.TimerHandle | None = None
         self._last_sent = 0.0
         self._started = started
         self._is_closed = False
@@ -125,13 +129,24 @@ class Answers:
 
     async def _pump(self, view: "_View") -> None:
         """Take the events of one answer as they come."""
+        loop = asyncio.get_running_loop()
         try:
             async for event in view.stream:
                 view.pending.append(event)
-                self._arrived.set()
+                if view.is_first:
+                    self._look()
+                elif self._look_timer is None:
+                    self._look_timer = loop.call_later(_LOOK_SECONDS, self._look)
         except Exception as error:
             view.error = error
         view.is_over = True
+        self._look()
+
+    def _look(self) -> None:
+        """Have `updates` look at what came."""
+        if self._look_timer is not None:
+            self._look_timer.cancel()
+            self._look_timer = None
         self._arrived.set()
 
     def sent(self) -> None:
@@ -235,6 +250,8 @@ class Answers:
         self._leave(self)
         for pump in self._pumps:
             pump.cancel()
+        if self._look_timer is not None:
+            self._look_timer.cancel()
         try:
             await asyncio.shield(self._close_streams())
         finally:
