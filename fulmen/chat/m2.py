@@ -11,7 +11,8 @@ right. Where it is not:
   block, a blank line between (it drops all but the first). A later one stays where it is, so the
   prompt before it does not change: in <system-reminder> tags at the end of the user or tool turn
   before it, else at the start of the one after it, else in a user turn of its own, which is no
-  question: the thoughts before it stay;
+  question: the thoughts before it stay. A user message after tool results that is in these tags
+  is one too;
 - tools given flat are shown like those given with `function` (it fails);
 - a tool's result that is not text is shown as JSON (it prints Python's form of it);
 - unknown roles and parts that are not text are errors (it skips them).
@@ -47,6 +48,7 @@ from fulmen.chat.tokenizer import Control, Ids, Segment, Tokenizer
 DEFAULT_IDENTITY = "You are a helpful assistant."
 
 _START, _TURN, _END_TURN = Control("]~!b["), Control("]~b]"), Control("[e~[")
+_REMINDER, _END_REMINDER = "<system-reminder>", "</system-reminder>"
 _RESERVED = (PARAMETER, END_PARAMETER, INVOKE, END_INVOKE, TOOL_BLOCK, END_TOOL_BLOCK)
 _THOUGHT_END = re.compile(rf"\n*{END_THINK}\n*|(?={TOOL_BLOCK}\s*{INVOKE})")
 
@@ -92,7 +94,7 @@ class MiniMaxM2(ChatFormat):
         *,
         keep_thoughts: bool = False,
     ) -> list[Segment]:
-        read = read_messages(messages)
+        read = [one for group in _with_reminders(read_messages(messages)) for one in group]
         segments: list[Segment] = [_START, _TURN, "system\n"]
         num_leading = next((i for i, one in enumerate(read) if one.role != "system"), len(read))
         segments += _system_texts(read[:num_leading], self.model_identity)
@@ -107,7 +109,8 @@ class MiniMaxM2(ChatFormat):
         self, messages: Sequence[Message], *, keep_thoughts: bool = False
     ) -> list[bool]:
         """Return True for answers after the last user message, or for all that are kept."""
-        last_user = _last_user(messages)
+        groups = _with_reminders(messages)
+        last_user = _last_user([group[0] for group in groups])
         return [
             message.role == "assistant" and (keep_thoughts or index > last_user)
             for index, message in enumerate(messages)
@@ -170,6 +173,41 @@ def _tools_segments(tools: tuple[Tool, ...]) -> list[Segment]:
         _TOOLS_EXAMPLE,
         Control(END_TOOL_BLOCK),
     ]
+
+
+def _with_reminders(messages: Sequence[Message]) -> list[list[Message]]:
+    """Return what each message stands for: a user message after tool results that is reminders
+    alone stands for system messages. Clients write one where a server refuses system messages in
+    mid-conversation, and it is no question: the thoughts before it are shown."""
+    found: list[list[Message]] = []
+    is_after_results = False
+    for message in messages:
+        texts: list[str] = []
+        if message.role == "user" and is_after_results:
+            texts = _reminders(message.content)
+        if message.role != "system" and not texts:
+            is_after_results = message.role == "tool"
+        found.append([Message("system", text) for text in texts] or [message])
+    return found
+
+
+def _reminders(text: str) -> list[str]:
+    """Return the reminders that a text consists of; none if there is anything else in it."""
+    found: list[str] = []
+    at = _skip_space(text, 0)
+    while at < len(text):
+        start, end = at + len(_REMINDER), text.find(_END_REMINDER, at)
+        if end < start or not text.startswith(_REMINDER, at):
+            return []
+        found.append(text[start:end].strip("\n"))
+        at = _skip_space(text, end + len(_END_REMINDER))
+    return found
+
+
+def _skip_space(text: str, at: int) -> int:
+    while at < len(text) and text[at].isspace():
+        at += 1
+    return at
 
 
 def _last_user(messages: Sequence[Message]) -> int:
@@ -248,7 +286,7 @@ def _reminder(message: Message) -> str:
     """Return a system message as it stands among other turns; empty if it says nothing."""
     text = message.content + "".join(_date_and_place(message))
     text = text if message.content else text.removeprefix("\n")
-    return f"<system-reminder>\n{text}\n</system-reminder>" if text else ""
+    return f"{_REMINDER}\n{text}\n{_END_REMINDER}" if text else ""
 
 
 def _answer(message: Message, *, is_thinking_kept: bool) -> Iterator[Segment]:

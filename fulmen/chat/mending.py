@@ -34,8 +34,9 @@ def mend_arguments(text: str) -> dict[str, Any] | None:
     pieces: list[str] = []
     opened: list[str] = []
     at = 0
-    for match in _TOKEN.finditer(text):
-        if match.start() != at:
+    while at < len(text):
+        match = _TOKEN.match(text, at)  # to search would try an open quote from every place
+        if match is None or match.end() == at:
             return None
         at = match.end()
         if match["mark"]:
@@ -48,8 +49,6 @@ def mend_arguments(text: str) -> dict[str, Any] | None:
             if string is None:
                 return None
             pieces.append(json.dumps(string))
-    if at != len(text):
-        return None
     if pieces[-1:] == [","]:
         pieces.pop()
     pieces += [_CLOSING[mark] for mark in reversed(opened)]

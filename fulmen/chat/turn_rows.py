@@ -32,7 +32,8 @@ _SCHEMA: Final = (
 )
 _EMPTY_BYTES: Final = 2**16
 """Bytes of a database without turns, beside max_bytes"""
-_BUSY_SECONDS: Final = 5.0
+_BUSY_SECONDS: Final = 1.0
+"""Longest wait for another process that writes; all other requests wait as long"""
 _MAX_CANDIDATES: Final = 64
 _MAX_CHECKED_BYTES: Final = 2**26
 """Size up to which a file is checked whole when it is opened"""
@@ -112,17 +113,26 @@ class TurnRows:
 
     def payloads(self, ids: Sequence[int]) -> dict[int, bytes]:
         """Return the payloads of turns; one that has just gone is left out. They count as used."""
+        if not ids:
+            return {}
         with self._use() as connection:
             found: dict[int, bytes] = {}
             for id in ids:
                 row = connection.execute("SELECT payload FROM payloads WHERE turn = ?", (id,))
                 found.update((id, payload) for (payload,) in row)
-            # Another process may write for long: then these turns stay as old as they were.
-            with suppress(sqlite3.OperationalError), _transaction(connection):
-                used = self._now()
-                connection.executemany(
-                    "UPDATE turns SET used = max(used, ?) WHERE id = ?", [(used, id) for id in ids]
-                )
+            # Another process may write for long: then these turns stay as old as they were, and
+            # nobody waits.
+            connection.execute("PRAGMA busy_timeout = 0").fetchall()
+            try:
+                with suppress(sqlite3.OperationalError), _transaction(connection):
+                    used = self._now()
+                    connection.executemany(
+                        "UPDATE turns SET used = max(used, ?) WHERE id = ?",
+                        [(used, id) for id in ids],
+                    )
+            finally:
+                busy_ms = int(_BUSY_SECONDS * 1000)
+                connection.execute(f"PRAGMA busy_timeout = {busy_ms}").fetchall()
             return found
 
     def add(

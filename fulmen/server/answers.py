@@ -221,7 +221,7 @@ class Answers:
         )
         content = view.sent_content if is_cut else view.content
         begun = self.prepared.begun
-        whole = content if begun is None else begun.content.rstrip() + content
+        whole = content if begun is None else begun.content + content
         shown = Message("assistant", content, reply.thinking, calls)
         end = End(view.index, completion, shown, view.is_call_cut, view.spoken)
         logged = replace(shown, content=whole)

@@ -172,6 +172,12 @@ class Service:
             ids = self.model.format.encode_history(
                 found.messages, tools, tokenizer=self.tokenizer, keep_thoughts=keep
             ).ids
+        if begun is not None and ask.params.tool_choice == "required":
+            raise Refusal(
+                400,
+                "the last message begins the answer with text, tool_choice asks for a call alone",
+                param="tool_choice",
+            )
         prefix_ids = [] if begun is None else self._prefix_ids(begun)
         length, limit = len(ids) + len(prefix_ids), self.max_model_len
         if limit is not None and length >= limit and not is_counted:
@@ -217,10 +223,10 @@ class Service:
         size = self.tokenizer.vocab_size
         wrong = next((id for id in ids if not 0 <= id < size), None)
         if not ids or wrong is not None:
-            found = "empty" if not ids else f"with {wrong}"
+            found = "is empty" if not ids else f"has {wrong} in it"
             raise Refusal(
                 400,
-                f"prompt_token_ids is {found}, it must hold ids below {size}",
+                f"prompt_token_ids {found}, it must hold ids from 0 to {size - 1}",
                 param="prompt_token_ids",
             )
         return list(ids)
@@ -273,10 +279,12 @@ class Service:
     def _prefix_ids(self, begun: Message) -> list[int]:
         """Return the ids of an answer that a client began; a thought before it is closed."""
         thinking = self.model.format.thinking
-        text = begun.content.rstrip()
-        if thinking is not None and thinking.is_open_in_prompt:
-            text = f"{begun.thinking or ''}{thinking.forced_end}{text}"
-        ids: list[int] = self.tokenizer.encode(text)
+        ids: list[int] = []
+        if thinking is not None and (thinking.is_open_in_prompt or begun.thinking):
+            ids += self.tokenizer.encode(thinking.forced_start)
+            ids += self.tokenizer.encode_plain(begun.thinking or "")
+            ids += self.tokenizer.encode(thinking.forced_end)
+        ids += self.tokenizer.encode_plain(begun.content.rstrip())
         return ids
 
     def _note(self, answers: Answers, end: End, logged: Message) -> None:

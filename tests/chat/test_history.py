@@ -707,3 +707,7 @@ def test_time_grows_with_a_history_and_no_faster(name: str) -> None:
     long = seconds(4000)
     assert long < 5
     assert long < 10 * short + 0.3  # four times as long; squares would be sixteen times
+
+
+def test_an_open_quote_is_tried_once() -> None:
+    assert mend_arguments('"' + '\\"' * 100_000) is None

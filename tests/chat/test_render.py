@@ -348,3 +348,20 @@ def test_m1_a_rendered_turn_is_parsed_back(
     reply = M1.parse(turn.removesuffix("<end_of_sentence>\n"))
     assert reply.message() == message
     assert reply.problems == ()
+
+
+@pytest.mark.parametrize("end", ["", "\n<system-reminder>more</system-reminder>\n"])
+def test_a_reminder_after_results_is_no_question_and_stands_in_their_turn(end: str) -> None:
+    called = {"id": "a", "type": "function", "function": {"name": "f", "arguments": {}}}
+    call = {"role": "assistant", "reasoning_content": "THOUGHT", "tool_calls": [called]}
+    result = {"role": "tool", "tool_call_id": "a", "content": "3 degrees"}
+    told = {"role": "user", "content": f"<system-reminder>\nhi\n</system-reminder>{end}"}
+    m2 = get_format("minimax_m2")
+    as_system = [{"role": "system", "content": "hi"}]
+    as_system += [{"role": "system", "content": "more"}] if end else []
+    asked = {"role": "user", "content": "Weather?"}
+    text = m2.render([asked, call, result, told])
+    assert text == m2.render([asked, call, result, *as_system])
+    assert "<think>\nTHOUGHT\n</think>" in text
+    question = {"role": "user", "content": f"{told['content']} And now?"}
+    assert "THOUGHT" not in m2.render([asked, call, result, question])

@@ -138,3 +138,31 @@ def test_a_client_that_leaves_is_counted_and_its_answer_logged() -> None:
         while counted not in ask(url, "/metrics").text:
             assert time.monotonic() < until
             time.sleep(0.05)
+
+
+def test_a_begun_answer_is_plain_text_and_no_call() -> None:
+    begun = {"role": "assistant", "content": "a[e~[b"}
+    tool = {"name": "f", "input_schema": {"type": "object"}}
+    body = {**BODY, "messages": [QUESTION, begun], "max_tokens": 5}
+    with served_checkpoint("m2") as url:
+        count = f"{MESSAGES}/count_tokens"
+        plain = ask(url, count, body).json()["input_tokens"]
+        begun["content"] = "a[e~_b"
+        assert ask(url, count, body).json()["input_tokens"] == plain
+        required = {**body, "tools": [tool], "tool_choice": {"type": "any"}}
+        refused = ask(url, MESSAGES, required)
+    assert refused.status == 400
+    assert "tool_choice" in refused.text
+
+
+def test_who_reads_the_log_does_not_wait_for_one_that_writes(tmp_path: Path) -> None:
+    file = tmp_path / "turns.sqlite3"
+    with (
+        served_checkpoint("m2", lambda _: "a</think>\n\nIt is 42.", transcripts=file) as url,
+        closing(sqlite3.connect(file, isolation_level=None)) as other,
+    ):
+        other.execute("BEGIN IMMEDIATE")
+        started = time.monotonic()
+        for _ in range(4):
+            assert ask(url, f"{MESSAGES}/count_tokens", BODY).status == 200
+        assert time.monotonic() - started < 3
