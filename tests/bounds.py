@@ -1,10 +1,13 @@
-"""A block that must end soon and in little memory, whatever a file says."""
+"""Bounds on time, memory and work, whatever a file or a client says."""
 
 import resource
+import sys
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
+from typing import Any
 
 
 @contextmanager
@@ -28,3 +31,21 @@ def bounded(*, seconds: float = 4.0, megabytes: float = 120.0) -> Iterator[None]
 
 def _peak_megabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def num_lines(work: Callable[[], object]) -> int:
+    """Return how many lines of Python a call runs: the same on every machine, at any load."""
+    count = 0
+
+    def trace(frame: FrameType, event: str, arg: object) -> Any:
+        nonlocal count
+        count += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return count

@@ -208,14 +208,13 @@ class _Asked:
     """Numbers of the calls without a result by id, the last one first"""
     num_seen: int = 0
     """Calls before this number have results"""
+    has_ids: bool = field(init=False)
+    """A result can be matched by its id"""
 
     def __post_init__(self) -> None:
+        self.has_ids = any(call.id is not None for call in self.calls)
         for number in reversed(range(len(self.calls))):
             self.waiting.setdefault(self.calls[number].id, []).append(number)
-
-    def has_ids(self) -> bool:
-        """Return whether a result can be matched by its id."""
-        return any(call.id is not None for call in self.calls)
 
     def first_waiting(self) -> int | None:
         """Return the number of the first call without a result."""
@@ -361,7 +360,7 @@ class _Results:
             found = by_id.get(id or "", [])
             while found and id not in found[-1].waiting:
                 found.pop()
-            if id is None or (not found and asked and not asked.has_ids()):
+            if id is None or (not found and asked and not asked.has_ids):
                 by_order.append((number, asked, is_near))
             elif found:
                 if found[-1] is not asked or not is_near:
@@ -380,7 +379,7 @@ class _Results:
             self._unknown.add(number)
             return
         index, message = self._items[number]
-        if asked.has_ids() or message.tool_call_id is not None or not is_near:
+        if asked.has_ids or message.tool_call_id is not None or not is_near:
             call = _named(asked.calls[place])
             self._reader.repair(index, f"the result does not say of which call, it is for {call}")
         asked.answer(place, (index, message))
