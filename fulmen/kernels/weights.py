@@ -9,12 +9,21 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 LANES: Final = 16
 """Columns of a packed block."""
 MAX_GROUP: Final = 128
 """Inputs of the largest group the kernels take."""
+LEVELS: Final = (0, 14, 24, 33, 40, 47, 53, 59, 64, 70, 76, 82, 88, 95, 104, 116)
+"""What the codes 0 to 15 of CODEBOOK4 stand for, before zero point and scale: dense in the middle,
+where most weights are, and longer below than above, so that the sign of a scale says on which side
+of zero a group's largest weight lies."""
+ZEROS: Final = (57, 61, 65, 69)
+"""Zero points that a group of CODEBOOK4 chooses from."""
+MAX_SCALE: Final = 31
+"""Largest scale of a CODEBOOK4 group, in units of its column's."""
 
 
 class WeightFormat(enum.IntEnum):
@@ -25,6 +34,7 @@ class WeightFormat(enum.IntEnum):
     FP8 = 2
     INT8 = 3
     INT4 = 4
+    CODEBOOK4 = 5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,6 +83,13 @@ def block_bytes(format: WeightFormat, k: int, group: int) -> int:
             return 16 * k + 64 * (k // group)
         case WeightFormat.INT4:
             return 8 * k + 64 * (k // group)
+        case WeightFormat.CODEBOOK4:
+            return 8 * k + _scale_bytes(k // group) + 64
+
+
+def _scale_bytes(groups: int) -> int:
+    """Return the bytes of a CODEBOOK4 block's scales: 16 a group, in whole lines of 64."""
+    return -(-groups // 4) * 64
 
 
 def packed_bytes(format: WeightFormat, n: int, k: int, group: int = 0) -> int:
@@ -160,13 +177,39 @@ def pack_int4(codes: Tensor, scales: Tensor, offsets: Tensor, group: int) -> Pac
     _check_group(group)
     n, k = codes.shape
     wide = padded_k(WeightFormat.INT4, k, group)
-    quads = _columns(codes, wide, 4)  # (blocks, K / 4, 16, 4)
-    blocks, groups = len(quads), wide // group
-    pairs = quads.view(blocks, wide // 8, 2, LANES, 4)
-    nibbles = pairs[:, :, 0] | pairs[:, :, 1] << 4
-    grouped = _bytes(nibbles).view(blocks, groups, group * LANES // 2)
+    nibbles = _nibbles(codes, wide)
+    blocks, groups = len(nibbles), wide // group
+    grouped = nibbles.view(blocks, groups, group * LANES // 2)
     data = torch.cat((grouped, _spread(scales, blocks), _spread(offsets, blocks)), 2).flatten()
     return PackedMatrix(data, WeightFormat.INT4, n, k, group)
+
+
+def pack_codebook4(
+    codes: Tensor, scales: Tensor, zeros: Tensor, columns: Tensor, group: int
+) -> PackedMatrix:
+    """Pack weights column * scale * (LEVELS[code] - ZEROS[zero]).
+
+    codes    (N, K) uint8, 0 to 15
+    scales   (N, ceil(K / group)) integers from -MAX_SCALE to MAX_SCALE
+    zeros    (N, ceil(K / group)) integers from 0 to 3
+    columns  (N,) float32, the scale of each output
+    """
+    _check_group(group)
+    n, k = codes.shape
+    wide = padded_k(WeightFormat.CODEBOOK4, k, group)
+    nibbles = _nibbles(codes, wide)  # (blocks, bytes)
+    blocks, groups = len(nibbles), wide // group
+    both = (4 * scales.to(torch.int16) + zeros.to(torch.int16)).to(torch.int8)
+    spread = F.pad(_spread(both, blocks).flatten(1), (0, _scale_bytes(groups) - LANES * groups))
+    parts = (nibbles, spread, _spread(columns[:, None].float(), blocks).flatten(1))
+    return PackedMatrix(torch.cat(parts, 1).flatten(), WeightFormat.CODEBOOK4, n, k, group)
+
+
+def _nibbles(codes: Tensor, k: int) -> Tensor:
+    """Put codes (N, K) of 4 bits two to a byte: (blocks, bytes) uint8."""
+    quads = _columns(codes, k, 4)  # (blocks, K / 4, 16, 4)
+    pairs = quads.view(len(quads), k // 8, 2, LANES, 4)
+    return _bytes(pairs[:, :, 0] | pairs[:, :, 1] << 4)
 
 
 def _check_group(group: int) -> None:
@@ -207,8 +250,22 @@ def _unpack(data: Tensor, format: WeightFormat, n: int, k: int, group: int) -> T
             groups = rows.view(blocks, wide // group, 8 * group + 64)
             tail = groups[..., 8 * group :].contiguous().view(torch.float16).float()
             scales, offsets = tail.view(blocks, wide // group, 2, 1, LANES, 1).unbind(2)
-            both = groups[..., : 8 * group].reshape(blocks, wide // group, group // 8, 1, LANES, 4)
-            nibbles = torch.cat((both & 15, both >> 4), 3).float()
-            values = nibbles.flatten(2, 3) * scales + offsets
+            codes = _codes(groups[..., : 8 * group], blocks, wide // group)
+            values = codes.float() * scales + offsets
+        case WeightFormat.CODEBOOK4:
+            groups = wide // group
+            codes = _codes(rows[:, : 8 * wide], blocks, groups)
+            both = rows[:, 8 * wide : 8 * wide + LANES * groups].contiguous().view(torch.int8)
+            both = both.view(blocks, groups, 1, LANES, 1)
+            levels = torch.tensor(LEVELS, dtype=torch.float32, device=data.device)[codes.int()]
+            zeros = torch.tensor(ZEROS, dtype=torch.float32, device=data.device)[both.int() & 3]
+            columns = rows[:, -64:].contiguous().view(torch.float32).view(blocks, 1, 1, LANES, 1)
+            values = (levels - zeros) * (both >> 2).float() * columns
     columns = values.reshape(blocks, -1, LANES, values.shape[-1]).transpose(1, 2)
     return columns.reshape(blocks * LANES, wide)[:n, :k].contiguous()
+
+
+def _codes(nibbles: Tensor, blocks: int, groups: int) -> Tensor:
+    """Take codes of 4 bits out of their bytes: -> (blocks, groups, group / 4, 16, 4) uint8."""
+    both = nibbles.reshape(blocks, groups, -1, 1, LANES, 4)
+    return torch.cat((both & 15, both >> 4), 3).flatten(2, 3)
