@@ -24,6 +24,8 @@ ZEROS: Final = (57, 61, 65, 69)
 """Zero points that a group of CODEBOOK4 chooses from."""
 MAX_SCALE: Final = 31
 """Largest scale of a CODEBOOK4 group, in units of its column's."""
+RUN: Final = 4
+"""Groups of CODEBOOK4 whose scales share a line of 64 bytes."""
 
 
 class WeightFormat(enum.IntEnum):
@@ -84,12 +86,7 @@ def block_bytes(format: WeightFormat, k: int, group: int) -> int:
         case WeightFormat.INT4:
             return 8 * k + 64 * (k // group)
         case WeightFormat.CODEBOOK4:
-            return 8 * k + _scale_bytes(k // group) + 64
-
-
-def _scale_bytes(groups: int) -> int:
-    """Return the bytes of a CODEBOOK4 block's scales: 16 a group, in whole lines of 64."""
-    return -(-groups // 4) * 64
+            return 8 * k + 64 * -(-(k // group) // RUN) + 64
 
 
 def packed_bytes(format: WeightFormat, n: int, k: int, group: int = 0) -> int:
@@ -199,10 +196,15 @@ def pack_codebook4(
     wide = padded_k(WeightFormat.CODEBOOK4, k, group)
     nibbles = _nibbles(codes, wide)  # (blocks, bytes)
     blocks, groups = len(nibbles), wide // group
+    runs = -(-groups // RUN)
     both = (4 * scales.to(torch.int16) + zeros.to(torch.int16)).to(torch.int8)
-    spread = F.pad(_spread(both, blocks).flatten(1), (0, _scale_bytes(groups) - LANES * groups))
-    parts = (nibbles, spread, _spread(columns[:, None].float(), blocks).flatten(1))
-    return PackedMatrix(torch.cat(parts, 1).flatten(), WeightFormat.CODEBOOK4, n, k, group)
+    of_runs = F.pad(_spread(both, blocks), (0, 0, 0, RUN * runs - groups)).view(blocks, runs, -1)
+    missing = (RUN * runs - groups) * group * LANES // 2
+    code_runs = F.pad(nibbles, (0, missing)).view(blocks, runs, -1)
+    whole = torch.cat((of_runs, code_runs), 2).flatten(1)
+    whole = whole[:, : whole.shape[1] - missing]
+    data = torch.cat((whole, _spread(columns[:, None].float(), blocks).flatten(1)), 1).flatten()
+    return PackedMatrix(data, WeightFormat.CODEBOOK4, n, k, group)
 
 
 def _nibbles(codes: Tensor, k: int) -> Tensor:
@@ -254,8 +256,12 @@ def _unpack(data: Tensor, format: WeightFormat, n: int, k: int, group: int) -> T
             values = codes.float() * scales + offsets
         case WeightFormat.CODEBOOK4:
             groups = wide // group
-            codes = _codes(rows[:, : 8 * wide], blocks, groups)
-            both = rows[:, 8 * wide : 8 * wide + LANES * groups].contiguous().view(torch.int8)
+            runs, missing = -(-groups // RUN), -groups % RUN * group * LANES // 2
+            of_runs = F.pad(rows[:, :-64], (0, missing)).view(blocks, runs, -1)
+            both = of_runs[:, :, : RUN * LANES].reshape(blocks, -1)[:, : groups * LANES]
+            both = both.contiguous().view(torch.int8)
+            nibbles = of_runs[:, :, RUN * LANES :].reshape(blocks, -1)[:, : 8 * wide]
+            codes = _codes(nibbles, blocks, groups)
             both = both.view(blocks, groups, 1, LANES, 1)
             levels = torch.tensor(LEVELS, dtype=torch.float32, device=data.device)[codes.int()]
             zeros = torch.tensor(ZEROS, dtype=torch.float32, device=data.device)[both.int() & 3]
