@@ -57,7 +57,8 @@ class Arguments {
  private:
   [[noreturn]] static void fail(PyObject* name, const char* problem) {
     throw nanobind::type_error(
-        ("argument " + std::string(PyUnicode_AsUTF8AndSize(name, nullptr)) + " " + problem).c_str());
+        ("argument " + std::string(PyUnicode_AsUTF8AndSize(name, nullptr)) + " " + problem)
+            .c_str());
   }
 
   nanobind::kwargs given_;

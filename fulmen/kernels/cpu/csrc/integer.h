@@ -1,4 +1,4 @@
-// Products of int8 and int4 weights: exact within a group of inputs, then one float32 sum over
+// Products of int8 and 4-bit weights: exact within a group of inputs, then one float32 sum over
 // groups in their order. So every instruction set, and every number of rows, gives the same bits.
 #pragma once
 
@@ -10,29 +10,87 @@
 
 namespace ISA {
 
+// What the codes of codebook4 stand for, and its zero points, 57 + 4 j: LEVELS and ZEROS of
+// fulmen/kernels/weights.py.
+alignas(16) static const uint8_t kLevels[16] = {0,  14, 24, 33, 40, 47, 53,  59,
+                                                64, 70, 76, 82, 88, 95, 104, 116};
+constexpr float kFirstZero = 57, kZeroStep = 4;
+
 struct Group {
   int64_t index, offset;  // of the group, and of its first input
   int size;
   const uint8_t* codes;  // int8 layout, block b at codes + b * stride
   int64_t stride;
   const float* scales;   // [blocks][16]
-  const float* offsets;  // [blocks][16], null for int8
+  const float* offsets;  // [blocks][16]: offsets of int4, zero points of codebook4
 };
 
-// Sum of a group before the scale of the inputs, from its exact integer sums.
-static inline V int8_part(I dots, V scale, int32_t input_sum) {
-  return mul(to_float(sub(dots, set1(128 * input_sum))), scale);
-}
-static inline V int4_part(I dots, V scale, int32_t input_sum, V offset) {
-  return fma(to_float(dots), scale, mul(set1(float(input_sum)), offset));
+// Sum of a group before the scale of the inputs, from its exact integer sums. An offset is that of
+// int4, or the zero point of codebook4.
+template <Format F>
+static inline V scaled(I dots, V scale, int32_t input_sum, V offset) {
+  if (F == fulmen::kINT8) return mul(to_float(sub(dots, set1(128 * input_sum))), scale);
+  if (F == fulmen::kINT4) return fma(to_float(dots), scale, mul(set1(float(input_sum)), offset));
+  return mul(fma(set1(-float(input_sum)), offset, to_float(dots)), scale);
 }
 
-// dots (R, B) = one group of codes times one plane of activations. A function of its own, unrolled
-// by order and without other arithmetic: else the compiler keeps the sums in memory.
-template <int R, int B>
+static inline V scale_of(I both) { return to_float(over_4(both)); }
+static inline V zero_of(I both) {
+  return fma(to_float(modulo_4(both)), set1(kZeroStep), set1(kFirstZero));
+}
+
+// Where the groups of a block lie.
+template <Format F>
+struct Place {
+  int64_t codes;  // bytes of a group's codes
+  explicit Place(int group) : codes(group * (F == fulmen::kINT8 ? 16 : 8)) {}
+  int64_t of(int64_t g) const {
+    return F == fulmen::kCODEBOOK4 ? g / kRun * (kRun * codes + 64) + 64 + g % kRun * codes
+                                   : g * (codes + 64);
+  }
+  int64_t of_scales(int64_t g) const {
+    return F == fulmen::kCODEBOOK4 ? g / kRun * (kRun * codes + 64) + g % kRun * kLanes
+                                   : of(g) + codes;
+  }
+  V scale(const uint8_t* block, int64_t g) const {
+    const uint8_t* from = block + of_scales(g);
+    if (F == fulmen::kINT8) return load((const float*)from);
+    return F == fulmen::kINT4 ? load_half((const uint16_t*)from) : scale_of(load_bytes(from));
+  }
+  V offset(const uint8_t* block, int64_t g) const {
+    const uint8_t* from = block + of_scales(g);
+    if (F == fulmen::kINT8) return zero();
+    return F == fulmen::kINT4 ? load_half((const uint16_t*)from + kLanes)
+                              : zero_of(load_bytes(from));
+  }
+};
+
+// How codes, as bytes, meet inputs.
+enum class Inputs { kBytes, kSmallBytes, kWords };  // small: codes below 128
+
+template <Format F, int kPlanes>
+static constexpr Inputs inputs_of() {
+  return kPlanes == 2 && kWords ? Inputs::kWords
+         : F == fulmen::kINT8   ? Inputs::kBytes
+                                : Inputs::kSmallBytes;
+}
+// Sums kept apart: two planes of bytes have one each.
+template <int kPlanes>
+static constexpr int kSums = kPlanes == 2 && !kWords ? 2 : 1;
+
+// sum + u x over each quad; words have their second half k bytes on
+template <Inputs kInputs>
+static inline I dot_inputs(I sum, Quads u, const uint8_t* x, int64_t k) {
+  if (kInputs == Inputs::kWords) return dot_words(sum, u, set1_quad(x), set1_quad(x + k));
+  return kInputs == Inputs::kBytes ? dot(sum, u, set1_quad(x)) : dot_small(sum, u, set1_quad(x));
+}
+
+// dots (R, B) = one group of codes times one plane of activations, or words. A function of its own,
+// unrolled by order and without other arithmetic: else the compiler keeps the sums in memory.
+template <int R, int B, Inputs kInputs>
 static __attribute__((noinline)) void integer_dots(const uint8_t* const* x, int64_t offset,
-                                                   const uint8_t* codes, int64_t stride, int size,
-                                                   int32_t* dots) {
+                                                   int64_t k, const uint8_t* codes, int64_t stride,
+                                                   int size, int32_t* dots) {
   I sums[R][B];
   const uint8_t* a[R];
 #pragma GCC unroll 8
@@ -47,9 +105,9 @@ static __attribute__((noinline)) void integer_dots(const uint8_t* const* x, int6
     for (int b = 0; b < B; ++b) u[b] = load_quads(codes + b * stride + i * 64);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const Quads value = set1_quad(a[r] + 4 * i);
 #pragma GCC unroll 8
-      for (int b = 0; b < B; ++b) sums[r][b] = dot(sums[r][b], u[b], value);
+      for (int b = 0; b < B; ++b)
+        sums[r][b] = dot_inputs<kInputs>(sums[r][b], u[b], a[r] + 4 * i, k);
     }
   }
 #pragma GCC unroll 8
@@ -59,18 +117,19 @@ static __attribute__((noinline)) void integer_dots(const uint8_t* const* x, int6
 }
 
 // c (R rows, B blocks) += one group
-template <int R, int B, bool kInt4, int kPlanes>
+template <int R, int B, Format F, int kPlanes>
 static inline void add_group(const uint8_t* const* x, const Operand& o, const Group& g,
                              int first_block, float* c) {
-  alignas(64) int32_t dots[kPlanes][R * B * kLanes];
+  alignas(64) int32_t dots[kSums<kPlanes>][R * B * kLanes];
   const uint8_t* codes = g.codes + first_block * g.stride;
-  for (int p = 0; p < kPlanes; ++p)
-    integer_dots<R, B>(x, p * o.k + g.offset, codes, g.stride, g.size, dots[p]);
+  for (int p = 0; p < kSums<kPlanes>; ++p)
+    integer_dots<R, B, inputs_of<F, kPlanes>()>(x, p * o.k + g.offset, o.k, codes, g.stride, g.size,
+                                                dots[p]);
   const int64_t scale_at = kPlanes * o.k + 4 * g.index, sum_at = scale_at + 4 * o.groups;
   V scales[B], offsets[B];
   for (int b = 0; b < B; ++b) {
     scales[b] = load(g.scales + (first_block + b) * kLanes);
-    offsets[b] = kInt4 ? load(g.offsets + (first_block + b) * kLanes) : zero();
+    offsets[b] = F == fulmen::kINT8 ? zero() : load(g.offsets + (first_block + b) * kLanes);
   }
   for (int r = 0; r < R; ++r) {
     float input_scale;
@@ -80,54 +139,52 @@ static inline void add_group(const uint8_t* const* x, const Operand& o, const Gr
     for (int b = 0; b < B; ++b) {
       const int32_t* sum = dots[0] + (r * B + b) * kLanes;
       const I exact =
-          kPlanes == 2 ? add(times_256(load(sum)), load(sum + R * B * kLanes)) : load(sum);
-      const V part = kInt4 ? int4_part(exact, scales[b], input_sum, offsets[b])
-                           : int8_part(exact, scales[b], input_sum);
+          kSums<kPlanes> == 2 ? add(times_256(load(sum)), load(sum + R * B * kLanes)) : load(sum);
+      const V part = scaled<F>(exact, scales[b], input_sum, offsets[b]);
       float* to = c + r * kPanel + b * kLanes;
       store(to, fma(part, set1(input_scale), load(to)));
     }
   }
 }
 
-template <int R, bool kInt4, int kPlanes>
+template <int R, Format F, int kPlanes>
 static inline void add_group_rows(int blocks, const uint8_t* const* x, const Operand& o,
                                   const Group& g, float* c) {
   int b = 0;
   for (; b + kTileBlocks <= blocks; b += kTileBlocks)
-    add_group<R, kTileBlocks, kInt4, kPlanes>(x, o, g, b, c + b * kLanes);
-  for (; b < blocks; ++b) add_group<R, 1, kInt4, kPlanes>(x, o, g, b, c + b * kLanes);
+    add_group<R, kTileBlocks, F, kPlanes>(x, o, g, b, c + b * kLanes);
+  for (; b < blocks; ++b) add_group<R, 1, F, kPlanes>(x, o, g, b, c + b * kLanes);
 }
 
-template <bool kInt4, int kPlanes>
+template <Format F, int kPlanes>
 static inline void add_group_all(int64_t rows, int blocks, const uint8_t* const* x,
                                  const Operand& o, const Group& g, float* c, NextWeights& next) {
   int64_t r = 0;
   for (; r + kTileRows <= rows; r += kTileRows) {
-    add_group_rows<kTileRows, kInt4, kPlanes>(blocks, x + r, o, g, c + r * kPanel);
+    add_group_rows<kTileRows, F, kPlanes>(blocks, x + r, o, g, c + r * kPanel);
     next.ask();
   }
 #ifdef FULMEN_AVX512
-  for (; r + 2 <= rows; r += 2)
-    add_group_rows<2, kInt4, kPlanes>(blocks, x + r, o, g, c + r * kPanel);
+  for (; r + 2 <= rows; r += 2) add_group_rows<2, F, kPlanes>(blocks, x + r, o, g, c + r * kPanel);
 #endif
-  for (; r < rows; ++r) add_group_rows<1, kInt4, kPlanes>(blocks, x + r, o, g, c + r * kPanel);
+  for (; r < rows; ++r) add_group_rows<1, F, kPlanes>(blocks, x + r, o, g, c + r * kPanel);
 }
 
 #ifdef FULMEN_AMX
 
 // c (one row, one block) += one group
+template <Format F>
 static inline void finish_group(I dots, const uint8_t* x, const Operand& o, const Group& g,
                                 int block, float* c) {
   const float* input_scales = (const float*)(x + o.planes * o.k);
   const int32_t input_sum = ((const int32_t*)(input_scales + o.groups))[g.index];
-  const V scale = load(g.scales + block * kLanes);
-  const V part = g.offsets == nullptr
-                     ? int8_part(dots, scale, input_sum)
-                     : int4_part(dots, scale, input_sum, load(g.offsets + block * kLanes));
+  const V offset = F == fulmen::kINT8 ? zero() : load(g.offsets + block * kLanes);
+  const V part = scaled<F>(dots, load(g.scales + block * kLanes), input_sum, offset);
   store(c, fma(part, set1(input_scales[g.index]), load(c)));
 }
 
 // c += one group of 64 or 128 inputs; the integers are exact, so the bits are those of add_group
+template <Format F>
 static inline void tile_group(const uint8_t* const* x, int64_t rows, int blocks, const Operand& o,
                               const Group& g, float* c) {
   alignas(64) uint8_t gathered[16 * kTileBytes];
@@ -151,7 +208,7 @@ static inline void tile_group(const uint8_t* const* x, int64_t rows, int blocks,
       for (int i = 0; i < some; ++i) {
         I sum = load(dots[0] + i * kLanes);
         if (o.planes == 2) sum = add(times_256(sum), load(dots[1] + i * kLanes));
-        finish_group(sum, x[r + i], o, g, b, c + (r + i) * kPanel + b * kLanes);
+        finish_group<F>(sum, x[r + i], o, g, b, c + (r + i) * kPanel + b * kLanes);
       }
     }
   }
@@ -162,135 +219,158 @@ static inline void tile_group(const uint8_t* const* x, int64_t rows, int blocks,
 
 // Few rows read weights straight into registers: all groups of B blocks, the same operations on the
 // same integers and floats as below, in the same order.
-template <int R, int B, bool kInt4, int kPlanes>
+template <int R, int B, Format F, int kPlanes>
 static inline void integer_stream(const uint8_t* const* x, const Operand& o, const Matrix& w,
                                   const uint8_t* data, int64_t stride, float* c,
                                   const uint8_t* then) {
+  constexpr bool kNibbles = F != fulmen::kINT8, kCodebook = F == fulmen::kCODEBOOK4;
+  constexpr Inputs kInputs = inputs_of<F, kPlanes>();
   const int group = w.group;
-  const int64_t group_bytes = group * (kInt4 ? 8 : 16) + 64;
-  const Ahead ahead(data, then, o.groups, group_bytes);
+  const Place<F> place(group);
+  const Ahead ahead(data, then, stride);
   V sums[R][B];
   for (int r = 0; r < R; ++r)
     for (int b = 0; b < B; ++b) sums[r][b] = zero();
+  if (kCodebook)
+    for (int b = 0; b < B; ++b) prefetch(data + (b + 1) * stride - 64);
   for (int64_t g = 0; g < o.groups; ++g) {
-    const uint8_t *from = data + g * group_bytes, *asked = ahead.at(g);
-    I dots[kPlanes][R][B];
-    for (int p = 0; p < kPlanes; ++p)
+    const int64_t at = place.of(g);
+    const uint8_t *from = data + at, *asked = ahead.at(at);
+    if (kCodebook && g % kRun == 0)
+      for (int b = 0; b < B; ++b) prefetch(asked + b * stride - 64);
+    I dots[kSums<kPlanes>][R][B];
+    for (int p = 0; p < kSums<kPlanes>; ++p)
       for (int r = 0; r < R; ++r)
         for (int b = 0; b < B; ++b) dots[p][r][b] = izero();
     const uint8_t* a[R];
     for (int r = 0; r < R; ++r) a[r] = x[r] + g * group;
-    for (int i = 0; i < group; i += kInt4 ? 8 : 4) {
+    for (int i = 0; i < group; i += kNibbles ? 8 : 4) {
       for (int b = 0; b < B; ++b) {
-        const Quads codes = load_quads(from + b * stride + (kInt4 ? 8 * i : 16 * i));
-        prefetch(asked + b * stride + (kInt4 ? 8 * i : 16 * i));
-        const Quads first = kInt4 ? low_nibbles(codes) : codes;
-        for (int p = 0; p < kPlanes; ++p)
+        const Quads codes = load_quads(from + b * stride + (kNibbles ? 8 * i : 16 * i));
+        prefetch(asked + b * stride + (kNibbles ? 8 * i : 16 * i));
+        Quads first = kNibbles ? low_nibbles(codes) : codes;
+        if (kCodebook) first = lookup(kLevels, first);
+        for (int p = 0; p < kSums<kPlanes>; ++p)
           for (int r = 0; r < R; ++r)
-            dots[p][r][b] = dot(dots[p][r][b], first, set1_quad(a[r] + p * o.k + i));
-        if (!kInt4) continue;
-        const Quads second = high_nibbles(codes);
-        for (int p = 0; p < kPlanes; ++p)
+            dots[p][r][b] = dot_inputs<kInputs>(dots[p][r][b], first, a[r] + p * o.k + i, o.k);
+        if (!kNibbles) continue;
+        Quads second = high_nibbles(codes);
+        if (kCodebook) second = lookup(kLevels, second);
+        for (int p = 0; p < kSums<kPlanes>; ++p)
           for (int r = 0; r < R; ++r)
-            dots[p][r][b] = dot(dots[p][r][b], second, set1_quad(a[r] + p * o.k + i + 4));
+            dots[p][r][b] = dot_inputs<kInputs>(dots[p][r][b], second, a[r] + p * o.k + i + 4, o.k);
       }
     }
-    for (int b = 0; b < B; ++b) prefetch(asked + b * stride + group_bytes - 64);
-    for (int r = 0; r < R; ++r) {
-      const float* input_scales = (const float*)(x[r] + o.planes * o.k);
-      const int32_t input_sum = ((const int32_t*)(input_scales + o.groups))[g];
-      for (int b = 0; b < B; ++b) {
-        const uint8_t* tail = from + b * stride + group * (kInt4 ? 8 : 16);
-        const I exact =
-            kPlanes == 2 ? add(times_256(dots[0][r][b]), dots[kPlanes - 1][r][b]) : dots[0][r][b];
-        const V part = kInt4 ? int4_part(exact, load_half((const uint16_t*)tail), input_sum,
-                                         load_half((const uint16_t*)tail + kLanes))
-                             : int8_part(exact, load((const float*)tail), input_sum);
+    if (!kCodebook)
+      for (int b = 0; b < B; ++b) prefetch(asked + b * stride + place.codes);
+    for (int b = 0; b < B; ++b) {
+      const uint8_t* block = data + b * stride;
+      const V scale = place.scale(block, g), offset = place.offset(block, g);
+      for (int r = 0; r < R; ++r) {
+        const float* input_scales = (const float*)(x[r] + o.planes * o.k);
+        const int32_t input_sum = ((const int32_t*)(input_scales + o.groups))[g];
+        const I exact = kSums<kPlanes> == 2
+                            ? add(times_256(dots[0][r][b]), dots[kSums<kPlanes> - 1][r][b])
+                            : dots[0][r][b];
+        const V part = scaled<F>(exact, scale, input_sum, offset);
         sums[r][b] = fma(part, set1(input_scales[g]), sums[r][b]);
       }
     }
   }
-  for (int r = 0; r < R; ++r)
-    for (int b = 0; b < B; ++b) store(c + r * kPanel + b * kLanes, sums[r][b]);
+  for (int b = 0; b < B; ++b) {
+    const V column = kCodebook ? load((const float*)(data + (b + 1) * stride - 64)) : zero();
+    for (int r = 0; r < R; ++r)
+      store(c + r * kPanel + b * kLanes, kCodebook ? mul(sums[r][b], column) : sums[r][b]);
+  }
 }
 
-template <int R, int B>
-static inline void integer_stream(const uint8_t* const* x, const Operand& o, const Matrix& w,
-                                  const uint8_t* data, int64_t stride, float* c,
-                                  const uint8_t* then) {
-  const bool is_int4 = w.format == fulmen::kINT4, two = o.planes == 2;
-  if (is_int4)
-    two ? integer_stream<R, B, true, 2>(x, o, w, data, stride, c, then)
-        : integer_stream<R, B, true, 1>(x, o, w, data, stride, c, then);
-  else
-    two ? integer_stream<R, B, false, 2>(x, o, w, data, stride, c, then)
-        : integer_stream<R, B, false, 1>(x, o, w, data, stride, c, then);
-}
-
+template <Format F, int kPlanes>
 struct IntegerStream {
   template <int R, int B>
   static inline void run(const uint8_t* const* x, const Operand& o, const Matrix& w,
                          const uint8_t* data, int64_t stride, float* c, const uint8_t* then) {
-    integer_stream<R, B>(x, o, w, data, stride, c, then);
+    integer_stream<R, B, F, kPlanes>(x, o, w, data, stride, c, then);
   }
 };
 
-// A group of int4 codes as bytes in the int8 layout, its scales and offsets as float32.
-static inline void spread_int4(const uint8_t* from, int64_t stride, int blocks, int group,
-                               PanelScratch& s, Group& g) {
+// A group of 4-bit codes as bytes in the int8 layout, its scales and offsets as float32.
+template <Format F>
+static inline void spread_group(const uint8_t* data, int64_t stride, int blocks, PanelScratch& s,
+                                Group& g) {
+  const Place<F> place(g.size);
   for (int b = 0; b < blocks; ++b) {
-    const uint8_t* block = from + b * stride;
-    uint8_t* codes = s.codes + b * 16 * group;
-    for (int i = 0; i < group / 8; ++i) {
-      const Quads both = load_quads(block + i * 64);
-      store(codes + i * 128, low_nibbles(both));
-      store(codes + i * 128 + 64, high_nibbles(both));
+    const uint8_t* block = data + b * stride;
+    store(s.scales + b * kLanes, place.scale(block, g.index));
+    if (F == fulmen::kINT8) continue;
+    store(s.offsets + b * kLanes, place.offset(block, g.index));
+    uint8_t* codes = s.codes + b * 16 * g.size;
+    for (int i = 0; i < g.size / 8; ++i) {
+      const Quads both = load_quads(block + place.of(g.index) + i * 64);
+      Quads low = low_nibbles(both), high = high_nibbles(both);
+      if (F == fulmen::kCODEBOOK4) low = lookup(kLevels, low), high = lookup(kLevels, high);
+      store(codes + i * 128, low);
+      store(codes + i * 128 + 64, high);
     }
-    const uint16_t* halves = (const uint16_t*)(block + group * 8);
-    store(s.scales + b * kLanes, load_half(halves));
-    store(s.offsets + b * kLanes, load_half(halves + kLanes));
   }
-  g.codes = s.codes;
-  g.stride = 16 * group;
-  g.offsets = s.offsets;
+  const bool in_place = F == fulmen::kINT8;
+  g.codes = in_place ? data + place.of(g.index) : s.codes;
+  g.stride = in_place ? stride : 16 * g.size;
 }
 
 // Rows whose sums stay in the first-level cache while the groups pass.
 constexpr int64_t kIntegerRows = 96;
 
+template <Format F, int kPlanes>
 static inline void integer_panel(const uint8_t* const* x, int64_t rows, const Operand& o,
                                  const Matrix& w, const uint8_t* data, int64_t stride, int blocks,
                                  float* c, PanelScratch& s, const uint8_t* then) {
   if (rows <= kStreamRows)
-    return stream_panel<IntegerStream>(x, rows, o, w, data, stride, blocks, c, then);
-  const bool is_int4 = w.format == fulmen::kINT4, two = o.planes == 2;
-  const int64_t group_bytes = w.group * (is_int4 ? 8 : 16) + 64;
+    return stream_panel<IntegerStream<F, kPlanes>>(x, rows, o, w, data, stride, blocks, c, then);
+  const Place<F> place(w.group);
   for (int64_t r = 0; r < rows; r += kIntegerRows) {
     const int64_t some = least(kIntegerRows, rows - r);
     for (int64_t i = 0; i < o.groups; ++i) {
-      const uint8_t* from = data + i * group_bytes;
-      Group g{i, i * w.group, w.group, from, stride, s.scales, nullptr};
-      if (is_int4)
-        spread_int4(from, stride, blocks, w.group, s, g);
-      else
-        for (int b = 0; b < blocks; ++b)
-          store(s.scales + b * kLanes, load((const float*)(from + b * stride + w.group * 16)));
+      Group g{i, i * w.group, w.group, nullptr, 0, s.scales, s.offsets};
+      spread_group<F>(data, stride, blocks, s, g);
 #ifdef FULMEN_AMX
       if (some >= 16 && w.group % 64 == 0) {
-        tile_group(x + r, some, blocks, o, g, c + r * kPanel);
+        tile_group<F>(x + r, some, blocks, o, g, c + r * kPanel);
         continue;
       }
 #endif
-      NextWeights next(i + 1 < o.groups ? from + group_bytes : nullptr, stride, group_bytes, blocks,
-                       some);
-      float* to = c + r * kPanel;
-      if (is_int4)
-        two ? add_group_all<true, 2>(some, blocks, x + r, o, g, to, next)
-            : add_group_all<true, 1>(some, blocks, x + r, o, g, to, next);
-      else
-        two ? add_group_all<false, 2>(some, blocks, x + r, o, g, to, next)
-            : add_group_all<false, 1>(some, blocks, x + r, o, g, to, next);
+      NextWeights next(i + 1 < o.groups ? data + place.of(i + 1) : nullptr, stride,
+                       place.codes + 64, blocks, some);
+      add_group_all<F, kPlanes>(some, blocks, x + r, o, g, c + r * kPanel, next);
     }
+  }
+  if (F != fulmen::kCODEBOOK4) return;
+  for (int b = 0; b < blocks; ++b) {
+    const V column = load((const float*)(data + (b + 1) * stride - 64));
+    for (int64_t r = 0; r < rows; ++r) {
+      float* sums = c + r * kPanel + b * kLanes;
+      store(sums, mul(load(sums), column));
+    }
+  }
+}
+
+template <Format F>
+static inline void integer_panel(const uint8_t* const* x, int64_t rows, const Operand& o,
+                                 const Matrix& w, const uint8_t* data, int64_t stride, int blocks,
+                                 float* c, PanelScratch& s, const uint8_t* then) {
+  o.planes == 2 ? integer_panel<F, 2>(x, rows, o, w, data, stride, blocks, c, s, then)
+                : integer_panel<F, 1>(x, rows, o, w, data, stride, blocks, c, s, then);
+}
+
+static inline void integer_panel(const uint8_t* const* x, int64_t rows, const Operand& o,
+                                 const Matrix& w, const uint8_t* data, int64_t stride, int blocks,
+                                 float* c, PanelScratch& s, const uint8_t* then) {
+  switch (w.format) {
+    case fulmen::kINT8:
+      return integer_panel<fulmen::kINT8>(x, rows, o, w, data, stride, blocks, c, s, then);
+    case fulmen::kINT4:
+      return integer_panel<fulmen::kINT4>(x, rows, o, w, data, stride, blocks, c, s, then);
+    default:
+      return integer_panel<fulmen::kCODEBOOK4>(x, rows, o, w, data, stride, blocks, c, s, then);
   }
 }
 

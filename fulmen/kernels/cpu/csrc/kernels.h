@@ -21,7 +21,11 @@ enum Dtype : int { kFloat32 = 0, kBFloat16 = 1 };
 //   int4     per group: [group / 8][16][4] bytes, inputs 8j to 8j + 3 in the low nibbles and 8j + 4
 //            to 8j + 7 in the high ones; then [16] half scales and [16] half offsets;
 //            a weight is scale code + offset
-enum Format : int { kF32 = 0, kBF16 = 1, kFP8 = 2, kINT8 = 3, kINT4 = 4 };
+//   codebook4  per run of four groups, the last perhaps of fewer: [4][16] int8, four times a scale
+//            plus the number of a zero point; then of each group [group / 8][16][4] codes as in
+//            int4. At the end [16] float32 scales of the columns;
+//            a weight is column scale (level[code] - zero[number])
+enum Format : int { kF32 = 0, kBF16 = 1, kFP8 = 2, kINT8 = 3, kINT4 = 4, kCODEBOOK4 = 5 };
 
 struct Matrix {
   const uint8_t* data;

@@ -25,8 +25,9 @@ NB_MODULE(_native, m) {
   m.def(
       "isa", [] { return kernels() == nullptr ? std::string() : std::string(kernels()->name); },
       "The instruction set in use; empty where the machine lacks AVX2.");
-  m.def("instruction_sets", instruction_sets,
-        "The sets that the kernels were compiled for, best first, and whether this machine has it.");
+  m.def(
+      "instruction_sets", instruction_sets,
+      "The sets that the kernels were compiled for, best first, and whether this machine has it.");
   m.def("num_threads", num_threads);
   m.def("set_num_threads", set_num_threads, nb::arg("count"));
 

@@ -17,7 +17,15 @@ constexpr int kTileRows = 6, kTileBlocks = 4;
 #else
 constexpr int kTileRows = 2, kTileBlocks = 2;
 #endif
+// Inputs of 16 bits are multiplied as two planes of bytes, or where no instruction multiplies bytes
+// of any size, as words.
+#if defined(FULMEN_VNNI) || defined(FULMEN_AMX)
+constexpr bool kWords = false;
+#else
+constexpr bool kWords = true;
+#endif
 constexpr int kMaxGroup = 128;  // inputs that share a scale
+constexpr int kRun = 4;         // groups of codebook4 whose scales share a line
 constexpr int kSumRows = 192;   // rows whose sums of a panel stay in the second-level cache
 
 static inline int64_t padded_k(const Matrix& w) {
@@ -44,20 +52,23 @@ static inline int64_t block_bytes(const Matrix& w) {
       return k * 16 + groups * 64;
     case fulmen::kINT4:
       return k * 8 + groups * 64;
+    case fulmen::kCODEBOOK4:
+      return k * 8 + (groups + kRun - 1) / kRun * 64 + 64;
   }
   return 0;
 }
 
 static inline int64_t num_blocks(const Matrix& w) { return (w.n + kLanes - 1) / kLanes; }
 static inline bool is_integer(const Matrix& w) {
-  return w.format == fulmen::kINT8 || w.format == fulmen::kINT4;
+  return w.format == fulmen::kINT8 || w.format == fulmen::kINT4 || w.format == fulmen::kCODEBOOK4;
 }
 
 // Layout of rows of activations for a matrix.
 //   float32  [k]            for float32 weights, and for bf16 and fp8 weights in a float32 model
 //   bf16     [k]            for bf16 and fp8 weights
 //   integer  planes of [k] int8, then [groups] float32 scales and [groups] int32 sums, k padded to
-//            groups; x is scale (256 high + low), or scale times the one plane
+//            groups; x is scale (256 high + low), or scale times the one plane. Words lie in the
+//            planes' place: of each four inputs, the first plane has 0 and 2, the second 1 and 3.
 struct Operand {
   bool integer, wide;  // wide: float32
   int planes;
@@ -114,6 +125,10 @@ static inline void quantise_group(const T* x, int64_t count, int group, int8_t* 
     total = add(total, q);
     if (kPlanes == 1) {
       store_bytes(high + i * kLanes, q);
+      continue;
+    }
+    if (kWords) {
+      store_words(high + i * kLanes, low + i * kLanes, q);
       continue;
     }
     const V h = round(mul(q, set1(1.0f / 256.0f)));

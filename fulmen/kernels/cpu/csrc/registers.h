@@ -200,18 +200,14 @@ constexpr int64_t kStreamAhead = 4096;
 
 struct Ahead {
   const uint8_t *from, *then;
-  int64_t bytes;  // of a step
-  int64_t lead;   // steps from what is read to what is asked for
-  int64_t turn;   // the first step that asks for `then`
-  Ahead(const uint8_t* from, const uint8_t* then, int64_t steps, int64_t bytes)
-      : from(from),
-        then(then),
-        bytes(bytes),
-        lead(least(steps, most(1, kStreamAhead / bytes))),
-        turn(steps - lead) {}
-  // lines to ask for while step i is read
-  const uint8_t* at(int64_t i) const {
-    return i < turn ? from + (i + lead) * bytes : then + (i - turn) * bytes;
+  int64_t bytes;  // of a block
+  int64_t lead;   // bytes from what is read to what is asked for
+  Ahead(const uint8_t* from, const uint8_t* then, int64_t bytes)
+      : from(from), then(then), bytes(bytes), lead(least(bytes, kStreamAhead)) {}
+  // what to ask for while the byte at `offset` is read
+  const uint8_t* at(int64_t offset) const {
+    const int64_t asked = offset + lead;
+    return asked < bytes ? from + asked : then + (asked - bytes);
   }
 };
 

@@ -118,9 +118,32 @@ static inline V load_half(const uint16_t* p) {
           _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(p + 8)))};
 }
 static inline void store_bytes(int8_t* p, V v) {
-  int32_t wide[16];
-  store(wide, to_int(v));
-  for (int i = 0; i < 16; ++i) p[i] = int8_t(wide[i]);
+  __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(v.a), _mm256_cvtps_epi32(v.b));
+  words = _mm256_permute4x64_epi64(words, 0xd8);
+  _mm_storeu_si128((__m128i*)p, _mm_packs_epi16(_mm256_castsi256_si128(words),
+                                                _mm256_extracti128_si256(words, 1)));
+}
+static inline void store_words8(void* even, void* odd, __m256i x) {
+  const __m256i halves = _mm256_broadcastsi128_si256(
+      _mm_setr_epi8(0, 1, 8, 9, 4, 5, 12, 13, -1, -1, -1, -1, -1, -1, -1, -1));
+  const __m256i sorted = _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(x, halves),
+                                                     _mm256_setr_epi32(0, 4, 1, 5, 2, 2, 2, 2));
+  const __m128i both = _mm256_castsi256_si128(sorted);
+  _mm_storel_epi64((__m128i*)even, both);
+  _mm_storel_epi64((__m128i*)odd, _mm_unpackhi_epi64(both, both));
+}
+static inline void store_words(int8_t* even, int8_t* odd, V v) {
+  store_words8(even, odd, _mm256_cvtps_epi32(v.a));
+  store_words8(even + 8, odd + 8, _mm256_cvtps_epi32(v.b));
+}
+static inline I load_bytes(const void* p) {
+  const __m128i bytes = _mm_loadu_si128((const __m128i*)p);
+  return {_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8))};
+}
+static inline I over_4(I x) { return {_mm256_srai_epi32(x.a, 2), _mm256_srai_epi32(x.b, 2)}; }
+static inline I modulo_4(I x) {
+  const __m256i three = _mm256_set1_epi32(3);
+  return {_mm256_and_si256(x.a, three), _mm256_and_si256(x.b, three)};
 }
 
 static inline Pairs load_pairs(const void* p) {
@@ -176,6 +199,24 @@ static inline __m256i dot8(__m256i acc, __m256i u, __m256i s) {
 }
 static inline I dot(I acc, Quads u, Quads s) {
   return {dot8(acc.a, u.a, s.a), dot8(acc.b, u.b, s.b)};
+}
+static inline __m256i dot8_small(__m256i acc, __m256i u, __m256i s) {
+  return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1)));
+}
+static inline I dot_small(I acc, Quads u, Quads s) {
+  return {dot8_small(acc.a, u.a, s.a), dot8_small(acc.b, u.b, s.b)};
+}
+static inline __m256i dot8_words(__m256i acc, __m256i u, __m256i even, __m256i odd) {
+  const __m256i ue = _mm256_and_si256(u, _mm256_set1_epi16(0xff)), uo = _mm256_srli_epi16(u, 8);
+  acc = _mm256_add_epi32(acc, _mm256_madd_epi16(ue, even));
+  return _mm256_add_epi32(acc, _mm256_madd_epi16(uo, odd));
+}
+static inline I dot_words(I acc, Quads u, Quads even, Quads odd) {
+  return {dot8_words(acc.a, u.a, even.a, odd.a), dot8_words(acc.b, u.b, even.b, odd.b)};
+}
+static inline Quads lookup(const uint8_t* table, Quads nibbles) {
+  const __m256i t = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)table));
+  return {_mm256_shuffle_epi8(t, nibbles.a), _mm256_shuffle_epi8(t, nibbles.b)};
 }
 static inline Pairs load_fp8(const void* p) {
   const uint8_t* bytes = (const uint8_t*)p;

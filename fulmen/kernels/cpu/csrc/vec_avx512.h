@@ -92,6 +92,22 @@ static inline V load_half(const uint16_t* p) {
 static inline void store_bytes(int8_t* p, V v) {
   _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v.x)));
 }
+// The same of 16 bits, as words: of each four values, 0 and 2 to even, 1 and 3 to odd
+static inline void store_words(int8_t* even, int8_t* odd, V v) {
+  const __m512i halves = _mm512_broadcast_i32x4(
+      _mm_setr_epi8(0, 1, 8, 9, 4, 5, 12, 13, -1, -1, -1, -1, -1, -1, -1, -1));
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 2, 2, 2, 2, 2, 2, 2);
+  const __m256i both = _mm512_castsi512_si256(
+      _mm512_permutexvar_epi32(order, _mm512_shuffle_epi8(_mm512_cvtps_epi32(v.x), halves)));
+  _mm_storeu_si128((__m128i*)even, _mm256_castsi256_si128(both));
+  _mm_storeu_si128((__m128i*)odd, _mm256_extracti128_si256(both, 1));
+}
+// 16 signed bytes
+static inline I load_bytes(const void* p) {
+  return {_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p))};
+}
+static inline I over_4(I a) { return {_mm512_srai_epi32(a.x, 2)}; }  // rounded down
+static inline I modulo_4(I a) { return {_mm512_and_si512(a.x, _mm512_set1_epi32(3))}; }
 
 static inline Pairs load_pairs(const void* p) { return {_mm512_loadu_si512(p)}; }
 static inline Pairs set1_pair(const void* p) {
@@ -135,6 +151,27 @@ static inline I dot(I acc, Quads u, Quads s) {
   return {_mm512_add_epi32(acc.x,
                            _mm512_add_epi32(_mm512_madd_epi16(ue, se), _mm512_madd_epi16(uo, so)))};
 #endif
+}
+// the same for u below 128
+static inline I dot_small(I acc, Quads u, Quads s) {
+#ifdef FULMEN_VNNI
+  return {_mm512_dpbusd_epi32(acc.x, u.x, s.x)};
+#else
+  const __m512i pairs = _mm512_maddubs_epi16(u.x, s.x);
+  return {_mm512_add_epi32(acc.x, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))};
+#endif
+}
+// acc + sum of unsigned bytes times words: even has those of inputs 0 and 2 of each quad, odd of 1,
+// 3
+static inline I dot_words(I acc, Quads u, Quads even, Quads odd) {
+  const __m512i ue = _mm512_and_si512(u.x, _mm512_set1_epi16(0xff)), uo = _mm512_srli_epi16(u.x, 8);
+  const __m512i first = _mm512_add_epi32(acc.x, _mm512_madd_epi16(ue, even.x));
+  return {_mm512_add_epi32(first, _mm512_madd_epi16(uo, odd.x))};
+}
+// table[n] for every nibble n; the table has 16 bytes and is aligned to 16
+static inline Quads lookup(const uint8_t* table, Quads nibbles) {
+  const __m512i t = _mm512_broadcast_i32x4(_mm_load_si128((const __m128i*)table));
+  return {_mm512_shuffle_epi8(t, nibbles.x)};
 }
 // 32 bytes of float8 e4m3 as 32 bf16, exactly; 0x7f and 0xff, its NaNs, become NaN
 static inline Pairs load_fp8(const void* p) {
