@@ -42,7 +42,7 @@ from fulmen.kernels import (
     target_logprobs,
     write_pages,
 )
-from tests.kernels.helpers import FORMATS, packed
+from tests.kernels.helpers import FORMATS, packed, rounds_inputs
 
 FILE = Path(__file__).with_name("digests.json")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -62,7 +62,7 @@ def products() -> Iterator[tuple[str, Tensor]]:
     """Run linear, head and experts in every format."""
     for name, dtype in DTYPES.items():
         for format in FORMATS:
-            for bits in (16, 8) if format.startswith("int") else (16,):
+            for bits in (16, 8) if rounds_inputs(format) else (16,):
                 key = f"{name} x {format}, {bits} bits"
                 weight = packed(values(100, 320, seed=1) / 8, format)
                 x = values(130, 320, seed=2, dtype=dtype)

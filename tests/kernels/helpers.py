@@ -10,14 +10,19 @@ from fulmen.kernels import (
     PackedMatrix,
     native,
     pack,
+    pack_codebook4,
     pack_fp8,
     pack_int4,
     pack_int8,
 )
+from fulmen.kernels.weights import LEVELS, MAX_SCALE, ZEROS
 
 needs_native = pytest.mark.skipif(native() is None, reason="the C++ kernels are not installed")
 
-FORMATS = ("float32", "bfloat16", "fp8", "int8", "int8/32", "int4", "int4/128")
+FORMATS = (
+    "float32", "bfloat16", "fp8", "int8", "int8/32", "int4", "int4/128", "codebook4",
+    "codebook4/64",
+)  # fmt: skip
 """Each may name its group; see `packed`."""
 
 
@@ -40,8 +45,15 @@ def packed(weight: Tensor, name: str) -> PackedMatrix:
             return pack_fp8((3 * weight).to(torch.float8_e4m3fn), scales, (128, 128))
         case "int8":
             return quantised_to_int8(weight, int(group or 64))
+        case "codebook4":
+            return quantised_to_codebook4(weight, int(group or 32))
         case _:
             return quantised_to_int4(weight, int(group or 32))
+
+
+def rounds_inputs(name: str) -> bool:
+    """Return whether inputs are rounded to integers before they meet a format."""
+    return name.startswith(("int", "codebook"))
 
 
 def in_groups(weight: Tensor, group: int) -> Tensor:
@@ -98,3 +110,16 @@ def kv_state_at(carry: LightningCarry, slope_rate: Tensor, context_lens: Tensor)
         decay = torch.exp(-slope_rate * length)[:, None, None]
         states.append(decay * carry.kv_state[n] + (k * fade[..., None]).mT @ v)
     return torch.stack(states)
+
+
+def quantised_to_codebook4(weight: Tensor, group: int) -> PackedMatrix:
+    """The largest value of a group at an end of the levels; zero points in turn."""
+    groups = in_groups(weight, group)  # (N, groups, group)
+    largest = groups.gather(2, groups.abs().argmax(2, keepdim=True))[..., 0]
+    columns = largest.abs().amax(1).clamp(min=1e-9) / 57 / MAX_SCALE
+    scales = (-largest / 57 / columns[:, None]).round()
+    zeros = torch.arange(scales.numel()).view(scales.shape) % 4
+    levels = torch.tensor(LEVELS) - torch.tensor(ZEROS)[zeros][..., None]  # (N, groups, 16)
+    values = (levels * scales[..., None] * columns[:, None, None])[:, :, None]
+    codes = (groups[..., None] - values).abs().argmin(-1).to(torch.uint8).flatten(1)
+    return pack_codebook4(codes[:, : weight.shape[1]].contiguous(), scales, zeros, columns, group)

@@ -35,7 +35,9 @@ def test_it_says_what_all_logits_say(data: st.DataObject) -> None:
 @given(st.integers(1, 220), st.data())
 @settings(max_examples=20, deadline=None)
 def test_a_row_has_the_same_bits_in_any_company(rows: int, data: st.DataObject) -> None:
-    matrix = packed(normal(1500, 40, seed=2), data.draw(st.sampled_from(["bfloat16", "int4"])))
+    matrix = packed(
+        normal(1500, 40, seed=2), data.draw(st.sampled_from(["bfloat16", "int4", "codebook4"]))
+    )
     x = normal(rows, 40, seed=3, dtype=torch.bfloat16)
     whole = head(x, matrix, top_k=5)
     row = data.draw(st.integers(0, rows - 1))

@@ -24,6 +24,7 @@ from tests.kernels.helpers import (
     normal,
     packed,
     quantised_to_int8,
+    rounds_inputs,
     same_bits,
     with_threads,
 )
@@ -41,11 +42,11 @@ SHAPES = [(1, 1), (61, 24), (100, 1000), (256, 384), (64, 200)]
 
 
 def bits_of(name: str) -> tuple[int, ...]:
-    return (8, 16) if name.startswith("int") else (16,)
+    return (8, 16) if rounds_inputs(name) else (16,)
 
 
 def tolerance(name: str, input_bits: int) -> Tolerance:
-    if not name.startswith("int"):
+    if not rounds_inputs(name):
         return FLOAT32_OP
     return INT8_INPUTS if input_bits == 8 else INT16_INPUTS
 
@@ -55,7 +56,7 @@ def tolerance(name: str, input_bits: int) -> Tolerance:
 def test_unpacking_gives_back_what_was_packed(name: str, shape: tuple[int, int]) -> None:
     weight = normal(*shape, seed=1) / shape[1] ** 0.5
     found = packed(weight, name).unpack()
-    step = {"f": 0.0, "b": 2**-8, "i": 1 / 15}[name[0]] if name != "fp8" else 1.0
+    step = {"f": 0.0, "b": 2**-8, "i": 1 / 15, "c": 1 / 12}[name[0]] if name != "fp8" else 1.0
     largest = float(weight.abs().max())
     assert found.shape == weight.shape
     if name != "fp8":  # whose helper scales the weights
@@ -105,7 +106,7 @@ def test_a_row_has_the_same_bits_in_any_company(data: st.DataObject) -> None:
 @needs_native
 def test_more_rows_than_a_panel_keeps_have_the_bits_of_one() -> None:
     """Larger than every block of rows, columns and inputs that the kernel cuts."""
-    for name in ("bfloat16", "int8", "int4/128", "fp8", "float32"):
+    for name in ("bfloat16", "int8", "int4/128", "codebook4", "fp8", "float32"):
         matrix = packed(normal(200, 900, seed=5), name)
         x = normal(450, 900, seed=6, dtype=torch.bfloat16)
         whole = linear(x, matrix)
@@ -114,7 +115,7 @@ def test_more_rows_than_a_panel_keeps_have_the_bits_of_one() -> None:
 
 
 @needs_native
-@pytest.mark.parametrize("name", ["int8", "int4"])
+@pytest.mark.parametrize("name", ["int8", "int4", "codebook4"])
 def test_an_infinity_is_not_lost_in_rounding(name: str) -> None:
     x = normal(3, 64, seed=7)
     x[1, 5] = torch.inf
