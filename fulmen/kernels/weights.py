@@ -16,11 +16,11 @@ LANES: Final = 16
 """Columns of a packed block."""
 MAX_GROUP: Final = 128
 """Inputs of the largest group the kernels take."""
-LEVELS: Final = (0, 14, 24, 33, 40, 47, 53, 59, 64, 70, 76, 82, 88, 95, 104, 116)
+LEVELS: Final = (0, 7, 12, 17, 21, 24, 27, 30, 33, 36, 39, 42, 45, 49, 53, 59)
 """What the codes 0 to 15 of CODEBOOK4 stand for, before zero point and scale: dense in the middle,
 where most weights are, and longer below than above, so that the sign of a scale says on which side
 of zero a group's largest weight lies."""
-ZEROS: Final = (57, 61, 65, 69)
+ZEROS: Final = (29, 31, 33, 35)
 """Zero points that a group of CODEBOOK4 chooses from."""
 MAX_SCALE: Final = 31
 """Largest scale of a CODEBOOK4 group, in units of its column's."""

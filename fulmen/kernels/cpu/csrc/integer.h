@@ -10,11 +10,11 @@
 
 namespace ISA {
 
-// What the codes of codebook4 stand for, and its zero points, 57 + 4 j: LEVELS and ZEROS of
-// fulmen/kernels/weights.py.
-alignas(16) static const uint8_t kLevels[16] = {0,  14, 24, 33, 40, 47, 53,  59,
-                                                64, 70, 76, 82, 88, 95, 104, 116};
-constexpr float kFirstZero = 57, kZeroStep = 4;
+// What the codes of codebook4 stand for, and its zero points, 29 + 2 j: LEVELS and ZEROS of
+// fulmen/kernels/weights.py. None is above 63: see Inputs.
+alignas(16) static const uint8_t kLevels[16] = {0,  7,  12, 17, 21, 24, 27, 30,
+                                                33, 36, 39, 42, 45, 49, 53, 59};
+constexpr float kFirstZero = 29, kZeroStep = 2;
 
 struct Group {
   int64_t index, offset;  // of the group, and of its first input
@@ -65,14 +65,22 @@ struct Place {
   }
 };
 
-// How codes, as bytes, meet inputs.
-enum class Inputs { kBytes, kSmallBytes, kWords };  // small: codes below 128
+// How codes, as bytes, meet inputs. Without an instruction that adds the products of four bytes,
+// codes below 64 go in pairs: eight products with inputs of 8 bits come two and two together in 16
+// bits.
+enum class Inputs { kBytes, kPairs, kWords };
+
+#ifdef FULMEN_VNNI
+constexpr Inputs kSmallCodes = Inputs::kBytes;
+#else
+constexpr Inputs kSmallCodes = Inputs::kPairs;
+#endif
 
 template <Format F, int kPlanes>
 static constexpr Inputs inputs_of() {
   return kPlanes == 2 && kWords ? Inputs::kWords
          : F == fulmen::kINT8   ? Inputs::kBytes
-                                : Inputs::kSmallBytes;
+                                : kSmallCodes;
 }
 // Sums kept apart: two planes of bytes have one each.
 template <int kPlanes>
@@ -82,7 +90,13 @@ static constexpr int kSums = kPlanes == 2 && !kWords ? 2 : 1;
 template <Inputs kInputs>
 static inline I dot_inputs(I sum, Quads u, const uint8_t* x, int64_t k) {
   if (kInputs == Inputs::kWords) return dot_words(sum, u, set1_quad(x), set1_quad(x + k));
-  return kInputs == Inputs::kBytes ? dot(sum, u, set1_quad(x)) : dot_small(sum, u, set1_quad(x));
+  return dot(sum, u, set1_quad(x));
+}
+// sum + u x + v y, where y are the four inputs after x
+template <Inputs kInputs>
+static inline I dot_inputs(I sum, Quads u, Quads v, const uint8_t* x, int64_t k) {
+  if (kInputs == Inputs::kPairs) return dot_pairs(sum, u, set1_quad(x), v, set1_quad(x + 4));
+  return dot_inputs<kInputs>(dot_inputs<kInputs>(sum, u, x, k), v, x + 4, k);
 }
 
 // dots (R, B) = one group of codes times one plane of activations, or words. A function of its own,
@@ -99,15 +113,20 @@ static __attribute__((noinline)) void integer_dots(const uint8_t* const* x, int6
 #pragma GCC unroll 8
     for (int b = 0; b < B; ++b) sums[r][b] = izero();
   }
-  for (int64_t i = 0; i < size / 4; ++i) {
-    Quads u[B];
+  constexpr int kStep = kInputs == Inputs::kPairs ? 8 : 4;
+  for (int64_t i = 0; i < size; i += kStep) {
+    Quads u[B], v[B];
 #pragma GCC unroll 8
-    for (int b = 0; b < B; ++b) u[b] = load_quads(codes + b * stride + i * 64);
+    for (int b = 0; b < B; ++b) {
+      u[b] = load_quads(codes + b * stride + i * 16);
+      if (kStep == 8) v[b] = load_quads(codes + b * stride + i * 16 + 64);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
       for (int b = 0; b < B; ++b)
-        sums[r][b] = dot_inputs<kInputs>(sums[r][b], u[b], a[r] + 4 * i, k);
+        sums[r][b] = kStep == 8 ? dot_inputs<kInputs>(sums[r][b], u[b], v[b], a[r] + i, k)
+                                : dot_inputs<kInputs>(sums[r][b], u[b], a[r] + i, k);
     }
   }
 #pragma GCC unroll 8
@@ -244,21 +263,22 @@ static inline void integer_stream(const uint8_t* const* x, const Operand& o, con
         for (int b = 0; b < B; ++b) dots[p][r][b] = izero();
     const uint8_t* a[R];
     for (int r = 0; r < R; ++r) a[r] = x[r] + g * group;
-    for (int i = 0; i < group; i += kNibbles ? 8 : 4) {
+    for (int i = 0; i < group; i += 8) {
       for (int b = 0; b < B; ++b) {
-        const Quads codes = load_quads(from + b * stride + (kNibbles ? 8 * i : 16 * i));
-        prefetch(asked + b * stride + (kNibbles ? 8 * i : 16 * i));
-        Quads first = kNibbles ? low_nibbles(codes) : codes;
-        if (kCodebook) first = lookup(kLevels, first);
+        const int64_t line = b * stride + (kNibbles ? 8 : 16) * i;
+        const Quads codes = load_quads(from + line);
+        prefetch(asked + line);
+        Quads u = codes, v;
+        if (kNibbles) {
+          u = low_nibbles(codes), v = high_nibbles(codes);
+          if (kCodebook) u = lookup(kLevels, u), v = lookup(kLevels, v);
+        } else {
+          v = load_quads(from + line + 64);
+          prefetch(asked + line + 64);
+        }
         for (int p = 0; p < kSums<kPlanes>; ++p)
           for (int r = 0; r < R; ++r)
-            dots[p][r][b] = dot_inputs<kInputs>(dots[p][r][b], first, a[r] + p * o.k + i, o.k);
-        if (!kNibbles) continue;
-        Quads second = high_nibbles(codes);
-        if (kCodebook) second = lookup(kLevels, second);
-        for (int p = 0; p < kSums<kPlanes>; ++p)
-          for (int r = 0; r < R; ++r)
-            dots[p][r][b] = dot_inputs<kInputs>(dots[p][r][b], second, a[r] + p * o.k + i + 4, o.k);
+            dots[p][r][b] = dot_inputs<kInputs>(dots[p][r][b], u, v, a[r] + p * o.k + i, o.k);
       }
     }
     if (!kCodebook)

@@ -200,11 +200,12 @@ static inline __m256i dot8(__m256i acc, __m256i u, __m256i s) {
 static inline I dot(I acc, Quads u, Quads s) {
   return {dot8(acc.a, u.a, s.a), dot8(acc.b, u.b, s.b)};
 }
-static inline __m256i dot8_small(__m256i acc, __m256i u, __m256i s) {
-  return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1)));
+static inline __m256i dot8_pairs(__m256i acc, __m256i u, __m256i s, __m256i v, __m256i t) {
+  const __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(u, s), _mm256_maddubs_epi16(v, t));
+  return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
-static inline I dot_small(I acc, Quads u, Quads s) {
-  return {dot8_small(acc.a, u.a, s.a), dot8_small(acc.b, u.b, s.b)};
+static inline I dot_pairs(I acc, Quads u, Quads s, Quads v, Quads t) {
+  return {dot8_pairs(acc.a, u.a, s.a, v.a, t.a), dot8_pairs(acc.b, u.b, s.b, v.b, t.b)};
 }
 static inline __m256i dot8_words(__m256i acc, __m256i u, __m256i even, __m256i odd) {
   const __m256i ue = _mm256_and_si256(u, _mm256_set1_epi16(0xff)), uo = _mm256_srli_epi16(u, 8);

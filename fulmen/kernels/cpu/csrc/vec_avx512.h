@@ -152,14 +152,11 @@ static inline I dot(I acc, Quads u, Quads s) {
                            _mm512_add_epi32(_mm512_madd_epi16(ue, se), _mm512_madd_epi16(uo, so)))};
 #endif
 }
-// the same for u below 128
-static inline I dot_small(I acc, Quads u, Quads s) {
-#ifdef FULMEN_VNNI
-  return {_mm512_dpbusd_epi32(acc.x, u.x, s.x)};
-#else
-  const __m512i pairs = _mm512_maddubs_epi16(u.x, s.x);
+// acc + sum of u s + v t over each quad, u and v below 64
+static inline I dot_pairs(I acc, Quads u, Quads s, Quads v, Quads t) {
+  const __m512i pairs =
+      _mm512_add_epi16(_mm512_maddubs_epi16(u.x, s.x), _mm512_maddubs_epi16(v.x, t.x));
   return {_mm512_add_epi32(acc.x, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))};
-#endif
 }
 // acc + sum of unsigned bytes times words: even has those of inputs 0 and 2 of each quad, odd of 1,
 // 3
