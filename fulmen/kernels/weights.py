@@ -17,7 +17,7 @@ LANES: Final = 16
 MAX_GROUP: Final = 128
 """Inputs of the largest group the kernels take."""
 LEVELS: Final = (0, 7, 12, 17, 21, 24, 27, 30, 33, 36, 39, 42, 45, 49, 53, 59)
-"""What the codes 0 to 15 of CODEBOOK4 stand for, before zero point and scale: dense in the middle,
+"""Values of the codes 0 to 15 of CODEBOOK4, before zero point and scale: dense in the middle,
 where most weights are, and longer below than above, so that the sign of a scale says on which side
 of zero a group's largest weight lies."""
 ZEROS: Final = (29, 31, 33, 35)

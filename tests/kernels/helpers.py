@@ -116,8 +116,8 @@ def quantised_to_codebook4(weight: Tensor, group: int) -> PackedMatrix:
     """The largest value of a group at an end of the levels; zero points in turn."""
     groups = in_groups(weight, group)  # (N, groups, group)
     largest = groups.gather(2, groups.abs().argmax(2, keepdim=True))[..., 0]
-    columns = largest.abs().amax(1).clamp(min=1e-9) / 57 / MAX_SCALE
-    scales = (-largest / 57 / columns[:, None]).round()
+    columns = largest.abs().amax(1).clamp(min=1e-9) / ZEROS[0] / MAX_SCALE
+    scales = (-largest / ZEROS[0] / columns[:, None]).round()
     zeros = torch.arange(scales.numel()).view(scales.shape) % 4
     levels = torch.tensor(LEVELS) - torch.tensor(ZEROS)[zeros][..., None]  # (N, groups, 16)
     values = (levels * scales[..., None] * columns[:, None, None])[:, :, None]
