@@ -241,7 +241,9 @@ def _works(model: Model, steps: Sequence[_Step], batch: int, depth: float) -> li
         assert len({(call.kernel, call.weights) for call in calls}) == 1, "steps differ"
         count = statistics.fmean(call.num_matrices for call in calls)
         for place, *times in zip(stages, *(call.stages for call in calls), strict=True):
-            seconds, rounding, idle = (statistics.fmean(column) for column in zip(*times))
+            seconds, rounding, idle = (
+                statistics.fmean(column) for column in zip(*times, strict=True)
+            )
             num_bytes, rows = place.num_bytes, batch
             if place.is_experts:
                 num_bytes *= count
