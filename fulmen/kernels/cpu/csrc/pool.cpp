@@ -148,6 +148,7 @@ void forget_pool() {
   Pool* fresh = new Pool;
   fresh->wanted.store(old->wanted.load());
   the_pool.store(fresh);
+  meter = nullptr;  // of a call that another thread was in
 }
 
 int within_limits(int64_t threads) {
