@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "envs": {"chat", "files"},
     "server": {"llm", "engine", "sessions", "chat", "catalog", "sampling", "files", "units"},
     "evaluate": {"envs", "llm", "engine", "chat", "sampling", "files", "svg"},
-    "bench": {"engine", "llm", "checkpoints", "models", "kernels"},
+    "bench": {"engine", "llm", "checkpoints", "models", "kernels", "sampling"},
     "doctor": {"bench", "catalog", "kernels", "sessions", "files"},
 }
 """Rooms, and what of ours each may import. cli may import all of them; nothing imports cli."""

@@ -8,11 +8,19 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from fulmen.bench.machine import Limits, Spread, device_name, measure_limits
+from fulmen.bench.account import WITHIN, Account, Work, check_account, measure_account
+from fulmen.bench.machine import (
+    Limits,
+    Spread,
+    device_name,
+    measure_limits,
+    measure_read_rates,
+)
 from fulmen.bench.model import check_workloads, measure_model, tokens_per_s_limit
 from fulmen.bench.op import Op, describe_op, measure_op
 from fulmen.bench.workload import Workload
 from fulmen.checkpoints import load_model, read_config
+from fulmen.kernels import native
 
 Say = Callable[[str], None]
 """Receiver of a sentence on what is being done."""
@@ -89,6 +97,80 @@ def report_model(
     return Report(_head(threads, limits) | about, tables)
 
 
+def report_account(
+    folder: Path,
+    workload: Workload,
+    *,
+    dtype: torch.dtype | None,
+    threads: int,
+    rounds: int,
+    has_layers: bool,
+    say: Say,
+    ignore_config_fields: Sequence[str] = (),
+) -> Report:
+    """Measure where the time of a decoded token goes; with a table of each layer if it is to have
+    one. The values hold the layers in any case."""
+    config = read_config(folder, ignore_config_fields=ignore_config_fields)
+    check_workloads(config, [workload])
+    check_account(dtype or config.torch_dtype)
+    extension = native()
+    assert extension is not None
+    say("loading the model")
+    model = load_model(folder, dtype=dtype, ignore_config_fields=ignore_config_fields)
+    say("measuring the machine")
+    limits = Limits(extension.isa(), measure_read_rates(threads), {}, {})
+    say("measuring the model")
+    account = measure_account(
+        model,
+        batch=workload.batch,
+        depth=workload.depth,
+        num_tokens=workload.num_tokens,
+        rounds=rounds,
+    )
+    say("measuring the machine again")
+    limits = limits.best(Limits(limits.isa, measure_read_rates(threads), {}, {}))
+    rate = 1e9 * limits.read_gb_per_s[threads]
+    whole = account.total.seconds
+    values = {
+        "model": str(folder),
+        "dtype": str(model.model.embed_tokens.weight.dtype).removeprefix("torch."),
+        "account": {
+            "batch": workload.batch,
+            "depth": account.depth,
+            "seconds": whole,
+            "plain_seconds": account.plain_seconds,
+            "agreement": account.agreement,
+            "is_recorded": account.is_recorded,
+            "rows": [_describe_work(work, rate, whole) for work in account.by_kind()],
+            "layers": [
+                {"layer": work.layer} | _describe_work(work, rate, whole) for work in account.works
+            ],
+        },
+    }
+    tables = [limits_table(limits), account_table(account, rate)]
+    if has_layers:
+        tables.append(layers_table(account, rate))
+    return Report(_head(threads, limits) | values, tables)
+
+
+def _describe_work(work: Work, bytes_per_s: float, whole: float) -> dict[str, Any]:
+    parts = {
+        "reading": work.reading(bytes_per_s),
+        "rounding": work.rounding,
+        "handing_over": work.handing_over,
+        "arithmetic": work.arithmetic(bytes_per_s),
+        "in_cache": work.in_cache,
+    }
+    return {
+        "work": work.kind,
+        "calls": work.calls,
+        "bytes": work.num_bytes,
+        "seconds": work.seconds,
+        "share": work.seconds / whole,
+        **(parts if work.is_kernel else dict.fromkeys(parts)),
+    }
+
+
 def _head(threads: int, limits: Limits) -> dict[str, Any]:
     return {"device": device_name(), "threads": threads, "limits": asdict(limits)}
 
@@ -135,6 +217,68 @@ def model_table(rates: Mapping[Workload, Spread], limits: Mapping[Workload, floa
             f"{rate.median / limits[workload]:.0%}",
         )
     return table
+
+
+def account_table(account: Account, bytes_per_s: float) -> Table:
+    """Return a table with a row for each kind of work, and what they add up to."""
+    table = _work_table("a decoded token")
+    total = account.total
+    for work in [*account.by_kind(), total]:
+        _add_work(table, work.kind, work, bytes_per_s, total.seconds)
+    plain = account.plain_seconds
+    table.add_row("timed without instruments", "", "", _ms(plain), f"{plain / total.seconds:.1%}")
+    notes = []
+    if abs(account.agreement - 1) > WITHIN:
+        notes.append(
+            f"the rows are {account.agreement:.0%} of a token without instruments, not within "
+            f"{WITHIN:.0%}: the machine is too busy for an account"
+        )
+    if not account.is_recorded:
+        notes.append("the steps are not recorded, as torch works between the kernels")
+    if notes:
+        table.caption = "\n".join(notes)
+        table.caption_justify = "left"
+    return table
+
+
+def layers_table(account: Account, bytes_per_s: float) -> Table:
+    """Return a table with a row for each kind of work in each layer."""
+    table = _work_table("layer by layer")
+    whole = account.total.seconds
+    for work in account.works:
+        name = work.kind if work.layer is None else f"{work.layer} {work.kind}"
+        _add_work(table, name, work, bytes_per_s, whole)
+    return table
+
+
+def _work_table(first: str) -> Table:
+    parts = ("reading", "rounding", "handing over", "arithmetic", "in cache")
+    return _table(first, ("calls", "MB", "ms", "share", *parts))
+
+
+def _add_work(table: Table, name: str, work: Work, bytes_per_s: float, whole: float) -> None:
+    parts = [""] * 4
+    if work.is_kernel:
+        numbers = (
+            work.reading(bytes_per_s),
+            work.rounding,
+            work.handing_over,
+            work.arithmetic(bytes_per_s),
+        )
+        parts = [_ms(seconds) for seconds in numbers]
+    table.add_row(
+        name,
+        f"{work.calls}" if work.calls else "",
+        f"{work.num_bytes / 1e6:.2f}" if work.is_kernel else "",
+        _ms(work.seconds),
+        f"{work.seconds / whole:.1%}",
+        *parts,
+        "" if work.in_cache is None else _ms(work.in_cache),
+    )
+
+
+def _ms(seconds: float) -> str:
+    return f"{round(seconds * 1e3, 3) + 0.0:.3f}"  # + 0.0: no minus before a zero
 
 
 def _table(first: str, numbers: Sequence[str], words: Sequence[str] = ()) -> Table:

@@ -61,28 +61,28 @@ class ModelTimer:
 
     def prefill(self, num_tokens: int) -> Timing:
         """Time one prompt from an empty cache."""
-        self._prepare(1, num_tokens)
-        ids = self._random_ids(1, num_tokens)[0]
+        self.prepare(1, num_tokens)
+        ids = self.random_ids(1, num_tokens)[0]
         chunks = [ids[start : start + self.chunk] for start in range(0, num_tokens, self.chunk)]
         with torch.inference_mode(), self._softmax_clock() as clock:
             start = time.perf_counter()
             for index, chunk in enumerate(chunks):
-                self._forward([chunk], index * self.chunk)
+                self.forward([chunk], index * self.chunk)
             seconds = time.perf_counter() - start
         return Timing(seconds, clock[0] if self.is_hybrid else None)
 
     def decode(self, num_tokens: int, *, batch: int = 1, depth: int = 0) -> Timing:
         """Time `num_tokens` new tokens of each of `batch` sequences of `depth` tokens."""
-        self._prepare(batch, depth + num_tokens)
+        self.prepare(batch, depth + num_tokens)
         steps = [
-            [[token] for token in column] for column in self._random_ids(num_tokens, batch)
+            [[token] for token in column] for column in self.random_ids(num_tokens, batch)
         ]  # (tokens, batch, 1)
         with torch.inference_mode():
             for _ in range(2):  # a step is recorded when its shape comes a second time
-                self._forward(steps[0], depth)
+                self.forward(steps[0], depth)
             start = time.perf_counter()
             for index, sequences in enumerate(steps):
-                self._forward(sequences, depth + index)
+                self.forward(sequences, depth + index)
             seconds = time.perf_counter() - start
             share = self._softmax_share(steps, depth) if self.is_hybrid else None
         return Timing(seconds, None if share is None else share * seconds)
@@ -93,9 +93,9 @@ class ModelTimer:
         Every token is a step of its own, as in `decode`: recorded from the third on, if the model
         can be recorded.
         """
-        self._prepare(1, len(input_ids))
+        self.prepare(1, len(input_ids))
         with torch.inference_mode():
-            found = [self._forward([[token]], index) for index, token in enumerate(input_ids)]
+            found = [self.forward([[token]], index) for index, token in enumerate(input_ids)]
         return (
             torch.cat([step.top_logits[:, 0] for step in found]),
             torch.cat([step.logsumexp for step in found]),
@@ -112,27 +112,39 @@ class ModelTimer:
             for index, sequences in enumerate(steps):
                 softmax = clock[0]
                 start = time.perf_counter()
-                self._forward(sequences, depth + index)
+                self.forward(sequences, depth + index)
                 whole += time.perf_counter() - start
                 clock[0] = softmax  # a step that is not recorded yet runs the hooks too
-                self._forward(sequences, depth + index, is_direct=True)
+                self.forward(sequences, depth + index, is_direct=True)
         return clock[0] / whole
 
-    def _prepare(self, batch: int, num_tokens: int) -> None:
+    def prepare(self, batch: int, num_tokens: int) -> None:
         """Reserve a cache, and give each sequence its pages."""
         self.reserve(batch, num_tokens)
         pages_each = -(-num_tokens // PAGE)
         self._tables = [list(range(n * pages_each, (n + 1) * pages_each)) for n in range(batch)]
 
-    def _random_ids(self, rows: int, columns: int) -> list[list[int]]:
+    def random_ids(self, rows: int, columns: int) -> list[list[int]]:
+        """Return random token ids."""
         ids: list[list[int]] = torch.randint(self.model.config.vocab_size, (rows, columns)).tolist()
         return ids
 
-    def _forward(
-        self, sequences: Sequence[Sequence[int]], context: int, *, is_direct: bool = False
+    @property
+    def records_steps(self) -> bool:
+        """False once a decode step could not be recorded; see `Runner`."""
+        assert self._runner is not None, "prepare comes first"
+        return self._runner.records_steps
+
+    def forward(
+        self,
+        sequences: Sequence[Sequence[int]],
+        context: int,
+        *,
+        top_k: int = 1,
+        is_direct: bool = False,
     ) -> HeadOutput:
-        """Run one pass and ask for the best next token, as the engine does."""
-        assert self._runner is not None
+        """Run one pass and ask for the best next tokens, as the engine does."""
+        assert self._runner is not None, "prepare comes first"
         batch = len(sequences)
         packed = Packed.of(
             sequences,
@@ -143,8 +155,8 @@ class ModelTimer:
         )
         targets = torch.zeros(batch, dtype=torch.int64)
         if is_direct:
-            return self.model.next_tokens(packed, self._runner.cache, targets=targets, top_k=1)
-        return self._runner.next_tokens(packed, targets=targets, top_k=1)
+            return self.model.next_tokens(packed, self._runner.cache, targets=targets, top_k=top_k)
+        return self._runner.next_tokens(packed, targets=targets, top_k=top_k)
 
     @contextmanager
     def _softmax_clock(self) -> Iterator[list[float]]:

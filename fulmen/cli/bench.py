@@ -38,11 +38,13 @@ fulmen bench                     each operation
 fulmen bench --only linear
 fulmen bench --model smollm2     speed of a model
 fulmen bench --model m2-int4 --depth 16384 --batch 4
+fulmen bench --model m2-int4 --account     where a token's time goes
 """,
     {
         "JSON": """
 limits: isa, read_gb_per_s by threads, matmul_tflops by dtype;
-ops, or workloads with --model: an object for each row of the table
+ops, or workloads with --model: an object for each row of the table;
+account with --account: rows by kind of work, and layers
 """
     },
 )
@@ -70,6 +72,13 @@ def bench(
         int | None,
         _option("Tokens of each sequence before the decoded ones. Default: 0.", "TOKENS"),
     ] = None,
+    account: Annotated[
+        bool,
+        typer.Option("--account", help="Tell where the time of a decoded token goes."),
+    ] = False,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Tell it layer by layer too, with --account.")
+    ] = False,
     dtype: DtypeOption = None,
     only: Annotated[
         str | None,
@@ -85,6 +94,11 @@ def bench(
 
     Every operation is timed on the CPU, or a whole model, and compared with what the machine could
     reach. Ctrl-C ends the measuring; operations that are done are printed.
+
+    With --account each kernel call of a decoded token is timed. A row's time is divided: reading
+    its weights (or the past) at the rate of memory, rounding inputs, handing over (a thread has
+    nothing to do), and arithmetic, which is the rest. In cache is what the products would take if
+    no weight had to come from memory. Numbers are milliseconds unless they say otherwise.
     """
     of_model = {"prompt": prompt, "tokens": tokens, "batch": batch, "depth": depth}
     for name, value in {**of_model, "threads": threads, "rounds": rounds}.items():
@@ -97,6 +111,16 @@ def bench(
         for name, flag in {**of_model, **loading}.items():
             if flag is not None:
                 raise ValueError(f"--{name} is for a model, --model names one")
+        if account or layers:
+            raise ValueError(
+                f"--{'account' if account else 'layers'} is for a model, --model names one"
+            )
+    elif layers and not account:
+        raise ValueError("--layers belongs to --account, which is not given")
+    elif account and prompt is not None:
+        raise ValueError("--prompt is given, an account is of decoded tokens alone")
+    elif account and tokens == 0:
+        raise ValueError("--tokens is 0, an account needs at least one decoded token")
 
     import torch
 
@@ -106,10 +130,11 @@ def bench(
     else:
         if only is not None:
             raise ValueError("--only chooses operations, a model is timed whole")
-        workloads = _workloads(prompt, tokens, batch or 1, depth or 0)
         report = _bench_model(
             model,
-            workloads,
+            _workloads(0 if account else prompt, tokens, batch or 1, depth or 0),
+            has_account=account,
+            has_layers=layers,
             dtype=read_dtype(dtype),
             threads=count,
             rounds=rounds,
@@ -152,18 +177,31 @@ def _bench_model(
     name: str,
     workloads: "list[Workload]",
     *,
+    has_account: bool,
+    has_layers: bool,
     dtype: Any,
     threads: int,
     rounds: int,
     ignored: Sequence[str],
 ) -> "Report":
-    from fulmen.bench import report_model
+    from fulmen.bench import report_account, report_model
     from fulmen.catalog import resolve
 
     check_fits(name)
     with byte_progress("fetching", name) as on_progress:
         folder = resolve(name, on_progress=on_progress)
     with step_progress() as say:
+        if has_account:
+            return report_account(
+                folder,
+                workloads[0],
+                dtype=dtype,
+                threads=threads,
+                rounds=rounds,
+                has_layers=has_layers,
+                say=say,
+                ignore_config_fields=ignored,
+            )
         return report_model(
             folder,
             workloads,

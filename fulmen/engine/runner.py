@@ -88,6 +88,11 @@ class Runner:
         # A plain matrix is packed anew for every call, at an address of that call.
         self._can_record = model.is_packed
 
+    @property
+    def records_steps(self) -> bool:
+        """True while decode steps are recorded: not where torch works between the kernels."""
+        return self._can_record
+
     @timed("seconds")
     def run(self, parts: Sequence[Part]) -> list[list[Candidates]]:
         """Run one forward pass, and return the candidates for the token after the last one of each

@@ -3,12 +3,15 @@
 from fulmen.kernels.attention import attend, softmax_attention
 from fulmen.kernels.backends import backend_for
 from fulmen.kernels.cpu import (
+    CallTimes,
     Program,
+    StageTimes,
     built_sets,
     native,
     populate,
     set_num_threads,
     shadowed_install,
+    time_calls,
 )
 from fulmen.kernels.embedding import embed
 from fulmen.kernels.experts import ExpertWeights, PackedExperts, Scoring, mixture_of_experts, route
@@ -36,6 +39,7 @@ __all__ = [
     "PAGE",
     "REVISION",
     "Activation",
+    "CallTimes",
     "ExpertWeights",
     "HeadOutput",
     "KVPages",
@@ -45,6 +49,7 @@ __all__ = [
     "PackedMatrix",
     "Program",
     "Scoring",
+    "StageTimes",
     "WeightFormat",
     "add_residual",
     "attend",
@@ -75,5 +80,6 @@ __all__ = [
     "shadowed_install",
     "softmax_attention",
     "target_logprobs",
+    "time_calls",
     "write_pages",
 ]

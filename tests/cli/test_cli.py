@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from fulmen.cli import main
+from tests.kernels.helpers import needs_native
 from tests.tiny import write_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -473,6 +474,36 @@ def test_bench_times_a_model_against_the_machine(folder: Path) -> None:
     assert result["limits"]["read_gb_per_s"]
 
 
+@needs_native
+def test_bench_tells_where_a_token_goes(folder: Path) -> None:
+    flags = ("--account", "--tokens", "3", "--depth", "70", "--batch", "2", "--rounds", "1")
+    run = fulmen("bench", "--model", folder, *flags, "--json")
+    assert run.returncode == 0, run.stderr
+    account = json.loads(run.stdout)["account"]
+    assert account["batch"] == 2
+    rows = {row["work"]: row for row in account["rows"]}
+    assert sum(row["share"] for row in rows.values()) == pytest.approx(1)
+    assert sum(row["seconds"] for row in account["layers"]) == pytest.approx(account["seconds"])
+    assert rows["between the calls"]["reading"] is None
+    table = fulmen("bench", "--model", folder, *flags, "--layers")
+    assert table.returncode == 0, table.stderr
+    for words in ("handing over", "timed without instruments", "0 router", "layer by layer"):
+        assert words in table.stdout
+
+
+def test_an_account_without_kernels_is_refused(folder: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "fulmen.cli", "bench", "--model", str(folder), "--account"],
+        env=os.environ | {"FULMEN_ISA": "none"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 1
+    assert run.stdout == ""
+    assert "an account times the C++ kernels, and they are not in use here" in run.stderr
+
+
 def test_bench_times_single_operations_with_and_without_the_kernels() -> None:
     run = fulmen("bench", "--only", "rms", "--rounds", "1", "--threads", "1")
     assert run.returncode == 0, run.stderr
@@ -499,6 +530,16 @@ def test_bench_times_single_operations_with_and_without_the_kernels() -> None:
         (("--model", "m", "--only", "linear"), "--only chooses operations, a model is timed whole"),
         (("--model", "m", "--prompt", "0", "--tokens", "0"), "--prompt and --tokens are both 0"),
         (("--tokens", "5"), "--tokens is for a model, --model names one"),
+        (("--account",), "--account is for a model, --model names one"),
+        (("--layers",), "--layers is for a model, --model names one"),
+        (("--model", "m", "--layers"), "--layers belongs to --account, which is not given"),
+        (("--model", "m", "--account", "--prompt", "9"), "--prompt is given, an account is of"),
+        (("--model", "m", "--account", "--tokens", "0"), "--tokens is 0, an account needs"),
+        (("--model", GOLDEN / "m2-tiny", "--account", "--depth", "999999"), "needs room for"),
+        (
+            ("--model", GOLDEN / "m2-tiny", "--account", "--dtype", "float64"),
+            "float64 runs on plain torch: choose bfloat16 or float32",
+        ),
         (("--model", "nowhere"), "nowhere is no path on this machine"),
         (("--model", GOLDEN / "m2-tiny", "--depth", "999999"), "needs room for"),
     ],

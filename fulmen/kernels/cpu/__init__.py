@@ -1,6 +1,7 @@
 """The heavy operations in C++, for a CPU: every function that `kernels.backends.Backend` names."""
 
 from fulmen.kernels.cpu.attention import attend, softmax_attention
+from fulmen.kernels.cpu.call_times import CallTimes, StageTimes, time_calls
 from fulmen.kernels.cpu.embedding import embed
 from fulmen.kernels.cpu.experts import mixture_of_experts, route, train_experts
 from fulmen.kernels.cpu.extension import (
@@ -23,8 +24,10 @@ from fulmen.kernels.cpu.weights import pack, stack_experts
 
 __all__ = [
     "DTYPES",
+    "CallTimes",
     "InterleavedPages",
     "Program",
+    "StageTimes",
     "add_residual",
     "attend",
     "built_sets",
@@ -48,6 +51,7 @@ __all__ = [
     "stack_experts",
     "takes",
     "target_logprobs",
+    "time_calls",
     "train_experts",
     "write_pages",
 ]

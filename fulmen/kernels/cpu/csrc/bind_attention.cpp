@@ -69,7 +69,7 @@ void softmax_attention(nb::kwargs given) {
   Sequences sequences{};
   READ_FIELDS(read, sequences, cu_seqlens, context_lens, num_sequences, num_pages)
   read.finish();
-  submit([args, sequences] {
+  submit("softmax_attention", nullptr, [args, sequences] {
     check_sequences(sequences, args.block_table, args.block_table_width);
     const int64_t group = args.num_heads / args.num_kv_heads;
     const auto blocks = query_blocks(sequences, std::max<int64_t>(1, kBlockRows / group));
@@ -127,9 +127,10 @@ void bind_attention(nb::module_& m) {
   bind(m, "softmax_attention_backward", &Kernels::softmax_attention_backward);
   bind(m, "rotate", &Kernels::rotate);
   m.def("write_pages",
-        [](nb::kwargs given) { run(write_checked, arguments_of<WriteArgs>(given)); });
-  m.def("rotary_angles",
-        [](nb::kwargs given) { run(rotary_angles, arguments_of<AngleArgs>(given)); });
+        [](nb::kwargs given) { run("write_pages", write_checked, arguments_of<WriteArgs>(given)); });
+  m.def("rotary_angles", [](nb::kwargs given) {
+    run("rotary_angles", rotary_angles, arguments_of<AngleArgs>(given));
+  });
 }
 
 }  // namespace fulmen

@@ -63,7 +63,7 @@ void experts(nb::kwargs given) {
   args.w1 = stack.w1.data();
   args.w2 = stack.w2.data();
   args.w3 = stack.w3.data();
-  submit([args] {
+  submit("experts", args.w1[0].data, [args] {
     check_ids(args.ids, args.rows * args.top_k, args.num_experts, "expert");
     kernels()->experts(args);
   });
@@ -92,7 +92,7 @@ void experts_backward(nb::kwargs given) {
   args.w1 = in(plain.w1), args.w2 = in(plain.w2), args.w3 = in(plain.w3);
   args.dw1 = out(plain.dw1), args.dw2 = out(plain.dw2), args.dw3 = out(plain.dw3);
   check_ids(args.ids, args.rows * args.top_k, args.num_experts, "expert");
-  run(kernels()->experts_backward, args);
+  run("experts_backward", kernels()->experts_backward, args);
 }
 
 }  // namespace
@@ -111,7 +111,7 @@ void bind_products(nb::module_& m) {
   bind(m, "pack", &Kernels::pack);
   m.def("head", [](nb::kwargs given) {
     const HeadArgs args = arguments_of<HeadArgs>(given);
-    submit([args] {
+    submit("head", args.w.data, [args] {
       check_ids(args.targets, args.targets == nullptr ? 0 : args.rows, args.w.n, "target");
       kernels()->head(args);
     });

@@ -65,7 +65,7 @@ void bind_rows(nb::module_& m) {
   bind(m, "norm_backward", &Kernels::norm_backward);
   bind(m, "route", &Kernels::route);
   bind(m, "route_backward", &Kernels::route_backward);
-  m.def("embed", [](nb::kwargs given) { run(embed, arguments_of<EmbedArgs>(given)); });
+  m.def("embed", [](nb::kwargs given) { run("embed", embed, arguments_of<EmbedArgs>(given)); });
 }
 
 }  // namespace fulmen

@@ -163,8 +163,10 @@ static void experts(const ExpertsArgs& args) {
   job.down_wide = task_width(w2, pairs / most(job.num_active, 1), 1);
   job.x = prepare(args.x, args.dtype, args.rows, args.x_stride, w1, job.up_operand, 0);
   fulmen::parallel(job.num_active * tasks_for(w1, job.up_wide), up_task, &job);
+  fulmen::next_stage();
   job.h = prepare(job.hidden, args.dtype, pairs, w1.n, w2, job.down_operand, 0);
   fulmen::parallel(tasks_for(w2, job.down_wide), down_task, &job);
+  fulmen::count_matrices(job.num_active);
 }
 
 }  // namespace ISA

@@ -62,6 +62,7 @@ static Rows prepare(const void* x, Dtype dtype, int64_t rows, int64_t stride, co
                     const Operand& o, int slot) {
   const int64_t size = size_of(dtype);
   if (is_ready(o, dtype, w.k)) return {(const uint8_t*)x, stride * size};
+  const fulmen::Preparing timed;
   PrepareJob job{x,   dtype, rows,    stride,
                  w.k, o,     w.group, (uint8_t*)fulmen::scratch(0, slot, size_t(rows * o.bytes))};
   fulmen::parallel((rows + kPrepareRows - 1) / kPrepareRows, prepare_task, &job);

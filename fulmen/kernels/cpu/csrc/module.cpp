@@ -2,11 +2,13 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <sys/mman.h>
 
 #include <string>
+#include <tuple>
 
 #include "bindings.h"
 #include "cpu.h"
@@ -18,6 +20,36 @@ Program*& fulmen::recording() {
   static thread_local Program* current = nullptr;
   return current;
 }
+
+CallLog*& fulmen::call_log() {
+  static thread_local CallLog* current = nullptr;
+  return current;
+}
+
+namespace {
+
+using StageTimes = std::tuple<double, double, double>;
+using CallTimes = std::tuple<std::string, Address, int64_t, std::vector<StageTimes>>;
+
+// Calls of a log that has stopped: kernel, address of its weights, number of matrices, and of each
+// stage the seconds in all, those of preparing and those of idle threads.
+std::vector<CallTimes> times_of(const CallLog& log) {
+  const std::chrono::duration<double> elapsed = log.stopped - log.started;
+  const double each = elapsed.count() / double(log.stop_ticks - log.start_ticks);
+  std::vector<CallTimes> found;
+  for (const CallLog::Entry& entry : log.entries) {
+    std::vector<StageTimes> stages;
+    for (int i = 0; i <= entry.meter.stage; ++i) {
+      const Meter::Stage& stage = entry.meter.stages[i];
+      stages.emplace_back(stage.ticks * each, stage.preparing * each, stage.idle * each);
+    }
+    found.emplace_back(entry.kernel, reinterpret_cast<Address>(entry.weights),
+                       entry.meter.num_matrices, std::move(stages));
+  }
+  return found;
+}
+
+}  // namespace
 
 NB_MODULE(_native, m) {
   nb::set_leak_warnings(false);  // models that live until the interpreter ends are no leak
@@ -41,8 +73,27 @@ NB_MODULE(_native, m) {
       .def("replay", [](const Program& self) {
         nb::gil_scoped_release release;
         Turn turn;
-        for (const auto& call : self.calls) call();
+        for (const Call& call : self.calls) execute(call.kernel, call.weights, call.work);
       });
+
+  nb::class_<CallLog>(m, "CallLog", "Calls of a thread, timed one by one.")
+      .def(nb::init<>())
+      .def(
+          "start",
+          [](CallLog& self) {
+            self.entries.clear();
+            self.started = std::chrono::steady_clock::now();
+            self.start_ticks = ticks();
+            call_log() = &self;
+          },
+          "This thread's calls are timed from now on, replayed ones too.")
+      .def("stop",
+           [](CallLog& self) {
+             call_log() = nullptr;
+             self.stop_ticks = ticks();
+             self.stopped = std::chrono::steady_clock::now();
+           })
+      .def("times", times_of);
 
   m.def(
       "populate",
@@ -55,7 +106,7 @@ NB_MODULE(_native, m) {
       "happens.");
   m.def("probe_read", [](Address data, int64_t bytes) {
     ProbeArgs args{at<const uint8_t>(data), bytes, 0, false, 0};
-    run(kernels()->probe, args);
+    run("probe", kernels()->probe, args);
   });
   m.def("probe_products", [](int64_t iterations, bool integer) {
     ProbeArgs args{nullptr, 0, iterations, integer, 0};

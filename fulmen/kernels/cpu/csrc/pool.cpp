@@ -28,6 +28,7 @@ struct Round {
   Task fn;
   void* context;
   int64_t count;
+  bool is_timed;
 };
 
 // The floating-point mode of every task: rounding to nearest, no number flushed to zero, whatever
@@ -44,6 +45,7 @@ struct Pool {
   std::condition_variable wake;
   std::atomic<uint64_t> generation{0};
   std::atomic<int64_t> next{0};
+  std::atomic<int64_t> busy{0};  // ticks of all threads in a round that is timed
   // Helpers inside the round, and whether it still lets helpers in. One that wakes too late stays
   // out, so the caller never waits for a thread that the system has not scheduled.
   std::atomic<uint32_t> gate{0};
@@ -53,11 +55,13 @@ struct Pool {
   std::atomic<int> wanted{1};
 
   void work(int thread) {
+    const int64_t begin = round.is_timed ? ticks() : 0;
     for (;;) {
       int64_t task = next.fetch_add(1, std::memory_order_relaxed);
-      if (task >= round.count) return;
+      if (task >= round.count) break;
       round.fn(round.context, task, thread);
     }
+    if (round.is_timed) busy.fetch_add(ticks() - begin, std::memory_order_relaxed);
   }
 
   void help(int thread, uint64_t seen) {
@@ -100,12 +104,15 @@ struct Pool {
   void run(int64_t count, Task fn, void* context) {
     const PlainArithmetic plain;
     int threads = wanted.load();
+    const int64_t begin = meter != nullptr ? ticks() : 0;
     if (threads == 1 || count == 1) {
       for (int64_t task = 0; task < count; ++task) fn(context, task, 0);
+      if (meter != nullptr) add_idle(threads, begin, ticks() - begin);
       return;
     }
     start(threads);
-    round = {fn, context, count};
+    round = {fn, context, count, meter != nullptr};
+    busy.store(0, std::memory_order_relaxed);
     next.store(0, std::memory_order_relaxed);
     gate.store(kOpen, std::memory_order_release);
     bool asleep;
@@ -122,6 +129,13 @@ struct Pool {
       _mm_pause();
       if (++spins > kSpins) std::this_thread::yield();
     }
+    if (meter != nullptr) add_idle(threads, begin, busy.load(std::memory_order_relaxed));
+  }
+
+  // Takes note of a round that began then, and in which the threads worked so many ticks together.
+  static void add_idle(int threads, int64_t begin, int64_t busy) {
+    if (meter->is_preparing) return;
+    meter->stages[meter->stage].idle += (ticks() - begin) - busy / threads;
   }
 };
 
@@ -134,6 +148,7 @@ void forget_pool() {
   Pool* fresh = new Pool;
   fresh->wanted.store(old->wanted.load());
   the_pool.store(fresh);
+  meter = nullptr;  // of a call that another thread was in
 }
 
 int within_limits(int64_t threads) {
@@ -154,6 +169,33 @@ Pool& pool() {
 }
 
 }  // namespace
+
+Meter* meter = nullptr;
+
+int64_t ticks() { return int64_t(__rdtsc()); }
+
+Preparing::Preparing() : since(0) {
+  if (meter == nullptr) return;
+  meter->is_preparing = true;
+  since = ticks();
+}
+
+Preparing::~Preparing() {
+  if (meter == nullptr) return;
+  meter->stages[meter->stage].preparing += ticks() - since;
+  meter->is_preparing = false;
+}
+
+void next_stage() {
+  if (meter == nullptr) return;
+  const int64_t now = ticks();
+  meter->stages[meter->stage++].ticks = now - meter->since;
+  meter->since = now;
+}
+
+void count_matrices(int64_t count) {
+  if (meter != nullptr) meter->num_matrices = count;
+}
 
 void parallel(int64_t num_tasks, Task fn, void* context) {
   if (num_tasks > 0) pool().run(num_tasks, fn, context);

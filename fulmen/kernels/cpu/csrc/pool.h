@@ -31,4 +31,37 @@ struct Turn {
 // memories that live side by side.
 void* scratch(int thread, int slot, size_t bytes);
 
+// Where the time of a kernel goes, in ticks of the processor's clock. A kernel of two products, one
+// after the other, has two stages.
+struct Meter {
+  struct Stage {
+    int64_t ticks = 0;      // from its first moment to its last
+    int64_t preparing = 0;  // of these: its inputs are laid out for the product
+    int64_t idle = 0;       // the rest: a thread has nothing to do, the mean over threads
+  };
+  Stage stages[2];
+  int stage = 0;
+  int64_t num_matrices = 0;  // experts that were multiplied
+  bool is_preparing = false;
+  int64_t since = 0;
+};
+
+// The meter of the kernel that runs; null: nobody looks. Who holds the turn sets it.
+extern Meter* meter;
+
+// While it lives, the kernel lays out its inputs.
+struct Preparing {
+  Preparing();
+  ~Preparing();
+  int64_t since;
+};
+
+// The kernel goes on to its second product.
+void next_stage();
+
+// The kernel has multiplied so many matrices in each stage.
+void count_matrices(int64_t count);
+
+int64_t ticks();
+
 }  // namespace fulmen
