@@ -7,8 +7,8 @@ step, as they are timed, against that pass to the bit. Then, in alternating roun
 and 4,096 tokens, and decoding in batches and at depth; M1 also tells what share its softmax layers
 take. Every --checkpoint is one more Fulmen, in the dtype that its folder says: give a model in
 bfloat16 first, then its quantised folders. Each engine stays in a process of its own (worker.py),
-so memory must hold all of them. checkpoints.py makes random models, peers.py says how the other
-engines are built.
+so memory must hold all of them. checkpoints.py makes random models, gguf_files.py their GGUFs, and
+peers.py says how the other engines are built.
 
 A decoded token must read the weights it uses, and its past, from memory; a prompt must multiply.
 The column `of limit` is measured against both rates, taken in the same run: prompts against
@@ -16,12 +16,17 @@ products in the folder's dtype, int8 for integer weights, from registers or in t
 faster. What a token reads is counted tensor by tensor as the folder stores it; of a GGUF only the
 size is known. With a batch, experts are counted as if each token chose them at random. Before each
 measurement an engine runs until two stretches of the case take the same time.
+
+A second table compares each Fulmen with the engines whose weights have as many bits, by the ratio
+of every round, and with memory as it was just then: reading is measured before and after each
+decoding, the higher rate counts, and a share is taken in every round. A table says `default` of a
+checkpoint in the format that `fulmen quantize --bits N` writes unless told otherwise.
 """
 
 import random
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -31,12 +36,20 @@ from typing import Annotated, Any
 import peers
 import torch
 import typer
-from measure import checked_out, console, print_json, print_wide, run
-from rich.table import Table
+from engine_tables import print_depths, print_same_bits, print_table
+from measure import checked_out, console, label, print_json, print_setup, print_wide, run
 
-from fulmen.bench import Limits, Spread, Workload, limits_table, measure_limits, tokens_per_s_limit
+from fulmen.bench import (
+    Limits,
+    Spread,
+    Workload,
+    limits_table,
+    measure_limits,
+    measure_read_rates,
+    tokens_per_s_limit,
+)
 from fulmen.checkpoints import read_config
-from fulmen.models import DTYPES, Config, PackedConfig
+from fulmen.models import DTYPES, Config, Fp8Config, PackedConfig
 from fulmen.models.quantization import Bits
 
 CHECKED_TOKENS = 48
@@ -59,6 +72,8 @@ class Results:
     """Rates of every engine in every case, round by round; None where there is none."""
 
     tokens_per_s: dict[tuple[Workload, str], list[float | None]] = field(default_factory=dict)
+    read_gb_per_s: dict[tuple[Workload, str], list[float]] = field(default_factory=dict)
+    """Rate of reading memory beside each measured decoding."""
     softmax_seconds: dict[tuple[Workload, str], list[tuple[float, float]]] = field(
         default_factory=dict
     )
@@ -66,11 +81,15 @@ class Results:
     notes: dict[tuple[Workload, str], str] = field(default_factory=dict)
     """Reason why there is no number, or the implementation that a peer chose."""
 
-    def add(self, case: Workload, engine: str, answer: dict[str, Any]) -> None:
-        """Records one measurement."""
+    def add(
+        self, case: Workload, engine: str, answer: dict[str, Any], gb_per_s: float | None = None
+    ) -> None:
+        """Records one measurement, and how fast memory was beside it."""
         key = case, engine
         rate = case.batch * case.num_tokens / answer["seconds"]
         self.tokens_per_s.setdefault(key, []).append(rate)
+        if gb_per_s is not None:
+            self.read_gb_per_s.setdefault(key, []).append(gb_per_s)
         if "softmax_seconds" in answer:
             seconds = answer["seconds"], answer["softmax_seconds"]
             self.softmax_seconds.setdefault(key, []).append(seconds)
@@ -87,11 +106,22 @@ class Results:
         rates = [rate for rate in self.tokens_per_s[case, engine] if rate is not None]
         return Spread.of(rates) if rates else None
 
-    def ratio(self, case: Workload, mine: str, theirs: str) -> float | None:
-        """The median over rounds of how many times faster `mine` was."""
+    def ratio(self, case: Workload, mine: str, theirs: str) -> Spread | None:
+        """Return how many times faster `mine` was, over the rounds that have both."""
         rounds = zip(self.tokens_per_s[case, mine], self.tokens_per_s[case, theirs], strict=True)
         ratios = [ours / other for ours, other in rounds if ours and other]
-        return statistics.median(ratios) if ratios else None
+        return Spread.of(ratios) if ratios else None
+
+    def share(self, case: Workload, engine: str, per_gb: float) -> Spread | None:
+        """Return the share of what reading memory allowed, over the rounds that measured both.
+
+        per_gb  tokens a second that each GB/s allows
+        """
+        rates = [rate for rate in self.tokens_per_s[case, engine] if rate is not None]
+        reads = self.read_gb_per_s.get((case, engine), [])
+        if not reads:
+            return None
+        return Spread.of([rate / (per_gb * gb) for rate, gb in zip(rates, reads, strict=True)])
 
 
 def make_cases(
@@ -155,20 +185,35 @@ def max_error(config: Config, dtype: str, peer_error: float) -> float:
 
 
 def run_rounds(
-    engines: Sequence[peers.Engine], cases: Sequence[Workload], rounds: int, timeout_seconds: float
+    engines: Sequence[peers.Engine],
+    cases: Sequence[Workload],
+    rounds: int,
+    timeout_seconds: float,
+    read: Callable[[], float],
 ) -> Results:
-    """Every engine does every case once a round, in an order that turns round each time."""
+    """Every engine does every case once a round, in an order that turns round each time.
+
+    read  measures the GB/s of reading memory, before and after each decoding
+    """
     results = Results()
     for index in range(rounds):
         for case in cases:
+            before = read() if case.kind == "decode" else None
             for engine in engines if index % 2 == 0 else reversed(engines):
                 if results.tokens_per_s.get((case, engine.name), [0])[-1] is None:
                     results.fail(case, engine.name, results.notes[case, engine.name])
                     continue
                 try:
-                    results.add(case, engine.name, engine.measure(case, timeout_seconds))
+                    answer = engine.measure(case, timeout_seconds)
                 except peers.Unmeasured as reason:
                     results.fail(case, engine.name, str(reason))
+                    continue
+                if before is None:
+                    results.add(case, engine.name, answer)
+                    continue
+                after = read()
+                results.add(case, engine.name, answer, max(before, after))
+                before = after
             console.print(f"round {index + 1} of {rounds}: {case}", style="dim")
     return results
 
@@ -190,19 +235,25 @@ def make_rows(
             spread = results.spread(case, engine.name)
             pairs = results.softmax_seconds.get((case, engine.name), [])
             scale = 1.0 if engine.weight_bytes is None else engine.weight_bytes / stored_bytes
-            most = tokens_per_s_limit(configs[engine.name], case, limits, weight_scale=scale)
+            config = configs[engine.name]
+            most = tokens_per_s_limit(config, case, limits, weight_scale=scale)
+            per_gb = most / (limits.bytes_per_s / 1e9)
+            share = results.share(case, engine.name, per_gb)
             rows.append(
                 {
                     "case": asdict(case),
                     "engine": engine.name,
-                    "tokens_per_s": None if spread is None else asdict(spread),
+                    "weight_bits": engine.weight_bits or weight_bits(config),
+                    "tokens_per_s": _as_dict(spread),
                     "of_limit": None if spread is None else spread.median / most,
+                    "of_bandwidth": _as_dict(share),
                     "softmax_share": _median([softmax / whole for whole, softmax in pairs]),
                     "rest_seconds": _median(
                         [(whole - softmax) / case.num_tokens for whole, softmax in pairs]
                     ),
                     "ratios": {
-                        mine.name: results.ratio(case, mine.name, engine.name) for mine in ours
+                        mine.name: _as_dict(results.ratio(case, mine.name, engine.name))
+                        for mine in ours
                     },
                     "note": results.notes.get((case, engine.name), ""),
                 }
@@ -210,71 +261,22 @@ def make_rows(
     return rows
 
 
+def weight_bits(config: Config) -> int:
+    """Return the bits of a weight, scales not counted, as a checkpoint stores most of its own."""
+    rounded = config.quantization_config
+    if rounded is None:
+        return 8 * config.torch_dtype.itemsize
+    if isinstance(rounded, Fp8Config) or rounded.bits == "fp8":
+        return 8
+    return int(rounded.bits)
+
+
+def _as_dict(spread: Spread | None) -> dict[str, float] | None:
+    return None if spread is None else asdict(spread)
+
+
 def _median(values: Sequence[float]) -> float | None:
     return statistics.median(values) if values else None
-
-
-def print_table(rows: Sequence[dict[str, Any]], ours: Sequence[str], title: str) -> None:
-    """Tokens a second, and how many times faster each of ours was."""
-    table = Table(title=title)
-    for column in ("case", "engine"):
-        table.add_column(column)
-    for column in ("tokens/s", "low to high", "of limit", *(f"{name} / it" for name in ours)):
-        table.add_column(column, justify="right")
-    table.add_column("note")
-    previous = None
-    for row in rows:
-        case = Workload(**row["case"])
-        if previous not in (None, case):
-            table.add_section()
-        rates, share = row["tokens_per_s"], row["softmax_share"]
-        note = row["note"] if share is None else f"softmax layers {share:.0%} {row['note']}"
-        table.add_row(
-            str(case) if case != previous else "",
-            row["engine"],
-            *(
-                ("-", "-", "-")
-                if rates is None
-                else (
-                    f"{rates['median']:.1f}",
-                    f"{rates['low']:.1f} to {rates['high']:.1f}",
-                    f"{row['of_limit']:.0%}",
-                )
-            ),
-            *(_times(row["ratios"][name]) if name != row["engine"] else "" for name in ours),
-            note,
-        )
-        previous = case
-    print_wide(table)
-
-
-def print_depths(rows: Sequence[dict[str, Any]]) -> None:
-    """Print the time of a hybrid's decoded token at each depth: the softmax layers' attention, and
-    all the rest, which should stay as it was at the smallest depth."""
-    table = Table(title="one sequence at depth, milliseconds a token")
-    table.add_column("engine")
-    for column in ("depth", "in all", "softmax layers", "the rest", "of the first"):
-        table.add_column(column, justify="right")
-    first: dict[str, float] = {}
-    for row in rows:
-        case, rest = Workload(**row["case"]), row["rest_seconds"]
-        if case.kind != "decode" or not case.depth or rest is None:
-            continue
-        whole = rest / (1 - row["softmax_share"])
-        table.add_row(
-            row["engine"],
-            f"{case.depth:,}",
-            f"{whole * 1e3:.2f}",
-            f"{(whole - rest) * 1e3:.2f}",
-            f"{rest * 1e3:.2f}",
-            f"{rest / first.setdefault(row['engine'], rest):.2f}",
-        )
-    if first:
-        print_wide(table)
-
-
-def _times(ratio: float | None) -> str:
-    return "-" if ratio is None else f"{ratio:.2f}x"
 
 
 def _numbers(text: str) -> list[int]:
@@ -322,29 +324,27 @@ def main(
                     f"{folder} is not in float32 as the first folder runs, its logits can only be "
                     "checked beside transformers in bfloat16; or give --no-transformers"
                 )
-    labels = [f"fulmen {folder.resolve().name}" for folder in checkpoint]
-    if len(set(labels)) < len(labels):
-        raise typer.BadParameter(f"the names {', '.join(labels)} must differ")
+    if (llama_cpp is None) != (not gguf):
+        given, missing = ("--gguf", "--llama-cpp, its build folder")
+        if llama_cpp is not None:
+            given, missing = ("--llama-cpp", "--gguf, the model it runs")
+        raise typer.BadParameter(f"{given} is given without {missing}")
+    names = [f"fulmen {folder.resolve().name}" for folder in checkpoint]
+    if len(set(names)) < len(names):
+        raise typer.BadParameter(f"the names {', '.join(names)} must differ")
     ours = [
         peers.fulmen(
             folder,
             dtype=dtype if folder == first else None,
             threads=threads,
             chunk=chunk,
-            name=label,
+            name=own,
         )
-        for folder, label in zip(checkpoint, labels, strict=True)
+        for folder, own in zip(checkpoint, names, strict=True)
     ]
     others: list[peers.Engine] = []
     answers = {}
     with ExitStack() as stack:
-        if base is not None:
-            package = stack.enter_context(checked_out(base))
-            others.append(
-                peers.fulmen(
-                    first, dtype=dtype, threads=threads, chunk=chunk, package=package, name=base
-                )
-            )
         peer = truth = None
         if transformers:
             links = Path(stack.enter_context(TemporaryDirectory()))
@@ -353,14 +353,20 @@ def main(
                 for kind in (name, "float32")
             )
             others.append(peer)
-        for file in gguf or ():
-            if llama_cpp is None:
-                raise typer.BadParameter("--gguf is given without --llama-cpp, its build folder")
-            bench = peers.find_tool(llama_cpp, "llama-bench")
-            others.append(peers.LlamaCpp(bench, file, threads=threads, ubatch=llama_ubatch))
+        if llama_cpp is not None:
+            for file in gguf or ():
+                others.append(peers.LlamaCpp(llama_cpp, file, threads=threads, ubatch=llama_ubatch))
         if vllm_python is not None:
             folder = first if vllm_checkpoint is None else vllm_checkpoint
             others.append(peers.vllm_cpu(vllm_python, folder, dtype=name, threads=threads))
+        if base is not None:  # last, for its kernels are built first
+            package = stack.enter_context(checked_out(base))
+            others.insert(
+                0,
+                peers.fulmen(
+                    first, dtype=dtype, threads=threads, chunk=chunk, package=package, name=base
+                ),
+            )
         engines: list[peers.Engine] = [*ours, *others]
         for engine in engines:
             stack.callback(engine.close)
@@ -385,13 +391,23 @@ def main(
                 sys.exit(1)
         dtypes = list(dict.fromkeys(own.torch_dtype for own in folders))
         before = measure_limits(threads, dtypes)
-        results = run_rounds(engines, cases, rounds, timeout)
+        settings = dict(zip(names, folders, strict=True))
+        setup = print_setup(threads, settings, read_gb_per_s=before.read_gb_per_s)
+        results = run_rounds(
+            engines,
+            cases,
+            rounds,
+            timeout,
+            read=lambda: max(measure_read_rates(threads).values()),
+        )
         limits = before.best(measure_limits(threads, dtypes))
     # A foreign file's weights are scaled from the first folder's.
     configs = {engine.name: config for engine in others}
-    configs |= {engine.name: own for engine, own in zip(ours, folders, strict=True)}
+    configs |= settings
     rows = make_rows(configs, cases, engines, ours, results, limits, peers.folder_bytes(first))
-    print_table(rows, [engine.name for engine in ours], f"{first}, {name}, {threads} threads")
+    labels = {engine: label(engine, own) for engine, own in settings.items()}
+    print_table(rows, labels, f"{first}, {name}, {threads} threads")
+    print_same_bits(rows, labels)
     print_depths(rows)
     print_wide(limits_table(limits))
     print_json(
@@ -400,7 +416,7 @@ def main(
             "checkpoint": str(first),
             "dtype": name,
             "shapes": {key: value for key, value in config.to_dict().items() if type(value) is int},
-            "threads": threads,
+            **setup,
             "rounds": rounds,
             "limits": asdict(limits),
             "correctness": answers,

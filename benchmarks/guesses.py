@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from measure import ROOT, console, print_json, print_wide, run, step
+from measure import ROOT, console, label, print_json, print_setup, print_wide, run, step
 from rich.table import Table
 
 from fulmen.bench import Spread, until_steady, use_threads
@@ -176,6 +176,8 @@ def main(
     counts = sorted({int(part) for part in drafts.split(",")})
     use_threads(threads)
     llm = LLM.load(model, engine_config=EngineConfig(max_num_seqs=1))
+    config = llm.engine.model.config
+    setup = print_setup(threads, {model: config})
     engines = {
         count: Engine(llm.engine.model, EngineConfig(max_num_seqs=1, num_draft_tokens=count))
         for count in counts
@@ -183,15 +185,15 @@ def main(
     questions = make_questions(llm, new_tokens)
     check_answers(engines, questions)
     rows = measure(engines, questions, rounds)
-    print_table(rows, f"{model}, answers of {new_tokens} tokens, {threads} threads")
-    config = llm.engine.model.config
+    title = label(model, config)
+    print_table(rows, f"{title}, answers of {new_tokens} tokens, {threads} threads")
     print_json(
         "guesses",
         {
             "model": model,
             "dtype": str(config.torch_dtype).removeprefix("torch."),
             "shapes": {key: value for key, value in config.to_dict().items() if type(value) is int},
-            "threads": threads,
+            **setup,
             "rounds": rounds,
             "new_tokens": new_tokens,
             "prompt_lengths": {name: len(asked.prompt_ids) for name, asked in questions.items()},

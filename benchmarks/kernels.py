@@ -23,7 +23,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from measure import console, print_json, print_wide, python_command, run
+from measure import console, print_json, print_setup, print_wide, python_command, run
 from rich.table import Table
 
 from fulmen.bench import (
@@ -179,6 +179,7 @@ def main(
         raise ValueError("there are no kernels to measure, see above")
     use_threads(threads)
     before = measure_limits(threads)
+    setup = print_setup(threads, {}, read_gb_per_s=before.read_gb_per_s)
     results: dict[Op, tuple[float, dict[str, list[float]]]] = {}
     with ExitStack() as stack:
         other = None
@@ -211,8 +212,7 @@ def main(
         rows.append(described | {"error": error, "times": times, "others": spreads})
     print_table(rows, f"kernels, {limits.isa}, {threads} threads")
     print_wide(limits_table(limits))
-    head = {"threads": threads, "rounds": rounds, "limits": asdict(limits)}
-    print_json("kernels", {**head, "results": rows})
+    print_json("kernels", {**setup, "rounds": rounds, "limits": asdict(limits), "results": rows})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """llama.cpp's llama-server with continuous batching, asked over HTTP as its users do.
 
 It needs the target llama-server in the build folder, and a GGUF with a vocabulary, as
-`peers.write_gguf` makes it. Prompts are sent as token ids, every token comes back as an event. A
+`gguf_files.py` makes it. Prompts are sent as token ids, every token comes back as an event. A
 server is started for each measurement: it has as many slots as there are requests, each with room
 for the longest.
 """
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from arrivals import Trace
-from peers import LOAD_SECONDS, Unmeasured
+from peers import LOAD_SECONDS, Unmeasured, gguf_bits
 from worker import WARMUP_NEW, WARMUP_PROMPT
 
 from fulmen.bench import until_steady
@@ -36,6 +36,7 @@ class LlamaServer:
     """
 
     def __init__(self, tool: Path, file: Path, *, threads: int, ubatch: int = 2048) -> None:
+        gguf_bits(file)  # so that a file it cannot read is told before anything is measured
         self.name = f"llama-server {file.stem.rpartition('-')[2]}"
         self._command = [
             *(str(tool), "-m", str(file), "--host", HOST, "--offline", "--no-ui"),

