@@ -328,7 +328,7 @@ def main(
         given, missing = ("--gguf", "--llama-cpp, its build folder")
         if llama_cpp is not None:
             given, missing = ("--llama-cpp", "--gguf, the model it runs")
-        raise typer.BadParameter(f"{given} is given without {missing}")
+        raise ValueError(f"{given} is given without {missing}")
     names = [f"fulmen {folder.resolve().name}" for folder in checkpoint]
     if len(set(names)) < len(names):
         raise typer.BadParameter(f"the names {', '.join(names)} must differ")

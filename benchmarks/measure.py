@@ -31,7 +31,7 @@ from fulmen.quantize import parse_packed
 console = Console(stderr=True)
 ROOT = Path(__file__).resolve().parent.parent
 
-TABLE_WIDTH = 128
+TABLE_WIDTH = 180
 START_SECONDS = 120.0
 """Longest time in which a tool may tell its version, and a Python import an engine."""
 

@@ -33,6 +33,7 @@ from measure import python_command, why_not_started
 
 from fulmen.bench import Workload
 from fulmen.checkpoints import read_config
+from fulmen.checkpoints.gguf_file import read_gguf_file
 from fulmen.models import M1Config
 
 WORKER = Path(__file__).resolve().parent / "worker.py"
@@ -367,13 +368,11 @@ def find_tool(build: Path, tool: str) -> Path:
 def gguf_bits(file: Path) -> int:
     """Return the bits of a weight, scales not counted, that a GGUF says most of its tensors have;
     raise a ValueError unless it can be read."""
-    try:
-        kind = gguf.GGUFReader(file).get_field("general.file_type")
-        name = None if kind is None else gguf.LlamaFileType(kind.contents()).name
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise ValueError(f"{file} cannot be read as a GGUF: {why.lower()}") from None
-    found = None if name is None else re.search(r"\d+", name)  # as in MOSTLY_Q4_0, ALL_F32
+    if not file.is_file():
+        raise ValueError(f"{file} is missing, gguf_files.py makes such a file")
+    kind = read_gguf_file(file).get("general.file_type", int)
+    names = {known.value: known.name for known in gguf.LlamaFileType}
+    found = re.search(r"\d+", names.get(kind, ""))  # as in MOSTLY_Q4_0, ALL_F32
     if found is None:
-        raise ValueError(f"{file} has general.file_type {name}, which tells no bits of a weight")
+        raise ValueError(f"{file} has general.file_type {kind}, which tells no bits of a weight")
     return int(found[0])

@@ -315,7 +315,7 @@ def main(
     if not 0 < min_prompt <= max_prompt or min(counts) < 1:
         raise typer.BadParameter("prompts must be 1 <= min-prompt <= max-prompt, requests positive")
     if gguf and llama_cpp is None:
-        raise typer.BadParameter("--gguf is given without --llama-cpp, its build folder")
+        raise ValueError("--gguf is given without --llama-cpp, its build folder")
     configs = [read_config(folder) for folder in checkpoint]
     config = configs[0]
     names = [f"fulmen {folder.resolve().name}" for folder in checkpoint]
@@ -329,7 +329,7 @@ def main(
     others: list[Server] = []
     if llama_cpp is not None:
         if not gguf:
-            raise typer.BadParameter("--llama-cpp is given without --gguf, the model it runs")
+            raise ValueError("--llama-cpp is given without --gguf, the model it runs")
         tool = peers.find_tool(llama_cpp, "llama-server")
         others += [LlamaServer(tool, file, threads=threads, ubatch=llama_ubatch) for file in gguf]
     if vllm_python is not None:
