@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from importlib import import_module
 from itertools import pairwise, product
 from pathlib import Path
@@ -93,7 +93,7 @@ def test_any_other_setting_is_not_the_default(bits: str, measure: ModuleType) ->
     found = 0
     for name, value in product(names, (None, 8, 16, 32, 64, 128)):
         try:
-            other = replace(usual, **{name: value})
+            other = PackedConfig(**{**asdict(usual), name: value})
         except ValueError:
             continue
         if other != usual:
