@@ -369,7 +369,7 @@ def measure_requests(
     warms_up: bool,
 ) -> dict[str, Any]:
     """Serve requests, once short ones, all at a time, take the same time twice."""
-    model.begin(max_num_seqs, max_model_len)
+    model.begin(max_num_seqs, max(max_model_len, WARMUP_PROMPT + WARMUP_NEW))
     if warms_up:
         model.touch()
 
