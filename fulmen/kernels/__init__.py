@@ -2,6 +2,13 @@
 
 from fulmen.kernels.attention import attend, softmax_attention
 from fulmen.kernels.backends import backend_for
+from fulmen.kernels.codebook import (
+    Codebook,
+    codebook_columns,
+    codebook_values,
+    nearest_codes,
+    search_codebook,
+)
 from fulmen.kernels.cpu import (
     CallTimes,
     Program,
@@ -40,6 +47,7 @@ __all__ = [
     "REVISION",
     "Activation",
     "CallTimes",
+    "Codebook",
     "ExpertWeights",
     "HeadOutput",
     "KVPages",
@@ -55,6 +63,8 @@ __all__ = [
     "attend",
     "backend_for",
     "built_sets",
+    "codebook_columns",
+    "codebook_values",
     "concatenate",
     "embed",
     "gated_norm",
@@ -63,6 +73,7 @@ __all__ = [
     "linear",
     "mixture_of_experts",
     "native",
+    "nearest_codes",
     "numerics",
     "pack",
     "pack_codebook4",
@@ -76,6 +87,7 @@ __all__ = [
     "rotary_angles",
     "rotate",
     "route",
+    "search_codebook",
     "set_num_threads",
     "shadowed_install",
     "softmax_attention",

@@ -27,6 +27,10 @@ class Backend(Protocol):
 
     def pack(self, weight: Tensor) -> PackedMatrix: ...
 
+    def search_codebook(
+        self, weight: Tensor, columns: Tensor, group: int
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
+
     def embed(self, input_ids: Tensor, weight: Tensor) -> Tensor: ...
 
     def linear(

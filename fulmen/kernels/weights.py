@@ -255,14 +255,14 @@ def _unpack(data: Tensor, format: WeightFormat, n: int, k: int, group: int) -> T
             codes = _codes(groups[..., : 8 * group], blocks, wide // group)
             values = codes.float() * scales + offsets
         case WeightFormat.CODEBOOK4:
-            groups = wide // group
-            runs, missing = -(-groups // RUN), -groups % RUN * group * LANES // 2
+            count = wide // group
+            runs, missing = -(-count // RUN), -count % RUN * group * LANES // 2
             of_runs = F.pad(rows[:, :-64], (0, missing)).view(blocks, runs, -1)
-            both = of_runs[:, :, : RUN * LANES].reshape(blocks, -1)[:, : groups * LANES]
+            both = of_runs[:, :, : RUN * LANES].reshape(blocks, -1)[:, : count * LANES]
             both = both.contiguous().view(torch.int8)
             nibbles = of_runs[:, :, RUN * LANES :].reshape(blocks, -1)[:, : 8 * wide]
-            codes = _codes(nibbles, blocks, groups)
-            both = both.view(blocks, groups, 1, LANES, 1)
+            codes = _codes(nibbles, blocks, count)
+            both = both.view(blocks, count, 1, LANES, 1)
             levels = torch.tensor(LEVELS, dtype=torch.float32, device=data.device)[codes.int()]
             zeros = torch.tensor(ZEROS, dtype=torch.float32, device=data.device)[both.int() & 3]
             columns = rows[:, -64:].contiguous().view(torch.float32).view(blocks, 1, 1, LANES, 1)

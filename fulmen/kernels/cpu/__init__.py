@@ -2,6 +2,7 @@
 
 from fulmen.kernels.cpu.attention import attend, softmax_attention
 from fulmen.kernels.cpu.call_times import CallTimes, StageTimes, time_calls
+from fulmen.kernels.cpu.codebook import search_codebook
 from fulmen.kernels.cpu.embedding import embed
 from fulmen.kernels.cpu.experts import mixture_of_experts, route, train_experts
 from fulmen.kernels.cpu.extension import (
@@ -45,6 +46,7 @@ __all__ = [
     "rotary_angles",
     "rotate",
     "route",
+    "search_codebook",
     "set_num_threads",
     "shadowed_install",
     "softmax_attention",

@@ -192,6 +192,7 @@ static inline F dpbf16_ps(F sum, W x, W y) {
 #define _mm512_loadu_si512 simde_mm512_loadu_si512
 #define _mm512_madd_epi16 simde_mm512_madd_epi16
 #define _mm512_maddubs_epi16 simde_mm512_maddubs_epi16
+#define _mm512_mask_add_epi32 simde_mm512_mask_add_epi32
 #define _mm512_mask_blend_ps simde_mm512_mask_blend_ps
 #define _mm512_mask_mov_epi16 simde_mm512_mask_mov_epi16
 #define _mm512_mask_or_epi32 simde_mm512_mask_or_epi32
@@ -203,6 +204,7 @@ static inline F dpbf16_ps(F sum, W x, W y) {
 #define _mm512_mul_ps simde_mm512_mul_ps
 #define _mm512_or_si512 simde_mm512_or_si512
 #define _mm512_permutexvar_epi32 simde_mm512_permutexvar_epi32
+#define _mm512_permutexvar_ps simde_mm512_permutexvar_ps
 #define _mm512_reduce_add_ps emulated::reduce_add_ps
 #define _mm512_reduce_max_ps emulated::reduce_max_ps
 #define _mm512_roundscale_ps simde_mm512_roundscale_ps

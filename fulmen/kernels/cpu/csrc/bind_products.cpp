@@ -36,6 +36,11 @@ void read_fields(Arguments& read, PackArgs& args) {
   READ_FIELDS(read, args, source, source_dtype, row_stride, column_stride, w, out)
 }
 
+void read_fields(Arguments& read, CodebookArgs& args) {
+  READ_FIELDS(read, args, weight, rows, width, row_stride, column_stride, group, columns, codes,
+              scales, zeros)
+}
+
 void read_fields(Arguments& read, HeadArgs& args) {
   READ_FIELDS(read, args, x, x_dtype, rows, x_stride, w, input_bits, targets, top_k, logsumexp,
               target_logits, top_logits, top_ids)
@@ -109,6 +114,7 @@ void bind_products(nb::module_& m) {
   bind(m, "linear", &Kernels::linear);
   bind(m, "activation_backward", &Kernels::activation_backward);
   bind(m, "pack", &Kernels::pack);
+  bind(m, "codebook", &Kernels::codebook);
   m.def("head", [](nb::kwargs given) {
     const HeadArgs args = arguments_of<HeadArgs>(given);
     submit("head", args.w.data, [args] {

@@ -5,6 +5,7 @@
 //
 #include "attention.h"
 #include "attention_backward.h"
+#include "codebook.h"
 #include "experts.h"
 #include "experts_backward.h"
 #include "head.h"
@@ -22,6 +23,7 @@ static const fulmen::Kernels table = {
     linear,
     activation_backward,
     pack,
+    codebook,
     norm,
     norm_backward,
     route,

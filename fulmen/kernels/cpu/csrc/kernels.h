@@ -74,6 +74,18 @@ struct PackArgs {
   uint8_t* out;
 };
 
+// Rounds a matrix (rows, width) to codebook4: of every group of inputs a scale, a zero point and
+// the codes. The scales of the columns, one a row of the matrix, are given.
+struct CodebookArgs {
+  const float* weight;
+  int64_t rows, width, row_stride, column_stride;
+  int group;             // at most 128
+  const float* columns;  // (rows,)
+  uint8_t* codes;        // (rows, width)
+  int8_t* scales;        // (rows, groups)
+  uint8_t* zeros;        // (rows, groups), numbers of zero points
+};
+
 // out = weight * x / sqrt(mean(x^2) + eps), row by row. With a branch, x becomes first
 // alpha x + beta branch, kept in stream; with a gate, out is multiplied by its sigmoid.
 struct NormArgs {
@@ -207,6 +219,7 @@ struct Kernels {
   void (*linear)(const LinearArgs&);
   void (*activation_backward)(const ActivationBackwardArgs&);
   void (*pack)(const PackArgs&);
+  void (*codebook)(const CodebookArgs&);
   void (*norm)(const NormArgs&);
   void (*norm_backward)(const NormBackwardArgs&);
   void (*route)(const RouteArgs&);

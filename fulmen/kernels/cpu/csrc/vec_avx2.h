@@ -244,5 +244,31 @@ static inline Pairs load_fp8(const void* p) {
   }
   return {halves[0], halves[1]};
 }
+struct Table {
+  __m256 low, high;
+};
+static inline Table load_table(const float* p) {
+  return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)};
+}
+static inline V pick_low(const Table& table, I i) {
+  return {_mm256_permutevar8x32_ps(table.low, i.a), _mm256_permutevar8x32_ps(table.low, i.b)};
+}
+static inline V pick_high(const Table& table, I i) {
+  return {_mm256_permutevar8x32_ps(table.high, i.a), _mm256_permutevar8x32_ps(table.high, i.b)};
+}
+static inline __m256 pick8(const Table& table, __m256i i) {
+  // Bit 3 of the number, as a sign, chooses the half.
+  return _mm256_blendv_ps(_mm256_permutevar8x32_ps(table.low, i),
+                          _mm256_permutevar8x32_ps(table.high, i),
+                          _mm256_castsi256_ps(_mm256_slli_epi32(i, 28)));
+}
+static inline V pick(const Table& table, I i) { return {pick8(table, i.a), pick8(table, i.b)}; }
+static inline __m256i twice_plus_reached8(__m256i n, __m256 x, __m256 limit) {
+  const __m256i reached = _mm256_castps_si256(_mm256_cmp_ps(x, limit, _CMP_GE_OQ));  // -1 or 0
+  return _mm256_sub_epi32(_mm256_add_epi32(n, n), reached);
+}
+static inline I twice_plus_reached(I n, V x, V limit) {
+  return {twice_plus_reached8(n.a, x.a, limit.a), twice_plus_reached8(n.b, x.b, limit.b)};
+}
 
 }  // namespace ISA

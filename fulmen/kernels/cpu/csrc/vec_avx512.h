@@ -190,5 +190,20 @@ static inline V odd(Pairs a) {
   return {_mm512_castsi512_ps(_mm512_and_si512(a.x, _mm512_set1_epi32(int32_t(0xffff0000))))};
 }
 static inline void store_pairs(void* p, Pairs a) { _mm512_storeu_si512(p, a.x); }
+// 16 floats, looked up by their numbers
+struct Table {
+  __m512 x;
+};
+static inline Table load_table(const float* p) { return {_mm512_loadu_ps(p)}; }
+static inline V pick(const Table& table, I i) { return {_mm512_permutexvar_ps(i.x, table.x)}; }
+// the same for numbers below 8, and from 8
+static inline V pick_low(const Table& table, I i) { return pick(table, i); }
+static inline V pick_high(const Table& table, I i) { return pick(table, i); }
+// 2 n + 1 where x >= limit, else 2 n
+static inline I twice_plus_reached(I n, V x, V limit) {
+  const __m512i twice = _mm512_add_epi32(n.x, n.x);
+  const __mmask16 reached = _mm512_cmp_ps_mask(x.x, limit.x, _CMP_GE_OQ);
+  return {_mm512_mask_add_epi32(twice, reached, twice, _mm512_set1_epi32(1))};
+}
 
 }  // namespace ISA
