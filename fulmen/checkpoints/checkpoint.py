@@ -213,8 +213,10 @@ class Checkpoint:
             case PackedConfig(bits="fp8"):
                 kind = "e4m3 in blocks of 128 x 128, packed for the CPU"
             case PackedConfig() as packed:
+                levels = " on the levels of a codebook" if packed.levels == "codebook" else ""
                 kind = (
-                    f"{packed.bits} bits in groups of {packed.group_size}, packed for the CPU; "
+                    f"{packed.bits} bits{levels} in groups of {packed.group_size}, packed for the "
+                    "CPU; "
                     f"inputs are rounded to {packed.input_bits} bits"
                 )
             case Fp8Config(weight_block_size=(rows, columns)):

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _FLAGS: Final = {
     "bits": "--bits",
+    "levels": "--levels",
     "group_size": "--group-size",
     "input_bits": "--input-bits",
     "head_bits": "--head-bits",
@@ -47,6 +48,10 @@ fulmen models show m2-int4                                 see what was lost
 """)
 
 
+def _parse_head_bits(text: str) -> int:
+    return 16 if text == "none" else parse_whole(text)
+
+
 def quantize(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help=MODEL_HELP, autocompletion=completion.models)
@@ -60,6 +65,13 @@ def quantize(
     bits: Annotated[
         Literal["8", "4", "fp8"], typer.Option(help="Bits of attention and expert weights.")
     ] = "8",
+    levels: Annotated[
+        Literal["even", "codebook"] | None,
+        typer.Option(
+            help="Levels of 4-bit weights: codebook, denser where more weights are, or even, "
+            "which loses nothing of a Q4_1 GGUF. Default: codebook.",
+        ),
+    ] = None,
     calibrate: Annotated[
         Path | None,
         typer.Option(
@@ -76,18 +88,26 @@ def quantize(
         typer.Option(
             metavar="INTEGER",
             parser=or_none(parse_whole),
-            help="Weights that share a scale: 32, 64 or 128. Default: 32, with fp8 128.",
+            help="Weights that share a scale: 32, 64 or 128. Default: 32 with 4 bits, 64 with 8, "
+            "128 with fp8.",
         ),
     ] = None,
     input_bits: Annotated[
-        int, typer.Option(help="Bits of inputs as the model runs: 16, or 8, faster; not with fp8.")
-    ] = 16,
-    head_bits: Annotated[
         int | None,
         typer.Option(
             metavar="INTEGER",
             parser=or_none(parse_whole),
-            help="8 rounds the head too; none keeps it as it is. Default: none.",
+            help="Bits of inputs as the model runs: 8, faster, or 16. Default: 8 with the "
+            "codebook, else 16.",
+        ),
+    ] = None,
+    head_bits: Annotated[
+        str | None,
+        typer.Option(
+            metavar="INTEGER",
+            parser=checked(_parse_head_bits),
+            help="8 rounds the head too; 16 or none keeps it as it is. Default: 8; 16 with fp8 or "
+            "even levels of 4 bits.",
         ),
     ] = None,
     dtype: Annotated[
@@ -129,7 +149,11 @@ def quantize(
 
     try:
         packed = parse_packed(
-            bits=bits, group_size=group_size, input_bits=input_bits, head_bits=head_bits
+            bits=bits,
+            levels=levels,
+            group_size=group_size,
+            input_bits=input_bits,
+            head_bits=None if head_bits is None else _parse_head_bits(head_bits),
         )
     except ValueError as error:
         raise ValueError(in_flags(str(error), _FLAGS)) from None

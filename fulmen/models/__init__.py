@@ -27,6 +27,7 @@ from fulmen.models.packed import Packed
 from fulmen.models.quantization import (
     FOREIGN_QUANTIZATION,
     GROUP_SIZES,
+    ROUNDED_AS,
     Bits,
     Fp8Config,
     PackedConfig,
@@ -43,6 +44,7 @@ __all__ = [
     "GROUP_SIZES",
     "M1",
     "M2",
+    "ROUNDED_AS",
     "Bits",
     "Cache",
     "CausalLM",

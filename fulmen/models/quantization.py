@@ -64,11 +64,13 @@ class Fp8Config:
 Bits = int | str
 """Width of packed weights: 8 or 4 bits in groups of inputs, or "fp8": e4m3 in blocks."""
 
-FORMATS: Final[Mapping[Bits, WeightFormat]] = {
-    8: WeightFormat.INT8,
-    4: WeightFormat.INT4,
-    "fp8": WeightFormat.FP8,
+FORMATS: Final[Mapping[tuple[Bits, str], WeightFormat]] = {
+    (8, "even"): WeightFormat.INT8,
+    (4, "even"): WeightFormat.INT4,
+    (4, "codebook"): WeightFormat.CODEBOOK4,
+    ("fp8", "even"): WeightFormat.FP8,
 }
+"""Formats of matrices by `bits` and `levels`."""
 
 GROUP_SIZES: Final = (32, 64, 128)
 """Numbers of inputs that may share a scale, as the kernels take them."""
@@ -96,6 +98,8 @@ class PackedConfig:
 
     bits: Bits
     """8, 4 or "fp8"."""
+    levels: str = "even"
+    """"even", or for 4 bits "codebook": 16 levels that are denser where more weights are."""
     group_size: int
     """Inputs that share a scale; 128 for fp8, whose scales are for 128 x 128 weights."""
     input_bits: int = 16
@@ -105,7 +109,8 @@ class PackedConfig:
 
     def __post_init__(self) -> None:
         for name, known in (
-            ("bits", tuple(FORMATS)),
+            ("bits", tuple(dict.fromkeys(bits for bits, _ in FORMATS))),
+            ("levels", ("even", "codebook")),
             ("group_size", GROUP_SIZES[-1:] if self.bits == "fp8" else GROUP_SIZES),
             ("input_bits", (8, 16)),
             ("head_bits", (None, 8)),
@@ -114,6 +119,10 @@ class PackedConfig:
             if value not in known or isinstance(value, bool):
                 options = " or ".join("absent" if x is None else str(x) for x in known)
                 raise ValueError(f"{name} is {reprlib.repr(value)}, it must be {options}")
+        if (self.bits, self.levels) not in FORMATS:
+            raise ValueError(
+                f"levels is {self.levels}, it must be even: only weights of 4 bits have a codebook"
+            )
         if self.bits == "fp8" and self.head_bits is None and self.input_bits != 16:
             raise ValueError(
                 f"input_bits is {self.input_bits}, it must be 16: fp8 weights meet inputs as they "
@@ -124,7 +133,8 @@ class PackedConfig:
         """Return the format that a module's matrix is packed in; None if it is stored as it is."""
         if module == "lm_head":
             return None if self.head_bits is None else WeightFormat.INT8
-        return FORMATS[self.bits] if module.rpartition(".")[2] in PACKED_MODULES else None
+        is_packed = module.rpartition(".")[2] in PACKED_MODULES
+        return FORMATS[self.bits, self.levels] if is_packed else None
 
     def packed_shape(self, format: WeightFormat, shape: tuple[int, int]) -> tuple[int, int]:
         """Return the stored shape of an (N, K) matrix: (blocks of 16 columns, bytes of a block)."""
@@ -132,12 +142,22 @@ class PackedConfig:
         return blocks, packed_bytes(format, *shape, self.group_size) // blocks
 
     def to_dict(self) -> dict[str, object]:
-        """Return the fields as config.json holds them."""
+        """Return the fields as config.json holds them; without levels where they are even, as
+        files had it before there were others."""
         given = {name: value for name, value in asdict(self).items() if value is not None}
+        if self.levels == "even":
+            del given["levels"]
         return {"quant_method": PACKED_METHOD, **given}
 
 
 QuantizationConfig = Fp8Config | PackedConfig
+
+ROUNDED_AS: Final[Mapping[Bits, PackedConfig]] = {
+    8: PackedConfig(bits=8, group_size=64, head_bits=8),
+    4: PackedConfig(bits=4, levels="codebook", group_size=32, input_bits=8, head_bits=8),
+    "fp8": PackedConfig(bits="fp8", group_size=128),
+}
+"""Formats that `fulmen quantize` writes unless it is told more than the bits."""
 
 
 _FOREIGN: Final[Mapping[str, str]] = {
@@ -276,6 +296,7 @@ def _take_packed(given: Fields) -> PackedConfig:
     is_fp8 = given.peek("bits") == "fp8"
     return PackedConfig(
         bits=given.take("bits", str) if is_fp8 else given.take("bits", int),
+        levels=given.take("levels", str, "even"),
         group_size=given.take("group_size", int),
         input_bits=given.take("input_bits", int),
         head_bits=given.take_optional("head_bits", int),

@@ -27,10 +27,18 @@ from torch import Tensor
 from fulmen.catalog import OnProgress
 from fulmen.checkpoints import CONFIG, INDEX, SINGLE, Checkpoint, read_metadata
 from fulmen.files import parse_json, read_json, replacing, write_text
-from fulmen.models import Bits, Config, Fp8Config, PackedConfig, TensorSpec, is_harmless
+from fulmen.models import (
+    ROUNDED_AS,
+    Bits,
+    Config,
+    Fp8Config,
+    PackedConfig,
+    TensorSpec,
+    is_harmless,
+)
 from fulmen.quantize.calibration import MIN_TOKENS, Calibration
 from fulmen.quantize.container import in_file_order, num_bytes, write_container
-from fulmen.quantize.rounding import FP8_BLOCK, Rounded, check_rounded, round_rows
+from fulmen.quantize.rounding import Rounded, check_rounded, round_rows
 
 RECORD: Final = ".quantize.json"
 """File in the output folder with the settings and the source that a run must continue with."""
@@ -38,8 +46,8 @@ RECORD: Final = ".quantize.json"
 REPORT: Final = "quality.json"
 """File with measurements of the result; a source's own is not copied."""
 
-DEFAULT_GROUP_SIZES: Final[Mapping[Bits, int]] = {8: 32, 4: 32, "fp8": FP8_BLOCK[1]}
-"""Group sizes by bits; docs/quantization.md tells what each costs and saves."""
+_EVEN4: Final = PackedConfig(bits=4, group_size=32)
+"""Format of 4 bits with even levels, as a Q4_1 GGUF has them: it comes back as it was."""
 
 _COPIED: Final = ("*.json", "*.jinja", "*.txt", "*.md", "*.model", "LICENSE*")
 """Files that go from the source's folder to the output as they are."""
@@ -248,7 +256,8 @@ def _record(
 
 
 def _check_begun(out: Path, record: Mapping[str, object]) -> None:
-    before = read_json(out / RECORD)
+    # A run that began before there was a choice of levels names none.
+    before = {"levels": "even", **read_json(out / RECORD)}
     for name, value in record.items():
         if before.get(name) != value:
             raise ValueError(
@@ -376,17 +385,25 @@ def _errors_of(file: Path) -> dict[str, float]:
 def parse_packed(
     *,
     bits: str,
+    levels: str | None = None,
     group_size: int | None = None,
-    input_bits: int = 16,
+    input_bits: int | None = None,
     head_bits: int | None = None,
 ) -> PackedConfig:
-    """Return the format of `bits`, which is 8, 4 or fp8, with its default group size."""
+    """Return the format of `bits`, which is 8, 4 or fp8; what is not given is as suits it.
+
+    head_bits   8, or 16 for a head that stays as it is
+    """
     kind: Bits = int(bits) if bits.isdecimal() else bits
-    if kind not in DEFAULT_GROUP_SIZES:
-        raise ValueError(f"bits is {bits}, it must be {' or '.join(map(str, DEFAULT_GROUP_SIZES))}")
+    if kind not in ROUNDED_AS:
+        raise ValueError(f"bits is {bits}, it must be {' or '.join(map(str, ROUNDED_AS))}")
+    if head_bits not in (None, 8, 16):
+        raise ValueError(f"head_bits is {head_bits}, it must be 8 or 16")
+    usual = _EVEN4 if (kind, levels) == (4, "even") else ROUNDED_AS[kind]
     return PackedConfig(
         bits=kind,
-        group_size=DEFAULT_GROUP_SIZES[kind] if group_size is None else group_size,
-        input_bits=input_bits,
-        head_bits=head_bits,
+        levels=usual.levels if levels is None else levels,
+        group_size=usual.group_size if group_size is None else group_size,
+        input_bits=usual.input_bits if input_bits is None else input_bits,
+        head_bits={None: usual.head_bits, 8: 8, 16: None}[head_bits],
     )

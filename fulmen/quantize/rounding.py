@@ -1,9 +1,11 @@
 """Weights rounded to 8 or 4 bits, or to e4m3, with the scales that lose least.
 
-A group of inputs shares a scale (8 bits), or a scale and an offset (4 bits). The scales are
-searched: several ranges are tried, each is fitted to its codes by least squares, and the one with
-the smallest squared error is taken. The full range is always among the candidates, so weights that
-were rounded to such groups before (a Q8_0 or Q4_1 GGUF) come back unchanged.
+A group of inputs shares a scale (8 bits, and 4 bits with the levels of a codebook), or a scale and
+an offset (4 bits with even levels). The scales are searched: several ranges are tried, and the one
+with the smallest squared error is taken. Even levels are fitted to their codes by least squares,
+and the full range is always among the candidates, so weights that were rounded to such groups
+before (a Q8_0 or Q4_1 GGUF) come back unchanged. The search for the codebook is in
+`fulmen/kernels/codebook.py`.
 
 Groups lie side by side, (group, M), so that every step of the search works on whole rows of memory.
 """
@@ -19,7 +21,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fulmen.kernels import PackedMatrix, WeightFormat, pack_fp8, pack_int4, pack_int8
+from fulmen.kernels import (
+    PackedMatrix,
+    WeightFormat,
+    codebook_columns,
+    codebook_values,
+    nearest_codes,
+    pack_codebook4,
+    pack_fp8,
+    pack_int4,
+    pack_int8,
+    search_codebook,
+)
 
 CHUNK_ELEMENTS: Final = 2**18
 """Number of weights that are rounded, packed and compared at a time."""
@@ -75,6 +88,33 @@ class Grid:
     def values(self, codes: Tensor) -> Tensor:
         """Return the values of codes, (..., M) -> (..., M) float32."""
         return torch.addcmul(self.offset, codes, self.scale)
+
+
+@dataclass(frozen=True, slots=True)
+class CodebookGrid:
+    """Values that the weights of M groups may take: column * scale * (level - zero)."""
+
+    columns: Tensor
+    """(M,) float32"""
+    scales: Tensor
+    """(M,) int8"""
+    zeros: Tensor
+    """(M,) uint8, numbers of zero points"""
+
+    def codes(self, x: Tensor) -> Tensor:
+        """Return the codes nearest to x, (..., M) -> (..., M) uint8."""
+        return nearest_codes(x, self.columns, self.scales, self.zeros)
+
+    def values(self, codes: Tensor) -> Tensor:
+        """Return the values of codes, (..., M) -> (..., M) float32."""
+        return codebook_values(codes, self.columns, self.scales, self.zeros)
+
+
+def find_codebook_grid(x: Tensor, columns: Tensor) -> CodebookGrid:
+    """Find scales and zero points with the smallest error on x (group, M) float32, where the scales
+    of the outputs, columns (M,), are fixed."""
+    _, scales, zeros = search_codebook(x.t(), columns, len(x))
+    return CodebookGrid(columns, scales[:, 0], zeros[:, 0])
 
 
 def find_grid(x: Tensor, format: WeightFormat) -> Grid:
@@ -197,8 +237,8 @@ def check_rounded(name: str, squared_error: float, squared_norm: float) -> None:
         )
     if not math.isfinite(squared_error):
         raise ValueError(
-            f"{name} holds values too large for 4 bits, whose scales and offsets are float16; "
-            "8 bits can hold them"
+            f"{name} holds values too large for 4 bits with even levels, whose scales and offsets "
+            "are float16; 8 bits and the levels of the codebook can hold them"
         )
 
 
@@ -214,6 +254,12 @@ def round_int8(weight: Tensor, group: int) -> PackedMatrix:
 def round_int4(weight: Tensor, group: int) -> PackedMatrix:
     """Round weight (N, K) float32 to scale * code + offset in float16, code from 0 to 15."""
     return _round_groups(weight, WeightFormat.INT4, group)
+
+
+def round_codebook4(weight: Tensor, group: int) -> PackedMatrix:
+    """Round weight (N, K) float32 to column * scale * (level - zero), the level of 16."""
+    columns = codebook_columns(weight)
+    return pack_codebook4(*search_codebook(weight, columns, group), columns, group)
 
 
 def _round_groups(weight: Tensor, format: WeightFormat, group: int) -> PackedMatrix:
@@ -253,4 +299,5 @@ _ROUND: Final[dict[WeightFormat, Callable[[Tensor, int], PackedMatrix]]] = {
     WeightFormat.FP8: round_fp8,
     WeightFormat.INT8: round_int8,
     WeightFormat.INT4: round_int4,
+    WeightFormat.CODEBOOK4: round_codebook4,
 }

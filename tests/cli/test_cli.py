@@ -385,9 +385,8 @@ def test_quantize_writes_a_folder_that_chats_and_says_what_it_cost(
     assert len(quality["worst_tensors"]) == 10
     assert f"{quality['drift']['top1_agreement']:.4f}" in run.stdout
     shown = fulmen("models", "show", tmp_path / "out")
-    assert (
-        "4 bits in groups of 32, packed for the CPU; inputs are rounded to 16 bits" in shown.stdout
-    )
+    stored = "4 bits on the levels of a codebook in groups of 32, packed for the CPU"
+    assert f"{stored}; inputs are rounded to 8 bits" in " ".join(shown.stdout.split())
     assert "have the right shape" in fulmen("models", "check", tmp_path / "out").stdout
     answer = fulmen("chat", "Hello", "--model", tmp_path / "out", "--max-tokens", "4")
     assert answer.returncode == 0, answer.stderr
@@ -399,7 +398,13 @@ def test_quantize_writes_a_folder_that_chats_and_says_what_it_cost(
         (("--group-size", "48"), "--group-size is 48, it must be 32 or 64 or 128"),
         (("--bits", "fp8", "--group-size", "32"), "--group-size is 32, it must be 128"),
         (("--input-bits", "4"), "--input-bits is 4, it must be 8 or 16"),
-        (("--head-bits", "4"), "--head-bits is 4, it must be absent or 8"),
+        (("--head-bits", "4"), "--head-bits is 4, it must be 8 or 16"),
+        (("--head-bits", "few"), "Invalid value for '--head-bits': 'few' is no whole number"),
+        (("--levels", "codebook"), "--levels is codebook, it must be even: only weights"),
+        (
+            ("--bits", "4", "--levels", "odd"),
+            "Invalid value for '--levels': 'odd' is not one of 'even', 'codebook'",
+        ),
         (("--dtype", "int8"), "--dtype is 'int8', it must be one of bfloat16, float32"),
         (("--dtype", "float16"), "--dtype is 'float16', it must be one of bfloat16, float32"),
         (("--bits", "fp8", "--input-bits", "8"), "--input-bits is 8, it must be 16: fp8 weights"),

@@ -24,8 +24,10 @@ every_config = pytest.mark.parametrize(
 )
 
 
-def settings(bits: str, *, max_shard_bytes: int = 10**9, **changes: int) -> QuantizeConfig:
-    packed = parse_packed(bits=bits, **changes)
+def settings(
+    bits: str, *, levels: str | None = None, max_shard_bytes: int = 10**9, **changes: int
+) -> QuantizeConfig:
+    packed = parse_packed(bits=bits, levels=levels, **changes)
     return QuantizeConfig(packed=packed, max_shard_bytes=max_shard_bytes)
 
 

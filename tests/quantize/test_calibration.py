@@ -18,9 +18,15 @@ from fulmen.quantize import (
 )
 from fulmen.quantize.calibration import Calibration
 from fulmen.quantize.gptq import DAMPING, feedback_of, round_with_feedback
-from fulmen.quantize.rounding import round_int4, round_int8
+from fulmen.quantize.rounding import round_codebook4, round_int4, round_int8
 from tests.models.helpers import random_model, tiny_m1, tiny_m2
 from tests.quantize.helpers import calibration_ids, contents, every_config, settings
+
+ROUNDINGS = {
+    WeightFormat.INT8: round_int8,
+    WeightFormat.INT4: round_int4,
+    WeightFormat.CODEBOOK4: round_codebook4,
+}
 
 
 def correlated(rows: int, columns: int, seed: int) -> Tensor:
@@ -31,13 +37,13 @@ def correlated(rows: int, columns: int, seed: int) -> Tensor:
     return torch.randn(rows, columns // 4, generator=generator) @ directions + noise
 
 
-@pytest.mark.parametrize("format", [WeightFormat.INT8, WeightFormat.INT4])
+@pytest.mark.parametrize("format", ROUNDINGS)
 @pytest.mark.parametrize("k", [128, 100])
 def test_feedback_moves_outputs_less_on_inputs_it_has_not_seen(
     format: WeightFormat, k: int
 ) -> None:
     weight = torch.randn(48, k, generator=torch.Generator().manual_seed(0))
-    plain = round_int8(weight, 32) if format == WeightFormat.INT8 else round_int4(weight, 32)
+    plain = ROUNDINGS[format](weight, 32)
     feedback = feedback_of(correlated(600, k, seed=1))
     fed = torch.cat(
         [m.unpack() for m in round_with_feedback(torch.split(weight, 16), feedback, format, 32)]
@@ -48,10 +54,10 @@ def test_feedback_moves_outputs_less_on_inputs_it_has_not_seen(
     assert (fed - weight).norm() > (plain.unpack() - weight).norm()
 
 
-@pytest.mark.parametrize("format", [WeightFormat.INT8, WeightFormat.INT4])
+@pytest.mark.parametrize("format", ROUNDINGS)
 def test_without_feedback_columns_are_rounded_as_ever(format: WeightFormat) -> None:
     weight = torch.randn(48, 100, generator=torch.Generator().manual_seed(0))
-    plain = round_int8(weight, 32) if format == WeightFormat.INT8 else round_int4(weight, 32)
+    plain = ROUNDINGS[format](weight, 32)
     (fed,) = round_with_feedback([weight], torch.eye(100), format, 32)
     errors = [float((matrix.unpack() - weight).norm()) for matrix in (plain, fed)]
     assert errors[1] == pytest.approx(errors[0], rel=1e-3)
@@ -70,15 +76,18 @@ def test_feedback_is_the_least_squares_answer_to_one_columns_error() -> None:
 
 
 @every_config
-@pytest.mark.parametrize(("bits", "share"), [("8", 1), ("4", 0.95)])
+@pytest.mark.parametrize(
+    ("bits", "levels", "share"), [("8", None, 1), ("4", None, 0.95), ("4", "even", 0.95)]
+)
 def test_a_calibration_text_lowers_the_drift(
-    config: M1Config | M2Config, bits: str, share: float, tmp_path: Path
+    config: M1Config | M2Config, bits: str, levels: str | None, share: float, tmp_path: Path
 ) -> None:
     config = replace(config, hidden_size=64, intermediate_size=64)
     save_model(random_model(config), tmp_path / "in")
-    errors = quantize_checkpoint(tmp_path / "in", tmp_path / "plain", settings(bits))
+    rounding = settings(bits, levels=levels, head_bits=16)
+    errors = quantize_checkpoint(tmp_path / "in", tmp_path / "plain", rounding)
     calibrated = quantize_checkpoint(
-        tmp_path / "in", tmp_path / "out", settings(bits), calibration_ids=calibration_ids(4000)
+        tmp_path / "in", tmp_path / "out", rounding, calibration_ids=calibration_ids(4000)
     )
     assert set(calibrated) == set(errors)
     assert all(calibrated[name] > 0 for name in errors)
@@ -110,7 +119,10 @@ def test_as_many_threads_round_a_layer_as_memory_allows(
     torch.set_num_threads(3)
     try:
         quantize_checkpoint(
-            tmp_path / "in", tmp_path / "out", settings("4"), calibration_ids=calibration_ids(300)
+            tmp_path / "in",
+            tmp_path / "out",
+            settings("4", head_bits=16),
+            calibration_ids=calibration_ids(300),
         )
     finally:
         torch.set_num_threads(num_threads)
@@ -155,17 +167,19 @@ def test_a_model_that_is_not_finite_on_the_calibration_text_is_one_sentence(
     save_model(model, tmp_path / "in")
     with pytest.raises(ValueError, match=sentence):
         quantize_checkpoint(
-            tmp_path / "in", tmp_path / "out", settings("4"), calibration_ids=calibration_ids(2000)
+            tmp_path / "in",
+            tmp_path / "out",
+            settings("4", levels="even"),
+            calibration_ids=calibration_ids(2000),
         )
 
 
 def test_an_expert_that_few_tokens_chose_is_rounded_without_feedback(tmp_path: Path) -> None:
     save_model(random_model(tiny_m2(num_experts_per_tok=1)), tmp_path / "in")
-    plain = quantize_checkpoint(tmp_path / "in", tmp_path / "plain", settings("4"))
+    rounding = settings("4", head_bits=16)
+    plain = quantize_checkpoint(tmp_path / "in", tmp_path / "plain", rounding)
     ids = calibration_ids(256)  # not all of them choose one expert of the four
-    found = quantize_checkpoint(
-        tmp_path / "in", tmp_path / "out", settings("4"), calibration_ids=ids
-    )
+    found = quantize_checkpoint(tmp_path / "in", tmp_path / "out", rounding, calibration_ids=ids)
     for name, error in plain.items():
         assert (found[name] == error) == (".experts." in name), name
 

@@ -58,13 +58,19 @@ def packed_weights(model: Model) -> dict[str, PackedMatrix]:
 @needs_kernels
 @every_config
 @pytest.mark.parametrize(
-    ("bits", "input_bits"), [("8", 8), ("8", 16), ("4", 8), ("4", 16), ("fp8", 16)]
+    ("bits", "levels", "input_bits"),
+    [
+        *(("8", None, bits) for bits in (8, 16)),
+        *(("4", levels, bits) for levels in ("even", "codebook") for bits in (8, 16)),
+        ("fp8", None, 16),
+    ],
 )
 def test_a_packed_model_computes_what_its_weights_stand_for(
-    config: M1Config | M2Config, bits: str, input_bits: int, tmp_path: Path
+    config: M1Config | M2Config, bits: str, levels: str | None, input_bits: int, tmp_path: Path
 ) -> None:
     save_model(random_model(config), tmp_path / "in")
-    quantize_checkpoint(tmp_path / "in", tmp_path / "out", settings(bits, input_bits=input_bits))
+    rounding = settings(bits, levels=levels, input_bits=input_bits)
+    quantize_checkpoint(tmp_path / "in", tmp_path / "out", rounding)
     packed, plain = load_model(tmp_path / "out"), load_model(tmp_path / "out", trainable=True)
     for name, matrix in packed_weights(packed).items():
         assert torch.equal(matrix.unpack(), plain.state_dict()[f"{name}.weight"]), name
@@ -100,6 +106,9 @@ def test_a_model_packed_for_inference_is_not_saved(tmp_path: Path) -> None:
     ("change", "sentence"),
     [
         ({"bits": 3}, "bits is 3, it must be 8 or 4 or fp8"),
+        ({"levels": "codebook"}, "levels is codebook, it must be even: only"),
+        ({"bits": 4, "levels": "odd"}, "levels is 'odd', it must be even or codebook"),
+        ({"bits": 4, "levels": 16}, "levels is 16, it must be of type str"),
         ({"bits": "8"}, "bits is '8', it must be of type int"),
         ({"group_size": 48}, "group_size is 48, it must be 32 or 64 or 128"),
         ({"bits": "fp8", "group_size": 64}, "group_size is 64, it must be 128"),

@@ -49,18 +49,20 @@ def test_drift_is_what_a_direct_comparison_finds(tmp_path: Path) -> None:
 
 
 AGREEMENT = {
-    ("8", 32, 16): (0.98, 0.99),
-    ("8", 32, 8): (0.95, 0.95),
-    ("8", 64, 16): (0.98, 0.975),
-    ("8", 64, 8): (0.94, 0.95),
-    ("4", 32, 16): (0.99, 0.99),
-    ("4", 32, 8): (0.95, 0.95),
-    ("4", 64, 16): (0.70, 0.75),
+    ("8", "even", 32, 16, 16): (0.98, 0.99),
+    ("8", "even", 32, 8, 16): (0.95, 0.95),
+    ("8", "even", 64, 16, 16): (0.98, 0.975),
+    ("8", "even", 64, 16, 8): (0.97, 0.97),
+    ("8", "even", 64, 8, 16): (0.94, 0.95),
+    ("4", "even", 32, 16, 16): (0.99, 0.99),
+    ("4", "even", 32, 8, 16): (0.95, 0.95),
+    ("4", "even", 64, 16, 16): (0.70, 0.75),
+    ("4", "codebook", 32, 8, 8): (0.80, 0.82),
 }
-"""At least so often, by bits, group_size and input_bits, the most likely token stays the same: on a
-text, and on what the original itself says. In bfloat16 it does at 0.984 and 0.987; the GGUF
-lies on 16 levels in groups of 32, so 4 bits in such groups lose nothing here, which says nothing of
-4 bits in general: those in groups of 64 lose much."""
+"""At least so often, by bits, levels, group_size, input_bits and head_bits, the most likely token
+stays the same: on a text, and on what the original itself says. In bfloat16 it does at 0.984 and
+0.987; the GGUF lies on 16 even levels in groups of 32, so 4 bits on such levels lose nothing here,
+which says nothing of 4 bits in general: all others lose much."""
 NUM_ANSWERED = 100
 
 
@@ -103,26 +105,30 @@ def greedy_agreement(model: Model, answers: list[tuple[list[int], list[int]]]) -
 
 @pytest.mark.slow
 @needs_kernels
-@pytest.mark.parametrize(("bits", "group_size", "input_bits"), AGREEMENT)
+@pytest.mark.parametrize(("bits", "levels", "group_size", "input_bits", "head_bits"), AGREEMENT)
 def test_smollm2_mostly_says_the_same(
     bits: str,
+    levels: str,
     group_size: int,
     input_bits: int,
+    head_bits: int,
     smollm2: Path,
     greedy: list[tuple[list[int], list[int]]],
     tmp_path: Path,
 ) -> None:
     from fulmen.chat import Tokenizer
 
-    rounding = settings(bits, group_size=group_size, input_bits=input_bits)
+    rounding = settings(
+        bits, levels=levels, group_size=group_size, input_bits=input_bits, head_bits=head_bits
+    )
     quantize_checkpoint(smollm2, tmp_path / "out", rounding)
     ids = Tokenizer.from_folder(smollm2).encode(sample_text())[:2000]
     model = load_model(tmp_path / "out")
     drift = measure_drift(stream_model(smollm2), model, ids)
     agreement = greedy_agreement(model, greedy)
     shutil.rmtree(tmp_path / "out")
-    print(f"SmolLM2, {bits} bits / {group_size}, inputs {input_bits}: {agreement}, {drift}")
+    print(f"SmolLM2, {rounding.packed}: {agreement}, {drift}")
     assert drift.num_tokens == sum(len(answer) for _, answer in greedy) == 2000
-    on_text, on_answers = AGREEMENT[bits, group_size, input_bits]
+    on_text, on_answers = AGREEMENT[bits, levels, group_size, input_bits, head_bits]
     assert drift.top1_agreement >= on_text
     assert agreement >= on_answers

@@ -1,5 +1,6 @@
 """Runs of quantisation that are refused, stopped or killed, and end with the same bytes."""
 
+import json
 import os
 import random
 import signal
@@ -28,11 +29,27 @@ def test_a_run_goes_on_only_with_the_same_settings_and_the_same_input(tmp_path: 
     quantize_checkpoint(source, out, settings("8"))
     with pytest.raises(ValueError, match="was begun with bits 8, not 4; go on with the same, or"):
         quantize_checkpoint(source, out, settings("4"))
-    with pytest.raises(ValueError, match="was begun with group_size 32, not 64"):
-        quantize_checkpoint(source, out, settings("8", group_size=64))
+    with pytest.raises(ValueError, match="was begun with group_size 64, not 32"):
+        quantize_checkpoint(source, out, settings("8", group_size=32))
     save_model(random_model(tiny_m2(), seed=1), source)
     with pytest.raises(ValueError, match="was begun from another input"):
         quantize_checkpoint(source, out, settings("8"))
+
+
+def test_a_run_that_began_before_there_was_a_choice_of_levels_goes_on_with_even_ones(
+    tmp_path: Path,
+) -> None:
+    save_model(random_model(tiny_m2()), tmp_path / "in")
+    quantize_checkpoint(tmp_path / "in", tmp_path / "out", settings("4", levels="even"))
+    whole = contents(tmp_path / "out")
+    record = json.loads(whole[RECORD])
+    assert record.pop("levels") == "even"
+    (tmp_path / "out" / RECORD).write_text(json.dumps(record))
+    (tmp_path / "out/model.safetensors").unlink()
+    with pytest.raises(ValueError, match="was begun with levels even, not codebook"):
+        quantize_checkpoint(tmp_path / "in", tmp_path / "out", settings("4"))
+    quantize_checkpoint(tmp_path / "in", tmp_path / "out", settings("4", levels="even"))
+    assert contents(tmp_path / "out") == whole | {RECORD: json.dumps(record).encode()}
 
 
 def test_a_run_killed_before_it_wrote_down_its_settings_leaves_the_folder_free(
@@ -65,7 +82,7 @@ def test_what_cannot_be_rounded_is_one_sentence(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [2e5, -7e4, 1e7])
-def test_values_too_large_for_float16_scales_are_refused_in_4_bits_and_held_in_8(
+def test_values_too_large_for_float16_scales_are_refused_with_even_levels_and_held_else(
     value: float, tmp_path: Path
 ) -> None:
     model = random_model(tiny_m2())
@@ -74,9 +91,10 @@ def test_values_too_large_for_float16_scales_are_refused_in_4_bits_and_held_in_8
         model.get_parameter("model.layers.1.self_attn.k_proj.weight")[3, 5] = value / 2
     save_model(model, tmp_path / "in")
     with pytest.raises(ValueError, match=r"k_proj.weight holds values too large for 4 bits"):
-        quantize_checkpoint(tmp_path / "in", tmp_path / "4", settings("4"))
-    errors = quantize_checkpoint(tmp_path / "in", tmp_path / "8", settings("8"))
-    assert max(errors.values()) < 0.01
+        quantize_checkpoint(tmp_path / "in", tmp_path / "even", settings("4", levels="even"))
+    for bits, largest in (("8", 0.01), ("4", 0.1)):
+        errors = quantize_checkpoint(tmp_path / "in", tmp_path / bits, settings(bits))
+        assert max(errors.values()) < largest
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])

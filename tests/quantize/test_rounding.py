@@ -4,10 +4,20 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from fulmen.kernels import PackedMatrix, WeightFormat
-from fulmen.quantize.rounding import round_fp8, round_int4, round_int8, round_rows
+from fulmen.quantize.rounding import (
+    round_codebook4,
+    round_fp8,
+    round_int4,
+    round_int8,
+    round_rows,
+)
+
+ROWS = [WeightFormat.INT8, WeightFormat.INT4, WeightFormat.CODEBOOK4, WeightFormat.FP8]
 
 
 def by_group(x: Tensor, group: int) -> list[Tensor]:
@@ -36,6 +46,51 @@ def test_4_bits_err_less_than_the_whole_range_in_15_steps(group: int, k: int) ->
         scale, offset = ((high - low) / 15).half().float(), low.half().float()
         plain = ((x - offset) / scale).round().clamp(0, 15) * scale + offset
         assert (y - x).square().sum() <= (plain - x).square().sum()
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    n=st.integers(1, 40),
+    k=st.integers(1, 300),
+    group=st.sampled_from([32, 64, 128]),
+    seed=st.integers(0, 2**16),
+)
+def test_a_matrix_of_any_shape_is_held_by_the_codebook(
+    n: int, k: int, group: int, seed: int
+) -> None:
+    weight = torch.randn(n, k, generator=torch.Generator().manual_seed(seed))
+    restored = round_codebook4(weight, group).unpack()
+    assert restored.shape == (n, k)
+    assert (restored - weight).square().sum() <= 0.012 * weight.square().sum()
+    alone = round_codebook4(weight[-1:], group).unpack()
+    assert torch.equal(restored[-1:], alone)
+
+
+def rounded_as_q4_0(weight: Tensor) -> Tensor:
+    """Round groups of 32 by the rule of llama.cpp's Q4_0: the largest weight becomes code -8."""
+    groups = weight.view(len(weight), -1, 32)
+    largest = groups.gather(2, groups.abs().argmax(2, keepdim=True))
+    scale = (largest / -8).half().float()
+    return ((groups / scale).round().clamp(-8, 7) * scale).view(weight.shape)
+
+
+@pytest.mark.parametrize(("spread", "most"), [(0.0, 0.0049), (0.5, 0.0070)])
+def test_the_codebook_errs_less_than_even_levels_of_more_bits(spread: float, most: float) -> None:
+    """Try weights of a normal distribution, whose inputs differ in size by factors exp(spread)."""
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.randn(64, 3072, generator=draw)
+    weight *= (spread * torch.randn(3072, generator=draw)).exp()
+    found, even, peer = (
+        float((values - weight).square().sum() / weight.square().sum())
+        for values in (
+            round_codebook4(weight, 32).unpack(),
+            round_int4(weight, 32).unpack(),
+            rounded_as_q4_0(weight),
+        )
+    )
+    assert found <= most
+    assert found < 0.95 * even
+    assert found < 0.7 * peer
 
 
 def test_what_was_rounded_to_such_groups_before_comes_back_as_it_was() -> None:
@@ -69,7 +124,7 @@ def test_equal_weights_stay_equal_and_finite(
     torch.testing.assert_close(restored, torch.full((16, 128), value), atol=1e-7, rtol=1e-3)
 
 
-@pytest.mark.parametrize("format", [WeightFormat.INT8, WeightFormat.INT4, WeightFormat.FP8])
+@pytest.mark.parametrize("format", ROWS)
 def test_parts_make_the_packed_whole_whatever_the_number_of_threads(
     format: WeightFormat, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,10 +9,8 @@ import torch
 
 from fulmen.checkpoints import Checkpoint, read_config, save_model
 from fulmen.checkpoints.header import ALIGNMENT
-from fulmen.models import M1Config, M2Config
-from fulmen.quantize import (
-    quantize_checkpoint,
-)
+from fulmen.models import M1Config, M2Config, PackedConfig
+from fulmen.quantize import parse_packed, quantize_checkpoint
 from fulmen.quantize.quantize import RECORD
 from tests.checkpoints.test_gguf import write_gguf
 from tests.models.helpers import random_model, tiny_m2
@@ -34,9 +32,13 @@ def test_attention_and_experts_are_packed_and_the_rest_is_as_it_was(
     checkpoint = Checkpoint.open(out)
     assert checkpoint.problems() == checkpoint.notes() == []
     after = written(out)
+    packed_leaves = ["_proj.weight", "output_gate.weight"]
+    if bits != "fp8":
+        packed_leaves.append("lm_head.weight")
+        before.setdefault("lm_head.weight", before["model.embed_tokens.weight"])
     assert set(after) == set(before)
     for name, tensor in after.items():
-        is_packed = name.endswith(("_proj.weight", "output_gate.weight")) or ".experts." in name
+        is_packed = name.endswith(tuple(packed_leaves)) or ".experts." in name
         assert (tensor.dtype == torch.uint8) == is_packed, name
         if is_packed:
             exact = before[name].double()
@@ -65,7 +67,7 @@ def test_small_files_go_along_and_config_says_what_was_done(tmp_path: Path) -> N
     (source / "pytorch_model.bin").write_text("pickle")
     values = json.loads((source / "config.json").read_text()) | {"eos_token_id": 7}
     (source / "config.json").write_text(json.dumps(values))
-    quantize_checkpoint(source, tmp_path / "out", settings("4", group_size=64, input_bits=8))
+    quantize_checkpoint(source, tmp_path / "out", settings("4", group_size=64, input_bits=16))
     names = {file.name for file in (tmp_path / "out").iterdir()}
     assert names == {
         *("tokenizer.json", "chat_template.jinja", "LICENSE"),
@@ -76,11 +78,50 @@ def test_small_files_go_along_and_config_says_what_was_done(tmp_path: Path) -> N
     assert values["quantization_config"] == {
         "quant_method": "fulmen",
         "bits": 4,
+        "levels": "codebook",
         "group_size": 64,
-        "input_bits": 8,
+        "input_bits": 16,
+        "head_bits": 8,
     }
     config = read_config(tmp_path / "out")
     assert replace(config, quantization_config=None) == tiny_m2()
+
+
+def test_what_is_not_given_is_as_suits_the_bits() -> None:
+    given = {
+        ("4", None): (4, "codebook", 32, 8, 8),
+        ("4", "codebook"): (4, "codebook", 32, 8, 8),
+        ("4", "even"): (4, "even", 32, 16, None),
+        ("8", None): (8, "even", 64, 16, 8),
+        ("8", "even"): (8, "even", 64, 16, 8),
+        ("fp8", None): ("fp8", "even", 128, 16, None),
+    }
+    for (bits, levels), values in given.items():
+        names = ("bits", "levels", "group_size", "input_bits", "head_bits")
+        expected = PackedConfig(**dict(zip(names, values, strict=True)))  # type: ignore[arg-type]
+        assert parse_packed(bits=bits, levels=levels) == expected
+    assert parse_packed(bits="8", head_bits=16).head_bits is None
+    assert parse_packed(bits="fp8", head_bits=8).head_bits == 8
+    for fields, sentence in (
+        ({"bits": "5"}, "bits is 5, it must be 8 or 4 or fp8"),
+        ({"bits": "8", "levels": "codebook"}, "levels is codebook, it must be even: only"),
+        ({"bits": "4", "levels": "odd"}, "levels is 'odd', it must be even or codebook"),
+        ({"bits": "4", "head_bits": 4}, "head_bits is 4, it must be 8 or 16"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            parse_packed(**fields)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("bits", ["4", "8"])
+def test_a_head_may_stay_as_it_is(tied: bool, bits: str, tmp_path: Path) -> None:
+    model = random_model(tiny_m2(tie_word_embeddings=tied))
+    save_model(model, tmp_path / "in")
+    quantize_checkpoint(tmp_path / "in", tmp_path / "out", settings(bits, head_bits=16))
+    before, after = written(tmp_path / "in"), written(tmp_path / "out")
+    assert set(after) == set(before)
+    name = "model.embed_tokens.weight" if tied else "lm_head.weight"
+    assert torch.equal(after[name], before[name])
 
 
 @pytest.mark.parametrize("tied", [False, True])
