@@ -31,20 +31,19 @@ from fulmen.kernels import (
     mixture_of_experts,
     native,
     pack,
+    pack_codebook4,
     pack_fp8,
-    pack_int4,
     pack_int8,
     route,
 )
+from fulmen.models import ROUNDED_AS, PackedConfig
 
-GROUP: Final = 32
-"""Inputs that share a scale in int8 and int4 weights, as in what `fulmen quantize` writes."""
-INPUT_PLANES: Final = 2
-"""Products for each weight: inputs of 16 bits meet int8 and int4 weights as two planes of int8."""
+_ROUNDED: Final[dict[FormatName, PackedConfig]] = {"int8": ROUNDED_AS[8], "int4": ROUNDED_AS[4]}
+"""Groups of weights and bits of inputs as `fulmen quantize` writes them."""
 _BITS: Final[dict[FormatName, float]] = {
     "bfloat16": 16,
-    "int8": 8 + 32 / GROUP,
-    "int4": 4 + 32 / GROUP,
+    "int8": 8 + 32 / ROUNDED_AS[8].group_size,
+    "int4": 4 + 8 / ROUNDED_AS[4].group_size,
     "fp8": 8 + 32 / 128**2,
 }
 
@@ -60,7 +59,7 @@ def linear_op(s: Shapes, format: FormatName, rows: int) -> Op:
         x = normal(rows, hidden, seed=1)
         plains = cache(lambda: _plains(s, first))
         return Prepared(
-            run=lambda i: linear(x, matrices[i % len(matrices)]),
+            run=lambda i: linear(x, matrices[i % len(matrices)], input_bits=_input_bits(format)),
             num_copies=len(matrices),
             define=lambda: linear(x.double(), _double(first)),
             run_torch=lambda i: F.linear(x, plains()[i % len(plains())]),
@@ -132,7 +131,8 @@ def experts_op(s: Shapes, format: FormatName, num_tokens: int) -> Op:
 
         def run(i: int) -> Tensor:
             weights, ids = choices[i % len(choices)]
-            return mixture_of_experts(x, weights, ids, packed[i % len(packed)])
+            experts, bits = packed[i % len(packed)], _input_bits(format)
+            return mixture_of_experts(x, weights, ids, experts, input_bits=bits)
 
         def define() -> Tensor:
             weights, ids = choices[0]
@@ -286,12 +286,15 @@ def _matrix(n: int, k: int, format: FormatName, seed: int = 0) -> Tensor | Packe
             weight = (torch.randn(n, k, generator=draw) * scale).bfloat16()
             return weight if native() is None else pack(weight)
         case "int8":
+            group = _ROUNDED[format].group_size
             codes = torch.randint(-127, 128, (n, k), generator=draw, dtype=torch.int8)
-            return pack_int8(codes, torch.full((n, k // GROUP), scale / 64), GROUP)
+            return pack_int8(codes, torch.full((n, -(-k // group)), scale / 64), group)
         case "int4":
+            group = _ROUNDED[format].group_size
             codes = torch.randint(0, 16, (n, k), generator=draw, dtype=torch.uint8)
-            scales = torch.full((n, k // GROUP), scale / 4).half()
-            return pack_int4(codes, scales, -8 * scales, GROUP)
+            ones = torch.ones(n, -(-k // group), dtype=torch.uint8)
+            columns = torch.full((n,), scale / 16)  # levels are within about 32 of their zero
+            return pack_codebook4(codes, ones, ones, columns, group)
         case "fp8":
             weight = torch.randn(n, k, generator=draw).to(torch.float8_e4m3fn)
             return pack_fp8(weight, torch.full((-(-n // 128), -(-k // 128)), scale), (128, 128))
@@ -309,5 +312,10 @@ def _plain(matrix: Tensor | PackedMatrix) -> Tensor:
     return matrix if isinstance(matrix, Tensor) else matrix.unpack().bfloat16()
 
 
+def _input_bits(format: FormatName) -> int:
+    return _ROUNDED[format].input_bits if format in _ROUNDED else 16
+
+
 def _planes(format: FormatName) -> int:
-    return INPUT_PLANES if format in ("int8", "int4") else 1
+    """Return the products for each weight: inputs of 16 bits meet rounded weights as two of 8."""
+    return _input_bits(format) // 8 if format in _ROUNDED else 1

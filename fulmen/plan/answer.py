@@ -16,7 +16,7 @@ TYPICAL_DISK: Final = "3GB/s"
 """Read speed of a usual NVMe disk, for a forecast where none is named"""
 _CACHE_BYTES: Final = 2 * 2**30
 """Memory that the engine gives keys and values unless it is told"""
-_ROUNDING: Final = {"fp8": "--bits fp8", "int8": "--bits 8 --group-size 64", "int4": "--bits 4"}
+_ROUNDING: Final = {"fp8": "--bits fp8", "int8": "--bits 8", "int4": "--bits 4"}
 """Options of `fulmen quantize` by precision"""
 TITLES: Final = {
     "bf16": "bf16",

@@ -13,22 +13,32 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final
 
-from fulmen.kernels import WeightFormat, packed_bytes
-from fulmen.models import Config, TensorSpec, kind_of, num_elements, prefill_flops
+import torch
+
+from fulmen.models import (
+    ROUNDED_AS,
+    Config,
+    PackedConfig,
+    TensorSpec,
+    kind_of,
+    num_elements,
+    prefill_flops,
+)
 from fulmen.plan.hardware import Gpus
 
 PRECISIONS: Final = {
     "bf16": "16 bits",
     "fp8": "8 bits, a float32 scale for a block of 128 x 128",
     "int8-experts": "experts 8 bits, a float32 scale for a row; attention bf16",
-    "int8": "8.5 bits, a float32 scale for 64 weights",
-    "int4": "5 bits, a 16-bit scale and offset for 32 weights",
+    "int8": "8.5 bits, a float32 scale for 64 weights; head too",
+    "int4": "4.25 bits, an 8-bit scale for 32 weights; head 9",
 }
-"""Formats of attention and expert matrices; embedding, head and norms are bf16, routers float32."""
+"""Formats of attention and expert matrices; embedding and norms are bf16, routers float32, and so
+is the head bf16 unless it is named."""
 
 
-_PACKED: Final = {"int8": (WeightFormat.INT8, 64), "int4": (WeightFormat.INT4, 32)}
-"""Format and group size of the weights that are forecast."""
+_ROUNDED: Final = {"int8": ROUNDED_AS[8], "int4": ROUNDED_AS[4]}
+"""Formats of `fulmen quantize` that are forecast, as they come."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,8 +60,11 @@ class Weights:
 @lru_cache
 def weights_at(config: Config, precision: str) -> Weights:
     """Return the bytes of a model at one of PRECISIONS."""
+    packed = _packed_as(config, precision)
+    is_tied = config.tie_word_embeddings and (packed is None or packed.head_bits is None)
+    config = replace(config, quantization_config=packed, tie_word_embeddings=is_tied)
     experts = embedding = rest = 0
-    for spec in replace(config, quantization_config=None).tensors():
+    for spec in config.tensors():
         kind = kind_of(spec)
         size = _bytes_at(spec, kind, precision, spec.dtype == config.torch_dtype)
         if kind == "experts":
@@ -63,17 +76,25 @@ def weights_at(config: Config, precision: str) -> Weights:
     return Weights(experts=experts, embedding=embedding, rest=rest)
 
 
+def _packed_as(config: Config, precision: str) -> PackedConfig | None:
+    """Return the format that `fulmen quantize` writes at a precision, or has written; None for the
+    precisions of others."""
+    usual, stored = _ROUNDED.get(precision), config.quantization_config
+    if usual is not None and isinstance(stored, PackedConfig) and stored.bits == usual.bits:
+        return stored
+    return usual
+
+
 def _bytes_at(spec: TensorSpec, kind: str, precision: str, is_ordinary: bool) -> int:
     size = num_elements(spec)
+    if spec.dtype == torch.uint8:  # packed
+        return size
     is_quantised = kind == "experts" or (kind == "dense" and precision != "int8-experts")
-    if precision == "bf16" or not is_quantised:
+    if precision in ("bf16", *_ROUNDED) or not is_quantised:
         return size * (2 if is_ordinary else spec.dtype.itemsize)
     rows, columns = spec.shape
     if precision == "fp8":
         return size + 4 * math.ceil(rows / 128) * math.ceil(columns / 128)
-    if precision in _PACKED:
-        format, group = _PACKED[precision]
-        return packed_bytes(format, rows, columns, group)
     return size + 4 * rows
 
 

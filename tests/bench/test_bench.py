@@ -27,11 +27,9 @@ from fulmen.bench import (
     until_steady,
 )
 from fulmen.bench.machine import best_seconds
-from fulmen.bench.ops_products import GROUP
 from fulmen.kernels import HeadOutput, Program
 from fulmen.models import PackedConfig, decode_bytes, prefill_flops
 from fulmen.models.flops import checkpoint_bytes
-from fulmen.quantize.quantize import DEFAULT_GROUP_SIZES
 from tests.kernels.helpers import needs_native
 from tests.models.helpers import random_model, tiny_m1, tiny_m2
 
@@ -65,7 +63,8 @@ SMALL = list_ops(
 @pytest.mark.parametrize("op", SMALL, ids=str)
 def test_an_operation_that_is_timed_gives_what_its_definition_does(op: Op) -> None:
     prepared = op.prepare()
-    assert prepared.error() < 1e-2
+    # Inputs of 4-bit weights are rounded to 8 bits, others to 16 or to bfloat16.
+    assert prepared.error() < (2e-2 if op.format == "int4" else 1e-2)
     with torch.inference_mode():
         outputs = [prepared.run(0), prepared.run(prepared.num_copies)]
         first, again = ([x] if isinstance(x, torch.Tensor) else x for x in outputs)
@@ -79,10 +78,6 @@ def test_an_operation_that_is_timed_gives_what_its_definition_does(op: Op) -> No
 def test_names_of_operations_with_their_work_are_their_own() -> None:
     for ops in (SMALL, list_ops()):
         assert len({str(op) for op in ops}) == len(ops)
-
-
-def test_groups_are_those_that_are_made_unless_told() -> None:
-    assert {GROUP} == {DEFAULT_GROUP_SIZES[8], DEFAULT_GROUP_SIZES[4]}
 
 
 def test_every_benchmark_script_says_what_it_takes() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fulmen.catalog.cards import list_cards, published_config
-from fulmen.models import PackedConfig
+from fulmen.models import ROUNDED_AS, PackedConfig
 from fulmen.plan import Plan, make_plan, render_answer, render_plan
 from fulmen.plan.hardware import ACCELERATORS
 from fulmen.plan.layout import command, table
@@ -24,17 +24,17 @@ def answer(name: str, **hardware: str) -> tuple[Plan, str]:
     return plan, render_answer(plan)
 
 
-def test_m2_does_not_fit_in_128_gib_and_the_answer_says_what_it_would_take() -> None:
-    plan, text = answer(M2, ram="128GiB")
+def test_m2_does_not_fit_in_96_gib_and_the_answer_says_what_it_would_take() -> None:
+    plan, text = answer(M2, ram="96GiB")
     assert plan.fits is False
-    assert text.startswith("No: MiniMax-M2 does not fit in 128GiB of memory.")
+    assert text.startswith("No: MiniMax-M2 does not fit in 96GiB of memory.")
     for way in ("bf16", "FP8 (as published)", "8 bits", "4 bits"):
         assert re.search(rf"^  {re.escape(way)} +[0-9.]+ GiB  no ", text, re.M), way
-    # 228.7 B weights: 5 bits of attention and experts, 16 of the rest, are 135 GiB; a cache of
-    # 8,192 x 248 KiB is 1.9 GiB and the system takes 2.
+    # 228.7 B weights: 4.25 bits of attention and experts, 9 of the head and 16 of the rest, are 115
+    # GiB; a cache of 8,192 x 248 KiB is 1.9 GiB and the system takes 2.
     smallest = plan.ways[-1].needed_bytes
     assert smallest == plan.weight_bytes["int4"] + 8192 * 253_952 + 2 * GIB
-    assert "needs\n138.8 GiB" in text or "needs 138.8\nGiB" in text or "needs 138.8 GiB" in text
+    assert "needs 118.8 GiB" in " ".join(text.split())
     assert "Experts on disk: not yet" in text
     assert "fulmen quantize minimax-m2 minimax-m2-int4 --bits 4\n" in text
     assert "fulmen chat --model minimax-m2-int4\n" in text
@@ -42,7 +42,8 @@ def test_m2_does_not_fit_in_128_gib_and_the_answer_says_what_it_would_take() -> 
 
 
 @pytest.mark.parametrize(
-    ("ram", "precision"), [("139GiB", "int4"), ("218GiB", "int4"), ("219GiB", "fp8")]
+    ("ram", "precision"),
+    [("119GiB", "int4"), ("128GiB", "int4"), ("218GiB", "int4"), ("219GiB", "fp8")],
 )
 def test_the_way_that_loses_least_is_what_to_type(ram: str, precision: str) -> None:
     plan, text = answer(M2, ram=ram)
@@ -90,8 +91,12 @@ def test_a_long_conversation_is_given_the_cache_that_it_needs() -> None:
 
 
 def test_what_is_rounded_already_runs_as_it_is(tmp_path: Path) -> None:
-    for bits, size, precision in ((4, 32, "int4"), (8, 64, "int8"), ("fp8", 128, "fp8")):
-        packed = PackedConfig(bits=bits, group_size=size)
+    for packed, precision in (
+        (PackedConfig(bits=4, group_size=32), "int4"),
+        (ROUNDED_AS[4], "int4"),
+        (ROUNDED_AS[8], "int8"),
+        (ROUNDED_AS["fp8"], "fp8"),
+    ):
         config = replace(published_config(M2), quantization_config=packed)
         (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
         (way,) = make_plan(str(tmp_path), ram="1TiB").ways
@@ -191,12 +196,12 @@ def test_a_licence_that_forbids_commercial_use_is_told(hardware: dict[str, str])
 def test_a_disk_that_changes_nothing_is_told() -> None:
     assert "--disk has no effect, all weights fit" in answer(M2, ram="1TiB", disk="3GB/s")[1]
     assert "--disk has no effect, what must be" in answer(M1, ram="8GiB", disk="3GB/s")[1]
-    for ram in ("128GiB", "160GiB"):
+    for ram in ("96GiB", "160GiB"):
         text = answer(M2, ram=ram, disk="3GB/s")[1]
         assert "no effect" not in text
         assert "fit from disk (3GB/s), the forecast" in " ".join(text.split())
     assert "(3GB/s, a usual speed; --disk names another)" in " ".join(
-        answer(M2, ram="128GiB")[1].split()
+        answer(M2, ram="96GiB")[1].split()
     )
 
 
