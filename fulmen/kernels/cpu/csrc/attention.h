@@ -425,7 +425,7 @@ static void rotate_row(const fulmen::RotateArgs& args, const fulmen::RotateRows&
   }
 }
 
-constexpr int64_t kRotateTokens = 8;  // of a task
+constexpr int64_t kRotateTokens = 2;  // of a task
 
 static void rotate_task(void* context, int64_t task, int) {
   const fulmen::RotateArgs& args = *(const fulmen::RotateArgs*)context;

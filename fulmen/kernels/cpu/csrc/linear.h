@@ -45,7 +45,7 @@ struct PrepareJob {
   uint8_t* out;
 };
 
-constexpr int kPrepareRows = 8;
+constexpr int kPrepareRows = 2;
 
 static void prepare_task(void* context, int64_t task, int) {
   const PrepareJob& job = *(const PrepareJob*)context;

@@ -18,7 +18,7 @@ static inline V rounded(V v, Dtype dtype) {
   return load(half);
 }
 
-constexpr int kNormRows = 8;
+constexpr int kNormRows = 2;
 
 static void norm_task(void* context, int64_t task, int) {
   const NormArgs& args = *(const NormArgs*)context;
@@ -60,7 +60,7 @@ static void norm(const NormArgs& args) {
   fulmen::parallel((args.rows + kNormRows - 1) / kNormRows, norm_task, &job);
 }
 
-constexpr int kRouteRows = 16;
+constexpr int kRouteRows = 4;
 
 // scores of one token, sigmoid or softmax, then the best of scores + bias; ties to the lower index
 static inline void route_row(const RouteArgs& args, int64_t t, float* scores, float* choice) {
