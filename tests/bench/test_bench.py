@@ -36,7 +36,8 @@ from tests.models.helpers import random_model, tiny_m1, tiny_m2
 LIMITS = Limits("some", {1: 10.0, 2: 20.0}, {"bfloat16": 1.0, "int8": 2.0}, {"bfloat16": 0.5})
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SCRIPTS = (
-    *("checkpoints", "engine", "gguf_files", "guesses", "kernels", "million", "over_http"),
+    *("checkpoints", "engine", "gguf_files", "guesses", "kernels", "logit_error"),
+    *("million", "over_http"),
     *("serving", "training", "worker"),
 )
 SMALL = list_ops(

@@ -20,7 +20,7 @@ from fulmen.kernels.cpu.head import MAX_CANDIDATES
 from fulmen.models import M1Config, M2Config, Model, Packed
 from fulmen.models.experts import Experts
 from fulmen.models.layers import Linear
-from tests.kernels.helpers import needs_native, packed, same_bits, with_threads
+from tests.kernels.helpers import needs_native, packed, rounds_inputs, same_bits, with_threads
 from tests.models.helpers import random_model, tiny_m1, tiny_m2
 
 pytestmark = needs_native
@@ -31,7 +31,7 @@ CONFIGS: dict[str, M1Config | M2Config] = {
     "m2": tiny_m2(hidden_size=48, head_dim=16, rotary_dim=8),
     "m1-plain-residual": tiny_m1(postnorm=False, shared_intermediate_size=24),
 }
-FORMATS = ("float32", "bfloat16", "int8", "int4")
+FORMATS = ("float32", "bfloat16", "int8", "int4", "codebook4")
 
 
 def model_of(config: M1Config | M2Config, format: str) -> Model:
@@ -40,7 +40,7 @@ def model_of(config: M1Config | M2Config, format: str) -> Model:
     if format != "float32":
         model = model.to(torch.bfloat16)
         float32_routers(model)
-    if format.startswith("int"):
+    if rounds_inputs(format):
         for name, module in model.named_modules():
             if isinstance(module, Linear) and not name.endswith(("gate", "lm_head")):
                 assert isinstance(module.weight, Tensor)
