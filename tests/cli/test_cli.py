@@ -403,7 +403,7 @@ def test_quantize_writes_a_folder_that_chats_and_says_what_it_cost(
         (("--levels", "codebook"), "--levels is codebook, it must be even: only weights"),
         (
             ("--bits", "4", "--levels", "odd"),
-            "Invalid value for '--levels': 'odd' is not one of 'even', 'codebook'",
+            "Invalid value for '--levels'",
         ),
         (("--dtype", "int8"), "--dtype is 'int8', it must be one of bfloat16, float32"),
         (("--dtype", "float16"), "--dtype is 'float16', it must be one of bfloat16, float32"),
