@@ -1,4 +1,4 @@
-"""What rounding does to logits, beside llama.cpp's Q4_0 rule on the same weights.
+"""The error of rounded logits, beside that of llama.cpp's Q4_0 rule on the same weights.
 
     python benchmarks/logit_error.py m2 --rounded m2-int4 --rounded m2-int8
 
