@@ -18,8 +18,8 @@ MAX_GROUP: Final = 128
 """Inputs of the largest group the kernels take."""
 LEVELS: Final = (0, 7, 12, 17, 21, 24, 27, 30, 33, 36, 39, 42, 45, 49, 53, 59)
 """Values of the codes 0 to 15 of CODEBOOK4, before zero point and scale: dense in the middle,
-where most weights are, and longer below than above, so that the sign of a scale says on which side
-of zero a group's largest weight lies."""
+where most weights are, and for most zero points longer below than above, so that the sign of a
+scale says on which side of zero a group's largest weight lies."""
 ZEROS: Final = (29, 31, 33, 35)
 """Zero points that a group of CODEBOOK4 chooses from."""
 MAX_SCALE: Final = 31

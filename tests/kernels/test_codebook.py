@@ -81,7 +81,7 @@ def test_the_kernel_and_the_definition_give_the_same_bits(
     n: int, k: int, group: int, power: int, seed: int
 ) -> None:
     weight = normal(n, k, seed) * 10.0**power
-    weight[0] = 0  # and a single weight that is not
+    weight[0] = 0  # an output of zeros alone
     weight[n // 2, k // 2 + 1 :] = 0
     columns = codebook_columns(weight)
     found = search_codebook(weight, columns, group)

@@ -13,11 +13,13 @@ from fulmen.kernels import (
     linear,
     native,
     pack,
+    pack_codebook4,
     pack_fp8,
+    pack_int4,
     pack_int8,
 )
 from fulmen.kernels.linear import linear_reference
-from fulmen.kernels.weights import pack_reference
+from fulmen.kernels.weights import LEVELS, pack_reference
 from tests.kernels.helpers import (
     FORMATS,
     needs_native,
@@ -74,6 +76,27 @@ def test_values_are_those_of_float64(name: str, shape: tuple[int, int], dtype: t
     for input_bits in bits_of(name):
         found = linear(x, matrix, out_dtype=torch.float32, input_bits=input_bits)
         assert_close(found.double(), expected, tolerance(name, input_bits))
+
+
+@needs_native
+@pytest.mark.parametrize("group", [32, 128])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_codes_and_inputs_do_not_overflow(group: int, sign: int) -> None:
+    """Sums of 16 bits take four products of the largest code and input, and no more."""
+    assert max(LEVELS) < 64
+    n, k = 20, 256
+    codes, ones = torch.full((n, k), 15, dtype=torch.uint8), torch.ones(n, k // group)
+    matrices = (
+        pack_int4(codes, ones.half(), -ones.half(), group),
+        pack_codebook4(codes, ones.int(), 0 * ones.int(), torch.ones(n), group),
+    )
+    for matrix in matrices:
+        expected = sign * matrix.unpack().sum(1).double()
+        for rows in (1, 2, 12, 40):
+            x = torch.full((rows, k), float(sign))
+            for input_bits in (8, 16):
+                found = linear(x, matrix, input_bits=input_bits).double()
+                assert torch.allclose(found, expected.expand(rows, -1), rtol=1e-5)
 
 
 @needs_native

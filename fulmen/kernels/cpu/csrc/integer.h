@@ -66,8 +66,8 @@ struct Place {
 };
 
 // How codes, as bytes, meet inputs. Without an instruction that adds the products of four bytes,
-// codes below 64 go in pairs: eight products with inputs of 8 bits come two and two together in 16
-// bits.
+// codes below 64 go in pairs: each sum of 16 bits takes four products, at most
+// 4 * 63 * 128 = 32,256.
 enum class Inputs { kBytes, kPairs, kWords };
 
 #ifdef FULMEN_VNNI

@@ -24,7 +24,7 @@ enum Dtype : int { kFloat32 = 0, kBFloat16 = 1 };
 //   codebook4  per run of four groups, the last perhaps of fewer: [4][16] int8, four times a scale
 //            plus the number of a zero point; then of each group [group / 8][16][4] codes as in
 //            int4. At the end [16] float32 scales of the columns;
-//            a weight is column scale (level[code] - zero[number])
+//            a weight is column * scale * (level[code] - zero[number])
 enum Format : int { kF32 = 0, kBF16 = 1, kFP8 = 2, kINT8 = 3, kINT4 = 4, kCODEBOOK4 = 5 };
 
 struct Matrix {

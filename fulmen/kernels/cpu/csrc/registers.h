@@ -187,15 +187,15 @@ static inline void tile_all(int64_t rows, int blocks, const uint8_t* const* x, i
 
 // Unpacked weights, in the first-level cache while a panel is multiplied.
 struct alignas(64) PanelScratch {
-  uint8_t codes[kPanel * kMaxGroup];  // int4 spread to bytes
+  uint8_t codes[kPanel * kMaxGroup];  // of 4 bits, spread to bytes
   uint16_t bf16[kPanel * kMaxGroup];  // fp8 as bf16
   float scales[kPanel], offsets[kPanel];
   float block_sums[kTileRows * kPanel];
 };
 
 // Rounded weights are unpacked as they are read, and the machine's own guesses then come too late.
-// So each line is asked for some lines before its turn: near the end of a block, the first lines of
-// `then`, the block this thread reads next.
+// So each line is asked for some lines before its turn: past the end of a block, lines of `then`, the
+// block this thread reads next.
 constexpr int64_t kStreamAhead = 4096;
 
 struct Ahead {
