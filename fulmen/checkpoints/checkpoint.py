@@ -347,8 +347,9 @@ class Checkpoint:
         quantization = self.config.quantization_config
         if not isinstance(quantization, PackedConfig):
             return None
-        format = quantization.format_of(name.removesuffix(".weight"))
-        return None if format is None else (format, quantization.group_size)
+        module = name.removesuffix(".weight")
+        format = quantization.format_of(module)
+        return None if format is None else (format, quantization.group_of(module))
 
     def _read(self, name: str) -> Tensor:
         """Read a tensor into memory of its own: a map of the file would count as memory in use."""

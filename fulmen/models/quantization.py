@@ -106,6 +106,8 @@ class PackedConfig:
     """Bits to which inputs are rounded, group by group, before they meet 8- or 4-bit weights."""
     head_bits: int | None = None
     """8 if lm_head is rounded too; None leaves it as it is."""
+    head_group_size: int | None = None
+    """Inputs of a rounded lm_head that share a scale; None means group_size."""
 
     def __post_init__(self) -> None:
         for name, known in (
@@ -114,6 +116,7 @@ class PackedConfig:
             ("group_size", GROUP_SIZES[-1:] if self.bits == "fp8" else GROUP_SIZES),
             ("input_bits", (8, 16)),
             ("head_bits", (None, 8)),
+            ("head_group_size", (None, *GROUP_SIZES)),
         ):
             value = getattr(self, name)
             if value not in known or isinstance(value, bool):
@@ -122,6 +125,11 @@ class PackedConfig:
         if (self.bits, self.levels) not in FORMATS:
             raise ValueError(
                 f"levels is {self.levels}, it must be even: only weights of 4 bits have a codebook"
+            )
+        if self.head_group_size is not None and self.head_bits is None:
+            raise ValueError(
+                f"head_group_size is {self.head_group_size}, it must be absent: the head is not "
+                "rounded"
             )
         if self.bits == "fp8" and self.head_bits is None and self.input_bits != 16:
             raise ValueError(
@@ -136,10 +144,19 @@ class PackedConfig:
         is_packed = module.rpartition(".")[2] in PACKED_MODULES
         return FORMATS[self.bits, self.levels] if is_packed else None
 
-    def packed_shape(self, format: WeightFormat, shape: tuple[int, int]) -> tuple[int, int]:
-        """Return the stored shape of an (N, K) matrix: (blocks of 16 columns, bytes of a block)."""
+    def group_of(self, module: str) -> int:
+        """Return how many inputs share a scale in a module's matrix, if it is packed."""
+        if module == "lm_head" and self.head_group_size is not None:
+            return self.head_group_size
+        return self.group_size
+
+    def packed_shape(self, module: str, shape: tuple[int, int]) -> tuple[int, int]:
+        """Return the stored shape of a packed module's matrix (N, K): (blocks of 16 columns, bytes
+        of a block)."""
+        format = self.format_of(module)
+        assert format is not None, module
         blocks = math.ceil(shape[0] / 16)
-        return blocks, packed_bytes(format, *shape, self.group_size) // blocks
+        return blocks, packed_bytes(format, *shape, self.group_of(module)) // blocks
 
     def to_dict(self) -> dict[str, object]:
         """Return the fields as config.json holds them; without levels where they are even, as
@@ -153,8 +170,10 @@ class PackedConfig:
 QuantizationConfig = Fp8Config | PackedConfig
 
 ROUNDED_AS: Final[Mapping[Bits, PackedConfig]] = {
-    8: PackedConfig(bits=8, group_size=64, head_bits=8),
-    4: PackedConfig(bits=4, levels="codebook", group_size=32, input_bits=8, head_bits=8),
+    8: PackedConfig(bits=8, group_size=64, head_bits=8, head_group_size=32),
+    4: PackedConfig(
+        bits=4, levels="codebook", group_size=32, input_bits=8, head_bits=8, head_group_size=32
+    ),
     "fp8": PackedConfig(bits="fp8", group_size=128),
 }
 """Formats that `fulmen quantize` writes unless it is told more than the bits."""
@@ -300,6 +319,7 @@ def _take_packed(given: Fields) -> PackedConfig:
         group_size=given.take("group_size", int),
         input_bits=given.take("input_bits", int),
         head_bits=given.take_optional("head_bits", int),
+        head_group_size=given.take_optional("head_group_size", int),
     )
 
 

@@ -70,9 +70,9 @@ def stored(
                 yield TensorSpec(spec.name, spec.shape, torch.float8_e4m3fn)
                 scales = quantization.scale_shape(spec.shape)
                 yield TensorSpec(f"{module}.weight_scale_inv", scales, torch.float32)
-            case PackedConfig() if (format := quantization.format_of(module)) is not None:
+            case PackedConfig() if quantization.format_of(module) is not None:
                 rows, columns = spec.shape
-                shape = quantization.packed_shape(format, (rows, columns))
+                shape = quantization.packed_shape(module, (rows, columns))
                 yield TensorSpec(spec.name, shape, torch.uint8)
             case _:
                 yield spec

@@ -361,15 +361,16 @@ def _rounded(checkpoint: Checkpoint, config: Config, spec: TensorSpec) -> Iterat
     """Round a matrix, some rows at a time."""
     packed = config.quantization_config
     assert isinstance(packed, PackedConfig)
-    format = packed.format_of(spec.name.removesuffix(".weight"))
+    module = spec.name.removesuffix(".weight")
+    format, group = packed.format_of(module), packed.group_of(module)
     assert format is not None
     source = checkpoint.config.quantization_config
     if packed.bits == "fp8" and isinstance(source, Fp8Config):
         same = checkpoint.read_packed(spec.name)
-        if same is not None and (same.format, same.group) == (format, packed.group_size):
+        if same is not None and (same.format, same.group) == (format, group):
             yield Rounded(same.data, 0, 0)
             return
-    yield from round_rows(_read(checkpoint, spec.name), format, packed.group_size)
+    yield from round_rows(_read(checkpoint, spec.name), format, group)
 
 
 def _read(checkpoint: Checkpoint, name: str) -> Tensor:
@@ -400,10 +401,12 @@ def parse_packed(
     if head_bits not in (None, 8, 16):
         raise ValueError(f"head_bits is {head_bits}, it must be 8 or 16")
     usual = _EVEN4 if (kind, levels) == (4, "even") else ROUNDED_AS[kind]
+    rounded_head = {None: usual.head_bits, 8: 8, 16: None}[head_bits]
     return PackedConfig(
         bits=kind,
         levels=usual.levels if levels is None else levels,
         group_size=usual.group_size if group_size is None else group_size,
         input_bits=usual.input_bits if input_bits is None else input_bits,
-        head_bits={None: usual.head_bits, 8: 8, 16: None}[head_bits],
+        head_bits=rounded_head,
+        head_group_size=None if rounded_head is None else ROUNDED_AS[8].head_group_size,
     )
