@@ -115,6 +115,7 @@ def test_a_model_packed_for_inference_is_not_saved(tmp_path: Path) -> None:
         ({"group_size": None}, "group_size is missing and has no default"),
         ({"input_bits": 4}, "input_bits is 4, it must be 8 or 16"),
         ({"head_bits": 4}, "head_bits is 4, it must be absent or 8"),
+        ({"head_group_size": 48}, "head_group_size is 48, it must be absent or 32 or 64 or 128"),
         (
             {"bits": "fp8", "group_size": 128, "input_bits": 8},
             "input_bits is 8, it must be 16: fp8 weights meet inputs as they are",

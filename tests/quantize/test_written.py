@@ -82,6 +82,7 @@ def test_small_files_go_along_and_config_says_what_was_done(tmp_path: Path) -> N
         "group_size": 64,
         "input_bits": 16,
         "head_bits": 8,
+        "head_group_size": 32,
     }
     config = read_config(tmp_path / "out")
     assert replace(config, quantization_config=None) == tiny_m2()
@@ -89,18 +90,18 @@ def test_small_files_go_along_and_config_says_what_was_done(tmp_path: Path) -> N
 
 def test_what_is_not_given_is_as_suits_the_bits() -> None:
     given = {
-        ("4", None): (4, "codebook", 32, 8, 8),
-        ("4", "codebook"): (4, "codebook", 32, 8, 8),
-        ("4", "even"): (4, "even", 32, 16, None),
-        ("8", None): (8, "even", 64, 16, 8),
-        ("8", "even"): (8, "even", 64, 16, 8),
-        ("fp8", None): ("fp8", "even", 128, 16, None),
+        ("4", None): (4, "codebook", 32, 8, 8, 32),
+        ("4", "codebook"): (4, "codebook", 32, 8, 8, 32),
+        ("4", "even"): (4, "even", 32, 16, None, None),
+        ("8", None): (8, "even", 64, 16, 8, 32),
+        ("8", "even"): (8, "even", 64, 16, 8, 32),
+        ("fp8", None): ("fp8", "even", 128, 16, None, None),
     }
     for (bits, levels), values in given.items():
-        names = ("bits", "levels", "group_size", "input_bits", "head_bits")
+        names = ("bits", "levels", "group_size", "input_bits", "head_bits", "head_group_size")
         expected = PackedConfig(**dict(zip(names, values, strict=True)))  # type: ignore[arg-type]
         assert parse_packed(bits=bits, levels=levels) == expected
-    assert parse_packed(bits="8", head_bits=16).head_bits is None
+    assert parse_packed(bits="8", head_bits=16).head_group_size is None
     assert parse_packed(bits="fp8", head_bits=8).head_bits == 8
     for fields, sentence in (
         ({"bits": "5"}, "bits is 5, it must be 8 or 4 or fp8"),
@@ -135,6 +136,9 @@ def test_a_rounded_head_is_a_matrix_of_its_own(tied: bool, tmp_path: Path) -> No
     head = model.model.embed_tokens.weight if tied else model.get_parameter("lm_head.weight")
     error = checkpoint.read("lm_head.weight") - head
     assert 0 < error.norm() < 0.01 * head.norm()
+    packed = checkpoint.read_packed("lm_head.weight")
+    assert packed is not None
+    assert packed.group == 32  # finer than the other matrices, which have 64
     assert torch.equal(
         checkpoint.read("model.embed_tokens.weight"), model.model.embed_tokens.weight
     )
