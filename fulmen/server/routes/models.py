@@ -1,0 +1,70 @@
+"""The model's names, health, counters and version over HTTP."""
+
+import time
+
+from fastapi import APIRouter, Request, Response
+
+from fulmen import __version__
+from fulmen.server.errors import Refusal
+from fulmen.server.metrics import Metrics
+from fulmen.server.models import model_object
+from fulmen.server.routes.api import Api, json_response, new_router
+
+
+def models_router(api: Api) -> APIRouter:
+    """Return the routes that tell which names the model has."""
+    router, service, config = new_router(), api.service, api.config
+    started = int(time.time())
+
+    @router.get("/v1/models", summary="Models, in a form that both SDKs read")
+    async def models() -> Response:
+        data = [model_object(name, service, started) for name in config.names]
+        return json_response(
+            {
+                "object": "list",
+                "data": data,
+                "has_more": False,
+                "first_id": data[0]["id"],
+                "last_id": data[-1]["id"],
+            }
+        )
+
+    @router.get("/v1/models/{name:path}", summary="One model")
+    async def one_model(name: str) -> Response:
+        if config.strict_model_names:
+            api.name(name)
+        return json_response(model_object(name, service, started))
+
+    return router
+
+
+def health_router(api: Api, metrics: Metrics) -> APIRouter:
+    """Return the routes that tell how the server is. `app.state.is_ready` says if it answers."""
+    router = new_router()
+
+    @router.get("/health", summary="The process lives")
+    async def health() -> Response:
+        return json_response({"status": "ok"})
+
+    @router.get("/ready", summary="Requests are answered")
+    async def ready(request: Request) -> Response:
+        if not request.app.state.is_ready:
+            raise Refusal(503, "the server is starting or stopping", retry_after=1)
+        return json_response({"status": "ready"})
+
+    @router.get("/metrics", summary="Counters for Prometheus")
+    async def read_metrics() -> Response:
+        text, content_type = metrics.text()
+        return Response(text, media_type=content_type)
+
+    @router.get("/version", summary="Version of the server")
+    async def version() -> Response:
+        return json_response({"version": __version__})
+
+    @router.get("/", include_in_schema=False)
+    @router.get("/api/hello", include_in_schema=False)
+    async def hello() -> Response:
+        names = list(api.config.names)
+        return json_response({"name": "fulmen", "version": __version__, "models": names})
+
+    return router
