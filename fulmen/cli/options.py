@@ -103,6 +103,7 @@ SERVER_CONFIG: Final = "fulmen.server.ServerConfig"
 _FLAG_NAMES: Final = {
     "kv_cache_bytes": "--kv-cache",
     "num_draft_tokens": "--draft-tokens",
+    "max_token_gap_seconds": "--max-token-gap",
     "api_keys": "--api-key",
     "aliases": "--alias",
     "volatile_lines": "--volatile-line",
@@ -135,6 +136,7 @@ _METAVARS: Final = {
             "request_timeout_seconds",
             "drain_seconds",
             "ping_seconds",
+            "max_token_gap_seconds",
         ),
         "SECONDS",
     ),

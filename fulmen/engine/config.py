@@ -31,6 +31,9 @@ class EngineConfig:
     """Most requests that run together."""
     max_num_batched_tokens: int = 1024
     """Most tokens of one forward pass, over all requests; at least max_num_seqs."""
+    max_token_gap_seconds: float | None = 0.25
+    """Longest time between two tokens of an answer while others' prompts are read: a step reads as
+    much of them as fits. None reads as fast as possible."""
     max_model_len: int | None = None
     """Most tokens of a conversation with its answer; None allows the model's whole context."""
     kv_cache_bytes: int = 2 * 2**30
@@ -48,6 +51,13 @@ class EngineConfig:
     def __post_init__(self) -> None:
         check_whole("max_num_seqs", self.max_num_seqs, 1, _MAX_COUNT)
         check_whole("max_num_batched_tokens", self.max_num_batched_tokens, 1, _MAX_COUNT)
+        gap = self.max_token_gap_seconds
+        if gap is not None and (
+            not isinstance(gap, int | float) or isinstance(gap, bool) or not 0 < gap < 1e9
+        ):
+            raise ValueError(
+                f"max_token_gap_seconds is {shown(gap)}, it must lie between 0 and 1e9, or be none"
+            )
         if self.max_model_len is not None:
             check_whole(
                 "max_model_len", self.max_model_len, 2, _MAX_COUNT, needed="a whole number or none"

@@ -12,11 +12,13 @@ import itertools
 import logging
 import math
 import secrets
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
 from fulmen.engine.config import EngineConfig, context_length, new_cache
+from fulmen.engine.pace import Pace
 from fulmen.engine.prefixes import PrefixCache
 from fulmen.engine.request import Part, Request, RequestFailed, read_ids
 from fulmen.engine.runner import Runner
@@ -26,7 +28,7 @@ from fulmen.engine.states import numerics_of
 from fulmen.engine.stats import Counters, EngineStats, timed
 from fulmen.engine.steering import Steering, TokenOutput
 from fulmen.kernels import PAGE
-from fulmen.models import Model
+from fulmen.models import Model, generation_cost
 from fulmen.sampling import FinishReason, SamplingParams, check_whole
 
 logger = logging.getLogger(__name__)
@@ -48,7 +50,11 @@ class Engine:
         self._scheduler = Scheduler(
             self.prefixes,
             self.config.max_num_seqs,
-            self.config.max_num_batched_tokens,
+            Pace(
+                self.config.max_token_gap_seconds,
+                self.config.max_num_batched_tokens,
+                _position_cost(model),
+            ),
             self.config.num_draft_tokens,
         )
         self._requests: dict[int, Request] = {}
@@ -63,6 +69,7 @@ class Engine:
         If the pass itself fails or is interrupted, the requests that took part end, their steering
         is told, and the error is raised; the others go on.
         """
+        started = time.perf_counter()
         parts = self._scheduler.schedule()  # requests, tokens of each, guesses
         outputs: list[TokenOutput | RequestFailed] = []
         with self._ending_on_error(parts):
@@ -72,6 +79,7 @@ class Engine:
             found = self._runner.run(parts)  # one forward pass: candidates of each part
             for part, candidates in zip(parts, found, strict=True):
                 outputs += self._take(part, candidates)
+        self._scheduler.learn(time.perf_counter() - started)
         self._counters.add_step(parts, outputs)
         return outputs
 
@@ -324,3 +332,9 @@ class Engine:
                 if self.is_unfinished(part.request.request_id):
                     self._fail(part.request, error)
             raise
+
+
+def _position_cost(model: Model) -> float:
+    """Return what each earlier token adds to the cost of a token, over the cost of a first one."""
+    cost = generation_cost(model.config)
+    return cost.per_position / cost.per_token

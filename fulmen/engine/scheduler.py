@@ -1,9 +1,9 @@
 """Choice of the requests that run in a step, how many tokens of each, and which guesses come along.
 
-Requests are ordered by priority, then by arrival. A step has a budget of tokens. Those that decode
-come first, one token each. Half of the rest goes to the prompt that came first, so it always
-advances; the other half goes to the prompts closest to their end, so a short prompt is not stuck
-behind long ones. What is left after that is for guesses.
+Requests are ordered by priority, then by arrival. Those that decode come first, one token each. The
+step's pace (`pace.py`) says how much of prompts may be read beside them. Half of that goes to the
+prompt that came first, so it always advances; the other half goes to the prompts closest to their
+end, so a short prompt is not stuck behind long ones. What is left after that is for guesses.
 
 Pages are taken as they are needed. When there are none, the last request in this order is
 preempted: its pages stay known as long as there is room, and it resumes later where they end. The
@@ -11,10 +11,12 @@ first is never preempted, so every request ends.
 """
 
 import bisect
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
+from fulmen.engine.pace import Pace
 from fulmen.engine.prefixes import PrefixCache
 from fulmen.engine.request import Part, Request
 from fulmen.engine.stats import timed
@@ -27,8 +29,9 @@ class Scheduler:
 
     prefixes: PrefixCache
     max_num_seqs: int
-    max_num_batched_tokens: int
-    """Most tokens of a step; at least max_num_seqs, so that all can decode together"""
+    pace: Pace
+    """Most tokens of a step, at least max_num_seqs, so that all can decode together; and how much
+    of prompts is read beside those that decode"""
     num_draft_tokens: int = 0
     """Most guesses that a decoding request checks in one step"""
     num_preemptions: int = 0
@@ -42,6 +45,10 @@ class Scheduler:
     """Sorted by `_order`"""
     _running: list[Request] = field(default_factory=list)
     """Sorted by `_order`"""
+    _read: float = 0.0
+    """Weight of what the last step read of prompts"""
+    _is_all_read: bool = True
+    """The last step read every prompt to its end"""
 
     @property
     def num_running(self) -> int:
@@ -79,11 +86,33 @@ class Scheduler:
             self._admit()
         # Besides prompts: a request that resumed, or a prompt of one token, may decode right away.
         reading = [request for request in self._running if request not in decoding]
-        for request, num_tokens in shares(reading, self.max_num_batched_tokens - len(plan)):
+        for request, num_tokens in self._shares(reading, num_decoding=len(plan)):
             self._plan(request, num_tokens, plan)
+        self._note_reading(reading, plan)
         parts = list(plan.values())
         self._add_drafts(parts)
         return parts
+
+    def learn(self, seconds: float) -> None:
+        """Let the pace learn how long the last step took."""
+        self.pace.learn(self._read, seconds, is_all=self._is_all_read)
+
+    def _note_reading(self, reading: Sequence[Request], plan: Mapping[int, Part]) -> None:
+        """Note how much of prompts this step reads, for `learn`."""
+        parts = [plan[r.request_id] for r in reading if r.request_id in plan]
+        weight = self.pace.weight
+        self._read = sum(p.num_tokens * weight(p.request.num_cached_tokens) for p in parts)
+        self._is_all_read = len(parts) == len(reading) and all(p.is_sampled for p in parts)
+
+    def _shares(
+        self, reading: Sequence[Request], *, num_decoding: int
+    ) -> list[tuple[Request, int]]:
+        """Return how much of which prompts a step reads beside requests that decode."""
+        room = self.pace.max_tokens - num_decoding
+        if not reading or not num_decoding or self.pace.max_gap_seconds is None:
+            return shares(reading, room)
+        amount = self.pace.amount_from(reading[0].num_cached_tokens)
+        return shares(reading, room, amount=amount, weight=self.pace.weight)
 
     def _plan(self, request: Request, num_tokens: int, plan: dict[int, Part]) -> None:
         """Give a request tokens of this step and pages for them, unless it was preempted since."""
@@ -101,7 +130,7 @@ class Scheduler:
         """Add guesses to the parts that decode, as far as the step's budget and pages go."""
         if not self.num_draft_tokens:
             return
-        room = self.max_num_batched_tokens - sum(part.num_tokens for part in parts)
+        room = self.pace.max_tokens - sum(part.num_tokens for part in parts)
         for part in parts:
             request, allocation = part.request, part.request.allocation
             assert allocation is not None
@@ -155,36 +184,54 @@ class Scheduler:
         return 1 + self.prefixes.missing_pages(request.allocation, len(request.ids))
 
 
-def shares(requests: Sequence[Request], budget: int) -> list[tuple[Request, int]]:
-    """Return which requests read how many tokens of a budget.
+def shares(
+    requests: Sequence[Request],
+    num_tokens: int,
+    *,
+    amount: float | None = None,
+    weight: Callable[[int], float] = lambda position: 1,
+) -> list[tuple[Request, int]]:
+    """Return which requests read how many tokens.
 
     A higher priority goes first. Among equals, half is reserved for the first, and the rest goes
-    to those with the fewest tokens left; whole pages where a share is not all that is left. A
+    to those with the least left to read; whole pages where a share is not all that is left. A
     request that waits reads nothing.
 
-    requests  sorted by `_order`
+    requests    sorted by `_order`
+    num_tokens  most tokens of all
+    amount      most that these tokens may weigh; None: num_tokens
+    weight      weight of a token after so many others, at least 1
     """
     found: list[tuple[Request, int]] = []
+    left = num_tokens if amount is None else amount
     for _, group in groupby(requests, key=lambda request: request.priority):
         first, *others = group
-        reserved = min(first.num_pending, -(-budget // 2))
+        each = weight(first.num_cached_tokens)
+        reserved = min(first.num_pending * each, left / 2)
+        num_reserved = min(math.ceil(reserved / each), num_tokens)
         for request in sorted([first, *others], key=lambda request: request.num_pending):
             if request is first:
-                reserved = 0
+                reserved = num_reserved = 0
             if request.allocation is None:
                 continue
-            share = min(request.num_pending, budget - reserved)
-            if share < request.num_pending:
-                num_cached = request.num_cached_tokens
-                whole_pages = (num_cached + share) // PAGE * PAGE - num_cached
-                if whole_pages > 0:
-                    share = whole_pages
-                elif request is not first:  # only the first reads a piece of a page
-                    continue
+            each = weight(request.num_cached_tokens)
+            most = min(num_tokens - num_reserved, int((left - reserved) / each))
+            share = _whole_pages(request, most, is_first=request is first)
             if share > 0:
-                budget -= share
+                left -= share * each
+                num_tokens -= share
                 found.append((request, share))
     return found
+
+
+def _whole_pages(request: Request, most: int, *, is_first: bool) -> int:
+    """Return how many tokens a request reads, at most `most`: all that it lacks, or as many as end
+    with a page. Only the first reads a piece of a page."""
+    if request.num_pending <= most:
+        return request.num_pending
+    num_cached = request.num_cached_tokens
+    whole = (num_cached + most) // PAGE * PAGE - num_cached
+    return whole if whole > 0 else most if is_first else 0
 
 
 def _order(request: Request) -> tuple[int, int]:

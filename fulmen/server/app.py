@@ -25,10 +25,13 @@ from fulmen.server.keys import Keys
 from fulmen.server.limits import Places, with_limits
 from fulmen.server.logs import RequestLog
 from fulmen.server.metrics import Metrics
-from fulmen.server.routes.api import Api
-from fulmen.server.routes.chat import chat_router
-from fulmen.server.routes.messages import messages_router
-from fulmen.server.routes.models import health_router, models_router
+from fulmen.server.routes import (
+    Api,
+    chat_router,
+    health_router,
+    messages_router,
+    models_router,
+)
 from fulmen.server.service import Service
 from fulmen.server.sse import to_json
 from fulmen.server.streaming import ClientGoneError, request_id

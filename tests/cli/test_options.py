@@ -36,7 +36,7 @@ def test_every_field_of_the_engines_config_has_a_flag_with_its_default() -> None
         *("--kv-cache-dtype", "--draft-tokens", "--snapshot-bytes"),
     ):
         assert f"{flag} " in text
-    assert len(dataclasses.fields(EngineConfig)) == 7
+    assert len(dataclasses.fields(EngineConfig)) == 8
     assert "Default: 2GiB." in text
     assert "Default: 1GiB." in text
     assert "--no-" not in text

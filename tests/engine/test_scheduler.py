@@ -50,6 +50,31 @@ def test_a_lower_priority_reads_what_a_higher_one_leaves() -> None:
     assert planned([urgent, other], 192) == {1: 192}
 
 
+def test_tokens_that_weigh_more_are_fewer() -> None:
+    deep, other = make_request(0, 4096, known=6400), make_request(1, 4000)
+    found = shares([deep, other], 1000, amount=512, weight=lambda position: 1 + position / 6400)
+    assert [(request.request_id, count) for request, count in found] == [(1, 256), (0, 128)]
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 500), st.integers(0, 9000)), min_size=1, max_size=9),
+    st.integers(1, 1024),
+    st.floats(64, 3000),
+)
+def test_neither_tokens_nor_weight_are_exceeded_and_the_first_moves(
+    sizes: list[tuple[int, int]], num_tokens: int, amount: float
+) -> None:
+    def weight(position: int) -> float:
+        return 1 + position / 3000
+
+    requests = [make_request(i, length, known=known) for i, (length, known) in enumerate(sizes)]
+    amount = max(amount, 64 * weight(sizes[0][1]))
+    found = shares(requests, num_tokens, amount=amount, weight=weight)
+    assert sum(count for _, count in found) <= num_tokens
+    assert sum(count * weight(r.num_cached_tokens) for r, count in found) <= amount * 1.000001
+    assert any(request is requests[0] for request, _ in found)
+
+
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=9), st.integers(0, 600))
 def test_no_share_is_more_than_is_lacking_or_left(lengths: list[int], budget: int) -> None:
     requests = [make_request(index, length) for index, length in enumerate(lengths)]

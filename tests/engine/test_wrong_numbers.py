@@ -74,6 +74,8 @@ def assert_refused(call: Callable[[], object], *names: str) -> None:
 @pytest.mark.parametrize("name", ENGINE_FIELDS)
 @pytest.mark.parametrize("value", [*HUGE, *NO_NUMBERS, 1.5, 8.0, -1], ids=lambda _: "")
 def test_a_wrong_number_in_an_engine_config_is_refused(name: str, value: object) -> None:
+    if name == "max_token_gap_seconds" and value in (1.5, 8.0):
+        return  # is a number of seconds
     assert_refused(lambda: EngineConfig(**{name: value}), name)  # type: ignore[arg-type]
 
 

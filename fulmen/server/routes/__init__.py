@@ -1,1 +1,8 @@
 """Routes: each file has those of one dialect, or of one thing that the server holds."""
+
+from fulmen.server.routes.api import Api
+from fulmen.server.routes.chat import chat_router
+from fulmen.server.routes.messages import messages_router
+from fulmen.server.routes.models import health_router, models_router
+
+__all__ = ["Api", "chat_router", "health_router", "messages_router", "models_router"]
