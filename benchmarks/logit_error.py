@@ -10,6 +10,7 @@ mean square of the difference of logits over that of the logits. Q4_0 rounds the
 from pathlib import Path
 from typing import Annotated
 
+import gguf
 import torch
 import typer
 from measure import print_json, print_setup, print_wide, run, settings_text
@@ -26,14 +27,12 @@ GROUP = 32
 
 
 def q4_0(weight: Tensor) -> Tensor:
-    """Round a matrix (N, K) as llama.cpp's Q4_0: a float16 scale for each 32 weights, that of the
-    largest over -8, and codes from -8 to 7."""
-    groups = weight.float().view(len(weight), -1, GROUP)
-    largest = groups.gather(2, groups.abs().argmax(2, keepdim=True))
-    scale = largest / -8
-    inverse = torch.where(scale == 0, 0, 1 / scale)
-    codes = (groups * inverse + 8.5).floor().clamp(0, 15) - 8
-    return (codes * scale.half().float()).view_as(weight)
+    """Round a matrix (N, K) as Q4_0, by the gguf package: a float16 scale for each 32 weights."""
+    if weight.shape[1] % GROUP:
+        raise ValueError(f"a matrix has {weight.shape[1]} inputs, Q4_0 needs a multiple of {GROUP}")
+    kind = gguf.GGMLQuantizationType.Q4_0
+    blocks = gguf.quants.quantize(weight.float().numpy(), kind)
+    return torch.from_numpy(gguf.quants.dequantize(blocks, kind))
 
 
 def round_in_place(model: Model) -> None:

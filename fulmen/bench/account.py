@@ -32,7 +32,15 @@ from fulmen.bench.places import (
 from fulmen.bench.timer import ModelTimer
 from fulmen.bench.workload import TOUCH_TOKENS, WARMUP_DECODE, until_steady
 from fulmen.engine import Candidates, num_candidates, sample
-from fulmen.kernels import CallTimes, PackedMatrix, backend_for, linear, native, time_calls
+from fulmen.kernels import (
+    CallTimes,
+    PackedMatrix,
+    StageTimes,
+    backend_for,
+    linear,
+    native,
+    time_calls,
+)
 from fulmen.models import Model
 from fulmen.sampling import SamplingParams
 
@@ -233,37 +241,25 @@ def _faster_half(steps: Sequence[_Step]) -> list[_Step]:
 
 
 def _works(model: Model, steps: Sequence[_Step], batch: int, depth: float) -> list[Work]:
-    """Return the mean work of steps that make the same calls, one a kind and layer."""
+    """Return the mean work of steps that make the same calls, one a kind and layer.
+
+    Raises ValueError for steps that make different calls.
+    """
     places = places_of(model, steps[0].calls, batch=batch, depth=depth)
     groups: dict[tuple[int | None, str], list[Work]] = {}
-    cached_rates: dict[object, float | None] = {}
+    cached = _CachedRates(model)
     for stages, *calls in zip(places, *(step.calls for step in steps), strict=True):
-        assert len({(call.kernel, call.weights) for call in calls}) == 1, "steps differ"
-        count = statistics.fmean(call.num_matrices for call in calls)
+        if len({(call.kernel, call.weights) for call in calls}) > 1:
+            raise ValueError("the steps of this model make different calls, they have no mean")
+        num_matrices = statistics.fmean(call.num_matrices for call in calls)
         for place, *times in zip(stages, *(call.stages for call in calls), strict=True):
-            seconds, rounding, idle = (
-                statistics.fmean(column) for column in zip(*times, strict=True)
-            )
-            num_bytes, rows = place.num_bytes, batch
-            if place.is_experts:
-                num_bytes *= count
-                rows = max(1, round(batch * model.config.num_experts_per_tok / count))
-            work = Work(
-                kind=place.kind,
-                layer=place.layer,
-                calls=1,
-                num_bytes=num_bytes,
-                seconds=seconds,
-                rounding=rounding,
-                handing_over=idle,
-            )
-            if (matrix := place.matrix) is not None:
-                key = matrix.format, matrix.group, matrix.k, place.input_bits, rows
-                if key not in cached_rates:
-                    dtype = model.model.embed_tokens.weight.dtype
-                    cached_rates[key] = _cached_seconds_per_byte(place, matrix, rows, dtype)
-                if (rate := cached_rates[key]) is not None:
-                    work = replace(work, in_cache=num_bytes * rate)
+            work = _mean_work(place, times, num_matrices)
+            if place.matrix is not None:
+                rows = batch
+                if place.is_experts:
+                    chosen = batch * model.config.num_experts_per_tok
+                    rows = max(1, round(chosen / num_matrices))
+                work = replace(work, in_cache=cached.seconds(place, rows, work.num_bytes))
             groups.setdefault((place.layer, place.kind), []).append(work)
     works = [added(some, kind, layer) for (layer, kind), some in groups.items()]
     sampling = statistics.fmean(step.sampling for step in steps)
@@ -272,6 +268,38 @@ def _works(model: Model, steps: Sequence[_Step], batch: int, depth: float) -> li
     works.append(Work(kind=SAMPLING, calls=batch, seconds=sampling))
     works.append(Work(kind=BETWEEN, seconds=between))
     return works
+
+
+def _mean_work(place: Place, times: Sequence[StageTimes], num_matrices: float) -> Work:
+    """Return the mean of one stage of a call over steps."""
+    seconds, rounding, idle = (statistics.fmean(column) for column in zip(*times, strict=True))
+    return Work(
+        kind=place.kind,
+        layer=place.layer,
+        calls=1,
+        num_bytes=place.num_bytes * (num_matrices if place.is_experts else 1),
+        seconds=seconds,
+        rounding=rounding,
+        handing_over=idle,
+    )
+
+
+class _CachedRates:
+    """Rates of products whose weights need not come from memory, measured once a kind."""
+
+    def __init__(self, model: Model) -> None:
+        self._dtype = model.model.embed_tokens.weight.dtype
+        self._rates: dict[object, float | None] = {}
+
+    def seconds(self, place: Place, rows: int, num_bytes: float) -> float | None:
+        """Return the seconds of a product of so many bytes; None where none can be in cache."""
+        matrix = place.matrix
+        assert matrix is not None
+        key = matrix.format, matrix.group, matrix.k, place.input_bits, rows
+        if key not in self._rates:
+            self._rates[key] = _cached_seconds_per_byte(place, matrix, rows, self._dtype)
+        rate = self._rates[key]
+        return None if rate is None else num_bytes * rate
 
 
 def _cached_seconds_per_byte(

@@ -214,10 +214,11 @@ class Checkpoint:
                 kind = "e4m3 in blocks of 128 x 128, packed for the CPU"
             case PackedConfig() as packed:
                 levels = " on the levels of a codebook" if packed.levels == "codebook" else ""
+                head = f", the head {packed.head_bits} bits in groups of "
+                head = "" if packed.head_bits is None else f"{head}{packed.group_of('lm_head')}"
                 kind = (
-                    f"{packed.bits} bits{levels} in groups of {packed.group_size}, packed for the "
-                    "CPU; "
-                    f"inputs are rounded to {packed.input_bits} bits"
+                    f"{packed.bits} bits{levels} in groups of {packed.group_size}{head}, packed "
+                    f"for the CPU; inputs are rounded to {packed.input_bits} bits"
                 )
             case Fp8Config(weight_block_size=(rows, columns)):
                 kind = f"e4m3 in blocks of {rows} x {columns}"

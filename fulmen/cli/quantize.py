@@ -88,8 +88,8 @@ def quantize(
         typer.Option(
             metavar="INTEGER",
             parser=or_none(parse_whole),
-            help="Weights that share a scale: 32, 64 or 128. Default: 32 with 4 bits, 64 with 8, "
-            "128 with fp8.",
+            help="Weights that share a scale, but for the head, which has 32: 32, 64 or 128. "
+            "Default: 32 with 4 bits, 64 with 8, 128 with fp8.",
         ),
     ] = None,
     input_bits: Annotated[

@@ -4,9 +4,9 @@ from fulmen.kernels.attention import attend, softmax_attention
 from fulmen.kernels.backends import backend_for
 from fulmen.kernels.codebook import (
     Codebook,
-    codebook_columns,
     codebook_values,
     nearest_codes,
+    output_scales,
     search_codebook,
 )
 from fulmen.kernels.cpu import (
@@ -63,7 +63,6 @@ __all__ = [
     "attend",
     "backend_for",
     "built_sets",
-    "codebook_columns",
     "codebook_values",
     "concatenate",
     "embed",
@@ -75,6 +74,7 @@ __all__ = [
     "native",
     "nearest_codes",
     "numerics",
+    "output_scales",
     "pack",
     "pack_codebook4",
     "pack_fp8",

@@ -39,7 +39,7 @@ class Codebook(NamedTuple):
     """(N, ceil(K / group)) uint8, 0 to 3"""
 
 
-def codebook_columns(weight: Tensor) -> Tensor:
+def output_scales(weight: Tensor) -> Tensor:
     """Return the scales of the outputs of a matrix (N, K) float32: (N,) float32."""
     return weight.abs().amax(1) * (SLACK / _HALF_RANGE / MAX_SCALE)
 

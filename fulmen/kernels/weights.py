@@ -190,9 +190,25 @@ def pack_codebook4(
     scales   (N, ceil(K / group)) integers from -MAX_SCALE to MAX_SCALE
     zeros    (N, ceil(K / group)) integers from 0 to 3
     columns  (N,) float32, the scale of each output
+
+    Raises ValueError for other shapes or numbers.
     """
     _check_group(group)
     n, k = codes.shape
+    grid = (n, -(-k // group))
+    for name, values, shape, low, high in (
+        ("codes", codes, (n, k), 0, 15),
+        ("scales", scales, grid, -MAX_SCALE, MAX_SCALE),
+        ("zeros", zeros, grid, 0, len(ZEROS) - 1),
+        ("columns", columns, (n,), None, None),
+    ):
+        if values.shape != shape:
+            raise ValueError(f"{name} has the shape {(*values.shape,)}, it must be {shape}")
+        if low is None or high is None or not values.numel():
+            continue
+        least, most = int(values.min()), int(values.max())
+        if least < low or most > high:
+            raise ValueError(f"{name} go from {least} to {most}, they must lie in {low} to {high}")
     wide = padded_k(WeightFormat.CODEBOOK4, k, group)
     nibbles = _nibbles(codes, wide)  # (blocks, bytes)
     blocks, groups = len(nibbles), wide // group

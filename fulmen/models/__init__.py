@@ -27,6 +27,7 @@ from fulmen.models.packed import Packed
 from fulmen.models.quantization import (
     FOREIGN_QUANTIZATION,
     GROUP_SIZES,
+    HEAD_GROUP_SIZE,
     ROUNDED_AS,
     Bits,
     Fp8Config,
@@ -42,6 +43,7 @@ __all__ = [
     "DTYPES",
     "FOREIGN_QUANTIZATION",
     "GROUP_SIZES",
+    "HEAD_GROUP_SIZE",
     "M1",
     "M2",
     "ROUNDED_AS",

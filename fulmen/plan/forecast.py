@@ -30,8 +30,8 @@ PRECISIONS: Final = {
     "bf16": "16 bits",
     "fp8": "8 bits, a float32 scale for a block of 128 x 128",
     "int8-experts": "experts 8 bits, a float32 scale for a row; attention bf16",
-    "int8": "8.5 bits, a float32 scale for 64 weights; head too",
-    "int4": "4.25 bits, an 8-bit scale for 32 weights; head 9",
+    "int8": "8.5 bits, a float32 scale for 64 weights; head 9 bits",
+    "int4": "4.25 bits, an 8-bit scale for 32 weights; head 9 bits",
 }
 """Formats of attention and expert matrices; embedding and norms are bf16, routers float32, and so
 is the head bf16 unless it is named."""

@@ -155,9 +155,9 @@ class Calibration:
 
         This and `_rounded_expert` are the work of one thread.
         """
-        format = self.quantization.format_of(names[0].removesuffix(".weight"))
+        module = names[0].removesuffix(".weight")
+        format, group = self.quantization.format_of(module), self.quantization.group_of(module)
         assert format is not None
-        group = self.quantization.group_size
         weights = [self.checkpoint.read(name).float() for name in names]
         if len(inputs) < MIN_TOKENS:
             found = [round_matrix(weight, format, group) for weight in weights]
@@ -195,9 +195,10 @@ class Calibration:
     def _unpacked(self, name: str, rounded: Rounded) -> Tensor:
         """Unpack a rounded matrix to (N, K) float32."""
         n, k = self.checkpoint.stored[name].shape
-        format = self.quantization.format_of(name.removesuffix(".weight"))
+        module = name.removesuffix(".weight")
+        format, group = self.quantization.format_of(module), self.quantization.group_of(module)
         assert format is not None
-        return PackedMatrix(rounded.data, format, n, k, self.quantization.group_size).unpack()
+        return PackedMatrix(rounded.data, format, n, k, group).unpack()
 
 
 def _tensor(layer: int, module: str) -> str:

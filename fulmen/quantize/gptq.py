@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 import torch
 from torch import Tensor
 
-from fulmen.kernels import PackedMatrix, WeightFormat, codebook_columns, pack_codebook4
+from fulmen.kernels import PackedMatrix, WeightFormat, output_scales, pack_codebook4
 from fulmen.quantize.rounding import (
     CodebookGrid,
     Grid,
@@ -65,7 +65,7 @@ def round_with_feedback(
     joined = torch.cat(list(weights))
     sizes = [len(weight) for weight in weights]
     if format == WeightFormat.CODEBOOK4:
-        outputs = codebook_columns(joined)
+        outputs = output_scales(joined)
         codes, found = _round_columns(
             joined, feedback, group, lambda x: find_codebook_grid(x, outputs)
         )

@@ -28,6 +28,7 @@ from fulmen.catalog import OnProgress
 from fulmen.checkpoints import CONFIG, INDEX, SINGLE, Checkpoint, read_metadata
 from fulmen.files import parse_json, read_json, replacing, write_text
 from fulmen.models import (
+    HEAD_GROUP_SIZE,
     ROUNDED_AS,
     Bits,
     Config,
@@ -408,5 +409,5 @@ def parse_packed(
         group_size=usual.group_size if group_size is None else group_size,
         input_bits=usual.input_bits if input_bits is None else input_bits,
         head_bits=rounded_head,
-        head_group_size=None if rounded_head is None else ROUNDED_AS[8].head_group_size,
+        head_group_size=None if rounded_head is None else HEAD_GROUP_SIZE,
     )

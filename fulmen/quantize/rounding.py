@@ -24,9 +24,9 @@ from torch import Tensor
 from fulmen.kernels import (
     PackedMatrix,
     WeightFormat,
-    codebook_columns,
     codebook_values,
     nearest_codes,
+    output_scales,
     pack_codebook4,
     pack_fp8,
     pack_int4,
@@ -258,7 +258,7 @@ def round_int4(weight: Tensor, group: int) -> PackedMatrix:
 
 def round_codebook4(weight: Tensor, group: int) -> PackedMatrix:
     """Round weight (N, K) float32 to column * scale * (level - zero), the level of 16."""
-    columns = codebook_columns(weight)
+    columns = output_scales(weight)
     return pack_codebook4(*search_codebook(weight, columns, group), columns, group)
 
 

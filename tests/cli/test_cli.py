@@ -385,8 +385,9 @@ def test_quantize_writes_a_folder_that_chats_and_says_what_it_cost(
     assert len(quality["worst_tensors"]) == 10
     assert f"{quality['drift']['top1_agreement']:.4f}" in run.stdout
     shown = fulmen("models", "show", tmp_path / "out")
-    stored = "4 bits on the levels of a codebook in groups of 32, packed for the CPU"
-    assert f"{stored}; inputs are rounded to 8 bits" in " ".join(shown.stdout.split())
+    stored = " ".join(shown.stdout.split())
+    assert "4 bits on the levels of a codebook in groups of 32, the head 8 bits" in stored
+    assert "in groups of 32, packed for the CPU; inputs are rounded to 8 bits" in stored
     assert "have the right shape" in fulmen("models", "check", tmp_path / "out").stdout
     answer = fulmen("chat", "Hello", "--model", tmp_path / "out", "--max-tokens", "4")
     assert answer.returncode == 0, answer.stderr

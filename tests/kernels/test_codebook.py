@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fulmen.kernels import (
-    codebook_columns,
     codebook_values,
     native,
     nearest_codes,
+    output_scales,
     pack_codebook4,
     search_codebook,
     set_num_threads,
@@ -28,7 +28,7 @@ def normal(n: int, k: int, seed: int = 0) -> Tensor:
 
 
 def restored(weight: Tensor, group: int = 32) -> Tensor:
-    columns = codebook_columns(weight)
+    columns = output_scales(weight)
     return pack_codebook4(*search_codebook(weight, columns, group), columns, group).unpack()
 
 
@@ -44,7 +44,7 @@ def squared_errors(x: Tensor, column: float) -> Iterator[Tensor]:
 @pytest.mark.parametrize(("group", "excess"), [(5, 1.35), (32, 1.005), (64, 1.005)])
 def test_the_search_comes_near_to_trying_everything(group: int, excess: float) -> None:
     weight = normal(1, 300 * group, seed=group)
-    columns = codebook_columns(weight)
+    columns = output_scales(weight)
     codes, scales, zeros = search_codebook(weight, columns, group)
     values = torch.tensor(LEVELS)[codes.long()].view(-1, group)
     values = (values - torch.tensor(ZEROS)[zeros.long()].view(-1, 1)) * scales.view(-1, 1)
@@ -83,7 +83,7 @@ def test_the_kernel_and_the_definition_give_the_same_bits(
     weight = normal(n, k, seed) * 10.0**power
     weight[0] = 0  # an output of zeros alone
     weight[n // 2, k // 2 + 1 :] = 0
-    columns = codebook_columns(weight)
+    columns = output_scales(weight)
     found = search_codebook(weight, columns, group)
     expected = search_codebook_reference(weight, columns, group)
     for x, y in zip(found, expected, strict=True):
@@ -94,7 +94,7 @@ def test_the_kernel_and_the_definition_give_the_same_bits(
 @needs_native
 def test_bits_depend_on_no_thread_and_on_no_row_beside() -> None:
     weight = normal(50, 96).t().contiguous().t()  # strides of a transpose
-    columns = codebook_columns(weight)
+    columns = output_scales(weight)
     whole = search_codebook(weight, columns, 32)
     extension = native()
     assert extension is not None
@@ -149,7 +149,7 @@ def test_a_weight_that_is_not_finite_leaves_other_rows_alone(value: float) -> No
 
 def test_shapes_and_dtypes_that_do_not_fit_are_one_sentence() -> None:
     weight = normal(4, 64)
-    columns = codebook_columns(weight)
+    columns = output_scales(weight)
     with pytest.raises(ValueError, match=r"weights are torch\.float64 and scales torch\.float32"):
         search_codebook(weight.double(), columns, 32)
     with pytest.raises(ValueError, match=r"there are \(3,\) scales for weights of \(4, 64\)"):

@@ -1,11 +1,13 @@
 """Rounded checkpoints in memory: packed weights used in place, streamed and loaded alike."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from fulmen.checkpoints import load_model, save_model, stream_model
+from fulmen.checkpoints import Checkpoint, load_model, save_model, stream_model
 from fulmen.checkpoints.header import ALIGNMENT
 from fulmen.kernels import PackedMatrix, WeightFormat
 from fulmen.models import M1Config, M2Config, Model, Packed
@@ -117,6 +119,10 @@ def test_a_model_packed_for_inference_is_not_saved(tmp_path: Path) -> None:
         ({"head_bits": 4}, "head_bits is 4, it must be absent or 8"),
         ({"head_group_size": 48}, "head_group_size is 48, it must be absent or 32 or 64 or 128"),
         (
+            {"head_group_size": 32},
+            "head_group_size is 32, it must be absent: the head is not rounded",
+        ),
+        (
             {"bits": "fp8", "group_size": 128, "input_bits": 8},
             "input_bits is 8, it must be 16: fp8 weights meet inputs as they are",
         ),
@@ -132,3 +138,31 @@ def test_a_quantization_config_that_cannot_be_right_is_one_sentence(
     )
     with pytest.raises(ValueError, match=sentence):
         tiny_m2(quantization_config=values | change)
+
+
+def test_a_head_without_groups_of_its_own_has_those_of_the_others(tmp_path: Path) -> None:
+    """Files of 8 bits had no head_group_size before a head could have its own."""
+    save_model(random_model(tiny_m2()), tmp_path / "in")
+    packed = PackedConfig(bits=8, group_size=64, head_bits=8)
+    quantize_checkpoint(tmp_path / "in", tmp_path / "out", replace(settings("8"), packed=packed))
+    values = json.loads((tmp_path / "out/config.json").read_text())["quantization_config"]
+    assert "head_group_size" not in values
+    head = Checkpoint.open(tmp_path / "out").read_packed("lm_head.weight")
+    assert head is not None
+    assert head.group == 64
+    said = PackedConfig(bits=8, group_size=64, head_bits=8, head_group_size=64)
+    assert said == packed  # one way to say it: folders are compared by their config
+
+
+@needs_kernels
+def test_fp8_weights_may_have_a_head_of_8_bits(tmp_path: Path) -> None:
+    save_model(random_model(tiny_m2()), tmp_path / "in")
+    quantize_checkpoint(tmp_path / "in", tmp_path / "out", settings("fp8", head_bits=8))
+    head = Checkpoint.open(tmp_path / "out").read_packed("lm_head.weight")
+    assert head is not None
+    assert (head.format, head.group) == (WeightFormat.INT8, 32)
+    packed, plain = load_model(tmp_path / "out"), load_model(tmp_path / "out", trainable=True)
+    ids = torch.arange(60)[None]
+    with torch.no_grad():
+        found, expected = packed(ids), plain(ids)
+    assert float((found - expected).norm() / expected.norm()) < 5e-3

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import gguf
 import pytest
 import torch
 from hypothesis import given, settings
@@ -67,11 +68,10 @@ def test_a_matrix_of_any_shape_is_held_by_the_codebook(
 
 
 def rounded_as_q4_0(weight: Tensor) -> Tensor:
-    """Round groups of 32 by the rule of llama.cpp's Q4_0: the largest weight becomes code -8."""
-    groups = weight.view(len(weight), -1, 32)
-    largest = groups.gather(2, groups.abs().argmax(2, keepdim=True))
-    scale = (largest / -8).half().float()
-    return ((groups / scale).round().clamp(-8, 7) * scale).view(weight.shape)
+    """Round groups of 32 as llama.cpp's Q4_0 does."""
+    kind = gguf.GGMLQuantizationType.Q4_0
+    blocks = gguf.quants.quantize(weight.numpy(), kind)
+    return torch.from_numpy(gguf.quants.dequantize(blocks, kind))
 
 
 @pytest.mark.parametrize(("spread", "most"), [(0.0, 0.0049), (0.5, 0.0070)])

@@ -90,8 +90,8 @@ def test_small_files_go_along_and_config_says_what_was_done(tmp_path: Path) -> N
 
 def test_what_is_not_given_is_as_suits_the_bits() -> None:
     given = {
-        ("4", None): (4, "codebook", 32, 8, 8, 32),
-        ("4", "codebook"): (4, "codebook", 32, 8, 8, 32),
+        ("4", None): (4, "codebook", 32, 8, 8, None),
+        ("4", "codebook"): (4, "codebook", 32, 8, 8, None),
         ("4", "even"): (4, "even", 32, 16, None, None),
         ("8", None): (8, "even", 64, 16, 8, 32),
         ("8", "even"): (8, "even", 64, 16, 8, 32),

@@ -126,8 +126,9 @@ void bind_attention(nb::module_& m) {
   m.def("softmax_attention", softmax_attention);
   bind(m, "softmax_attention_backward", &Kernels::softmax_attention_backward);
   bind(m, "rotate", &Kernels::rotate);
-  m.def("write_pages",
-        [](nb::kwargs given) { run("write_pages", write_checked, arguments_of<WriteArgs>(given)); });
+  m.def("write_pages", [](nb::kwargs given) {
+    run("write_pages", write_checked, arguments_of<WriteArgs>(given));
+  });
   m.def("rotary_angles", [](nb::kwargs given) {
     run("rotary_angles", rotary_angles, arguments_of<AngleArgs>(given));
   });

@@ -19,11 +19,11 @@ constexpr int kFirstRange = 24, kLastRange = 34;  // of 32: shares of the range 
 
 // The limits between neighbouring levels as a tree: those of node i are nodes 2 i and 2 i + 1, so
 // four comparisons find the nearest of 16 levels. Node 0 is unused.
-struct Tree {
+struct LevelTree {
   Table limits, levels;
 };
 
-static Tree tree_of_levels() {
+static LevelTree tree_of_levels() {
   float levels[16], limits[16] = {0};
   for (int i = 0; i < 16; ++i) levels[i] = kLevels[i];
   for (int node = 1; node < 16; ++node) {
@@ -35,12 +35,12 @@ static Tree tree_of_levels() {
 }
 
 // the code of the level nearest to x, of two as near the higher; 0 for NaN
-static inline I nearest(const Tree& tree, V x) {
+static inline I nearest(const LevelTree& tree, V x) {
   I node = set1(int32_t(1));
-  node = twice_plus_reached(node, x, pick_low(tree.limits, node));
-  node = twice_plus_reached(node, x, pick_low(tree.limits, node));
-  node = twice_plus_reached(node, x, pick_low(tree.limits, node));
-  node = twice_plus_reached(node, x, pick_high(tree.limits, node));
+  node = child_of(node, x, pick_low(tree.limits, node));
+  node = child_of(node, x, pick_low(tree.limits, node));
+  node = child_of(node, x, pick_low(tree.limits, node));
+  node = child_of(node, x, pick_high(tree.limits, node));
   return sub(node, set1(int32_t(16)));
 }
 
@@ -50,8 +50,8 @@ struct Codebook {
 
 // Keeps scale and zero in the lanes where they err less on the group y than the best so far. The
 // parts of a sum are those of every fourth input, in order.
-static inline void consider(const Tree& tree, const float (*y)[kLanes], int inputs, V scale, V zero,
-                            Codebook& best) {
+static inline void keep_if_better(const LevelTree& tree, const float (*y)[kLanes], int inputs,
+                                  V scale, V zero, Codebook& best) {
   const V inverse = div(set1(1.0f), scale);
   V parts[4] = {ISA::zero(), ISA::zero(), ISA::zero(), ISA::zero()};
   for (int j = 0; j < inputs; ++j) {
@@ -66,7 +66,7 @@ static inline void consider(const Tree& tree, const float (*y)[kLanes], int inpu
   best.error = where_less(error, best.error, error, best.error);
 }
 
-static Codebook best_of(const Tree& tree, const float (*y)[kLanes], int inputs) {
+static Codebook best_of(const LevelTree& tree, const float (*y)[kLanes], int inputs) {
   V high = zero(), low = zero(), parts[4] = {zero(), zero(), zero(), zero()};
   for (int j = 0; j < inputs; ++j) {
     const V x = load(y[j]);
@@ -85,7 +85,7 @@ static Codebook best_of(const Tree& tree, const float (*y)[kLanes], int inputs) 
       for (int range = kFirstRange; range <= kLastRange; ++range) {
         const V scale = round(mul(needed, set1(float(range) / 32)));
         const V held = min(max(scale, set1(1.0f)), set1(kMostScale));
-        consider(tree, y, inputs, mul(held, set1(sign)), set1(below), best);
+        keep_if_better(tree, y, inputs, mul(held, set1(sign)), set1(below), best);
       }
     }
   return best;
@@ -107,7 +107,7 @@ static void codebook_task(void* context, int64_t task, int) {
     for (int j = 0; j < inputs; ++j)
       y[j][i] = i < rows ? x[j * args.column_stride] * inverse : 0.0f;
   }
-  const Tree tree = tree_of_levels();
+  const LevelTree tree = tree_of_levels();
   const Codebook best = best_of(tree, y, inputs);
   float scale[kLanes], zero[kLanes];
   store(scale, best.scale);

@@ -12,8 +12,9 @@ namespace ISA {
 
 // What the codes of codebook4 stand for, and its zero points, 29 + 2 j: LEVELS and ZEROS of
 // fulmen/kernels/weights.py. None is above 63: see Inputs.
-alignas(16) static const uint8_t kLevels[16] = {0,  7,  12, 17, 21, 24, 27, 30,
-                                                33, 36, 39, 42, 45, 49, 53, 59};
+alignas(16) static constexpr uint8_t kLevels[16] = {0,  7,  12, 17, 21, 24, 27, 30,
+                                                    33, 36, 39, 42, 45, 49, 53, 59};
+static_assert(kLevels[15] < 64);
 constexpr float kFirstZero = 29, kZeroStep = 2;
 
 struct Group {
@@ -202,24 +203,26 @@ static inline void finish_group(I dots, const uint8_t* x, const Operand& o, cons
   store(c, fma(part, set1(input_scales[g.index]), load(c)));
 }
 
-// c += one group of 64 or 128 inputs; the integers are exact, so the bits are those of add_group
+// c += one group, in tiles of 64 inputs or of 32; the integers are exact, so the bits are those of
+// add_group
 template <Format F>
 static inline void tile_group(const uint8_t* const* x, int64_t rows, int blocks, const Operand& o,
                               const Group& g, float* c) {
   alignas(64) uint8_t gathered[16 * kTileBytes];
   alignas(64) int32_t dots[2][16 * kLanes];
+  const int wide = g.size % 64 == 0 ? 64 : 32;
   int configured = 0;
   for (int64_t r = 0; r < rows; r += 16) {
     const int some = int(least(16, rows - r));
-    if (some != configured) configure(some);
+    if (some != configured) configure(some, wide);
     configured = some;
     for (int b = 0; b < blocks; ++b) {
       for (int p = 0; p < o.planes; ++p) {
         const TileRows a = even_rows(x + r, some, p * o.k + g.offset, g.size, gathered);
         tile_zero<0>();
-        for (int64_t i = 0; i < g.size / 64; ++i) {
-          tile_load<4>(a.data + 64 * i, a.stride);
-          tile_load<6>(g.codes + b * g.stride + 1024 * i, 64);
+        for (int64_t i = 0; i < g.size; i += wide) {
+          tile_load<4>(a.data + i, a.stride);
+          tile_load<6>(g.codes + b * g.stride + 16 * i, 64);
           tile_dot_int8<0, 4, 6>();
         }
         tile_store<0>(dots[p], 64);
@@ -237,7 +240,8 @@ static inline void tile_group(const uint8_t* const* x, int64_t rows, int blocks,
 #endif
 
 // Few rows read weights straight into registers: all groups of B blocks, the same operations on the
-// same integers and floats as below, in the same order.
+// same integers and floats as above, in the same order. In one piece: gcc keeps the sums of parts
+// of it in memory.
 template <int R, int B, Format F, int kPlanes>
 static inline void integer_stream(const uint8_t* const* x, const Operand& o, const Matrix& w,
                                   const uint8_t* data, int64_t stride, float* c,
@@ -246,16 +250,16 @@ static inline void integer_stream(const uint8_t* const* x, const Operand& o, con
   constexpr Inputs kInputs = inputs_of<F, kPlanes>();
   const int group = w.group;
   const Place<F> place(group);
-  const Ahead ahead(data, then, stride);
+  const Ahead ahead(data, then, o.groups, place.codes);
   V sums[R][B];
   for (int r = 0; r < R; ++r)
     for (int b = 0; b < B; ++b) sums[r][b] = zero();
   if (kCodebook)
     for (int b = 0; b < B; ++b) prefetch(data + (b + 1) * stride - 64);
   for (int64_t g = 0; g < o.groups; ++g) {
-    const int64_t at = place.of(g);
-    const uint8_t *from = data + at, *asked = ahead.at(at);
-    if (kCodebook && g % kRun == 0)
+    const int64_t next = ahead.group(g);
+    const uint8_t *from = data + place.of(g), *asked = ahead.block(g) + place.of(next);
+    if (kCodebook && next % kRun == 0)
       for (int b = 0; b < B; ++b) prefetch(asked + b * stride - 64);
     I dots[kSums<kPlanes>][R][B];
     for (int p = 0; p < kSums<kPlanes>; ++p)
@@ -353,7 +357,7 @@ static inline void integer_panel(const uint8_t* const* x, int64_t rows, const Op
       Group g{i, i * w.group, w.group, nullptr, 0, s.scales, s.offsets};
       spread_group<F>(data, stride, blocks, s, g);
 #ifdef FULMEN_AMX
-      if (some >= 16 && w.group % 64 == 0) {
+      if (some >= 16) {
         tile_group<F>(x + r, some, blocks, o, g, c + r * kPanel);
         continue;
       }

@@ -7,6 +7,7 @@
 
 #include <sys/mman.h>
 
+#include <stdexcept>
 #include <string>
 #include <tuple>
 
@@ -34,6 +35,8 @@ using CallTimes = std::tuple<std::string, Address, int64_t, std::vector<StageTim
 // Calls of a log that has stopped: kernel, address of its weights, number of matrices, and of each
 // stage the seconds in all, those of preparing and those of idle threads.
 std::vector<CallTimes> times_of(const CallLog& log) {
+  if (log.stopped <= log.started)
+    throw std::runtime_error("the log has no end yet, stop it before its times are read");
   const std::chrono::duration<double> elapsed = log.stopped - log.started;
   const double each = elapsed.count() / double(log.stop_ticks - log.start_ticks);
   std::vector<CallTimes> found;

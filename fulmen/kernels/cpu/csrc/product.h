@@ -84,12 +84,13 @@ static inline void bf16_block(const uint8_t* const* x, int64_t rows, int blocks,
 template <int R, int B>
 static inline void fp8_stream(const uint8_t* const* x, const Operand& o, const Matrix& w,
                               const uint8_t* data, int64_t stride, float* c, const uint8_t* then) {
-  const Ahead ahead(data, then, 16 * o.k);
+  const int64_t group_bytes = 16 * w.group;
+  const Ahead ahead(data, then, o.k / w.group, group_bytes);
   V sums[R][B];
   for (int r = 0; r < R; ++r)
     for (int b = 0; b < B; ++b) sums[r][b] = zero();
   for (int64_t g = 0; g < o.k / w.group; ++g) {
-    const uint8_t* asked = ahead.at(16 * g * w.group) - 16 * g * w.group;
+    const uint8_t* asked = ahead.block(g) + (ahead.group(g) - g) * group_bytes;
     V part[R][B];
     for (int r = 0; r < R; ++r)
       for (int b = 0; b < B; ++b) part[r][b] = zero();

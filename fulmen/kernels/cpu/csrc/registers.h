@@ -194,21 +194,21 @@ struct alignas(64) PanelScratch {
 };
 
 // Rounded weights are unpacked as they are read, and the machine's own guesses then come too late.
-// So each line is asked for some lines before its turn: past the end of a block, lines of `then`, the
-// block this thread reads next.
-constexpr int64_t kStreamAhead = 4096;
+// So each group is asked for while one some groups before it is read: past the end of a block,
+// groups of `then`, the block this thread reads next.
+constexpr int64_t kStreamAhead = 4096;  // bytes
 
 struct Ahead {
   const uint8_t *from, *then;
-  int64_t bytes;  // of a block
-  int64_t lead;   // bytes from what is read to what is asked for
-  Ahead(const uint8_t* from, const uint8_t* then, int64_t bytes)
-      : from(from), then(then), bytes(bytes), lead(least(bytes, kStreamAhead)) {}
-  // what to ask for while the byte at `offset` is read
-  const uint8_t* at(int64_t offset) const {
-    const int64_t asked = offset + lead;
-    return asked < bytes ? from + asked : then + (asked - bytes);
+  int64_t groups;  // of a block
+  int64_t lead;    // groups from what is read to what is asked for
+  Ahead(const uint8_t* from, const uint8_t* then, int64_t groups, int64_t group_bytes)
+      : from(from), then(then), groups(groups) {
+    lead = least(groups, group_bytes < kStreamAhead ? kStreamAhead / group_bytes : 1);
   }
+  // the block and the group in it to ask for while group g is read
+  const uint8_t* block(int64_t g) const { return g + lead < groups ? from : then; }
+  int64_t group(int64_t g) const { return g + lead < groups ? g + lead : g + lead - groups; }
 };
 
 // Up to this many rows stream; each four pass over the panel, which the second time lies in a

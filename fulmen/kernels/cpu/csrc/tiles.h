@@ -112,14 +112,16 @@ static inline void tile_dot_int8() {
 #endif
 // Tiles 0 to 3 hold sums, 4 and 5 activations, 6 and 7 weights.
 
-static inline void configure(int rows) {
+// width  bytes of a row of x in a tile, at most 64
+static inline void configure(int rows, int width = 64) {
   TileConfig config{};
   config.palette = 1;
   const int top = rows < 16 ? rows : 16, bottom = rows - top;
-  const int of_tile[8] = {top, top, bottom, bottom, top, bottom, 16, 16};
+  const int of_tile[8] = {top, top, bottom, bottom, top, bottom, width / 4, width / 4};
   for (int t = 0; t < 8; ++t) {
     config.rows[t] = uint8_t(of_tile[t]);
-    config.bytes[t] = of_tile[t] ? 64 : 0;
+    const int bytes = t == 4 || t == 5 ? width : 64;
+    config.bytes[t] = uint16_t(of_tile[t] ? bytes : 0);
   }
   load_config(config);
 }

@@ -263,12 +263,12 @@ static inline __m256 pick8(const Table& table, __m256i i) {
                           _mm256_castsi256_ps(_mm256_slli_epi32(i, 28)));
 }
 static inline V pick(const Table& table, I i) { return {pick8(table, i.a), pick8(table, i.b)}; }
-static inline __m256i twice_plus_reached8(__m256i n, __m256 x, __m256 limit) {
+static inline __m256i child_of8(__m256i n, __m256 x, __m256 limit) {
   const __m256i reached = _mm256_castps_si256(_mm256_cmp_ps(x, limit, _CMP_GE_OQ));  // -1 or 0
   return _mm256_sub_epi32(_mm256_add_epi32(n, n), reached);
 }
-static inline I twice_plus_reached(I n, V x, V limit) {
-  return {twice_plus_reached8(n.a, x.a, limit.a), twice_plus_reached8(n.b, x.b, limit.b)};
+static inline I child_of(I n, V x, V limit) {
+  return {child_of8(n.a, x.a, limit.a), child_of8(n.b, x.b, limit.b)};
 }
 
 }  // namespace ISA

@@ -200,7 +200,7 @@ static inline V pick(const Table& table, I i) { return {_mm512_permutexvar_ps(i.
 static inline V pick_low(const Table& table, I i) { return pick(table, i); }
 static inline V pick_high(const Table& table, I i) { return pick(table, i); }
 // 2 n + 1 where x >= limit, else 2 n
-static inline I twice_plus_reached(I n, V x, V limit) {
+static inline I child_of(I n, V x, V limit) {
   const __m512i twice = _mm512_add_epi32(n.x, n.x);
   const __mmask16 reached = _mm512_cmp_ps_mask(x.x, limit.x, _CMP_GE_OQ);
   return {_mm512_mask_add_epi32(twice, reached, twice, _mm512_set1_epi32(1))};
