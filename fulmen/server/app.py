@@ -25,12 +25,15 @@ from fulmen.server.keys import Keys
 from fulmen.server.limits import Places, with_limits
 from fulmen.server.logs import RequestLog
 from fulmen.server.metrics import Metrics
+from fulmen.server.responses_store import ResponseStore
 from fulmen.server.routes import (
     Api,
+    Background,
     chat_router,
     health_router,
     messages_router,
     models_router,
+    responses_router,
 )
 from fulmen.server.service import Service
 from fulmen.server.sse import to_json
@@ -50,17 +53,25 @@ def create_app(model: ChatModel, config: ServerConfig | None = None) -> FastAPI:
     places = Places(model, config)
     service = Service(model, config, metrics, places)
     requests = RequestLog(config)
+    responses = ResponseStore(
+        config.transcripts and config.transcripts.with_name("responses.sqlite3"),
+        max_bytes=config.transcript_bytes,
+        max_age_seconds=config.transcript_days * 86400,
+    )
+    background = Background()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         app.state.is_ready = False
+        await background.close()
+        responses.close()
         service.close()
 
     app = FastAPI(
         title="Fulmen",
         version=__version__,
-        description="OpenAI's Chat Completions and Anthropic's Messages.",
+        description="OpenAI's Chat Completions and Responses, and Anthropic's Messages.",
         lifespan=lifespan,
         strict_content_type=False,
         docs_url=None,  # those pages load scripts from elsewhere
@@ -74,6 +85,7 @@ def create_app(model: ChatModel, config: ServerConfig | None = None) -> FastAPI:
 
     api = Api(service, config)
     app.include_router(chat_router(api))
+    app.include_router(responses_router(api, responses, background))
     app.include_router(messages_router(api))
     app.include_router(models_router(api))
     app.include_router(health_router(api, metrics))

@@ -16,6 +16,10 @@ class Ask:
 
     messages: Sequence[Mapping[str, Any]]
     """The conversation as the client sent it"""
+    messages_name: str = "messages"
+    """Field that they came in"""
+    places: Sequence[int] | None = None
+    """Index of each message in that field, where it has others; below 0 for what came earlier"""
     system: object = None
     """System prompt that the client sent apart from the messages: text or text parts"""
     tools: Sequence[Mapping[str, Any]] = ()

@@ -143,7 +143,7 @@ def read_chat(body: ChatBody, defaults: SamplingParams) -> ChatCall:
     given: dict[str, Any] = {
         **_sampling(body),
         **_structure(body),
-        **_tool_choice(body.tool_choice, tools),
+        **read_tool_choice(body.tool_choice, tools),
     }
     if any(_function(tool).get("strict") is True for tool in tools):
         given["strict_tools"] = True
@@ -287,7 +287,7 @@ def read_function_tools(
     return known, left_out
 
 
-def _tool_choice(choice: object, tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def read_tool_choice(choice: object, tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if choice is None or choice == "auto":
         return {}
     if choice in ("none", "required"):

@@ -23,7 +23,7 @@ from fulmen.chat import (
     dump_json,
 )
 from fulmen.server.answers import Answers
-from fulmen.server.asking import End, Progress, Update
+from fulmen.server.asking import End, Progress, Report, Update
 from fulmen.server.errors import Refusal
 from fulmen.server.openai_chat import ChatCall
 from fulmen.server.sse import DONE, comment, frame
@@ -49,6 +49,43 @@ def usage(ends: Sequence[End]) -> dict[str, Any]:
         },
         "completion_tokens_details": {"reasoning_tokens": thinking},
     }
+
+
+def cache_diagnostics(report: Report, num_cached_tokens: int) -> dict[str, Any]:
+    """Return why the cache held no more of a prompt, in OpenAI's words; nothing where no earlier
+    prompt is known."""
+    if report.miss_reason is not None:
+        is_tools = report.miss_reason == "tools_changed"
+        miss = {
+            "type": "cache_miss",
+            "reason": "tools_changed" if is_tools else "input_changed",
+            "cache_missed_tokens": report.num_missed_tokens,
+        }
+        return {"prompt_cache_diagnostics": miss}
+    if report.previous_id is None:
+        return {}
+    kind = "unavailable" if report.is_evicted(num_cached_tokens) else "cache_hit"
+    return {"prompt_cache_diagnostics": {"type": kind}}
+
+
+def logprob_fields(tokens: Sequence[Token], tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """Return the log-probabilities of tokens, each with those of the likeliest in its place."""
+
+    def fields(token_id: int, logprob: float) -> dict[str, Any]:
+        data = tokenizer.token_bytes(token_id)
+        return {
+            "token": data.decode(errors="replace"),
+            "logprob": logprob if math.isfinite(logprob) else _LOWEST_LOGPROB,
+            "bytes": list(data),
+        }
+
+    return [
+        {
+            **fields(token.token_id, token.logprob),
+            "top_logprobs": [fields(*top) for top in token.top_logprobs],
+        }
+        for token in tokens
+    ]
 
 
 def finish_reason(end: End) -> Literal["stop", "length", "tool_calls"]:
@@ -167,18 +204,7 @@ class ChatWriter:
         problems = [problem for end in ends for problem in end.completion.reply.problems]
         if problems:
             fields["fulmen"]["problems"] = problems
-        if report.previous_id is not None:
-            is_evicted = report.is_evicted(ends[0].completion.usage.num_cached_tokens)
-            kind = "unavailable" if is_evicted else "cache_hit"
-            fields["prompt_cache_diagnostics"] = {"type": kind}
-        if report.miss_reason is not None:
-            is_tools = report.miss_reason == "tools_changed"
-            fields["prompt_cache_diagnostics"] = {
-                "type": "cache_miss",
-                "reason": "tools_changed" if is_tools else "input_changed",
-                "cache_missed_tokens": report.num_missed_tokens,
-            }
-        return fields
+        return fields | cache_diagnostics(report, ends[0].completion.usage.num_cached_tokens)
 
     def _chunk(
         self,
@@ -218,25 +244,8 @@ class ChatWriter:
         return fields
 
     def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
-        return {
-            "content": [
-                {
-                    **self._logprob(token.token_id, token.logprob),
-                    "top_logprobs": [self._logprob(*top) for top in token.top_logprobs],
-                }
-                for token in tokens
-            ],
-            "refusal": None,
-        }
-
-    def _logprob(self, token_id: int, logprob: float) -> dict[str, Any]:
         assert self.tokenizer is not None
-        data = self.tokenizer.token_bytes(token_id)
-        return {
-            "token": data.decode(errors="replace"),
-            "logprob": logprob if math.isfinite(logprob) else _LOWEST_LOGPROB,
-            "bytes": list(data),
-        }
+        return {"content": logprob_fields(tokens, self.tokenizer), "refusal": None}
 
     def _choice(self, end: End) -> dict[str, Any]:
         reply, thinking = end.completion.reply, self.call.thinking

@@ -185,9 +185,11 @@ class Service:
                 400,
                 f"prompt is too long: {length} tokens > {limit - 1} maximum",
                 code="context_length_exceeded",
-                param="messages",
+                param=ask.messages_name,
             )
-        turns = [replace(turn, index=history.places[turn.index]) for turn in found.turns]
+        turns = [
+            replace(turn, index=_place_of(history.places[turn.index], ask)) for turn in found.turns
+        ]
         report = replace(report, turns=turns)
         known_ids = [ask.previous_id, *(turn.turn_id for turn in reversed(found.turns))]
         report = self._known_prompts.compare(
@@ -236,17 +238,21 @@ class Service:
             return History((), (), (), 0), False
         given: list[Mapping[str, Any]] = list(ask.messages)
         if not given:
-            raise Refusal(400, "messages is empty, at least one message is needed")
+            name = ask.messages_name
+            raise Refusal(400, f"{name} is empty, at least one message is needed", param=name)
         has_system = ask.system is not None
         if has_system:
             given.insert(0, {"role": "system", "content": ask.system})
-        history = read_history(
-            given,
-            lenient=self.config.lenient_history,
-            volatile_lines=self._volatile_lines,
-            drop_images=self.config.drop_images,
-            first_index=1 if has_system else 0,
-        )
+        try:
+            history = read_history(
+                given,
+                lenient=self.config.lenient_history,
+                volatile_lines=self._volatile_lines,
+                drop_images=self.config.drop_images,
+                first_index=1 if has_system else 0,
+            )
+        except ValueError as error:
+            raise Refusal(400, _in_places(str(error), ask), param=ask.messages_name) from None
         last = history.messages[-1]
         is_prefix = ask.continues and last.role == "assistant" and not last.tool_calls
         if ask.must_continue and not is_prefix:
@@ -309,6 +315,21 @@ class Service:
     def _leave(self, answers: Answers) -> None:
         """Forget a request that is over."""
         self._running.pop(answers.id, None)
+
+
+def _place_of(index: int, ask: Ask) -> int:
+    """Return where a message stands in the field that the client sent."""
+    return index if ask.places is None or index < 0 else ask.places[index]
+
+
+def _in_places(sentence: str, ask: Ask) -> str:
+    """Return a sentence of `read_history` about the field that the client sent."""
+
+    def named(found: re.Match[str]) -> str:
+        place = _place_of(int(found[1]), ask)
+        return f"{ask.messages_name}[{place}]" if place >= 0 else "an earlier response"
+
+    return re.sub(r"^messages\[(\d+)\]", named, sentence)
 
 
 def _leading_systems(messages: Sequence[Message]) -> list[Message]:

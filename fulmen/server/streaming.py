@@ -91,8 +91,13 @@ def stream_response(
     config: ServerConfig,
     *,
     finish: Callable[[list[End]], Iterator[bytes]] | None = None,
+    note: Callable[[End], Awaitable[None]] | None = None,
 ) -> Response:
-    """Return the answers as a stream of events."""
+    """Return the answers as a stream of events.
+
+    finish  gives what comes after the last answer
+    note    is called with the end of an answer before the client is told of it
+    """
 
     async def events() -> AsyncIterator[bytes]:
         ends: list[End] = []
@@ -104,6 +109,8 @@ def stream_response(
                 answers.updates(ping_seconds=config.ping_seconds, deadline=_deadline(request))
             ) as updates:
                 async for update in updates:
+                    if note is not None and isinstance(update, End):
+                        await note(update)
                     if frames := b"".join(_written(writer, update)):
                         answers.sent()
                         yield frames

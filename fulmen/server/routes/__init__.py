@@ -4,5 +4,14 @@ from fulmen.server.routes.api import Api
 from fulmen.server.routes.chat import chat_router
 from fulmen.server.routes.messages import messages_router
 from fulmen.server.routes.models import health_router, models_router
+from fulmen.server.routes.responses import Background, responses_router
 
-__all__ = ["Api", "chat_router", "health_router", "messages_router", "models_router"]
+__all__ = [
+    "Api",
+    "Background",
+    "chat_router",
+    "health_router",
+    "messages_router",
+    "models_router",
+    "responses_router",
+]

@@ -1,0 +1,225 @@
+"""OpenAI's Responses over HTTP."""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Mapping
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from fastapi import APIRouter, Request, Response
+from fastapi import Query as QueryField
+
+from fulmen.server.answers import Answers
+from fulmen.server.asking import End
+from fulmen.server.errors import Refusal, failure_of
+from fulmen.server.openai_responses import ResponsesBody, ResponsesCall, read_responses_call
+from fulmen.server.responses_reply import ResponsesWriter, failure
+from fulmen.server.responses_store import ResponseStore
+from fulmen.server.routes.api import Api, json_response, new_router, scope_of
+from fulmen.server.streaming import read_ends, stream_response, unless_gone
+
+_log = logging.getLogger(__name__)
+_MOST_ITEMS: Final = 100
+"""Items of an input that one page may have"""
+
+
+@dataclass(slots=True, eq=False)
+class _Background:
+    """A response that runs while nobody waits for it."""
+
+    answers: Answers
+    writer: ResponsesWriter
+    scope: str
+    task: asyncio.Task[None] | None = None
+
+
+@dataclass(slots=True)
+class Background:
+    """Responses that run in the background, by id."""
+
+    running: dict[str, _Background] = field(default_factory=dict)
+    is_closing: bool = False
+
+    async def stop(self, id: str, scope: str) -> None:
+        """End one, if it runs for this scope, and wait until it is stored as it is then."""
+        one = self.running.get(id)
+        if one is None or one.scope != scope or one.task is None:
+            return
+        one.task.cancel()
+        await asyncio.gather(one.task, return_exceptions=True)
+        await one.answers.close()  # a task that had not begun could not
+        self.running.pop(id, None)
+
+    async def close(self) -> None:
+        """End them all; they have failed then."""
+        self.is_closing = True
+        for id, one in list(self.running.items()):
+            await self.stop(id, one.scope)
+
+
+def responses_router(api: Api, store: ResponseStore, background: Background) -> APIRouter:
+    """Return the routes of Responses."""
+    router, service = new_router(), api.service
+
+    async def read(request: Request, body: ResponsesBody) -> ResponsesCall:
+        body.model = api.name(body.model)
+        scope = scope_of(request)
+        earlier: list[dict[str, Any]] = []
+        if body.previous_response_id is not None:
+            earlier = await asyncio.to_thread(store.history, body.previous_response_id, scope=scope)
+        return read_responses_call(body, service.defaults, earlier)
+
+    async def keep(call: ResponsesCall, response: Mapping[str, Any], scope: str) -> None:
+        if not call.is_stored:
+            return
+        previous = call.body.previous_response_id
+        try:
+            await asyncio.to_thread(store.put, response, call.items, scope=scope, previous=previous)
+        except OSError as error:
+            raise Refusal(500, f"the response cannot be stored: {error}") from None
+
+    @router.post("/v1/responses", summary="OpenAI's Responses")
+    async def responses(request: Request, body: ResponsesBody) -> Response:
+        call = await read(request, body)
+        if call.has_logprobs:
+            api.tokenizer()
+        scope = scope_of(request)
+        answers = await api.start(request, call.ask, f"resp_{secrets.token_hex(12)}")
+        writer = ResponsesWriter(call, answers, service.tokenizer)
+        if call.is_background:
+            return json_response(await start(call, answers, writer, scope))
+
+        async def note(end: End) -> None:
+            await keep(call, writer.whole(end), scope)
+
+        if call.is_streamed:
+            return stream_response(request, answers, writer, api.config, note=note)
+        (end,) = await read_ends(request, answers)
+        response = writer.whole(end)
+        await keep(call, response, scope)
+        return json_response(response)
+
+    async def start(
+        call: ResponsesCall, answers: Answers, writer: ResponsesWriter, scope: str
+    ) -> dict[str, Any]:
+        """Let an answer run on its own; return its response as it is now."""
+        response = writer.object("in_progress")
+        try:
+            await keep(call, response, scope)
+        except BaseException:
+            await answers.close()
+            raise
+        one = _Background(answers, writer, scope)
+        background.running[answers.id] = one
+        one.task = asyncio.create_task(work(call, one))
+        return response
+
+    async def work(call: ResponsesCall, one: _Background) -> None:
+        writer, answers = one.writer, one.answers
+        ended = writer.object("failed")
+        try:
+            async with asyncio.timeout(api.config.request_timeout_seconds):
+                async with aclosing(answers.updates()) as updates:
+                    async for update in updates:
+                        if isinstance(update, End):
+                            ended = writer.whole(update)
+        except asyncio.CancelledError:
+            if background.is_closing:
+                ended["error"] = failure(Refusal(503, "the server stopped while it ran"))
+            else:
+                ended = writer.object("cancelled")
+        except TimeoutError:
+            ended["error"] = failure(Refusal(504, "the response took longer than allowed here"))
+        except Exception as error:
+            ended["error"] = failure(failure_of(error))
+        finally:
+            await answers.close()
+            with suppress(Refusal):
+                await keep(call, ended, one.scope)
+            background.running.pop(answers.id, None)
+
+    @router.get("/v1/responses/{id}", summary="A stored response")
+    async def retrieve(request: Request, id: str) -> Response:
+        stored = await asyncio.to_thread(store.get, id, scope=scope_of(request))
+        return json_response(_as_it_is(stored.response, background))
+
+    @router.delete("/v1/responses/{id}", summary="Delete a stored response")
+    async def delete(request: Request, id: str) -> Response:
+        await background.stop(id, scope_of(request))
+        await asyncio.to_thread(store.delete, id, scope=scope_of(request))
+        return json_response({"id": id, "object": "response", "deleted": True})
+
+    @router.post("/v1/responses/{id}/cancel", summary="End a response that runs in the background")
+    async def cancel(request: Request, id: str) -> Response:
+        scope = scope_of(request)
+        stored = await asyncio.to_thread(store.get, id, scope=scope)
+        if not stored.response.get("background"):
+            raise Refusal(400, "only a response that runs in the background can be cancelled")
+        if id in background.running:
+            await background.stop(id, scope)
+            stored = await asyncio.to_thread(store.get, id, scope=scope)
+        return json_response(_as_it_is(stored.response, background))
+
+    @router.get("/v1/responses/{id}/input_items", summary="Items that a response answered")
+    async def input_items(
+        request: Request,
+        id: str,
+        limit: int = QueryField(20, ge=1, le=_MOST_ITEMS),
+        order: str = QueryField("desc", pattern="^(asc|desc)$"),
+        after: str | None = None,
+    ) -> Response:
+        stored = await asyncio.to_thread(store.get, id, scope=scope_of(request))
+        earlier: list[dict[str, Any]] = []
+        if stored.previous is not None:
+            earlier = await asyncio.to_thread(
+                store.history, stored.previous, scope=scope_of(request)
+            )
+        items = [_with_id(item, id, i) for i, item in enumerate([*earlier, *stored.items])]
+        if order == "desc":
+            items.reverse()
+        ids = [item["id"] for item in items]
+        if after is not None and after not in ids:
+            raise Refusal(400, f"after is {after[:80]!r}, no item has that id", param="after")
+        first = 0 if after is None else ids.index(after) + 1
+        page = items[first : first + limit]
+        return json_response(
+            {
+                "object": "list",
+                "data": page,
+                "first_id": page[0]["id"] if page else None,
+                "last_id": page[-1]["id"] if page else None,
+                "has_more": first + limit < len(items),
+            }
+        )
+
+    @router.post("/v1/responses/input_tokens", summary="Tokens of a Responses request")
+    async def input_tokens(request: Request, body: ResponsesBody) -> Response:
+        call = await read(request, body)
+        count = await unless_gone(request, service.count(call.ask, scope_of(request)))
+        return json_response({"object": "response.input_tokens", "input_tokens": count})
+
+    return router
+
+
+def _as_it_is(response: dict[str, Any], background: Background) -> dict[str, Any]:
+    """Return a stored response; one that nobody works on any more has failed."""
+    is_unfinished = response.get("status") in ("queued", "in_progress")
+    if is_unfinished and response["id"] not in background.running:
+        error = {"code": "server_error", "message": "the server stopped while the response ran"}
+        return {**response, "status": "failed", "error": error}
+    return response
+
+
+def _with_id(item: Mapping[str, Any], response_id: str, place: int) -> dict[str, Any]:
+    kind = item.get("type", "message")
+    own = {"id": f"{kind[:3]}_{response_id.rpartition('_')[2]}i{place:04d}", "type": kind, **item}
+    if kind == "message" and isinstance(own.get("content"), str):
+        is_output = own.get("role") == "assistant"
+        own["content"] = [
+            {"type": "output_text", "text": own["content"], "annotations": []}
+            if is_output
+            else {"type": "input_text", "text": own["content"]}
+        ]
+    return own
