@@ -53,6 +53,9 @@ class SamplingParams:
     """Go on past the tokens that end the model's answers, for measurements."""
     logprobs: int | None = None
     """Report the log-probability of each token, and of this many likeliest ones at its place."""
+    prompt_logprobs: int | None = None
+    """Report the log-probability of each token of the prompt too, and of this many likeliest ones
+    at its place. The prompt is then read whole, though the cache knows its beginning."""
     repetition_window: int | None = None
     """Stop after this many tokens in a row that were nearly certain, because the answer is going in
     circles; None never does. M1's training used 3,000 (arXiv:2506.13585)."""
@@ -88,6 +91,7 @@ class SamplingParams:
             ("seed", -(2**63), 2**64 - 1),
             ("max_tokens", 1, _MAX_COUNT),
             ("logprobs", 0, 20),
+            ("prompt_logprobs", 0, 20),
             ("repetition_window", 1, _MAX_COUNT),
             ("thinking_budget", 0, _MAX_COUNT),
             ("max_calls", 1, _MAX_CALLS),

@@ -166,6 +166,8 @@ class Completion:
     """Log-probabilities of prefix_ids, as far as the request knew them"""
     tokens: tuple[Token, ...]
     """Every new token, the one that ended the turn included"""
+    prompt_tokens: tuple[Token, ...] = ()
+    """Tokens of the prompt from the second on, if `prompt_logprobs` was asked for"""
     params: SamplingParams
     """Sampling that was used; the seed is the one that was drawn if none was given."""
     usage: Usage

@@ -33,7 +33,9 @@ from fulmen.sampling import SamplingParams
 from fulmen.units import parse_bytes
 
 if TYPE_CHECKING:
-    from fulmen.chat import Completion
+    from collections.abc import Sequence
+
+    from fulmen.chat import Completion, Token
     from fulmen.sessions import SessionState
 
 
@@ -73,14 +75,15 @@ fulmen generate "Oslo as JSON: " --json-schema schema.json
     {
         "A schema.json": _SCHEMA_FILE,
         "JSON": """
-text, finish_reason, prompt_ids; tokens: id, logprob, top_logprobs (by id)
+text, finish_reason, prompt_ids; tokens: id, logprob, top_logprobs (by id);
+prompt_tokens, with --prompt-logprobs
 """,
     },
 )
 
 
 @with_flags_of(ENGINE_CONFIG, into="engine", only=_ENGINE_FLAGS, shows_defaults=True)
-@with_flags_of(SamplingParams, without=("logprobs", *_OF_TOOLS))
+@with_flags_of(SamplingParams, without=("logprobs", "prompt_logprobs", *_OF_TOOLS))
 def chat(
     message: Annotated[
         str | None,
@@ -260,8 +263,9 @@ def generate(
     prompt = read_stdin() if prompt is None else readable_argument(prompt)
     if not prompt:
         raise ValueError("the prompt is empty, at least one token is needed")
-    if "logprobs" in given and not as_json:
-        raise ValueError("--logprobs needs --json")
+    for name in ("logprobs", "prompt_logprobs"):
+        if name in given and not as_json:
+            raise ValueError(f"--{name.replace('_', '-')} needs --json")
     llm = load_llm(model, dtype, device, engine, ignore_config_field)
     with (
         Interrupt() as interrupt,
@@ -283,20 +287,26 @@ def generate(
 
 
 def _as_values(completion: "Completion") -> dict[str, Any]:
-    tokens = [
+    values: dict[str, Any] = {
+        "text": completion.reply.content,
+        "finish_reason": completion.finish_reason,
+        "prompt_ids": list(completion.prompt_ids),
+        "tokens": _tokens(completion.tokens),
+    }
+    if completion.params.prompt_logprobs is not None:
+        values["prompt_tokens"] = _tokens(completion.prompt_tokens)
+    return values
+
+
+def _tokens(tokens: "Sequence[Token]") -> list[dict[str, Any]]:
+    return [
         {
             "id": token.token_id,
             "logprob": _finite(token.logprob),
             "top_logprobs": {id: _finite(logprob) for id, logprob in token.top_logprobs},
         }
-        for token in completion.tokens
+        for token in tokens
     ]
-    return {
-        "text": completion.reply.content,
-        "finish_reason": completion.finish_reason,
-        "prompt_ids": list(completion.prompt_ids),
-        "tokens": tokens,
-    }
 
 
 def _finite(value: float) -> float | None:

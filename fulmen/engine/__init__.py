@@ -18,7 +18,7 @@ from fulmen.engine.states import (
     max_snapshot_bytes,
 )
 from fulmen.engine.stats import EngineStats
-from fulmen.engine.steering import Choice, Steering, TokenOutput
+from fulmen.engine.steering import Choice, PromptLogprob, Steering, TokenOutput
 
 __all__ = [
     "MAX_STEP_TOKENS",
@@ -32,6 +32,7 @@ __all__ = [
     "KnownStates",
     "Origin",
     "PrefixCache",
+    "PromptLogprob",
     "RequestFailed",
     "Runner",
     "Sampled",

@@ -22,7 +22,7 @@ from fulmen.engine.pace import Pace
 from fulmen.engine.prefixes import PrefixCache
 from fulmen.engine.request import Part, Request, RequestFailed, read_ids
 from fulmen.engine.runner import Runner
-from fulmen.engine.sampler import Candidates, Sampled, sample
+from fulmen.engine.sampler import Candidates, Sampled, prompt_logprobs, sample
 from fulmen.engine.scheduler import Scheduler
 from fulmen.engine.states import numerics_of
 from fulmen.engine.stats import Counters, EngineStats, timed
@@ -221,9 +221,18 @@ class Engine:
         """Return a part's new tokens: none while its prompt is read, else one, and one more after
         each draft that is verified.
 
-        candidates  row i: those of the token after the first i drafts
+        candidates  row i: those of the token after the first i drafts; before them those after
+                    scored tokens of the prompt
         """
         request, outputs = part.request, list[TokenOutput | RequestFailed]()
+        scored, candidates = candidates[: -part.num_places], candidates[-part.num_places :]
+        for place, row in enumerate(scored, request.num_cached_tokens + 1):
+            if not math.isfinite(row.logsumexp):
+                return [self._fail(request, self._not_finite(row, place))]
+        if part.num_scored:
+            rows = [*scored, candidates[0]][: part.num_scored]
+            found = prompt_logprobs(part.scored_ids, rows, request.params)
+            request.add_prompt_logprobs(request.num_cached_tokens + 1, found)
         # Read before the loop: both depend on the request's progress, which the loop changes.
         is_sampled = part.is_sampled
         num_before_drafts = request.num_cached_tokens + part.num_tokens
@@ -267,7 +276,8 @@ class Engine:
         reason = self._finish_reason(request, sampled)
         num_hit = request.num_hit_tokens or 0
         waited = request.queue_seconds or 0.0
-        output = TokenOutput(request.request_id, *sampled, reason, num_hit, waited)
+        of_prompt = request.prompt_logprobs if request.num_new_tokens == 1 else ()
+        output = TokenOutput(request.request_id, *sampled, reason, num_hit, waited, of_prompt)
         if request.steering is not None:
             try:
                 if request.steering.take(output):

@@ -114,16 +114,18 @@ class PrefixCache:
         """Memory that snapshots take now."""
         return self._snapshots.used_bytes
 
-    def begin(self, ids: Sequence[int], *, spare: int = 0) -> Allocation | None:
-        """Return a slot, and the longest known prefix of ids that a request can start from (never
-        all of them).
+    def begin(
+        self, ids: Sequence[int], *, spare: int = 0, most_hits: int | None = None
+    ) -> Allocation | None:
+        """Return a slot, and the longest known prefix of ids that a request can start from: never
+        all of them, and at most most_hits.
 
         None, and nothing has changed, if no slot is free, or if with `spare` pages left over there
         are too few for ids and a token more.
         """
         if not self._free_slots:
             return None
-        match = self._match(ids)
+        match = self._match(ids if most_hits is None else ids[: most_hits + 1])
         for node in match.path:
             self._lock(node)
         missing = pages_for(len(ids) + 1) - len(match.path)

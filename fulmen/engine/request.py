@@ -1,7 +1,7 @@
 """One sequence from its prompt to its last token, as engine, scheduler and runner share it."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fulmen.engine.drafts import Drafter
 from fulmen.engine.prefixes import Allocation
-from fulmen.engine.steering import Choice, Steering
+from fulmen.engine.steering import Choice, PromptLogprob, Steering
 from fulmen.sampling import SamplingParams, shown
 
 
@@ -45,6 +45,8 @@ class Request:
     """Number of the prompt's tokens that were in the cache when it first ran; None before that"""
     queue_seconds: float | None = None
     """Seconds that it waited until it first ran; None before that"""
+    prompt_logprobs: list[PromptLogprob] = field(default_factory=list)
+    """Those found so far, of the prompt's tokens from the second on"""
     num_prompt_tokens: int = field(init=False)
     _arrival: float = field(default_factory=time.perf_counter)
 
@@ -57,6 +59,25 @@ class Request:
         if self.num_hit_tokens is None:
             self.num_hit_tokens = allocation.num_tokens
             self.queue_seconds = time.perf_counter() - self._arrival
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        """True while tokens of the prompt lack their log-probability."""
+        return (
+            self.params.prompt_logprobs is not None
+            and len(self.prompt_logprobs) < self.num_prompt_tokens - 1
+        )
+
+    def add_prompt_logprobs(self, start: int, found: Sequence[PromptLogprob]) -> None:
+        """Add those of the tokens from index `start` on; some may be known, from before the request
+        was preempted."""
+        num_known = 1 + len(self.prompt_logprobs)
+        self.prompt_logprobs += found[num_known - start :]
+
+    @property
+    def most_hits(self) -> int | None:
+        """Most tokens that may come from the cache, which has no logits; None: any number."""
+        return len(self.prompt_logprobs) if self.wants_prompt_logprobs else None
 
     @property
     def num_cached_tokens(self) -> int:
@@ -91,6 +112,14 @@ class Part:
     """Guesses that are fed after them"""
     choices: list[Choice] | None = None
     """Ids that may come after its tokens and after each guess; None if all may"""
+    num_scored: int = field(init=False)
+    """Number of its first tokens whose next one is in the prompt and lacks its log-probability"""
+
+    def __post_init__(self) -> None:
+        request = self.request
+        last = request.num_prompt_tokens - 1 - request.num_cached_tokens
+        wanted = request.wants_prompt_logprobs
+        self.num_scored = max(0, min(self.num_tokens, last)) if wanted else 0
 
     @property
     def is_sampled(self) -> bool:
@@ -102,6 +131,17 @@ class Part:
         """Token ids that are fed."""
         start = self.request.num_cached_tokens
         return [*self.request.ids[start : start + self.num_tokens], *self.draft_ids]
+
+    @property
+    def scores_last(self) -> bool:
+        """True where the token after its last one is in the prompt, and scored."""
+        return self.num_scored == self.num_tokens
+
+    @property
+    def scored_ids(self) -> list[int]:
+        """Ids after its scored tokens."""
+        start = self.request.num_cached_tokens + 1
+        return self.request.ids[start : start + self.num_scored]
 
     @property
     def num_places(self) -> int:

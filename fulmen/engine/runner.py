@@ -11,7 +11,7 @@ sampling needs.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Final, NamedTuple
 
@@ -33,6 +33,10 @@ MAX_STEP_TOKENS: Final = 16
 MASKED_CANDIDATES: Final = 256
 """Candidates that a draw under a mask looks among before it asks for the whole vocabulary; the most
 that the head finds without sorting it"""
+
+
+SCORED_TOKENS: Final = 256
+"""Tokens of prompts whose likeliest ids are held at a time"""
 
 
 class _Shape(NamedTuple):
@@ -96,9 +100,43 @@ class Runner:
     @timed("seconds")
     def run(self, parts: Sequence[Part]) -> list[list[Candidates]]:
         """Run one forward pass, and return the candidates for the token after the last one of each
-        part and after each of its guesses."""
+        part and after each of its guesses.
+
+        Before them come the candidates after those of its scored tokens that are not its last; each
+        has the logit of the token that follows in the prompt.
+        """
         if not parts:
             return []
+        counts = [part.num_tokens - 1 if part.num_scored else 0 for part in parts]
+        packed = self._packed(parts, counts)
+        with torch.inference_mode():
+            hidden_states = self._hidden_states(packed)
+            if not any(counts):
+                rows = self._candidates(parts, hidden_states)
+                return [list(islice(rows, part.num_places)) for part in parts]
+            sizes = [count + part.num_places for count, part in zip(counts, parts, strict=True)]
+            pieces = hidden_states.split(sizes)
+            places = [piece[count:] for count, piece in zip(counts, pieces, strict=True)]
+            rows = self._candidates(parts, torch.cat(places))
+            return [
+                [*self._scores(part, piece[:count]), *islice(rows, part.num_places)]
+                for part, count, piece in zip(parts, counts, pieces, strict=True)
+            ]
+
+    def _scores(self, part: Part, hidden_states: Tensor) -> Iterator[Candidates]:
+        """Return the candidates after scored tokens.
+
+        hidden_states  (L, C), the last norm's output at all tokens of the part but the last
+        """
+        ids = torch.tensor(part.scored_ids[: len(hidden_states)], device=hidden_states.device)
+        top_k = part.request.params.prompt_logprobs or 0
+        states = hidden_states[: len(ids)].split(SCORED_TOKENS)
+        for some, targets in zip(states, ids.split(SCORED_TOKENS), strict=True):
+            if len(some):
+                yield from _rows(self.model.next_tokens_of(some, targets=targets, top_k=top_k))
+
+    def _candidates(self, parts: Sequence[Part], hidden_states: Tensor) -> Iterator[Candidates]:
+        """Return the candidates of every place of the parts, given the last norm's output there."""
         places = [(part, part.choice(i)) for part in parts for i in range(part.num_places)]
         vocab_size = self.model.config.vocab_size
         top_k = max(_num_wanted(part, choice, vocab_size) for part, choice in places)
@@ -109,18 +147,17 @@ class Runner:
         ]
         if masked:  # the allowed ids are mostly among the best
             top_k = max(top_k, min(MASKED_CANDIDATES, vocab_size))
-        packed = self._packed(parts)
-        targets = [_target(choice) for _, choice in places]
-        found = self.next_tokens(
-            packed,
-            targets=torch.tensor(targets, device=packed.input_ids.device),
-            top_k=top_k,
-            is_enough=(lambda found: _holds_enough(found, masked)) if masked else None,
+        targets = torch.tensor(
+            [_target(part, choice) for part, choice in places], device=hidden_states.device
         )
-        rows = _rows(found)
-        return [list(islice(rows, part.num_places)) for part in parts]
+        found = self.model.next_tokens_of(hidden_states, targets=targets, top_k=top_k)
+        if masked and not _holds_enough(found, masked):
+            found = self.model.next_tokens_of(hidden_states, targets=targets, top_k=vocab_size)
+        return _rows(found)
 
-    def _packed(self, parts: Sequence[Part]) -> Packed:
+    def _packed(self, parts: Sequence[Part], counts: Sequence[int]) -> Packed:
+        """Return the batch of a pass, and of how many tokens before its places each part wants the
+        logits too."""
         allocations = [part.request.allocation for part in parts]
         owned = [allocation for allocation in allocations if allocation is not None]
         assert len(owned) == len(parts), "a part has no pages"
@@ -129,30 +166,16 @@ class Runner:
             context_lens=[allocation.num_tokens for allocation in owned],
             block_tables=[allocation.pages for allocation in owned],
             slots=[allocation.slot for allocation in owned],
-            num_logits=[part.num_places for part in parts],
+            num_logits=[part.num_places + count for part, count in zip(parts, counts, strict=True)],
             device=self.model.model.embed_tokens.weight.device,
         )
 
-    def next_tokens(
-        self,
-        packed: Packed,
-        *,
-        targets: Tensor,
-        top_k: int,
-        is_enough: Callable[[HeadOutput], bool] | None = None,
-    ) -> HeadOutput:
+    def next_tokens(self, packed: Packed, *, targets: Tensor, top_k: int) -> HeadOutput:
         """Return the head's output wherever the batch wants logits; see `CausalLM.next_tokens`. The
-        batch's ids and positions are the caller's to check.
-
-        is_enough  told the top_k best; if it returns False, the whole vocabulary is returned
-        """
+        batch's ids and positions are the caller's to check."""
         with torch.inference_mode():
             hidden_states = self._hidden_states(packed)
-            found = self.model.next_tokens_of(hidden_states, targets=targets, top_k=top_k)
-            if is_enough is None or is_enough(found):
-                return found
-            every = self.model.config.vocab_size
-            return self.model.next_tokens_of(hidden_states, targets=targets, top_k=every)
+            return self.model.next_tokens_of(hidden_states, targets=targets, top_k=top_k)
 
     def _hidden_states(self, packed: Packed) -> Tensor:
         """Return the last norm's output (L, C) where logits are wanted."""
@@ -202,13 +225,17 @@ class Runner:
 
 def _num_wanted(part: Part, choice: Choice, vocab_size: int) -> int:
     """Return how many of the best candidates a place needs, of so many ids that may come."""
+    if part.scores_last:
+        return part.request.params.prompt_logprobs or 0
     # A bias may push one of the best out of them, so the next best must be there.
     has_bias = choice.logit_bias is not None
     return min(num_candidates(part.request.params, vocab_size) + has_bias, vocab_size)
 
 
-def _target(choice: Choice) -> int:
+def _target(part: Part, choice: Choice) -> int:
     """Return the id whose logit is wanted besides the best; any if none is."""
+    if part.scores_last:
+        return part.scored_ids[-1]
     if choice.forced_id is not None:
         return choice.forced_id
     return choice.logit_bias[0] if choice.logit_bias is not None else 0

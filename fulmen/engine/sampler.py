@@ -6,13 +6,14 @@ and a continued one draws what it would have drawn.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fulmen.engine.steering import Choice
+from fulmen.engine.steering import Choice, PromptLogprob
 from fulmen.sampling import Mask, SamplingParams
 
 _SECOND_DRAW: Final = 1 << 64
@@ -75,13 +76,30 @@ def sample(
         if choice.logit_bias is not None and token_id == choice.logit_bias[0]:
             assert best.target_logit is not None
             logit = best.target_logit
-    count = params.logprobs or 0
+    top = _top_logprobs(best, params.logprobs or 0)
+    return Sampled(token_id, logit - best.logsumexp, top)
+
+
+def prompt_logprobs(
+    ids: Sequence[int], rows: Sequence[Candidates], params: SamplingParams
+) -> list[PromptLogprob]:
+    """Return the log-probabilities of tokens that a prompt goes on with.
+
+    rows  candidates in the place of each, with its own logit
+    """
+    count = params.prompt_logprobs or 0
+    found = []
+    for token_id, row in zip(ids, rows, strict=True):
+        assert row.target_logit is not None
+        found.append(
+            PromptLogprob(token_id, row.target_logit - row.logsumexp, _top_logprobs(row, count))
+        )
+    return found
+
+
+def _top_logprobs(best: Candidates, count: int) -> tuple[tuple[int, float], ...]:
     top = zip(best.ids[:count].tolist(), best.logits[:count].tolist(), strict=True)
-    return Sampled(
-        token_id,
-        logit - best.logsumexp,
-        tuple((some, value - best.logsumexp) for some, value in top),
-    )
+    return tuple((some, value - best.logsumexp) for some, value in top)
 
 
 def _choose(

@@ -166,7 +166,9 @@ class Scheduler:
         while self._waiting and len(self._running) < self.max_num_seqs:
             request = self._waiting[0]
             allocation = self.prefixes.begin(
-                request.ids, spare=sum(map(self._missing_pages, self._running))
+                request.ids,
+                spare=sum(map(self._missing_pages, self._running)),
+                most_hits=request.most_hits,
             )
             if allocation is None:
                 assert self._running, "a request alone has too few pages"

@@ -26,6 +26,15 @@ class Choice(NamedTuple):
     model's own"""
 
 
+class PromptLogprob(NamedTuple):
+    """One token of a prompt, as likely as it was after those before it."""
+
+    token_id: int
+    logprob: float
+    top_logprobs: tuple[tuple[int, float], ...]
+    """(token id, log-probability) of the likeliest tokens in its place, best first"""
+
+
 @dataclass(frozen=True, slots=True)
 class TokenOutput:
     """One new token of one request; the last one says why it is the last."""
@@ -40,6 +49,9 @@ class TokenOutput:
     """Number of the prompt's tokens that were in the cache when the request first ran"""
     queue_seconds: float = field(default=0.0, compare=False)
     """Seconds from the request's arrival until it first ran"""
+    prompt_logprobs: Sequence[PromptLogprob] = ()
+    """With the first token, if they were asked for: one for each token of the prompt and of the
+    answer's given beginning, from the second on"""
 
 
 class Steering(Protocol):

@@ -62,6 +62,8 @@ class Answer:
         self.prefix_ids = tuple(request.prefix_ids)
         self.tokens: list[Token] = []
         """Every new token so far, the one that ended the turn included"""
+        self.prompt_tokens: tuple[Token, ...] = ()
+        """Tokens of the prompt from the second on, if their log-probabilities are wanted"""
         self.finish_reason: FinishReason | None = None
         self.error: BaseException | None = None
         """Failure that ended the answer"""
@@ -127,6 +129,8 @@ class Answer:
         """Read the next token; True ends the answer here, at a stop text."""
         self._last = time.perf_counter()
         if not self.tokens:
+            known = output.prompt_logprobs[: len(self.prompt.ids) - 1]
+            self.prompt_tokens = tuple(Token(*one, is_forced=True) for one in known)
             self.num_cached_tokens = output.num_hit_tokens
             self._queue_seconds += output.queue_seconds
             self._first = self._last
@@ -215,6 +219,7 @@ class Answer:
             prefix_ids=self.prefix_ids,
             prefix_logprobs=self._prefix_logprobs,
             tokens=tuple(self.tokens),
+            prompt_tokens=self.prompt_tokens,
             params=self.params,
             usage=usage,
             sampled=sampled,

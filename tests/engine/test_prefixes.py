@@ -2,7 +2,7 @@
 log-probabilities are those of a plain loop, to the bit, and nothing stays owned."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import pytest
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from fulmen.engine import Engine, EngineConfig, TokenOutput
 from fulmen.engine.prefixes import PrefixCache
+from fulmen.engine.request import Part
 from fulmen.engine.sampler import Candidates, num_candidates, sample
 from fulmen.models import Model, Packed
 from fulmen.sampling import SamplingParams
@@ -164,14 +165,14 @@ def test_the_last_request_is_preempted_and_resumes_later(name: str) -> None:
 def count_fed(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> Callable[[], int]:
     """Return a count of the tokens that the model is fed from now on."""
     fed = 0
-    forward = engine._runner.next_tokens
+    forward = engine._runner.run
 
-    def counting(packed: object, **rest: object) -> object:
+    def counting(parts: Sequence[Part]) -> object:
         nonlocal fed
-        fed += len(packed.input_ids)  # type: ignore[attr-defined]
-        return forward(packed, **rest)  # type: ignore[arg-type]
+        fed += sum(len(part.ids) for part in parts)
+        return forward(parts)
 
-    monkeypatch.setattr(engine._runner, "next_tokens", counting)
+    monkeypatch.setattr(engine._runner, "run", counting)
     return lambda: fed
 
 

@@ -34,6 +34,7 @@ SAMPLING_NUMBERS = (
     "seed",
     "max_tokens",
     "logprobs",
+    "prompt_logprobs",
     "repetition_window",
     "repetition_probability",
     "thinking_budget",

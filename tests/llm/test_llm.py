@@ -92,7 +92,7 @@ def test_an_interrupted_step_ends_the_requests_in_it_and_no_others(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Runner, "next_tokens", interrupt)
+        patch.setattr(Runner, "run", interrupt)
         with pytest.raises(KeyboardInterrupt):
             list(streams[0])
     assert [stream.finish().finish_reason for stream in streams] == ["abort", "abort"]

@@ -137,7 +137,7 @@ def test_a_failed_step_ends_those_who_took_part(llm: LLM, monkeypatch: pytest.Mo
             raise RuntimeError("no memory")
 
         with monkeypatch.context() as patch:
-            patch.setattr(llm.engine._runner, "next_tokens", fail)
+            patch.setattr(llm.engine._runner, "run", fail)
             with pytest.raises(RuntimeError, match="no memory"):
                 await complete(model, ask(SHORT))
         assert (await complete(model, ask(SHORT))).finish_reason == "length"

@@ -1,4 +1,4 @@
-"""OpenAI's Responses, through its own SDK: streams and whole objects, conversations that are kept."""
+"""OpenAI's Responses through its own SDK: streams, whole objects, conversations that are kept."""
 
 import json
 import time
