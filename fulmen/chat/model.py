@@ -59,8 +59,11 @@ class ChatRequest:
     tools: Sequence[Tool | Mapping[str, Any]] = ()
     params: SamplingParams | None = None
     """None: the model's own recommendation"""
+    text: str | Sequence[int] | None = None
+    """Text, or ids, that the answer goes on from as it stands, in place of messages: no chat format
+    is read or written, so there is no thought and no call, and all of the answer is content"""
     prompt: Prompt | None = None
-    """The conversation as ids, where a transcript knows them; used instead of rendering messages"""
+    """The conversation, or the text, as ids where they are known; used instead of encoding it"""
     prefix_ids: Sequence[int] = ()
     """Ids that the answer begins with: the rest is drawn as if it had never stopped, if it had a
     seed. The events of the prefix are not given again; the reply holds all."""
@@ -76,6 +79,7 @@ class ChatRequest:
     def __post_init__(self) -> None:
         for name, kinds in (
             ("params", SamplingParams | None),
+            ("text", str | Sequence | None),
             ("prompt", Prompt | None),
             ("budget", TokenBudget | None),
             ("messages", Sequence),
@@ -85,9 +89,13 @@ class ChatRequest:
             ("forced_ids", Sequence),
         ):
             value = getattr(self, name)
-            if not isinstance(value, kinds) or isinstance(value, str | bytes):
+            is_text = isinstance(value, bytes) or (isinstance(value, str) and name != "text")
+            if not isinstance(value, kinds) or is_text:
                 kind = type(value).__name__
                 raise ValueError(f"{name} of a request is of type {kind}, see ChatRequest")
+        if self.text is not None and (self.messages or self.tools):
+            name = "messages" if self.messages else "tools"
+            raise ValueError(f"a request has a text and {name}, a text goes on as it stands alone")
         if len(self.prefix_logprobs) > len(self.prefix_ids):
             raise ValueError(
                 f"prefix_logprobs has {len(self.prefix_logprobs)} entries, prefix_ids has "

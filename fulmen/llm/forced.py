@@ -74,8 +74,7 @@ class ForcedModel:
 
     def stream_text(self, prompt: str | Sequence[int], **fields: Any) -> ServedStream:
         """Return the next answer of the script as the continuation of a text or ids."""
-        fields["forced_ids"] = self._next_ids(as_request((), **fields))
-        return self._model.stream_text(prompt, **fields)
+        return self.stream(as_request((), text=prompt, **fields))
 
     async def call(self, work: Callable[[], R]) -> R:
         """Run work between two steps of the engine."""

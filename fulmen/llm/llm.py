@@ -147,7 +147,7 @@ class LLM:
 
     def stream_text(self, prompt: str | Sequence[int], **fields: Any) -> "Stream":
         """Return the continuation of a text or ids, event by event; all of it is content."""
-        return Stream(self, self.start(self.prepare_text(prompt, as_request((), **fields))))
+        return self.stream(text=prompt, **fields)
 
     def step(self) -> None:
         """Run one step of the engine: every running answer reads its new tokens."""
@@ -158,32 +158,16 @@ class LLM:
         its grammar made. Any thread may do this."""
         tools = read_tools(request.tools)
         request, params = self._checked(request), self._params(request)
-        prompt = request.prompt
-        if prompt is None:
-            messages = list(request.messages)
-            prompt = Prompt(tuple(self.format.encode(messages, tools, tokenizer=self.tokenizer)))
+        format = self.format if request.text is None else None
         return Answer(
             request,
-            prompt,
+            request.prompt or Prompt(tuple(self._encode(request, tools))),
             params,
             tokenizer=self.tokenizer,
-            parser=self.format.parser(tools),
-            format=self.format,
-            grammar=self._grammar(params, self.format, tools),
+            parser=PlainParser() if format is None else format.parser(tools),
+            format=format,
+            grammar=self._grammar(params, format, tools),
             vocab_size=self._vocab_size,
-        )
-
-    def prepare_text(self, prompt: str | Sequence[int], request: ChatRequest) -> Answer:
-        """Return the continuation of a text or of ids, yet to be started."""
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-        request, params = self._checked(request), self._params(request)
-        return Answer(
-            request,
-            Prompt(tuple(read_ids("prompt", ids, self._vocab_size))),
-            params,
-            tokenizer=self.tokenizer,
-            parser=PlainParser(),
-            grammar=self._grammar(params, None, ()),
         )
 
     def prepare_next(self, answer: Answer, request: ChatRequest, number: int) -> Answer:
@@ -238,6 +222,14 @@ class LLM:
             prefix_ids=read_ids("prefix_ids", request.prefix_ids, self._vocab_size),
             forced_ids=read_ids("forced_ids", request.forced_ids, self._vocab_size),
         )
+
+    def _encode(self, request: ChatRequest, tools: tuple[Tool, ...]) -> list[int]:
+        """Return the ids of a request's text, or else of its messages."""
+        text = request.text
+        if text is None:
+            return self.format.encode(list(request.messages), tools, tokenizer=self.tokenizer)
+        ids = self.tokenizer.encode(text) if isinstance(text, str) else text
+        return list(read_ids("prompt", ids, self._vocab_size))
 
     def _params(self, request: ChatRequest) -> SamplingParams:
         params = request.params or self.defaults

@@ -111,8 +111,7 @@ class LocalModel:
     def stream_text(self, prompt: str | Sequence[int], **fields: Any) -> "LocalStream":
         """Return the continuation of a text or ids as they stand; all of it is content. fields are
         those of `ChatRequest`."""
-        request = as_request((), **fields)
-        return LocalStream(self, lambda: self.llm.prepare_text(prompt, request))
+        return self.stream(as_request((), text=prompt, **fields))
 
     async def call(self, work: Callable[[], R]) -> R:
         """Run work on the LLM between two steps and return its result. It runs even if the caller

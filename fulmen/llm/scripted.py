@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Final, Self, TypeVar, get_args
 
@@ -18,11 +18,11 @@ from fulmen.chat import (
     Completion,
     Event,
     PlainParser,
-    Prompt,
     StopTexts,
     Timing,
     Token,
     Tokenizer,
+    Tool,
     Usage,
     as_request,
     find_spans,
@@ -151,7 +151,7 @@ class ScriptedModel:
 
     def stream(self, request: ChatRequest) -> "ScriptedStream":
         """Return the next answer of the script."""
-        return ScriptedStream(self, request, self.format)
+        return ScriptedStream(self, request)
 
     def stream_many(self, request: ChatRequest, n: int) -> "list[ScriptedStream]":
         """Return the next n answers of the script, in the order in which they are entered."""
@@ -160,13 +160,7 @@ class ScriptedModel:
 
     def stream_text(self, prompt: str | Sequence[int], **fields: Any) -> "ScriptedStream":
         """Return the next answer of the script as the continuation of a text or ids."""
-        request = as_request((), **fields)
-        ids: Sequence[int] = ()
-        if not isinstance(prompt, str):
-            ids = read_ids("prompt", prompt)
-        elif self.known_tokenizer is not None:
-            ids = self.known_tokenizer.encode(prompt)
-        return ScriptedStream(self, replace(request, prompt=Prompt(tuple(ids))), None)
+        return self.stream(as_request((), text=prompt, **fields))
 
     async def call(self, work: Callable[[], R]) -> R:
         """Run work at once: there is no engine to wait for."""
@@ -176,13 +170,11 @@ class ScriptedModel:
 class ScriptedStream:
     """A scripted answer: iterate for its events."""
 
-    def __init__(
-        self, model: ScriptedModel, request: ChatRequest, format: ChatFormat | None
-    ) -> None:
-        """Without a format all of the answer is content."""
+    def __init__(self, model: ScriptedModel, request: ChatRequest) -> None:
         self._model = model
         self._request = request
-        self._format = format
+        self._format = model.format if request.text is None else None
+        """None where all of the answer is content"""
         self._params = request.params or model.defaults
         self._line: ScriptedAnswer | None = None
         """Answer of the script; None until it starts"""
@@ -305,9 +297,10 @@ class ScriptedStream:
         limits_calls(self._params, self._format, tools)
         if request.prompt is not None:
             self._prompt_ids = request.prompt.ids
-        elif tokenizer is not None and self._format is not None:
-            messages = list(request.messages)
-            self._prompt_ids = tuple(self._format.encode(messages, tools, tokenizer=tokenizer))
+        elif request.text is not None and not isinstance(request.text, str):
+            self._prompt_ids = tuple(read_ids("prompt", request.text))
+        elif tokenizer is not None:
+            self._prompt_ids = tuple(_encode(request, tools, model.format, tokenizer))
         self._room = model.max_model_len - len(self._prompt_ids)
         if self._room < 1:
             raise ValueError(
@@ -411,3 +404,12 @@ class ScriptedStream:
         self._model.counts["num_running"] -= 1
         ids = (token.token_id for token in self._tokens)
         self._model.known_ids.append((*self._prompt_ids, *ids))
+
+
+def _encode(
+    request: ChatRequest, tools: tuple[Tool, ...], format: ChatFormat, tokenizer: Tokenizer
+) -> list[int]:
+    """Return the ids of a request's text, or else of its messages."""
+    if isinstance(request.text, str):
+        return tokenizer.encode(request.text)
+    return format.encode(list(request.messages), tools, tokenizer=tokenizer)
