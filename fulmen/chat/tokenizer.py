@@ -138,9 +138,12 @@ class Tokenizer:
         """Return the whole tokenizer as tokenizer.json has it."""
         return self._tokenizer.to_str()
 
-    def encode(self, text: str) -> list[int]:
-        """Encode text in which special tokens are recognised; nothing is added."""
-        return _encode(self._tokenizer, text)
+    def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+        """Encode text in which special tokens are recognised.
+
+        add_special_tokens  add those that the tokenizer puts around any text, such as a BOS token
+        """
+        return _encode(self._tokenizer, text, add_special_tokens=add_special_tokens)
 
     def encode_plain(self, text: str) -> list[int]:
         """Encode text in which the characters of a special token are ordinary characters."""
@@ -180,9 +183,11 @@ class Tokenizer:
         return Detokenizer(self, skip_special_tokens=skip_special_tokens)
 
 
-def _encode(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
+def _encode(
+    tokenizer: tokenizers.Tokenizer, text: str, *, add_special_tokens: bool = False
+) -> list[int]:
     try:
-        return list(tokenizer.encode(text, add_special_tokens=False).ids)
+        return list(tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
     except TypeError:  # the library's error for text that UTF-8 cannot hold
         raise ValueError("the text holds half of a surrogate pair, it must be Unicode") from None
 

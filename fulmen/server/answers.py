@@ -49,6 +49,13 @@ class Prepared:
     digests: "Digests"
     begun: Message | None = None
     """Beginning of the answer that the client gave"""
+    others: Sequence[ChatRequest] = ()
+    """Requests for the texts after the first"""
+
+    @property
+    def requests(self) -> Sequence[ChatRequest]:
+        """All requests, each with answers of its own."""
+        return (self.request, *self.others)
 
 
 class Answers:
@@ -80,8 +87,8 @@ class Answers:
         self.scope = scope
         self.prepared = prepared
         self.report = prepared.report
-        self.completions: list[Completion | None] = [None] * ask.num_answers
-        self.signatures = [secrets.token_urlsafe(48) for _ in range(ask.num_answers)]
+        self.completions: list[Completion | None] = [None] * ask.num_all_answers
+        self.signatures = [secrets.token_urlsafe(48) for _ in range(ask.num_all_answers)]
         """Signatures of the thoughts, by which a client's history finds them"""
         self.first_token_seconds: float | None = None
         self._model = model
@@ -99,7 +106,7 @@ class Answers:
 
     def turn_id(self, index: int) -> str:
         """Return the id of one of the answers."""
-        return self.id if self.ask.num_answers == 1 else f"{self.id}-{index}"
+        return self.id if self.ask.num_all_answers == 1 else f"{self.id}-{index}"
 
     @property
     def prompt_ids(self) -> tuple[int, ...] | None:
@@ -108,17 +115,26 @@ class Answers:
         return None if prompt is None else prompt.ids
 
     @property
+    def num_prompt_tokens(self) -> int | None:
+        """Tokens of all prompts, if the model has ids."""
+        if self.prompt_ids is None:
+            return None
+        return sum(len(each.prompt.ids) for each in self.prepared.requests if each.prompt)
+
+    @property
     def num_new_tokens(self) -> int:
         """Tokens of all answers so far."""
         return sum(view.num_tokens for view in self._views)
 
     async def start(self) -> None:
         """Start the answers; a request that the model refuses raises here."""
-        model, request, count = self._model, self.prepared.request, self.ask.num_answers
-        if hasattr(model, "stream_many"):
-            streams = list(model.stream_many(request, count))
-        else:
-            streams = [model.stream(request) for _ in range(count)]
+        model, count = self._model, self.ask.num_answers
+        streams: list[Any] = []
+        for request in self.prepared.requests:
+            if hasattr(model, "stream_many"):
+                streams += model.stream_many(request, count)
+            else:
+                streams += [model.stream(request) for _ in range(count)]
         self._views = [_View(index, stream) for index, stream in enumerate(streams)]
         try:
             await streams[0].__aenter__()

@@ -30,6 +30,7 @@ from fulmen.server.routes import (
     Api,
     Background,
     chat_router,
+    completions_router,
     health_router,
     messages_router,
     models_router,
@@ -85,6 +86,7 @@ def create_app(model: ChatModel, config: ServerConfig | None = None) -> FastAPI:
 
     api = Api(service, config)
     app.include_router(chat_router(api))
+    app.include_router(completions_router(api))
     app.include_router(responses_router(api, responses, background))
     app.include_router(messages_router(api))
     app.include_router(models_router(api))

@@ -28,7 +28,12 @@ class Ask:
     params: SamplingParams
     prompt_ids: tuple[int, ...] | None = None
     """The prompt as ids, in place of messages"""
+    texts: tuple[str | tuple[int, ...], ...] = ()
+    """Texts, or their ids, in place of messages: each is continued as it stands"""
+    adds_special_tokens: bool = True
+    """A text gets the tokens that the tokenizer puts around any, such as a BOS token"""
     num_answers: int = 1
+    """Answers to the messages, or to each text"""
     keep_thoughts: bool | None = None
     """Show earlier thoughts that the template drops; None: as the server is set"""
     continues: bool = False
@@ -43,6 +48,11 @@ class Ask:
     """Answer that the client compares this prompt's cache hits with"""
     ignored: tuple[str, ...] = ()
     """Fields of the request that had no effect"""
+
+    @property
+    def num_all_answers(self) -> int:
+        """Answers to the messages, or to all texts."""
+        return self.num_answers * max(len(self.texts), 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,7 +77,9 @@ class Places:
         """
         most = self.max_running + self.max_queued
         if n > most:
-            raise Refusal(400, f"n is {n}, at most {most} answers may run and wait here")
+            raise Refusal(
+                400, f"the request wants {n} answers, at most {most} may run and wait here"
+            )
         if self.num_taken + n > most:
             raise Refusal(
                 429,

@@ -71,11 +71,10 @@ class RequestLog:
         """Return what a line tells of answers."""
         done = [completion for completion in answers.completions if completion is not None]
         usages = [completion.usage for completion in done]
-        prompt = answers.prompt_ids
         first = answers.first_token_seconds
         values = {
             "model": answers.ask.model,
-            "prompt_tokens": None if prompt is None else len(prompt),
+            "prompt_tokens": answers.num_prompt_tokens,
             # The answers to one request share its prompt: the first one says what was cached.
             "cached_tokens": usages[0].num_cached_tokens if usages else None,
             "new_tokens": answers.num_new_tokens,
@@ -84,8 +83,9 @@ class RequestLog:
             "ttft_ms": None if first is None else round(first * 1000, 1),
         }
         if self._config.log_content:
-            messages = answers.ask.messages
-            values["question"] = _content(messages[-1].get("content") if messages else None)
+            messages, texts = answers.ask.messages, answers.ask.texts
+            asked = messages[-1].get("content") if messages else texts[0] if texts else None
+            values["question"] = _content(asked)
             values["answer"] = _content("\n".join(each.reply.content for each in done))
         return values
 

@@ -42,17 +42,15 @@ class StreamOptions(BaseModel):
     include_usage: bool | None = None
 
 
-class ChatBody(BaseModel):
-    """Body of a Chat Completions request."""
+class AnswerBody(BaseModel):
+    """Fields that every request for answers may have."""
 
     model_config = ConfigDict(extra="allow")
 
     model: str = Field("", description="Any name, unless the server is strict about names")
-    messages: list[dict[str, Any]] = Field([], description="The conversation so far")
     stream: bool | None = Field(None, description="Answer as server-sent events")
     stream_options: StreamOptions | None = None
-    max_completion_tokens: int | None = Field(None, description="Most tokens, thought included")
-    max_tokens: int | None = Field(None, description="The same; max_completion_tokens wins")
+    max_tokens: int | None = Field(None, description="Most new tokens")
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = Field(None, description="0 or -1: all tokens")
@@ -62,13 +60,6 @@ class ChatBody(BaseModel):
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
-    logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = Field(
-        None, description="none, auto, required, a function, or allowed_tools"
-    )
-    parallel_tool_calls: bool | None = None
     response_format: dict[str, Any] | None = Field(
         None, description="text, json_object or json_schema"
     )
@@ -79,6 +70,25 @@ class ChatBody(BaseModel):
     guided_json: dict[str, Any] | str | None = None
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
+    return_token_ids: bool | None = Field(
+        None, description="Add prompt_token_ids and token_ids to the reply"
+    )
+
+
+class ChatBody(AnswerBody):
+    """Body of a Chat Completions request."""
+
+    messages: list[dict[str, Any]] = Field([], description="The conversation so far")
+    max_completion_tokens: int | None = Field(
+        None, description="Most new tokens, those of the thought included; beats max_tokens"
+    )
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = Field(
+        None, description="none, auto, required, a function, or allowed_tools"
+    )
+    parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = Field(None, description="none to max, see docs/serving.md")
     reasoning: dict[str, Any] | None = Field(
         None, description="effort, max_tokens, enabled, exclude (OpenRouter)"
@@ -113,9 +123,6 @@ class ChatBody(BaseModel):
         None, description="The prompt as token ids, in place of messages"
     )
     input_ids: list[int] | None = Field(None, description="The same as prompt_token_ids")
-    return_token_ids: bool | None = Field(
-        None, description="Add prompt_token_ids and token_ids to the reply"
-    )
     return_progress: bool | None = Field(
         None, description="Add prompt_progress to a stream while the prompt is read"
     )
@@ -137,12 +144,14 @@ class ChatCall:
 
 def read_chat(body: ChatBody, defaults: SamplingParams) -> ChatCall:
     """Read a request; whatever is wrong with it is a Refusal or a ValueError."""
-    ignored = [*unknown_fields(body.model_extra or {}), *_unknown_options(body)]
+    _check_beginning(body)
+    ignored = read_ignored(body)
     thinking = read_chat_thinking(body.model_dump(include=set(_THINKING_FIELDS)))
     tools, left_out = read_function_tools(body.tools)
     given: dict[str, Any] = {
-        **_sampling(body),
-        **_structure(body),
+        **read_sampling(body),
+        **_chat_sampling(body),
+        **read_structure(body),
         **read_tool_choice(body.tool_choice, tools),
     }
     if any(_function(tool).get("strict") is True for tool in tools):
@@ -182,19 +191,25 @@ def read_chat(body: ChatBody, defaults: SamplingParams) -> ChatCall:
     )
 
 
-def _unknown_options(body: ChatBody) -> list[str]:
-    """Return options of the stream that are ignored; refuse to go on where nothing was begun."""
+def read_ignored(body: AnswerBody) -> list[str]:
+    """Return fields and options of the stream that have no effect; refuse those that should."""
+    extra = (body.stream_options or StreamOptions()).model_extra or {}
+    options = [f"stream_options.{name[:80]}" for name in list(extra)[:10]]
+    return [*unknown_fields(body.model_extra or {}), *options]
+
+
+def _check_beginning(body: ChatBody) -> None:
+    """Refuse to go on where nothing was begun."""
     if body.add_generation_prompt is False and not body.continue_final_message:
         raise Refusal(
             400,
             "add_generation_prompt is false, that goes only with continue_final_message",
             param="add_generation_prompt",
         )
-    extra = (body.stream_options or StreamOptions()).model_extra or {}
-    return [f"stream_options.{name[:80]}" for name in list(extra)[:10]]
 
 
-def _sampling(body: ChatBody) -> dict[str, Any]:
+def read_sampling(body: AnswerBody) -> dict[str, Any]:
+    """Return the fields of `SamplingParams` that say how an answer is drawn, and when it ends."""
     given: dict[str, Any] = {}
     if body.temperature is not None and not 0 <= body.temperature <= _MAX_TEMPERATURE:
         raise Refusal(
@@ -207,14 +222,20 @@ def _sampling(body: ChatBody) -> dict[str, Any]:
             given[name] = value
     if body.top_k is not None:
         given["top_k"] = None if body.top_k in (0, -1) else body.top_k
-    limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    if limit is not None:
-        given["max_tokens"] = limit
+    if body.max_tokens is not None:
+        given["max_tokens"] = body.max_tokens
     if body.stop is not None:
         stop = [body.stop] if isinstance(body.stop, str) else body.stop
         given["stop"] = tuple(stop)
     if body.stop_token_ids is not None:
         given["stop_token_ids"] = tuple(body.stop_token_ids)
+    return given
+
+
+def _chat_sampling(body: ChatBody) -> dict[str, Any]:
+    given: dict[str, Any] = {}
+    if body.max_completion_tokens is not None:
+        given["max_tokens"] = body.max_completion_tokens
     if body.logprobs:
         given["logprobs"] = body.top_logprobs or 0
     elif body.top_logprobs:
@@ -222,7 +243,7 @@ def _sampling(body: ChatBody) -> dict[str, Any]:
     return given
 
 
-def _structure(body: ChatBody) -> dict[str, Any]:
+def read_structure(body: AnswerBody) -> dict[str, Any]:
     """Return the constraint of the answer, in whichever of the known words it was asked for."""
     format = body.response_format or {}
     kind, given = format.get("type", "text"), dict[str, Any]()

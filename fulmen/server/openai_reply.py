@@ -29,7 +29,7 @@ from fulmen.server.openai_chat import ChatCall
 from fulmen.server.sse import DONE, comment, frame
 from fulmen.server.thinking import Thinking
 
-_LOWEST_LOGPROB: Final = -9999.0
+LOWEST_LOGPROB: Final = -9999.0
 """OpenAI's number for a token of no probability: JSON has no infinity"""
 
 
@@ -75,7 +75,7 @@ def logprob_fields(tokens: Sequence[Token], tokenizer: Tokenizer) -> list[dict[s
         data = tokenizer.token_bytes(token_id)
         return {
             "token": data.decode(errors="replace"),
-            "logprob": logprob if math.isfinite(logprob) else _LOWEST_LOGPROB,
+            "logprob": logprob if math.isfinite(logprob) else LOWEST_LOGPROB,
             "bytes": list(data),
         }
 

@@ -104,7 +104,7 @@ class Service:
                 400, f"n is {ask.num_answers}, it must be at most {self.config.max_answers}"
             )
         started = time.perf_counter()
-        lease = self.places.acquire(ask.num_answers)
+        lease = self.places.acquire(ask.num_all_answers)
         try:
             prepared = await asyncio.to_thread(self._prepare, ask, scope)
             answers = Answers(
@@ -144,6 +144,10 @@ class Service:
 
         is_counted  the prompt is only counted, so it may be too long
         """
+        if ask.texts:
+            first, *others = [self._text_request(ask, place) for place in range(len(ask.texts))]
+            report = Report((), ignored=ask.ignored)
+            return Prepared(first, Found((), ()), report, Digests("", ""), others=others)
         history, is_prefix = self._read(ask)
         messages = history.messages
         begun = None
@@ -166,7 +170,7 @@ class Service:
             params = self._with_room(ask, None)
             return Prepared(replace(request, params=params), Found(messages, ()), report, digests)
         if ask.prompt_ids is not None:
-            found, ids = Found((), ()), self._checked_ids(ask.prompt_ids)
+            found, ids = Found((), ()), self.checked_ids(ask.prompt_ids)
         else:
             found = self._find(messages, scope, keep_thoughts=keep)
             ids = self.model.format.encode_history(
@@ -180,13 +184,8 @@ class Service:
             )
         prefix_ids = [] if begun is None else self._prefix_ids(begun)
         length, limit = len(ids) + len(prefix_ids), self.max_model_len
-        if limit is not None and length >= limit and not is_counted:
-            raise Refusal(
-                400,
-                f"prompt is too long: {length} tokens > {limit - 1} maximum",
-                code="context_length_exceeded",
-                param=ask.messages_name,
-            )
+        if not is_counted:
+            self._check_length(length, ask.messages_name)
         turns = [
             replace(turn, index=_place_of(history.places[turn.index], ask)) for turn in found.turns
         ]
@@ -204,6 +203,20 @@ class Service:
         )
         return Prepared(request, found, report, digests, begun)
 
+    def _text_request(self, ask: Ask, place: int) -> ChatRequest:
+        """Return the request to continue one of the texts as it stands."""
+        text, name = ask.texts[place], "prompt" if len(ask.texts) == 1 else f"prompt[{place}]"
+        request = ChatRequest(text=text, params=ask.params)
+        if self.tokenizer is None:
+            return request
+        if isinstance(text, str):
+            ids = self.tokenizer.encode(text, add_special_tokens=ask.adds_special_tokens)
+        else:
+            ids = text
+        ids = self.checked_ids(ids, name)
+        self._check_length(len(ids), name)
+        return replace(request, prompt=Prompt(tuple(ids)))
+
     def _find(self, messages: Sequence[Message], scope: str, *, keep_thoughts: bool) -> Found:
         """Find the turns of a history; a log that fails makes them turns that are not ours."""
         assert self._log is not None
@@ -220,18 +233,29 @@ class Service:
             ]
             return Found(tuple(messages), tuple(turns))
 
-    def _checked_ids(self, ids: Sequence[int]) -> list[int]:
-        """Return a prompt that came as ids."""
+    def checked_ids(self, ids: Sequence[int], name: str = "prompt_token_ids") -> list[int]:
+        """Return ids that came from a client, in the field `name`, if they are a prompt."""
         size = self.tokenizer.vocab_size
         wrong = next((id for id in ids if not 0 <= id < size), None)
         if not ids or wrong is not None:
-            found = "is empty" if not ids else f"has {wrong} in it"
+            found = "has no token" if not ids else f"has {wrong} in it"
             raise Refusal(
                 400,
-                f"prompt_token_ids {found}, it must hold ids from 0 to {size - 1}",
-                param="prompt_token_ids",
+                f"{name} {found}, it must hold ids from 0 to {size - 1}",
+                param=name.partition("[")[0],
             )
         return list(ids)
+
+    def _check_length(self, length: int, param: str) -> None:
+        """Refuse a prompt that leaves no room for one new token."""
+        limit = self.max_model_len
+        if limit is not None and length >= limit:
+            raise Refusal(
+                400,
+                f"prompt is too long: {length} tokens > {limit - 1} maximum",
+                code="context_length_exceeded",
+                param=param.partition("[")[0],
+            )
 
     def _read(self, ask: Ask) -> tuple[History, bool]:
         if ask.prompt_ids is not None:
@@ -298,7 +322,7 @@ class Service:
         own."""
         completion = end.completion
         turn_id = answers.turn_id(end.index)
-        if self._log is None or completion.finish_reason == "error":
+        if self._log is None or answers.ask.texts or completion.finish_reason == "error":
             return
         ids = [*completion.prompt_ids, *completion.answer_ids]
         self._known_prompts.add(turn_id, ids, answers.prepared.digests, answers.scope)

@@ -2,6 +2,7 @@
 
 from fulmen.server.routes.api import Api
 from fulmen.server.routes.chat import chat_router
+from fulmen.server.routes.completions import completions_router
 from fulmen.server.routes.messages import messages_router
 from fulmen.server.routes.models import health_router, models_router
 from fulmen.server.routes.responses import Background, responses_router
@@ -10,6 +11,7 @@ __all__ = [
     "Api",
     "Background",
     "chat_router",
+    "completions_router",
     "health_router",
     "messages_router",
     "models_router",
