@@ -362,12 +362,13 @@ class _Completion:
 class _Ask:
     model = "gpt-4o\nforged=line"
     messages = ({"role": "user", "content": "the secret question"},)
+    texts = ()
 
 
 class _Answers:
     """Answers as a line reads them."""
 
-    ask, prompt_ids, first_token_seconds, num_new_tokens = _Ask, (1, 2, 3), 0.25, 7
+    ask, num_prompt_tokens, first_token_seconds, num_new_tokens = _Ask, 3, 0.25, 7
     completions = (_Completion, None)
 
 
