@@ -225,8 +225,11 @@ class _Place:
             self.detokenizer = tokenizer.detokenizer()
         offsets = []
         for token_id in ids:
-            offsets.append(self.num_chars)
+            begin = self.num_chars
             self.num_chars += len(self.detokenizer.feed([token_id]))
+            own = _text_of(tokenizer, token_id)
+            # What comes with a token may begin with a mark for bytes that became no character.
+            offsets.append(begin if own is None else max(begin, self.num_chars - len(own)))
         return offsets
 
 
@@ -242,11 +245,18 @@ def _offsets_in(text: str, ids: Sequence[int], tokenizer: Tokenizer) -> list[int
 def shown_token(tokenizer: Tokenizer, token_id: int) -> str:
     """Return a token as OpenAI shows it: its text, or its bytes where they are no whole characters,
     so that two such tokens differ."""
-    data = tokenizer.token_bytes(token_id)
+    text = _text_of(tokenizer, token_id)
+    if text is not None:
+        return text
+    return "bytes:" + "".join(f"\\x{byte:02x}" for byte in tokenizer.token_bytes(token_id))
+
+
+def _text_of(tokenizer: Tokenizer, token_id: int) -> str | None:
+    """Return the text of a token; None if it begins or ends within a character."""
     try:
-        return data.decode()
+        return tokenizer.token_bytes(token_id).decode()
     except UnicodeDecodeError:
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+        return None
 
 
 def _finite(logprob: float) -> float:

@@ -9,8 +9,9 @@ from typing import Any
 
 import openai
 import pytest
+import tokenizers
 
-from fulmen.chat import ChatRequest, get_format
+from fulmen.chat import ChatRequest, Tokenizer, get_format
 from fulmen.llm import LLM, ScriptedModel
 from fulmen.sampling import SamplingParams
 from tests.server.helpers import ask, byte_tokenizer, scripted, served, served_checkpoint
@@ -153,8 +154,13 @@ def test_more_answers_than_may_run_and_wait_are_refused_at_once(engine: str) -> 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
 def test_columns_of_logprobs_cover_every_token(engine: str, is_streamed: bool) -> None:
-    fields: Any = {"prompt": ONCE, "max_tokens": 40, "temperature": 1.0, "seed": 11}
-    fields["ignore_eos"] = True
+    fields: Any = {
+        "prompt": ONCE,
+        "max_tokens": 40,
+        "temperature": 1.0,
+        "seed": 11,
+        "ignore_eos": True,
+    }
     found = asked(engine, logprobs=3, return_token_ids=True, stream=is_streamed, **fields)
     choice = joined(found)[0] if is_streamed else found["choices"][0]
     columns, tokenizer = choice["logprobs"], byte_tokenizer("m2")
