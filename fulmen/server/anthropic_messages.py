@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from fulmen.chat import dump_json
 from fulmen.sampling import SamplingParams, shown
 from fulmen.server.asking import Ask
+from fulmen.server.bodies import ListOf
 from fulmen.server.errors import Refusal
 from fulmen.server.fields import unknown_fields
 from fulmen.server.thinking import Thinking, read_messages_thinking
@@ -25,15 +26,15 @@ class MessagesBody(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     model: str = Field("", description="Any name, unless the server is strict about names")
-    messages: list[dict[str, Any]] = Field([], description="The conversation so far")
-    system: str | list[dict[str, Any]] | None = None
+    messages: ListOf[dict[str, Any]] = Field([], description="The conversation so far")
+    system: str | ListOf[dict[str, Any]] | None = None
     max_tokens: int | None = Field(None, description="Most tokens, thought included")
     stream: bool | None = None
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = None
     top_k: int | None = None
-    stop_sequences: list[str] | None = None
-    tools: list[dict[str, Any]] | None = None
+    stop_sequences: ListOf[str] | None = None
+    tools: ListOf[dict[str, Any]] | None = None
     tool_choice: dict[str, Any] | None = Field(None, description="auto, any, tool or none")
     thinking: dict[str, Any] | None = Field(None, description="enabled, adaptive or disabled")
     output_config: dict[str, Any] | None = Field(None, description="effort and format")

@@ -2,14 +2,20 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
+from pydantic import Field
 
 from fulmen.chat import load_json
 from fulmen.files import shorten
 from fulmen.server.errors import Refusal
+
+T = TypeVar("T")
+ListOf = Annotated[list[T], Field(fail_fast=True)]
+"""List in a body. Reading it stops at the first wrong value: pydantic would keep a kilobyte for
+each of millions."""
 
 _LONG_BODY_BYTES: Final = 2**18
 """Bodies longer than this are parsed outside the event loop."""

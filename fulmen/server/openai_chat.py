@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fulmen.sampling import SamplingParams, shown
 from fulmen.server.asking import Ask
+from fulmen.server.bodies import ListOf
 from fulmen.server.errors import Refusal
 from fulmen.server.fields import unknown_fields
 from fulmen.server.thinking import Thinking, read_chat_thinking
@@ -57,8 +58,8 @@ class AnswerBody(BaseModel):
     min_p: float | None = None
     n: int | None = Field(None, ge=1, description="Answers to the same prompt, which is read once")
     seed: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
+    stop: str | ListOf[str] | None = None
+    stop_token_ids: ListOf[int] | None = None
     ignore_eos: bool | None = None
     response_format: dict[str, Any] | None = Field(
         None, description="text, json_object or json_schema"
@@ -69,7 +70,7 @@ class AnswerBody(BaseModel):
     json_schema: dict[str, Any] | None = Field(None, description="llama.cpp's name of a schema")
     guided_json: dict[str, Any] | str | None = None
     guided_regex: str | None = None
-    guided_choice: list[str] | None = None
+    guided_choice: ListOf[str] | None = None
     return_token_ids: bool | None = Field(
         None, description="Add prompt_token_ids and token_ids to the reply"
     )
@@ -78,13 +79,13 @@ class AnswerBody(BaseModel):
 class ChatBody(AnswerBody):
     """Body of a Chat Completions request."""
 
-    messages: list[dict[str, Any]] = Field([], description="The conversation so far")
+    messages: ListOf[dict[str, Any]] = Field([], description="The conversation so far")
     max_completion_tokens: int | None = Field(
         None, description="Most new tokens, those of the thought included; beats max_tokens"
     )
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    tools: list[dict[str, Any]] | None = None
+    tools: ListOf[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = Field(
         None, description="none, auto, required, a function, or allowed_tools"
     )
@@ -119,10 +120,10 @@ class ChatBody(AnswerBody):
     add_generation_prompt: bool | None = Field(
         None, description="false only with continue_final_message"
     )
-    prompt_token_ids: list[int] | None = Field(
+    prompt_token_ids: ListOf[int] | None = Field(
         None, description="The prompt as token ids, in place of messages"
     )
-    input_ids: list[int] | None = Field(None, description="The same as prompt_token_ids")
+    input_ids: ListOf[int] | None = Field(None, description="The same as prompt_token_ids")
     return_progress: bool | None = Field(
         None, description="Add prompt_progress to a stream while the prompt is read"
     )

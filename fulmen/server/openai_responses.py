@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fulmen.sampling import SamplingParams, shown
 from fulmen.server.asking import Ask
+from fulmen.server.bodies import ListOf
 from fulmen.server.errors import Refusal
 from fulmen.server.fields import unknown_fields
 from fulmen.server.openai_chat import read_tool_choice
@@ -35,7 +36,7 @@ class ResponsesBody(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     model: str = Field("", description="Any name, unless the server is strict about names")
-    input: str | list[dict[str, Any]] = Field([], description="A question, or items of a history")
+    input: str | ListOf[dict[str, Any]] = Field([], description="A question, or items of a history")
     instructions: str | None = Field(None, description="System prompt, of this request alone")
     previous_response_id: str | None = Field(
         None, description="Stored response that the input comes after"
@@ -50,12 +51,12 @@ class ResponsesBody(BaseModel):
     top_k: int | None = Field(None, description="0 or -1: all tokens")
     min_p: float | None = None
     seed: int | None = None
-    stop: str | list[str] | None = None
+    stop: str | ListOf[str] | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    include: list[str] | None = Field(
+    include: ListOf[str] | None = Field(
         None, description="message.output_text.logprobs, reasoning.encrypted_content"
     )
-    tools: list[dict[str, Any]] | None = Field(
+    tools: ListOf[dict[str, Any]] | None = Field(
         None, description="function, custom, and namespace with tools in it"
     )
     tool_choice: str | dict[str, Any] | None = Field(
