@@ -88,6 +88,8 @@ class ChatFormat(ABC):
     """Tags of tool calls; None where completions have no calls, only text"""
     tags: tuple[str, ...] = ()
     """Texts that content cannot hold: a parser takes them for structure"""
+    template: str | None = None
+    """The checkpoint's own jinja template, for programs that render prompts themselves"""
 
     @property
     def thinking_open_in_prompt(self) -> bool:
@@ -208,6 +210,7 @@ class ChatFormat(ABC):
         self,
         messages: Messages,
         tools: Tools = None,
+        add_generation_prompt: bool = True,
         *,
         tokenizer: Tokenizer,
         keep_thoughts: bool = False,
@@ -215,7 +218,9 @@ class ChatFormat(ABC):
         """Return the prompt as ids, and how much of it are sampled ids of `messages`."""
         messages = list(messages)
         check_not_empty(messages)
-        segments = self.segments(messages, tools, keep_thoughts=keep_thoughts)
+        segments = self.segments(
+            messages, tools, add_generation_prompt, keep_thoughts=keep_thoughts
+        )
         sampled = [(i, one) for i, one in enumerate(segments) if isinstance(one, Ids)]
         end = sampled[-1][0] + 1 if sampled else 0
         # Text is encoded apart on both sides of ids, so the halves join to the whole.

@@ -85,10 +85,12 @@ def load_format(folder: str | Path) -> ChatFormat:
             by_config,
         )
         return get_format(by_config)
+    format = get_format(by_template)
     if by_template == "minimax_m2":
         identity = _IDENTITY.search(template)
-        return MiniMaxM2(model_identity=identity["text"] if identity else DEFAULT_IDENTITY)
-    return get_format(by_template)
+        format = MiniMaxM2(model_identity=identity["text"] if identity else DEFAULT_IDENTITY)
+    format.template = template
+    return format
 
 
 def _read_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | None:

@@ -52,7 +52,7 @@ class TemplateFormat(ChatFormat):
     name = "template"
 
     def __init__(self, template: str, special_tokens: Mapping[str, str] | None = None) -> None:
-        self._template = template
+        self.template = template
         self._own_roles = _LLAMA_ROLES.union(
             role for match in _ROLE.finditer(template) for role in _WORD.findall(match[1])
         )
@@ -69,7 +69,7 @@ class TemplateFormat(ChatFormat):
             {"type": "function", "function": dict(tool.function)} for tool in read_tools(tools)
         ]
         return render_template(
-            self._template,
+            self.template,
             **self._special_tokens,
             messages=[plain[index] for index in order],
             tools=shown or None,
@@ -91,6 +91,7 @@ class TemplateFormat(ChatFormat):
         self,
         messages: Messages,
         tools: Tools = None,
+        add_generation_prompt: bool = True,
         *,
         tokenizer: Tokenizer,
         keep_thoughts: bool = False,
@@ -108,9 +109,10 @@ class TemplateFormat(ChatFormat):
         for mark in marks:
             index = int(mark[1:-1])
             marked[index] = Message("assistant", mark)
-        text = self.render(marked, tools)
+        text = self.render(marked, tools, add_generation_prompt)
         if any(text.count(mark) != 1 for mark in marks):
-            return EncodedHistory(tokenizer.encode(self.render(messages, tools)), 0, 0, 0)
+            text = self.render(messages, tools, add_generation_prompt)
+            return EncodedHistory(tokenizer.encode(text), 0, 0, 0)
         ids: list[int] = []
         num_history_ids = 0
         for piece in re.split("(\ue000[0-9]+\ue001)", text):

@@ -29,12 +29,14 @@ from fulmen.server.responses_store import ResponseStore
 from fulmen.server.routes import (
     Api,
     Background,
+    absent_router,
     chat_router,
     completions_router,
     health_router,
     messages_router,
     models_router,
     responses_router,
+    tokens_router,
 )
 from fulmen.server.service import Service
 from fulmen.server.sse import to_json
@@ -91,6 +93,8 @@ def create_app(model: ChatModel, config: ServerConfig | None = None) -> FastAPI:
     app.include_router(messages_router(api))
     app.include_router(models_router(api))
     app.include_router(health_router(api, metrics))
+    app.include_router(tokens_router(api))
+    app.include_router(absent_router())
 
     _answer_errors(app, metrics)
     return app

@@ -40,6 +40,8 @@ class Ask:
     """A last message of the assistant is the beginning of the answer"""
     must_continue: bool = False
     """The last message must be the beginning of the answer"""
+    adds_generation_prompt: bool = True
+    """The prompt ends where an answer begins; otherwise it can only be looked at"""
     has_thinking_budget: bool = False
     """The request gave its thought a number of tokens, or no limit by number"""
     model: str

@@ -91,11 +91,15 @@ class Service:
 
     async def count(self, ask: Ask, scope: str) -> int:
         """Return how many tokens the prompt of a request has."""
+        return len(await self.prompt_ids(ask, scope))
+
+    async def prompt_ids(self, ask: Ask, scope: str) -> tuple[int, ...]:
+        """Return the prompt of a request as ids, with the beginning of the answer if it has one."""
         if self.tokenizer is None:
             raise Refusal(501, "this model does not tell its tokens, they cannot be counted")
         prepared = await asyncio.to_thread(self._prepare, ask, scope, is_counted=True)
         assert prepared.request.prompt is not None
-        return len(prepared.request.prompt.ids) + len(prepared.request.prefix_ids)
+        return (*prepared.request.prompt.ids, *prepared.request.prefix_ids)
 
     async def answer(self, ask: Ask, scope: str, answer_id: str) -> Answers:
         """Start the answers to a request. Whatever is wrong with it is a Refusal."""
@@ -170,11 +174,15 @@ class Service:
             params = self._with_room(ask, None)
             return Prepared(replace(request, params=params), Found(messages, ()), report, digests)
         if ask.prompt_ids is not None:
-            found, ids = Found((), ()), self.checked_ids(ask.prompt_ids)
+            found, ids = Found((), ()), self._checked_prompt(ask.prompt_ids, "prompt_token_ids")
         else:
             found = self._find(messages, scope, keep_thoughts=keep)
             ids = self.model.format.encode_history(
-                found.messages, tools, tokenizer=self.tokenizer, keep_thoughts=keep
+                found.messages,
+                tools,
+                ask.adds_generation_prompt,
+                tokenizer=self.tokenizer,
+                keep_thoughts=keep,
             ).ids
         if begun is not None and ask.params.tool_choice == "required":
             raise Refusal(
@@ -213,7 +221,7 @@ class Service:
             ids = self.tokenizer.encode(text, add_special_tokens=ask.adds_special_tokens)
         else:
             ids = text
-        ids = self.checked_ids(ids, name)
+        ids = self._checked_prompt(ids, name)
         self._check_length(len(ids), name)
         return replace(request, prompt=Prompt(tuple(ids)))
 
@@ -233,18 +241,24 @@ class Service:
             ]
             return Found(tuple(messages), tuple(turns))
 
-    def checked_ids(self, ids: Sequence[int], name: str = "prompt_token_ids") -> list[int]:
-        """Return ids that came from a client, in the field `name`, if they are a prompt."""
+    def checked_ids(self, ids: Sequence[int], name: str) -> list[int]:
+        """Return ids that came from a client, in the field `name`. Raises a Refusal for others."""
         size = self.tokenizer.vocab_size
         wrong = next((id for id in ids if not 0 <= id < size), None)
-        if not ids or wrong is not None:
-            found = "has no token" if not ids else f"has {wrong} in it"
+        if wrong is not None:
             raise Refusal(
                 400,
-                f"{name} {found}, it must hold ids from 0 to {size - 1}",
+                f"{name} has {wrong} in it, it must hold ids from 0 to {size - 1}",
                 param=name.partition("[")[0],
             )
         return list(ids)
+
+    def _checked_prompt(self, ids: Sequence[int], name: str) -> list[int]:
+        if not ids:
+            raise Refusal(
+                400, f"{name} has no token, it must have one or more", param=name.partition("[")[0]
+            )
+        return self.checked_ids(ids, name)
 
     def _check_length(self, length: int, param: str) -> None:
         """Refuse a prompt that leaves no room for one new token."""

@@ -1,0 +1,167 @@
+"""Tokens over HTTP, as vLLM and SGLang tell them: text to ids and back, and the tokenizer."""
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from fulmen.server.asking import Ask
+from fulmen.server.bodies import ListOf
+from fulmen.server.errors import Refusal
+from fulmen.server.openai_chat import ChatBody, read_chat
+from fulmen.server.routes.api import Api, json_response, new_router, scope_of
+from fulmen.server.streaming import unless_gone
+
+
+class TokenizeBody(BaseModel):
+    """Body of a request for the tokens of a text or of a conversation."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str = Field("", description="Any name, unless the server is strict about names")
+    prompt: str | None = Field(None, description="A text, as it stands")
+    messages: ListOf[dict[str, Any]] | None = Field(
+        None, description="A conversation, in place of a text: tokens of its prompt"
+    )
+    tools: ListOf[dict[str, Any]] | None = None
+    add_special_tokens: bool | None = Field(
+        None,
+        description="false: do not add what the tokenizer puts around a text, such as a BOS token. "
+        "A conversation has all that its format writes, and nothing is added to it",
+    )
+    add_generation_prompt: bool | None = Field(
+        None, description="false: leave out the beginning of the answer"
+    )
+    continue_final_message: bool | None = Field(
+        None, description="The last message is the beginning of the answer"
+    )
+    chat_template_kwargs: dict[str, Any] | None = Field(None, description="keep_thoughts")
+    return_token_strs: bool | None = Field(
+        None, description="Add each token as the vocabulary spells it"
+    )
+
+
+class TokenizeReply(BaseModel):
+    """Tokens of a text."""
+
+    count: int
+    max_model_len: int | None = Field(description="Tokens that prompt and answer may have")
+    tokens: list[int]
+    token_strs: list[str | None] | None
+
+
+class DetokenizeBody(BaseModel):
+    """Body of a request for the text of tokens."""
+
+    model_config = ConfigDict(extra="allow", json_schema_extra={"required": ["tokens"]})
+
+    model: str = Field("", description="Any name, unless the server is strict about names")
+    tokens: ListOf[int] = Field([], description="Ids of tokens")
+
+
+class DetokenizeReply(BaseModel):
+    """Text of tokens, special tokens included."""
+
+    prompt: str
+
+
+class TokenizerInfo(BaseModel):
+    """The tokenizer, as its tokenizer_config.json would tell it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    tokenizer_class: str
+    chat_template: str | None = Field(description="The checkpoint's own jinja template, if known")
+    model_max_length: int | None
+    vocab_size: int
+    bos_token: str | None
+    eos_token: str | None
+
+
+def tokens_router(api: Api) -> APIRouter:
+    """Return the routes of tokens. They stand at the root, where vLLM has them."""
+    router, service = new_router(), api.service
+
+    @router.post("/v1/tokenize", include_in_schema=False)  # SGLang's
+    @router.post(
+        "/tokenize",
+        summary="Tokens of a text or a conversation",
+        responses={200: {"model": TokenizeReply}},
+    )
+    async def tokenize(request: Request, body: TokenizeBody) -> Response:
+        body.model = api.name(body.model)
+        tokenizer = api.tokenizer()
+        if body.messages is not None:
+            ask = _conversation(body, service.defaults)
+            ids = await unless_gone(request, service.prompt_ids(ask, scope_of(request)))
+        else:
+            ids = await asyncio.to_thread(_encode, body, tokenizer)
+        return await asyncio.to_thread(_tokens, ids, body, tokenizer, service.max_model_len)
+
+    @router.post("/v1/detokenize", include_in_schema=False)
+    @router.post(
+        "/detokenize", summary="Text of tokens", responses={200: {"model": DetokenizeReply}}
+    )
+    async def detokenize(body: DetokenizeBody) -> Response:
+        api.name(body.model)
+        tokenizer = api.tokenizer()
+        ids = service.checked_ids(body.tokens, "tokens")
+        return json_response({"prompt": await asyncio.to_thread(tokenizer.decode, ids)})
+
+    @router.get(
+        "/tokenizer_info",
+        summary="The tokenizer: its special tokens and the chat template",
+        responses={200: {"model": TokenizerInfo}},
+    )
+    async def tokenizer_info() -> Response:
+        tokenizer, format = api.tokenizer(), service.model.format
+        ends = [tokenizer.token(id) for id in tokenizer.eos_token_ids]
+        info = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "chat_template": format.template,
+            "model_max_length": service.max_model_len,
+            "vocab_size": tokenizer.vocab_size,
+            "bos_token": None,
+            "eos_token": next((end for end in ends if end), format.end_of_turn or None),
+        }
+        return json_response(info | tokenizer.special_tokens)
+
+    return router
+
+
+def _conversation(body: TokenizeBody, defaults: Any) -> Ask:
+    """Return what Chat Completions would answer, as a request that is only looked at."""
+    if body.prompt is not None:
+        raise Refusal(400, "prompt and messages are given, only one of them can be")
+    chat = ChatBody(
+        model=body.model,
+        messages=body.messages or [],
+        tools=body.tools,
+        continue_final_message=body.continue_final_message,
+        chat_template_kwargs=body.chat_template_kwargs,
+    )
+    ask = read_chat(chat, defaults).ask
+    if body.add_generation_prompt is False and not body.continue_final_message:
+        return replace(ask, adds_generation_prompt=False)
+    return ask
+
+
+def _encode(body: TokenizeBody, tokenizer: Any) -> list[int]:
+    if body.prompt is None:
+        raise Refusal(400, "the request has neither prompt nor messages, it must have one of them")
+    adds = body.add_special_tokens is not False
+    ids: list[int] = tokenizer.encode(body.prompt, add_special_tokens=adds)
+    return ids
+
+
+def _tokens(ids: Any, body: TokenizeBody, tokenizer: Any, max_model_len: int | None) -> Response:
+    return json_response(
+        {
+            "count": len(ids),
+            "max_model_len": max_model_len,
+            "tokens": list(ids),
+            "token_strs": [tokenizer.token(id) for id in ids] if body.return_token_strs else None,
+        }
+    )
