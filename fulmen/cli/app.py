@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from fulmen import __version__
+from fulmen.cli import batch as _batch
 from fulmen.cli import bench as _bench
 from fulmen.cli import chat as _chat
 from fulmen.cli import completion, evaluate
@@ -72,6 +73,7 @@ for _command, _epilog in (
     (_chat.chat, _chat.CHAT_EXAMPLES),
     (_chat.generate, _chat.GENERATE_EXAMPLES),
     (_serve.serve, _serve.EXAMPLES),
+    (_batch.batch, _batch.EXAMPLES),
     (_plan.plan, _plan.PLAN_EXAMPLES),
     (_quantize.quantize, _quantize.EXAMPLES),
     (_bench.bench, _bench.EXAMPLES),

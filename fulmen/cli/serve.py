@@ -48,7 +48,7 @@ ANTHROPIC_BASE_URL=http://127.0.0.1:8000. Any key will do where none is set.
 """
     },
 )
-_SAMPLING_FLAGS: Final = (
+SAMPLING_FLAGS: Final = (
     *("temperature", "top_p", "top_k", "min_p", "max_tokens"),
     *("repetition_window", "repetition_probability", "thinking_budget", "thinking_soft_end"),
 )
@@ -59,7 +59,7 @@ _SAMPLING_FLAGS: Final = (
     SERVER_CONFIG, into="server", shows_defaults=True, without=("model_name", "transcripts")
 )
 @with_flags_of(ENGINE_CONFIG, into="engine", shows_defaults=True)
-@with_flags_of(SamplingParams, only=_SAMPLING_FLAGS)
+@with_flags_of(SamplingParams, only=SAMPLING_FLAGS)
 def serve(
     model: Annotated[
         str | None,

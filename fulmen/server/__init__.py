@@ -1,6 +1,7 @@
 """HTTP: OpenAI's and Anthropic's dialects over one model."""
 
 from fulmen.server.app import create_app
+from fulmen.server.batch import Batch, BatchCounts
 from fulmen.server.config import ServerConfig
 from fulmen.server.errors import Refusal
 from fulmen.server.keys import read_key_file
@@ -8,6 +9,8 @@ from fulmen.server.logs import log_to
 from fulmen.server.run import bind, run_async, serve
 
 __all__ = [
+    "Batch",
+    "BatchCounts",
     "Refusal",
     "ServerConfig",
     "bind",

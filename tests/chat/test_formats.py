@@ -131,6 +131,7 @@ def test_the_identity_sentence_comes_from_the_checkpoint(tmp_path: Path) -> None
     source = template("minimax-m2.jinja").replace("You are a helpful assistant.", sentence)
     found = load_format(checkpoint(tmp_path, "minimax_m2", jinja=source))
     assert f"system\n{sentence}[e~[" in found.render([QUESTION])
+    assert found.template == source
 
 
 def test_another_template_in_minimax_s_container_is_kept(tmp_path: Path) -> None:
@@ -142,6 +143,7 @@ def test_another_template_in_minimax_s_container_is_kept(tmp_path: Path) -> None
             "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
         )
         assert found.end_of_turn == "<|im_end|>"
+        assert found.template == CHATML
 
 
 def test_the_other_model_s_template_is_warned_of(
@@ -150,6 +152,7 @@ def test_the_other_model_s_template_is_warned_of(
     with caplog.at_level(logging.WARNING):
         found = load_format(checkpoint(tmp_path, "minimax_m2", template("minimax-m1.jinja")))
     assert isinstance(found, MiniMaxM2)
+    assert found.template is None  # it would write other prompts than the format does
     (message,) = caplog.messages
     assert "is a minimax_m2 checkpoint with the chat template of minimax_m1" in message
 
