@@ -14,6 +14,7 @@ import tokenizers
 from fulmen.chat import ChatRequest, Tokenizer, get_format
 from fulmen.llm import LLM, ScriptedModel
 from fulmen.sampling import SamplingParams
+from fulmen.server.completions_reply import shown_token
 from tests.server.helpers import ask, byte_tokenizer, scripted, served, served_checkpoint
 from tests.server.test_openai_sdk import client_of
 from tests.tiny import write_checkpoint
@@ -235,6 +236,68 @@ def test_the_sdk_reads_whole_and_streamed_alike(engine: str) -> None:
         assert len(whole.choices[0].logprobs.token_logprobs or ()) == 12
         with pytest.raises(openai.BadRequestError, match="suffix"):
             client.completions.create(**fields, suffix="the end")
+
+
+# ---- log-probabilities of the prompt
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+@pytest.mark.parametrize("prompts", [[ONCE], ["One", "]~b]user\nTwo"]])
+def test_echo_with_logprobs_tells_what_the_model_thinks_of_a_prompt(
+    engine: str, llm: LLM, prompts: list[str], is_streamed: bool
+) -> None:
+    fields: Any = {"max_tokens": 6, "logprobs": 2, "n": 2, "temperature": 1.0, "seed": 4}
+    plain = asked(engine, prompt=prompts, **fields)["choices"]
+    ids = [llm.tokenizer.encode(prompt) for prompt in prompts]
+    for given in (prompts, ids):
+        found = asked(engine, prompt=given, echo=True, stream=is_streamed, **fields)
+        choices = joined(found) if is_streamed else dict(enumerate(found["choices"]))
+        assert sorted(choices) == list(range(2 * len(prompts)))
+        for index, choice in choices.items():
+            text, columns = prompts[index // 2], choice["logprobs"]
+            assert choice["text"] == text + plain[index]["text"]
+            count = len(ids[index // 2])
+            new = {name: column[count:] for name, column in columns.items()}
+            shift = len(text)
+            new["text_offset"] = [offset - shift for offset in new["text_offset"]]
+            assert new == plain[index]["logprobs"]
+            check_prompt(llm, ids[index // 2], text, columns)
+
+
+def check_prompt(llm: LLM, ids: list[int], text: str, columns: Any) -> None:
+    """Compare the columns of a prompt with what the engine tells of the same ids, forced."""
+    params = SamplingParams(max_tokens=len(ids) - 1, logprobs=2, ignore_eos=True)
+    forced = llm.chat(text=ids[:1], forced_ids=ids[1:], params=params).tokens
+    assert [token.token_id for token in forced] == ids[1:]
+    tokenizer = llm.tokenizer
+    assert (columns["token_logprobs"][0], columns["top_logprobs"][0]) == (None, None)
+    assert columns["token_logprobs"][1 : len(ids)] == [token.logprob for token in forced]
+    for token, top in zip(forced, columns["top_logprobs"][1 : len(ids)], strict=True):
+        best = {shown_token(tokenizer, id): logprob for id, logprob in token.top_logprobs}
+        assert top == {shown_token(tokenizer, token.token_id): token.logprob} | best
+        assert list(top)[:2] == list(best)
+    place = 0
+    for id, offset in zip(ids, columns["text_offset"], strict=False):
+        assert offset == place
+        place += len(tokenizer.token_bytes(id).decode(errors="ignore"))
+        if place < len(text) and text[place] == "🦩":
+            break
+
+
+def test_a_prompt_alone_can_be_scored(engine: str, llm: LLM) -> None:
+    ids = llm.tokenizer.encode(ONCE)
+    reply = asked(engine, prompt=[ONCE, "a"], echo=True, logprobs=2, max_tokens=0)
+    first, second = reply["choices"]
+    assert (first["text"], second["text"]) == (ONCE, "a")
+    check_prompt(llm, ids, ONCE, first["logprobs"])
+    assert {len(column) for column in first["logprobs"].values()} == {len(ids)}
+    assert second["logprobs"] == {
+        "tokens": ["a"],
+        "token_logprobs": [None],
+        "top_logprobs": [None],
+        "text_offset": [0],
+    }
+    assert reply["usage"]["completion_tokens"] == 0
 
 
 # ---- special tokens
