@@ -35,6 +35,7 @@ def program(name: str) -> Path:
         "claude-code": "node_modules/@anthropic-ai/claude-code-*/claude",
         "opencode": "node_modules/opencode-*/bin/opencode",
         "mini-swe-agent": "mini/bin/mini",
+        "lm-eval": "lm-eval/bin/lm_eval",
     }
     found = sorted(path for path in CLIENTS.glob(patterns[name]) if "baseline" not in str(path))
     if not found:
@@ -115,6 +116,23 @@ def _block(name: str, url: str, key: str) -> str:
     found = re.search(rf"^{name}[:,].*?^```\w+\n(.*?)^```", page, re.M | re.S)
     assert found is not None, name
     return re.sub(r"\bany\b", key, found[1].replace("http://127.0.0.1:8000", url))
+
+
+def lm_eval(place: Place, url: str, tasks: Path, task: str, *, is_chat: bool = False) -> Running:
+    """Have lm-eval measure a task of a folder, as docs/serving.md says; results and samples are
+    in the folder `out` of its work."""
+    page = (ROOT / "docs" / "serving.md").read_text().replace("\\\n", " ")
+    kind = "local-chat-completions" if is_chat else "local-completions"
+    found = re.search(rf"^lm_eval --model {kind} (.*)$", page, re.M)
+    assert found is not None, kind
+    words = found[1].replace("http://127.0.0.1:8000", url).split()
+    words[words.index("--tasks") + 1] = task
+    command: list[str | Path] = [
+        *(program("lm-eval"), "--model", kind, *words),
+        *("--include_path", tasks, "--output_path", place.work / "out", "--log_samples"),
+    ]
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    return Running(command, home=place.home, work=place.work, settings=offline)
 
 
 def _settings(name: str, url: str, key: str) -> dict[str, str]:
