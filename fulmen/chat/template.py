@@ -52,7 +52,7 @@ class TemplateFormat(ChatFormat):
     name = "template"
 
     def __init__(self, template: str, special_tokens: Mapping[str, str] | None = None) -> None:
-        self.template = template
+        self.template = self._source = template
         self._own_roles = _LLAMA_ROLES.union(
             role for match in _ROLE.finditer(template) for role in _WORD.findall(match[1])
         )
@@ -69,7 +69,7 @@ class TemplateFormat(ChatFormat):
             {"type": "function", "function": dict(tool.function)} for tool in read_tools(tools)
         ]
         return render_template(
-            self.template,
+            self._source,
             **self._special_tokens,
             messages=[plain[index] for index in order],
             tools=shown or None,

@@ -110,7 +110,8 @@ class CompletionsWriter:
 
     def _all(self, end: End) -> dict[str, Any]:
         """Return all of a choice at once."""
-        text, tokens = "", ()
+        text: str = ""
+        tokens: Sequence[Token] = ()
         if self.call.has_new_tokens:
             text, tokens = end.shown.content, end.completion.tokens
         prompt_tokens = end.completion.prompt_tokens if self._is_in_one else None
@@ -154,7 +155,8 @@ class CompletionsWriter:
     def _logprobs(
         self, index: int, tokens: Sequence[Token], prompt_tokens: Sequence[Token] | None
     ) -> dict[str, Any]:
-        """Return OpenAI's columns: the first token of a prompt has no log-probability."""
+        """Return OpenAI's columns: the first token of a prompt has no log-probability, and none has
+        one that the model does not tell."""
         assert self.tokenizer is not None
         place = self._place(index)
         ids = [token.token_id for token in tokens]
@@ -164,7 +166,8 @@ class CompletionsWriter:
             prompt_ids = self._prompt_ids(index)
             ids = [*prompt_ids, *ids]
             offsets = [*_offsets_in(self._echo(index), prompt_ids, self.tokenizer), *offsets]
-            shown = [None, *prompt_tokens, *shown]
+            num_unknown = len(prompt_ids) - len(prompt_tokens)
+            shown = [*[None] * num_unknown, *prompt_tokens, *shown]
         return {
             "tokens": [shown_token(self.tokenizer, each) for each in ids],
             "token_logprobs": [None if each is None else _finite(each.logprob) for each in shown],

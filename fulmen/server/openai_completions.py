@@ -22,7 +22,7 @@ from fulmen.server.openai_chat import (
 
 _DEFAULT_MAX_TOKENS: Final = 16
 """OpenAI's: a text that goes on has no end of its own"""
-_IDS: Final = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+_IDS: Final[Any] = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
 
 
 class CompletionsBody(AnswerBody):
@@ -94,7 +94,6 @@ def read_completions(body: CompletionsBody, defaults: SamplingParams) -> Complet
     if body.logprobs is not None:
         given["logprobs"] = body.logprobs
         if body.echo:
-            raise Refusal(501, "echo with logprobs is not there yet", param="echo")
             given["prompt_logprobs"] = body.logprobs
     options = body.stream_options or StreamOptions()
     return CompletionsCall(

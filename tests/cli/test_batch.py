@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,7 +57,8 @@ def test_all_answered_is_0_and_some_failed_is_1(folder: Path, tmp_path: Path) ->
 
 def test_ctrl_c_loses_nothing(folder: Path, tmp_path: Path) -> None:
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    few, many = {"max_tokens": 4}, {"max_tokens": 300, "ignore_eos": True}
+    few: Any = {"max_tokens": 4}
+    many: Any = {"max_tokens": 300, "ignore_eos": True}
     write(source, [chat(f"q{number}", **(few if number < 3 else many)) for number in range(40)])
     process = start(source, out, "--model", folder, "--max-num-seqs", "2", home=tmp_path)
     deadline = time.monotonic() + 100

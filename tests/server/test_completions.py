@@ -300,6 +300,15 @@ def test_a_prompt_alone_can_be_scored(engine: str, llm: LLM) -> None:
     assert reply["usage"]["completion_tokens"] == 0
 
 
+def test_a_prompt_that_a_model_does_not_score_has_no_logprobs() -> None:
+    with served(scripted("m2", "so")) as url:
+        (choice,) = asked(url, prompt="abc", echo=True, logprobs=1, max_tokens=9)["choices"]
+    columns = choice["logprobs"]
+    assert columns["tokens"][:5] == ["a", "b", "c", "s", "o"]
+    assert columns["token_logprobs"][:5] == [None, None, None, 0.0, 0.0]
+    assert len({len(column) for column in columns.values()}) == 1
+
+
 # ---- special tokens
 
 

@@ -1,6 +1,7 @@
 """Tokens over HTTP, as vLLM and SGLang tell them: text to ids and back, and the tokenizer."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -95,7 +96,9 @@ def tokens_router(api: Api) -> APIRouter:
         tokenizer = api.tokenizer()
         if body.messages is not None:
             ask = _conversation(body, service.defaults)
-            ids = await unless_gone(request, service.prompt_ids(ask, scope_of(request)))
+            ids: Sequence[int] = await unless_gone(
+                request, service.prompt_ids(ask, scope_of(request))
+            )
         else:
             ids = await asyncio.to_thread(_encode, body, tokenizer)
         return await asyncio.to_thread(_tokens, ids, body, tokenizer, service.max_model_len)
@@ -135,13 +138,8 @@ def _conversation(body: TokenizeBody, defaults: Any) -> Ask:
     """Return what Chat Completions would answer, as a request that is only looked at."""
     if body.prompt is not None:
         raise Refusal(400, "prompt and messages are given, only one of them can be")
-    chat = ChatBody(
-        model=body.model,
-        messages=body.messages or [],
-        tools=body.tools,
-        continue_final_message=body.continue_final_message,
-        chat_template_kwargs=body.chat_template_kwargs,
-    )
+    names = {"model", "messages", "tools", "continue_final_message", "chat_template_kwargs"}
+    chat = ChatBody.model_validate(body.model_dump(include=names))
     ask = read_chat(chat, defaults).ask
     if body.add_generation_prompt is False and not body.continue_final_message:
         return replace(ask, adds_generation_prompt=False)
@@ -156,7 +154,9 @@ def _encode(body: TokenizeBody, tokenizer: Any) -> list[int]:
     return ids
 
 
-def _tokens(ids: Any, body: TokenizeBody, tokenizer: Any, max_model_len: int | None) -> Response:
+def _tokens(
+    ids: Sequence[int], body: TokenizeBody, tokenizer: Any, max_model_len: int | None
+) -> Response:
     return json_response(
         {
             "count": len(ids),

@@ -118,7 +118,7 @@ class _Recorded:
 class _OddTokenizer(Tokenizer):
     """MiniMax's tokenizer, cutting text into other tokens than it would choose."""
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         encode = super().encode
         pieces: list[str] = []
         for part in _TAGS.split(text):

@@ -15,7 +15,7 @@ from tests.tiny import write_checkpoint
 
 pytestmark = pytest.mark.slow
 
-DOCS = [
+DOCS: list[dict[str, Any]] = [
     {"question": "What is the capital of France? 🦩", "choices": ["Paris", "Rome"], "answer": 0},
     {"question": "Which is the colour of the sky?", "choices": ["green", "blue"], "answer": 1},
     {"question": "How many legs has a dog?", "choices": ["four", "seven"], "answer": 0},
