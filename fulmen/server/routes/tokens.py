@@ -146,12 +146,11 @@ def _conversation(body: TokenizeBody, defaults: Any) -> Ask:
     return ask
 
 
-def _encode(body: TokenizeBody, tokenizer: Any) -> list[int]:
+def _encode(body: TokenizeBody, tokenizer: Any) -> tuple[int, ...]:
     if body.prompt is None:
         raise Refusal(400, "the request has neither prompt nor messages, it must have one of them")
     adds = body.add_special_tokens is not False
-    ids: list[int] = tokenizer.encode(body.prompt, add_special_tokens=adds)
-    return ids
+    return tuple(tokenizer.encode(body.prompt, add_special_tokens=adds))
 
 
 def _tokens(
