@@ -1,6 +1,7 @@
 """Every flag of every command with every absurd value: one sentence, at once, and no traceback."""
 
 import contextlib
+import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -94,6 +95,8 @@ def arguments(command: str, folder: Path, tmp_path: Path) -> list[str | Path]:
         "--answer-tokens",
         "2",
     ]
+    request = {"custom_id": "a", "url": "/v1/completions", "body": {"prompt": "hi"}}
+    (tmp_path / "in.jsonl").write_text(json.dumps(request))
     some: dict[str, list[str | Path]] = {
         "chat": ["hi", *tokens, "--thinking-budget", "1", "--store", tmp_path],
         "generate": ["hi", *tokens],
@@ -102,6 +105,7 @@ def arguments(command: str, folder: Path, tmp_path: Path) -> list[str | Path]:
         "serve": [tmp_path / "missing", "--port", "0", "--no-transcripts"],
         "quantize": [folder, tmp_path / "out", "--report-tokens", "0"],
         "scale": [*scale, "--votes", "0", "--model", folder, "--max-model-len", "512"],
+        "batch": [tmp_path / "in.jsonl", tmp_path / "out.jsonl", *tokens],
         "models": ["smollm2"],
         "sessions": ["a"],
     }

@@ -354,7 +354,10 @@ def test_errors_are_the_sdks_own() -> None:
         with pytest.raises(openai.NotFoundError):
             client.models.retrieve("gpt-9")
         with pytest.raises(openai.NotFoundError, match="no route"):
+            client.fine_tuning.jobs.list()
+        with pytest.raises(openai.InternalServerError, match="makes no embeddings") as absent:
             client.embeddings.create(model="m2", input="a")
+        assert absent.value.status_code == 501
         with pytest.raises(openai.BadRequestError, match="temperature is 5") as wrong:
             create(temperature=5)
         assert wrong.value.param == "temperature"

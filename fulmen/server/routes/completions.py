@@ -4,7 +4,7 @@ import secrets
 
 from fastapi import APIRouter, Request, Response
 
-from fulmen.server.completions_reply import CompletionsWriter
+from fulmen.server.completions_reply import CompletionsReply, CompletionsWriter
 from fulmen.server.openai_completions import CompletionsBody, read_completions
 from fulmen.server.routes.api import Api, json_response, new_router
 from fulmen.server.streaming import read_ends, stream_response
@@ -14,7 +14,11 @@ def completions_router(api: Api) -> APIRouter:
     """Return the route of Completions."""
     router, service = new_router(), api.service
 
-    @router.post("/v1/completions", summary="OpenAI's Completions: text continued as it stands")
+    @router.post(
+        "/v1/completions",
+        summary="OpenAI's Completions: text continued as it stands",
+        responses={200: {"model": CompletionsReply}},
+    )
     async def completions(request: Request, body: CompletionsBody) -> Response:
         body.model = api.name(body.model)
         call = read_completions(body, service.defaults)
