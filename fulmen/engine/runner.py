@@ -115,7 +115,7 @@ class Runner:
                 rows = self._candidates(parts, hidden_states)
                 return [list(islice(rows, part.num_places)) for part in parts]
             sizes = [count + part.num_places for count, part in zip(counts, parts, strict=True)]
-            pieces = hidden_states.split(sizes)
+            pieces = torch.split(hidden_states, sizes)
             places = [piece[count:] for count, piece in zip(counts, pieces, strict=True)]
             rows = self._candidates(parts, torch.cat(places))
             return [
@@ -130,8 +130,8 @@ class Runner:
         """
         ids = torch.tensor(part.scored_ids[: len(hidden_states)], device=hidden_states.device)
         top_k = part.request.params.prompt_logprobs or 0
-        states = hidden_states[: len(ids)].split(SCORED_TOKENS)
-        for some, targets in zip(states, ids.split(SCORED_TOKENS), strict=True):
+        states = torch.split(hidden_states[: len(ids)], SCORED_TOKENS)
+        for some, targets in zip(states, torch.split(ids, SCORED_TOKENS), strict=True):
             if len(some):
                 yield from _rows(self.model.next_tokens_of(some, targets=targets, top_k=top_k))
 
