@@ -23,6 +23,7 @@ from fulmen.chat.model import (
     ChatModel,
     ChatRequest,
     Completion,
+    ModelError,
     Prompt,
     Timing,
     Token,
@@ -30,6 +31,7 @@ from fulmen.chat.model import (
     Usage,
     as_request,
     complete,
+    text_request,
 )
 from fulmen.chat.parsing import CodePlace, Parser, PlainParser
 from fulmen.chat.reading import read_messages, read_tools
@@ -56,6 +58,7 @@ __all__ = [
     "Grammar",
     "History",
     "Message",
+    "ModelError",
     "Parser",
     "PlainParser",
     "ProblemFound",
@@ -97,4 +100,5 @@ __all__ = [
     "read_tools",
     "read_turn",
     "sum_events",
+    "text_request",
 ]

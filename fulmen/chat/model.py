@@ -16,6 +16,19 @@ from fulmen.chat.messages import EXAMPLE_MESSAGE, Message, SampledIds, Tool
 from fulmen.sampling import FinishReason, SamplingParams, check_whole, shown
 
 
+class ModelError(Exception):
+    """A model that failed to answer, through no fault of the request: one sentence says why."""
+
+    def __init__(
+        self, message: str, *, status: int = 502, retry_after: float | None = None
+    ) -> None:
+        """status: what a server in front of the model answers with, an HTTP status; retry_after:
+        seconds until another try may help, if that is known"""
+        super().__init__(message)
+        self.status = status
+        self.retry_after = retry_after
+
+
 class TokenBudget:
     """Tokens of thought that several requests share, such as those of one trajectory."""
 
@@ -120,6 +133,15 @@ def as_request(
                 f"{name} is of type {type(given).__name__}, it must be a list{example}"
             )
     return ChatRequest(messages=tuple(messages), tools=tuple(tools or ()), **fields)
+
+
+def text_request(prompt: str | Sequence[int], **fields: Any) -> ChatRequest:
+    """Return a request to go on from a text, or ids, as they stand; fields are those of
+    `ChatRequest`."""
+    if not isinstance(prompt, str | Sequence) or isinstance(prompt, bytes):
+        kind = type(prompt).__name__
+        raise ValueError(f"the prompt is of type {kind}, it must be text or a list of token ids")
+    return ChatRequest(text=prompt, **fields)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from fulmen.chat import ChatFormat, ChatRequest, Tokenizer, as_request
+from fulmen.chat import ChatFormat, ChatRequest, Tokenizer, text_request
 from fulmen.engine import EngineStats
 from fulmen.llm.scripted import Lines, Script, ScriptedAnswer
 from fulmen.llm.served import ServedModel, ServedStream
@@ -74,7 +74,7 @@ class ForcedModel:
 
     def stream_text(self, prompt: str | Sequence[int], **fields: Any) -> ServedStream:
         """Return the next answer of the script as the continuation of a text or ids."""
-        return self.stream(as_request((), text=prompt, **fields))
+        return self.stream(text_request(prompt, **fields))
 
     async def call(self, work: Callable[[], R]) -> R:
         """Run work between two steps of the engine."""

@@ -38,6 +38,7 @@ from fulmen.chat import (
     load_format,
     make_grammar,
     read_tools,
+    text_request,
 )
 from fulmen.checkpoints import fingerprint, load_model, read_config
 from fulmen.engine import Engine, EngineConfig, Origin, read_ids
@@ -147,7 +148,7 @@ class LLM:
 
     def stream_text(self, prompt: str | Sequence[int], **fields: Any) -> "Stream":
         """Return the continuation of a text or ids, event by event; all of it is content."""
-        return self.stream(text=prompt, **fields)
+        return self.stream(text_request(prompt, **fields))
 
     def step(self) -> None:
         """Run one step of the engine: every running answer reads its new tokens."""

@@ -21,7 +21,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Final, Self, TypeVar
 
-from fulmen.chat import ChatFormat, ChatRequest, Completion, Event, Token, Tokenizer, as_request
+from fulmen.chat import ChatFormat, ChatRequest, Completion, Event, Token, Tokenizer, text_request
 from fulmen.engine import EngineStats
 from fulmen.llm.answer import Answer
 from fulmen.llm.llm import LLM
@@ -111,7 +111,7 @@ class LocalModel:
     def stream_text(self, prompt: str | Sequence[int], **fields: Any) -> "LocalStream":
         """Return the continuation of a text or ids as they stand; all of it is content. fields are
         those of `ChatRequest`."""
-        return self.stream(as_request((), text=prompt, **fields))
+        return self.stream(text_request(prompt, **fields))
 
     async def call(self, work: Callable[[], R]) -> R:
         """Run work on the LLM between two steps and return its result. It runs even if the caller

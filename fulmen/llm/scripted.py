@@ -24,10 +24,10 @@ from fulmen.chat import (
     Tokenizer,
     Tool,
     Usage,
-    as_request,
     find_spans,
     limits_calls,
     read_tools,
+    text_request,
 )
 from fulmen.engine import EngineStats, read_ids
 from fulmen.sampling import FinishReason, SamplingParams, check_whole
@@ -160,7 +160,7 @@ class ScriptedModel:
 
     def stream_text(self, prompt: str | Sequence[int], **fields: Any) -> "ScriptedStream":
         """Return the next answer of the script as the continuation of a text or ids."""
-        return self.stream(as_request((), text=prompt, **fields))
+        return self.stream(text_request(prompt, **fields))
 
     async def call(self, work: Callable[[], R]) -> R:
         """Run work at once: there is no engine to wait for."""

@@ -4,9 +4,11 @@ raise Refusal(429, "...", retry_after=2)  ->  {"error": {...}}                  
                                           ->  {"type": "error", "error": {...}} Anthropic
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
+from fulmen.chat import ModelError
 from fulmen.files import shorten
 
 Dialect = Literal["openai", "anthropic"]
@@ -23,6 +25,7 @@ _KINDS: Final = {
     429: "rate_limit_error",
     500: "api_error",
     501: "api_error",
+    502: "api_error",
     503: "overloaded_error",
     504: "timeout_error",
 }
@@ -87,11 +90,15 @@ def dialect_of(path: str, headers: Mapping[str, str] | None = None) -> Dialect:
 
 
 def refusal_of(error: BaseException) -> Refusal:
-    """Return any failure as a refusal. A ValueError is the caller's fault, all else is ours."""
+    """Return any failure as a refusal. A ValueError is the caller's fault, all
+    else is ours or the model's."""
     if isinstance(error, Refusal):
         return error
     if isinstance(error, ValueError):
         return Refusal(400, shorten(str(error), 2000))
+    if isinstance(error, ModelError):
+        wait = None if error.retry_after is None else math.ceil(min(error.retry_after, 3600))
+        return Refusal(error.status, shorten(str(error), 2000), retry_after=wait)
     return Refusal(500, "the server failed while it answered, see its log")
 
 
