@@ -197,9 +197,16 @@ def vllm_cpu(python: Path, checkpoint: Path, *, dtype: str, threads: int) -> Wor
     """
     options = ("--dtype", dtype, "--threads", str(threads))
     command = [str(python), str(WORKER), "vllm", str(checkpoint), *options]
+    # In the worker's own process, so that ending it frees everything.
+    environment = vllm_environment(python, threads) | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    if not (checkpoint / "config.json").is_file():
+        raise ValueError(f"{checkpoint} holds no config.json, vLLM needs a checkpoint folder")
+    return WorkerEngine("vllm-cpu", command, environment=environment)
+
+
+def vllm_environment(python: Path, threads: int) -> dict[str, str]:
+    """Return the settings of vLLM's CPU build; raise a ValueError if a Python has it not."""
     environment = {
-        # In the worker's own process, so that ending it frees everything.
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_KVCACHE_SPACE": "2",  # GiB
         # Else it keeps a core for its server, and serves with one thread.
         "VLLM_CPU_OMP_THREADS_BIND": f"0-{threads - 1}",
@@ -208,11 +215,9 @@ def vllm_cpu(python: Path, checkpoint: Path, *, dtype: str, threads: int) -> Wor
     openmp = python.parent.parent / "lib/libiomp5.so"
     if openmp.exists():  # vLLM's advice; it comes with the package
         environment["LD_PRELOAD"] = str(openmp)
-    if not (checkpoint / "config.json").is_file():
-        raise ValueError(f"{checkpoint} holds no config.json, vLLM needs a checkpoint folder")
     advice = "give --vllm-python a Python that has it"
     _check_package(str(python), "vllm", advice, environment=environment)
-    return WorkerEngine("vllm-cpu", command, environment=environment)
+    return environment
 
 
 def _check_package(

@@ -7,11 +7,14 @@
 engine.py times a model; this times the scheduler with it: prompts of 64 to 4,096 random tokens of
 which none begins like another, with gaps drawn at random between them, and greedy answers of a
 fixed length. Fulmen and vLLM are stepped in worker processes (worker.py), in the loop of a server;
-of llama.cpp it is llama-server, over HTTP (llama_server.py). All get the same requests at the same
-times. First the answer: some of the requests, asked alone, must say the same to the bit.
+of llama.cpp it is llama-server, over HTTP. With --http all are servers over HTTP
+(http_servers.py), and Fulmen's own process stays beside them: what HTTP costs. All get the same
+requests at the same times. First the answer: some of the requests, asked alone, must say the same
+to the bit.
 
 What is printed is when the last token was there and how many answered tokens a second that makes;
-the time to the first token of each request, from its arrival; and the gaps between its tokens. Of
+the time to the first token of each request, from its arrival; and the gaps between its tokens, the
+longest too: `max_token_gap_seconds` and a step should bound Fulmen's. Of
 Fulmen also the scheduler's share of a step, and the share of all that is not the forward pass. A
 ratio says how many times faster ours was, median over rounds. A peer that took longer than
 --once-above for a case is not asked again. checkpoints.py makes models, gguf_files.py GGUFs.
@@ -24,13 +27,14 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Protocol
 
 import peers
 import torch
 import typer
 from arrivals import Trace, make_trace, prompt_lengths
-from llama_server import LlamaServer
+from http_servers import FulmenServer, LlamaServer, VllmServer
 from measure import console, label, print_json, print_setup, print_wide, run
 from rich.table import Table
 
@@ -70,6 +74,8 @@ class Measurement:
     gap_median: float
     """Seconds between tokens of one request"""
     gap_p95: float
+    gap_p99: float
+    gap_longest: float
     schedule_share: float | None = None
     """Fulmen's scheduler, as a share of the time that it and the forward passes take"""
     other_share: float | None = None
@@ -95,6 +101,8 @@ class Measurement:
             first_token_worst=max(firsts),
             gap_median=statistics.median(gaps),
             gap_p95=gaps[int(0.95 * (len(gaps) - 1))],
+            gap_p99=gaps[int(0.99 * (len(gaps) - 1))],
+            gap_longest=gaps[-1],
             schedule_share=costs["schedule"] / (costs["schedule"] + costs["run"])
             if costs
             else None,
@@ -130,14 +138,16 @@ class Results:
         return statistics.median(ratios) if ratios else None
 
 
-def check_alone(engine: peers.WorkerEngine, trace: Trace, answer: dict[str, Any]) -> None:
+def check_alone(
+    engine: peers.WorkerEngine | FulmenServer, trace: Trace, answer: dict[str, Any]
+) -> None:
     """Exits unless some of the requests say the same without company, to the bit."""
     by_length = sorted(range(len(trace.prompts)), key=lambda index: len(trace.prompts[index]))
     chosen = by_length[:: max(1, len(by_length) // CHECKED)][:CHECKED]
     for index in chosen:
         alone = engine.serve(trace.alone(index), peers.LOAD_SECONDS, warms_up=False)
         for what in ("token_ids", "logprobs"):
-            if alone[what][0] != answer[what][index]:
+            if what in answer and alone[what][0] != answer[what][index]:
                 console.print(
                     f"wrong: {engine.name}: {what} of a request alone differ", style="red"
                 )
@@ -150,7 +160,7 @@ def check_alone(engine: peers.WorkerEngine, trace: Trace, answer: dict[str, Any]
 
 
 def run_rounds(
-    ours: Sequence[peers.WorkerEngine],
+    ours: Sequence[peers.WorkerEngine | FulmenServer],
     others: Sequence[Server],
     traces: dict[int, list[Trace]],
     *,
@@ -175,7 +185,8 @@ def run_rounds(
                     results.add(count, engine.name, None)
                     results.notes[count, engine.name] = str(reason)
                     continue
-                if index == 0 and isinstance(engine, peers.WorkerEngine) and engine in ours:
+                if index == 0 and engine in ours:
+                    assert isinstance(engine, peers.WorkerEngine | FulmenServer)
                     check_alone(engine, trace, answer)
                 results.add(count, engine.name, found)
                 console.print(
@@ -228,7 +239,7 @@ def print_tables(rows: Sequence[dict[str, Any]], ours: Mapping[str, str], title:
             table.add_column(column)
     for column in (
         *("seconds", "low to high", "new tok/s", "all tok/s"),
-        *("first token", "the worst", "gap", "95 %"),
+        *("first token", "the worst", "gap", "95 %", "99 %", "longest"),
     ):
         measured.add_column(column, justify="right")
     measured.add_column("note")
@@ -257,7 +268,7 @@ def print_tables(rows: Sequence[dict[str, Any]], ours: Mapping[str, str], title:
 def _cells(row: dict[str, Any]) -> list[str]:
     seconds = row["seconds"]
     if seconds is None:
-        return ["-"] * 8
+        return ["-"] * 10
     return [
         f"{seconds['median']:.1f}",
         f"{seconds['low']:.1f} to {seconds['high']:.1f}",
@@ -265,8 +276,10 @@ def _cells(row: dict[str, Any]) -> list[str]:
         f"{row['all_tokens_per_s']['median']:.0f}",
         f"{row['first_token_median']['median']:.2f} s",
         f"{row['first_token_worst']['median']:.2f} s",
-        f"{row['gap_median']['median'] * 1e3:.0f} ms",
-        f"{row['gap_p95']['median'] * 1e3:.0f} ms",
+        *(
+            f"{row[gap]['median'] * 1e3:.0f} ms"
+            for gap in ("gap_median", "gap_p95", "gap_p99", "gap_longest")
+        ),
     ]
 
 
@@ -299,6 +312,9 @@ def main(
     vllm_checkpoint: Annotated[
         Path | None, typer.Option(help="Its model, if not the first: see checkpoints.py.")
     ] = None,
+    http: Annotated[
+        bool, typer.Option("--http", help="Ask Fulmen and vLLM over HTTP as well.")
+    ] = False,
     requests: Annotated[str, typer.Option(help="How many requests.")] = "1,8,32",
     min_prompt: Annotated[int, typer.Option(help="Tokens of the shortest prompt.")] = 64,
     max_prompt: Annotated[int, typer.Option(help="Tokens of the longest prompt.")] = 4096,
@@ -322,19 +338,6 @@ def main(
     if len(set(names)) < len(names):
         raise typer.BadParameter(f"the names {', '.join(names)} must differ")
     settings = dict(zip(names, configs, strict=True))
-    ours = [
-        peers.fulmen(folder, threads=threads, chunk=chunk, name=name)
-        for folder, name in zip(checkpoint, names, strict=True)
-    ]
-    others: list[Server] = []
-    if llama_cpp is not None:
-        if not gguf:
-            raise ValueError("--llama-cpp is given without --gguf, the model it runs")
-        tool = peers.find_tool(llama_cpp, "llama-server")
-        others += [LlamaServer(tool, file, threads=threads, ubatch=llama_ubatch) for file in gguf]
-    if vllm_python is not None:
-        folder = vllm_checkpoint or checkpoint[0]
-        others.append(peers.vllm_cpu(vllm_python, folder, dtype="bfloat16", threads=threads))
     traces = {
         count: [
             make_trace(
@@ -350,16 +353,42 @@ def main(
         ]
         for count in counts
     }
-    setup = print_setup(threads, settings)
-    engines: list[Server] = [*ours, *others]
+    if llama_cpp is not None and not gguf:
+        raise ValueError("--llama-cpp is given without --gguf, the model it runs")
     with ExitStack() as stack:
+        links = Path(stack.enter_context(TemporaryDirectory()))
+        ours: list[peers.WorkerEngine | FulmenServer] = [
+            peers.fulmen(folder, threads=threads, chunk=chunk, name=name)
+            for folder, name in zip(checkpoint, names, strict=True)
+        ]
+        if http:
+            ours += [
+                FulmenServer(folder, links / "fulmen", threads=threads, chunk=chunk)
+                for folder in checkpoint
+            ]
+        others: list[Server] = []
+        if llama_cpp is not None:
+            tool = peers.find_tool(llama_cpp, "llama-server")
+            others += [
+                LlamaServer(tool, file, threads=threads, ubatch=llama_ubatch) for file in gguf or ()
+            ]
+        if vllm_python is not None:
+            folder = vllm_checkpoint or checkpoint[0]
+            others.append(
+                VllmServer(vllm_python, folder, links / "vllm", threads=threads)
+                if http
+                else peers.vllm_cpu(vllm_python, folder, dtype="bfloat16", threads=threads)
+            )
+        engines: list[Server] = [*ours, *others]
         for engine in engines:
             stack.callback(engine.close)
+        setup = print_setup(threads, settings)
         results = run_rounds(ours, others, traces, timeout_seconds=timeout, once_above=once_above)
+    labels = {name: label(name, own) for name, own in settings.items()}
     rows = make_rows(counts, engines, ours, results)
     print_tables(
         rows,
-        {name: label(name, own) for name, own in settings.items()},
+        {engine.name: labels.get(engine.name, engine.name) for engine in ours},
         f"prompts of {min_prompt:,} to {max_prompt:,}, {new_tokens} new tokens each, {rate:g} "
         f"requests a second, {threads} threads",
     )
