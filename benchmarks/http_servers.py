@@ -47,7 +47,7 @@ class HttpServer(ABC):
 
     name: str
     path: str
-    """Where it takes prompts"""
+    """Path that takes prompts"""
     environment: Mapping[str, str] = {}
 
     @abstractmethod

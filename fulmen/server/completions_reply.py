@@ -19,7 +19,7 @@ from fulmen.server.answers import Answers
 from fulmen.server.asking import End, Progress, Update
 from fulmen.server.errors import Refusal
 from fulmen.server.openai_completions import CompletionsCall
-from fulmen.server.openai_reply import LOWEST_LOGPROB, finish_reason, usage
+from fulmen.server.openai_reply import LOWEST_LOGPROB, finish_reason, token_by_id, usage
 from fulmen.server.sse import DONE, comment, frame
 
 
@@ -203,7 +203,7 @@ class CompletionsWriter:
             num_unknown = len(prompt_ids) - len(prompt_tokens)
             shown = [*[None] * num_unknown, *prompt_tokens, *shown]
         return {
-            "tokens": [shown_token(self.tokenizer, each) for each in ids],
+            "tokens": [self._shown(each) for each in ids],
             "token_logprobs": [None if each is None else _finite(each.logprob) for each in shown],
             "top_logprobs": [None if each is None else self._top(each) for each in shown],
             "text_offset": offsets,
@@ -211,11 +211,16 @@ class CompletionsWriter:
 
     def _top(self, token: Token) -> dict[str, float]:
         """Return the likeliest tokens at a place, and the one that stands there."""
-        assert self.tokenizer is not None
         top: dict[str, float] = {}
         for token_id, logprob in (*token.top_logprobs, (token.token_id, token.logprob)):
-            top.setdefault(shown_token(self.tokenizer, token_id), _finite(logprob))
+            top.setdefault(self._shown(token_id), _finite(logprob))
         return top
+
+    def _shown(self, token_id: int) -> str:
+        assert self.tokenizer is not None
+        if self.call.shows_ids:
+            return token_by_id(token_id)
+        return shown_token(self.tokenizer, token_id)
 
     def _place(self, index: int) -> "_Place":
         if index not in self._places:

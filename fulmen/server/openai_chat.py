@@ -74,6 +74,9 @@ class AnswerBody(BaseModel):
     return_token_ids: bool | None = Field(
         None, description="Add prompt_token_ids and token_ids to the reply"
     )
+    return_tokens_as_token_ids: bool | None = Field(
+        None, description="Show tokens of log-probabilities as token_id:ID in place of their text"
+    )
 
 
 class ChatBody(AnswerBody):
@@ -140,6 +143,8 @@ class ChatCall:
     """The stream ends with the usage"""
     has_logprobs: bool
     has_token_ids: bool
+    shows_ids: bool
+    """Tokens of log-probabilities are shown by their ids"""
     has_progress: bool
 
 
@@ -188,6 +193,7 @@ def read_chat(body: ChatBody, defaults: SamplingParams) -> ChatCall:
         has_usage=bool(options.include_usage),
         has_logprobs=bool(body.logprobs),
         has_token_ids=bool(body.return_token_ids),
+        shows_ids=bool(body.return_tokens_as_token_ids),
         has_progress=bool(body.return_progress),
     )
 

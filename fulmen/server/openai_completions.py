@@ -68,6 +68,8 @@ class CompletionsCall:
     """The stream ends with the usage"""
     has_logprobs: bool
     has_token_ids: bool
+    shows_ids: bool
+    """Tokens of log-probabilities are shown by their ids"""
     has_echo: bool
     has_new_tokens: bool = True
     """False: only the prompt is wanted. A model always draws one token, which is dropped."""
@@ -110,6 +112,7 @@ def read_completions(body: CompletionsBody, defaults: SamplingParams) -> Complet
         has_usage=bool(options.include_usage),
         has_logprobs=body.logprobs is not None,
         has_token_ids=bool(body.return_token_ids),
+        shows_ids=bool(body.return_tokens_as_token_ids),
         has_echo=bool(body.echo),
         has_new_tokens=has_new_tokens,
     )

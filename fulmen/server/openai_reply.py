@@ -68,13 +68,23 @@ def cache_diagnostics(report: Report, num_cached_tokens: int) -> dict[str, Any]:
     return {"prompt_cache_diagnostics": {"type": kind}}
 
 
-def logprob_fields(tokens: Sequence[Token], tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """Return the log-probabilities of tokens, each with those of the likeliest in its place."""
+def token_by_id(token_id: int) -> str:
+    """Return a token as vLLM shows it by its id."""
+    return f"token_id:{token_id}"
+
+
+def logprob_fields(
+    tokens: Sequence[Token], tokenizer: Tokenizer, *, shows_ids: bool = False
+) -> list[dict[str, Any]]:
+    """Return the log-probabilities of tokens, each with those of the likeliest in its place.
+
+    shows_ids  show a token by its id in place of its text
+    """
 
     def fields(token_id: int, logprob: float) -> dict[str, Any]:
         data = tokenizer.token_bytes(token_id)
         return {
-            "token": data.decode(errors="replace"),
+            "token": token_by_id(token_id) if shows_ids else data.decode(errors="replace"),
             "logprob": logprob if math.isfinite(logprob) else LOWEST_LOGPROB,
             "bytes": list(data),
         }
@@ -245,7 +255,8 @@ class ChatWriter:
 
     def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
         assert self.tokenizer is not None
-        return {"content": logprob_fields(tokens, self.tokenizer), "refusal": None}
+        content = logprob_fields(tokens, self.tokenizer, shows_ids=self.call.shows_ids)
+        return {"content": content, "refusal": None}
 
     def _choice(self, end: End) -> dict[str, Any]:
         reply, thinking = end.completion.reply, self.call.thinking
