@@ -23,7 +23,7 @@ from fulmen.server.thinking import Thinking, read_messages_thinking
 class MessagesBody(BaseModel):
     """Body of a Messages request."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", strict=True)
 
     model: str = Field("", description="Any name, unless the server is strict about names")
     messages: ListOf[dict[str, Any]] = Field([], description="The conversation so far")

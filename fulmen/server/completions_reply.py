@@ -10,9 +10,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
-
-from pydantic import BaseModel, Field
+from typing import Any
 
 from fulmen.chat import ContentDelta, Token, Tokenizer
 from fulmen.server.answers import Answers
@@ -21,38 +19,6 @@ from fulmen.server.errors import Refusal
 from fulmen.server.openai_completions import CompletionsCall
 from fulmen.server.openai_reply import LOWEST_LOGPROB, finish_reason, token_by_id, usage
 from fulmen.server.sse import DONE, comment, frame
-
-
-class Logprobs(BaseModel):
-    """Columns with an entry for each token; null where nothing is known of the first."""
-
-    tokens: list[str] = Field(description="Text, or bytes:... of no whole character")
-    token_logprobs: list[float | None]
-    top_logprobs: list[dict[str, float] | None]
-    text_offset: list[int]
-
-
-class Choice(BaseModel):
-    """One continuation; answer j to prompt i has the index i * n + j."""
-
-    index: int
-    text: str
-    logprobs: Logprobs | None
-    finish_reason: Literal["stop", "length"] | None
-    prompt_token_ids: list[int] | None = None
-    token_ids: list[int] | None = None
-
-
-class CompletionsReply(BaseModel):
-    """Continuations of all prompts. Chunks of a stream have the same shape."""
-
-    id: str
-    object: Literal["text_completion"]
-    created: int
-    model: str
-    choices: list[Choice]
-    usage: dict[str, Any] | None = None
-    fulmen: dict[str, Any] | None = None
 
 
 @dataclass

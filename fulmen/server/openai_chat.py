@@ -39,14 +39,14 @@ _MAX_TEMPERATURE: Final = 2.0
 class StreamOptions(BaseModel):
     """Options of a stream."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", strict=True)
     include_usage: bool | None = None
 
 
 class AnswerBody(BaseModel):
     """Fields that every request for answers may have."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", strict=True)
 
     model: str = Field("", description="Any name, unless the server is strict about names")
     stream: bool | None = Field(None, description="Answer as server-sent events")

@@ -28,7 +28,9 @@ _IDS: Final[Any] = {"type": "array", "items": {"type": "integer", "minimum": 0},
 class CompletionsBody(AnswerBody):
     """Body of a Completions request."""
 
-    model_config = ConfigDict(extra="allow", json_schema_extra={"required": ["prompt"]})
+    model_config = ConfigDict(
+        extra="allow", strict=True, json_schema_extra={"required": ["prompt"]}
+    )
 
     prompt: Any = Field(
         None,

@@ -33,7 +33,7 @@ _KEYS_OF_REASONING: Final = ("effort", "max_tokens", "enabled", "exclude")
 class ResponsesBody(BaseModel):
     """Body of a Responses request."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", strict=True)
 
     model: str = Field("", description="Any name, unless the server is strict about names")
     input: str | ListOf[dict[str, Any]] = Field([], description="A question, or items of a history")

@@ -18,6 +18,7 @@ from fulmen.catalog.download import cache_folder
 from fulmen.chat import ChatModel, ChatRequest, Message, Tokenizer, get_format, read_messages
 from fulmen.llm import LLM, ForcedModel, LocalModel, ScriptedModel
 from fulmen.server import ServerConfig, create_app
+from tests.server.conforming import conforming
 from tests.server.serving import serving
 from tests.tiny import write_checkpoint
 
@@ -26,10 +27,14 @@ FORMATS = {"m1": "minimax_m1", "m2": "minimax_m2"}
 
 @contextmanager
 def served(model: ChatModel, **settings: Any) -> Iterator[str]:
-    """Serve a model on a free port of this machine, in a thread; give its address."""
+    """Serve a model on a free port of this machine, in a thread; give its address. Every reply must
+    be as the published description says."""
     config = ServerConfig(port=0, drain_seconds=1, **settings)
-    with serving(create_app(model, config), config) as (host, port):
+    app = create_app(model, config)
+    described = conforming(app)
+    with serving(app, config) as (host, port):
         yield f"http://{host}:{port}"
+    assert not described.failures, "\n".join(described.failures[:5])
 
 
 @cache

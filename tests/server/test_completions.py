@@ -14,7 +14,7 @@ import tokenizers
 from fulmen.chat import ChatRequest, Tokenizer, get_format
 from fulmen.llm import LLM, ScriptedModel
 from fulmen.sampling import SamplingParams
-from fulmen.server.completions_reply import CompletionsReply, shown_token
+from fulmen.server.completions_reply import shown_token
 from tests.server.helpers import ask, byte_tokenizer, scripted, served, served_checkpoint
 from tests.server.test_openai_sdk import client_of
 from tests.tiny import write_checkpoint
@@ -41,10 +41,7 @@ def asked(url: str, **body: Any) -> Any:
     """Return the reply to a request that is answered."""
     answer = ask(url, PATH, {"model": "m2", "temperature": 0, **body})
     assert answer.status == 200, answer.body
-    found = answer.chunks() if body.get("stream") else answer.json()
-    for each in found if isinstance(found, list) else [found]:
-        CompletionsReply.model_validate(each, strict=True)
-    return found
+    return answer.chunks() if body.get("stream") else answer.json()
 
 
 def joined(chunks: list[Any]) -> dict[int, dict[str, Any]]:

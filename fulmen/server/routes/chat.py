@@ -8,6 +8,8 @@ from pydantic import BaseModel, Field
 
 from fulmen.server.openai_chat import ChatBody, read_chat
 from fulmen.server.openai_reply import ChatWriter
+from fulmen.server.openapi import replying
+from fulmen.server.replies import ChatEvent, ChatReply, EndedThinking
 from fulmen.server.routes.api import Api, json_response, new_router
 from fulmen.server.streaming import read_ends, stream_response
 
@@ -23,7 +25,11 @@ def chat_router(api: Api) -> APIRouter:
     """Return the routes of Chat Completions."""
     router, service = new_router(), api.service
 
-    @router.post("/v1/chat/completions", summary="OpenAI's Chat Completions")
+    @router.post(
+        "/v1/chat/completions",
+        summary="OpenAI's Chat Completions",
+        responses=replying(ChatReply, 404, 429, 501, events=ChatEvent, ends_with_done=True),
+    )
     async def chat_completions(request: Request, body: ChatBody) -> Response:
         body.model = api.name(body.model)
         call = read_chat(body, service.defaults)
@@ -35,7 +41,11 @@ def chat_router(api: Api) -> APIRouter:
             return stream_response(request, answers, writer, api.config, finish=writer.finish)
         return json_response(writer.whole(await read_ends(request, answers)))
 
-    @router.post("/v1/chat/completions/control", summary="End the thought of a running answer")
+    @router.post(
+        "/v1/chat/completions/control",
+        summary="End the thought of a running answer",
+        responses=replying(EndedThinking, 404, 501),
+    )
     async def control(request: Request, body: ControlBody) -> Response:
         """The thought ends softly, as one whose budget is used up, and the answer begins."""
         return await api.end_thinking(request, body.id)

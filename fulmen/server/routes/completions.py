@@ -4,8 +4,10 @@ import secrets
 
 from fastapi import APIRouter, Request, Response
 
-from fulmen.server.completions_reply import CompletionsReply, CompletionsWriter
+from fulmen.server.completions_reply import CompletionsWriter
 from fulmen.server.openai_completions import CompletionsBody, read_completions
+from fulmen.server.openapi import replying
+from fulmen.server.replies import CompletionsEvent, CompletionsReply
 from fulmen.server.routes.api import Api, json_response, new_router
 from fulmen.server.streaming import read_ends, stream_response
 
@@ -17,7 +19,9 @@ def completions_router(api: Api) -> APIRouter:
     @router.post(
         "/v1/completions",
         summary="OpenAI's Completions: text continued as it stands",
-        responses={200: {"model": CompletionsReply}},
+        responses=replying(
+            CompletionsReply, 404, 429, 501, events=CompletionsEvent, ends_with_done=True
+        ),
     )
     async def completions(request: Request, body: CompletionsBody) -> Response:
         body.model = api.name(body.model)

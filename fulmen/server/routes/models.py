@@ -3,11 +3,14 @@
 import time
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
 
 from fulmen import __version__
 from fulmen.server.errors import Refusal
 from fulmen.server.metrics import Metrics
 from fulmen.server.models import model_object
+from fulmen.server.openapi import replying
+from fulmen.server.replies import Health, ModelList, ModelObject, Readiness, Version
 from fulmen.server.routes.api import Api, json_response, new_router
 
 
@@ -16,7 +19,11 @@ def models_router(api: Api) -> APIRouter:
     router, service, config = new_router(), api.service, api.config
     started = int(time.time())
 
-    @router.get("/v1/models", summary="Models, in a form that both SDKs read")
+    @router.get(
+        "/v1/models",
+        summary="Models, in a form that both SDKs read",
+        responses=replying(ModelList),
+    )
     async def models() -> Response:
         data = [model_object(name, service, started) for name in config.names]
         return json_response(
@@ -29,7 +36,7 @@ def models_router(api: Api) -> APIRouter:
             }
         )
 
-    @router.get("/v1/models/{name:path}", summary="One model")
+    @router.get("/v1/models/{name:path}", summary="One model", responses=replying(ModelObject, 404))
     async def one_model(name: str) -> Response:
         if config.strict_model_names:
             api.name(name)
@@ -42,22 +49,22 @@ def health_router(api: Api, metrics: Metrics) -> APIRouter:
     """Return the routes that tell how the server is. `app.state.is_ready` says if it answers."""
     router = new_router()
 
-    @router.get("/health", summary="The process lives")
+    @router.get("/health", summary="The process lives", responses=replying(Health))
     async def health() -> Response:
         return json_response({"status": "ok"})
 
-    @router.get("/ready", summary="Requests are answered")
+    @router.get("/ready", summary="Requests are answered", responses=replying(Readiness))
     async def ready(request: Request) -> Response:
         if not request.app.state.is_ready:
             raise Refusal(503, "the server is starting or stopping", retry_after=1)
         return json_response({"status": "ready"})
 
-    @router.get("/metrics", summary="Counters for Prometheus")
+    @router.get("/metrics", summary="Counters for Prometheus", response_class=PlainTextResponse)
     async def read_metrics() -> Response:
         text, content_type = metrics.text()
         return Response(text, media_type=content_type)
 
-    @router.get("/version", summary="Version of the server")
+    @router.get("/version", summary="Version of the server", responses=replying(Version))
     async def version() -> Response:
         return json_response({"version": __version__})
 

@@ -15,6 +15,14 @@ from fulmen.server.answers import Answers
 from fulmen.server.asking import End
 from fulmen.server.errors import Refusal, failure_of
 from fulmen.server.openai_responses import ResponsesBody, ResponsesCall, read_responses_call
+from fulmen.server.openapi import replying
+from fulmen.server.replies import (
+    DeletedResponse,
+    InputItems,
+    ResponseInputTokens,
+    ResponseReply,
+    ResponsesEvent,
+)
 from fulmen.server.responses_reply import ResponsesWriter, failure
 from fulmen.server.responses_store import ResponseStore
 from fulmen.server.routes.api import Api, json_response, new_router, scope_of
@@ -80,7 +88,11 @@ def responses_router(api: Api, store: ResponseStore, background: Background) -> 
         except OSError as error:
             raise Refusal(500, f"the response cannot be stored: {error}") from None
 
-    @router.post("/v1/responses", summary="OpenAI's Responses")
+    @router.post(
+        "/v1/responses",
+        summary="OpenAI's Responses",
+        responses=replying(ResponseReply, 404, 429, 501, events=ResponsesEvent),
+    )
     async def responses(request: Request, body: ResponsesBody) -> Response:
         call = await read(request, body)
         if call.has_logprobs:
@@ -140,18 +152,30 @@ def responses_router(api: Api, store: ResponseStore, background: Background) -> 
                 await keep(call, ended, one.scope)
             background.running.pop(answers.id, None)
 
-    @router.get("/v1/responses/{id}", summary="A stored response")
+    @router.get(
+        "/v1/responses/{id}",
+        summary="A stored response",
+        responses=replying(ResponseReply, 404),
+    )
     async def retrieve(request: Request, id: str) -> Response:
         stored = await asyncio.to_thread(store.get, id, scope=scope_of(request))
         return json_response(_as_it_is(stored.response, background))
 
-    @router.delete("/v1/responses/{id}", summary="Delete a stored response")
+    @router.delete(
+        "/v1/responses/{id}",
+        summary="Delete a stored response",
+        responses=replying(DeletedResponse, 404),
+    )
     async def delete(request: Request, id: str) -> Response:
         await background.stop(id, scope_of(request))
         await asyncio.to_thread(store.delete, id, scope=scope_of(request))
         return json_response({"id": id, "object": "response", "deleted": True})
 
-    @router.post("/v1/responses/{id}/cancel", summary="End a response that runs in the background")
+    @router.post(
+        "/v1/responses/{id}/cancel",
+        summary="End a response that runs in the background",
+        responses=replying(ResponseReply, 404),
+    )
     async def cancel(request: Request, id: str) -> Response:
         scope = scope_of(request)
         stored = await asyncio.to_thread(store.get, id, scope=scope)
@@ -162,7 +186,11 @@ def responses_router(api: Api, store: ResponseStore, background: Background) -> 
             stored = await asyncio.to_thread(store.get, id, scope=scope)
         return json_response(_as_it_is(stored.response, background))
 
-    @router.get("/v1/responses/{id}/input_items", summary="Items that a response answered")
+    @router.get(
+        "/v1/responses/{id}/input_items",
+        summary="Items that a response answered",
+        responses=replying(InputItems, 404),
+    )
     async def input_items(
         request: Request,
         id: str,
@@ -194,7 +222,11 @@ def responses_router(api: Api, store: ResponseStore, background: Background) -> 
             }
         )
 
-    @router.post("/v1/responses/input_tokens", summary="Tokens of a Responses request")
+    @router.post(
+        "/v1/responses/input_tokens",
+        summary="Tokens of a Responses request",
+        responses=replying(ResponseInputTokens, 404, 501),
+    )
     async def input_tokens(request: Request, body: ResponsesBody) -> Response:
         call = await read(request, body)
         count = await unless_gone(request, service.count(call.ask, scope_of(request)))

@@ -12,6 +12,7 @@ from fulmen.server.asking import Ask
 from fulmen.server.bodies import ListOf
 from fulmen.server.errors import Refusal
 from fulmen.server.openai_chat import ChatBody, read_chat
+from fulmen.server.openapi import replying
 from fulmen.server.routes.api import Api, json_response, new_router, scope_of
 from fulmen.server.streaming import unless_gone
 
@@ -19,7 +20,7 @@ from fulmen.server.streaming import unless_gone
 class TokenizeBody(BaseModel):
     """Body of a request for the tokens of a text or of a conversation."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", strict=True)
 
     model: str = Field("", description="Any name, unless the server is strict about names")
     prompt: str | None = Field(None, description="A text, as it stands")
@@ -56,10 +57,10 @@ class TokenizeReply(BaseModel):
 class DetokenizeBody(BaseModel):
     """Body of a request for the text of tokens."""
 
-    model_config = ConfigDict(extra="allow", json_schema_extra={"required": ["tokens"]})
+    model_config = ConfigDict(extra="allow", strict=True)
 
     model: str = Field("", description="Any name, unless the server is strict about names")
-    tokens: ListOf[int] = Field([], description="Ids of tokens")
+    tokens: ListOf[int] = Field(description="Ids of tokens")
 
 
 class DetokenizeReply(BaseModel):
@@ -89,7 +90,7 @@ def tokens_router(api: Api) -> APIRouter:
     @router.post(
         "/tokenize",
         summary="Tokens of a text or a conversation",
-        responses={200: {"model": TokenizeReply}},
+        responses=replying(TokenizeReply, 404, 501),
     )
     async def tokenize(request: Request, body: TokenizeBody) -> Response:
         body.model = api.name(body.model)
@@ -105,7 +106,7 @@ def tokens_router(api: Api) -> APIRouter:
 
     @router.post("/v1/detokenize", include_in_schema=False)
     @router.post(
-        "/detokenize", summary="Text of tokens", responses={200: {"model": DetokenizeReply}}
+        "/detokenize", summary="Text of tokens", responses=replying(DetokenizeReply, 404, 501)
     )
     async def detokenize(body: DetokenizeBody) -> Response:
         api.name(body.model)
@@ -116,7 +117,7 @@ def tokens_router(api: Api) -> APIRouter:
     @router.get(
         "/tokenizer_info",
         summary="The tokenizer: its special tokens and the chat template",
-        responses={200: {"model": TokenizerInfo}},
+        responses=replying(TokenizerInfo, 501),
     )
     async def tokenizer_info() -> Response:
         tokenizer, format = api.tokenizer(), service.model.format

@@ -1,0 +1,67 @@
+"""Schemathesis against the published description: whatever it allows or forbids, each route answers
+as it says, soon, and never with a failure of the server."""
+
+import asyncio
+from functools import cache
+from itertools import cycle
+from typing import Any
+
+import pytest
+import schemathesis
+from fastapi import FastAPI
+from hypothesis import HealthCheck, settings
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+from fulmen.chat import get_format
+from fulmen.llm import ScriptedModel
+from fulmen.server import ServerConfig, create_app
+from tests.server.helpers import byte_tokenizer
+
+SECONDS = 10.0
+"""Longest time that a request may take"""
+SCRIPT = (
+    "Hm.</think>\n\nFine.",
+    '</think>\n\n<minimax:tool_call>\n<invoke name="f">\n<parameter name="a">1</parameter>\n'
+    "</invoke>\n</minimax:tool_call>",
+    "A thought without an end",
+    "Ümläute 🦋</think>\n\n{}",
+)
+
+
+@cache
+def application() -> FastAPI:
+    model = ScriptedModel(
+        get_format("minimax_m2"), cycle(SCRIPT), tokenizer=byte_tokenizer("m2"), piece_chars=3
+    )
+    return create_app(model, ServerConfig(model_name="m2"))
+
+
+async def served(scope: Any, receive: Any, send: Any) -> None:
+    """Answer one request before its time is over."""
+    assert scope["type"] == "http"  # its lifespan does not end with the first test
+    async with asyncio.timeout(SECONDS):
+        await application()(scope, receive, send)
+
+
+description = schemathesis.openapi.from_asgi("/openapi.json", served)
+
+
+def check(case: schemathesis.Case[Any]) -> None:
+    """Ask, and hold the answer to all that the description says. What is allowed by its shape may
+    be refused for what it means, such as a call of a tool that there is not."""
+    case.call_and_validate(excluded_checks=[positive_data_acceptance])
+
+
+@description.parametrize()
+@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+def test_every_route_answers_as_described(case: schemathesis.Case[Any]) -> None:
+    check(case)
+
+
+@pytest.mark.slow
+@description.parametrize()
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+def test_every_route_answers_200_requests_as_described(
+    case: schemathesis.Case[Any],
+) -> None:
+    check(case)
