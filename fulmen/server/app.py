@@ -25,6 +25,7 @@ from fulmen.server.keys import Keys
 from fulmen.server.limits import Places, with_limits
 from fulmen.server.logs import RequestLog
 from fulmen.server.metrics import Metrics
+from fulmen.server.openapi import describe
 from fulmen.server.responses_store import ResponseStore
 from fulmen.server.routes import (
     Api,
@@ -79,7 +80,6 @@ def create_app(model: ChatModel, config: ServerConfig | None = None) -> FastAPI:
         strict_content_type=False,
         docs_url=None,  # those pages load scripts from elsewhere
         redoc_url=None,
-        responses={"4XX": {"description": "A refusal, in the dialect's own shape"}},
     )
     app.state.is_ready = True
     app.state.service = service
@@ -96,6 +96,7 @@ def create_app(model: ChatModel, config: ServerConfig | None = None) -> FastAPI:
     app.include_router(tokens_router(api))
     app.include_router(absent_router())
 
+    describe(app, has_keys=bool(config.api_keys))
     _answer_errors(app, metrics)
     return app
 
@@ -119,12 +120,9 @@ def _answer_errors(app: FastAPI, metrics: Metrics) -> None:
 
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, StarletteHTTPException)
-        sentences = {
-            404: f"no route {shorten(request.url.path, 80)}",
-            405: f"{request.method} is not allowed here",
-        }
-        sentence = sentences.get(error.status_code, shorten(error.detail))
-        answer = refused(request, Refusal(error.status_code, sentence))
+        is_no_route = error.status_code == 404
+        sentence = f"no route {shorten(request.url.path, 80)}" if is_no_route else error.detail
+        answer = refused(request, Refusal(error.status_code, shorten(sentence)))
         answer.headers.update(error.headers or {})
         return answer
 
@@ -158,6 +156,8 @@ def _invalid(error: RequestValidationError) -> Refusal:
         place = f"{first['loc'][1]}[{index}]"
     if first["type"] == "missing" and not place:
         return Refusal(400, "the request has no body, it must be a JSON object")
+    if first["type"] == "missing":
+        return Refusal(400, f"{shorten(place, 80)} is missing", param=str(first["loc"][1]))
     message = str(first["msg"]).replace("Input should be", "it must be")
     return Refusal(
         400,

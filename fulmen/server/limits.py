@@ -276,6 +276,8 @@ class Limits:
             if self._drain.is_begun and path != "/health":
                 raise Refusal(503, "the server is stopping", retry_after=5)
             self._check_origin(headers)
+            if _matches(scope, "GET" if method == "HEAD" else method)[0] is Match.PARTIAL:
+                raise Refusal(405, f"{method} is not allowed here")
             body = await self._bodies.read(headers, incoming)
         except Refusal as refusal:
             # Here and not further out, so that a browser's page may read it.
@@ -292,8 +294,8 @@ class Limits:
             refusal = Refusal(404, f"no route {shorten(scope['path'], 80)}")
             await _send_refusal(scope, send, refusal)
             return
-        allow = ", ".join(sorted(allowed | {"OPTIONS"})).encode()
-        await send({"type": "http.response.start", "status": 204, "headers": [(b"allow", allow)]})
+        head = [(b"allow", _allow(scope).encode())]
+        await send({"type": "http.response.start", "status": 204, "headers": head})
         await send({"type": "http.response.body", "body": b""})
 
     def _check_origin(self, headers: Headers) -> None:
@@ -380,18 +382,29 @@ class _Request:
 
 
 def _matches(scope: Scope, method: str) -> tuple[Match, str | None]:
-    """Return how well a method and the path match a route, and the route's template."""
-    app = scope.get("app")
-    best, template = Match.NONE, None
+    """Return how well a method and the path match a route, and the route's template. A path that is
+    a route's own word for word is no parameter of another."""
+    best, template, is_own = Match.NONE, None, False
     asked = {**scope, "method": method}
-    for route in getattr(app, "routes", ()):
-        match, child = route.matches(asked)
-        if match.value > best.value:
-            found = child.get("route", route)
-            best, template = match, getattr(found, "path_format", getattr(found, "path", None))
-        if match is Match.FULL:
-            break
+    for route in _routes_of(scope.get("app")):
+        match, _ = route.matches(asked)
+        if match is Match.NONE:
+            continue
+        its_template = getattr(route, "path_format", getattr(route, "path", None))
+        is_its_own = its_template == scope["path"]
+        if (is_its_own, match.value) > (is_own, best.value):
+            best, template, is_own = match, its_template, is_its_own
     return best, template
+
+
+def _routes_of(app: Any) -> Iterator[Any]:
+    """Yield the routes of an application, those of its routers too."""
+    for route in getattr(app, "routes", ()):
+        inner = getattr(route, "effective_route_contexts", None)
+        if inner is None:
+            yield route
+        else:
+            yield from (context.original_route for context in inner())
 
 
 def _template_of(scope: Scope) -> str | None:
@@ -405,6 +418,10 @@ def _methods_of(scope: Scope) -> set[str]:
     methods = ("GET", "POST", "PUT", "PATCH", "DELETE")
     allowed = {method for method in methods if _matches(scope, method)[0] is Match.FULL}
     return allowed | ({"HEAD"} if "GET" in allowed else set())
+
+
+def _allow(scope: Scope) -> str:
+    return ", ".join(sorted(_methods_of(scope) | {"OPTIONS"}))
 
 
 def _for_app(scope: Scope, body: bytes) -> Scope:
@@ -458,6 +475,8 @@ async def _send_refusal(
     }
     if refusal.status == 401:
         headers["www-authenticate"] = "Bearer"
+    if refusal.status == 405:
+        headers["allow"] = _allow(scope)
     if refusal.status == 415:
         headers["accept-encoding"] = "gzip, deflate"
     is_cut = incoming is not None and not incoming.is_whole

@@ -550,3 +550,49 @@ def test_a_model_that_does_not_tell_its_tokens_is_served_too() -> None:
         counted = ask(url, "/v1/messages/count_tokens", {"messages": [USER]})
         assert counted.status == 501
         assert ask(url, CHAT, {"messages": [USER], "return_token_ids": True}).status == 501
+
+
+def test_a_path_that_a_route_names_is_no_id_of_another() -> None:
+    model = ScriptedModel(get_format("minimax_m2"), [])
+    with served(model) as url:
+        for method in ("GET", "DELETE", "PUT"):
+            answer = ask(url, "/v1/responses/input_tokens", method=method)
+            assert (answer.status, answer.headers["allow"]) == (405, "OPTIONS, POST")
+        allowed = ask(url, "/v1/responses/input_tokens", method="OPTIONS").headers["allow"]
+        assert allowed == "OPTIONS, POST"
+        assert "DELETE, GET" in ask(url, "/v1/responses/resp_1", method="OPTIONS").headers["allow"]
+        assert ask(url, "/v1/responses/resp_1").status == 404
+
+
+def test_requests_are_counted_by_the_route_that_answers_them() -> None:
+    with served(ScriptedModel(get_format("minimax_m2"), [])) as url:
+        ask(url, "/v1/responses/resp_1")
+        ask(url, "/v1/messages/msg_1/end_thinking", {})
+        ask(url, "/nowhere")
+        counters = ask(url, "/metrics").text
+    for path in ("/v1/responses/{id}", "/v1/messages/{id}/end_thinking", "other"):
+        assert f'path="{path}",status="404"' in counters
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "name"),
+    [
+        (CHAT, {"messages": [USER], "max_tokens": "5"}, "max_tokens"),
+        (CHAT, {"messages": [USER], "stream": 1}, "stream"),
+        (CHAT, {"messages": [USER], "n": True}, "n"),
+        (CHAT, {"messages": [USER], "stop_token_ids": ["1"]}, "stop_token_ids"),
+        (MESSAGES, {"messages": [USER], "top_p": "0.5"}, "top_p"),
+        ("/v1/responses", {"input": "Hi", "store": "yes"}, "store"),
+        ("/v1/completions", {"prompt": "Hi", "logprobs": "1"}, "logprobs"),
+        ("/tokenize", {"prompt": "Hi", "return_token_strs": "no"}, "return_token_strs"),
+        ("/detokenize", {"tokens": [True]}, "tokens"),
+        ("/detokenize", {"model": ""}, "tokens"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(path: str, body: dict[str, Any], name: str) -> None:
+    with served(answering("m2", lambda _: "a</think>\n\nb")) as url:
+        answer = ask(url, path, body)
+    assert answer.status == 400
+    message = answer.json()["error"]["message"]
+    assert message.startswith(name)
+    assert "Field required" not in message
