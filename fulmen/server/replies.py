@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal, NotRequired, TypeAlias
 from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
-from fulmen.chat.turn_log import State
 from fulmen.server.asking import MissReason
 
 _closed = with_config(ConfigDict(extra="forbid"))
@@ -25,7 +24,7 @@ class Turn(TypedDict):
     """What became of one assistant message of the history."""
 
     message: Annotated[int, Field(description="Index in the history; below 0: stored earlier")]
-    state: State
+    state: Literal["matched", "restored", "rendered"]
     by: NotRequired[Annotated[str, Field(description="Sign by which the answer was found")]]
     id: NotRequired[Annotated[str, Field(description="Answer that it is")]]
 
