@@ -106,6 +106,13 @@ def main() -> None:
     except ValueError as error:
         print(f"fulmen: {error}", file=sys.stderr)
         sys.exit(1)
+    except Exception as error:
+        from fulmen.chat import ModelError  # help comes without it
+
+        if not isinstance(error, ModelError):
+            raise
+        print(f"fulmen: {error}", file=sys.stderr)
+        sys.exit(1)
 
 
 @app.callback(invoke_without_command=True)

@@ -5,6 +5,7 @@ stdout stays empty: the results are in the file, news go to stderr.
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -18,7 +19,12 @@ from fulmen.cli.options import (
     DeviceOption,
     DtypeOption,
     IgnoreOption,
-    ModelOption,
+    TalkingModelOption,
+    UrlDialectOption,
+    UrlKeyOption,
+    UrlOption,
+    check_url_options,
+    engine_flags,
     load_llm,
     with_flags_of,
 )
@@ -27,15 +33,18 @@ from fulmen.cli.serve import SAMPLING_FLAGS
 from fulmen.sampling import SamplingParams
 
 if TYPE_CHECKING:  # a command imports what it needs, so that help comes at once
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from fulmen.llm import LLM
     from fulmen.server import Batch, ServerConfig
+
+    OnProgress = Callable[[int, int], None]
 
 EXAMPLES: Final = examples(
     """
 fulmen batch requests.jsonl results.jsonl
 fulmen batch in.jsonl out.jsonl --model minimax-m2 --max-num-seqs 32
+fulmen batch in.jsonl out.jsonl --url http://127.0.0.1:8000
 """,
     {
         "Files": """
@@ -50,6 +59,8 @@ the result of one, found by its custom_id.
 _SERVER_FLAGS: Final = (
     *("max_answers", "answer_share", "keep_thoughts", "lenient_history", "drop_images"),
 )
+_MOST_AT_A_URL: Final = 16
+"""Requests that run at once at a URL"""
 _WAITING_ROOM: Final = 2**20
 """Answers that may wait: those of all requests that run"""
 
@@ -67,7 +78,10 @@ def batch(
             metavar="OUT", help="File that gets one result a line. What it has is not asked again."
         ),
     ],
-    model: ModelOption = DEFAULT_MODEL,
+    model: TalkingModelOption = None,
+    url: UrlOption = None,
+    url_key: UrlKeyOption = None,
+    url_dialect: UrlDialectOption = "auto",
     dtype: DtypeOption = None,
     device: DeviceOption = "cpu",
     ignore_config_field: IgnoreOption = None,
@@ -80,8 +94,17 @@ def batch(
 
     Results come in the order in which they end. A run that was stopped goes on where it was; to ask
     a request again, delete its line of OUT. The exit code is 1 if some requests failed.
+
+    With --url they go to a server as they stand, but for the name of the model, if --model gives
+    one, and --max-num-seqs of them at once.
     """
+    from fulmen.chat import ModelError
     from fulmen.server import Batch, ServerConfig, run_async
+
+    most = engine.get("max_num_seqs", _MOST_AT_A_URL)
+    local = {name: value for name, value in engine.items() if name != "max_num_seqs"}
+    local = engine_flags({**local, **server, **given}, dtype, device, ignore_config_field)
+    check_url_options(url, url_key, url_dialect, local)
 
     config = ServerConfig(
         **server,
@@ -93,17 +116,24 @@ def batch(
     with Batch(source, out) as requests:  # before the model is loaded, which takes longer
         counts = requests.counts
         if counts.num_left:
-            llm = load_llm(model, dtype, device, engine, ignore_config_field)
-            llm.defaults = replace(llm.defaults, **given)
+            run: Callable[[OnProgress], Coroutine[Any, Any, None]]
+            if url is None:
+                llm = load_llm(model or DEFAULT_MODEL, dtype, device, engine, ignore_config_field)
+                llm.defaults = replace(llm.defaults, **given)
+                run = partial(_run, llm, config, requests)
+            else:
+                run = partial(_run_at_url, url, model, url_dialect, url_key, requests, most)
             try:
                 with count_progress("answering requests") as on_progress:
-                    run_async(_run(llm, config, requests, on_progress))
-            except KeyboardInterrupt:
+                    run_async(run(on_progress))
+            except (KeyboardInterrupt, ModelError) as error:
                 print(
                     f"stopped with {counts.num_done} of {counts.num_requests} requests done, the "
                     f"same command goes on from {out}",
                     file=sys.stderr,
                 )
+                if isinstance(error, ModelError):
+                    raise
                 raise typer.Exit(130) from None
     print(
         f"{counts.num_answered} of {counts.num_requests} requests are answered in {out}, "
@@ -114,8 +144,30 @@ def batch(
         raise typer.Exit(1)
 
 
+async def _run_at_url(
+    url: str,
+    model: str | None,
+    dialect: str,
+    key: str | None,
+    requests: "Batch",
+    most: int,
+    on_progress: "OnProgress",
+) -> None:
+    from fulmen.cli.remote import Relay
+
+    relay = Relay(url, model, dialect, key)
+    try:
+        await requests.run(
+            relay,
+            max_running=most,
+            on_progress=lambda counts: on_progress(counts.num_done, counts.num_requests),
+        )
+    finally:
+        await relay.close()
+
+
 async def _run(
-    llm: "LLM", config: "ServerConfig", requests: "Batch", on_progress: "Callable[[int, int], None]"
+    llm: "LLM", config: "ServerConfig", requests: "Batch", on_progress: "OnProgress"
 ) -> None:
     from fulmen.llm import LocalModel
     from fulmen.server import create_app

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -19,9 +19,14 @@ from fulmen.cli.options import (
     DeviceOption,
     DtypeOption,
     IgnoreOption,
-    ModelOption,
     StoreOption,
+    TalkingModelOption,
+    UrlDialectOption,
+    UrlKeyOption,
+    UrlOption,
+    check_url_options,
     checked,
+    engine_flags,
     load_llm,
     open_store,
     read_piped,
@@ -36,6 +41,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fulmen.chat import Completion, Token
+    from fulmen.cli.conversation import Conversation
+    from fulmen.cli.remote import RemoteRun
+    from fulmen.llm import Stream, TokenText
     from fulmen.sessions import SessionState
 
 
@@ -62,6 +70,7 @@ fulmen chat "..." --hide-thinking            show the answer alone
 fulmen chat "..." --json-schema schema.json  answer in JSON of this shape
 fulmen chat "Good or bad?" --choice good --choice bad
 fulmen chat --model minimax-m2               does it fit: fulmen plan
+fulmen chat --url http://127.0.0.1:8000      a model that a server has
 """,
     {"A schema.json": _SCHEMA_FILE},
 )
@@ -76,7 +85,8 @@ fulmen generate "Oslo as JSON: " --json-schema schema.json
         "A schema.json": _SCHEMA_FILE,
         "JSON": """
 text, finish_reason, prompt_ids; tokens: id, logprob, top_logprobs (by id);
-prompt_tokens, with --prompt-logprobs
+prompt_tokens, with --prompt-logprobs. With --url, the text of a token in
+place of its id where the server does not tell it.
 """,
     },
 )
@@ -98,7 +108,8 @@ def chat(
         typer.Option(
             "--model",
             "-m",
-            help=f"{MODEL_HELP} Default: the session's, else {DEFAULT_MODEL}.",
+            help=f"{MODEL_HELP} With --url, its name there. Default: the session's, else "
+            f"{DEFAULT_MODEL}.",
             **MODEL_OPTION,
         ),
     ] = None,
@@ -143,6 +154,9 @@ def chat(
             rich_help_panel=SESSION,
         ),
     ] = "20GiB",
+    url: UrlOption = None,
+    url_key: UrlKeyOption = None,
+    url_dialect: UrlDialectOption = "auto",
     dtype: DtypeOption = None,
     device: DeviceOption = "cpu",
     ignore_config_field: IgnoreOption = None,
@@ -155,16 +169,29 @@ def chat(
     A model is sampled as its makers recommend, unless an option says otherwise. The answer goes to
     stdout; the thought, and everything else, goes to stderr.
     """
-    from fulmen.cli.conversation import Conversation, converse, describe
+    from fulmen.cli.conversation import Conversation, describe
     from fulmen.cli.progress import stderr
     from fulmen.sessions import Session, quoted
 
+    local = engine_flags(engine, dtype, device, ignore_config_field)
+    local |= {"--session": session, "--keep-thoughts": keep_thoughts, "--store": store}
+    check_url_options(url, url_key, url_dialect, local)
     if message is not None:
         piped = read_piped().rstrip("\n")
         message = "\n\n".join(part for part in (piped, readable_argument(message)) if part)
     elif not sys.stdin.isatty():
         message = read_stdin()
     system = None if system is None else readable_argument(system)
+    shown: dict[str, Any] = {"system": system, "show_thinking": not hide_thinking, "plain": plain}
+    if url is not None:
+        from fulmen.cli.remote import open_remote
+
+        if message is not None and not message.strip():
+            raise ValueError("the message is empty, there is nothing to answer")
+        with open_remote(url, model, url_dialect, url_key, given) as remote:
+            introduction = remote.describe()
+            _talk(Conversation(remote, remote.params, introduction=introduction, **shown), message)
+        return
     sessions = open_store(store, session_bytes)
     state = sessions.state(session) if session is not None and sessions.has(session) else None
     is_unfinished = state is not None and state.num_kept is not None
@@ -193,24 +220,29 @@ def chat(
         conversation = Conversation(
             llm,
             params,
-            system=system,
-            show_thinking=not hide_thinking,
             keep_thoughts=keep_thoughts,
-            plain=plain,
             introduction=describe(name, llm),
             session=opened,
+            **shown,
         )
-        if message is None:
-            converse(conversation)
-            return
-        completion = conversation.ask(message) if message.strip() else conversation.finish_answer()
-        if completion.finish_reason == "abort":
-            raise typer.Exit(130)
-        if completion.finish_reason == "length" and params.is_constrained:
-            raise ValueError(
-                "the answer is cut off, it does not follow what it was asked to follow; "
-                "give a larger --max-tokens, or a schema with fewer choices"
-            )
+        _talk(conversation, message)
+
+
+def _talk(conversation: "Conversation", message: str | None) -> None:
+    """Answer a message, an empty one by the rest of an unfinished answer; None: converse."""
+    from fulmen.cli.conversation import converse
+
+    if message is None:
+        converse(conversation)
+        return
+    completion = conversation.ask(message) if message.strip() else conversation.finish_answer()
+    if completion.finish_reason == "abort":
+        raise typer.Exit(130)
+    if completion.finish_reason == "length" and conversation.params.is_constrained:
+        raise ValueError(
+            "the answer is cut off, it does not follow what it was asked to follow; "
+            "give a larger --max-tokens, or a schema with fewer choices"
+        )
 
 
 def _check_model(name: str, state: "SessionState") -> None:
@@ -241,7 +273,10 @@ def generate(
         str | None,
         typer.Argument(metavar="PROMPT", help="Text to continue. Without it, what is piped in."),
     ] = None,
-    model: ModelOption = DEFAULT_MODEL,
+    model: TalkingModelOption = None,
+    url: UrlOption = None,
+    url_key: UrlKeyOption = None,
+    url_dialect: UrlDialectOption = "auto",
     dtype: DtypeOption = None,
     device: DeviceOption = "cpu",
     as_json: Annotated[
@@ -257,33 +292,50 @@ def generate(
 
     A model is sampled as its makers recommend, unless an option says otherwise.
     """
-    from fulmen.chat import ContentDelta
-    from fulmen.cli.conversation import Interrupt
-
     prompt = read_stdin() if prompt is None else readable_argument(prompt)
     if not prompt:
         raise ValueError("the prompt is empty, at least one token is needed")
     for name in ("logprobs", "prompt_logprobs"):
         if name in given and not as_json:
             raise ValueError(f"--{name.replace('_', '-')} needs --json")
-    llm = load_llm(model, dtype, device, engine, ignore_config_field)
-    with (
-        Interrupt() as interrupt,
-        llm.stream_text(prompt, params=replace(llm.defaults, **given)) as stream,
-    ):
+    check_url_options(
+        url, url_key, url_dialect, engine_flags(engine, dtype, device, ignore_config_field)
+    )
+    with ExitStack() as opened:
+        running: Stream | RemoteRun
+        if url is None:
+            llm = load_llm(model or DEFAULT_MODEL, dtype, device, engine, ignore_config_field)
+            running = llm.stream_text(prompt, params=replace(llm.defaults, **given))
+        else:
+            from fulmen.cli.remote import open_remote
+
+            remote = opened.enter_context(open_remote(url, model, url_dialect, url_key, given))
+            running = remote.stream_text(prompt, remote.params)
+        completion, is_stopped = _print_text(running, as_json=as_json)
+    if as_json:
+        print_json(_as_values(completion))
+    else:
+        print()
+    if url is not None and completion.finish_reason == "length" and "max_tokens" not in given:
+        print("stopped at the server's limit, --max-tokens sets another", file=sys.stderr)
+    if is_stopped:
+        raise typer.Exit(130)
+
+
+def _print_text(running: "Stream | RemoteRun", *, as_json: bool) -> "tuple[Completion, bool]":
+    """Print an answer as it comes, unless it is wanted as JSON. Returns it, and True if Ctrl-C
+    ended it."""
+    from fulmen.chat import ContentDelta
+    from fulmen.cli.conversation import Interrupt
+
+    with Interrupt() as interrupt, running as stream:
         for events in stream.updates():
             if not as_json:
                 text = "".join(event.text for event in events if isinstance(event, ContentDelta))
                 print(text, end="", flush=True)
             if interrupt.is_set:
                 break
-        completion = stream.finish()
-    if as_json:
-        print_json(_as_values(completion))
-    else:
-        print()
-    if interrupt.is_set:
-        raise typer.Exit(130)
+        return stream.finish(), interrupt.is_set
 
 
 def _as_values(completion: "Completion") -> dict[str, Any]:
@@ -293,6 +345,8 @@ def _as_values(completion: "Completion") -> dict[str, Any]:
         "prompt_ids": list(completion.prompt_ids),
         "tokens": _tokens(completion.tokens),
     }
+    if texts := () if completion.tokens else getattr(completion, "token_texts", ()):
+        values["tokens"] = _token_texts(texts)
     if completion.params.prompt_logprobs is not None:
         values["prompt_tokens"] = _tokens(completion.prompt_tokens)
     return values
@@ -304,6 +358,18 @@ def _tokens(tokens: "Sequence[Token]") -> list[dict[str, Any]]:
             "id": token.token_id,
             "logprob": _finite(token.logprob),
             "top_logprobs": {id: _finite(logprob) for id, logprob in token.top_logprobs},
+        }
+        for token in tokens
+    ]
+
+
+def _token_texts(tokens: "Sequence[TokenText]") -> list[dict[str, Any]]:
+    """Return tokens whose ids a server does not tell."""
+    return [
+        {
+            "token": token.text,
+            "logprob": _finite(token.logprob),
+            "top_logprobs": {top.text: _finite(top.logprob) for top in token.top},
         }
         for token in tokens
     ]

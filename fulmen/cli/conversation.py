@@ -9,7 +9,7 @@ import itertools
 import json
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from types import FrameType
@@ -22,6 +22,7 @@ from fulmen.chat import (
     ContentDelta,
     Event,
     Message,
+    ModelError,
     ThinkingDelta,
     ToolCallDelta,
     ToolCallEnd,
@@ -33,6 +34,7 @@ from fulmen.cli.lines import LineReader, new_line_reader
 from fulmen.cli.output import drop_output, harmless
 from fulmen.cli.printer import Printer, new_printer
 from fulmen.cli.progress import stderr
+from fulmen.cli.remote import RemoteLLM, RemoteRun, RemoteTranscript
 from fulmen.files import explain, write_text
 from fulmen.llm import LLM, Stream
 from fulmen.sampling import SamplingParams
@@ -92,7 +94,7 @@ class Conversation:
 
     def __init__(
         self,
-        llm: LLM,
+        llm: LLM | RemoteLLM,
         params: SamplingParams,
         *,
         system: str | None = None,
@@ -117,7 +119,10 @@ class Conversation:
         self.plain = plain
         self._introduction = introduction
         self.session = session
-        if session is None:
+        self.transcript: Transcript | RemoteTranscript
+        if isinstance(llm, RemoteLLM):
+            self.transcript = RemoteTranscript()
+        elif session is None:
             self.transcript = Transcript(llm.format, llm.tokenizer, keep_thoughts=keep_thoughts)
         else:
             self.transcript = session.transcript
@@ -168,18 +173,26 @@ class Conversation:
 
     def ask_again(self) -> None:
         """Ask the last question once more, in place of the answer it got."""
-        turns, unanswered = list(self.transcript.turns), list(self._unanswered)
-        num_kept = self.transcript.num_kept
+        put_back = self._remember()
         question = self._drop_last()
         try:
             completion = self.ask(question)
         except BaseException:
-            self.transcript.turns[:], self._unanswered = turns, unanswered
-            self.transcript.num_kept = num_kept
+            put_back()
             raise
         if completion.finish_reason == "abort" and not _says_something(completion):
+            put_back()
+
+    def _remember(self) -> Callable[[], None]:
+        """Return a function that puts the conversation back as it is now."""
+        turns: list[Any] = list(self.transcript.turns)
+        unanswered, num_kept = list(self._unanswered), self.transcript.num_kept
+
+        def put_back() -> None:
             self.transcript.turns[:], self._unanswered = turns, unanswered
             self.transcript.num_kept = num_kept
+
+        return put_back
 
     def undo(self) -> None:
         """Forget the last question and everything after it."""
@@ -235,7 +248,7 @@ class Conversation:
                 f"{quoted(session.state.name)}: {reason}"
             ) from error
 
-    def _print(self, running: Stream) -> tuple[Completion, bool]:
+    def _print(self, running: Stream | RemoteRun) -> tuple[Completion, bool]:
         """Print an answer as it comes. Returns it, and whether somebody read it to its end."""
         self.introduce()
         started = time.perf_counter()
@@ -246,7 +259,7 @@ class Conversation:
         with Interrupt() as interrupt, running as stream:
             try:
                 for events in itertools.chain([stream.prefix_events], stream.updates()):
-                    if first is None and stream.tokens:
+                    if first is None and (events or stream.tokens):
                         first = time.perf_counter()
                     for event in events:
                         if isinstance(event, ThinkingDelta):
@@ -373,6 +386,8 @@ def _converse(conversation: Conversation, reader: LineReader) -> None:
                 conversation.ask(text.removeprefix("/") if text.startswith("//") else text)
         except OSError as error:
             stderr.print(explain(error), style="red", markup=False)
+        except ModelError as error:
+            stderr.print(str(error), style="red", markup=False)
         except ValueError as error:
             stderr.print(str(error), style="red", markup=False)
             if "the context holds" in str(error):
@@ -439,9 +454,13 @@ def _system_messages(system: str | None) -> list[Message]:
 def _set(conversation: Conversation, rest: str) -> None:
     name, _, value = rest.partition(" ")
     known = {f.name: getattr(conversation.params, f.name) for f in fields(SamplingParams)}
+    remote = conversation.llm if isinstance(conversation.llm, RemoteLLM) else None
     if not name:
         for key, current in known.items():
-            stderr.print(f"{key} = {current}", markup=False)
+            if remote is None or key in remote.sent:
+                stderr.print(f"{key} = {current}", markup=False)
+        if remote is not None:
+            stderr.print("the server decides about all others")
         return
     name = name.replace("-", "_")
     if name not in known:
@@ -458,6 +477,8 @@ def _set(conversation: Conversation, rest: str) -> None:
         parsed = tuple(parsed) if isinstance(parsed, list) else (parsed,) * (parsed is not None)
     change: dict[str, Any] = {name: parsed}
     conversation.params = replace(conversation.params, **change)
+    if remote is not None:
+        remote.send(name)
 
 
 def _path(text: str, command: str) -> Path:

@@ -17,6 +17,7 @@ THINKING: Final = "Thinking"
 STRUCTURE: Final = "Structured output"
 SAMPLING: Final = "Sampling"
 SESSION: Final = "Session"
+REMOTE: Final = "Model at a URL"
 ENGINE: Final = "Engine"
 LOADING: Final = "Loading"
 ACCESS: Final = "Access"
@@ -38,6 +39,7 @@ _PANELS: Final = (
     STRUCTURE,
     SAMPLING,
     SESSION,
+    REMOTE,
     ENGINE,
     LOADING,
     _LAST,
@@ -117,6 +119,8 @@ class Command(TyperCommand):
         meant = _MEANT.get(error.option_name)
         if meant is not None and meant in known:
             hint = f", {meant} {_DONE_BY[meant]}"
+        if error.option_name == "--url" and "--url" not in known:
+            hint = ", it is for chat, generate and batch: this command works on this machine alone"
         error.possibilities = []
         error.message += hint
 

@@ -26,6 +26,7 @@ from fulmen.cli.help import (
     LIMITS,
     LOADING,
     LOG,
+    REMOTE,
     SAMPLING,
     SESSION,
     STRUCTURE,
@@ -57,6 +58,42 @@ ModelOption = Annotated[
         "-m",
         help=f"{MODEL_HELP} Default: {DEFAULT_MODEL}.",
         **MODEL_OPTION,
+    ),
+]
+TalkingModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help=f"{MODEL_HELP} With --url, its name there. Default: {DEFAULT_MODEL}.",
+        **MODEL_OPTION,
+    ),
+]
+UrlOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="Ask a server in place of a model on this machine, such as http://127.0.0.1:8000. "
+        "It decides about all sampling that no option names.",
+        rich_help_panel=REMOTE,
+    ),
+]
+UrlKeyOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KEY",
+        help="Key for --url. Default: FULMEN_API_KEY in the environment, else OPENAI_API_KEY or "
+        "ANTHROPIC_API_KEY, by dialect.",
+        rich_help_panel=REMOTE,
+    ),
+]
+UrlDialectOption = Annotated[
+    Literal["auto", "openai", "anthropic"],
+    typer.Option(
+        help="API that --url speaks. Default: auto, as the URL or the server's list of models "
+        "tells.",
+        show_default=False,
+        rich_help_panel=REMOTE,
     ),
 ]
 StoreOption = Annotated[
@@ -492,6 +529,45 @@ def load_llm(
         engine_config=EngineConfig(**engine),
         ignore_config_fields=ignored or (),
     )
+
+
+def check_url_options(
+    url: str | None, key: str | None, dialect: str, local: Mapping[str, object]
+) -> None:
+    """Raise ValueError for an option that has no effect with, or without, --url.
+
+    local  options of a model on this machine, by their flags; what is not given is falsy
+    """
+    if url is None:
+        for flag, is_given in (
+            ("--url-key", key is not None),
+            ("--url-dialect", dialect != "auto"),
+        ):
+            if is_given:
+                raise ValueError(f"{flag} is given, it needs --url")
+        return
+    for flag, value in local.items():
+        if value:
+            raise ValueError(f"{flag} is for a model on this machine, --url asks another")
+
+
+def engine_flags(
+    engine: Mapping[str, object],
+    dtype: str | None,
+    device: str,
+    ignored: Sequence[str] | None,
+) -> dict[str, object]:
+    """Return the options of a model on this machine by their flags, for `check_url_options`."""
+    given = {
+        _FLAG_NAMES.get(name, f"--{name.replace('_', '-')}"): value is not None
+        for name, value in engine.items()
+    }
+    return {
+        **given,
+        "--dtype": dtype,
+        "--device": device != "cpu",
+        "--ignore-config-field": ignored,
+    }
 
 
 def read_stdin() -> str:

@@ -1,9 +1,17 @@
 """Models that answer: a checkpoint, an engine and a chat format as one."""
 
 from fulmen.llm.forced import ForcedModel
+from fulmen.llm.http import Peer, PeerConfig, PeerError
 from fulmen.llm.llm import LLM, Stream
 from fulmen.llm.local import LocalModel, LocalStream
-from fulmen.llm.remote import RemoteCompletion, RemoteModel, RemoteStream, TokenText
+from fulmen.llm.remote import (
+    RemoteCompletion,
+    RemoteModel,
+    RemoteStream,
+    TokenText,
+    dialect_of_url,
+    open_peer,
+)
 from fulmen.llm.scripted import ScriptedAnswer, ScriptedModel
 from fulmen.llm.served import ServedModel, ServedStream
 
@@ -12,6 +20,9 @@ __all__ = [
     "ForcedModel",
     "LocalModel",
     "LocalStream",
+    "Peer",
+    "PeerConfig",
+    "PeerError",
     "RemoteCompletion",
     "RemoteModel",
     "RemoteStream",
@@ -21,4 +32,6 @@ __all__ = [
     "ServedStream",
     "Stream",
     "TokenText",
+    "dialect_of_url",
+    "open_peer",
 ]

@@ -65,6 +65,7 @@ WORDS = {
     *("--json-schema", "--out", "--plot", "--closing", "--report", "--calibrate", "--only"),
     *("--task", "--ignore-config-field", "--host", "--api-key", "--api-key-file", "--alias"),
     *("--model-name", "--allowed-origin", "--volatile-line", "--transcripts"),
+    *("--url", "--url-key", "--url-dialect"),
 }
 NUMBERS = [path for path in FLAGS if path[-1] not in WORDS]
 

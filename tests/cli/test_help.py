@@ -87,7 +87,7 @@ def test_a_newcomers_question_is_answered(
 
 def test_options_are_in_panels_and_the_usual_ones_come_first() -> None:
     text = help_of("chat")
-    titles = re.findall(r"^([A-Z][a-z ]+):$", text, re.M)
+    titles = re.findall(r"^([A-Z][A-Za-z ]+):$", text, re.M)
     assert titles == [
         "Arguments",
         "Options",
@@ -95,6 +95,7 @@ def test_options_are_in_panels_and_the_usual_ones_come_first() -> None:
         "Structured output",
         "Sampling",
         "Session",
+        "Model at a URL",
         "Engine",
         "Other options",
     ]

@@ -62,6 +62,27 @@ def dialect_of_url(url: str) -> Dialect | None:
     return None
 
 
+def open_peer(
+    url: str,
+    dialect: Dialect,
+    *,
+    api_key: str | None = None,
+    config: PeerConfig | None = None,
+    transport: httpx2.AsyncBaseTransport | None = None,
+) -> Peer:
+    """Return a peer whose paths are the dialect's, such as /chat/completions; the arguments are
+    those of `RemoteModel`."""
+    headers: dict[str, str] = {}
+    is_anthropics = urlsplit(url).hostname == _ANTHROPICS
+    if api_key is not None and not is_anthropics:
+        headers["authorization"] = f"Bearer {api_key}"
+    if dialect == "anthropic":
+        headers["anthropic-version"] = VERSION
+        if api_key is not None:
+            headers["x-api-key"] = api_key
+    return Peer(_base_url(url, dialect), headers=headers, config=config, transport=transport)
+
+
 @dataclass(frozen=True, slots=True)
 class Connection:
     """A server, once it is known what is there."""
@@ -200,17 +221,10 @@ class RemoteModel:
         )
 
     def _new_peer(self, dialect: Dialect) -> Peer:
-        headers: dict[str, str] = {}
-        is_anthropics = urlsplit(self.url).hostname == _ANTHROPICS
-        if self._api_key is not None and not is_anthropics:
-            headers["authorization"] = f"Bearer {self._api_key}"
-        if dialect == "anthropic":
-            headers["anthropic-version"] = VERSION
-            if self._api_key is not None:
-                headers["x-api-key"] = self._api_key
-        return Peer(
-            _base_url(self.url, dialect),
-            headers=headers,
+        return open_peer(
+            self.url,
+            dialect,
+            api_key=self._api_key,
             config=self._config,
             transport=self._transport,
         )
