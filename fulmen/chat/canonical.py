@@ -2,16 +2,16 @@
 
 A client sends text as a string or as parts, arguments as its JSON library writes them, a thought
 apart, inside the content or not at all. What is left here is the role, the text without white space
-at its ends, and calls with their arguments as JavaScript would read them. System messages and tools
-do not count. Equal forms have equal digests.
+at its ends, and calls in their own canonical form (`canonical_calls.py`). System messages do not
+count. Equal forms have equal digests.
 """
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
+from fulmen.chat.canonical_calls import CallForms
 from fulmen.chat.mending import whole_text
 from fulmen.chat.messages import Message
 
@@ -20,6 +20,7 @@ MAX_PIECES: Final = 8
 _THINK: Final = "<think>"
 _END_THINK: Final = "</think>"
 _START: Final = b""
+_PLAIN: Final = CallForms()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +93,15 @@ class Run:
                 yield start, end
 
 
-def read_answer(messages: Sequence[Message]) -> Answer:
+def read_answer(messages: Sequence[Message], forms: CallForms = _PLAIN) -> Answer:
     """Return the canonical answer of one or more assistant messages."""
-    return _join([_read_part(message) for message in messages])
+    return _join([_read_part(message, forms) for message in messages])
 
 
-def _read_part(message: Message) -> _Part:
+def _read_part(message: Message, forms: CallForms) -> _Part:
     inner, text = _split_thought(message.content)
     thoughts = [message.thinking] if message.thinking else [one for one in inner if one]
-    calls = [_dump([whole_text(one.name), _value(one.arguments)]) for one in message.tool_calls]
-    return _Part(thoughts, text, calls)
+    return _Part(thoughts, text, [forms.of(call) for call in message.tool_calls])
 
 
 def _join(parts: Sequence[_Part]) -> Answer:
@@ -112,7 +112,9 @@ def _join(parts: Sequence[_Part]) -> Answer:
     return Answer(digest, content, len(content) + len(written), "\n".join(thoughts))
 
 
-def read_contexts(history: Sequence[Message]) -> tuple[list[Run], Context]:
+def read_contexts(
+    history: Sequence[Message], forms: CallForms = _PLAIN
+) -> tuple[list[Run], Context]:
     """Return the runs of assistant messages in a history, and the context of an answer to all."""
     runs: list[Run] = []
     chain = _START
@@ -128,7 +130,7 @@ def read_contexts(history: Sequence[Message]) -> tuple[list[Run], Context]:
             asked = _digest(*question) if question else None
             messages = history[index:end]
             context = Context(chain, asked, num_chars, has_user)
-            run = Run(index, messages, context, [_read_part(one) for one in messages])
+            run = Run(index, messages, context, [_read_part(one, forms) for one in messages])
             runs.append(run)
             chain = _digest(chain, run.answer(0, len(messages)).digest)
             question, num_chars, has_user = [], 0, False
@@ -163,33 +165,6 @@ def _skip_space(text: str, start: int) -> int:
     while start < len(text) and text[start].isspace():
         start += 1
     return start
-
-
-def _value(value: Any) -> Any:
-    """Return a JSON value as JavaScript would read it; its depth is bounded where it was read."""
-    if isinstance(value, str):
-        return whole_text(value)
-    if isinstance(value, bool) or value is None:
-        return value
-    if isinstance(value, int | float):
-        return _number(value)
-    if isinstance(value, Mapping):
-        return {whole_text(str(key)): _value(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_value(one) for one in value]
-    return str(value)
-
-
-def _number(value: float) -> float | None:
-    try:
-        number = float(value) + 0.0  # -0 becomes 0
-    except OverflowError:
-        return None
-    return number if number - number == 0 else None
-
-
-def _dump(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def _digest(*items: str | bytes) -> bytes:

@@ -9,7 +9,7 @@ rows, `turn_payload.py` writes and reads one.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -17,9 +17,10 @@ from secrets import token_bytes
 from typing import Literal
 
 from fulmen.chat.canonical import Answer, read_answer, read_contexts
+from fulmen.chat.canonical_calls import CallForms
 from fulmen.chat.format import ChatFormat
 from fulmen.chat.mending import whole_text
-from fulmen.chat.messages import Message
+from fulmen.chat.messages import Message, Tool
 from fulmen.chat.model import Completion
 from fulmen.chat.tokenizer import Tokenizer
 from fulmen.chat.turn_payload import LoggedTurn, pack_turn, unpack_turn
@@ -98,13 +99,16 @@ class TurnLog:
         *,
         scope: str,
         format: ChatFormat,
+        tools: Iterable[Tool] = (),
         keep_thoughts: bool = False,
     ) -> Found:
         """Return a history with the sampled ids and the thought of every answer that is logged.
 
+        tools          those of the request: a call may have their defaults or not
         keep_thoughts  the prompt will show the thoughts that the template drops
         """
-        runs, _ = read_contexts(history)
+        forms = CallForms(tools)
+        runs, _ = read_contexts(history, forms)
         matches = TurnSearch(self._rows, Keys(scope, self._vocabulary), runs).matches()
         payloads = self._rows.payloads([match.row.id for match in matches.values()])
         messages: list[Message] = []
@@ -116,7 +120,7 @@ class TurnLog:
             if match is not None:
                 turn = self._unpack(match.row, payloads)
                 given = history[index : index + match.length]
-                put_back = None if turn is None else _put_back(turn, match, given, format)
+                put_back = None if turn is None else _put_back(turn, match, given, format, forms)
                 if turn is None or put_back is None:
                     match = None
                 else:
@@ -145,12 +149,14 @@ class TurnLog:
         turn_id: str,
         shown: Message,
         signatures: Sequence[str] = (),
+        tools: Iterable[Tool] = (),
     ) -> None:
         """Log an answer.
 
         history     messages before the answer, as `find` returned them or as they were read
         shown       the answer as the client was sent it, with the ids of its calls
         signatures  signatures that the client was sent for its thought
+        tools       those of the request
 
         Left out is what cannot come back: an answer that failed, one that was cut inside a call
         (its ids end there, and the client has no whole call), one without ids, and one that is
@@ -165,8 +171,9 @@ class TurnLog:
         if payload is None or len(payload) > self._max_bytes:
             return
         keys = Keys(scope, self._vocabulary)
-        runs, context = read_contexts(history)
-        answer = read_answer([shown])
+        forms = CallForms(tools)
+        runs, context = read_contexts(history, forms)
+        answer = read_answer([shown], forms)
         call_ids = [call.id for call in shown.tool_calls]
         body = blake2b(repr(sampled.ids).encode(), digest_size=16)
         body.update((completion.message.thinking or "").encode("utf-8", "surrogatepass"))
@@ -207,7 +214,11 @@ def _is_cut_in_call(completion: Completion) -> bool:
 
 
 def _put_back(
-    turn: LoggedTurn, match: Match, messages: Sequence[Message], format: ChatFormat
+    turn: LoggedTurn,
+    match: Match,
+    messages: Sequence[Message],
+    format: ChatFormat,
+    forms: CallForms,
 ) -> Message | None:
     """Return a client's answer with its ids and its thought; None where they cannot stand."""
     logged = turn.message
@@ -215,7 +226,7 @@ def _put_back(
     calls = tuple(
         replace(own, id=call.id) for own, call in zip(logged.tool_calls, given, strict=False)
     )
-    own = read_answer([replace(logged, thinking=None)])
+    own = read_answer([replace(logged, thinking=None)], forms)
     if own.digest != match.answer.digest:  # the client was shown another text than was parsed
         logged, calls = replace(logged, content=match.answer.content), given
     logged = replace(logged, tool_calls=calls)

@@ -7,7 +7,8 @@ is in it only where the server was told to log it.
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -80,6 +81,9 @@ class RequestLog:
             "new_tokens": answers.num_new_tokens,
             "thinking_tokens": sum(usage.num_thinking_tokens for usage in usages),
             "finish_reason": ",".join(completion.finish_reason for completion in done) or None,
+            "turns": _counts(turn.state for turn in answers.report.turns) or None,
+            "missed_tokens": answers.report.num_missed_tokens or None,
+            "repairs": len(answers.report.repairs) or None,
             "ttft_ms": None if first is None else round(first * 1000, 1),
         }
         if self._config.log_content:
@@ -104,6 +108,11 @@ class RequestLog:
                 }
             )
         return " ".join(f"{key}={_quoted(str(value))}" for key, value in known.items())
+
+
+def _counts(states: Iterable[str]) -> str:
+    """Return how often each word comes, such as `matched:3,restored:1`."""
+    return ",".join(f"{state}:{count}" for state, count in sorted(Counter(states).items()))
 
 
 def _quoted(value: str) -> str:

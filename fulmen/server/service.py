@@ -24,6 +24,7 @@ from fulmen.chat import (
     History,
     Message,
     Prompt,
+    Tool,
     TurnLog,
     fingerprint_of_vocabulary,
     read_history,
@@ -165,18 +166,15 @@ class Service:
         )
         keep = self.config.keep_thoughts if ask.keep_thoughts is None else ask.keep_thoughts
         report = Report((), history.repairs, ask.ignored, history.num_dropped_images)
-        request = ChatRequest(
-            messages=messages,
-            tools=(*tools, *read_tools(ask.deferred_tools)),
-            params=ask.params,
-        )
+        all_tools = (*tools, *read_tools(ask.deferred_tools))
+        request = ChatRequest(messages=messages, tools=all_tools, params=ask.params)
         if self._log is None:
             params = self._with_room(ask, None)
             return Prepared(replace(request, params=params), Found(messages, ()), report, digests)
         if ask.prompt_ids is not None:
             found, ids = Found((), ()), self._checked_prompt(ask.prompt_ids, "prompt_token_ids")
         else:
-            found = self._find(messages, scope, keep_thoughts=keep)
+            found = self._find(messages, scope, tools=all_tools, keep_thoughts=keep)
             ids = self.model.format.encode_history(
                 found.messages,
                 tools,
@@ -225,12 +223,18 @@ class Service:
         self._check_length(len(ids), name)
         return replace(request, prompt=Prompt(tuple(ids)))
 
-    def _find(self, messages: Sequence[Message], scope: str, *, keep_thoughts: bool) -> Found:
+    def _find(
+        self, messages: Sequence[Message], scope: str, *, tools: Sequence[Tool], keep_thoughts: bool
+    ) -> Found:
         """Find the turns of a history; a log that fails makes them turns that are not ours."""
         assert self._log is not None
         try:
             return self._log.find(
-                messages, scope=scope, format=self.model.format, keep_thoughts=keep_thoughts
+                messages,
+                scope=scope,
+                format=self.model.format,
+                tools=tools,
+                keep_thoughts=keep_thoughts,
             )
         except (OSError, ValueError) as error:
             _logger.warning("the log of answers cannot be read: %s", error)
@@ -348,6 +352,7 @@ class Service:
                 turn_id=turn_id,
                 shown=logged,
                 signatures=[answers.signatures[end.index]],
+                tools=read_tools(answers.prepared.request.tools),
             )
 
     def _leave(self, answers: Answers) -> None:

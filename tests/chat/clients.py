@@ -6,7 +6,7 @@ Client.ask -> the history, spelled at random -> read_history -> TurnLog.find -> 
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from fulmen.chat import (
     Message,
     Token,
     Tokenizer,
+    Tool,
     TurnLog,
     Usage,
     find_spans,
@@ -29,6 +30,8 @@ __all__ = ["FORMATS", "SMALL"]
 
 BILLING = "x-anthropic-billing-header: cc_version=2.1.{}; cc_entrypoint=cli;"
 THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
+DEFAULTS: dict[str, Any] = {"b": False, "größe": [1]}
+"""Arguments that a client may add to a call, and their values"""
 
 
 def completion(
@@ -134,6 +137,7 @@ class Client:
             self.history,
             scope=self.scope if scope is None else scope,
             format=self.format,
+            tools=tools_of(self.messages),
             keep_thoughts=self.keep_thoughts,
         )
 
@@ -158,6 +162,7 @@ class Client:
             turn_id=f"{self.name}-{number}",
             shown=shown,
             signatures=[f"sig-{self.name}-{number}"],
+            tools=tools_of([*self.messages, shown]),
         )
         self.completions[number] = made
         self.messages.append(shown)
@@ -245,7 +250,10 @@ class Client:
                 {
                     "id": self._id(call.id),
                     "type": "function",
-                    "function": {"name": call.name, "arguments": self._arguments(call.arguments)},
+                    "function": {
+                        "name": call.name,
+                        "arguments": self._arguments(self._checked(call.arguments)),
+                    },
                 }
                 for call in message.tool_calls
             ]
@@ -284,7 +292,7 @@ class Client:
                 "type": "tool_use",
                 "id": self._id(call.id),
                 "name": call.name,
-                "input": json.loads(javascript(call.arguments)),
+                "input": json.loads(javascript(self._checked(call.arguments))),
             }
             for call in message.tool_calls
         ]
@@ -292,6 +300,12 @@ class Client:
 
     def _id(self, id: str | None) -> str | None:
         return id
+
+    def _checked(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Return arguments as a client's check of them leaves them: with defaults, maybe."""
+        return (
+            {**DEFAULTS, **arguments} if not self.is_plain and self._maybe(0.3) else {**arguments}
+        )
 
     def _arguments(self, arguments: dict[str, Any]) -> Any:
         if self.is_plain:
@@ -306,6 +320,13 @@ class Client:
                 arguments,
             ]
         )
+
+
+def tools_of(messages: Iterable[Message]) -> list[Tool]:
+    """Return a tool for every call, of which each has the same defaults."""
+    properties = {name: {"default": value} for name, value in DEFAULTS.items()}
+    names = {call.name for message in messages for call in message.tool_calls}
+    return [Tool(name, parameters={"properties": properties}) for name in sorted(names)]
 
 
 def javascript(value: Any) -> str:

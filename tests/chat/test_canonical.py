@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fulmen.chat import Message, ToolCall, read_messages
+from fulmen.chat import Message, Tool, ToolCall, read_messages
 from fulmen.chat.canonical import MAX_PIECES, read_answer, read_contexts
+from fulmen.chat.canonical_calls import CallForms
 from tests.chat.clients import javascript
 from tests.chat.helpers import JSON_VALUES, TEXT
 
@@ -189,3 +190,73 @@ def test_ranges_of_a_run_are_longest_first_and_skip_what_is_closed() -> None:
     assert [next(ranges), next(ranges)] == [(0, 3), (0, 2)]
     is_open[:2] = [False, False]
     assert list(ranges) == [(2, 3)]
+
+
+EDIT = {
+    "type": "object",
+    "properties": {
+        "path": {"type": "string"},
+        "all": {"type": "boolean", "default": False},
+        "times": {"type": "number", "default": 1},
+        "edits": {
+            "type": "array",
+            "items": {"type": "object", "properties": {"mode": {"default": {"a": [1, None]}}}},
+            "default": [],
+        },
+        "options": {"type": "object", "properties": {"tag": {"type": "string", "default": ""}}},
+    },
+}
+"""Schema whose defaults are at its top, in a list and in an object"""
+
+
+def form(arguments: Any, schema: Any = EDIT) -> str:
+    return CallForms([Tool("edit", parameters=schema)]).of(ToolCall("edit", arguments))
+
+
+@pytest.mark.parametrize(
+    ("shorter", "longer"),
+    [
+        ({"path": "a"}, {"all": False, "path": "a", "times": 1.0, "edits": []}),
+        ({"edits": [{}, {"b": 1}]}, {"edits": [{"mode": {"a": [1, None]}}, {"b": 1}]}),
+        ({"options": {"x": 1}}, {"options": {"tag": "", "x": 1}}),
+    ],
+)
+def test_a_default_of_the_tool_makes_no_difference(shorter: Any, longer: Any) -> None:
+    assert form(shorter) == form(longer)
+    other = CallForms([Tool("edit"), Tool("other", parameters=EDIT)])
+    calls = ToolCall("edit", shorter), ToolCall("edit", longer)
+    assert len({other.of(call) for call in calls}) == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"all": True},
+        {"all": 0},
+        {"all": None},
+        {"times": True},
+        {"edits": [{"mode": {"a": [1]}}]},
+        {"edits": [{}]},
+        {"options": {"tag": "x"}},
+        {"options": {}},
+        {"tag": ""},
+        {"mode": {"a": [1, None]}},
+    ],
+)
+def test_another_value_or_another_place_does(arguments: Any) -> None:
+    assert form(arguments) != form({})
+
+
+@settings(max_examples=200)
+@given(JSON_VALUES, st.dictionaries(st.sampled_from(["path", "all", "edits"]), JSON_VALUES))
+def test_any_schema_and_any_arguments_have_a_form(schema: Any, arguments: Any) -> None:
+    properties = {"path": schema, "all": {"default": schema}, "edits": {"items": schema}}
+    for given_schema in ({"properties": properties}, {"properties": schema}, {"items": schema}):
+        assert form(arguments, given_schema) == form({**arguments}, given_schema)
+
+
+def test_a_schema_that_is_deep_takes_no_deep_stack() -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(5000):
+        deep = {"properties": {"a": deep}}
+    assert form({"a": 1}, deep) == form({"a": 1.0}, deep)

