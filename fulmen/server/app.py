@@ -19,6 +19,7 @@ from fulmen import __version__
 from fulmen.chat import ChatModel
 from fulmen.files import shorten
 from fulmen.sampling import shown
+from fulmen.server.background import Background
 from fulmen.server.config import ServerConfig
 from fulmen.server.errors import Refusal, dialect_of, refusal_of
 from fulmen.server.keys import Keys
@@ -29,7 +30,6 @@ from fulmen.server.openapi import describe
 from fulmen.server.responses_store import ResponseStore
 from fulmen.server.routes import (
     Api,
-    Background,
     absent_router,
     chat_router,
     completions_router,
@@ -62,7 +62,7 @@ def create_app(model: ChatModel, config: ServerConfig | None = None) -> FastAPI:
         max_bytes=config.transcript_bytes,
         max_age_seconds=config.transcript_days * 86400,
     )
-    background = Background()
+    background = Background(timeout_seconds=config.request_timeout_seconds)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -140,8 +140,6 @@ def read_responses_call(
         raise Refusal(400, f"top_logprobs is given, it needs {_LOGPROBS} in include")
     if has_logprobs:
         given["logprobs"] = body.top_logprobs or 0
-    if body.background and body.stream:
-        raise Refusal(400, "background and stream are both true, ask GET for a background response")
     if body.background and body.store is False:
         raise Refusal(400, "background is true and store false, nobody could read the response")
     return ResponsesCall(

@@ -82,7 +82,13 @@ class ResponsesWriter:
         """Yield an error, which ends the stream."""
         response = self.object("failed")
         response["error"] = failure(refusal)
-        yield self._frame({"type": "response.failed", "response": response})
+        yield from self.broken(response)
+
+    def broken(self, response: Fields) -> Iterator[bytes]:
+        """Yield the last event of a response that did not come to its end: it failed, or was
+        cancelled, for which there is no event of its own."""
+        kind = "failed" if response["status"] == "failed" else "incomplete"
+        yield self._frame({"type": f"response.{kind}", "response": response})
 
     def object(self, status: str) -> Fields:
         """Return the response before its end."""

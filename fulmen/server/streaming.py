@@ -111,7 +111,7 @@ def stream_response(
                 async for update in updates:
                     if note is not None and isinstance(update, End):
                         await note(update)
-                    if frames := b"".join(_written(writer, update)):
+                    if frames := b"".join(frames_of(writer, update)):
                         answers.sent()
                         yield frames
                     if isinstance(update, End):
@@ -125,10 +125,11 @@ def stream_response(
         finally:
             await answers.close()
 
-    return _EventStream(events(), answers.close)
+    return EventStream(events(), answers.close)
 
 
-def _written(writer: Writer, update: Update | Progress | End) -> Iterator[bytes]:
+def frames_of(writer: Writer, update: Update | Progress | End) -> Iterator[bytes]:
+    """Yield the frames of an update."""
     match update:
         case Update():
             return writer.update(update)
@@ -138,10 +139,13 @@ def _written(writer: Writer, update: Update | Progress | End) -> Iterator[bytes]
             return writer.end(update)
 
 
-class _EventStream(StreamingResponse):
-    """A stream of events, whose answers are closed also if it never begins."""
+class EventStream(StreamingResponse):
+    """A stream of events; what is behind it is closed even if it never begins."""
 
-    def __init__(self, frames: AsyncIterator[bytes], close: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self, frames: AsyncIterator[bytes], close: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        """close: called once the stream is over, however it ends"""
         super().__init__(
             frames,
             media_type="text/event-stream",
@@ -162,4 +166,5 @@ class _EventStream(StreamingResponse):
             if not work.done():
                 work.cancel()
                 await asyncio.gather(work, return_exceptions=True)
-            await asyncio.shield(self._close())
+            if self._close is not None:
+                await asyncio.shield(self._close())

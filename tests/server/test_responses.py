@@ -1,6 +1,7 @@
 """OpenAI's Responses through its own SDK: streams, whole objects, conversations that are kept."""
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -322,6 +323,55 @@ def test_a_background_response_is_polled_and_cancelled() -> None:
         assert client.responses.retrieve(response.id).status == "cancelled"
 
 
+def test_a_background_stream_is_read_from_any_event_on() -> None:
+    text = "</think>\n\n" + " ".join(f"word {number}" for number in range(60))
+    with served_checkpoint("m2", lambda _: text) as url, client_of(url) as client:
+        stream = client.responses.create(model="m2", input="?", background=True, stream=True)
+        first = [event for event, _ in zip(stream, range(6), strict=False)]
+        stream.close()  # the answer goes on
+        id = first[0].response.id  # type: ignore[union-attr]
+        rest = list(client.responses.retrieve(id, stream=True, starting_after=5))
+        assert [event.sequence_number for event in [*first, *rest]] == list(range(6 + len(rest)))
+        last = rest[-1]
+        assert last.type == "response.completed"
+        assert last.response == client.responses.retrieve(id)
+        assert list(client.responses.retrieve(id, stream=True)) == [*first, *rest]
+        said = "".join(
+            event.delta for event in [*first, *rest] if event.type == "response.output_text.delta"
+        )
+        assert said == last.response.output_text
+        client.responses.delete(id)
+        with pytest.raises(openai.NotFoundError):
+            client.responses.retrieve(id, stream=True)
+
+
+def test_readers_of_a_background_response_see_its_end(tmp_path: Path) -> None:
+    with served_checkpoint("m2", transcripts=tmp_path / "t") as url, client_of(url) as client:
+        response = client.responses.create(
+            model="m2",
+            input="?",
+            background=True,
+            max_output_tokens=100_000,
+            extra_body={"ignore_eos": True},
+        )
+        events: list[Any] = []
+        reader = threading.Thread(
+            target=lambda: events.extend(client.responses.retrieve(response.id, stream=True))
+        )
+        reader.start()
+        time.sleep(0.2)
+        client.responses.cancel(response.id)
+        reader.join(30)
+        assert not reader.is_alive()
+        assert (events[-1].type, events[-1].response.status) == ("response.incomplete", "cancelled")
+    with served_checkpoint("m2", transcripts=tmp_path / "t") as url, client_of(url) as client:
+        (event,) = client.responses.retrieve(response.id, stream=True, starting_after=7)
+        assert event.sequence_number == 8
+        assert event.response.status == "cancelled"  # type: ignore[union-attr]
+        with pytest.raises(openai.BadRequestError, match="starting_after is given, it needs"):
+            client.responses.retrieve(response.id, extra_query={"starting_after": 7})
+
+
 def test_responses_outlive_the_server_and_belong_to_their_key(tmp_path: Path) -> None:
     keys = ("key-number-one", "key-number-two")
     given: Any = {"transcripts": tmp_path / "t.sqlite3", "api_keys": keys}
@@ -357,7 +407,7 @@ def test_responses_outlive_the_server_and_belong_to_their_key(tmp_path: Path) ->
         ({"input": [{"type": "function_call", "call_id": "x"}]}, 400, r"input\[0\].name is"),
         ({"text": {"format": {"type": "xml"}}}, 400, "text.format.type is 'xml'"),
         ({"text": {"format": {"type": "json_schema"}}}, 400, "text.format.schema is missing"),
-        ({"background": True, "stream": True}, 400, "background and stream are both true"),
+        ({"background": True, "store": False}, 400, "background is true and store false"),
         ({"truncation": "maybe"}, 400, "truncation is 'maybe', it must be auto or disabled"),
         ({"tool_choice": "required"}, 400, "tool_choice is required, the request has no tools"),
         ({"tools": [WEATHER, WEATHER]}, 400, "two tools have the name 'weather'"),

@@ -6,12 +6,11 @@ from fulmen.server.routes.chat import chat_router
 from fulmen.server.routes.completions import completions_router
 from fulmen.server.routes.messages import messages_router
 from fulmen.server.routes.models import health_router, models_router
-from fulmen.server.routes.responses import Background, responses_router
+from fulmen.server.routes.responses import responses_router
 from fulmen.server.routes.tokens import tokens_router
 
 __all__ = [
     "Api",
-    "Background",
     "absent_router",
     "chat_router",
     "completions_router",

@@ -1,19 +1,16 @@
 """OpenAI's Responses over HTTP."""
 
 import asyncio
-import logging
 import secrets
-from collections.abc import Mapping
-from contextlib import aclosing, suppress
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
 from fastapi import Query as QueryField
 
-from fulmen.server.answers import Answers
 from fulmen.server.asking import End
-from fulmen.server.errors import Refusal, failure_of
+from fulmen.server.background import Background
+from fulmen.server.errors import Refusal
 from fulmen.server.openai_responses import ResponsesBody, ResponsesCall, read_responses_call
 from fulmen.server.openapi import replying
 from fulmen.server.replies import (
@@ -23,48 +20,14 @@ from fulmen.server.replies import (
     ResponseReply,
     ResponsesEvent,
 )
-from fulmen.server.responses_reply import ResponsesWriter, failure
+from fulmen.server.responses_reply import ResponsesWriter
 from fulmen.server.responses_store import ResponseStore
 from fulmen.server.routes.api import Api, json_response, new_router, scope_of
-from fulmen.server.streaming import read_ends, stream_response, unless_gone
+from fulmen.server.sse import frame
+from fulmen.server.streaming import EventStream, read_ends, stream_response, unless_gone
 
-_log = logging.getLogger(__name__)
 _MOST_ITEMS: Final = 100
 """Items of an input that one page may have"""
-
-
-@dataclass(slots=True, eq=False)
-class _Background:
-    """A response that runs while nobody waits for it."""
-
-    answers: Answers
-    writer: ResponsesWriter
-    scope: str
-    task: asyncio.Task[None] | None = None
-
-
-@dataclass(slots=True)
-class Background:
-    """Responses that run in the background, by id."""
-
-    running: dict[str, _Background] = field(default_factory=dict)
-    is_closing: bool = False
-
-    async def stop(self, id: str, scope: str) -> None:
-        """End one, if it runs for this scope, and wait until it is stored as it is then."""
-        one = self.running.get(id)
-        if one is None or one.scope != scope or one.task is None:
-            return
-        one.task.cancel()
-        await asyncio.gather(one.task, return_exceptions=True)
-        await one.answers.close()  # a task that had not begun could not
-        self.running.pop(id, None)
-
-    async def close(self) -> None:
-        """End them all; they have failed then."""
-        self.is_closing = True
-        for id, one in list(self.running.items()):
-            await self.stop(id, one.scope)
 
 
 def responses_router(api: Api, store: ResponseStore, background: Background) -> APIRouter:
@@ -101,7 +64,15 @@ def responses_router(api: Api, store: ResponseStore, background: Background) -> 
         answers = await api.start(request, call.ask, f"resp_{secrets.token_hex(12)}")
         writer = ResponsesWriter(call, answers, service.tokenizer)
         if call.is_background:
-            return json_response(await start(call, answers, writer, scope))
+
+            async def keep_this(response: Mapping[str, Any]) -> None:
+                await keep(call, response, scope)
+
+            response = await background.start(answers, writer, scope, keep_this)
+            log = background.log(answers.id, scope)
+            if call.is_streamed and log is not None:
+                return EventStream(log.read(-1, ping_seconds=api.config.ping_seconds))
+            return json_response(response)
 
         async def note(end: End) -> None:
             await keep(call, writer.whole(end), scope)
@@ -113,53 +84,33 @@ def responses_router(api: Api, store: ResponseStore, background: Background) -> 
         await keep(call, response, scope)
         return json_response(response)
 
-    async def start(
-        call: ResponsesCall, answers: Answers, writer: ResponsesWriter, scope: str
-    ) -> dict[str, Any]:
-        """Let an answer run on its own; return its response as it is now."""
-        response = writer.object("in_progress")
-        try:
-            await keep(call, response, scope)
-        except BaseException:
-            await answers.close()
-            raise
-        one = _Background(answers, writer, scope)
-        background.running[answers.id] = one
-        one.task = asyncio.create_task(work(call, one))
-        return response
-
-    async def work(call: ResponsesCall, one: _Background) -> None:
-        writer, answers = one.writer, one.answers
-        ended = writer.object("failed")
-        try:
-            async with asyncio.timeout(api.config.request_timeout_seconds):
-                async with aclosing(answers.updates()) as updates:
-                    async for update in updates:
-                        if isinstance(update, End):
-                            ended = writer.whole(update)
-        except asyncio.CancelledError:
-            if background.is_closing:
-                ended["error"] = failure(Refusal(503, "the server stopped while it ran"))
-            else:
-                ended = writer.object("cancelled")
-        except TimeoutError:
-            ended["error"] = failure(Refusal(504, "the response took longer than allowed here"))
-        except Exception as error:
-            ended["error"] = failure(failure_of(error))
-        finally:
-            await answers.close()
-            with suppress(Refusal):
-                await keep(call, ended, one.scope)
-            background.running.pop(answers.id, None)
-
     @router.get(
         "/v1/responses/{id}",
         summary="A stored response",
-        responses=replying(ResponseReply, 404),
+        responses=replying(ResponseReply, 404, events=ResponsesEvent),
     )
-    async def retrieve(request: Request, id: str) -> Response:
-        stored = await asyncio.to_thread(store.get, id, scope=scope_of(request))
-        return json_response(_as_it_is(stored.response, background))
+    async def retrieve(
+        request: Request,
+        id: str,
+        stream: bool = QueryField(False, description="Its events, from a background response on"),
+        starting_after: int | None = QueryField(
+            None, ge=0, description="Number of the last event that the client has; needs stream"
+        ),
+    ) -> Response:
+        scope = scope_of(request)
+        stored = await asyncio.to_thread(store.get, id, scope=scope)
+        response = _as_it_is(stored.response, background)
+        if not stream:
+            if starting_after is not None:
+                raise Refusal(
+                    400, "starting_after is given, it needs stream=true", param="starting_after"
+                )
+            return json_response(response)
+        after = -1 if starting_after is None else starting_after
+        log = background.log(id, scope)
+        if log is None:  # of one that ended long ago only the end is known
+            return EventStream(_last_event(response, after + 1))
+        return EventStream(log.read(after, ping_seconds=api.config.ping_seconds))
 
     @router.delete(
         "/v1/responses/{id}",
@@ -167,8 +118,10 @@ def responses_router(api: Api, store: ResponseStore, background: Background) -> 
         responses=replying(DeletedResponse, 404),
     )
     async def delete(request: Request, id: str) -> Response:
-        await background.stop(id, scope_of(request))
-        await asyncio.to_thread(store.delete, id, scope=scope_of(request))
+        scope = scope_of(request)
+        await background.stop(id, scope)
+        background.forget(id, scope)
+        await asyncio.to_thread(store.delete, id, scope=scope)
         return json_response({"id": id, "object": "response", "deleted": True})
 
     @router.post(
@@ -242,6 +195,13 @@ def _as_it_is(response: dict[str, Any], background: Background) -> dict[str, Any
         error = {"code": "server_error", "message": "the server stopped while the response ran"}
         return {**response, "status": "failed", "error": error}
     return response
+
+
+async def _last_event(response: Mapping[str, Any], number: int) -> AsyncIterator[bytes]:
+    """Yield the end of a response whose other events are not known any more."""
+    status = response["status"]
+    kind = f"response.{status if status in ('completed', 'failed') else 'incomplete'}"
+    yield frame({"type": kind, "response": response, "sequence_number": number}, event=kind)
 
 
 def _with_id(item: Mapping[str, Any], response_id: str, place: int) -> dict[str, Any]:

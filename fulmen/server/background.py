@@ -1,0 +1,183 @@
+"""Responses that run while nobody waits for them, and their events for whoever comes to read.
+
+    POST, background -> Background.start -> updates -> EventLog -> readers, from any event on
+                                                    -> store, once it has ended
+
+A reader may go away and come back: it asks for the events after the last one that it has.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from fulmen.server.answers import Answers
+from fulmen.server.asking import End, Progress
+from fulmen.server.errors import Refusal, failure_of
+from fulmen.server.responses_reply import ResponsesWriter, failure
+from fulmen.server.sse import comment
+from fulmen.server.streaming import frames_of
+
+_LOG_BYTES: Final = 32 * 2**20
+"""Memory for the events of responses that have ended; the oldest go first"""
+
+Keep = Callable[[Mapping[str, Any]], Awaitable[None]]
+"""Stores a response as it is now"""
+
+
+class EventLog:
+    """The numbered events of one response: one writer, any number of readers."""
+
+    def __init__(self) -> None:
+        self.num_bytes = 0
+        self.is_over = False
+        self._frames: list[bytes] = []
+        """Event number i is the i-th"""
+        self._more = asyncio.Event()
+
+    def add(self, frames: Iterable[bytes]) -> None:
+        """Take the next events."""
+        for frame in frames:
+            self._frames.append(frame)
+            self.num_bytes += len(frame)
+        self._wake()
+
+    def end(self) -> None:
+        """Let readers end once they have all."""
+        self.is_over = True
+        self._wake()
+
+    async def read(self, after: int, *, ping_seconds: float) -> AsyncIterator[bytes]:
+        """Yield the events after a number (-1: all) until the last; a comment when none came for
+        so long."""
+        place = after + 1
+        while True:
+            more = self._more
+            if place < len(self._frames):
+                yield b"".join(self._frames[place:])
+                place = len(self._frames)
+            elif self.is_over:
+                return
+            else:
+                try:
+                    async with asyncio.timeout(ping_seconds):
+                        await more.wait()
+                except TimeoutError:
+                    yield comment("ping")
+
+    def _wake(self) -> None:
+        self._more.set()
+        self._more = asyncio.Event()
+
+
+@dataclass(slots=True, eq=False)
+class Running:
+    """A response that runs in the background."""
+
+    answers: Answers
+    writer: ResponsesWriter
+    scope: str
+    log: EventLog = field(default_factory=EventLog)
+    task: asyncio.Task[None] | None = None
+
+
+class Background:
+    """The responses of one server that run in the background, by id; for one event loop."""
+
+    def __init__(self, *, timeout_seconds: float) -> None:
+        """timeout_seconds: longest time that one may run"""
+        self.running: dict[str, Running] = {}
+        self._timeout_seconds = timeout_seconds
+        self._ended: OrderedDict[str, tuple[str, EventLog]] = OrderedDict()
+        """Scope and events of those that ended, the oldest first"""
+        self._num_bytes = 0
+        self._is_closing = False
+
+    async def start(
+        self, answers: Answers, writer: ResponsesWriter, scope: str, keep: Keep
+    ) -> dict[str, Any]:
+        """Let an answer run on its own; return its response as it is now."""
+        response = writer.object("in_progress")
+        try:
+            await keep(response)
+        except BaseException:
+            await answers.close()
+            raise
+        one = Running(answers, writer, scope)
+        self.running[answers.id] = one
+        one.task = asyncio.create_task(self._work(one, keep))
+        return response
+
+    def log(self, id: str, scope: str) -> EventLog | None:
+        """Return the events of a response that runs, or ended not long ago; None for others."""
+        one = self.running.get(id)
+        if one is not None:
+            return one.log if one.scope == scope else None
+        owner, log = self._ended.get(id, (None, None))
+        return log if owner == scope else None
+
+    async def stop(self, id: str, scope: str) -> None:
+        """End one, if it runs for this scope, and wait until it is stored as it is then."""
+        one = self.running.get(id)
+        if one is None or one.scope != scope or one.task is None:
+            return
+        one.task.cancel()
+        await asyncio.gather(one.task, return_exceptions=True)
+        await one.answers.close()  # a task that had not begun could not
+        one.log.end()
+        self.running.pop(id, None)
+
+    def forget(self, id: str, scope: str) -> None:
+        """Drop the events of a response that was deleted."""
+        if self.log(id, scope) is not None and id in self._ended:
+            _, log = self._ended.pop(id)
+            self._num_bytes -= log.num_bytes
+
+    async def close(self) -> None:
+        """End them all; they have failed then."""
+        self._is_closing = True
+        for id, one in list(self.running.items()):
+            await self.stop(id, one.scope)
+
+    async def _work(self, one: Running, keep: Keep) -> None:
+        """Run one to its end: its events into the log, its response into the store."""
+        writer, answers, log = one.writer, one.answers, one.log
+        log.add(writer.begin())
+        ended, last = writer.object("failed"), list[bytes]()
+        try:
+            async with (
+                asyncio.timeout(self._timeout_seconds),
+                aclosing(answers.updates()) as updates,
+            ):
+                async for update in updates:
+                    if isinstance(update, End):
+                        ended, last = writer.whole(update), list(writer.end(update))
+                    elif not isinstance(update, Progress):  # readers are sent signs of life anyway
+                        log.add(frames_of(writer, update))
+        except asyncio.CancelledError:
+            if self._is_closing:
+                ended["error"] = failure(Refusal(503, "the server stopped while it ran"))
+            else:
+                ended = writer.object("cancelled")
+        except TimeoutError:
+            ended["error"] = failure(Refusal(504, "the response took longer than allowed here"))
+        except Exception as error:
+            ended["error"] = failure(failure_of(error))
+        finally:
+            await answers.close()
+            with suppress(Refusal):
+                await keep(ended)
+            log.add(last or writer.broken(ended))
+            log.end()
+            self._leave(one)
+
+    def _leave(self, one: Running) -> None:
+        """Keep the events of one that ended, as far as memory for them goes."""
+        self.running.pop(one.answers.id, None)
+        self._ended[one.answers.id] = (one.scope, one.log)
+        self._num_bytes += one.log.num_bytes
+        while self._num_bytes > _LOG_BYTES:
+            _, (_, oldest) = self._ended.popitem(last=False)
+            self._num_bytes -= oldest.num_bytes
