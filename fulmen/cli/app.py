@@ -22,6 +22,7 @@ from fulmen.cli.help import Command, Group, examples, usage_errors
 from fulmen.cli.models import models_app
 from fulmen.cli.output import drop_output, write_anything
 from fulmen.cli.sessions import sessions_app
+from fulmen.cli.settings import ConfiguredCommand
 from fulmen.files import explain
 
 _EXAMPLES = examples("""
@@ -81,7 +82,8 @@ for _command, _epilog in (
     (_doctor.doctor, _doctor.EXAMPLES),
     (_plan.figure1, _plan.FIGURE1_EXAMPLES),
 ):
-    app.command(cls=Command, epilog=_epilog)(_command)
+    _kind = ConfiguredCommand if _command is _serve.serve else Command
+    app.command(cls=_kind, epilog=_epilog)(_command)
 app.add_typer(models_app, name="models")
 app.add_typer(sessions_app, name="sessions")
 

@@ -164,6 +164,7 @@ _METAVARS: Final = {
     "model_name": "NAME",
     "aliases": "NAME",
     "transcripts": "FILE",
+    "trace_endpoint": "URL",
     "transcript_days": "DAYS",
     "volatile_lines": "PATTERN",
     "allowed_origins": "ORIGIN",
@@ -208,10 +209,10 @@ _PANELS: Final = {
         ),
         LIMITS,
     ),
-    **dict.fromkeys(("log_content", "log_format"), LOG),
+    **dict.fromkeys(("log_content", "log_format", "trace", "trace_endpoint"), LOG),
 }
 """Panels of help for fields that are not in their config's own"""
-_NONE: Final = object()
+NONE: Final = object()
 """Value of a flag that was given as `none`; a flag that was not given is None."""
 
 
@@ -274,6 +275,15 @@ def with_flags_of(
     return decorate
 
 
+def defaults_of(config: str) -> dict[str, Any]:
+    """Return the defaults of a dataclass's fields by their names, without importing it; None for
+    one that has a name of its own.
+
+    config  dotted name of the dataclass
+    """
+    return {field.name: field.default for field in _fields(config)}
+
+
 def in_flags(sentence: str, flags: Mapping[str, str]) -> str:
     """Return a sentence about a field of a dataclass in the words of the command line: the flag in
     place of the field that it begins with, and of others it names."""
@@ -290,7 +300,7 @@ def _given(typed: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in typed.items():
         if value is None or value == []:
             continue
-        if value is _NONE:
+        if value is NONE:
             value = None
         given[name] = tuple(value) if isinstance(value, list) else value
     if str(given.get("json_schema")).endswith(".json"):  # a file: no JSON ends in .json
@@ -355,7 +365,7 @@ class _Field:
 
     def _shown_default(self) -> str:
         if self.is_size:
-            return _shown_bytes(self.default)
+            return shown_bytes(self.default)
         return f"{self.default:g}" if isinstance(self.default, float) else str(self.default)
 
     @property
@@ -385,7 +395,7 @@ def _typed(read: Callable[[str], Any], is_optional: bool) -> Callable[[str], Any
 
     def parse(text: str) -> Any:
         if is_optional and text == "none":
-            return _NONE
+            return NONE
         try:
             return read(text)
         except ValueError as error:
@@ -400,7 +410,7 @@ def or_none(read: Callable[[str], Any]) -> Callable[[str], Any]:
 
     def parse_or_none(text: str) -> Any:
         value = parse(text)
-        return None if value is _NONE else value
+        return None if value is NONE else value
 
     return parse_or_none
 
@@ -413,7 +423,7 @@ def checked(read: Callable[[str], Any], *, or_none: bool = False) -> Callable[[s
     parse = _typed(read, is_optional=or_none)
 
     def keep(text: str) -> str | None:
-        return None if parse(text) is _NONE else text
+        return None if parse(text) is NONE else text
 
     return keep
 
@@ -436,7 +446,8 @@ def _parse_float(text: str) -> float:
     return number
 
 
-def _shown_bytes(size: int) -> str:
+def shown_bytes(size: int) -> str:
+    """Return a size as a flag takes it, in the largest unit that it is whole in."""
     power = max(power for power in range(5) if size % 1024**power == 0)
     return f"{size // 1024**power}{('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
 

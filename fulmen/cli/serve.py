@@ -40,6 +40,8 @@ fulmen serve minimax-m2 --port 9000
 fulmen serve --alias gpt-4o                  a name that a client insists on
 fulmen serve --max-num-seqs 32               answer 32 requests at once
 fulmen serve --host 0.0.0.0 --api-key-file keys.txt
+fulmen serve --print-config > serve.toml      a file of all settings
+fulmen serve --config serve.toml --port 9000
 """,
     {
         "Clients": """
@@ -56,11 +58,12 @@ SAMPLING_FLAGS: Final = (
 
 
 @with_flags_of(
-    SERVER_CONFIG, into="server", shows_defaults=True, without=("model_name", "transcripts")
+    SERVER_CONFIG, into="server", shows_defaults=True, without=("model_name", "transcripts", "keys")
 )
 @with_flags_of(ENGINE_CONFIG, into="engine", shows_defaults=True)
 @with_flags_of(SamplingParams, only=SAMPLING_FLAGS)
 def serve(
+    ctx: typer.Context,
     model: Annotated[
         str | None,
         typer.Argument(metavar="MODEL", help=f"{MODEL_HELP} Default: {DEFAULT_MODEL}."),
@@ -68,6 +71,17 @@ def serve(
     same_model: Annotated[
         str | None, typer.Option("--model", "-m", hidden=True, **MODEL_OPTION)
     ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="TOML file with any of these options as keys; an option given here beats it.",
+        ),
+    ] = None,
+    print_config: Annotated[
+        bool,
+        typer.Option("--print-config", help="Print such a file of what holds, and exit."),
+    ] = False,
     model_name: Annotated[
         str | None,
         typer.Option(
@@ -124,13 +138,14 @@ def serve(
         server["transcripts"] = transcripts or _default_transcripts()
     if api_key_file is not None:
         server["api_keys"] = (*server.get("api_keys", ()), *read_key_file(api_key_file))
+    server["keys"] = ctx.obj
     server["model_name"] = _served_name(name) if model_name is None else model_name
-    config = ServerConfig(**server)
-    log_to(sys.stderr, config)
-    with bind(config) as sock:  # before the model is loaded, which takes longer
+    settings = ServerConfig(**server)
+    log_to(sys.stderr, settings)
+    with bind(settings) as sock:  # before the model is loaded, which takes longer
         llm = load_llm(name, dtype, device, engine, ignore_config_field)
         llm.defaults = replace(llm.defaults, **given)
-        is_orderly = run_async(_serve(llm, config, sock))
+        is_orderly = run_async(_serve(llm, settings, sock))
     if not is_orderly:  # the engine may be in the middle of a long step, nobody waits for that
         sys.stdout.flush()
         sys.stderr.flush()

@@ -4,11 +4,12 @@ from fulmen.server.app import create_app
 from fulmen.server.batch import Batch, BatchCounts
 from fulmen.server.config import ServerConfig
 from fulmen.server.errors import Refusal
-from fulmen.server.keys import read_key_file
+from fulmen.server.keys import ApiKey, read_key_file
 from fulmen.server.logs import log_to
 from fulmen.server.run import bind, run_async, serve
 
 __all__ = [
+    "ApiKey",
     "Batch",
     "BatchCounts",
     "Refusal",

@@ -29,6 +29,7 @@ from fulmen.server.known_prompts import Digests
 from fulmen.server.limits import Lease
 from fulmen.server.metrics import Metrics
 from fulmen.server.packets import Packer, is_same_text, text_of, with_text
+from fulmen.server.usage import KeyUsage
 
 _log = logging.getLogger(__name__)
 
@@ -70,12 +71,14 @@ class Answers:
         scope: str,
         id: str,
         metrics: Metrics,
+        usage: KeyUsage,
         lease: Lease,
         started: float,
         note: Callable[["Answers", End, Message], None],
         leave: Callable[["Answers"], None],
     ) -> None:
         """
+        usage    of the caller's key
         lease    places in the engine, given back in the end
         started  time.perf_counter() when the request came
         note     writes down an answer that ended, as the client's history will have it; called in a
@@ -93,6 +96,7 @@ class Answers:
         self.first_token_seconds: float | None = None
         self._model = model
         self._metrics = metrics
+        self._usage = usage
         self._lease = lease
         self._note = note
         self._leave = leave
@@ -195,6 +199,7 @@ class Answers:
                 if ready:
                     update = Update(view.index, ready, view.new_tokens())
                     view.count_gap(self._metrics, len(update.tokens))
+                    self._usage.add_new(len(update.tokens))
                     yield update
                 if view.is_ended and view.error is not None:
                     raise failure_of(view.error)
@@ -246,7 +251,20 @@ class Answers:
         except (OSError, ValueError) as error:  # a full disk, a broken file: the answer goes out
             _log.warning("answer %s is not in the log: %s", self.turn_id(end.index), error)
         self._metrics.finished(completion, time.perf_counter() - self._started)
+        self._count(view, end)
         return end
+
+    def _count(self, view: "_View", end: End) -> None:
+        """Count what an answer took that was not counted as it came."""
+        used = end.completion.usage
+        self._usage.add_new(used.num_new_tokens - view.num_sent_tokens)
+        self._usage.add_thinking(end.num_thinking_tokens)
+        if self._is_first_of_prompt(view):
+            self._usage.add_prompt(end.num_prompt_tokens, used.num_cached_tokens)
+
+    def _is_first_of_prompt(self, view: "_View") -> bool:
+        """Return whether an answer is the one that its prompt counts with: others share it."""
+        return view.index % self.ask.num_answers == 0
 
     async def end_thinking(self) -> bool:
         """End running thoughts softly; return whether one ran."""
@@ -279,9 +297,15 @@ class Answers:
             with suppress(Exception):
                 await view.stream.close()
         for view in self._views:
-            if not view.is_ended and not view.is_first:
+            if view.is_ended:
+                continue
+            if not view.is_first:
                 with suppress(Exception):
                     await self._end(view, is_cut=True)
+            elif self._is_first_of_prompt(view):
+                # It was given up while its prompt was read. An earlier prompt's tokens were known.
+                num_read = getattr(view.stream, "num_read_tokens", 0) or 0
+                self._usage.add_prompt(num_read, self.report.num_common_tokens)
 
 
 @dataclass(slots=True, eq=False)

@@ -38,10 +38,12 @@ from fulmen.server.routes import (
     models_router,
     responses_router,
     tokens_router,
+    usage_router,
 )
 from fulmen.server.service import Service
 from fulmen.server.sse import to_json
 from fulmen.server.streaming import ClientGoneError, request_id
+from fulmen.server.usage import Usages
 
 
 def create_app(model: ChatModel, config: ServerConfig | None = None) -> FastAPI:
@@ -55,7 +57,10 @@ def create_app(model: ChatModel, config: ServerConfig | None = None) -> FastAPI:
     config = config or ServerConfig()
     metrics = Metrics(model, config.model_name)
     places = Places(model, config)
-    service = Service(model, config, metrics, places)
+    keys = Keys(config.api_keys, config.keys)
+    usages = Usages(keys, config.model_name)
+    metrics.add(usages)
+    service = Service(model, config, metrics, places, usages)
     requests = RequestLog(config)
     responses = ResponseStore(
         config.transcripts and config.transcripts.with_name("responses.sqlite3"),
@@ -84,7 +89,7 @@ def create_app(model: ChatModel, config: ServerConfig | None = None) -> FastAPI:
     app.state.is_ready = True
     app.state.service = service
     app.state.metrics = metrics
-    with_limits(app, config, Keys(config.api_keys), metrics, requests)
+    with_limits(app, config, keys, metrics, requests)
 
     api = Api(service, config)
     app.include_router(chat_router(api))
@@ -94,9 +99,10 @@ def create_app(model: ChatModel, config: ServerConfig | None = None) -> FastAPI:
     app.include_router(models_router(api))
     app.include_router(health_router(api, metrics))
     app.include_router(tokens_router(api))
+    app.include_router(usage_router(api))
     app.include_router(absent_router())
 
-    describe(app, has_keys=bool(config.api_keys))
+    describe(app, has_keys=bool(keys))
     _answer_errors(app, metrics)
     return app
 

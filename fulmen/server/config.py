@@ -8,7 +8,7 @@ from typing import Literal
 
 from fulmen.chat import VOLATILE_LINES
 from fulmen.sampling import check_whole, shown
-from fulmen.server.keys import check_key
+from fulmen.server.keys import ApiKey, Keys
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,6 +21,8 @@ class ServerConfig:
     """Port to listen on; 0 takes a free one."""
     api_keys: tuple[str, ...] = ()
     """Key that callers may send, as a Bearer token or as x-api-key. Without any, all may ask."""
+    keys: tuple[ApiKey, ...] = ()
+    """More keys, each with a name and limits."""
     model_name: str = "fulmen"
     """Name that the model is listed under."""
     aliases: tuple[str, ...] = ()
@@ -97,8 +99,7 @@ class ServerConfig:
                 isinstance(value, str) and value for value in values
             ):
                 raise ValueError(f"{name} is {shown(values)}, it must be a tuple of texts")
-        for place, key in enumerate(self.api_keys, 1):
-            check_key(key, f"API key {place}")
+        Keys(self.api_keys, self.keys)  # refuses what no header can carry, and what is there twice
         for pattern in self.volatile_lines:
             try:
                 re.compile(pattern)
@@ -107,7 +108,7 @@ class ServerConfig:
                     f"volatile_lines has {shown(pattern)} in it, which is no regular expression: "
                     f"{error}"
                 ) from None
-        if not self.api_keys and not is_loopback(self.host):
+        if not self.api_keys and not self.keys and not is_loopback(self.host):
             raise ValueError(
                 f"host is {self.host}, which other machines reach: give an API key, or listen on "
                 "127.0.0.1"

@@ -1,35 +1,100 @@
 """API keys: who asks, told without telling anyone a key.
 
 A caller sends its key as `Authorization: Bearer KEY` or as `x-api-key: KEY`. All that is kept of
-it after that is its scope, which the log, histories and answers are bound to.
+it after that is its scope, which histories and answers are bound to, and its name, which stands in
+the log and in metrics.
 """
 
 import hashlib
 import hmac
 import logging
+import re
 import stat
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from fulmen.sampling import check_whole, shown
 from fulmen.server.errors import Refusal
 
 MIN_KEY_LENGTH: Final = 8
 """Fewest characters of a key in a file; a shorter one is soon guessed"""
 _MAX_FILE_BYTES: Final = 2**20
 _SCOPE_LENGTH: Final = 32
+_SHORT_SCOPE: Final = 8
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
+_MAX_LIMIT: Final = 10**12
+_ANYONE: Final = "anyone"
+"""Name of all callers where no key is needed"""
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ApiKey:
+    """A key with a name, and limits of its own."""
+
+    name: str
+    """Name in the log and in metrics: letters, digits and . _ @ -"""
+    key: str = field(repr=False)
+    max_running: int | None = None
+    """Most answers that run or wait at once; None sets no limit."""
+    requests_per_minute: int | None = None
+    """Most requests for answers that begin within a minute; None sets no limit."""
+    tokens_per_minute: int | None = None
+    """Tokens within a minute, prompt tokens that no cache had and new ones, after which no further
+    request begins; None sets no limit."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or _NAME.fullmatch(self.name) is None:
+            raise ValueError(
+                f"name is {shown(self.name)}, it must have 1 to 64 letters, digits and . _ @ -"
+            )
+        check_key(self.key, f"the key of {self.name}")
+        if len(self.key) < MIN_KEY_LENGTH:
+            raise ValueError(
+                f"the key of {self.name} has {len(self.key)} characters, it must have "
+                f"{MIN_KEY_LENGTH} or more"
+            )
+        for name in ("max_running", "requests_per_minute", "tokens_per_minute"):
+            if getattr(self, name) is not None:
+                check_whole(name, getattr(self, name), 1, _MAX_LIMIT)
 
 
 class Keys:
     """The keys that callers may use."""
 
-    def __init__(self, keys: Sequence[str]) -> None:
+    def __init__(self, keys: Sequence[str], named: Sequence[ApiKey] = ()) -> None:
+        """
+        keys   keys without names or limits; one goes by the beginning of its scope
+        named  keys with names
+        """
         for place, key in enumerate(keys, 1):
             check_key(key, f"API key {place}")
-        self._digests = [_digest(key.encode()) for key in keys]
+        self._digests = [_digest(key.encode()) for key in (*keys, *(each.key for each in named))]
         self._scopes = [digest.hex()[:_SCOPE_LENGTH] for digest in self._digests]
+        self._named = dict(zip(self._scopes[len(keys) :], named, strict=True))
+        if len({*self._digests}) < len({*keys}) + len(named):
+            raise ValueError("one API key is given twice, each name needs a key of its own")
+        if len({each.name for each in named}) < len(named):
+            names = [each.name for each in named]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"two API keys have the name {twice}, each needs its own")
+
+    @property
+    def scopes(self) -> Sequence[str]:
+        """Scopes of all callers; the one empty scope where no key is needed."""
+        return list(dict.fromkeys(self._scopes)) or [""]
+
+    def limits_of(self, scope: str) -> ApiKey | None:
+        """Return the named key of a scope, with its limits; None for a key without a name."""
+        return self._named.get(scope)
+
+    def name_of(self, scope: str) -> str:
+        """Return the name of a scope's key, for the log and metrics."""
+        named = self._named.get(scope)
+        return named.name if named is not None else scope[:_SHORT_SCOPE] or _ANYONE
 
     def __bool__(self) -> bool:
         """Return whether a key is needed."""

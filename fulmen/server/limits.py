@@ -14,7 +14,7 @@ import re
 import secrets
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -108,12 +108,19 @@ class Lease:
         self._places = places
         self._n = n
         self._since = time.monotonic()
+        self._ends: list[Callable[[], None]] = []
+
+    def and_then(self, end: Callable[[], None]) -> None:
+        """Call something once, when the places are given back."""
+        self._ends.append(end)
 
     def release(self) -> None:
         """Give the places back; safe to call again."""
         n, self._n = self._n, 0
         if n:
             self._places._give_back(n, time.monotonic() - self._since)
+            for end in self._ends:
+                end()
 
     def __enter__(self) -> "Lease":
         return self
@@ -227,10 +234,15 @@ class Limits:
                 path=request.template or shorten(request.path, 80),
                 status=status,
                 seconds=seconds,
-                scope=request.state.get("scope", ""),
+                key=self._name_of_key(request),
                 answers=request.state.get("answers"),
                 is_gone=request.is_gone,
             )
+
+    def _name_of_key(self, request: "_Request") -> str | None:
+        """Return the name of the key that a request had; None if it had none that is known."""
+        scope = request.state.get("scope", "")
+        return self._keys.name_of(scope) if scope else None
 
     async def _answer(self, request: "_Request", deadline: float) -> None:
         limit = asyncio.timeout_at(deadline + _GRACE_SECONDS)

@@ -41,14 +41,14 @@ class RequestLog:
         path: str,
         status: int,
         seconds: float,
-        scope: str = "",
+        key: str | None = None,
         answers: Any = None,
         is_gone: bool = False,
     ) -> None:
         """Write the line of a request.
 
         path     template of the route
-        scope    of the client's API key
+        key      name of the client's API key
         answers  the request's `Answers`, if it came to any
         is_gone  the client went away before the end
         """
@@ -62,7 +62,7 @@ class RequestLog:
             "path": path,
             "status": status,
             "ms": round(seconds * 1000, 1),
-            "key": scope[:8] or None,
+            "key": key,
             "gone": is_gone or None,
             **({} if answers is None else self._of_answers(answers)),
         }

@@ -108,6 +108,10 @@ class Metrics:
         for state in _TURN_STATES:
             self._turns.labels(model_name, state)
 
+    def add(self, collector: Collector) -> None:
+        """Show what another collector counts too."""
+        self._registry.register(collector)
+
     def first_token(self, seconds: float) -> None:
         """Count the time until an answer's first token."""
         self._first_token.observe(seconds)

@@ -38,6 +38,7 @@ from fulmen.server.errors import Refusal, refusal_of
 from fulmen.server.known_prompts import Digests, KnownPrompts
 from fulmen.server.limits import Places
 from fulmen.server.metrics import Metrics
+from fulmen.server.usage import Usages
 
 _logger = logging.getLogger(__name__)
 
@@ -48,11 +49,14 @@ _KNOWN_PROMPT_BYTES: Final = 64 * 2**20
 class Service:
     """A model and the log of its answers, for all dialects."""
 
-    def __init__(self, model: Any, config: ServerConfig, metrics: Metrics, places: Places) -> None:
+    def __init__(
+        self, model: Any, config: ServerConfig, metrics: Metrics, places: Places, usages: Usages
+    ) -> None:
         self.model = model
         self.config = config
         self.metrics = metrics
         self.places = places
+        self.usages = usages
         self._volatile_lines = [re.compile(pattern) for pattern in config.volatile_lines]
         self._known_prompts = KnownPrompts(_KNOWN_PROMPT_BYTES)
         self._running: dict[str, Answers] = {}
@@ -109,7 +113,10 @@ class Service:
                 400, f"n is {ask.num_answers}, it must be at most {self.config.max_answers}"
             )
         started = time.perf_counter()
+        usage = self.usages.of(scope)
+        usage.check(ask.num_all_answers)
         lease = self.places.acquire(ask.num_all_answers)
+        lease.and_then(usage.begin(ask.num_all_answers))
         try:
             prepared = await asyncio.to_thread(self._prepare, ask, scope)
             answers = Answers(
@@ -119,6 +126,7 @@ class Service:
                 scope=scope,
                 id=answer_id,
                 metrics=self.metrics,
+                usage=usage,
                 lease=lease,
                 started=started,
                 note=self._note,

@@ -66,6 +66,7 @@ WORDS = {
     *("--task", "--ignore-config-field", "--host", "--api-key", "--api-key-file", "--alias"),
     *("--model-name", "--allowed-origin", "--volatile-line", "--transcripts"),
     *("--url", "--url-key", "--url-dialect"),
+    *("--config", "--trace-endpoint"),
 }
 NUMBERS = [path for path in FLAGS if path[-1] not in WORDS]
 

@@ -387,7 +387,7 @@ def line(caplog: pytest.LogCaptureFixture, **fields: Any) -> str:
             path=CHAT,
             status=200,
             seconds=1.5,
-            scope="0123456789abcdef",
+            key="01234567",
             answers=_Answers,
         )
     (record,) = [record for record in caplog.records if record.name == LOGGER]

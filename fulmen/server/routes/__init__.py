@@ -8,6 +8,7 @@ from fulmen.server.routes.messages import messages_router
 from fulmen.server.routes.models import health_router, models_router
 from fulmen.server.routes.responses import responses_router
 from fulmen.server.routes.tokens import tokens_router
+from fulmen.server.routes.usage import usage_router
 
 __all__ = [
     "Api",
@@ -19,4 +20,5 @@ __all__ = [
     "models_router",
     "responses_router",
     "tokens_router",
+    "usage_router",
 ]
