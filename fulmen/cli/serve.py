@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # a command imports what it needs, so that help comes at once
     import socket
 
     from fulmen.llm import LLM
-    from fulmen.server import ServerConfig
+    from fulmen.server import ServerConfig, Traces
 
 EXAMPLES: Final = examples(
     """
@@ -127,7 +127,7 @@ def serve(
     Prints the address once requests are answered. Sampling options hold where a request says
     nothing. Ctrl+C lets running answers finish; a second one ends them.
     """
-    from fulmen.server import ServerConfig, bind, log_to, read_key_file, run_async
+    from fulmen.server import ServerConfig, bind, log_to, open_traces, read_key_file, run_async
 
     if model is not None and same_model is not None and model != same_model:
         raise ValueError(f"the model is given twice, as {model} and as --model {same_model}")
@@ -142,17 +142,20 @@ def serve(
     server["model_name"] = _served_name(name) if model_name is None else model_name
     settings = ServerConfig(**server)
     log_to(sys.stderr, settings)
+    traces = open_traces(settings)
     with bind(settings) as sock:  # before the model is loaded, which takes longer
         llm = load_llm(name, dtype, device, engine, ignore_config_field)
         llm.defaults = replace(llm.defaults, **given)
-        is_orderly = run_async(_serve(llm, settings, sock))
+        is_orderly = run_async(_serve(llm, settings, sock, traces))
     if not is_orderly:  # the engine may be in the middle of a long step, nobody waits for that
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
 
 
-async def _serve(llm: "LLM", config: "ServerConfig", sock: "socket.socket") -> bool:
+async def _serve(
+    llm: "LLM", config: "ServerConfig", sock: "socket.socket", traces: "Traces | None"
+) -> bool:
     from fulmen.llm import LocalModel
     from fulmen.server import create_app
     from fulmen.server import serve as serve_app
@@ -160,7 +163,7 @@ async def _serve(llm: "LLM", config: "ServerConfig", sock: "socket.socket") -> b
     model = LocalModel(llm)
     is_orderly = True
     try:
-        app = create_app(model, config)
+        app = create_app(model, config, traces=traces)
         is_orderly = await serve_app(app, config, on_ready=_print_address, sock=sock)
     finally:
         if is_orderly:

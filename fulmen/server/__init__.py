@@ -7,6 +7,7 @@ from fulmen.server.errors import Refusal
 from fulmen.server.keys import ApiKey, read_key_file
 from fulmen.server.logs import log_to
 from fulmen.server.run import bind, run_async, serve
+from fulmen.server.traces import Traces, open_traces
 
 __all__ = [
     "ApiKey",
@@ -14,9 +15,11 @@ __all__ = [
     "BatchCounts",
     "Refusal",
     "ServerConfig",
+    "Traces",
     "bind",
     "create_app",
     "log_to",
+    "open_traces",
     "read_key_file",
     "run_async",
     "serve",

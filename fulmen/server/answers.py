@@ -94,6 +94,8 @@ class Answers:
         self.signatures = [secrets.token_urlsafe(48) for _ in range(ask.num_all_answers)]
         """Signatures of the thoughts, by which a client's history finds them"""
         self.first_token_seconds: float | None = None
+        self.begun_at = time.time_ns()
+        """Time at which the engine got the request, in nanoseconds since 1970"""
         self._model = model
         self._metrics = metrics
         self._usage = usage
@@ -134,6 +136,7 @@ class Answers:
         """Start the answers; a request that the model refuses raises here."""
         model, count = self._model, self.ask.num_answers
         streams: list[Any] = []
+        self.begun_at = time.time_ns()
         for request in self.prepared.requests:
             if hasattr(model, "stream_many"):
                 streams += model.stream_many(request, count)
@@ -293,6 +296,7 @@ class Answers:
 
     async def _close_streams(self) -> None:
         """End every stream; what an answer had said until then is logged."""
+        num_read = {view.index: getattr(view.stream, "num_read_tokens", 0) for view in self._views}
         for view in self._views:
             with suppress(Exception):
                 await view.stream.close()
@@ -304,8 +308,7 @@ class Answers:
                     await self._end(view, is_cut=True)
             elif self._is_first_of_prompt(view):
                 # It was given up while its prompt was read. An earlier prompt's tokens were known.
-                num_read = getattr(view.stream, "num_read_tokens", 0) or 0
-                self._usage.add_prompt(num_read, self.report.num_common_tokens)
+                self._usage.add_prompt(num_read[view.index], self.report.num_common_tokens)
 
 
 @dataclass(slots=True, eq=False)

@@ -43,18 +43,24 @@ from fulmen.server.routes import (
 from fulmen.server.service import Service
 from fulmen.server.sse import to_json
 from fulmen.server.streaming import ClientGoneError, request_id
+from fulmen.server.traces import Traces, open_traces
 from fulmen.server.usage import Usages
 
 
-def create_app(model: ChatModel, config: ServerConfig | None = None) -> FastAPI:
+def create_app(
+    model: ChatModel, config: ServerConfig | None = None, *, traces: Traces | None = None
+) -> FastAPI:
     """Return the application that serves a model.
 
     A `ServedModel` such as `LocalModel` can do all of it; what another `ChatModel` cannot do (count
     tokens, say) is answered with 501. The model stays open when the application ends.
 
+    traces  those of `open_traces`; else those that the settings ask for
+
     Raises ValueError for a log file that cannot be used.
     """
     config = config or ServerConfig()
+    traces = traces or open_traces(config)
     metrics = Metrics(model, config.model_name)
     places = Places(model, config)
     keys = Keys(config.api_keys, config.keys)
@@ -76,6 +82,8 @@ def create_app(model: ChatModel, config: ServerConfig | None = None) -> FastAPI:
         await background.close()
         responses.close()
         service.close()
+        if traces is not None:
+            await traces.close()
 
     app = FastAPI(
         title="Fulmen",
@@ -89,7 +97,7 @@ def create_app(model: ChatModel, config: ServerConfig | None = None) -> FastAPI:
     app.state.is_ready = True
     app.state.service = service
     app.state.metrics = metrics
-    with_limits(app, config, keys, metrics, requests)
+    with_limits(app, config, keys, metrics, requests, traces)
 
     api = Api(service, config)
     app.include_router(chat_router(api))

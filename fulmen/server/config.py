@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from fulmen.chat import VOLATILE_LINES
 from fulmen.sampling import check_whole, shown
@@ -69,6 +70,11 @@ class ServerConfig:
     """Log what is asked and answered too, shortened."""
     log_format: Literal["text", "json"] = "text"
     """Form of the lines of the log, one for each request."""
+    trace: bool = False
+    """Send a span of each request to OpenTelemetry's collector, which OTEL_EXPORTER_OTLP_ENDPOINT
+    names; without texts."""
+    trace_endpoint: str | None = None
+    """Send them to the collector at this address, such as http://localhost:4318."""
 
     def __post_init__(self) -> None:
         check_whole("port", self.port, 0, 65535)
@@ -99,6 +105,11 @@ class ServerConfig:
                 isinstance(value, str) and value for value in values
             ):
                 raise ValueError(f"{name} is {shown(values)}, it must be a tuple of texts")
+        if self.trace_endpoint is not None and not _is_http_url(self.trace_endpoint):
+            raise ValueError(
+                f"trace_endpoint is {shown(self.trace_endpoint)}, it must be an address such as "
+                "http://localhost:4318"
+            )
         Keys(self.api_keys, self.keys)  # refuses what no header can carry, and what is there twice
         for pattern in self.volatile_lines:
             try:
@@ -118,6 +129,14 @@ class ServerConfig:
     def names(self) -> tuple[str, ...]:
         """All names that the model is listed under."""
         return (self.model_name, *self.aliases)
+
+
+def _is_http_url(text: str) -> bool:
+    try:
+        url = urlsplit(text)
+        return url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:  # a port that is no number
+        return False
 
 
 def is_loopback(host: str) -> bool:

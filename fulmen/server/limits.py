@@ -31,6 +31,7 @@ from fulmen.server.keys import Keys
 from fulmen.server.logs import RequestLog
 from fulmen.server.metrics import Metrics
 from fulmen.server.sse import DONE, frame, to_json
+from fulmen.server.traces import Traces
 
 _OPEN_PATHS: Final = ("/health", "/ready")
 _OPEN_HEADS: Final = ("/", "/api/hello")
@@ -173,12 +174,23 @@ class Drain:
 
 
 def with_limits(
-    app: FastAPI, config: ServerConfig, keys: Keys, metrics: Metrics, log: RequestLog
+    app: FastAPI,
+    config: ServerConfig,
+    keys: Keys,
+    metrics: Metrics,
+    log: RequestLog,
+    traces: Traces | None = None,
 ) -> None:
     """Put an application behind its limits. `app.state.drain` then ends it."""
     app.state.drain = Drain()
     app.add_middleware(
-        Limits, config=config, keys=keys, metrics=metrics, log=log, drain=app.state.drain
+        Limits,
+        config=config,
+        keys=keys,
+        metrics=metrics,
+        log=log,
+        traces=traces,
+        drain=app.state.drain,
     )
 
 
@@ -193,6 +205,7 @@ class Limits:
         keys: Keys,
         metrics: Metrics,
         log: RequestLog,
+        traces: Traces | None,
         drain: Drain,
     ) -> None:
         self._app = app
@@ -200,6 +213,7 @@ class Limits:
         self._keys = keys
         self._metrics = metrics
         self._log = log
+        self._traces = traces
         self._drain = drain
         self._bodies = Bodies(config)
         self._admitting: App = self._admit
@@ -238,6 +252,17 @@ class Limits:
                 answers=request.state.get("answers"),
                 is_gone=request.is_gone,
             )
+            if self._traces is not None:
+                self._traces.record(
+                    headers=Headers(scope=scope),
+                    method=request.method,
+                    route=request.template,
+                    status=status,
+                    request_id=request.id,
+                    seconds=seconds,
+                    answers=request.state.get("answers"),
+                    is_gone=request.is_gone,
+                )
 
     def _name_of_key(self, request: "_Request") -> str | None:
         """Return the name of the key that a request had; None if it had none that is known."""

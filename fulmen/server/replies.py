@@ -21,7 +21,7 @@ _JsonObject: TypeAlias = dict[str, Any]
 
 @_closed
 class Turn(TypedDict):
-    """What became of one assistant message of the history."""
+    """One assistant message of the history, and what became of it."""
 
     message: Annotated[int, Field(description="Index in the history; below 0: stored earlier")]
     state: Literal["matched", "restored", "rendered"]
@@ -31,7 +31,7 @@ class Turn(TypedDict):
 
 @_closed
 class FulmenReport(TypedDict):
-    """What became of a request, see docs/serving.md."""
+    """Account of a request, see docs/serving.md."""
 
     turns: list[Turn]
     compared_with: NotRequired[str]
@@ -45,7 +45,7 @@ class FulmenReport(TypedDict):
 
 @_closed
 class CacheDiagnostics(TypedDict):
-    """Why the cache held no more of a prompt."""
+    """Reason why the cache held no more of a prompt."""
 
     type: Literal["cache_hit", "cache_miss", "unavailable"]
     reason: NotRequired[Literal["tools_changed", "input_changed"]]
@@ -198,7 +198,7 @@ class ChatChunkChoice(TypedDict):
 
 @_closed
 class PromptProgress(TypedDict):
-    """How much of a prompt is read."""
+    """Progress of a prompt that is read."""
 
     total: int
     processed: int
@@ -735,7 +735,7 @@ class ModelList(TypedDict):
 
 @_closed
 class EndedThinking(TypedDict):
-    """Whether a thought ran, and ends now."""
+    """Sign that a thought ran, and ends now."""
 
     id: str
     ended: bool
