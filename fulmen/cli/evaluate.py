@@ -1,9 +1,11 @@
 """fulmen scale: accuracy against thinking tokens."""
 
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -15,8 +17,13 @@ from fulmen.cli.options import (
     DtypeOption,
     IgnoreOption,
     JsonOption,
-    ModelOption,
+    TalkingModelOption,
+    UrlDialectOption,
+    UrlKeyOption,
+    UrlOption,
+    check_url_options,
     checked,
+    engine_flags,
     in_flags,
     load_llm,
     or_none,
@@ -28,6 +35,13 @@ from fulmen.cli.progress import count_progress
 from fulmen.files import check_replaceable, write_text
 from fulmen.sampling import SamplingParams
 from fulmen.units import parse_count
+
+if TYPE_CHECKING:  # a command imports what it needs, so that help comes at once
+    from fulmen.envs import Environment
+    from fulmen.evaluate import Study
+    from fulmen.llm import LLM
+
+    OnProgress = Callable[[int, int], None]
 
 _FLAGS: Final = {
     "budgets": "--budgets",
@@ -50,6 +64,7 @@ EXAMPLES: Final = examples("""
 fulmen scale --task arithmetic --budgets 0,64,256
 fulmen scale --model minimax-m2 --task questions.jsonl --budgets 0,1k,16k
 fulmen scale --task questions.jsonl --out runs.json --plot curve.svg
+fulmen scale --url http://127.0.0.1:8000 --budgets 0,1k
 """)
 
 
@@ -58,7 +73,10 @@ fulmen scale --task questions.jsonl --out runs.json --plot curve.svg
 )
 @with_flags_of(SamplingParams, only=_RANDOM)
 def scale(
-    model: ModelOption = DEFAULT_MODEL,
+    model: TalkingModelOption = None,
+    url: UrlOption = None,
+    url_key: UrlKeyOption = None,
+    url_dialect: UrlDialectOption = "auto",
     task: Annotated[
         str,
         typer.Option(
@@ -131,11 +149,17 @@ def scale(
     """Measure how accuracy grows with thinking.
 
     Cuts long thoughts at each budget and lets the model answer there. Short runs vote for
-    comparison.
+    comparison. With --url, each run is a request with a thought of its own.
     """
     from fulmen import evaluate as room
     from fulmen.envs import load_environment
 
+    local = engine_flags(
+        {name: value for name, value in engine.items() if name != "max_num_seqs"},
+        *(dtype, device, ignore_config_field),
+    )
+    local |= {"--check": check, "--closing": closing}
+    check_url_options(url, url_key, url_dialect, local)
     if not 1 <= tasks <= 1_000_000:
         bound = "1 or more" if tasks < 1 else "at most 1000000"
         raise ValueError(f"--tasks is {tasks}, it must be {bound}")
@@ -147,7 +171,7 @@ def scale(
             num_votes=votes,
             vote_budget=vote_budget,
             closing=closing,
-            is_checked=check,
+            is_checked=check or url is not None,
             seed=seed,
         )
     except ValueError as error:
@@ -157,17 +181,33 @@ def scale(
             check_replaceable(file)
     environment = load_environment(task, seed=seed)
     settings = {"max_num_seqs": 16, "max_token_gap_seconds": None, **engine}  # nobody watches
-    llm = load_llm(model, dtype, device, settings, ignore_config_field)
-    if closing is None and llm.format.thinking_end is None:
-        config = replace(config, closing=room.DEFAULT_CLOSING)
-    params = replace(llm.defaults, **given)
-    about = {"model": model, "weights": llm.origin.model, "dtype": dtype, "task": task}
-    about |= {name: getattr(params, name) for name in _RANDOM}
-    study = room.Study(config, about, out)
+    run: Callable[[OnProgress], None]
+    if url is None:
+        model = model or DEFAULT_MODEL
+        llm = load_llm(model, dtype, device, settings, ignore_config_field)
+        if closing is None and llm.format.thinking_end is None:
+            config = replace(config, closing=room.DEFAULT_CLOSING)
+        params = replace(llm.defaults, **given)
+        about = {"model": model, "weights": llm.origin.model, "dtype": dtype, "task": task}
+        about |= {name: getattr(params, name) for name in _RANDOM}
+        study = room.Study(config, about, out)
+        run = partial(_run, study, llm, environment, tasks, params)
+    else:
+        from fulmen.cli.remote import open_remote
+
+        with open_remote(url, model, url_dialect, url_key, given) as remote:
+            model, server = remote.name(), remote.describe()
+        about = {"model": model, "weights": server, "dtype": None, "task": task}
+        about |= {name: given.get(name) for name in _RANDOM}
+        study = room.Study(config, about, out)
+        most = settings["max_num_seqs"]
+        run = partial(
+            _run_at_url, study, (url, model, url_dialect, url_key), environment, tasks, given, most
+        )
     was_stopped = False
     try:
         with count_progress("thinking about tasks") as on_progress:
-            study.run(llm, environment, num_tasks=tasks, params=params, on_progress=on_progress)
+            run(on_progress)
     except KeyboardInterrupt:
         kept = f", the same command goes on from {out}" if out is not None else ""
         print(f"stopped with {len(study.tasks)} of {tasks} tasks done{kept}", file=sys.stderr)
@@ -184,3 +224,43 @@ def scale(
                 print()
     if was_stopped:
         raise typer.Exit(130)
+
+
+def _run(
+    study: "Study",
+    llm: "LLM",
+    environment: "Environment",
+    num_tasks: int,
+    params: SamplingParams,
+    on_progress: "OnProgress",
+) -> None:
+    study.run(llm, environment, num_tasks=num_tasks, params=params, on_progress=on_progress)
+
+
+def _run_at_url(
+    study: "Study",
+    where: tuple[str, str, str, str | None],
+    environment: "Environment",
+    num_tasks: int,
+    given: Mapping[str, Any],
+    max_running: int,
+    on_progress: "OnProgress",
+) -> None:
+    """Make the runs at a URL; where: the URL, the model's name there, the dialect and the key."""
+    from fulmen.cli.remote import new_remote
+    from fulmen.evaluate import REQUEST_FIELDS
+    from fulmen.server import run_async
+
+    async def work() -> None:
+        async with new_remote(*where) as model:
+            model.sends = frozenset({*given, *REQUEST_FIELDS})
+            await study.run_by_requests(
+                model,
+                environment,
+                num_tasks=num_tasks,
+                params=SamplingParams(**given),
+                max_running=max_running,
+                on_progress=on_progress,
+            )
+
+    run_async(work())

@@ -120,7 +120,7 @@ class Command(TyperCommand):
         if meant is not None and meant in known:
             hint = f", {meant} {_DONE_BY[meant]}"
         if error.option_name == "--url" and "--url" not in known:
-            hint = ", it is for chat, generate and batch: this command works on this machine alone"
+            hint = ", it is for chat, generate, batch and scale: this command asks no server"
         error.possibilities = []
         error.message += hint
 

@@ -59,6 +59,10 @@ class RemoteLLM:
         found = self.run(self.model.connect())
         return f"{found.model} at {found.peer.shown_url} ({found.server.name})"
 
+    def name(self) -> str:
+        """Ask what is at the URL, and return the name of the model there."""
+        return self.run(self.model.connect()).model
+
     def send(self, name: str) -> None:
         """Send a field of params from now on."""
         self.sent.add(name)
@@ -170,7 +174,7 @@ class Relay:
     def __init__(self, url: str, model: str | None, dialect: str, key: str | None) -> None:
         """model: name that replaces those of requests; else those without one get the only one"""
         self._url, self._key, self._name = url, url_key(key, url, dialect), model
-        self._model = _new_model(url, model, dialect, key)
+        self._model = new_remote(url, model, dialect, key)
         self._peers: dict[Dialect, Peer] = {}
 
     async def close(self) -> None:
@@ -207,10 +211,11 @@ def open_remote(
     url: str, model: str | None, dialect: str, key: str | None, given: Mapping[str, Any]
 ) -> RemoteLLM:
     """Return the model at a URL; given holds the sampling fields whose flags were given."""
-    return RemoteLLM(_new_model(url, model, dialect, key), SamplingParams(**given), given)
+    return RemoteLLM(new_remote(url, model, dialect, key), SamplingParams(**given), given)
 
 
-def _new_model(url: str, model: str | None, dialect: Any, key: str | None) -> RemoteModel:
+def new_remote(url: str, model: str | None, dialect: Any, key: str | None) -> RemoteModel:
+    """Return the model at a URL, for an event loop."""
     return RemoteModel(url, model, dialect=dialect, api_key=url_key(key, url, dialect))
 
 

@@ -2,6 +2,7 @@
 
     a group of tasks -> fork: think to a budget, answer there, think on to the next ...
                      -> separate runs: for votes, and at every budget where the forks are checked
+                     -> or requests alone, to a model at a URL (requests.py)
                      -> kept in the file, so that a study that was stopped goes on
 
 Forked or separate, a run at a budget is drawn from the same distribution, so both estimate the same
@@ -17,8 +18,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
+from fulmen.chat import ChatModel, Completion
 from fulmen.engine import Engine
 from fulmen.envs import Environment, Task
+from fulmen.evaluate.requests import counts, draw_all, mean_logprob
 from fulmen.evaluate.subject import Answer, Subject, Thought, derive_seed
 from fulmen.files import write_text
 from fulmen.llm import LLM
@@ -101,8 +104,8 @@ class Run:
     num_thinking_tokens: int
     """Tokens of its thought; forked runs share them between budgets"""
     num_answer_tokens: int
-    logprob: float
-    """Mean over all its tokens"""
+    logprob: float | None
+    """Mean over all its tokens; None where a server does not tell it"""
     is_cut: bool
     """True where the budget ended the thought"""
 
@@ -114,7 +117,7 @@ class TaskRuns:
     prompt: str
     """A digest of the prompt's ids"""
     fork: dict[int, list[Run]]
-    """By budget, one for each thought"""
+    """By budget, one for each thought; empty for a model whose thoughts cannot be cut"""
     separate: dict[int, list[Run]]
     """By budget, each with a thought of its own"""
 
@@ -154,25 +157,14 @@ class Study:
     ) -> None:
         """Make the missing runs; an interrupt keeps whole groups of tasks."""
         config = self.config
-        if params.temperature == 0 and (config.num_thoughts > 1 or config.resolved_num_votes() > 1):
-            raise ValueError(
-                "temperature is 0, at temperature 0 all runs of a task are equal, they must be "
-                "random"
-            )
-        if environment.num_tasks is not None and num_tasks > environment.num_tasks:
-            raise ValueError(
-                f"{num_tasks} tasks were asked for, there are {environment.num_tasks} of them"
-            )
+        self._check(environment, num_tasks, params)
         subject = Subject(llm, params, answer_tokens=config.answer_tokens, closing=config.closing)
         tasks = {index: environment.task(index) for index in range(num_tasks)}
         prompts = {}
         for index, task in tasks.items():
             thought = subject.thought(task, 0)
             subject.check_room(thought, config.budgets[-1])
-            digest = hashlib.sha256(repr(list(thought.prompt_ids)).encode())
-            prompts[index] = digest.hexdigest()[:16]
-            if index in self.tasks and self.tasks[index].prompt != prompts[index]:
-                raise ValueError(f"{self._path} has other runs: its task {index} was another one")
+            prompts[index] = self._digest(index, list(thought.prompt_ids))
         missing = [index for index in tasks if index not in self.tasks]
         size = max(1, llm.engine.config.max_num_seqs // config.num_thoughts)
         for start in range(0, len(missing), size):
@@ -186,6 +178,76 @@ class Study:
                 self.tasks[index] = TaskRuns(prompts[index], forks[index], separates[index])
             self._save()
         on_progress(num_tasks, num_tasks)
+
+    async def run_by_requests(
+        self,
+        model: ChatModel,
+        environment: Environment,
+        *,
+        num_tasks: int,
+        params: SamplingParams,
+        max_running: int,
+        on_progress: OnProgress = lambda done, total: None,
+    ) -> None:
+        """Make the missing runs as requests, so many of them at once, each with a thought of its
+        own; the study's config must be checked. An interrupt keeps whole groups of tasks."""
+        config = self.config
+        assert config.is_checked, "only separate runs can be requests"
+        self._check(environment, num_tasks, params)
+        tasks = {index: environment.task(index) for index in range(num_tasks)}
+        prompts = {index: self._digest(index, task.messages) for index, task in tasks.items()}
+        missing = [index for index in tasks if index not in self.tasks]
+        size = max(1, 2 * max_running // len(config.separate_runs()))
+        for start in range(0, len(missing), size):
+            on_progress(num_tasks - len(missing) + start, num_tasks)
+            group = {index: tasks[index] for index in missing[start : start + size]}
+            keys = [(index, *run) for index in group for run in config.separate_runs()]
+            asked = [
+                {
+                    "task": tasks[index],
+                    "params": params,
+                    "budget": budget,
+                    "answer_tokens": config.answer_tokens,
+                    "seed": derive_seed(config.seed, "request", index, budget, number),
+                }
+                for index, budget, number in keys
+            ]
+            completions = await draw_all(model, asked, max_running=max_running)
+            runs: dict[int, dict[int, list[Run]]] = {index: {} for index in group}
+            for (index, budget, _), completion in zip(keys, completions, strict=True):
+                run = _score_request(tasks[index], completion, budget)
+                runs[index].setdefault(budget, []).append(run)
+            counted = self.engine.setdefault("separate", dict.fromkeys(_COUNTED, 0))
+            for name, count in counts([each.usage for each in completions]).items():
+                counted[name] += count
+            for index in group:
+                self.tasks[index] = TaskRuns(prompts[index], {}, runs[index])
+            self._save()
+        on_progress(num_tasks, num_tasks)
+
+    @property
+    def has_forks(self) -> bool:
+        """True if thoughts were cut and gone on with."""
+        return any(task.fork for task in self.tasks.values())
+
+    def _check(self, environment: Environment, num_tasks: int, params: SamplingParams) -> None:
+        config = self.config
+        if params.temperature == 0 and (config.num_thoughts > 1 or config.resolved_num_votes() > 1):
+            raise ValueError(
+                "temperature is 0, at temperature 0 all runs of a task are equal, they must be "
+                "random"
+            )
+        if environment.num_tasks is not None and num_tasks > environment.num_tasks:
+            raise ValueError(
+                f"{num_tasks} tasks were asked for, there are {environment.num_tasks} of them"
+            )
+
+    def _digest(self, index: int, prompt: object) -> str:
+        """Return the digest of a task's prompt. Raises ValueError if runs are of another one."""
+        digest = hashlib.sha256(repr(prompt).encode()).hexdigest()[:16]
+        if index in self.tasks and self.tasks[index].prompt != digest:
+            raise ValueError(f"{self._path} has other runs: its task {index} was another one")
+        return digest
 
     @contextmanager
     def _counting(self, engine: Engine, kind: str) -> Iterator[None]:
@@ -271,6 +333,18 @@ def run_separately(
         index, budget, _ = key
         runs[index].setdefault(budget, []).append(_score(tasks[index], thought, answer))
     return runs
+
+
+def _score_request(task: Task, completion: Completion, budget: int) -> Run:
+    usage = completion.usage
+    return Run(
+        score=task.score(completion.reply),
+        answer=task.answer_of(completion.reply),
+        num_thinking_tokens=usage.num_thinking_tokens,
+        num_answer_tokens=usage.num_new_tokens - usage.num_thinking_tokens,
+        logprob=mean_logprob(completion),
+        is_cut=usage.num_thinking_tokens >= budget,
+    )
 
 
 def _score(task: Task, thought: Thought, answer: Answer) -> Run:

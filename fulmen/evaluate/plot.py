@@ -93,7 +93,7 @@ def _points(summary: Mapping[str, Any], kind: str) -> Iterator[_Point]:
         if kind in ("fork", "separate"):
             if kind in row:
                 yield _Point(row[kind]["tokens"], **row[kind]["accuracy"])
-        elif row.get("votes"):
+        elif row.get("votes") and row["votes"][kind] is not None:
             yield _Point(row["votes"]["tokens"], **row["votes"][kind])
 
 

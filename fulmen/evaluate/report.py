@@ -36,11 +36,14 @@ def summarize(study: Study) -> dict[str, Any]:
         "about": study.about,
         "num_tasks": len(study.tasks),
         "budgets": rows,
-        "drawn_tokens": {"fork": sum(row["fork"]["drawn_tokens"] for row in rows)},
+        "drawn_tokens": {
+            kind: sum(row[kind]["drawn_tokens"] for row in rows)
+            for kind in _KINDS
+            if kind in rows[0]
+        },
         "engine": study.engine,
     }
-    if study.config.is_checked:
-        summary["drawn_tokens"]["separate"] = sum(row["separate"]["drawn_tokens"] for row in rows)
+    if study.config.is_checked and study.has_forks:
         pairs = [_pair(study, budget) for budget in study.config.budgets]
         fork, separate = (
             [_mean(scores) for scores in zip(*some, strict=True)]
@@ -55,6 +58,30 @@ def _row(study: Study, place: int) -> dict[str, Any]:
     """Return the numbers of one budget."""
     config = study.config
     budget, num_runs = config.budgets[place], config.num_thoughts
+    row: dict[str, Any] = {"budget": budget}
+    if study.has_forks:
+        row["fork"] = _forks(study, place)
+    if config.is_checked:
+        runs = [task.separate[budget][:num_runs] for task in study.tasks.values()]
+        row["separate"] = _kind(runs, sum(_num_tokens(run) for some in runs for run in some))
+    if config.is_checked and study.has_forks:
+        fork, separate = _pair(study, budget)
+        row["difference"] = difference(fork, separate, num_runs=num_runs)._asdict()
+    if config.resolved_num_votes():
+        row["votes"] = _votes(study, budget, _main(row)["tokens"])
+    return row
+
+
+def _main(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the numbers of the runs that a budget is about: the forked ones, if there are any."""
+    found: Mapping[str, Any] = row["fork" if "fork" in row else "separate"]
+    return found
+
+
+def _forks(study: Study, place: int) -> dict[str, Any]:
+    """Return the numbers of the forked runs at one budget."""
+    config = study.config
+    budget, num_runs = config.budgets[place], config.num_thoughts
     runs = [task.fork[budget] for task in study.tasks.values()]
     before = [
         task.fork[config.budgets[place - 1]] if place else [None] * num_runs
@@ -65,15 +92,7 @@ def _row(study: Study, place: int) -> dict[str, Any]:
         for some, lasts in zip(runs, before, strict=True)
         for run, last in zip(some, lasts, strict=True)
     )
-    row: dict[str, Any] = {"budget": budget, "fork": _kind(runs, drawn)}
-    if config.is_checked:
-        runs = [task.separate[budget][:num_runs] for task in study.tasks.values()]
-        row["separate"] = _kind(runs, sum(_num_tokens(run) for some in runs for run in some))
-        fork, separate = _pair(study, budget)
-        row["difference"] = difference(fork, separate, num_runs=num_runs)._asdict()
-    if config.resolved_num_votes():
-        row["votes"] = _votes(study, budget, row["fork"]["tokens"])
-    return row
+    return _kind(runs, drawn)
 
 
 def _kind(runs: Sequence[Sequence[Run]], drawn: int) -> dict[str, Any]:
@@ -104,14 +123,17 @@ def _votes(study: Study, budget: int, tokens: float) -> dict[str, Any] | None:
     def scores(pool: Sequence[Run]) -> list[float]:
         return [run.score for run in pool]
 
+    logprobs = [run.logprob for pool in pools for run in pool]
     return {
         "num_votes": n,
         "tokens": n * each,
         "majority": over_tasks(
             lambda pool: expected_majority([run.answer for run in pool], scores(pool), n)
         ),
-        "likeliest": over_tasks(
-            lambda pool: expected_best([run.logprob for run in pool], scores(pool), n)
+        "likeliest": None
+        if None in logprobs
+        else over_tasks(
+            lambda pool: expected_best([run.logprob or 0.0 for run in pool], scores(pool), n)
         ),
         "any": over_tasks(lambda pool: expected_best(scores(pool), scores(pool), n)),
     }
@@ -152,14 +174,15 @@ def tables(summary: Mapping[str, Any]) -> list[Table]:
 
 
 def _curve_table(rows: Rows, overall: Mapping[str, float] | None) -> Table:
-    columns = ["thought", "cut", "tokens", "accuracy, forked", "95 %"]
+    accuracy = "accuracy, forked" if "fork" in rows[0] else "accuracy"
+    columns = ["thought", "cut", "tokens", accuracy, "95 %"]
     if overall is not None:
         columns += ["separate", "95 %", "difference", "95 %"]
     table = _table("budget", columns)
     for row in rows:
-        fork = row["fork"]
-        cells = [f"{fork['thinking_tokens']:,.0f}", f"{fork['cut']:.0%}", f"{fork['tokens']:,.0f}"]
-        cells += _cells(fork["accuracy"])
+        main = _main(row)
+        cells = [f"{main['thinking_tokens']:,.0f}", f"{main['cut']:.0%}", f"{main['tokens']:,.0f}"]
+        cells += _cells(main["accuracy"])
         if overall is not None:
             cells += [*_cells(row["separate"]["accuracy"]), *_cells(row["difference"], sign="+")]
         table.add_row(f"{row['budget']:,}", *cells)
@@ -176,7 +199,7 @@ def _votes_table(rows: Rows) -> Table:
         if (votes := row.get("votes")) is not None:
             table.add_row(
                 f"{row['budget']:,}",
-                f"{row['fork']['tokens']:,.0f}",
+                f"{_main(row)['tokens']:,.0f}",
                 str(votes["num_votes"]),
                 f"{votes['tokens']:,.0f}",
                 *_cells(votes["majority"]),
@@ -192,26 +215,28 @@ def _cost_table(summary: Mapping[str, Any]) -> Table:
     for name, row in drawn.items():
         _add_cost(table, name, *(row.get(kind, {}).get("drawn_tokens") for kind in _KINDS))
     _add_cost(table, "all budgets", *(summary["drawn_tokens"].get(kind) for kind in _KINDS))
-    counts = [summary["engine"][kind] for kind in _KINDS]
-    prompts, hits = ([each[name] for each in counts] for name in _READ)
-    shares = [f"{hit / max(prompt, 1):.1%}" for prompt, hit in zip(prompts, hits, strict=True)]
-    table.add_row("given tokens, votes too", *(f"{count:,}" for count in prompts), "")
+    read = [summary["engine"].get(kind) for kind in _KINDS]
+    prompts = ["" if each is None else f"{each[_PROMPT]:,}" for each in read]
+    shares = ["" if each is None else f"{each[_HIT] / max(each[_PROMPT], 1):.1%}" for each in read]
+    table.add_row("given tokens, votes too", *prompts, "")
     table.add_row("of them in the cache", *shares, "")
     return table
 
 
 _KINDS = ("fork", "separate")
-_READ = ("num_prompt_tokens", "num_hit_tokens")
+_PROMPT, _HIT = "num_prompt_tokens", "num_hit_tokens"
 
 
-def _add_cost(table: Table, name: str, fork: int, separate: int | None) -> None:
-    if separate is None:
-        table.add_row(name, f"{fork:,}", "", "")
-    else:
-        table.add_row(name, f"{fork:,}", f"{separate:,}", f"{fork / max(separate, 1):.2f}")
+def _add_cost(table: Table, name: str, fork: int | None, separate: int | None) -> None:
+    shown = ["" if each is None else f"{each:,}" for each in (fork, separate)]
+    is_pair = fork is not None and separate is not None
+    ratio = f"{(fork or 0) / max(separate or 0, 1):.2f}" if is_pair else ""
+    table.add_row(name, *shown, ratio)
 
 
-def _cells(found: Mapping[str, float], sign: str = "") -> list[str]:
+def _cells(found: Mapping[str, float] | None, sign: str = "") -> list[str]:
+    if found is None:
+        return ["", ""]
     mean, low, high = (round(value, 3) + 0.0 for value in Estimate(**found))  # + 0.0: never -0.000
     return [f"{mean:{sign}.3f}", f"{low:{sign}.3f} to {high:{sign}.3f}"]
 
