@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, Self, TypeVar
 from fulmen.chat import ChatRequest, Completion, Event, Message, read_messages
 from fulmen.llm import (
     Peer,
+    PeerConfig,
     PeerError,
     RemoteCompletion,
     RemoteModel,
@@ -28,6 +29,10 @@ Dialect = Literal["openai", "anthropic"]
 
 _KEYS: Final = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY"}
 _OWN_KEY: Final = "FULMEN_API_KEY"
+_PATIENT: Final = PeerConfig(
+    first_byte_seconds=21_600.0, idle_seconds=21_600.0, answer_seconds=21_600.0
+)
+"""Waits for an answer that comes whole: its first byte is there when its last token is"""
 _LOOK_SECONDS: Final = 0.1
 """Time after which a caller gets control back, though nothing came: it may have been interrupted"""
 _STOPPING: Final = frozenset({401, 403, 429, 503, 529})
@@ -188,7 +193,7 @@ class Relay:
         path: str = scope["path"]
         dialect: Dialect = "anthropic" if path.startswith("/v1/messages") else "openai"
         if dialect not in self._peers:
-            self._peers[dialect] = open_peer(self._url, dialect, api_key=self._key)
+            self._peers[dialect] = open_peer(self._url, dialect, api_key=self._key, config=_PATIENT)
         body = json.loads((await receive())["body"])
         if self._name is not None:
             body["model"] = self._name

@@ -1,6 +1,10 @@
 """Commands that talk to a model at a URL: they print what they print of one that is here."""
 
 import json
+import os
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -180,6 +184,38 @@ def test_a_turn_that_failed_leaves_no_trace(capsys: pytest.CaptureFixture[str]) 
         _converse(conversation, Typed())
         assert len(conversation.messages) == 2
     assert "no such line" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_an_answer_and_keeps_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    model = answering("m2", lambda text: "Hm.</think>\n\n" + "word " * 500, delay_seconds=0.02)
+    with served(model) as address, open_remote(address, None, "auto", None, {}) as remote:
+        remote.describe()
+        conversation = Conversation(remote, remote.params)
+        timer = threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        completion = conversation.ask("Hi")
+        timer.join()
+        assert completion.finish_reason == "abort"
+        assert completion.reply.content.startswith("word word")
+        assert conversation.messages[-1].content == completion.reply.content
+        deadline = time.monotonic() + 20
+        while model.counts["num_running"] and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not model.counts["num_running"]
+    assert "(stopped)" in capsys.readouterr().err
+
+
+def test_a_batch_stops_where_the_key_is_wrong(tmp_path: Path) -> None:
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    write(source, [chat("a"), chat("b")])
+    with served(answering("m2", lambda text: "Hm.</think>\n\nYes."), api_keys=("right",)) as url:
+        run = called("batch", source, out, "--url", url, "--url-key", "wrong", "--model", "m")
+        assert run.returncode == 1
+        assert "stopped with 0 of 2 requests done" in run.stderr
+        assert "answered with 401" in run.stderr
+        assert not read(out)
+        assert called("batch", source, out, "--url", url, "--url-key", "right").returncode == 0
+    assert [result["response"]["status_code"] for result in read(out)] == [200, 200]
 
 
 def test_a_key_is_found_by_dialect(monkeypatch: pytest.MonkeyPatch) -> None:

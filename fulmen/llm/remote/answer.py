@@ -114,8 +114,8 @@ class RemoteAnswer:
         """Ids of the answer, as far as they were told"""
         self.token_texts: list[TokenText] = []
         """Tokens with their log-probabilities, as far as they were told"""
-        self.thoughts: list[tuple[str, str]] = []
-        """Text and signature of each thought that has a signature"""
+        self.thoughts: dict[str, dict[str, str]] = {}
+        """Blocks of thought as they go back to the server, by their signatures"""
         self._sum = ReplySum()
         self._num_chars = 0
         self._calls: dict[object, _Call] = {}
@@ -134,6 +134,11 @@ class RemoteAnswer:
     def say(self, text: str) -> list[Event]:
         """Take the next piece of the answer."""
         return self._add(ContentDelta(text), text) if text else []
+
+    @property
+    def is_empty(self) -> bool:
+        """True until anything was said."""
+        return not self._num_chars
 
     def note(self, sentence: str) -> list[Event]:
         """Take note of a problem that does not end the answer."""
@@ -293,7 +298,9 @@ def read_token(text: object, logprob: object, id: object = None) -> TokenText | 
 
 def read_error(data: Mapping[str, Any]) -> str | None:
     """Return what an error in a stream says, in any of the known shapes; None if it is none."""
-    error = data.get("error")
+    error, status = data.get("error"), data.get("base_resp")
+    if error is None and isinstance(status, Mapping) and status.get("status_code"):
+        error = status.get("status_msg")  # MiniMax's
     if error is None and data.get("object") != "error" and data.get("type") != "error":
         return None
     if isinstance(error, Mapping):

@@ -33,11 +33,15 @@ _UNKNOWN: Final = ("min_p", "seed", "stop_token_ids", "ignore_eos", "regex", "ch
 # ---- a request ----------------------------------------------------------------------------------
 
 
-def messages_body(asked: Asked, model: str, *, needs_signatures: bool) -> dict[str, Any]:
+def messages_body(
+    asked: Asked, model: str, *, thoughts: Mapping[str, Mapping[str, str]], is_anthropics: bool
+) -> dict[str, Any]:
     """Return the body of a Messages request. Raises ValueError for an option that the dialect has
     no name for.
 
-    needs_signatures  leave out thoughts without a signature, which Anthropic itself refuses
+    thoughts       blocks of thought that the server sent, by their signatures
+    is_anthropics  for Anthropic itself, which refuses a thought without its signature and draws
+                   from all tokens unless it is told otherwise
     """
     if asked.text is not None:
         raise ValueError("the request has a text, Anthropic's dialect takes only messages")
@@ -55,12 +59,15 @@ def messages_body(asked: Asked, model: str, *, needs_signatures: bool) -> dict[s
     if num_system:
         system = [_text(message.content) for message in asked.messages[:num_system]]
         body["system"] = system[0]["text"] if num_system == 1 else system
-    body["messages"] = _messages(asked.messages[num_system:], needs_signatures)
+    body["messages"] = _messages(
+        asked.messages[num_system:], thoughts, needs_signatures=is_anthropics
+    )
     for name in ("temperature", "top_p"):
         if (value := asked.value(name)) is not None:
             body[name] = value
-    if (top_k := asked.value("top_k")) is not None:
-        body["top_k"] = top_k
+    top_k = asked.value("top_k")
+    if "top_k" in asked.given and (top_k is not None or not is_anthropics):
+        body["top_k"] = top_k or 0  # 0: all tokens
     if stop := asked.value("stop"):
         body["stop_sequences"] = list(stop)
     if (schema := asked.value("json_schema")) is not None:
@@ -108,7 +115,12 @@ def _tool(tool: Tool, *, is_strict: bool) -> dict[str, Any]:
     return fields
 
 
-def _messages(messages: Sequence[Message], needs_signatures: bool) -> list[dict[str, Any]]:
+def _messages(
+    messages: Sequence[Message],
+    thoughts: Mapping[str, Mapping[str, str]],
+    *,
+    needs_signatures: bool,
+) -> list[dict[str, Any]]:
     """Return messages as blocks; the results of one turn's calls stand in one message."""
     done: list[dict[str, Any]] = []
     is_result = False
@@ -123,19 +135,29 @@ def _messages(messages: Sequence[Message], needs_signatures: bool) -> list[dict[
                 done.append({"role": "user", "content": []})
             done[-1]["content"].append(block)
         elif message.role == "assistant":
-            done.append({"role": "assistant", "content": _blocks(message, needs_signatures)})
+            blocks = _thought_blocks(message, thoughts, needs_signatures=needs_signatures)
+            done.append({"role": "assistant", "content": [*blocks, *_blocks(message)]})
         else:
             done.append({"role": message.role, "content": _content(message)})
         is_result = message.role == "tool"
     return done
 
 
-def _blocks(message: Message, needs_signatures: bool) -> list[dict[str, Any]]:
-    blocks: list[dict[str, Any]] = []
+def _thought_blocks(
+    message: Message, thoughts: Mapping[str, Mapping[str, str]], *, needs_signatures: bool
+) -> list[Mapping[str, str]]:
+    """Return the thought of a message: as the blocks it came in, where they are known."""
+    known = [thoughts[signature] for signature in message.signatures if signature in thoughts]
+    if known and len(known) == len(message.signatures):
+        return known
     signature = message.signatures[0] if message.signatures else ""
-    if message.thinking and (signature or not needs_signatures):
-        thought = {"type": "thinking", "thinking": message.thinking, "signature": signature}
-        blocks.append(thought)
+    if not message.thinking or (needs_signatures and not signature):
+        return []
+    return [{"type": "thinking", "thinking": message.thinking, "signature": signature}]
+
+
+def _blocks(message: Message) -> list[dict[str, Any]]:
+    blocks: list[dict[str, Any]] = []
     if message.content:
         blocks.append(_text(message.content))
     for call in message.tool_calls:
@@ -198,6 +220,9 @@ class MessagesReader:
                 self._thoughts[index] = [], []
                 return self._delta(index, {**block, "type": "thinking_delta"})
             case "redacted_thinking":
+                if isinstance(data := block.get("data"), str):
+                    self.answer.count_chars(data)
+                    self.answer.thoughts[data] = {"type": "redacted_thinking", "data": data}
                 return []
             case "text":
                 return self._delta(index, {**block, "type": "text_delta"})
@@ -244,7 +269,9 @@ class MessagesReader:
             return self.answer.end_call(index) if self.answer.is_whole(index) else []
         pieces, signature = self._thoughts.pop(index, ([], []))
         if signature:
-            self.answer.thoughts.append(("".join(pieces), "".join(signature)))
+            signed = "".join(signature)
+            thought = {"type": "thinking", "thinking": "".join(pieces), "signature": signed}
+            self.answer.thoughts[signed] = thought
         return []
 
     def _usage(self, usage: object) -> None:

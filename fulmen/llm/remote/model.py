@@ -12,7 +12,7 @@ answer is read as it comes, by a task of its own, so that several run at once wh
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, Self
 from urllib.parse import urlsplit, urlunsplit
@@ -46,6 +46,10 @@ _ENDINGS: Final[dict[str, Dialect | None]] = {
 }
 """Ends of a URL that name a route, and the dialect it belongs to"""
 _ANTHROPICS: Final = "api.anthropic.com"
+_MAX_THOUGHT_CHARS: Final = 4 * 2**20
+"""Characters of thoughts that are kept as the blocks they came in"""
+_DRAIN_SECONDS: Final = 0.2
+"""Wait for the end of a stream that has said its last, so that its connection serves again"""
 _SHOWN_NAMES: Final = 10
 """Names of models in a sentence, at most"""
 
@@ -146,6 +150,8 @@ class RemoteModel:
         self._config = config
         self._transport = transport
         self._peer = self._new_peer(self._dialect or "openai")
+        self.thoughts: dict[str, dict[str, str]] = {}
+        """Latest blocks of thought by their signatures, which go back as they came"""
         self._connection: Connection | None = None
         self._is_connecting = asyncio.Lock()
         self.is_closed = False
@@ -178,6 +184,19 @@ class RemoteModel:
             if self._connection is None:
                 self._connection = await self._connect()
             return self._connection
+
+    def remember(self, thoughts: Mapping[str, dict[str, str]]) -> None:
+        """Keep blocks of thought for the requests that bring them back."""
+        for signature, block in thoughts.items():
+            self.thoughts.pop(signature, None)
+            self.thoughts[signature] = block
+        sizes = {key: sum(map(len, block.values())) for key, block in self.thoughts.items()}
+        excess = sum(sizes.values()) - _MAX_THOUGHT_CHARS
+        for signature, size in sizes.items():  # the oldest first
+            if excess <= 0:
+                break
+            del self.thoughts[signature]
+            excess -= size
 
     async def _connect(self) -> Connection:
         try:
@@ -299,7 +318,7 @@ class RemoteStream:
             is_context_full=answer.is_context_full,
             timing=timing,
             token_texts=tuple(answer.token_texts),
-            signatures=tuple(signature for _, signature in answer.thoughts),
+            signatures=tuple(answer.thoughts),
         )
 
     async def _started(self) -> RemoteAnswer:
@@ -324,8 +343,12 @@ class RemoteStream:
         reader: Reader
         if connection.dialect == "anthropic":
             path, where = MESSAGES_PATH, connection.peer.shown_url + MESSAGES_PATH
-            is_strict = connection.peer.url.host == _ANTHROPICS
-            body = messages_body(asked, connection.model, needs_signatures=is_strict)
+            body = messages_body(
+                asked,
+                connection.model,
+                thoughts=self._model.thoughts,
+                is_anthropics=connection.peer.url.host == _ANTHROPICS,
+            )
             reader = MessagesReader(where)
         elif asked.text is not None:
             path, where = COMPLETIONS_PATH, connection.peer.shown_url + COMPLETIONS_PATH
@@ -346,7 +369,9 @@ class RemoteStream:
                 async for event in events:
                     self._pass_on(reader.feed(event))
                     if answer.is_ended:
+                        await _drain(events)
                         break
+            self._model.remember(answer.thoughts)
             if answer.finish_reason is None and answer.is_ended:
                 self._pass_on(answer.finish("stop"))
             if answer.finish_reason is None:
@@ -363,6 +388,14 @@ class RemoteStream:
             self._last = time.perf_counter()
             self._first = self._first or self._last
             self._arrivals.put_nowait(events)
+
+
+async def _drain(events: AsyncIterator[object]) -> None:
+    """Read what is left of a stream whose answer is at its end."""
+    with suppress(TimeoutError, PeerError):
+        async with asyncio.timeout(_DRAIN_SECONDS):
+            async for _ in events:
+                pass
 
 
 def _look_at_error(start: "asyncio.Task[None]") -> None:

@@ -207,7 +207,9 @@ class ChatReader:
         choice = _read_chunk(event, answer)
         if choice is None:
             return []
-        delta = choice.get("delta") or choice.get("message")
+        delta = choice.get("delta")
+        if not delta and answer.is_empty:  # MiniMax ends a stream with all of it once more
+            delta = choice.get("message")
         events = self._delta(delta) if isinstance(delta, Mapping) else []
         answer.add_token_ids(choice.get("token_ids"))
         answer.add_token_texts(_chat_logprobs(choice.get("logprobs")))

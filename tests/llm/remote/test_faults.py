@@ -46,6 +46,7 @@ def html(status: int) -> httpx2.Response:
         ([b'data: {"hello": 1}\n\n'], "in place of a chunk"),
         ([sse({"error": {"message": "out of memory", "code": 500}})], "out of memory"),
         ([sse({"error": "out of memory"})], "out of memory"),
+        ([sse({"base_resp": {"status_code": 1, "status_msg": "no money"}})], "no money"),
         ([sse({"object": "error", "message": "out of memory"})], "out of memory"),
         ([sse(delta("error"))], "ended the answer with an error"),
         ([sse(delta(tool_calls=[{"index": 0, "function": {}}]))], "a call without a name"),

@@ -7,10 +7,12 @@ from typing import Any
 import httpx2
 import pytest
 
-from fulmen.chat import ChatRequest, Message, Prompt, TokenBudget, Tool, ToolCall
+from fulmen.chat import ChatRequest, Message, Prompt, TokenBudget, Tool, ToolCall, complete
 from fulmen.llm import RemoteModel
+from fulmen.llm.remote import model as model_file
 from fulmen.sampling import SamplingParams
 from tests.llm.remote.fakes import HELLO, Fake, answer_of, delta, listed, named_sse, sse
+from tests.server.helpers import answering, served
 
 DONE = [sse(delta("stop", content="Hi"), "[DONE]")]
 STOPPED = [named_sse({"type": "message_delta", "delta": {"stop_reason": "end_turn"}})]
@@ -225,6 +227,71 @@ def test_a_history_goes_out_with_its_thoughts() -> None:
     ((_, body),) = minimax.asked
     assert body["reasoning_split"] is True
     assert body["messages"][2]["reasoning_details"][0]["text"] == "Hm."
+
+
+def test_blocks_of_thought_go_back_as_they_came() -> None:
+    blocks: list[dict[str, Any]] = [
+        {"type": "thinking", "thinking": "One.", "signature": "s1"},
+        {"type": "redacted_thinking", "data": "d2"},
+        {"type": "thinking", "thinking": "Three.", "signature": "s3"},
+    ]
+    stream = named_sse(
+        *(
+            event
+            for index, block in enumerate(blocks)
+            for event in (
+                {"type": "content_block_start", "index": index, "content_block": block},
+                *(
+                    {
+                        "type": "content_block_delta",
+                        "index": index,
+                        "delta": {"type": "signature_delta", "signature": block[name]},
+                    }
+                    for name in ("signature",)
+                    if name in block
+                ),
+                {"type": "content_block_stop", "index": index},
+            )
+        ),
+        {"type": "message_delta", "delta": {"stop_reason": "end_turn"}},
+        {"type": "message_stop"},
+    )
+    fake = Fake([stream])
+
+    async def work() -> None:
+        async with RemoteModel("http://fake/anthropic", transport=fake) as model:
+            first = await complete(model, HELLO)
+            assert first.reply.thinking == "One.Three."
+            await complete(model, replace(HELLO, messages=[*HELLO.messages, first.message]))
+
+    asyncio.run(asyncio.wait_for(work(), 20))
+    assert fake.asked[1][1]["messages"][1]["content"] == blocks
+
+
+def test_thoughts_that_are_kept_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_file, "_MAX_THOUGHT_CHARS", 100)
+
+    async def work() -> None:
+        async with RemoteModel("http://fake", transport=Fake(DONE)) as model:
+            for number in range(30):
+                model.remember({f"s{number}": {"thinking": "x" * 10}})
+            assert list(model.thoughts) == [f"s{number}" for number in range(20, 30)]
+            model.remember({"s20": {"thinking": "x" * 10}, "large": {"thinking": "x" * 80}})
+            assert list(model.thoughts) == ["s29", "s20", "large"]
+
+    asyncio.run(work())
+
+
+def test_a_connection_serves_again_after_an_answer() -> None:
+    async def work(url: str) -> None:
+        async with RemoteModel(url) as model:
+            for _ in range(4):
+                await complete(model, HELLO)
+            pool = (await model.connect()).peer._client._transport._pool  # type: ignore[attr-defined]
+            assert len(pool.connections) == 1
+
+    with served(answering("m2", lambda text: "Hm.</think>\n\nYes.")) as url:
+        asyncio.run(asyncio.wait_for(work(url), 30))
 
 
 @pytest.mark.parametrize(

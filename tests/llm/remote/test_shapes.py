@@ -247,6 +247,19 @@ def test_a_cut_block_of_anthropic_is_a_call_that_does_not_count() -> None:
     assert not completion.reply.problems
 
 
+def test_minimax_says_all_of_it_once_more_at_the_end() -> None:
+    message = {"role": "assistant", "content": "Hello", "reasoning_content": "Hm."}
+    end = {
+        "object": "chat.completion",
+        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+        "base_resp": {"status_code": 0, "status_msg": ""},
+    }
+    said = [delta(reasoning_content="Hm."), delta(content="Hello")]
+    for stream in (sse(*said, end), sse(end)):
+        _, completion, _ = answer_of(Fake([stream]))
+        assert (completion.reply.thinking, completion.reply.content) == ("Hm.", "Hello")
+
+
 def test_minimax_counts_the_prompt_at_the_end() -> None:
     start = {"type": "message_start", "message": {"usage": {"input_tokens": 0}}}
     end = {
