@@ -8,12 +8,9 @@ Each takes the fields of `ChatRequest` by name, or a request. Reading a stream s
 all that run. Many callers in one event loop share a model through `local.py`.
 """
 
-import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
-from threading import Lock
 from typing import Any, Self
 
 import torch
@@ -25,24 +22,17 @@ from fulmen.chat import (
     Completion,
     ContentDelta,
     Event,
-    Grammar,
     Message,
-    PlainParser,
-    Prompt,
     Token,
     Tokenizer,
-    Tool,
-    Vocabulary,
     as_request,
-    limits_calls,
     load_format,
-    make_grammar,
-    read_tools,
     text_request,
 )
 from fulmen.checkpoints import fingerprint, load_model, read_config
-from fulmen.engine import Engine, EngineConfig, Origin, read_ids
+from fulmen.engine import Engine, EngineConfig, Origin
 from fulmen.llm.answer import Answer
+from fulmen.llm.preparation import Preparation, end_ids
 from fulmen.models import Model
 from fulmen.sampling import FinishReason, SamplingParams
 
@@ -69,15 +59,16 @@ class LLM:
         self.format = format
         self.defaults = defaults or SamplingParams()
         """Recommended sampling of the model"""
-        # Some checkpoints name no end of turn (M1's config has none); its format always knows it.
-        end_of_turn = tokenizer.token_id(format.end_of_turn)
-        ends = {*tokenizer.eos_token_ids, *(() if end_of_turn is None else (end_of_turn,))}
-        self.engine = Engine(model, engine_config, eos_token_ids=sorted(ends))
+        self.engine = Engine(model, engine_config, eos_token_ids=end_ids(tokenizer, format))
         self._folder = folder
         self._ignore_config_fields = tuple(ignore_config_fields)
         self._fingerprint: str | None = None
-        self._vocabulary: Vocabulary | None = None
-        self._vocabulary_lock = Lock()
+        self._preparation = Preparation(
+            tokenizer,
+            format,
+            vocab_size=model.config.vocab_size,
+            eos_token_ids=self.engine.eos_token_ids,
+        )
 
     @classmethod
     def load(
@@ -157,30 +148,12 @@ class LLM:
     def prepare(self, request: ChatRequest) -> Answer:
         """Return the answer to a request, yet to be started: its prompt is rendered and encoded and
         its grammar made. Any thread may do this."""
-        tools = read_tools(request.tools)
-        request, params = self._checked(request), self._params(request)
-        format = self.format if request.text is None else None
-        return Answer(
-            request,
-            request.prompt or Prompt(tuple(self._encode(request, tools))),
-            params,
-            tokenizer=self.tokenizer,
-            parser=PlainParser() if format is None else format.parser(tools),
-            format=format,
-            grammar=self._grammar(params, format, tools),
-            vocab_size=self._vocab_size,
-        )
+        return self._preparation.prepare(request, self.defaults)
 
     def prepare_next(self, answer: Answer, request: ChatRequest, number: int) -> Answer:
         """Return the answer after `number` others to one request, yet to be started. answer is the
         first, whose prompt is not rendered again; its seed and the number make the seed."""
-        seed = answer.params.seed
-        if request.params is None or request.params.seed is None:
-            seed = None  # each draws its own
-        elif seed is not None and (seed := seed + number) >= 2**64:
-            seed -= 2**64
-        params = replace(answer.params, seed=seed)
-        return self.prepare(replace(request, params=params, prompt=answer.prompt))
+        return self._preparation.prepare_next(answer, request, number)
 
     def start(self, answer: Answer) -> Answer:
         """Queue an answer's request: it comes with the engine's steps."""
@@ -211,47 +184,6 @@ class LLM:
             answer.abort()
         else:
             answer.fail(error)
-
-    @property
-    def _vocab_size(self) -> int:
-        return self.engine.model.config.vocab_size
-
-    def _checked(self, request: ChatRequest) -> ChatRequest:
-        """Return the request with ids that are the model's. Raises ValueError for others."""
-        return replace(
-            request,
-            prefix_ids=read_ids("prefix_ids", request.prefix_ids, self._vocab_size),
-            forced_ids=read_ids("forced_ids", request.forced_ids, self._vocab_size),
-        )
-
-    def _encode(self, request: ChatRequest, tools: tuple[Tool, ...]) -> list[int]:
-        """Return the ids of a request's text, or else of its messages."""
-        text = request.text
-        if text is None:
-            return self.format.encode(list(request.messages), tools, tokenizer=self.tokenizer)
-        ids = self.tokenizer.encode(text) if isinstance(text, str) else text
-        return list(read_ids("prompt", ids, self._vocab_size))
-
-    def _params(self, request: ChatRequest) -> SamplingParams:
-        params = request.params or self.defaults
-        if params.seed is None:  # so that the answer can be continued later
-            params = replace(params, seed=secrets.randbits(63))
-        return params
-
-    def _grammar(
-        self, params: SamplingParams, format: ChatFormat | None, tools: tuple[Tool, ...]
-    ) -> Grammar | None:
-        """Return the grammar that holds an answer, if it has one; a format tells its thought."""
-        if not (limits_calls(params, format, tools) or params.is_constrained):
-            return None
-        with self._vocabulary_lock:
-            if self._vocabulary is None:  # seconds with a large vocabulary
-                self._vocabulary = Vocabulary(
-                    self.tokenizer,
-                    vocab_size=self._vocab_size,
-                    eos_token_ids=sorted(self.engine.eos_token_ids),
-                )
-        return make_grammar(self._vocabulary, params, format=format, tools=tools)
 
 
 class Stream:

@@ -25,6 +25,7 @@ from fulmen.chat import ChatFormat, ChatRequest, Completion, Event, Token, Token
 from fulmen.engine import EngineStats
 from fulmen.llm.answer import Answer
 from fulmen.llm.llm import LLM
+from fulmen.llm.preparation import SharedPrompt
 from fulmen.sampling import SamplingParams, check_whole
 
 R = TypeVar("R")
@@ -41,7 +42,7 @@ class LocalModel:
         """Calls to run between two steps; None at the end"""
         self._readers: dict[int, _Reader] = {}
         """Readers of running requests, by id; the thread's own"""
-        self._waiting: list[tuple[_Prompt, _Reader]] = []
+        self._waiting: list[tuple[SharedPrompt, _Reader]] = []
         """Readers of answers that wait until another has read their prompt; the thread's own"""
         self.is_closed = False
         self._thread = threading.Thread(target=self._work, name="fulmen-engine", daemon=True)
@@ -102,7 +103,7 @@ class LocalModel:
         others run from then on. Each is what it would be alone.
         """
         check_whole("n", n, 1, _MAX_ANSWERS)
-        shared = _Prompt(self.llm, request)
+        shared = SharedPrompt(self.llm, request)
         return [
             LocalStream(self, functools.partial(shared.prepare, number), shared)
             for number in range(n)
@@ -129,7 +130,7 @@ class LocalModel:
         self._calls.put(run)
         return await asyncio.shield(asyncio.wrap_future(done))
 
-    def run(self, reader: "_Reader", prompt: "_Prompt | None" = None) -> None:
+    def run(self, reader: "_Reader", prompt: "SharedPrompt | None" = None) -> None:
         """Start an answer and pass on its events from now on; for the engine's thread.
 
         prompt  shared with other answers, one of which reads it first
@@ -190,39 +191,6 @@ class LocalModel:
                 reader.pass_on()
 
 
-class _Prompt:
-    """Prompt that several answers share: rendered once, and read by the first that runs."""
-
-    def __init__(self, llm: LLM, request: ChatRequest) -> None:
-        self._llm = llm
-        self._request = request
-        self._first: Answer | None = None
-        self._lock = threading.Lock()
-        self._reader: Answer | None = None
-        """Answer that reads it, or has read it; the engine's thread's own"""
-
-    @property
-    def is_being_read(self) -> bool:
-        """True until the answer that reads it has its first token, or has ended without one."""
-        reader = self._reader
-        return reader is not None and not reader.tokens and reader.finish_reason is None
-
-    def started(self, answer: Answer) -> None:
-        """Take note that an answer runs: it reads the prompt, if no other has."""
-        if self._reader is None or not self._reader.tokens:
-            self._reader = answer
-
-    def prepare(self, number: int) -> Answer:
-        """Return the answer after `number` others, yet to be started. Any thread may do this."""
-        with self._lock:
-            if self._first is None:
-                self._first = self._llm.prepare(self._request)
-                if number == 0:
-                    return self._first
-                self._first.cancel()  # it is here for its prompt
-        return self._llm.prepare_next(self._first, self._request, number)
-
-
 @dataclass(slots=True, eq=False)
 class _Reader:
     """Carries events from the engine's thread to the event loop of the caller."""
@@ -249,7 +217,7 @@ class LocalStream:
     """A running answer: iterate for its events; close one that is not read to its end."""
 
     def __init__(
-        self, model: LocalModel, prepare: Callable[[], Answer], prompt: _Prompt | None = None
+        self, model: LocalModel, prepare: Callable[[], Answer], prompt: SharedPrompt | None = None
     ) -> None:
         self._model = model
         self._prepare = prepare
