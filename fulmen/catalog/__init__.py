@@ -12,7 +12,7 @@ from fulmen.catalog.cards import (
     published_config,
 )
 from fulmen.catalog.download import OnProgress, cache_folder
-from fulmen.catalog.resolve import has_begun, pull, resolve
+from fulmen.catalog.resolve import has_begun, pull, resolve, resolve_without_weights
 from fulmen.catalog.sampling import recommended_sampling
 
 __all__ = [
@@ -31,4 +31,5 @@ __all__ = [
     "recommended_sampling",
     "render_card",
     "resolve",
+    "resolve_without_weights",
 ]

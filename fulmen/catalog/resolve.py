@@ -8,6 +8,7 @@ import logging
 import re
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -31,7 +32,7 @@ _logger = logging.getLogger(__name__)
 
 WANTED_FILES: Final = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.md", "LICENSE*")
 """Files that are fetched from a repository: weights, configs, tokenizer, template, licence."""
-
+_WEIGHTS: Final = "*.safetensors"
 
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
@@ -48,11 +49,24 @@ def resolve(name: str, *, on_progress: OnProgress | None = None) -> Path:
             f"{shorten(name)} is a pickle, which can run code when it is opened; "
             "weights must be safetensors or GGUF"
         )
+    return _resolve(name, WANTED_FILES, on_progress)
+
+
+def resolve_without_weights(name: str) -> Path:
+    """Return a folder that holds a model's config, tokenizer and chat template, as `resolve` does;
+    of a repository of the hub only these are fetched."""
+    return _resolve(name, [pattern for pattern in WANTED_FILES if pattern != _WEIGHTS], None)
+
+
+def _resolve(name: str, patterns: Sequence[str], on_progress: OnProgress | None) -> Path:
     path = local_path(name)
     if path is not None:
         return _open_gguf(path) if path.suffix == ".gguf" and path.is_file() else path
-    if find_card(name) is not None:
+    card = find_card(name)
+    if card is not None and (card.source is not None or _WEIGHTS in patterns):
         return pull(name, on_progress)
+    if card is not None:
+        return _fetch_repository(card.hub, None, on_progress, card, patterns)
     refuse_other(name)
     hub_id = _HUB_ID.fullmatch(name)
     if hub_id is None or name.startswith("."):
@@ -61,7 +75,7 @@ def resolve(name: str, *, on_progress: OnProgress | None = None) -> Path:
             f"catalog, {suggest(name)}"
         )
     repo, revision = hub_id["repo"], hub_id["revision"]
-    return _fetch_repository(repo, revision, on_progress, find_card(repo))
+    return _fetch_repository(repo, revision, on_progress, find_card(repo), patterns)
 
 
 def _open_gguf(path: Path) -> Path:
@@ -133,11 +147,16 @@ def _show_licence(card: Card) -> None:
 
 
 def _fetch_repository(
-    repo: str, revision: str | None, on_progress: OnProgress | None, card: Card | None
+    repo: str,
+    revision: str | None,
+    on_progress: OnProgress | None,
+    card: Card | None,
+    patterns: Sequence[str] = WANTED_FILES,
 ) -> Path:
     """Fetch a repository into the hub library's own cache; an interrupted download continues.
 
-    card  what the catalog knows of the model, if anything; its licence may have to be shown
+    card      what the catalog knows of the model, if anything; its licence may have to be shown
+    patterns  names of the files that are fetched
     """
     # Imported here: the library reads its environment on import, and few callers need it.
     from huggingface_hub import DryRunFileInfo, constants, snapshot_download
@@ -148,7 +167,7 @@ def _fetch_repository(
     )
 
     folder = Path(constants.HF_HUB_CACHE)
-    fetch = partial(snapshot_download, repo, revision=revision, allow_patterns=list(WANTED_FILES))
+    fetch = partial(snapshot_download, repo, revision=revision, allow_patterns=list(patterns))
     is_new = False
     try:
         fetch(local_files_only=True)
@@ -160,7 +179,9 @@ def _fetch_repository(
             _show_licence(card)
     try:
         listed = cast(list[DryRunFileInfo], fetch(dry_run=True))
-        if not any(file.filename.endswith(".safetensors") for file in listed):
+        if _WEIGHTS in patterns and not any(
+            file.filename.endswith(".safetensors") for file in listed
+        ):
             raise ValueError(f"{repo} holds no safetensors, other weights are not fetched")
         missing = sum(file.file_size or 0 for file in listed if file.will_download)
         if missing and card is not None and not is_new:

@@ -14,6 +14,7 @@ from fulmen.llm.remote import (
 )
 from fulmen.llm.scripted import ScriptedAnswer, ScriptedModel
 from fulmen.llm.served import ServedModel, ServedStream
+from fulmen.llm.upstream import UpstreamKind, UpstreamModel, UpstreamStream
 
 __all__ = [
     "LLM",
@@ -32,6 +33,9 @@ __all__ = [
     "ServedStream",
     "Stream",
     "TokenText",
+    "UpstreamKind",
+    "UpstreamModel",
+    "UpstreamStream",
     "dialect_of_url",
     "open_peer",
 ]

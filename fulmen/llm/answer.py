@@ -125,6 +125,11 @@ class Answer:
             code_place=self._code_place(),
         )
 
+    @property
+    def forced_ids(self) -> tuple[int, ...]:
+        """Ids that come next, as far as they are given; known once `ask` was called."""
+        return self._steering.forced_ids
+
     def take(self, output: TokenOutput) -> bool:
         """Read the next token; True ends the answer here, at a stop text."""
         self._last = time.perf_counter()
@@ -143,14 +148,14 @@ class Answer:
         if is_last:
             piece += self._detokenizer.flush()
         self._pieces.append(piece)
-        events = self._read(self._stop.feed(piece, is_last=is_last))
-        is_stopped = self._stop.is_found
-        if is_stopped or is_last:
-            self.finish_reason = "stop" if is_stopped else output.finish_reason
-            self._budget.end()
-            events += self._parser.finish_events()
-        self._events.extend(events)
-        return is_stopped
+        return self._hear(piece, output.finish_reason)
+
+    def end(self, reason: FinishReason) -> None:
+        """End the answer for a reason that became known after its last token."""
+        piece = self._detokenizer.flush()
+        if self._pieces:
+            self._pieces[-1] += piece
+        self._hear(piece, reason)
 
     def started(self, request_id: int) -> None:
         """Take note that the engine has taken the request."""
@@ -251,6 +256,18 @@ class Answer:
         if self._stop.is_found:
             raise ValueError("prefix_ids has a stop text in it, the answer cannot go on from there")
         return events
+
+    def _hear(self, piece: str, finish_reason: FinishReason | None) -> bool:
+        """Read new text, the last if there is a reason to end; return True at a stop text."""
+        is_last = finish_reason is not None
+        events = self._read(self._stop.feed(piece, is_last=is_last))
+        is_stopped = self._stop.is_found
+        if is_stopped or is_last:
+            self.finish_reason = "stop" if is_stopped else finish_reason
+            self._budget.end()
+            events += self._parser.finish_events()
+        self._events.extend(events)
+        return is_stopped
 
     def _read(self, text: str) -> list[Event]:
         self._num_chars += len(text)

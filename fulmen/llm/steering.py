@@ -49,6 +49,11 @@ class AnswerSteering:
         """True if the next id is given."""
         return bool(self._forced)
 
+    @property
+    def forced_ids(self) -> tuple[int, ...]:
+        """Ids that come next, as far as they are given."""
+        return tuple(self._forced)
+
     def force(self, token_ids: Iterable[int]) -> None:
         """Make these the next ids, after those that are forced already."""
         self._forced.extend(token_ids)
