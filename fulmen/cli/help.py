@@ -24,6 +24,7 @@ ACCESS: Final = "Access"
 HISTORIES: Final = "Histories"
 LIMITS: Final = "Limits"
 LOG: Final = "Log"
+UPSTREAM: Final = "Upstream"
 _FIRST: Final = "Options"
 """Panel of options that name none"""
 _LAST: Final = "Other options"
@@ -35,6 +36,7 @@ _PANELS: Final = (
     HISTORIES,
     LIMITS,
     LOG,
+    UPSTREAM,
     THINKING,
     STRUCTURE,
     SAMPLING,

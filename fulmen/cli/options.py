@@ -428,6 +428,17 @@ def checked(read: Callable[[str], Any], *, or_none: bool = False) -> Callable[[s
     return keep
 
 
+def in_seconds(value: str | float) -> float:
+    """Read a number of seconds of a command's own option."""
+    try:
+        seconds = _parse_float(str(value))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    if not 0 < seconds < 1e9:
+        raise typer.BadParameter(f"{value} is no number of seconds, it must lie between 0 and 1e9")
+    return seconds
+
+
 def parse_whole(text: str) -> int:
     """Read a whole number that fits in 64 bits."""
     if re.fullmatch(r"\s*[+-]?[0-9]{1,19}\s*", text) is None or abs(int(text)) >= 2**63:

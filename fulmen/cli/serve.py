@@ -5,13 +5,14 @@ stdout gets one line, the address, once requests are answered. All else goes to 
 
 import os
 import sys
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
-from fulmen.cli.help import ACCESS, HISTORIES, examples
+from fulmen.cli.help import ACCESS, HISTORIES, UPSTREAM, examples
 from fulmen.cli.options import (
     DEFAULT_MODEL,
     ENGINE_CONFIG,
@@ -21,17 +22,20 @@ from fulmen.cli.options import (
     DeviceOption,
     DtypeOption,
     IgnoreOption,
+    in_seconds,
     load_llm,
     with_flags_of,
 )
+from fulmen.cli.upstream import refuse_engine_flags, refuse_upstream_flags, upstream_model
 from fulmen.files import user_folder
 from fulmen.sampling import SamplingParams
 
 if TYPE_CHECKING:  # a command imports what it needs, so that help comes at once
     import socket
 
-    from fulmen.llm import LLM
+    from fulmen.llm import LLM, LocalModel, UpstreamModel
     from fulmen.server import ServerConfig, Traces
+
 
 EXAMPLES: Final = examples(
     """
@@ -42,6 +46,7 @@ fulmen serve --max-num-seqs 32               answer 32 requests at once
 fulmen serve --host 0.0.0.0 --api-key-file keys.txt
 fulmen serve --print-config > serve.toml      a file of all settings
 fulmen serve --config serve.toml --port 9000
+fulmen serve minimax-m2 --upstream http://gpu:30000   before SGLang or vLLM
 """,
     {
         "Clients": """
@@ -114,6 +119,53 @@ def serve(
             rich_help_panel=HISTORIES,
         ),
     ] = False,
+    upstream: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="SGLang or vLLM server that holds the weights. Of MODEL only the tokenizer, the "
+            "config and the chat template are used then.",
+            rich_help_panel=UPSTREAM,
+        ),
+    ] = None,
+    upstream_kind: Annotated[
+        Literal["sglang", "vllm"] | None,
+        typer.Option(
+            help="Which of the two it is. Default: it is asked.",
+            show_default=False,
+            rich_help_panel=UPSTREAM,
+        ),
+    ] = None,
+    upstream_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="File that holds the upstream's API key.",
+            rich_help_panel=UPSTREAM,
+        ),
+    ] = None,
+    upstream_wait: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            help="Seconds in which the upstream has to answer at the start: it may be loading. "
+            "Default: 600.",
+            parser=in_seconds,
+            show_default=False,
+            rich_help_panel=UPSTREAM,
+        ),
+    ] = 600.0,
+    upstream_timeout: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            help="Longest silence of the upstream, in which it reads a prompt or has no place for "
+            "it. Default: 600.",
+            parser=in_seconds,
+            show_default=False,
+            rich_help_panel=UPSTREAM,
+        ),
+    ] = 600.0,
     dtype: DtypeOption = None,
     device: DeviceOption = "cpu",
     ignore_config_field: IgnoreOption = None,
@@ -144,9 +196,25 @@ def serve(
     log_to(sys.stderr, settings)
     traces = open_traces(settings)
     with bind(settings) as sock:  # before the model is loaded, which takes longer
-        llm = load_llm(name, dtype, device, engine, ignore_config_field)
-        llm.defaults = replace(llm.defaults, **given)
-        is_orderly = run_async(_serve(llm, settings, sock, traces))
+        if upstream is None:
+            refuse_upstream_flags(upstream_kind, upstream_key_file)
+            llm = load_llm(name, dtype, device, engine, ignore_config_field)
+            llm.defaults = replace(llm.defaults, **given)
+            open_model: Callable[[], Awaitable[LocalModel | UpstreamModel]] = _local(llm)
+        else:
+            refuse_engine_flags(engine, dtype, device)
+            open_model = upstream_model(
+                name,
+                upstream,
+                given,
+                timeout_seconds=upstream_timeout,
+                key_file=upstream_key_file,
+                kind=upstream_kind,
+                wait_seconds=upstream_wait,
+                ignore_config_fields=ignore_config_field or (),
+                **engine,
+            )
+        is_orderly = run_async(_serve(open_model, settings, sock, traces))
     if not is_orderly:  # the engine may be in the middle of a long step, nobody waits for that
         sys.stdout.flush()
         sys.stderr.flush()
@@ -154,13 +222,15 @@ def serve(
 
 
 async def _serve(
-    llm: "LLM", config: "ServerConfig", sock: "socket.socket", traces: "Traces | None"
+    open_model: "Callable[[], Awaitable[LocalModel | UpstreamModel]]",
+    config: "ServerConfig",
+    sock: "socket.socket",
+    traces: "Traces | None",
 ) -> bool:
-    from fulmen.llm import LocalModel
     from fulmen.server import create_app
     from fulmen.server import serve as serve_app
 
-    model = LocalModel(llm)
+    model = await open_model()
     is_orderly = True
     try:
         app = create_app(model, config, traces=traces)
@@ -169,6 +239,17 @@ async def _serve(
         if is_orderly:
             await model.close()
     return is_orderly
+
+
+def _local(llm: "LLM") -> "Callable[[], Awaitable[LocalModel]]":
+    """Return what makes a model of weights that are loaded here."""
+
+    async def open_model() -> "LocalModel":
+        from fulmen.llm import LocalModel
+
+        return LocalModel(llm)
+
+    return open_model
 
 
 def _print_address(url: str) -> None:

@@ -205,6 +205,8 @@ class Answers:
                     self._usage.add_new(len(update.tokens))
                     yield update
                 if view.is_ended and view.error is not None:
+                    with suppress(Exception):  # a model may have kept nothing
+                        await self._end(view, is_cut=True)
                     raise failure_of(view.error)
                 if view.is_ended:
                     yield await self._end(view)
@@ -234,7 +236,7 @@ class Answers:
     async def _end(self, view: "_View", *, is_cut: bool = False) -> End:
         """Write down how an answer ended.
 
-        is_cut  the client went away, and has only what it was sent
+        is_cut  the client has only what it was sent: it went away, or the answer failed
         """
         completion: Completion = await view.stream.finish()
         self.completions[view.index] = completion

@@ -54,8 +54,8 @@ class Places:
 
     def __init__(self, model: object, config: ServerConfig) -> None:
         engine = getattr(getattr(model, "llm", None), "engine", None)
-        engine_config = getattr(engine, "config", None)
-        self.max_running: int = getattr(engine_config, "max_num_seqs", _DEFAULT_MAX_NUM_SEQS)
+        says = getattr(engine, "config", model)  # an engine's config, or the model itself
+        self.max_running: int = getattr(says, "max_num_seqs", _DEFAULT_MAX_NUM_SEQS)
         self.max_queued = config.max_queued
         self.num_taken = 0
         self._seconds: deque[float] = deque(maxlen=32)

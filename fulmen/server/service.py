@@ -348,8 +348,10 @@ class Service:
         own."""
         completion = end.completion
         turn_id = answers.turn_id(end.index)
-        if self._log is None or answers.ask.texts or completion.finish_reason == "error":
+        if self._log is None or answers.ask.texts:
             return
+        if completion.finish_reason == "error":  # what was sent before may come back
+            completion = replace(completion, finish_reason="abort")
         ids = [*completion.prompt_ids, *completion.answer_ids]
         self._known_prompts.add(turn_id, ids, answers.prepared.digests, answers.scope)
         if answers.ask.prompt_ids is None:

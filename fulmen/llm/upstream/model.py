@@ -260,7 +260,7 @@ class UpstreamStream:
         self._start: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._arrived = asyncio.Event()
-        self._is_closed = False
+        self._is_closed = self._is_over = False
 
     async def __aenter__(self) -> Self:
         await self._started()
@@ -271,10 +271,9 @@ class UpstreamStream:
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         answer = await self._started()
-        assert self._task is not None
         events: deque[Event] = deque()
         while True:
-            is_over = self._task.done()
+            is_over = self._is_over
             self._arrived.clear()
             events += answer.take_events()
             while events:
@@ -282,7 +281,7 @@ class UpstreamStream:
             if is_over:
                 answer.raise_error()
                 return
-            if not self._task.done():
+            if not self._is_over:
                 await self._arrived.wait()
 
     @property
@@ -356,6 +355,7 @@ class UpstreamStream:
         if error is not None:
             answer.fail(error)
         answer.abort()
+        self._is_over = True
         self._model.leave(self, answer)
         self.look()
 

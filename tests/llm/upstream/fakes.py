@@ -91,8 +91,8 @@ class Fake:
         params = _params(sampling, sampling["max_new_tokens"], num_top)
         if not body.get("stream"):
             completion = await self._whole(body["input_ids"], params, num_top)
-            known = [[None, body["input_ids"][0], None]]
-            known += [[token.logprob, token.token_id, None] for token in completion.prompt_tokens]
+            known: list[list[Any]] = [[None, body["input_ids"][0], None]]
+            known += map(_sglang_pair, completion.prompt_tokens)
             tops: list[Any] = [None]
             tops += [_sglang_top(token) for token in completion.prompt_tokens]
             meta = {"input_token_logprobs": [[None, *known[start][1:]], *known[start + 1 :]]}
@@ -114,7 +114,7 @@ class Fake:
                     "prompt_tokens": len(body["input_ids"]),
                     "completion_tokens": len(seen),
                     "cached_tokens": 0,
-                    "output_token_logprobs": [[t.logprob, t.token_id, None] for t in shown],
+                    "output_token_logprobs": [_sglang_pair(token) for token in shown],
                 }
                 if num_top:
                     meta["output_top_logprobs"] = [_sglang_top(token) for token in shown]
@@ -190,7 +190,7 @@ class Fake:
             answer = self.llm.prepare(ChatRequest(text=list(ids), params=params))
             if bias:
                 choice = _choice(bias, self.llm.engine.model.config.vocab_size)
-                answer.ask = lambda _: [choice]  # type: ignore[method-assign]
+                answer.ask = lambda draft_ids: [choice]  # type: ignore[method-assign]
             return answer
 
         num_sent, is_over = 0, False
@@ -235,6 +235,10 @@ def _choice(bias: Mapping[int, float], vocab_size: int) -> Choice:
 
 def _sse(event: Mapping[str, Any]) -> bytes:
     return b"data: " + json.dumps(event).encode() + b"\n\n"
+
+
+def _sglang_pair(token: Token) -> list[Any]:
+    return [token.logprob, token.token_id, None]
 
 
 def _sglang_top(token: Token) -> list[list[Any]]:
