@@ -1,7 +1,7 @@
 """The commands that serve a model on GPUs: vLLM 0.23 for M1, SGLang and vLLM for M2."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -74,9 +74,8 @@ def launch_commands(
     else:
         limit = length if length < config.max_position_embeddings else None
         commands, more = _m2_commands(config, shlex.quote(checkpoint), gpus, limit)
-    return Launch(
-        commands=commands, precision=best.precision, max_model_len=length, notes=notes + more
-    )
+    notes += [*more, _in_front(shlex.quote(checkpoint), commands)]
+    return Launch(commands=commands, precision=best.precision, max_model_len=length, notes=notes)
 
 
 def served_precisions(config: Config) -> tuple[str, ...]:
@@ -139,6 +138,20 @@ def _m2_commands(
         sglang += f" --context-length {limit}"
         vllm += f" --max-model-len {limit}"
     return {"sglang": sglang, "vllm": vllm}, notes
+
+
+def _in_front(checkpoint: str, engines: Iterable[str]) -> str:
+    """Say how Fulmen serves in front of an engine."""
+    said = (
+        f"fulmen serve {checkpoint} --upstream http://HOST:PORT serves in front of it, with "
+        "thinking budgets, structured output and histories"
+    )
+    if "sglang" in engines:
+        said += (
+            "; start SGLang with SGLANG_RETURN_ORIGINAL_LOGPROB=1 and "
+            "--incremental-streaming-output for that"
+        )
+    return said
 
 
 def _too_few(config: Config, gpus: Gpus, rows: Sequence[Reading]) -> str:
