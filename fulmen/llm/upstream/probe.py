@@ -19,6 +19,7 @@ from fulmen.llm.upstream.vllm import VllmWire
 from fulmen.llm.upstream.wire import Wire, mapping
 
 UpstreamKind = Literal["sglang", "vllm"]
+"""Servers that can hold the weights."""
 
 _POLL_SECONDS: Final = 1.0
 _NOT_THERE: Final = frozenset({404, 405, 501})

@@ -80,7 +80,7 @@ def run(bare: Path, url: str, work: Callable[[UpstreamModel], Awaitable[None]]) 
     asyncio.run(main())
 
 
-def assert_same(found: Completion, expected: Completion) -> None:
+def assert_same(found: Completion, expected: Completion, *, within: float = 1e-4) -> None:
     """The answers are the same; log-probabilities as close as another batch makes them."""
     assert found.reply == expected.reply
     assert found.prompt_ids == expected.prompt_ids
@@ -91,7 +91,7 @@ def assert_same(found: Completion, expected: Completion) -> None:
     for one, other in zip(found.tokens, expected.tokens, strict=True):
         assert (one.token_id, one.is_forced) == (other.token_id, other.is_forced)
         if found.params.logprobs is not None or not one.is_forced:
-            assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+            assert one.logprob == pytest.approx(other.logprob, abs=within)
         assert [id for id, _ in one.top_logprobs] == [id for id, _ in other.top_logprobs]
 
 
