@@ -206,13 +206,16 @@ def opencode(
     key: str = "any",
     hides: bool = False,
     goes_on: bool = False,
+    package: str = "@ai-sdk/openai-compatible",
 ) -> Running:
-    """Ask opencode, over Chat Completions.
+    """Ask opencode.
 
     hides    ask the server to keep thoughts to itself
     goes_on  continue the last conversation
+    package  that speaks to the server: @ai-sdk/anthropic, or the one for Chat Completions
     """
     config = json.loads(_block("opencode", url, key)) | {"autoupdate": False}
+    config["provider"]["local"]["npm"] = package
     if hides:
         (model,) = config["provider"]["local"]["models"].values()
         model["options"] = {"include_reasoning": False}

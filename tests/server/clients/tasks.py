@@ -8,9 +8,11 @@ lost on the way: quotes, backslashes, tags, a tab, a character of four bytes, nu
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from fulmen.chat import ChatRequest, read_messages
 from tests.server.clients import programs
 from tests.server.clients.engine import Step, call
 
@@ -144,23 +146,58 @@ def _mini_swe_agent(work: Path) -> list[Step]:
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """A coding client, and the task in its words."""
+    """A coding client in one of its dialects, and the task in its words."""
 
     dialect: str
     start: Callable[..., programs.Running]
     steps: Callable[[Path], list[Step]]
+    program: str
+    """Name that scripts/install_clients has for it"""
     can_hide: bool = True
     """A user can have it ask for no thoughts"""
     can_go_on: bool = True
     """It can continue its last conversation without being asked at a terminal"""
 
 
+def _client(
+    dialect: str, steps: Callable[[Path], list[Step]], program: str, **fields: Any
+) -> Client:
+    """Return a client whose function in `programs` has the name of its program."""
+    start = getattr(programs, program.replace("-", "_"))
+    return Client(dialect, partial(start, **fields.pop("options", {})), steps, program, **fields)
+
+
 CLIENTS: Final = {
-    "claude-code": Client("Messages", programs.claude_code, _claude_code),
-    "codex": Client("Responses", programs.codex, _codex, can_hide=False),
-    "opencode": Client("Chat", programs.opencode, _opencode),
-    "qwen-code": Client("Chat", programs.qwen_code, _qwen_code),
-    "cline": Client("Chat", programs.cline, _cline, can_hide=False, can_go_on=False),
-    "pi": Client("Chat", programs.pi, _pi, can_hide=False),
-    "mini-swe-agent": Client("Chat", programs.mini_swe_agent, _mini_swe_agent, can_go_on=False),
+    "claude-code": _client("Messages", _claude_code, "claude-code"),
+    "codex": _client("Responses", _codex, "codex", can_hide=False),
+    "opencode": _client("Chat", _opencode, "opencode"),
+    "opencode-messages": _client(
+        "Messages",
+        _opencode,
+        "opencode",
+        can_hide=False,
+        options={"package": "@ai-sdk/anthropic"},
+    ),
+    "qwen-code": _client("Chat", _qwen_code, "qwen-code"),
+    "cline": _client("Chat", _cline, "cline", can_hide=False, can_go_on=False),
+    "pi": _client("Chat", _pi, "pi", can_hide=False),
+    "pi-responses": _client(
+        "Responses", _pi, "pi", can_hide=False, options={"dialect": "openai-responses"}
+    ),
+    "pi-messages": _client(
+        "Messages", _pi, "pi", can_hide=False, options={"dialect": "anthropic-messages"}
+    ),
+    "mini-swe-agent": _client("Chat", _mini_swe_agent, "mini-swe-agent", can_go_on=False),
 }
+
+
+def write_steps(steps: Sequence[Step]) -> Callable[[ChatRequest], str]:
+    """Say one step after the other; a request without tools wants a title."""
+
+    def write(request: ChatRequest) -> str:
+        if not request.tools:
+            return Step("A title is wanted.", "Writing a file").text
+        messages = read_messages(request.messages)
+        return steps[sum(message.role == "assistant" for message in messages)].text
+
+    return write

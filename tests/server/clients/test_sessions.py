@@ -20,7 +20,14 @@ from fulmen.llm import LLM
 from tests.chat.helpers import real_tokenizer
 from tests.server.clients.engine import Served, Step, call, load_llm, serving
 from tests.server.clients.programs import Place, claude_code, codex, opencode
-from tests.server.clients.tasks import CLIENTS, EDITED, FINAL, QUESTION, codex_patch_steps
+from tests.server.clients.tasks import (
+    CLIENTS,
+    EDITED,
+    FINAL,
+    QUESTION,
+    codex_patch_steps,
+    write_steps,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -42,7 +49,6 @@ M2_FOR_CODEX = {
     "visibility": "list",
 }
 """Entry of codex's list of models"""
-Write = Callable[[ChatRequest], str]
 
 
 @pytest.fixture(scope="module")
@@ -56,18 +62,6 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
     return Place.new(tmp_path)
-
-
-def write_steps(steps: Sequence[Step]) -> Write:
-    """Say one step after the other; a request without tools wants a title."""
-
-    def write(request: ChatRequest) -> str:
-        if not request.tools:
-            return Step("A title is wanted.", "Writing a file").text
-        messages = read_messages(request.messages)
-        return steps[sum(message.role == "assistant" for message in messages)].text
-
-    return write
 
 
 @pytest.mark.parametrize(
@@ -118,7 +112,7 @@ def test_codex_patches_files_with_a_tool_that_takes_text(llm: LLM, place: Place)
 def test_a_second_question_goes_on_from_the_first_where_all_thoughts_are_kept(
     llm: LLM, place: Place, name: str
 ) -> None:
-    """Claude Code asks for it, for the others the server is set so."""
+    """Claude Code asks for it; for the others the server is set so."""
     client = CLIENTS[name]
     first, second = client.steps(place.work), client.steps(place.work)
     second = [replace(step, thought=f"Again. {step.thought}") for step in second]
