@@ -50,7 +50,7 @@ NOT_RUN: Final = "did not run"
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """How a client did the task."""
+    """Account of one task that a client did."""
 
     num_turns: int
     num_requests: int
