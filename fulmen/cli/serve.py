@@ -85,7 +85,10 @@ def serve(
     ] = None,
     print_config: Annotated[
         bool,
-        typer.Option("--print-config", help="Print such a file of what holds, and exit."),
+        typer.Option(
+            "--print-config",
+            help="Print a file for --config with all settings that hold, and exit.",
+        ),
     ] = False,
     model_name: Annotated[
         str | None,

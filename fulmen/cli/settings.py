@@ -149,7 +149,7 @@ def read_settings(path: Path, ctx: Any) -> Settings:
             other = next(each for each in document if each.replace("_", "-") == _key_of(option))
             raise ValueError(f"{path}: {other} and {key} are the same setting, one must go")
         values[option.name] = _read_value(value, option, ctx, f"{path}: {key}")
-    settings = Settings(path, values, _read_keys(tables, path))
+    settings = Settings(path, values, _read_keys(tables, path, options))
     if values.get("api_keys") or any("key" in table for table in tables):
         _warn_if_readable(path)
     return settings
@@ -237,23 +237,31 @@ def _as_typed(value: object, metavar: str | None, where: str) -> str:
     return str(value)
 
 
-def _read_keys(tables: object, path: Path) -> "tuple[ApiKey, ...]":
+def _read_keys(tables: object, path: Path, options: Mapping[str, Any]) -> "tuple[ApiKey, ...]":
     """Return the API keys of the file. No sentence shows a key."""
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise ValueError(f"{path}: keys must be tables, each under [[keys]]")
     return tuple(
-        _read_key(table, f"{path}: [[keys]] {place}") for place, table in enumerate(tables, 1)
+        _read_key(table, f"{path}: [[keys]] {place}", options)
+        for place, table in enumerate(tables, 1)
     )
 
 
-def _read_key(table: Mapping[str, Any], where: str) -> "ApiKey":
+def _what_is(field: str, options: Mapping[str, Any]) -> str:
+    """Return what to say of a name in a key's table that is none of a key's."""
+    if field in options:
+        return "a setting of the server, which must stand above the first [[keys]]"
+    return f"which a key has not{_nearest(field, _KEY_FIELDS)}"
+
+
+def _read_key(table: Mapping[str, Any], where: str, options: Mapping[str, Any]) -> "ApiKey":
     from fulmen.server import ApiKey, read_key_file
 
     found: dict[str, Any] = {}
     for name, value in table.items():
         field = name.replace("_", "-")
         if field not in _KEY_FIELDS:
-            raise ValueError(f"{where}: {shorten(name, 80)} is none{_nearest(name, _KEY_FIELDS)}")
+            raise ValueError(f"{where} has {shorten(name, 80)}, {_what_is(field, options)}")
         if field in found:
             raise ValueError(f"{where}: {field} is given twice, in two spellings")
         if field in ("name", "key", "key-file") and not isinstance(value, str):

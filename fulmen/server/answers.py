@@ -271,6 +271,10 @@ class Answers:
         """Return whether an answer is the one that its prompt counts with: others share it."""
         return view.index % self.ask.num_answers == 0
 
+    def when_over(self, call: Callable[[], None]) -> None:
+        """Call something once all answers have ended; at once if they have."""
+        self._lease.and_then(call)
+
     async def end_thinking(self) -> bool:
         """End running thoughts softly; return whether one ran."""
         ended = False

@@ -110,6 +110,8 @@ class ServerConfig:
                 f"trace_endpoint is {shown(self.trace_endpoint)}, it must be an address such as "
                 "http://localhost:4318"
             )
+        if not isinstance(self.keys, tuple) or not all(isinstance(k, ApiKey) for k in self.keys):
+            raise ValueError(f"keys is a {type(self.keys).__name__}, it must be a tuple of ApiKey")
         Keys(self.api_keys, self.keys)  # refuses what no header can carry, and what is there twice
         for pattern in self.volatile_lines:
             try:

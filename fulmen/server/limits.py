@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -112,8 +113,11 @@ class Lease:
         self._ends: list[Callable[[], None]] = []
 
     def and_then(self, end: Callable[[], None]) -> None:
-        """Call something once, when the places are given back."""
-        self._ends.append(end)
+        """Call something once, when the places are given back; at once if they were."""
+        if self._n:
+            self._ends.append(end)
+        else:
+            end()
 
     def release(self) -> None:
         """Give the places back; safe to call again."""
@@ -253,21 +257,31 @@ class Limits:
                 is_gone=request.is_gone,
             )
             if self._traces is not None:
-                self._traces.record(
-                    headers=Headers(scope=scope),
-                    method=request.method,
-                    route=request.template,
-                    status=status,
-                    request_id=request.id,
-                    seconds=seconds,
-                    answers=request.state.get("answers"),
-                    is_gone=request.is_gone,
-                )
+                self._trace(self._traces, request, status, seconds)
 
     def _name_of_key(self, request: "_Request") -> str | None:
         """Return the name of the key that a request had; None if it had none that is known."""
         scope = request.state.get("scope", "")
         return self._keys.name_of(scope) if scope else None
+
+    def _trace(self, traces: Traces, request: "_Request", status: int, seconds: float) -> None:
+        """Make the spans of a request, once its answers are over: some run in the background."""
+        answers = request.state.get("answers")
+        record = partial(
+            traces.record,
+            headers=Headers(scope=request.scope),
+            method=request.method,
+            route=request.template,
+            status=status,
+            request_id=request.id,
+            started=time.time_ns() - int(seconds * 1e9),
+            answers=answers,
+            is_gone=request.is_gone,
+        )
+        if answers is None:
+            record()
+        else:
+            answers.when_over(record)
 
     async def _answer(self, request: "_Request", deadline: float) -> None:
         limit = asyncio.timeout_at(deadline + _GRACE_SECONDS)

@@ -66,15 +66,15 @@ class Traces:
         route: str | None,
         status: int,
         request_id: str,
-        seconds: float,
+        started: int,
         answers: "Answers | None" = None,
         is_gone: bool = False,
     ) -> None:
-        """Make the spans of a request that is over now.
+        """Make the spans of a request whose answers are over now.
 
         headers  the request's; their traceparent is the parent of its span
         route    template of the route; None for a path that there is not
-        seconds  time that the request took
+        started  time at which the request came, in nanoseconds since 1970
         answers  what it came to, if it came to any
         is_gone  the client went away before the end
         """
@@ -101,7 +101,7 @@ class Traces:
             context=self._propagator.extract(headers),
             kind=SpanKind.SERVER,
             attributes=attributes,
-            start_time=ended - int(seconds * _NANO),
+            start_time=min(started, ended),
         )
         if status >= 500 or is_gone:
             span.set_attribute("error.type", "client_gone" if is_gone else str(status))

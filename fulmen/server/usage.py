@@ -21,7 +21,7 @@ from fulmen.server.keys import ApiKey, Keys
 
 _MINUTE: Final = 60
 _LONGEST_RETRY: Final = 60
-"""Most seconds after which a refused caller is told to ask again"""
+"""Most seconds after which a refused caller is told to ask again; SDKs ignore longer times"""
 _COUNTERS: Final = (
     ("requests", "num_requests", "Requests for answers of a key."),
     ("prompt_tokens", "num_prompt_tokens", "Prompt tokens of a key's requests."),
@@ -130,7 +130,7 @@ class KeyUsage:
                 )
 
     def _refusal(self, said: str, seconds: int) -> Refusal:
-        seconds = min(max(seconds, 1), _LONGEST_RETRY + 1)
+        seconds = min(max(seconds, 1), _LONGEST_RETRY)
         return Refusal(
             429,
             f"{said}; try again in {seconds} s",

@@ -2,6 +2,7 @@
 
 import tomllib
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -9,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fulmen.cli import serve as serve_command
+from fulmen.cli.settings import _text_as_toml
 from fulmen.engine import EngineConfig
-from fulmen.sampling import SamplingParams
 from fulmen.server import ApiKey, ServerConfig
 from tests.cli.test_cli import called
 from tests.cli.test_serve import CHAT, ask, served
@@ -165,10 +166,11 @@ def test_keys_have_names_limits_and_files(tmp_path: Path) -> None:
         ("[[keys]]\nname = 'a'\nkey = 'sk-few'", "the key of a has 6 characters"),
         (f"[[keys]]\nname = 'a'\nkey = '{KEY} {KEY}'", "the key of a has a character"),
         (f"[[keys]]\nname = 'a'\nkey = '{KEY}'\nmax-runing = 1", "the nearest is max-running"),
+        (f"[[keys]]\nname = 'a'\nkey = '{KEY}'\nwhat = 1", "[[keys]] 1 has what, which a key has"),
         (f"[[keys]]\nname = 'a'\nkey = '{KEY}'\nmax-running = 0", "max-running is 0, it must be 1"),
         (f"[[keys]]\nname = 'a'\nkey = '{KEY}'\nmax-running = 1.5", "max-running is 1.5, it must"),
         (f"[[keys]]\nname = 'a'\nkey = ['{KEY}']", "[[keys]] 1: key is no text"),
-        (f"[[keys]]\nname = 'a'\nkey = '{KEY}'\nport = 8", "[[keys]] 1: port is "),
+        (f"[[keys]]\nname = 'a'\nkey = '{KEY}'\nport = 8", "[[keys]] 1 has port, a setting of"),
     ],
 )
 def test_what_is_wrong_is_one_sentence_with_file_and_key(
@@ -260,10 +262,6 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8
     )
 )
 def test_any_settings_are_printed_as_they_were_read(values: dict[str, Any]) -> None:
-    from tempfile import TemporaryDirectory
-
-    from fulmen.cli.settings import _text_as_toml
-
     def shown(value: Any) -> str:
         if isinstance(value, list):
             return "[" + ", ".join(map(shown, value)) + "]"
@@ -285,16 +283,49 @@ def test_any_settings_are_printed_as_they_were_read(values: dict[str, Any]) -> N
     assert {key: printed[key] for key in values} == expected
 
 
-def test_the_sampling_of_a_file_is_what_requests_get(tmp_path: Path) -> None:
+def test_a_server_holds_to_its_file(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "tiny-m2", "m2")
-    file = written(tmp_path, f'model = "{folder}"\nmax-tokens = 3\napi-key = "{KEY}"\n')
-    few = {**CHAT}
-    del few["max_tokens"]
-    with served("--config", file, "--max-tokens", "2", home=tmp_path) as (_, url, printed):
+    text = f"""
+        model = "{folder}"
+        max-tokens = 3
+        [[keys]]
+        name = "alice"
+        key = "{KEY}"
+        requests-per-minute = 1
+    """
+    few = {name: value for name, value in CHAT.items() if name != "max_tokens"}
+    with served("--config", written(tmp_path, text), home=tmp_path) as (_, url, printed):
         status, answer = ask(f"{url}/v1/chat/completions", few, KEY)
-        assert (status, answer["usage"]["completion_tokens"]) == (200, 2)
+        assert (status, answer["usage"]["completion_tokens"]) == (200, 3)
+        status, answer = ask(f"{url}/v1/chat/completions", few, KEY)
+        assert (status, answer["error"]["code"]) == (429, "rate_limit_exceeded")
+        status, answer = ask(f"{url}/v1/usage", key=KEY)
+        assert (status, answer["new_tokens"], answer["refused_requests"]) == (200, 3, 1)
+        assert ask(f"{url}/v1/usage")[0] == 401
+    assert "key=alice" in printed[1]
     assert KEY not in "".join(printed)
-    assert SamplingParams().max_tokens != 2
+
+
+LINES = [
+    *("port = 9000", "max_queued = 3", 'alias = ["a"]', "keep-thoughts = true", "[[keys]]"),
+    *('name = "a"', f'key = "{KEY}"', "max-running = 1", 'kv-cache = "1GiB"', "[server]", "= 3"),
+    *("temperature = 1e400", "keys.a = 1", 'model = "\\u0000"', "top-k = -0", "seed = 0x10"),
+]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.one_of(st.sampled_from(LINES), st.text(max_size=12)), max_size=8))
+def test_any_file_is_read_or_refused_in_a_sentence(lines: list[str]) -> None:
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "serve.toml"
+        file.write_bytes("\n".join(lines).encode(errors="surrogatepass"))
+        file.chmod(0o600)
+        run = called("serve", "--config", file, "--print-config")
+        assert run.returncode == (1 if run.stderr else 0)
+        assert len(run.stderr.splitlines()) <= 1
+        assert KEY not in run.stderr + run.stdout
+        if run.returncode == 0:
+            tomllib.loads(run.stdout)
 
 
 @pytest.mark.parametrize(("mode", "is_warned"), [(0o600, False), (0o644, True)])

@@ -188,6 +188,19 @@ def test_what_the_client_does_not_sample_is_not_sent(llm: LLM) -> None:
     assert len(spans) == 4
 
 
+def test_a_response_in_the_background_is_a_span_once_it_is_over(llm: LLM) -> None:
+    with traced(LocalModel(llm)) as (url, exporter):
+        body = {"input": SECRET, "background": True, "max_output_tokens": 20}
+        id = ask(url, "/v1/responses", body).json()["id"]
+        *children, span = spans_of(exporter, 4)
+        usage = ask(url, f"/v1/responses/{id}").json()["usage"]
+    values = attributes(span)
+    assert values["gen_ai.response.id"] == id
+    assert values["gen_ai.usage.output_tokens"] == usage["output_tokens"]
+    assert [child.name for child in children] == ["queue", "prompt", "decode"]
+    assert (children[-1].end_time or 0) <= (span.end_time or 0)
+
+
 # ---- a collector
 
 
