@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from typing import Any, Final, get_args
 
+from fulmen.chat.canonical import read_answer
 from fulmen.chat.format import ChatFormat
 from fulmen.chat.messages import Message, SampledIds, Span, Tool
 from fulmen.chat.model import Completion, Prompt
@@ -122,6 +123,19 @@ class Transcript:
                 break
             count, start = count + 1, start + len(said)
         return count, start
+
+    def recognize(self, messages: Sequence[Message]) -> list[Message]:
+        """Return the messages of a client, those of the turns that they begin with as the turns
+        have them: with the ids and the thoughts of the answers, which a client leaves out or spells
+        in its own way. Calls keep the client's ids."""
+        found: list[Message] = []
+        for turn in self.turns:
+            said = [*turn.messages, turn.reply]
+            given = messages[len(found) : len(found) + len(said)]
+            if len(given) < len(said) or not all(map(_says_the_same, given, said)):
+                break
+            found += [_with_ids_of_calls(own, its) for own, its in zip(said, given, strict=True)]
+        return [*found, *messages[len(found) :]]
 
     def prompt(
         self,
@@ -234,6 +248,20 @@ class Transcript:
         its ids."""
         del self.turns[num_turns:]
         self.num_kept = num_kept
+
+
+def _says_the_same(given: Message, own: Message) -> bool:
+    """Return whether a client's message is one of a turn."""
+    if given.role == own.role == "assistant":
+        return read_answer([given]).digest == read_answer([own]).digest
+    return replace(given, parts=None) == replace(own, parts=None)
+
+
+def _with_ids_of_calls(own: Message, given: Message) -> Message:
+    if not own.tool_calls or len(own.tool_calls) != len(given.tool_calls):
+        return own
+    calls = zip(own.tool_calls, given.tool_calls, strict=True)
+    return replace(own, tool_calls=tuple(replace(call, id=its.id) for call, its in calls))
 
 
 def read_turn(

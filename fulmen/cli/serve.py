@@ -63,7 +63,10 @@ SAMPLING_FLAGS: Final = (
 
 
 @with_flags_of(
-    SERVER_CONFIG, into="server", shows_defaults=True, without=("model_name", "transcripts", "keys")
+    SERVER_CONFIG,
+    into="server",
+    shows_defaults=True,
+    without=("model_name", "transcripts", "keys", "sessions"),
 )
 @with_flags_of(ENGINE_CONFIG, into="engine", shows_defaults=True)
 @with_flags_of(SamplingParams, only=SAMPLING_FLAGS)
@@ -118,7 +121,24 @@ def serve(
         bool,
         typer.Option(
             "--no-transcripts",
-            help="Keep answers in memory only, nothing on disk.",
+            help="Keep answers in memory only.",
+            rich_help_panel=HISTORIES,
+        ),
+    ] = False,
+    sessions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder that keeps the conversations that requests name, with the model's states. "
+            "Default: ~/.local/share/fulmen/sessions, where fulmen chat keeps its own.",
+            rich_help_panel=HISTORIES,
+        ),
+    ] = None,
+    no_sessions: Annotated[
+        bool,
+        typer.Option(
+            "--no-sessions",
+            help="Let no request name a conversation to be kept.",
             rich_help_panel=HISTORIES,
         ),
     ] = False,
@@ -183,6 +203,7 @@ def serve(
     nothing. Ctrl+C lets running answers finish; a second one ends them.
     """
     from fulmen.server import ServerConfig, bind, log_to, open_traces, read_key_file, run_async
+    from fulmen.sessions import default_store
 
     if model is not None and same_model is not None and model != same_model:
         raise ValueError(f"the model is given twice, as {model} and as --model {same_model}")
@@ -191,6 +212,10 @@ def serve(
         raise ValueError("--transcripts and --no-transcripts are given, one of them has no effect")
     if not no_transcripts:
         server["transcripts"] = transcripts or _default_transcripts()
+    if no_sessions and sessions is not None:
+        raise ValueError("--sessions and --no-sessions are given, one of them has no effect")
+    if not no_sessions:
+        server["sessions"] = sessions or default_store()
     if api_key_file is not None:
         server["api_keys"] = (*server.get("api_keys", ()), *read_key_file(api_key_file))
     server["keys"] = ctx.obj

@@ -9,12 +9,13 @@ from fulmen.engine.runner import MAX_STEP_TOKENS, Runner
 from fulmen.engine.sampler import Candidates, Sampled, num_candidates, sample
 from fulmen.engine.scheduler import Scheduler
 from fulmen.engine.states import (
+    Between,
     KnownStates,
     Origin,
+    at_once,
     check_pages,
     check_snapshot,
     is_of_use,
-    known_states,
     max_snapshot_bytes,
 )
 from fulmen.engine.stats import EngineStats
@@ -23,6 +24,7 @@ from fulmen.engine.steering import Choice, PromptLogprob, Steering, TokenOutput
 __all__ = [
     "MAX_STEP_TOKENS",
     "Allocation",
+    "Between",
     "Candidates",
     "Choice",
     "Drafter",
@@ -39,10 +41,10 @@ __all__ = [
     "Scheduler",
     "Steering",
     "TokenOutput",
+    "at_once",
     "check_pages",
     "check_snapshot",
     "is_of_use",
-    "known_states",
     "max_snapshot_bytes",
     "num_candidates",
     "pages_for",

@@ -203,19 +203,37 @@ class PrefixCache:
         rest = tuple(ids[node.depth : node.depth + PAGE])
         return path + list(node.partial_pages(rest))[:1]
 
+    def num_usable(self, ids: Sequence[int]) -> int:
+        """Return after how many first tokens of ids a request that goes on from them could
+        start."""
+        match = self._match([*ids, NO_PAGE])  # a request feeds one token more
+        return len(match.path) * PAGE + match.num_shared
+
+    def num_known_pages(self, ids: Sequence[int]) -> int:
+        """Return how many first whole pages of ids are known."""
+        return len(self._root.known_pages(ids, len(ids)))
+
     def learn(
         self,
         ids: Sequence[int],
         pages: Iterable[tuple[int, Mapping[str, Tensor]]],
         states: Mapping[int, StateSnapshot],
+        *,
+        start: int = 0,
     ) -> int:
         """Make a sequence known whose pages were read elsewhere, as far as memory goes; return how
         many of its tokens are.
 
-        pages   how many, and what `Cache.read_pages` gave of them: all pages of ids, in order
+        pages   how many, and what `Cache.read_pages` gave of them: all pages of ids from the
+                start-th on, in order
         states  by the number of tokens before them
+        start   number of pages that are known already; where fewer are, nothing is learned
         """
-        path: list[Node] = []
+        path = self._root.known_pages(ids, start * PAGE)
+        if len(path) < start:
+            return len(path) * PAGE
+        for node in path:
+            self._lock(node)
         try:
             for count, tensors in pages:
                 node = path[-1] if path else self._root

@@ -1,6 +1,6 @@
 """Keys, values and states of a sequence as tensors, out of the cache and in; their origin.
 
-    out: known_states(prefixes, ids) -> pages and snapshots, to be stored
+    out: KnownStates(prefixes, ids) -> pages and snapshots, to be stored
     in:  check_pages, check_snapshot -> PrefixCache.learn
 
 The keys, values and lightning states after a token are a function of the tokens before it, the
@@ -10,16 +10,19 @@ values are checked before the cache sees them. Where the tensors are kept is not
 """
 
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from fulmen.engine.prefixes import PrefixCache
-from fulmen.engine.tree import Node
 from fulmen.kernels import CHUNK, PAGE, numerics
 from fulmen.models import Cache, Model, StateSnapshot
+
+R = TypeVar("R")
 
 _OF_0_1_0 = re.compile(
     r"fulmen-0\.1\.0 (?P<layout>\S+ \S+ \S+) (?P<torch>torch-\S+)(?: (?P<isa>\S+)-[0-9a-f]{16})?"
@@ -79,37 +82,67 @@ def _is_same_as_0_1_0(old: str, now: str) -> bool:
     return isa == match["isa"]
 
 
+class Between(Protocol):
+    """Runs work where the cache may be read and changed, and returns its result: at once in the
+    engine's own thread, between two of its steps from any other."""
+
+    def __call__(self, work: Callable[[], R], /) -> R: ...
+
+
+def at_once(work: Callable[[], R], /) -> R:
+    """Run work here: a `Between` for the engine's own thread."""
+    return work()
+
+
 class KnownStates:
-    """The longest beginning of a sequence that a cache knows."""
+    """The longest beginning of a sequence that a cache knows, copied piece by piece.
 
-    def __init__(self, cache: Cache, nodes: Sequence[Node]) -> None:
-        self._cache = cache
-        self._nodes = nodes
+    Between two pieces the engine may step, and the cache may forget pages: the beginning ends
+    there.
+    """
 
-    @property
-    def num_tokens(self) -> int:
-        """Number of its tokens; the last may lie inside a page."""
-        return self._nodes[-1].depth if self._nodes else 0
+    def __init__(
+        self, prefixes: PrefixCache, ids: Sequence[int], between: Between = at_once
+    ) -> None:
+        self._prefixes = prefixes
+        self._ids = ids
+        self._between = between
+        self.num_tokens = 0
+        """Number of its tokens up to the last page that was copied; it may lie inside the page"""
 
     def pages(self, start: int, max_bytes: int) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """Copy the pages from the start-th on, in groups of about max_bytes: their number, and
         their tensors by name, pages first."""
-        step = max(1, max_bytes // max(1, self._cache.page_bytes))
-        for first in range(start, len(self._nodes), step):
-            nodes = self._nodes[first : first + step]
-            yield len(nodes), self._cache.read_pages([node.page for node in nodes])
+        cache = self._prefixes.cache
+        step = max(1, max_bytes // max(1, cache.page_bytes))
+        self.num_tokens = start * PAGE
+
+        def copy(first: int) -> tuple[int, dict[str, Tensor], int]:
+            nodes = self._prefixes.known(self._ids)[first : first + step]
+            tensors = cache.read_pages([node.page for node in nodes])
+            return len(nodes), tensors, nodes[-1].depth if nodes else 0
+
+        count = step
+        while count == step and self.num_tokens == start * PAGE:
+            count, tensors, depth = self._between(partial(copy, start))
+            if not count:
+                return
+            start, self.num_tokens = start + count, depth
+            yield count, tensors
 
     def snapshots(self, known: Container[int]) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """Give the snapshots of lightning states by name, each after the number of tokens before
-        it, without those after `known` numbers of tokens."""
-        for node in self._nodes:
-            if node.state is not None and node.depth not in known:
-                yield node.depth, node.state.tensors()
-
-
-def known_states(prefixes: PrefixCache, ids: Sequence[int]) -> KnownStates:
-    """Find what a cache knows of ids."""
-    return KnownStates(prefixes.cache, prefixes.known(ids))
+        it, up to the last page that was copied, without those after `known` numbers of tokens."""
+        found = self._between(
+            lambda: [
+                (node.depth, node.state)
+                for node in self._prefixes.known(self._ids)
+                if node.state is not None
+            ]
+        )
+        for depth, state in found:
+            if depth <= self.num_tokens and depth not in known:
+                yield depth, state.tensors()
 
 
 def is_of_use(num_before: int, num_tokens: int) -> bool:

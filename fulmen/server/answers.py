@@ -29,6 +29,7 @@ from fulmen.server.known_prompts import Digests
 from fulmen.server.limits import Lease
 from fulmen.server.metrics import Metrics
 from fulmen.server.packets import Packer, is_same_text, text_of, with_text
+from fulmen.server.sessions import Held
 from fulmen.server.usage import KeyUsage
 
 _log = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ class Answers:
         started: float,
         note: Callable[["Answers", End, Message], None],
         leave: Callable[["Answers"], None],
+        held: Held | None = None,
     ) -> None:
         """
         usage    of the caller's key
@@ -84,6 +86,7 @@ class Answers:
         note     writes down an answer that ended, as the client's history will have it; called in a
                  thread of its own
         leave    called when the request is over
+        held     session that keeps the answer, released in the end
         """
         self.id = id
         self.ask = ask
@@ -102,6 +105,7 @@ class Answers:
         self._lease = lease
         self._note = note
         self._leave = leave
+        self._held = held
         self._views: list[_View] = []
         self._pumps: list[asyncio.Task[None]] = []
         self._arrived = asyncio.Event()
@@ -255,6 +259,9 @@ class Answers:
             await asyncio.to_thread(self._note, self, end, logged)
         except (OSError, ValueError) as error:  # a full disk, a broken file: the answer goes out
             _log.warning("answer %s is not in the log: %s", self.turn_id(end.index), error)
+        if self._held is not None:
+            request = self.prepared.request
+            self._held.keep(self.prepared.found.messages, completion, request.tools)
         self._metrics.finished(completion, time.perf_counter() - self._started)
         self._count(view, end)
         return end
@@ -299,6 +306,8 @@ class Answers:
             await asyncio.shield(self._close_streams())
         finally:
             self._lease.release()
+            if self._held is not None:
+                self._held.release()
 
     async def _close_streams(self) -> None:
         """End every stream; what an answer had said until then is logged."""

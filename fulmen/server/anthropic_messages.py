@@ -45,6 +45,7 @@ class MessagesBody(BaseModel):
     diagnostics: dict[str, Any] | None = Field(
         None, description="previous_message_id: the answer to compare this prompt with"
     )
+    session: str | None = Field(None, description="Name that the conversation is kept under")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,6 +97,7 @@ def read_messages_call(body: MessagesBody, defaults: SamplingParams) -> Messages
             continues=True,
             has_thinking_budget=thinking.is_number,
             model=body.model,
+            session=body.session,
             previous_id=previous,
             ignored=(*ignored, *left_out),
         ),

@@ -37,10 +37,12 @@ from fulmen.server.routes import (
     messages_router,
     models_router,
     responses_router,
+    sessions_router,
     tokens_router,
     usage_router,
 )
 from fulmen.server.service import Service
+from fulmen.server.sessions import Sessions
 from fulmen.server.sse import to_json
 from fulmen.server.streaming import ClientGoneError, request_id
 from fulmen.server.traces import Traces, open_traces
@@ -66,7 +68,8 @@ def create_app(
     keys = Keys(config.api_keys, config.keys)
     usages = Usages(keys, config.model_name)
     metrics.add(usages)
-    service = Service(model, config, metrics, places, usages)
+    sessions = Sessions(model, config)
+    service = Service(model, config, metrics, places, usages, sessions)
     requests = RequestLog(config)
     responses = ResponseStore(
         config.transcripts and config.transcripts.with_name("responses.sqlite3"),
@@ -80,6 +83,7 @@ def create_app(
         yield
         app.state.is_ready = False
         await background.close()
+        await sessions.close()
         responses.close()
         service.close()
         if traces is not None:
@@ -108,6 +112,7 @@ def create_app(
     app.include_router(health_router(api, metrics))
     app.include_router(tokens_router(api))
     app.include_router(usage_router(api))
+    app.include_router(sessions_router(sessions))
     app.include_router(absent_router())
 
     describe(app, has_keys=bool(keys))

@@ -46,6 +46,8 @@ class Ask:
     """The request gave its thought a number of tokens, or no limit by number"""
     model: str
     """Name that the client asked for"""
+    session: str | None = None
+    """Session that the answer is kept in"""
     previous_id: str | None = None
     """Answer that the client compares this prompt's cache hits with"""
     ignored: tuple[str, ...] = ()

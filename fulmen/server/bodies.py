@@ -60,6 +60,8 @@ class JsonRoute(APIRoute):
                 raise Refusal(
                     415, f"content-type is {shorten(kind, 80)}, it must be application/json"
                 )
-            return await handle(_JsonRequest(request.scope, request.receive))
+            response = await handle(_JsonRequest(request.scope, request.receive))
+            response.headers.update(getattr(request.state, "reply_headers", {}))
+            return response
 
         return handler

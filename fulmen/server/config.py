@@ -60,6 +60,14 @@ class ServerConfig:
     """Disk for kept answers; beyond it those not used for longest are deleted."""
     transcript_days: float = 30.0
     """Days after which an answer that no history used is deleted."""
+    sessions: Path | None = None
+    """Folder that keeps the conversations that requests name, with the model's states; none can be
+    named without one."""
+    session_bytes: int = 20 * 2**30
+    """Disk for the states of kept sessions, for each API key; beyond it those of the sessions not
+    used for longest are deleted, and read again when they are needed."""
+    max_sessions: int = 10_000
+    """Most sessions that each API key may keep."""
     volatile_lines: tuple[str, ...] = VOLATILE_LINES
     """Regular expression of lines to leave out at the head of a system prompt. Clients put their
     version there, and a prompt that differs at its head is read anew."""
@@ -83,6 +91,8 @@ class ServerConfig:
             ("max_queued", 0),
             ("max_answers", 1),
             ("transcript_bytes", 0),
+            ("session_bytes", 0),
+            ("max_sessions", 1),
         ):
             check_whole(name, getattr(self, name), low, 2**50)
         for name in (

@@ -227,7 +227,7 @@ class Limits:
                 allow_origins=config.allowed_origins,
                 allow_methods=["GET", "HEAD", "POST", "DELETE", "OPTIONS"],
                 allow_headers=["*"],
-                expose_headers=["request-id", "x-request-id", "retry-after"],
+                expose_headers=["request-id", "x-request-id", "retry-after", "fulmen-session"],
             )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

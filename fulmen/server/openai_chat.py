@@ -130,6 +130,7 @@ class ChatBody(AnswerBody):
     return_progress: bool | None = Field(
         None, description="Add prompt_progress to a stream while the prompt is read"
     )
+    session: str | None = Field(None, description="Name that the conversation is kept under")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -186,6 +187,7 @@ def read_chat(body: ChatBody, defaults: SamplingParams) -> ChatCall:
             must_continue=bool(body.continue_final_message),
             has_thinking_budget=thinking.is_number,
             model=body.model,
+            session=body.session,
             ignored=(*ignored, *left_out),
         ),
         thinking=thinking,

@@ -73,6 +73,7 @@ class ResponsesBody(BaseModel):
     text: dict[str, Any] | None = Field(None, description="format: text, json_object, json_schema")
     truncation: str | None = Field(None, description="disabled; auto is not followed")
     metadata: dict[str, str] | None = None
+    session: str | None = Field(None, description="Name that the conversation is kept under")
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +154,7 @@ def read_responses_call(
             keep_thoughts=keep,
             has_thinking_budget=thinking.is_number,
             model=body.model,
+            session=body.session,
             previous_id=body.previous_response_id,
             ignored=(*ignored, *left_out, *history.ignored),
         ),

@@ -23,6 +23,7 @@ _REASONS: Final = {
     403: "A web page that may not ask here",
     404: "Nothing has that name or id",
     408: "The body did not arrive in time",
+    409: "The session is in use, belongs to another model, or would be one too many",
     413: "The body is too large",
     415: "The body is not JSON, or in an encoding that is not read here",
     429: "All places are taken, `retry-after` tells in how many seconds to try again",

@@ -665,6 +665,63 @@ class ResponseInputTokens(TypedDict):
     input_tokens: int
 
 
+# ---- sessions -----------------------------------------------------------------------------------
+
+
+@_closed
+class SessionObject(TypedDict):
+    """A conversation that is kept under a name."""
+
+    id: Annotated[str, Field(description="Its name")]
+    object: Literal["session"]
+    status: Literal["idle", "answering", "saving", "unreadable"]
+    model: Annotated[str | None, Field(description="Model that it was begun with")]
+    created_at: Annotated[int | None, Field(description="Seconds since 1970")]
+    last_used_at: Annotated[int | None, Field(description="Seconds since 1970")]
+
+
+@_closed
+class SessionTurn(TypedDict):
+    """Messages and the answer to them."""
+
+    id: Annotated[str, Field(description="The same in all sessions that share the turn")]
+    parent: Annotated[str | None, Field(description="Turn before it")]
+    number: Annotated[int, Field(description="1 for the first; fork and rewind take it")]
+    num_messages: Annotated[int, Field(description="Messages of it, with the answer")]
+    tokens: Annotated[int, Field(description="Tokens up to its end")]
+    answer_tokens: int
+    stored_tokens: Annotated[int, Field(description="Tokens whose states are on disk")]
+    finish_reason: str
+
+
+@_closed
+class SessionDetail(SessionObject):
+    """A conversation with all that was said."""
+
+    tokens: int
+    state_bytes: Annotated[int, Field(description="Disk for its states, shared ones included")]
+    turns: list[SessionTurn]
+    messages: list[_JsonObject]
+
+
+@_closed
+class SessionList(TypedDict):
+    """A page of sessions, the last used first."""
+
+    object: Literal["list"]
+    data: list[SessionObject]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+@_closed
+class DeletedSession(TypedDict):
+    id: str
+    object: Literal["session"]
+    deleted: Literal[True]
+
+
 # ---- models, and the server itself --------------------------------------------------------------
 
 

@@ -25,12 +25,13 @@ from fulmen.chat import (
     Message,
     Prompt,
     Tool,
+    Transcript,
     TurnLog,
     fingerprint_of_vocabulary,
     read_history,
     read_tools,
 )
-from fulmen.sampling import SamplingParams
+from fulmen.sampling import SamplingParams, shown
 from fulmen.server.answers import Answers, Prepared
 from fulmen.server.asking import Ask, End, Report
 from fulmen.server.config import ServerConfig
@@ -38,6 +39,7 @@ from fulmen.server.errors import Refusal, refusal_of
 from fulmen.server.known_prompts import Digests, KnownPrompts
 from fulmen.server.limits import Places
 from fulmen.server.metrics import Metrics
+from fulmen.server.sessions import Held, Sessions
 from fulmen.server.usage import Usages
 
 _logger = logging.getLogger(__name__)
@@ -50,13 +52,20 @@ class Service:
     """A model and the log of its answers, for all dialects."""
 
     def __init__(
-        self, model: Any, config: ServerConfig, metrics: Metrics, places: Places, usages: Usages
+        self,
+        model: Any,
+        config: ServerConfig,
+        metrics: Metrics,
+        places: Places,
+        usages: Usages,
+        sessions: Sessions,
     ) -> None:
         self.model = model
         self.config = config
         self.metrics = metrics
         self.places = places
         self.usages = usages
+        self._sessions = sessions
         self._volatile_lines = [re.compile(pattern) for pattern in config.volatile_lines]
         self._known_prompts = KnownPrompts(_KNOWN_PROMPT_BYTES)
         self._running: dict[str, Answers] = {}
@@ -117,8 +126,13 @@ class Service:
         usage.check(ask.num_all_answers)
         lease = self.places.acquire(ask.num_all_answers)
         lease.and_then(usage.begin(ask.num_all_answers))
+        held: Held | None = None
         try:
-            prepared = await asyncio.to_thread(self._prepare, ask, scope)
+            held = await self._hold(ask, scope)
+            transcript = None if held is None else held.transcript
+            prepared = await asyncio.to_thread(self._prepare, ask, scope, transcript)
+            if held is not None and prepared.request.prompt is not None:
+                await held.restore(prepared.request.prompt.ids)
             answers = Answers(
                 self.model,
                 prepared,
@@ -131,16 +145,34 @@ class Service:
                 started=started,
                 note=self._note,
                 leave=self._leave,
+                held=held,
             )
             await answers.start()
         except BaseException as error:
             lease.release()
+            if held is not None:
+                held.release()
             if isinstance(error, Exception):
                 raise refusal_of(error) from error
             raise
         self.metrics.turns([turn.state for turn in prepared.report.turns])
         self._running[answer_id] = answers
         return answers
+
+    async def _hold(self, ask: Ask, scope: str) -> Held | None:
+        """Return the session that a request names."""
+        if ask.session is None:
+            return None
+        if ask.num_answers != 1:
+            raise Refusal(400, f"n is {ask.num_answers}, a session goes on with one answer")
+        if ask.texts or ask.prompt_ids is not None:
+            raise Refusal(
+                400,
+                f"session is {shown(ask.session)}, a session needs messages: texts and ids have "
+                "none",
+                param="session",
+            )
+        return await self._sessions.hold(ask.session, scope)
 
     async def end_thinking(self, answer_id: str, scope: str) -> bool:
         """End the running thoughts of an answer softly; return whether one ran.
@@ -152,9 +184,17 @@ class Service:
             raise Refusal(404, f"no answer with the id {answer_id[:80]!r} is running")
         return await answers.end_thinking()
 
-    def _prepare(self, ask: Ask, scope: str, *, is_counted: bool = False) -> Prepared:
+    def _prepare(
+        self,
+        ask: Ask,
+        scope: str,
+        transcript: Transcript | None = None,
+        *,
+        is_counted: bool = False,
+    ) -> Prepared:
         """Read a history, find its turns and encode it, in a thread of its own.
 
+        transcript  of the session that it belongs to
         is_counted  the prompt is only counted, so it may be too long
         """
         if ask.texts:
@@ -183,6 +223,8 @@ class Service:
             found, ids = Found((), ()), self._checked_prompt(ask.prompt_ids, "prompt_token_ids")
         else:
             found = self._find(messages, scope, tools=all_tools, keep_thoughts=keep)
+            if transcript is not None:
+                found = _recognized(found, transcript)
             ids = self.model.format.encode_history(
                 found.messages,
                 tools,
@@ -368,6 +410,22 @@ class Service:
     def _leave(self, answers: Answers) -> None:
         """Forget a request that is over."""
         self._running.pop(answers.id, None)
+
+
+def _recognized(found: Found, transcript: Transcript) -> Found:
+    """Return a history in which the turns of a session are known too."""
+    messages = transcript.recognize(found.messages)
+    turns = list(found.turns)
+    if [turn.index for turn in turns] == [
+        index for index, message in enumerate(messages) if message.role == "assistant"
+    ]:
+        turns = [
+            replace(turn, state="matched")
+            if turn.state == "rendered" and messages[turn.index] is not found.messages[turn.index]
+            else turn
+            for turn in turns
+        ]
+    return Found(tuple(messages), tuple(turns))
 
 
 def _place_of(index: int, ask: Ask) -> int:

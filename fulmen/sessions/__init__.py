@@ -1,7 +1,7 @@
 """Conversations that outlive the process: transcripts and model states on disk."""
 
 from fulmen.sessions.check import Problem, check, repair
-from fulmen.sessions.names import quoted
+from fulmen.sessions.names import quoted, read_name
 from fulmen.sessions.records import SessionState, StoredTurn
 from fulmen.sessions.session import Session, default_store, export, last_question, read_stored
 from fulmen.sessions.store import SessionStore
@@ -17,6 +17,7 @@ __all__ = [
     "export",
     "last_question",
     "quoted",
+    "read_name",
     "read_stored",
     "repair",
 ]

@@ -8,6 +8,7 @@ error: a warning says so, and the tokens are read again.
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Final, TypeVar
 
 import safetensors.torch
@@ -15,6 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from fulmen.engine import (
+    Between,
     KnownStates,
     PrefixCache,
     check_pages,
@@ -77,12 +79,38 @@ class Chunks:
             snapshots[num_tokens] = self._put(tensors)
         return tuple(spans), snapshots, max(num_kept * PAGE, known.num_tokens)
 
-    def restore(self, turn: StoredTurn, ids: Sequence[int], prefixes: PrefixCache) -> int:
+    def restore(
+        self, turn: StoredTurn, ids: Sequence[int], prefixes: PrefixCache, between: Between
+    ) -> int:
         """Make a cache know what is stored of ids, the first tokens of a turn; returns of how many
-        tokens."""
+        tokens. Nothing is read that a request needs not to start."""
         ids = ids[: turn.num_known]
+        num_usable = between(lambda: prefixes.num_usable(ids))
+        most = self._num_usable(turn, len(ids), has_states=bool(prefixes.cache.states))
+        if num_usable and num_usable >= most:
+            return num_usable
         snapshots = self._snapshots(turn, len(ids), prefixes)
-        return prefixes.learn(ids, self._pages(turn, len(ids), prefixes), snapshots)
+        start = between(lambda: prefixes.num_known_pages(ids))
+
+        def learn(*pages: tuple[int, dict[str, Tensor]]) -> int:
+            return prefixes.learn(ids, pages, snapshots, start=start)
+
+        num_known = between(learn)
+        for count, tensors in self._pages(turn, len(ids), start, prefixes):
+            num_known = between(partial(learn, (count, tensors)))
+            start += count
+            if num_known < min(start * PAGE, len(ids)):  # the memory is full
+                break
+        return num_known
+
+    def _num_usable(self, turn: StoredTurn, num_tokens: int, *, has_states: bool) -> int:
+        """Return after how many first tokens of a turn a request could start, were all of it in a
+        cache."""
+        if has_states:
+            places = [place for place in turn.states if is_of_use(place, num_tokens)]
+            return max((place for place in places if self.has(turn.states[place])), default=0)
+        spans = self._first_pages(turn.spans, -(-num_tokens // PAGE))
+        return min(num_tokens, PAGE * sum(span.count for span in spans))
 
     def _first_pages(self, spans: Sequence[PageSpan], num_pages: int) -> list[PageSpan]:
         """Return the first pages of spans, up to the first chunk that is no longer there."""
@@ -96,15 +124,22 @@ class Chunks:
         return kept
 
     def _pages(
-        self, turn: StoredTurn, num_tokens: int, prefixes: PrefixCache
+        self, turn: StoredTurn, num_tokens: int, start: int, prefixes: PrefixCache
     ) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """Read the pages of a turn's first tokens from the start-th on."""
         cache = prefixes.cache
         max_bytes = max(CHUNK_BYTES, cache.page_bytes) + _HEADER_BYTES
         left = -(-num_tokens // PAGE)
+        skipped = start
         for span in turn.spans:
             count = min(span.count, left)
             if not count:
                 return
+            left -= count
+            known = min(count, skipped)
+            skipped -= known
+            if known == count:
+                continue
             end = span.first + count
 
             def read(tensors: dict[str, Tensor], end: int = end) -> dict[str, Tensor]:
@@ -114,9 +149,8 @@ class Chunks:
             tensors = self._get(span.chunk, max_bytes, read)
             if tensors is None:
                 return
-            rows = slice(span.first, end)
-            yield count, {name: tensor[rows] for name, tensor in tensors.items()}
-            left -= count
+            rows = slice(span.first + known, end)
+            yield count - known, {name: tensor[rows] for name, tensor in tensors.items()}
 
     def _snapshots(
         self, turn: StoredTurn, num_tokens: int, prefixes: PrefixCache

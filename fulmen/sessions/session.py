@@ -9,8 +9,8 @@
 it (`chunks.py`), and last the session's own small file, which names the turn. `store.py` has the
 layout of the folder.
 
-A session is worked on where the engine is: by `LLM` directly, beside a `LocalModel` through its
-`call`. Its requests may be answered by either.
+Only what reads and changes the engine's cache must run where the engine is, by `between`; reading
+and writing files may be done by any other thread. Requests may be answered by any door.
 """
 
 import math
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fulmen.chat import ChatRequest, Completion, Message, Prompt, Tool, Transcript, Turn, read_turn
+from fulmen.engine import Between, at_once
 from fulmen.files import user_folder
 from fulmen.llm import LLM
 from fulmen.sampling import SamplingParams
@@ -39,15 +40,18 @@ class Session:
         *,
         model: str,
         keep_thoughts: bool = False,
+        between: Between = at_once,
     ) -> None:
         """Open a session, or create it; model is the name that the LLM was loaded by.
 
         keep_thoughts  see `Transcript`
+        between        runs what reads or changes the engine's cache
 
         Raises ValueError if it belongs to another model.
         """
         self.llm = llm
         self.store = store
+        self._between = between
         if store.has(name):
             self.state = store.state(name)
         else:
@@ -68,13 +72,27 @@ class Session:
             self.transcript.turns.append(read)
             self._stored.append((read, turn))
         self.transcript.num_kept = self.state.num_kept
-        self.num_restored = store.restore(self.state, llm.origin, llm.engine.prefixes)
+        self.num_restored = self.restore()
         """Tokens that need not be read again"""
 
     @property
     def messages(self) -> list[Message]:
         """All messages; of an answer that is rewound into, only those before it."""
         return self.transcript.messages
+
+    def restore(self, ids: Sequence[int] | None = None) -> int:
+        """Make the engine's cache know again what it has lost of the session; return how many of
+        its tokens need not be read.
+
+        ids  prompt that is to be answered: only what it begins with; None: all of it
+        """
+        return self.store.restore(
+            self.state,
+            self.llm.origin,
+            self.llm.engine.prefixes,
+            ids=ids,
+            between=self._between,
+        )
 
     def request(self, messages: Sequence[Message], **fields: Any) -> ChatRequest:
         """Return a request for the answer to messages, the whole conversation; fields are those of
@@ -117,13 +135,26 @@ class Session:
         it too.
         """
         self.transcript.add(messages, completion, tools)
+        self.write()
+
+    @property
+    def is_written(self) -> bool:
+        """True if all turns are in the store."""
+        return self._num_written() == len(self.transcript.turns)
+
+    def _num_written(self) -> int:
+        """Return how many first turns are in the store."""
         turns = self.transcript.turns
-        count = 0
-        for turn, (stored, _) in zip(turns, self._stored, strict=False):
-            if turn is not stored:
-                break
-            count += 1
-        for place in range(count, len(turns)):
+        pairs = zip(turns, self._stored, strict=False)
+        return next(
+            (place for place, (turn, (stored, _)) in enumerate(pairs) if turn is not stored),
+            min(len(turns), len(self._stored)),
+        )
+
+    def write(self) -> None:
+        """Write the turns that are not in the store."""
+        turns = self.transcript.turns
+        for place in range(self._num_written(), len(turns)):
             turn = turns[place]
             parent = self._stored[place - 1][1].hash if place else None
             ids = self.transcript.ids(place + 1)
@@ -136,6 +167,7 @@ class Session:
                     record=turn.record(),
                     origin=self.llm.origin,
                     prefixes=self.llm.engine.prefixes,
+                    between=self._between,
                 )
             except BaseException:
                 # An interrupt may come after the turn was written: then it is saved.

@@ -25,7 +25,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from fulmen.engine import Origin, PrefixCache, known_states
+from fulmen.engine import Between, KnownStates, Origin, PrefixCache, at_once
 from fulmen.files import write_text
 from fulmen.sessions.chunks import Chunks
 from fulmen.sessions.locks import lock_file
@@ -232,12 +232,14 @@ class SessionStore:
         record: Mapping[str, Any],
         origin: Origin,
         prefixes: PrefixCache,
+        between: Between = at_once,
     ) -> SessionState:
         """Add a turn to a session after `parent`, one of its turns or None, and what the cache
         knows of its tokens. Only what the parent does not have is written.
 
         ids         all ids up to the turn's end
         num_answer  number of the last ones that the model sampled
+        between     runs what reads the cache; all else is done here
 
         Raises ValueError if the session is no longer where state says.
         """
@@ -249,7 +251,7 @@ class SessionStore:
                 num_shared = min(_num_shared(self.ids(before), ids), len(ids) - num_answer)
             has_states = before is not None and before.origin.has_bits_of(origin)
             spans, snapshots, num_known = self._chunks.save(
-                known_states(prefixes, ids), before if has_states else None, num_shared
+                KnownStates(prefixes, ids, between), before if has_states else None, num_shared
             )
             turn = self._put_turn(
                 StoredTurn(
@@ -273,8 +275,19 @@ class SessionStore:
                 logger.warning("sessions may take more than %d bytes: %s", self.max_bytes, error)
         return state
 
-    def restore(self, state: SessionState, origin: Origin, prefixes: PrefixCache) -> int:
+    def restore(
+        self,
+        state: SessionState,
+        origin: Origin,
+        prefixes: PrefixCache,
+        *,
+        ids: Sequence[int] | None = None,
+        between: Between = at_once,
+    ) -> int:
         """Make the cache know what is stored of a session; returns of how many tokens.
+
+        ids      prompt that is to be answered: only what it begins with is of use; None: all is
+        between  runs what changes the cache; all else is done here
 
         Raises ValueError for another model. States of other numerics are not used, nor what a lost
         or damaged chunk held: the engine reads those tokens again.
@@ -284,21 +297,22 @@ class SessionStore:
                 f"session {quoted(state.name)} belongs to another model, it was begun with "
                 f"{state.model}"
             )
-        with self.locked():
-            self._check_current(state)
-            self.write_state(replace(state, used=time.time()))
+        self._check_current(state)
+        self._note_use(state)
         if state.turn is None:
             return 0
-        turn, ids = self.turn(state.turn), self.ids_of(state)
+        turn, known = self.turn(state.turn), self.ids_of(state)
+        if ids is not None:
+            del known[_num_shared(known, ids) :]
         if not turn.origin.has_bits_of(origin):
             logger.warning(
                 "session %s was saved by another build or on another machine, its %d tokens are "
                 "read again",
                 state.name,
-                len(ids),
+                len(known),
             )
             return 0
-        return self._chunks.restore(turn, ids, prefixes)
+        return self._chunks.restore(turn, known, prefixes, between)
 
     def state_path(self, name: str) -> Path:
         """Return where a session's state is, or would be. Raises ValueError for a name that no
@@ -320,11 +334,29 @@ class SessionStore:
     def locked(self) -> Iterator[None]:
         """Let one process at a time change the store. Raises ValueError, before anything is
         changed, if one of its folders is a link."""
+        with self._lock(waits=True):
+            yield
+
+    @contextmanager
+    def _lock(self, *, waits: bool) -> Iterator[bool]:
+        """Lock the store; gives whether it is."""
         for name in FOLDERS:
             store_folder(self.root, name)
         self.root.mkdir(parents=True, exist_ok=True)
-        with lock_file(self.root / "lock", waits=True):
-            yield
+        with lock_file(self.root / "lock", waits=waits) as is_held:
+            yield is_held
+
+    def _note_use(self, state: SessionState) -> None:
+        """Write that a session is used now, unless the store is being changed: a request need not
+        wait until another session is saved."""
+        with self._lock(waits=False) as is_held:
+            if not is_held:
+                return
+            self._check_current(state)
+            try:
+                self.write_state(replace(state, used=time.time()))
+            except OSError as error:  # a full disk can be read all the same
+                logger.warning("the use of session %s is not noted: %s", state.name, error)
 
     def named(self) -> "Named":
         """Find what sessions have."""

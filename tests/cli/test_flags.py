@@ -66,7 +66,7 @@ WORDS = {
     *("--task", "--ignore-config-field", "--host", "--api-key", "--api-key-file", "--alias"),
     *("--model-name", "--allowed-origin", "--volatile-line", "--transcripts"),
     *("--url", "--url-key", "--url-dialect"),
-    *("--config", "--trace-endpoint"),
+    *("--config", "--trace-endpoint", "--sessions"),
 }
 NUMBERS = [path for path in FLAGS if path[-1] not in WORDS]
 
@@ -104,7 +104,7 @@ def arguments(command: str, folder: Path, tmp_path: Path) -> list[str | Path]:
         "generate": ["hi", *tokens],
         "bench": ["--model", folder, "--prompt", "4", "--tokens", "2", "--rounds", "1"],
         "plan": ["minimax-m2"],
-        "serve": [tmp_path / "missing", "--port", "0", "--no-transcripts"],
+        "serve": [tmp_path / "missing", "--port", "0", "--no-transcripts", "--no-sessions"],
         "quantize": [folder, tmp_path / "out", "--report-tokens", "0"],
         "scale": [*scale, "--votes", "0", "--model", folder, "--max-model-len", "512"],
         "batch": [tmp_path / "in.jsonl", tmp_path / "out.jsonl", *tokens],

@@ -138,6 +138,36 @@ def test_an_interrupt_while_a_model_is_loaded_is_quiet(folder: Path, tmp_path: P
     assert "Traceback" not in run.stderr
 
 
+def test_a_server_that_is_killed_goes_on_with_a_saved_session(folder: Path, tmp_path: Path) -> None:
+    name = {"session": "trip", "max_tokens": 6, "seed": 5, "return_token_ids": True}
+    question = {"role": "user", "content": "a long question " * 30}
+    first = {**name, "messages": [question], "logprobs": True}
+
+    def second(answer: Any) -> Any:
+        said = {"role": "assistant", "content": answer["choices"][0]["message"]["content"]}
+        return {**first, "messages": [question, said, {"role": "user", "content": "and?"}]}
+
+    with served(folder, home=tmp_path / "a") as (_, url, _):
+        status, answer = ask(f"{url}/v1/chat/completions", first)
+        assert status == 200
+        assert ask(f"{url}/v1/sessions/trip/save", {})[0] == 200
+        expected = ask(f"{url}/v1/chat/completions", second(answer))[1]
+    with served(folder, "--no-transcripts", home=tmp_path / "b") as (process, url, _):
+        assert ask(f"{url}/v1/chat/completions", first)[1]["choices"] == answer["choices"]
+        assert ask(f"{url}/v1/sessions/trip/save", {})[0] == 200
+        process.kill()
+        process.wait()
+    with served(folder, "--no-transcripts", home=tmp_path / "b") as (process, url, _):
+        reply = ask(f"{url}/v1/chat/completions", second(answer))[1]
+        assert reply["choices"] == expected["choices"]
+        assert reply["usage"] == expected["usage"]
+        assert reply["usage"]["prompt_tokens_details"]["cached_tokens"] > 64
+    store = tmp_path / "b/.local/share/fulmen/sessions"
+    listed = json.loads(called("sessions", "list", "--json", "--store", store).stdout)
+    assert [(each["name"], each["turns"]) for each in listed] == [("trip", 2)]
+    assert called("sessions", "check", "--store", store).returncode == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -146,6 +176,7 @@ def test_an_interrupt_while_a_model_is_loaded_is_quiet(folder: Path, tmp_path: P
         (("--host", "0.0.0.0", "--api-key-file", "missing"), "missing: no such file"),
         (("--api-key", "with blank"), "has a character that a header cannot carry"),
         (("--transcripts", "a", "--no-transcripts"), "one of them has no effect"),
+        (("--sessions", "a", "--no-sessions"), "one of them has no effect"),
         (("smollm2", "--model", "other"), "the model is given twice"),
         (("--volatile-line", "("), "no regular expression"),
         (("--max-queued", "-1"), "--max-queued"),

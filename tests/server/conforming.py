@@ -62,8 +62,9 @@ class Described:
 
     def _operation(self, method: str, path: str) -> Mapping[str, Any] | None:
         for pattern, template in self._paths:
-            if pattern.fullmatch(path):
-                found: Mapping[str, Any] | None = self.whole["paths"][template].get(method.lower())
+            operations = self.whole["paths"][template]
+            if pattern.fullmatch(path) and method.lower() in operations:
+                found: Mapping[str, Any] = operations[method.lower()]
                 return found
         return None
 

@@ -1,6 +1,8 @@
 """Needs that all routes share: the model's name, the start of an answer, and JSON."""
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, Final
+from urllib.parse import quote, unquote_to_bytes
 
 from fastapi import APIRouter, Request, Response
 
@@ -13,6 +15,8 @@ from fulmen.server.errors import Refusal
 from fulmen.server.service import Service
 from fulmen.server.sse import to_json
 from fulmen.server.streaming import unless_gone
+
+SESSION_HEADER: Final = "fulmen-session"
 
 
 class Api:
@@ -45,8 +49,11 @@ class Api:
 
     async def start(self, request: Request, ask: Ask, id: str) -> Answers:
         """Start the answers to a request, unless its client goes away first."""
+        ask = replace(ask, session=session_of(request, ask.session))
         answers = await unless_gone(request, self.service.answer(ask, scope_of(request), id))
         request.state.answers = answers  # for the log's line
+        if ask.session is not None:
+            request.state.reply_headers = {SESSION_HEADER: quote(ask.session)}
         return answers
 
     async def end_thinking(self, request: Request, id: str) -> Response:
@@ -63,6 +70,29 @@ def new_router() -> APIRouter:
 def scope_of(request: Request) -> str:
     """Return the scope of the key that a request was sent with."""
     return str(getattr(request.state, "scope", ""))
+
+
+def session_of(request: Request, given: str | None) -> str | None:
+    """Return the session that a request names, in its header or its body; None for none.
+
+    given  the name in its body
+
+    Raises a Refusal for two names. A header has a name in UTF-8, percent-encoded or as it is.
+    """
+    names = set() if given is None else {given}
+    for value in request.headers.getlist(SESSION_HEADER):
+        try:
+            names.add(unquote_to_bytes(value.encode("latin-1")).decode())
+        except UnicodeError:
+            raise Refusal(
+                400, f"{SESSION_HEADER} is {shown(value)}, it must be UTF-8, percent-encoded"
+            ) from None
+    if len(names) > 1:
+        listed = " and ".join(shown(name) for name in sorted(names)[:2])
+        raise Refusal(
+            400, f"the request names {listed} as its session, it can have one", param="session"
+        )
+    return next(iter(names), None)
 
 
 def json_response(value: object, *, status: int = 200) -> Response:

@@ -28,7 +28,7 @@ def chat_router(api: Api) -> APIRouter:
     @router.post(
         "/v1/chat/completions",
         summary="OpenAI's Chat Completions",
-        responses=replying(ChatReply, 404, 429, 501, events=ChatEvent, ends_with_done=True),
+        responses=replying(ChatReply, 404, 409, 429, 501, events=ChatEvent, ends_with_done=True),
     )
     async def chat_completions(request: Request, body: ChatBody) -> Response:
         body.model = api.name(body.model)

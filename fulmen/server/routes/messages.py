@@ -19,7 +19,7 @@ def messages_router(api: Api) -> APIRouter:
     @router.post(
         "/v1/messages",
         summary="Anthropic's Messages",
-        responses=replying(MessagesReply, 404, 429, events=MessagesEvent),
+        responses=replying(MessagesReply, 404, 409, 429, events=MessagesEvent),
     )
     async def messages(request: Request, body: MessagesBody) -> Response:
         body.model = api.name(body.model)

@@ -54,7 +54,7 @@ def responses_router(api: Api, store: ResponseStore, background: Background) -> 
     @router.post(
         "/v1/responses",
         summary="OpenAI's Responses",
-        responses=replying(ResponseReply, 404, 429, 501, events=ResponsesEvent),
+        responses=replying(ResponseReply, 404, 409, 429, 501, events=ResponsesEvent),
     )
     async def responses(request: Request, body: ResponsesBody) -> Response:
         call = await read(request, body)

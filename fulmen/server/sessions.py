@@ -1,0 +1,324 @@
+"""Sessions behind the dialects: who has one, what of it is in the cache, and when it is saved.
+
+    a request names one -> hold: nobody else has it, its turns are read, its states brought back
+    its answer ends     -> keep: the turn and the states after it are written in the background
+    the next request    -> waits until that is done
+
+All files are read and written in threads of their own; only copies out of the cache and into it run
+in the engine's thread, piece by piece between its steps. So neither the event loop nor another
+answer waits for a disk.
+
+Each API key has a store of its own, so nobody meets another's session: FOLDER/keys/SCOPE, or FOLDER
+itself where no key is needed, which is then the command line's too.
+"""
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final, Literal, TypeVar
+
+from fulmen.chat import Completion, Message, Tool, Transcript
+from fulmen.engine import Between
+from fulmen.server.config import ServerConfig
+from fulmen.server.errors import Refusal
+from fulmen.sessions import Session, SessionState, SessionStore, quoted, read_name
+
+R = TypeVar("R")
+Status = Literal["idle", "answering", "saving"]
+Key = tuple[str, str]
+"""Scope of an API key, and name of a session"""
+
+_MAX_OPEN: Final = 16
+"""Sessions whose turns stay in memory"""
+_NUM_THREADS: Final = 4
+
+_log = logging.getLogger(__name__)
+
+
+class Sessions:
+    """The sessions of a server; for one event loop."""
+
+    def __init__(self, model: Any, config: ServerConfig) -> None:
+        """model has its engine within reach, as `LocalModel`; with any other there are none."""
+        self.model = model
+        self.config = config
+        self.llm: Any = getattr(model, "llm", None)
+        self.threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="fulmen-sessions")
+        self._held: dict[Key, Held] = {}
+        self._opened: OrderedDict[Key, Session] = OrderedDict()
+        """Sessions as they were left, the last used last"""
+
+    async def close(self) -> None:
+        """Wait until all that is being saved is on disk."""
+        for held in list(self._held.values()):
+            await held.is_over.wait()
+        self.threads.shutdown(wait=False)
+
+    async def hold(self, name: str, scope: str) -> "Held":
+        """Return a session, which need not exist, for one request: nobody else has it until it is
+        released. Its states are in the cache then, as far as memory goes.
+
+        Raises a Refusal: 400 for what is no name, 409 if it is in use or belongs to another model.
+        """
+        held = await self.take(name, scope)
+        try:
+            await held.run(held.open)
+        except BaseException:
+            held.release()
+            raise
+        return held
+
+    async def take(self, name: str, scope: str) -> "Held":
+        """Return a session, which need not exist and is not opened, as soon as it is saved. Raises
+        a Refusal as `hold`."""
+        key = (scope, self.checked_name(name))
+        while (other := self._held.get(key)) is not None:
+            if not other.is_saving:
+                raise Refusal(
+                    409,
+                    f"session {quoted(key[1])} is answering another request: wait until that is "
+                    "over, or fork it",
+                )
+            await other.is_over.wait()
+        held = self._held[key] = Held(self, key, self._opened.get(key))
+        return held
+
+    async def saved(self, name: str, scope: str) -> str:
+        """Return the stored name of a session once it is not being saved any more."""
+        key = (scope, self.checked_name(name))
+        while (other := self._held.get(key)) is not None and other.is_saving:
+            await other.is_over.wait()
+        return key[1]
+
+    def status(self, name: str, scope: str) -> Status:
+        """Return what a session does: answering, saving or idle."""
+        held = self._held.get((scope, name))
+        return "idle" if held is None else "saving" if held.is_saving else "answering"
+
+    def checked_name(self, name: str) -> str:
+        """Return a name as it is stored. Raises a Refusal for one that no session can have, and
+        where no sessions are kept."""
+        if self.config.sessions is None:
+            raise Refusal(404, "this server keeps no sessions, it was started without them")
+        if self.llm is None:
+            raise Refusal(
+                404, "this server keeps no sessions, its model has no engine within reach"
+            )
+        try:
+            return read_name(name)
+        except ValueError as error:
+            raise Refusal(400, str(error), param="session") from None
+
+    def store(self, scope: str) -> SessionStore:
+        """Return the store of a scope."""
+        folder = self.config.sessions
+        assert folder is not None
+        root = folder / "keys" / scope if scope else folder
+        return SessionStore(root, max_bytes=self.config.session_bytes)
+
+    async def in_thread(self, work: Callable[[], R]) -> R:
+        """Run work that reads or writes files."""
+        return await asyncio.get_running_loop().run_in_executor(self.threads, work)
+
+    def leave(self, held: "Held") -> None:
+        """Take a session back."""
+        del self._held[held.key]
+        if held.session is not None:
+            self._opened[held.key] = held.session
+            self._opened.move_to_end(held.key)
+        if len(self._opened) > _MAX_OPEN:
+            self._opened.popitem(last=False)
+
+    def forget(self, key: Key) -> None:
+        """Drop what is in memory of a session."""
+        self._opened.pop(key, None)
+
+
+class Held:
+    """A session that one request has."""
+
+    def __init__(self, sessions: Sessions, key: Key, opened: Session | None) -> None:
+        """opened: the session as it was left, if it is still in memory"""
+        self.key = key
+        self.session: Session | None = None
+        """None until it is opened, and for one that does not exist yet"""
+        self.is_saving = False
+        self.is_over = asyncio.Event()
+        """Set once it is released and saved"""
+        self._sessions = sessions
+        self._opened = opened
+        self._store = sessions.store(key[0]) if opened is None else opened.store
+        self._loop = asyncio.get_running_loop()
+        self._work: asyncio.Future[Any] | None = None
+        self._locks = ExitStack()
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self.key[1]
+
+    @property
+    def transcript(self) -> Transcript | None:
+        """Its turns, if it has any."""
+        return None if self.session is None else self.session.transcript
+
+    async def run(self, work: Callable[[], R]) -> R:
+        """Run work on it in a thread; it is not released before that ends, whoever is gone."""
+        self._work = future = asyncio.ensure_future(self._sessions.in_thread(work))
+        return await asyncio.shield(future)
+
+    async def restore(self, ids: Sequence[int]) -> None:
+        """Bring back what the cache has lost of the beginning of a prompt; what cannot be brought
+        back is read again."""
+        session = self.session
+        if session is None:
+            return
+        try:
+            await self.run(lambda: session.restore(ids))
+        except (OSError, ValueError) as error:
+            _log.warning("states of session %s are not brought back: %s", self.name, error)
+
+    def keep(
+        self,
+        messages: Sequence[Message],
+        completion: Completion,
+        tools: Sequence[Tool | Mapping[str, Any]],
+    ) -> None:
+        """Save the answer to messages, the whole conversation before it, in the background. One
+        that failed or says nothing is not kept, nor one that ends after the release."""
+        reply = completion.reply
+        says_something = reply.thinking or reply.content or reply.tool_calls
+        if completion.finish_reason == "error" or not says_something or self.is_over.is_set():
+            return
+        self.is_saving = True
+        self._work = asyncio.ensure_future(
+            self._sessions.in_thread(lambda: self._save(messages, completion, tools))
+        )
+
+    def release(self) -> None:
+        """Let others have it, once what is under way has ended. Safe to call again."""
+        if self._work is None or self._work.done():
+            self._end()
+        else:
+            self._work.add_done_callback(lambda work: self._end())
+
+    def lock(self) -> None:
+        """Keep other processes out until it is released. Raises a Refusal if one has it."""
+        try:
+            self._locks.enter_context(self._store.used_by_one(self.name))
+        except ValueError as error:
+            raise Refusal(409, str(error)) from None
+
+    def check_free_place(self) -> None:
+        """Refuse one session too many."""
+        count, most = len(self._store.names()), self._sessions.config.max_sessions
+        if count >= most:
+            raise Refusal(
+                409, f"there are {count} sessions, at most {most} may be kept: delete some"
+            )
+
+    def open(self) -> None:
+        """Read its turns and bring back its states, in a thread."""
+        if not self._store.has(self.name):
+            self.check_free_place()
+            return
+        self.lock()
+        state = self.state()
+        opened = self._opened
+        if opened is not None and _place(opened.state) == _place(state):
+            self.session = opened
+            return
+        self._store = self._sessions.store(self.key[0])  # one that holds no turns of before
+        self.session = refusing(self.name, self._new_session)
+
+    def state(self) -> SessionState:
+        """Return where it stands. Raises a Refusal: 404 if there is none, 409 if it belongs to
+        another model."""
+        if not self._store.has(self.name):
+            raise no_session(self.name)
+        state = refusing(self.name, lambda: self._store.state(self.name))
+        if state.fingerprint != self._sessions.llm.origin.model:
+            raise Refusal(
+                409,
+                f"session {quoted(self.name)} belongs to another model, it was begun with "
+                f"{Path(state.model).name}",
+            )
+        return state
+
+    def write(self) -> None:
+        """Write what could not be saved before, in a thread."""
+        if self._opened is None or self._opened.is_written:
+            return
+        self.lock()
+        refusing(self.name, self._opened.write)
+
+    def _new_session(self) -> Session:
+        return Session(
+            self._sessions.llm,
+            self._store,
+            self.name,
+            model=self._sessions.config.model_name,
+            between=self._between(),
+        )
+
+    def _between(self) -> Between:
+        """Return what runs work in the engine's thread, for threads of ours."""
+        loop, model = self._loop, self._sessions.model
+
+        def between(work: Callable[[], R], /) -> R:
+            call = asyncio.run_coroutine_threadsafe(model.call(work), loop)
+            result: R = call.result()
+            return result
+
+        return between
+
+    def _save(
+        self,
+        messages: Sequence[Message],
+        completion: Completion,
+        tools: Sequence[Tool | Mapping[str, Any]],
+    ) -> None:
+        """Add a turn, in a thread. A failure is the log's: the answer has gone out."""
+        try:
+            if self.session is None:
+                if self._store.has(self.name):
+                    raise ValueError("another process began a session of this name meanwhile")
+                self.lock()
+                self.session = self._new_session()
+            self.session.save(messages, completion, tools)
+        except Exception as error:
+            _log.warning("an answer is not kept in session %s: %s", quoted(self.name), error)
+
+    def _end(self) -> None:
+        if self.is_over.is_set():
+            return
+        if self._work is not None and not self._work.cancelled():
+            self._work.exception()  # it was told where it was waited for
+        self._locks.close()
+        self._sessions.leave(self)
+        self.is_over.set()
+
+
+def refusing(name: str, work: Callable[[], R]) -> R:
+    """Run work on a session's files; what fails there is told without a path of this machine."""
+    try:
+        return work()
+    except (OSError, ValueError) as error:
+        _log.warning("session %s cannot be used: %s", quoted(name), error)
+        raise Refusal(
+            500, f"session {quoted(name)} cannot be used, the server's log says why"
+        ) from None
+
+
+def no_session(name: str) -> Refusal:
+    """Return the refusal for a session that is not there."""
+    return Refusal(404, f"there is no session {quoted(name)}")
+
+
+def _place(state: SessionState) -> tuple[object, ...]:
+    """Return where a session stands, without its times."""
+    return state.turn, state.num_kept, state.created
