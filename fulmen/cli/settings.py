@@ -41,7 +41,12 @@ _OWN: Final = ("config", "print_config", "help", "same_model")
 """Options that no file holds"""
 _SECRET: Final = ("api_keys",)
 """Options whose value is never printed"""
-_RIVALS: Final = {"transcripts": "no_transcripts", "no_transcripts": "transcripts"}
+_RIVALS: Final = {
+    "transcripts": "no_transcripts",
+    "no_transcripts": "transcripts",
+    "sessions": "no_sessions",
+    "no_sessions": "sessions",
+}
 """Options of which only one can hold: a flag beats the file's other one too"""
 _WHOLE: Final = ("INTEGER", "PORT")
 _NUMBERS: Final = ("NUMBER", "SECONDS", "DAYS")
