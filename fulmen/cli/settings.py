@@ -93,7 +93,7 @@ class ConfiguredCommand(Command):
         path = ctx.params["config"]
         settings = None if path is None else read_settings(path, ctx)
         ctx.obj = () if settings is None else settings.keys
-        from_file = {} if settings is None else _unless_typed(settings.values, ctx)
+        from_file = {} if settings is None else _in_effect(settings.values, ctx)
         ctx.params.update(from_file)
         with _in_words_of_file(ctx, settings, from_file):
             if ctx.params["print_config"]:
@@ -102,13 +102,27 @@ class ConfiguredCommand(Command):
             return super().invoke(ctx)
 
 
-def _unless_typed(values: Mapping[str, Any], ctx: Any) -> dict[str, Any]:
-    """Return the values whose options were not typed."""
+def _in_effect(values: Mapping[str, Any], ctx: Any) -> dict[str, Any]:
+    """Return the values whose options were not typed, and that differ from their defaults: so a
+    file of all settings goes with any option, such as one that allows no other of some."""
     typed = {name for name in ctx.params if _is_typed(name, ctx)}
     if "same_model" in typed:
         typed.add("model")
     typed |= {_RIVALS[name] for name in typed & _RIVALS.keys()}
-    return {name: value for name, value in values.items() if name not in typed}
+    defaults = _defaults()
+    return {
+        name: value
+        for name, value in values.items()
+        if name not in typed and (name not in defaults or defaults[name] != value)
+    }
+
+
+def _defaults() -> dict[str, Any]:
+    """Return the defaults of options by their names in Python, where they are the same for every
+    model."""
+    defaults = {**defaults_of(SERVER_CONFIG), **defaults_of(ENGINE_CONFIG), "model": DEFAULT_MODEL}
+    del defaults["model_name"]
+    return {name: value for name, value in defaults.items() if value is not None}
 
 
 def _is_typed(name: str, ctx: Any) -> bool:
@@ -306,8 +320,7 @@ def as_toml(ctx: Any) -> str:
     A setting without a value is a comment. API keys are left out.
     """
     lines = ["# Settings of `fulmen serve --config FILE`; a flag beats its line here."]
-    defaults = {**defaults_of(SERVER_CONFIG), **defaults_of(ENGINE_CONFIG), "model": DEFAULT_MODEL}
-    del defaults["model_name"]  # it is the model's own
+    defaults = _defaults()
     panels: dict[str, list[str]] = {}
     for option in _options(ctx):
         value = ctx.params.get(option.name)

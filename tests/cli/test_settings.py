@@ -31,6 +31,7 @@ def configs_of(*arguments: str | Path) -> tuple[dict[str, Any], ServerConfig]:
 
     def load(name: str, dtype: str | None, device: str, engine: Any, ignored: Any) -> None:
         seen["load"] = {"name": name, "dtype": dtype, "device": device, "ignored": ignored}
+        seen["load"]["given"] = dict(engine)
         seen["engine"] = EngineConfig(**engine)
         raise Loaded
 
@@ -220,6 +221,7 @@ def test_the_printed_file_has_every_setting_and_is_what_holds_without_it(tmp_pat
     file = written(tmp_path, printed.stdout)
     assert called("serve", "--config", file, "--print-config").stdout == printed.stdout
     assert configs_of("--config", file) == configs_of()
+    assert configs_of("--config", file)[0]["given"] == {}  # so it goes with --upstream too
 
 
 def test_what_is_printed_of_flags_and_file_holds_when_it_is_read(tmp_path: Path) -> None:
