@@ -45,7 +45,7 @@ ANSWER_SECONDS: Final = 300.0
 """Longest time an answer may take under load: more is a hang"""
 SAMPLE_SECONDS: Final = 5.0
 FLAT: Final = 1.05
-"""How many times as large the last third's memory may be as the second third's"""
+"""Most that the last third's memory may be, as a multiple of the second third's"""
 FLAT_BYTES: Final = 32 * 2**20
 """Growth that is always allowed: the allocator's own"""
 
@@ -65,7 +65,7 @@ class Question:
 
 @dataclass(slots=True)
 class Tally:
-    """What came of all requests."""
+    """Sum of what came of all requests."""
 
     counts: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
@@ -326,7 +326,7 @@ _NONSENSE: Final = (
     lambda draw: b"GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n",
     lambda draw: b"BREW /v1/models HTTP/1.1\r\nhost: soak\r\nconnection: close\r\n\r\n",
 )
-"""What is no request, each kind with something wrong of its own"""
+"""Bytes that are no request, each kind with something wrong of its own"""
 
 
 # ---- the server

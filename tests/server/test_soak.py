@@ -13,7 +13,7 @@ from tests.tiny import write_checkpoint
 
 ROOT = Path(__file__).parents[2]
 MINUTES = float(os.environ.get("FULMEN_SOAK_MINUTES", "2"))
-"""How long; a release takes 30"""
+"""Length of the load; a release takes 30"""
 
 
 @pytest.mark.slow
