@@ -229,6 +229,8 @@ def parse_json(text: bytes, where: str) -> dict[str, object]:
         raise ValueError(f"{where} must hold a JSON object, found {type(value).__name__}")
     level: list[object] = [value]
     for _ in range(MAX_JSON_DEPTH):
+        if not level:
+            break
         level = [child for parent in level for child in _children(parent)]
     if level:
         raise ValueError(_too_deep(where))

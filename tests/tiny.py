@@ -18,12 +18,15 @@ ADDED = ["<think>", "</think>", "<minimax:tool_call>", "</minimax:tool_call>"]
 NUM_BYTES = 256
 
 
-def write_checkpoint(folder: Path, kind: str) -> Path:
-    """Writes a checkpoint of `kind` m1 or m2 with one id a byte and the format's control tokens."""
+def write_checkpoint(folder: Path, kind: str, **changes: object) -> Path:
+    """Writes a checkpoint of `kind` m1 or m2 with one id a byte and the format's control tokens.
+    changes are fields of its config."""
     tokens = SPECIAL[kind] + (ADDED if kind == "m2" else [])
     vocab_size = NUM_BYTES + len(tokens)
     config: M1Config | M2Config = (
-        tiny_m1(vocab_size=vocab_size) if kind == "m1" else tiny_m2(vocab_size=vocab_size)
+        tiny_m1(vocab_size=vocab_size, **changes)
+        if kind == "m1"
+        else tiny_m2(vocab_size=vocab_size, **changes)
     )
     save_model(random_model(config), folder)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
