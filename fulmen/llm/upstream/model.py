@@ -48,7 +48,7 @@ _PROBE: Final = PeerConfig(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Folder:
-    """What is known of a model without its weights."""
+    """Facts that are known of a model without its weights."""
 
     tokenizer: Tokenizer
     format: ChatFormat

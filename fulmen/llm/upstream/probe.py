@@ -1,4 +1,4 @@
-"""Which server it is that holds the weights, and whether it holds these.
+"""Questions to the server that holds the weights: which it is, and whether it holds these.
 
 GET /v1/models                     it answers, and how long a sequence may be
 GET /model_info, /get_model_info   SGLang

@@ -17,7 +17,7 @@ from fulmen.llm.http import PeerError
 from fulmen.sampling import SamplingParams, shown
 
 _MAX_LOGPROB_ERROR = 1e-3
-"""How far above 0 rounding may put a log-probability"""
+"""Most that rounding may put a log-probability above 0"""
 _SEEDS = 2**63
 """Servers keep seeds in signed 64 bits"""
 
@@ -34,7 +34,7 @@ class Draw:
     stop_token_ids: Sequence[int]
     """Ids after which no more are wanted"""
     logit_bias: Mapping[int, float] = field(default_factory=dict)
-    """What is added to the logit of an id, from -100 to 100"""
+    """Number added to the logit of an id, from -100 to 100"""
 
 
 class Drawn(NamedTuple):
