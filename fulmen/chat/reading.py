@@ -111,7 +111,9 @@ def read_message_object(message: object) -> Mapping[str, Any]:
 
 def list_calls(message: Mapping[str, Any]) -> list[object]:
     """Return the tool_calls of a message, each as the caller wrote it; they must be a list."""
-    calls = message.get("tool_calls") or ()
+    calls = message.get("tool_calls")
+    if calls is None:
+        return []
     if isinstance(calls, str | Mapping) or not isinstance(calls, Iterable):
         raise ValueError(f"tool_calls is of type {type(calls).__name__}, it must be a list")
     return list(calls)

@@ -7,7 +7,7 @@ the conversation refers to them.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,36 +16,63 @@ from fulmen.sampling import SamplingParams, shown
 from fulmen.server.asking import Ask
 from fulmen.server.bodies import ListOf
 from fulmen.server.errors import Refusal
-from fulmen.server.fields import unknown_fields
+from fulmen.server.fields import describe_ignored, unknown_fields
+from fulmen.server.openai_chat import names_of
+from fulmen.server.requests import (
+    ContextManagementIn,
+    DiagnosticsIn,
+    MakersToolIn,
+    MessagesChoiceIn,
+    MessagesMessageIn,
+    MessagesThinkingIn,
+    MessagesToolIn,
+    OutputConfigIn,
+    SchemaFormatIn,
+    Shape,
+    TextPartIn,
+)
 from fulmen.server.thinking import Thinking, read_messages_thinking
 
 
 class MessagesBody(BaseModel):
     """Body of a Messages request."""
 
-    model_config = ConfigDict(extra="allow", strict=True)
+    model_config = ConfigDict(extra="allow", strict=True, json_schema_extra=describe_ignored)
 
     model: str = Field("", description="Any name, unless the server is strict about names")
-    messages: ListOf[dict[str, Any]] = Field([], description="The conversation so far")
-    system: str | ListOf[dict[str, Any]] | None = None
+    messages: ListOf[Annotated[dict[str, Any], Shape(MessagesMessageIn)]] = Field(
+        [], description="The conversation so far"
+    )
+    system: str | ListOf[Annotated[dict[str, Any], Shape(TextPartIn)]] | None = None
     max_tokens: int | None = Field(None, description="Most tokens, thought included")
     stream: bool | None = None
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = None
     top_k: int | None = None
     stop_sequences: ListOf[str] | None = None
-    tools: ListOf[dict[str, Any]] | None = None
-    tool_choice: dict[str, Any] | None = Field(None, description="auto, any, tool or none")
-    thinking: dict[str, Any] | None = Field(None, description="enabled, adaptive or disabled")
-    output_config: dict[str, Any] | None = Field(None, description="effort and format")
-    output_format: dict[str, Any] | None = Field(None, description="Older name of the format")
-    context_management: dict[str, Any] | None = Field(
+    tools: ListOf[Annotated[dict[str, Any], Shape(MessagesToolIn | MakersToolIn)]] | None = None
+    tool_choice: Annotated[dict[str, Any], Shape(MessagesChoiceIn)] | None = Field(
+        None, description="auto, any, tool or none"
+    )
+    thinking: Annotated[dict[str, Any], Shape(MessagesThinkingIn)] | None = Field(
+        None, description="enabled, adaptive or disabled"
+    )
+    output_config: Annotated[dict[str, Any], Shape(OutputConfigIn)] | None = Field(
+        None, description="effort and format"
+    )
+    output_format: Annotated[dict[str, Any], Shape(SchemaFormatIn)] | None = Field(
+        None, description="Older name of the format"
+    )
+    context_management: Annotated[dict[str, Any], Shape(ContextManagementIn)] | None = Field(
         None, description="clear_thinking with keep all shows the model all its thoughts"
     )
-    diagnostics: dict[str, Any] | None = Field(
+    diagnostics: Annotated[dict[str, Any], Shape(DiagnosticsIn)] | None = Field(
         None, description="previous_message_id: the answer to compare this prompt with"
     )
     session: str | None = Field(None, description="Name that the conversation is kept under")
+    thread: Annotated[dict[str, Any], Shape(None)] | None = Field(
+        None, description="Refused: the whole conversation comes with each request"
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +89,12 @@ class MessagesCall:
 
 def read_messages_call(body: MessagesBody, defaults: SamplingParams) -> MessagesCall:
     """Read a request; whatever is wrong with it is a Refusal or a ValueError."""
+    if body.thread is not None:
+        raise Refusal(
+            400,
+            "thread is given, no threads are kept here: send the whole conversation without it",
+            details={"error_code": "thread_unsupported_request", "unsupported": ["thread"]},
+        )
     ignored = unknown_fields(body.model_extra or {})
     thinking = read_messages_thinking(
         {"thinking": body.thinking, "output_config": body.output_config}
@@ -85,7 +118,9 @@ def read_messages_call(body: MessagesBody, defaults: SamplingParams) -> Messages
     previous = (body.diagnostics or {}).get("previous_message_id")
     if not isinstance(previous, str | None):
         raise Refusal(400, f"diagnostics.previous_message_id is {shown(previous)}, it is an id")
-    definitions = {tool.get("name"): tool for tool in deferred}
+    definitions = {
+        own_name: tool for tool in deferred if isinstance(own_name := tool.get("name"), str)
+    }
     return MessagesCall(
         ask=Ask(
             messages=[_with_tools_told(message, definitions) for message in body.messages],
@@ -190,7 +225,7 @@ def _tool_choice(
         return {**given, "tool_choice": "required"}
     if kind == "tool":
         name = choice.get("name")
-        if name not in {tool.get("name") for tool in tools}:
+        if not isinstance(name, str) or name not in names_of(tools):
             raise Refusal(400, f"tool_choice.name is {shown(name)}, no tool has that name")
         return {**given, "tool_choice": "required", "allowed_tools": (name,)}
     raise Refusal(400, f"tool_choice.type is {shown(kind)}, it must be auto, any, tool or none")

@@ -47,14 +47,21 @@ class Refusal(Exception):
         param: str | None = None,
         code: str | None = None,
         retry_after: int | None = None,
+        details: Mapping[str, Any] | None = None,
     ) -> None:
-        """param: field of the request at fault; code: OpenAI's word; retry_after: in seconds"""
+        """
+        param        field of the request at fault
+        code         OpenAI's word
+        retry_after  in seconds
+        details      Anthropic's words
+        """
         super().__init__(message)
         self.status = status
         self.message = message
         self.param = param
         self.code = code
         self.retry_after = retry_after
+        self.details = details
 
     @property
     def headers(self) -> dict[str, str]:
@@ -68,11 +75,10 @@ class Refusal(Exception):
         """Return the refusal as a dialect writes it."""
         kind = _KINDS.get(self.status, "api_error")
         if dialect == "anthropic":
-            return {
-                "type": "error",
-                "error": {"type": kind, "message": self.message},
-                "request_id": request_id,
-            }
+            error: dict[str, Any] = {"type": kind, "message": self.message}
+            if self.details is not None:
+                error["details"] = dict(self.details)
+            return {"type": "error", "error": error, "request_id": request_id}
         return {
             "error": {
                 "message": self.message,

@@ -99,6 +99,20 @@ def unknown_fields(extra: Mapping[str, Any], *, known: Collection[str] = ()) -> 
     return tuple(unknown[:50])
 
 
+def describe_ignored(schema: dict[str, Any]) -> None:
+    """Add the fields that have no effect, and the values that may be sent of those that are
+    refused, to the description of a body, in place."""
+    properties = schema["properties"]
+    for name, neutral in REFUSED.items():
+        allowed = {
+            "enum": [*neutral, None],
+            "description": "Not followed: only what changes nothing",
+        }
+        properties.setdefault(name, allowed)
+    for name in sorted(HARMLESS):
+        properties.setdefault(name, {"description": "No effect"})
+
+
 def _is_any(value: object, neutral: tuple[Any, ...]) -> bool:
     """Return whether a value is one of these; 0 is not False."""
     return any(

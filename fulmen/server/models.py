@@ -14,6 +14,7 @@ def model_object(name: str, service: Service, started: int) -> dict[str, Any]:
     length = service.max_model_len
     supported, unsupported = {"supported": True}, {"supported": False}
     has_thought = getattr(getattr(service.model, "format", None), "thinking", None) is not None
+    thought = {"supported": has_thought}
     return {
         "id": name,
         "object": "model",
@@ -32,18 +33,24 @@ def model_object(name: str, service: Service, started: int) -> dict[str, Any]:
             "code_execution": unsupported,
             "context_management": unsupported,
             "effort": {
-                "supported": has_thought,
-                **{word: {"supported": has_thought} for word in ("low", "medium", "high", "max")},
+                **thought,
+                **dict.fromkeys(("low", "medium", "high", "xhigh", "max"), thought),
             },
             "image_input": unsupported,
             "pdf_input": unsupported,
-            "server_tools": unsupported,
+            "server_tools": {
+                **unsupported,
+                "code_execution": unsupported,
+                "web_search": unsupported,
+            },
             "structured_outputs": supported,
             "thinking": {
-                "supported": has_thought,
+                **thought,
                 "types": {
-                    "adaptive": {"supported": has_thought},
-                    "enabled": {"supported": has_thought},
+                    "adaptive": thought,
+                    "between_tools": supported,  # accepted by a model without thoughts too
+                    "disabled": supported,
+                    "enabled": thought,
                 },
             },
         },

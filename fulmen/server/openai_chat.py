@@ -5,9 +5,9 @@ what is refused, `thinking.py` reads what is about thinking.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,7 +15,21 @@ from fulmen.sampling import SamplingParams, shown
 from fulmen.server.asking import Ask
 from fulmen.server.bodies import ListOf
 from fulmen.server.errors import Refusal
-from fulmen.server.fields import unknown_fields
+from fulmen.server.fields import describe_ignored, unknown_fields
+from fulmen.server.requests import (
+    Budget,
+    ChatChoiceIn,
+    ChatMessageIn,
+    ChatToolIn,
+    Effort,
+    ReasoningIn,
+    ResponseFormatIn,
+    Shape,
+    StructuredIn,
+    Temperature,
+    TemplateIn,
+    ThinkingIn,
+)
 from fulmen.server.thinking import Thinking, read_chat_thinking
 
 _THINKING_FIELDS: Final = frozenset(
@@ -46,13 +60,13 @@ class StreamOptions(BaseModel):
 class AnswerBody(BaseModel):
     """Fields that every request for answers may have."""
 
-    model_config = ConfigDict(extra="allow", strict=True)
+    model_config = ConfigDict(extra="allow", strict=True, json_schema_extra=describe_ignored)
 
     model: str = Field("", description="Any name, unless the server is strict about names")
     stream: bool | None = Field(None, description="Answer as server-sent events")
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(None, description="Most new tokens")
-    temperature: float | None = None
+    temperature: Annotated[float, Shape(Temperature)] | None = None
     top_p: float | None = None
     top_k: int | None = Field(None, description="0 or -1: all tokens")
     min_p: float | None = None
@@ -61,10 +75,10 @@ class AnswerBody(BaseModel):
     stop: str | ListOf[str] | None = None
     stop_token_ids: ListOf[int] | None = None
     ignore_eos: bool | None = None
-    response_format: dict[str, Any] | None = Field(
+    response_format: Annotated[dict[str, Any], Shape(ResponseFormatIn)] | None = Field(
         None, description="text, json_object or json_schema"
     )
-    structured_outputs: dict[str, Any] | None = Field(
+    structured_outputs: Annotated[dict[str, Any], Shape(StructuredIn)] | None = Field(
         None, description="One of json, regex and choice"
     )
     json_schema: dict[str, Any] | None = Field(None, description="llama.cpp's name of a schema")
@@ -82,27 +96,35 @@ class AnswerBody(BaseModel):
 class ChatBody(AnswerBody):
     """Body of a Chat Completions request."""
 
-    messages: ListOf[dict[str, Any]] = Field([], description="The conversation so far")
+    messages: ListOf[Annotated[dict[str, Any], Shape(ChatMessageIn)]] = Field(
+        [], description="The conversation so far"
+    )
     max_completion_tokens: int | None = Field(
         None, description="Most new tokens, those of the thought included; beats max_tokens"
     )
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    tools: ListOf[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = Field(
+    tools: ListOf[Annotated[dict[str, Any], Shape(ChatToolIn)]] | None = None
+    tool_choice: Annotated[str | dict[str, Any], Shape(ChatChoiceIn)] | None = Field(
         None, description="none, auto, required, a function, or allowed_tools"
     )
     parallel_tool_calls: bool | None = None
-    reasoning_effort: str | None = Field(None, description="none to max, see docs/serving.md")
-    reasoning: dict[str, Any] | None = Field(
+    reasoning_effort: Annotated[str, Shape(Effort)] | None = Field(
+        None, description="none to max, see docs/serving.md"
+    )
+    reasoning: Annotated[dict[str, Any], Shape(ReasoningIn)] | None = Field(
         None, description="effort, max_tokens, enabled, exclude (OpenRouter)"
     )
-    thinking: dict[str, Any] | None = Field(
+    thinking: Annotated[dict[str, Any], Shape(ThinkingIn)] | None = Field(
         None, description="type: enabled, adaptive or disabled; budget_tokens"
     )
-    thinking_token_budget: int | None = Field(None, description="Most tokens of thought")
-    thinking_budget: int | None = Field(None, description="The same")
-    reasoning_budget: int | None = Field(None, description="The same; -1: no limit")
+    thinking_token_budget: Annotated[int, Shape(Budget)] | None = Field(
+        None, description="Most tokens of thought"
+    )
+    thinking_budget: Annotated[int, Shape(Budget)] | None = Field(None, description="The same")
+    reasoning_budget: Annotated[int, Shape(Budget)] | None = Field(
+        None, description="The same; -1: no limit"
+    )
     include_reasoning: bool | None = Field(
         None, description="true: the thought as reasoning too; false: not at all"
     )
@@ -111,7 +133,7 @@ class ChatBody(AnswerBody):
         None, description="true: the thought as reasoning_details too; false: in the content"
     )
     reasoning_format: str | None = Field(None, description="none: the thought in the content")
-    chat_template_kwargs: dict[str, Any] | None = Field(
+    chat_template_kwargs: Annotated[dict[str, Any], Shape(TemplateIn)] | None = Field(
         None, description="enable_thinking, thinking_budget, keep_thoughts"
     )
     keep_thoughts: bool | None = Field(
@@ -153,7 +175,7 @@ def read_chat(body: ChatBody, defaults: SamplingParams) -> ChatCall:
     """Read a request; whatever is wrong with it is a Refusal or a ValueError."""
     _check_beginning(body)
     ignored = read_ignored(body)
-    thinking = read_chat_thinking(body.model_dump(include=set(_THINKING_FIELDS)))
+    thinking = read_chat_thinking({name: getattr(body, name) for name in _THINKING_FIELDS})
     tools, left_out = read_function_tools(body.tools)
     given: dict[str, Any] = {
         **read_sampling(body),
@@ -254,11 +276,34 @@ def _chat_sampling(body: ChatBody) -> dict[str, Any]:
 
 def read_structure(body: AnswerBody) -> dict[str, Any]:
     """Return the constraint of the answer, in whichever of the known words it was asked for."""
-    format = body.response_format or {}
-    kind, given = format.get("type", "text"), dict[str, Any]()
+    given = _response_format(body.response_format or {})
+    asked = body.structured_outputs or {}
+    if (other := set(asked) - {"json", "regex", "choice"}) and any(asked[key] for key in other):
+        raise _wrong("structured_outputs", sorted(other), "an object of json, regex or choice")
+    schema = asked.get("json", body.guided_json)
+    if schema is None:
+        schema = body.json_schema
+    if schema is not None and "json_schema" in given:
+        raise Refusal(400, "an answer is given two schemas, it can follow only one")
+    if schema is not None:
+        given["json_schema"] = schema if isinstance(schema, str) else json.dumps(schema)
+    regex, choice = asked.get("regex", body.guided_regex), asked.get("choice", body.guided_choice)
+    if not isinstance(regex, str | None):
+        raise _wrong("structured_outputs.regex", regex, "a regular expression")
+    if regex is not None:
+        given["regex"] = regex
+    if choice is not None:
+        if not isinstance(choice, list) or not all(isinstance(one, str) for one in choice):
+            raise _wrong("structured_outputs.choice", choice, "a list of texts")
+        given["choice"] = tuple(choice)
+    return given
+
+
+def _response_format(format: Mapping[str, Any]) -> dict[str, Any]:
+    kind = format.get("type", "text")
     if kind == "json_object":
-        given["json_schema"] = '{"type": "object"}'
-    elif kind == "json_schema":
+        return {"json_schema": '{"type": "object"}'}
+    if kind == "json_schema":
         named = format.get("json_schema")
         schema = named.get("schema") if isinstance(named, Mapping) else None
         if schema is None:
@@ -267,33 +312,15 @@ def read_structure(body: AnswerBody) -> dict[str, Any]:
                 "response_format.json_schema.schema is missing, it must be a JSON Schema",
                 param="response_format",
             )
-        given["json_schema"] = json.dumps(schema)
-    elif kind != "text":
-        raise Refusal(
-            400,
-            f"response_format.type is {shown(kind)}, it must be text, json_object or json_schema",
-            param="response_format",
-        )
-    asked = body.structured_outputs or {}
-    schema = asked.get("json", body.guided_json)
-    if schema is None and body.json_schema is not None:
-        schema = body.json_schema
-    regex, choice = asked.get("regex", body.guided_regex), asked.get("choice", body.guided_choice)
-    if (other := set(asked) - {"json", "regex", "choice"}) and any(asked[key] for key in other):
-        raise Refusal(
-            400,
-            f"structured_outputs has {shown(sorted(other))}, it may have json, regex or choice",
-            param="structured_outputs",
-        )
-    if schema is not None and "json_schema" in given:
-        raise Refusal(400, "an answer is given two schemas, it can follow only one")
-    if schema is not None:
-        given["json_schema"] = schema if isinstance(schema, str) else json.dumps(schema)
-    if regex is not None:
-        given["regex"] = regex
-    if choice is not None:
-        given["choice"] = tuple(choice)
-    return given
+        return {"json_schema": json.dumps(schema)}
+    if kind != "text":
+        raise _wrong("response_format.type", kind, "text, json_object or json_schema")
+    return {}
+
+
+def _wrong(name: str, value: object, needed: str) -> Refusal:
+    sentence = f"{name} is {shown(value)}, it must be {needed}"
+    return Refusal(400, sentence, param=name.partition(".")[0])
 
 
 def _function(tool: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -326,7 +353,7 @@ def read_tool_choice(choice: object, tools: Sequence[Mapping[str, Any]]) -> dict
                 400, "tool_choice is required, the request has no tools", param="tool_choice"
             )
         return {"tool_choice": choice} if tools else {}
-    names = {_function(tool).get("name") for tool in tools}
+    names = names_of(map(_function, tools))
     if isinstance(choice, Mapping):
         kind = choice.get("type")
         if kind == "function":
@@ -358,8 +385,13 @@ def read_tool_choice(choice: object, tools: Sequence[Mapping[str, Any]]) -> dict
     )
 
 
-def _check_named(name: object, names: set[Any]) -> None:
-    if name not in names or not isinstance(name, str):
+def names_of(tools: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Return the names of tools; one that is no text is refused when the tools are read."""
+    return {name for tool in tools if isinstance(name := tool.get("name"), str)}
+
+
+def _check_named(name: object, names: set[str]) -> None:
+    if not isinstance(name, str) or name not in names:
         raise Refusal(
             400, f"tool_choice names {shown(name)}, no tool has that name", param="tool_choice"
         )

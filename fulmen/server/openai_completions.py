@@ -7,7 +7,7 @@ there is no thought and no call.
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from fulmen.sampling import SamplingParams, shown
 from fulmen.server.asking import Ask
@@ -28,12 +28,7 @@ _IDS: Final[Any] = {"type": "array", "items": {"type": "integer", "minimum": 0},
 class CompletionsBody(AnswerBody):
     """Body of a Completions request."""
 
-    model_config = ConfigDict(
-        extra="allow", strict=True, json_schema_extra={"required": ["prompt"]}
-    )
-
     prompt: Any = Field(
-        None,
         description="Text or token ids to go on from, or a list of several",
         # Read by hand: pydantic would go through a long list of ids for each form that it may have.
         json_schema_extra={

@@ -9,7 +9,7 @@ again, whose thought is found by what `encrypted_content` holds: the signature o
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,8 +17,19 @@ from fulmen.sampling import SamplingParams, shown
 from fulmen.server.asking import Ask
 from fulmen.server.bodies import ListOf
 from fulmen.server.errors import Refusal
-from fulmen.server.fields import unknown_fields
+from fulmen.server.fields import describe_ignored, unknown_fields
 from fulmen.server.openai_chat import read_tool_choice
+from fulmen.server.requests import (
+    Budget,
+    ChatChoiceIn,
+    ItemIn,
+    ResponsesReasoningIn,
+    ResponsesToolsIn,
+    Shape,
+    TemplateIn,
+    TextIn,
+    ThinkingIn,
+)
 from fulmen.server.thinking import Thinking, read_chat_thinking
 
 _INPUT: Final = "input"
@@ -33,10 +44,12 @@ _KEYS_OF_REASONING: Final = ("effort", "max_tokens", "enabled", "exclude")
 class ResponsesBody(BaseModel):
     """Body of a Responses request."""
 
-    model_config = ConfigDict(extra="allow", strict=True)
+    model_config = ConfigDict(extra="allow", strict=True, json_schema_extra=describe_ignored)
 
     model: str = Field("", description="Any name, unless the server is strict about names")
-    input: str | ListOf[dict[str, Any]] = Field([], description="A question, or items of a history")
+    input: str | ListOf[Annotated[dict[str, Any], Shape(ItemIn)]] = Field(
+        [], description="A question, or items of a history"
+    )
     instructions: str | None = Field(None, description="System prompt, of this request alone")
     previous_response_id: str | None = Field(
         None, description="Stored response that the input comes after"
@@ -56,23 +69,33 @@ class ResponsesBody(BaseModel):
     include: ListOf[str] | None = Field(
         None, description="message.output_text.logprobs, reasoning.encrypted_content"
     )
-    tools: ListOf[dict[str, Any]] | None = Field(
+    tools: ListOf[Annotated[dict[str, Any], Shape(ResponsesToolsIn)]] | None = Field(
         None, description="function, custom, and namespace with tools in it"
     )
-    tool_choice: str | dict[str, Any] | None = Field(
+    tool_choice: Annotated[str | dict[str, Any], Shape(ChatChoiceIn)] | None = Field(
         None, description="none, auto, required, a function, a custom tool, or allowed_tools"
     )
     parallel_tool_calls: bool | None = None
-    reasoning: dict[str, Any] | None = Field(
+    reasoning: Annotated[dict[str, Any], Shape(ResponsesReasoningIn)] | None = Field(
         None, description="effort; summary: the thought as a summary; context: all_turns keeps all"
     )
-    thinking: dict[str, Any] | None = Field(None, description="As in Chat Completions")
-    thinking_token_budget: int | None = Field(None, description="Most tokens of thought")
-    chat_template_kwargs: dict[str, Any] | None = Field(None, description="As in Chat Completions")
+    thinking: Annotated[dict[str, Any], Shape(ThinkingIn)] | None = Field(
+        None, description="As in Chat Completions"
+    )
+    thinking_token_budget: Annotated[int, Shape(Budget)] | None = Field(
+        None, description="Most tokens of thought"
+    )
+    chat_template_kwargs: Annotated[dict[str, Any], Shape(TemplateIn)] | None = Field(
+        None, description="As in Chat Completions"
+    )
     keep_thoughts: bool | None = Field(None, description="Show the model all its earlier thoughts")
-    text: dict[str, Any] | None = Field(None, description="format: text, json_object, json_schema")
-    truncation: str | None = Field(None, description="disabled; auto is not followed")
-    metadata: dict[str, str] | None = None
+    text: Annotated[dict[str, Any], Shape(TextIn)] | None = Field(
+        None, description="format: text, json_object, json_schema"
+    )
+    truncation: Annotated[str, Shape(Literal["auto", "disabled"])] | None = Field(
+        None, description="disabled; auto is not followed"
+    )
+    metadata: dict[str, str] | None = Field(None, max_length=_MAX_METADATA)
     session: str | None = Field(None, description="Name that the conversation is kept under")
 
 
@@ -198,9 +221,6 @@ def _sampling(body: ResponsesBody) -> dict[str, Any]:
         given["max_tokens"] = body.max_output_tokens
     if body.stop is not None:
         given["stop"] = tuple([body.stop] if isinstance(body.stop, str) else body.stop)
-    metadata = body.metadata or {}
-    if len(metadata) > _MAX_METADATA:
-        raise Refusal(400, f"metadata has {len(metadata)} keys, it may have {_MAX_METADATA}")
     return given
 
 
@@ -371,7 +391,7 @@ def _add_to_answer(
     place: int,
 ) -> None:
     if kind == "reasoning":
-        answer["content"] += _thought(item)
+        answer["content"] += _thought(item, place)
     elif kind == "message":
         content = _content(item.get("content"), place)
         answer["content"] += (
@@ -393,17 +413,17 @@ def _add_to_answer(
         )
 
 
-def _thought(item: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _thought(item: Mapping[str, Any], place: int) -> list[dict[str, Any]]:
     """Return a reasoning as a block of a thought, with the signature that finds it again."""
+    parts: Any = item.get("content") or item.get("summary") or ()
+    if not isinstance(parts, list | tuple):
+        raise Refusal(400, f"input[{place}] has the thought {shown(parts)}, it must be a list")
     texts = [
         part["text"]
-        for name in ("content", "summary")
-        for part in item.get(name) or ()
+        for part in parts
         if isinstance(part, Mapping) and isinstance(part.get("text"), str)
     ]
     signature = item.get("encrypted_content")
-    if item.get("content"):  # else the summary is the thought
-        texts = texts[: len(item["content"])]
     if not texts:
         return [{"type": "redacted_thinking", "data": signature}] if signature else []
     return [{"type": "thinking", "thinking": "\n".join(texts), "signature": signature}]

@@ -735,12 +735,21 @@ class EffortSupport(Supported):
     low: Supported
     medium: Supported
     high: Supported
+    xhigh: Supported
     max: Supported
+
+
+@_closed
+class ServerToolsSupport(Supported):
+    code_execution: Supported
+    web_search: Supported
 
 
 @_closed
 class ThinkingTypes(TypedDict):
     adaptive: Supported
+    between_tools: Supported
+    disabled: Supported
     enabled: Supported
 
 
@@ -758,7 +767,7 @@ class Capabilities(TypedDict):
     effort: EffortSupport
     image_input: Supported
     pdf_input: Supported
-    server_tools: Supported
+    server_tools: ServerToolsSupport
     structured_outputs: Supported
     thinking: ThinkingSupport
 
@@ -832,9 +841,16 @@ class OpenAIError(TypedDict):
 
 
 @_closed
+class ThreadDetails(TypedDict):
+    error_code: Literal["thread_unsupported_request"]
+    unsupported: list[str]
+
+
+@_closed
 class AnthropicErrorFields(TypedDict):
     type: str
     message: str
+    details: NotRequired[ThreadDetails]
 
 
 @_closed

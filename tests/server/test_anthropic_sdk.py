@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -388,6 +388,85 @@ def test_a_running_thought_is_ended() -> None:
         assert 0 < len(message.content[0].thinking) < 900
         with pytest.raises(anthropic.NotFoundError, match="no answer with the id"):
             client.post(f"/v1/messages/{message.id}/end_thinking", cast_to=object)
+
+
+# ---- every route
+
+
+def checked(reply: Any) -> Any:
+    """Return a reply of the SDK, which it reads without a check, once it is what its type says."""
+    type(reply).model_validate(reply.to_dict(mode="json"))
+    return reply
+
+
+def test_every_route_is_called_through_the_sdk(url: str, client: Anthropic) -> None:
+    asked: dict[str, Any] = {"model": "any", "max_tokens": 1000, "messages": QUESTION}
+    calls: dict[str, Callable[[], Any]] = {
+        "POST /v1/messages": lambda: client.messages.create(**asked),
+        "POST /v1/messages/count_tokens": lambda: client.messages.count_tokens(
+            model="any", messages=QUESTION
+        ),
+        "GET /v1/models": lambda: client.models.list().data[0],
+        "GET /v1/models/{name}": lambda: client.models.retrieve("claude-x"),
+    }
+    for call in calls.values():
+        checked(call())
+    checked(client.beta.messages.create(**asked))
+    checked(client.beta.messages.count_tokens(model="any", messages=QUESTION))
+    checked(client.beta.models.retrieve("claude-x"))
+    for event in client.messages.create(**asked, stream=True):
+        checked(event)
+    with client.beta.messages.stream(**asked) as stream:
+        checked(stream.get_final_message())
+    routes = {
+        f"{method.upper()} {path}"
+        for path, operations in ask(url, "/openapi.json").json()["paths"].items()
+        if path.startswith(("/v1/messages", "/v1/models"))
+        for method in operations
+    }
+    by_post = {"POST /v1/messages/{id}/end_thinking"}  # the SDK has no method for it
+    assert routes - by_post == set(calls)
+
+
+def test_the_tool_runner_calls_tools_until_the_answer() -> None:
+    asked: list[str] = []
+
+    @anthropic.beta_tool
+    def weather(city: str) -> str:
+        """Tell the weather of a city.
+
+        Args:
+            city: Its name.
+        """
+        asked.append(city)
+        return f"{city}: cold"
+
+    model = scripted("m2", CALLS, "I know.</think>\n\nCold, both.")
+    with served(model) as url, client_of(url) as client:
+        runner = client.beta.messages.tool_runner(
+            model="any", max_tokens=1000, messages=QUESTION, tools=[weather]
+        )
+        last = runner.until_done()
+    assert asked == ["Oslo", "Tromsø"]
+    assert last.stop_reason == "end_turn"
+    assert [block.text for block in last.content if block.type == "text"] == ["Cold, both."]
+    seen = model.requests[-1].prompt
+    assert seen is not None
+    assert "Tromsø: cold" in byte_tokenizer("m2").decode(seen.ids)
+
+
+def test_batches_are_the_sdks_error(client: Anthropic) -> None:
+    calls: list[Callable[[], Any]] = [
+        lambda: client.messages.batches.list(),
+        lambda: client.messages.batches.create(
+            requests=[{"custom_id": "a", "params": {"model": "m", "max_tokens": 9, "messages": []}}]
+        ),
+        lambda: client.beta.messages.batches.list(),
+    ]
+    for call in calls:
+        with pytest.raises(anthropic.InternalServerError, match="answers a file") as caught:
+            call()
+        assert caught.value.status_code == 501
 
 
 def test_a_conversation_with_smollm2() -> None:

@@ -352,7 +352,7 @@ def test_a_text_gets_the_tokens_that_its_tokenizer_puts_around_it() -> None:
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({}, "prompt is None, it must be a text or a list of token ids, or a list of these"),
+        ({}, "prompt is missing"),
         ({"prompt": []}, "prompt is [], it must be"),
         ({"prompt": ""}, "prompt has no token"),
         ({"prompt": ["a", ""]}, "prompt[1] has no token"),

@@ -596,3 +596,32 @@ def test_a_value_of_another_type_is_refused(path: str, body: dict[str, Any], nam
     message = answer.json()["error"]["message"]
     assert message.startswith(name)
     assert "Field required" not in message
+
+
+NAMED_TOOL = {"name": "f", "input_schema": {"type": "object"}}
+ANSWERED = {"role": "assistant", "content": "Hi"}
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "sentence"),
+    [
+        (CHAT, {"structured_outputs": {"choice": True}}, "structured_outputs.choice is True"),
+        (CHAT, {"structured_outputs": {"regex": 5}}, "structured_outputs.regex is 5"),
+        (CHAT, {"messages": [USER, {**ANSWERED, "tool_calls": {}}, USER]}, "must be a list"),
+        (CHAT, {"tool_choice": {"type": "function", "name": {}}}, "no tool has that name"),
+        (CHAT, {"tool_choice": "auto", "tools": [{"name": []}]}, "a name that is text"),
+        (MESSAGES, {"tool_choice": {"type": "tool", "name": {}}}, "no tool has that name"),
+        (MESSAGES, {"tool_choice": {"type": "tool", "name": "g"}, "tools": [{"name": {}}]}, "g"),
+        (MESSAGES, {"tools": [{**NAMED_TOOL, "name": {}, "defer_loading": True}]}, "has the name"),
+        ("/v1/responses", {"input": [{"type": "reasoning", "content": 5}]}, "it must be a list"),
+        ("/v1/responses", {"tool_choice": {"type": "custom", "name": []}}, "no tool has that name"),
+    ],
+)
+def test_what_stands_in_a_wrong_place_is_refused(
+    path: str, fields: dict[str, Any], sentence: str
+) -> None:
+    asked = {"input": "Hi"} if path == "/v1/responses" else {"messages": [USER]}
+    with served(answering("m2", lambda _: "a</think>\n\nb")) as url:
+        answer = ask(url, path, {**asked, **fields})
+    assert answer.status == 400
+    assert sentence in answer.json()["error"]["message"]

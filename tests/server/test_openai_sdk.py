@@ -2,8 +2,9 @@
 
 import asyncio
 import json
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import openai
@@ -15,6 +16,7 @@ from fulmen.llm import ScriptedModel
 from fulmen.llm.scripted import ScriptedAnswer
 from tests.server.helpers import (
     answering,
+    ask,
     byte_tokenizer,
     scripted,
     served,
@@ -446,6 +448,80 @@ def test_a_running_thought_is_ended() -> None:
                 cast_to=object,
                 body={"id": chunk.id, "action": "reasoning_end"},
             )
+
+
+# ---- every route
+
+
+def checked(reply: Any) -> Any:
+    """Return a reply of the SDK, which it reads without a check, once it is what its type says."""
+    type(reply).model_validate(reply.to_dict(mode="json"))
+    return reply
+
+
+def test_every_route_is_called_through_the_sdk() -> None:
+    model = scripted("m2", *[ANSWER] * 20)
+    with served(model, model_name="m2") as url, client_of(url) as client:
+        stored = client.responses.create(model="m2", input="Hi")
+        running = client.responses.create(model="m2", input="Hi", background=True)
+        calls: dict[str, Callable[[], Any]] = {
+            "POST /v1/chat/completions": lambda: client.chat.completions.create(
+                model="m2", messages=QUESTION
+            ),
+            "POST /v1/completions": lambda: client.completions.create(model="m2", prompt="Hi"),
+            "POST /v1/responses": lambda: client.responses.create(model="m2", input="Hi"),
+            "POST /v1/responses/input_tokens": lambda: client.responses.input_tokens.count(
+                model="m2", input="Hi"
+            ),
+            "GET /v1/responses/{id}": lambda: client.responses.retrieve(stored.id),
+            "GET /v1/responses/{id}/input_items": lambda: client.responses.input_items.list(
+                stored.id
+            ).data[0],
+            "POST /v1/responses/{id}/cancel": lambda: client.responses.cancel(running.id),
+            "GET /v1/models": lambda: client.models.list().data[0],
+            "GET /v1/models/{name}": lambda: client.models.retrieve("m2"),
+        }
+        for call in calls.values():
+            checked(call())
+        client.responses.delete(stored.id)
+        for chunk in client.chat.completions.create(model="m2", messages=QUESTION, stream=True):
+            checked(chunk)
+        for piece in client.completions.create(model="m2", prompt="Hi", stream=True):
+            assert piece.object == "text_completion"  # its type knows no finish_reason of null
+        for event in client.responses.create(model="m2", input="Hi", stream=True):
+            checked(event)
+        with client.responses.stream(model="m2", input="Hi") as stream:
+            checked(stream.get_final_response())
+        described = ask(url, "/openapi.json").json()["paths"]
+    of_openai = re.compile(r"/v1/(chat/completions|completions|models|responses)(/.*)?")
+    routes = {
+        f"{method.upper()} {path}"
+        for path, operations in described.items()
+        if of_openai.fullmatch(path)
+        for method in operations
+    }
+    by_post = {"POST /v1/chat/completions/control"}  # llama.cpp's, the SDK has no method for it
+    assert routes - by_post == {*calls, "DELETE /v1/responses/{id}"}
+
+
+def test_what_is_not_served_is_the_sdks_error(client: OpenAI) -> None:
+    calls: list[tuple[Callable[[], Any], str]] = [
+        (lambda: client.embeddings.create(model="m2", input="Hi"), "makes no embeddings"),
+        (lambda: client.moderations.create(input="Hi"), "judges no texts"),
+        (lambda: client.images.generate(prompt="Hi"), "makes no pictures"),
+        (lambda: client.batches.list(), "`fulmen batch` answers a file"),
+        (
+            lambda: client.batches.create(
+                completion_window="24h", endpoint="/v1/chat/completions", input_file_id="f"
+            ),
+            "`fulmen batch` answers a file",
+        ),
+    ]
+    for call, sentence in calls:
+        with pytest.raises(openai.InternalServerError, match=sentence) as caught:
+            call()
+        assert caught.value.status_code == 501
+        assert caught.value.response.headers["x-should-retry"] == "false"
 
 
 def test_a_conversation_with_smollm2() -> None:

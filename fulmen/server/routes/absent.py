@@ -17,6 +17,8 @@ ABSENT: Final = {
     "/v1/images/{path:path}": "makes no pictures",
 }
 """Paths, and what would be asked of a model there"""
+NO_BATCHES: Final = ("/v1/batches", "/v1/messages/batches", "/v1/files")
+"""Paths of batches, which are looked at with GET too"""
 
 
 def absent_router() -> APIRouter:
@@ -24,6 +26,10 @@ def absent_router() -> APIRouter:
     router = APIRouter()
     for path, lacks in ABSENT.items():
         router.post(path, include_in_schema=False)(_refuse(lacks))
+    for path in NO_BATCHES:
+        refuse = _refuse("takes no batches, `fulmen batch` answers a file of requests")
+        router.get(path, include_in_schema=False)(refuse)
+        router.post(path, include_in_schema=False)(refuse)
     return router
 
 

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
@@ -13,6 +13,7 @@ from fulmen.server.bodies import ListOf
 from fulmen.server.errors import Refusal
 from fulmen.server.openai_chat import ChatBody, read_chat
 from fulmen.server.openapi import replying
+from fulmen.server.requests import ChatMessageIn, ChatToolIn, Shape, TemplateIn
 from fulmen.server.routes.api import Api, json_response, new_router, scope_of
 from fulmen.server.streaming import unless_gone
 
@@ -24,10 +25,10 @@ class TokenizeBody(BaseModel):
 
     model: str = Field("", description="Any name, unless the server is strict about names")
     prompt: str | None = Field(None, description="A text, as it stands")
-    messages: ListOf[dict[str, Any]] | None = Field(
+    messages: ListOf[Annotated[dict[str, Any], Shape(ChatMessageIn)]] | None = Field(
         None, description="A conversation, in place of a text: tokens of its prompt"
     )
-    tools: ListOf[dict[str, Any]] | None = None
+    tools: ListOf[Annotated[dict[str, Any], Shape(ChatToolIn)]] | None = None
     add_special_tokens: bool | None = Field(
         None,
         description="false: do not add what the tokenizer puts around a text, such as a BOS token. "
@@ -39,7 +40,9 @@ class TokenizeBody(BaseModel):
     continue_final_message: bool | None = Field(
         None, description="The last message is the beginning of the answer"
     )
-    chat_template_kwargs: dict[str, Any] | None = Field(None, description="keep_thoughts")
+    chat_template_kwargs: Annotated[dict[str, Any], Shape(TemplateIn)] | None = Field(
+        None, description="keep_thoughts"
+    )
     return_token_strs: bool | None = Field(
         None, description="Add each token as the vocabulary spells it"
     )
