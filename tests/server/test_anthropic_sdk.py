@@ -320,7 +320,7 @@ def test_errors_are_the_sdks_own() -> None:
         with pytest.raises(anthropic.NotFoundError):
             client.models.retrieve("claude-9")
         with pytest.raises(anthropic.NotFoundError, match="no route"):
-            client.messages.batches.list()
+            client.get("/v1/nowhere", cast_to=object)
         with pytest.raises(anthropic.BadRequestError, match="temperature"):
             create(client, model="m2", extra_body={"temperature": 5})
         with pytest.raises(anthropic.BadRequestError, match="messages is empty"):
