@@ -7,7 +7,7 @@ lost on the way: quotes, backslashes, tags, a tab, a character of four bytes, nu
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -156,7 +156,8 @@ class Client:
     can_hide: bool = True
     """A user can have it ask for no thoughts"""
     can_go_on: bool = True
-    """It can continue its last conversation without being asked at a terminal"""
+    """It can continue its last conversation without being asked at a terminal, and then sends all
+    of it as it was"""
 
 
 def _client(
@@ -178,7 +179,7 @@ CLIENTS: Final = {
         can_hide=False,
         options={"package": "@ai-sdk/anthropic"},
     ),
-    "qwen-code": _client("Chat", _qwen_code, "qwen-code"),
+    "qwen-code": _client("Chat", _qwen_code, "qwen-code", can_go_on=False),
     "cline": _client("Chat", _cline, "cline", can_hide=False, can_go_on=False),
     "pi": _client("Chat", _pi, "pi", can_hide=False),
     "pi-responses": _client(
@@ -189,6 +190,14 @@ CLIENTS: Final = {
     ),
     "mini-swe-agent": _client("Chat", _mini_swe_agent, "mini-swe-agent", can_go_on=False),
 }
+
+
+def again(steps: Sequence[Step]) -> list[Step]:
+    """Return the task a second time: it reads where it wrote, and has other thoughts."""
+    second = [replace(step, thought=f"Again. {step.thought}") for step in steps]
+    for place in (0, 2):
+        second[place] = replace(second[place], calls=steps[1].calls)
+    return second
 
 
 def write_steps(steps: Sequence[Step]) -> Callable[[ChatRequest], str]:

@@ -9,7 +9,6 @@ import re
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from tests.server.clients.tasks import (
     EDITED,
     FINAL,
     QUESTION,
+    again,
     codex_patch_steps,
     write_steps,
 )
@@ -114,17 +114,31 @@ def test_a_second_question_goes_on_from_the_first_where_all_thoughts_are_kept(
 ) -> None:
     """Claude Code asks for it; for the others the server is set so."""
     client = CLIENTS[name]
-    first, second = client.steps(place.work), client.steps(place.work)
-    second = [replace(step, thought=f"Again. {step.thought}") for step in second]
-    for place_of_step in (0, 2):  # it reads where it wrote
-        second[place_of_step] = replace(second[place_of_step], calls=first[1].calls)
-    steps = [*first, *second]
+    first = client.steps(place.work)
+    steps = [*first, *again(first)]
     with serving(llm, write_steps(steps), keep_thoughts=name != "claude-code") as served:
         for goes_on in (False, True):
             finished = client.start(place, served.url, QUESTION, goes_on=goes_on).wait()
             assert finished.returncode == 0, finished.story
             assert FINAL in finished.stdout
     assert_session(served, steps)
+
+
+def test_answers_are_found_after_a_question_that_qwen_code_changes_when_it_goes_on(
+    llm: LLM, place: Place
+) -> None:
+    """A new process leaves the date out of the first question, so the prompt is another one."""
+    client = CLIENTS["qwen-code"]
+    first = client.steps(place.work)
+    steps = [*first, *again(first)]
+    with serving(llm, write_steps(steps), keep_thoughts=True) as served:
+        for goes_on in (False, True):
+            finished = client.start(place, served.url, QUESTION, goes_on=goes_on).wait()
+            assert finished.returncode == 0, finished.story
+        states = turn_states(served)
+    assert states == {"matched": sum(range(len(steps))), "restored": 0, "rendered": 0}
+    prompt = served.engine.tokenizer.decode(served.conversation[-1].done.prompt_ids)
+    assert all(f"<think>\n{step.thought}\n</think>" in prompt for step in steps[:-1])
 
 
 def test_a_second_question_drops_the_thoughts_of_the_first_as_the_template_does(
