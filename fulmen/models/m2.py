@@ -64,6 +64,7 @@ class M2Config(ModelConfig):
             "architectures": ["MiniMaxM2ForCausalLM"],
             "model_type": self.model_type,
             "attn_type_list": list(self.attn_type_list),
+            "scoring_func": "sigmoid",  # vLLM reads it, and knows no default
             **to_dict(self),
         }
 

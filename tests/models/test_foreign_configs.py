@@ -169,7 +169,7 @@ def test_the_way_out_that_a_sentence_names_is_one() -> None:
 @pytest.mark.parametrize("config", [tiny_m1(), tiny_m2()], ids=["m1", "m2"])
 def test_a_field_that_the_model_needs_cannot_be_ignored(config: M1Config | M2Config) -> None:
     values = config.to_dict()
-    read = values.keys() - {"architectures", "model_type", "attn_type_list"}
+    read = values.keys() - {"architectures", "model_type", "attn_type_list", "scoring_func"}
     for name in sorted(read):
         with pytest.raises(ValueError, match=f"{name} cannot be ignored, the model needs it"):
             config_from_dict(values, ignore_config_fields=[name])

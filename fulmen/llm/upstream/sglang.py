@@ -104,10 +104,16 @@ class SGLangWire:
         if len(entries) != len(wanted) or len(tops) != (len(wanted) if num_top else 0):
             raise lie(NAME, f"log-probabilities of {len(entries)} tokens of {len(wanted)}")
         found = [self._entry(entry) for entry in entries]
-        if [token_id for token_id, _ in found] != list(wanted):
-            raise lie(NAME, "log-probabilities of other ids than it was given")
+        last = self._vocab_size - 1
+        for token_id, (told, _) in zip(wanted, found, strict=True):
+            # It tells 0 for the last id of the vocabulary, which stands for a picture there.
+            if told != token_id and (told, token_id) != (0, last):
+                raise lie(NAME, "log-probabilities of other ids than it was given")
         best = [self._top(top) for top in tops] if num_top else [()] * len(found)
-        return [PromptLogprob(*one, top) for one, top in zip(found, best, strict=True)]
+        return [
+            PromptLogprob(token_id, logprob, top)
+            for token_id, (_, logprob), top in zip(wanted, found, best, strict=True)
+        ]
 
     def _entry(self, entry: object) -> tuple[int, float]:
         """Return the id and the log-probability of one token."""

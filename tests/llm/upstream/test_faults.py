@@ -219,9 +219,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 QUICK = PeerConfig(
-    connect_seconds=2,
-    first_byte_seconds=1,
-    idle_seconds=0.5,
+    connect_seconds=10,
+    first_byte_seconds=10,
+    idle_seconds=3,
     max_retries=1,
     first_retry_seconds=0.01,
 )
