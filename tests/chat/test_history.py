@@ -18,7 +18,7 @@ from fulmen.chat.history import NOT_ANSWERED
 from fulmen.chat.mending import mend_arguments
 from fulmen.chat.tokenizer import join_segments
 from tests.bounds import num_lines
-from tests.chat.clients import FORMATS, SMALL, Client, written
+from tests.chat.clients import FORMATS, SMALL, Client, tools_of, written
 from tests.chat.helpers import JSON_VALUES, M2, TEXT
 from tests.chat.test_transcript import place_of
 
@@ -608,7 +608,13 @@ def check_any_history(kind: str, seed: int) -> str:
     assert all(PLACE.match(text) for text in history.repairs)
     keep = random_.random() < 0.3
     format = client.format
-    found = log.find(history.messages, scope="key", format=format, keep_thoughts=keep)
+    found = log.find(
+        history.messages,
+        scope="key",
+        format=format,
+        tools=tools_of(client.messages),
+        keep_thoughts=keep,
+    )
     assert len(found.turns) == sum(one.role == "assistant" for one in history.messages)
     ids = format.encode_history(found.messages, tokenizer=SMALL, keep_thoughts=keep).ids
     shows = format.shows_thoughts(found.messages, keep_thoughts=keep)
