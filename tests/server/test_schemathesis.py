@@ -2,8 +2,12 @@
 as it says, soon, and never with a failure of the server."""
 
 import asyncio
+import atexit
+import shutil
 from functools import cache
 from itertools import cycle
+from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import pytest
@@ -13,9 +17,11 @@ from hypothesis import HealthCheck, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from fulmen.chat import get_format
-from fulmen.llm import ScriptedModel
+from fulmen.engine import EngineConfig
+from fulmen.llm import LLM, LocalModel, ScriptedModel
 from fulmen.server import ServerConfig, create_app
 from tests.server.helpers import byte_tokenizer
+from tests.tiny import write_checkpoint
 
 SECONDS = 10.0
 """Longest time that a request may take"""
@@ -36,21 +42,39 @@ def application() -> FastAPI:
     return create_app(model, ServerConfig(model_name="m2"))
 
 
-async def served(scope: Any, receive: Any, send: Any) -> None:
+@cache
+def engine_application() -> FastAPI:
+    """An application with a tiny model and its engine, which keeps sessions."""
+    folder = Path(mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    write_checkpoint(folder / "model", "m2")
+    llm = LLM.load(str(folder / "model"), engine_config=EngineConfig(max_model_len=256))
+    return create_app(LocalModel(llm), ServerConfig(model_name="m2", sessions=folder / "kept"))
+
+
+async def within_time(app: FastAPI, scope: Any, receive: Any, send: Any) -> None:
     """Answer one request before its time is over."""
     assert scope["type"] == "http"  # its lifespan does not end with the first test
     async with asyncio.timeout(SECONDS):
-        await application()(scope, receive, send)
+        await app(scope, receive, send)
 
 
-description = schemathesis.openapi.from_asgi("/openapi.json", served)
+async def scripted_server(scope: Any, receive: Any, send: Any) -> None:
+    await within_time(application(), scope, receive, send)
+
+
+async def engine_server(scope: Any, receive: Any, send: Any) -> None:
+    await within_time(engine_application(), scope, receive, send)
+
+
+description = schemathesis.openapi.from_asgi("/openapi.json", scripted_server)
 description.config.output.sanitization.update(enabled=False)  # a failure shows what was sent
 
 
-def check(case: schemathesis.Case[Any]) -> None:
+def check(case: schemathesis.Case[Any], **options: Any) -> None:
     """Ask, and hold the answer to all that the description says. What is allowed by its shape may
     be refused for what it means, such as a call of a tool that there is not."""
-    case.call_and_validate(excluded_checks=[positive_data_acceptance])
+    case.call_and_validate(excluded_checks=[positive_data_acceptance], **options)
 
 
 @description.parametrize()
@@ -66,3 +90,10 @@ def test_every_route_answers_200_requests_as_described(
     case: schemathesis.Case[Any],
 ) -> None:
     check(case)
+
+
+@pytest.mark.slow
+@description.include(path_regex="^/v1/(chat|completions|messages|responses|sessions)").parametrize()
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+def test_an_engine_answers_200_requests_as_described(case: schemathesis.Case[Any]) -> None:
+    check(case, app=engine_server)
