@@ -46,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def llama(folder: Path) -> Path:
-    """The same weights, in the shape of a Llama."""
+    """Copy of the weights in the shape of a Llama."""
     llama = folder.with_name("llama")
     shutil.copytree(folder, llama)
     config = json.loads((folder / "config.json").read_text())
