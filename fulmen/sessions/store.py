@@ -47,7 +47,6 @@ from fulmen.sessions.records import (
     MAX_STATE_BYTES,
     SessionState,
     StoredTurn,
-    check_metadata,
     read_state,
     read_turn,
     write_state,
@@ -111,23 +110,12 @@ class SessionStore:
         except FileNotFoundError:
             raise _no_session(name) from None
 
-    def create(
-        self,
-        name: str,
-        *,
-        model: str,
-        fingerprint: str,
-        metadata: Mapping[str, str] | None = None,
-    ) -> SessionState:
+    def create(self, name: str, *, model: str, fingerprint: str) -> SessionState:
         """Make a new session without a turn."""
         with self.locked():
             self._check_free(name)
             state = SessionState(
-                name=read_name(name),
-                model=model,
-                fingerprint=fingerprint,
-                created=time.time(),
-                metadata=check_metadata(metadata or {}),
+                name=read_name(name), model=model, fingerprint=fingerprint, created=time.time()
             )
             self.write_state(state)
         return state
@@ -149,13 +137,6 @@ class SessionStore:
         have it."""
         with self.locked():
             state = self._rewound(self.state(name), num_turns, num_kept)
-            self.write_state(state)
-        return state
-
-    def note(self, name: str, metadata: Mapping[str, str]) -> SessionState:
-        """Give a session other metadata."""
-        with self.locked():
-            state = replace(self.state(name), metadata=check_metadata(metadata))
             self.write_state(state)
         return state
 
