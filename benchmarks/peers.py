@@ -197,10 +197,10 @@ def vllm_cpu(python: Path, checkpoint: Path, *, dtype: str, threads: int) -> Wor
     """
     options = ("--dtype", dtype, "--threads", str(threads))
     command = [str(python), str(WORKER), "vllm", str(checkpoint), *options]
-    # In the worker's own process, so that ending it frees everything.
-    environment = vllm_environment(python, threads) | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     if not (checkpoint / "config.json").is_file():
         raise ValueError(f"{checkpoint} holds no config.json, vLLM needs a checkpoint folder")
+    # In the worker's own process, so that ending it frees everything.
+    environment = vllm_environment(python, threads) | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     return WorkerEngine("vllm-cpu", command, environment=environment)
 
 
