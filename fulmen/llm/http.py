@@ -235,7 +235,9 @@ class Peer:
         """Return a response that is no answer as an error."""
         status = response.status_code
         if response.is_success:
-            return PeerError(f"{where} answered compressed, which was not asked for")
+            return PeerError(
+                f"{where} answered compressed, which was not asked for", peer_status=status
+            )
         if response.is_redirect:
             target = shorten(response.headers.get("location", "nowhere"), 100)
             return PeerError(
