@@ -36,6 +36,7 @@ from fulmen.server.routes import (
     health_router,
     messages_router,
     models_router,
+    page_router,
     responses_router,
     sessions_router,
     tokens_router,
@@ -112,7 +113,8 @@ def create_app(
     app.include_router(health_router(api, metrics))
     app.include_router(tokens_router(api))
     app.include_router(usage_router(api))
-    app.include_router(sessions_router(sessions))
+    app.include_router(sessions_router(api, sessions))
+    app.include_router(page_router(api))
     app.include_router(absent_router())
 
     describe(app, has_keys=bool(keys))

@@ -28,6 +28,8 @@ class Ask:
     params: SamplingParams
     prompt_ids: tuple[int, ...] | None = None
     """The prompt as ids, in place of messages"""
+    prefix_ids: tuple[int, ...] = ()
+    """Ids that the answer begins with"""
     texts: tuple[str | tuple[int, ...], ...] = ()
     """Texts, or their ids, in place of messages: each is continued as it stands"""
     adds_special_tokens: bool = True

@@ -71,6 +71,8 @@ class ServerConfig:
     volatile_lines: tuple[str, ...] = VOLATILE_LINES
     """Regular expression of lines to leave out at the head of a system prompt. Clients put their
     version there, and a prompt that differs at its head is read anew."""
+    no_page: bool = False
+    """Serve no chat page at /."""
     allowed_origins: tuple[str, ...] = ()
     """Origin of web pages that may ask from a browser, such as http://localhost:3000; * allows
     any."""

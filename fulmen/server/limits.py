@@ -31,6 +31,7 @@ from fulmen.server.incoming import App, Bodies, Event, Incoming, Receive, Scope,
 from fulmen.server.keys import Keys
 from fulmen.server.logs import RequestLog
 from fulmen.server.metrics import Metrics
+from fulmen.server.page_files import is_for_browser
 from fulmen.server.sse import DONE, frame, to_json
 from fulmen.server.traces import Traces
 
@@ -321,7 +322,12 @@ class Limits:
             return
         incoming = Incoming(headers, receive)
         try:
-            is_open = path in _OPEN_PATHS or (method == "HEAD" and path in _OPEN_HEADS)
+            is_open = (
+                path in _OPEN_PATHS
+                or path.startswith("/page/")
+                or (method == "HEAD" and path in _OPEN_HEADS)
+                or is_for_browser(path, headers.get("accept", ""))
+            )
             if not is_open:
                 state["scope"] = self._keys.scope_of(headers)
             if self._drain.is_begun and path != "/health":

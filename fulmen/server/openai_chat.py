@@ -149,6 +149,9 @@ class ChatBody(AnswerBody):
         None, description="The prompt as token ids, in place of messages"
     )
     input_ids: ListOf[int] | None = Field(None, description="The same as prompt_token_ids")
+    prefix_token_ids: ListOf[int] | None = Field(
+        None, description="Ids that the answer begins with: it goes on from there"
+    )
     return_progress: bool | None = Field(
         None, description="Add prompt_progress to a stream while the prompt is read"
     )
@@ -203,6 +206,7 @@ def read_chat(body: ChatBody, defaults: SamplingParams) -> ChatCall:
             tools=tools,
             params=replace(defaults, **given),
             prompt_ids=None if ids is None else tuple(ids),
+            prefix_ids=tuple(body.prefix_token_ids or ()),
             num_answers=body.n or 1,
             keep_thoughts=keep_thoughts,
             continues=bool(body.continue_final_message),

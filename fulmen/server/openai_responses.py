@@ -88,6 +88,9 @@ class ResponsesBody(BaseModel):
     chat_template_kwargs: Annotated[dict[str, Any], Shape(TemplateIn)] | None = Field(
         None, description="As in Chat Completions"
     )
+    prefix_token_ids: ListOf[int] | None = Field(
+        None, description="Ids that the answer begins with: it goes on from there"
+    )
     keep_thoughts: bool | None = Field(None, description="Show the model all its earlier thoughts")
     text: Annotated[dict[str, Any], Shape(TextIn)] | None = Field(
         None, description="format: text, json_object, json_schema"
@@ -176,6 +179,7 @@ def read_responses_call(
             params=replace(defaults, **given),
             keep_thoughts=keep,
             has_thinking_budget=thinking.is_number,
+            prefix_ids=tuple(body.prefix_token_ids or ()),
             model=body.model,
             session=body.session,
             previous_id=body.previous_response_id,

@@ -678,6 +678,7 @@ class SessionObject(TypedDict):
     model: Annotated[str | None, Field(description="Model that it was begun with")]
     created_at: Annotated[int | None, Field(description="Seconds since 1970")]
     last_used_at: Annotated[int | None, Field(description="Seconds since 1970")]
+    metadata: Annotated[dict[str, str], Field(description="Notes of whoever talks")]
 
 
 @_closed
@@ -698,6 +699,8 @@ class SessionTurn(TypedDict):
 class SessionDetail(SessionObject):
     """A conversation with all that was said."""
 
+    response_id: Annotated[str | None, Field(description="Answer that runs in it now")]
+    asked: Annotated[list[_JsonObject], Field(description="Messages that this answers")]
     tokens: int
     state_bytes: Annotated[int, Field(description="Disk for its states, shared ones included")]
     turns: list[SessionTurn]
@@ -713,6 +716,28 @@ class SessionList(TypedDict):
     first_id: str | None
     last_id: str | None
     has_more: bool
+
+
+@_closed
+class LikelyToken(TypedDict):
+    id: int
+    text: str
+    logprob: Annotated[float, Field(description="Natural logarithm")]
+
+
+@_closed
+class SessionToken(LikelyToken):
+    """A token of an answer."""
+
+    kind: Annotated[str, Field(description="thinking, content, a call, or other")]
+    is_forced: Annotated[bool, Field(description="It was given, not drawn")]
+    top: Annotated[list[LikelyToken], Field(description="Likeliest tokens here, best first")]
+
+
+@_closed
+class SessionTokens(TypedDict):
+    object: Literal["list"]
+    data: list[SessionToken]
 
 
 @_closed

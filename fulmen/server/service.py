@@ -24,9 +24,11 @@ from fulmen.chat import (
     History,
     Message,
     Prompt,
+    Token,
     Tool,
     Transcript,
     TurnLog,
+    complete,
     fingerprint_of_vocabulary,
     read_history,
     read_tools,
@@ -39,7 +41,7 @@ from fulmen.server.errors import Refusal, refusal_of
 from fulmen.server.known_prompts import Digests, KnownPrompts
 from fulmen.server.limits import Places
 from fulmen.server.metrics import Metrics
-from fulmen.server.sessions import Held, Sessions
+from fulmen.server.sessions import Held, RunningAnswer, Sessions
 from fulmen.server.usage import Usages
 
 _logger = logging.getLogger(__name__)
@@ -148,6 +150,11 @@ class Service:
                 held=held,
             )
             await answers.start()
+            if held is not None:
+                messages = prepared.found.messages
+                places = [i for i, each in enumerate(messages, 1) if each.role == "assistant"]
+                asked = messages[places[-1] if places else 0 :]
+                held.running = RunningAnswer(answer_id, asked)
         except BaseException as error:
             lease.release()
             if held is not None:
@@ -158,6 +165,27 @@ class Service:
         self.metrics.turns([turn.state for turn in prepared.report.turns])
         self._running[answer_id] = answers
         return answers
+
+    async def score(
+        self, prompt_ids: tuple[int, ...], ids: tuple[int, ...], top: int, scope: str
+    ) -> tuple[Token, ...]:
+        """Return ids after a prompt with their log-probabilities, and the likeliest others at each
+        place: to the bit those that they had when they were drawn after it.
+
+        Raises a Refusal where no place is free.
+        """
+        usage = self.usages.of(scope)
+        usage.check()
+        params = SamplingParams(max_tokens=len(ids), temperature=0, logprobs=top, ignore_eos=True)
+        request = ChatRequest(
+            text=prompt_ids, prompt=Prompt(prompt_ids), forced_ids=ids, params=params
+        )
+        with self.places.acquire(1) as lease:
+            lease.and_then(usage.begin())
+            try:
+                return (await complete(self.model, request)).tokens
+            except ValueError as error:
+                raise refusal_of(error) from error
 
     async def _hold(self, ask: Ask, scope: str) -> Held | None:
         """Return the session that a request names."""
@@ -239,6 +267,15 @@ class Service:
                 param="tool_choice",
             )
         prefix_ids = [] if begun is None else self._prefix_ids(begun)
+        if ask.prefix_ids:
+            if begun is not None:
+                raise Refusal(
+                    400,
+                    "prefix_token_ids and a beginning of the answer as the last message are given, "
+                    "only one of them can be",
+                    param="prefix_token_ids",
+                )
+            prefix_ids = self.checked_ids(ask.prefix_ids, "prefix_token_ids")
         length, limit = len(ids) + len(prefix_ids), self.max_model_len
         if not is_counted:
             self._check_length(length, ask.messages_name)

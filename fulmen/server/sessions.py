@@ -18,6 +18,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
@@ -99,6 +100,11 @@ class Sessions:
         held = self._held.get((scope, name))
         return "idle" if held is None else "saving" if held.is_saving else "answering"
 
+    def running(self, name: str, scope: str) -> "RunningAnswer | None":
+        """Return the answer that a session waits for; None if it waits for none."""
+        held = self._held.get((scope, name))
+        return None if held is None or held.is_saving else held.running
+
     def checked_name(self, name: str) -> str:
         """Return a name as it is stored. Raises a Refusal for one that no session can have, and
         where no sessions are kept."""
@@ -138,6 +144,15 @@ class Sessions:
         self._opened.pop(key, None)
 
 
+@dataclass(frozen=True, slots=True)
+class RunningAnswer:
+    """An answer that a session waits for."""
+
+    id: str
+    asked: Sequence[Message]
+    """Messages that it answers: those after the last answer before it"""
+
+
 class Held:
     """A session that one request has."""
 
@@ -146,6 +161,7 @@ class Held:
         self.key = key
         self.session: Session | None = None
         """None until it is opened, and for one that does not exist yet"""
+        self.running: RunningAnswer | None = None
         self.is_saving = False
         self.is_over = asyncio.Event()
         """Set once it is released and saved"""
@@ -248,6 +264,23 @@ class Held:
                 f"{Path(state.model).name}",
             )
         return state
+
+    def create(self, messages: Sequence[Message], metadata: Mapping[str, str]) -> None:
+        """Begin the session with a conversation that was held elsewhere, in a thread. Raises a
+        Refusal (409) if it exists, ValueError for messages that do not end with an answer."""
+        if self._store.has(self.name):
+            raise Refusal(409, f"there is a session {quoted(self.name)} already", param="name")
+        self.check_free_place()
+        self.lock()
+        self.session = self._new_session()
+        try:
+            if messages:
+                self.session.add_history(messages)
+            self.session.note(metadata)
+        except BaseException:
+            self.session = None
+            self._store.remove(self.name)
+            raise
 
     def write(self) -> None:
         """Write what could not be saved before, in a thread."""

@@ -2,7 +2,7 @@
 
 from fulmen.sessions.check import Problem, check, repair
 from fulmen.sessions.names import quoted, read_name
-from fulmen.sessions.records import SessionState, StoredTurn
+from fulmen.sessions.records import SessionState, StoredTurn, check_metadata
 from fulmen.sessions.session import Session, default_store, export, last_question, read_stored
 from fulmen.sessions.store import SessionStore
 
@@ -13,6 +13,7 @@ __all__ = [
     "SessionStore",
     "StoredTurn",
     "check",
+    "check_metadata",
     "default_store",
     "export",
     "last_question",

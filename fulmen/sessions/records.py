@@ -8,7 +8,7 @@ import json
 import math
 import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,13 +18,17 @@ from fulmen.sessions.objects import is_hash
 
 FORMAT: Final = 1
 """Number of the files' format; other ones are refused."""
-MAX_STATE_BYTES: Final = 64 * 2**10
+MAX_STATE_BYTES: Final = 512 * 2**10
 """Size of the largest session state that is read; a few hundred bytes are usual."""
 _MAX_TOKENS: Final = 2**31
 _MAX_VALUES: Final = 8_000_000
 _MAX_DEPTH: Final = 100
 _MAX_DIGITS: Final = 40
 _MAX_TEXT: Final = 4096
+MAX_METADATA: Final = 16
+"""Most entries of a session's metadata"""
+MAX_METADATA_CHARS: Final = 32 * 2**10
+"""Most characters of all of them together, names included"""
 _MAX_SECONDS: Final = 253_402_214_400.0
 """Seconds from 1970 to the year 9999, the last that a date can have"""
 
@@ -90,6 +94,24 @@ class SessionState:
     created: float = 0.0
     used: float = 0.0
     """Seconds since 1970"""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """Notes of whoever talks, such as a title; nothing here reads them"""
+
+
+def check_metadata(metadata: object) -> dict[str, str]:
+    """Return metadata. Raises ValueError for what is none, and for too much of it."""
+    if not isinstance(metadata, Mapping) or not all(
+        isinstance(text, str) for entry in metadata.items() for text in entry
+    ):
+        raise ValueError("metadata must be an object of texts")
+    if len(metadata) > MAX_METADATA:
+        raise ValueError(f"metadata has {len(metadata)} entries, it may have {MAX_METADATA}")
+    num_chars = sum(len(name) + len(value) for name, value in metadata.items())
+    if num_chars > MAX_METADATA_CHARS:
+        raise ValueError(
+            f"metadata has {num_chars:,} characters, it may have {MAX_METADATA_CHARS:,}"
+        )
+    return dict(metadata)
 
 
 def write_turn(turn: StoredTurn) -> bytes:
@@ -156,7 +178,7 @@ def read_turn(content: bytes, hash: str, path: Path) -> StoredTurn:
 
 def write_state(state: SessionState) -> str:
     """Return a session's state as its file holds it."""
-    values = {
+    values: dict[str, Any] = {
         "format": FORMAT,
         "name": state.name,
         "model": state.model,
@@ -166,6 +188,8 @@ def write_state(state: SessionState) -> str:
         "created": state.created,
         "used": state.used,
     }
+    if state.metadata:
+        values["metadata"] = check_metadata(state.metadata)
     return json.dumps(values, allow_nan=False) + "\n"
 
 
@@ -187,6 +211,7 @@ def read_state(content: bytes, path: Path) -> SessionState:
         num_kept=num_kept if turn else None,
         created=values.seconds("created"),
         used=values.seconds("used"),
+        metadata=values.metadata(),
     )
     values.end()
     return state
@@ -247,6 +272,13 @@ class _Fields:
         if type(value) not in (int, float) or not 0 <= value <= _MAX_SECONDS:
             raise self.error(f"{name} is {reprlib.repr(value)}, it must be seconds since 1970")
         return float(value)
+
+    def metadata(self) -> dict[str, str]:
+        """Return metadata, which a file may do without."""
+        try:
+            return check_metadata(self._values.pop("metadata", {}))
+        except ValueError as error:
+            raise self.error(str(error)) from None
 
     def mapping(self, name: str) -> dict[str, Any]:
         value = self.take(name)

@@ -47,6 +47,7 @@ from fulmen.sessions.records import (
     MAX_STATE_BYTES,
     SessionState,
     StoredTurn,
+    check_metadata,
     read_state,
     read_turn,
     write_state,
@@ -110,12 +111,23 @@ class SessionStore:
         except FileNotFoundError:
             raise _no_session(name) from None
 
-    def create(self, name: str, *, model: str, fingerprint: str) -> SessionState:
+    def create(
+        self,
+        name: str,
+        *,
+        model: str,
+        fingerprint: str,
+        metadata: Mapping[str, str] | None = None,
+    ) -> SessionState:
         """Make a new session without a turn."""
         with self.locked():
             self._check_free(name)
             state = SessionState(
-                name=read_name(name), model=model, fingerprint=fingerprint, created=time.time()
+                name=read_name(name),
+                model=model,
+                fingerprint=fingerprint,
+                created=time.time(),
+                metadata=check_metadata(metadata or {}),
             )
             self.write_state(state)
         return state
@@ -137,6 +149,13 @@ class SessionStore:
         have it."""
         with self.locked():
             state = self._rewound(self.state(name), num_turns, num_kept)
+            self.write_state(state)
+        return state
+
+    def note(self, name: str, metadata: Mapping[str, str]) -> SessionState:
+        """Give a session other metadata."""
+        with self.locked():
+            state = replace(self.state(name), metadata=check_metadata(metadata))
             self.write_state(state)
         return state
 

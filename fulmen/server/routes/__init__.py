@@ -6,6 +6,7 @@ from fulmen.server.routes.chat import chat_router
 from fulmen.server.routes.completions import completions_router
 from fulmen.server.routes.messages import messages_router
 from fulmen.server.routes.models import health_router, models_router
+from fulmen.server.routes.page import page_router
 from fulmen.server.routes.responses import responses_router
 from fulmen.server.routes.sessions import sessions_router
 from fulmen.server.routes.tokens import tokens_router
@@ -19,6 +20,7 @@ __all__ = [
     "health_router",
     "messages_router",
     "models_router",
+    "page_router",
     "responses_router",
     "sessions_router",
     "tokens_router",

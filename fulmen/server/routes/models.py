@@ -68,10 +68,4 @@ def health_router(api: Api, metrics: Metrics) -> APIRouter:
     async def version() -> Response:
         return json_response({"version": __version__})
 
-    @router.get("/", include_in_schema=False)
-    @router.get("/api/hello", include_in_schema=False)
-    async def hello() -> Response:
-        names = list(api.config.names)
-        return json_response({"name": "fulmen", "version": __version__, "models": names})
-
     return router

@@ -1,0 +1,325 @@
+// Conversations as the server's sessions: a session is a branch, those of one group a conversation.
+//
+//   GET v1/sessions            -> Conversation for each group, the last used first
+//   GET v1/sessions/NAME       -> turns with their parents -> the tree of all branches
+//   fork, ask, rename, delete  -> the server first, then here
+//
+// A turn is what was asked and what was answered. Turns have the same id in every branch that has
+// them, so the tree is the union of all branches.
+
+export const newName = () => `chat-${crypto.randomUUID().slice(0, 8)}`;
+
+/** One turn, as all branches that have it share it. */
+export class Turn {
+  constructor(fields, messages) {
+    Object.assign(this, fields); // id, parent, number, tokens, answer_tokens, finish_reason
+    this.messages = messages;
+    this.children = [];
+  }
+
+  get asked() {
+    return this.messages.slice(0, -1);
+  }
+
+  get answer() {
+    return this.messages.at(-1);
+  }
+}
+
+export class Conversation {
+  constructor(id, metadata = {}) {
+    this.id = id; // name of its first session
+    this.metadata = metadata;
+    this.branches = new Map(); // name of a session -> {name, lastUsed, turnIds, isLoaded}
+    this.turns = new Map();
+    this.current = id;
+    this.lastUsed = Date.now() / 1000;
+    this.isNew = true; // not on the server yet
+    this.tokens = 0;
+  }
+
+  get title() {
+    return this.metadata.title ?? "";
+  }
+
+  /** The settings that its requests have, as a person set them. */
+  get settings() {
+    try {
+      return JSON.parse(this.metadata.settings ?? "{}");
+    } catch {
+      return {};
+    }
+  }
+
+  /** Turns of the current branch, the first one first. */
+  get path() {
+    const branch = this.branches.get(this.current);
+    return (branch?.turnIds ?? []).map((id) => this.turns.get(id));
+  }
+
+  /** Turns that stand at the same place as this one, itself included. */
+  siblings(turn) {
+    const parent = turn.parent === null ? null : this.turns.get(turn.parent);
+    return parent ? parent.children : [...this.turns.values()].filter((t) => t.parent === null);
+  }
+
+  /** The branch used last that has a turn. */
+  branchWith(turn) {
+    const found = [...this.branches.values()].filter((branch) => branch.turnIds.includes(turn.id));
+    return found.sort((a, b) => b.lastUsed - a.lastUsed)[0];
+  }
+
+  /** Take a branch as the server told it. */
+  take(detail) {
+    let start = 0;
+    const turnIds = [];
+    for (const fields of detail.turns) {
+      const messages = detail.messages.slice(start, start + fields.num_messages).map(fromServer);
+      start += fields.num_messages;
+      turnIds.push(fields.id);
+      if (this.turns.has(fields.id)) continue;
+      const turn = new Turn(fields, messages);
+      this.turns.set(turn.id, turn);
+      if (turn.parent !== null) this.turns.get(turn.parent)?.children.push(turn);
+    }
+    this.branches.set(detail.id, {
+      name: detail.id, lastUsed: detail.last_used_at, turnIds, isLoaded: true,
+    });
+    if (detail.id === this.current) this.tokens = detail.tokens;
+    this.isNew = false;
+  }
+}
+
+/** All conversations of this caller. */
+export class Conversations extends EventTarget {
+  constructor(api) {
+    super();
+    this.api = api;
+    this.all = new Map();
+    this.areKept = true; // false where the server keeps no sessions
+  }
+
+  /** Conversations, the last used first. */
+  get list() {
+    return [...this.all.values()].sort((a, b) => b.lastUsed - a.lastUsed);
+  }
+
+  changed() {
+    this.dispatchEvent(new Event("change"));
+  }
+
+  /** Read which conversations there are. */
+  async refresh() {
+    const found = new Map();
+    let after = null;
+    try {
+      do {
+        const page = await this.api.get(`v1/sessions?limit=100${after ? `&after=${encodeURIComponent(after)}` : ""}`);
+        for (const session of page.data) this.#place(session, found);
+        after = page.has_more ? page.last_id : null;
+      } while (after);
+    } catch (error) {
+      if (error.status !== 501) throw error;
+      this.areKept = false;
+    }
+    for (const conversation of this.all.values()) {
+      if (conversation.isNew) found.set(conversation.id, conversation);
+    }
+    this.all = found;
+    this.changed();
+  }
+
+  /** Put a session into its conversation. */
+  #place(session, found) {
+    const metadata = session.metadata ?? {};
+    const id = metadata.group ?? session.id;
+    let conversation = found.get(id);
+    if (!conversation) {
+      conversation = this.all.get(id) ?? new Conversation(id, metadata);
+      conversation.lastUsed = session.last_used_at ?? session.created_at ?? 0;
+      if (conversation.isNew) conversation.current = session.id; // the branch used last comes first
+      conversation.isNew = false;
+      conversation.metadata = metadata;
+      found.set(id, conversation);
+    }
+    if (session.id === id) conversation.metadata = metadata;
+    if (!conversation.branches.has(session.id)) {
+      conversation.branches.set(session.id, {
+        name: session.id, lastUsed: session.last_used_at, turnIds: [], isLoaded: false,
+      });
+    }
+  }
+
+  /** Begin a conversation; it is on the server once it has an answer. */
+  begin(settings = {}) {
+    const id = newName();
+    const conversation = new Conversation(id, { group: id, settings: JSON.stringify(settings) });
+    this.all.set(id, conversation);
+    this.changed();
+    return conversation;
+  }
+
+  /** Make a new conversation known to the server, with messages that were said elsewhere. */
+  async create(conversation, messages = []) {
+    const { id: name, metadata } = conversation;
+    conversation.take(await this.api.post("v1/sessions", { name, metadata, messages: messages.map(toServer) }));
+  }
+
+  /** Take a conversation with all its branches from a file's value; return it. */
+  async import(value) {
+    const conversation = this.begin(value.settings);
+    conversation.metadata = { ...conversation.metadata, title: String(value.title ?? "").slice(0, 200) };
+    const [first, ...others] = value.branches;
+    await this.create(conversation, first.messages);
+    for (const branch of others) {
+      const name = newName();
+      const metadata = conversation.metadata;
+      conversation.take(await this.api.post("v1/sessions", { name, metadata, messages: branch.messages.map(toServer) }));
+    }
+    this.changed();
+    return conversation;
+  }
+
+  /** Read a branch, the current one unless told; return what the server says of it. */
+  async load(conversation, name = conversation.current) {
+    const detail = await this.api.get(`v1/sessions/${encodeURIComponent(name)}`);
+    conversation.take(detail);
+    this.changed();
+    return detail;
+  }
+
+  /** Read all branches, for the tree. */
+  async loadAll(conversation) {
+    for (const branch of [...conversation.branches.values()]) {
+      if (!branch.isLoaded) await this.load(conversation, branch.name);
+    }
+  }
+
+  /** Make a second branch of the current one that has its first turns, and go on in it.
+   * numTokens: tokens of the last of these turns' answer that stay; all if it is not given. */
+  async fork(conversation, numTurns, numTokens) {
+    const name = newName();
+    const body = { name, turn: numTurns };
+    if (numTokens !== undefined) body.token = numTokens;
+    const detail = await this.api.post(`v1/sessions/${encodeURIComponent(conversation.current)}/fork`, body);
+    conversation.current = name;
+    conversation.take(detail);
+    this.changed();
+    return detail;
+  }
+
+  /** Change what is noted of a conversation: its title, its settings. */
+  async note(conversation, metadata) {
+    conversation.metadata = { ...conversation.metadata, ...metadata };
+    this.changed();
+    if (conversation.isNew) return;
+    const name = conversation.branches.has(conversation.id) ? conversation.id : conversation.current;
+    await this.api.patch(`v1/sessions/${encodeURIComponent(name)}`, { metadata: conversation.metadata });
+  }
+
+  /** Delete a conversation with all its branches. */
+  async remove(conversation) {
+    for (const name of conversation.branches.keys()) {
+      try {
+        await this.api.delete(`v1/sessions/${encodeURIComponent(name)}`);
+      } catch (error) {
+        if (error.status !== 404) throw error;
+      }
+    }
+    this.all.delete(conversation.id);
+    this.changed();
+  }
+}
+
+// ---- messages
+
+/** Return a message of the server's with its thought and its calls as the page has them. */
+export function fromServer({ reasoning_content: thinking, tool_calls: calls, ...message }) {
+  if (thinking) message.thinking = thinking;
+  if (calls?.length) {
+    message.tool_calls = calls.map(({ id, function: { name, arguments: given } }) => ({
+      id, name, arguments: typeof given === "string" ? JSON.parse(given) : given,
+    }));
+  }
+  return { ...message, content: message.content ?? "" };
+}
+
+/** Return a message of the page's as the server takes it. */
+function toServer({ thinking, tool_calls: calls, ...message }) {
+  if (thinking) message.reasoning_content = thinking;
+  if (calls) {
+    message.tool_calls = calls.map(({ id, name, arguments: given }) => ({
+      id, type: "function", function: { name, arguments: JSON.stringify(given) },
+    }));
+  }
+  return message;
+}
+
+// ---- requests
+
+/** Return messages of a session as the items of a Responses request. */
+export function itemsOf(messages) {
+  return messages.flatMap((message) => {
+    if (message.role === "tool") {
+      return [{ type: "function_call_output", call_id: message.tool_call_id, output: message.content }];
+    }
+    if (message.role !== "assistant") {
+      return [{ type: "message", role: message.role, content: message.content }];
+    }
+    const items = [];
+    if (message.thinking) {
+      items.push({ type: "reasoning", summary: [], content: [{ type: "reasoning_text", text: message.thinking }] });
+    }
+    if (message.content || !message.tool_calls?.length) {
+      items.push({ type: "message", role: "assistant", content: [{ type: "output_text", text: message.content }] });
+    }
+    for (const call of message.tool_calls ?? []) {
+      items.push({
+        type: "function_call", call_id: call.id, name: call.name, arguments: JSON.stringify(call.arguments),
+      });
+    }
+    return items;
+  });
+}
+
+/** Return the request for an answer to messages, with a conversation's settings. */
+export function requestOf(conversation, messages, model) {
+  const settings = conversation.settings;
+  const body = {
+    model, input: itemsOf(messages), stream: true, background: true,
+    session: conversation.current,
+  };
+  if (settings.system) body.instructions = settings.system;
+  for (const name of ["temperature", "max_output_tokens", "seed", "thinking_token_budget"]) {
+    if (settings[name] !== undefined && settings[name] !== null) body[name] = settings[name];
+  }
+  if (settings.tools) body.tools = JSON.parse(settings.tools).map(asTool);
+  if (settings.schema) {
+    body.text = { format: { type: "json_schema", name: "answer", schema: JSON.parse(settings.schema), strict: true } };
+  }
+  return body;
+}
+
+/** Take a tool in OpenAI's form for Chat or for Responses, or just a function's description. */
+function asTool(tool) {
+  return tool.function ? { type: "function", ...tool.function } : { type: "function", ...tool };
+}
+
+/** Return a conversation's branch as Markdown. */
+export function asMarkdown(conversation, names) {
+  const lines = [`# ${conversation.title || conversation.id}`];
+  if (conversation.settings.system) lines.push(`## ${names.system}`, conversation.settings.system);
+  for (const turn of conversation.path) {
+    for (const message of turn.messages) {
+      lines.push(`## ${names[message.role] ?? message.role}`);
+      if (message.thinking) {
+        lines.push(`<details><summary>${names.thought}</summary>\n\n${message.thinking}\n\n</details>`);
+      }
+      if (message.content) lines.push(message.content);
+      for (const call of message.tool_calls ?? []) {
+        lines.push("```json\n" + JSON.stringify({ name: call.name, arguments: call.arguments }, null, 2) + "\n```");
+      }
+    }
+  }
+  return lines.join("\n\n") + "\n";
+}

@@ -1,0 +1,139 @@
+// The page's words in English and German. Elements with data-say get their text, those with
+// data-label their accessible name.
+
+const WORDS = {
+  "conversations": ["Conversations", "Gespräche"],
+  "new": ["New conversation", "Neues Gespräch"],
+  "search": ["Search", "Suchen"],
+  "search-conversations": ["Search conversations", "Gespräche durchsuchen"],
+  "nothing-found": ["Nothing found", "Nichts gefunden"],
+  "settings": ["Settings", "Einstellungen"],
+  "settings-of": ["Settings of this conversation", "Einstellungen dieses Gesprächs"],
+  "model": ["Model", "Modell"],
+  "tree": ["Branches", "Zweige"],
+  "compare": ["Compare", "Vergleichen"],
+  "compare-with": ["Side by side with", "Neben"],
+  "export": ["Export", "Exportieren"],
+  "import": ["Import", "Importieren"],
+  "export-markdown": ["Save as Markdown", "Als Markdown speichern"],
+  "export-json": ["Save as JSON", "Als JSON speichern"],
+  "rename": ["Rename", "Umbenennen"],
+  "delete": ["Delete", "Löschen"],
+  "delete-sure": ["Delete this conversation and its branches?", "Dieses Gespräch mit seinen Zweigen löschen?"],
+  "shortcuts": ["Shortcuts", "Tastenkürzel"],
+  "message": ["Message", "Nachricht"],
+  "write": ["Write a message", "Nachricht schreiben"],
+  "send": ["Send", "Senden"],
+  "stop": ["Stop", "Anhalten"],
+  "attach": ["Add a text file", "Textdatei anfügen"],
+  "answer-now": ["Answer now", "Jetzt antworten"],
+  "thinking": ["Thinking", "Denkt nach"],
+  "thought": ["Thought", "Gedanke"],
+  "tokens": ["tokens", "Token"],
+  "tokens-view": ["Tokens", "Token"],
+  "edit": ["Edit", "Bearbeiten"],
+  "save-and-send": ["Send as a new branch", "Als neuen Zweig senden"],
+  "cancel": ["Cancel", "Abbrechen"],
+  "close": ["Close", "Schließen"],
+  "regenerate": ["Answer again", "Neu antworten"],
+  "go-on": ["Go on", "Weiter"],
+  "copy": ["Copy", "Kopieren"],
+  "copied": ["Copied", "Kopiert"],
+  "not-copied": ["Not copied", "Nicht kopiert"],
+  "branch": ["Branch", "Zweig"],
+  "branch-here": ["Branch from here", "Von hier abzweigen"],
+  "previous-branch": ["Previous branch", "Voriger Zweig"],
+  "next-branch": ["Next branch", "Nächster Zweig"],
+  "you": ["You", "Sie"],
+  "system": ["System", "System"],
+  "call": ["Tool call", "Werkzeugaufruf"],
+  "result": ["Result", "Ergebnis"],
+  "give-result": ["Give the result", "Ergebnis eingeben"],
+  "context": ["Context", "Kontext"],
+  "of": ["of", "von"],
+  "reading": ["Reading the prompt", "Liest die Eingabe"],
+  "per-second": ["tokens/s", "Token/s"],
+  "cached": ["from the cache", "aus dem Speicher"],
+  "cut": ["The answer was cut: its limit of tokens was reached.", "Die Antwort ist abgeschnitten: Die Höchstzahl an Token ist erreicht."],
+  "stopped": ["Stopped.", "Angehalten."],
+  "reconnecting": ["The connection is gone. Trying again …", "Die Verbindung ist weg. Neuer Versuch …"],
+  "failed": ["It failed", "Fehlgeschlagen"],
+  "key-needed": ["API key", "API-Schlüssel"],
+  "key-hint": ["This server needs an API key. It is kept until this tab is closed.", "Dieser Server verlangt einen API-Schlüssel. Er bleibt, bis dieser Tab geschlossen wird."],
+  "key-wrong": ["The server does not know this key.", "Der Server kennt diesen Schlüssel nicht."],
+  "system-prompt": ["System prompt", "Systemanweisung"],
+  "thinking-budget": ["Tokens of thought", "Token zum Nachdenken"],
+  "no-limit": ["no limit", "unbegrenzt"],
+  "none": ["none", "keine"],
+  "temperature": ["Temperature", "Temperatur"],
+  "max-tokens": ["Most tokens of an answer", "Höchstens Token je Antwort"],
+  "seed": ["Seed", "Startwert"],
+  "tools-json": ["Tools (JSON)", "Werkzeuge (JSON)"],
+  "schema-json": ["JSON schema of the answer", "JSON-Schema der Antwort"],
+  "default": ["default", "Vorgabe"],
+  "save": ["Save", "Sichern"],
+  "not-json": ["This is not JSON", "Das ist kein JSON"],
+  "light": ["Light", "Hell"],
+  "dark": ["Dark", "Dunkel"],
+  "as-system": ["As the system has it", "Wie im System"],
+  "appearance": ["Appearance", "Aussehen"],
+  "language": ["Language", "Sprache"],
+  "menu": ["Conversations and settings", "Gespräche und Einstellungen"],
+  "code": ["Code", "Quelltext"],
+  "table": ["Table", "Tabelle"],
+  "image": ["Image", "Bild"],
+  "file": ["File", "Datei"],
+  "file-too-large": ["is too large, at most 1 MB fits", "ist zu groß, höchstens 1 MB passt"],
+  "file-no-text": ["is no text file", "ist keine Textdatei"],
+  "remove": ["Remove", "Entfernen"],
+  "new-answers": ["New text below", "Neuer Text unten"],
+  "empty": ["Ask something. Enter sends, Shift+Enter begins a new line.", "Fragen Sie etwas. Enter sendet, Umschalt+Enter beginnt eine neue Zeile."],
+  "no-sessions": ["This server keeps no sessions, so nothing can be kept here.", "Dieser Server bewahrt keine Gespräche auf."],
+  "answering-elsewhere": ["This conversation is answering in another window.", "Dieses Gespräch antwortet in einem anderen Fenster."],
+  "logprob": ["log-probability", "Log-Wahrscheinlichkeit"],
+  "alternatives": ["Alternatives", "Alternativen"],
+  "forced": ["given, not drawn", "vorgegeben, nicht gezogen"],
+  "imported": ["Imported as a new conversation.", "Als neues Gespräch übernommen."],
+  "wrong-import": ["This file holds no conversation.", "Diese Datei enthält kein Gespräch."],
+  "key-send": ["Send", "Senden"],
+  "key-line": ["New line", "Neue Zeile"],
+  "key-stop": ["Stop, or close what is open", "Anhalten oder Offenes schließen"],
+  "key-edit": ["Edit the last message", "Letzte Nachricht bearbeiten"],
+  "key-message": ["Write a message", "Nachricht schreiben"],
+  "key-branches": ["Other branch of the focused message", "Anderer Zweig der gewählten Nachricht"],
+  "key-messages": ["Previous, next message", "Vorige, nächste Nachricht"],
+  "key-sidebar": ["Show or hide conversations", "Gespräche zeigen oder verbergen"],
+  "key-now": ["Answer now", "Jetzt antworten"],
+  "key-again": ["Answer again", "Neu antworten"],
+};
+
+export let language = "en";
+
+/** Return the page's words for a name. */
+export function say(name) {
+  const words = WORDS[name];
+  if (!words) throw new Error(`no words for ${name}`);
+  return words[language === "de" ? 1 : 0];
+}
+
+/** Set the language, and write it into all elements that are there. */
+export function speak(wanted) {
+  language = wanted === "de" ? "de" : "en";
+  document.documentElement.lang = language;
+  for (const element of document.querySelectorAll("[data-say]")) {
+    element.textContent = say(element.dataset.say);
+  }
+  for (const element of document.querySelectorAll("[data-label]")) {
+    element.setAttribute("aria-label", say(element.dataset.label));
+    element.title = say(element.dataset.label);
+  }
+  for (const element of document.querySelectorAll("[data-placeholder]")) {
+    element.placeholder = say(element.dataset.placeholder);
+  }
+}
+
+export const number = (value, digits = 0) =>
+  new Intl.NumberFormat(language, { maximumFractionDigits: digits }).format(value);
+
+export const when = (seconds) =>
+  new Intl.DateTimeFormat(language, { dateStyle: "medium", timeStyle: "short" }).format(seconds * 1000);

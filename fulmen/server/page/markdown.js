@@ -1,0 +1,318 @@
+// Markdown as it streams: blocks that are whole are drawn once, only the last one is drawn again.
+//
+//   text -> markdown-it's tokens -> elements, made one by one
+//
+// No HTML is ever parsed: raw HTML in the text is shown as text, a link goes to http, https or
+// mailto, an image is a link. Code is coloured and formulas are set when their block is whole.
+
+import { h, fill, copyText, whenIdle } from "./dom.js";
+import { say } from "./i18n.js";
+import markdownIt from "./vendor/markdown-it.mjs";
+
+const LANGUAGES = {
+  python: ["py", "python3"],
+  javascript: ["js", "jsx", "mjs"],
+  typescript: ["ts", "tsx"],
+  bash: ["sh", "shell", "zsh", "console"],
+  json: ["jsonc", "json5", "jsonl"],
+  cpp: ["c++", "cc", "cxx", "h", "hpp"],
+  c: [],
+  rust: ["rs"],
+  go: ["golang"],
+  java: [],
+  csharp: ["cs", "c#"],
+  sql: [],
+  yaml: ["yml"],
+  xml: ["html", "svg", "xhtml"],
+  css: [],
+  markdown: ["md"],
+  diff: ["patch"],
+  ini: ["toml"],
+  dockerfile: ["docker"],
+};
+const NAMES = new Map(
+  Object.entries(LANGUAGES).flatMap(([name, others]) => [name, ...others].map((n) => [n, name])),
+);
+const MAX_COLOURED = 100_000; // characters of a code block beyond which it stays plain
+const SAFE_LINK = /^(https?:\/\/|mailto:)/i;
+
+const parser = markdownIt({ html: false, linkify: true, breaks: false });
+parser.validateLink = (url) => SAFE_LINK.test(url.trim());
+addMath(parser);
+
+/** One piece of Markdown that grows; `element` shows it. */
+export class Markdown {
+  constructor() {
+    this.element = h("div", { class: "markdown", dir: "auto" });
+    this.text = "";
+    this.start = 0; // where the blocks begin that may still change
+    this.numWhole = 0; // elements of blocks that are whole
+    this.scheduled = 0;
+    this.lastCost = 0;
+    this.isEnded = false;
+  }
+
+  /** Add text, and draw it with the next frame; a long block less often. */
+  add(text) {
+    this.text += text;
+    if (!this.scheduled) {
+      const wait = Math.min(10 * this.lastCost, 2000);
+      this.scheduled = setTimeout(() => requestAnimationFrame(() => this.draw()), wait);
+    }
+  }
+
+  /** Draw everything; nothing follows. */
+  end() {
+    this.isEnded = true;
+    this.draw();
+  }
+
+  draw() {
+    clearTimeout(this.scheduled);
+    this.scheduled = 0;
+    const began = performance.now();
+    const tail = this.text.slice(this.start);
+    const blocks = blocksOf(parser.parse(tail, {}));
+    const numWhole = this.isEnded ? blocks.length : Math.max(blocks.length - 1, 0);
+    while (this.element.childNodes.length > this.numWhole) this.element.lastChild.remove();
+    for (const [place, block] of blocks.entries()) {
+      const isWhole = place < numWhole;
+      this.element.append(...rendered(block.tokens, isWhole));
+      if (isWhole) this.numWhole = this.element.childNodes.length;
+    }
+    if (numWhole && numWhole < blocks.length) {
+      this.start += offsetOfLine(tail, blocks[numWhole].line);
+    } else if (this.isEnded) this.start = this.text.length;
+    this.lastCost = performance.now() - began;
+  }
+}
+
+/** Return finished text as an element. */
+export function markdown(text) {
+  const piece = new Markdown();
+  piece.text = text;
+  piece.end();
+  return piece.element;
+}
+
+/** Split tokens into those of each block at the top. */
+function blocksOf(tokens) {
+  const blocks = [];
+  let depth = 0;
+  for (const token of tokens) {
+    if (depth === 0) blocks.push({ tokens: [], line: token.map ? token.map[0] : 0 });
+    blocks.at(-1).tokens.push(token);
+    depth += token.nesting;
+  }
+  return blocks;
+}
+
+function offsetOfLine(text, line) {
+  let offset = 0;
+  for (let number = 0; number < line; number++) {
+    const end = text.indexOf("\n", offset);
+    if (end < 0) return text.length;
+    offset = end + 1;
+  }
+  return offset;
+}
+
+/** Return tokens as elements. */
+function rendered(tokens, isWhole) {
+  const root = document.createDocumentFragment();
+  const open = [root];
+  for (const token of tokens) {
+    const parent = open.at(-1);
+    if (token.type === "inline") parent.append(...rendered(token.children, isWhole));
+    else if (token.nesting === 1) open.push(token.hidden ? parent : opened(token, parent));
+    else if (token.nesting === -1) open.pop();
+    else parent.append(leaf(token, isWhole));
+  }
+  return [...root.childNodes];
+}
+
+const TAGS = new Set(
+  "p h1 h2 h3 h4 h5 h6 ul ol li blockquote table thead tbody tr th td em strong s a".split(" "),
+);
+
+function opened(token, parent) {
+  const tag = TAGS.has(token.tag) ? token.tag : "span";
+  const element = document.createElement(tag);
+  if (tag === "a") {
+    const href = token.attrGet("href") ?? "";
+    if (SAFE_LINK.test(href)) Object.assign(element, { href, target: "_blank" });
+    element.rel = "noopener noreferrer nofollow";
+  }
+  if (tag === "ol" && token.attrGet("start")) element.start = Number(token.attrGet("start"));
+  const align = /text-align:\s*(left|right|center)/.exec(token.attrGet("style") ?? "");
+  if (align) element.style.textAlign = align[1];
+  if (tag === "table") {
+    const box = h("div", { class: "table", tabIndex: 0, role: "region", "aria-label": say("table") });
+    box.append(element);
+    parent.append(box);
+  } else parent.append(element);
+  return element;
+}
+
+function leaf(token, isWhole) {
+  switch (token.type) {
+    case "text":
+    case "text_special":
+    case "html_inline":
+    case "html_block":
+      return document.createTextNode(token.content);
+    case "softbreak":
+      return document.createTextNode("\n");
+    case "hardbreak":
+      return h("br");
+    case "hr":
+      return h("hr");
+    case "code_inline":
+      return h("code", {}, token.content);
+    case "fence":
+      return codeBlock(token.content, token.info.trim().split(/\s+/)[0], isWhole);
+    case "code_block":
+      return codeBlock(token.content, "", isWhole);
+    case "math_inline":
+      return formula(token.content, false, isWhole);
+    case "math_block":
+      return formula(token.content, true, isWhole);
+    case "image": {
+      const href = token.attrGet("src") ?? "";
+      const label = `${say("image")}: ${token.content || href}`;
+      if (!SAFE_LINK.test(href)) return document.createTextNode(label);
+      return h("a", { href, target: "_blank", rel: "noopener noreferrer nofollow" }, label);
+    }
+    default:
+      return document.createTextNode(token.content ?? "");
+  }
+}
+
+// ---- code
+
+function codeBlock(text, language, isWhole) {
+  const code = h("code", {}, text);
+  const button = h("button", { type: "button", class: "quiet copy" }, say("copy"));
+  button.addEventListener("click", async () => {
+    fill(button, say((await copyText(text)) ? "copied" : "not-copied"));
+    setTimeout(() => fill(button, say("copy")), 1500);
+  });
+  if (isWhole && text.length <= MAX_COLOURED) whenIdle(() => colour(code, text, language));
+  const pre = h("pre", { tabIndex: 0, role: "region", "aria-label": say("code") }, code);
+  return h("figure", { class: "code" }, h("figcaption", {}, h("span", {}, language), button), pre);
+}
+
+const languages = new Map();
+let highlighter;
+
+async function colour(code, text, language) {
+  const name = NAMES.get(language.toLowerCase());
+  if (!name) return;
+  try {
+    highlighter ??= (await import("./vendor/highlight.mjs")).default;
+    if (!languages.has(name)) {
+      languages.set(name, import(`./vendor/languages/${name}.mjs`));
+    }
+    const grammar = await languages.get(name);
+    if (!highlighter.getLanguage(name)) highlighter.registerLanguage(name, grammar.default);
+    const result = highlighter.highlight(text, { language: name, ignoreIllegals: true });
+    fill(code, ...coloured(result._emitter.rootNode.children));
+  } catch (error) {
+    console.warn("code stays plain", error); // it reads as well without colours
+  }
+}
+
+function coloured(nodes) {
+  return nodes.map((node) =>
+    typeof node === "string"
+      ? document.createTextNode(node)
+      : h("span", { class: `hl-${(node.scope ?? "none").split(".")[0]}` }, ...coloured(node.children)),
+  );
+}
+
+// ---- formulas
+
+let temml;
+
+function formula(text, isBlock, isWhole) {
+  const element = h(isBlock ? "div" : "span", { class: "formula" }, text);
+  if (isWhole && text.length < 10_000) setFormula(element, text, isBlock);
+  return element;
+}
+
+async function setFormula(element, text, isBlock) {
+  try {
+    temml ??= (await import("./vendor/temml.mjs")).default;
+    const options = { displayMode: isBlock, throwOnError: false, trust: false, maxExpand: 200 };
+    const tree = temml.__renderToMathMLTree(text, options);
+    withoutStyles(tree);
+    fill(element, tree.toNode());
+  } catch (error) {
+    console.warn("a formula stays as it was written", error);
+  }
+}
+
+/** Turn style attributes into style properties, which the page's policy allows. */
+function withoutStyles(node) {
+  const style = node.attributes?.style;
+  if (style) {
+    delete node.attributes.style;
+    node.style ??= {};
+    for (const rule of style.split(";")) {
+      const [name, value] = rule.split(":").map((part) => part.trim());
+      if (value) node.style[name.replace(/-(.)/g, (_, c) => c.toUpperCase())] = value;
+    }
+  }
+  for (const child of node.children ?? []) withoutStyles(child);
+}
+
+/** Teach a parser $...$, $$...$$, \(...\) and \[...\]. */
+function addMath(md) {
+  md.inline.ruler.before("escape", "math", (state, silent) => {
+    const { src, pos } = state;
+    const two = src.slice(pos, pos + 2);
+    let open;
+    let close;
+    if (two === "\\(") [open, close] = ["\\(", "\\)"];
+    else if (two === "\\[") [open, close] = ["\\[", "\\]"];
+    else if (two === "$$") [open, close] = ["$$", "$$"];
+    else if (src[pos] === "$") [open, close] = ["$", "$"];
+    else return false;
+    const end = src.indexOf(close, pos + open.length);
+    if (end < 0) return false;
+    const content = src.slice(pos + open.length, end);
+    if (!content.trim()) return false;
+    // "$5 and $6" is money: a formula has no blank inside its dollars, and no digit behind them.
+    if (open === "$" && (/^\s|\s$|\n\n/.test(content) || /[0-9]/.test(src[end + 1] ?? ""))) return false;
+    if (!silent) {
+      const token = state.push("math_inline", "math", 0);
+      token.content = content;
+    }
+    state.pos = end + close.length;
+    return true;
+  });
+  md.block.ruler.before(
+    "fence",
+    "math_block",
+    (state, startLine, endLine, silent) => {
+      const line = (n) => state.src.slice(state.bMarks[n] + state.tShift[n], state.eMarks[n]);
+      const first = line(startLine);
+      const close = first.startsWith("$$") ? "$$" : first.startsWith("\\[") ? "\\]" : null;
+      if (!close) return false;
+      let last = startLine;
+      let text = first.slice(2);
+      while (!text.trimEnd().endsWith(close)) {
+        last++;
+        if (last >= endLine || !line(last).trim()) return false;
+        text += `\n${line(last)}`;
+      }
+      if (silent) return true;
+      const token = state.push("math_block", "math", 0);
+      token.content = text.trimEnd().slice(0, -close.length);
+      token.map = [startLine, last + 1];
+      state.line = last + 1;
+      return true;
+    },
+    { alt: ["paragraph", "blockquote", "list"] },
+  );
+}
