@@ -216,7 +216,7 @@ class Answers:
                     yield await self._end(view)
             if ping_seconds is not None and now >= self._last_sent + ping_seconds:
                 self.sent()
-                yield self._progress()
+                yield self.progress()
 
     async def _wait_until(self, *times: float | None) -> None:
         """Wait for news, at most until the first of these times."""
@@ -227,7 +227,8 @@ class Answers:
                     await self._arrived.wait()
         self._arrived.clear()
 
-    def _progress(self) -> Progress:
+    def progress(self) -> Progress:
+        """Return how far the prompt is read."""
         stream = self._views[0].stream
         total = getattr(stream, "num_prompt_tokens", 0) or 0
         return Progress(min(getattr(stream, "num_read_tokens", 0) or 0, total), total)

@@ -22,6 +22,8 @@ from fulmen.server.streaming import frames_of
 
 _LOG_BYTES: Final = 32 * 2**20
 """Memory for the events of responses that have ended; the oldest go first"""
+_SIGN_SECONDS: Final = 1.0
+"""Least time between two comments that tell how far an answer is"""
 
 Keep = Callable[[Mapping[str, Any]], Awaitable[None]]
 """Stores a response as it is now"""
@@ -30,9 +32,11 @@ Keep = Callable[[Mapping[str, Any]], Awaitable[None]]
 class EventLog:
     """The numbered events of one response: one writer, any number of readers."""
 
-    def __init__(self) -> None:
+    def __init__(self, sign: Callable[[], str] = lambda: "ping") -> None:
+        """sign: how far the answer is, for comments that clients skip"""
         self.num_bytes = 0
         self.is_over = False
+        self._sign = sign
         self._frames: list[bytes] = []
         """Event number i is the i-th"""
         self._more = asyncio.Event()
@@ -50,22 +54,30 @@ class EventLog:
         self._wake()
 
     async def read(self, after: int, *, ping_seconds: float) -> AsyncIterator[bytes]:
-        """Yield the events after a number (-1: all) until the last; a comment when none came for
-        so long."""
-        place = after + 1
+        """Yield the events after a number (-1: all) until the last; a comment when the answer got
+        further, and when nothing came for so long."""
+        clock = asyncio.get_running_loop().time
+        place, told = after + 1, self._sign()
+        told_at = spoke_at = clock()
         while True:
-            more = self._more
-            if place < len(self._frames):
-                yield b"".join(self._frames[place:])
-                place = len(self._frames)
+            more, end = self._more, len(self._frames)
+            if place < end:
+                yield b"".join(self._frames[place:end])
+                place, spoke_at = end, clock()
             elif self.is_over:
                 return
-            else:
-                try:
-                    async with asyncio.timeout(ping_seconds):
-                        await more.wait()
-                except TimeoutError:
-                    yield comment("ping")
+            sign, now = self._sign(), clock()
+            is_news = sign != told and now >= told_at + _SIGN_SECONDS
+            if is_news or now >= spoke_at + ping_seconds:
+                yield comment(sign)
+                told, told_at, spoke_at = sign, now, now
+            if self.is_over:
+                continue
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(
+                    min(spoke_at + ping_seconds, max(told_at, clock()) + _SIGN_SECONDS)
+                ):
+                    await more.wait()
 
     def _wake(self) -> None:
         self._more.set()
@@ -79,8 +91,20 @@ class Running:
     answers: Answers
     writer: ResponsesWriter
     scope: str
-    log: EventLog = field(default_factory=EventLog)
+    log: EventLog = field(init=False)
     task: asyncio.Task[None] | None = None
+    num_tokens: int = 0
+    """Tokens that it said so far"""
+
+    def __post_init__(self) -> None:
+        self.log = EventLog(self.sign)
+
+    def sign(self) -> str:
+        """Return how far it is: in its prompt, then in its answer."""
+        if self.num_tokens:
+            return f"ping {self.num_tokens} tokens"
+        progress = self.answers.progress()
+        return f"ping {progress.num_read_tokens}/{progress.num_prompt_tokens} prompt tokens"
 
 
 class Background:
@@ -155,6 +179,7 @@ class Background:
                     if isinstance(update, End):
                         ended, last = writer.whole(update), list(writer.end(update))
                     elif not isinstance(update, Progress):  # readers are sent signs of life anyway
+                        one.num_tokens += len(update.tokens)
                         log.add(frames_of(writer, update))
         except asyncio.CancelledError:
             if self._is_closing:
