@@ -10,8 +10,10 @@ const LONG_PASTE = 4000; // characters from which a pasted text becomes a file
 const BUDGETS = [0, 64, 128, 256, 512, 1024, 2048, 4096, 6144, 8192, 12288, 16384, 24576, 32768, 49152, 65536, 81920, null];
 
 export class Composer {
-  constructor(send) {
+  /** send(text) asks, tell(text) shows what a file cannot be. */
+  constructor(send, tell) {
     this.send = send;
+    this.tell = tell;
     this.files = []; // {name, text}
     this.isBusy = false;
     this.input = byId("input");
@@ -104,11 +106,11 @@ export class Composer {
   async addFiles(files, picker) {
     for (const file of files) {
       if (file.size > MAX_FILE_BYTES) {
-        this.#say(`${file.name} ${say("file-too-large")}`);
+        this.tell(`${file.name} ${say("file-too-large")}`);
         continue;
       }
       const text = await file.text();
-      if (text.includes("\0") || text.includes("\ufffd")) this.#say(`${file.name} ${say("file-no-text")}`);
+      if (text.includes("\0") || text.includes("\ufffd")) this.tell(`${file.name} ${say("file-no-text")}`);
       else this.#add(file.name.replace(/["<>\n]/g, "_"), text);
     }
     if (picker) picker.value = "";
@@ -118,12 +120,6 @@ export class Composer {
   #add(name, text) {
     this.files.push({ name, text });
     this.#showFiles();
-  }
-
-  #say(text) {
-    const notice = byId("notice");
-    notice.hidden = false;
-    fill(notice, text);
   }
 
   #showFiles() {

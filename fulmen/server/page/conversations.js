@@ -5,14 +5,20 @@
 //   fork, ask, rename, delete  -> the server first, then here
 //
 // A turn is what was asked and what was answered. Turns have the same id in every branch that has
-// them, so the tree is the union of all branches.
+// them, so the tree is the union of all branches. Where the server keeps no sessions, the same tree
+// stands here only, until the page is closed.
 
-export const newName = () => `chat-${crypto.randomUUID().slice(0, 8)}`;
+/** Return a name that nothing has yet; also where the page came over plain HTTP. */
+const newName = (prefix = "chat") => {
+  const bytes = crypto.getRandomValues(new Uint8Array(6));
+  return `${prefix}-${[...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("")}`;
+};
 
 /** One turn, as all branches that have it share it. */
 export class Turn {
   constructor(fields, messages) {
-    Object.assign(this, fields); // id, parent, number, tokens, answer_tokens, finish_reason
+    // id, parent, number, tokens, answer_tokens, thinking_tokens, finish_reason
+    Object.assign(this, fields);
     this.messages = messages;
     this.children = [];
   }
@@ -57,6 +63,11 @@ export class Conversation {
     return (branch?.turnIds ?? []).map((id) => this.turns.get(id));
   }
 
+  /** Messages of the current branch, or of its first turns. */
+  messages(numTurns = undefined) {
+    return this.path.slice(0, numTurns).flatMap((turn) => turn.messages);
+  }
+
   /** Turns that stand at the same place as this one, itself included. */
   siblings(turn) {
     const parent = turn.parent === null ? null : this.turns.get(turn.parent);
@@ -77,16 +88,41 @@ export class Conversation {
       const messages = detail.messages.slice(start, start + fields.num_messages).map(fromServer);
       start += fields.num_messages;
       turnIds.push(fields.id);
-      if (this.turns.has(fields.id)) continue;
-      const turn = new Turn(fields, messages);
-      this.turns.set(turn.id, turn);
-      if (turn.parent !== null) this.turns.get(turn.parent)?.children.push(turn);
+      if (!this.turns.has(fields.id)) this.#plant(new Turn(fields, messages));
     }
     this.branches.set(detail.id, {
       name: detail.id, lastUsed: detail.last_used_at, turnIds, isLoaded: true,
     });
     if (detail.id === this.current) this.tokens = detail.tokens;
     this.isNew = false;
+  }
+
+  #plant(turn) {
+    this.turns.set(turn.id, turn);
+    if (turn.parent !== null) this.turns.get(turn.parent)?.children.push(turn);
+  }
+
+  /** Add a turn to the current branch that the server does not keep. */
+  add(messages, response) {
+    const { path, current } = this;
+    const usage = response.usage ?? {};
+    const turn = new Turn({
+      id: newName("turn"), parent: path.at(-1)?.id ?? null, number: path.length + 1,
+      tokens: usage.total_tokens ?? 0, answer_tokens: usage.output_tokens ?? null,
+      finish_reason: { completed: "stop", cancelled: "abort" }[response.status] ?? "length",
+    }, messages);
+    this.#plant(turn);
+    this.branches.set(current, {
+      name: current, lastUsed: Date.now() / 1000, turnIds: [...path, turn].map((one) => one.id), isLoaded: true,
+    });
+    this.tokens = turn.tokens || this.tokens;
+  }
+
+  /** Go on in a new branch that has the first turns of the current one. */
+  forkHere(name, numTurns) {
+    const turnIds = this.path.slice(0, numTurns).map((turn) => turn.id);
+    this.branches.set(name, { name, lastUsed: Date.now() / 1000, turnIds, isLoaded: true });
+    this.current = name;
   }
 }
 
@@ -111,15 +147,10 @@ export class Conversations extends EventTarget {
   /** Read which conversations there are. */
   async refresh() {
     const found = new Map();
-    let after = null;
     try {
-      do {
-        const page = await this.api.get(`v1/sessions?limit=100${after ? `&after=${encodeURIComponent(after)}` : ""}`);
-        for (const session of page.data) this.#place(session, found);
-        after = page.has_more ? page.last_id : null;
-      } while (after);
+      for await (const session of this.#sessions()) this.#place(session, found);
     } catch (error) {
-      if (error.status !== 501) throw error;
+      if (error.status !== 404) throw error;
       this.areKept = false;
     }
     for (const conversation of this.all.values()) {
@@ -127,6 +158,26 @@ export class Conversations extends EventTarget {
     }
     this.all = found;
     this.changed();
+  }
+
+  /** Return the ids of conversations that say something; null once `isOld` says to end. */
+  async search(wanted, isOld) {
+    const found = new Set();
+    for await (const session of this.#sessions(`&search=${encodeURIComponent(wanted)}`)) {
+      if (isOld()) return null;
+      found.add(session.metadata?.group ?? session.id);
+    }
+    return isOld() ? null : found;
+  }
+
+  /** Yield sessions, the last used first, page by page. */
+  async *#sessions(query = "") {
+    let after = null;
+    do {
+      const page = await this.api.get(`v1/sessions?limit=100${query}${after ? `&after=${encodeURIComponent(after)}` : ""}`);
+      yield* page.data;
+      after = page.has_more ? page.last_id : null;
+    } while (after);
   }
 
   /** Put a session into its conversation. */
@@ -159,22 +210,25 @@ export class Conversations extends EventTarget {
     return conversation;
   }
 
-  /** Make a new conversation known to the server, with messages that were said elsewhere. */
-  async create(conversation, messages = []) {
+  /** Make a new conversation known to the server. */
+  async create(conversation) {
     const { id: name, metadata } = conversation;
-    conversation.take(await this.api.post("v1/sessions", { name, metadata, messages: messages.map(toServer) }));
+    conversation.take(await this.api.post("v1/sessions", { name, metadata }));
   }
 
   /** Take a conversation with all its branches from a file's value; return it. */
   async import(value) {
     const conversation = this.begin(value.settings);
     conversation.metadata = { ...conversation.metadata, title: String(value.title ?? "").slice(0, 200) };
-    const [first, ...others] = value.branches;
-    await this.create(conversation, first.messages);
-    for (const branch of others) {
-      const name = newName();
-      const metadata = conversation.metadata;
-      conversation.take(await this.api.post("v1/sessions", { name, metadata, messages: branch.messages.map(toServer) }));
+    const { metadata } = conversation;
+    try {
+      for (const [place, { messages }] of value.branches.entries()) {
+        const name = place ? newName() : conversation.id;
+        conversation.take(await this.api.post("v1/sessions", { name, metadata, messages: messages.map(toServer) }));
+      }
+    } catch (error) {
+      await this.remove(conversation);
+      throw error;
     }
     this.changed();
     return conversation;
@@ -195,31 +249,37 @@ export class Conversations extends EventTarget {
     }
   }
 
-  /** Make a second branch of the current one that has its first turns, and go on in it.
-   * numTokens: tokens of the last of these turns' answer that stay; all if it is not given. */
-  async fork(conversation, numTurns, numTokens) {
+  /** Make a second branch of the current one that has its first turns, and go on in it. */
+  async fork(conversation, numTurns) {
     const name = newName();
-    const body = { name, turn: numTurns };
-    if (numTokens !== undefined) body.token = numTokens;
-    const detail = await this.api.post(`v1/sessions/${encodeURIComponent(conversation.current)}/fork`, body);
-    conversation.current = name;
-    conversation.take(detail);
+    if (this.areKept) {
+      const path = `v1/sessions/${encodeURIComponent(conversation.current)}/fork`;
+      const detail = await this.api.post(path, { name, turn: numTurns });
+      conversation.current = name;
+      conversation.take(detail);
+    } else conversation.forkHere(name, numTurns);
     this.changed();
-    return detail;
+  }
+
+  /** Take a branch away that came to nothing, and go on in another one. */
+  async drop(conversation, name, other) {
+    conversation.branches.delete(name);
+    conversation.current = other;
+    if (this.areKept) await this.api.delete(`v1/sessions/${encodeURIComponent(name)}`);
   }
 
   /** Change what is noted of a conversation: its title, its settings. */
   async note(conversation, metadata) {
     conversation.metadata = { ...conversation.metadata, ...metadata };
     this.changed();
-    if (conversation.isNew) return;
+    if (conversation.isNew || !this.areKept) return;
     const name = conversation.branches.has(conversation.id) ? conversation.id : conversation.current;
     await this.api.patch(`v1/sessions/${encodeURIComponent(name)}`, { metadata: conversation.metadata });
   }
 
   /** Delete a conversation with all its branches. */
   async remove(conversation) {
-    for (const name of conversation.branches.keys()) {
+    for (const name of this.areKept ? conversation.branches.keys() : []) {
       try {
         await this.api.delete(`v1/sessions/${encodeURIComponent(name)}`);
       } catch (error) {
@@ -258,7 +318,7 @@ function toServer({ thinking, tool_calls: calls, ...message }) {
 // ---- requests
 
 /** Return messages of a session as the items of a Responses request. */
-export function itemsOf(messages) {
+function itemsOf(messages) {
   return messages.flatMap((message) => {
     if (message.role === "tool") {
       return [{ type: "function_call_output", call_id: message.tool_call_id, output: message.content }];
@@ -282,16 +342,16 @@ export function itemsOf(messages) {
   });
 }
 
+/** Settings that a request has as they are. */
+const PLAIN_SETTINGS = ["temperature", "top_p", "top_k", "min_p", "max_output_tokens", "seed"];
+
 /** Return the request for an answer to messages, with a conversation's settings. */
 export function requestOf(conversation, messages, model) {
   const settings = conversation.settings;
-  const body = {
-    model, input: itemsOf(messages), stream: true, background: true,
-    session: conversation.current,
-  };
+  const body = { model, input: itemsOf(messages), stream: true, background: true };
   if (settings.system) body.instructions = settings.system;
-  for (const name of ["temperature", "max_output_tokens", "seed", "thinking_token_budget"]) {
-    if (settings[name] !== undefined && settings[name] !== null) body[name] = settings[name];
+  for (const name of PLAIN_SETTINGS) {
+    if (Number.isFinite(settings[name])) body[name] = settings[name];
   }
   if (settings.tools) body.tools = JSON.parse(settings.tools).map(asTool);
   if (settings.schema) {

@@ -2,24 +2,9 @@
 
 import { byId, fill, h } from "./dom.js";
 import { language, number, say } from "./i18n.js";
+import { keysWithNames } from "./keys.js";
 import { button, plainTurns } from "./log.js";
 import { markdown } from "./markdown.js";
-
-const SHORTCUTS = [
-  ["Enter", "key-send"],
-  ["Shift+Enter", "key-line"],
-  ["Esc", "key-stop"],
-  ["Ctrl+Enter", "key-now"],
-  ["↑", "key-edit"],
-  ["/", "key-message"],
-  ["j  k", "key-messages"],
-  ["[  ]", "key-branches"],
-  ["r", "key-again"],
-  ["Ctrl+K", "search-conversations"],
-  ["Ctrl+B", "key-sidebar"],
-  ["Ctrl+Shift+O", "new"],
-  ["?", "shortcuts"],
-];
 
 export class Dialogs {
   constructor(page) {
@@ -31,6 +16,10 @@ export class Dialogs {
     });
   }
 
+  get isOpen() {
+    return this.element.open;
+  }
+
   close() {
     this.element.close();
   }
@@ -39,6 +28,7 @@ export class Dialogs {
   open(title, kind, ...content) {
     fill(byId("dialog-title"), title);
     fill(byId("dialog-body"), ...content);
+    byId("dialog-notice").hidden = true;
     this.element.className = kind;
     if (!this.element.open) this.element.showModal();
   }
@@ -71,99 +61,43 @@ export class Dialogs {
   // ---- settings
 
   settings() {
-    const conversation = this.page.conversation;
-    const settings = conversation.settings;
-    const field = (name, label, element) => [h("label", { for: `set-${name}` }, say(label)), Object.assign(element, { id: `set-${name}` })];
-    const numeric = (name, step, min) => h("input", { type: "number", step, min, value: settings[name] ?? "", placeholder: say("default") });
-    const area = (value, rows) => h("textarea", { rows, value: value ?? "", spellcheck: false });
-    const inputs = {
-      system: area(settings.system, 5),
-      temperature: numeric("temperature", "0.05", 0),
-      max_output_tokens: numeric("max_output_tokens", 1, 1),
-      seed: numeric("seed", 1, 0),
-      tools: area(settings.tools, 6),
-      schema: area(settings.schema, 6),
-    };
-    const problem = h("p", { class: "problem", role: "alert" });
+    const { conversation } = this.page;
+    const inputs = Object.fromEntries(SETTINGS.map((setting) => [setting.name, inputOf(setting, conversation.settings)]));
+    const fields = SETTINGS.map(({ name, label }) =>
+      h("div", { class: inputs[name].type === "number" ? "field number" : "field" },
+        h("label", { for: `set-${name}` }, say(label)), inputs[name]));
     const save = async (event) => {
       event.preventDefault();
-      const found = { thinking_token_budget: this.page.composer.budget };
-      for (const [name, input] of Object.entries(inputs)) {
-        const value = input.value.trim();
-        if (!value) continue;
-        if (["tools", "schema"].includes(name)) {
-          try {
-            const parsed = JSON.parse(value);
-            if (name === "tools" && !Array.isArray(parsed)) throw new Error("[…]");
-          } catch (error) {
-            fill(problem, `${say(`${name}-json`)}: ${say("not-json")} (${error.message})`);
-            input.focus();
-            return;
-          }
-        }
-        found[name] = input.type === "number" ? Number(value) : value;
-      }
       try {
+        const found = { ...conversation.settings, ...readSettings(inputs) };
         await this.page.conversations.note(conversation, { settings: JSON.stringify(found) });
         this.close();
       } catch (error) {
-        fill(problem, error.message);
+        this.page.tell(error);
       }
     };
     this.open(
       say("settings-of"),
       "medium",
-      h(
-        "form",
-        { class: "fields", onsubmit: save },
-        ...field("system", "system-prompt", inputs.system),
-        ...field("temperature", "temperature", inputs.temperature),
-        ...field("max_output_tokens", "max-tokens", inputs.max_output_tokens),
-        ...field("seed", "seed", inputs.seed),
-        ...field("tools", "tools-json", inputs.tools),
-        ...field("schema", "schema-json", inputs.schema),
-        problem,
-        h("button", { type: "submit" }, say("save")),
-      ),
+      h("form", { class: "fields", onsubmit: save }, ...fields, h("button", { type: "submit" }, say("save"))),
     );
   }
 
   // ---- one conversation
 
   conversation(conversation) {
-    const page = this.page;
-    const name = h("input", { type: "text", value: conversation.title, maxLength: 200, "aria-label": say("rename") });
+    const { page } = this;
+    const name = h("input", { type: "text", value: conversation.title, maxLength: 200, "aria-label": say("title") });
     const rename = async (event) => {
       event.preventDefault();
-      this.close();
-      try {
-        await page.conversations.note(conversation, { title: name.value.trim() });
-        page.show();
-      } catch (error) {
-        page.tell(error);
-      }
+      await this.#whenDone(() => page.conversations.note(conversation, { title: name.value.trim() }));
+      page.show();
     };
-    const loaded = async (work) => {
-      this.close();
-      try {
-        if (!conversation.isNew) await page.conversations.load(conversation);
-        await work();
-      } catch (error) {
-        page.tell(error);
-      }
-    };
-    const remove = () => {
-      const sure = h("p", {}, say("delete-sure"));
-      const yes = h("button", { type: "button", class: "danger", onclick: () => {
-        this.close();
-        page.conversations.remove(conversation).then(() => {
-          if (conversation === page.conversation) {
-            page.conversation = null;
-            page.begin();
-          }
-        }, (error) => page.tell(error));
-      } }, say("delete"));
-      this.open(say("delete"), "small", sure, h("div", { class: "row" }, yes, button("cancel", () => this.close())));
+    const exported = (save) => async () => {
+      await this.#whenDone(async () => {
+        if (!conversation.isNew && page.conversations.areKept) await page.conversations.load(conversation);
+        await save(conversation);
+      });
     };
     this.open(
       conversation.title || say("new"),
@@ -172,61 +106,95 @@ export class Dialogs {
       h(
         "div",
         { class: "column" },
-        button("export-markdown", () => loaded(() => page.exportMarkdown(conversation))),
-        button("export-json", () => loaded(() => page.exportJson(conversation))),
-        button("delete", remove),
+        button("export-markdown", exported((one) => page.exportMarkdown(one))),
+        button("export-json", exported((one) => page.exportJson(one))),
+        button("delete", () => this.#delete(conversation)),
       ),
     );
+    name.select();
+  }
+
+  #delete(conversation) {
+    const { page } = this;
+    const remove = async () => {
+      await this.#whenDone(() => page.conversations.remove(conversation));
+      page.gone(conversation);
+    };
+    const yes = h("button", { type: "button", class: "danger", onclick: remove }, say("delete"));
+    this.open(
+      say("delete"),
+      "small",
+      h("p", {}, say("delete-sure")),
+      h("div", { class: "row" }, yes, button("cancel", () => this.close())),
+    );
+  }
+
+  /** Close the dialog once work is done; what goes wrong is told in it. */
+  async #whenDone(work) {
+    try {
+      await work();
+      this.close();
+    } catch (error) {
+      this.page.tell(error);
+    }
   }
 
   // ---- the tree and two branches
 
   async tree() {
-    const { conversation, conversations } = this.page;
-    if (!conversation.isNew) await conversations.loadAll(conversation);
+    const { conversation } = this.page;
+    if (!(await this.#hasAll(conversation))) return;
     const path = new Set(conversation.path.map((turn) => turn.id));
     const roots = [...conversation.turns.values()].filter((turn) => turn.parent === null);
-    const item = (turn) => {
-      // A stretch without branches is one item's list, so that depth shows choices, not length.
-      const items = [];
-      let next = turn;
-      for (;;) {
-        const shown = next;
-        const text = shown.asked.at(-1)?.content ?? "";
-        items.push(
-          h("li", {}, h("button", {
-            type: "button", class: `node ${path.has(shown.id) ? "here" : ""}`,
-            "aria-current": path.has(shown.id) ? "true" : null,
-            onclick: () => {
-              this.close();
-              this.page.goTo(shown);
-            },
-          }, h("b", {}, text.slice(0, 80) || "…"), h("span", {}, (shown.answer.content || shown.answer.thinking || "").slice(0, 100)))),
-        );
-        if (next.children.length !== 1) break;
-        [next] = next.children;
-      }
-      if (next.children.length) items.push(h("li", {}, h("ul", {}, ...next.children.map((child) => h("li", {}, h("ul", {}, ...item(child)))))));
-      return items;
+    const goTo = (turn) => {
+      this.close();
+      this.page.goTo(turn);
     };
-    this.open(say("tree"), "large", h("div", { class: "tree" }, ...roots.map((root) => h("ul", {}, ...item(root)))));
+    const node = (turn) =>
+      h("li", {}, h("button", {
+        type: "button", class: `node ${path.has(turn.id) ? "here" : ""}`,
+        "aria-current": path.has(turn.id) ? "true" : null, onclick: () => goTo(turn),
+      }, h("b", {}, turn.asked.at(-1)?.content.slice(0, 80) || "…"),
+      h("span", {}, (turn.answer.content || turn.answer.thinking || "").slice(0, 100))));
+    // A stretch without branches is one list, so that depth shows choices, not length.
+    const stretch = (turn) => {
+      const items = [node(turn)];
+      while (turn.children.length === 1) items.push(node(([turn] = turn.children)[0]));
+      if (turn.children.length) items.push(h("li", {}, h("ul", {}, ...turn.children.map((child) => h("li", {}, stretch(child))))));
+      return h("ul", {}, ...items);
+    };
+    const content = roots.length ? roots.map(stretch) : [h("p", { class: "note" }, say("no-branches"))];
+    this.open(say("tree"), "large", h("div", { class: "tree" }, ...content));
+  }
+
+  /** Read all branches of a conversation; false if that failed, which is told. */
+  async #hasAll(conversation) {
+    const { conversations } = this.page;
+    try {
+      if (!conversation.isNew && conversations.areKept) await conversations.loadAll(conversation);
+      return true;
+    } catch (error) {
+      this.page.tell(error);
+      return false;
+    }
   }
 
   /** Show a turn's branch beside another one at its place. */
-  compare(turn) {
+  async compare(turn) {
     const { conversation } = this.page;
+    if (!(await this.#hasAll(conversation))) return;
     const siblings = conversation.siblings(turn);
     const others = siblings.filter((other) => other !== turn);
+    const named = (start) => `${say("branch")} ${siblings.indexOf(start) + 1}`;
     const line = (start) => {
-      const branch = conversation.branchWith(start);
-      const first = branch.turnIds.indexOf(start.id);
-      return branch.turnIds.slice(first).map((id) => conversation.turns.get(id));
+      const { turnIds } = conversation.branchWith(start);
+      return turnIds.slice(turnIds.indexOf(start.id)).map((id) => conversation.turns.get(id));
     };
-    const column = (start) => h("div", { class: "side", tabIndex: 0, role: "region", "aria-label": `${say("branch")} ${siblings.indexOf(start) + 1}` },
-      h("h3", {}, `${say("branch")} ${siblings.indexOf(start) + 1}`), ...plainTurns(line(start)));
+    const column = (start) => h("div", { class: "side", tabIndex: 0, role: "region", "aria-label": named(start) },
+      h("h3", {}, named(start)), ...plainTurns(line(start)));
     const right = h("div", {});
     const choice = h("select", { "aria-label": say("compare-with"), onchange: () => fill(right, column(others[choice.value])) },
-      ...others.map((other, place) => h("option", { value: place }, `${say("branch")} ${siblings.indexOf(other) + 1}`)));
+      ...others.map((other, place) => h("option", { value: place }, named(other))));
     fill(right, column(others[0]));
     this.open(say("compare"), "large", h("p", {}, say("compare-with"), " ", choice), h("div", { class: "sides" }, column(turn), right));
   }
@@ -242,42 +210,73 @@ export class Dialogs {
       return;
     }
     const detail = h("div", { class: "detail", role: "status" });
-    const show = (token, place) => {
-      const share = (logprob) => `${number(100 * Math.exp(logprob), 2)} %`;
-      fill(
-        detail,
-        h("p", {}, h("code", {}, visible(token.text)), ` ${share(token.logprob)} · ${say("logprob")} ${number(token.logprob, 4)} · id ${token.id}`,
-          token.is_forced ? ` · ${say("forced")}` : "", " ", button("branch-here", () => this.page.branchAt(turn, place))),
-        h("p", {}, `${say("alternatives")}: `, ...token.top.map((other) =>
-          h("button", { type: "button", class: "quiet", onclick: () => this.page.branchAt(turn, place, other.id), title: say("branch-here") },
-            h("code", {}, visible(other.text)), ` ${share(other.logprob)}`))),
-      );
+    const buttons = tokens.map((token, place) =>
+      h("button", {
+        type: "button", tabIndex: place ? -1 : 0, "data-place": place,
+        class: `token p${Math.min(4, Math.floor(-token.logprob))} ${token.kind}`,
+      }, token.text.replace(/\n/g, "⏎\n") || "∅"));
+    let shown = 0;
+    const show = (place) => {
+      buttons[shown].tabIndex = -1;
+      shown = place;
+      buttons[shown].tabIndex = 0;
+      fill(detail, ...this.#tokenDetail(turn, tokens, place));
     };
-    const spans = tokens.map((token, place) => {
-      const level = Math.min(4, Math.floor(-token.logprob));
-      return h("button", {
-        type: "button", class: `token p${level} ${token.kind}`, title: `${number(100 * Math.exp(token.logprob), 1)} %`,
-        onmouseenter: () => show(token, place), onfocus: () => show(token, place), onclick: () => show(token, place),
-      }, token.text.replace(/\n/g, "⏎\n"));
-    });
-    this.open(say("tokens-view"), "large", detail, h("div", { class: "token-text", dir: "auto" }, ...spans));
-    if (tokens.length) show(tokens[0], 0);
+    const take = (event) => {
+      const found = event.target.closest(".token");
+      if (found) show(Number(found.dataset.place));
+    };
+    const move = (event) => {
+      const step = { ArrowLeft: -1, ArrowRight: 1, Home: -shown, End: buttons.length - 1 - shown }[event.key];
+      if (step === undefined || !buttons[shown + step]) return;
+      event.preventDefault();
+      buttons[shown + step].focus();
+    };
+    const text = h("div", {
+      class: "token-text", role: "group", "aria-label": say("tokens-view"), dir: "auto",
+      onmouseover: take, onfocusin: take, onclick: take, onkeydown: move,
+    }, ...buttons);
+    this.open(say("tokens-view"), "large", detail, text);
+    if (buttons.length) show(0);
+  }
+
+  /** Return what is known of a token, with buttons for the branches that can begin there. */
+  #tokenDetail(turn, tokens, place) {
+    const token = tokens[place];
+    const share = (logprob) => `${number(100 * Math.exp(logprob), 2)} %`;
+    const branch = (...ids) => this.page.branchAt(turn, [...tokens.slice(0, place).map((each) => each.id), ...ids]);
+    const notes = [share(token.logprob), `${say("logprob")} ${number(token.logprob, 4)}`, `id ${token.id}`];
+    if (token.is_forced) notes.push(say("forced"));
+    const others = token.top.map((other) =>
+      h("button", { type: "button", class: "quiet", onclick: () => branch(other.id), title: say("branch-here") },
+        h("code", {}, visible(other.text)), ` ${share(other.logprob)}`));
+    return [
+      h("p", {}, h("code", {}, visible(token.text)), ` ${notes.join(" · ")} `, button("branch-here", () => branch())),
+      h("p", {}, `${say("alternatives")}: `, ...others),
+    ];
   }
 
   // ---- the rest
 
-  model() {
-    const { model } = this.page;
+  async model() {
+    let { model } = this.page;
+    try {
+      model = await this.page.api.get(`v1/models/${encodeURIComponent(model.id)}`);
+    } catch (error) {
+      this.page.tell(error);
+      return;
+    }
+    const yesOrNo = (value) => say(value ? "yes" : "no");
     const rows = [
       [say("model"), model.id],
       [say("context"), model.max_model_len ? `${number(model.max_model_len)} ${say("tokens")}` : "–"],
+      [say("thought"), yesOrNo(model.capabilities?.thinking.supported)],
     ];
-    const card = model.card?.[language] ?? "";
     this.open(
       say("model"),
       "medium",
       h("dl", {}, ...rows.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
-      markdown(card),
+      model.card ? markdown(model.card[language]) : "",
     );
   }
 
@@ -285,9 +284,51 @@ export class Dialogs {
     this.open(
       say("shortcuts"),
       "small",
-      h("dl", { class: "keys" }, ...SHORTCUTS.flatMap(([keys, name]) => [h("dt", {}, h("kbd", {}, keys)), h("dd", {}, say(name))])),
+      h("dl", { class: "keys" }, ...keysWithNames.flatMap(([keys, name]) => [h("dt", {}, h("kbd", {}, keys)), h("dd", {}, say(name))])),
     );
   }
 }
 
 const visible = (text) => text.replace(/\n/g, "⏎").replace(/ /g, "␣") || "∅";
+
+// ---- the fields of the settings
+
+const SETTINGS = [
+  { name: "system", label: "system-prompt", rows: 5 },
+  { name: "temperature", label: "temperature", step: 0.05, min: 0, max: 2 },
+  { name: "top_p", label: "top-p", step: 0.01, min: 0, max: 1 },
+  { name: "top_k", label: "top-k", step: 1, min: 0 },
+  { name: "min_p", label: "min-p", step: 0.01, min: 0, max: 1 },
+  { name: "max_output_tokens", label: "max-tokens", step: 1, min: 1 },
+  { name: "seed", label: "seed", step: 1, min: 0 },
+  { name: "tools", label: "tools-json", rows: 6, isJson: true },
+  { name: "schema", label: "schema-json", rows: 6, isJson: true },
+];
+
+function inputOf({ name, rows, step, min, max }, settings) {
+  const properties = { id: `set-${name}`, value: settings[name] ?? "" };
+  if (rows) return h("textarea", { ...properties, rows, spellcheck: false });
+  return h("input", { type: "number", step, min, max, placeholder: say("default"), ...properties });
+}
+
+/** Return what a person put into the fields; undefined where a field is empty. Throws an error
+ * that says which field holds no JSON. */
+function readSettings(inputs) {
+  return Object.fromEntries(SETTINGS.map(({ name, label, isJson }) => {
+    const input = inputs[name];
+    const value = input.value.trim();
+    if (!value) return [name, undefined];
+    if (isJson) checkJson(name, label, input, value);
+    return [name, input.type === "number" ? Number(value) : value];
+  }));
+}
+
+function checkJson(name, label, input, value) {
+  try {
+    const isList = Array.isArray(JSON.parse(value));
+    if (isList !== (name === "tools")) throw new Error(name === "tools" ? "[…]" : "{…}");
+  } catch (error) {
+    input.focus();
+    throw new Error(`${say(label)}: ${say("not-json")} (${error.message})`);
+  }
+}

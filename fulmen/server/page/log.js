@@ -18,8 +18,10 @@ export class Log {
     this.articles = new Map(); // turn id -> its element
     this.live = null;
     this.follows = true;
+    this.lastTop = 0;
     this.scroller = byId("scroller");
     this.below = byId("below");
+    new ResizeObserver(() => this.keepEnd()).observe(element);
     this.scroller.addEventListener("scroll", () => this.noteScroll(), { passive: true });
     this.below.addEventListener("click", () => this.toEnd());
   }
@@ -42,25 +44,30 @@ export class Log {
         this.articles.set(turn.id, article);
       }
       showBranches(article, conversation, turn, this.actions);
+      showResultForm(article, turn, turn === path.at(-1), this.actions);
       const next = previous ? previous.nextElementSibling : this.element.firstElementChild;
       if (article !== next) this.element.insertBefore(article, next);
       previous = article;
     }
     this.element.classList.toggle("empty", path.length === 0 && !this.live);
-    this.keepEnd();
   }
 
   /** Begin an answer that streams, to messages that are not a turn yet. */
   begin(asked) {
-    this.live = new LiveTurn(asked, this.actions);
+    this.live = new LiveTurn(asked, this);
     this.element.append(this.live.element);
     this.element.classList.remove("empty");
     this.toEnd();
     return this.live;
   }
 
-  /** Take the answer that streamed away: its turn takes its place. */
-  endLive() {
+  /** Take the answer that streamed away: its turn takes its place, as it looked. */
+  endLive(turn = null) {
+    if (turn && this.live) {
+      const article = turnElement(turn, this.actions);
+      if (this.live.isThoughtOpen) article.querySelector(".thought")?.setAttribute("open", "");
+      this.articles.set(turn.id, article);
+    }
     this.live?.element.remove();
     this.live = null;
   }
@@ -74,10 +81,20 @@ export class Log {
     this.below.hidden = true;
   }
 
+  /** Follow what comes while a person is at the end; who scrolls up is left there. */
   noteScroll() {
     const { scrollTop, scrollHeight, clientHeight } = this.scroller;
-    this.follows = scrollHeight - scrollTop - clientHeight < NEAR_END;
-    if (this.follows) this.below.hidden = true;
+    if (scrollHeight - scrollTop - clientHeight < NEAR_END) {
+      this.follows = true;
+      this.below.hidden = true;
+    } else if (scrollTop < this.lastTop) this.follows = false;
+    this.lastTop = scrollTop;
+  }
+
+  /** Show where a turn begins. */
+  goTo(turn) {
+    this.follows = false;
+    this.articles.get(turn.id)?.scrollIntoView({ block: "start" });
   }
 
   /** Stay at the end if we were there; else say that there is more below. Nothing jumps. */
@@ -104,24 +121,18 @@ function turnElement(turn, actions) {
 
 function askedElement(message, turn, actions) {
   if (message.role === "tool") {
-    const name = message.name ?? message.tool_call_id ?? "";
-    return card("result", `${say("result")} ${name}`, message.content);
+    return card("result", `${say("result")} ${message.name ?? message.tool_call_id ?? ""}`, message.content);
   }
   const isUser = message.role === "user";
-  const content = h("div", { class: "text", dir: "auto" }, ...withFiles(message.content));
-  const tools = h("div", { class: "tools" });
-  if (isUser && actions) {
-    tools.append(
-      button("edit", () => actions.edit(turn, message, section)),
-      button("copy", () => actions.copy(message.content)),
-    );
-  }
   const section = h(
     "section",
     { class: `message ${isUser ? "user" : "system"}`, "aria-label": say(isUser ? "you" : "system") },
-    content,
-    tools,
+    h("div", { class: "text", dir: "auto" }, ...withFiles(message.content)),
   );
+  if (isUser && actions) {
+    const edit = button("edit", () => actions.edit(turn, message, section));
+    section.append(h("div", { class: "tools" }, edit, button("copy", () => actions.copy(message.content))));
+  }
   return section;
 }
 
@@ -142,7 +153,7 @@ function withFiles(text) {
 
 function answerElement(message, turn, actions) {
   const section = h("section", { class: "message answer", "aria-label": say("model") });
-  if (message.thinking) section.append(thoughtElement(message.thinking));
+  if (message.thinking) section.append(thoughtElement(message.thinking, turn.thinking_tokens));
   if (message.content) section.append(markdown(message.content));
   for (const call of message.tool_calls ?? []) section.append(callElement(call));
   if (turn.finish_reason === "length") section.append(h("p", { class: "note" }, say("cut")));
@@ -154,27 +165,30 @@ function answerElement(message, turn, actions) {
       { class: "tools" },
       button("copy", () => actions.copy(message.content)),
       button("regenerate", () => actions.regenerate(turn)),
-      button("tokens-view", () => actions.tokens(turn)),
+      actions.tokens && button("tokens-view", () => actions.tokens(turn)),
       button("branch-here", () => actions.branch(turn)),
-      h("span", { class: "count" }, `${number(turn.answer_tokens)} ${say("tokens")}`),
+      turn.answer_tokens && h("span", { class: "count" }, `${number(turn.answer_tokens)} ${say("tokens")}`),
     ),
   );
   return section;
 }
 
-function thoughtElement(text) {
+function thoughtElement(text, numTokens) {
   // The text is put in when it is first opened: long thoughts cost nothing until then.
   const body = h("div", { class: "thought-text", dir: "auto" });
   const details = h(
     "details",
     { class: "thought", ontoggle: () => details.open && !body.firstChild && body.append(markdown(text)) },
-    h("summary", {}, say("thought")),
+    h("summary", {}, withTokens("thought", numTokens)),
     body,
   );
   return details;
 }
 
-export function callElement(call) {
+const withTokens = (name, numTokens) =>
+  numTokens ? `${say(name)} · ${number(numTokens)} ${say("tokens")}` : say(name);
+
+function callElement(call) {
   return card("call", `${say("call")} ${call.name}`, JSON.stringify(call.arguments, null, 2));
 }
 
@@ -186,6 +200,27 @@ function card(kind, title, text) {
     h("summary", {}, title),
     h("pre", { tabIndex: 0, role: "region", "aria-label": title }, text),
   );
+}
+
+/** Let a person say what the tools answered that the last turn calls. */
+function showResultForm(article, turn, isLast, actions) {
+  const calls = turn.answer.tool_calls ?? [];
+  const form = article.querySelector("form.results");
+  if (!isLast || !calls.length || !actions) form?.remove();
+  else if (!form) article.append(resultForm(calls, actions));
+}
+
+function resultForm(calls, actions) {
+  const areas = calls.map((call) => h("textarea", { rows: 2, id: `result-${call.id}`, spellcheck: false }));
+  const fields = calls.flatMap((call, place) => [
+    h("label", { for: areas[place].id }, `${say("result")} ${call.name}`),
+    areas[place],
+  ]);
+  const send = (event) => {
+    event.preventDefault();
+    actions.giveResults(calls.map(({ id, name }, place) => ({ role: "tool", tool_call_id: id, name, content: areas[place].value })));
+  };
+  return h("form", { class: "results fields", onsubmit: send }, ...fields, h("button", { type: "submit" }, say("give-result")));
 }
 
 /** Return a button with the words of that name. */
@@ -220,22 +255,41 @@ export function plainTurns(turns) {
 // ---- the answer that streams
 
 class LiveTurn {
-  constructor(asked, actions) {
-    this.status = h("p", { class: "status", role: "status" });
+  /** log: where it is shown */
+  constructor(asked, log) {
+    this.status = h("p", { class: "status" });
     this.answer = h("section", { class: "message answer live", "aria-label": say("model"), "aria-busy": "true" }, this.status);
     this.element = h("article", { class: "turn" }, ...asked.map((m) => askedElement(m, null, null)), this.answer);
-    this.thought = null; // {piece, summary}
+    this.thought = null; // {piece, summary, details, now}
     this.text = null;
-    this.calls = new Map(); // output index -> {name, element}
-    this.actions = actions;
-    this.numThought = 0;
+    this.calls = new Map(); // output index -> {id, name, json, pre}
+    this.log = log;
+    this.response = null; // as it was at its end
+  }
+
+  /** What it said so far, as a message. */
+  get message() {
+    const message = { role: "assistant", content: this.text?.text ?? "" };
+    if (this.thought) message.thinking = this.thought.piece.text;
+    if (this.calls.size) {
+      message.tool_calls = [...this.calls.values()].map(({ id, name, json }) => ({ id, name, arguments: parsed(json) }));
+    }
+    return message;
+  }
+
+  get hasSomething() {
+    return Boolean(this.text || this.thought || this.calls.size);
+  }
+
+  get isThoughtOpen() {
+    return Boolean(this.thought?.details.open);
   }
 
   think(text) {
     if (!this.thought) {
       const piece = new Markdown();
       const summary = h("summary", {}, say("thinking"));
-      const now = button("answer-now", () => this.actions.answerNow(), { class: "now" });
+      const now = button("answer-now", () => this.log.actions.answerNow(), { class: "now" });
       const details = h("details", { class: "thought", open: true }, summary, h("div", { class: "thought-text" }, piece.element));
       this.thought = { piece, summary, details, now };
       this.answer.insertBefore(details, this.status);
@@ -244,11 +298,17 @@ class LiveTurn {
     this.thought.piece.add(text);
   }
 
+  /** Show how many tokens it has so far. */
+  count(tokens) {
+    if (this.thought?.now.isConnected) fill(this.thought.summary, withTokens("thinking", tokens));
+  }
+
+  /** Fold the thought, unless a person scrolled up to read it. */
   endThought() {
-    if (!this.thought || !this.thought.now.isConnected) return;
+    if (!this.thought?.now.isConnected) return;
     this.thought.piece.end();
     this.thought.now.remove();
-    this.thought.details.open = false;
+    if (this.log.follows) this.thought.details.open = false;
     fill(this.thought.summary, say("thought"));
   }
 
@@ -261,16 +321,19 @@ class LiveTurn {
     this.text.add(text);
   }
 
-  call(index, name) {
+  call(index, { call_id: id, name }) {
     this.endThought();
     const pre = h("pre", {}, "");
     const element = h("details", { class: "card call", open: true }, h("summary", {}, `${say("call")} ${name}`), pre);
-    this.calls.set(index, pre);
+    this.calls.set(index, { id, name, json: "", pre });
     this.answer.insertBefore(element, this.status);
   }
 
   argumentsOf(index, text) {
-    this.calls.get(index)?.append(text);
+    const call = this.calls.get(index);
+    if (!call) return;
+    call.json += text;
+    call.pre.append(text);
   }
 
   note(text) {
@@ -281,5 +344,14 @@ class LiveTurn {
     this.endThought();
     this.text?.end();
     this.answer.setAttribute("aria-busy", "false");
+  }
+}
+
+/** Return the arguments of a call; those of one that was cut as they are. */
+function parsed(json) {
+  try {
+    return JSON.parse(json);
+  } catch {
+    return { cut: json };
   }
 }

@@ -6,8 +6,14 @@ import { Conversations, asMarkdown, fromServer, requestOf } from "./conversation
 import { byId, copyText, debounced, fill, h, saveAs } from "./dom.js";
 import { Dialogs } from "./dialogs.js";
 import { language, number, say, speak, when } from "./i18n.js";
+import { listenToKeys } from "./keys.js";
 import { Log, button } from "./log.js";
 
+/** Conversations that the list shows at once. */
+const LIST_STEP = 200;
+/** What a conversation's file says it is. */
+const FORMAT = "fulmen-conversation";
+const WIDE = matchMedia("(min-width: 50rem)");
 const APPEARANCE = "fulmen-appearance";
 const LANGUAGE = "fulmen-language";
 
@@ -17,26 +23,41 @@ class Page {
     this.api = new Api((isWrong) => this.dialogs.askForKey(isWrong));
     this.conversations = new Conversations(this.api);
     this.log = new Log(byId("log"), this.#actions());
-    this.composer = new Composer((text) => this.send(text));
+    this.composer = new Composer((text) => this.send(text), (problem) => this.tell(problem));
     this.conversation = null;
     this.model = null;
     this.running = null; // the answer that streams now
-    this.conversations.addEventListener("change", () => this.showList());
+    this.found = null; // ids of conversations that a search found
+    this.listLength = LIST_STEP;
+    this.conversations.addEventListener("change", () => this.showListSoon());
     this.#listen();
+    listenToKeys(this);
   }
 
   async start() {
     try {
       const models = await this.api.get("v1/models");
       this.model = models.data[0];
+      byId("composer").classList.toggle("no-thought", this.model.capabilities?.thinking.supported === false);
       await this.conversations.refresh();
     } catch (error) {
       this.tell(error);
       return;
     }
-    if (!this.conversations.areKept) this.tell(say("no-sessions"));
+    if (!this.conversations.areKept) {
+      byId("import-button").hidden = true;
+      this.log.actions.tokens = null;
+    }
     addEventListener("hashchange", () => this.openFromAddress());
+    document.addEventListener("visibilitychange", () => this.lookAgain());
     await this.openFromAddress();
+    if (!this.conversations.areKept) this.tell(say("no-sessions"));
+  }
+
+  /** Read what was said elsewhere while nobody looked. */
+  async lookAgain() {
+    if (document.hidden || !this.conversations.areKept || this.running) return;
+    await this.conversations.refresh().catch(() => {}); // what is shown stays
   }
 
   // ---- which conversation
@@ -59,7 +80,7 @@ class Page {
 
   async open(conversation) {
     this.#switchTo(conversation);
-    if (conversation.isNew) return;
+    if (conversation.isNew || !this.conversations.areKept) return;
     try {
       const detail = await this.conversations.load(conversation);
       if (conversation !== this.conversation) return;
@@ -71,9 +92,17 @@ class Page {
     }
   }
 
+  /** Show a new conversation in the place of one that was deleted. */
+  gone(conversation) {
+    if (conversation !== this.conversation || this.conversations.all.has(conversation.id)) return;
+    this.conversation = null;
+    this.begin();
+  }
+
   #switchTo(conversation) {
     this.running?.leave();
     this.running = null;
+    this.usage = this.pace = null;
     this.conversation = conversation;
     this.log.clear();
     this.tell(null);
@@ -81,79 +110,94 @@ class Page {
     this.composer.settings = conversation.settings;
     this.show();
     this.showList();
-    document.body.classList.remove("menu-open");
+    this.showRunning(false);
+    if (!WIDE.matches) this.toggleMenu(false);
   }
 
   // ---- asking
 
-  async send(text) {
-    const messages = this.conversation.path.flatMap((turn) => turn.messages);
-    await this.ask([{ role: "user", content: text }], messages);
+  send(text) {
+    return this.ask([{ role: "user", content: text }]);
   }
 
-  /** Ask for the answer to new messages after those of the branch. */
-  async ask(asked, before = this.conversation.path.flatMap((turn) => turn.messages)) {
-    const conversation = this.conversation;
-    if (this.running) return;
-    if (!conversation.title) {
-      const first = asked.find((message) => message.role === "user")?.content ?? "";
-      const title = first.replace(/<file name="([^"]*)">[\s\S]*?<\/file>/g, "$1").trim().slice(0, 80);
-      conversation.metadata = { ...conversation.metadata, title };
-    }
+  /** Ask for the answer to new messages after those of the branch; false if nothing came of it.
+   * fields: more of the request. */
+  async ask(asked, fields = {}) {
+    const { conversation, conversations } = this;
+    if (this.running || !this.model) return false;
+    if (!conversation.title) conversation.metadata = { ...conversation.metadata, title: titleOf(asked) };
     let body;
     try {
-      if (conversation.isNew && this.conversations.areKept) await this.conversations.create(conversation);
-      body = requestOf(conversation, [...before, ...asked], this.model.id);
+      body = { ...requestOf(conversation, [...conversation.messages(), ...asked], this.model.id), ...fields };
+      if (conversations.areKept) {
+        if (conversation.isNew) await conversations.create(conversation);
+        body.session = conversation.current;
+      }
+      conversation.isNew = false;
     } catch (error) {
       this.#failed(error, asked);
-      return;
+      return false;
     }
-    const budget = this.composer.budget;
-    if (budget !== null) body.thinking_token_budget = budget;
-    await this.follow(RunningAnswer.start(this.api, body), asked);
+    if (this.composer.budget !== null) body.thinking_token_budget = this.composer.budget;
+    return this.follow(RunningAnswer.start(this.api, body), asked);
   }
 
-  /** Show an answer as it comes, then the turn that it became. */
+  /** Show an answer as it comes, then the turn that it became; false if nothing came of it. */
   async follow(answer, asked) {
     const conversation = this.conversation;
+    const numTurns = conversation.path.length;
     this.running = answer;
     const live = this.log.begin(asked);
     this.showRunning(true);
     this.tell(null);
-    const pace = new Pace();
     try {
-      for await (const event of answer.follow()) {
-        if (conversation !== this.conversation) return;
-        if (event.lost) live.note(say("reconnecting"));
-        else if (event.note) live.note(promptProgress(event.note));
-        else this.#take(event.data, live, pace);
-        this.log.keepEnd();
-      }
+      await this.#listenTo(answer, live, conversation);
+      if (conversation === this.conversation) await this.#settle(live, asked);
     } catch (error) {
       if (conversation === this.conversation) this.#failed(error, asked);
-      return;
+      return false;
     } finally {
       if (this.running === answer) this.running = null;
       if (conversation === this.conversation) this.showRunning(false);
     }
-    live.end();
-    await this.#settle(conversation);
+    return conversation.path.length > numTurns;
   }
 
-  #take(event, live, pace) {
+  /** Show the events of an answer until its end, or until another conversation is shown. */
+  async #listenTo(answer, live, conversation) {
+    const pace = new Pace();
+    for await (const event of answer.follow()) {
+      if (conversation !== this.conversation) return;
+      if (event.lost) live.note(say("reconnecting"));
+      else if (event.note) this.#takeNote(event.note, live, pace);
+      else this.#take(event.data, live);
+    }
+    this.pace = pace.perSecond;
+  }
+
+  /** Take what a comment in the stream tells: how far the prompt is read, or the answer said. */
+  #takeNote(note, live, pace) {
+    const prompt = /^ping (\d+)\/(\d+) prompt tokens$/.exec(note);
+    const said = /^ping (\d+) tokens$/.exec(note);
+    if (prompt && prompt[1] !== prompt[2]) {
+      live.note(`${say("reading")}: ${number(Number(prompt[1]))} ${say("of")} ${number(Number(prompt[2]))} ${say("tokens")}`);
+    } else if (said) {
+      pace.count(Number(said[1]));
+      live.count(Number(said[1]));
+      live.note(pace.text);
+    }
+  }
+
+  #take(event, live) {
     switch (event.type) {
       case "response.reasoning_text.delta":
-        pace.count();
-        live.note(pace.text);
         live.think(event.delta);
         break;
       case "response.output_text.delta":
-        pace.count();
-        live.note(pace.text);
         live.say(event.delta);
         break;
       case "response.output_item.added":
-        if (event.item.type === "function_call") live.call(event.output_index, event.item.name);
+        if (event.item.type === "function_call") live.call(event.output_index, event.item);
         break;
       case "response.function_call_arguments.delta":
         live.argumentsOf(event.output_index, event.delta);
@@ -161,9 +205,8 @@ class Page {
       case "response.completed":
       case "response.incomplete":
       case "response.failed":
-        if (event.response.error) this.tell(new Error(event.response.error.message));
-        this.usage = event.response.usage;
-        this.pace = pace.final(this.usage?.output_tokens);
+        live.response = event.response;
+        this.usage = event.response.usage ?? this.usage;
         break;
     }
   }
@@ -172,28 +215,33 @@ class Page {
     this.log.endLive();
     this.show();
     this.tell(error);
+    this.#giveBack(asked);
+  }
+
+  #giveBack(asked) {
     const text = asked.find((message) => message.role === "user")?.content;
     if (text) this.composer.giveBack(text);
   }
 
-  /** Read the branch again, which has the new turn. */
-  async #settle(conversation) {
-    try {
-      await this.#untilSaved(conversation);
-    } catch (error) {
-      this.tell(error);
-      return;
-    }
+  /** Put the turn that an answer became in the place of the answer that streamed. */
+  async #settle(live, asked) {
+    const { conversation, conversations } = this;
+    const numTurns = conversation.path.length;
+    live.end();
+    if (conversations.areKept) {
+      await this.api.post(`v1/sessions/${encodeURIComponent(conversation.current)}/save`, {});
+      await conversations.load(conversation);
+    } else if (live.hasSomething) conversation.add([...asked, live.message], live.response ?? {});
     conversation.lastUsed = Date.now() / 1000;
+    const turn = conversation.path[numTurns];
+    if (turn) turn.thinking_tokens ??= live.response?.usage?.output_tokens_details.reasoning_tokens;
     if (conversation !== this.conversation) return;
-    this.log.endLive();
+    this.log.endLive(turn);
     this.show();
     this.showList();
-  }
-
-  async #untilSaved(conversation) {
-    await this.api.post(`v1/sessions/${encodeURIComponent(conversation.current)}/save`, {});
-    await this.conversations.load(conversation);
+    if (live.response?.error) this.tell(new Error(live.response.error.message));
+    if (!turn) this.#giveBack(asked);
+    fill(byId("said"), say("answer-whole"));
   }
 
   async stop() {
@@ -204,33 +252,45 @@ class Page {
     }
   }
 
+  async answerNow() {
+    try {
+      await this.running?.answerNow();
+    } catch (error) {
+      this.tell(error);
+    }
+  }
+
   // ---- what a turn's buttons do
 
   #actions() {
     return {
       copy: (text) => copyText(text),
-      answerNow: () => this.running?.answerNow().catch((error) => this.tell(error)),
+      answerNow: () => this.answerNow(),
       edit: (turn, message, section) => this.edit(turn, message, section),
       regenerate: (turn) => this.again(turn, turn.asked),
       branch: (turn) => this.branch(turn),
       goTo: (turn) => this.goTo(turn),
       compare: (turn) => this.dialogs.compare(turn),
       tokens: (turn) => this.dialogs.tokens(turn),
+      giveResults: (results) => this.ask(results),
     };
   }
 
-  /** Ask again at a turn's place, in a branch of its own. */
-  async again(turn, asked) {
+  /** Ask again at a turn's place, in a branch of its own, which goes if nothing comes of it. */
+  async again(turn, asked, fields = {}) {
     if (this.running) return;
-    const before = this.conversation.path.slice(0, turn.number - 1).flatMap((t) => t.messages);
+    const { conversation, conversations } = this;
+    const before = conversation.current;
     try {
-      await this.conversations.fork(this.conversation, turn.number - 1);
+      await conversations.fork(conversation, turn.number - 1);
+      this.show();
+      const fork = conversation.current;
+      if ((await this.ask(asked, fields)) || conversation !== this.conversation) return;
+      await conversations.drop(conversation, fork, before);
+      this.show();
     } catch (error) {
       this.tell(error);
-      return;
     }
-    this.show();
-    await this.ask(asked, before);
   }
 
   edit(turn, message, section) {
@@ -255,9 +315,11 @@ class Page {
 
   /** Go on after a turn in a branch of its own. */
   async branch(turn) {
+    if (this.running) return;
     try {
       await this.conversations.fork(this.conversation, turn.number);
       this.show();
+      this.log.toEnd();
       this.composer.focus();
     } catch (error) {
       this.tell(error);
@@ -265,20 +327,9 @@ class Page {
   }
 
   /** Go on from some token of a turn's answer, or from another token there. */
-  async branchAt(turn, numTokens, tokenId) {
+  async branchAt(turn, ids) {
     this.dialogs.close();
-    const before = this.conversation.path.slice(0, turn.number - 1).flatMap((t) => t.messages);
-    try {
-      const ids = (await this.tokensOf(turn)).map((token) => token.id).slice(0, numTokens);
-      if (tokenId !== undefined) ids.push(tokenId);
-      await this.conversations.fork(this.conversation, turn.number - 1);
-      this.show();
-      const body = requestOf(this.conversation, [...before, ...turn.asked], this.model.id);
-      body.prefix_token_ids = ids;
-      await this.follow(RunningAnswer.start(this.api, body), turn.asked);
-    } catch (error) {
-      this.tell(error);
-    }
+    await this.again(turn, turn.asked, { prefix_token_ids: ids });
   }
 
   /** Return the tokens of a turn's answer with their alternatives. */
@@ -287,15 +338,18 @@ class Page {
     return (await this.api.get(`v1/sessions/${name}/tokens?turn=${turn.number}&top=5`)).data;
   }
 
+  /** Show the branch used last that has a turn. */
   async goTo(turn) {
+    if (this.running) return;
     const branch = this.conversation.branchWith(turn);
     this.conversation.current = branch.name;
     try {
-      if (!branch.isLoaded) await this.conversations.load(this.conversation);
+      if (this.conversations.areKept) await this.conversations.load(this.conversation);
     } catch (error) {
       this.tell(error);
     }
     this.show();
+    this.log.goTo(turn);
   }
 
   // ---- showing
@@ -319,17 +373,19 @@ class Page {
     const used = this.conversation?.tokens ?? 0;
     meter.hidden = !most || !used;
     if (meter.hidden) return;
-    const parts = [`${say("context")}: ${number(used)} ${say("of")} ${number(most)} ${say("tokens")}`];
+    const parts = [`${number(used)} ${say("of")} ${number(most)} ${say("tokens")}`];
     const usage = this.usage;
     if (usage?.input_tokens) {
       const share = (100 * usage.input_tokens_details.cached_tokens) / usage.input_tokens;
       parts.push(`${number(share)} % ${say("cached")}`);
     }
     if (this.pace) parts.push(`${number(this.pace, 1)} ${say("per-second")}`);
-    meter.setAttribute("aria-label", parts.join(", "));
-    meter.title = parts.join("\n");
-    meter.firstElementChild.style.width = `${Math.min(100, (100 * used) / most)}%`;
+    meter.setAttribute("aria-label", say("context"));
+    meter.setAttribute("aria-valuemax", most);
+    meter.setAttribute("aria-valuenow", used);
+    meter.setAttribute("aria-valuetext", parts.join(", "));
     meter.dataset.text = parts.join(" · ");
+    meter.querySelector("span span").style.width = `${Math.min(100, (100 * used) / most)}%`;
   }
 
   showRunning(isRunning) {
@@ -338,46 +394,64 @@ class Page {
     this.composer.isBusy = isRunning;
   }
 
+  /** Show the list once the changes of the moment are over. */
+  showListSoon = debounced(() => this.showList(), 0);
+
   showList() {
+    const all = this.conversations.list.filter((each) => !each.isNew || each === this.conversation);
     const wanted = byId("search").value.trim().toLowerCase();
-    const list = this.conversations.list.filter((each) => !each.isNew || each === this.conversation);
-    const found = this.found ? list.filter((each) => this.found.has(each.id)) : list.filter((each) => each.title.toLowerCase().includes(wanted));
-    const items = found.map((conversation) =>
-      h(
-        "li",
-        {},
-        h(
-          "button",
-          {
-            type: "button", class: "conversation", "aria-current": conversation === this.conversation ? "page" : null,
-            onclick: () => this.open(conversation), title: when(conversation.lastUsed),
-          },
-          conversation.title || say("new"),
-        ),
-        h("button", { type: "button", class: "icon", "aria-label": `${say("settings-of")}: ${conversation.title}`, onclick: () => this.dialogs.conversation(conversation) }, "⋯"),
-      ),
-    );
+    const fits = (each) => this.found?.has(each.id) || each.title.toLowerCase().includes(wanted);
+    const found = wanted ? all.filter(fits) : all;
+    const items = found.slice(0, this.listLength).map((conversation) => this.#listItem(conversation));
+    if (found.length > this.listLength) {
+      const more = () => {
+        this.listLength += LIST_STEP;
+        this.showList();
+      };
+      items.push(h("li", {}, button("more", more)));
+    }
     fill(byId("conversations"), ...(items.length ? items : [h("li", { class: "note" }, say("nothing-found"))]));
   }
 
-  /** Find conversations by what was said in them. */
-  search = debounced(async () => {
-    const wanted = byId("search").value.trim();
+  #listItem(conversation) {
+    const title = conversation.title || say("new");
+    const isShown = conversation === this.conversation;
+    return h(
+      "li",
+      {},
+      h("button", {
+        type: "button", class: "conversation", "aria-current": isShown ? "page" : null,
+        onclick: () => this.open(conversation), title: when(conversation.lastUsed),
+      }, title),
+      h("button", {
+        type: "button", class: "icon", "aria-label": `${say("about")} ${title}`,
+        onclick: () => this.dialogs.conversation(conversation),
+      }, "⋯"),
+    );
+  }
+
+  /** Find conversations by their title at once, then by what was said in them. */
+  search() {
     this.found = null;
-    if (wanted.length >= 2) {
-      try {
-        const page = await this.api.get(`v1/sessions?limit=100&search=${encodeURIComponent(wanted)}`);
-        this.found = new Set(page.data.map((session) => session.metadata?.group ?? session.id));
-      } catch (error) {
-        this.tell(error);
-      }
+    this.showList();
+    this.#searchSoon();
+  }
+
+  #searchSoon = debounced(async () => {
+    const wanted = byId("search").value.trim();
+    if (wanted.length < 2 || !this.conversations.areKept) return;
+    try {
+      const found = await this.conversations.search(wanted, () => wanted !== byId("search").value.trim());
+      if (found) this.found = found;
+    } catch (error) {
+      this.tell(error);
     }
     this.showList();
   }, 250);
 
-  /** Tell a person something that went wrong, until the next thing is done. */
+  /** Tell a person something that went wrong, until the next thing is done; null takes it away. */
   tell(problem) {
-    const notice = byId("notice");
+    const notice = byId(this.dialogs.isOpen ? "dialog-notice" : "notice");
     notice.hidden = problem === null;
     const text = problem instanceof Error ? `${say("failed")}: ${problem.message}` : (problem ?? "");
     fill(notice, text);
@@ -391,18 +465,18 @@ class Page {
   }
 
   async exportJson(conversation) {
-    await this.conversations.loadAll(conversation);
+    if (this.conversations.areKept) await this.conversations.loadAll(conversation);
     const branches = [...conversation.branches.values()].map((branch) => ({
       name: branch.name, messages: branch.turnIds.flatMap((id) => conversation.turns.get(id).messages),
     }));
-    const value = { format: "fulmen-conversation", version: 1, title: conversation.title, settings: conversation.settings, branches };
+    const value = { format: FORMAT, version: 1, title: conversation.title, settings: conversation.settings, branches };
     saveAs(`${conversation.title || conversation.id}.json`, "application/json", JSON.stringify(value, null, 1));
   }
 
   async import(file) {
     try {
       const value = JSON.parse(await file.text());
-      if (value.format !== "fulmen-conversation") throw new Error(say("wrong-import"));
+      if (value?.format !== FORMAT || !value.branches?.length) throw new Error(say("wrong-import"));
       await this.open(await this.conversations.import(value));
       this.tell(say("imported"));
     } catch (error) {
@@ -436,36 +510,40 @@ class Page {
       this.showList();
       this.composer.showBudget();
     });
-    document.addEventListener("keydown", (event) => this.#key(event));
+    byId("budget").addEventListener("change", () => this.keepBudget());
+    WIDE.addEventListener("change", () => this.showMenu());
+    this.showMenu();
   }
 
-  toggleMenu() {
-    const isOpen = document.body.classList.toggle("menu-open");
-    document.body.classList.toggle("menu-shut", !isOpen && matchMedia("(min-width: 50rem)").matches);
-    byId("menu").setAttribute("aria-expanded", String(isOpen));
-    if (isOpen) byId("search").focus();
+  /** Note the budget of thought with the conversation, for the next time it is opened. */
+  async keepBudget() {
+    const settings = { ...this.conversation.settings, thinking_token_budget: this.composer.budget };
+    try {
+      await this.conversations.note(this.conversation, { settings: JSON.stringify(settings) });
+    } catch (error) {
+      this.tell(error);
+    }
   }
 
-  #key(event) {
-    const isTyping = /^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName);
-    const has = event.ctrlKey || event.metaKey;
-    const bindings = [
-      [has && event.key === "k", () => { document.body.classList.add("menu-open"); byId("search").focus(); }],
-      [has && event.key === "b", () => this.toggleMenu()],
-      [has && event.shiftKey && event.key.toLowerCase() === "o", () => this.begin()],
-      [has && event.key === "Enter" && this.running, () => this.running.answerNow().catch((e) => this.tell(e))],
-      [event.key === "Escape" && this.running && !byId("dialog").open, () => this.stop()],
-      [!isTyping && !has && event.key === "?", () => this.dialogs.shortcuts()],
-      [!isTyping && !has && event.key === "/", () => this.composer.focus()],
-      [!isTyping && !has && event.key === "r", () => this.conversation.path.length && this.again(this.conversation.path.at(-1), this.conversation.path.at(-1).asked)],
-      [event.key === "ArrowUp" && event.target === byId("input") && byId("input").value === "", () => this.editLast()],
-      [!isTyping && !has && (event.key === "j" || event.key === "k"), () => this.#focusTurn(event.key === "j" ? 1 : -1)],
-      [!isTyping && !has && (event.key === "[" || event.key === "]"), () => this.#otherBranch(event.key === "]" ? 1 : -1)],
-    ];
-    const found = bindings.find(([applies]) => applies);
-    if (!found || (byId("dialog").open && event.key !== "Escape")) return;
-    event.preventDefault();
-    found[1]();
+  /** Whether the list of conversations is shown: always there on a wide screen, unless shut. */
+  get isMenuOpen() {
+    const { classList } = document.body;
+    return WIDE.matches ? !classList.contains("menu-shut") : classList.contains("menu-open");
+  }
+
+  toggleMenu(isOpen = !this.isMenuOpen) {
+    if (WIDE.matches) document.body.classList.toggle("menu-shut", !isOpen);
+    else document.body.classList.toggle("menu-open", isOpen);
+    this.showMenu();
+  }
+
+  showMenu() {
+    byId("menu").setAttribute("aria-expanded", String(this.isMenuOpen));
+  }
+
+  toSearch() {
+    this.toggleMenu(true);
+    byId("search").focus();
   }
 
   editLast() {
@@ -476,7 +554,14 @@ class Page {
     if (section && message) this.edit(turn, message, section);
   }
 
-  #focusTurn(step) {
+  /** Ask again for the last answer. */
+  againHere() {
+    const turn = this.conversation.path.at(-1);
+    if (turn) this.again(turn, turn.asked);
+  }
+
+  /** Move the focus to the next or the previous turn. */
+  focusTurn(step) {
     const articles = [...byId("log").querySelectorAll("article")];
     const place = articles.indexOf(document.activeElement.closest?.("article"));
     const next = articles[place < 0 ? (step > 0 ? 0 : articles.length - 1) : place + step];
@@ -484,7 +569,8 @@ class Page {
     next?.scrollIntoView({ block: "nearest" });
   }
 
-  #otherBranch(step) {
+  /** Show another branch at the focused turn. */
+  otherBranch(step) {
     const id = document.activeElement.closest?.("article")?.dataset.turn ?? this.conversation.path.at(-1)?.id;
     const turn = this.conversation.turns.get(id);
     if (!turn) return;
@@ -493,34 +579,33 @@ class Page {
   }
 }
 
-/** How fast tokens come: events are counted until the server tells the tokens. */
+/** How fast tokens come, by what the server tells of their number. */
 class Pace {
   constructor() {
-    this.began = 0;
-    this.events = 0;
+    this.first = null; // {tokens, at}
+    this.last = null;
   }
 
-  count() {
-    this.began ||= performance.now();
-    this.last = performance.now();
-    this.events += 1;
+  count(tokens) {
+    this.last = { tokens, at: performance.now() };
+    this.first ??= this.last;
+  }
+
+  get perSecond() {
+    if (!this.last || this.last === this.first) return null;
+    return (1000 * (this.last.tokens - this.first.tokens)) / (this.last.at - this.first.at);
   }
 
   get text() {
-    return "";
-  }
-
-  final(tokens) {
-    const seconds = (this.last - this.began) / 1000;
-    return tokens > 1 && seconds > 0.05 ? tokens / seconds : null;
+    const pace = this.perSecond === null ? "" : ` · ${number(this.perSecond, 1)} ${say("per-second")}`;
+    return `${number(this.last.tokens)} ${say("tokens")}${pace}`;
   }
 }
 
-/** Return what a comment in the stream tells of the prompt. */
-function promptProgress(note) {
-  const found = /^ping (\d+)\/(\d+) prompt tokens$/.exec(note);
-  if (!found || found[1] === found[2]) return "";
-  return `${say("reading")}: ${number(Number(found[1]))} ${say("of")} ${number(Number(found[2]))} ${say("tokens")}`;
+/** Return a title for a conversation that begins with these messages. */
+function titleOf(messages) {
+  const first = messages.find((message) => message.role === "user")?.content ?? "";
+  return first.replace(/<file name="([^"]*)">[\s\S]*?<\/file>/g, "$1").trim().slice(0, 80);
 }
 
 function setAppearance(value) {

@@ -11,8 +11,7 @@ import markdownIt from "./vendor/markdown-it.mjs";
 
 const LANGUAGES = {
   python: ["py", "python3"],
-  javascript: ["js", "jsx", "mjs"],
-  typescript: ["ts", "tsx"],
+  javascript: ["js", "jsx", "mjs", "typescript", "ts", "tsx"],
   bash: ["sh", "shell", "zsh", "console"],
   json: ["jsonc", "json5", "jsonl"],
   cpp: ["c++", "cc", "cxx", "h", "hpp"],
