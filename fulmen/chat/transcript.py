@@ -49,7 +49,8 @@ class Turn:
     new_ids: tuple[int, ...]
     """Ids after those, to the end of the answer"""
     num_answer_ids: int
-    """Last ids of new_ids that are the answer, the end of the turn included"""
+    """Last ids of new_ids that are the answer, the end of the turn included; 0 for an answer that
+    was not sampled here"""
     logprobs: tuple[float | None, ...]
     """Log-probability of each id of the answer; None where it is not known, or minus infinity"""
     forced: tuple[int, ...] = ()
@@ -243,6 +244,38 @@ class Transcript:
         self.num_kept = None
         return turn
 
+    def add_history(self, messages: Sequence[Message]) -> None:
+        """Add a conversation that was held elsewhere, a turn for each answer. Nothing of it was
+        sampled here, so these turns have no ids: the next prompt renders them.
+
+        messages  the last one is an answer
+
+        Raises ValueError if it is not.
+        """
+        if messages and messages[-1].role != "assistant":
+            raise ValueError(
+                f"the last message is of the role {messages[-1].role}, it must be the assistant's"
+            )
+        asked: list[Message] = []
+        for message in messages:
+            if message.role != "assistant":
+                asked.append(message)
+                continue
+            self.turns.append(
+                Turn(
+                    messages=tuple(asked),
+                    reply=replace(message, sampled=None),
+                    num_shared=0,
+                    new_ids=(),
+                    num_answer_ids=0,
+                    logprobs=(),
+                    finish_reason="stop",
+                    params=SamplingParams(),
+                    format=self.format.name,
+                )
+            )
+            asked = []
+
     def rewind(self, num_turns: int, *, num_kept: int | None = None) -> None:
         """Go back to the first num_turns, or into the answer of the last of them after num_kept of
         its ids."""
@@ -293,7 +326,7 @@ def read_turn(
         if finish_reason not in get_args(FinishReason):
             raise ValueError(f"finish_reason is {shown(finish_reason)}")
         sampled = None
-        if format is not None and tokenizer is not None:
+        if format is not None and tokenizer is not None and answer_ids:
             has_end = finish_reason == "stop"
             sampled = sampled_ids(format, tokenizer, answer_ids, sampling, has_end=has_end)
         return Turn(

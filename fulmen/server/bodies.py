@@ -56,7 +56,7 @@ class JsonRoute(APIRoute):
 
         async def handler(request: Request) -> Response:
             kind = request.headers.get("content-type", "application/json").partition(";")[0]
-            if request.method == "POST" and kind.strip().lower() != "application/json":
+            if request.method in ("POST", "PATCH") and kind.strip().lower() != "application/json":
                 raise Refusal(
                     415, f"content-type is {shorten(kind, 80)}, it must be application/json"
                 )

@@ -31,7 +31,7 @@ from fulmen.server.incoming import App, Bodies, Event, Incoming, Receive, Scope,
 from fulmen.server.keys import Keys
 from fulmen.server.logs import RequestLog
 from fulmen.server.metrics import Metrics
-from fulmen.server.page_files import is_for_browser
+from fulmen.server.page_files import is_of_page
 from fulmen.server.sse import DONE, frame, to_json
 from fulmen.server.traces import Traces
 
@@ -226,7 +226,7 @@ class Limits:
             self._admitting = CORSMiddleware(
                 self._admit,
                 allow_origins=config.allowed_origins,
-                allow_methods=["GET", "HEAD", "POST", "DELETE", "OPTIONS"],
+                allow_methods=["GET", "HEAD", "POST", "PATCH", "DELETE", "OPTIONS"],
                 allow_headers=["*"],
                 expose_headers=["request-id", "x-request-id", "retry-after", "fulmen-session"],
             )
@@ -324,9 +324,8 @@ class Limits:
         try:
             is_open = (
                 path in _OPEN_PATHS
-                or path.startswith("/page/")
                 or (method == "HEAD" and path in _OPEN_HEADS)
-                or is_for_browser(path, headers.get("accept", ""))
+                or (not self._config.no_page and is_of_page(path, headers.get("accept", "")))
             )
             if not is_open:
                 state["scope"] = self._keys.scope_of(headers)

@@ -50,6 +50,11 @@ class PageFile:
     etag: str
     """Changes with the content"""
 
+    def is_in(self, if_none_match: str) -> bool:
+        """Return whether a client has this content, by the header that it sent."""
+        tags = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
+        return self.etag in tags or "*" in tags
+
 
 @cache
 def page_files() -> dict[str, PageFile]:
@@ -65,5 +70,10 @@ def page_files() -> dict[str, PageFile]:
 
 
 def is_for_browser(path: str, accept: str) -> bool:
-    """Return whether a request is for the page itself, which is shown before a key is known."""
+    """Return whether a request is for the page itself: `/` greets a program in another way."""
     return path == "/" and "text/html" in accept
+
+
+def is_of_page(path: str, accept: str) -> bool:
+    """Return whether a request is for a file of the page: they are shown before a key is known."""
+    return path.startswith("/page/") or is_for_browser(path, accept)

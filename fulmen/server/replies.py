@@ -690,7 +690,8 @@ class SessionTurn(TypedDict):
     number: Annotated[int, Field(description="1 for the first; fork and rewind take it")]
     num_messages: Annotated[int, Field(description="Messages of it, with the answer")]
     tokens: Annotated[int, Field(description="Tokens up to its end")]
-    answer_tokens: int
+    answer_tokens: Annotated[int, Field(description="0 for one that was said elsewhere")]
+    thinking_tokens: Annotated[int, Field(description="Those of them that are thought")]
     stored_tokens: Annotated[int, Field(description="Tokens whose states are on disk")]
     finish_reason: str
 
@@ -729,7 +730,10 @@ class LikelyToken(TypedDict):
 class SessionToken(LikelyToken):
     """A token of an answer."""
 
-    kind: Annotated[str, Field(description="thinking, content, a call, or other")]
+    kind: Annotated[
+        Literal["thinking", "content", "tool_calls", "other"],
+        Field(description="Text that it is part of; other for tags and the end of the turn"),
+    ]
     is_forced: Annotated[bool, Field(description="It was given, not drawn")]
     top: Annotated[list[LikelyToken], Field(description="Likeliest tokens here, best first")]
 

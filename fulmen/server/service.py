@@ -362,6 +362,17 @@ class Service:
                 param=param.partition("[")[0],
             )
 
+    def read_history(self, given: Sequence[Mapping[str, Any]], *, first_index: int = 0) -> History:
+        """Read messages that a client sent, as `fulmen.chat.read_history` does with the server's
+        settings."""
+        return read_history(
+            given,
+            lenient=self.config.lenient_history,
+            volatile_lines=self._volatile_lines,
+            drop_images=self.config.drop_images,
+            first_index=first_index,
+        )
+
     def _read(self, ask: Ask) -> tuple[History, bool]:
         if ask.prompt_ids is not None:
             return History((), (), (), 0), False
@@ -373,13 +384,7 @@ class Service:
         if has_system:
             given.insert(0, {"role": "system", "content": ask.system})
         try:
-            history = read_history(
-                given,
-                lenient=self.config.lenient_history,
-                volatile_lines=self._volatile_lines,
-                drop_images=self.config.drop_images,
-                first_index=1 if has_system else 0,
-            )
+            history = self.read_history(given, first_index=1 if has_system else 0)
         except ValueError as error:
             raise Refusal(400, _in_places(str(error), ask), param=ask.messages_name) from None
         last = history.messages[-1]
@@ -458,7 +463,7 @@ def _recognized(found: Found, transcript: Transcript) -> Found:
     ]:
         turns = [
             replace(turn, state="matched")
-            if turn.state == "rendered" and messages[turn.index] is not found.messages[turn.index]
+            if turn.state == "rendered" and messages[turn.index].sampled is not None
             else turn
             for turn in turns
         ]

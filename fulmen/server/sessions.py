@@ -266,21 +266,21 @@ class Held:
         return state
 
     def create(self, messages: Sequence[Message], metadata: Mapping[str, str]) -> None:
-        """Begin the session with a conversation that was held elsewhere, in a thread. Raises a
-        Refusal (409) if it exists, ValueError for messages that do not end with an answer."""
-        if self._store.has(self.name):
-            raise Refusal(409, f"there is a session {quoted(self.name)} already", param="name")
+        """Begin the session, in a thread: empty, or with a conversation that was held elsewhere and
+        ends with an answer. Raises a Refusal (409) if it exists."""
         self.check_free_place()
         self.lock()
-        self.session = self._new_session()
+        if self._store.has(self.name):
+            raise Refusal(409, f"there is a session {quoted(self.name)} already", param="name")
         try:
-            if messages:
-                self.session.add_history(messages)
-            self.session.note(metadata)
+            session = self._new_session()
+            session.add_history(messages)
+            session.note(metadata)
         except BaseException:
-            self.session = None
-            self._store.remove(self.name)
+            if self._store.has(self.name):
+                self._store.remove(self.name)
             raise
+        self.session = session
 
     def write(self) -> None:
         """Write what could not be saved before, in a thread."""

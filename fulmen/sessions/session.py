@@ -19,18 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fulmen.chat import (
-    ChatRequest,
-    Completion,
-    Message,
-    Prompt,
-    Reply,
-    Tool,
-    Transcript,
-    Turn,
-    Usage,
-    read_turn,
-)
+from fulmen.chat import ChatRequest, Completion, Message, Prompt, Tool, Transcript, Turn, read_turn
 from fulmen.engine import Between, at_once
 from fulmen.files import user_folder
 from fulmen.llm import LLM
@@ -149,28 +138,9 @@ class Session:
         self.write()
 
     def add_history(self, messages: Sequence[Message]) -> None:
-        """Add a conversation that was held elsewhere, up to its last answer. Its answers are
-        rendered, not sampled.
-
-        Raises ValueError if it does not end with an answer.
-        """
-        if not messages or messages[-1].role != "assistant":
-            raise ValueError("the last message is no answer, a history ends with the assistant's")
-        for place, message in enumerate(messages):
-            if message.role != "assistant":
-                continue
-            ids = self.transcript.format.encode_history(
-                messages[: place + 1], (), False, tokenizer=self.llm.tokenizer
-            ).ids
-            said = Completion(
-                reply=Reply(message.thinking or "", message.content, message.tool_calls),
-                finish_reason="stop",
-                prompt_ids=tuple(ids),
-                tokens=(),
-                params=SamplingParams(),
-                usage=Usage(num_prompt_tokens=len(ids), num_new_tokens=0),
-            )
-            self.transcript.add(messages[:place], said)
+        """Add a conversation that was held elsewhere and ends with an answer, see
+        `Transcript.add_history`."""
+        self.transcript.add_history(messages)
         self.write()
 
     @property

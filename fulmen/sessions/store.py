@@ -111,23 +111,12 @@ class SessionStore:
         except FileNotFoundError:
             raise _no_session(name) from None
 
-    def create(
-        self,
-        name: str,
-        *,
-        model: str,
-        fingerprint: str,
-        metadata: Mapping[str, str] | None = None,
-    ) -> SessionState:
+    def create(self, name: str, *, model: str, fingerprint: str) -> SessionState:
         """Make a new session without a turn."""
         with self.locked():
             self._check_free(name)
             state = SessionState(
-                name=read_name(name),
-                model=model,
-                fingerprint=fingerprint,
-                created=time.time(),
-                metadata=check_metadata(metadata or {}),
+                name=read_name(name), model=model, fingerprint=fingerprint, created=time.time()
             )
             self.write_state(state)
         return state
@@ -153,10 +142,13 @@ class SessionStore:
         return state
 
     def note(self, name: str, metadata: Mapping[str, str]) -> SessionState:
-        """Give a session other metadata."""
+        """Give a session other metadata. Its place among those last used stays."""
         with self.locked():
             state = replace(self.state(name), metadata=check_metadata(metadata))
+            path = self.state_path(name)
+            times = path.stat()
             self.write_state(state)
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
         return state
 
     def remove(self, name: str) -> None:
@@ -263,7 +255,7 @@ class SessionStore:
         Raises ValueError if the session is no longer where state says.
         """
         with self.locked():
-            self._check_current(state)
+            state = self._current(state)
             before = None if parent is None else self.turn(parent)
             num_shared = 0
             if before is not None:
@@ -316,7 +308,7 @@ class SessionStore:
                 f"session {quoted(state.name)} belongs to another model, it was begun with "
                 f"{state.model}"
             )
-        self._check_current(state)
+        self._current(state)
         self._note_use(state)
         if state.turn is None:
             return 0
@@ -371,7 +363,7 @@ class SessionStore:
         with self._lock(waits=False) as is_held:
             if not is_held:
                 return
-            self._check_current(state)
+            state = self._current(state)
             try:
                 self.write_state(replace(state, used=time.time()))
             except OSError as error:  # a full disk can be read all the same
@@ -415,8 +407,9 @@ class SessionStore:
         if self.has(name):
             raise ValueError(f"there is a session {quoted(name)} already, choose another name")
 
-    def _check_current(self, state: SessionState) -> None:
-        """Raise ValueError if a session is no longer where it was."""
+    def _current(self, state: SessionState) -> SessionState:
+        """Return a session's state as it is now: its metadata may be others. Raises ValueError if
+        it is no longer where it was."""
         found = self.state(state.name)
         if (found.turn, found.num_kept, found.created) != (
             state.turn,
@@ -427,6 +420,7 @@ class SessionStore:
                 f"session {quoted(state.name)} was changed by another process meanwhile, nothing "
                 "is saved"
             )
+        return found
 
     def _rewound(
         self, state: SessionState, num_turns: int | None, num_kept: int | None

@@ -34,6 +34,6 @@ def _answer(request: Request, path: str) -> Response:
     headers = {**HEADERS, "etag": file.etag}
     if path == "index.html":
         headers["vary"] = "accept"
-    if request.headers.get("if-none-match") == file.etag:
+    if file.is_in(request.headers.get("if-none-match", "")):
         return Response(status_code=304, headers=headers)
     return Response(file.content, media_type=file.media_type, headers=headers)

@@ -1,0 +1,226 @@
+"""Stored sessions as the JSON objects that their routes answer with.
+
+    store -> state, turns -> page_of, detail_of -> SessionList, SessionDetail
+                          -> answer_of -> scored -> token_objects -> SessionToken
+
+All of it reads files, but for `token_objects`: it runs in a thread.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from fulmen.chat import Token, Tokenizer
+from fulmen.sampling import shown
+from fulmen.server.errors import Refusal
+from fulmen.server.openai_reply import logprob_fields
+from fulmen.server.replies import (
+    SessionDetail,
+    SessionList,
+    SessionObject,
+    SessionToken,
+    SessionTurn,
+)
+from fulmen.server.sessions import Sessions, no_session
+from fulmen.sessions import SessionState, SessionStore, quoted, read_stored
+
+Kind = Literal["thinking", "content", "tool_calls", "other"]
+_SEARCH_SECONDS: Final = 2.0
+"""Time for one page of a search; the next page goes on from there"""
+
+
+def state_of(store: SessionStore, name: str) -> SessionState:
+    """Read where a session stands. Raises a Refusal (404) if there is none."""
+    if not store.has(name):
+        raise no_session(name)
+    return store.state(name)
+
+
+def check_turn(store: SessionStore, name: str, turn: int | None) -> None:
+    """Refuse a turn that a session does not have, and a session that is not there."""
+    count = len(store.turns(state_of(store, name)))
+    if turn is not None and turn > count:
+        raise Refusal(
+            400, f"turn is {turn}, session {quoted(name)} has {count} turns", param="turn"
+        )
+
+
+# ---- lists --------------------------------------------------------------------------------------
+
+
+def page_of(
+    sessions: Sessions, scope: str, *, limit: int, after: str | None, search: str | None
+) -> SessionList:
+    """Return a page of sessions, the last used first; of a search those that say a text.
+
+    A search that takes long ends its page before the limit.
+    """
+    store = sessions.store(scope)
+    names = store.names()
+    if after is not None and after not in names:
+        raise Refusal(400, f"after is {shown(after)}, no session has that name", param="after")
+    first = 0 if after is None else names.index(after) + 1
+    wanted = (search or "").casefold()
+    ends_at = time.monotonic() + _SEARCH_SECONDS
+    data: list[SessionObject] = []
+    last = None
+    for name in names[first:]:
+        if len(data) == limit or (wanted and last and time.monotonic() > ends_at):
+            break
+        last = name
+        try:
+            state = store.state(name)
+            if not wanted or _says(store, state, wanted):
+                data.append(_head(sessions, state, scope))
+        except ValueError:
+            if not wanted:
+                data.append(_unreadable(name))
+    return {
+        "object": "list",
+        "data": data,
+        "first_id": data[0]["id"] if data else None,
+        "last_id": last,
+        "has_more": last is not None and last != names[-1],
+    }
+
+
+def _says(store: SessionStore, state: SessionState, wanted: str) -> bool:
+    """Return whether a session's metadata or a message of it has a text in it."""
+    if any(wanted in value.casefold() for value in state.metadata.values()):
+        return True
+    return any(
+        wanted in (message.content or "").casefold()
+        for turn in map(read_stored, store.turns(state))
+        for message in (*turn.messages, turn.reply)
+    )
+
+
+def _unreadable(name: str) -> SessionObject:
+    return {
+        "id": name,
+        "object": "session",
+        "status": "unreadable",
+        "model": None,
+        "created_at": None,
+        "last_used_at": None,
+        "metadata": {},
+    }
+
+
+def _head(sessions: Sessions, state: SessionState, scope: str) -> SessionObject:
+    return {
+        "id": state.name,
+        "object": "session",
+        "status": sessions.status(state.name, scope),
+        "model": state.model,
+        "created_at": int(state.created),
+        "last_used_at": int(state.used or state.created),
+        "metadata": dict(state.metadata),
+    }
+
+
+# ---- one session --------------------------------------------------------------------------------
+
+
+def detail_of(
+    sessions: Sessions, name: str, scope: str, *, is_released: bool = False
+) -> SessionDetail:
+    """Return a session with its messages. Raises a Refusal (404) if there is none.
+
+    is_released  it is idle once this is sent, though it is held now
+    """
+    store = sessions.store(scope)
+    state, turns, messages = state_of(store, name), list[SessionTurn](), list[dict[str, Any]]()
+    for number, turn in enumerate(store.turns(state), 1):
+        read = read_stored(turn)
+        messages += [message.to_dict() for message in (*read.messages, read.reply)]
+        turns.append(
+            {
+                "id": turn.hash,
+                "parent": turn.parent,
+                "number": number,
+                "num_messages": len(read.messages) + 1,
+                "tokens": turn.num_tokens,
+                "answer_tokens": turn.num_answer,
+                "thinking_tokens": read.num_thinking_tokens,
+                "stored_tokens": turn.num_known,
+                "finish_reason": read.finish_reason,
+            }
+        )
+    head = _head(sessions, state, scope)
+    running = None if is_released else sessions.running(name, scope)
+    return {
+        **head,
+        "status": "idle" if is_released else head["status"],
+        "response_id": None if running is None else running.id,
+        "asked": [] if running is None else [message.to_dict() for message in running.asked],
+        "tokens": len(store.ids_of(state)),
+        "state_bytes": store.chunk_bytes(state),
+        "turns": turns,
+        "messages": messages,
+    }
+
+
+# ---- tokens -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StoredAnswer:
+    """The answer of a stored turn, as ids."""
+
+    prompt_ids: tuple[int, ...]
+    ids: tuple[int, ...]
+    logprobs: tuple[float | None, ...]
+    """Log-probability that each id was drawn with; None where it is not known"""
+    forced: frozenset[int]
+    """Places of ids that were given, not drawn"""
+    kinds: tuple[Kind, ...]
+    """Kind of text that each id is part of"""
+
+    def known_tokens(self) -> tuple[Token, ...] | None:
+        """Return the ids with their log-probabilities, if all are known."""
+        pairs = zip(self.ids, self.logprobs, strict=True)
+        known = [Token(token_id, value) for token_id, value in pairs if value is not None]
+        return tuple(known) if len(known) == len(self.ids) else None
+
+
+def answer_of(sessions: Sessions, store: SessionStore, name: str, number: int) -> StoredAnswer:
+    """Read the answer of a session's turn; number is 1 for the first."""
+    stored = store.turns(store.state(name))[number - 1]
+    turn = read_stored(stored, sessions.llm)
+    ids = store.ids(stored)
+    kinds: list[Kind] = ["other"] * turn.num_answer_ids
+    for span in turn.reply.sampled.spans if turn.reply.sampled is not None else ():
+        for place in range(span.start, min(span.stop, len(kinds))):
+            kinds[place] = span.kind
+    return StoredAnswer(
+        prompt_ids=tuple(ids[: len(ids) - turn.num_answer_ids]),
+        ids=turn.answer_ids,
+        logprobs=turn.logprobs,
+        forced=frozenset(turn.forced),
+        kinds=tuple(kinds),
+    )
+
+
+def token_objects(
+    scored: Sequence[Token], answer: StoredAnswer, tokenizer: Tokenizer
+) -> list[SessionToken]:
+    """Return the tokens of an answer with their texts."""
+    texts = logprob_fields(scored, tokenizer)
+    return [
+        {
+            "id": token.token_id,
+            "text": fields["token"],
+            "logprob": fields["logprob"],
+            "kind": answer.kinds[place],
+            "is_forced": place in answer.forced,
+            "top": [
+                {"id": token_id, "text": other["token"], "logprob": other["logprob"]}
+                for (token_id, _), other in zip(
+                    token.top_logprobs, fields["top_logprobs"], strict=True
+                )
+            ],
+        }
+        for place, (token, fields) in enumerate(zip(scored, texts, strict=True))
+    ]
