@@ -225,10 +225,9 @@ class Transcript:
             logprobs=tuple(
                 value if value is not None and math.isfinite(value) else None for value in logprobs
             ),
-            forced=tuple(
-                num_prefix + place
-                for place, token in enumerate(completion.tokens)
-                if token.is_forced
+            forced=(
+                *range(len(known), num_prefix),
+                *(num_prefix + i for i, token in enumerate(completion.tokens) if token.is_forced),
             ),
             num_thinking_tokens=completion.usage.num_thinking_tokens,
             finish_reason=completion.finish_reason,

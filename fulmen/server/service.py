@@ -404,7 +404,8 @@ class Service:
         that may come, unless the request gave it a number of its own.
 
         context_room    tokens that the context has room for, if that is known
-        num_prefix_ids  ids that the client began the answer with: they do not count
+        num_prefix_ids  ids that the client began the answer with: they do not count, and a thought
+                        among them takes nothing from what may come
         """
         params = ask.params
         rooms = [room for room in (params.max_tokens, context_room) if room is not None]
@@ -412,7 +413,7 @@ class Service:
             params = replace(params, max_tokens=params.max_tokens + num_prefix_ids)
         if not rooms or ask.has_thinking_budget or not self.config.answer_share:
             return params
-        room = int(max(0, min(rooms)) * (1 - self.config.answer_share))
+        room = num_prefix_ids + int(max(0, min(rooms)) * (1 - self.config.answer_share))
         budget = params.thinking_budget
         return replace(params, thinking_budget=room if budget is None else min(room, budget))
 

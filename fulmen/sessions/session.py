@@ -140,8 +140,13 @@ class Session:
     def add_history(self, messages: Sequence[Message]) -> None:
         """Add a conversation that was held elsewhere and ends with an answer, see
         `Transcript.add_history`."""
-        self.transcript.add_history(messages)
         self.write()
+        count = len(self.transcript.turns)
+        self.transcript.add_history(messages)
+        turns = self.transcript.turns[count:]
+        records = [turn.record() for turn in turns]
+        self.state, stored = self.store.save_history(self.state, records, origin=self.llm.origin)
+        self._stored += zip(turns, stored, strict=True)
 
     @property
     def is_written(self) -> bool:

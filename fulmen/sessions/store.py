@@ -286,6 +286,35 @@ class SessionStore:
                 logger.warning("sessions may take more than %d bytes: %s", self.max_bytes, error)
         return state
 
+    def save_history(
+        self, state: SessionState, records: Sequence[Mapping[str, Any]], *, origin: Origin
+    ) -> tuple[SessionState, list[StoredTurn]]:
+        """Add turns that have no ids, all or none; return where the session stands then, and them.
+
+        Raises ValueError if the session is no longer where state says.
+        """
+        with self.locked():
+            state = self._current(state)
+            turns: list[StoredTurn] = []
+            for record in records:
+                turn = StoredTurn(
+                    hash="",
+                    parent=turns[-1].hash if turns else state.turn,
+                    num_shared=0,
+                    new_ids=(),
+                    num_answer=0,
+                    origin=origin,
+                    num_known=0,
+                    spans=(),
+                    states={},
+                    record=record,
+                )
+                turns.append(self._put_turn(turn))
+            if turns:
+                state = replace(state, turn=turns[-1].hash, num_kept=None, used=time.time())
+                self.write_state(state)
+        return state, turns
+
     def restore(
         self,
         state: SessionState,

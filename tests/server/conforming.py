@@ -30,7 +30,7 @@ class Described:
         self.whole = json.loads(json.dumps(self.app.openapi()))
         self._paths = [
             (re.compile(re.sub(r"\\{(\w+)\\}", _part, re.escape(path))), path)
-            for path in sorted(self.whole["paths"], key=lambda path: path.count("{"))
+            for path in sorted(self.whole["paths"], key=lambda path: (path.count("{"), -len(path)))
         ]
         self.validator = cache(self._validator)
 

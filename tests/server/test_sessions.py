@@ -1,12 +1,10 @@
 """Sessions over HTTP: conversations that a request names, kept with the model's states."""
 
-import asyncio
 import http.client
 import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,14 +16,24 @@ from hypothesis import strategies as st
 
 from fulmen.chat import ChatRequest, Message, Transcript
 from fulmen.engine import EngineConfig
-from fulmen.llm import LLM, LocalModel
+from fulmen.llm import LLM
 from fulmen.sessions import SessionStore
 from fulmen.sessions.objects import Objects
+from tests.server.conversing import (
+    CHAT,
+    LONG,
+    MESSAGES,
+    RESPONSES,
+    bits,
+    cached,
+    chat,
+    served_folder,
+    shown,
+    user,
+)
 from tests.server.helpers import ask, scripted, served
 from tests.tiny import write_checkpoint
 
-CHAT, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/messages", "/v1/responses"
-LONG = "What is 6 times 7, and why? " * 12
 MOST_TOKENS = 500
 """Longest conversation in which one more question has room, whichever it is"""
 
@@ -33,50 +41,6 @@ MOST_TOKENS = 500
 @pytest.fixture(scope="module", params=["m1", "m2"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("models") / request.param, request.param)
-
-
-@contextmanager
-def served_folder(
-    folder: Path, *, engine: EngineConfig | None = None, **server: Any
-) -> Iterator[str]:
-    """Serve a checkpoint with an engine of its own."""
-    model = LocalModel(LLM.load(str(folder), engine_config=engine or EngineConfig()))
-    try:
-        with served(model, **server) as url:
-            yield url
-    finally:
-        asyncio.run(model.close())
-
-
-def chat(url: str, messages: list[Any], name: str | None = None, **fields: Any) -> Any:
-    """Ask, add the answer to the messages, and return the reply."""
-    body = {"messages": messages, "max_tokens": 12, "seed": 3, "logprobs": True, **fields}
-    headers = {} if name is None else {"Fulmen-Session": name}
-    answer = ask(url, CHAT, {"return_token_ids": True, **body}, headers=headers)
-    assert answer.status == 200, answer.text
-    assert answer.headers.get("fulmen-session") == name
-    reply = answer.json()
-    message = reply["choices"][0]["message"]
-    messages.append({"role": "assistant", "content": message["content"]})
-    return reply
-
-
-def bits(reply: Any) -> Any:
-    """Return the ids of a reply and their log-probabilities."""
-    choice = reply["choices"][0]
-    return choice["token_ids"], [each["logprob"] for each in choice["logprobs"]["content"]]
-
-
-def user(text: str) -> dict[str, str]:
-    return {"role": "user", "content": text}
-
-
-def shown(url: str, name: str) -> Any:
-    return ask(url, f"/v1/sessions/{name}/save", {}).json()
-
-
-def cached(reply: Any) -> int:
-    return int(reply["usage"]["prompt_tokens_details"]["cached_tokens"])
 
 
 def test_a_server_that_restarts_goes_on_as_if_it_had_not(folder: Path, tmp_path: Path) -> None:

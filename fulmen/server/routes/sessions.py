@@ -154,7 +154,7 @@ def sessions_router(api: Api, sessions: Sessions) -> APIRouter:
 
         answer = await sessions.in_thread(lambda: refusing(name, work))
         scored = answer.known_tokens()
-        if scored is None or top:
+        if scored is None or (top and answer.ids):
             computed = api.service.score(answer.prompt_ids, answer.ids, top, scope)
             scored = await unless_gone(request, computed)
         data = token_objects(scored, answer, api.tokenizer())
