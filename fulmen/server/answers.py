@@ -18,6 +18,7 @@ from fulmen.chat import (
     Found,
     Message,
     ProblemFound,
+    ThinkingDelta,
     Token,
     ToolCallEnd,
     ToolCallStart,
@@ -254,8 +255,11 @@ class Answers:
         begun = self.prepared.begun
         whole = content if begun is None else begun.content + content
         shown = Message("assistant", content, reply.thinking, calls)
-        end = End(view.index, completion, shown, view.is_call_cut, view.spoken)
         logged = replace(shown, content=whole)
+        if completion.prefix_ids and begun is None:  # the client knows what they say
+            shown = replace(shown, thinking=view.said(ThinkingDelta))
+            logged = replace(shown, content=reply.content, thinking=reply.thinking)
+        end = End(view.index, completion, shown, view.is_call_cut, view.spoken)
         try:
             await asyncio.to_thread(self._note, self, end, logged)
         except (OSError, ValueError) as error:  # a full disk, a broken file: the answer goes out
@@ -356,8 +360,12 @@ class _View:
     @property
     def content(self) -> str:
         """Text of the answer."""
+        return self.said(ContentDelta)
+
+    def said(self, kind: type[ThinkingDelta | ContentDelta]) -> str:
+        """Return the text of all events of a kind so far."""
         return "".join(
-            piece for kind, run in self.runs for piece in run if isinstance(kind, ContentDelta)
+            piece for first, run in self.runs if isinstance(first, kind) for piece in run
         )
 
     @property

@@ -259,19 +259,19 @@ class ChatWriter:
         return {"content": content, "refusal": None}
 
     def _choice(self, end: End) -> dict[str, Any]:
-        reply, thinking = end.completion.reply, self.call.thinking
+        thinking, thought = self.call.thinking, end.shown.thinking
         message: dict[str, Any] = {
             "role": "assistant",
-            "content": end.shown.content or None if reply.tool_calls else end.shown.content,
+            "content": end.shown.content or None if end.shown.tool_calls else end.shown.content,
             "refusal": None,
         }
-        if reply.thinking and thinking.show == "apart":
-            message["reasoning_content"] = reply.thinking
+        if thought and thinking.show == "apart":
+            message["reasoning_content"] = thought
             if thinking.has_reasoning:
-                message["reasoning"] = reply.thinking
+                message["reasoning"] = thought
             if thinking.has_details:
-                message["reasoning_details"] = [_detail(reply.thinking)]
-        if reply.thinking and thinking.show == "inline":
+                message["reasoning_details"] = [_detail(thought)]
+        if thought and thinking.show == "inline":
             message["content"] = _inline(end, thinking)
         if end.shown.tool_calls:
             message["tool_calls"] = [

@@ -331,6 +331,30 @@ def test_an_answer_that_goes_on_from_some_of_its_tokens_is_the_same_in_greedy(
             assert [token["top"] for token in again] == [token["top"] for token in whole]
 
 
+def test_a_reply_says_what_comes_after_the_tokens_it_began_with(m2: Path) -> None:
+    fields = {"max_tokens": 24, "temperature": 0, "thinking_budget": 9}
+    with served_folder(m2) as url:
+        whole = chat(url, [user(LONG)], **fields)
+        ids = bits(whole)[0]
+        for count in (4, 17):  # in the thought, and after it
+            body = {"messages": [user(LONG)], **fields, "max_tokens": 24 - count}
+            body["prefix_token_ids"] = ids[:count]
+            message = ask(url, CHAT, body).json()["choices"][0]["message"]
+            deltas = [
+                chunk["choices"][0]["delta"]
+                for chunk in ask(url, CHAT, {**body, "stream": True}).chunks()
+                if chunk["choices"]
+            ]
+            for name in ("reasoning_content", "content"):
+                said = "".join(delta.get(name) or "" for delta in deltas)
+                assert (message.get(name) or "") == said
+                assert whole["choices"][0]["message"][name].endswith(said)
+            assert ("reasoning_content" in message) == (count == 4)
+        said = {"role": "assistant", "content": whole["choices"][0]["message"]["content"]}
+        more = chat(url, [user(LONG), said, user("?")])
+        assert [turn["state"] for turn in more["fulmen"]["turns"]] == ["matched"]
+
+
 def test_another_token_begins_a_branch_that_shares_only_what_it_has_in_common(
     folder: Path, tmp_path: Path
 ) -> None:
