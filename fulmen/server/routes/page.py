@@ -18,7 +18,9 @@ def page_router(api: Api) -> APIRouter:
         if has_page and is_for_browser(request.url.path, request.headers.get("accept", "")):
             return _answer(request, "index.html")
         names = list(api.config.names)
-        return json_response({"name": "fulmen", "version": __version__, "models": names})
+        greeting = json_response({"name": "fulmen", "version": __version__, "models": names})
+        greeting.headers["vary"] = "accept"
+        return greeting
 
     @router.get("/page/{path:path}", include_in_schema=False)
     async def file(request: Request, path: str) -> Response:
