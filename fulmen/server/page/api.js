@@ -131,6 +131,7 @@ export class RunningAnswer {
   }
 
   take(data) {
+    if (data.error && !data.type) throw new Refused(data.error.message, 0); // such as a server that stops
     this.after = data.sequence_number;
     this.id ??= data.response?.id ?? null;
     this.isOver = ["response.completed", "response.incomplete", "response.failed"].includes(data.type);

@@ -57,6 +57,12 @@ export class Conversation {
     }
   }
 
+  /** The system prompt: as a person set it, else as the messages have it. */
+  get system() {
+    const first = this.path[0]?.messages[0];
+    return this.settings.system ?? (first?.role === "system" ? first.content : "");
+  }
+
   /** Turns of the current branch, the first one first. */
   get path() {
     const branch = this.branches.get(this.current);
@@ -348,7 +354,9 @@ const PLAIN_SETTINGS = ["temperature", "top_p", "top_k", "min_p", "max_output_to
 /** Return the request for an answer to messages, with a conversation's settings. */
 export function requestOf(conversation, messages, model) {
   const settings = conversation.settings;
-  const body = { model, input: itemsOf(messages), stream: true, background: true };
+  // A system prompt that a person set stands in the place of the one that the messages have.
+  const said = settings.system === undefined ? messages : messages.filter(({ role }) => role !== "system");
+  const body = { model, input: itemsOf(said), stream: true, background: true };
   if (settings.system) body.instructions = settings.system;
   for (const name of PLAIN_SETTINGS) {
     if (Number.isFinite(settings[name])) body[name] = settings[name];
@@ -368,7 +376,6 @@ function asTool(tool) {
 /** Return a conversation's branch as Markdown. */
 export function asMarkdown(conversation, names) {
   const lines = [`# ${conversation.title || conversation.id}`];
-  if (conversation.settings.system) lines.push(`## ${names.system}`, conversation.settings.system);
   for (const turn of conversation.path) {
     for (const message of turn.messages) {
       lines.push(`## ${names[message.role] ?? message.role}`);

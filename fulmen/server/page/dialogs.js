@@ -62,7 +62,8 @@ export class Dialogs {
 
   settings() {
     const { conversation } = this.page;
-    const inputs = Object.fromEntries(SETTINGS.map((setting) => [setting.name, inputOf(setting, conversation.settings)]));
+    const settings = { ...conversation.settings, system: conversation.system };
+    const inputs = Object.fromEntries(SETTINGS.map((setting) => [setting.name, inputOf(setting, settings)]));
     const fields = SETTINGS.map(({ name, label }) =>
       h("div", { class: inputs[name].type === "number" ? "field number" : "field" },
         h("label", { for: `set-${name}` }, say(label)), inputs[name]));
@@ -317,7 +318,7 @@ function readSettings(inputs) {
   return Object.fromEntries(SETTINGS.map(({ name, label, isJson }) => {
     const input = inputs[name];
     const value = input.value.trim();
-    if (!value) return [name, undefined];
+    if (!value && name !== "system") return [name, undefined];
     if (isJson) checkJson(name, label, input, value);
     return [name, input.type === "number" ? Number(value) : value];
   }));

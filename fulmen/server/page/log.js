@@ -114,7 +114,10 @@ export class Log {
 
 function turnElement(turn, actions) {
   const article = h("article", { class: "turn", tabIndex: -1, "data-turn": turn.id });
-  for (const message of turn.asked) article.append(askedElement(message, turn, actions));
+  for (const message of turn.asked) {
+    const isAnswer = message.role === "assistant"; // of a history that was said elsewhere
+    article.append(isAnswer ? answerElement(message, {}, null) : askedElement(message, turn, actions));
+  }
   article.append(answerElement(turn.answer, turn, actions));
   return article;
 }

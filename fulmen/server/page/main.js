@@ -145,7 +145,7 @@ class Page {
   /** Show an answer as it comes, then the turn that it became; false if nothing came of it. */
   async follow(answer, asked) {
     const conversation = this.conversation;
-    const numTurns = conversation.path.length;
+    const last = conversation.path.at(-1);
     this.running = answer;
     const live = this.log.begin(asked);
     this.showRunning(true);
@@ -160,7 +160,7 @@ class Page {
       if (this.running === answer) this.running = null;
       if (conversation === this.conversation) this.showRunning(false);
     }
-    return conversation.path.length > numTurns;
+    return conversation.path.at(-1) !== last;
   }
 
   /** Show the events of an answer until its end, or until another conversation is shown. */
@@ -226,14 +226,15 @@ class Page {
   /** Put the turn that an answer became in the place of the answer that streamed. */
   async #settle(live, asked) {
     const { conversation, conversations } = this;
-    const numTurns = conversation.path.length;
+    const last = conversation.path.at(-1);
     live.end();
     if (conversations.areKept) {
       await this.api.post(`v1/sessions/${encodeURIComponent(conversation.current)}/save`, {});
       await conversations.load(conversation);
     } else if (live.hasSomething) conversation.add([...asked, live.message], live.response ?? {});
     conversation.lastUsed = Date.now() / 1000;
-    const turn = conversation.path[numTurns];
+    const newest = conversation.path.at(-1);
+    const turn = newest === last ? null : newest;
     if (turn) turn.thinking_tokens ??= live.response?.usage?.output_tokens_details.reasoning_tokens;
     if (conversation !== this.conversation) return;
     this.log.endLive(turn);
@@ -298,7 +299,7 @@ class Page {
     const old = [...section.childNodes];
     const close = () => fill(section, ...old);
     const send = () => {
-      const asked = turn.asked.map((m) => (m === message ? { ...m, content: area.value } : m));
+      const asked = [...turn.asked.slice(0, turn.asked.indexOf(message)), { ...message, content: area.value }];
       close();
       this.again(turn, asked);
     };

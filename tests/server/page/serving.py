@@ -9,12 +9,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from fulmen.chat import ChatRequest
-from fulmen.llm import LLM, ForcedModel, LocalModel
+from fulmen.llm import LLM, ForcedModel, LocalModel, ServedStream
 from tests.server.helpers import last_message, served
 from tests.tiny import write_checkpoint
 
 MAX_MODEL_LEN = 2**16
-LONG = "one more word " * 1500
+LONG = "one more word " * 500
 """An answer that takes some seconds: a test can act while it runs"""
 
 
@@ -25,6 +25,10 @@ class Speaking(ForcedModel):
         super().__init__(model, repeat(answer))
         self.llm = model.llm
 
+    def stream(self, request: ChatRequest) -> ServedStream:
+        """Return an answer; one that is computed again for its log-probabilities as it was."""
+        return self._model.stream(request) if request.forced_ids else super().stream(request)
+
 
 def echo(request: ChatRequest) -> str:
     """Return the answer that most tests want: a thought, and what was asked. The text of a message
@@ -34,6 +38,7 @@ def echo(request: ChatRequest) -> str:
     content = last_message(request).content
     if content.startswith("say:"):
         return content.removeprefix("say:")
+    content = content[-60:]
     number = sum(1 for message in request.messages if _role(message) == "assistant")
     return f"They said {content}.</think>\n\nAnswer {number + 1} to **{content}**."
 

@@ -1,0 +1,315 @@
+"""What a person does with conversations: send, stop, edit, branch, compare, find, keep, delete."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.server.helpers import ask
+from tests.server.page.serving import LONG, served_page
+from tests.server.page.tab import Tab
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with served_page(tmp_path_factory.mktemp("sessions")) as url:
+        yield url
+
+
+def session_names(url: str) -> list[str]:
+    return [each["id"] for each in ask(url, "/v1/sessions?limit=100").json()["data"]]
+
+
+def test_a_thought_streams_and_is_folded_with_its_tokens(tab: Tab, url: str) -> None:
+    tab.open(url)
+    tab.send(f"say:{'I think. ' * 400}</think>\n\nDone.")
+    tab.wait(lambda: "I think." in tab.text(".live .thought-text"))
+    assert tab.button("Answer now").is_displayed()
+    tab.wait(lambda: re.search(r"Thinking · [\d,]+ tokens", tab.text(".live summary")))
+    tab.wait(lambda: re.search(r"[\d,]+ tokens · [\d.,]+ tokens/s", tab.text(".live .status")))
+    tab.wait_for_turns(1)
+    thought = tab.one("article .thought")
+    assert thought.get_attribute("open") is None
+    assert tab.text(".thought summary") == "Thought · 3,601 tokens"
+    tab.one(".thought summary").click()
+    assert tab.text(".thought-text").startswith("I think. I think.")
+    assert tab.answers == ["Done."]
+
+
+def test_a_stopped_answer_keeps_what_it_said(tab: Tab, url: str) -> None:
+    tab.open(url)
+    tab.send(f"say:</think>\n\n{LONG}")
+    tab.wait(lambda: "one more word" in tab.text(".live .markdown"))
+    tab.click("Stop")
+    tab.wait_for_turns(1)
+    (answer,) = tab.answers
+    assert answer.startswith("one more word")
+    assert len(answer) < len(LONG) - 100
+    assert tab.text(".answer .note") == "Stopped."
+    assert tab.ask("and now") == "Answer 2 to and now."
+
+
+def test_an_edited_message_and_a_second_answer_are_branches(tab: Tab, url: str) -> None:
+    tab.open(url)
+    tab.ask("first")
+    tab.ask("second")
+    tab.click("Edit", "article:nth-of-type(1) .user")
+    tab.type("other", "textarea.edit")
+    tab.click("Send as a new branch")
+    tab.wait(lambda: tab.answers == ["Answer 1 to other."])
+    assert tab.text(".branches span") == "2 / 2"
+    tab.click("Answer again", "article:nth-of-type(1)")
+    tab.wait(lambda: tab.texts(".branches span") == ["3 / 3"])
+    tab.wait_for_turns(1)
+    tab.click("Next branch")
+    tab.wait(lambda: tab.answers == ["Answer 1 to first.", "Answer 2 to second."])
+    tab.click("Previous branch")
+    tab.wait(lambda: tab.answers == ["Answer 1 to other."])
+
+
+def test_a_branch_begins_at_a_token_or_at_another_one(tab: Tab, url: str) -> None:
+    tab.open(url)
+    tab.ask("say:</think>\n\nabcdef")
+    tab.click("Tokens")
+    tab.one(".token")
+    place = tab.texts(".token").index("d")
+    tab.all(".token")[place].click()
+    assert re.search(r"d [\d.]+ % · log-probability -[\d.]+ · id \d+", tab.text(".detail"))
+    assert len(tab.all(".detail p:nth-child(2) button")) == 5
+    tab.click("Branch from here", ".detail")
+    tab.wait(lambda: tab.answers == ["abc and so on."])
+    assert tab.text(".branches span") == "2 / 2"
+    tab.click("Tokens")
+    tab.one(".token")
+    place = tab.texts(".token").index("b")
+    tab.all(".token")[place].click()
+    other = tab.all(".detail p:nth-child(2) button")[0]
+    said = other.find_element("css selector", "code").text
+    other.click()
+    tab.wait(lambda: tab.texts(".branches span") == ["3 / 3"])
+    tab.wait_for_turns(1)
+    ids = ask(url, f"/v1/sessions/{newest(url)}/tokens?turn=1&top=5").json()["data"]
+    assert ids[place]["text"] in (said, said.replace("␣", " ").replace("⏎", "\n"), "")
+    assert tab.answers[0].startswith("a")
+    assert tab.answers[0].endswith(" and so on.")
+
+
+def newest(url: str) -> str:
+    return session_names(url)[0]
+
+
+def test_two_branches_are_compared_and_the_tree_goes_to_one(tab: Tab, url: str) -> None:
+    tab.open(url)
+    tab.ask("one")
+    tab.click("Edit", ".user")
+    tab.type("two", "textarea.edit")
+    tab.keys("Ctrl+Enter")
+    tab.wait(lambda: tab.answers == ["Answer 1 to two."])
+    tab.wait_for_turns(1)
+    tab.click("Compare")
+    sides = tab.wait(lambda: tab.texts(".side"))
+    assert "Answer 1 to two." in sides[0]
+    assert "Answer 1 to one." in sides[1]
+    tab.close_dialog()
+    tab.click("Branches")
+    nodes = tab.wait(lambda: tab.texts(".node b"))
+    assert sorted(nodes) == ["one", "two"]
+    assert tab.text(".node.here b") == "two"
+    next(node for node in tab.all(".node") if node.text.startswith("one")).click()
+    tab.wait(lambda: tab.answers == ["Answer 1 to one."])
+
+
+def test_going_on_from_an_earlier_answer_begins_a_branch(tab: Tab, url: str) -> None:
+    tab.open(url)
+    tab.ask("one")
+    tab.ask("two")
+    tab.click("Branch from here", "article:nth-of-type(1)")
+    tab.wait(lambda: tab.answers == ["Answer 1 to one."])
+    assert tab.focused == "input"
+    tab.ask("three")
+    assert tab.answers == ["Answer 1 to one.", "Answer 2 to three."]
+    assert tab.text(".branches span") == "2 / 2"
+
+
+def test_an_answer_goes_on_whole_after_a_reload(tab: Tab, url: str) -> None:
+    tab.open(url)
+    text = "".join(f"word {number}. " for number in range(600)).strip()
+    tab.send(f"say:Hm.</think>\n\n{text}")
+    tab.wait(lambda: "word 20." in tab.text(".live .markdown"))
+    tab.reload()
+    tab.wait(lambda: "word 40." in tab.text(".live .markdown"))
+    assert tab.text(".live .markdown").startswith("word 0. word 1. ")
+    tab.wait_for_turns(1)
+    assert tab.answers == [text]
+
+
+def test_conversations_are_found_renamed_and_deleted(tab: Tab, url: str) -> None:
+    tab.open(url)
+    tab.ask("about flamingos")
+    tab.ask("and the capital of Peru")
+    tab.click("New conversation")
+    tab.ask("about cranes")
+    tab.type("capital of Peru", "#search")  # no title says so
+    tab.wait(lambda: tab.texts("button.conversation") == ["about flamingos"])
+    tab.type("", "#search")
+    tab.wait(lambda: "about cranes" in tab.texts("button.conversation"))
+    tab.click("Rename, save or delete: about cranes")
+    tab.type("Birds", "#dialog input")
+    tab.click("Rename")
+    tab.wait(lambda: tab.text("#title") == "Birds")
+    tab.reload()
+    tab.wait(lambda: tab.text("#title") == "Birds")
+    assert tab.answers == ["Answer 1 to about cranes."]
+    name = tab.js("return location.hash.slice(1)")
+    assert name in session_names(url)
+    tab.click("Rename, save or delete: Birds")
+    tab.click("Delete", "#dialog")
+    tab.click("Delete", "#dialog")
+    tab.wait(lambda: "Birds" not in tab.texts("button.conversation"))
+    assert name not in session_names(url)
+    assert tab.answers == []
+
+
+def test_a_conversation_is_exported_and_imported_with_all_branches(tab: Tab, url: str) -> None:
+    tab.open(url)
+    tab.ask("one")
+    tab.ask("three")
+    tab.click("Edit", "article:nth-of-type(2) .user")
+    tab.type("two", "textarea.edit")
+    tab.click("Send as a new branch")
+    tab.wait(lambda: tab.texts(".branches span") == ["2 / 2"])
+    tab.wait_for_turns(2)
+    tab.click("Rename, save or delete: one")
+    tab.click("Save as Markdown")
+    written = tab.downloaded(".md")
+    assert written.startswith("# one\n\n## You\n\none\n\n## Model\n\n<details><summary>Thought")
+    assert "Answer 2 to **two**." in written
+    tab.click("Rename, save or delete: one")
+    tab.click("Save as JSON")
+    value = json.loads(tab.downloaded(".json"))
+    assert [len(branch["messages"]) for branch in value["branches"]] == [4, 4]
+    value["title"] = "taken over"
+    file = tab.downloads / "taken.json"
+    file.write_text(json.dumps(value))
+    tab.js("document.getElementById('import-picker').hidden = false")
+    tab.all("#import-picker")[0].send_keys(str(file))
+    tab.wait(lambda: tab.text("#title") == "taken over")
+    tab.wait(lambda: tab.texts(".branches span"))
+    assert tab.answers[0] == "Answer 1 to one."
+    tab.click("Branches")
+    assert sorted(tab.wait(lambda: tab.texts(".node b"))) == ["one", "three", "two"]
+
+
+def test_a_file_that_is_no_conversation_is_refused(tab: Tab, url: str) -> None:
+    tab.open(url)
+    before = session_names(url)
+    tab.js("document.getElementById('import-picker').hidden = false")
+    for text in ("{", '{"format": "other"}', "null", '{"format": "fulmen-conversation"}'):
+        file = tab.downloads / "taken.json"
+        file.write_text(text)
+        tab.all("#import-picker")[0].send_keys(str(file))
+        tab.wait(lambda: tab.text("#notice").endswith("This file holds no conversation."))
+    assert session_names(url) == before
+
+
+def test_a_tool_call_is_answered_by_hand(tab: Tab, tmp_path: Path) -> None:
+    call = (
+        'I look.</think>\n\n<minimax:tool_call>\n<invoke name="weather">\n'
+        '<parameter name="city">Lima</parameter>\n</invoke>\n</minimax:tool_call>'
+    )
+
+    def answer(request: object) -> str:
+        messages = request.messages  # type: ignore[attr-defined]
+        last = messages[-1] if isinstance(messages[-1], dict) else messages[-1].to_dict()
+        return f"So.</think>\n\nIt is {last['content']}." if last["role"] == "tool" else call
+
+    tools = [{"name": "weather", "parameters": {"type": "object", "properties": {"city": {}}}}]
+    with served_page(tmp_path / "sessions", answer) as url:
+        tab.open(url)
+        tab.click("Settings")
+        tab.type("{", "#set-tools")
+        tab.click("Save", "#dialog")
+        tab.wait(lambda: "Tools (JSON): This is not JSON" in tab.text("#dialog-notice"))
+        tab.type(json.dumps(tools), "#set-tools")
+        tab.click("Save", "#dialog")
+        tab.send("What is the weather in Lima?")
+        tab.wait_for_turns(1)
+        assert tab.text(".card.call summary") == "Tool call weather"
+        assert json.loads(tab.text(".card.call pre")) == {"city": "Lima"}
+        tab.type("18 degrees", ".results textarea")
+        tab.click("Give the result")
+        tab.wait_for_turns(2)
+        assert tab.answers == ["It is 18 degrees."]
+        assert tab.text(".card.result pre") == "18 degrees"
+        assert not tab.all(".results")
+        tab.reload()
+        tab.wait(lambda: tab.answers == ["It is 18 degrees."])
+
+
+def test_settings_and_the_budget_stay_with_a_conversation(tab: Tab, url: str) -> None:
+    tab.open(url)
+    tab.click("Settings")
+    for name, value in {"system": "Be kind.", "temperature": "0.3", "top_k": "5"}.items():
+        tab.type(value, f"#set-{name}")
+    tab.click("Save", "#dialog")
+    tab.wait(lambda: not tab.is_shown("#dialog"))
+    tab.type("3", "#budget")
+    assert tab.text("#budget-shown") == "256"
+    tab.ask("keep it")
+    tab.ask("again")
+    assert tab.texts(".system .text") == ["Be kind."]
+    name = tab.js("return location.hash.slice(1)")
+    kept = json.loads(ask(url, f"/v1/sessions/{name}").json()["metadata"]["settings"])
+    expected = {"system": "Be kind.", "temperature": 0.3, "top_k": 5, "thinking_token_budget": 256}
+    assert kept == expected
+    tab.reload()
+    assert tab.text("#budget-shown") == "256"
+    tab.click("Settings")
+    assert tab.one("#set-temperature").get_attribute("value") == "0.3"
+    assert tab.one("#set-system").get_attribute("value") == "Be kind."
+
+
+def test_another_system_prompt_begins_a_branch_with_all_that_was_said(tab: Tab, url: str) -> None:
+    tab.open(url)
+    tab.ask("one")
+    tab.click("Settings")
+    tab.type("Be brief.", "#set-system")
+    tab.click("Save", "#dialog")
+    tab.wait(lambda: not tab.is_shown("#dialog"))
+    tab.send("two")
+    tab.wait(lambda: tab.answers == ["Answer 1 to one.", "Answer 2 to two."])
+    assert tab.texts(".system .text") == ["Be brief."]
+    assert tab.texts(".branches span") == ["2 / 2"]
+    tab.ask("three")
+    name = tab.js("return location.hash.slice(1)")
+    roles = [each["role"] for each in ask(url, f"/v1/sessions/{name}").json()["messages"]]
+    assert roles == ["system", *["user", "assistant"] * 3]
+
+
+def test_a_long_paste_becomes_a_file_and_is_folded(tab: Tab, url: str) -> None:
+    tab.open(url)
+    tab.js(
+        "const transfer = new DataTransfer();"
+        "transfer.setData('text/plain', 'long line\\n'.repeat(600));"
+        "document.getElementById('input').dispatchEvent("
+        "new ClipboardEvent('paste', {clipboardData: transfer, cancelable: true}))"
+    )
+    assert tab.text("#files li").startswith("file-1.txt (6,000)")
+    tab.ask("read it")
+    assert tab.text(".user .file summary") == "File: file-1.txt"
+    assert tab.text("#title").startswith("file-1.txt")
+
+
+def test_the_meter_tells_tokens_cache_and_pace(tab: Tab, url: str) -> None:
+    tab.open(url)
+    tab.ask("one")
+    tab.ask("two")
+    meter = tab.one("#meter")
+    text = meter.get_attribute("aria-valuetext")
+    assert re.fullmatch(r"\d+ of 65,536 tokens, \d+ % from the cache(, [\d.,]+ tokens/s)?", text)
+    tab.js("arguments[0].focus()", meter)
+    assert tab.js("return getComputedStyle(arguments[0], '::after').content", meter) != "none"
