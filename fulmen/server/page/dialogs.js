@@ -245,11 +245,11 @@ export class Dialogs {
   #tokenDetail(turn, tokens, place) {
     const token = tokens[place];
     const share = (logprob) => `${number(100 * Math.exp(logprob), 2)} %`;
-    const branch = (...ids) => this.page.branchAt(turn, [...tokens.slice(0, place).map((each) => each.id), ...ids]);
+    const branch = (...others) => this.page.branchAt(turn, [...tokens.slice(0, place), ...others]);
     const notes = [share(token.logprob), `${say("logprob")} ${number(token.logprob, 4)}`, `id ${token.id}`];
     if (token.is_forced) notes.push(say("forced"));
     const others = token.top.map((other) =>
-      h("button", { type: "button", class: "quiet", onclick: () => branch(other.id), title: say("branch-here") },
+      h("button", { type: "button", class: "quiet", onclick: () => branch({ ...other, kind: token.kind }), title: say("branch-here") },
         h("code", {}, visible(other.text)), ` ${share(other.logprob)}`));
     return [
       h("p", {}, h("code", {}, visible(token.text)), ` ${notes.join(" · ")} `, button("branch-here", () => branch())),

@@ -53,8 +53,12 @@ export class Log {
   }
 
   /** Begin an answer that streams, to messages that are not a turn yet. */
-  begin(asked) {
+  begin(asked, begun) {
     this.live = new LiveTurn(asked, this);
+    for (const { kind, text } of begun) {
+      if (kind === "thinking") this.live.think(text);
+      else if (kind === "content") this.live.say(text);
+    }
     this.element.append(this.live.element);
     this.element.classList.remove("empty");
     this.toEnd();

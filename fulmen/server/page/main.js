@@ -121,14 +121,15 @@ class Page {
   }
 
   /** Ask for the answer to new messages after those of the branch; false if nothing came of it.
-   * fields: more of the request. */
-  async ask(asked, fields = {}) {
+   * begun: tokens that it begins with. */
+  async ask(asked, begun = []) {
     const { conversation, conversations } = this;
     if (this.running || !this.model) return false;
     if (!conversation.title) conversation.metadata = { ...conversation.metadata, title: titleOf(asked) };
     let body;
     try {
-      body = { ...requestOf(conversation, [...conversation.messages(), ...asked], this.model.id), ...fields };
+      body = requestOf(conversation, [...conversation.messages(), ...asked], this.model.id);
+      if (begun.length) body.prefix_token_ids = begun.map((token) => token.id);
       if (conversations.areKept) {
         if (conversation.isNew) await conversations.create(conversation);
         body.session = conversation.current;
@@ -139,15 +140,15 @@ class Page {
       return false;
     }
     if (this.composer.budget !== null) body.thinking_token_budget = this.composer.budget;
-    return this.follow(RunningAnswer.start(this.api, body), asked);
+    return this.follow(RunningAnswer.start(this.api, body), asked, begun);
   }
 
   /** Show an answer as it comes, then the turn that it became; false if nothing came of it. */
-  async follow(answer, asked) {
+  async follow(answer, asked, begun = []) {
     const conversation = this.conversation;
     const last = conversation.path.at(-1);
     this.running = answer;
-    const live = this.log.begin(asked);
+    const live = this.log.begin(asked, begun);
     this.showRunning(true);
     this.tell(null);
     try {
@@ -278,7 +279,7 @@ class Page {
   }
 
   /** Ask again at a turn's place, in a branch of its own, which goes if nothing comes of it. */
-  async again(turn, asked, fields = {}) {
+  async again(turn, asked, begun = []) {
     if (this.running) return;
     const { conversation, conversations } = this;
     const before = conversation.current;
@@ -286,7 +287,7 @@ class Page {
       await conversations.fork(conversation, turn.number - 1);
       this.show();
       const fork = conversation.current;
-      if ((await this.ask(asked, fields)) || conversation !== this.conversation) return;
+      if ((await this.ask(asked, begun)) || conversation !== this.conversation) return;
       await conversations.drop(conversation, fork, before);
       this.show();
     } catch (error) {
@@ -328,9 +329,9 @@ class Page {
   }
 
   /** Go on from some token of a turn's answer, or from another token there. */
-  async branchAt(turn, ids) {
+  async branchAt(turn, tokens) {
     this.dialogs.close();
-    await this.again(turn, turn.asked, { prefix_token_ids: ids });
+    await this.again(turn, turn.asked, tokens);
   }
 
   /** Return the tokens of a turn's answer with their alternatives. */

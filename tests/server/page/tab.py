@@ -220,7 +220,8 @@ class Tab:
 
     def check_quiet(self) -> None:
         """Demand an empty console, and that only the server was asked for anything."""
-        assert self.messages() == []
+        messages = self.messages()
+        assert messages == []
         others = [
             url
             for url in self.asked()

@@ -1,0 +1,114 @@
+"""What a model or a person writes is shown and never runs, asks for nothing and breaks nothing."""
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.server.page.serving import served_page
+from tests.server.page.tab import Tab
+
+pytestmark = pytest.mark.slow
+
+EVIL = "https://evil.example"
+TEXTS = {
+    "script": "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>",
+    "svg": "<svg onload='window.hacked = 1'><script>window.hacked = 1</script></svg>",
+    "style": f"<style>@import '{EVIL}/a.css';</style><link rel=stylesheet href={EVIL}/b.css>",
+    "frame": f"<iframe src='{EVIL}'></iframe><base href='{EVIL}'><form action='{EVIL}'>",
+    "links": "[a](javascript:window.hacked=1) [b](data:text/html,<script>1</script>) "
+    "<javascript:window.hacked=1> [c](JaVaScRiPt:window.hacked=1) [d](vbscript:x) "
+    "[e](\\x01javascript:window.hacked=1) [f](file:///etc/passwd)",
+    "images": f"![a]({EVIL}/a.png) ![b](javascript:window.hacked=1) ![c](data:image/svg+xml,x)",
+    "references": f"[a]: javascript:window.hacked=1\n\n[a] ![a]\n\n[b]: {EVIL}/x.png\n\n![b]",
+    "formulas": "$\\href{javascript:window.hacked=1}{x}$ $\\html{<b>}$ "
+    f"$\\includegraphics{{{EVIL}/a.png}}$ $\\class{{a}}{{x}}$ $\\style{{color:url({EVIL})}}{{x}}$",
+    "code": '```html\n<script>window.hacked = 1</script>\n```\n```" onload=x\n1\n```',
+    "nested quotes": ">" * 3000 + " deep",
+    "nested lists": "\n".join("  " * depth + "- x" for depth in range(400)),
+    "brackets": "[" * 4000 + "x" + "](" * 4000,
+    "stars": "*a_ **b " * 4000,
+    "open formulas": "\\( $$ \\[ $x " * 4000,
+    "names": "__proto__ constructor toString ```__proto__\n1\n```",
+    "directions": "\u202e\u2066 text \u200b\ufeff \x00 \x1b[31m",
+}
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with served_page(tmp_path_factory.mktemp("sessions")) as url:
+        yield url
+
+
+def demand_harmless(tab: Tab) -> None:
+    """Nothing ran, and nothing is there that could run or load."""
+    assert tab.js("return window.hacked") is None
+    for css in ("iframe", "object", "form form", "script:not([src^=page])", "svg", "img", "base"):
+        assert not tab.all(f"main {css}"), css
+    hrefs = tab.js("return [...document.querySelectorAll('#log a')].map((a) => a.href)")
+    assert all(href.startswith(("https://", "http://", "mailto:")) for href in hrefs), hrefs
+    handlers = tab.js(
+        "return [...document.querySelectorAll('#log *')].flatMap((e) => [...e.attributes])"
+        ".filter((a) => a.name.startsWith('on') || /javascript:/i.test(a.value)).length"
+    )
+    assert handlers == 0
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_hostile_text_is_only_shown(tab: Tab, url: str, name: str) -> None:
+    tab.open(url)
+    text = TEXTS[name]
+    tab.ask(f"say:{text}</think>\n\n{text}")
+    tab.one(".thought summary").click()
+    tab.wait(lambda: tab.text(".thought-text"))
+    demand_harmless(tab)
+    assert tab.ask("still there") == "Answer 2 to still there."
+
+
+def test_a_megabyte_in_one_line_leaves_the_page_usable(tab: Tab, url: str) -> None:
+    tab.open(url)
+    for line in ("a" * 2**20, "*a* [b](c) $d$ " * 70_000):
+        longest = tab.js(
+            "const [line, done] = [arguments[0], arguments[1]];"
+            "return import('./page/markdown.js').then(({ Markdown }) => {"
+            "  const piece = new Markdown(); let longest = 0;"
+            "  document.getElementById('log').append(piece.element);"
+            "  for (let place = 0; place < line.length; place += 2 ** 14) {"
+            "    piece.add(line.slice(place, place + 2 ** 14));"
+            "    const began = performance.now(); piece.draw();"
+            "    document.body.offsetHeight;"
+            "    longest = Math.max(longest, performance.now() - began);"
+            "  }"
+            "  piece.end(); return [longest, piece.element.textContent.length]; })",
+            line,
+        )
+        print(longest)
+        assert longest[1] >= 2**20 * 0.3
+    tab.reload()
+    assert tab.ask("still there") == "Answer 1 to still there."
+
+
+def test_hostile_names_are_only_shown(tab: Tab, url: str) -> None:
+    tab.open(url)
+    name = "<img src=x onerror='window.hacked=1'>"
+    tab.ask(name)
+    assert tab.text("#title") == name
+    tab.click(f"Rename, save or delete: {name}")
+    tab.close_dialog()
+    tab.click("Branches")
+    assert tab.wait(lambda: tab.texts(".node b")) == [name]
+    demand_harmless(tab)
+
+
+def test_the_policy_forbids_what_is_not_the_pages_own(tab: Tab, url: str) -> None:
+    tab.open(url)
+    tab.expected = ["Content Security Policy", "TrustedHTML", "TrustedScript", "require-trusted"]
+    assert tab.js(
+        "try { document.body.innerHTML = '<b>x</b>'; return false } catch { return true }"
+    )
+    tab.js(
+        "const s = document.createElement('img'); s.src = arguments[0]; document.body.append(s)",
+        f"{EVIL}/x.png",
+    )
+    time.sleep(0.2)
+    assert not [address for address in tab.asked() if EVIL in address]
