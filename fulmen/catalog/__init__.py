@@ -11,6 +11,7 @@ from fulmen.catalog.cards import (
     local_path,
     published_config,
 )
+from fulmen.catalog.checkpoint_card import checkpoint_card
 from fulmen.catalog.download import OnProgress, cache_folder
 from fulmen.catalog.resolve import has_begun, pull, resolve, resolve_without_weights
 from fulmen.catalog.sampling import recommended_sampling
@@ -20,6 +21,7 @@ __all__ = [
     "Language",
     "OnProgress",
     "cache_folder",
+    "checkpoint_card",
     "find_card",
     "find_config",
     "get_card",

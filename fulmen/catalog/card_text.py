@@ -102,11 +102,11 @@ def render_card(card: Card, lang: Language = "en") -> str:
 def _facts(card: Card, lang: Language) -> Iterable[tuple[str, str]]:
     labels, config = _LABELS[lang], read_published(card.config)
     counts = count_parameters(config)
-    total = labels["total"].format(_number(counts.total, lang))
-    active = labels["active"].format(_number(counts.active, lang))
+    total = labels["total"].format(shown_number(counts.total, lang))
+    active = labels["active"].format(shown_number(counts.active, lang))
     budget = labels["no_budget"]
     if card.thinking_budget is not None:
-        budget = labels["trained_to"].format(_number(card.thinking_budget, lang))
+        budget = labels["trained_to"].format(shown_number(card.thinking_budget, lang))
     num_bytes = checkpoint_bytes(config) if card.source is None else card.source.file_bytes
     top_k = labels["no_top_k"] if card.sampling.top_k is None else f"top_k {card.sampling.top_k}"
     sampling = f"temperature {card.sampling.temperature}, top_p {card.sampling.top_p}, {top_k}"
@@ -114,9 +114,9 @@ def _facts(card: Card, lang: Language) -> Iterable[tuple[str, str]]:
     if card.technical_lead is not None:
         yield labels["lead"], card.technical_lead
     yield labels["parameters"], f"{total}, {active}"
-    yield labels["context"], labels["tokens"].format(_number(card.context, lang))
+    yield labels["context"], labels["tokens"].format(shown_number(card.context, lang))
     yield labels["budget"], budget
-    yield labels["weights"], labels["bytes"].format(_number(num_bytes, lang))
+    yield labels["weights"], labels["bytes"].format(shown_number(num_bytes, lang))
     yield labels["sampling"], sampling
     if card.system is not None:
         yield labels["system"], labels["default"].format(card.system)
@@ -128,7 +128,8 @@ def _facts(card: Card, lang: Language) -> Iterable[tuple[str, str]]:
     yield labels["paper"], f"{paper.title} ({paper.year}), https://arxiv.org/abs/{paper.arxiv}"
 
 
-def _number(value: int, lang: Language) -> str:
+def shown_number(value: int, lang: Language) -> str:
+    """Return a number with the marks of a language between its thousands."""
     return f"{value:,}" if lang == "en" else f"{value:,}".replace(",", ".")
 
 

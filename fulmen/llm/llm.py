@@ -15,7 +15,13 @@ from typing import Any, Self
 
 import torch
 
-from fulmen.catalog import OnProgress, recommended_sampling, resolve
+from fulmen.catalog import (
+    Language,
+    OnProgress,
+    checkpoint_card,
+    recommended_sampling,
+    resolve,
+)
 from fulmen.chat import (
     ChatFormat,
     ChatRequest,
@@ -116,6 +122,17 @@ class LLM:
                 self._folder, ignore_config_fields=self._ignore_config_fields
             )
         return Origin(model=self._fingerprint, numerics=self.engine.numerics)
+
+    def card(self, name: str) -> dict[Language, str]:
+        """Return a short card of the model in Markdown, in English and in German. name is the one
+        that it was loaded by."""
+        return checkpoint_card(
+            self.engine.model.config,
+            self._folder,
+            name=name,
+            has_thoughts=self.format.thinking is not None,
+            has_tools=self.format.calls is not None,
+        )
 
     def chat(self, messages: ChatRequest | Messages = (), **fields: Any) -> Completion:
         """Return the whole answer to a conversation. fields are those of `ChatRequest`."""

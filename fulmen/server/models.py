@@ -1,13 +1,26 @@
 """A model as GET /v1/models lists it: one object for both SDKs."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from fulmen.llm import LLM
 from fulmen.server.service import Service
 
 
-def model_object(name: str, service: Service, started: int) -> dict[str, Any]:
+def card_of(service: Service) -> Mapping[str, str] | None:
+    """Return the card of the model, by language; None where its weights are not here."""
+    llm: LLM | None = getattr(service.model, "llm", None)
+    return None if llm is None else llm.card(service.config.model_name)
+
+
+def model_object(
+    name: str, service: Service, *, started: int, card: Mapping[str, str] | None
+) -> dict[str, Any]:
     """Return one object that the OpenAI SDK reads as a model, and the Anthropic SDK too.
+
+    started  time of the server's start, in seconds since 1970
+    card     see `card_of`
 
     max_model_len is vLLM's name for the length of the context.
     """
@@ -23,6 +36,7 @@ def model_object(name: str, service: Service, started: int) -> dict[str, Any]:
         "created_at": datetime.fromtimestamp(started, UTC).isoformat().replace("+00:00", "Z"),
         "owned_by": "fulmen",
         "display_name": name,
+        "card": card,
         "lifecycle": "active",
         "max_model_len": length,
         "max_input_tokens": None if length is None else length - 1,

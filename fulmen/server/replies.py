@@ -802,6 +802,14 @@ class Capabilities(TypedDict):
 
 
 @_closed
+class ModelCard(TypedDict):
+    """A short card of a model for people, in Markdown."""
+
+    en: str
+    de: str
+
+
+@_closed
 class ModelObject(TypedDict):
     """A model, in a form that both SDKs read."""
 
@@ -812,6 +820,7 @@ class ModelObject(TypedDict):
     created_at: Annotated[str, Field(json_schema_extra={"format": "date-time"})]
     owned_by: str
     display_name: str
+    card: Annotated[ModelCard | None, Field(description="Null where the weights are not here")]
     lifecycle: Literal["active"]
     max_model_len: Annotated[int | None, Field(description="Tokens that the context has")]
     max_input_tokens: int | None

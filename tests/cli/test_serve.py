@@ -69,6 +69,13 @@ def ask(url: str, body: Any = None, key: str | None = None) -> tuple[int, Any]:
             return error.code, json.load(error)
 
 
+def root_of(url: str, key: str = "") -> str:
+    """Return the type of what a browser finds at the address."""
+    headers = {"accept": "text/html", "authorization": f"Bearer {key}"}
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60) as answer:
+        return str(answer.headers.get_content_type())
+
+
 CHAT = {"model": "any", "messages": [{"role": "user", "content": "a secret"}], "max_tokens": 4}
 
 
@@ -76,6 +83,7 @@ def test_the_address_is_the_one_line_and_both_dialects_answer(folder: Path, tmp_
     with served(folder, home=tmp_path) as (process, url, printed):
         assert url.startswith("http://127.0.0.1:")
         assert ask(f"{url}/ready")[0] == 200
+        assert root_of(url) == "text/html"
         assert ask(f"{url}/v1/models")[1]["data"][0]["id"] == "tiny-m2"
         status, answer = ask(f"{url}/v1/chat/completions", CHAT)
         assert (status, answer["usage"]["completion_tokens"]) == (200, 4)
@@ -100,10 +108,12 @@ def test_settings_of_the_server_and_of_sampling_hold(folder: Path, tmp_path: Pat
         *(folder, "--api-key", KEY, "--api-key-file", keys, "--no-transcripts"),
         *("--model-name", "m2", "--alias", "gpt-4o", "--alias", "claude", "--strict-model-names"),
         *("--max-tokens", "3", "--max-body", "1KiB", "--log-format", "json", "--log-content"),
+        "--no-page",
     ]
     with served(*arguments, home=tmp_path) as (process, url, printed):
         for key in (None, "sk-environment", "sk-third-8901"):
             assert ask(f"{url}/v1/models", key=key)[0] == 401
+        assert root_of(url, KEY) == "application/json"
         listed = ask(f"{url}/v1/models", key="sk-second-4567")[1]["data"]
         assert [each["id"] for each in listed] == ["m2", "gpt-4o", "claude"]
         few = {**CHAT, "model": "claude"}

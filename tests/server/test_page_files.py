@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from fulmen.server.page_files import FOLDER, page_files
-from tests.server.helpers import Answer, ask, scripted, served
+from tests.server.helpers import Answer, ask, scripted, served, served_checkpoint
 
 KEY = "sk-page-0123"
 BROWSER = {"accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
@@ -148,3 +148,13 @@ def test_another_origin_that_is_allowed_may_change_metadata() -> None:
         assert "access-control-allow-origin" not in answer.headers
         body, plain = b'{"metadata": {}}', {"content-type": "text/plain"}
         assert ask(url, "/v1/sessions/x", body, method="PATCH", headers=plain).status == 415
+
+
+def test_a_model_has_a_card_in_both_languages_where_its_weights_are(url: str) -> None:
+    assert ask(url, "/v1/models").json()["data"][0]["card"] is None
+    with served_checkpoint("m2", aliases=("gpt-4o",)) as here:
+        listed = ask(here, "/v1/models").json()["data"]
+        assert listed[0]["card"].keys() == {"en", "de"}
+        assert listed[0]["card"] == listed[1]["card"]
+        assert ask(here, "/v1/models/gpt-4o").json() == listed[1]
+        assert "- Can: think before it answers, call tools" in listed[0]["card"]["en"].split("\n")

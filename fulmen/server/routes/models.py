@@ -1,6 +1,7 @@
 """The model's names, health, counters and version over HTTP."""
 
 import time
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
@@ -8,7 +9,7 @@ from fastapi.responses import PlainTextResponse
 from fulmen import __version__
 from fulmen.server.errors import Refusal
 from fulmen.server.metrics import Metrics
-from fulmen.server.models import model_object
+from fulmen.server.models import card_of, model_object
 from fulmen.server.openapi import replying
 from fulmen.server.replies import Health, ModelList, ModelObject, Readiness, Version
 from fulmen.server.routes.api import Api, json_response, new_router
@@ -17,7 +18,10 @@ from fulmen.server.routes.api import Api, json_response, new_router
 def models_router(api: Api) -> APIRouter:
     """Return the routes that tell which names the model has."""
     router, service, config = new_router(), api.service, api.config
-    started = int(time.time())
+    started, card = int(time.time()), card_of(service)
+
+    def described(name: str) -> dict[str, Any]:
+        return model_object(name, service, started=started, card=card)
 
     @router.get(
         "/v1/models",
@@ -25,7 +29,7 @@ def models_router(api: Api) -> APIRouter:
         responses=replying(ModelList),
     )
     async def models() -> Response:
-        data = [model_object(name, service, started) for name in config.names]
+        data = [described(name) for name in config.names]
         return json_response(
             {
                 "object": "list",
@@ -40,7 +44,7 @@ def models_router(api: Api) -> APIRouter:
     async def one_model(name: str) -> Response:
         if config.strict_model_names:
             api.name(name)
-        return json_response(model_object(name, service, started))
+        return json_response(described(name))
 
     return router
 
