@@ -4,18 +4,19 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from fulmen.catalog import Language
 from fulmen.llm import LLM
 from fulmen.server.service import Service
 
 
-def card_of(service: Service) -> Mapping[str, str] | None:
+def card_of(service: Service) -> Mapping[Language, str] | None:
     """Return the card of the model, by language; None where its weights are not here."""
     llm: LLM | None = getattr(service.model, "llm", None)
     return None if llm is None else llm.card(service.config.model_name)
 
 
 def model_object(
-    name: str, service: Service, *, started: int, card: Mapping[str, str] | None
+    name: str, service: Service, *, started: int, card: Mapping[Language, str] | None
 ) -> dict[str, Any]:
     """Return one object that the OpenAI SDK reads as a model, and the Anthropic SDK too.
 

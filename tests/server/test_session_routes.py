@@ -332,7 +332,7 @@ def test_an_answer_that_goes_on_from_some_of_its_tokens_is_the_same_in_greedy(
 
 
 def test_a_reply_says_what_comes_after_the_tokens_it_began_with(m2: Path) -> None:
-    fields = {"max_tokens": 24, "temperature": 0, "thinking_budget": 9}
+    fields: Any = {"max_tokens": 24, "temperature": 0, "thinking_budget": 9}
     with served_folder(m2) as url:
         whole = chat(url, [user(LONG)], **fields)
         ids = bits(whole)[0]
@@ -346,9 +346,9 @@ def test_a_reply_says_what_comes_after_the_tokens_it_began_with(m2: Path) -> Non
                 if chunk["choices"]
             ]
             for name in ("reasoning_content", "content"):
-                said = "".join(delta.get(name) or "" for delta in deltas)
-                assert (message.get(name) or "") == said
-                assert whole["choices"][0]["message"][name].endswith(said)
+                streamed = "".join(delta.get(name) or "" for delta in deltas)
+                assert (message.get(name) or "") == streamed
+                assert whole["choices"][0]["message"][name].endswith(streamed)
             assert ("reasoning_content" in message) == (count == 4)
         said = {"role": "assistant", "content": whole["choices"][0]["message"]["content"]}
         more = chat(url, [user(LONG), said, user("?")])
@@ -365,7 +365,7 @@ def test_another_token_begins_a_branch_that_shares_only_what_it_has_in_common(
         assert ask(url, f"{SESSIONS}/trip/fork", {"name": "branch", "turn": 0}).status == 200
         other = next(one["id"] for one in tokens[7]["top"] if one["id"] != tokens[7]["id"])
         prefix = [*(token["id"] for token in tokens[:7]), other]
-        fields = {"max_tokens": 10, "prefix_token_ids": prefix}
+        fields: Any = {"max_tokens": 10, "prefix_token_ids": prefix}
         branch = chat(url, [user(LONG)], "branch", **fields)
         kept = shown(url, "branch")
         of_branch = tokens_of(url, "branch", 1)
