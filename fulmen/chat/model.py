@@ -84,6 +84,9 @@ class ChatRequest:
     """Log-probabilities of prefix_ids; only a repetition_window needs them"""
     forced_ids: Sequence[int] = ()
     """Ids that come first whatever the model says; their log-probabilities are the model's own"""
+    first_scored: int = 1
+    """Index of the prompt's first token whose log-probability is reported, if `prompt_logprobs`
+    asks for any: the cache may know those before it"""
     budget: TokenBudget | None = None
     """Tokens of thought that this answer shares with others"""
     priority: int = 0
@@ -109,6 +112,7 @@ class ChatRequest:
         if self.text is not None and (self.messages or self.tools):
             name = "messages" if self.messages else "tools"
             raise ValueError(f"a request has a text and {name}, a text goes on as it stands alone")
+        check_whole("first_scored", self.first_scored, 1, 2**62)
         if len(self.prefix_logprobs) > len(self.prefix_ids):
             raise ValueError(
                 f"prefix_logprobs has {len(self.prefix_logprobs)} entries, prefix_ids has "
@@ -197,7 +201,7 @@ class Completion:
     tokens: tuple[Token, ...]
     """Every new token, the one that ended the turn included"""
     prompt_tokens: tuple[Token, ...] = ()
-    """Tokens of the prompt from the second on, if `prompt_logprobs` was asked for"""
+    """Tokens of the prompt from `first_scored` on, if `prompt_logprobs` was asked for"""
     params: SamplingParams
     """Sampling that was used; the seed is the one that was drawn if none was given."""
     usage: Usage

@@ -90,6 +90,7 @@ class Engine:
         *,
         num_prefix_ids: int = 0,
         num_repetitive: int = 0,
+        first_scored: int = 1,
         priority: int = 0,
         steering: Steering | None = None,
     ) -> int:
@@ -100,6 +101,8 @@ class Engine:
                         never stopped
         num_repetitive  number of tokens at the end of that beginning that already count for the
                         repetition_window
+        first_scored    index of the prompt's first token whose log-probability is wanted, if
+                        prompt_logprobs asks for any: the cache may know those before it
         priority        lower ones go first, equal ones in the order they came
         steering        decides which tokens may come; without it, all may
 
@@ -113,6 +116,7 @@ class Engine:
             raise ValueError("the prompt is empty, at least one token is needed")
         check_whole("num_prefix_ids", num_prefix_ids, 0, len(ids))
         check_whole("num_repetitive", num_repetitive, 0, num_prefix_ids)
+        check_whole("first_scored", first_scored, 1, len(ids))
         check_whole("priority", priority, -(2**63), 2**63 - 1)
         request = Request(
             request_id=next(self._request_ids),
@@ -122,6 +126,7 @@ class Engine:
             max_tokens=self._max_new_tokens(len(ids), params, num_prefix_ids),
             num_prefix_ids=num_prefix_ids,
             num_repetitive_tokens=num_repetitive,
+            first_scored=first_scored,
             priority=priority,
             steering=steering,
         )

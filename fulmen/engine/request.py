@@ -45,8 +45,10 @@ class Request:
     """Number of the prompt's tokens that were in the cache when it first ran; None before that"""
     queue_seconds: float | None = None
     """Seconds that it waited until it first ran; None before that"""
+    first_scored: int = 1
+    """Index of the prompt's first token whose log-probability is wanted, if any are"""
     prompt_logprobs: list[PromptLogprob] = field(default_factory=list)
-    """Those found so far, of the prompt's tokens from the second on"""
+    """Those found so far, of the prompt's tokens from first_scored on"""
     num_prompt_tokens: int = field(init=False)
     _arrival: float = field(default_factory=time.perf_counter)
 
@@ -63,21 +65,22 @@ class Request:
     @property
     def wants_prompt_logprobs(self) -> bool:
         """True while tokens of the prompt lack their log-probability."""
-        return (
-            self.params.prompt_logprobs is not None
-            and len(self.prompt_logprobs) < self.num_prompt_tokens - 1
-        )
+        return self.params.prompt_logprobs is not None and self.next_scored < self.num_prompt_tokens
 
     def add_prompt_logprobs(self, start: int, found: Sequence[PromptLogprob]) -> None:
         """Add those of the tokens from index `start` on; some may be known, from before the request
         was preempted."""
-        num_known = 1 + len(self.prompt_logprobs)
-        self.prompt_logprobs += found[num_known - start :]
+        self.prompt_logprobs += found[self.next_scored - start :]
+
+    @property
+    def next_scored(self) -> int:
+        """Index of the next token whose log-probability is wanted."""
+        return self.first_scored + len(self.prompt_logprobs)
 
     @property
     def most_hits(self) -> int | None:
         """Most tokens that may come from the cache, which has no logits; None: any number."""
-        return len(self.prompt_logprobs) if self.wants_prompt_logprobs else None
+        return self.next_scored - 1 if self.wants_prompt_logprobs else None
 
     @property
     def num_cached_tokens(self) -> int:
@@ -118,8 +121,9 @@ class Part:
     def __post_init__(self) -> None:
         request = self.request
         last = request.num_prompt_tokens - 1 - request.num_cached_tokens
-        wanted = request.wants_prompt_logprobs
-        self.num_scored = max(0, min(self.num_tokens, last)) if wanted else 0
+        num_scored = max(0, min(self.num_tokens, last))
+        reaches = request.num_cached_tokens + num_scored >= request.next_scored
+        self.num_scored = num_scored if request.wants_prompt_logprobs and reaches else 0
 
     @property
     def is_sampled(self) -> bool:

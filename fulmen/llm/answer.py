@@ -75,6 +75,8 @@ class Answer:
         self._arrival = self._first = self._last = time.perf_counter()
         """Times of the request, and of its first and last token"""
         self.priority = request.priority
+        self.first_scored = request.first_scored
+        """Index of the prompt's first token whose log-probability is wanted, if any are"""
         self._prefix_logprobs = tuple(request.prefix_logprobs)
         self.num_repetitive = _num_repetitive(request.prefix_logprobs, params)
         """Last tokens of the prefix that count for a repetition_window"""
@@ -134,7 +136,7 @@ class Answer:
         """Read the next token; True ends the answer here, at a stop text."""
         self._last = time.perf_counter()
         if not self.tokens:
-            known = output.prompt_logprobs[: len(self.prompt.ids) - 1]
+            known = output.prompt_logprobs[: max(0, len(self.prompt.ids) - self.first_scored)]
             self.prompt_tokens = tuple(Token(*one, is_forced=True) for one in known)
             self.num_cached_tokens = output.num_hit_tokens
             self._queue_seconds += output.queue_seconds

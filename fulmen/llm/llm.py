@@ -180,6 +180,7 @@ class LLM:
                 answer.params,
                 num_prefix_ids=len(answer.prefix_ids),
                 num_repetitive=answer.num_repetitive,
+                first_scored=answer.first_scored,
                 priority=answer.priority,
                 steering=answer,
             )

@@ -170,22 +170,29 @@ class Service:
         self, prompt_ids: tuple[int, ...], ids: tuple[int, ...], top: int, scope: str
     ) -> tuple[Token, ...]:
         """Return ids after a prompt with their log-probabilities, and the likeliest others at each
-        place: to the bit those that they had when they were drawn after it.
+        place. They are read as a prompt is, all but the last, which leaves room for no other.
 
         Raises a Refusal where no place is free.
         """
         usage = self.usages.of(scope)
         usage.check()
-        params = SamplingParams(max_tokens=len(ids), temperature=0, logprobs=top, ignore_eos=True)
+        *before, last = ids
         request = ChatRequest(
-            text=prompt_ids, prompt=Prompt(prompt_ids), forced_ids=ids, params=params
+            text=(*prompt_ids, *before),
+            params=SamplingParams(
+                max_tokens=1, temperature=0, logprobs=top, prompt_logprobs=top, ignore_eos=True
+            ),
+            first_scored=len(prompt_ids),
+            forced_ids=(last,),
         )
         with self.places.acquire(1) as lease:
             lease.and_then(usage.begin())
             try:
-                return (await complete(self.model, request)).tokens
+                completion = await complete(self.model, request)
             except ValueError as error:
                 raise refusal_of(error) from error
+        usage.add_prompt(completion.usage.num_prompt_tokens + 1, completion.usage.num_cached_tokens)
+        return (*completion.prompt_tokens, *completion.tokens)
 
     async def _hold(self, ask: Ask, scope: str) -> Held | None:
         """Return the session that a request names."""

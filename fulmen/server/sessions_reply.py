@@ -206,13 +206,14 @@ def answer_of(sessions: Sessions, store: SessionStore, name: str, number: int) -
 def token_objects(
     scored: Sequence[Token], answer: StoredAnswer, tokenizer: Tokenizer
 ) -> list[SessionToken]:
-    """Return the tokens of an answer with their texts."""
+    """Return the tokens of an answer with their texts, each with the log-probability that it was
+    drawn with, where that is known."""
     texts = logprob_fields(scored, tokenizer)
     return [
         {
             "id": token.token_id,
             "text": fields["token"],
-            "logprob": fields["logprob"],
+            "logprob": fields["logprob"] if drawn_at is None else drawn_at,
             "kind": answer.kinds[place],
             "is_forced": place in answer.forced,
             "top": [
@@ -222,5 +223,7 @@ def token_objects(
                 )
             ],
         }
-        for place, (token, fields) in enumerate(zip(scored, texts, strict=True))
+        for place, (token, fields, drawn_at) in enumerate(
+            zip(scored, texts, answer.logprobs, strict=True)
+        )
     ]

@@ -43,6 +43,7 @@ PROMPT = st.tuples(st.integers(0, 1), st.integers(1, 180), st.lists(st.integers(
 ARRIVAL = st.tuples(
     PROMPT,
     st.sampled_from([None, None, 0, 3]),  # prompt_logprobs
+    st.just(1) | st.integers(1, 180),  # the first one that is wanted
     st.integers(1, 60),  # new tokens
     st.integers(0, 1),  # priority
     st.integers(0, 10),  # steps until the next arrives
@@ -58,25 +59,27 @@ ARRIVAL = st.tuples(
 @settings(max_examples=25, deadline=None)
 def test_they_are_those_of_a_plain_pass_to_the_bit(name, load, pages, drafts) -> None:  # type: ignore[no-untyped-def]
     engine = small_engine(name, pages=pages, drafts=drafts)
-    asked: dict[int, tuple[list[int], int | None]] = {}
+    asked: dict[int, tuple[list[int], int | None, int]] = {}
     found: dict[int, list[PromptLogprob]] = {}
 
     def step() -> None:
         for output in new_tokens(engine.step()):
-            first = output.request_id not in found
-            assert first or not output.prompt_logprobs
+            is_first = output.request_id not in found
+            assert is_first or not output.prompt_logprobs
             found.setdefault(output.request_id, list(output.prompt_logprobs))
 
-    for (stream, length, end), count, max_tokens, priority, wait in load:
+    for (stream, length, end), count, first, max_tokens, priority, wait in load:
         prompt = [(7 * place + stream) % 61 for place in range(length)] + end
         params = SamplingParams(max_tokens=max_tokens, seed=1, prompt_logprobs=count)
-        asked[engine.add_request(prompt, params, priority=priority)] = (prompt, count)
+        first = min(first, len(prompt))
+        request_id = engine.add_request(prompt, params, priority=priority, first_scored=first)
+        asked[request_id] = prompt, count, first
         for _ in range(wait):
             step()
     while engine.has_unfinished:
         step()
-    for request_id, (prompt, count) in asked.items():
-        expected = [] if count is None else plainly(name, prompt, count)
+    for request_id, (prompt, count, first) in asked.items():
+        expected = [] if count is None else plainly(name, prompt, count)[first - 1 :]
         assert found[request_id] == expected
     assert_nothing_is_owned(engine)
 
@@ -96,6 +99,14 @@ def test_an_answer_has_them_without_its_prefix(tmp_path) -> None:  # type: ignor
             token.logprob <= token.top_logprobs[0][1] < 0 for token in completion.prompt_tokens
         )
         assert all(math.isfinite(token.logprob) for token in completion.prompt_tokens)
+    prompt = [place % 60 for place in range(300)]
+    params = SamplingParams(max_tokens=1, prompt_logprobs=2)
+    whole = llm.generate(prompt, params=params)
+    last = llm.generate(prompt, params=params, first_scored=280)
+    assert last.prompt_tokens == whole.prompt_tokens[279:]
+    assert (whole.usage.num_cached_tokens, last.usage.num_cached_tokens) == (0, 279)
+    with pytest.raises(ValueError, match="first_scored"):
+        llm.generate([1, 2], params=params, first_scored=3)
     assert llm.generate([1, 2], params=SamplingParams(max_tokens=1)).prompt_tokens == ()
 
 

@@ -417,7 +417,7 @@ def test_whoever_comes_back_finds_the_answer_that_runs_and_follows_it(
         "input": [{"role": one["role"], "content": one["content"]} for one in history],
         "session": "trip",
         "background": True,
-        "ignore_eos": True,
+        "temperature": 0,
     }
     with served_folder(m2, sessions=tmp_path) as url:
         assert ask(url, SESSIONS, {"name": "trip", "messages": HISTORY}).status == 200
@@ -429,7 +429,7 @@ def test_whoever_comes_back_finds_the_answer_that_runs_and_follows_it(
         assert patch(url, "trip", {"title": "Meanwhile"}).status == 200
         followed = ask(url, f"{RESPONSES}/{started['id']}?stream=true").chunks()
         assert followed[0]["type"] == "response.created"
-        assert followed[-1]["type"] == "response.incomplete"  # at its limit
+        assert followed[-1]["type"] in ("response.completed", "response.incomplete")
         kept = shown(url, "trip")
         assert (kept["status"], kept["response_id"], kept["asked"]) == ("idle", None, [])
         assert len(kept["turns"]) == 3

@@ -84,7 +84,7 @@ class Drawing:
         counts.num_prompt_tokens += len(answer.prompt.ids) + len(answer.prefix_ids)
         try:
             if (num_top := answer.params.prompt_logprobs) is not None:
-                self._prompt_logprobs = await self._score(self._ids(), 1, num_top)
+                self._prompt_logprobs = await self._score(self._ids(), answer.first_scored, num_top)
             while answer.finish_reason is None:
                 await self._step()
             await self._settle()
