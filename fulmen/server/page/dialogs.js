@@ -192,7 +192,7 @@ export class Dialogs {
       return turnIds.slice(turnIds.indexOf(start.id)).map((id) => conversation.turns.get(id));
     };
     const column = (start) => h("div", { class: "side", tabIndex: 0, role: "region", "aria-label": named(start) },
-      h("h3", {}, named(start)), ...plainTurns(line(start)));
+      h("p", { class: "name" }, named(start)), ...plainTurns(line(start)));
     const right = h("div", {});
     const choice = h("select", { "aria-label": say("compare-with"), onchange: () => fill(right, column(others[choice.value])) },
       ...others.map((other, place) => h("option", { value: place }, named(other))));
@@ -214,6 +214,7 @@ export class Dialogs {
     const buttons = tokens.map((token, place) =>
       h("button", {
         type: "button", tabIndex: place ? -1 : 0, "data-place": place,
+        "aria-label": token.text.trim() ? null : visible(token.text),
         class: `token p${Math.min(4, Math.floor(-token.logprob))} ${token.kind}`,
       }, token.text.replace(/\n/g, "⏎\n") || "∅"));
     let shown = 0;

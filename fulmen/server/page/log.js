@@ -133,7 +133,7 @@ function askedElement(message, turn, actions) {
   const isUser = message.role === "user";
   const section = h(
     "section",
-    { class: `message ${isUser ? "user" : "system"}`, "aria-label": say(isUser ? "you" : "system") },
+    { class: `message ${isUser ? "user" : "system"}`, role: "group", "aria-label": say(isUser ? "you" : "system") },
     h("div", { class: "text", dir: "auto" }, ...withFiles(message.content)),
   );
   if (isUser && actions) {
@@ -159,7 +159,7 @@ function withFiles(text) {
 }
 
 function answerElement(message, turn, actions) {
-  const section = h("section", { class: "message answer", "aria-label": say("model") });
+  const section = h("section", { class: "message answer", role: "group", "aria-label": say("model") });
   if (message.thinking) section.append(thoughtElement(message.thinking, turn.thinking_tokens));
   if (message.content) section.append(markdown(message.content));
   for (const call of message.tool_calls ?? []) section.append(callElement(call));
@@ -205,7 +205,7 @@ function card(kind, title, text) {
     "details",
     { class: `card ${kind}`, open: !isLong },
     h("summary", {}, title),
-    h("pre", { tabIndex: 0, role: "region", "aria-label": title }, text),
+    h("pre", { tabIndex: 0, role: "group", "aria-label": title }, text),
   );
 }
 
@@ -265,7 +265,7 @@ class LiveTurn {
   /** log: where it is shown */
   constructor(asked, log) {
     this.status = h("p", { class: "status" });
-    this.answer = h("section", { class: "message answer live", "aria-label": say("model"), "aria-busy": "true" }, this.status);
+    this.answer = h("section", { class: "message answer live", role: "group", "aria-label": say("model"), "aria-busy": "true" }, this.status);
     this.element = h("article", { class: "turn" }, ...asked.map((m) => askedElement(m, null, null)), this.answer);
     this.thought = null; // {piece, summary, details, now}
     this.text = null;

@@ -33,6 +33,9 @@ const NAMES = new Map(
   Object.entries(LANGUAGES).flatMap(([name, others]) => [name, ...others].map((n) => [n, name])),
 );
 const MAX_COLOURED = 100_000; // characters of a code block beyond which it stays plain
+const MAX_BLOCK = 50_000; // characters of a block beyond which all that follows stays plain
+const MAX_FORMULA = 4000; // characters in which a formula must end
+const PIECE = 2 ** 14; // characters of plain text that are laid out together
 const SAFE_LINK = /^(https?:\/\/|mailto:)/i;
 
 const parser = markdownIt({ html: false, linkify: true, breaks: false });
@@ -46,6 +49,7 @@ export class Markdown {
     this.text = "";
     this.start = 0; // where the blocks begin that may still change
     this.numWhole = 0; // elements of blocks that are whole
+    this.plain = null; // shows what stays plain
     this.scheduled = 0;
     this.lastCost = 0;
     this.isEnded = false;
@@ -71,9 +75,18 @@ export class Markdown {
     this.scheduled = 0;
     const began = performance.now();
     const tail = this.text.slice(this.start);
-    const blocks = blocksOf(parser.parse(tail, {}));
+    if (this.plain || tail.length > MAX_BLOCK) {
+      this.drawPlain();
+      return;
+    }
+    const tokens = parser.parse(tail, {});
+    if (tokens.some((token) => token.level >= parser.options.maxNesting - 1)) {
+      this.drawPlain(); // the parser leaves out what is nested deeper
+      return;
+    }
+    const blocks = blocksOf(tokens);
     const numWhole = this.isEnded ? blocks.length : Math.max(blocks.length - 1, 0);
-    while (this.element.childNodes.length > this.numWhole) this.element.lastChild.remove();
+    this.removeUnfinished();
     for (const [place, block] of blocks.entries()) {
       const isWhole = place < numWhole;
       this.element.append(...rendered(block.tokens, isWhole));
@@ -83,6 +96,29 @@ export class Markdown {
       this.start += offsetOfLine(tail, blocks[numWhole].line);
     } else if (this.isEnded) this.start = this.text.length;
     this.lastCost = performance.now() - began;
+  }
+
+  removeUnfinished() {
+    while (this.element.childNodes.length > this.numWhole) this.element.lastChild.remove();
+  }
+
+  /** Add what is not drawn yet as it is, in pieces: the browser lays out only those in sight. */
+  drawPlain() {
+    if (!this.plain) {
+      this.removeUnfinished();
+      this.plain = h("div", { class: "plain" });
+      this.element.append(this.plain);
+    }
+    while (this.start < this.text.length) {
+      let last = this.plain.lastChild;
+      if (!last || last.textContent.length >= PIECE) {
+        last = h("div", {});
+        this.plain.append(last);
+      }
+      const end = this.start + PIECE - last.textContent.length;
+      last.append(this.text.slice(this.start, end));
+      this.start = Math.min(end, this.text.length);
+    }
   }
 }
 
@@ -134,8 +170,11 @@ const TAGS = new Set(
   "p h1 h2 h3 h4 h5 h6 ul ol li blockquote table thead tbody tr th td em strong s a".split(" "),
 );
 
+/** Headings stand below the page's own. */
+const LOWER = { h1: "h2", h2: "h3", h3: "h4", h4: "h5", h5: "h6" };
+
 function opened(token, parent) {
-  const tag = TAGS.has(token.tag) ? token.tag : "span";
+  const tag = TAGS.has(token.tag) ? (LOWER[token.tag] ?? token.tag) : "span";
   const element = document.createElement(tag);
   if (tag === "a") {
     const href = token.attrGet("href") ?? "";
@@ -146,7 +185,7 @@ function opened(token, parent) {
   const align = /text-align:\s*(left|right|center)/.exec(token.attrGet("style") ?? "");
   if (align) element.style.textAlign = align[1];
   if (tag === "table") {
-    const box = h("div", { class: "table", tabIndex: 0, role: "region", "aria-label": say("table") });
+    const box = h("div", { class: "table", tabIndex: 0, role: "group", "aria-label": say("table") });
     box.append(element);
     parent.append(box);
   } else parent.append(element);
@@ -197,7 +236,7 @@ function codeBlock(text, language, isWhole) {
     setTimeout(() => fill(button, say("copy")), 1500);
   });
   if (isWhole && text.length <= MAX_COLOURED) whenIdle(() => colour(code, text, language));
-  const pre = h("pre", { tabIndex: 0, role: "region", "aria-label": say("code") }, code);
+  const pre = h("pre", { tabIndex: 0, role: "group", "aria-label": say("code") }, code);
   return h("figure", { class: "code" }, h("figcaption", {}, h("span", {}, language), button), pre);
 }
 
@@ -277,9 +316,11 @@ function addMath(md) {
     else if (two === "$$") [open, close] = ["$$", "$$"];
     else if (src[pos] === "$") [open, close] = ["$", "$"];
     else return false;
-    const end = src.indexOf(close, pos + open.length);
-    if (end < 0) return false;
-    const content = src.slice(pos + open.length, end);
+    const start = pos + open.length;
+    const length = src.slice(start, start + MAX_FORMULA).indexOf(close);
+    if (length < 0) return false;
+    const end = start + length;
+    const content = src.slice(start, end);
     if (!content.trim()) return false;
     // "$5 and $6" is money: a formula has no blank inside its dollars, and no digit behind them.
     if (open === "$" && (/^\s|\s$|\n\n/.test(content) || /[0-9]/.test(src[end + 1] ?? ""))) return false;

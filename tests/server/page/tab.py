@@ -34,6 +34,10 @@ class Tab:
         """Load the page, and wait until an element is there."""
         self.hosts.add(urlsplit(url).netloc)
         self.chrome.get("about:blank")
+        origin = f"{urlsplit(url).scheme}://{urlsplit(url).netloc}"
+        self.chrome.execute_cdp_cmd(
+            "Storage.clearDataForOrigin", {"origin": origin, "storageTypes": "local_storage"}
+        )
         self.chrome.get(url)
         self.wait(lambda: self.all(is_ready), f"the page has no {is_ready}")
 
@@ -209,13 +213,20 @@ class Tab:
         ]
 
     def asked(self) -> list[str]:
-        """Return the new addresses that the page asked for."""
+        """Return the new addresses that the page asked for, and its policy let it ask."""
         log = self.chrome.get_log("performance")  # type: ignore[no-untyped-call]
         found = [json.loads(entry["message"])["message"] for entry in log]
+        blocked = {
+            event["params"]["requestId"]
+            for event in found
+            if event["method"] == "Network.loadingFailed"
+            and event["params"].get("blockedReason") == "csp"
+        }
         return [
             event["params"]["request"]["url"]
             for event in found
             if event["method"] == "Network.requestWillBeSent"
+            and event["params"]["requestId"] not in blocked
         ]
 
     def check_quiet(self) -> None:

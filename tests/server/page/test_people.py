@@ -89,7 +89,7 @@ def label_of(button: object) -> str:
 @pytest.mark.slow
 def test_axe_finds_nothing_while_an_answer_streams_or_a_key_is_needed(tab: Tab, url: str) -> None:
     tab.open(url)
-    tab.send(f"say:{'Hm. ' * 1500}</think>\n\n{LONG}")
+    tab.send(f"say:{'Hm. ' * 400}</think>\n\n{LONG}")
     tab.wait(lambda: tab.text(".live .thought-text"))
     assert tab.violations() == []
     tab.wait(lambda: tab.text(".live > .markdown"))
@@ -244,7 +244,7 @@ def to_end(tab: Tab) -> list[float]:
 @pytest.mark.slow
 def test_scrolling_never_jumps_while_an_answer_streams(tab: Tab, url: str) -> None:
     tab.open(url)
-    lines = "\n\n".join(f"Paragraph {number}." for number in range(150))
+    lines = "\n\n".join(f"Paragraph {number}." for number in range(400))
     tab.send(f"say:Hm.</think>\n\n{lines}")
     tab.wait(lambda: "Paragraph 40." in tab.text(".live .markdown"))
 
