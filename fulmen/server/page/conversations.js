@@ -372,21 +372,3 @@ export function requestOf(conversation, messages, model) {
 function asTool(tool) {
   return tool.function ? { type: "function", ...tool.function } : { type: "function", ...tool };
 }
-
-/** Return a conversation's branch as Markdown. */
-export function asMarkdown(conversation, names) {
-  const lines = [`# ${conversation.title || conversation.id}`];
-  for (const turn of conversation.path) {
-    for (const message of turn.messages) {
-      lines.push(`## ${names[message.role] ?? message.role}`);
-      if (message.thinking) {
-        lines.push(`<details><summary>${names.thought}</summary>\n\n${message.thinking}\n\n</details>`);
-      }
-      if (message.content) lines.push(message.content);
-      for (const call of message.tool_calls ?? []) {
-        lines.push("```json\n" + JSON.stringify({ name: call.name, arguments: call.arguments }, null, 2) + "\n```");
-      }
-    }
-  }
-  return lines.join("\n\n") + "\n";
-}

@@ -1,6 +1,7 @@
 // What opens above the page: settings, the tree, two branches side by side, tokens, shortcuts.
 
 import { byId, fill, h } from "./dom.js";
+import { saveJson, saveMarkdown } from "./files.js";
 import { language, number, say } from "./i18n.js";
 import { keysWithNames } from "./keys.js";
 import { button, plainTurns } from "./log.js";
@@ -94,12 +95,14 @@ export class Dialogs {
       await this.#whenDone(() => page.conversations.note(conversation, { title: name.value.trim() }));
       page.show();
     };
-    const exported = (save) => async () => {
-      await this.#whenDone(async () => {
-        if (!conversation.isNew && page.conversations.areKept) await page.conversations.load(conversation);
-        await save(conversation);
+    const exported = (save) => () =>
+      this.#whenDone(async () => {
+        if (!conversation.isNew && page.conversations.areKept) {
+          await page.conversations.load(conversation);
+          await page.conversations.loadAll(conversation);
+        }
+        save(conversation);
       });
-    };
     this.open(
       conversation.title || say("new"),
       "small",
@@ -107,8 +110,8 @@ export class Dialogs {
       h(
         "div",
         { class: "column" },
-        button("export-markdown", exported((one) => page.exportMarkdown(one))),
-        button("export-json", exported((one) => page.exportJson(one))),
+        button("export-markdown", exported(saveMarkdown)),
+        button("export-json", exported(saveJson)),
         button("delete", () => this.#delete(conversation)),
       ),
     );
@@ -260,19 +263,13 @@ export class Dialogs {
 
   // ---- the rest
 
-  async model() {
-    let { model } = this.page;
-    try {
-      model = await this.page.api.get(`v1/models/${encodeURIComponent(model.id)}`);
-    } catch (error) {
-      this.page.tell(error);
-      return;
-    }
+  model() {
+    const { model } = this.page;
     const yesOrNo = (value) => say(value ? "yes" : "no");
     const rows = [
       [say("model"), model.id],
       [say("context"), model.max_model_len ? `${number(model.max_model_len)} ${say("tokens")}` : "–"],
-      [say("thought"), yesOrNo(model.capabilities?.thinking.supported)],
+      [say("thinks"), yesOrNo(model.capabilities?.thinking.supported)],
     ];
     this.open(
       say("model"),

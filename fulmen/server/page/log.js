@@ -65,15 +65,20 @@ export class Log {
     return this.live;
   }
 
-  /** Take the answer that streamed away: its turn takes its place, as it looked. */
+  /** Put the turn that it became in the place of the answer that streamed, as it looked; without
+   * a turn it goes. */
   endLive(turn = null) {
-    if (turn && this.live) {
-      const article = turnElement(turn, this.actions);
-      if (this.live.isThoughtOpen) article.querySelector(".thought")?.setAttribute("open", "");
-      this.articles.set(turn.id, article);
-    }
-    this.live?.element.remove();
+    const live = this.live;
     this.live = null;
+    if (!live) return;
+    if (!turn) {
+      live.element.remove();
+      return;
+    }
+    // The same element: a new one would have no height at first, and the log would jump.
+    const article = turnElement(turn, this.actions, live.element);
+    if (live.isThoughtOpen) article.querySelector(".thought")?.setAttribute("open", "");
+    this.articles.set(turn.id, article);
   }
 
   clear() {
@@ -116,8 +121,10 @@ export class Log {
 
 // ---- turns that are whole
 
-function turnElement(turn, actions) {
-  const article = h("article", { class: "turn", tabIndex: -1, "data-turn": turn.id });
+function turnElement(turn, actions, article = h("article", { class: "turn" })) {
+  fill(article);
+  article.tabIndex = -1;
+  article.dataset.turn = turn.id;
   for (const message of turn.asked) {
     const isAnswer = message.role === "assistant"; // of a history that was said elsewhere
     article.append(isAnswer ? answerElement(message, {}, null) : askedElement(message, turn, actions));
@@ -166,15 +173,16 @@ function answerElement(message, turn, actions) {
   if (turn.finish_reason === "length") section.append(h("p", { class: "note" }, say("cut")));
   if (turn.finish_reason === "abort") section.append(h("p", { class: "note" }, say("stopped")));
   if (!actions) return section;
+  const hasTokens = turn.answer_tokens > 0; // not those of an answer from elsewhere
   section.append(
     h(
       "div",
       { class: "tools" },
       button("copy", () => actions.copy(message.content)),
       button("regenerate", () => actions.regenerate(turn)),
-      actions.tokens && button("tokens-view", () => actions.tokens(turn)),
+      actions.tokens && hasTokens ? button("tokens-view", () => actions.tokens(turn)) : null,
       button("branch-here", () => actions.branch(turn)),
-      turn.answer_tokens && h("span", { class: "count" }, `${number(turn.answer_tokens)} ${say("tokens")}`),
+      hasTokens ? h("span", { class: "count" }, `${number(turn.answer_tokens)} ${say("tokens")}`) : null,
     ),
   );
   return section;

@@ -2,17 +2,15 @@
 
 import { Api, RunningAnswer } from "./api.js";
 import { Composer } from "./composer.js";
-import { Conversations, asMarkdown, fromServer, requestOf } from "./conversations.js";
-import { byId, copyText, debounced, fill, h, saveAs } from "./dom.js";
+import { Conversations, fromServer, requestOf } from "./conversations.js";
+import { byId, copyText, fill, h } from "./dom.js";
 import { Dialogs } from "./dialogs.js";
-import { language, number, say, speak, when } from "./i18n.js";
+import { read } from "./files.js";
+import { language, number, say, speak } from "./i18n.js";
 import { listenToKeys } from "./keys.js";
+import { List } from "./list.js";
 import { Log, button } from "./log.js";
 
-/** Conversations that the list shows at once. */
-const LIST_STEP = 200;
-/** What a conversation's file says it is. */
-const FORMAT = "fulmen-conversation";
 const WIDE = matchMedia("(min-width: 50rem)");
 const APPEARANCE = "fulmen-appearance";
 const LANGUAGE = "fulmen-language";
@@ -27,9 +25,7 @@ class Page {
     this.conversation = null;
     this.model = null;
     this.running = null; // the answer that streams now
-    this.found = null; // ids of conversations that a search found
-    this.listLength = LIST_STEP;
-    this.conversations.addEventListener("change", () => this.showListSoon());
+    this.list = new List(this);
     this.#listen();
     listenToKeys(this);
   }
@@ -57,7 +53,12 @@ class Page {
   /** Read what was said elsewhere while nobody looked. */
   async lookAgain() {
     if (document.hidden || !this.conversations.areKept || this.running) return;
-    await this.conversations.refresh().catch(() => {}); // what is shown stays
+    try {
+      await this.conversations.refresh();
+      await this.#read(this.conversation);
+    } catch {
+      // what is shown stays
+    }
   }
 
   // ---- which conversation
@@ -80,16 +81,20 @@ class Page {
 
   async open(conversation) {
     this.#switchTo(conversation);
-    if (conversation.isNew || !this.conversations.areKept) return;
     try {
-      const detail = await this.conversations.load(conversation);
-      if (conversation !== this.conversation) return;
-      this.show();
-      this.log.toEnd();
-      if (detail.response_id) await this.follow(new RunningAnswer(this.api, detail.response_id), detail.asked.map(fromServer));
+      await this.#read(conversation);
     } catch (error) {
       this.tell(error);
     }
+  }
+
+  /** Read the shown conversation as the server has it, and follow the answer that runs there. */
+  async #read(conversation) {
+    if (conversation.isNew || !this.conversations.areKept) return;
+    const detail = await this.conversations.load(conversation);
+    if (conversation !== this.conversation || this.running) return;
+    this.show();
+    if (detail.response_id) await this.follow(new RunningAnswer(this.api, detail.response_id), detail.asked.map(fromServer));
   }
 
   /** Show a new conversation in the place of one that was deleted. */
@@ -109,7 +114,7 @@ class Page {
     history.replaceState(null, "", `#${encodeURIComponent(conversation.id)}`);
     this.composer.settings = conversation.settings;
     this.show();
-    this.showList();
+    this.list.show();
     this.showRunning(false);
     if (!WIDE.matches) this.toggleMenu(false);
   }
@@ -124,7 +129,10 @@ class Page {
    * begun: tokens that it begins with. */
   async ask(asked, begun = []) {
     const { conversation, conversations } = this;
-    if (this.running || !this.model) return false;
+    if (this.running || !this.model) {
+      this.#giveBack(asked);
+      return false;
+    }
     if (!conversation.title) conversation.metadata = { ...conversation.metadata, title: titleOf(asked) };
     let body;
     try {
@@ -240,7 +248,7 @@ class Page {
     if (conversation !== this.conversation) return;
     this.log.endLive(turn);
     this.show();
-    this.showList();
+    this.list.show();
     if (live.response?.error) this.tell(new Error(live.response.error.message));
     if (!turn) this.#giveBack(asked);
     fill(byId("said"), say("answer-whole"));
@@ -300,6 +308,7 @@ class Page {
     const old = [...section.childNodes];
     const close = () => fill(section, ...old);
     const send = () => {
+      if (this.running) return;
       const asked = [...turn.asked.slice(0, turn.asked.indexOf(message)), { ...message, content: area.value }];
       close();
       this.again(turn, asked);
@@ -396,61 +405,6 @@ class Page {
     this.composer.isBusy = isRunning;
   }
 
-  /** Show the list once the changes of the moment are over. */
-  showListSoon = debounced(() => this.showList(), 0);
-
-  showList() {
-    const all = this.conversations.list.filter((each) => !each.isNew || each === this.conversation);
-    const wanted = byId("search").value.trim().toLowerCase();
-    const fits = (each) => this.found?.has(each.id) || each.title.toLowerCase().includes(wanted);
-    const found = wanted ? all.filter(fits) : all;
-    const items = found.slice(0, this.listLength).map((conversation) => this.#listItem(conversation));
-    if (found.length > this.listLength) {
-      const more = () => {
-        this.listLength += LIST_STEP;
-        this.showList();
-      };
-      items.push(h("li", {}, button("more", more)));
-    }
-    fill(byId("conversations"), ...(items.length ? items : [h("li", { class: "note" }, say("nothing-found"))]));
-  }
-
-  #listItem(conversation) {
-    const title = conversation.title || say("new");
-    const isShown = conversation === this.conversation;
-    return h(
-      "li",
-      {},
-      h("button", {
-        type: "button", class: "conversation", "aria-current": isShown ? "page" : null,
-        onclick: () => this.open(conversation), title: when(conversation.lastUsed),
-      }, title),
-      h("button", {
-        type: "button", class: "icon", "aria-label": `${say("about")} ${title}`,
-        onclick: () => this.dialogs.conversation(conversation),
-      }, "⋯"),
-    );
-  }
-
-  /** Find conversations by their title at once, then by what was said in them. */
-  search() {
-    this.found = null;
-    this.showList();
-    this.#searchSoon();
-  }
-
-  #searchSoon = debounced(async () => {
-    const wanted = byId("search").value.trim();
-    if (wanted.length < 2 || !this.conversations.areKept) return;
-    try {
-      const found = await this.conversations.search(wanted, () => wanted !== byId("search").value.trim());
-      if (found) this.found = found;
-    } catch (error) {
-      this.tell(error);
-    }
-    this.showList();
-  }, 250);
-
   /** Tell a person something that went wrong, until the next thing is done; null takes it away. */
   tell(problem) {
     const notice = byId(this.dialogs.isOpen ? "dialog-notice" : "notice");
@@ -459,30 +413,12 @@ class Page {
     fill(notice, text);
   }
 
-  // ---- files
-
-  exportMarkdown(conversation) {
-    const names = { user: say("you"), assistant: say("model"), system: say("system"), tool: say("result"), thought: say("thought") };
-    saveAs(`${conversation.title || conversation.id}.md`, "text/markdown", asMarkdown(conversation, names));
-  }
-
-  async exportJson(conversation) {
-    if (this.conversations.areKept) await this.conversations.loadAll(conversation);
-    const branches = [...conversation.branches.values()].map((branch) => ({
-      name: branch.name, messages: branch.turnIds.flatMap((id) => conversation.turns.get(id).messages),
-    }));
-    const value = { format: FORMAT, version: 1, title: conversation.title, settings: conversation.settings, branches };
-    saveAs(`${conversation.title || conversation.id}.json`, "application/json", JSON.stringify(value, null, 1));
-  }
-
   async import(file) {
     try {
-      const value = JSON.parse(await file.text());
-      if (value?.format !== FORMAT || !value.branches?.length) throw new Error(say("wrong-import"));
-      await this.open(await this.conversations.import(value));
+      await this.open(await this.conversations.import(await read(file)));
       this.tell(say("imported"));
     } catch (error) {
-      this.tell(error instanceof SyntaxError ? say("wrong-import") : error);
+      this.tell(error);
     }
   }
 
@@ -491,7 +427,6 @@ class Page {
   #listen() {
     byId("new").addEventListener("click", () => this.begin());
     byId("stop").addEventListener("click", () => this.stop());
-    byId("search").addEventListener("input", () => this.search());
     byId("menu").addEventListener("click", () => this.toggleMenu());
     byId("tree-button").addEventListener("click", () => this.dialogs.tree());
     byId("settings-button").addEventListener("click", () => this.dialogs.settings());
@@ -509,7 +444,7 @@ class Page {
       speak(event.target.value);
       this.log.clear();
       this.show();
-      this.showList();
+      this.list.show();
       this.composer.showBudget();
     });
     byId("budget").addEventListener("change", () => this.keepBudget());

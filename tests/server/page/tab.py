@@ -204,12 +204,13 @@ class Tab:
         ]
 
     def messages(self) -> list[str]:
-        """Return the console's new messages."""
+        """Return the console's new warnings and errors."""
         log = self.chrome.get_log("browser")  # type: ignore[no-untyped-call]
         return [
             entry["message"]
             for entry in log
-            if not any(part in entry["message"] for part in self.expected)
+            if entry["level"] in ("WARNING", "SEVERE")
+            and not any(part in entry["message"] for part in self.expected)
         ]
 
     def asked(self) -> list[str]:
@@ -232,11 +233,11 @@ class Tab:
     def check_quiet(self) -> None:
         """Demand an empty console, and that only the server was asked for anything."""
         messages = self.messages()
-        assert messages == []
+        assert messages == [], messages
         others = [
             url
             for url in self.asked()
             if urlsplit(url).scheme not in ("about", "data", "blob", "chrome")
             and urlsplit(url).netloc not in self.hosts
         ]
-        assert others == []
+        assert others == [], others

@@ -95,7 +95,7 @@ def test_without_sessions_a_conversation_stays_until_the_page_is_closed(tab: Tab
     script = ["Hm.</think>\n\nOne.", "Hm.</think>\n\nTwo.", "Hm.</think>\n\nThree."]
     with served(scripted("m2", *script)) as url:
         tab.open(url)
-        assert "keeps no sessions" in tab.text("#notice")
+        assert "keeps no conversations" in tab.text("#notice")
         assert tab.ask("first") == "One."
         assert tab.ask("second") == "Two."
         assert tab.text(".count")
