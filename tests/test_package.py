@@ -95,6 +95,16 @@ def test_the_version_is_the_same_in_the_package_and_in_its_metadata() -> None:
     assert project["version"] == fulmen.__version__
 
 
+def test_every_library_of_the_page_comes_with_its_licence() -> None:
+    root = Path(__file__).parent.parent
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = {path for pattern in project["license-files"] for path in root.glob(pattern)}
+    vendor = root / "fulmen/server/page/vendor"
+    assert {path.with_suffix(".LICENSE") for path in vendor.glob("*.mjs")} <= named
+    assert root / "LICENSE" in named
+    assert root / "NOTICE" in named
+
+
 def test_the_package_says_that_it_is_typed() -> None:
     assert (Path(fulmen.__file__).parent / "py.typed").is_file()
 
