@@ -150,7 +150,8 @@ class ChatBody(AnswerBody):
     )
     input_ids: ListOf[int] | None = Field(None, description="The same as prompt_token_ids")
     prefix_token_ids: ListOf[int] | None = Field(
-        None, description="Ids that the answer begins with: it goes on from there"
+        None,
+        description="Ids that the answer begins with; the reply says what comes after them",
     )
     return_progress: bool | None = Field(
         None, description="Add prompt_progress to a stream while the prompt is read"

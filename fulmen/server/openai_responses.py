@@ -89,7 +89,8 @@ class ResponsesBody(BaseModel):
         None, description="As in Chat Completions"
     )
     prefix_token_ids: ListOf[int] | None = Field(
-        None, description="Ids that the answer begins with: it goes on from there"
+        None,
+        description="Ids that the answer begins with; the reply says what comes after them",
     )
     keep_thoughts: bool | None = Field(None, description="Show the model all its earlier thoughts")
     text: Annotated[dict[str, Any], Shape(TextIn)] | None = Field(

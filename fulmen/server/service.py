@@ -252,6 +252,12 @@ class Service:
         all_tools = (*tools, *read_tools(ask.deferred_tools))
         request = ChatRequest(messages=messages, tools=all_tools, params=ask.params)
         if self._log is None:
+            if ask.prefix_ids:
+                raise Refusal(
+                    501,
+                    "this model does not tell its tokens, an answer cannot begin with some",
+                    param="prefix_token_ids",
+                )
             params = self._with_room(ask, None)
             return Prepared(replace(request, params=params), Found(messages, ()), report, digests)
         if ask.prompt_ids is not None:

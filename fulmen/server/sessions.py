@@ -126,6 +126,15 @@ class Sessions:
         root = folder / "keys" / scope if scope else folder
         return SessionStore(root, max_bytes=self.config.session_bytes)
 
+    def check_model(self, state: SessionState) -> None:
+        """Refuse a session (409) that belongs to another model."""
+        if state.fingerprint != self.llm.origin.model:
+            raise Refusal(
+                409,
+                f"session {quoted(state.name)} belongs to another model, it was begun with "
+                f"{Path(state.model).name}",
+            )
+
     async def in_thread(self, work: Callable[[], R]) -> R:
         """Run work that reads or writes files."""
         return await asyncio.get_running_loop().run_in_executor(self.threads, work)
@@ -257,12 +266,7 @@ class Held:
         if not self._store.has(self.name):
             raise no_session(self.name)
         state = refusing(self.name, lambda: self._store.state(self.name))
-        if state.fingerprint != self._sessions.llm.origin.model:
-            raise Refusal(
-                409,
-                f"session {quoted(self.name)} belongs to another model, it was begun with "
-                f"{Path(state.model).name}",
-            )
+        self._sessions.check_model(state)
         return state
 
     def create(self, messages: Sequence[Message], metadata: Mapping[str, str]) -> None:

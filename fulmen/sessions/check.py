@@ -29,7 +29,14 @@ from fulmen.sessions.objects import (
     read_file,
     store_folder,
 )
-from fulmen.sessions.records import FORMAT, MAX_STATE_BYTES, SessionState, StoredTurn, read_state
+from fulmen.sessions.records import (
+    FORMAT,
+    MAX_STATE_BYTES,
+    SessionState,
+    StoredTurn,
+    check_metadata,
+    read_state,
+)
 from fulmen.sessions.session import read_stored
 from fulmen.sessions.store import SessionStore
 
@@ -222,6 +229,7 @@ def _mended(store: SessionStore, path: Path, parents: Mapping[str, object]) -> S
         num_kept=kept,
         created=path.lstat().st_mtime,
         used=path.lstat().st_mtime,
+        metadata=_legible_metadata(path),
     )
 
 
@@ -282,6 +290,15 @@ def _is_newer(path: Path) -> bool:
     """Return whether a file is of a format that only a later version knows."""
     found = _legible_fields(path).get("format")
     return type(found) is int and FORMAT < found <= _LARGEST_FORMAT
+
+
+def _legible_metadata(path: Path) -> dict[str, str]:
+    """Read a session's metadata, if its file is still JSON."""
+    try:
+        values = json.loads(read_beginning(path, MAX_STATE_BYTES))
+        return check_metadata(values.get("metadata", {}))
+    except (ValueError, FileNotFoundError, AttributeError, RecursionError):
+        return {}
 
 
 def _legible_fields(path: Path) -> dict[str, object]:

@@ -407,3 +407,43 @@ def test_calls_of_a_history_match_whatever_their_ids() -> None:
     other = replace(reply, tool_calls=(ToolCall("f", {"a": 1}, "call_of_a_client"),), sampled=None)
     (_, found) = transcript.with_ids([messages[0], other])
     assert found.sampled == reply.sampled
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_history_from_elsewhere_is_rendered_in_every_prompt_also_when_it_is_read_back(
+    name: str,
+) -> None:
+    format = FORMATS[name]
+    history = [
+        Message("system", "Be short."),
+        Message("user", "6 times 7?"),
+        Message("assistant", "42.", "Six sevens."),
+        Message("user", "7 times 8?"),
+        Message("user", "Quick."),
+        Message("assistant", "56."),
+    ]
+    asked = [*history, Message("user", "Why so?")]
+    expected = Transcript(format, SMALL).prompt(asked).ids
+    taken, read_back = Transcript(format, SMALL), Transcript(format, SMALL)
+    taken.add_history(history)
+    assert [len(turn.messages) for turn in taken.turns] == [2, 2]
+    for turn in taken.turns:
+        read_back.turns.append(
+            read_turn(
+                json.loads(json.dumps(turn.record())),
+                num_shared=0,
+                new_ids=(),
+                num_answer_ids=0,
+                format=format,
+                tokenizer=SMALL,
+            )
+        )
+    for transcript in (taken, read_back):
+        assert transcript.messages == history
+        assert transcript.ids() == []
+        prompt = transcript.prompt(asked)
+        assert (prompt.ids, prompt.num_reread_tokens) == (expected, 0)
+        assert transcript.recognize(asked) == asked
+    with pytest.raises(ValueError, match="of the role user"):
+        taken.add_history(asked)
+    assert len(taken.turns) == 2

@@ -549,7 +549,8 @@ def test_a_model_that_does_not_tell_its_tokens_is_served_too() -> None:
         assert "".join(delta.get("content") or "" for delta in deltas) == "Fine."
         counted = ask(url, "/v1/messages/count_tokens", {"messages": [USER]})
         assert counted.status == 501
-        assert ask(url, CHAT, {"messages": [USER], "return_token_ids": True}).status == 501
+        for field, value in (("return_token_ids", True), ("prefix_token_ids", [65])):
+            assert ask(url, CHAT, {"messages": [USER], field: value}).status == 501
 
 
 def test_a_path_that_a_route_names_is_no_id_of_another() -> None:

@@ -345,6 +345,8 @@ def test_sessions_of_another_model_or_in_use_elsewhere_are_refused(
         assert answer.json()["error"]["message"] == (
             "session 'trip' belongs to another model, it was begun with other"
         )
+        tokens = ask(url, "/v1/sessions/trip/tokens?turn=1")
+        assert (tokens.status, tokens.json()) == (409, answer.json())
         chat(url, [user("hello")], "mine")
         shown(url, "mine")
         with SessionStore(tmp_path / "kept").used_by_one("mine"):

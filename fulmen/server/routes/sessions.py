@@ -4,6 +4,7 @@ Answers are asked for where they always are: a request that names a session goes
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Request, Response
@@ -135,7 +136,7 @@ def sessions_router(api: Api, sessions: Sessions) -> APIRouter:
     @router.get(
         "/v1/sessions/{name}/tokens",
         summary="Tokens of an answer, with the likeliest others at each place",
-        responses=replying(SessionTokens, 404, 429),
+        responses=replying(SessionTokens, 404, 409, 429),
     )
     async def tokens(
         request: Request,
@@ -143,22 +144,26 @@ def sessions_router(api: Api, sessions: Sessions) -> APIRouter:
         turn: int = QueryField(ge=1, description="Number of the turn"),
         top: int = QueryField(0, ge=0, le=20, description="Others at each place"),
     ) -> Response:
-        """They are computed now, with the bits that they were sampled with."""
+        """Each has the log-probability that it was drawn with. The likeliest others are computed
+        now: the answer is read as a prompt is."""
         scope = scope_of(request)
         name = await sessions.saved(name, scope)
 
         def work() -> StoredAnswer:
             store = sessions.store(scope)
             check_turn(store, name, turn)
+            sessions.check_model(store.state(name))
             return answer_of(sessions, store, name, turn)
 
         answer = await sessions.in_thread(lambda: refusing(name, work))
-        scored = answer.known_tokens()
-        if scored is None or (top and answer.ids):
-            computed = api.service.score(answer.prompt_ids, answer.ids, top, scope)
-            scored = await unless_gone(request, computed)
-        data = token_objects(scored, answer, api.tokenizer())
-        return json_response({"object": "list", "data": data})
+        known = answer.known_tokens()
+        if known is None or (top and answer.ids):
+            score = api.service.score(answer.prompt_ids, answer.ids, top, scope)
+            known = await unless_gone(request, score)
+        objects = partial(token_objects, known, answer, api.tokenizer())
+        return await sessions.in_thread(
+            lambda: json_response({"object": "list", "data": objects()})
+        )
 
     @router.post(
         "/v1/sessions/{name}/fork",
