@@ -96,6 +96,7 @@ export class RunningAnswer {
     this.id = id;
     this.after = after; // number of the last event that we have
     this.isOver = false;
+    this.isLeft = false; // nobody listens here any more
     this.abort = new AbortController();
   }
 
@@ -149,7 +150,7 @@ export class RunningAnswer {
 
   /** Stop listening; the answer goes on. */
   leave() {
-    this.isOver = true;
+    this.isOver = this.isLeft = true;
     this.abort.abort();
   }
 }

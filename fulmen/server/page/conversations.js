@@ -59,8 +59,17 @@ export class Conversation {
 
   /** The system prompt: as a person set it, else as the messages have it. */
   get system() {
+    return this.settings.system ?? this.#saidSystem;
+  }
+
+  get #saidSystem() {
     const first = this.path[0]?.messages[0];
-    return this.settings.system ?? (first?.role === "system" ? first.content : "");
+    return first?.role === "system" ? first.content : "";
+  }
+
+  /** Whether a person set another system prompt than the branch was begun with. */
+  get hasNewSystem() {
+    return this.path.length > 0 && this.system !== this.#saidSystem;
   }
 
   /** Turns of the current branch, the first one first. */
@@ -69,9 +78,9 @@ export class Conversation {
     return (branch?.turnIds ?? []).map((id) => this.turns.get(id));
   }
 
-  /** Messages of the current branch, or of its first turns. */
-  messages(numTurns = undefined) {
-    return this.path.slice(0, numTurns).flatMap((turn) => turn.messages);
+  /** Messages of the current branch. */
+  get messages() {
+    return this.path.flatMap((turn) => turn.messages);
   }
 
   /** Turns that stand at the same place as this one, itself included. */
@@ -101,6 +110,21 @@ export class Conversation {
     });
     if (detail.id === this.current) this.tokens = detail.tokens;
     this.isNew = false;
+    this.#prune();
+  }
+
+  /** Take a branch away, with the turns that only it has. */
+  forget(name) {
+    this.branches.delete(name);
+    this.#prune();
+  }
+
+  #prune() {
+    const kept = new Set([...this.branches.values()].flatMap((branch) => branch.turnIds));
+    for (const turn of this.turns.values()) {
+      if (!kept.has(turn.id)) this.turns.delete(turn.id);
+      else turn.children = turn.children.filter((child) => kept.has(child.id));
+    }
   }
 
   #plant(turn) {
@@ -269,8 +293,8 @@ export class Conversations extends EventTarget {
 
   /** Take a branch away that came to nothing, and go on in another one. */
   async drop(conversation, name, other) {
-    conversation.branches.delete(name);
     conversation.current = other;
+    conversation.forget(name);
     if (this.areKept) await this.api.delete(`v1/sessions/${encodeURIComponent(name)}`);
   }
 

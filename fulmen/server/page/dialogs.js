@@ -40,21 +40,17 @@ export class Dialogs {
   askForKey(isWrong) {
     return new Promise((resolve) => {
       const input = h("input", { type: "password", autocomplete: "current-password", required: true, "aria-label": say("key-needed") });
-      const form = h(
-        "form",
-        {
-          method: "dialog",
-          onsubmit: () => {
-            this.element.oncancel = null;
-            resolve(input.value);
-          },
-        },
-        h("p", {}, isWrong ? say("key-wrong") : say("key-hint")),
-        input,
-        h("button", { type: "submit" }, say("save")),
+      const take = () => {
+        this.element.onclose = null;
+        resolve(input.value);
+      };
+      const hint = h("p", {}, isWrong ? say("key-wrong") : say("key-hint"));
+      this.element.onclose = () => this.element.showModal(); // there is no going on without it
+      this.open(
+        say("key-needed"),
+        "small required",
+        h("form", { class: "fields", method: "dialog", onsubmit: take }, hint, input, h("button", { type: "submit" }, say("save"))),
       );
-      this.element.oncancel = (event) => event.preventDefault();
-      this.open(say("key-needed"), "small", form);
       input.focus();
     });
   }

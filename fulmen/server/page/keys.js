@@ -7,8 +7,8 @@ import { byId } from "./dom.js";
 const SHORTCUTS = [
   ["Enter", "key-send"],
   ["Shift+Enter", "key-line"],
-  ["Esc", "key-stop", ({ key }, page) => key === "Escape" && page.running, (page) => page.stop()],
-  ["Ctrl+Enter", "answer-now", (e, page) => hasCtrl(e) && e.key === "Enter" && page.running, (page) => page.answerNow()],
+  ["Esc", "key-stop", ({ key }, page) => key === "Escape" && page.asking.running, (page) => page.asking.stop()],
+  ["Ctrl+Enter", "answer-now", (e, page) => hasCtrl(e) && e.key === "Enter" && page.asking.running, (page) => page.asking.answerNow()],
   ["↑", "key-edit", (e) => e.key === "ArrowUp" && e.target.id === "input" && !e.target.value, (page) => page.editLast()],
   ["/", "write", (e) => isPlain(e, "/"), (page) => page.composer.focus()],
   ["j", "key-next", (e) => isPlain(e, "j"), (page) => page.focusTurn(1)],

@@ -1,8 +1,9 @@
 // The page: what a person does becomes requests, what the server says becomes the log.
 
 import { Api, RunningAnswer } from "./api.js";
+import { Asking } from "./asking.js";
 import { Composer } from "./composer.js";
-import { Conversations, fromServer, requestOf } from "./conversations.js";
+import { Conversations, fromServer } from "./conversations.js";
 import { byId, copyText, fill, h } from "./dom.js";
 import { Dialogs } from "./dialogs.js";
 import { read } from "./files.js";
@@ -21,10 +22,10 @@ class Page {
     this.api = new Api((isWrong) => this.dialogs.askForKey(isWrong));
     this.conversations = new Conversations(this.api);
     this.log = new Log(byId("log"), this.#actions());
-    this.composer = new Composer((text) => this.send(text), (problem) => this.tell(problem));
+    this.composer = new Composer((text) => this.asking.ask([{ role: "user", content: text }]), (problem) => this.tell(problem));
     this.conversation = null;
     this.model = null;
-    this.running = null; // the answer that streams now
+    this.asking = new Asking(this);
     this.list = new List(this);
     this.#listen();
     listenToKeys(this);
@@ -52,7 +53,7 @@ class Page {
 
   /** Read what was said elsewhere while nobody looked. */
   async lookAgain() {
-    if (document.hidden || !this.conversations.areKept || this.running) return;
+    if (document.hidden || !this.conversations.areKept || this.asking.running) return;
     try {
       await this.conversations.refresh();
       await this.#read(this.conversation);
@@ -64,8 +65,7 @@ class Page {
   // ---- which conversation
 
   async openFromAddress() {
-    const id = decodeURIComponent(location.hash.slice(1));
-    const found = this.conversations.all.get(id);
+    const found = this.conversations.list.find(({ id }) => `#${encodeURIComponent(id)}` === location.hash);
     if (found && found !== this.conversation) await this.open(found);
     else if (!this.conversation) this.begin();
   }
@@ -92,9 +92,9 @@ class Page {
   async #read(conversation) {
     if (conversation.isNew || !this.conversations.areKept) return;
     const detail = await this.conversations.load(conversation);
-    if (conversation !== this.conversation || this.running) return;
+    if (conversation !== this.conversation || this.asking.running) return;
     this.show();
-    if (detail.response_id) await this.follow(new RunningAnswer(this.api, detail.response_id), detail.asked.map(fromServer));
+    if (detail.response_id) await this.asking.follow(new RunningAnswer(this.api, detail.response_id), detail.asked.map(fromServer));
   }
 
   /** Show a new conversation in the place of one that was deleted. */
@@ -105,9 +105,7 @@ class Page {
   }
 
   #switchTo(conversation) {
-    this.running?.leave();
-    this.running = null;
-    this.usage = this.pace = null;
+    this.asking.leave();
     this.conversation = conversation;
     this.log.clear();
     this.tell(null);
@@ -115,159 +113,7 @@ class Page {
     this.composer.settings = conversation.settings;
     this.show();
     this.list.show();
-    this.showRunning(false);
     if (!WIDE.matches) this.toggleMenu(false);
-  }
-
-  // ---- asking
-
-  send(text) {
-    return this.ask([{ role: "user", content: text }]);
-  }
-
-  /** Ask for the answer to new messages after those of the branch; false if nothing came of it.
-   * begun: tokens that it begins with. */
-  async ask(asked, begun = []) {
-    const { conversation, conversations } = this;
-    if (this.running || !this.model) {
-      this.#giveBack(asked);
-      return false;
-    }
-    if (!conversation.title) conversation.metadata = { ...conversation.metadata, title: titleOf(asked) };
-    let body;
-    try {
-      body = requestOf(conversation, [...conversation.messages(), ...asked], this.model.id);
-      if (begun.length) body.prefix_token_ids = begun.map((token) => token.id);
-      if (conversations.areKept) {
-        if (conversation.isNew) await conversations.create(conversation);
-        body.session = conversation.current;
-      }
-      conversation.isNew = false;
-    } catch (error) {
-      this.#failed(error, asked);
-      return false;
-    }
-    if (this.composer.budget !== null) body.thinking_token_budget = this.composer.budget;
-    return this.follow(RunningAnswer.start(this.api, body), asked, begun);
-  }
-
-  /** Show an answer as it comes, then the turn that it became; false if nothing came of it. */
-  async follow(answer, asked, begun = []) {
-    const conversation = this.conversation;
-    const last = conversation.path.at(-1);
-    this.running = answer;
-    const live = this.log.begin(asked, begun);
-    this.showRunning(true);
-    this.tell(null);
-    try {
-      await this.#listenTo(answer, live, conversation);
-      if (conversation === this.conversation) await this.#settle(live, asked);
-    } catch (error) {
-      if (conversation === this.conversation) this.#failed(error, asked);
-      return false;
-    } finally {
-      if (this.running === answer) this.running = null;
-      if (conversation === this.conversation) this.showRunning(false);
-    }
-    return conversation.path.at(-1) !== last;
-  }
-
-  /** Show the events of an answer until its end, or until another conversation is shown. */
-  async #listenTo(answer, live, conversation) {
-    const pace = new Pace();
-    for await (const event of answer.follow()) {
-      if (conversation !== this.conversation) return;
-      if (event.lost) live.note(say("reconnecting"));
-      else if (event.note) this.#takeNote(event.note, live, pace);
-      else this.#take(event.data, live);
-    }
-    this.pace = pace.perSecond;
-  }
-
-  /** Take what a comment in the stream tells: how far the prompt is read, or the answer said. */
-  #takeNote(note, live, pace) {
-    const prompt = /^ping (\d+)\/(\d+) prompt tokens$/.exec(note);
-    const said = /^ping (\d+) tokens$/.exec(note);
-    if (prompt && prompt[1] !== prompt[2]) {
-      live.note(`${say("reading")}: ${number(Number(prompt[1]))} ${say("of")} ${number(Number(prompt[2]))} ${say("tokens")}`);
-    } else if (said) {
-      pace.count(Number(said[1]));
-      live.count(Number(said[1]));
-      live.note(pace.text);
-    }
-  }
-
-  #take(event, live) {
-    switch (event.type) {
-      case "response.reasoning_text.delta":
-        live.think(event.delta);
-        break;
-      case "response.output_text.delta":
-        live.say(event.delta);
-        break;
-      case "response.output_item.added":
-        if (event.item.type === "function_call") live.call(event.output_index, event.item);
-        break;
-      case "response.function_call_arguments.delta":
-        live.argumentsOf(event.output_index, event.delta);
-        break;
-      case "response.completed":
-      case "response.incomplete":
-      case "response.failed":
-        live.response = event.response;
-        this.usage = event.response.usage ?? this.usage;
-        break;
-    }
-  }
-
-  #failed(error, asked) {
-    this.log.endLive();
-    this.show();
-    this.tell(error);
-    this.#giveBack(asked);
-  }
-
-  #giveBack(asked) {
-    const text = asked.find((message) => message.role === "user")?.content;
-    if (text) this.composer.giveBack(text);
-  }
-
-  /** Put the turn that an answer became in the place of the answer that streamed. */
-  async #settle(live, asked) {
-    const { conversation, conversations } = this;
-    const last = conversation.path.at(-1);
-    live.end();
-    if (conversations.areKept) {
-      await this.api.post(`v1/sessions/${encodeURIComponent(conversation.current)}/save`, {});
-      await conversations.load(conversation);
-    } else if (live.hasSomething) conversation.add([...asked, live.message], live.response ?? {});
-    conversation.lastUsed = Date.now() / 1000;
-    const newest = conversation.path.at(-1);
-    const turn = newest === last ? null : newest;
-    if (turn) turn.thinking_tokens ??= live.response?.usage?.output_tokens_details.reasoning_tokens;
-    if (conversation !== this.conversation) return;
-    this.log.endLive(turn);
-    this.show();
-    this.list.show();
-    if (live.response?.error) this.tell(new Error(live.response.error.message));
-    if (!turn) this.#giveBack(asked);
-    fill(byId("said"), say("answer-whole"));
-  }
-
-  async stop() {
-    try {
-      await this.running?.stop();
-    } catch (error) {
-      this.tell(error);
-    }
-  }
-
-  async answerNow() {
-    try {
-      await this.running?.answerNow();
-    } catch (error) {
-      this.tell(error);
-    }
   }
 
   // ---- what a turn's buttons do
@@ -275,32 +121,15 @@ class Page {
   #actions() {
     return {
       copy: (text) => copyText(text),
-      answerNow: () => this.answerNow(),
+      answerNow: () => this.asking.answerNow(),
       edit: (turn, message, section) => this.edit(turn, message, section),
-      regenerate: (turn) => this.again(turn, turn.asked),
+      regenerate: (turn) => this.asking.again(turn, turn.asked),
       branch: (turn) => this.branch(turn),
       goTo: (turn) => this.goTo(turn),
       compare: (turn) => this.dialogs.compare(turn),
       tokens: (turn) => this.dialogs.tokens(turn),
-      giveResults: (results) => this.ask(results),
+      giveResults: (results) => this.asking.ask(results),
     };
-  }
-
-  /** Ask again at a turn's place, in a branch of its own, which goes if nothing comes of it. */
-  async again(turn, asked, begun = []) {
-    if (this.running) return;
-    const { conversation, conversations } = this;
-    const before = conversation.current;
-    try {
-      await conversations.fork(conversation, turn.number - 1);
-      this.show();
-      const fork = conversation.current;
-      if ((await this.ask(asked, begun)) || conversation !== this.conversation) return;
-      await conversations.drop(conversation, fork, before);
-      this.show();
-    } catch (error) {
-      this.tell(error);
-    }
   }
 
   edit(turn, message, section) {
@@ -308,10 +137,10 @@ class Page {
     const old = [...section.childNodes];
     const close = () => fill(section, ...old);
     const send = () => {
-      if (this.running) return;
+      if (this.asking.running) return;
       const asked = [...turn.asked.slice(0, turn.asked.indexOf(message)), { ...message, content: area.value }];
       close();
-      this.again(turn, asked);
+      this.asking.again(turn, asked);
     };
     area.addEventListener("keydown", (event) => {
       if (event.key === "Escape") {
@@ -326,7 +155,7 @@ class Page {
 
   /** Go on after a turn in a branch of its own. */
   async branch(turn) {
-    if (this.running) return;
+    if (this.asking.running) return;
     try {
       await this.conversations.fork(this.conversation, turn.number);
       this.show();
@@ -340,7 +169,7 @@ class Page {
   /** Go on from some token of a turn's answer, or from another token there. */
   async branchAt(turn, tokens) {
     this.dialogs.close();
-    await this.again(turn, turn.asked, tokens);
+    await this.asking.again(turn, turn.asked, tokens);
   }
 
   /** Return the tokens of a turn's answer with their alternatives. */
@@ -351,7 +180,7 @@ class Page {
 
   /** Show the branch used last that has a turn. */
   async goTo(turn) {
-    if (this.running) return;
+    if (this.asking.running) return;
     const branch = this.conversation.branchWith(turn);
     this.conversation.current = branch.name;
     try {
@@ -385,12 +214,12 @@ class Page {
     meter.hidden = !most || !used;
     if (meter.hidden) return;
     const parts = [`${number(used)} ${say("of")} ${number(most)} ${say("tokens")}`];
-    const usage = this.usage;
+    const { usage, pace } = this.asking;
     if (usage?.input_tokens) {
       const share = (100 * usage.input_tokens_details.cached_tokens) / usage.input_tokens;
       parts.push(`${number(share)} % ${say("cached")}`);
     }
-    if (this.pace) parts.push(`${number(this.pace, 1)} ${say("per-second")}`);
+    if (pace) parts.push(`${number(pace, 1)} ${say("per-second")}`);
     meter.setAttribute("aria-label", say("context"));
     meter.setAttribute("aria-valuemax", most);
     meter.setAttribute("aria-valuenow", used);
@@ -426,7 +255,7 @@ class Page {
 
   #listen() {
     byId("new").addEventListener("click", () => this.begin());
-    byId("stop").addEventListener("click", () => this.stop());
+    byId("stop").addEventListener("click", () => this.asking.stop());
     byId("menu").addEventListener("click", () => this.toggleMenu());
     byId("tree-button").addEventListener("click", () => this.dialogs.tree());
     byId("settings-button").addEventListener("click", () => this.dialogs.settings());
@@ -494,7 +323,7 @@ class Page {
   /** Ask again for the last answer. */
   againHere() {
     const turn = this.conversation.path.at(-1);
-    if (turn) this.again(turn, turn.asked);
+    if (turn) this.asking.again(turn, turn.asked);
   }
 
   /** Move the focus to the next or the previous turn. */
@@ -514,35 +343,6 @@ class Page {
     const siblings = this.conversation.siblings(turn);
     this.goTo(siblings[(siblings.indexOf(turn) + step + siblings.length) % siblings.length]);
   }
-}
-
-/** How fast tokens come, by what the server tells of their number. */
-class Pace {
-  constructor() {
-    this.first = null; // {tokens, at}
-    this.last = null;
-  }
-
-  count(tokens) {
-    this.last = { tokens, at: performance.now() };
-    this.first ??= this.last;
-  }
-
-  get perSecond() {
-    if (!this.last || this.last === this.first) return null;
-    return (1000 * (this.last.tokens - this.first.tokens)) / (this.last.at - this.first.at);
-  }
-
-  get text() {
-    const pace = this.perSecond === null ? "" : ` · ${number(this.perSecond, 1)} ${say("per-second")}`;
-    return `${number(this.last.tokens)} ${say("tokens")}${pace}`;
-  }
-}
-
-/** Return a title for a conversation that begins with these messages. */
-function titleOf(messages) {
-  const first = messages.find((message) => message.role === "user")?.content ?? "";
-  return first.replace(/<file name="([^"]*)">[\s\S]*?<\/file>/g, "$1").trim().slice(0, 80);
 }
 
 function setAppearance(value) {

@@ -66,9 +66,9 @@ class Tab:
     def one(self, css: str) -> WebElement:
         """Return the first element that is shown, once there is one."""
         return self.wait(
-            lambda: next((found for found in self.all(css) if found.is_displayed()), None),
+            lambda: [found for found in self.all(css) if found.is_displayed()],
             f"no {css} is shown",
-        )
+        )[0]
 
     def text(self, css: str) -> str:
         return str(self.one(css).text)
@@ -106,15 +106,15 @@ class Tab:
     def button(self, words: str, within: str = "body") -> WebElement:
         """Return the button with this text or label."""
 
-        def find() -> WebElement | None:
-            for found in self.all(f"{within} button"):
-                if not found.is_displayed():
-                    continue
-                if words in (found.text.strip(), found.get_attribute("aria-label")):
-                    return found
-            return None
+        def find() -> list[WebElement]:
+            return [
+                found
+                for found in self.all(f"{within} button")
+                if words in (found.text.strip(), found.get_attribute("aria-label"))
+                and found.is_displayed()
+            ]
 
-        return self.wait(find, f"there is no button {words!r} in {within}")
+        return self.wait(find, f"there is no button {words!r} in {within}")[0]
 
     def click(self, words: str, within: str = "body") -> None:
         self.button(words, within).click()

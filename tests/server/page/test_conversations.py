@@ -285,9 +285,10 @@ def test_another_system_prompt_begins_a_branch_with_all_that_was_said(tab: Tab, 
     assert tab.texts(".system .text") == ["Be brief."]
     assert tab.texts(".branches span") == ["2 / 2"]
     tab.ask("three")
-    name = tab.js("return location.hash.slice(1)")
-    roles = [each["role"] for each in ask(url, f"/v1/sessions/{name}").json()["messages"]]
+    roles = [each["role"] for each in ask(url, f"/v1/sessions/{newest(url)}").json()["messages"]]
     assert roles == ["system", *["user", "assistant"] * 3]
+    tab.click("Previous branch")
+    tab.wait(lambda: tab.answers == ["Answer 1 to one."])
 
 
 def test_a_long_paste_becomes_a_file_and_is_folded(tab: Tab, url: str) -> None:
@@ -310,6 +311,7 @@ def test_the_meter_tells_tokens_cache_and_pace(tab: Tab, url: str) -> None:
     tab.ask("two")
     meter = tab.one("#meter")
     text = meter.get_attribute("aria-valuetext")
+    assert text is not None
     assert re.fullmatch(r"\d+ of 65,536 tokens, \d+ % from the cache(, [\d.,]+ tokens/s)?", text)
     tab.js("arguments[0].focus()", meter)
     assert tab.js("return getComputedStyle(arguments[0], '::after').content", meter) != "none"

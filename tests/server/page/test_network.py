@@ -25,6 +25,9 @@ def test_a_key_is_asked_for_once_and_kept_for_the_tab(tab: Tab, tmp_path: Path) 
     with served_page(tmp_path / "sessions", api_keys=(KEY,)) as url:
         tab.open(url, is_ready="#dialog input")
         assert "needs an API key" in tab.text("#dialog-body")
+        assert tab.violations() == []
+        tab.keys("Esc", "Esc", "Esc")
+        assert not tab.is_shown("#dialog-close")
         tab.type("wrong", "#dialog input")
         tab.click("Save", "#dialog")
         tab.wait(lambda: "does not know this key" in tab.text("#dialog-body"))
