@@ -14,7 +14,7 @@ from selenium.webdriver.remote.webelement import WebElement
 
 R = TypeVar("R")
 AXE = Path(__file__).parent / "axe.min.js"
-_WAIT_SECONDS = 30.0
+_WAIT_SECONDS = 60.0
 
 
 class Tab:

@@ -137,7 +137,7 @@ def test_going_on_from_an_earlier_answer_begins_a_branch(tab: Tab, url: str) -> 
 
 def test_an_answer_goes_on_whole_after_a_reload(tab: Tab, url: str) -> None:
     tab.open(url)
-    text = "".join(f"word {number}. " for number in range(600)).strip()
+    text = "".join(f"word {number}. " for number in range(400)).strip()
     tab.send(f"say:Hm.</think>\n\n{text}")
     tab.wait(lambda: "word 20." in tab.text(".live .markdown"))
     tab.reload()

@@ -48,7 +48,7 @@ def test_the_page_works_behind_a_path(tab: Tab, tmp_path: Path) -> None:
         assert tab.ask("say:</think>\n\n```python\nx = 1\n```\n\n$x$") == "pythonCopyx = 1\nx"
         tab.wait(lambda: tab.all(".hl-number") and tab.all("math"))
         tab.reload()
-        assert tab.wait(lambda: tab.answers)
+        tab.wait(lambda: tab.all(".hl-number") and tab.all("math"))
         assert {urlsplit(address).path.split("/")[1] for address in tab.asked()} <= {
             "deep",
             "blank",
