@@ -167,7 +167,6 @@ export class Asking {
     conversation.lastUsed = Date.now() / 1000;
     const newest = conversation.path.at(-1);
     const turn = newest === last ? null : newest;
-    if (turn) turn.thinking_tokens ??= live.response?.usage?.output_tokens_details.reasoning_tokens;
     if (answer.isLeft) return;
     this.page.log.endLive(turn);
     this.page.show();

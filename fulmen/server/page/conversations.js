@@ -138,7 +138,8 @@ export class Conversation {
     const usage = response.usage ?? {};
     const turn = new Turn({
       id: newName("turn"), parent: path.at(-1)?.id ?? null, number: path.length + 1,
-      tokens: usage.total_tokens ?? 0, answer_tokens: usage.output_tokens ?? null,
+      tokens: usage.total_tokens ?? 0, answer_tokens: usage.output_tokens ?? 0,
+      thinking_tokens: usage.output_tokens_details?.reasoning_tokens ?? 0,
       finish_reason: { completed: "stop", cancelled: "abort" }[response.status] ?? "length",
     }, messages);
     this.#plant(turn);

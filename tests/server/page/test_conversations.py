@@ -315,3 +315,31 @@ def test_the_meter_tells_tokens_cache_and_pace(tab: Tab, url: str) -> None:
     assert re.fullmatch(r"\d+ of 65,536 tokens, \d+ % from the cache(, [\d.,]+ tokens/s)?", text)
     tab.js("arguments[0].focus()", meter)
     assert tab.js("return getComputedStyle(arguments[0], '::after').content", meter) != "none"
+
+
+def test_while_a_long_prompt_is_read_the_page_says_how_far(tab: Tab, url: str) -> None:
+    tab.open(url)
+    tab.send("long " * 6000)
+    found = tab.wait(
+        lambda: re.fullmatch(
+            r"Reading the prompt: ([\d,]+) of ([\d,]+) tokens", tab.text(".live .status")
+        )
+    )
+    read, total = (int(number.replace(",", "")) for number in found.groups())
+    assert 0 <= read < total
+    assert total > 30_000
+    tab.click("Stop")
+    tab.wait(lambda: not tab.all(".live"))
+
+
+def test_the_model_is_described_in_the_pages_language(tab: Tab, url: str) -> None:
+    card = ask(url, "/v1/models").json()["data"][0]["card"]
+    tab.open(url)
+    for language, button in (("en", "Model"), ("de", "Modell")):
+        tab.choose("#language", language)
+        tab.click(button)
+        shown = tab.text("#dialog .markdown")
+        assert shown
+        for word in re.findall(r"[\w-]{4,}", card[language])[:5]:
+            assert word in shown
+        tab.close_dialog()
