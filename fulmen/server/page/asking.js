@@ -13,6 +13,7 @@ export class Asking {
   constructor(page) {
     this.page = page;
     this.running = null; // the answer that streams now
+    this.work = null; // what is under way, from the first request to the turn
     this.usage = null; // tokens of the last request
     this.pace = null; // tokens in a second of the last answer
   }
@@ -20,25 +21,46 @@ export class Asking {
   /** Stop listening to what runs, and forget what is known of the last answer. */
   leave() {
     this.running?.leave();
-    this.running = this.usage = this.pace = null;
+    this.running = this.work = this.usage = this.pace = null;
     this.page.showRunning(false);
   }
 
-  /** Ask for the answer to new messages after those of the branch; false if nothing came of it.
-   * begun: tokens that it begins with. */
-  async ask(asked, begun = []) {
-    const { conversation, conversations } = this.page;
-    if (this.running || !this.page.model) {
-      this.#giveBack(asked);
-      return false;
+  get isBusy() {
+    return Boolean(this.running || this.work);
+  }
+
+  /** Do one thing at a time: a second click asks nothing. */
+  async #alone(work) {
+    if (this.isBusy) return false;
+    const mine = work();
+    this.work = mine;
+    try {
+      return await mine;
+    } finally {
+      if (this.work === mine) this.work = null;
     }
+  }
+
+  /** Ask for the answer to new messages after those of the branch; false if nothing came of it. */
+  ask(asked) {
+    if (this.page.model && !this.isBusy) return this.#alone(() => this.#ask(asked));
+    this.#giveBack(asked);
+    return false;
+  }
+
+  async #ask(asked, begun = []) {
+    const { conversation, conversations } = this.page;
     const before = conversation.current;
     try {
       const said = await this.#inBranch(asked);
       const body = await this.#body(said);
+      if (conversation !== this.page.conversation) return false; // a person went elsewhere meanwhile
       if (begun.length) body.prefix_token_ids = begun.map((token) => token.id);
       if (await this.follow(RunningAnswer.start(this.page.api, body), said, begun)) return true;
-      if (conversation.current !== before) await conversations.drop(conversation, conversation.current, before);
+      if (conversation.current !== before) {
+        await conversations.drop(conversation, conversation.current, before);
+        this.page.show();
+      }
     } catch (error) {
       this.#failed(error, asked);
     }
@@ -151,7 +173,7 @@ export class Asking {
   }
 
   #giveBack(asked) {
-    const text = asked.find((message) => message.role === "user")?.content;
+    const text = asked.findLast((message) => message.role === "user")?.content;
     if (text) this.page.composer.giveBack(text);
   }
 
@@ -192,16 +214,20 @@ export class Asking {
     }
   }
 
-  /** Ask again at a turn's place, in a branch of its own, which goes if nothing comes of it. */
-  async again(turn, asked, begun = []) {
-    if (this.running) return;
+  /** Ask again at a turn's place, in a branch of its own, which goes if nothing comes of it.
+   * begun: tokens that the answer begins with. */
+  again(turn, asked, begun = []) {
+    return this.#alone(() => this.#again(turn, asked, begun));
+  }
+
+  async #again(turn, asked, begun) {
     const { conversation, conversations } = this.page;
     const before = conversation.current;
     try {
       await conversations.fork(conversation, turn.number - 1);
       this.page.show();
       const fork = conversation.current;
-      if (await this.ask(asked, begun)) return;
+      if (await this.#ask(asked, begun)) return;
       await conversations.drop(conversation, fork, before);
       this.page.show();
     } catch (error) {

@@ -133,8 +133,10 @@ export class Conversation {
   }
 
   /** Add a turn to the current branch that the server does not keep. */
-  add(messages, response) {
+  add(said, response) {
     const { path, current } = this;
+    const system = path.length || !this.system ? [] : [{ role: "system", content: this.system }];
+    const messages = [...system, ...said];
     const usage = response.usage ?? {};
     const turn = new Turn({
       id: newName("turn"), parent: path.at(-1)?.id ?? null, number: path.length + 1,

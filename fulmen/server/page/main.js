@@ -53,7 +53,7 @@ class Page {
 
   /** Read what was said elsewhere while nobody looked. */
   async lookAgain() {
-    if (document.hidden || !this.conversations.areKept || this.asking.running) return;
+    if (document.hidden || !this.conversations.areKept || this.asking.isBusy) return;
     try {
       await this.conversations.refresh();
       await this.#read(this.conversation);
@@ -92,7 +92,7 @@ class Page {
   async #read(conversation) {
     if (conversation.isNew || !this.conversations.areKept) return;
     const detail = await this.conversations.load(conversation);
-    if (conversation !== this.conversation || this.asking.running) return;
+    if (conversation !== this.conversation || this.asking.isBusy) return;
     this.show();
     if (detail.response_id) await this.asking.follow(new RunningAnswer(this.api, detail.response_id), detail.asked.map(fromServer));
   }
@@ -137,7 +137,7 @@ class Page {
     const old = [...section.childNodes];
     const close = () => fill(section, ...old);
     const send = () => {
-      if (this.asking.running) return;
+      if (this.asking.isBusy) return;
       const asked = [...turn.asked.slice(0, turn.asked.indexOf(message)), { ...message, content: area.value }];
       close();
       this.asking.again(turn, asked);
@@ -155,7 +155,7 @@ class Page {
 
   /** Go on after a turn in a branch of its own. */
   async branch(turn) {
-    if (this.asking.running) return;
+    if (this.asking.isBusy) return;
     try {
       await this.conversations.fork(this.conversation, turn.number);
       this.show();
@@ -180,7 +180,7 @@ class Page {
 
   /** Show the branch used last that has a turn. */
   async goTo(turn) {
-    if (this.asking.running) return;
+    if (this.asking.isBusy) return;
     const branch = this.conversation.branchWith(turn);
     this.conversation.current = branch.name;
     try {

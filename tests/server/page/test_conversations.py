@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -121,6 +122,16 @@ def test_two_branches_are_compared_and_the_tree_goes_to_one(tab: Tab, url: str) 
     assert tab.text(".node.here b") == "two"
     next(node for node in tab.all(".node") if node.text.startswith("one")).click()
     tab.wait(lambda: tab.answers == ["Answer 1 to one."])
+
+
+def test_a_second_click_asks_nothing(tab: Tab, url: str) -> None:
+    tab.open(url)
+    tab.ask("one")
+    tab.js("arguments[0].click(); arguments[0].click()", tab.button("Answer again"))
+    tab.wait(lambda: tab.texts(".branches span") == ["2 / 2"])
+    tab.wait_for_turns(1)
+    time.sleep(0.3)
+    assert tab.texts(".branches span") == ["2 / 2"]
 
 
 def test_going_on_from_an_earlier_answer_begins_a_branch(tab: Tab, url: str) -> None:
