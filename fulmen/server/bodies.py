@@ -6,16 +6,30 @@ from typing import Annotated, Any, Final, TypeVar
 
 from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 from fulmen.chat import load_json
 from fulmen.files import shorten
 from fulmen.server.errors import Refusal
+from fulmen.sessions import MAX_METADATA
 
 T = TypeVar("T")
 ListOf = Annotated[list[T], Field(fail_fast=True)]
 """List in a body. Reading it stops at the first wrong value: pydantic would keep a kilobyte for
 each of millions."""
+
+
+def _with_few_entries(given: object) -> object:
+    if isinstance(given, dict) and len(given) > MAX_METADATA:
+        raise PydanticCustomError("too_long", f"it may have {MAX_METADATA} entries")
+    return given
+
+
+Metadata = Annotated[
+    dict[str, str], Field(max_length=MAX_METADATA), BeforeValidator(_with_few_entries)
+]
+"""Texts by name in a body. Too many are refused before they are looked at."""
 
 _LONG_BODY_BYTES: Final = 2**18
 """Bodies longer than this are parsed outside the event loop."""

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fulmen.sampling import SamplingParams, shown
 from fulmen.server.asking import Ask
-from fulmen.server.bodies import ListOf
+from fulmen.server.bodies import ListOf, Metadata
 from fulmen.server.errors import Refusal
 from fulmen.server.fields import describe_ignored, unknown_fields
 from fulmen.server.openai_chat import read_tool_choice
@@ -37,7 +37,6 @@ _INPUT: Final = "input"
 _LOGPROBS: Final = "message.output_text.logprobs"
 _TEXT_TYPES: Final = {"input_text": "text", "output_text": "text"}
 _THINKING_FIELDS: Final = ("reasoning", "thinking", "thinking_token_budget", "chat_template_kwargs")
-_MAX_METADATA: Final = 16
 _KEYS_OF_REASONING: Final = ("effort", "max_tokens", "enabled", "exclude")
 
 
@@ -99,7 +98,7 @@ class ResponsesBody(BaseModel):
     truncation: Annotated[str, Shape(Literal["auto", "disabled"])] | None = Field(
         None, description="disabled; auto is not followed"
     )
-    metadata: dict[str, str] | None = Field(None, max_length=_MAX_METADATA)
+    metadata: Metadata | None = None
     session: str | None = Field(None, description="Name that the conversation is kept under")
 
 

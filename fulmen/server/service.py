@@ -151,10 +151,7 @@ class Service:
             )
             await answers.start()
             if held is not None:
-                messages = prepared.found.messages
-                places = [i for i, each in enumerate(messages, 1) if each.role == "assistant"]
-                asked = messages[places[-1] if places else 0 :]
-                held.running = RunningAnswer(answer_id, asked)
+                held.running = RunningAnswer.of(answer_id, prepared.found.messages)
         except BaseException as error:
             lease.release()
             if held is not None:
@@ -273,22 +270,7 @@ class Service:
                 tokenizer=self.tokenizer,
                 keep_thoughts=keep,
             ).ids
-        if begun is not None and ask.params.tool_choice == "required":
-            raise Refusal(
-                400,
-                "the last message begins the answer with text, tool_choice asks for a call alone",
-                param="tool_choice",
-            )
-        prefix_ids = [] if begun is None else self._prefix_ids(begun)
-        if ask.prefix_ids:
-            if begun is not None:
-                raise Refusal(
-                    400,
-                    "prefix_token_ids and a beginning of the answer as the last message are given, "
-                    "only one of them can be",
-                    param="prefix_token_ids",
-                )
-            prefix_ids = self.checked_ids(ask.prefix_ids, "prefix_token_ids")
+        prefix_ids = self._beginning_ids(ask, begun)
         length, limit = len(ids) + len(prefix_ids), self.max_model_len
         if not is_counted:
             self._check_length(length, ask.messages_name)
@@ -429,6 +411,28 @@ class Service:
         room = num_prefix_ids + int(max(0, min(rooms)) * (1 - self.config.answer_share))
         budget = params.thinking_budget
         return replace(params, thinking_budget=room if budget is None else min(room, budget))
+
+    def _beginning_ids(self, ask: Ask, begun: Message | None) -> list[int]:
+        """Return the ids that an answer begins with, if a client gave its beginning.
+
+        begun  the last message, if that is the beginning
+        """
+        if begun is None:
+            return self.checked_ids(ask.prefix_ids, "prefix_token_ids")
+        if ask.params.tool_choice == "required":
+            raise Refusal(
+                400,
+                "the last message begins the answer with text, tool_choice asks for a call alone",
+                param="tool_choice",
+            )
+        if ask.prefix_ids:
+            raise Refusal(
+                400,
+                "prefix_token_ids and a beginning of the answer as the last message are given, "
+                "only one of them can be",
+                param="prefix_token_ids",
+            )
+        return self._prefix_ids(begun)
 
     def _prefix_ids(self, begun: Message) -> list[int]:
         """Return the ids of an answer that a client began; a thought before it is closed."""

@@ -161,6 +161,12 @@ class RunningAnswer:
     asked: Sequence[Message]
     """Messages that it answers: those after the last answer before it"""
 
+    @classmethod
+    def of(cls, id: str, messages: Sequence[Message]) -> "RunningAnswer":
+        """Return the answer to messages, the whole conversation before it."""
+        places = [i for i, message in enumerate(messages, 1) if message.role == "assistant"]
+        return cls(id, messages[places[-1] if places else 0 :])
+
 
 class Held:
     """A session that one request has."""

@@ -5,14 +5,14 @@ Answers are asked for where they always are: a request that names a session goes
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
 from fastapi import Query as QueryField
 from pydantic import BaseModel, ConfigDict, Field
 
 from fulmen.chat import Message
-from fulmen.server.bodies import ListOf
+from fulmen.server.bodies import ListOf, Metadata
 from fulmen.server.errors import Refusal
 from fulmen.server.openapi import replying
 from fulmen.server.replies import DeletedSession, SessionDetail, SessionList, SessionTokens
@@ -29,11 +29,10 @@ from fulmen.server.sessions_reply import (
     token_objects,
 )
 from fulmen.server.streaming import unless_gone
-from fulmen.sessions import MAX_METADATA, check_metadata, quoted
+from fulmen.sessions import check_metadata, quoted
 
 _MAX_MESSAGES: Final = 5000
 """Most messages that a session is begun with"""
-Metadata = Annotated[dict[str, str], Field(max_length=MAX_METADATA)]
 
 
 class ForkBody(BaseModel):
