@@ -7,8 +7,9 @@
     then the server goes on from prompt and answer so far, all of which is in its prefix cache
 
 So thinking budgets, grammars, limits of calls and stop texts are those of a local engine, though
-the server knows of none. A token that a grammar refuses and that is drawn again among those it
-allows has the probability that a masked draw gives it.
+the server knows of none. Drawing freely, and again among the allowed where a grammar refuses what
+came, is as likely as a masked draw where nothing filters it. top_p, top_k and min_p filter before
+the grammar is asked, so where they are given and few ids are allowed, these alone are drawn from.
 """
 
 import asyncio
@@ -29,6 +30,8 @@ from fulmen.sampling import FinishReason, Mask
 
 _BIAS: Final = 100.0
 """Bias that decides a draw; servers take no larger one"""
+_FEW: Final = 32
+"""Most allowed ids that are drawn from at once"""
 _USAGE_SECONDS: Final = 2.0
 """Time for the counts that come behind an answer's last token"""
 
@@ -99,6 +102,8 @@ class Drawing:
             await self._force(self._answer.forced_ids)
         elif choice.logit_bias is not None:
             self._take(await self._draw_one(dict([choice.logit_bias])))
+        elif choice.mask is not None and self._is_filtered and _is_few(choice.mask):
+            self._take(await self._draw_allowed(choice.mask))
         elif not isinstance(drawn := await self._next(), Drawn):
             self._answer.end(drawn)
             self._on_token()
@@ -106,6 +111,13 @@ class Drawing:
             self._take(drawn)
         else:
             self._take(await self._draw_allowed(choice.mask))
+
+    @property
+    def _is_filtered(self) -> bool:
+        """True if the server leaves out unlikely tokens, so that a mask must come first."""
+        params = self._answer.params
+        has_filter = params.top_p < 1 or params.top_k is not None or params.min_p > 0
+        return has_filter and params.temperature > 0
 
     async def _next(self) -> Drawn | FinishReason:
         """Return the next token that the server draws, or why it ended the answer."""
@@ -115,11 +127,8 @@ class Drawing:
             segment = self._segment
             try:
                 drawn = await segment.next()
-            except BrokenOffError:
-                most = self._source.peer.config.max_retries
-                if not segment.num_tokens or self._num_breaks >= most:
-                    raise
-                self._num_breaks += 1
+            except BrokenOffError as error:
+                self._note_break(error)
                 drawn = None
             if drawn is not None:
                 return drawn
@@ -130,14 +139,24 @@ class Drawing:
     async def _draw_one(self, logit_bias: Mapping[int, float]) -> Drawn:
         """Return one token, drawn with a bias."""
         await self._give_up()
-        segment = self._open(1, logit_bias)
-        try:
-            drawn = await segment.next()
-        finally:
-            await segment.close()
-        if drawn is None:
-            raise lie(self._source.wire.name, "no token where one was asked for")
-        return drawn
+        while True:
+            segment = self._open(1, logit_bias)
+            try:
+                drawn = await segment.next()
+            except BrokenOffError as error:
+                self._note_break(error)
+                continue
+            finally:
+                await segment.close()
+            if drawn is None:
+                raise lie(self._source.wire.name, "no token where one was asked for")
+            return drawn
+
+    def _note_break(self, error: "BrokenOffError") -> None:
+        """Count a request that broke off; raise the error where too many have."""
+        if self._num_breaks >= self._source.peer.config.max_retries:
+            raise error
+        self._num_breaks += 1
 
     async def _draw_allowed(self, mask: Mask) -> Drawn:
         """Return one token that a grammar allows."""
@@ -273,6 +292,8 @@ class _Segment:
         self._reader = source.wire.reader(draw)
         self._events = source.peer.events(source.wire.path, source.wire.body(draw))
         self._tokens: deque[Drawn] = deque()
+        self._has_begun = False
+        """True if an event came"""
 
     @property
     def has_stopped(self) -> bool:
@@ -297,9 +318,10 @@ class _Segment:
         try:
             event = await anext(self._events, None)
         except PeerError as error:
-            if error.peer_status is None and error.status == 502:
+            if error.may_pass and self._has_begun:  # else it was tried again already
                 raise BrokenOffError(str(error)) from error
             raise
+        self._has_begun = True
         if event is None or event.data.strip() == "[DONE]":
             if self.finish_reason is not None:
                 return False
@@ -325,6 +347,11 @@ class _Segment:
     async def close(self) -> None:
         """Give the connection up: the server draws no more for it."""
         await self._events.aclose()
+
+
+def _is_few(mask: Mask) -> bool:
+    """Return True if a mask leaves a few ids, and not one alone, which comes either way."""
+    return not mask.redraw_only and 1 < int(np.count_nonzero(mask.allowed)) <= _FEW
 
 
 def _max_new_tokens(max_model_len: int, answer: Answer) -> int:

@@ -318,6 +318,82 @@ def test_an_answer_that_broke_off_goes_on_where_it_was(folder: Path) -> None:
         asyncio.run(asyncio.wait_for(main(url), 20))
 
 
+async def dies_twice(number: int) -> AsyncIterator[bytes]:
+    """Break off behind two tokens, then behind the head and behind an event without tokens."""
+    if number == 1:
+        yield sse(text_ids("Ha"))
+    if number == 3:
+        yield sse([])
+    if number == 4:
+        yield sse(text_ids("lf."), finish_reason="length")
+        return
+    raise RuntimeError("dead")
+
+
+def test_an_answer_that_breaks_off_again_before_a_token_still_goes_on(folder: Path) -> None:
+    app = liar(dies_twice)
+
+    async def main(url: str) -> None:
+        patient = replace(QUICK, max_retries=3)
+        async with await UpstreamModel.connect(str(folder), url, config=patient) as model:
+            completion = await complete(model, replace(HELLO, params=replace(PLAIN, max_tokens=5)))
+        assert completion.reply.content == "Half."
+        assert app.state.num_requests == 4
+
+    with running(app) as url:
+        asyncio.run(asyncio.wait_for(main(url), 20))
+
+
+CHOOSING = replace(
+    PLAIN, choice=("ab", "xyz"), temperature=1.0, top_k=None, top_p=1.0, max_tokens=2
+)
+
+
+async def errs(number: int) -> AsyncIterator[bytes]:
+    """Draw what is not allowed, break off where it is drawn again, and give in then."""
+    if number == 2:
+        yield sse([])
+        raise RuntimeError("dead")
+    yield sse(text_ids({1: "Q", 3: "a", 4: "b"}[number]))
+
+
+def test_a_draw_under_a_grammar_that_broke_off_is_made_again(folder: Path) -> None:
+    app = liar(errs)
+
+    async def main(url: str) -> None:
+        async with await connected(folder, url) as model:
+            completion = await complete(model, replace(HELLO, params=CHOOSING))
+        assert completion.reply.content == "ab"
+        biases = [body.get("logit_bias") for body in app.state.bodies]
+        first, second = (text_ids(text)[0] for text in "ax")
+        wanted = {str(first): 100.0, str(second): 100.0}
+        assert biases == [None, wanted, wanted, None]
+
+    with running(app) as url:
+        asyncio.run(asyncio.wait_for(main(url), 20))
+
+
+async def obeys(number: int) -> AsyncIterator[bytes]:
+    yield sse(text_ids("ab"[number - 1]))
+
+
+@pytest.mark.parametrize("filter", [{"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}], ids=str)
+def test_a_filter_comes_after_a_mask_of_few_ids_as_in_the_engine(
+    filter: dict[str, Any], folder: Path
+) -> None:
+    app = liar(obeys)
+
+    async def main(url: str) -> None:
+        async with await connected(folder, url) as model:
+            request = replace(HELLO, params=replace(CHOOSING, **filter))
+            assert (await complete(model, request)).reply.content == "ab"
+        # The first token is one of two, the second is settled: whoever draws it draws the same.
+        assert ["logit_bias" in body for body in app.state.bodies] == [True, False]
+
+    with running(app) as url:
+        asyncio.run(asyncio.wait_for(main(url), 20))
+
+
 @pytest.mark.parametrize(("status", "ours"), [(400, 400), (404, 502), (401, 502), (503, 503)])
 def test_a_refusal_is_passed_on_with_its_sentence(status: int, ours: int, folder: Path) -> None:
     async def main(url: str) -> None:
