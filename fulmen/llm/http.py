@@ -35,6 +35,8 @@ _PASSED_ON: Final = {400: 400, 413: 413, 422: 400, 429: 429, 503: 503, 529: 503}
 """Statuses that concern whoever asked, and what a server in front of the other answers then"""
 _PLAIN: Final = frozenset({"", "identity"})
 """Content encodings that are read: what is packed small could be of any size"""
+_MANY: Final = 10_000
+"""Values of a body that take milliseconds to write"""
 _LONGEST_WAIT: Final = 60.0
 """Seconds that a `retry-after` may ask for"""
 
@@ -227,7 +229,7 @@ class Peer:
     ) -> httpx2.Response:
         """Return a successful response, its body unread. Raises PeerError."""
         where = self.shown_url + path
-        content = None if body is None else json.dumps(body).encode()
+        content = None if body is None else await _dumped(body)
         request = self._client.build_request(
             method,
             self.url.copy_with(path=self.url.path.rstrip("/") + path),
@@ -423,6 +425,17 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+async def _dumped(body: Mapping[str, Any]) -> bytes:
+    """Return a body as JSON; others go on meanwhile if it is large."""
+    parts = list(body.values())
+    parts += [each for part in parts if isinstance(part, Mapping) for each in part.values()]
+    if sum(len(part) for part in parts if isinstance(part, list | tuple | Mapping)) < _MANY:
+        return json.dumps(body).encode()
+    # dumps would not let go of the interpreter until it is done, iterencode does now and then.
+    encoder = json.JSONEncoder()
+    return await asyncio.to_thread(lambda: "".join(encoder.iterencode(body)).encode())
 
 
 def _said(body: bytes) -> str:

@@ -124,6 +124,35 @@ def test_an_object_comes_back_and_the_path_is_put_behind_the_url() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("size", [3, 300_000])
+def test_a_body_arrives_as_it_is_and_others_go_on_while_a_large_one_is_written(size: int) -> None:
+    body = {"ids": list(range(size)), "deep": {"bias": {str(key): -0.5 for key in range(size)}}}
+    bodies: list[bytes] = []
+    num_ticks = 0
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+        bodies.append(await reader.readexactly(length))
+        writer.write(answer(b"{}"))
+
+    async def tick() -> None:
+        nonlocal num_ticks
+        while not bodies:
+            num_ticks += 1
+            await asyncio.sleep(0.001)
+
+    async def main() -> None:
+        async with listening(talk) as port, Peer(f"http://127.0.0.1:{port}") as peer:
+            ticking = asyncio.ensure_future(tick())
+            await peer.post("/", body)
+            await ticking
+
+    asyncio.run(main())
+    assert bodies == [json.dumps(body).encode()]
+    assert num_ticks > 10 or size == 3
+
+
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504, 529])
 def test_what_may_pass_is_tried_again(status: int) -> None:
     assert asked_of(answer(b"", status), answer(b"{}")) == ({}, 2)

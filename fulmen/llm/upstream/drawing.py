@@ -22,7 +22,7 @@ from typing import Final, Literal
 
 import numpy as np
 
-from fulmen.engine import PromptLogprob, TokenOutput
+from fulmen.engine import Choice, PromptLogprob, TokenOutput
 from fulmen.llm.answer import Answer
 from fulmen.llm.http import Peer, PeerError
 from fulmen.llm.upstream.wire import Draw, Drawn, Wire, lie, seed_at
@@ -78,6 +78,8 @@ class Drawing:
         self._num_breaks = 0
         """Requests that broke off and were taken up again"""
         self._num_repetitive = answer.num_repetitive
+        self.asking = asyncio.Lock()
+        """Held while the answer is asked what may come next, in a thread"""
         self._prompt_logprobs: Sequence[PromptLogprob] = ()
 
     async def run(self) -> None:
@@ -97,7 +99,7 @@ class Drawing:
 
     async def _step(self) -> None:
         """Take what comes next: one token, or those that are forced."""
-        choice = self._answer.ask(())[0]
+        choice = await self._ask()
         if choice.forced_id is not None:
             await self._force(self._answer.forced_ids)
         elif choice.logit_bias is not None:
@@ -111,6 +113,19 @@ class Drawing:
             self._take(drawn)
         else:
             self._take(await self._draw_allowed(choice.mask))
+
+    async def _ask(self) -> Choice:
+        """Return what may come next. A grammar is asked in a thread, so that others go on."""
+        answer = self._answer
+        if not answer.has_grammar:
+            return answer.ask(())[0]
+        async with self.asking:
+            asked = asyncio.ensure_future(asyncio.to_thread(answer.ask, ()))
+            try:
+                return (await asyncio.shield(asked))[0]
+            except asyncio.CancelledError:
+                await asyncio.gather(asked, return_exceptions=True)
+                raise
 
     @property
     def _is_filtered(self) -> bool:

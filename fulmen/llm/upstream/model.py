@@ -257,6 +257,7 @@ class UpstreamStream:
         self._model = model
         self._prepare = prepare
         self._answer: Answer | None = None
+        self._drawing: Drawing | None = None
         self._start: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._arrived = asyncio.Event()
@@ -306,7 +307,10 @@ class UpstreamStream:
     async def end_thinking(self) -> bool:
         """Close the thought that runs now, at its next token, as if its budget were used up; return
         False if none runs."""
-        return self._answer is not None and self._answer.end_thinking()
+        if self._answer is None or self._drawing is None:
+            return False
+        async with self._drawing.asking:
+            return self._answer.end_thinking()
 
     async def close(self) -> None:
         """End the answer, if it still runs."""
@@ -345,7 +349,7 @@ class UpstreamStream:
             return
         drawing = self._model.draw(self, answer)
         answer.started(0)
-        self._answer = answer
+        self._answer, self._drawing = answer, drawing
         self._task = asyncio.ensure_future(drawing.run())
         self._task.add_done_callback(functools.partial(self._over, answer))
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fulmen.chat import ChatRequest, complete
+from fulmen.engine import Choice
 from fulmen.llm import PeerConfig, PeerError, UpstreamModel
+from fulmen.llm.answer import Answer
 from fulmen.llm.upstream.sglang import SGLangWire
 from fulmen.llm.upstream.vllm import VllmWire
 from fulmen.llm.upstream.wire import Chunk, Draw, Wire
@@ -373,8 +376,42 @@ def test_a_draw_under_a_grammar_that_broke_off_is_made_again(folder: Path) -> No
         asyncio.run(asyncio.wait_for(main(url), 20))
 
 
+def test_other_work_goes_on_while_a_grammar_is_asked(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = Answer.ask
+
+    def slowly(self: Answer, draft_ids: Sequence[int]) -> list[Choice]:
+        time.sleep(0.3)
+        return ask(self, draft_ids)
+
+    monkeypatch.setattr(Answer, "ask", slowly)
+    num_ticks = 0
+
+    async def tick() -> None:
+        nonlocal num_ticks
+        while True:
+            await asyncio.sleep(0.01)
+            num_ticks += 1
+
+    async def main(url: str) -> None:
+        async with await connected(folder, url) as model:
+            ticking = asyncio.ensure_future(tick())
+            request = replace(HELLO, params=replace(CHOOSING, top_k=5))
+            assert (await complete(model, request)).reply.content == "ab"
+            assert num_ticks > 20  # of 60
+            async with model.stream(request) as stream:
+                await asyncio.sleep(0.05)  # it is asked now
+                await stream.close()
+                assert (await stream.finish()).finish_reason == "abort"
+            ticking.cancel()
+
+    with running(liar(obeys)) as url:
+        asyncio.run(asyncio.wait_for(main(url), 20))
+
+
 async def obeys(number: int) -> AsyncIterator[bytes]:
-    yield sse(text_ids("ab"[number - 1]))
+    yield sse(text_ids("ab"[(number - 1) % 2]))
 
 
 @pytest.mark.parametrize("filter", [{"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}], ids=str)
