@@ -13,6 +13,7 @@ import ipaddress
 import itertools
 import json
 import random
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -61,6 +62,17 @@ class PeerError(ModelError):
         super().__init__(message, status=status, retry_after=retry_after)
         self.peer_status = peer_status
         self.may_pass = may_pass
+
+    def without_address(self, url: str, name: str) -> str:
+        """Return the sentence for somebody who may not know where the server is.
+
+        url   as `Peer.shown_url`; name stands in its place, and in that of its paths
+        """
+        sentence = re.sub(re.escape(url) + r"[\w/.-]*", name, str(self))
+        sentence = re.sub(r"https?://[^\s,;]+", "another address", sentence)
+        if self.peer_status is None and self.may_pass:
+            return sentence.partition(": ")[0]  # a system's own words may hold an address
+        return sentence
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -393,18 +405,19 @@ class EventReader:
 
 def _checked_url(url: str) -> tuple[httpx2.URL, str]:
     """Return a URL and how errors show it: without a user's name and key."""
+    shown = re.sub(r"^(\w+://)?.*@", r"\1", url) if isinstance(url, str) else url
     try:
         parsed = httpx2.URL(url)
     except (httpx2.InvalidURL, TypeError, ValueError) as error:
-        raise ValueError(f"{shorten(url, 100)} is no URL: {error}") from None
+        reason = "it cannot be read" if shown != url else error
+        raise ValueError(f"{shorten(shown, 100)} is no URL: {reason}") from None
+    shown = shorten(shown, 100)
     if parsed.port is not None and not 0 < parsed.port < 65536:
-        raise ValueError(f"{shorten(url, 100)} is no URL: its port is outside 1 to 65535")
+        raise ValueError(f"{shown} is no URL: its port is outside 1 to 65535")
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ValueError(
-            f"{shorten(url, 100)} is no URL of a server, it must look like http://127.0.0.1:8000"
-        )
+        raise ValueError(f"{shown} is no URL of a server, it must look like http://127.0.0.1:8000")
     if parsed.query or parsed.fragment:
-        raise ValueError(f"{shorten(url, 100)} has a query or a fragment, a server's URL has none")
+        raise ValueError(f"{shown} has a query or a fragment, a server's URL has none")
     return parsed, shorten(str(parsed.copy_with(userinfo=b"")).rstrip("/"), 200)
 
 

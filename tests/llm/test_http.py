@@ -394,6 +394,39 @@ def test_a_password_in_the_url_is_in_no_error() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(
+    "url", ["ftp://me:secret@h", "me:secret@h:1", "http://me:sec/ret@h:1", "http://me:secret@h?a=1"]
+)
+def test_a_password_in_a_wrong_url_is_in_no_error(url: str) -> None:
+    with pytest.raises(ValueError, match=r"^(ftp://|http://)?h") as error:
+        Peer(url)
+    assert "sec" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (b"", "SGLang cannot be reached"),
+        (answer(b"oh", 400), "SGLang answered with 400: oh"),
+        (answer(b"see http://10.0.0.9/x, please", 400), "400: see another address, please"),
+        (answer(b"", 302, location="http://10.0.0.1/"), "SGLang sends elsewhere, to another addr"),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{", "the answer of SGLang broke off"),
+        (None, "SGLang did not begin to answer within 0.2 s"),
+    ],
+)
+def test_a_sentence_without_an_address_names_the_kind(given: bytes | None, sentence: str) -> None:
+    async def main() -> str:
+        async with peer_of(given) as (peer, _):
+            with pytest.raises(PeerError) as caught:
+                await peer.post("/v1/x", {})
+            return caught.value.without_address(peer.shown_url, "SGLang")
+
+    said = asyncio.run(main())
+    assert sentence in said
+    assert "127.0.0.1" not in said
+    assert "10.0.0" not in said
+
+
 TEXTS = st.text(st.characters(exclude_characters="\r\n", exclude_categories=["Cs"]), max_size=20)
 
 

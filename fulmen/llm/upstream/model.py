@@ -30,7 +30,7 @@ from fulmen.chat import (
 from fulmen.checkpoints import read_config
 from fulmen.engine import EngineStats
 from fulmen.llm.answer import Answer
-from fulmen.llm.http import Peer, PeerConfig
+from fulmen.llm.http import Peer, PeerConfig, PeerError
 from fulmen.llm.preparation import Preparation, SharedPrompt, end_ids
 from fulmen.llm.upstream.drawing import Drawing, Source
 from fulmen.llm.upstream.probe import UpstreamKind, find
@@ -157,6 +157,11 @@ class UpstreamModel:
     def name_of_server(self) -> str:
         """Name of the software that holds the weights."""
         return self._source.wire.name
+
+    @property
+    def url(self) -> str:
+        """Address of that server, without a user's name and key."""
+        return self._source.peer.shown_url
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -356,6 +361,8 @@ class UpstreamStream:
     def _over(self, answer: Answer, task: "asyncio.Task[None]") -> None:
         """Note how the drawing ended."""
         error = None if task.cancelled() else task.exception()
+        if isinstance(error, PeerError):
+            error.public = error.without_address(self._model.url, self._model.name_of_server)
         if error is not None:
             answer.fail(error)
         answer.abort()
