@@ -45,6 +45,8 @@ _ENDINGS: Final[dict[str, Dialect | None]] = {
     "/models": None,
 }
 """Ends of a URL that name a route, and the dialect it belongs to"""
+_NO_LIST: Final = frozenset({404, 405, 501})
+"""Statuses of a server that lists no models; any other may be another one the next time"""
 _ANTHROPICS: Final = "api.anthropic.com"
 _MAX_THOUGHT_CHARS: Final = 4 * 2**20
 """Characters of thoughts that are kept as the blocks they came in"""
@@ -153,7 +155,7 @@ class RemoteModel:
         self.thoughts: dict[str, dict[str, str]] = {}
         """Latest blocks of thought by their signatures, which go back as they came"""
         self._connection: Connection | None = None
-        self._is_connecting = asyncio.Lock()
+        self._connect_lock = asyncio.Lock()
         self.is_closed = False
 
     async def __aenter__(self) -> Self:
@@ -178,7 +180,7 @@ class RemoteModel:
     async def connect(self) -> Connection:
         """Find out what is at the URL, once. Raises PeerError, and ValueError if no model is named
         and the server has not exactly one."""
-        async with self._is_connecting:
+        async with self._connect_lock:
             if self.is_closed:
                 raise RuntimeError("the model is closed")
             if self._connection is None:
@@ -202,8 +204,8 @@ class RemoteModel:
         try:
             listed = await self._peer.get("/models")
         except PeerError as error:
-            is_there = error.peer_status is not None and error.peer_status not in (401, 403)
-            if not is_there or self._dialect is None or self.name is None:
+            has_none = error.peer_status in _NO_LIST
+            if not has_none or self._dialect is None or self.name is None:
                 raise self._explained(error) from None
             listed = {}
         models = _models(listed)
@@ -222,7 +224,7 @@ class RemoteModel:
 
     def _explained(self, error: PeerError) -> PeerError:
         """Return an error of the list of models, with what to do where that would help."""
-        if error.peer_status is None:
+        if error.peer_status not in (401, 403, *_NO_LIST):
             return error
         advice = "is the key right?"
         if error.peer_status not in (401, 403):
