@@ -123,6 +123,8 @@ class RemoteAnswer:
         self._latest: object = None
         """Key of the call that began last"""
         self._num_calls = 0
+        self._num_looks = 0
+        """Number of times that a call's arguments were read, as far as they had come"""
         self._is_call_cut = False
 
     # ---- what a dialect's reader reports -------------------------------------------------------
@@ -152,9 +154,18 @@ class RemoteAnswer:
         """Return the id that a call which is being said was given by the server."""
         return self._calls[key].id
 
+    def name_of_call(self, key: object) -> str:
+        """Return the name of a call that is being said."""
+        return self._calls[key].name
+
     def is_whole(self, key: object) -> bool:
-        """Return whether the arguments of a call that is being said are a whole JSON object."""
-        return self._calls[key].is_object
+        """Return whether the arguments of a call that is being said are a whole JSON object. After
+        as many questions as an answer has calls at most, none is: each reads them all."""
+        call = self._calls[key]
+        if not call.fragments or not call.fragments[-1].rstrip().endswith("}"):
+            return False
+        self._num_looks += 1
+        return self._num_looks <= 2 * _MAX_CALLS and call.is_object
 
     def start_call(self, key: object, id: str | None, name: str) -> list[Event]:
         """Begin a call; the one before it ends, if its arguments are whole."""
