@@ -462,13 +462,19 @@ def _said(body: bytes) -> str:
         value: Any = parse_json(body, "it")
     except ValueError:
         return shorten(text)
+    return error_text(value) or shorten(text)
+
+
+def error_text(value: Mapping[str, Any]) -> str:
+    """Return what an object says of an error, in whichever of the known shapes; an empty text if it
+    says nothing."""
     for name in ("error", "detail", "message"):
         found = value.get(name)
         if isinstance(found, Mapping):
-            found = found.get("message")
+            found = found.get("message") or found.get("type") or found
         if found:
             return shorten(found if isinstance(found, str) else json.dumps(found))
-    return shorten(text)
+    return ""
 
 
 def _reason(error: Exception) -> str:

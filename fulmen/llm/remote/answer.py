@@ -27,7 +27,7 @@ from fulmen.chat import (
     random_call_id,
 )
 from fulmen.files import shorten
-from fulmen.llm.http import PeerError, ServerEvent
+from fulmen.llm.http import PeerError, ServerEvent, error_text
 from fulmen.sampling import FinishReason, shown
 
 MAX_ANSWER_CHARS: Final = 64 * 2**20
@@ -311,10 +311,7 @@ def read_error(data: Mapping[str, Any]) -> str | None:
     """Return what an error in a stream says, in any of the known shapes; None if it is none."""
     error, status = data.get("error"), data.get("base_resp")
     if error is None and isinstance(status, Mapping) and status.get("status_code"):
-        error = status.get("status_msg")  # MiniMax's
+        return error_text({"message": status.get("status_msg")}) or "no reason"  # MiniMax's
     if error is None and data.get("object") != "error" and data.get("type") != "error":
         return None
-    if isinstance(error, Mapping):
-        error = error.get("message") or error.get("type") or error
-    said = error or data.get("message") or data.get("detail") or "no reason"
-    return shorten(said if isinstance(said, str) else shown(said))
+    return error_text(data) or "no reason"

@@ -13,7 +13,6 @@ the grammar is asked, so where they are given and few ids are allowed, these alo
 """
 
 import asyncio
-import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -26,7 +25,7 @@ from fulmen.engine import Choice, PromptLogprob, TokenOutput
 from fulmen.llm.answer import Answer
 from fulmen.llm.http import Peer, PeerError
 from fulmen.llm.upstream.wire import Draw, Drawn, Wire, lie, seed_at
-from fulmen.sampling import FinishReason, Mask
+from fulmen.sampling import FinishReason, Mask, count_repetitive, max_new_tokens
 
 _BIAS: Final = 100.0
 """Bias that decides a draw; servers take no larger one"""
@@ -40,8 +39,6 @@ _USAGE_SECONDS: Final = 2.0
 class Counts:
     """Tokens and answers of all drawings so far."""
 
-    num_requests: int = 0
-    """Requests that the server was sent"""
     num_prompt_tokens: int = 0
     num_hit_tokens: int = 0
     num_new_tokens: int = 0
@@ -71,7 +68,13 @@ class Drawing:
         self._source = source
         self._answer = answer
         self._on_token = on_token
-        self._max_tokens = _max_new_tokens(source.max_model_len, answer)
+        num_prefix_ids = len(answer.prefix_ids)
+        self._max_tokens = max_new_tokens(
+            answer.params,
+            len(answer.prompt.ids) + num_prefix_ids,
+            num_prefix_ids=num_prefix_ids,
+            max_model_len=source.max_model_len,
+        )
         self._segment: _Segment | None = None
         self._first: _Segment | None = None
         """First request, which reads the prompt"""
@@ -214,12 +217,11 @@ class Drawing:
         """Return why this token is the last; None if it is not. Counts repetition."""
         params = self._answer.params
         ends_turn = drawn.token_id in self._source.eos_token_ids and not params.ignore_eos
-        is_server_s_end = self._segment is not None and self._segment.has_stopped
-        if ends_turn or is_server_s_end or drawn.token_id in params.stop_token_ids:
+        server_has_stopped = self._segment is not None and self._segment.has_stopped
+        if ends_turn or server_has_stopped or drawn.token_id in params.stop_token_ids:
             return "stop"
         if params.repetition_window is not None:
-            is_likely = drawn.logprob > math.log(params.repetition_probability)
-            self._num_repetitive = self._num_repetitive + 1 if is_likely else 0
+            self._num_repetitive = count_repetitive(params, self._num_repetitive, drawn.logprob)
             if self._num_repetitive >= params.repetition_window:
                 return "repetition"
         return "length" if self._num_left <= 1 else None
@@ -257,7 +259,6 @@ class Drawing:
         )
         segment = _Segment(source, draw, is_whole=max_tokens == self._num_left)
         self._first = self._first or segment
-        source.counts.num_requests += 1
         return segment
 
     async def _score(self, ids: Sequence[int], start: int, num_top: int) -> Sequence[PromptLogprob]:
@@ -265,7 +266,6 @@ class Drawing:
         if start >= len(ids):
             return ()
         source = self._source
-        source.counts.num_requests += 1
         answer = await source.peer.post(
             source.wire.path, source.wire.score_body(ids, start, num_top)
         )
@@ -367,25 +367,3 @@ class _Segment:
 def _is_few(mask: Mask) -> bool:
     """Return True if a mask leaves a few ids, and not one alone, which comes either way."""
     return not mask.redraw_only and 1 < int(np.count_nonzero(mask.allowed)) <= _FEW
-
-
-def _max_new_tokens(max_model_len: int, answer: Answer) -> int:
-    """Return how many tokens may come. Raises ValueError if that is none."""
-    num_ids, num_prefix_ids = len(answer.prompt.ids), len(answer.prefix_ids)
-    if not num_ids + num_prefix_ids:
-        raise ValueError("the prompt is empty, at least one token is needed")
-    room = max_model_len - num_ids - num_prefix_ids
-    if room < 1:
-        raise ValueError(
-            f"the prompt has {num_ids + num_prefix_ids} tokens, the context holds {max_model_len} "
-            "including at least one new token"
-        )
-    most = answer.params.max_tokens
-    if most is None:
-        return room
-    if most <= num_prefix_ids:
-        raise ValueError(
-            f"max_tokens is {most}, it must be more than the {num_prefix_ids} tokens that the "
-            "answer has already"
-        )
-    return min(most - num_prefix_ids, room)

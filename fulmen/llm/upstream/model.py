@@ -183,7 +183,7 @@ class UpstreamModel:
         """Counters of what came through here; the other server has its own of its engine."""
         counts = self._source.counts
         return EngineStats(
-            num_steps=counts.num_requests,
+            num_steps=0,
             num_prompt_tokens=counts.num_prompt_tokens,
             num_queried_tokens=counts.num_prompt_tokens,
             num_hit_tokens=counts.num_hit_tokens,
