@@ -34,6 +34,7 @@ from fulmen.llm.remote.openai import (
     completions_body,
 )
 from fulmen.llm.remote.servers import Server, find_server
+from fulmen.llm.starting import StartingStream
 from fulmen.sampling import FinishReason, SamplingParams
 
 Dialect = Literal["openai", "anthropic"]
@@ -251,13 +252,12 @@ class RemoteModel:
         )
 
 
-class RemoteStream:
+class RemoteStream(StartingStream):
     """A running answer: iterate for its events; close one that is not read to its end."""
 
     def __init__(self, model: RemoteModel, request: ChatRequest) -> None:
         self._model = model
         self._request = request
-        self._start: asyncio.Task[None] | None = None
         self._answer: RemoteAnswer | None = None
         self._task: asyncio.Task[None] | None = None
         """Reads the answer"""
@@ -267,13 +267,6 @@ class RemoteStream:
         self.error: Exception | None = None
         """Failure that ended the answer"""
         self._arrival = self._first = self._last = 0.0
-
-    async def __aenter__(self) -> Self:
-        await self._started()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         await self._started()
@@ -324,17 +317,7 @@ class RemoteStream:
         )
 
     async def _started(self) -> RemoteAnswer:
-        if self._start is None:
-            self._start = asyncio.create_task(self._begin())
-            self._start.add_done_callback(_look_at_error)
-        try:
-            await asyncio.wait([self._start])
-        except asyncio.CancelledError:
-            await self.close()
-            raise
-        if self._start.cancelled():
-            raise RuntimeError("the stream is closed")
-        self._start.result()
+        await self._wait_for_start()
         assert self._answer is not None
         return self._answer
 
@@ -398,12 +381,6 @@ async def _drain(events: AsyncIterator[object]) -> None:
         async with asyncio.timeout(_DRAIN_SECONDS):
             async for _ in events:
                 pass
-
-
-def _look_at_error(start: "asyncio.Task[None]") -> None:
-    """Keep asyncio from reporting an error that nobody waits for: the caller may be gone."""
-    if not start.cancelled():
-        start.exception()
 
 
 def _base_url(url: str, dialect: Dialect) -> str:

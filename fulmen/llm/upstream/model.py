@@ -32,14 +32,13 @@ from fulmen.engine import EngineStats
 from fulmen.llm.answer import Answer
 from fulmen.llm.http import Peer, PeerConfig, PeerError
 from fulmen.llm.preparation import Preparation, SharedPrompt, end_ids
+from fulmen.llm.starting import StartingStream
 from fulmen.llm.upstream.drawing import Drawing, Source
 from fulmen.llm.upstream.probe import UpstreamKind, find
 from fulmen.sampling import SamplingParams, check_whole
 
 R = TypeVar("R")
 
-_MAX_ANSWERS: Final = 1024
-"""Most answers to one request"""
 _PROBE: Final = PeerConfig(
     connect_seconds=5, first_byte_seconds=30, idle_seconds=30, answer_seconds=60, max_retries=0
 )
@@ -219,11 +218,8 @@ class UpstreamModel:
     def stream_many(self, request: ChatRequest, n: int) -> "list[UpstreamStream]":
         """Return n answers to a request, each with a seed of its own: the seed that is given, that
         and 1, and so on. The prompt is rendered once."""
-        check_whole("n", n, 1, _MAX_ANSWERS)
-        shared = SharedPrompt(self, request)
-        return [
-            UpstreamStream(self, functools.partial(shared.prepare, number)) for number in range(n)
-        ]
+        prompt = SharedPrompt(self, request)
+        return [UpstreamStream(self, prepare) for prepare in prompt.prepare_many(n)]
 
     def stream_text(self, prompt: str | Sequence[int], **fields: Any) -> "UpstreamStream":
         """Return the continuation of a text or ids as they stand; all of it is content. fields are
@@ -255,7 +251,7 @@ class UpstreamModel:
             finished[answer.finish_reason] = finished.get(answer.finish_reason, 0) + 1
 
 
-class UpstreamStream:
+class UpstreamStream(StartingStream):
     """A running answer: iterate for its events; close one that is not read to its end."""
 
     def __init__(self, model: UpstreamModel, prepare: Callable[[], Answer]) -> None:
@@ -263,17 +259,9 @@ class UpstreamStream:
         self._prepare = prepare
         self._answer: Answer | None = None
         self._drawing: Drawing | None = None
-        self._start: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._arrived = asyncio.Event()
         self._is_closed = self._is_over = False
-
-    async def __aenter__(self) -> Self:
-        await self._started()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         answer = await self._started()
@@ -334,14 +322,7 @@ class UpstreamStream:
         return answer.completion()
 
     async def _started(self) -> Answer:
-        if self._start is None:
-            self._start = asyncio.ensure_future(self._begin())
-            self._start.add_done_callback(_look_at_error)
-        try:
-            await asyncio.shield(self._start)
-        except asyncio.CancelledError:
-            await self.close()
-            raise
+        await self._wait_for_start()
         if self._answer is None or self._task is None:
             raise RuntimeError("the stream is closed")
         return self._answer
@@ -369,9 +350,3 @@ class UpstreamStream:
         self._is_over = True
         self._model.leave(self, answer)
         self.look()
-
-
-def _look_at_error(start: "asyncio.Future[None]") -> None:
-    """Keep asyncio from reporting an error that nobody waits for: the caller may be gone."""
-    if not start.cancelled():
-        start.exception()
