@@ -30,7 +30,7 @@ class Described:
         self.whole = json.loads(json.dumps(self.app.openapi()))
         self._paths = [
             (re.compile(re.sub(r"\\{(\w+)\\}", _part, re.escape(path))), path)
-            for path in sorted(self.whole["paths"], key=lambda path: path.count("{"))
+            for path in sorted(self.whole["paths"], key=lambda path: (path.count("{"), -len(path)))
         ]
         self.validator = cache(self._validator)
 
@@ -62,10 +62,9 @@ class Described:
 
     def _operation(self, method: str, path: str) -> Mapping[str, Any] | None:
         for pattern, template in self._paths:
-            operations = self.whole["paths"][template]
-            if pattern.fullmatch(path) and method.lower() in operations:
-                found: Mapping[str, Any] = operations[method.lower()]
-                return found
+            if pattern.fullmatch(path):
+                operations: Mapping[str, Mapping[str, Any]] = self.whole["paths"][template]
+                return operations.get(method.lower())
         return None
 
     def _resolved(self, answer: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -1,5 +1,6 @@
 """Needs that all routes share: the model's name, the start of an answer, and JSON."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import quote, unquote_to_bytes
@@ -93,6 +94,26 @@ def session_of(request: Request, given: str | None) -> str | None:
             400, f"the request names {listed} as its session, it can have one", param="session"
         )
     return next(iter(names), None)
+
+
+def place_after(ids: Sequence[str], after: str | None) -> int:
+    """Return where a page of a list begins. Raises a Refusal for an id that is not in it."""
+    if after is None:
+        return 0
+    if after not in ids:
+        raise Refusal(400, f"after is {shown(after)}, it must be an id of the list", param="after")
+    return ids.index(after) + 1
+
+
+def page_of(page: Sequence[Mapping[str, Any]], *, has_more: bool) -> dict[str, Any]:
+    """Return a page of a list as OpenAI has it."""
+    return {
+        "object": "list",
+        "data": page,
+        "first_id": page[0]["id"] if page else None,
+        "last_id": page[-1]["id"] if page else None,
+        "has_more": has_more,
+    }
 
 
 def json_response(value: object, *, status: int = 200) -> Response:

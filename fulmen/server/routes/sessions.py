@@ -10,7 +10,6 @@ from fastapi import APIRouter, Request, Response
 from fastapi import Query as QueryField
 from pydantic import BaseModel, ConfigDict, Field
 
-from fulmen.sampling import shown
 from fulmen.server.errors import Refusal
 from fulmen.server.openapi import replying
 from fulmen.server.replies import (
@@ -20,9 +19,15 @@ from fulmen.server.replies import (
     SessionObject,
     SessionTurn,
 )
-from fulmen.server.routes.api import json_response, new_router, scope_of
+from fulmen.server.routes.api import (
+    json_response,
+    new_router,
+    page_of,
+    place_after,
+    scope_of,
+)
 from fulmen.server.sessions import Held, Sessions, Status, no_session, refusing
-from fulmen.sessions import SessionState, SessionStore, quoted, read_stored
+from fulmen.sessions import SessionState, SessionStore, export, quoted, read_stored
 
 
 class ForkBody(BaseModel):
@@ -123,7 +128,7 @@ def sessions_router(sessions: Sessions) -> APIRouter:
         scope = scope_of(request)
         held = await sessions.take(name, scope)
         try:
-            await held.run(held.write)
+            await held.run(held.write, saves=True)
             return await held.run(lambda: shown_idle(held))
         finally:
             held.release()
@@ -156,20 +161,19 @@ def sessions_router(sessions: Sessions) -> APIRouter:
         """Change a session that nobody has meanwhile."""
         held = await sessions.take(name, scope)
         try:
+            answer = await held.run(lambda: refusing(held.name, lambda: work(held)), saves=True)
             sessions.forget(held.key)
-            return await held.run(lambda: refusing(held.name, lambda: work(held)))
+            return answer
         finally:
             held.release()
 
     return router
 
 
-def _page(sessions: Sessions, scope: str, limit: int, after: str | None) -> SessionList:
+def _page(sessions: Sessions, scope: str, limit: int, after: str | None) -> dict[str, Any]:
     store = sessions.store(scope)
     names = store.names()
-    if after is not None and after not in names:
-        raise Refusal(400, f"after is {shown(after)}, no session has that name", param="after")
-    first = 0 if after is None else names.index(after) + 1
+    first = place_after(names, after)
     data: list[SessionObject] = []
     for name in names[first : first + limit]:
         try:
@@ -185,13 +189,7 @@ def _page(sessions: Sessions, scope: str, limit: int, after: str | None) -> Sess
                     "last_used_at": None,
                 }
             )
-    return {
-        "object": "list",
-        "data": data,
-        "first_id": data[0]["id"] if data else None,
-        "last_id": data[-1]["id"] if data else None,
-        "has_more": first + limit < len(names),
-    }
+    return page_of(data, has_more=first + limit < len(names))
 
 
 def _head(sessions: Sessions, state: SessionState, scope: str) -> SessionObject:
@@ -210,18 +208,19 @@ def _detail(
 ) -> SessionDetail:
     """Return a session with its messages; status, if it is known."""
     store = sessions.store(scope)
-    state, turns, messages = _state(store, name), list[SessionTurn](), list[dict[str, Any]]()
-    for number, turn in enumerate(store.turns(state), 1):
+    state, turns = _state(store, name), list[SessionTurn]()
+    stored = store.turns(state)
+    for number, turn in enumerate(stored, 1):
         read = read_stored(turn)
-        messages += [message.to_dict() for message in (*read.messages, read.reply)]
+        num_kept = state.num_kept if number == len(stored) else None
         turns.append(
             {
                 "id": turn.hash,
                 "parent": turn.parent,
                 "number": number,
-                "num_messages": len(read.messages) + 1,
+                "num_messages": len(read.messages) + (num_kept is None),
                 "tokens": turn.num_tokens,
-                "answer_tokens": turn.num_answer,
+                "answer_tokens": turn.num_answer if num_kept is None else num_kept,
                 "stored_tokens": turn.num_known,
                 "finish_reason": read.finish_reason,
             }
@@ -233,7 +232,7 @@ def _detail(
         "tokens": len(store.ids_of(state)),
         "state_bytes": store.chunk_bytes(state),
         "turns": turns,
-        "messages": messages,
+        "messages": export(store, name),
     }
 
 
