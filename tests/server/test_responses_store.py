@@ -35,7 +35,7 @@ def store(
 
 def has(kept: ResponseStore, id: str, scope: str = "") -> bool:
     try:
-        return kept.get(id, scope=scope).response["id"] == id
+        return bool(kept.get(id, scope=scope).response["id"] == id)
     except Refusal:
         return False
 
