@@ -155,7 +155,8 @@ class HttpServer(ABC):
 
 
 class FulmenServer(HttpServer):
-    """`fulmen serve`, with its defaults for all but the number of places."""
+    """`fulmen serve`: places and room as the requests need, pieces of prompts as they are given, no
+    log of answers, and its defaults for the rest."""
 
     path = "/v1/completions"
 

@@ -14,7 +14,8 @@ to the bit.
 
 What is printed is when the last token was there and how many answered tokens a second that makes;
 the time to the first token of each request, from its arrival; and the gaps between its tokens, the
-longest too: `max_token_gap_seconds` and a step should bound Fulmen's. Of
+longest too. Fulmen's are held to their bound, `max_token_gap_seconds` and the longest step that
+reads no prompt; what lies beyond it is red. Over HTTP the bound is that of Fulmen's own process. Of
 Fulmen also the scheduler's share of a step, and the share of all that is not the forward pass. A
 ratio says how many times faster ours was, median over rounds. A peer that took longer than
 --once-above for a case is not asked again. checkpoints.py makes models, gguf_files.py GGUFs.
@@ -40,6 +41,7 @@ from rich.table import Table
 
 from fulmen.bench import Spread
 from fulmen.checkpoints import read_config
+from fulmen.engine import EngineConfig
 
 MAX_SCHEDULE_SHARE = 0.05
 CHECKED = 3
@@ -76,6 +78,8 @@ class Measurement:
     gap_p95: float
     gap_p99: float
     gap_longest: float
+    longest_decode: float | None = None
+    """Longest of Fulmen's steps that read no prompt"""
     schedule_share: float | None = None
     """Fulmen's scheduler, as a share of the time that it and the forward passes take"""
     other_share: float | None = None
@@ -103,6 +107,7 @@ class Measurement:
             gap_p95=gaps[int(0.95 * (len(gaps) - 1))],
             gap_p99=gaps[int(0.99 * (len(gaps) - 1))],
             gap_longest=gaps[-1],
+            longest_decode=answer.get("longest_decode_seconds"),
             schedule_share=costs["schedule"] / (costs["schedule"] + costs["run"])
             if costs
             else None,
@@ -226,6 +231,39 @@ def make_rows(
                 }
             )
     return rows
+
+
+def add_gap_bounds(rows: Sequence[dict[str, Any]], ours: Mapping[str, str]) -> None:
+    """Add to rows of ours the bound of their gaps, and which gaps lie beyond it in any round.
+
+    ours  name of the engine whose steps were timed for each of ours: itself, or over HTTP the one
+          in its own process
+    """
+    timed = {(row["num_requests"], row["engine"]): row["longest_decode"] for row in rows}
+    allowed = EngineConfig().max_token_gap_seconds
+    for row in rows:
+        longest = timed.get((row["num_requests"], ours.get(row["engine"])))
+        if longest is None or allowed is None or row["gap_longest"] is None:
+            continue
+        row["gap_bound"] = allowed + longest["high"]
+        row["gaps_beyond"] = [
+            gap for gap in ("gap_p99", "gap_longest") if row[gap]["high"] > row["gap_bound"]
+        ]
+
+
+def print_gaps(rows: Sequence[dict[str, Any]]) -> None:
+    """Print the worst gaps of any round beside their bound."""
+    for row in rows:
+        if "gap_bound" not in row:
+            continue
+        beyond = row["gaps_beyond"]
+        console.print(
+            f"{row['num_requests']:3} requests, {row['engine']}: gaps are bounded by "
+            f"{row['gap_bound'] * 1e3:.0f} ms; 99 % are within {row['gap_p99']['high'] * 1e3:.0f} "
+            f"ms, the longest is {row['gap_longest']['high'] * 1e3:.0f} ms"
+            + (f"; beyond the bound: {', '.join(beyond)}" if beyond else ""),
+            style="red" if beyond else None,
+        )
 
 
 def print_tables(rows: Sequence[dict[str, Any]], ours: Mapping[str, str], title: str) -> None:
@@ -386,6 +424,7 @@ def main(
         results = run_rounds(ours, others, traces, timeout_seconds=timeout, once_above=once_above)
     labels = {name: label(name, own) for name, own in settings.items()}
     rows = make_rows(counts, engines, ours, results)
+    add_gap_bounds(rows, {engine.name: engine.name.removesuffix(", HTTP") for engine in ours})
     print_tables(
         rows,
         {engine.name: labels.get(engine.name, engine.name) for engine in ours},
@@ -393,6 +432,7 @@ def main(
         f"requests a second, {threads} threads",
     )
     print_shares(rows)
+    print_gaps(rows)
     print_json(
         "serving",
         {

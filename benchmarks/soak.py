@@ -4,8 +4,9 @@
 
 Starts `fulmen serve` and asks it for so long over its socket: chat, messages, responses and
 completions, streamed and whole, from twice as many clients as answers run at once. Some go away in
-mid-answer, some read a few bytes a second, some send what is no request. First each question of
-the pool is asked alone; then every answer that came must be that answer again.
+mid-answer, some read a few thousand bytes a second, from sockets that hold no more, some send what
+is no request. First each question of the pool is asked alone; then every answer that came must be
+that answer again.
 
 Then the server is killed, as `kill -9` does, while conversations run that name a session, and
 started again, --kills times.
@@ -23,6 +24,7 @@ import os
 import random
 import re
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -43,6 +45,14 @@ from rich.table import Table
 READY_SECONDS: Final = 600.0
 ANSWER_SECONDS: Final = 300.0
 """Longest time an answer may take under load: more is a hang"""
+NONSENSE_SECONDS: Final = 60.0
+"""Longest time until what is no request is refused or its connection closed"""
+CRAWL_SECONDS: Final = 60.0
+"""Time that a slow reader reads once a second; then it reads on as fast as it can"""
+CRAWL_BYTES: Final = 4096
+"""Bytes that a slow reader's socket holds, and that it reads at once"""
+LONG_QUESTIONS: Final = 2
+"""Questions with an answer that no socket's buffer holds, for slow readers"""
 SAMPLE_SECONDS: Final = 5.0
 FLAT: Final = 1.05
 """Most that the last third's memory may be, as a multiple of the second third's"""
@@ -107,6 +117,21 @@ def make_questions(count: int, draw: random.Random) -> list[Question]:
     return questions
 
 
+def make_long_questions(num_tokens: int, draw: random.Random) -> list[Question]:
+    """Return questions whose answers have so many tokens, each with its most likely others."""
+    asked = {"max_tokens": num_tokens, "ignore_eos": True, "temperature": 0.0, "model": "soak"}
+    told = {"logprobs": True, "top_logprobs": 5}
+    return [
+        Question(
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": " ".join(draw.choices(_WORDS, k=8))}]}
+            | asked
+            | told,
+        )
+        for _ in range(LONG_QUESTIONS if num_tokens else 0)
+    ]
+
+
 _WORDS: Final = (
     *("river", "clock", "paper", "stone", "cloud", "light", "bread", "glass"),
     *("über", "日本", "𝄞", "naïve"),
@@ -126,31 +151,52 @@ def _get(path: str) -> bytes:
     return f"GET {path} HTTP/1.1\r\nhost: soak\r\nconnection: close\r\n\r\n".encode()
 
 
+class BrokenOff(ConnectionError):
+    """A response that ended before its body did."""
+
+
 async def exchange(port: int, request: bytes) -> tuple[int, bytes]:
-    """Return the status and the body of a request's answer."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    """Return the status and the body of a request's answer.
+
+    Raises TimeoutError for one that takes too long, BrokenOff as `parse` does.
+    """
     try:
-        writer.write(request)
-        await writer.drain()
-        data = await reader.read(-1)
-    finally:
-        writer.close()
+        async with asyncio.timeout(ANSWER_SECONDS):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            try:
+                writer.write(request)
+                await writer.drain()
+                data = await reader.read(-1)
+            finally:
+                writer.close()
+    except TimeoutError:
+        raise TimeoutError(f"no answer within {ANSWER_SECONDS:g} s") from None
     return parse(data)
 
 
 def parse(data: bytes) -> tuple[int, bytes]:
-    """Return the status and the body of a whole response."""
-    head, _, body = data.partition(b"\r\n\r\n")
+    """Return the status and the body of a whole response.
+
+    Raises BrokenOff for one that ends before its body does.
+    """
+    head, separator, body = data.partition(b"\r\n\r\n")
+    if not separator:
+        raise BrokenOff("the answer broke off before its body")
     status = int(head.split(b" ", 2)[1])
     if b"transfer-encoding: chunked" in head.lower():
         parts, rest = [], body
         while True:
             size, _, rest = rest.partition(b"\r\n")
+            if not size:
+                raise BrokenOff("the answer broke off in mid-body")
             length = int(size, 16)
             if not length:
                 return status, b"".join(parts)
             parts.append(rest[:length])
             rest = rest[length + 2 :]
+    length = re.search(rb"content-length: *(\d+)", head.lower())
+    if length and len(body) < int(length[1]):
+        raise BrokenOff("the answer broke off in mid-body")
     return status, body
 
 
@@ -215,10 +261,14 @@ def _said_whole(path: str, answer: dict[str, Any]) -> Any:
 class Clients:
     """Clients of one server, good and bad."""
 
-    def __init__(self, port: int, questions: list[Question], expected: list[Any]) -> None:
+    def __init__(
+        self, port: int, questions: list[Question], expected: list[Any], num_long: int = 0
+    ) -> None:
+        """num_long: how many of the questions, the last ones, are for slow readers alone"""
         self.port = port
         self.questions = questions
         self.expected = expected
+        self.num_short = len(questions) - num_long
         self.tally = Tally()
 
     async def run(self, number: int, ends_at: float) -> None:
@@ -229,38 +279,51 @@ class Clients:
                 (self.ask, self.leave, self.crawl, self.babble), weights=(70, 15, 5, 10)
             )[0]
             try:
-                async with asyncio.timeout(ANSWER_SECONDS):
-                    await kind(draw)
-            except TimeoutError:
-                self.tally.wrong.append(f"{kind.__name__}: no answer within {ANSWER_SECONDS:g} s")
+                await kind(draw)
+            except (TimeoutError, BrokenOff) as error:
+                self.tally.wrong.append(f"{kind.__name__}: {error}")
             except OSError as error:
                 self.tally.counts[f"{kind.__name__}: {type(error).__name__}"] += 1
 
     async def ask(self, draw: random.Random) -> None:
         """Ask and read to the end."""
-        place, streams = draw.randrange(len(self.questions)), draw.random() < 0.6
+        place, streams = draw.randrange(self.num_short), draw.random() < 0.6
         question = self.questions[place]
         status, body = await exchange(self.port, question.request(streams=streams))
         self.judge(place, status, body, streams=streams)
 
     async def crawl(self, draw: random.Random) -> None:
-        """Ask, and read a stream more slowly than it comes."""
-        place = draw.randrange(len(self.questions))
-        request = self.questions[place].request(streams=True)
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=256)
-        data = b""
-        try:
-            writer.write(request)
-            while chunk := await reader.read(256):
-                data += chunk
-                await asyncio.sleep(0.02)
-        finally:
-            writer.close()
+        """Ask, and read a stream far more slowly than it comes.
+
+        The buffers hold little on both sides: the client's by its size, the server's because the
+        kernel measures it by the client's largest segment. So the server must wait.
+        """
+        places = range(len(self.questions))
+        place = draw.choice(places[self.num_short :] or places)
+        loop, data = asyncio.get_running_loop(), b""
+        limit = CRAWL_SECONDS + 2 * ANSWER_SECONDS  # a long answer, and then the rest of it
+        with socket.socket() as peer:
+            peer.setblocking(False)
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, CRAWL_BYTES)
+            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1460)
+            try:
+                async with asyncio.timeout(limit):
+                    await loop.sock_connect(peer, ("127.0.0.1", self.port))
+                    await loop.sock_sendall(peer, self.questions[place].request(streams=True))
+                    fast_from = loop.time() + CRAWL_SECONDS
+                    while chunk := await loop.sock_recv(peer, CRAWL_BYTES):
+                        data += chunk
+                        if loop.time() < fast_from:
+                            await asyncio.sleep(1)
+            except TimeoutError:
+                raise TimeoutError(f"no answer within {limit:g} s") from None
+        self.tally.counts["read slowly"] += 1
         self.judge(place, *parse(data), streams=True)
 
     async def leave(self, draw: random.Random) -> None:
         """Ask, and go before the answer or in the middle of it, politely or not."""
-        request = draw.choice(self.questions).request(streams=draw.random() < 0.7)
+        question = self.questions[draw.randrange(self.num_short)]
+        request = question.request(streams=draw.random() < 0.7)
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
             writer.write(request[: draw.choice((len(request), len(request), len(request) // 2))])
@@ -282,8 +345,13 @@ class Clients:
             if draw.random() < 0.3:
                 with suppress(OSError):
                     writer.write_eof()
-            async with asyncio.timeout(60):
-                data = await reader.read(65536)
+            try:
+                async with asyncio.timeout(NONSENSE_SECONDS):
+                    data = await reader.read(65536)
+            except TimeoutError:
+                raise TimeoutError(
+                    f"nothing within {NONSENSE_SECONDS:g} s for {request[:80]!r}"
+                ) from None
         finally:
             writer.close()
         if not data:
@@ -385,16 +453,19 @@ def serving(model: str, folder: Path, num_places: int) -> Iterator[Server]:
                 process.wait()
 
 
-async def soak(server: Server, num_clients: int, num_questions: int, seconds: float) -> Tally:
-    """Return what came of the load."""
-    questions = make_questions(num_questions, random.Random(0))
+async def soak(
+    server: Server, num_clients: int, num_questions: int, long_tokens: int, seconds: float
+) -> Tally:
+    """Return what came of the load. long_tokens: tokens of the answers that are read slowly"""
+    long_questions = make_long_questions(long_tokens, random.Random(2))
+    questions = make_questions(num_questions, random.Random(0)) + long_questions
     expected = []
     for question in questions:
         status, body = await exchange(server.port, question.request(streams=False))
         if status != 200:
             raise ValueError(f"{question.path} alone answered {status}: {body[:300]!r}")
         expected.append(said(question.path, body, streams=False))
-    clients = Clients(server.port, questions, expected)
+    clients = Clients(server.port, questions, expected, len(long_questions))
     tally = clients.tally
     began = time.monotonic()
     load = asyncio.gather(*(clients.run(n, began + seconds) for n in range(num_clients)))
@@ -415,12 +486,15 @@ async def soak(server: Server, num_clients: int, num_questions: int, seconds: fl
                 description=f"{sum(tally.counts.values()):,} requests, {len(tally.wrong)} wrong",
             )
     await load
-    await check_idle(server, tally)
-    for place, question in enumerate(questions[:8]):  # and it still answers
-        status, body = await exchange(server.port, question.request(streams=False))
-        clients.judge(place, status, body, streams=False)
-        if status != 200:
-            tally.wrong.append(f"afterwards {question.path} alone answered {status}")
+    try:
+        await check_idle(server, tally)
+        for place, question in enumerate(questions[:8]):  # and it still answers
+            status, body = await exchange(server.port, question.request(streams=False))
+            clients.judge(place, status, body, streams=False)
+            if status != 200:
+                tally.wrong.append(f"afterwards {question.path} alone answered {status}")
+    except OSError as error:
+        tally.wrong.append(f"afterwards: {error}")
     check_memory(tally, seconds)
     return tally
 
@@ -446,7 +520,7 @@ class Conversation:
 
     async def talk(self, port: int) -> None:
         """Ask turn after turn, and have each saved, until the server goes away."""
-        with suppress(OSError, IndexError):  # the second: an answer without a head
+        with suppress(OSError):
             while True:
                 request = _request(
                     "/v1/chat/completions",
@@ -465,6 +539,12 @@ class Conversation:
         """Return what is lost or wrong after a kill; None if nothing is."""
         if not self.num_saved:
             return None
+        try:
+            return await self._check(port)
+        except OSError as error:
+            return f"session {self.name}: {error}"
+
+    async def _check(self, port: int) -> str | None:
         kept = self.messages[: self.num_saved]
         status, stored = await exchange(port, _get(f"/v1/sessions/{self.name}"))
         if status != 200:
@@ -544,17 +624,22 @@ def main(
     minutes: Annotated[float, typer.Option(help="How long.")] = 30.0,
     places: Annotated[int, typer.Option(help="Answers that run at once.")] = 8,
     questions: Annotated[int, typer.Option(help="Different questions.")] = 48,
+    long_tokens: Annotated[
+        int, typer.Option(help="Tokens of the answers that are read slowly; 0: short ones are.")
+    ] = 2000,
     kills: Annotated[int, typer.Option(help="How often the server is killed.")] = 5,
 ) -> None:
     """Loads a server with clients that behave badly, and checks all that it says."""
-    if minutes <= 0 or places < 1 or questions < 1 or kills < 0:
-        raise typer.BadParameter("minutes, places and questions must be positive, kills not less")
+    if minutes <= 0 or places < 1 or questions < 1 or min(kills, long_tokens) < 0:
+        raise typer.BadParameter(
+            "minutes, places and questions must be positive, kills and long-tokens not negative"
+        )
     os.environ.setdefault("PYTHONUNBUFFERED", "1")
     num_clients = 2 * (places + places // 2)
     with TemporaryDirectory() as name:
         folder = Path(name)
         with serving(model, folder, places) as server:
-            tally = asyncio.run(soak(server, num_clients, questions, minutes * 60))
+            tally = asyncio.run(soak(server, num_clients, questions, long_tokens, minutes * 60))
         num_saved, lost = asyncio.run(kill(model, folder, places, kills))
     tally.wrong += lost
     table = Table(title=f"{minutes:g} minutes, {num_clients} clients, {places} places")

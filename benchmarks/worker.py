@@ -81,6 +81,9 @@ class TimedModel(ABC):
         """One pass; new tokens as (request, token id, log-probability)."""
         raise ValueError("this engine takes no requests")
 
+    longest_decode_seconds: float | None = None
+    """Longest step of the requests so far that read no prompt; None if the engine does not tell"""
+
     def costs(self) -> dict[str, float]:
         """Seconds of the engine's own parts since it began."""
         return {}
@@ -94,6 +97,7 @@ class TimedModel(ABC):
         token_ids: list[list[int]] = [[] for _ in prompts]
         logprobs: list[list[float | None]] = [[] for _ in prompts]
         costs = self.costs()
+        self.longest_decode_seconds = None
         num_added = num_done = num_steps = 0
         step_seconds = 0.0
         start = time.perf_counter()
@@ -119,6 +123,7 @@ class TimedModel(ABC):
             "logprobs": logprobs,
             "num_steps": num_steps,
             "step_seconds": step_seconds,
+            "longest_decode_seconds": self.longest_decode_seconds,
             "costs": {name: value - costs[name] for name, value in self.costs().items()},
         }
 
@@ -187,7 +192,13 @@ class FulmenModel(TimedModel):
 
     def step(self) -> Iterable[tuple[int, int, float | None]]:
         """One step of the engine."""
-        for output in self.engine.step():
+        num_fed = self.engine.stats.num_fed_tokens
+        start = time.perf_counter()
+        outputs = self.engine.step()
+        seconds = time.perf_counter() - start
+        if self.engine.stats.num_fed_tokens - num_fed == len(outputs):  # one each: no prompt
+            self.longest_decode_seconds = max(self.longest_decode_seconds or 0.0, seconds)
+        for output in outputs:
             yield self.indices[output.request_id], output.token_id, output.logprob
 
     def costs(self) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Options of sampling: the one set that every door of the package accepts."""
 
 import json
+import math
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
@@ -202,6 +203,35 @@ class SamplingParams:
                 raise ValueError(
                     f"json_schema is {shown(schema)}, it must be a JSON Schema: an object"
                 )
+
+
+def max_new_tokens(
+    params: SamplingParams, num_ids: int, *, num_prefix_ids: int, max_model_len: int
+) -> int:
+    """Return how many tokens may come after num_ids, which end with num_prefix_ids of the answer
+    itself: max_tokens counts those. Raises ValueError if that is none."""
+    if not num_ids:
+        raise ValueError("the prompt is empty, at least one token is needed")
+    room = max_model_len - num_ids
+    if room < 1:
+        raise ValueError(
+            f"the prompt has {num_ids} tokens, the context holds {max_model_len} "
+            "including at least one new token"
+        )
+    if params.max_tokens is None:
+        return room
+    if params.max_tokens <= num_prefix_ids:
+        raise ValueError(
+            f"max_tokens is {params.max_tokens}, it must be more than the {num_prefix_ids} "
+            "tokens that the answer has already"
+        )
+    return min(params.max_tokens - num_prefix_ids, room)
+
+
+def count_repetitive(params: SamplingParams, num_before: int, logprob: float) -> int:
+    """Return how many tokens in a row were likelier than repetition_probability, the last of them
+    with this log-probability, after num_before others."""
+    return num_before + 1 if logprob > math.log(params.repetition_probability) else 0
 
 
 def shown(value: object) -> str:

@@ -27,6 +27,8 @@ class ModelError(Exception):
         super().__init__(message)
         self.status = status
         self.retry_after = retry_after
+        self.public: str | None = None
+        """Sentence for callers of a server in front, where the error's own is for its log alone"""
 
 
 class TokenBudget:

@@ -145,6 +145,7 @@ _FLAG_NAMES: Final = {
     "aliases": "--alias",
     "volatile_lines": "--volatile-line",
     "allowed_origins": "--allowed-origin",
+    "allowed_hosts": "--allowed-host",
     "max_body_bytes": "--max-body",
 }
 """Flags that are not their field in kebab case."""
@@ -169,6 +170,7 @@ _METAVARS: Final = {
     "transcript_days": "DAYS",
     "volatile_lines": "PATTERN",
     "allowed_origins": "ORIGIN",
+    "allowed_hosts": "NAME",
     **dict.fromkeys(
         (
             "read_timeout_seconds",
@@ -185,7 +187,7 @@ _PANELS: Final = {
     **dict.fromkeys(("thinking_budget", "thinking_soft_end", "answer_share"), THINKING),
     **dict.fromkeys(("json_schema", "regex", "choice", "strict_tools"), STRUCTURE),
     **dict.fromkeys(("host", "port", "model_name", "aliases", "strict_model_names"), None),
-    **dict.fromkeys(("api_keys", "allowed_origins"), ACCESS),
+    **dict.fromkeys(("api_keys", "allowed_origins", "allowed_hosts"), ACCESS),
     **dict.fromkeys(
         (
             "keep_thoughts",

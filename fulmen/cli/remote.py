@@ -35,7 +35,7 @@ _PATIENT: Final = PeerConfig(
 """Waits for an answer that comes whole: its first byte is there when its last token is"""
 _LOOK_SECONDS: Final = 0.1
 """Time after which a caller gets control back, though nothing came: it may have been interrupted"""
-_STOPPING: Final = frozenset({401, 403, 429, 503, 529})
+_STOPPING: Final = frozenset({401, 403, 408, 429, 502, 503, 504, 529})
 """Statuses that say nothing of the request: the next one would end in the same way"""
 
 
@@ -172,8 +172,8 @@ class RemoteTranscript:
 class Relay:
     """An ASGI application that passes requests on to a URL as they stand.
 
-    What the server refuses is its reply. A server that cannot be reached, or refuses whoever asks,
-    raises a PeerError: the next request would fare no better.
+    What the server refuses is its reply. A server that cannot be reached, refuses whoever asks or
+    sends what is no answer raises a PeerError: the next request would fare no better.
     """
 
     def __init__(self, url: str, model: str | None, dialect: str, key: str | None) -> None:
@@ -203,9 +203,10 @@ class Relay:
         try:
             reply = await self._peers[dialect].post(path.removeprefix("/v1"), body)
         except PeerError as error:
-            if error.peer_status is None or error.peer_status in _STOPPING:
+            status = error.peer_status or 0
+            if not 400 <= status < 600 or status in _STOPPING:
                 raise
-            status, reply = error.peer_status, {"error": {"message": str(error)}}
+            reply = {"error": {"message": str(error)}}
             if dialect == "anthropic":
                 reply = {"type": "error", "error": {"type": "api_error", "message": str(error)}}
         await send({"type": "http.response.start", "status": status, "headers": []})

@@ -168,7 +168,7 @@ def serve(
         ),
     ] = None,
     upstream_wait: Annotated[
-        float,
+        float | None,
         typer.Option(
             metavar="SECONDS",
             help="Seconds in which the upstream has to answer at the start: it may be loading. "
@@ -177,9 +177,9 @@ def serve(
             show_default=False,
             rich_help_panel=UPSTREAM,
         ),
-    ] = 600.0,
+    ] = None,
     upstream_timeout: Annotated[
-        float,
+        float | None,
         typer.Option(
             metavar="SECONDS",
             help="Longest silence of the upstream, in which it reads a prompt or has no place for "
@@ -188,7 +188,7 @@ def serve(
             show_default=False,
             rich_help_panel=UPSTREAM,
         ),
-    ] = 600.0,
+    ] = None,
     dtype: DtypeOption = None,
     device: DeviceOption = "cpu",
     ignore_config_field: IgnoreOption = None,
@@ -214,7 +214,12 @@ def serve(
         server["transcripts"] = transcripts or _default_transcripts()
     if no_sessions and sessions is not None:
         raise ValueError("--sessions and --no-sessions are given, one of them has no effect")
-    if not no_sessions:
+    if upstream is not None and sessions is not None:
+        raise ValueError(
+            "--sessions is given with --upstream, no session can be kept: the model's states are "
+            "in that server"
+        )
+    if not no_sessions and upstream is None:
         server["sessions"] = sessions or default_store()
     if api_key_file is not None:
         server["api_keys"] = (*server.get("api_keys", ()), *read_key_file(api_key_file))
@@ -225,7 +230,12 @@ def serve(
     traces = open_traces(settings)
     with bind(settings) as sock:  # before the model is loaded, which takes longer
         if upstream is None:
-            refuse_upstream_flags(upstream_kind, upstream_key_file)
+            refuse_upstream_flags(
+                upstream_kind=upstream_kind,
+                upstream_key_file=upstream_key_file,
+                upstream_wait=upstream_wait,
+                upstream_timeout=upstream_timeout,
+            )
             llm = load_llm(name, dtype, device, engine, ignore_config_field)
             llm.defaults = replace(llm.defaults, **given)
             open_model: Callable[[], Awaitable[LocalModel | UpstreamModel]] = _local(llm)
@@ -236,6 +246,7 @@ def serve(
                 upstream,
                 given,
                 timeout_seconds=upstream_timeout,
+                answer_seconds=settings.request_timeout_seconds,
                 key_file=upstream_key_file,
                 kind=upstream_kind,
                 wait_seconds=upstream_wait,

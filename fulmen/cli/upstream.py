@@ -11,6 +11,8 @@ if TYPE_CHECKING:  # a command imports what it needs, so that help comes at once
     from fulmen.llm import UpstreamModel
 
 _SAY_AGAIN_SECONDS: Final = 30
+_WAIT_SECONDS: Final = 600.0
+"""Time in which an upstream has to answer at the start, and longest silence, where none is given"""
 
 
 def upstream_model(
@@ -18,32 +20,47 @@ def upstream_model(
     url: str,
     sampling: Mapping[str, Any],
     *,
-    timeout_seconds: float,
+    answer_seconds: float,
+    timeout_seconds: float | None = None,
+    wait_seconds: float | None = None,
     key_file: Path | None = None,
     **options: Any,
 ) -> "Callable[[], Awaitable[UpstreamModel]]":
     """Return what makes a model of weights at a URL, and says so on stderr.
 
-    sampling  fields of its recommended sampling that are changed
-    options   of `UpstreamModel.connect`
+    sampling         fields of its recommended sampling that are changed
+    answer_seconds   longest answer
+    timeout_seconds  longest silence
+    wait_seconds     time in which the server has to answer at the start
+    options          of `UpstreamModel.connect`
     """
     key = None if key_file is None else _one_key(key_file)
+    silence = _WAIT_SECONDS if timeout_seconds is None else timeout_seconds
+    wait = _WAIT_SECONDS if wait_seconds is None else wait_seconds
 
     async def open_model() -> "UpstreamModel":
         from fulmen.chat import ModelError
         from fulmen.llm import PeerConfig, UpstreamModel
 
-        waits = PeerConfig(first_byte_seconds=timeout_seconds, idle_seconds=timeout_seconds)
+        waits = PeerConfig(
+            first_byte_seconds=silence, idle_seconds=silence, answer_seconds=answer_seconds
+        )
         try:
             model = await UpstreamModel.connect(
-                name, url, key=key, config=waits, on_wait=_Waiting(), **options
+                name,
+                url,
+                key=key,
+                config=waits,
+                wait_seconds=wait,
+                on_wait=_Waiting(),
+                **options,
             )
         except ModelError as error:
             raise ValueError(str(error)) from error
         model.defaults = replace(model.defaults, **sampling)
         print(
-            f"{name} is at {url}, a {model.name_of_server} server: {model.max_model_len:,} tokens "
-            "a sequence",
+            f"{name} is at {model.url}, a {model.name_of_server} server: "
+            f"{model.max_model_len:,} tokens a sequence",
             file=sys.stderr,
         )
         return model
@@ -63,9 +80,11 @@ class _Waiting:
             print(f"waiting: {sentence}", file=sys.stderr, flush=True)
 
 
-def refuse_upstream_flags(kind: str | None, key_file: Path | None) -> None:
-    for flag, value in (("--upstream-kind", kind), ("--upstream-key-file", key_file)):
+def refuse_upstream_flags(**flags: object) -> None:
+    """Refuse flags, by their names in Python, that say how an upstream is asked."""
+    for name, value in flags.items():
         if value is not None:
+            flag = "--" + name.replace("_", "-")
             raise ValueError(f"{flag} is given without --upstream, it has no effect")
 
 

@@ -29,7 +29,13 @@ from fulmen.engine.stats import Counters, EngineStats, timed
 from fulmen.engine.steering import Steering, TokenOutput
 from fulmen.kernels import PAGE
 from fulmen.models import Model, generation_cost
-from fulmen.sampling import FinishReason, SamplingParams, check_whole
+from fulmen.sampling import (
+    FinishReason,
+    SamplingParams,
+    check_whole,
+    count_repetitive,
+    max_new_tokens,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -112,18 +118,19 @@ class Engine:
         vocab_size = self.model.config.vocab_size
         ids = read_ids("prompt_ids", prompt_ids, vocab_size)
         read_ids("stop_token_ids", params.stop_token_ids, vocab_size)
-        if not ids:
-            raise ValueError("the prompt is empty, at least one token is needed")
         check_whole("num_prefix_ids", num_prefix_ids, 0, len(ids))
         check_whole("num_repetitive", num_repetitive, 0, num_prefix_ids)
         check_whole("first_scored", first_scored, 1, len(ids))
         check_whole("priority", priority, -(2**63), 2**63 - 1)
+        max_tokens = max_new_tokens(
+            params, len(ids), num_prefix_ids=num_prefix_ids, max_model_len=self.max_model_len
+        )
         request = Request(
             request_id=next(self._request_ids),
             ids=ids,
             params=params,
             seed=secrets.randbits(64) if params.seed is None else params.seed % 2**64,
-            max_tokens=self._max_new_tokens(len(ids), params, num_prefix_ids),
+            max_tokens=max_tokens,
             num_prefix_ids=num_prefix_ids,
             num_repetitive_tokens=num_repetitive,
             first_scored=first_scored,
@@ -189,23 +196,6 @@ class Engine:
             num_known_tokens=max(num_available - num_free, 0) * PAGE,
             num_evicted_tokens=prefixes.num_evicted_pages * PAGE,
         )
-
-    def _max_new_tokens(self, num_ids: int, params: SamplingParams, num_prefix_ids: int) -> int:
-        """Return how many tokens a prompt of num_ids may be given."""
-        room = self.max_model_len - num_ids
-        if room < 1:
-            raise ValueError(
-                f"the prompt has {num_ids} tokens, the context holds {self.max_model_len} "
-                "including at least one new token"
-            )
-        if params.max_tokens is None:
-            return room
-        if params.max_tokens <= num_prefix_ids:
-            raise ValueError(
-                f"max_tokens is {params.max_tokens}, it must be more than the {num_prefix_ids} "
-                "tokens that the answer has already"
-            )
-        return min(params.max_tokens - num_prefix_ids, room)
 
     @timed("_bookkeeping_seconds")
     def _ask(self, part: Part) -> list[RequestFailed]:
@@ -300,10 +290,8 @@ class Engine:
         if ends_turn or sampled.token_id in params.stop_token_ids:
             return "stop"
         if params.repetition_window is not None:
-            if sampled.logprob > math.log(params.repetition_probability):
-                request.num_repetitive_tokens += 1
-            else:
-                request.num_repetitive_tokens = 0
+            num_before = request.num_repetitive_tokens
+            request.num_repetitive_tokens = count_repetitive(params, num_before, sampled.logprob)
             if request.num_repetitive_tokens >= params.repetition_window:
                 return "repetition"
         if request.num_new_tokens >= request.max_tokens:

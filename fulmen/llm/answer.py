@@ -128,6 +128,11 @@ class Answer:
         )
 
     @property
+    def has_grammar(self) -> bool:
+        """True if a grammar says which ids may come: that takes long with a large vocabulary."""
+        return self._grammar is not None
+
+    @property
     def forced_ids(self) -> tuple[int, ...]:
         """Ids that come next, as far as they are given; known once `ask` was called."""
         return self._steering.forced_ids

@@ -5,15 +5,17 @@
 
 Whatever the other side does (refuses, hangs, dies in mid-answer, sends a page of HTML or a line
 without end) is a `PeerError` of one sentence, in bounded time and memory. What is worth another
-try is tried again as long as no byte of an answer was given on.
+try is tried again: JSON until all of it is there, events until the first one was given on.
 """
 
 import asyncio
 import ipaddress
+import itertools
 import json
 import random
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
@@ -34,6 +36,8 @@ _PASSED_ON: Final = {400: 400, 413: 413, 422: 400, 429: 429, 503: 503, 529: 503}
 """Statuses that concern whoever asked, and what a server in front of the other answers then"""
 _PLAIN: Final = frozenset({"", "identity"})
 """Content encodings that are read: what is packed small could be of any size"""
+_MANY: Final = 10_000
+"""Values of a body that take milliseconds to write"""
 _LONGEST_WAIT: Final = 60.0
 """Seconds that a `retry-after` may ask for"""
 
@@ -48,11 +52,27 @@ class PeerError(ModelError):
         peer_status: int | None = None,
         status: int = 502,
         retry_after: float | None = None,
+        may_pass: bool = False,
     ) -> None:
-        """peer_status: HTTP status that the other side answered with, if it did; status and
-        retry_after, in seconds: as `ModelError` has them"""
+        """
+        peer_status          HTTP status that the other side refused with, if it did
+        status, retry_after  as `ModelError` has them, the second in seconds
+        may_pass             True if the same request may fare better the next time
+        """
         super().__init__(message, status=status, retry_after=retry_after)
         self.peer_status = peer_status
+        self.may_pass = may_pass
+
+    def without_address(self, url: str, name: str) -> str:
+        """Return the sentence for somebody who may not know where the server is.
+
+        url   as `Peer.shown_url`; name stands in its place, and in that of its paths
+        """
+        sentence = re.sub(re.escape(url) + r"[\w/.-]*", name, str(self))
+        sentence = re.sub(r"https?://[^\s,;]+", "another address", sentence)
+        if self.peer_status is None and self.may_pass:
+            return sentence.partition(": ")[0]  # a system's own words may hold an address
+        return sentence
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,9 +81,10 @@ class PeerConfig:
 
     connect_seconds: float = 10.0
     first_byte_seconds: float = 600.0
-    """From a request to its answer's beginning: a long prompt is read in it"""
+    """From a request to its answer's head, and from there to its first byte: a long prompt is read
+    in either"""
     idle_seconds: float = 120.0
-    """Longest silence within an answer"""
+    """Longest silence within an answer that has begun"""
     answer_seconds: float = 7200.0
     """Longest answer, from its request to its end"""
     max_retries: int = 3
@@ -145,6 +166,21 @@ class Peer:
         Close the iterator (`contextlib.aclosing`) to end the answer: the connection is given up,
         which every server takes as the end of the request.
         """
+        is_given_on = False
+        for number in itertools.count():
+            try:
+                async with aclosing(self._events(path, body)) as events:
+                    async for event in events:
+                        is_given_on = True
+                        yield event
+                return
+            except PeerError as error:
+                if is_given_on:
+                    raise
+                await self._wait_to_retry(error, number)
+
+    async def _events(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[ServerEvent]:
+        """Yield the events of one try."""
         ends_at = asyncio.get_running_loop().time() + self.config.answer_seconds
         where = self.shown_url + path
         async with self._response("POST", path, body) as response:
@@ -163,20 +199,37 @@ class Peer:
                 yield event
 
     async def _json(self, method: str, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
-        ends_at = asyncio.get_running_loop().time() + self.config.answer_seconds
-        where = self.shown_url + path
-        async with self._response(method, path, body) as response:
-            text = await self._read(response, where, MAX_JSON_BYTES, ends_at)
+        for number in itertools.count():
+            try:
+                text = await self._whole(method, path, body)
+                break
+            except PeerError as error:
+                await self._wait_to_retry(error, number)
         try:
-            return parse_json(text, f"the answer of {where}")
+            return parse_json(text, f"the answer of {self.shown_url}{path}")
         except ValueError as error:
             raise PeerError(shorten(str(error))) from None
+
+    async def _whole(self, method: str, path: str, body: Mapping[str, Any] | None) -> bytes:
+        """Return the body of an answer, after one try."""
+        ends_at = asyncio.get_running_loop().time() + self.config.answer_seconds
+        async with self._response(method, path, body) as response:
+            return await self._read(response, self.shown_url + path, MAX_JSON_BYTES, ends_at)
+
+    async def _wait_to_retry(self, error: PeerError, number: int) -> None:
+        """Wait after `number` tries before this one; raise the error if it is to be the last."""
+        if not error.may_pass or number >= self.config.max_retries:
+            raise error
+        wait = self.config.first_retry_seconds * 2**number * random.uniform(0.75, 1.25)
+        if error.retry_after is not None:
+            wait = error.retry_after
+        await asyncio.sleep(min(wait, _LONGEST_WAIT))
 
     @asynccontextmanager
     async def _response(
         self, method: str, path: str, body: Mapping[str, Any] | None
     ) -> AsyncIterator[httpx2.Response]:
-        """Give a successful response whose body is not read yet, after as many tries as it took."""
+        """Give a successful response whose body is not read yet."""
         response = await self._send(method, path, body)
         try:
             yield response
@@ -186,27 +239,9 @@ class Peer:
     async def _send(
         self, method: str, path: str, body: Mapping[str, Any] | None
     ) -> httpx2.Response:
-        for tries_left in range(self.config.max_retries, -1, -1):
-            try:
-                return await self._send_once(method, path, body)
-            except PeerError as error:
-                is_final = error.peer_status is None and error.status == 504  # it may be at work
-                is_final |= error.peer_status is not None and error.peer_status not in _RETRIED
-                if is_final or not tries_left:
-                    raise
-                number = self.config.max_retries - tries_left
-                wait = self.config.first_retry_seconds * 2**number * random.uniform(0.75, 1.25)
-                if error.retry_after is not None:
-                    wait = error.retry_after
-                await asyncio.sleep(min(wait, _LONGEST_WAIT))
-        raise AssertionError("unreachable")
-
-    async def _send_once(
-        self, method: str, path: str, body: Mapping[str, Any] | None
-    ) -> httpx2.Response:
         """Return a successful response, its body unread. Raises PeerError."""
         where = self.shown_url + path
-        content = None if body is None else json.dumps(body).encode()
+        content = None if body is None else await _dumped(body)
         request = self._client.build_request(
             method,
             self.url.copy_with(path=self.url.path.rstrip("/") + path),
@@ -223,7 +258,9 @@ class Peer:
                 status=504,
             ) from None
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
-            raise PeerError(f"{self.shown_url} cannot be reached: {_reason(error)}") from None
+            raise PeerError(
+                f"{self.shown_url} cannot be reached: {_reason(error)}", may_pass=True
+            ) from None
         if response.is_success and response.headers.get("content-encoding", "") in _PLAIN:
             return response
         try:
@@ -235,9 +272,7 @@ class Peer:
         """Return a response that is no answer as an error."""
         status = response.status_code
         if response.is_success:
-            return PeerError(
-                f"{where} answered compressed, which was not asked for", peer_status=status
-            )
+            return PeerError(f"{where} answered compressed, which was not asked for")
         if response.is_redirect:
             target = shorten(response.headers.get("location", "nowhere"), 100)
             return PeerError(
@@ -253,6 +288,7 @@ class Peer:
             f"{where} answered with {status}: {said}",
             peer_status=status,
             status=_PASSED_ON.get(status, 502),
+            may_pass=status in _RETRIED,
             retry_after=_seconds(response.headers.get("retry-after")),
         )
 
@@ -282,21 +318,25 @@ class Peer:
     ) -> AsyncIterator[bytes]:
         """Yield a body as it comes. Raises PeerError for one that stalls, lasts or breaks off."""
         chunks = response.aiter_bytes()
-        loop, config = asyncio.get_running_loop(), self.config
+        loop = asyncio.get_running_loop()
+        longest = self.config.first_byte_seconds
         while True:
             left = ends_at - loop.time()
             try:
-                async with asyncio.timeout(min(config.idle_seconds, left)):
+                async with asyncio.timeout(min(longest, left)):
                     chunk = await anext(chunks)
             except StopAsyncIteration:
                 return
             except TimeoutError:
-                what = f"{where} sent nothing more within {config.idle_seconds:g} s"
-                if left < config.idle_seconds:
+                what = f"{where} sent nothing more within {longest:g} s"
+                if left < longest:
                     what = f"the answer of {where} did not end in time"
                 raise PeerError(what, status=504) from None
             except (httpx2.HTTPError, httpx2.StreamError, OSError) as error:
-                raise PeerError(f"the answer of {where} broke off: {_reason(error)}") from None
+                raise PeerError(
+                    f"the answer of {where} broke off: {_reason(error)}", may_pass=True
+                ) from None
+            longest = self.config.idle_seconds
             yield chunk
 
 
@@ -365,18 +405,19 @@ class EventReader:
 
 def _checked_url(url: str) -> tuple[httpx2.URL, str]:
     """Return a URL and how errors show it: without a user's name and key."""
+    shown = re.sub(r"^(\w+://)?.*@", r"\1", url) if isinstance(url, str) else url
     try:
         parsed = httpx2.URL(url)
     except (httpx2.InvalidURL, TypeError, ValueError) as error:
-        raise ValueError(f"{shorten(url, 100)} is no URL: {error}") from None
+        reason = "it cannot be read" if shown != url else error
+        raise ValueError(f"{shorten(shown, 100)} is no URL: {reason}") from None
+    shown = shorten(shown, 100)
     if parsed.port is not None and not 0 < parsed.port < 65536:
-        raise ValueError(f"{shorten(url, 100)} is no URL: its port is outside 1 to 65535")
+        raise ValueError(f"{shown} is no URL: its port is outside 1 to 65535")
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ValueError(
-            f"{shorten(url, 100)} is no URL of a server, it must look like http://127.0.0.1:8000"
-        )
+        raise ValueError(f"{shown} is no URL of a server, it must look like http://127.0.0.1:8000")
     if parsed.query or parsed.fragment:
-        raise ValueError(f"{shorten(url, 100)} has a query or a fragment, a server's URL has none")
+        raise ValueError(f"{shown} has a query or a fragment, a server's URL has none")
     return parsed, shorten(str(parsed.copy_with(userinfo=b"")).rstrip("/"), 200)
 
 
@@ -399,6 +440,17 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
+async def _dumped(body: Mapping[str, Any]) -> bytes:
+    """Return a body as JSON; others go on meanwhile if it is large."""
+    parts = list(body.values())
+    parts += [each for part in parts if isinstance(part, Mapping) for each in part.values()]
+    if sum(len(part) for part in parts if isinstance(part, list | tuple | Mapping)) < _MANY:
+        return json.dumps(body).encode()
+    # dumps would not let go of the interpreter until it is done, iterencode does now and then.
+    encoder = json.JSONEncoder()
+    return await asyncio.to_thread(lambda: "".join(encoder.iterencode(body)).encode())
+
+
 def _said(body: bytes) -> str:
     """Return what a refusal says, in whichever of the known shapes."""
     text = body.decode(errors="replace").strip()
@@ -410,13 +462,19 @@ def _said(body: bytes) -> str:
         value: Any = parse_json(body, "it")
     except ValueError:
         return shorten(text)
+    return error_text(value) or shorten(text)
+
+
+def error_text(value: Mapping[str, Any]) -> str:
+    """Return what an object says of an error, in whichever of the known shapes; an empty text if it
+    says nothing."""
     for name in ("error", "detail", "message"):
         found = value.get(name)
         if isinstance(found, Mapping):
-            found = found.get("message")
+            found = found.get("message") or found.get("type") or found
         if found:
             return shorten(found if isinstance(found, str) else json.dumps(found))
-    return shorten(text)
+    return ""
 
 
 def _reason(error: Exception) -> str:

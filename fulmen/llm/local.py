@@ -12,25 +12,23 @@ waits for another one's template, and a caller that goes away frees its place wi
 """
 
 import asyncio
-import functools
 import queue
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from fulmen.chat import ChatFormat, ChatRequest, Completion, Event, Token, Tokenizer, text_request
 from fulmen.engine import EngineStats
 from fulmen.llm.answer import Answer
 from fulmen.llm.llm import LLM
 from fulmen.llm.preparation import SharedPrompt
-from fulmen.sampling import SamplingParams, check_whole
+from fulmen.llm.starting import StartingStream
+from fulmen.sampling import SamplingParams
 
 R = TypeVar("R")
-_MAX_ANSWERS: Final = 1024
-"""Most answers to one request"""
 
 
 class LocalModel:
@@ -102,12 +100,8 @@ class LocalModel:
         The prompt is rendered and read once: the answer that is entered first reads it, and the
         others run from then on. Each is what it would be alone.
         """
-        check_whole("n", n, 1, _MAX_ANSWERS)
         shared = SharedPrompt(self.llm, request)
-        return [
-            LocalStream(self, functools.partial(shared.prepare, number), shared)
-            for number in range(n)
-        ]
+        return [LocalStream(self, prepare, shared) for prepare in shared.prepare_many(n)]
 
     def stream_text(self, prompt: str | Sequence[int], **fields: Any) -> "LocalStream":
         """Return the continuation of a text or ids as they stand; all of it is content. fields are
@@ -213,7 +207,7 @@ class _Reader:
         return True
 
 
-class LocalStream:
+class LocalStream(StartingStream):
     """A running answer: iterate for its events; close one that is not read to its end."""
 
     def __init__(
@@ -226,15 +220,7 @@ class LocalStream:
         self._num_read_tokens = 0
         self._reader: _Reader | None = None
         self._events: deque[Event] = deque()
-        self._start: asyncio.Future[None] | None = None
         self._is_over = self._is_closed = False
-
-    async def __aenter__(self) -> Self:
-        await self._started()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         reader = await self._started()
@@ -296,14 +282,7 @@ class LocalStream:
         return reader.answer.completion()
 
     async def _started(self) -> _Reader:
-        if self._start is None:
-            self._start = asyncio.ensure_future(self._begin())
-            self._start.add_done_callback(_look_at_error)
-        try:
-            await asyncio.shield(self._start)
-        except asyncio.CancelledError:
-            await self.close()
-            raise
+        await self._wait_for_start()
         if self._reader is None:
             raise RuntimeError("the stream is closed")
         return self._reader
@@ -336,9 +315,3 @@ class LocalStream:
             return await self._model.call(work)
         await self._model.close()
         return work()
-
-
-def _look_at_error(start: "asyncio.Future[None]") -> None:
-    """Keep asyncio from reporting an error that nobody waits for: the caller may be gone."""
-    if not start.cancelled():
-        start.exception()

@@ -5,11 +5,12 @@
 Nothing here needs the weights: a tokenizer, a chat format and a vocabulary's size are enough.
 """
 
+import functools
 import secrets
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from threading import Lock
-from typing import Protocol
+from typing import Final, Protocol
 
 from fulmen.chat import (
     ChatFormat,
@@ -26,7 +27,10 @@ from fulmen.chat import (
 )
 from fulmen.engine import read_ids
 from fulmen.llm.answer import Answer
-from fulmen.sampling import SamplingParams
+from fulmen.sampling import SamplingParams, check_whole
+
+_MAX_ANSWERS: Final = 1024
+"""Most answers to one request"""
 
 
 def end_ids(tokenizer: Tokenizer, format: ChatFormat) -> list[int]:
@@ -149,6 +153,11 @@ class SharedPrompt:
         """Take note that an answer runs: it reads the prompt, if no other has."""
         if self._reader is None or not self._reader.tokens:
             self._reader = answer
+
+    def prepare_many(self, n: int) -> list[Callable[[], Answer]]:
+        """Return what prepares each of n answers. Raises ValueError for no number of them."""
+        check_whole("n", n, 1, _MAX_ANSWERS)
+        return [functools.partial(self.prepare, number) for number in range(n)]
 
     def prepare(self, number: int) -> Answer:
         """Return the answer after `number` others, yet to be started. Any thread may do this."""

@@ -27,9 +27,9 @@ from fulmen.server.asking import Ask, End, Progress, Report, Update
 from fulmen.server.characters import WholeCharacters, whole_characters
 from fulmen.server.errors import Refusal, failure_of
 from fulmen.server.known_prompts import Digests
-from fulmen.server.limits import Lease
 from fulmen.server.metrics import Metrics
 from fulmen.server.packets import Packer, is_same_text, text_of, with_text
+from fulmen.server.places import Lease
 from fulmen.server.sessions import Held
 from fulmen.server.usage import KeyUsage
 

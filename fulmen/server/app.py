@@ -10,6 +10,7 @@ step of the engine.
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Final
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -21,12 +22,14 @@ from fulmen.files import shorten
 from fulmen.sampling import shown
 from fulmen.server.background import Background
 from fulmen.server.config import ServerConfig
+from fulmen.server.drain import Drain
 from fulmen.server.errors import Refusal, dialect_of, refusal_of
 from fulmen.server.keys import Keys
-from fulmen.server.limits import Places, with_limits
+from fulmen.server.limits import with_limits
 from fulmen.server.logs import RequestLog
 from fulmen.server.metrics import Metrics
 from fulmen.server.openapi import describe
+from fulmen.server.places import Places
 from fulmen.server.responses_store import ResponseStore
 from fulmen.server.routes import (
     Api,
@@ -48,6 +51,9 @@ from fulmen.server.sse import to_json
 from fulmen.server.streaming import ClientGoneError, request_id
 from fulmen.server.traces import Traces, open_traces
 from fulmen.server.usage import Usages
+
+_MEMORY_BYTES: Final = 64 * 2**20
+"""Most memory for the responses of one API key, where no file keeps them"""
 
 
 def create_app(
@@ -72,12 +78,14 @@ def create_app(
     sessions = Sessions(model, config)
     service = Service(model, config, metrics, places, usages, sessions)
     requests = RequestLog(config)
+    in_memory = config.transcripts is None
     responses = ResponseStore(
         config.transcripts and config.transcripts.with_name("responses.sqlite3"),
-        max_bytes=config.transcript_bytes,
+        max_bytes=min(config.transcript_bytes, _MEMORY_BYTES if in_memory else 2**62),
         max_age_seconds=config.transcript_days * 86400,
     )
-    background = Background(timeout_seconds=config.request_timeout_seconds)
+    drain = Drain()
+    background = Background(drain, timeout_seconds=config.request_timeout_seconds)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -102,7 +110,7 @@ def create_app(
     app.state.is_ready = True
     app.state.service = service
     app.state.metrics = metrics
-    with_limits(app, config, keys, metrics, requests, traces)
+    with_limits(app, config, keys, metrics, requests, drain, traces)
 
     api = Api(service, config)
     app.include_router(chat_router(api))

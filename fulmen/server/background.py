@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from fulmen.server.answers import Answers
 from fulmen.server.asking import End, Progress
+from fulmen.server.drain import Drain
 from fulmen.server.errors import Refusal, failure_of
 from fulmen.server.responses_reply import ResponsesWriter, failure
 from fulmen.server.sse import comment
@@ -92,7 +93,10 @@ class Running:
     writer: ResponsesWriter
     scope: str
     log: EventLog = field(init=False)
-    task: asyncio.Task[None] | None = None
+    answering: asyncio.Task[tuple[dict[str, Any], list[bytes]]] | None = None
+    """Draws the answer; cancelled to end it. Gives the response and its last events."""
+    ending: asyncio.Task[None] | None = None
+    """Waits for the answer, however it ends, and stores the response; never cancelled"""
     num_tokens: int = 0
     """Tokens that it said so far"""
 
@@ -110,14 +114,17 @@ class Running:
 class Background:
     """The responses of one server that run in the background, by id; for one event loop."""
 
-    def __init__(self, *, timeout_seconds: float) -> None:
-        """timeout_seconds: longest time that one may run"""
+    def __init__(self, drain: Drain, *, timeout_seconds: float) -> None:
+        """
+        drain            lets them finish when the server is asked to stop
+        timeout_seconds  longest time that one may run
+        """
         self.running: dict[str, Running] = {}
+        self._drain = drain
         self._timeout_seconds = timeout_seconds
         self._ended: OrderedDict[str, tuple[str, EventLog]] = OrderedDict()
         """Scope and events of those that ended, the oldest first"""
         self._num_bytes = 0
-        self._is_closing = False
 
     async def start(
         self, answers: Answers, writer: ResponsesWriter, scope: str, keep: Keep
@@ -129,9 +136,10 @@ class Background:
         except BaseException:
             await answers.close()
             raise
-        one = Running(answers, writer, scope)
-        self.running[answers.id] = one
-        one.task = asyncio.create_task(self._work(one, keep))
+        one = self.running[answers.id] = Running(answers, writer, scope)
+        one.log.add(writer.begin())
+        one.answering = asyncio.create_task(self._answer(one))
+        one.ending = asyncio.create_task(self._end(one, one.answering, keep))
         return response
 
     def log(self, id: str, scope: str) -> EventLog | None:
@@ -145,13 +153,9 @@ class Background:
     async def stop(self, id: str, scope: str) -> None:
         """End one, if it runs for this scope, and wait until it is stored as it is then."""
         one = self.running.get(id)
-        if one is None or one.scope != scope or one.task is None:
-            return
-        one.task.cancel()
-        await asyncio.gather(one.task, return_exceptions=True)
-        await one.answers.close()  # a task that had not begun could not
-        one.log.end()
-        self.running.pop(id, None)
+        if one is not None and one.scope == scope and one.answering and one.ending:
+            one.answering.cancel()
+            await asyncio.wait([one.ending])
 
     def forget(self, id: str, scope: str) -> None:
         """Drop the events of a response that was deleted."""
@@ -160,42 +164,50 @@ class Background:
             self._num_bytes -= log.num_bytes
 
     async def close(self) -> None:
-        """End them all; they have failed then."""
-        self._is_closing = True
-        for id, one in list(self.running.items()):
-            await self.stop(id, one.scope)
+        """Wait until those that the drain has ended are stored."""
+        if endings := [one.ending for one in self.running.values() if one.ending is not None]:
+            await asyncio.wait(endings)
 
-    async def _work(self, one: Running, keep: Keep) -> None:
-        """Run one to its end: its events into the log, its response into the store."""
-        writer, answers, log = one.writer, one.answers, one.log
-        log.add(writer.begin())
-        ended, last = writer.object("failed"), list[bytes]()
-        try:
-            async with (
-                asyncio.timeout(self._timeout_seconds),
-                aclosing(answers.updates()) as updates,
-            ):
+    async def _answer(self, one: Running) -> tuple[dict[str, Any], list[bytes]]:
+        """Draw an answer, its events into the log but for the last ones."""
+        async with (
+            asyncio.timeout(self._timeout_seconds) as limit,
+            aclosing(one.answers.updates()) as updates,
+        ):
+            with self._drain.holding(limit):
                 async for update in updates:
                     if isinstance(update, End):
-                        ended, last = writer.whole(update), list(writer.end(update))
-                    elif not isinstance(update, Progress):  # readers are sent signs of life anyway
+                        return one.writer.whole(update), list(one.writer.end(update))
+                    if not isinstance(update, Progress):  # readers get signs of life anyway
                         one.num_tokens += len(update.tokens)
-                        log.add(frames_of(writer, update))
+                        one.log.add(frames_of(one.writer, update))
+        raise AssertionError("an answer ends with its end")
+
+    async def _end(
+        self, one: Running, answering: asyncio.Task[tuple[dict[str, Any], list[bytes]]], keep: Keep
+    ) -> None:
+        """Wait until one is over: its response into the store, its last events into the log."""
+        ended, last = one.writer.object("failed"), list[bytes]()
+        try:
+            ended, last = await answering
         except asyncio.CancelledError:
-            if self._is_closing:
-                ended["error"] = failure(Refusal(503, "the server stopped while it ran"))
-            else:
-                ended = writer.object("cancelled")
+            ended = one.writer.object("cancelled")
         except TimeoutError:
-            ended["error"] = failure(Refusal(504, "the response took longer than allowed here"))
+            is_stopping = self._drain.is_over
+            ended["error"] = failure(
+                Refusal(503, "the server stopped while it ran")
+                if is_stopping
+                else Refusal(504, "the response took longer than allowed here")
+            )
         except Exception as error:
             ended["error"] = failure(failure_of(error))
-        finally:
-            await answers.close()
+        try:
+            await one.answers.close()
             with suppress(Refusal):
                 await keep(ended)
-            log.add(last or writer.broken(ended))
-            log.end()
+        finally:
+            one.log.add(last or one.writer.broken(ended))
+            one.log.end()
             self._leave(one)
 
     def _leave(self, one: Running) -> None:

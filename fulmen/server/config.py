@@ -76,6 +76,9 @@ class ServerConfig:
     allowed_origins: tuple[str, ...] = ()
     """Origin of web pages that may ask from a browser, such as http://localhost:3000; * allows
     any."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Name that this server may be asked as without API keys, such as the one that a proxy passes
+    on; localhost and addresses always are."""
     log_content: bool = False
     """Log what is asked and answered too, shortened."""
     log_format: Literal["text", "json"] = "text"
@@ -111,7 +114,7 @@ class ServerConfig:
             raise ValueError(
                 f"answer_share is {shown(self.answer_share)}, it must lie between 0 and 1"
             )
-        for name in ("api_keys", "aliases", "volatile_lines", "allowed_origins"):
+        for name in ("api_keys", "aliases", "volatile_lines", "allowed_origins", "allowed_hosts"):
             values = getattr(self, name)
             if not isinstance(values, tuple) or not all(
                 isinstance(value, str) and value for value in values

@@ -4,12 +4,15 @@ raise Refusal(429, "...", retry_after=2)  ->  {"error": {...}}                  
                                           ->  {"type": "error", "error": {...}} Anthropic
 """
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
 from fulmen.chat import ModelError
 from fulmen.files import shorten
+
+_log = logging.getLogger(__name__)
 
 Dialect = Literal["openai", "anthropic"]
 
@@ -105,7 +108,10 @@ def refusal_of(error: BaseException) -> Refusal:
         return Refusal(400, shorten(str(error), 2000))
     if isinstance(error, ModelError):
         wait = None if error.retry_after is None else math.ceil(min(error.retry_after, 3600))
-        return Refusal(error.status, shorten(str(error), 2000), retry_after=wait)
+        if error.public is not None:
+            _log.warning("%s", error)
+        said = str(error) if error.public is None else error.public
+        return Refusal(error.status, shorten(said, 2000), retry_after=wait)
     return Refusal(500, "the server failed while it answered, see its log")
 
 

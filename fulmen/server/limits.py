@@ -8,14 +8,12 @@ nothing for each event of a stream.
 """
 
 import asyncio
+import ipaddress
 import logging
-import math
 import re
 import secrets
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, Final
 
@@ -26,6 +24,7 @@ from starlette.routing import Match
 
 from fulmen.files import shorten
 from fulmen.server.config import ServerConfig, is_loopback
+from fulmen.server.drain import Drain
 from fulmen.server.errors import Refusal, dialect_of, refusal_of
 from fulmen.server.incoming import App, Bodies, Event, Incoming, Receive, Scope, Send
 from fulmen.server.keys import Keys
@@ -35,144 +34,16 @@ from fulmen.server.page_files import is_of_page
 from fulmen.server.sse import DONE, frame, to_json
 from fulmen.server.traces import Traces
 
-_OPEN_PATHS: Final = ("/health", "/ready")
+OPEN_PATHS: Final = ("/health", "/ready")
+"""Paths that need no key"""
 _OPEN_HEADS: Final = ("/", "/api/hello")
 """Paths whose HEAD is a client's first sign of life, sent before it has a key"""
 _REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
 _ID_HEADERS: Final = (b"x-request-id", b"request-id")
 _GRACE_SECONDS: Final = 1.0
 """Time after the deadline that a stream has to end by itself"""
-_DEFAULT_MAX_NUM_SEQS: Final = 8
-"""Answers at once of a model that does not say how many it can run"""
 
 _log = logging.getLogger(__name__)
-
-
-# ---- places -------------------------------------------------------------------------------------
-
-
-class Places:
-    """Answers that run or wait, and how many may. For one event loop."""
-
-    def __init__(self, model: object, config: ServerConfig) -> None:
-        engine = getattr(getattr(model, "llm", None), "engine", None)
-        says = getattr(engine, "config", model)  # an engine's config, or the model itself
-        self.max_running: int = getattr(says, "max_num_seqs", _DEFAULT_MAX_NUM_SEQS)
-        self.max_queued = config.max_queued
-        self.num_taken = 0
-        self._seconds: deque[float] = deque(maxlen=32)
-        """Times that the last answers held their places"""
-
-    @property
-    def num_running(self) -> int:
-        """Answers that have a place in the engine."""
-        return min(self.num_taken, self.max_running)
-
-    @property
-    def num_waiting(self) -> int:
-        """Answers that wait for one."""
-        return self.num_taken - self.num_running
-
-    def acquire(self, n: int = 1) -> "Lease":
-        """Take places for n answers.
-
-        Raises a Refusal: 429 where they are not free, 400 where so many can never be.
-        """
-        most = self.max_running + self.max_queued
-        if n > most:
-            raise Refusal(
-                400, f"the request wants {n} answers, at most {most} may run and wait here"
-            )
-        if self.num_taken + n > most:
-            raise Refusal(
-                429,
-                f"{self.num_running} answers run and {self.num_waiting} wait, at most "
-                f"{self.max_running} may run and {self.max_queued} wait; try again later",
-                code="rate_limit_exceeded",
-                retry_after=self._retry_after(self.num_taken + n - most),
-            )
-        self.num_taken += n
-        return Lease(self, n)
-
-    def _retry_after(self, num_needed: int) -> int:
-        """Return in how many seconds so many places should be free, from 1 to 60."""
-        mean = sum(self._seconds) / len(self._seconds) if self._seconds else 0.0
-        return min(max(math.ceil(mean * num_needed / self.max_running), 1), 60)
-
-    def _give_back(self, n: int, seconds: float) -> None:
-        self.num_taken -= n
-        self._seconds.append(seconds)
-
-
-class Lease:
-    """Places of one request, until they are released."""
-
-    def __init__(self, places: Places, n: int) -> None:
-        self._places = places
-        self._n = n
-        self._since = time.monotonic()
-        self._ends: list[Callable[[], None]] = []
-
-    def and_then(self, end: Callable[[], None]) -> None:
-        """Call something once, when the places are given back; at once if they were."""
-        if self._n:
-            self._ends.append(end)
-        else:
-            end()
-
-    def release(self) -> None:
-        """Give the places back; safe to call again."""
-        n, self._n = self._n, 0
-        if n:
-            self._places._give_back(n, time.monotonic() - self._since)
-            for end in self._ends:
-                end()
-
-    def __enter__(self) -> "Lease":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-
-# ---- the end of a server ------------------------------------------------------------------------
-
-
-class Drain:
-    """Requests under way, and the end that a server comes to."""
-
-    def __init__(self) -> None:
-        self.is_begun = False
-        """No new request is taken"""
-        self.is_over = False
-        """Requests under way are ended"""
-        self._running: set[asyncio.Timeout] = set()
-
-    @property
-    def num_running(self) -> int:
-        """Requests under way."""
-        return len(self._running)
-
-    def begin(self) -> None:
-        """Refuse new requests; those under way go on."""
-        self.is_begun = True
-
-    def end(self) -> None:
-        """End the requests under way: streams with an error event, others with 503."""
-        self.is_begun = self.is_over = True
-        now = asyncio.get_running_loop().time()
-        for limit in self._running:
-            if not limit.expired():
-                limit.reschedule(now)
-
-    @contextmanager
-    def holding(self, limit: asyncio.Timeout) -> Iterator[None]:
-        """Count a request as under way; its time is over when the server's is."""
-        self._running.add(limit)
-        try:
-            yield
-        finally:
-            self._running.discard(limit)
 
 
 # ---- the middleware -----------------------------------------------------------------------------
@@ -184,10 +55,11 @@ def with_limits(
     keys: Keys,
     metrics: Metrics,
     log: RequestLog,
+    drain: Drain,
     traces: Traces | None = None,
 ) -> None:
     """Put an application behind its limits. `app.state.drain` then ends it."""
-    app.state.drain = Drain()
+    app.state.drain = drain
     app.add_middleware(
         Limits,
         config=config,
@@ -195,7 +67,7 @@ def with_limits(
         metrics=metrics,
         log=log,
         traces=traces,
-        drain=app.state.drain,
+        drain=drain,
     )
 
 
@@ -247,42 +119,34 @@ class Limits:
             seconds = time.perf_counter() - started
             status = request.status or 499  # nginx's word for a client that went away
             self._metrics.request(request.method, request.template, status)
-            self._log.write(
-                request_id=request.id,
-                method=shorten(request.method, 20),
-                path=request.template or shorten(request.path, 80),
-                status=status,
-                seconds=seconds,
-                key=self._name_of_key(request),
-                answers=request.state.get("answers"),
-                is_gone=request.is_gone,
-            )
-            if self._traces is not None:
-                self._trace(self._traces, request, status, seconds)
+            self._record(request, status, seconds)
 
     def _name_of_key(self, request: "_Request") -> str | None:
         """Return the name of the key that a request had; None if it had none that is known."""
         scope = request.state.get("scope", "")
         return self._keys.name_of(scope) if scope else None
 
-    def _trace(self, traces: Traces, request: "_Request", status: int, seconds: float) -> None:
-        """Make the spans of a request, once its answers are over: some run in the background."""
+    def _record(self, request: "_Request", status: int, seconds: float) -> None:
+        """Write a request into the log and the traces, once its answers are over: some run in the
+        background."""
         answers = request.state.get("answers")
-        record = partial(
-            traces.record,
-            headers=Headers(scope=request.scope),
-            method=request.method,
-            route=request.template,
-            status=status,
-            request_id=request.id,
-            started=time.time_ns() - int(seconds * 1e9),
-            answers=answers,
-            is_gone=request.is_gone,
-        )
-        if answers is None:
-            record()
-        else:
-            answers.when_over(record)
+        call_later = (lambda call: call()) if answers is None else answers.when_over
+        told: dict[str, Any] = {
+            "method": shorten(request.method, 20),
+            "status": status,
+            "request_id": request.id,
+            "answers": answers,
+            "is_gone": request.is_gone,
+        }
+        path = request.template or shorten(request.path, 80)
+        key = self._name_of_key(request)
+        call_later(partial(self._log.write, path=path, seconds=seconds, key=key, **told))
+        if self._traces is not None:
+            started = time.time_ns() - int(seconds * 1e9)
+            headers, route = Headers(scope=request.scope), request.template
+            call_later(
+                partial(self._traces.record, headers=headers, route=route, started=started, **told)
+            )
 
     async def _answer(self, request: "_Request", deadline: float) -> None:
         limit = asyncio.timeout_at(deadline + _GRACE_SECONDS)
@@ -323,14 +187,15 @@ class Limits:
         incoming = Incoming(headers, receive)
         try:
             is_open = (
-                path in _OPEN_PATHS
+                path in OPEN_PATHS
                 or (method == "HEAD" and path in _OPEN_HEADS)
                 or (not self._config.no_page and is_of_page(path, headers.get("accept", "")))
             )
             if not is_open:
                 state["scope"] = self._keys.scope_of(headers)
-            if self._drain.is_begun and path != "/health":
+            if self._drain.is_begun and not _is_about_old_work(method, path):
                 raise Refusal(503, "the server is stopping", retry_after=5)
+            self._check_host(headers)
             self._check_origin(headers)
             if _matches(scope, "GET" if method == "HEAD" else method)[0] is Match.PARTIAL:
                 raise Refusal(405, f"{method} is not allowed here")
@@ -354,6 +219,18 @@ class Limits:
         await send({"type": "http.response.start", "status": 204, "headers": head})
         await send({"type": "http.response.body", "body": b""})
 
+    def _check_host(self, headers: Headers) -> None:
+        """Refuse names that are not this machine's where no key tells who asks: a web page can make
+        its own name lead here (DNS rebinding), and would then read whatever it likes."""
+        name = _name_of(headers.get("host", "localhost")).lower()
+        if self._keys or name in self._config.allowed_hosts or _is_own_name(name):
+            return
+        raise Refusal(
+            403,
+            f"this server is asked as {shorten(name, 80)}, without API keys it answers only as "
+            "localhost, an address, or an allowed host",
+        )
+
     def _check_origin(self, headers: Headers) -> None:
         """Refuse what a strange web page may send from a browser without asking first. It could not
         read the answer, and would cost one."""
@@ -364,8 +241,6 @@ class Limits:
         scheme, _, host = origin.partition("://")
         is_ours = host == headers.get("host")
         is_asked_first = headers.get("content-type", "").startswith("application/json")
-        # A page can make its own name lead to this machine (DNS rebinding) and then is "ours":
-        # where no key tells who asks, a web page must be from this machine.
         is_web = scheme in ("http", "https")
         is_trusted = bool(self._keys) or not is_web or is_loopback(_name_of(host))
         has_body = "content-length" in headers or "transfer-encoding" in headers
@@ -378,6 +253,21 @@ def _name_of(host: str) -> str:
     if host.startswith("["):
         return host[1:].partition("]")[0]
     return host.partition(":")[0]
+
+
+def _is_own_name(name: str) -> bool:
+    """Return whether a host is this machine, or an address, which no web page can take over."""
+    try:
+        return bool(ipaddress.ip_address(name))
+    except ValueError:
+        return name in ("", "localhost") or name.endswith(".localhost")
+
+
+def _is_about_old_work(method: str, path: str) -> bool:
+    """Return whether a request begins nothing new, so that it is answered while the server stops:
+    a look at responses that still run, or their end."""
+    is_response = path.startswith("/v1/responses/")
+    return path == "/health" or (is_response and (method == "GET" or path.endswith("/cancel")))
 
 
 class _Request:

@@ -57,24 +57,29 @@ class StreamOptions(BaseModel):
     include_usage: bool | None = None
 
 
-class AnswerBody(BaseModel):
-    """Fields that every request for answers may have."""
+class SampledBody(BaseModel):
+    """Fields of OpenAI's dialects that say how an answer is drawn, and when it ends."""
 
     model_config = ConfigDict(extra="allow", strict=True, json_schema_extra=describe_ignored)
 
     model: str = Field("", description="Any name, unless the server is strict about names")
     stream: bool | None = Field(None, description="Answer as server-sent events")
-    stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(None, description="Most new tokens")
     temperature: Annotated[float, Shape(Temperature)] | None = None
     top_p: float | None = None
     top_k: int | None = Field(None, description="0 or -1: all tokens")
     min_p: float | None = None
-    n: int | None = Field(None, ge=1, description="Answers to the same prompt, which is read once")
     seed: int | None = None
     stop: str | ListOf[str] | None = None
     stop_token_ids: ListOf[int] | None = None
     ignore_eos: bool | None = None
+
+
+class AnswerBody(SampledBody):
+    """Fields that requests of Chat Completions and Completions may have."""
+
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = Field(None, description="Most new tokens")
+    n: int | None = Field(None, ge=1, description="Answers to the same prompt, which is read once")
     response_format: Annotated[dict[str, Any], Shape(ResponseFormatIn)] | None = Field(
         None, description="text, json_object or json_schema"
     )
@@ -181,8 +186,9 @@ def read_chat(body: ChatBody, defaults: SamplingParams) -> ChatCall:
     ignored = read_ignored(body)
     thinking = read_chat_thinking({name: getattr(body, name) for name in _THINKING_FIELDS})
     tools, left_out = read_function_tools(body.tools)
+    most = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     given: dict[str, Any] = {
-        **read_sampling(body),
+        **read_sampling(body, most),
         **_chat_sampling(body),
         **read_structure(body),
         **read_tool_choice(body.tool_choice, tools),
@@ -244,7 +250,7 @@ def _check_beginning(body: ChatBody) -> None:
         )
 
 
-def read_sampling(body: AnswerBody) -> dict[str, Any]:
+def read_sampling(body: SampledBody, max_tokens: int | None) -> dict[str, Any]:
     """Return the fields of `SamplingParams` that say how an answer is drawn, and when it ends."""
     given: dict[str, Any] = {}
     if body.temperature is not None and not 0 <= body.temperature <= _MAX_TEMPERATURE:
@@ -258,11 +264,10 @@ def read_sampling(body: AnswerBody) -> dict[str, Any]:
             given[name] = value
     if body.top_k is not None:
         given["top_k"] = None if body.top_k in (0, -1) else body.top_k
-    if body.max_tokens is not None:
-        given["max_tokens"] = body.max_tokens
+    if max_tokens is not None:
+        given["max_tokens"] = max_tokens
     if body.stop is not None:
-        stop = [body.stop] if isinstance(body.stop, str) else body.stop
-        given["stop"] = tuple(stop)
+        given["stop"] = tuple([body.stop] if isinstance(body.stop, str) else body.stop)
     if body.stop_token_ids is not None:
         given["stop_token_ids"] = tuple(body.stop_token_ids)
     return given
@@ -270,8 +275,6 @@ def read_sampling(body: AnswerBody) -> dict[str, Any]:
 
 def _chat_sampling(body: ChatBody) -> dict[str, Any]:
     given: dict[str, Any] = {}
-    if body.max_completion_tokens is not None:
-        given["max_tokens"] = body.max_completion_tokens
     if body.logprobs:
         given["logprobs"] = body.top_logprobs or 0
     elif body.top_logprobs:
@@ -281,7 +284,10 @@ def _chat_sampling(body: ChatBody) -> dict[str, Any]:
 
 def read_structure(body: AnswerBody) -> dict[str, Any]:
     """Return the constraint of the answer, in whichever of the known words it was asked for."""
-    given = _response_format(body.response_format or {})
+    format = body.response_format or {}
+    named = format.get("json_schema")
+    schema = named.get("schema") if isinstance(named, Mapping) else None
+    given = read_format(format, schema, "response_format", "json_schema.schema")
     asked = body.structured_outputs or {}
     if (other := set(asked) - {"json", "regex", "choice"}) and any(asked[key] for key in other):
         raise _wrong("structured_outputs", sorted(other), "an object of json, regex or choice")
@@ -304,22 +310,23 @@ def read_structure(body: AnswerBody) -> dict[str, Any]:
     return given
 
 
-def _response_format(format: Mapping[str, Any]) -> dict[str, Any]:
+def read_format(format: Mapping[str, Any], schema: object, name: str, place: str) -> dict[str, Any]:
+    """Return the constraint that the format of an answer stands for.
+
+    schema  its JSON Schema, None if it has none
+    name    what the dialect calls the format
+    place   where in it the dialect has the schema
+    """
     kind = format.get("type", "text")
     if kind == "json_object":
         return {"json_schema": '{"type": "object"}'}
     if kind == "json_schema":
-        named = format.get("json_schema")
-        schema = named.get("schema") if isinstance(named, Mapping) else None
         if schema is None:
-            raise Refusal(
-                400,
-                "response_format.json_schema.schema is missing, it must be a JSON Schema",
-                param="response_format",
-            )
+            sentence = f"{name}.{place} is missing, it must be a JSON Schema"
+            raise Refusal(400, sentence, param=name.partition(".")[0])
         return {"json_schema": json.dumps(schema)}
     if kind != "text":
-        raise _wrong("response_format.type", kind, "text, json_object or json_schema")
+        raise _wrong(f"{name}.type", kind, "text, json_object or json_schema")
     return {}
 
 

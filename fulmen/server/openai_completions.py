@@ -79,7 +79,7 @@ def read_completions(body: CompletionsBody, defaults: SamplingParams) -> Complet
         raise Refusal(
             400, f"best_of is {shown(body.best_of)}, it must be as many as n: {n}", param="best_of"
         )
-    given: dict[str, Any] = {**read_sampling(body), **read_structure(body)}
+    given: dict[str, Any] = {**read_sampling(body, body.max_tokens), **read_structure(body)}
     given["thinking_budget"] = None
     has_new_tokens = body.max_tokens != 0
     if not has_new_tokens and not body.echo:

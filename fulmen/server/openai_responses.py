@@ -11,14 +11,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from fulmen.sampling import SamplingParams, shown
 from fulmen.server.asking import Ask
 from fulmen.server.bodies import ListOf, Metadata
 from fulmen.server.errors import Refusal
-from fulmen.server.fields import describe_ignored, unknown_fields
-from fulmen.server.openai_chat import read_tool_choice
+from fulmen.server.fields import unknown_fields
+from fulmen.server.openai_chat import (
+    SampledBody,
+    read_format,
+    read_sampling,
+    read_tool_choice,
+)
 from fulmen.server.requests import (
     Budget,
     ChatChoiceIn,
@@ -40,12 +45,9 @@ _THINKING_FIELDS: Final = ("reasoning", "thinking", "thinking_token_budget", "ch
 _KEYS_OF_REASONING: Final = ("effort", "max_tokens", "enabled", "exclude")
 
 
-class ResponsesBody(BaseModel):
+class ResponsesBody(SampledBody):
     """Body of a Responses request."""
 
-    model_config = ConfigDict(extra="allow", strict=True, json_schema_extra=describe_ignored)
-
-    model: str = Field("", description="Any name, unless the server is strict about names")
     input: str | ListOf[Annotated[dict[str, Any], Shape(ItemIn)]] = Field(
         [], description="A question, or items of a history"
     )
@@ -55,15 +57,8 @@ class ResponsesBody(BaseModel):
     )
     store: bool | None = Field(None, description="Keep the response for later; true by default")
     background: bool | None = Field(None, description="Answer at once, and work on; poll with GET")
-    stream: bool | None = Field(None, description="Answer as server-sent events")
     stream_options: dict[str, Any] | None = None
     max_output_tokens: int | None = Field(None, description="Most tokens, thought included")
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = None
-    top_k: int | None = Field(None, description="0 or -1: all tokens")
-    min_p: float | None = None
-    seed: int | None = None
-    stop: str | ListOf[str] | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     include: ListOf[str] | None = Field(
         None, description="message.output_text.logprobs, reasoning.encrypted_content"
@@ -147,7 +142,7 @@ def read_responses_call(
     tools, names, left_out = _read_tools(body.tools or ())
     items = _items(body.input)
     history = read_items([*earlier, *items], names)
-    given = {**_sampling(body), **_structure(body)}
+    given = {**read_sampling(body, body.max_output_tokens), **_structure(body.text or {})}
     given |= read_tool_choice(_chat_choice(body.tool_choice, names), tools)
     if any(tool.get("strict") is True for tool in tools):
         given["strict_tools"] = True
@@ -214,36 +209,11 @@ def _reasoning(body: ResponsesBody) -> Mapping[str, Any]:
     return reasoning
 
 
-def _sampling(body: ResponsesBody) -> dict[str, Any]:
-    given: dict[str, Any] = {}
-    for name in ("temperature", "top_p", "min_p", "seed"):
-        if (value := getattr(body, name)) is not None:
-            given[name] = value
-    if body.top_k is not None:
-        given["top_k"] = None if body.top_k in (0, -1) else body.top_k
-    if body.max_output_tokens is not None:
-        given["max_tokens"] = body.max_output_tokens
-    if body.stop is not None:
-        given["stop"] = tuple([body.stop] if isinstance(body.stop, str) else body.stop)
-    return given
-
-
-def _structure(body: ResponsesBody) -> dict[str, Any]:
-    format = (body.text or {}).get("format") or {}
-    kind = format.get("type", "text") if isinstance(format, Mapping) else format
-    if kind == "text":
-        return {}
-    if kind == "json_object":
-        return {"json_schema": '{"type": "object"}'}
-    if kind != "json_schema":
-        raise Refusal(
-            400,
-            f"text.format.type is {shown(kind)}, it must be text, json_object or json_schema",
-            param="text",
-        )
-    if format.get("schema") is None:
-        raise Refusal(400, "text.format.schema is missing, it must be a JSON Schema", param="text")
-    return {"json_schema": json.dumps(format["schema"])}
+def _structure(text: Mapping[str, Any]) -> dict[str, Any]:
+    format = text.get("format")
+    if not isinstance(format, Mapping | None):
+        raise Refusal(400, f"text.format is {shown(format)}, it must be an object", param="text")
+    return read_format(format or {}, (format or {}).get("schema"), "text.format", "schema")
 
 
 # ---- tools --------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from pydantic import TypeAdapter
 
 from fulmen.server.errors import dialect_of
+from fulmen.server.limits import OPEN_PATHS
 from fulmen.server.replies import AnthropicError, OpenAIError
 
 Responses = dict[int | str, dict[str, Any]]
@@ -40,7 +41,6 @@ _KEYS: Final = {
     "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
 }
 _SHAPES: Final[dict[str, Any]] = {"openai": OpenAIError, "anthropic": AnthropicError}
-_OPEN_PATHS: Final = ("/health", "/ready")
 
 
 def replying(
@@ -103,7 +103,7 @@ def _complete(description: dict[str, Any], *, has_keys: bool) -> None:
         for method in _METHODS:
             if method in operations:
                 _complete_operation(path, operations[method], schemas, refusals)
-                if has_keys and path not in _OPEN_PATHS:
+                if has_keys and path not in OPEN_PATHS:
                     operations[method]["security"] = [{name: []} for name in _KEYS]
     if has_keys:
         components["securitySchemes"] = _KEYS

@@ -27,6 +27,7 @@ from fulmen.server.asking import End, Progress, Update
 from fulmen.server.errors import Refusal
 from fulmen.server.openai_reply import cache_diagnostics, logprob_fields
 from fulmen.server.openai_responses import NamedTool, ResponsesCall, custom_input
+from fulmen.server.responses_store import PLACE_DIGITS
 from fulmen.server.sse import comment, frame
 
 Fields = dict[str, Any]
@@ -40,6 +41,8 @@ class ResponsesWriter:
     answers: Answers
     tokenizer: Tokenizer | None
     created: int = field(default_factory=lambda: int(time.time()))
+    is_stored: bool = True
+    """False once it could not be stored"""
     _number: int = 0
     _items: "_Items | None" = None
 
@@ -113,7 +116,7 @@ class ResponsesWriter:
                 "effort": (body.reasoning or {}).get("effort"),
                 "summary": (body.reasoning or {}).get("summary"),
             },
-            "store": call.is_stored,
+            "store": call.is_stored and self.is_stored,
             "temperature": params.temperature,
             "text": body.text or {"format": {"type": "text"}},
             "tool_choice": body.tool_choice or "auto",
@@ -272,7 +275,7 @@ class _Items:
         place = len(self.output)
         self._text = []
         self._item = {
-            "id": f"{prefix}_{self._hex}{place:04d}",
+            "id": f"{prefix}_{self._hex}{place:0{PLACE_DIGITS}d}",
             "type": kind,
             "status": "in_progress",
             **fields,

@@ -27,7 +27,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from fulmen.server.config import ServerConfig
-from fulmen.server.limits import Drain
+from fulmen.server.drain import Drain
 
 T = TypeVar("T")
 

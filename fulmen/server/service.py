@@ -39,8 +39,8 @@ from fulmen.server.asking import Ask, End, Report
 from fulmen.server.config import ServerConfig
 from fulmen.server.errors import Refusal, refusal_of
 from fulmen.server.known_prompts import Digests, KnownPrompts
-from fulmen.server.limits import Places
 from fulmen.server.metrics import Metrics
+from fulmen.server.places import Places
 from fulmen.server.sessions import Held, RunningAnswer, Sessions
 from fulmen.server.usage import Usages
 

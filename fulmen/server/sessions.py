@@ -4,9 +4,9 @@
     its answer ends     -> keep: the turn and the states after it are written in the background
     the next request    -> waits until that is done
 
-All files are read and written in threads of their own; only copies out of the cache and into it run
-in the engine's thread, piece by piece between its steps. So neither the event loop nor another
-answer waits for a disk.
+All files are read and written in threads of their own, saves in others than the rest; only copies
+out of the cache and into it run in the engine's thread, piece by piece between its steps. So
+neither the event loop nor another key's answer waits for a disk.
 
 Each API key has a store of its own, so nobody meets another's session: FOLDER/keys/SCOPE, or FOLDER
 itself where no key is needed, which is then the command line's too.
@@ -35,6 +35,8 @@ Key = tuple[str, str]
 
 _MAX_OPEN: Final = 16
 """Sessions whose turns stay in memory"""
+_MAX_UNWRITTEN: Final = 256
+"""Sessions that stay in memory while their turns cannot be written"""
 _NUM_THREADS: Final = 4
 
 _log = logging.getLogger(__name__)
@@ -49,6 +51,7 @@ class Sessions:
         self.config = config
         self.llm: Any = getattr(model, "llm", None)
         self.threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="fulmen-sessions")
+        self.savers = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="fulmen-saves")
         self._held: dict[Key, Held] = {}
         self._opened: OrderedDict[Key, Session] = OrderedDict()
         """Sessions as they were left, the last used last"""
@@ -57,7 +60,8 @@ class Sessions:
         """Wait until all that is being saved is on disk."""
         for held in list(self._held.values()):
             await held.is_over.wait()
-        self.threads.shutdown(wait=False)
+        for pool in (self.threads, self.savers):
+            pool.shutdown(wait=False)
 
     async def hold(self, name: str, scope: str) -> "Held":
         """Return a session, which need not exist, for one request: nobody else has it until it is
@@ -135,9 +139,11 @@ class Sessions:
                 f"{Path(state.model).name}",
             )
 
-    async def in_thread(self, work: Callable[[], R]) -> R:
-        """Run work that reads or writes files."""
-        return await asyncio.get_running_loop().run_in_executor(self.threads, work)
+    async def in_thread(self, work: Callable[[], R], *, saves: bool = False) -> R:
+        """Run work that reads or writes files; saves: it may take long, and others of its kind wait
+        for it."""
+        pool = self.savers if saves else self.threads
+        return await asyncio.get_running_loop().run_in_executor(pool, work)
 
     def leave(self, held: "Held") -> None:
         """Take a session back."""
@@ -146,7 +152,10 @@ class Sessions:
             self._opened[held.key] = held.session
             self._opened.move_to_end(held.key)
         if len(self._opened) > _MAX_OPEN:
-            self._opened.popitem(last=False)
+            written = (key for key, session in self._opened.items() if session.is_written)
+            oldest = next(written, None)
+            if oldest is not None or len(self._opened) > _MAX_UNWRITTEN:
+                del self._opened[next(iter(self._opened)) if oldest is None else oldest]
 
     def forget(self, key: Key) -> None:
         """Drop what is in memory of a session."""
@@ -197,9 +206,10 @@ class Held:
         """Its turns, if it has any."""
         return None if self.session is None else self.session.transcript
 
-    async def run(self, work: Callable[[], R]) -> R:
-        """Run work on it in a thread; it is not released before that ends, whoever is gone."""
-        self._work = future = asyncio.ensure_future(self._sessions.in_thread(work))
+    async def run(self, work: Callable[[], R], *, saves: bool = False) -> R:
+        """Run work on it in a thread, that of `in_thread`; it is not released before that ends,
+        whoever is gone."""
+        self._work = future = asyncio.ensure_future(self._sessions.in_thread(work, saves=saves))
         return await asyncio.shield(future)
 
     async def restore(self, ids: Sequence[int]) -> None:
@@ -227,7 +237,7 @@ class Held:
             return
         self.is_saving = True
         self._work = asyncio.ensure_future(
-            self._sessions.in_thread(lambda: self._save(messages, completion, tools))
+            self._sessions.in_thread(lambda: self._save(messages, completion, tools), saves=True)
         )
 
     def release(self) -> None:

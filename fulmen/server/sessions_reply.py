@@ -9,11 +9,11 @@ All of it reads files, but for `token_objects`: it runs in a thread.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from fulmen.chat import Token, Tokenizer
-from fulmen.sampling import shown
 from fulmen.server.errors import Refusal
+from fulmen.server.lists import place_after
 from fulmen.server.openai_reply import logprob_fields
 from fulmen.server.replies import (
     SessionDetail,
@@ -23,7 +23,7 @@ from fulmen.server.replies import (
     SessionTurn,
 )
 from fulmen.server.sessions import Sessions, no_session
-from fulmen.sessions import SessionState, SessionStore, quoted, read_stored
+from fulmen.sessions import SessionState, SessionStore, export, quoted, read_stored
 
 Kind = Literal["thinking", "content", "tool_calls", "other"]
 _SEARCH_SECONDS: Final = 2.0
@@ -58,9 +58,7 @@ def page_of(
     """
     store = sessions.store(scope)
     names = store.names()
-    if after is not None and after not in names:
-        raise Refusal(400, f"after is {shown(after)}, no session has that name", param="after")
-    first = 0 if after is None else names.index(after) + 1
+    first = place_after(names, after)
     wanted = (search or "").casefold()
     ends_at = time.monotonic() + _SEARCH_SECONDS
     data: list[SessionObject] = []
@@ -131,18 +129,19 @@ def detail_of(
     is_released  it is idle once this is sent, though it is held now
     """
     store = sessions.store(scope)
-    state, turns, messages = state_of(store, name), list[SessionTurn](), list[dict[str, Any]]()
-    for number, turn in enumerate(store.turns(state), 1):
+    state, turns = state_of(store, name), list[SessionTurn]()
+    stored = store.turns(state)
+    for number, turn in enumerate(stored, 1):
         read = read_stored(turn)
-        messages += [message.to_dict() for message in (*read.messages, read.reply)]
+        num_kept = state.num_kept if number == len(stored) else None
         turns.append(
             {
                 "id": turn.hash,
                 "parent": turn.parent,
                 "number": number,
-                "num_messages": len(read.messages) + 1,
+                "num_messages": len(read.messages) + (num_kept is None),
                 "tokens": turn.num_tokens,
-                "answer_tokens": turn.num_answer,
+                "answer_tokens": turn.num_answer if num_kept is None else num_kept,
                 "thinking_tokens": read.num_thinking_tokens,
                 "stored_tokens": turn.num_known,
                 "finish_reason": read.finish_reason,
@@ -158,7 +157,7 @@ def detail_of(
         "tokens": len(store.ids_of(state)),
         "state_bytes": store.chunk_bytes(state),
         "turns": turns,
-        "messages": messages,
+        "messages": export(store, name),
     }
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socketserver
 import threading
 import time
 from collections.abc import Iterator
@@ -216,6 +217,43 @@ def test_a_batch_stops_where_the_key_is_wrong(tmp_path: Path) -> None:
         assert not read(out)
         assert called("batch", source, out, "--url", url, "--url-key", "right").returncode == 0
     assert [result["response"]["status_code"] for result in read(out)] == [200, 200]
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "sentence"),
+    [
+        (502, "", "answered with 502"),
+        (504, "", "answered with 504"),
+        (408, "", "answered with 408"),
+        (302, "location: http://elsewhere/\r\n", "sends elsewhere"),
+        (200, "content-encoding: gzip\r\n", "answered compressed"),
+    ],
+)
+def test_a_batch_stops_where_what_comes_is_no_answer(
+    status: int, headers: str, sentence: str, tmp_path: Path
+) -> None:
+    class Gateway(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            head = self.rfile.readline()
+            while (line := self.rfile.readline()) not in (b"\r\n", b""):
+                if line.lower().startswith(b"content-length:"):
+                    size = int(line.split(b":")[1])
+            if head.startswith(b"POST"):
+                self.rfile.read(size)
+            text = f"HTTP/1.1 {status} X\r\n{headers}content-length: 2\r\nconnection: close"
+            self.wfile.write(text.encode() + b"\r\n\r\n{}")
+
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    write(source, [chat("a"), chat("b")])
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Gateway) as gateway:
+        threading.Thread(target=gateway.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{gateway.server_address[1]}"
+        run = called("batch", source, out, "--url", url, "--url-dialect", "openai", "--model", "m")
+        gateway.shutdown()
+    assert run.returncode == 1
+    assert "stopped with 0 of 2 requests done" in run.stderr
+    assert sentence in run.stderr
+    assert not read(out)
 
 
 def test_a_key_is_found_by_dialect(monkeypatch: pytest.MonkeyPatch) -> None:

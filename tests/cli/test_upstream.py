@@ -99,14 +99,15 @@ def test_an_upstream_that_dies_is_a_sentence_and_what_was_said_is_in_the_log(
         front = its[1]
         status, refusal = ask(front + path, body)
         assert status == 502
-        assert url in refusal["error"]["message"]
+        assert refusal["error"]["message"].startswith("the answer of vLLM broke off")
         said, last = stream(front + path, body)
         assert said == "Half an ans" * 4  # it was taken up three times
-        assert json.loads(last)["error"]["message"].startswith(f"the answer of {url}")
+        assert json.loads(last)["error"]["message"].startswith("the answer of vLLM broke off")
         history = [*MESSAGES, {"role": "assistant", "content": said}, *MESSAGES]
         status, answer = ask(front + path, {**body, "messages": history})
         assert status == 200
         assert answer["fulmen"]["turns"][0]["state"] == "matched"
+    assert f"the answer of {url}/v1/completions broke off" in its[2][1]
 
 
 def test_what_cannot_be_is_a_sentence(bare: Path, url: str, tmp_path: Path) -> None:
@@ -119,9 +120,22 @@ def test_what_cannot_be_is_a_sentence(bare: Path, url: str, tmp_path: Path) -> N
         ("--upstream", url, "--kv-cache", "1GiB"): "--kv-cache is given with --upstream",
         ("--upstream", url, "--dtype", "float32"): "--dtype is given with --upstream",
         ("--upstream-kind", "vllm"): "--upstream-kind is given without --upstream",
+        ("--upstream-wait", "1"): "--upstream-wait is given without --upstream",
+        ("--upstream-timeout", "600"): "--upstream-timeout is given without --upstream",
+        ("--upstream", url, "--sessions", "kept"): "--sessions is given with --upstream",
+        ("--upstream", "http://me:secret@h:99999"): "http://h:99999 is no URL",
         ("--upstream", url, "--upstream-wait", "soon"): "no finite number",
     }.items():
         run = called("serve", bare, "--port", "0", "--no-transcripts", *arguments)
         assert run.returncode != 0
         assert sentence in " ".join(run.stderr.split()), run.stderr
         assert "Traceback" not in run.stderr
+        assert "secret" not in run.stderr
+
+
+def test_a_key_in_the_address_is_not_printed(bare: Path, url: str, tmp_path: Path) -> None:
+    address = url.replace("http://", "http://me:secret@")
+    with served(bare, "--upstream", address, home=tmp_path) as (_, _, printed):
+        pass
+    assert f" is at {url}, " in printed[1]
+    assert "secret" not in "".join(printed)

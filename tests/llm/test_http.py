@@ -20,6 +20,7 @@ QUICK = PeerConfig(
     first_byte_seconds=0.2, idle_seconds=0.2, max_retries=2, first_retry_seconds=0.001
 )
 EVENTS = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
+CHUNKED = EVENTS[:-2] + b"transfer-encoding: chunked\r\n\r\n"
 
 
 @asynccontextmanager
@@ -123,6 +124,35 @@ def test_an_object_comes_back_and_the_path_is_put_behind_the_url() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("size", [3, 300_000])
+def test_a_body_arrives_as_it_is_and_others_go_on_while_a_large_one_is_written(size: int) -> None:
+    body = {"ids": list(range(size)), "deep": {"bias": {str(key): -0.5 for key in range(size)}}}
+    bodies: list[bytes] = []
+    num_ticks = 0
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+        bodies.append(await reader.readexactly(length))
+        writer.write(answer(b"{}"))
+
+    async def tick() -> None:
+        nonlocal num_ticks
+        while not bodies:
+            num_ticks += 1
+            await asyncio.sleep(0.001)
+
+    async def main() -> None:
+        async with listening(talk) as port, Peer(f"http://127.0.0.1:{port}") as peer:
+            ticking = asyncio.ensure_future(tick())
+            await peer.post("/", body)
+            await ticking
+
+    asyncio.run(main())
+    assert bodies == [json.dumps(body).encode()]
+    assert num_ticks > 10 or size == 3
+
+
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504, 529])
 def test_what_may_pass_is_tried_again(status: int) -> None:
     assert asked_of(answer(b"", status), answer(b"{}")) == ({}, 2)
@@ -179,7 +209,7 @@ def test_a_refusal_says_what_the_other_side_said(body: bytes, said: str) -> None
         ((b"",), "cannot be reached", 3),
         ((b"SSH-2.0-OpenSSH_9\r\n",), "spoke no HTTP", 3),
         ((b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{...",), "sent nothing more", 1),
-        ((b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{",), "broke off", 1),
+        ((b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{",), "broke off", 3),
         ((answer(b"", 302, location="http://10.0.0.1/"),), "sends elsewhere, to http://10.0", 1),
         ((answer(b"[1]"),), "must hold a JSON object", 1),
         ((answer(b"<html>"),), "is not valid JSON", 1),
@@ -196,6 +226,50 @@ def test_a_server_that_fails_is_one_sentence(
     assert "\n" not in str(error)
     assert asked == tries
     assert error.status == (504 if "within" in sentence or "more" in sentence else 502)
+    assert error.peer_status in (None, 302)  # nothing was refused
+
+
+def test_an_object_that_broke_off_is_asked_for_again() -> None:
+    cut = b'HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{"b"'
+    assert asked_of(cut, answer(b'{"b": 2}')) == ({"b": 2}, 2)
+
+
+@pytest.mark.parametrize(
+    ("first", "expected"),
+    [
+        (CHUNKED, ["one"]),  # it dies behind its head
+        (CHUNKED + b"8\r\n: ping\n\n\r\n", ["one"]),  # and behind a comment
+        (CHUNKED + b"c\r\ndata: zero\n\n\r\n", ["zero"]),  # this one was given on
+    ],
+)
+def test_events_are_asked_for_again_until_the_first_was_given_on(
+    first: bytes, expected: list[str]
+) -> None:
+    got, error = streamed(first, EVENTS + b"data: one\n\n")
+    assert got == expected
+    assert (error is None) == (got == ["one"])
+
+
+def test_a_prompt_may_be_read_behind_the_head_of_its_answer() -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(EVENTS)
+        await asyncio.sleep(0.3)
+        writer.write(b"data: one\n\n")
+        await reader.read()
+
+    async def main() -> None:
+        config = PeerConfig(first_byte_seconds=5, idle_seconds=0.1)
+        async with (
+            listening(talk) as port,
+            Peer(f"http://127.0.0.1:{port}", config=config) as peer,
+            aclosing(peer.events("/", {})) as events,
+        ):
+            assert (await anext(events)).data == "one"
+            with pytest.raises(PeerError, match="sent nothing more within 0"):
+                await anext(events)
+
+    asyncio.run(main())
 
 
 def test_a_body_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,8 +338,7 @@ def test_what_is_no_stream_of_events_is_named() -> None:
 
 
 def test_a_chunked_stream_that_breaks_off_is_an_error() -> None:
-    head = EVENTS[:-2] + b"transfer-encoding: chunked\r\n\r\n"
-    got, error = streamed(head + b"b\r\ndata: one\n\n\r\n")
+    got, error = streamed(CHUNKED + b"b\r\ndata: one\n\n\r\n")
     assert got == ["one"]
     assert "broke off" in str(error)
 
@@ -319,6 +392,39 @@ def test_a_password_in_the_url_is_in_no_error() -> None:
             assert "secret" not in str(error.value)
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://me:secret@h", "me:secret@h:1", "http://me:sec/ret@h:1", "http://me:secret@h?a=1"]
+)
+def test_a_password_in_a_wrong_url_is_in_no_error(url: str) -> None:
+    with pytest.raises(ValueError, match=r"^(ftp://|http://)?h") as error:
+        Peer(url)
+    assert "sec" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (b"", "SGLang cannot be reached"),
+        (answer(b"oh", 400), "SGLang answered with 400: oh"),
+        (answer(b"see http://10.0.0.9/x, please", 400), "400: see another address, please"),
+        (answer(b"", 302, location="http://10.0.0.1/"), "SGLang sends elsewhere, to another addr"),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{", "the answer of SGLang broke off"),
+        (None, "SGLang did not begin to answer within 0.2 s"),
+    ],
+)
+def test_a_sentence_without_an_address_names_the_kind(given: bytes | None, sentence: str) -> None:
+    async def main() -> str:
+        async with peer_of(given) as (peer, _):
+            with pytest.raises(PeerError) as caught:
+                await peer.post("/v1/x", {})
+            return caught.value.without_address(peer.shown_url, "SGLang")
+
+    said = asyncio.run(main())
+    assert sentence in said
+    assert "127.0.0.1" not in said
+    assert "10.0.0" not in said
 
 
 TEXTS = st.text(st.characters(exclude_characters="\r\n", exclude_categories=["Cs"]), max_size=20)

@@ -29,7 +29,7 @@ FORMATS = {"m1": "minimax_m1", "m2": "minimax_m2"}
 def served(model: ChatModel, **settings: Any) -> Iterator[str]:
     """Serve a model on a free port of this machine, in a thread; give its address. Every reply must
     be as the published description says."""
-    config = ServerConfig(port=0, drain_seconds=1, **settings)
+    config = ServerConfig(**{"port": 0, "drain_seconds": 1} | settings)
     app = create_app(model, config)
     described = conforming(app)
     with serving(app, config) as (host, port):

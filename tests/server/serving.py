@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 
 from fulmen.server import ServerConfig, serve
+from fulmen.server.drain import Drain
 from fulmen.server.keys import Keys
 from fulmen.server.limits import with_limits
 from fulmen.server.logs import RequestLog
@@ -22,7 +23,7 @@ def small_app(config: ServerConfig) -> FastAPI:
     app = FastAPI()
     metrics = Metrics(object(), config.model_name)
     app.state.metrics = metrics
-    with_limits(app, config, Keys(config.api_keys), metrics, RequestLog(config))
+    with_limits(app, config, Keys(config.api_keys), metrics, RequestLog(config), Drain())
 
     for path in ("/", "/api/hello", "/health", "/ready", "/metrics", "/v1/models/{name}"):
 

@@ -126,7 +126,7 @@ def test_a_client_that_leaves_is_counted_and_its_answer_logged() -> None:
         body = json.dumps({**BODY, "stream": True}).encode()
         with socket.create_connection((host, int(port))) as client:
             client.sendall(
-                b"POST /v1/chat/completions HTTP/1.1\r\nhost: here\r\n"
+                b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n"
                 b"content-type: application/json\r\ncontent-length: %d\r\n\r\n%s"
                 % (len(body), body)
             )

@@ -160,7 +160,7 @@ def test_names_and_suffixes_are_those_of_the_field() -> None:
 def test_requests_are_counted_by_route_so_that_clients_cannot_fill_the_memory() -> None:
     config = ServerConfig(model_name="m", api_keys=("sk-first-0123",))
     app = small_app(config)
-    asked = TestClient(app)
+    asked = TestClient(app, base_url="http://localhost")
     for number in range(50):
         asked.get(f"/v1/models/{number}", headers={"x-api-key": "sk-first-0123"})
         asked.get(f"/nowhere/{number}", headers={"x-api-key": "sk-first-0123"})
@@ -181,5 +181,5 @@ def test_requests_are_counted_by_route_so_that_clients_cannot_fill_the_memory() 
 
 def test_two_applications_count_apart() -> None:
     one, other = (small_app(ServerConfig(model_name="m")) for _ in range(2))
-    TestClient(one).get("/health")
+    TestClient(one, base_url="http://localhost").get("/health")
     assert sum(samples(other.state.metrics).values()) < sum(samples(one.state.metrics).values())

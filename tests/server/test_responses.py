@@ -359,7 +359,8 @@ def test_readers_of_a_background_response_see_its_end(tmp_path: Path) -> None:
             target=lambda: events.extend(client.responses.retrieve(response.id, stream=True))
         )
         reader.start()
-        time.sleep(0.2)
+        while reader.is_alive() and not events:
+            time.sleep(0.01)
         client.responses.cancel(response.id)
         reader.join(30)
         assert not reader.is_alive()
@@ -370,6 +371,23 @@ def test_readers_of_a_background_response_see_its_end(tmp_path: Path) -> None:
         assert event.response.status == "cancelled"  # type: ignore[union-attr]
         with pytest.raises(openai.BadRequestError, match="starting_after is given, it needs"):
             client.responses.retrieve(response.id, extra_query={"starting_after": 7})
+
+
+def test_items_may_be_named_by_their_ids(client: OpenAI) -> None:
+    first = client.responses.create(model="m2", input="What is 6 times 7?")
+    named: Any = [{"type": "item_reference", "id": item.id} for item in first.output]
+    given: Any = [item.model_dump(exclude_none=True) for item in first.output]
+    asked: Any = [{"role": "user", "content": "What is 6 times 7?"}]
+    more: Any = [{"role": "user", "content": "And 7 times 8?"}]
+    whole, by_id = (
+        client.responses.create(model="m2", input=[*asked, *items, *more])
+        for items in (given, named)
+    )
+    assert by_id.usage is not None
+    assert whole.usage is not None
+    assert by_id.usage.input_tokens == whole.usage.input_tokens > 40
+    stored = client.responses.input_items.list(by_id.id, order="asc")
+    assert [item.type for item in stored] == ["message", "reasoning", "message", "message"]
 
 
 def test_responses_outlive_the_server_and_belong_to_their_key(tmp_path: Path) -> None:
@@ -407,6 +425,10 @@ def test_responses_outlive_the_server_and_belong_to_their_key(tmp_path: Path) ->
         ({"input": [{"type": "function_call", "call_id": "x"}]}, 400, r"input\[0\].name is"),
         ({"text": {"format": {"type": "xml"}}}, 400, "text.format.type is 'xml'"),
         ({"text": {"format": {"type": "json_schema"}}}, 400, "text.format.schema is missing"),
+        ({"text": {"format": "json_schema"}}, 400, "text.format is 'json_schema', it must be"),
+        ({"conversation": "conv_1"}, 400, "conversation is"),
+        ({"prompt": {"id": "p"}}, 400, "prompt is"),
+        ({"input": [{"type": "item_reference", "id": "msg_1"}]}, 404, "no item with the id"),
         ({"background": True, "store": False}, 400, "background is true and store false"),
         ({"truncation": "maybe"}, 400, "truncation is 'maybe', it must be auto or disabled"),
         ({"tool_choice": "required"}, 400, "tool_choice is required, the request has no tools"),

@@ -20,8 +20,8 @@ from fulmen.server import ServerConfig, bind, serve
 from fulmen.server import run as run_file
 from tests.server.serving import exchange, read_all, serving, small_app
 
-STREAM = b"POST /v1/stream?number=%d HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n"
-GET = b"GET %s HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"
+STREAM = b"POST /v1/stream?number=%d HTTP/1.1\r\nhost: ::1\r\ncontent-length: 0\r\n\r\n"
+GET = b"GET %s HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
 
 
 @contextlib.contextmanager
@@ -154,7 +154,7 @@ def test_what_does_not_finish_in_time_ends_with_an_error_event() -> None:
     assert "2 requests may finish within 0.3 s" in err
 
 
-SLOW = b"POST /v1/slow?seconds=60 HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n"
+SLOW = b"POST /v1/slow?seconds=60 HTTP/1.1\r\nhost: ::1\r\ncontent-length: 0\r\n\r\n"
 
 
 def test_a_second_sigint_ends_it_at_once() -> None:
@@ -205,7 +205,7 @@ def address(
         yield found
 
 
-@pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nhost: a\r\nx: "])
+@pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nhost: localhost\r\nx: "])
 def test_a_head_that_does_not_arrive_closes_the_connection(
     address: tuple[str, int], sent: bytes
 ) -> None:
@@ -265,7 +265,7 @@ def test_a_head_without_end_is_refused(address: tuple[str, int]) -> None:
 
 def test_a_client_that_does_not_read_is_cut_off(address: tuple[str, int]) -> None:
     with socket.create_connection(address, timeout=20) as connection:
-        request = b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n"
+        request = b"POST /v1/chat/completions HTTP/1.1\r\nhost: ::1\r\ncontent-length: %d\r\n\r\n"
         size = 30 * 2**20
         connection.sendall(request % size + b"x" * size)
         time.sleep(1.5)

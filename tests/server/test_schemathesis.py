@@ -39,7 +39,7 @@ def application() -> FastAPI:
     model = ScriptedModel(
         get_format("minimax_m2"), cycle(SCRIPT), tokenizer=byte_tokenizer("m2"), piece_chars=3
     )
-    return create_app(model, ServerConfig(model_name="m2"))
+    return create_app(model, ServerConfig(model_name="m2", allowed_hosts=("testserver",)))
 
 
 @cache
@@ -49,7 +49,9 @@ def engine_application() -> FastAPI:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     write_checkpoint(folder / "model", "m2")
     llm = LLM.load(str(folder / "model"), engine_config=EngineConfig(max_model_len=256))
-    return create_app(LocalModel(llm), ServerConfig(model_name="m2", sessions=folder / "kept"))
+    hosts = ("testserver",)
+    config = ServerConfig(model_name="m2", sessions=folder / "kept", allowed_hosts=hosts)
+    return create_app(LocalModel(llm), config)
 
 
 async def within_time(app: FastAPI, scope: Any, receive: Any, send: Any) -> None:

@@ -27,6 +27,8 @@ def test_every_answer_is_the_one_alone_and_nothing_leaks(tmp_path: Path, kind: s
             str(write_checkpoint(tmp_path, kind)),
             "--questions",
             "16",
+            "--long-tokens",
+            "900",
             "--kills",
             "2",
         ],
@@ -42,4 +44,5 @@ def test_every_answer_is_the_one_alone_and_nothing_leaks(tmp_path: Path, kind: s
     answered = sum(count for what, count in found["counts"].items() if what.endswith(": 200"))
     assert answered > 10
     assert found["counts"]["left"] > 0
+    assert found["counts"]["read slowly"] > 0
     assert found["saved_turns"] > 0

@@ -27,7 +27,7 @@ from fulmen.chat import (
     random_call_id,
 )
 from fulmen.files import shorten
-from fulmen.llm.http import PeerError, ServerEvent
+from fulmen.llm.http import PeerError, ServerEvent, error_text
 from fulmen.sampling import FinishReason, shown
 
 MAX_ANSWER_CHARS: Final = 64 * 2**20
@@ -123,6 +123,8 @@ class RemoteAnswer:
         self._latest: object = None
         """Key of the call that began last"""
         self._num_calls = 0
+        self._num_looks = 0
+        """Number of times that a call's arguments were read, as far as they had come"""
         self._is_call_cut = False
 
     # ---- what a dialect's reader reports -------------------------------------------------------
@@ -152,9 +154,18 @@ class RemoteAnswer:
         """Return the id that a call which is being said was given by the server."""
         return self._calls[key].id
 
+    def name_of_call(self, key: object) -> str:
+        """Return the name of a call that is being said."""
+        return self._calls[key].name
+
     def is_whole(self, key: object) -> bool:
-        """Return whether the arguments of a call that is being said are a whole JSON object."""
-        return self._calls[key].is_object
+        """Return whether the arguments of a call that is being said are a whole JSON object. After
+        as many questions as an answer has calls at most, none is: each reads them all."""
+        call = self._calls[key]
+        if not call.fragments or not call.fragments[-1].rstrip().endswith("}"):
+            return False
+        self._num_looks += 1
+        return self._num_looks <= 2 * _MAX_CALLS and call.is_object
 
     def start_call(self, key: object, id: str | None, name: str) -> list[Event]:
         """Begin a call; the one before it ends, if its arguments are whole."""
@@ -300,10 +311,7 @@ def read_error(data: Mapping[str, Any]) -> str | None:
     """Return what an error in a stream says, in any of the known shapes; None if it is none."""
     error, status = data.get("error"), data.get("base_resp")
     if error is None and isinstance(status, Mapping) and status.get("status_code"):
-        error = status.get("status_msg")  # MiniMax's
+        return error_text({"message": status.get("status_msg")}) or "no reason"  # MiniMax's
     if error is None and data.get("object") != "error" and data.get("type") != "error":
         return None
-    if isinstance(error, Mapping):
-        error = error.get("message") or error.get("type") or error
-    said = error or data.get("message") or data.get("detail") or "no reason"
-    return shorten(said if isinstance(said, str) else shown(said))
+    return error_text(data) or "no reason"

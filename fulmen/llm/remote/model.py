@@ -34,6 +34,7 @@ from fulmen.llm.remote.openai import (
     completions_body,
 )
 from fulmen.llm.remote.servers import Server, find_server
+from fulmen.llm.starting import StartingStream
 from fulmen.sampling import FinishReason, SamplingParams
 
 Dialect = Literal["openai", "anthropic"]
@@ -45,6 +46,8 @@ _ENDINGS: Final[dict[str, Dialect | None]] = {
     "/models": None,
 }
 """Ends of a URL that name a route, and the dialect it belongs to"""
+_NO_LIST: Final = frozenset({404, 405, 501})
+"""Statuses of a server that lists no models; any other may be another one the next time"""
 _ANTHROPICS: Final = "api.anthropic.com"
 _MAX_THOUGHT_CHARS: Final = 4 * 2**20
 """Characters of thoughts that are kept as the blocks they came in"""
@@ -153,7 +156,7 @@ class RemoteModel:
         self.thoughts: dict[str, dict[str, str]] = {}
         """Latest blocks of thought by their signatures, which go back as they came"""
         self._connection: Connection | None = None
-        self._is_connecting = asyncio.Lock()
+        self._connect_lock = asyncio.Lock()
         self.is_closed = False
 
     async def __aenter__(self) -> Self:
@@ -178,7 +181,7 @@ class RemoteModel:
     async def connect(self) -> Connection:
         """Find out what is at the URL, once. Raises PeerError, and ValueError if no model is named
         and the server has not exactly one."""
-        async with self._is_connecting:
+        async with self._connect_lock:
             if self.is_closed:
                 raise RuntimeError("the model is closed")
             if self._connection is None:
@@ -202,8 +205,8 @@ class RemoteModel:
         try:
             listed = await self._peer.get("/models")
         except PeerError as error:
-            is_there = error.peer_status is not None and error.peer_status not in (401, 403)
-            if not is_there or self._dialect is None or self.name is None:
+            has_none = error.peer_status in _NO_LIST
+            if not has_none or self._dialect is None or self.name is None:
                 raise self._explained(error) from None
             listed = {}
         models = _models(listed)
@@ -222,7 +225,7 @@ class RemoteModel:
 
     def _explained(self, error: PeerError) -> PeerError:
         """Return an error of the list of models, with what to do where that would help."""
-        if error.peer_status is None:
+        if error.peer_status not in (401, 403, *_NO_LIST):
             return error
         advice = "is the key right?"
         if error.peer_status not in (401, 403):
@@ -249,13 +252,12 @@ class RemoteModel:
         )
 
 
-class RemoteStream:
+class RemoteStream(StartingStream):
     """A running answer: iterate for its events; close one that is not read to its end."""
 
     def __init__(self, model: RemoteModel, request: ChatRequest) -> None:
         self._model = model
         self._request = request
-        self._start: asyncio.Task[None] | None = None
         self._answer: RemoteAnswer | None = None
         self._task: asyncio.Task[None] | None = None
         """Reads the answer"""
@@ -265,13 +267,6 @@ class RemoteStream:
         self.error: Exception | None = None
         """Failure that ended the answer"""
         self._arrival = self._first = self._last = 0.0
-
-    async def __aenter__(self) -> Self:
-        await self._started()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         await self._started()
@@ -322,17 +317,7 @@ class RemoteStream:
         )
 
     async def _started(self) -> RemoteAnswer:
-        if self._start is None:
-            self._start = asyncio.create_task(self._begin())
-            self._start.add_done_callback(_look_at_error)
-        try:
-            await asyncio.wait([self._start])
-        except asyncio.CancelledError:
-            await self.close()
-            raise
-        if self._start.cancelled():
-            raise RuntimeError("the stream is closed")
-        self._start.result()
+        await self._wait_for_start()
         assert self._answer is not None
         return self._answer
 
@@ -396,12 +381,6 @@ async def _drain(events: AsyncIterator[object]) -> None:
         async with asyncio.timeout(_DRAIN_SECONDS):
             async for _ in events:
                 pass
-
-
-def _look_at_error(start: "asyncio.Task[None]") -> None:
-    """Keep asyncio from reporting an error that nobody waits for: the caller may be gone."""
-    if not start.cancelled():
-        start.exception()
 
 
 def _base_url(url: str, dialect: Dialect) -> str:

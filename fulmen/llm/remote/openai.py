@@ -200,6 +200,8 @@ class ChatReader:
         self.answer = RemoteAnswer(where)
         self._last_call: object = None
         """Key of the call that was said last"""
+        self._unnamed: tuple[object, str] | None = None
+        """Key and id of a call whose name has yet to come"""
 
     def feed(self, event: ServerEvent) -> list[Event]:
         """Return the events that a chunk holds. Raises PeerError."""
@@ -241,33 +243,44 @@ class ChatReader:
         return events
 
     def _call(self, call: Mapping[str, Any]) -> list[Event]:
-        """Read a fragment of a call. Most servers number calls; some send an id in place of that,
-        or the same number with another id."""
+        """Read a fragment of a call.
+
+        Most servers number calls. Some send an id in place of that, or the same number with another
+        id; some have neither, and a name begins a call. A name may come after its id.
+        """
         answer = self.answer
-        given, function = call.get("id"), call.get("function")
-        id = given if isinstance(given, str) and given else None
+        function = call.get("function")
         function = function if isinstance(function, Mapping) else {}
-        name = function.get("name")
-        key: object = call.get("index")
-        if type(key) is not int:
-            key = id or self._last_call
-        events: list[Event] = []
-        is_other = (
-            answer.has_call(key)
-            and id is not None
-            and answer.id_of_call(key) not in (None, id)
-            and isinstance(name, str)
-            and bool(name)
-        )
-        if is_other:
-            events += answer.end_call(key)
-        if not answer.has_call(key):
-            events += answer.start_call(key, id, name if isinstance(name, str) else "")
-        self._last_call = key
+        id, name = _text(call.get("id")), _text(function.get("name"))
         arguments = function.get("arguments")
         if isinstance(arguments, Mapping):
             arguments = json.dumps(arguments, ensure_ascii=False)
-        return events + answer.add_arguments(key, arguments if isinstance(arguments, str) else "")
+        arguments = _text(arguments)
+        key: object = call.get("index")
+        if type(key) is not int:
+            key = id or self._last_call
+        self._last_call = key
+        if id and not name:
+            self._unnamed = (key, id)
+        elif self._unnamed is not None and self._unnamed[0] == key:
+            id = id or self._unnamed[1]
+        events: list[Event] = []
+        if name and answer.has_call(key) and self._is_other(key, id, name, arguments):
+            events += answer.end_call(key)
+        if not answer.has_call(key):
+            if not name and not arguments:  # of one that has ended, or an id alone
+                return events
+            events += answer.start_call(key, id or None, name)
+            self._unnamed = None
+        return events + answer.add_arguments(key, arguments)
+
+    def _is_other(self, key: object, id: str, name: str, arguments: str) -> bool:
+        """Return whether a fragment with a name begins another call than the one with its key."""
+        answer = self.answer
+        if id:
+            return answer.id_of_call(key) not in (None, id)
+        is_repeated = name == answer.name_of_call(key) and not arguments
+        return not is_repeated and answer.is_whole(key)
 
 
 class CompletionsReader:
@@ -339,6 +352,11 @@ def _read_finish(choice: Mapping[str, Any], answer: RemoteAnswer) -> list[Event]
     if reason == "content_filter":
         events = answer.note("the server's filter ended the answer")
     return events + answer.finish(_REASONS.get(reason, "stop"))
+
+
+def _text(value: object) -> str:
+    """Return a text; an empty one for anything else."""
+    return value if isinstance(value, str) else ""
 
 
 def _thought(delta: Mapping[str, Any]) -> str:

@@ -7,12 +7,12 @@
     then the server goes on from prompt and answer so far, all of which is in its prefix cache
 
 So thinking budgets, grammars, limits of calls and stop texts are those of a local engine, though
-the server knows of none. A token that a grammar refuses and that is drawn again among those it
-allows has the probability that a masked draw gives it.
+the server knows of none. Drawing freely, and again among the allowed where a grammar refuses what
+came, is as likely as a masked draw where nothing filters it. top_p, top_k and min_p filter before
+the grammar is asked, so where they are given and few ids are allowed, these alone are drawn from.
 """
 
 import asyncio
-import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -21,14 +21,16 @@ from typing import Final, Literal
 
 import numpy as np
 
-from fulmen.engine import PromptLogprob, TokenOutput
+from fulmen.engine import Choice, PromptLogprob, TokenOutput
 from fulmen.llm.answer import Answer
 from fulmen.llm.http import Peer, PeerError
 from fulmen.llm.upstream.wire import Draw, Drawn, Wire, lie, seed_at
-from fulmen.sampling import FinishReason, Mask
+from fulmen.sampling import FinishReason, Mask, count_repetitive, max_new_tokens
 
 _BIAS: Final = 100.0
 """Bias that decides a draw; servers take no larger one"""
+_FEW: Final = 32
+"""Most allowed ids that are drawn from at once"""
 _USAGE_SECONDS: Final = 2.0
 """Time for the counts that come behind an answer's last token"""
 
@@ -37,8 +39,6 @@ _USAGE_SECONDS: Final = 2.0
 class Counts:
     """Tokens and answers of all drawings so far."""
 
-    num_requests: int = 0
-    """Requests that the server was sent"""
     num_prompt_tokens: int = 0
     num_hit_tokens: int = 0
     num_new_tokens: int = 0
@@ -68,13 +68,21 @@ class Drawing:
         self._source = source
         self._answer = answer
         self._on_token = on_token
-        self._max_tokens = _max_new_tokens(source.max_model_len, answer)
+        num_prefix_ids = len(answer.prefix_ids)
+        self._max_tokens = max_new_tokens(
+            answer.params,
+            len(answer.prompt.ids) + num_prefix_ids,
+            num_prefix_ids=num_prefix_ids,
+            max_model_len=source.max_model_len,
+        )
         self._segment: _Segment | None = None
         self._first: _Segment | None = None
         """First request, which reads the prompt"""
         self._num_breaks = 0
         """Requests that broke off and were taken up again"""
         self._num_repetitive = answer.num_repetitive
+        self.asking = asyncio.Lock()
+        """Held while the answer is asked what may come next, in a thread"""
         self._prompt_logprobs: Sequence[PromptLogprob] = ()
 
     async def run(self) -> None:
@@ -94,11 +102,13 @@ class Drawing:
 
     async def _step(self) -> None:
         """Take what comes next: one token, or those that are forced."""
-        choice = self._answer.ask(())[0]
+        choice = await self._ask()
         if choice.forced_id is not None:
             await self._force(self._answer.forced_ids)
         elif choice.logit_bias is not None:
             self._take(await self._draw_one(dict([choice.logit_bias])))
+        elif choice.mask is not None and self._is_filtered and _is_few(choice.mask):
+            self._take(await self._draw_allowed(choice.mask))
         elif not isinstance(drawn := await self._next(), Drawn):
             self._answer.end(drawn)
             self._on_token()
@@ -106,6 +116,26 @@ class Drawing:
             self._take(drawn)
         else:
             self._take(await self._draw_allowed(choice.mask))
+
+    async def _ask(self) -> Choice:
+        """Return what may come next. A grammar is asked in a thread, so that others go on."""
+        answer = self._answer
+        if not answer.has_grammar:
+            return answer.ask(())[0]
+        async with self.asking:
+            asked = asyncio.ensure_future(asyncio.to_thread(answer.ask, ()))
+            try:
+                return (await asyncio.shield(asked))[0]
+            except asyncio.CancelledError:
+                await asyncio.gather(asked, return_exceptions=True)
+                raise
+
+    @property
+    def _is_filtered(self) -> bool:
+        """True if the server leaves out unlikely tokens, so that a mask must come first."""
+        params = self._answer.params
+        has_filter = params.top_p < 1 or params.top_k is not None or params.min_p > 0
+        return has_filter and params.temperature > 0
 
     async def _next(self) -> Drawn | FinishReason:
         """Return the next token that the server draws, or why it ended the answer."""
@@ -115,11 +145,8 @@ class Drawing:
             segment = self._segment
             try:
                 drawn = await segment.next()
-            except BrokenOffError:
-                most = self._source.peer.config.max_retries
-                if not segment.num_tokens or self._num_breaks >= most:
-                    raise
-                self._num_breaks += 1
+            except BrokenOffError as error:
+                self._note_break(error)
                 drawn = None
             if drawn is not None:
                 return drawn
@@ -130,14 +157,24 @@ class Drawing:
     async def _draw_one(self, logit_bias: Mapping[int, float]) -> Drawn:
         """Return one token, drawn with a bias."""
         await self._give_up()
-        segment = self._open(1, logit_bias)
-        try:
-            drawn = await segment.next()
-        finally:
-            await segment.close()
-        if drawn is None:
-            raise lie(self._source.wire.name, "no token where one was asked for")
-        return drawn
+        while True:
+            segment = self._open(1, logit_bias)
+            try:
+                drawn = await segment.next()
+            except BrokenOffError as error:
+                self._note_break(error)
+                continue
+            finally:
+                await segment.close()
+            if drawn is None:
+                raise lie(self._source.wire.name, "no token where one was asked for")
+            return drawn
+
+    def _note_break(self, error: "BrokenOffError") -> None:
+        """Count a request that broke off; raise the error where too many have."""
+        if self._num_breaks >= self._source.peer.config.max_retries:
+            raise error
+        self._num_breaks += 1
 
     async def _draw_allowed(self, mask: Mask) -> Drawn:
         """Return one token that a grammar allows."""
@@ -180,12 +217,11 @@ class Drawing:
         """Return why this token is the last; None if it is not. Counts repetition."""
         params = self._answer.params
         ends_turn = drawn.token_id in self._source.eos_token_ids and not params.ignore_eos
-        is_server_s_end = self._segment is not None and self._segment.has_stopped
-        if ends_turn or is_server_s_end or drawn.token_id in params.stop_token_ids:
+        server_has_stopped = self._segment is not None and self._segment.has_stopped
+        if ends_turn or server_has_stopped or drawn.token_id in params.stop_token_ids:
             return "stop"
         if params.repetition_window is not None:
-            is_likely = drawn.logprob > math.log(params.repetition_probability)
-            self._num_repetitive = self._num_repetitive + 1 if is_likely else 0
+            self._num_repetitive = count_repetitive(params, self._num_repetitive, drawn.logprob)
             if self._num_repetitive >= params.repetition_window:
                 return "repetition"
         return "length" if self._num_left <= 1 else None
@@ -223,7 +259,6 @@ class Drawing:
         )
         segment = _Segment(source, draw, is_whole=max_tokens == self._num_left)
         self._first = self._first or segment
-        source.counts.num_requests += 1
         return segment
 
     async def _score(self, ids: Sequence[int], start: int, num_top: int) -> Sequence[PromptLogprob]:
@@ -231,7 +266,6 @@ class Drawing:
         if start >= len(ids):
             return ()
         source = self._source
-        source.counts.num_requests += 1
         answer = await source.peer.post(
             source.wire.path, source.wire.score_body(ids, start, num_top)
         )
@@ -273,6 +307,8 @@ class _Segment:
         self._reader = source.wire.reader(draw)
         self._events = source.peer.events(source.wire.path, source.wire.body(draw))
         self._tokens: deque[Drawn] = deque()
+        self._has_begun = False
+        """True if an event came"""
 
     @property
     def has_stopped(self) -> bool:
@@ -297,9 +333,10 @@ class _Segment:
         try:
             event = await anext(self._events, None)
         except PeerError as error:
-            if error.peer_status is None and error.status == 502:
+            if error.may_pass and self._has_begun:  # else it was tried again already
                 raise BrokenOffError(str(error)) from error
             raise
+        self._has_begun = True
         if event is None or event.data.strip() == "[DONE]":
             if self.finish_reason is not None:
                 return False
@@ -327,23 +364,6 @@ class _Segment:
         await self._events.aclose()
 
 
-def _max_new_tokens(max_model_len: int, answer: Answer) -> int:
-    """Return how many tokens may come. Raises ValueError if that is none."""
-    num_ids, num_prefix_ids = len(answer.prompt.ids), len(answer.prefix_ids)
-    if not num_ids + num_prefix_ids:
-        raise ValueError("the prompt is empty, at least one token is needed")
-    room = max_model_len - num_ids - num_prefix_ids
-    if room < 1:
-        raise ValueError(
-            f"the prompt has {num_ids + num_prefix_ids} tokens, the context holds {max_model_len} "
-            "including at least one new token"
-        )
-    most = answer.params.max_tokens
-    if most is None:
-        return room
-    if most <= num_prefix_ids:
-        raise ValueError(
-            f"max_tokens is {most}, it must be more than the {num_prefix_ids} tokens that the "
-            "answer has already"
-        )
-    return min(most - num_prefix_ids, room)
+def _is_few(mask: Mask) -> bool:
+    """Return True if a mask leaves a few ids, and not one alone, which comes either way."""
+    return not mask.redraw_only and 1 < int(np.count_nonzero(mask.allowed)) <= _FEW

@@ -30,16 +30,15 @@ from fulmen.chat import (
 from fulmen.checkpoints import read_config
 from fulmen.engine import EngineStats
 from fulmen.llm.answer import Answer
-from fulmen.llm.http import Peer, PeerConfig
+from fulmen.llm.http import Peer, PeerConfig, PeerError
 from fulmen.llm.preparation import Preparation, SharedPrompt, end_ids
+from fulmen.llm.starting import StartingStream
 from fulmen.llm.upstream.drawing import Drawing, Source
 from fulmen.llm.upstream.probe import UpstreamKind, find
 from fulmen.sampling import SamplingParams, check_whole
 
 R = TypeVar("R")
 
-_MAX_ANSWERS: Final = 1024
-"""Most answers to one request"""
 _PROBE: Final = PeerConfig(
     connect_seconds=5, first_byte_seconds=30, idle_seconds=30, answer_seconds=60, max_retries=0
 )
@@ -159,6 +158,11 @@ class UpstreamModel:
         return self._source.wire.name
 
     @property
+    def url(self) -> str:
+        """Address of that server, without a user's name and key."""
+        return self._source.peer.shown_url
+
+    @property
     def tokenizer(self) -> Tokenizer:
         """Tokenizer of the model."""
         return self._model.tokenizer
@@ -178,7 +182,7 @@ class UpstreamModel:
         """Counters of what came through here; the other server has its own of its engine."""
         counts = self._source.counts
         return EngineStats(
-            num_steps=counts.num_requests,
+            num_steps=0,
             num_prompt_tokens=counts.num_prompt_tokens,
             num_queried_tokens=counts.num_prompt_tokens,
             num_hit_tokens=counts.num_hit_tokens,
@@ -214,11 +218,8 @@ class UpstreamModel:
     def stream_many(self, request: ChatRequest, n: int) -> "list[UpstreamStream]":
         """Return n answers to a request, each with a seed of its own: the seed that is given, that
         and 1, and so on. The prompt is rendered once."""
-        check_whole("n", n, 1, _MAX_ANSWERS)
-        shared = SharedPrompt(self, request)
-        return [
-            UpstreamStream(self, functools.partial(shared.prepare, number)) for number in range(n)
-        ]
+        prompt = SharedPrompt(self, request)
+        return [UpstreamStream(self, prepare) for prepare in prompt.prepare_many(n)]
 
     def stream_text(self, prompt: str | Sequence[int], **fields: Any) -> "UpstreamStream":
         """Return the continuation of a text or ids as they stand; all of it is content. fields are
@@ -250,24 +251,17 @@ class UpstreamModel:
             finished[answer.finish_reason] = finished.get(answer.finish_reason, 0) + 1
 
 
-class UpstreamStream:
+class UpstreamStream(StartingStream):
     """A running answer: iterate for its events; close one that is not read to its end."""
 
     def __init__(self, model: UpstreamModel, prepare: Callable[[], Answer]) -> None:
         self._model = model
         self._prepare = prepare
         self._answer: Answer | None = None
-        self._start: asyncio.Future[None] | None = None
+        self._drawing: Drawing | None = None
         self._task: asyncio.Task[None] | None = None
         self._arrived = asyncio.Event()
         self._is_closed = self._is_over = False
-
-    async def __aenter__(self) -> Self:
-        await self._started()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         answer = await self._started()
@@ -306,7 +300,10 @@ class UpstreamStream:
     async def end_thinking(self) -> bool:
         """Close the thought that runs now, at its next token, as if its budget were used up; return
         False if none runs."""
-        return self._answer is not None and self._answer.end_thinking()
+        if self._answer is None or self._drawing is None:
+            return False
+        async with self._drawing.asking:
+            return self._answer.end_thinking()
 
     async def close(self) -> None:
         """End the answer, if it still runs."""
@@ -325,14 +322,7 @@ class UpstreamStream:
         return answer.completion()
 
     async def _started(self) -> Answer:
-        if self._start is None:
-            self._start = asyncio.ensure_future(self._begin())
-            self._start.add_done_callback(_look_at_error)
-        try:
-            await asyncio.shield(self._start)
-        except asyncio.CancelledError:
-            await self.close()
-            raise
+        await self._wait_for_start()
         if self._answer is None or self._task is None:
             raise RuntimeError("the stream is closed")
         return self._answer
@@ -345,22 +335,18 @@ class UpstreamStream:
             return
         drawing = self._model.draw(self, answer)
         answer.started(0)
-        self._answer = answer
+        self._answer, self._drawing = answer, drawing
         self._task = asyncio.ensure_future(drawing.run())
         self._task.add_done_callback(functools.partial(self._over, answer))
 
     def _over(self, answer: Answer, task: "asyncio.Task[None]") -> None:
         """Note how the drawing ended."""
         error = None if task.cancelled() else task.exception()
+        if isinstance(error, PeerError):
+            error.public = error.without_address(self._model.url, self._model.name_of_server)
         if error is not None:
             answer.fail(error)
         answer.abort()
         self._is_over = True
         self._model.leave(self, answer)
         self.look()
-
-
-def _look_at_error(start: "asyncio.Future[None]") -> None:
-    """Keep asyncio from reporting an error that nobody waits for: the caller may be gone."""
-    if not start.cancelled():
-        start.exception()

@@ -7,10 +7,9 @@ such a server is asked for a few hundred tokens at a time.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from fulmen.engine import PromptLogprob
-from fulmen.llm.http import PeerError
 from fulmen.llm.upstream.wire import (
     Chunk,
     Draw,
@@ -21,6 +20,7 @@ from fulmen.llm.upstream.wire import (
     checked_logprob,
     lie,
     mapping,
+    read_end,
     refuse_error,
 )
 
@@ -103,29 +103,17 @@ class SGLangWire:
         tops = checked_list(NAME, tops, "input_top_logprobs")[-len(wanted) :] if num_top else []
         if len(entries) != len(wanted) or len(tops) != (len(wanted) if num_top else 0):
             raise lie(NAME, f"log-probabilities of {len(entries)} tokens of {len(wanted)}")
-        found = [self._entry(entry) for entry in entries]
+        found = [_entry(entry, self._vocab_size) for entry in entries]
         last = self._vocab_size - 1
         for token_id, (told, _) in zip(wanted, found, strict=True):
             # It tells 0 for the last id of the vocabulary, which stands for a picture there.
             if told != token_id and (told, token_id) != (0, last):
                 raise lie(NAME, "log-probabilities of other ids than it was given")
-        best = [self._top(top) for top in tops] if num_top else [()] * len(found)
+        best = [_top(top, self._vocab_size) for top in tops] if num_top else [()] * len(found)
         return [
             PromptLogprob(token_id, logprob, top)
             for token_id, (_, logprob), top in zip(wanted, found, best, strict=True)
         ]
-
-    def _entry(self, entry: object) -> tuple[int, float]:
-        """Return the id and the log-probability of one token."""
-        if not isinstance(entry, list) or len(entry) < 2:
-            raise lie(NAME, f"the log-probability {entry!r}, it must be a number and an id")
-        return (
-            checked_id(NAME, entry[1], self._vocab_size),
-            checked_logprob(NAME, entry[0]),
-        )
-
-    def _top(self, entries: object) -> tuple[tuple[int, float], ...]:
-        return tuple(self._entry(entry) for entry in checked_list(NAME, entries, "top_logprobs"))
 
 
 class SGLangReader:
@@ -134,7 +122,6 @@ class SGLangReader:
     def __init__(self, draw: Draw, vocab_size: int) -> None:
         self._num_top = draw.params.logprobs or 0
         self._max_tokens = draw.max_tokens
-        self._wire = SGLangWire(vocab_size)
         self._vocab_size = vocab_size
         self._ids: list[int] = []
 
@@ -143,7 +130,7 @@ class SGLangReader:
         refuse_error(NAME, event)
         meta = mapping(event.get("meta_info"))
         if "output_ids" not in event:
-            raise lie(NAME, "an event without output_ids, SGLang 0.4.6 or later is needed")
+            raise lie(NAME, "an event without output_ids, SGLang 0.5.4 or later is needed")
         ids = checked_list(NAME, event["output_ids"], "output_ids")
         total = checked_count(NAME, meta.get("completion_tokens", len(ids)), "a completion_tokens")
         tokens = self._new_tokens(ids, total, meta)
@@ -151,7 +138,7 @@ class SGLangReader:
         cached = meta.get("cached_tokens")
         return Chunk(
             tokens,
-            _finish_reason(meta.get("finish_reason")),
+            read_end(NAME, meta.get("finish_reason")),
             None if cached is None else checked_count(NAME, cached, "a cached_tokens"),
         )
 
@@ -170,7 +157,7 @@ class SGLangReader:
         known = checked_list(NAME, meta.get("output_token_logprobs"), "output_token_logprobs")
         if len(known) < num_new:
             raise lie(NAME, f"{num_new} new ids and {len(known)} log-probabilities")
-        entries = [self._wire._entry(entry) for entry in known[-num_new:]]
+        entries = [_entry(entry, self._vocab_size) for entry in known[-num_new:]]
         if [token_id for token_id, _ in entries] != ids[-num_new:]:
             raise lie(NAME, "log-probabilities of other ids than it drew")
         tops: list[tuple[tuple[int, float], ...]] = [()] * num_new
@@ -178,19 +165,17 @@ class SGLangReader:
             given = checked_list(NAME, meta.get("output_top_logprobs"), "output_top_logprobs")
             if len(given) < num_new:
                 raise lie(NAME, f"{num_new} new ids and {len(given)} lists of likeliest ones")
-            tops = [self._wire._top(entry)[: self._num_top] for entry in given[-num_new:]]
+            tops = [_top(entry, self._vocab_size)[: self._num_top] for entry in given[-num_new:]]
         return [Drawn(*entry, top) for entry, top in zip(entries, tops, strict=True)]
 
 
-def _finish_reason(reason: object) -> Literal["stop", "length"] | None:
-    if reason is None:
-        return None
-    kind = mapping(reason).get("type", reason)
-    if kind == "stop":
-        return "stop"
-    if kind == "length":
-        return "length"
-    said = mapping(reason).get("message", kind)
-    code = mapping(reason).get("status_code")
-    status = code if code in (400, 429, 503) else 502
-    raise PeerError(f"{NAME} ended the answer: {str(said)[:200]}", status=status)
+def _entry(entry: object, vocab_size: int) -> tuple[int, float]:
+    """Return the id and the log-probability of one token."""
+    if not isinstance(entry, list) or len(entry) < 2:
+        raise lie(NAME, f"the log-probability {entry!r}, it must be a number and an id")
+    return checked_id(NAME, entry[1], vocab_size), checked_logprob(NAME, entry[0])
+
+
+def _top(entries: object, vocab_size: int) -> tuple[tuple[int, float], ...]:
+    """Return the ids and the log-probabilities of the likeliest tokens in a place."""
+    return tuple(_entry(entry, vocab_size) for entry in checked_list(NAME, entries, "top_logprobs"))

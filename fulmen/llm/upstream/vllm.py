@@ -5,10 +5,9 @@ Each event holds the ids since the last one. The log-probabilities are those of 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from fulmen.engine import PromptLogprob
-from fulmen.llm.http import PeerError
 from fulmen.llm.upstream.wire import (
     Chunk,
     Draw,
@@ -19,6 +18,7 @@ from fulmen.llm.upstream.wire import (
     checked_logprob,
     lie,
     mapping,
+    read_end,
     refuse_error,
 )
 
@@ -140,7 +140,7 @@ class VllmReader:
         self._num_tokens += len(tokens)
         if self._num_tokens > self._max_tokens:
             raise lie(NAME, f"{self._num_tokens} tokens, it was asked for {self._max_tokens}")
-        return Chunk(tokens, _finish_reason(choice.get("finish_reason")))
+        return Chunk(tokens, read_end(NAME, choice.get("finish_reason")))
 
     def _cached(self, usage: object) -> int | None:
         """Return the tokens that were in the cache; the usage's count of tokens must be right."""
@@ -185,13 +185,3 @@ def _as_id(key: str) -> int | str:
     """Return the id in "token_id:5" or "5"."""
     digits = key.removeprefix("token_id:")
     return int(digits) if digits.isdecimal() and len(digits) < 12 else key
-
-
-def _finish_reason(reason: object) -> Literal["stop", "length"] | None:
-    if reason is None:
-        return None
-    if reason == "stop":
-        return "stop"
-    if reason == "length":
-        return "length"
-    raise PeerError(f"{NAME} ended the answer: {str(reason)[:200]}")

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from fulmen.engine import PromptLogprob
 from fulmen.files import shorten
-from fulmen.llm.http import PeerError
+from fulmen.llm.http import PeerError, error_text
 from fulmen.sampling import SamplingParams, shown
 
 _MAX_LOGPROB_ERROR = 1e-3
@@ -141,10 +141,26 @@ def mapping(value: object) -> Mapping[str, Any]:
 
 def refuse_error(name: str, event: Mapping[str, Any]) -> None:
     """Raise PeerError for an event that says that the answer failed."""
-    error = event.get("error")
-    if not error:
-        return
-    code = mapping(error).get("code")
-    said = mapping(error).get("message", error)
-    status = code if code in (400, 429, 503) else 502
-    raise PeerError(f"{name} failed in mid-answer: {shorten(str(said))}", status=status)
+    if error := event.get("error"):
+        status = _status(mapping(error).get("code"))
+        raise PeerError(f"{name} failed in mid-answer: {error_text(event)}", status=status)
+
+
+def read_end(name: str, reason: object) -> Literal["stop", "length"] | None:
+    """Return why an answer ended, as a word or as an object with a type; None if it has not. Raises
+    PeerError for one that was given up."""
+    kind = mapping(reason).get("type", reason)
+    if kind is None:
+        return None
+    if kind == "stop":
+        return "stop"
+    if kind == "length":
+        return "length"
+    said = shorten(str(mapping(reason).get("message", kind)))
+    status = _status(mapping(reason).get("status_code"))
+    raise PeerError(f"{name} ended the answer: {said}", status=status)
+
+
+def _status(code: object) -> int:
+    """Return what a server in front answers with, where the other failed with a code."""
+    return code if isinstance(code, int) and code in (400, 429, 503) else 502

@@ -1,8 +1,9 @@
 """OpenAI's Responses over HTTP."""
 
 import asyncio
+import logging
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
@@ -11,6 +12,7 @@ from fastapi import Query as QueryField
 from fulmen.server.asking import End
 from fulmen.server.background import Background
 from fulmen.server.errors import Refusal
+from fulmen.server.lists import page_of, place_after
 from fulmen.server.openai_responses import ResponsesBody, ResponsesCall, read_responses_call
 from fulmen.server.openapi import replying
 from fulmen.server.replies import (
@@ -26,6 +28,8 @@ from fulmen.server.routes.api import Api, json_response, new_router, scope_of
 from fulmen.server.sse import frame
 from fulmen.server.streaming import EventStream, read_ends, stream_response, unless_gone
 
+_log = logging.getLogger(__name__)
+
 _MOST_ITEMS: Final = 100
 """Items of an input that one page may have"""
 
@@ -37,19 +41,22 @@ def responses_router(api: Api, store: ResponseStore, background: Background) -> 
     async def read(request: Request, body: ResponsesBody) -> ResponsesCall:
         body.model = api.name(body.model)
         scope = scope_of(request)
+        if not isinstance(body.input, str) and any(map(_is_reference, body.input)):
+            body.input = await asyncio.to_thread(_resolved, body.input, store, scope)
         earlier: list[dict[str, Any]] = []
         if body.previous_response_id is not None:
             earlier = await asyncio.to_thread(store.history, body.previous_response_id, scope=scope)
         return read_responses_call(body, service.defaults, earlier)
 
-    async def keep(call: ResponsesCall, response: Mapping[str, Any], scope: str) -> None:
-        if not call.is_stored:
-            return
+    async def put(call: ResponsesCall, response: Mapping[str, Any], scope: str) -> bool:
+        """Store a response; return whether it could be."""
         previous = call.body.previous_response_id
         try:
             await asyncio.to_thread(store.put, response, call.items, scope=scope, previous=previous)
         except OSError as error:
-            raise Refusal(500, f"the response cannot be stored: {error}") from None
+            _log.warning("response %s is not stored: %s", response["id"], error)
+            return False
+        return True
 
     @router.post(
         "/v1/responses",
@@ -65,24 +72,25 @@ def responses_router(api: Api, store: ResponseStore, background: Background) -> 
         writer = ResponsesWriter(call, answers, service.tokenizer)
         if call.is_background:
 
-            async def keep_this(response: Mapping[str, Any]) -> None:
-                await keep(call, response, scope)
+            async def keep(response: Mapping[str, Any]) -> None:
+                if not await put(call, response, scope):
+                    raise Refusal(500, "the response cannot be stored, the server's log says why")
 
-            response = await background.start(answers, writer, scope, keep_this)
+            response = await background.start(answers, writer, scope, keep)
             log = background.log(answers.id, scope)
             if call.is_streamed and log is not None:
                 return EventStream(log.read(-1, ping_seconds=api.config.ping_seconds))
             return json_response(response)
 
         async def note(end: End) -> None:
-            await keep(call, writer.whole(end), scope)
+            if call.is_stored:
+                writer.is_stored = await put(call, writer.whole(end), scope)
 
         if call.is_streamed:
             return stream_response(request, answers, writer, api.config, note=note)
         (end,) = await read_ends(request, answers)
-        response = writer.whole(end)
-        await keep(call, response, scope)
-        return json_response(response)
+        await note(end)
+        return json_response(writer.whole(end))
 
     @router.get(
         "/v1/responses/{id}",
@@ -97,9 +105,9 @@ def responses_router(api: Api, store: ResponseStore, background: Background) -> 
             None, ge=0, description="Number of the last event that the client has; needs stream"
         ),
     ) -> Response:
-        scope = scope_of(request)
+        scope, is_running = scope_of(request), id in background.running
         stored = await asyncio.to_thread(store.get, id, scope=scope)
-        response = _as_it_is(stored.response, background)
+        response = _as_it_is(stored.response, is_running)
         if not stream:
             if starting_after is not None:
                 raise Refusal(
@@ -134,10 +142,9 @@ def responses_router(api: Api, store: ResponseStore, background: Background) -> 
         stored = await asyncio.to_thread(store.get, id, scope=scope)
         if not stored.response.get("background"):
             raise Refusal(400, "only a response that runs in the background can be cancelled")
-        if id in background.running:
-            await background.stop(id, scope)
-            stored = await asyncio.to_thread(store.get, id, scope=scope)
-        return json_response(_as_it_is(stored.response, background))
+        await background.stop(id, scope)
+        stored = await asyncio.to_thread(store.get, id, scope=scope)
+        return json_response(_as_it_is(stored.response, is_running=False))
 
     @router.get(
         "/v1/responses/{id}/input_items",
@@ -160,20 +167,9 @@ def responses_router(api: Api, store: ResponseStore, background: Background) -> 
         items = [_with_id(item, id, i) for i, item in enumerate([*earlier, *stored.items])]
         if order == "desc":
             items.reverse()
-        ids = [item["id"] for item in items]
-        if after is not None and after not in ids:
-            raise Refusal(400, f"after is {after[:80]!r}, no item has that id", param="after")
-        first = 0 if after is None else ids.index(after) + 1
+        first = place_after([item["id"] for item in items], after)
         page = items[first : first + limit]
-        return json_response(
-            {
-                "object": "list",
-                "data": page,
-                "first_id": page[0]["id"] if page else None,
-                "last_id": page[-1]["id"] if page else None,
-                "has_more": first + limit < len(items),
-            }
-        )
+        return json_response(page_of(page, has_more=first + limit < len(items)))
 
     @router.post(
         "/v1/responses/input_tokens",
@@ -188,10 +184,23 @@ def responses_router(api: Api, store: ResponseStore, background: Background) -> 
     return router
 
 
-def _as_it_is(response: dict[str, Any], background: Background) -> dict[str, Any]:
-    """Return a stored response; one that nobody works on any more has failed."""
-    is_unfinished = response.get("status") in ("queued", "in_progress")
-    if is_unfinished and response["id"] not in background.running:
+def _is_reference(item: Mapping[str, Any]) -> bool:
+    return item.get("type") == "item_reference"
+
+
+def _resolved(
+    items: Sequence[Mapping[str, Any]], store: ResponseStore, scope: str
+) -> list[dict[str, Any]]:
+    """Return items with those in place that are named by their id."""
+    return [
+        store.item(str(item.get("id")), scope=scope) if _is_reference(item) else dict(item)
+        for item in items
+    ]
+
+
+def _as_it_is(response: dict[str, Any], is_running: bool) -> dict[str, Any]:
+    """Return a stored response; one that nobody worked on when it was read has failed."""
+    if not is_running and response.get("status") in ("queued", "in_progress"):
         error = {"code": "server_error", "message": "the server stopped while the response ran"}
         return {**response, "status": "failed", "error": error}
     return response

@@ -234,7 +234,7 @@ def sessions_router(api: Api, sessions: Sessions) -> APIRouter:
         scope = scope_of(request)
         held = await sessions.take(name, scope)
         try:
-            await held.run(held.write)
+            await held.run(held.write, saves=True)
             return await held.run(lambda: shown_idle(held))
         finally:
             held.release()
@@ -269,8 +269,9 @@ def sessions_router(api: Api, sessions: Sessions) -> APIRouter:
         """Change a session that nobody has meanwhile."""
         held = await sessions.take(name, scope)
         try:
+            answer = await held.run(lambda: refusing(held.name, lambda: work(held)), saves=True)
             sessions.forget(held.key)
-            return await held.run(lambda: refusing(held.name, lambda: work(held)))
+            return answer
         finally:
             held.release()
 

@@ -49,7 +49,10 @@ def html(status: int) -> httpx2.Response:
         ([sse({"base_resp": {"status_code": 1, "status_msg": "no money"}})], "no money"),
         ([sse({"object": "error", "message": "out of memory"})], "out of memory"),
         ([sse(delta("error"))], "ended the answer with an error"),
-        ([sse(delta(tool_calls=[{"index": 0, "function": {}}]))], "a call without a name"),
+        (
+            [sse(delta(tool_calls=[{"index": 0, "function": {"arguments": "{"}}]))],
+            "a call without a name",
+        ),
         ([b"data: " + b"x" * (9 * 2**20)], "an event of more than"),
     ],
 )
@@ -213,6 +216,20 @@ def test_garbage_is_read_or_is_one_sentence(dialect: Any, values: list[Any]) -> 
     assert sum_events(events) == answer.reply()
     assert answer.usage().num_new_tokens >= 0
     assert len(answer.tokens()) <= len(answer.token_texts)
+
+
+def test_a_list_of_models_that_fails_once_is_asked_for_again() -> None:
+    async def work() -> None:
+        fake = Fake([BEGUN], models=httpx2.Response(503))
+        async with RemoteModel(
+            "http://fake", "m", dialect="openai", transport=fake, config=QUICK
+        ) as model:
+            with pytest.raises(PeerError, match=r"answered with 503: nothing else$"):
+                await model.connect()
+            fake.models = listed("vllm")
+            assert (await model.connect()).server.name == "vLLM"
+
+    asyncio.run(work())
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,23 @@ SAME_INDEX = sse(
     delta(tool_calls=[call(0, "b", name="rest", arguments="")]),
     {**delta("tool_calls"), "usage": {**USAGE, "prompt_tokens_details": {"cached_tokens": 8}}},
 )
+WITHOUT_ID = sse(
+    delta(reasoning_content="I think."),
+    delta(tool_calls=[call(None, name="look", arguments='{"what": ')]),
+    delta(tool_calls=[call(None, name="look", arguments='"ä"}')]),
+    delta(tool_calls=[call(None, name="look", arguments="")]),
+    delta(tool_calls=[call(None, name="rest", arguments="{}")]),
+    {**delta("tool_calls"), "usage": {**USAGE, "prompt_tokens_details": {"cached_tokens": 8}}},
+)
+LATE = sse(
+    delta(reasoning_content="I think."),
+    delta(tool_calls=[call(0, "a", arguments="")]),  # the name comes later
+    delta(tool_calls=[call(0, name="look", arguments='{"what": "ä"}')]),
+    delta(tool_calls=[call(1, "b")]),
+    delta(tool_calls=[call(1, name="rest", arguments="{}")]),
+    delta(tool_calls=[call(0, arguments="")]),  # of the first, which the second ended
+    {**delta("tool_calls"), "usage": {**USAGE, "prompt_tokens_details": {"cached_tokens": 8}}},
+)
 ANTHROPIC = named_sse(
     {
         "type": "message_start",
@@ -122,6 +139,8 @@ STREAMS: dict[str, tuple[bytes, Dialect]] = {
     "llamacpp": (LLAMA_CPP, "openai"),
     "without index": (WITHOUT_INDEX, "openai"),
     "same index": (SAME_INDEX, "openai"),
+    "without id": (WITHOUT_ID, "openai"),
+    "late": (LATE, "openai"),
     "anthropic": (ANTHROPIC, "anthropic"),
 }
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fulmen.chat import ChatRequest, complete
+from fulmen.engine import Choice
 from fulmen.llm import PeerConfig, PeerError, UpstreamModel
+from fulmen.llm.answer import Answer
 from fulmen.llm.upstream.sglang import SGLangWire
 from fulmen.llm.upstream.vllm import VllmWire
 from fulmen.llm.upstream.wire import Chunk, Draw, Wire
@@ -313,6 +316,116 @@ def test_an_answer_that_broke_off_goes_on_where_it_was(folder: Path) -> None:
         first, second = app.state.bodies
         assert second["prompt"] == [*first["prompt"], *text_ids("Half an ans")]
         assert (first["max_tokens"], second["max_tokens"]) == (14, 3)
+
+    with running(app) as url:
+        asyncio.run(asyncio.wait_for(main(url), 20))
+
+
+async def dies_twice(number: int) -> AsyncIterator[bytes]:
+    """Break off behind two tokens, then behind the head and behind an event without tokens."""
+    if number == 1:
+        yield sse(text_ids("Ha"))
+    if number == 3:
+        yield sse([])
+    if number == 4:
+        yield sse(text_ids("lf."), finish_reason="length")
+        return
+    raise RuntimeError("dead")
+
+
+def test_an_answer_that_breaks_off_again_before_a_token_still_goes_on(folder: Path) -> None:
+    app = liar(dies_twice)
+
+    async def main(url: str) -> None:
+        patient = replace(QUICK, max_retries=3)
+        async with await UpstreamModel.connect(str(folder), url, config=patient) as model:
+            completion = await complete(model, replace(HELLO, params=replace(PLAIN, max_tokens=5)))
+        assert completion.reply.content == "Half."
+        assert app.state.num_requests == 4
+
+    with running(app) as url:
+        asyncio.run(asyncio.wait_for(main(url), 20))
+
+
+CHOOSING = replace(
+    PLAIN, choice=("ab", "xyz"), temperature=1.0, top_k=None, top_p=1.0, max_tokens=2
+)
+
+
+async def errs(number: int) -> AsyncIterator[bytes]:
+    """Draw what is not allowed, break off where it is drawn again, and give in then."""
+    if number == 2:
+        yield sse([])
+        raise RuntimeError("dead")
+    yield sse(text_ids({1: "Q", 3: "a", 4: "b"}[number]))
+
+
+def test_a_draw_under_a_grammar_that_broke_off_is_made_again(folder: Path) -> None:
+    app = liar(errs)
+
+    async def main(url: str) -> None:
+        async with await connected(folder, url) as model:
+            completion = await complete(model, replace(HELLO, params=CHOOSING))
+        assert completion.reply.content == "ab"
+        biases = [body.get("logit_bias") for body in app.state.bodies]
+        first, second = (text_ids(text)[0] for text in "ax")
+        wanted = {str(first): 100.0, str(second): 100.0}
+        assert biases == [None, wanted, wanted, None]
+
+    with running(app) as url:
+        asyncio.run(asyncio.wait_for(main(url), 20))
+
+
+def test_other_work_goes_on_while_a_grammar_is_asked(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = Answer.ask
+
+    def slowly(self: Answer, draft_ids: Sequence[int]) -> list[Choice]:
+        time.sleep(0.3)
+        return ask(self, draft_ids)
+
+    monkeypatch.setattr(Answer, "ask", slowly)
+    num_ticks = 0
+
+    async def tick() -> None:
+        nonlocal num_ticks
+        while True:
+            await asyncio.sleep(0.01)
+            num_ticks += 1
+
+    async def main(url: str) -> None:
+        async with await connected(folder, url) as model:
+            ticking = asyncio.ensure_future(tick())
+            request = replace(HELLO, params=replace(CHOOSING, top_k=5))
+            assert (await complete(model, request)).reply.content == "ab"
+            assert num_ticks > 20  # of 60
+            async with model.stream(request) as stream:
+                await asyncio.sleep(0.05)  # it is asked now
+                await stream.close()
+                assert (await stream.finish()).finish_reason == "abort"
+            ticking.cancel()
+
+    with running(liar(obeys)) as url:
+        asyncio.run(asyncio.wait_for(main(url), 20))
+
+
+async def obeys(number: int) -> AsyncIterator[bytes]:
+    yield sse(text_ids("ab"[(number - 1) % 2]))
+
+
+@pytest.mark.parametrize("filter", [{"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}], ids=str)
+def test_a_filter_comes_after_a_mask_of_few_ids_as_in_the_engine(
+    filter: dict[str, Any], folder: Path
+) -> None:
+    app = liar(obeys)
+
+    async def main(url: str) -> None:
+        async with await connected(folder, url) as model:
+            request = replace(HELLO, params=replace(CHOOSING, **filter))
+            assert (await complete(model, request)).reply.content == "ab"
+        # The first token is one of two, the second is settled: whoever draws it draws the same.
+        assert ["logit_bias" in body for body in app.state.bodies] == [True, False]
 
     with running(app) as url:
         asyncio.run(asyncio.wait_for(main(url), 20))
