@@ -23,13 +23,14 @@ from fulmen.chat import (
     sum_events,
 )
 from fulmen.chat.rendering import render_template
+from tests.examples import examples
 
 HERE = Path(__file__).parent
 REAL = HERE.parents[1].parent / "shared" / "tokenizer"
 """MiniMax's tokenizer, where it lies beside this repository"""
 M1 = get_format("minimax_m1")
 M2 = get_format("minimax_m2")
-MANY = 400
+MANY = examples(400)
 """Examples of each property: a few seconds together."""
 MARKERS = ("<think>", "</think>", "<minimax:tool_call>", "</minimax:tool_call>")
 

@@ -26,6 +26,7 @@ from fulmen.chat.arguments import check_depth, dump_json
 from fulmen.files import MAX_JSON_DEPTH
 from tests.chat.helpers import M1, M2
 from tests.chat.test_tokenizer import small_tokenizer
+from tests.examples import examples
 
 TEMPLATE = TemplateFormat("{{ messages | tojson }}{{ tools | tojson }}")
 FILES = ("config.json", "tokenizer_config.json", "chat_template.json", "generation_config.json")
@@ -117,7 +118,7 @@ def test_a_bad_template_is_one_sentence_that_names_its_file(tmp_path: Path, text
     assert str(path) in refusal(lambda: load_format(tmp_path))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),

@@ -12,6 +12,7 @@ from fulmen.chat.canonical import MAX_PIECES, read_answer, read_contexts
 from fulmen.chat.canonical_calls import CallForms
 from tests.chat.clients import javascript
 from tests.chat.helpers import JSON_VALUES, TEXT
+from tests.examples import examples
 
 
 def answer(content: str = "", arguments: Any = None, name: str = "f") -> Message:
@@ -96,7 +97,7 @@ def test_numbers_are_as_javascript_reads_them(one: Any, other: Any) -> None:
         assert first.digest == second.digest
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(
     arguments=st.dictionaries(TEXT | st.sampled_from(["1", "10", "2", "007"]), JSON_VALUES),
     text=TEXT,
@@ -247,7 +248,7 @@ def test_another_value_or_another_place_does(arguments: Any) -> None:
     assert form(arguments) != form({})
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(JSON_VALUES, st.dictionaries(st.sampled_from(["path", "all", "edits"]), JSON_VALUES))
 def test_any_schema_and_any_arguments_have_a_form(schema: Any, arguments: Any) -> None:
     properties = {"path": schema, "all": {"default": schema}, "edits": {"items": schema}}

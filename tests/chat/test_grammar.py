@@ -28,6 +28,7 @@ from fulmen.engine import EngineConfig
 from fulmen.llm import LLM
 from fulmen.sampling import SamplingParams
 from tests.chat.helpers import real_tokenizer
+from tests.examples import examples
 from tests.models.helpers import random_model, tiny_m1, tiny_m2
 from tests.tiny import write_checkpoint
 
@@ -160,7 +161,7 @@ def assert_follows(reply: Reply, schema: Any) -> None:
 
 
 @given(SCHEMAS, st.integers(0, 12), st.integers(0, 999), st.sampled_from([None, 5, 40]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_an_answer_follows_its_schema_whatever_the_thought(
     llm: LLM, schema: Any, budget: int, seed: int, top_k: int | None
 ) -> None:

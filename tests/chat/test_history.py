@@ -21,6 +21,7 @@ from tests.bounds import num_lines
 from tests.chat.clients import FORMATS, SMALL, Client, tools_of, written
 from tests.chat.helpers import JSON_VALUES, M2, TEXT
 from tests.chat.test_transcript import place_of
+from tests.examples import examples
 
 PLACE = re.compile(r"(messages(\[\d+\])?|system): ")
 USER = {"role": "user", "content": "Hello"}
@@ -367,7 +368,7 @@ def test_a_lenient_reader_reads_arguments_that_are_nearly_json(text: str) -> Non
     assert ("kept as text" in repair) == (text not in MENDED)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(st.dictionaries(TEXT, JSON_VALUES, max_size=4))
 def test_mending_reads_python_and_json_as_they_are(value: dict[str, Any]) -> None:
     assert mend_arguments(json.dumps(value)) == value
@@ -494,7 +495,7 @@ def conversations(draw: st.DrawFn) -> list[Message]:
     return messages
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(messages=conversations(), keep_thoughts=st.booleans())
 def test_m2_prompts_are_append_only(messages: list[Message], keep_thoughts: bool) -> None:
     if not keep_thoughts:  # those that are dropped go from the middle
@@ -649,7 +650,7 @@ def test_ten_thousand_histories_are_read_or_refused(kind: str) -> None:
     assert "rendered" in ends
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(messages=st.lists(JSON_VALUES | st.fixed_dictionaries(
     {"role": st.sampled_from(["user", "assistant", "tool", "system", "x"]), "content": JSON_VALUES},
     optional=dict.fromkeys(("tool_calls", "tool_call_id", "reasoning_details"), JSON_VALUES),

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from fulmen.chat import TemplateFormat, rendering
 from fulmen.chat.rendering import MAX_CHARS, MAX_SECONDS, MAX_TEMPLATE_CHARS, render_template
 from tests.chat.helpers import M2
+from tests.examples import examples
 
 LOOP = "{% for a in range(99999) %}"
 HOSTILE = {
@@ -108,7 +109,7 @@ TEMPLATES = st.recursive(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(TEMPLATES)
 def test_templates_that_grow_end_within_the_bounds(template: str) -> None:
     start = time.monotonic()
@@ -165,7 +166,7 @@ def test_messages_that_are_no_json_are_one_sentence() -> None:
         render_template("{{ a }}", a=deep)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(st.text(max_size=60), st.text(st.sampled_from("{}%# |()'\"abif 10*"), max_size=40))
 def test_any_text_renders_or_is_one_sentence(value: str, template: str) -> None:
     sentence = None

@@ -16,6 +16,7 @@ from fulmen.chat.schemas import Document
 from fulmen.chat.validation import as_json
 from fulmen.sampling import SamplingParams
 from tests.chat.helpers import real_tokenizer
+from tests.examples import examples
 
 M1, M2 = get_format("minimax_m1"), get_format("minimax_m2")
 BYTES = LLTokenizer("byte")
@@ -119,7 +120,7 @@ ARGUMENTS = st.dictionaries(st.sampled_from("xyw"), VALUES, max_size=3)
 
 
 @given(PARAMETERS, st.lists(ARGUMENTS, min_size=6, max_size=6))
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(500), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_strict_tools_of_both_formats_take_the_same_values_and_only_valid_ones(
     real: Vocabulary, parameters: dict[str, Any], calls: list[dict[str, Any]]
 ) -> None:

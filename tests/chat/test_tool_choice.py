@@ -14,6 +14,7 @@ from fulmen.llm import LLM
 from fulmen.sampling import SamplingParams
 from tests.chat.test_grammar import allowed, feed, guide_of, said
 from tests.chat.test_grammar import real as real  # the fixture
+from tests.examples import examples
 from tests.models.helpers import random_model, tiny_m1, tiny_m2
 from tests.tiny import write_checkpoint
 
@@ -74,7 +75,7 @@ def assert_calls(reply: Reply, names: Sequence[str], most: int | None) -> None:
     st.sampled_from([None, 0, 5, 40]),
     st.integers(0, 10**6),
 )
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=examples(10), deadline=None)
 def test_a_required_call_comes_whole_and_nothing_else_does(
     llm: LLM, names: set[str], is_strict: bool, most: int | None, budget: int | None, seed: int
 ) -> None:

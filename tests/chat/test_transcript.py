@@ -30,6 +30,7 @@ from fulmen.chat import (
 from fulmen.chat.transcript import num_common, sampled_ids
 from fulmen.sampling import SamplingParams
 from tests.chat.helpers import NAMES, TEXT, real_tokenizer
+from tests.examples import examples
 
 TEMPLATE = TemplateFormat(
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content | trim }}<|end|>\n{% endfor %}"
@@ -149,7 +150,7 @@ def place_of(ids: Sequence[int], part: Sequence[int], start: int) -> int:
 
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("keep_thoughts", [False, True])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(data=st.data())
 def test_shown_spans_stand_unchanged_in_the_next_prompt(
     kind: str, keep_thoughts: bool, data: st.DataObject
@@ -161,7 +162,7 @@ def test_shown_spans_stand_unchanged_in_the_next_prompt(
 def test_shown_spans_stand_unchanged_with_the_real_tokenizer(kind: str) -> None:
     tokenizer, straddling, turns = real_tokenizer(), 0, 0
 
-    @settings(max_examples=40, deadline=None, database=None)
+    @settings(max_examples=examples(40), deadline=None, database=None)
     @given(data=st.data())
     def check(data: st.DataObject) -> None:
         nonlocal straddling, turns
@@ -295,7 +296,7 @@ def test_a_changed_answer_is_rendered_anew_and_the_others_keep_their_ids() -> No
 
 
 @pytest.mark.parametrize("kind", ["m1", "m2"])
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(data=st.data())
 def test_the_answer_after_a_thought_parses_alone(kind: str, data: st.DataObject) -> None:
     format = FORMATS[kind]
@@ -309,7 +310,7 @@ def test_the_answer_after_a_thought_parses_alone(kind: str, data: st.DataObject)
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(data=st.data())
 def test_spans_cover_what_they_say(kind: str, data: st.DataObject) -> None:
     format = FORMATS[kind]

@@ -32,6 +32,7 @@ from tests.bounds import num_lines
 from tests.chat.clients import FORMATS, SMALL, Client, completion, written
 from tests.chat.helpers import JSON_VALUES, NAMES, TEXT
 from tests.chat.test_transcript import place_of
+from tests.examples import examples
 
 KINDS = list(FORMATS)
 NATIVE = ["m1", "m2"]
@@ -130,7 +131,7 @@ def check_found(client: Client, found: Found, ids: Sequence[int] | None = None) 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(data=st.data())
 def test_every_unedited_answer_keeps_its_ids_and_every_edited_one_is_rendered(
     kind: str, data: st.DataObject
@@ -181,7 +182,7 @@ def edit(client: Client, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(data=st.data())
 def test_answers_keep_their_ids_when_the_turns_before_are_left_out(
     kind: str, data: st.DataObject
@@ -329,7 +330,7 @@ def test_of_two_conversations_with_equal_answers_each_finds_its_own(log: TurnLog
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(data=st.data())
 def test_a_short_answer_of_another_conversation_brings_no_thought(
     kind: str, data: st.DataObject
@@ -623,7 +624,7 @@ def packed(kind: str) -> tuple[Completion, bytes]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(data=st.data())
 def test_any_other_bytes_are_a_turn_or_one_sentence(kind: str, data: st.DataObject) -> None:
     made, payload = packed(kind)

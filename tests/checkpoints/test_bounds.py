@@ -21,11 +21,14 @@ from fulmen.files import MAX_JSON_BYTES
 from fulmen.models import config_from_dict, count_tensors
 from tests.bounds import bounded
 from tests.checkpoints.test_gguf import write_gguf
+from tests.examples import examples
 from tests.models.helpers import random_model, tiny_m1, tiny_m2
 from tests.models.test_config import FP8, M1_PUBLISHED, M2_PUBLISHED
 
 IN_FOLDERS = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(40),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 NUMBERS = st.one_of(
     st.integers(-3, 300),
@@ -65,7 +68,7 @@ def test_any_number_in_any_field_of_a_config_is_harmless(published: dict[str, ob
     names = [*integer_fields(published), "block_size", "num_experts", "partial_rotary_factor"]
     names += ["attn_type_list", "layer_types", "mlp_intermediate_size", "shared_intermediate_size"]
 
-    @settings(max_examples=80, deadline=None)
+    @settings(max_examples=examples(80), deadline=None)
     @given(changes=st.dictionaries(st.sampled_from(names), NUMBERS, min_size=1, max_size=3))
     def any_changes(changes: dict[str, object]) -> None:
         check_config(published | changes)
@@ -73,7 +76,7 @@ def test_any_number_in_any_field_of_a_config_is_harmless(published: dict[str, ob
     any_changes()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     changes=st.fixed_dictionaries(
         {}, optional=dict.fromkeys((*FP8, "bits", "group_size", "input_bits"), NUMBERS)

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from fulmen.cli.markdown import render, split_blocks
 from fulmen.cli.printer import MarkdownPrinter, PlainPrinter
+from tests.examples import examples
 
 MARKDOWN = """\
 # Title
@@ -131,7 +132,7 @@ FRAGMENTS = st.sampled_from(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.lists(FRAGMENTS, max_size=30).map("".join), st.integers(1, 9))
 def test_pieces_show_what_the_whole_shows(text: str, pieces: int) -> None:
     finished, growing = split_blocks(text)

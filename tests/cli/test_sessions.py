@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from fulmen.cli import app
 from fulmen.sessions import SessionStore
 from tests.cli.test_cli import Terminal
+from tests.examples import examples
 from tests.sessions.helpers import forge_chain, mutated
 from tests.tiny import write_checkpoint
 
@@ -207,7 +208,7 @@ def test_check_says_what_is_wrong_and_repair_mends_it(shell: Shell) -> None:
     shell.chat("three")
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(data=st.data())
 def test_any_turn_is_listed_shown_and_exported_or_refused(data: st.DataObject) -> None:
     with TemporaryDirectory() as folder:

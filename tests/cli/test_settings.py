@@ -15,6 +15,7 @@ from fulmen.engine import EngineConfig
 from fulmen.server import ApiKey, ServerConfig
 from tests.cli.test_cli import called
 from tests.cli.test_serve import CHAT, ask, served
+from tests.examples import examples
 from tests.test_docs import root_command
 from tests.tiny import write_checkpoint
 
@@ -248,7 +249,7 @@ def test_what_is_printed_of_flags_and_file_holds_when_it_is_read(tmp_path: Path)
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 @given(
     st.fixed_dictionaries(
         {},
@@ -315,7 +316,7 @@ LINES = [
 ]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(st.lists(st.one_of(st.sampled_from(LINES), st.text(max_size=12)), max_size=8))
 def test_any_file_is_read_or_refused_in_a_sentence(lines: list[str]) -> None:
     with TemporaryDirectory() as folder:

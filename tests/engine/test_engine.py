@@ -10,6 +10,7 @@ from fulmen.engine.sampler import num_candidates, sample
 from fulmen.models import Model
 from fulmen.sampling import SamplingParams
 from tests.engine.helpers import Script, assert_nothing_is_owned, best_of, new_tokens
+from tests.examples import examples
 from tests.models.helpers import Session, random_model, tiny_m1, tiny_m2
 
 MODELS = {"m1": random_model(tiny_m1()), "m2": random_model(tiny_m2())}
@@ -55,7 +56,7 @@ def plain_loop(model: Model, prompt: list[int], params: SamplingParams) -> list[
         max_size=6,
     )
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 def test_requests_in_company_equal_a_plain_loop(
     model: Model, load: list[tuple[list[int], int, int, int]]
 ) -> None:

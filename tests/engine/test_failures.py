@@ -16,6 +16,7 @@ from fulmen.kernels import Program
 from fulmen.models import Model, Packed
 from fulmen.sampling import Mask, SamplingParams
 from tests.engine.helpers import Script, assert_nothing_is_owned, new_tokens
+from tests.examples import examples
 from tests.models.helpers import random_model, tiny_m1, tiny_m2
 
 VOCAB = 61
@@ -134,7 +135,7 @@ def new_engine(name: str, **changes: int) -> Engine:
     pages=st.integers(5, 9),
     drafts=st.sampled_from([0, 15]),
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 def test_each_request_equals_a_plain_loop_up_to_its_own_fault(
     name: str,
     load: list[tuple[list[int], int, list[int], int, int, int, tuple[str, int] | None]],
@@ -215,7 +216,7 @@ def test_logits_that_are_not_finite_after_a_right_guess_end_what_follows_it(name
     error=st.sampled_from([RuntimeError("no memory"), KeyboardInterrupt()]),
     num_requests=st.integers(1, 5),
 )
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=examples(10), deadline=None)
 def test_a_pass_that_fails_ends_those_who_took_part(
     name: str, after: int, error: BaseException, num_requests: int
 ) -> None:
@@ -315,7 +316,7 @@ def test_each_token_was_asked_for_and_preemption_changes_none(name: str) -> None
     budget=st.integers(8, 128),
     stream=st.sampled_from(STREAMS),
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 def test_no_page_or_state_that_is_not_finite_becomes_known(
     name: str, place: int, length: int, budget: int, stream: list[int]
 ) -> None:

@@ -17,6 +17,7 @@ from fulmen.engine.sampler import Candidates, num_candidates, sample
 from fulmen.models import Model, Packed
 from fulmen.sampling import SamplingParams
 from tests.engine.helpers import Script, assert_nothing_is_owned, new_tokens
+from tests.examples import examples
 from tests.models.helpers import random_model, tiny_m1, tiny_m2
 
 MODELS: dict[str, Model] = {"m1": random_model(tiny_m1()), "m2": random_model(tiny_m2())}
@@ -108,7 +109,7 @@ ARRIVAL = st.tuples(
     snapshots=st.sampled_from([0, 2, 5, 100]),
     drafts=st.sampled_from([0, 1, 15]),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 def test_any_load_equals_a_plain_loop(
     name: str,
     load: list[tuple[int, int, list[int], int, int, int, int, int | None]],

@@ -13,6 +13,7 @@ from fulmen.models import Packed
 from fulmen.sampling import SamplingParams
 from tests.engine.helpers import assert_nothing_is_owned, new_tokens
 from tests.engine.test_prefixes import MODELS, every_model, kv_dtype, small_engine
+from tests.examples import examples
 
 
 def plainly(name: str, prompt: list[int], count: int) -> list[PromptLogprob]:
@@ -56,7 +57,7 @@ ARRIVAL = st.tuples(
     pages=st.integers(5, 9),
     drafts=st.sampled_from([0, 5]),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 def test_they_are_those_of_a_plain_pass_to_the_bit(name, load, pages, drafts) -> None:  # type: ignore[no-untyped-def]
     engine = small_engine(name, pages=pages, drafts=drafts)
     asked: dict[int, tuple[list[int], int | None, int]] = {}

@@ -16,6 +16,7 @@ from fulmen.engine import Engine, EngineConfig
 from fulmen.models import Model
 from fulmen.sampling import SamplingParams
 from tests.engine.helpers import new_tokens
+from tests.examples import examples
 from tests.models.helpers import random_model, tiny_m1, tiny_m2
 
 MODELS: dict[str, Model] = {
@@ -90,7 +91,7 @@ def test_a_wrong_dtype_in_an_engine_config_is_refused(value: object) -> None:
     name=st.sampled_from(ENGINE_FIELDS),
     value=st.one_of(st.integers(), st.integers(0, 60).map(lambda power: 2**power)),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 def test_any_whole_number_makes_an_engine_that_runs_or_is_refused(
     model: Model, name: str, value: int
 ) -> None:
@@ -143,7 +144,7 @@ def test_a_wrong_kind_in_sampling_params_is_refused(wrong: dict[str, object]) ->
     top_k=st.none() | st.integers(1, 2**31 - 1),
     seed=st.integers(-(2**63), 2**64 - 1),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_any_sampling_params_that_are_taken_sample(
     temperature: float, top_p: float, min_p: float, top_k: int | None, seed: int
 ) -> None:

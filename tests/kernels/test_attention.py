@@ -19,6 +19,7 @@ from fulmen.kernels import (
     softmax_attention,
     write_pages,
 )
+from tests.examples import examples
 from tests.tolerances import (
     BFLOAT16_GRADIENT,
     BFLOAT16_ROTATED,
@@ -124,7 +125,7 @@ def assert_same_bits(found: Tensor, expected: Tensor) -> None:
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @given(sequences_of_tokens, st.sampled_from(HEADS), seeds)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 def test_continued_sequences_in_scattered_pages_equal_the_formula(
     dtype: torch.dtype, spans: list[tuple[int, int]], heads: Heads, seed: int
 ) -> None:
@@ -138,7 +139,7 @@ def test_continued_sequences_in_scattered_pages_equal_the_formula(
 
 @pytest.mark.parametrize("dtype", NATIVE_DTYPES)
 @given(sequences_of_tokens, st.sampled_from(HEADS), seeds)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 def test_int8_pages_equal_the_formula_of_what_they_hold(
     dtype: torch.dtype, spans: list[tuple[int, int]], heads: Heads, seed: int
 ) -> None:
@@ -202,7 +203,7 @@ def test_scores_of_tens_and_far_maxima_equal_the_formula(dtype: torch.dtype) -> 
 @given(
     st.integers(1, 300), st.lists(st.integers(1, 299), max_size=6), st.sampled_from(HEADS), seeds
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 def test_a_prompt_has_the_same_bits_however_it_is_cut(
     dtype: torch.dtype,
     stored: torch.dtype | None,
@@ -237,7 +238,7 @@ def test_decoding_has_the_bits_of_the_prompt(dtype: torch.dtype, heads: Heads) -
 @pytest.mark.parametrize("stored", STORED)
 @pytest.mark.parametrize("dtype", NATIVE_DTYPES)
 @given(sequences_of_tokens, st.sampled_from(HEADS), seeds)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 def test_a_batch_has_the_bits_of_its_sequences_alone_on_any_threads(
     dtype: torch.dtype,
     stored: torch.dtype | None,
@@ -264,7 +265,7 @@ def test_a_batch_has_the_bits_of_its_sequences_alone_on_any_threads(
 @needs_native
 @pytest.mark.parametrize("dtype", NATIVE_DTYPES)
 @given(st.lists(st.integers(1, 200), min_size=1, max_size=4), st.sampled_from(HEADS), seeds)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 def test_attend_has_the_bits_of_the_pages(
     dtype: torch.dtype, lengths: list[int], heads: Heads, seed: int
 ) -> None:
@@ -478,7 +479,7 @@ def test_rotary_angles_are_those_of_float32_products() -> None:
 
 @needs_native
 @given(st.integers(0, 10**6), st.integers(1, 150), st.integers(1, 150))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 def test_rotary_angles_have_the_same_bits_however_they_are_cut(
     start: int, length: int, cut: int
 ) -> None:

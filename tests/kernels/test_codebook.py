@@ -20,6 +20,7 @@ from fulmen.kernels import (
 )
 from fulmen.kernels.codebook import search_codebook_reference
 from fulmen.kernels.weights import LEVELS, MAX_SCALE, ZEROS
+from tests.examples import examples
 from tests.kernels.helpers import needs_native
 
 
@@ -69,7 +70,7 @@ def test_codes_are_the_nearest_of_all_levels() -> None:
 
 
 @needs_native
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=examples(25))
 @given(
     n=st.integers(1, 40),
     k=st.integers(1, 150),

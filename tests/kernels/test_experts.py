@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fulmen.kernels import ExpertWeights, PackedExperts, mixture_of_experts, native, route
 from fulmen.kernels.experts import Scoring, mixture_of_experts_reference, route_reference
+from tests.examples import examples
 from tests.kernels.helpers import (
     FORMATS,
     needs_native,
@@ -54,7 +55,7 @@ def packed_experts(experts: list[ExpertWeights], name: str) -> PackedExperts:
 
 
 @given(st.integers(1, 9), st.integers(1, 6), st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_mixture_equals_one_token_at_a_time(
     num_tokens: int, num_experts: int, data: st.DataObject
 ) -> None:
@@ -92,7 +93,7 @@ def test_bfloat16_outputs_of_many_experts_are_added_in_float32() -> None:
 
 @needs_native
 @given(st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_a_token_has_the_same_bits_in_any_company(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(FORMATS))
     num_experts, rows = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 60))
@@ -180,7 +181,7 @@ def test_training_and_inference_have_the_same_bits(dtype: torch.dtype) -> None:
 
 
 @given(st.integers(1, 20), st.integers(1, 70), st.data())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 def test_routes_are_those_of_the_reference(
     rows: int, num_experts: int, data: st.DataObject
 ) -> None:

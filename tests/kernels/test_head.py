@@ -7,12 +7,13 @@ from hypothesis import strategies as st
 
 from fulmen.kernels import head, linear, pack, target_logprobs
 from fulmen.kernels.head import head_of
+from tests.examples import examples
 from tests.kernels.helpers import needs_native, normal, packed, same_bits, with_threads
 from tests.tolerances import BFLOAT16_PRODUCTS, FLOAT32_OP, assert_close
 
 
 @given(st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_it_says_what_all_logits_say(data: st.DataObject) -> None:
     size = data.draw(st.sampled_from([1, 61, 1024, 1025, 2500]))
     rows, top_k = data.draw(st.integers(1, 30)), data.draw(st.integers(0, min(size, 40)))
@@ -33,7 +34,7 @@ def test_it_says_what_all_logits_say(data: st.DataObject) -> None:
 
 @needs_native
 @given(st.integers(1, 220), st.data())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 def test_a_row_has_the_same_bits_in_any_company(rows: int, data: st.DataObject) -> None:
     matrix = packed(
         normal(1500, 40, seed=2), data.draw(st.sampled_from(["bfloat16", "int4", "codebook4"]))

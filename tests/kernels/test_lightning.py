@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fulmen.kernels import CHUNK, LightningCarry, lightning_attention, native
+from tests.examples import examples
 from tests.kernels.helpers import kv_state_at, needs_native
 from tests.tolerances import BFLOAT16_ONCE, FLOAT32_OP, FLOAT64_OP, OPS, assert_close
 
@@ -106,7 +107,7 @@ def assert_same_bits(one: Tensor, other: Tensor) -> None:
     st.sampled_from([4, 24]),
     seeds,
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 def test_packed_sequences_equal_their_recurrences(
     lengths: list[int], head_dim: int, seed: int
 ) -> None:
@@ -148,7 +149,7 @@ def test_tokens_meet_float32_sums_and_a_float32_state(
     seeds,
     st.sampled_from([torch.float32, torch.float64]),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 def test_any_cutting_gives_the_same_output_and_state(
     pieces: list[int], seed: int, dtype: torch.dtype
 ) -> None:
@@ -165,7 +166,7 @@ def test_any_cutting_gives_the_same_output_and_state(
 
 @needs_native
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_bits_depend_on_the_sequence_alone(data: st.DataObject) -> None:
     lengths = data.draw(st.lists(st.integers(1, 3 * CHUNK), min_size=1, max_size=4))
     random_schedule(

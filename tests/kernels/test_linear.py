@@ -20,6 +20,7 @@ from fulmen.kernels import (
 )
 from fulmen.kernels.linear import linear_reference
 from fulmen.kernels.weights import LEVELS, pack_reference
+from tests.examples import examples
 from tests.kernels.helpers import (
     FORMATS,
     needs_native,
@@ -101,7 +102,7 @@ def test_the_largest_codes_and_inputs_do_not_overflow(group: int, sign: int) -> 
 
 @needs_native
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_a_row_has_the_same_bits_in_any_company(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(FORMATS))
     n, k = data.draw(st.integers(1, 150)), data.draw(st.integers(1, 300))

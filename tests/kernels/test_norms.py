@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fulmen.kernels import add_residual, gated_norm, native, residual_norm, rms_norm
+from tests.examples import examples
 from tests.kernels.helpers import needs_native, normal, same_bits
 from tests.tolerances import BFLOAT16_TWICE, FLOAT32_OP, assert_close
 
@@ -46,7 +47,7 @@ def test_values_are_those_of_float64(name: str, dtype: torch.dtype, width: int) 
 @needs_native
 @pytest.mark.parametrize("name", OPS)
 @given(st.integers(1, 40), st.integers(1, 90), st.booleans(), st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 def test_a_row_has_the_same_bits_in_any_company(
     name: str, rows: int, width: int, is_bfloat16: bool, data: st.DataObject
 ) -> None:

@@ -14,6 +14,7 @@ from fulmen.llm import LLM, LocalModel
 from fulmen.sampling import SamplingParams
 from tests.cli.test_cli import fulmen
 from tests.engine.helpers import assert_nothing_is_owned
+from tests.examples import examples
 from tests.tiny import write_checkpoint
 
 BAD = "Z"
@@ -41,7 +42,7 @@ def ask(text: str, seed: int) -> ChatRequest:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=examples(8), deadline=None)
 @given(
     texts=st.lists(st.tuples(st.text("abc", max_size=150), st.booleans()), min_size=1, max_size=6)
 )

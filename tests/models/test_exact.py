@@ -20,6 +20,7 @@ from fulmen.kernels.cpu.head import MAX_CANDIDATES
 from fulmen.models import M1Config, M2Config, Model, Packed
 from fulmen.models.experts import Experts
 from fulmen.models.layers import Linear
+from tests.examples import examples
 from tests.kernels.helpers import needs_native, packed, rounds_inputs, same_bits, with_threads
 from tests.models.helpers import random_model, tiny_m1, tiny_m2
 
@@ -116,7 +117,7 @@ MODELS = {
 
 @pytest.mark.parametrize("key", MODELS, ids="-".join)
 @given(st.data())
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=examples(12), deadline=None)
 def test_logits_do_not_depend_on_chunks_company_cache_or_threads(
     key: tuple[str, str], data: st.DataObject
 ) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from fulmen.models import M1, M1Config, M2Config, Packed, Trace, router_aux_loss
 from fulmen.models.layers import RMSNorm
 from fulmen.models.m1 import LightningAttention, alibi_slopes, slope_rates
+from tests.examples import examples
 from tests.models.helpers import Session, random_model, tiny_m1, tiny_m2
 from tests.tolerances import (
     BFLOAT16_MODEL,
@@ -44,7 +45,7 @@ ids_of_length = st.integers(1, 150).flatmap(
 
 @every_config
 @given(ids=ids_of_length, data=st.data())
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=examples(12), deadline=None)
 def test_chunked_prefill_equals_one_pass(
     config: M1Config | M2Config, ids: list[int], data: st.DataObject
 ) -> None:

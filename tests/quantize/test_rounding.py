@@ -17,6 +17,7 @@ from fulmen.quantize.rounding import (
     round_int8,
     round_rows,
 )
+from tests.examples import examples
 
 ROWS = [WeightFormat.INT8, WeightFormat.INT4, WeightFormat.CODEBOOK4, WeightFormat.FP8]
 
@@ -49,7 +50,7 @@ def test_4_bits_err_less_than_the_whole_range_in_15_steps(group: int, k: int) ->
         assert (y - x).square().sum() <= (plain - x).square().sum()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=examples(30))
 @given(
     n=st.integers(1, 40),
     k=st.integers(1, 300),

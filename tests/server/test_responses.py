@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from openai import OpenAI
 from pydantic import BaseModel
 
+from tests.examples import examples
 from tests.server.helpers import answering, ask, scripted, served, served_checkpoint
 from tests.server.test_openai_sdk import ANSWER, CALLS, CONTENT, THOUGHT, client_of
 
@@ -137,7 +138,7 @@ def answers(draw: st.DrawFn) -> str:
 
 
 @given(text=answers())
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(25), deadline=None, suppress_health_check=list(HealthCheck))
 def test_a_stream_adds_up_to_the_whole_response(text: str) -> None:
     with served(scripted("m2", text, text)) as url, client_of(url) as client:
         given: Any = {"model": "m2", "input": "?", "tools": [WEATHER, PATCH]}

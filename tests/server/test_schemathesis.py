@@ -20,6 +20,7 @@ from fulmen.chat import get_format
 from fulmen.engine import EngineConfig
 from fulmen.llm import LLM, LocalModel, ScriptedModel
 from fulmen.server import ServerConfig, create_app
+from tests.examples import examples
 from tests.server.helpers import byte_tokenizer
 from tests.tiny import write_checkpoint
 
@@ -80,7 +81,7 @@ def check(case: schemathesis.Case[Any], **options: Any) -> None:
 
 
 @description.parametrize()
-@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(10), deadline=None, suppress_health_check=list(HealthCheck))
 def test_every_route_answers_as_described(case: schemathesis.Case[Any]) -> None:
     check(case)
 

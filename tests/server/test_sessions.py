@@ -19,6 +19,7 @@ from fulmen.engine import EngineConfig
 from fulmen.llm import LLM
 from fulmen.sessions import SessionStore
 from fulmen.sessions.objects import Objects
+from tests.examples import examples
 from tests.server.conversing import (
     CHAT,
     LONG,
@@ -468,7 +469,7 @@ class Conversations:
 
 
 @given(steps=STEPS)
-@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(6), deadline=None, suppress_health_check=list(HealthCheck))
 def test_any_walk_through_sessions_is_answered_like_a_plain_conversation(
     folder: Path, tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int, int]]
 ) -> None:

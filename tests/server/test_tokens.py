@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from fulmen.chat import get_format
 from fulmen.llm import ScriptedModel
 from fulmen.server.routes.absent import ABSENT
+from tests.examples import examples
 from tests.server.helpers import answering, ask, byte_tokenizer, served
 from tests.server.test_completions import bos_model
 
@@ -36,7 +37,7 @@ def tokenized(url: str, **body: Any) -> Any:
     return answer.json()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(text=st.lists(st.sampled_from(["]~b]", "<think>", "[e~[", "é", "🦩", "a b", "\n"])))
 def test_a_text_comes_back_from_its_tokens(url: str, kind: str, text: list[str]) -> None:
     given_text, tokenizer = "".join(text), byte_tokenizer(kind)

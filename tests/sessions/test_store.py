@@ -21,6 +21,7 @@ from fulmen.engine import Engine, EngineConfig, Origin
 from fulmen.sampling import SamplingParams
 from fulmen.sessions import SessionStore, check, repair
 from fulmen.sessions.records import read_state, read_turn
+from tests.examples import examples
 from tests.sessions.helpers import (
     add_turn,
     answer,
@@ -159,7 +160,7 @@ def path_of_turn(root: Path, name: str, index: int) -> Path:
 
 
 MUTATIONS = settings(
-    max_examples=20,
+    max_examples=examples(20),
     deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],  # an example takes long: no shrinking
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
