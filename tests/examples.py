@@ -1,4 +1,4 @@
-"""How many examples hypothesis makes in the suite, which must stay quick on two cores."""
+"""Numbers of examples that hypothesis makes in the suite, which must stay quick on two cores."""
 
 import os
 from typing import Final

@@ -1,4 +1,4 @@
-"""What a person does with conversations: send, stop, edit, branch, compare, find, keep, delete."""
+"""Conversations as a person has them: send, stop, edit, branch, compare, find, keep, delete."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What a model or a person writes is shown and never runs, asks for nothing and breaks nothing."""
+"""Hostile text: it is shown and never runs, asks for nothing and breaks nothing."""
 
 import time
 from collections.abc import Iterator
