@@ -120,11 +120,11 @@ class Engine:
         read_ids("stop_token_ids", params.stop_token_ids, vocab_size)
         check_whole("num_prefix_ids", num_prefix_ids, 0, len(ids))
         check_whole("num_repetitive", num_repetitive, 0, num_prefix_ids)
-        check_whole("first_scored", first_scored, 1, len(ids))
         check_whole("priority", priority, -(2**63), 2**63 - 1)
         max_tokens = max_new_tokens(
             params, len(ids), num_prefix_ids=num_prefix_ids, max_model_len=self.max_model_len
-        )
+        )  # refuses an empty prompt
+        check_whole("first_scored", first_scored, 1, len(ids))
         request = Request(
             request_id=next(self._request_ids),
             ids=ids,
