@@ -46,7 +46,7 @@ def test_the_kernels_hold_on_every_set(name: str) -> None:
     tests = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "--ignore", __file__]
         + [str(file) for file in files[: 2 if name == "none" else 3]],
-        env={**os.environ, "FULMEN_ISA": name},
+        env={**os.environ, "FULMEN_ISA": name, "PYTEST_ADDOPTS": ""},
         cwd=HERE.parent.parent,
         capture_output=True,
         text=True,
