@@ -52,6 +52,7 @@ class EventLog:
     def end(self) -> None:
         """Let readers end once they have all."""
         self.is_over = True
+        self._sign = str  # what it told of is not kept for those who read later
         self._wake()
 
     async def read(self, after: int, *, ping_seconds: float) -> AsyncIterator[bytes]:
@@ -67,13 +68,13 @@ class EventLog:
                 place, spoke_at = end, clock()
             elif self.is_over:
                 return
+            if self.is_over:
+                continue
             sign, now = self._sign(), clock()
             is_news = sign != told and now >= told_at + _SIGN_SECONDS
             if is_news or now >= spoke_at + ping_seconds:
                 yield comment(sign)
                 told, told_at, spoke_at = sign, now, now
-            if self.is_over:
-                continue
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(
                     min(spoke_at + ping_seconds, max(told_at, clock()) + _SIGN_SECONDS)
@@ -164,7 +165,8 @@ class Background:
             self._num_bytes -= log.num_bytes
 
     async def close(self) -> None:
-        """Wait until those that the drain has ended are stored."""
+        """End them all, and wait until they are stored as they are then."""
+        self._drain.end()
         if endings := [one.ending for one in self.running.values() if one.ending is not None]:
             await asyncio.wait(endings)
 

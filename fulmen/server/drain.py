@@ -36,6 +36,8 @@ class Drain:
     def holding(self, limit: asyncio.Timeout) -> Iterator[None]:
         """Count a request as under way; its time is over when the server's is."""
         self._running.add(limit)
+        if self.is_over:
+            limit.reschedule(asyncio.get_running_loop().time())
         try:
             yield
         finally:
