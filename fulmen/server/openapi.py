@@ -1,6 +1,6 @@
 """The published description, `/openapi.json`: how each route may answer.
 
-    shapes of replies.py -> `replying` at each route -> `describe` adds what holds for all of them
+    shapes in replies/ -> `replying` at each route -> `describe` adds what holds for all of them
 
 A route names the statuses of its own. What the limits around the routes refuse, `describe` puts at
 every route, each in the shape of the path's dialect.
@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from fulmen.server.errors import dialect_of
 from fulmen.server.limits import OPEN_PATHS
-from fulmen.server.replies import AnthropicError, OpenAIError
+from fulmen.server.replies.shared import AnthropicError, OpenAIError
 
 Responses = dict[int | str, dict[str, Any]]
 
