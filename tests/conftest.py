@@ -1,0 +1,15 @@
+"""What holds for the whole suite."""
+
+import os
+
+import pytest
+import torch
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Share the cores among pytest-xdist's processes: threads that wait for a core spin."""
+    num_processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if num_processes > 1:
+        num_threads = max((os.cpu_count() or 1) // num_processes, 1)
+        torch.set_num_threads(num_threads)
+        os.environ["OMP_NUM_THREADS"] = str(num_threads)  # of the commands that tests start
