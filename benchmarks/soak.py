@@ -142,13 +142,13 @@ _WORDS: Final = (
 
 
 def _request(path: str, body: bytes, *lines: str) -> bytes:
-    head = [f"POST {path} HTTP/1.1", "host: soak", "content-type: application/json"]
+    head = [f"POST {path} HTTP/1.1", "host: localhost", "content-type: application/json"]
     head += [f"content-length: {len(body)}", "connection: close", *lines]
     return "\r\n".join(head).encode() + b"\r\n\r\n" + body
 
 
 def _get(path: str) -> bytes:
-    return f"GET {path} HTTP/1.1\r\nhost: soak\r\nconnection: close\r\n\r\n".encode()
+    return f"GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n".encode()
 
 
 class BrokenOff(ConnectionError):
@@ -392,7 +392,7 @@ _NONSENSE: Final = (
     lambda draw: _request("/v1/nowhere/" + "../" * 50, b"{}"),
     lambda draw: _request("/v1/chat/completions", b"{}", "x-long: " + "y" * 100_000),
     lambda draw: b"GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n",
-    lambda draw: b"BREW /v1/models HTTP/1.1\r\nhost: soak\r\nconnection: close\r\n\r\n",
+    lambda draw: b"BREW /v1/models HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n",
 )
 """Bytes that are no request, each kind with something wrong of its own"""
 

@@ -3,7 +3,7 @@
 import os
 from typing import Final
 
-SHARE: Final = float(os.environ.get("FULMEN_EXAMPLES", "0.4"))
+SHARE: Final = float(os.environ.get("FULMEN_EXAMPLES", "0.2"))
 """Part of each property's examples that is made; FULMEN_EXAMPLES=1 makes all of them"""
 
 
