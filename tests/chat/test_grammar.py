@@ -29,7 +29,7 @@ from fulmen.llm import LLM
 from fulmen.sampling import SamplingParams
 from tests.chat.helpers import real_tokenizer
 from tests.examples import examples
-from tests.models.helpers import random_model, tiny_m1, tiny_m2
+from tests.models.helpers import packed_model, tiny_m1, tiny_m2
 from tests.tiny import write_checkpoint
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
@@ -144,7 +144,7 @@ def llm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     folder = write_checkpoint(tmp_path_factory.mktemp(request.param), request.param)
     tokenizer, format = Tokenizer.from_folder(folder), get_format(f"minimax_{request.param}")
     sizes = {"vocab_size": tokenizer.vocab_size, "max_position_embeddings": 4096}
-    model = random_model(tiny_m1(**sizes) if request.param == "m1" else tiny_m2(**sizes))
+    model = packed_model(tiny_m1(**sizes) if request.param == "m1" else tiny_m2(**sizes))
     return LLM(model, tokenizer, format, engine_config=EngineConfig(max_num_seqs=4))
 
 

@@ -15,7 +15,7 @@ from fulmen.sampling import SamplingParams
 from tests.chat.test_grammar import allowed, feed, guide_of, said
 from tests.chat.test_grammar import real as real  # the fixture
 from tests.examples import examples
-from tests.models.helpers import random_model, tiny_m1, tiny_m2
+from tests.models.helpers import packed_model, tiny_m1, tiny_m2
 from tests.tiny import write_checkpoint
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
@@ -37,7 +37,7 @@ def llm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     folder = write_checkpoint(tmp_path_factory.mktemp(request.param), request.param)
     tokenizer, format = Tokenizer.from_folder(folder), get_format(f"minimax_{request.param}")
     sizes = {"vocab_size": tokenizer.vocab_size, "max_position_embeddings": 4096}
-    model = random_model(tiny_m1(**sizes) if request.param == "m1" else tiny_m2(**sizes))
+    model = packed_model(tiny_m1(**sizes) if request.param == "m1" else tiny_m2(**sizes))
     config = EngineConfig(max_num_seqs=4, num_draft_tokens=3)
     return LLM(model, tokenizer, format, engine_config=config)
 

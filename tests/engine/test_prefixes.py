@@ -18,9 +18,9 @@ from fulmen.models import Model, Packed
 from fulmen.sampling import SamplingParams
 from tests.engine.helpers import Script, assert_nothing_is_owned, new_tokens
 from tests.examples import examples
-from tests.models.helpers import random_model, tiny_m1, tiny_m2
+from tests.models.helpers import packed_model, tiny_m1, tiny_m2
 
-MODELS: dict[str, Model] = {"m1": random_model(tiny_m1()), "m2": random_model(tiny_m2())}
+MODELS: dict[str, Model] = {"m1": packed_model(tiny_m1()), "m2": packed_model(tiny_m2())}
 MODELS["m2, int8 pages"] = MODELS["m2"]
 every_model = pytest.mark.parametrize("name", MODELS)
 STREAMS = torch.randint(61, (3, 300), generator=torch.Generator().manual_seed(5)).tolist()

@@ -17,12 +17,12 @@ from fulmen.models import Model
 from fulmen.sampling import SamplingParams
 from tests.engine.helpers import new_tokens
 from tests.examples import examples
-from tests.models.helpers import random_model, tiny_m1, tiny_m2
+from tests.models.helpers import packed_model, tiny_m1, tiny_m2
 
 MODELS: dict[str, Model] = {
-    "m1": random_model(tiny_m1()),
-    "m2": random_model(tiny_m2()),
-    "lightning alone": random_model(tiny_m1(attn_type_list=[0, 0, 0])),
+    "m1": packed_model(tiny_m1()),
+    "m2": packed_model(tiny_m2()),
+    "lightning alone": packed_model(tiny_m1(attn_type_list=[0, 0, 0])),
 }
 ENGINE_FIELDS = [
     field.name for field in dataclasses.fields(EngineConfig) if field.name != "kv_cache_dtype"

@@ -107,6 +107,13 @@ def random_model(config: M1Config | M2Config, seed: int = 0) -> Model:
     return model.eval()
 
 
+def packed_model(config: M1Config | M2Config, seed: int = 0) -> Model:
+    """Return `random_model`, its weights laid out for inference as those of a loaded checkpoint."""
+    model = random_model(config, seed)
+    model.pack()
+    return model
+
+
 def relative_error(found: Tensor, expected: Tensor) -> float:
     """Largest absolute difference over the largest absolute value."""
     return float((found - expected).abs().max() / expected.abs().max())

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fulmen.engine import Engine, EngineConfig, Origin, TokenOutput
 from fulmen.sampling import SamplingParams
 from fulmen.sessions import SessionStore
-from tests.models.helpers import random_model, tiny_m1, tiny_m2
+from tests.models.helpers import packed_model, tiny_m1, tiny_m2
 
 NAMES = ["../../witness", "../witness", "/etc/passwd", "..", ".", "", "0" * 64, "A" * 64, "0" * 63]
 JSON = st.recursive(
@@ -34,7 +34,7 @@ JSON = st.recursive(
 
 def new_engine(kind: str) -> Engine:
     config = tiny_m1() if kind == "m1" else tiny_m2()
-    return Engine(random_model(config), EngineConfig(max_num_seqs=2, kv_cache_bytes=2**21))
+    return Engine(packed_model(config), EngineConfig(max_num_seqs=2, kv_cache_bytes=2**21))
 
 
 def origin_of(engine: Engine, kind: str) -> Origin:
