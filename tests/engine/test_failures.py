@@ -17,7 +17,7 @@ from fulmen.models import Model, Packed
 from fulmen.sampling import Mask, SamplingParams
 from tests.engine.helpers import Script, assert_nothing_is_owned, new_tokens
 from tests.examples import examples
-from tests.models.helpers import packed_model, tiny_m1, tiny_m2
+from tests.models.helpers import random_model, tiny_m1, tiny_m2
 
 VOCAB = 61
 BROKEN = 60
@@ -36,10 +36,10 @@ def broken_model(model: Model, value: float, *, packs: bool = False) -> Model:
 
 
 MODELS = {
-    "m1 nan": broken_model(packed_model(tiny_m1()), math.nan),
-    "m2 inf": broken_model(packed_model(tiny_m2()), math.inf),
-    "m1 inf packed": broken_model(packed_model(tiny_m1()), math.inf, packs=True),
-    "m2 nan packed": broken_model(packed_model(tiny_m2()), math.nan, packs=True),
+    "m1 nan": broken_model(random_model(tiny_m1()), math.nan),
+    "m2 inf": broken_model(random_model(tiny_m2()), math.inf),
+    "m1 inf packed": broken_model(random_model(tiny_m1()), math.inf, packs=True),
+    "m2 nan packed": broken_model(random_model(tiny_m2()), math.nan, packs=True),
 }
 every_model = pytest.mark.parametrize("name", MODELS)
 STREAMS = torch.randint(BROKEN, (2, 200), generator=torch.Generator().manual_seed(5)).tolist()

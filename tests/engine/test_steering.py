@@ -10,9 +10,9 @@ from fulmen.engine import Choice, Engine, EngineConfig, TokenOutput
 from fulmen.models import Model
 from fulmen.sampling import Mask, SamplingParams
 from tests.engine.helpers import new_tokens
-from tests.models.helpers import packed_model, tiny_m1, tiny_m2
+from tests.models.helpers import random_model, tiny_m1, tiny_m2
 
-MODELS: dict[str, Model] = {"m1": packed_model(tiny_m1()), "m2": packed_model(tiny_m2())}
+MODELS: dict[str, Model] = {"m1": random_model(tiny_m1()), "m2": random_model(tiny_m2())}
 for name in list(MODELS):
     MODELS[f"{name} packed"] = copy.deepcopy(MODELS[name])
     MODELS[f"{name} packed"].pack()
