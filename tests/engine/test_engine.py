@@ -11,7 +11,7 @@ from fulmen.models import Model
 from fulmen.sampling import SamplingParams
 from tests.engine.helpers import Script, assert_nothing_is_owned, best_of, new_tokens
 from tests.examples import examples
-from tests.models.helpers import Session, packed_model, tiny_m1, tiny_m2
+from tests.models.helpers import Session, packed_model, random_model, tiny_m1, tiny_m2
 
 MODELS = {"m1": packed_model(tiny_m1()), "m2": packed_model(tiny_m2())}
 every_model = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
@@ -167,7 +167,7 @@ def test_max_tokens_and_the_context_end_a_request_with_length() -> None:
 def test_repetition_stop_counts_confident_tokens_in_a_row() -> None:
     params = SamplingParams(temperature=0, max_tokens=8, repetition_window=3)
     assert len(run_one(MODELS["m2"], params)) == 8
-    sure = packed_model(tiny_m2())
+    sure = random_model(tiny_m2())
     with torch.no_grad():
         assert sure.lm_head is not None
         assert isinstance(sure.lm_head.weight, torch.Tensor)
