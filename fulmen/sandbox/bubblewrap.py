@@ -119,7 +119,12 @@ def find_shell() -> str:
 
 
 def start(
-    mounts: Mounts, control: socket.socket, *, has_network: bool, has_unix_sockets: bool
+    mounts: Mounts,
+    devices: list[str],
+    control: socket.socket,
+    *,
+    has_network: bool,
+    has_unix_sockets: bool,
 ) -> Namespaces:
     """Start bubblewrap with the supervisor, which serves on its end of a socket pair."""
     program = find_bubblewrap()
@@ -143,7 +148,7 @@ def start(
         stack.callback(os.close, info)
         passed.append(info)
         arguments = [*_NAMESPACES, *([] if has_network else ["--unshare-net"])]
-        arguments += ["--info-fd", str(info), *mounts.arguments, *own, *_LAST]
+        arguments += ["--info-fd", str(info), *mounts.arguments, *own, *devices, *_LAST]
         text = b"\0".join(os.fsencode(one) for one in arguments) + b"\0"
         passed.append(given(text))
         errors, error_start = os.pipe()

@@ -49,10 +49,10 @@ def answer(request: dict[str, Any], content: bytes, workspace: str, hidden: set[
         case "stat":
             return _stat(path)
         case "list":
-            found = _walk(path, request["depth"], hidden)
+            found = _walk(os.path.realpath(path), request["depth"], hidden)
             return _listed(found, request["max_entries"])
         case "search":
-            found = _matches(path, request, hidden)
+            found = _matches(os.path.realpath(path), request, hidden)
             return _listed(found, request["max_matches"])
         case other:
             raise ValueError(f"there is no file work called {other}")
@@ -160,7 +160,7 @@ def _digest(path: str) -> str:
 def _stat(path: str) -> Answer:
     status = os.lstat(path)
     header: dict[str, object] = {
-        "kind": _KINDS.get(stat.S_IFMT(status.st_mode), "other"),
+        "type": _KINDS.get(stat.S_IFMT(status.st_mode), "other"),
         "size": status.st_size,
         "mode": stat.S_IMODE(status.st_mode),
         "modified": status.st_mtime,

@@ -26,7 +26,7 @@ OWN_FILES: Final = ("wire", "kernel", "processes", "output", "shell", "file_work
 _SYSTEM: Final = tuple(
     Path(name)
     for name in (
-        *("/usr", "/etc", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/opt"),
+        *("/usr", "/etc", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"),
         *("/nix/store", "/gnu/store"),
     )
 )
@@ -169,11 +169,29 @@ def _add_system(mounts: Mounts, access: Access) -> None:
             mounts.arguments += ["--symlink", os.readlink(folder), str(folder)]
         elif folder.is_dir():
             mounts.bind(folder, folder)
+    _hide_private(mounts, Path("/etc"))
     mounts.arguments += ["--proc", "/proc", "--dev", "/dev"]
+    # Its owner may write to much of /proc, and read more, without any of the powers of root: for
+    # root's sandboxes that would be the settings of the kernel.
+    with os.scandir("/proc") as entries:
+        for entry in entries:
+            is_private = not entry.stat(follow_symlinks=False).st_mode & stat.S_IROTH
+            if entry.is_file(follow_symlinks=False) and is_private:
+                mounts.bind(Path("/dev/null"), Path(entry.path))
+    mounts.arguments += ["--remount-ro", "/proc"]
+    names = Path("/etc/resolv.conf")
+    real = Path(os.path.realpath(names))
+    if access.has_network and real.is_file() and not real.is_relative_to("/etc"):
+        mounts.bind(real, real)
+
+
+def _hide_private(mounts: Mounts, root: Path) -> None:
+    """Hide what not every user may read: root may, or a member of the right group, and so might a
+    process inside."""
     room = _MAX_ETC
-    for folder_name, folders, files in os.walk("/etc"):
+    for folder_name, folders, files in os.walk(root):
+        room -= len(folders) + len(files)
         for name in (*folders, *files):
-            room -= 1
             path = Path(folder_name, name)
             try:
                 mode = path.lstat().st_mode
@@ -182,7 +200,6 @@ def _add_system(mounts: Mounts, access: Access) -> None:
             is_folder = stat.S_ISDIR(mode)
             if stat.S_ISLNK(mode) or mode & (stat.S_IXOTH if is_folder else stat.S_IROTH):
                 continue
-            # Root, or a member of the right group, may read it; so might a process inside.
             if is_folder:
                 folders.remove(name)
                 hide = ["--perms", "0000", "--tmpfs", str(path), "--remount-ro", str(path)]
@@ -190,11 +207,7 @@ def _add_system(mounts: Mounts, access: Access) -> None:
             else:
                 mounts.bind(Path("/dev/null"), path)
         if room < 0:
-            raise ValueError("/etc has too many files to look for private ones")
-    names = Path("/etc/resolv.conf")
-    real = Path(os.path.realpath(names))
-    if access.has_network and real.is_file() and not real.is_relative_to("/etc"):
-        mounts.bind(real, real)
+            raise ValueError(f"{root} has too many files to look for private ones")
 
 
 def _add_tools(mounts: Mounts, search_path: str) -> None:

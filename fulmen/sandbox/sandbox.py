@@ -22,8 +22,9 @@ from typing import Final, Literal, Self, get_args
 from fulmen.files import parse_json, shorten
 from fulmen.sandbox import bubblewrap
 from fulmen.sandbox.access import Access, Limits
-from fulmen.sandbox.bubblewrap import Namespaces, SandboxError
+from fulmen.sandbox.bubblewrap import Namespaces, SandboxError, SandboxUnavailableError
 from fulmen.sandbox.cgroup import Cgroup, make_cgroup
+from fulmen.sandbox.devices import Devices
 from fulmen.sandbox.kernel import can_leave_abstract_sockets
 from fulmen.sandbox.mounts import Mounts, plan_mounts
 from fulmen.sandbox.wire import MAX_BODY_BYTES, Unpacker, pack
@@ -39,7 +40,7 @@ _GRACE_SECONDS: Final = 30.0
 _THREADS: Final = 8
 """Tasks of the kernel that each process may have"""
 _OVERSHOOT_BYTES: Final = 64 * 2**20
-"""Memory of the supervisor and of what the kernel keeps for it"""
+"""Memory above the limit at which the kernel steps in, before which the supervisor should have"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -166,6 +167,7 @@ class _Parts:
     """What a running sandbox is made of, to be taken apart in the end."""
 
     mounts: Mounts
+    devices: Devices | None = None
     cgroup: Cgroup | None = None
     namespaces: Namespaces | None = None
     control: socket.socket | None = None
@@ -210,10 +212,18 @@ class Sandbox:
 
     async def _start(self, parts: _Parts) -> None:
         is_scoped = self._access.has_network and can_leave_abstract_sockets()
+        try:
+            parts.devices = Devices()
+        except OSError as error:
+            raise SandboxUnavailableError(
+                f"root's sandbox needs device nodes of its own, and there can be none here: {error}; "
+                "run it as an ordinary user"
+            ) from None
         parts.control, inside = socket.socketpair()
         with inside:
             parts.namespaces = bubblewrap.start(
                 parts.mounts,
+                parts.devices.arguments,
                 inside,
                 has_network=self._access.has_network,
                 has_unix_sockets=is_scoped or not self._access.has_network,
@@ -241,10 +251,9 @@ class Sandbox:
             if words:
                 raise bubblewrap.explain(words) from None
             raise
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise SandboxError(f"the sandbox did not start: {error}") from None
-        except ValueError as error:
-            raise SandboxError(f"the sandbox did not start: {error}") from None
+        parts.devices.remove()  # they are mounted
 
     def _settings(self, parts: _Parts) -> dict[str, object]:
         """Return what the supervisor has to know and do."""
@@ -261,7 +270,7 @@ class Sandbox:
             # Linux counts a user's tasks for each user namespace since 5.14, and never root's.
             "user_tasks": num_tasks if _linux() >= (5, 14) else None,
             "process_bytes": None if parts.cgroup else limits.memory_bytes,
-            "watched_bytes": None if parts.cgroup else limits.memory_bytes,
+            "memory_bytes": limits.memory_bytes,
         }
 
     async def __aexit__(self, *_: object) -> None:
@@ -397,7 +406,7 @@ class Sandbox:
         header, _ = await self._work(path, do="stat")
         modified = header.get("modified")
         return FileStatus(
-            kind=str(header.get("kind"))[:20],
+            kind=str(header.get("type"))[:20],
             size=self._whole(header, "size"),
             mode=self._whole(header, "mode"),
             modified=modified if isinstance(modified, float) else 0.0,
@@ -469,13 +478,14 @@ class Sandbox:
         self._pending[number] = call
         self._outgoing.put_nowait(message)
         try:
-            async with asyncio.timeout(patience):
-                header, answer = await call.future
-        except TimeoutError:
-            raise self._fail(SandboxError("the sandbox does not answer and was ended")) from None
+            done, _ = await asyncio.wait({call.future}, timeout=patience)
+            if not done:
+                raise self._fail(SandboxError("the sandbox does not answer and was ended"))
+            header, answer = call.future.result()
         except BaseException:
             if isinstance(call, _Running) and number in self._pending:
                 self._outgoing.put_nowait(pack({"id": 0, "op": "cancel", "command": number}))
+            call.future.cancel()
             raise
         return header, answer
 
@@ -576,6 +586,8 @@ def _take_apart(parts: _Parts) -> None:
         namespaces.close()
     if parts.control:
         parts.control.close()
+    if parts.devices:
+        parts.devices.remove()
     if parts.cgroup:
         parts.cgroup.remove()
     parts.mounts.links.restore()

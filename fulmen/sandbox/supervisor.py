@@ -9,7 +9,6 @@ One thread, one loop: wait for requests, output, dead children or the next look 
 work is done by a child (file_work.py), so nothing here waits for a file.
 """
 
-import contextlib
 import errno
 import json
 import os
@@ -272,8 +271,6 @@ class Supervisor:
             if error.errno != errno.EAGAIN:
                 raise
             self.end_all("processes")
-            time.sleep(TICK)
-            self.reap()
             pid = os.fork()
         if not self.has_children:
             self.has_children = True
@@ -313,10 +310,6 @@ class Supervisor:
             os.chdir(self.settings["workspace"])
         if state is not None:
             os.dup2(state, STATE_DESCRIPTOR)
-        # Where memory runs out, the kernel shall take a command before it takes the supervisor.
-        kernel.set_dumpable(True)
-        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-            file.write("500")
         shell = self.settings["shell"]
         arguments = [shell, "--noprofile", "--norc", "-c", SCRIPT, "bash", command]
         os.execve(shell, arguments, {**self.exported, **self.settings["environment"]})
@@ -411,10 +404,8 @@ class Supervisor:
         self.next_look = now + min(max(TICK, 10 * (now - began)), 10 * TICK)
 
     def is_too_large(self, memory_bytes: int) -> bool:
-        """Return whether all processes together have too much memory, where no cgroup sees to it."""
-        limit = self.settings["watched_bytes"]
-        if limit is None:
-            return False
+        """Return whether all processes together have too much memory."""
+        limit = self.settings["memory_bytes"]
         if processes.is_machine_short(self.available_before, limit):
             return True
         return memory_bytes > limit and processes.memory_once(self.settings["tmpfs"]) > limit
@@ -429,6 +420,12 @@ class Supervisor:
         for one in (*self.commands.values(), *self.jobs.values()):
             one.ended_by = one.ended_by or reason
         processes.kill_all()
+        self.reap()
+        for _ in range(100):  # the next command shall find room
+            if not self.has_children:
+                return
+            time.sleep(TICK / 5)
+            self.reap()
 
 
 def main(descriptor: int) -> None:
