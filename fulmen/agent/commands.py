@@ -16,18 +16,18 @@ from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from fulmen.agent.rules import ANY, BELOW, MARKS, NAME
-from fulmen.agent.starters import Started, lists_names, started_by
-from fulmen.agent.words import (
-    NUMERIC_TESTS,
-    UNKNOWN,
-    Access,
-    Command,
-    Verb,
-    Word,
-    common,
-    is_plain_test,
+from fulmen.agent.expansions import (
+    MAX_DEPTH,
+    NUMBER,
+    Unreadable,
+    WordReader,
+    is_harmless_variable,
+    is_plain_keyword,
+    shown,
 )
+from fulmen.agent.rules import ANY, MARKS
+from fulmen.agent.starters import lists_names, started_by
+from fulmen.agent.words import Access, Command, Verb, Word, common, is_plain_test, names
 
 if TYPE_CHECKING:
     from tree_sitter import Node
@@ -35,15 +35,10 @@ if TYPE_CHECKING:
 MAX_BYTES: Final = 64 * 2**10
 """Longest text that is read"""
 MAX_COMMANDS: Final = 2_000
-_MAX_DEPTH: Final = 120
 _MAX_TEXTS: Final = 4
 """Deepest nesting of texts within texts, such as bash -c 'eval "ls"'"""
 _MAX_SECONDS: Final = 2.0
 _MAX_FOLDERS: Final = 8
-
-
-class Unreadable(Exception):
-    """A text that cannot be read, or not as bash surely does; the message says why."""
 
 
 @dataclass(slots=True)
@@ -94,46 +89,33 @@ _FORBIDDEN = re.compile(
 )
 _JOINED = re.compile(r"[^ \t]\\\n|^\\\n")
 """A continued line that does not part words by a blank"""
-_WORD = re.compile(r"""(?:[^\s;|&<>()'"`$\\#]|(?<!^)\#|\\[^\n])+\$?|\$""")
-_QUOTED = re.compile(r"""(?:[^"`$\\]|\\.|\$(?![\w({?@*#!\[\-$'"]))*""", re.S)
-_HEREDOC = re.compile(r"(?:[^`$\\]|\\[^\n]|\$(?![\w({?@*#!\[\-$]))*")
-_BRACES = re.compile(r"\{[^}]*(?:,|\.\.)")
 _DELIMITER = re.compile(r"""(\w+)|'(\w+)'|"(\w+)\"""")
-_NUMBER = re.compile(r"-?\d+")
-_HARMLESS_NAME = re.compile(
-    r"[a-z_][a-z0-9_]*|LC_[A-Z]+|LANG|TZ|COLUMNS|NO_COLOR|FORCE_COLOR|CI|DEBUG|N|I|"
-    r"DIR|FILE|FILES|NAME|COUNT|ROOT|OUT|PYTHONDONTWRITEBYTECODE|PYTHONUNBUFFERED|PYTHONHASHSEED"
-)
-_HARMFUL_NAME = re.compile(r".*_proxy|npm_.*|histchars|auto_resume|_")
-
-_RESERVED: Final = frozenset(
+_RESERVED: Final = names(
     "if then elif else fi for in do done while until case esac select function coproc { } [[ ]] !"
-    " time ((".split()
 )
-_INSIDE: Final = frozenset(
-    "program list pipeline subshell compound_statement if_statement elif_clause else_clause "
-    "while_statement do_group case_item negated_command command_substitution "
-    "process_substitution variable_assignments".split()
+_INSIDE: Final = names(
+    "program list pipeline subshell if_statement elif_clause else_clause while_statement do_group "
+    "negated_command command_substitution process_substitution variable_assignments"
 )
 """Nodes that only hold others"""
-_REPEATED: Final = ("while_statement", "for_statement", "c_style_for_statement")
-_PLAIN_OPERATORS: Final = frozenset(":- - := = :? ? :+ + # ## % %% / // /# /% , ,, ^ ^^".split())
+_AGAIN: Final = names("while_statement for_statement c_style_for_statement function_definition")
+"""Nodes whose commands may run more than once, or later"""
 _NO_FILES: Final = ("/dev/null", "/dev/stdout", "/dev/stderr", "/dev/stdin")
 
 
-def is_harmless_variable(name: str) -> bool:
-    """Return whether no program is known to be led elsewhere by a variable of this name."""
-    return bool(_HARMLESS_NAME.fullmatch(name)) and not _HARMFUL_NAME.fullmatch(name)
+def _anywhere(command: Command) -> Command:
+    """Return a command, and all that it starts, without the folders it may run in."""
+    return replace(command, folders=None, inner=tuple(map(_anywhere, command.inner)))
 
 
-class _Reader:
+class _Reader(WordReader):
     """One text on its way to a Script."""
 
     def __init__(
         self, text: str, folders: frozenset[str] | None, *, deadline: float, depth: int = 0
     ) -> None:
         try:
-            self.source = text.encode()
+            super().__init__(text)
         except UnicodeEncodeError:
             raise Unreadable("the command is not Unicode text") from None
         if len(self.source) > MAX_BYTES:
@@ -144,34 +126,33 @@ class _Reader:
             raise Unreadable("the command holds a control character or an unusual space")
         if _JOINED.search(text):
             raise Unreadable("a line is continued in the middle of a word")
-        self.text, self.folders, self.deadline, self.depth = text, folders, deadline, depth
+        self.folders, self.deadline, self.depth = folders, deadline, depth
         self.script = Script()
-        self.bound: dict[str, Word] = {}
-        self.numeric: set[str] = set()
         self.piped: Word | None = None
-        self.loops = 0
+        self.moves = self.repeats = False
 
     def read(self) -> Script:
         tree = _parser().parse(self.source)
         if tree.root_node.has_error:
             raise Unreadable("the command is not shell text that can be read")
-        if re.search(r"\b(?:cd|pushd|popd)\b", self.text) and re.search(
-            r"\b(?:for|while|until|select|function|eval|trap|pushd|popd|CDPATH)\b|\(\s*\)",
-            self.text,
-        ):
-            self.folders = None  # a folder may change between two runs of the same words
         self._visit(tree.root_node, 0)
+        if self.moves and self.repeats:  # the same words may run in more than one folder
+            self.folders = None
+            script = self.script
+            script.commands = [_anywhere(command) for command in script.commands]
+            script.accesses = [replace(access, folders=None) for access in script.accesses]
         return self.script
 
     # Nodes
 
     def _visit(self, node: "Node", level: int) -> None:
-        if level > _MAX_DEPTH:
+        if level > MAX_DEPTH:
             raise Unreadable("the command is nested too deeply")
         if monotonic() > self.deadline or len(self.script.commands) > MAX_COMMANDS:
             raise Unreadable("the command is too long to be read in time")
-        self._check_gaps(node)
+        self.check_gaps(node)
         kind = node.type
+        self.repeats = self.repeats or kind in _AGAIN
         visit = getattr(self, f"_visit_{kind}", None)
         if visit is not None:
             visit(node, level + 1)
@@ -184,29 +165,6 @@ class _Reader:
         for child in node.children:
             if child.is_named:
                 self._visit(child, level)
-
-    def _check_gaps(self, node: "Node") -> int:
-        """Raise unless all text of a node belongs to a child or is white space.
-
-        Returns how many words that are only a dash, for which there are no nodes, a command has.
-        """
-        dashes = 0
-        if not node.children or node.type in ("string", "heredoc_body"):
-            return dashes  # the text of these is checked where it is read
-        end = node.start_byte
-        for child in node.children:
-            gap = self.source[end : child.start_byte].replace(b"\\\n", b" ")
-            if gap.strip(b" \t\n"):
-                found = re.findall(rb"(?<=[ \t])-(?=[ \t]|$)", gap)
-                is_command = node.type in ("command", "redirected_statement")
-                if not is_command or gap.replace(b"-", b"", len(found)).strip(b" \t"):
-                    raise Unreadable("the command has text that belongs to none of its parts")
-                dashes += len(found)
-            end = max(end, child.end_byte)
-        return dashes
-
-    def _of(self, node: "Node") -> str:
-        return self.source[node.start_byte : node.end_byte].decode()
 
     def _visit_comment(self, node: "Node", level: int) -> None:
         before = self.source[: node.start_byte]
@@ -235,10 +193,10 @@ class _Reader:
             elif child.type.endswith("_redirect"):
                 self._visit(child, level)
             elif child.type == "command_name":
-                words.append(self._word(child.named_children[0], level))
+                words.append(self.word(child.named_children[0], level))
             else:
-                words.append(self._word(child, level))
-        words += [Word("-")] * (dashes + self._check_gaps(node))
+                words.append(self.word(child, level))
+        words += [Word("-")] * (dashes + self.check_gaps(node))
         self._add(words, node, variables)
 
     def _visit_redirected_statement(self, node: "Node", level: int) -> None:
@@ -254,7 +212,7 @@ class _Reader:
             elif redirect.type == "herestring_redirect":
                 extra += redirect.named_children[1:]
         if body is not None and body.type == "command":
-            self._visit_command(body, level, extra, self._check_gaps(node))
+            self._visit_command(body, level, extra, self.check_gaps(node))
         elif extra:
             raise Unreadable("words stand behind a redirection")
         elif body is not None:
@@ -263,32 +221,32 @@ class _Reader:
             self._visit(redirect, level)
 
     def _visit_declaration_command(self, node: "Node", level: int) -> None:
-        words = [Word(self._of(node.children[0]))]
+        words = [Word(self.text_of(node.children[0]))]
         for child in node.children[1:]:
             if child.type == "variable_assignment":
                 self._assignment(child, level)
-                words.append(Word(self._of(child).split("=")[0] + "=" + ANY))
+                words.append(Word(self.text_of(child).split("=")[0] + "=" + ANY))
             elif child.type == "variable_name":
-                words.append(Word(self._of(child)))
+                words.append(Word(self.text_of(child)))
             else:
-                words.append(self._word(child, level))
+                words.append(self.word(child, level))
         self._add(words, node)
 
     def _visit_unset_command(self, node: "Node", level: int) -> None:
-        names = [self._of(one) for one in node.children if one.type == "variable_name"]
+        names = [self.text_of(one) for one in node.children if one.type == "variable_name"]
         rest = [one for one in node.children[1:] if one.type != "variable_name"]
-        words = [Word(self._of(node.children[0])), *map(Word, names)]
-        self._add([*words, *(self._word(one, level) for one in rest)], node)
+        words = [Word(self.text_of(node.children[0])), *map(Word, names)]
+        self._add([*words, *(self.word(one, level) for one in rest)], node)
 
     def _visit_variable_assignment(self, node: "Node", level: int) -> None:
         name = self._assignment(node, level)
         if not is_harmless_variable(name):
-            self._unknown(f"{name}= may lead later commands elsewhere")
+            self.add_unknown(f"{name}= may lead later commands elsewhere")
         self._bind(name, node)
 
     def _assignment(self, node: "Node", level: int) -> str:
         """Read an assignment for the commands in its value; return the variable's name."""
-        self._check_gaps(node)
+        self.check_gaps(node)
         name = node.child_by_field_name("name")
         value = node.child_by_field_name("value")
         assert name is not None
@@ -297,37 +255,33 @@ class _Reader:
             name = name.named_children[0]
         for place, child in enumerate(node.named_children):
             if value is not None and child.type == "array":
-                self._check_gaps(child)
+                self.check_gaps(child)
                 for item in child.named_children:
-                    if self._of(item).startswith("["):
+                    if self.text_of(item).startswith("["):
                         raise Unreadable("an array has subscripts")
-                    self._word(item, level)
+                    self.word(item, level)
             elif place > 0:
-                self._word(child, level)
-        return self._of(name)
+                self.word(child, level)
+        return self.text_of(name)
 
     def _bind(self, name: str, node: "Node") -> None:
         """Remember the value of a variable that is set once, to known text, before all else."""
         parent = node.parent
         value = node.child_by_field_name("value")
         is_plain = parent is not None and parent.type == "program" and self.piped is None
-        if value is None or not is_plain or self._of(node)[len(name)] != "=":
+        if value is None or not is_plain or self.text_of(node)[len(name)] != "=":
             return
-        if _NUMBER.fullmatch(self._of(value)):
+        if NUMBER.fullmatch(self.text_of(value)):
             self.numeric.add(name)
-        if self._mentions(name) == 1 and value.type != "array":
-            word = self._word(value, 0)
+        if self.mentions(name) == 1 and value.type != "array":
+            word = self.word(value, 0)
             if word.known:
                 self.bound[name] = word
-
-    def _mentions(self, name: str) -> int:
-        """Return how often a name stands where something could set it."""
-        return len(re.findall(rf"(?<![\w$])(?<!\${{){re.escape(name)}\b", self.text))
 
     def _visit_function_definition(self, node: "Node", level: int) -> None:
         name = node.child_by_field_name("name")
         assert name is not None
-        if not re.fullmatch(r"[A-Za-z_][\w.-]*", self._of(name)):
+        if not re.fullmatch(r"[A-Za-z_][\w.-]*", self.text_of(name)):
             raise Unreadable("a function has an unusual name")
         for child in node.named_children:
             if child != name:
@@ -336,40 +290,24 @@ class _Reader:
     def _visit_test_command(self, node: "Node", level: int) -> None:
         is_keyword = self.source[node.start_byte : node.start_byte + 2] == b"[["
         if self.source[node.start_byte : node.start_byte + 2] == b"((":
-            self._arithmetic(node, level)
+            self.arithmetic(node, level)
             return
-        words = self._operands(node, level)
-        if not (_is_plain_keyword(words) if is_keyword else is_plain_test(words)):
-            self._unknown(f"`{_shown(self._of(node))}` may run what its operands hold")
-
-    def _operands(self, node: "Node", level: int) -> list[Word]:
-        if level > _MAX_DEPTH:
-            raise Unreadable("the command is nested too deeply")
-        words: list[Word] = []
-        self._check_gaps(node)
-        for child in node.children:
-            if child.type.endswith("_expression"):
-                words += self._operands(child, level + 1)
-            elif not child.is_named or child.type == "test_operator":
-                words.append(Word(self._of(child)))
-            elif child.type in ("regex", "extglob_pattern"):
-                self._check_word(self._of(child).replace("(", "").replace(")", "").replace("|", ""))
-                words.append(Word(ANY))
-            else:
-                words.append(self._word(child, level))
-        return [word for word in words if word.text not in ("[", "]", "[[", "]]", "(", ")")]
+        words = self.operands(node, level)
+        if not (is_plain_keyword(words) if is_keyword else is_plain_test(words)):
+            self.add_unknown(f"`{shown(self.text_of(node))}` may run what its operands hold")
 
     # Loops and branches
 
     def _visit_for_statement(self, node: "Node", level: int) -> None:
         variable, body = node.child_by_field_name("variable"), node.child_by_field_name("body")
-        assert variable is not None and body is not None
-        name = self._of(variable)
+        assert variable is not None
+        assert body is not None
+        name = self.text_of(variable)
         if not is_harmless_variable(name):
-            self._unknown(f"{name} may lead later commands elsewhere")
-        values = [self._word(one, level) for one in node.children_by_field_name("value")]
+            self.add_unknown(f"{name} may lead later commands elsewhere")
+        values = [self.word(one, level) for one in node.children_by_field_name("value")]
         before = self.bound.pop(name, None)
-        if values and self._mentions(name) == 1:
+        if values and self.mentions(name) == 1:
             self.bound[name] = common(values)
         self._visit(body, level)
         self.bound.pop(name, None)
@@ -380,36 +318,36 @@ class _Reader:
         body = node.child_by_field_name("body")
         initializer = node.child_by_field_name("initializer")
         if initializer is not None and initializer.type == "variable_assignment":
-            name, _, value = self._of(initializer).partition("=")
-            if _NUMBER.fullmatch(value.strip()):
+            name, _, value = self.text_of(initializer).partition("=")
+            if NUMBER.fullmatch(value.strip()):
                 self.numeric.add(name.strip())
         for child in node.named_children:
             if child == body:
                 self._visit(child, level)
             elif child.type != "comment":
-                self._arithmetic(child, level)
+                self.arithmetic(child, level)
 
     def _visit_case_statement(self, node: "Node", level: int) -> None:
         for child in node.named_children:
             if child.type == "case_item":
-                self._check_gaps(child)
+                self.check_gaps(child)
                 values = child.children_by_field_name("value")
                 for value in values:
                     if value.type == "extglob_pattern":
-                        self._check_word(self._of(value))
+                        self.check_word(self.text_of(value))
                     else:
-                        self._word(value, level)
+                        self.word(value, level)
                 for part in child.named_children:
                     if part not in values:
                         self._visit(part, level)
             elif child.type == "comment":
                 self._visit(child, level)
             else:
-                self._word(child, level)
+                self.word(child, level)
 
     def _visit_compound_statement(self, node: "Node", level: int) -> None:
         if self.source[node.start_byte : node.start_byte + 2] == b"((":
-            self._arithmetic(node, level)
+            self.arithmetic(node, level)
         else:
             self._visit_children(node, level)
 
@@ -425,7 +363,7 @@ class _Reader:
             return
         if operator not in (">", ">>", ">|", "&>", "&>>", "<", ">&", "<&") or not targets:
             raise Unreadable(f"the redirection {operator} is not read here")
-        word = self._word(targets[0], level)
+        word = self.word(targets[0], level)
         if operator in (">&", "<&") and re.fullmatch(r"\d+-?|-", word.text):
             return
         if operator == "<&":
@@ -433,14 +371,14 @@ class _Reader:
         self._access("read" if operator == "<" else "edit", word)
 
     def _visit_herestring_redirect(self, node: "Node", level: int) -> None:
-        self._word(node.named_children[0], level)
+        self.word(node.named_children[0], level)
 
     def _visit_heredoc_redirect(self, node: "Node", level: int) -> None:
         parts = {child.type: child for child in node.named_children}
         start, body, end = (parts.get(f"heredoc_{name}") for name in ("start", "body", "end"))
         if start is None or body is None or end is None:
             raise Unreadable("a here-document does not end")
-        delimiter = _DELIMITER.fullmatch(self._of(start))
+        delimiter = _DELIMITER.fullmatch(self.text_of(start))
         if delimiter is None:
             raise Unreadable("a here-document ends with an unusual word")
         word = delimiter[1] or delimiter[2] or delimiter[3]
@@ -450,214 +388,39 @@ class _Reader:
         if (
             self.source[body.start_byte - 1 : body.start_byte] != b"\n"
             or lines.pop().strip(tabs)
-            or self._of(end).lstrip(tabs) != word
+            or self.text_of(end).lstrip(tabs) != word
             or after not in (b"", b"\n")
             or any(line.lstrip(tabs) == word for line in lines)
         ):
             raise Unreadable("a here-document may end elsewhere")
         if delimiter[1]:
-            self._heredoc_text(body, level)
+            self.check_heredoc(body, level)
         for child in node.named_children:
             if child.type in ("heredoc_start", "heredoc_body", "heredoc_end"):
                 continue
             if child not in node.children_by_field_name("argument"):
                 self._visit(child, level)
 
-    def _heredoc_text(self, body: "Node", level: int) -> None:
-        end = body.start_byte
-        for child in [*body.named_children, None]:
-            stop = body.end_byte if child is None else child.start_byte
-            if child is not None and child.type == "heredoc_content":
-                continue
-            if not _HEREDOC.fullmatch(self.source[end:stop].decode()):
-                raise Unreadable("a here-document holds something that is not read here")
-            if child is not None:
-                self._word(child, level)
-                end = child.end_byte
-
-    # Words
-
-    def _word(self, node: "Node", level: int) -> Word:
-        if level > _MAX_DEPTH:
-            raise Unreadable("the command is nested too deeply")
-        self._check_gaps(node)
-        kind, text = node.type, self._of(node)
-        if kind in ("word", "number", "variable_name", "test_operator"):
-            return self._plain(text)
-        if kind == "raw_string":
-            return Word(text[1:-1])
-        if kind == "ansi_c_string":
-            return Word(_ansi_c(text[2:-1]))
-        if kind in ("string", "translated_string"):
-            return self._string(node, level)
-        if kind == "concatenation":
-            parts = [self._word(child, level + 1) for child in node.named_children]
-            if node.named_children and any(
-                a.end_byte != b.start_byte
-                for a, b in zip(node.named_children, node.named_children[1:], strict=False)
-            ):
-                raise Unreadable("a word has gaps")
-            if text == "{}":
-                return Word(text)
-            whole = "".join(part.text for part in parts)
-            if re.search(r"\{|\[", text.replace("${", "")):
-                return UNKNOWN  # braces or brackets over several parts
-            return Word(whole, any(part.splits for part in parts))
-        if kind == "brace_expression":
-            return UNKNOWN
-        if kind == "simple_expansion":
-            return self._variable(text[1:], is_quoted=False)
-        if kind == "expansion":
-            return replace(self._expansion(node, level), splits=True)
-        if kind == "arithmetic_expansion":
-            self._arithmetic(node, level)
-            return Word(NAME)
-        if kind == "command_substitution":
-            self._substitution(node, level)
-            return UNKNOWN
-        if kind == "process_substitution":
-            self._substitution(node, level)
-            return Word("/dev/fd/0")
-        raise Unreadable(f"the command has a word that is not read here ({kind})")
-
-    def _substitution(self, node: "Node", level: int) -> None:
-        if "\\" in self._of(node) and self._of(node).startswith("`"):
+    def visit_substitution(self, node: "Node", level: int) -> None:
+        if "\\" in self.text_of(node) and self.text_of(node).startswith("`"):
             raise Unreadable("backquotes hold a backslash")
         folders, piped = self.folders, self.piped
         self.piped = None
         self._visit(node, level + 1)
         self.folders, self.piped = folders, piped
 
-    def _plain(self, text: str) -> Word:
-        self._check_word(text)
-        if text == "{}":
-            return Word(text)
-        bare = re.sub(r"\\.", "", text)
-        if _BRACES.search(bare):
-            return UNKNOWN
-        if bare.startswith(("~+", "~-")):
-            return Word(ANY)
-        marked = re.sub(r"\\.|\*\*|\*|\?|\[[^\]/]*\]|\[.*", _glob, text)
-        if marked.startswith("." + NAME) or f"/.{NAME}" in marked:
-            marked = marked.replace(NAME, ANY)
-        return Word(marked)
-
-    def _check_word(self, text: str) -> None:
-        if not _WORD.fullmatch(text):
-            raise Unreadable(f"the word {_shown(text)} may not be what it seems")
-
-    def _string(self, node: "Node", level: int) -> Word:
-        if node.type == "translated_string":
-            node = node.named_children[0]
-        text, end = "", node.start_byte + 1
-        for child in [*node.named_children, None]:
-            if child is not None and child.type == "string_content":
-                continue
-            stop = node.end_byte - 1 if child is None else child.start_byte
-            between = self.source[end:stop].decode()
-            if not _QUOTED.fullmatch(between):
-                raise Unreadable("a quoted text holds something that is not read here")
-            text += re.sub(r"\\([\"`$\\])", r"\1", between)
-            if child is not None:
-                part = (
-                    self._variable(self._of(child)[1:], is_quoted=True)
-                    if child.type == "simple_expansion"
-                    else self._word(child, level + 1)
-                )
-                text += part.text
-                end = child.end_byte
-        is_list = "$@" in self._of(node) or "[@]" in self._of(node) or "${@" in self._of(node)
-        return Word(text, splits=is_list)
-
-    def _variable(self, name: str, *, is_quoted: bool) -> Word:
-        if name in ("#", "?", "$"):
-            return Word(NAME)
-        bound = self.bound.get(name)
-        if bound is None:
-            return Word(ANY, splits=not is_quoted or name == "@")
-        # Without quotes a blank parts words, and a star becomes names.
-        if not is_quoted and re.search(r"[\s*?\[]", bound.text):
-            return UNKNOWN
-        return Word(bound.text)
-
-    def _expansion(self, node: "Node", level: int) -> Word:
-        if self._of(node).startswith("${#") and len(node.named_children) == 1:
-            self._name_in(node.named_children[0], level)
-            return Word(NAME)
-        operators = [c.type for c in node.children if not c.is_named and c.type not in "${}"]
-        for operator in operators:
-            if operator not in _PLAIN_OPERATORS and operator not in (":", '"'):
-                raise Unreadable(f"the expansion {_shown(self._of(node))} is not read here")
-        first, *rest = node.named_children or [None]
-        if first is None:
-            raise Unreadable("an expansion has no name")
-        name = self._name_in(first, level)
-        for child in rest:
-            if ":" in operators and not _NUMBER.fullmatch(self._of(child).strip()):
-                raise Unreadable("an expansion computes a place")
-            if child.type == "regex":
-                self._check_word(self._of(child))
-            else:
-                self._word(child, level + 1)
-        if {":=", "="} & set(operators) and not is_harmless_variable(name):
-            self._unknown(f"{name} may lead later commands elsewhere")
-        bound = self.bound.get(name)
-        return Word(ANY) if operators or bound is None else bound
-
-    def _name_in(self, node: "Node", level: int) -> str:
-        if node.type == "subscript":
-            self._visit(node, level)
-            node = node.named_children[0]
-        if node.type not in ("variable_name", "special_variable_name"):
-            raise Unreadable("an expansion has an unusual name")
-        return self._of(node)
-
-    def _visit_subscript(self, node: "Node", level: int) -> None:
-        """Read a subscript, which bash computes, running what a variable in it holds."""
-        index = node.child_by_field_name("index")
-        if index is None or not re.fullmatch(r"\d+|@|\*", self._of(index)):
-            raise Unreadable("a subscript is computed")
-
-    def _arithmetic(self, node: "Node", level: int) -> None:
-        """Read arithmetic: bash runs commands in the text of a variable that is no number."""
-        self._check_gaps(node)
-        if level > _MAX_DEPTH:
-            raise Unreadable("the command is nested too deeply")
-        for child in node.named_children or [node]:
-            if child.type == "command_substitution":
-                self._substitution(child, level)
-            elif child != node and child.named_children:
-                self._arithmetic(child, level + 1)
-                continue
-            text = self._of(child)
-            name = text.removeprefix("$")
-            is_name = re.fullmatch(r"[A-Za-z_]\w*", name) is not None
-            if is_name and name in self.numeric and self._stays_numeric(name):
-                continue
-            if child.type == "number" or text in ("$#", "$?") or _NUMBER.fullmatch(text):
-                continue
-            if child.type == "comment" or (child == node and not node.is_named):
-                continue
-            self._unknown(f"`{_shown(self._of(node))}` may run what its variables hold")
-
-    def _stays_numeric(self, name: str) -> bool:
-        """Return whether a text sets a variable nowhere but to numbers, or in arithmetic."""
-        text = re.sub(r"\(\([^()]*\)\)", "", self.text)
-        text = re.sub(rf"(?<![\w$]){name}=(?:-?\d+|\$)(?=[\s;&|)]|$)", "", text)
-        return not re.search(rf"(?<![\w$])(?<!\${{){name}\b", text)
-
     # Results
 
     def _add(self, words: list[Word], node: "Node", variables: Iterable[str] = ()) -> None:
         """Add a command, and those it starts."""
-        source = self._of(node)
+        source = self.text_of(node)
         if not words:
             return
         first = words[0]
         if not first.known or not first.text:
-            self._unknown(f"the program of `{_shown(source)}` is known only when it runs")
+            self.add_unknown(f"the program of `{shown(source)}` is known only when it runs")
             words = [Word(ANY), *words[1:]] if first.splits else words
-        if first.text in _RESERVED - {"time"} and source.startswith(first.text):
+        if first.text in _RESERVED and source.startswith(first.text):
             raise Unreadable(f"{first.text} stands where a command is expected")
         command = Command(tuple(words), source, self.folders, tuple(variables))
         command = self._with_inner(command, 0)
@@ -667,9 +430,10 @@ class _Reader:
         for one in command.flattened():
             for name in one.variables:
                 if not is_harmless_variable(name) and (name, one.name) != ("IFS", "read"):
-                    self._unknown(f"{name}= may lead {one.name} elsewhere", one)
-        if command.name == "cd":
-            self._change_folder(command)
+                    self.add_unknown(f"{name}= may lead {one.name} elsewhere")
+        for one in command.flattened():
+            if one.name in ("cd", "pushd", "popd"):
+                self._change_folder(one)
 
     def _with_inner(self, command: Command, depth: int) -> Command:
         started = started_by(command, self.piped)
@@ -680,20 +444,22 @@ class _Reader:
         inner: list[Command] = []
         for words in started.commands:
             if not words[0].known:
-                self._unknown(
-                    f"the program of `{_shown(command.source)}` is known only when it runs"
+                self.add_unknown(
+                    f"the program of `{shown(command.source)}` is known only when it runs"
                 )
             one = Command(words, command.source, self.folders, started.variables)
             inner.append(self._with_inner(one, depth + 1))
         for text in started.texts:
-            inner += self._nested(text)
+            inner += self._nested(text, is_later=command.name == "trap")
         if started.unknown:
-            self._unknown(f"`{_shown(command.source)}` {started.unknown}")
+            self.add_unknown(f"`{shown(command.source)}` {started.unknown}")
         return replace(command, inner=tuple(inner), wraps=started.wraps)
 
-    def _nested(self, text: str) -> list[Command]:
+    def _nested(self, text: str, *, is_later: bool) -> list[Command]:
         reader = _Reader(text, self.folders, deadline=self.deadline, depth=self.depth + 1)
         script = reader.read()
+        self.moves = self.moves or reader.moves
+        self.repeats = self.repeats or reader.repeats or is_later
         self.folders = None if reader.folders != self.folders else self.folders
         self.script.accesses += script.accesses
         self.script.unknown += script.unknown
@@ -704,15 +470,21 @@ class _Reader:
             if not re.fullmatch(r"-r|[a-z_]\w*", word.text) or not is_harmless_variable(
                 word.text.replace("-r", "r")
             ):
-                self._unknown(f"`{_shown(command.source)}` may set any variable")
+                self.add_unknown(f"`{shown(command.source)}` may set any variable")
 
     def _change_folder(self, command: Command) -> None:
         words = [word for word in command.arguments if word.text not in ("--", "-P", "-L")]
+        self.moves = True
         if self.folders is None:
             return
         if not words:
             words = [Word("~")]
-        if len(words) > 1 or not words[0].known or words[0].text in ("-", ""):
+        if (
+            command.name != "cd"
+            or len(words) > 1
+            or not words[0].known
+            or words[0].text in ("-", "")
+        ):
             self.folders = None
             return
         target = words[0].text
@@ -727,51 +499,6 @@ class _Reader:
         if word.text not in _NO_FILES and not re.fullmatch(r"/dev/fd/\d", word.text):
             self.script.accesses.append(Access(verb, word, self.folders))
 
-    def _unknown(self, phrase: str, command: Command | None = None) -> None:
+    def add_unknown(self, phrase: str) -> None:
         if phrase not in self.script.unknown:
             self.script.unknown.append(phrase)
-
-
-def _glob(match: "re.Match[str]") -> str:
-    piece = match[0]
-    if piece.startswith("\\"):
-        return piece[1:]
-    return ANY if piece == "**" or (piece[0] == "[" and piece[-1] != "]") else NAME
-
-
-def _shown(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= 80 else line[:77] + "..."
-
-
-def _ansi_c(text: str) -> str:
-    """Return the characters of $'...'."""
-    names = dict(zip("abeEfnrtv\\'\"?", "\a\b\x1b\x1b\f\n\r\t\v\\'\"?", strict=True))
-
-    def char(match: "re.Match[str]") -> str:
-        octal, code, name = match[1], match[2], match[3]
-        if octal:
-            return chr(int(octal, 8) & 255)
-        if code:
-            number = int(code[1:], 16)
-            return chr(number) if 0 < number < 0x110000 else ANY
-        return names.get(name, ANY)
-
-    return re.sub(
-        r"\\(?:([0-7]{1,3})|(x[0-9a-fA-F]{1,2}|u[0-9a-fA-F]{1,4}|U[0-9a-fA-F]{1,8})|(.))",
-        char,
-        text,
-        flags=re.S,
-    )
-
-
-def _is_plain_keyword(words: list[Word]) -> bool:
-    """Return whether [[ ]] only compares: no -v, and no arithmetic on what is no number."""
-    texts = [word.text for word in words]
-    if "-v" in texts or "-R" in texts:
-        return False
-    return all(
-        text not in NUMERIC_TESTS
-        or all(_NUMBER.fullmatch(one) or one == NAME for one in texts[place - 1 : place + 2 : 2])
-        for place, text in enumerate(texts)
-    )

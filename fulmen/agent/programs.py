@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from fulmen.agent.rules import ANY
-from fulmen.agent.words import Access, Command, Verb, Word, is_plain_test
+from fulmen.agent.words import Access, Command, Verb, Word, is_plain_test, names
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +40,19 @@ class _Reader:
 _ANY_WORDS: Final = _Reader()
 _PATTERN: Final = _Reader(texts=1, text_flags=("-e", "-f"))
 
-_NO_FILES: Final = frozenset(
+_NO_FILES: Final = names(
     ": true false echo pwd basename dirname seq whoami id uname nproc arch sleep which type expr "
-    "exit return break continue shift wait jobs cd".split()
+    "exit return break continue shift wait jobs cd"
 )
 """Programs that touch no file, whatever their words"""
 
 _READERS: Final = {
     **dict.fromkeys(
-        "cat head tail wc ls nl cut tr stat du df cmp comm md5sum sha1sum sha224sum sha256sum "
-        "sha384sum sha512sum b2sum cksum strings od hexdump realpath readlink tac rev paste fold "
-        "expand unexpand fmt column join".split(),
+        names(
+            "cat head tail wc ls nl cut tr stat du df cmp comm md5sum sha1sum sha224sum sha256sum "
+            "sha384sum sha512sum b2sum cksum strings od hexdump realpath readlink tac rev paste "
+            "fold expand unexpand fmt column join"
+        ),
         _ANY_WORDS,
     ),
     **dict.fromkeys(("grep", "egrep", "fgrep"), _PATTERN),
@@ -65,9 +67,9 @@ _READERS: Final = {
 }
 _FIND_ACTIONS: Final = ("-delete", "-fprint", "-fprint0", "-fprintf", "-fls", "-ok", "-okdir")
 
-_GIT_READERS: Final = frozenset(
+_GIT_READERS: Final = names(
     "status diff log show ls-files ls-tree rev-parse rev-list blame describe shortlog grep "
-    "merge-base name-rev cat-file".split()
+    "merge-base name-rev cat-file"
 )
 _GIT_OPTIONS: Final = (
     *("--ext-diff", "--textconv", "--filters", "--output", "--open-files-in-pager"),
@@ -81,18 +83,16 @@ _GIT_LISTS: Final = {
     "worktree": r"list",
 }
 """Subcommands that only list, with words like these alone"""
-_VERSIONS: Final = frozenset(
-    "python python3 node npm pip git cargo rustc go gcc make cmake".split()
-)
+_VERSIONS: Final = names("python python3 node npm pip git cargo rustc go gcc make cmake")
 
 _ADDRESS = r"(?:\d+|\$|/(?:[^/\\\n]|\\.)*/)"
 _SED = re.compile(
     rf"(?:\s*(?:{_ADDRESS}(?:,{_ADDRESS})?)?!?\s*"
     r"(?:[pdq=]|s([/|#,])(?:(?!\1)[^\\\n]|\\.)*\1(?:(?!\1)[^\\\n]|\\.)*\1[gpiI0-9]*)\s*(?:;|$))+"
 )
-_WRITERS: Final = frozenset(
+_WRITERS: Final = names(
     "rm rmdir mv cp touch mkdir ln tee truncate chmod chown chgrp install unlink shred dd rsync "
-    "sed perl patch".split()
+    "sed perl patch"
 )
 
 
@@ -314,12 +314,12 @@ def _value(word: Word) -> Word:
 
 # Proposals
 
-_PREFIXED: Final = frozenset(
-    "pytest ruff mypy pyright flake8 black isort eslint prettier tsc jest vitest".split()
+_PREFIXED: Final = names(
+    "pytest ruff mypy pyright flake8 black isort eslint prettier tsc jest vitest"
 )
 _SUBCOMMANDS: Final = {
-    "git": frozenset("add commit checkout switch restore stash branch tag mv".split()),
-    "cargo": frozenset("build check test clippy fmt".split()),
+    "git": names("add commit checkout switch restore stash branch tag mv"),
+    "cargo": names("build check test clippy fmt"),
     "npm": frozenset(["test"]),
     "pnpm": frozenset(["test"]),
     "yarn": frozenset(["test"]),

@@ -5,7 +5,7 @@ Only options listed here are understood. With any other, what is started counts 
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from fulmen.agent.rules import ANY, BELOW
@@ -89,14 +89,11 @@ def started_by(command: Command, piped: Word | None) -> Started | None:
     if name == "eval":
         return _text(arguments)
     if name == "trap" and arguments and arguments[0].text not in ("-p", "-l", "-"):
-        return _with(_text(arguments[:1]), wraps=False)
+        text = _text(arguments[:1])
+        return text and replace(text, wraps=False)
     if name == "find":
         return _find(arguments)
     return None
-
-
-def _with(started: Started, *, wraps: bool) -> Started:
-    return Started(started.commands, started.texts, started.variables, wraps, started.unknown)
 
 
 def _text(words: list[Word]) -> Started | None:

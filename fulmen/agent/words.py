@@ -94,6 +94,11 @@ class Command:
         return [self, *(one for inner in self.inner for one in inner.flattened())]
 
 
+def names(text: str) -> frozenset[str]:
+    """Return the words of a text, as a set to look names up in."""
+    return frozenset(text.split())
+
+
 def program(name: str) -> str:
     """Return a program's name without the folders that every system has."""
     folder, _, bare = name.rpartition("/")
@@ -129,13 +134,19 @@ def common(words: Sequence[Word]) -> Word:
     texts = [word.text for word in words]
     if len(set(texts)) == 1:
         return Word(texts[0])
-    prefix = os.path.commonprefix(texts)
+    prefix = _beginning(texts)
     rests = [text[len(prefix) :] for text in texts]
-    suffix = os.path.commonprefix([rest[::-1] for rest in rests])[::-1]
+    suffix = _beginning([rest[::-1] for rest in rests])[::-1]
     middles = "".join(rest[: len(rest) - len(suffix)] for rest in rests)
     climbs = any(".." in text for text in texts)
     mark = ANY if climbs or {"/", ANY, BELOW} & set(middles) else NAME
     return Word(prefix + mark + suffix)
+
+
+def _beginning(texts: Sequence[str]) -> str:
+    first, last = min(texts), max(texts)  # what these two share, all others do
+    pairs = enumerate(zip(first, last, strict=False))
+    return first[: next((place for place, (a, b) in pairs if a != b), len(first))]
 
 
 NUMERIC_TESTS: Final = ("-eq", "-ne", "-lt", "-le", "-gt", "-ge")
