@@ -187,8 +187,12 @@ class _Reader(WordReader):
     ) -> None:
         words: list[Word] = []
         variables: list[str] = []
-        for child in [*node.named_children, *more]:
-            if child.type == "variable_assignment":
+        for child in [*node.children, *more]:
+            if child.type == "$":
+                words.append(Word("$"))
+            elif not child.is_named:
+                raise Unreadable(f"a command holds {shown(child.type)}")
+            elif child.type == "variable_assignment":
                 variables.append(self._assignment(child, level))
             elif child.type.endswith("_redirect"):
                 self._visit(child, level)
@@ -384,6 +388,9 @@ class _Reader(WordReader):
         word = delimiter[1] or delimiter[2] or delimiter[3]
         lines = self.source[body.start_byte : end.start_byte].decode().split("\n")
         tabs = "\t" if node.children[0].type == "<<-" else ""
+        line = self.source[start.end_byte : body.start_byte]
+        if line.find(b"\n") != len(line) - 1 or b"<<" in line.replace(b"<<<", b""):
+            raise Unreadable("the line of a here-document does not end with it")
         after = self.source[end.end_byte : end.end_byte + 1]
         if (
             self.source[body.start_byte - 1 : body.start_byte] != b"\n"

@@ -87,6 +87,8 @@ class WordReader:
                     raise Unreadable("the command has text that belongs to none of its parts")
                 dashes += len(found)
             end = max(end, child.end_byte)
+        if self.source[end : node.end_byte].strip(b" \t\n"):
+            raise Unreadable("the command has text that belongs to none of its parts")
         return dashes
 
     def text_of(self, node: "Node") -> str:
@@ -121,7 +123,11 @@ class WordReader:
         if kind in ("string", "translated_string"):
             return self._string(node, level)
         if kind == "concatenation":
+            last = node.children[-1]
+            if any(not child.is_named and child != last for child in node.children):
+                raise Unreadable("a word holds a lone $")
             parts = [self.word(child, level + 1) for child in node.named_children]
+            parts += [] if last.is_named else [Word(self.text_of(last))]
             if node.named_children and any(
                 a.end_byte != b.start_byte
                 for a, b in zip(node.named_children, node.named_children[1:], strict=False)
@@ -213,11 +219,17 @@ class WordReader:
         for operator in operators:
             if operator not in _PLAIN_OPERATORS and operator not in (":", '"'):
                 raise Unreadable(f"the expansion {shown(self.text_of(node))} is not read here")
-        first, *rest = node.named_children or [None]
-        if first is None:
+        if not node.named_children:
             raise Unreadable("an expansion has no name")
+        first, *rest = node.named_children
         name = self._name_in(first, level)
         for child in rest:
+            for part in (child, *child.named_children):
+                # Between double quotes a single quote quotes nothing here.
+                if part.type.endswith(("raw_string", "ansi_c_string")) and set(
+                    self.text_of(part)
+                ) & set('`$\\"{}'):
+                    raise Unreadable("a quoted text in an expansion may not be one")
             if ":" in operators and not NUMBER.fullmatch(self.text_of(child).strip()):
                 raise Unreadable("an expansion computes a place")
             if child.type == "regex":
