@@ -94,10 +94,12 @@ _RESERVED: Final = names(
     "if then elif else fi for in do done while until case esac select function coproc { } [[ ]] !"
 )
 _INSIDE: Final = names(
-    "program list pipeline subshell if_statement elif_clause else_clause while_statement do_group "
+    "program pipeline subshell if_statement elif_clause else_clause while_statement do_group "
     "negated_command command_substitution process_substitution variable_assignments"
 )
 """Nodes that only hold others"""
+_MEANT: Final = names("cd read eval command builtin exec env xargs bash sh find git test [ set")
+"""Programs whose effect is followed here, so that nothing may stand for them"""
 _AGAIN: Final = names("while_statement for_statement c_style_for_statement function_definition")
 """Nodes whose commands may run more than once, or later"""
 _NO_FILES: Final = ("/dev/null", "/dev/stdout", "/dev/stderr", "/dev/stdin")
@@ -130,6 +132,7 @@ class _Reader(WordReader):
         self.script = Script()
         self.piped: Word | None = None
         self.moves = self.repeats = False
+        self.reached: frozenset[str] | None = None
 
     def read(self) -> Script:
         tree = _parser().parse(self.source)
@@ -172,6 +175,25 @@ class _Reader(WordReader):
             raise Unreadable("a # stands in the middle of a word")
 
     # Commands
+
+    def _visit_list(self, node: "Node", level: int) -> None:
+        """Read commands joined by && and ||: what follows `cd x &&` runs in x only."""
+        links: list[Node] = [node]
+        while links[0].type == "list":
+            self.check_gaps(links[0])
+            links[:1] = links[0].children
+        any_of: frozenset[str] | None = frozenset()
+        for place in range(0, len(links), 2):
+            self.reached = None
+            self._visit(links[place], level)
+            known = any_of is not None and self.folders is not None
+            any_of = (any_of or frozenset()) | (self.folders or frozenset()) if known else None
+            is_sure = all(link.type == "&&" for link in links[1 : place + 2 : 2])
+            if is_sure and self.reached is not None and links[place].type == "command":
+                self.folders = self.reached
+            elif not is_sure:
+                self.folders = any_of
+        self.folders = any_of
 
     def _visit_pipeline(self, node: "Node", level: int) -> None:
         outer = self.piped
@@ -287,6 +309,8 @@ class _Reader(WordReader):
         assert name is not None
         if not re.fullmatch(r"[A-Za-z_][\w.-]*", self.text_of(name)):
             raise Unreadable("a function has an unusual name")
+        if self.text_of(name) in _MEANT:
+            self.add_unknown(f"a function takes the place of {self.text_of(name)}")
         for child in node.named_children:
             if child != name:
                 self._visit(child, level)
@@ -496,9 +520,8 @@ class _Reader(WordReader):
             return
         target = words[0].text
         reached = {os.path.normpath(os.path.join(folder, target)) for folder in self.folders}
-        if target.startswith("~"):
-            reached = {target}
-        self.folders = self.folders | reached
+        self.reached = frozenset((target,) if target.startswith("~") else reached)
+        self.folders = self.folders | self.reached
         if len(self.folders) > _MAX_FOLDERS:
             self.folders = None
 

@@ -200,10 +200,10 @@ class Permissions:
         narrowest = rules.narrowest(tool, ())
         if narrowest is not None:
             self._narrow(narrowest, name, found)
-        elif is_free is False and not rules.allowing(tool):
+        if is_free is False and not rules.allowing(tool):
             if self.mode == "plan":
                 found.deny.append(Part(name, "only what reads runs in plan mode"))
-            else:
+            elif narrowest is None:
                 reason = "no rule allows it, and what it does is not known"
                 found.ask.append(Part(name, reason, (Rule(tool),)))
 
@@ -258,7 +258,8 @@ class Permissions:
             narrowest = self.rules.narrowest(access.verb, place.texts)
             if narrowest is not None:
                 self._narrow(narrowest, text, found)
-                continue
+                if self.mode != "plan":
+                    continue
             if access.verb == "edit" and self.mode == "plan":
                 found.deny.append(Part(text, "files are not changed in plan mode"))
                 continue
@@ -348,15 +349,14 @@ class Permissions:
                 found.deny.append(Part("bash", reason))
             elif self.mode != "auto" and not self._allows_all():
                 found.ask.append(Part("bash", phrase, whole))
-        if script.unknown and not script.commands:
-            # It was not read: any rule against a command or a file may be against this one.
+        if script.unknown:  # any rule against a command or a file may be against what it does
             against = [
                 rule
                 for rule in sorted(self.rules.deny | self.rules.ask, key=str)
                 if rule.tool in PATTERNED
             ]
             if against:
-                reason = f"it cannot be read, and the rule {against[0]} may be against it"
+                reason = f"not all of it is known, and the rule {against[0]} may be against it"
                 found.ask.append(Part("bash", reason))
 
     def _judge_command(
@@ -373,7 +373,8 @@ class Permissions:
         narrowest = self.rules.narrowest("bash", spellings)
         if narrowest is not None:
             self._narrow(narrowest, shown, found)
-            return
+            if narrowest[0] == "deny":
+                return
         reads = files_read(command)
         if command.name == "git" and self._may_bring_repository(command, writes=writes):
             reads = None
@@ -384,7 +385,7 @@ class Permissions:
         if self.mode == "plan":
             reason = "it is not known to only read, and nothing else runs in plan mode"
             found.deny.append(Part(shown, reason))
-        elif self.mode != "auto":
+        elif self.mode != "auto" and narrowest is None:
             found.ask.append(Part(shown, "no rule allows it", _proposed(command, whole)))
 
     def _may_bring_repository(self, command: Command, *, writes: bool) -> bool:
@@ -420,7 +421,7 @@ class Permissions:
             for access in reads:
                 self._judge_access(access, "bash", found)
             return
-        for access in files_named(command):
+        for access in files_named(command) if reads is None else reads:
             for place in self._place(access):
                 text = f"{access.verb} {_shown(access.word.text)}"
                 narrowest = self.rules.narrowest(access.verb, place.texts)

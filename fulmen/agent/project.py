@@ -5,7 +5,7 @@ that one. The same keys may stand in both, and any other key is refused:
 
     mode = "ask"                    # plan, ask, accept-edits or auto
     tools = "full"                  # full or minimal
-    instructions = ["docs/style.md"]  # files for the model to follow, beside AGENTS.md
+    instructions = ["HOUSE.md"]     # files for the model to follow, beside AGENTS.md
 
     [rules]
     allow = ["bash(pytest *)"]

@@ -204,11 +204,12 @@ class _Automaton:
 
     def _reach(self, states: int, *, within: bool) -> int:
         """Return all states that some text leads to; `within` a name, text without a slash."""
+        every = (1 << self.accept.bit_length()) - 1
         if not within:  # any text takes the lowest state to all later ones
-            return states and -(states & -states) & ((1 << self.accept.bit_length()) - 1)
+            return states and -(states & -states) & every
         slash = self.advance.get("/", 0)
-        while (more := states | (states & ~slash) << 1) != states:
-            states = more & ((1 << self.accept.bit_length()) - 1)
+        while (more := (states | (states & ~slash) << 1) & every) != states:
+            states = more
         return states
 
     def _close(self, states: int) -> int:

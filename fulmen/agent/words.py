@@ -83,7 +83,7 @@ class Command:
         """
         spelled = _joined(self.words)
         bare = Word(os.path.basename(self.words[0].text) or self.words[0].text)
-        plain = " ".join(word.text for word in self.words)
+        plain = " ".join(word.text for word in self.words).replace(NAME, ANY)
         named = (bare, *self.words[1:])
         if bare.text == "git":
             named = (bare, *_subcommand(self.words[1:]))
