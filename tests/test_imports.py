@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "envs": {"chat", "files"},
     "server": {"llm", "engine", "sessions", "chat", "catalog", "sampling", "files", "units"},
     "evaluate": {"envs", "llm", "engine", "chat", "sampling", "files", "svg"},
+    "agent": {"files"},
     "bench": {"engine", "llm", "checkpoints", "models", "kernels", "sampling"},
     "doctor": {"bench", "catalog", "kernels", "sessions", "files"},
 }
