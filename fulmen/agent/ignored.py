@@ -6,14 +6,16 @@ is found where it first fits and stays there, so a hostile pattern costs no more
 
 import os
 import re
+import stat
 from dataclasses import dataclass, field
 from hashlib import sha256
+from pathlib import Path
 from typing import Final
 
-MAX_RULES_BYTES: Final = 256 * 1024
+MAX_RULES_BYTES: Final = 64 * 1024
 """Bytes of an ignore file that are read"""
-MAX_RULES: Final = 2_000
-"""Patterns of an ignore file that count"""
+MAX_RULES: Final = 1_000
+"""Patterns that count in any folder, those of the folders above it first"""
 _MAX_RULE_BYTES: Final = 1_000
 
 _CLASSES: Final = {
@@ -54,19 +56,39 @@ class Rules:
     base: str = ""
     """Path of the folder with a slash at the end; empty for the root"""
     rules: tuple[_Rule, ...] = ()
+    num_rules: int = 0
+    """With those above"""
     _globs: tuple[int, ...] = ()
+    _any_name: "re.Pattern[bytes] | None" = None
+    _any_path: "re.Pattern[bytes] | None" = None
+    """Wildcards of all patterns at once"""
     _literals: dict[bytes, list[int]] = field(default_factory=dict)
 
     def below(self, base: str, text: bytes) -> "Rules":
         """Return these patterns and those of a file in the folder `base`."""
         lines = text.removeprefix(b"\xef\xbb\xbf").split(b"\n")
-        rules = tuple(rule for line in lines if (rule := _read(line)) is not None)[:MAX_RULES]
+        room = MAX_RULES - self.num_rules
+        rules = tuple(rule for line in lines if (rule := _read(line)) is not None)[:room]
         literals: dict[bytes, list[int]] = {}
+        globs = []
+        any_of: dict[bool, list[bytes]] = {False: [], True: []}
         for place, rule in enumerate(rules):
             if rule.expression is None:
                 literals.setdefault(rule.text, []).append(place)
-        globs = tuple(p for p, rule in enumerate(rules) if rule.expression is not None)
-        return Rules(self.key_below(base, text), self, base, rules, globs, literals)
+            else:
+                globs.append(place)
+                any_of[rule.has_path].append(rule.expression.pattern)
+        return Rules(
+            self.key_below(base, text),
+            self,
+            base,
+            rules,
+            self.num_rules + len(rules),
+            tuple(globs),
+            _joined(any_of[False]),
+            _joined(any_of[True]),
+            literals,
+        )
 
     def key_below(self, base: str, text: bytes) -> bytes:
         """Return the key of `below`."""
@@ -94,7 +116,10 @@ class Rules:
                     is_folder or not rule.only_folders
                 ):
                     best = max(best, place)
-        for place in reversed(self._globs):
+        has_wildcard = (self._any_name is not None and self._any_name.fullmatch(name)) or (
+            self._any_path is not None and self._any_path.fullmatch(below)
+        )
+        for place in reversed(self._globs) if has_wildcard else ():
             if place < best:
                 break
             rule = self.rules[place]
@@ -103,6 +128,12 @@ class Rules:
                 if rule.expression.fullmatch(subject):
                     return rule
         return self.rules[best] if best >= 0 else None
+
+
+def _joined(expressions: list[bytes]) -> "re.Pattern[bytes] | None":
+    if not expressions:
+        return None
+    return re.compile(b"|".join(b"(?:" + one + b")" for one in expressions), re.S)
 
 
 def _read(line: bytes) -> _Rule | None:
@@ -270,3 +301,33 @@ def _bracket(pattern: bytes, place: int, has_path: bool) -> tuple[bytes, int] | 
 def _members(name: bytes) -> list[int]:
     expression = re.compile(b"[" + _CLASSES[name] + b"]")
     return [char for char in range(128) if expression.match(bytes([char]))]
+
+
+def small_file(path: str, parent: int | None = None) -> bytes | None:
+    """Return the beginning of an ignore file; None for what is no file, a link included."""
+    try:
+        names = ("O_NOFOLLOW", "O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC")
+        flags = sum(getattr(os, name, 0) for name in names)
+        descriptor = os.open(path, os.O_RDONLY | flags, dir_fd=parent)
+    except (OSError, ValueError):  # a zero byte in a path
+        return None
+    try:
+        is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        return os.read(descriptor, MAX_RULES_BYTES) if is_file else None
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def user_excludes(folder: Path) -> bytes:
+    """Return the patterns of a repository's info/exclude, a linked worktree's included."""
+    git = folder / ".git"
+    pointer = small_file(str(git))
+    if pointer is not None:
+        if not pointer.startswith(b"gitdir:"):
+            return b""
+        git = folder / os.fsdecode(pointer.removeprefix(b"gitdir:").strip())
+        common = small_file(str(git / "commondir")) or b"."
+        git = git / os.fsdecode(common.strip())
+    return small_file(str(git / "info" / "exclude")) or b""

@@ -6,12 +6,14 @@ with one name are known. A few are written as files of their own, many as one pa
 then renamed; like git, without waiting for the disk, so that a loss of power may cost the latest.
 
 Trees hold the permission bits as they are, where git itself writes 644 or 755: git reads both.
+Those of a folder are written as what differs from 755, since git writes 0 for a folder.
 """
 
 import os
 import re
 import shutil
 import signal
+import stat
 import struct
 import subprocess
 import time
@@ -21,7 +23,7 @@ from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from threading import Timer
-from typing import BinaryIO, Final
+from typing import IO, Final
 from uuid import uuid4
 
 try:
@@ -90,20 +92,35 @@ class Repository:
             "GIT_LITERAL_PATHSPECS": "1",
         }
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        config = path / "config"
-        with self.locked():
-            if config.is_file():
-                if config.read_bytes() != _CONFIG.encode():
-                    raise ValueError(f"{config} is not ours, another folder is needed")
-                return
-            strays = {entry.name for entry in path.iterdir()} - {"lock", "objects", "refs", "HEAD"}
-            if strays - {"config.new"}:
-                raise ValueError(f"{path} holds other files, an empty folder is needed")
-            for name in ("objects/pack", "objects/info", "refs"):
-                (path / name).mkdir(parents=True, exist_ok=True)
-            (path / "HEAD").write_text("ref: refs/heads/none\n", encoding="ascii")
-            (path / "config.new").write_text(_CONFIG, encoding="ascii")
-            (path / "config.new").replace(config)
+        if not self._is_made():
+            with self.locked():
+                if not self._is_made():
+                    self._make()
+
+    def _is_made(self) -> bool:
+        """Return whether the repository is there. Raises ValueError where something else is."""
+        config = self.path / "config"
+        if config.is_file():
+            if config.read_bytes() != _CONFIG.encode():
+                raise ValueError(f"{config} is not ours, another folder is needed")
+            return True
+        ours = {"lock", "objects", "refs", "HEAD", "config.new"}
+        if {entry.name for entry in self.path.iterdir()} - ours:
+            raise ValueError(f"{self.path} holds other files, an empty folder is needed")
+        return False
+
+    def _make(self) -> None:
+        for name in ("objects/pack", "objects/info", "refs"):
+            (self.path / name).mkdir(parents=True, exist_ok=True)
+        (self.path / "HEAD").write_text("ref: refs/heads/none\n", encoding="ascii")
+        new = self.path / "config.new"
+        new.write_text(_CONFIG, encoding="ascii")
+        new.replace(self.path / "config")
+        try:
+            self.run("rev-parse", "--git-dir")
+        except ValueError as error:
+            (self.path / "config").unlink()
+            raise ValueError(f"snapshots need git 2.29 or later: {error}") from None
 
     @contextmanager
     def locked(self, *, wait_seconds: float = 60.0) -> Iterator[None]:
@@ -237,7 +254,7 @@ def _checked(name: str) -> str:
 class Reader:
     """Objects of a repository, asked of one process of git."""
 
-    def __init__(self, path: Path, questions: BinaryIO, answers: BinaryIO) -> None:
+    def __init__(self, path: Path, questions: IO[bytes], answers: IO[bytes]) -> None:
         self._path = path
         self._questions = questions
         self._answers = answers
@@ -272,7 +289,7 @@ class Reader:
             if name in (b"", b".", b"..") or b"/" in name or name.lower() == b".git":
                 raise ValueError(f"tree {id} of {self._path} has the name {name!r}")
             place = end + 33
-            entries[os.fsdecode(name)] = (int(mode, 8), content[end + 1 : place].hex())
+            entries[os.fsdecode(name)] = (_mode(int(mode, 8)), content[end + 1 : place].hex())
         return entries
 
     def copy(self, id: str, descriptor: int) -> None:
@@ -308,10 +325,15 @@ def tree_content(entries: Tree) -> bytes:
     rows = []
     for name, (mode, id) in entries.items():
         key = os.fsencode(name)
-        row = b"%o %s\0%s" % (mode, key, bytes.fromhex(id))
-        rows.append((key + b"/" if mode >> 12 == 4 else key, row))
+        row = b"%o %s\0%s" % (_mode(mode), key, bytes.fromhex(id))
+        rows.append((key + b"/" if stat.S_ISDIR(mode) else key, row))
     rows.sort()
     return b"".join(row for _, row in rows)
+
+
+def _mode(mode: int) -> int:
+    """Return a mode of the system as one of a tree, and the other way round."""
+    return mode ^ 0o755 if stat.S_ISDIR(mode) else mode
 
 
 class Writer:

@@ -10,13 +10,13 @@ another.
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Final
 from uuid import uuid4
 
 from fulmen.agent.repository import Reader
-from fulmen.agent.scan import FOLDER, Folder, Leaf, Skipped, opened, stamp_of, why
+from fulmen.agent.scan import FOLDER, Folder, Leaf, Skipped, opened, opened_below, stamp_of, why
 
 _HOPELESS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
 """Failures that every other file would meet too"""
@@ -47,18 +47,8 @@ class Restore:
         """Remove what an interrupted restore was writing."""
         for path in paths:
             *parents, name = path.split("/")
-            with suppress(OSError), self._opened(parents) as parent:
+            with suppress(OSError), opened_below(self._root, parents) as parent:
                 os.unlink(name, dir_fd=parent)
-
-    @contextmanager
-    def _opened(self, parents: list[str]) -> Iterator[int]:
-        if not parents:
-            yield self._root
-            return
-        with opened(parents[0], self._root) as descriptor:
-            inner = Restore(descriptor, self._reader, not_read=set(), not_saved=set())
-            with inner._opened(parents[1:]) as found:
-                yield found
 
     def _fill(self, descriptor: int, path: str, now: Folder, tree: str) -> None:
         """Make one open folder equal to a tree."""
@@ -141,9 +131,14 @@ class Restore:
 
     def _write(self, descriptor: int, name: str, entry: Leaf | None, mode: int, id: str) -> None:
         """Put a file or link in place of what was read there."""
-        if entry is not None and entry.id == id and stat.S_ISREG(mode) and stat.S_ISREG(entry.mode):
-            if self._change_mode(descriptor, name, entry, mode):
-                return
+        has_content = entry is not None and entry.id == id and stat.S_ISREG(entry.mode)
+        if (
+            entry is not None
+            and has_content
+            and stat.S_ISREG(mode)
+            and self._change_mode(descriptor, name, entry, mode)
+        ):
+            return
         temporary = f".fulmen-restoring-{uuid4().hex}"
         try:
             if stat.S_ISREG(mode):
@@ -187,6 +182,25 @@ class Restore:
             os.close(file)
         self.num_written += 1
         return True
+
+
+def make_readable(root: int, paths: Sequence[str]) -> bool:
+    """Let the user list folders of theirs, which a restore may have to write; return whether any
+    could not be listed before."""
+    did = False
+    for path in paths if hasattr(os, "O_PATH") else ():
+        *parents, name = path.split("/")
+        with suppress(OSError), opened_below(root, parents) as parent:
+            # It cannot be opened, and there is no other way to change it but through a link.
+            folder = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY, dir_fd=parent)
+            try:
+                mode = stat.S_IMODE(os.fstat(folder).st_mode)
+                if mode & 0o500 != 0o500:
+                    os.chmod(f"/proc/self/fd/{folder}", mode | 0o700)
+                    did = True
+            finally:
+                os.close(folder)
+    return did
 
 
 class _Left(Exception):

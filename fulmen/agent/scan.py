@@ -14,22 +14,25 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final, NamedTuple
 
-from fulmen.agent.ignored import MAX_RULES_BYTES, Rules
+from fulmen.agent.ignored import Rules, small_file
 from fulmen.agent.repository import Writer, tree_content
+from fulmen.files import shorten
 
 LEFTOVER: Final = re.compile(r"\.fulmen-restoring-[0-9a-f]{32}")
 """Name of a file that a restore is writing"""
-MAX_DEPTH: Final = 200
+MAX_DEPTH: Final = 100
 """Most folders in one another"""
 FOLDER: Final = stat.S_IFDIR
 LINK: Final = stat.S_IFLNK
 
+_MAX_ALL_RULES_BYTES: Final = 2**20
+"""Bytes of new ignore files that one reading takes note of"""
 _GRANULE_NS: Final = 50_000_000
 """Longest time for which a file's times may stay the same while it changes: Linux moves them with
 its timer, at least 100 times a second"""
@@ -115,6 +118,20 @@ def opened(name: str, parent: int) -> Iterator[int]:
         os.close(descriptor)
 
 
+@contextmanager
+def opened_below(root: int, parents: Sequence[str]) -> Iterator[int]:
+    """Give a folder somewhere below an open one, each component opened below the one before."""
+    descriptor = open_folder(".", root)
+    try:
+        for name in parents:
+            below = open_folder(name, descriptor)
+            os.close(descriptor)
+            descriptor = below
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
 def stamp_of(status: os.stat_result) -> Stamp:
     """Return what changes with every change of a file."""
     return (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
@@ -125,8 +142,8 @@ def why(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
 
 
-class _Vanished(Exception):
-    """Something went, or became another thing, since its folder was listed."""
+class _NotRead(Exception):
+    """Something is skipped, and why."""
 
 
 @dataclass(slots=True)
@@ -144,11 +161,25 @@ class _Ignored:
 class Scan:
     """One reading of a folder."""
 
-    def __init__(self, root: int, writer: Writer, limits: Limits, previous: Folder | None) -> None:
-        """root: the open folder; previous: the last reading, whose objects the repository has"""
+    def __init__(
+        self,
+        root: int,
+        writer: Writer,
+        limits: Limits,
+        *,
+        excludes: bytes,
+        previous: Folder | None,
+    ) -> None:
+        """
+        root      the open folder
+        excludes  more patterns of ignored files
+        previous  the last reading, whose objects the repository has
+        """
         self.skipped: list[Skipped] = []
         self.leftovers: list[str] = []
         """Files that an interrupted restore left"""
+        self.denied: list[str] = []
+        """Folders that may not be listed"""
         self.num_read = 0
         """Files that were read, because they were new or may have changed"""
         self._root = root
@@ -158,10 +189,9 @@ class Scan:
         self._count = 0
         self._bytes = 0
         self._ignored: list[_Ignored] = []
-        rules = Rules()
-        excluded = _user_excludes(root)
-        if excluded:
-            rules = rules.below("", excluded)
+        self._rules_room = _MAX_ALL_RULES_BYTES
+        self._measure_room = 5 * limits.max_ignored_files
+        rules = Rules().below("", excludes) if excludes else Rules()
         self.folder = self._folder(root, (), FOLDER | 0o755, previous, rules)
         self._take_ignored()
         self._seal(self.folder, previous)
@@ -184,90 +214,90 @@ class Scan:
         if self._count > self._limits.max_files:
             raise ValueError(
                 f"there are more than {self._limits.max_files:,} files, too many for a snapshot; "
-                f"the last one seen is in {path or './'}"
+                f"the last one seen is in {shorten(path or './')}"
             )
         old = {} if was is None else was.entries
         folder = Folder(mode)
         if rules is not None:
             rules = self._rules_in(descriptor, path, found, was, rules)
             folder.rules = rules
-        is_known = rules is not None and was is not None and was.rules.key == rules.key
+        is_known = was is not None and (rules is None or was.rules.key == rules.key)
+        known_ignored = was.ignored if was is not None and rules is not None else ()
+        entries = folder.entries
+        num_bytes = 0
         for entry in found:
             name = entry.name
-            if name.lower() == ".git":
-                continue
-            if LEFTOVER.fullmatch(name):
-                self.leftovers.append(path + name)
-                self.skipped.append(Skipped(path + name, "left by a restore that broke off"))
-                continue
+            before = old.get(name)
             try:
                 status = entry.stat(follow_symlinks=False)
             except OSError:  # it vanished
                 continue
-            before = old.get(name)
+            if (
+                # Nearly every file of nearly every reading is this one.
+                is_known
+                and type(before) is Leaf
+                and before.is_settled
+                and before.stamp
+                == (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+                and name not in known_ignored
+            ):
+                num_bytes += status.st_size
+                entries[name] = before
+                continue
+            if name.lower() == ".git":
+                continue
+            if name.startswith(".fulmen-") and LEFTOVER.fullmatch(name):
+                self.leftovers.append(path + name)
+                self.skipped.append(Skipped(path + name, "left by a restore that broke off"))
+                continue
             if rules is not None and rules.key:
                 is_folder = stat.S_ISDIR(status.st_mode)
                 if is_known and before is not None and is_folder is isinstance(before, Folder):
-                    is_ignored = was is not None and name in was.ignored
+                    is_ignored = name in known_ignored
                 else:
                     is_ignored = rules.ignores(path + name, is_folder=is_folder)
                 if is_ignored:
                     self._ignored.append(_Ignored(folder, parents, name, before))
                     continue
-            with suppress(_Vanished):
-                read = self._entry(descriptor, parents, name, status, before, rules)
-                if read is not None:
-                    folder.entries[name] = read
+            self._add(folder, descriptor, parents, name, status, before, rules)
+        self._bytes += num_bytes
         return folder
 
-    def _entry(
+    def _add(
         self,
+        folder: Folder,
         descriptor: int,
         parents: tuple[str, ...],
         name: str,
         status: os.stat_result,
         was: Leaf | Folder | None,
         rules: Rules | None,
-    ) -> Leaf | Folder | None:
-        """Read one thing; None if it is skipped."""
-        kind = stat.S_IFMT(status.st_mode)
-        if kind == FOLDER:
-            before = was if isinstance(was, Folder) else None
-            return self._subfolder(descriptor, parents, name, status, before, rules)
-        path = "".join(f"{parent}/" for parent in parents) + name
-        last = was if isinstance(was, Leaf) else None
-        self._bytes += status.st_size
-        if self._bytes > self._limits.max_bytes and status.st_size <= self._limits.max_file_bytes:
-            raise ValueError(
-                f"the files have more than {self._limits.max_bytes:,} bytes, too many for a "
-                f"snapshot; the last one seen is {path}"
-            )
-        if kind == stat.S_IFREG:
-            if status.st_size > self._limits.max_file_bytes:
-                self._bytes -= status.st_size
-                return self._skip(path, self._too_large())
-            mode = kind | status.st_mode & 0o777
-        elif kind == LINK:
-            mode = kind
-        else:
-            kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
-            return self._skip(path, kinds.get(kind, "a device"))
-        stamp = stamp_of(status)
-        if last is not None and last.is_settled and last.stamp == stamp and last.mode == mode:
-            return last
+    ) -> None:
+        """Read one thing into its folder, or skip it."""
+        is_folder = stat.S_ISDIR(status.st_mode)
         try:
-            return self._read(descriptor, path, name, mode, stamp)
-        except FileNotFoundError:
-            raise _Vanished from None
-        except PermissionError as error:
-            # Only its permissions changed, as far as can be seen: it is the file that was read.
-            if last is not None and (last.stamp[:2], last.stamp[3]) == (stamp[:2], stamp[3]):
-                return Leaf(mode, last.id, stamp, False)
-            return self._skip(path, why(error))
+            if is_folder:
+                before = was if isinstance(was, Folder) else None
+                folder.entries[name] = self._subfolder(
+                    descriptor, parents, name, status, before, rules
+                )
+            else:
+                last = was if isinstance(was, Leaf) else None
+                folder.entries[name] = self._leaf(descriptor, name, status, last)
+        except FileNotFoundError:  # it vanished
+            return
+        except _NotRead as error:
+            self._skip(parents, name, is_folder, str(error))
         except OSError as error:
-            if error.errno in (errno.ELOOP, errno.ENXIO, errno.EINVAL):
-                return self._skip(path, "it became another thing while it was read")
-            return self._skip(path, why(error))
+            if is_folder and error.errno == errno.EACCES:
+                self.denied.append("/".join((*parents, name)))
+            became_other = error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.EINVAL)
+            reason = "it became another thing while it was read" if became_other else why(error)
+            self._skip(parents, name, is_folder, reason)
+
+    def _skip(self, parents: tuple[str, ...], name: str, is_folder: bool, reason: str) -> None:
+        path = "/".join((*parents, name)) + "/" * is_folder
+        self.skipped.append(Skipped(path, reason))
 
     def _subfolder(
         self,
@@ -277,39 +307,55 @@ class Scan:
         status: os.stat_result,
         was: Folder | None,
         rules: Rules | None,
-    ) -> Folder | None:
-        path = "".join(f"{parent}/" for parent in (*parents, name))
+    ) -> Folder:
         if status.st_dev != self._device:
-            return self._skip(path, "another file system")
+            raise _NotRead("another file system")
         if len(parents) >= MAX_DEPTH:
-            return self._skip(path, f"more than {MAX_DEPTH} folders in one another")
-        try:
-            with opened(name, descriptor) as below:
-                mode = FOLDER | status.st_mode & 0o777
-                return self._folder(below, (*parents, name), mode, was, rules)
-        except FileNotFoundError:
-            raise _Vanished from None
-        except OSError as error:
-            if error.errno in (errno.ELOOP, errno.ENOTDIR):
-                return self._skip(path, "it became another thing while it was read")
-            return self._skip(path, why(error))
+            raise _NotRead(f"more than {MAX_DEPTH} folders in one another")
+        with opened(name, descriptor) as below:
+            mode = FOLDER | status.st_mode & 0o777
+            return self._folder(below, (*parents, name), mode, was, rules)
 
-    def _read(self, descriptor: int, path: str, name: str, mode: int, stamp: Stamp) -> Leaf | None:
-        now = time.time_ns()
-        if stat.S_ISLNK(mode):
-            content = os.fsencode(os.readlink(name, dir_fd=descriptor))
-            after = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+    def _leaf(self, descriptor: int, name: str, status: os.stat_result, last: Leaf | None) -> Leaf:
+        """Read a file or link, unless it is what it was."""
+        kind = stat.S_IFMT(status.st_mode)
+        limits = self._limits
+        if kind == stat.S_IFREG:
+            if status.st_size > limits.max_file_bytes:
+                raise _NotRead(f"more than {limits.max_file_bytes:,} bytes")
+            self._bytes += status.st_size
+            if self._bytes > limits.max_bytes:
+                raise ValueError(
+                    f"the files have more than {limits.max_bytes:,} bytes, too many for a "
+                    f"snapshot; the last one seen is {shorten(name)}"
+                )
+            mode = kind | status.st_mode & 0o777
+        elif kind == LINK:
+            mode = kind
         else:
-            found = self._content(descriptor, name)
-            if found is None:
-                return self._skip(path, self._too_large())
-            content, after = found
+            kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+            raise _NotRead(kinds.get(kind, "a device"))
+        stamp = stamp_of(status)
+        if last is not None and last.is_settled and last.stamp == stamp and last.mode == mode:
+            return last
+        now = time.time_ns()
+        try:
+            if kind == LINK:
+                content = os.fsencode(os.readlink(name, dir_fd=descriptor))
+                after = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+            else:
+                content, after = self._content(descriptor, name)
+        except PermissionError:
+            # Only its permissions changed, as far as can be seen: it is the file that was read.
+            if last is None or (last.stamp[:2], last.stamp[3]) != (stamp[:2], stamp[3]):
+                raise
+            return Leaf(mode, last.id, stamp, False)
         self.num_read += 1
         is_settled = stamp_of(after) == stamp and max(stamp[1:3]) < now - _granule(stamp)
         return Leaf(mode, self._writer.add("blob", content), stamp, is_settled)
 
-    def _content(self, descriptor: int, name: str) -> tuple[bytes, os.stat_result] | None:
-        """Return what a file holds and its state afterwards; None if it is too large."""
+    def _content(self, descriptor: int, name: str) -> tuple[bytes, os.stat_result]:
+        """Return what a file holds, and its state afterwards."""
         file = os.open(name, flags(_OPEN_FILE), dir_fd=descriptor)
         try:
             if not stat.S_ISREG(os.fstat(file).st_mode):
@@ -319,15 +365,11 @@ class Scan:
             while room and (part := os.read(file, min(room, 2**20))):
                 parts.append(part)
                 room -= len(part)
-            return (b"".join(parts), os.fstat(file)) if room else None
+            if not room:
+                raise _NotRead(f"more than {self._limits.max_file_bytes:,} bytes")
+            return b"".join(parts), os.fstat(file)
         finally:
             os.close(file)
-
-    def _too_large(self) -> str:
-        return f"more than {self._limits.max_file_bytes:,} bytes"
-
-    def _skip(self, path: str, reason: str) -> None:
-        self.skipped.append(Skipped(path, reason))
 
     def _rules_in(
         self,
@@ -340,32 +382,32 @@ class Scan:
         """Return the patterns that hold in a folder."""
         if not any(entry.name == ".gitignore" for entry in found):
             return rules
-        text = _small_file(".gitignore", descriptor)
+        text = small_file(".gitignore", descriptor)
         if text is None:
             return rules
-        key = rules.key_below(path, text)
-        return was.rules if was is not None and was.rules.key == key else rules.below(path, text)
+        if was is not None and was.rules.key == rules.key_below(path, text):
+            return was.rules
+        self._rules_room -= len(text)
+        return rules.below(path, text) if self._rules_room >= 0 else rules
 
     def _take_ignored(self) -> None:
         """Read the ignored things that are small, the smallest first."""
         limits = self._limits
         for one in self._ignored:
-            with suppress(OSError), self._opened(one.parents) as descriptor:
+            with suppress(OSError), opened_below(self._root, one.parents) as descriptor:
                 one.size, one.count = self._measured(descriptor, one.name, 0)
         room, files = limits.max_ignored_bytes, limits.max_ignored_files
         for one in sorted(self._ignored, key=lambda one: (one.size, one.parents, one.name)):
             room -= one.size
             files -= one.count
-            with suppress(OSError, _Vanished), self._opened(one.parents) as descriptor:
+            with suppress(OSError), opened_below(self._root, one.parents) as descriptor:
                 status = os.stat(one.name, dir_fd=descriptor, follow_symlinks=False)
                 if room < 0 or files < 0:
-                    end = "/" if stat.S_ISDIR(status.st_mode) else ""
-                    path = "/".join((*one.parents, one.name)) + end
-                    self._skip(path, "git ignores it, and such files are large together")
+                    reason = "git ignores it, and such files are large together"
+                    self._skip(one.parents, one.name, stat.S_ISDIR(status.st_mode), reason)
                     continue
-                read = self._entry(descriptor, one.parents, one.name, status, one.was, None)
-                if read is not None:
-                    one.parent.entries[one.name] = read
+                self._add(one.parent, descriptor, one.parents, one.name, status, one.was, None)
+                if one.name in one.parent.entries:
                     one.parent.ignored.add(one.name)
 
     def _measured(self, descriptor: int, name: str, depth: int) -> tuple[int, int]:
@@ -375,6 +417,9 @@ class Scan:
             size = status.st_size if stat.S_ISREG(status.st_mode) else 0
             return (size if size <= self._limits.max_file_bytes else 0), 1
         size, count = 0, 1
+        self._measure_room -= 1
+        if self._measure_room < 0:
+            return self._limits.max_ignored_bytes + 1, count
         if depth > MAX_DEPTH or status.st_dev != self._device:
             return size, count
         limits = self._limits
@@ -386,23 +431,11 @@ class Scan:
                     else:
                         more, others = entry.stat(follow_symlinks=False).st_size, 1
                         more = more if more <= limits.max_file_bytes else 0
+                        self._measure_room -= 1
                     size, count = size + more, count + others
                 if size > limits.max_ignored_bytes or count > limits.max_ignored_files:
                     break
         return size, count
-
-    @contextmanager
-    def _opened(self, parents: tuple[str, ...]) -> Iterator[int]:
-        """Open a folder from the root, one component after the other."""
-        descriptor = open_folder(".", self._root)
-        try:
-            for name in parents:
-                below = open_folder(name, descriptor)
-                os.close(descriptor)
-                descriptor = below
-            yield descriptor
-        finally:
-            os.close(descriptor)
 
     def _seal(self, folder: Folder, was: Folder | None) -> None:
         """Name a folder by its content, and those in it."""
@@ -412,9 +445,9 @@ class Scan:
             before = old.get(name)
             if isinstance(entry, Folder):
                 self._seal(entry, before if isinstance(before, Folder) else None)
-            if before is not entry and (
-                before is None or (before.mode, before.id) != (entry.mode, entry.id)
-            ):
+            if before is entry:
+                continue
+            if before is None or (before.mode, before.id) != (entry.mode, entry.id):
                 is_same = False
         if is_same and was is not None:
             folder.id = was.id
@@ -427,36 +460,3 @@ def _granule(stamp: Stamp) -> int:
     """Return how long a file's times may stay the same: long where they count whole seconds."""
     is_coarse = stamp[2] % 1_000_000 == 0
     return _COARSE_GRANULE_NS if is_coarse else _GRANULE_NS
-
-
-def _small_file(path: str, parent: int | None = None) -> bytes | None:
-    """Return the beginning of a file; None for what is none, a link included."""
-    try:
-        descriptor = os.open(path, flags(_OPEN_FILE), dir_fd=parent)
-    except OSError:
-        return None
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return None
-        return os.read(descriptor, MAX_RULES_BYTES)
-    except OSError:
-        return None
-    finally:
-        os.close(descriptor)
-
-
-def _user_excludes(root: int) -> bytes:
-    """Return the patterns of .git/info/exclude, that of a linked worktree included."""
-    try:
-        with opened(".git", root) as git, opened("info", git) as info:
-            return _small_file("exclude", info) or b""
-    except OSError:
-        pass
-    pointer = _small_file(".git", root) or b""
-    place = os.fsdecode(pointer.removeprefix(b"gitdir:").strip())
-    if not pointer.startswith(b"gitdir:") or not os.path.isabs(place) or "\0" in place:
-        return b""
-    common = os.fsdecode((_small_file(os.path.join(place, "commondir")) or b".").strip())
-    if "\0" in common:
-        return b""
-    return _small_file(os.path.join(place, common, "info", "exclude")) or b""

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from fulmen.agent.ignored import user_excludes
 from fulmen.agent.repository import (
     ID,
     MAX_COMMIT_BYTES,
@@ -27,13 +28,14 @@ from fulmen.agent.repository import (
     Tree,
     Writer,
 )
-from fulmen.agent.restoring import Restore
+from fulmen.agent.restoring import Restore, make_readable
 from fulmen.agent.scan import FOLDER, Folder, Leaf, Limits, Scan, Skipped, open_folder
 from fulmen.files import explain, naming, printable, replacing, shorten
 
 MAX_LABEL: Final = 10_000
 """Most characters of a snapshot's label"""
 MAX_DIFF_BYTES: Final = 2 * 2**20
+_MAX_PATHS: Final = 1_000
 _MAX_CACHE_BYTES: Final = 256 * 2**20
 _CACHE_REF: Final = "refs/cache"
 _EMPTY_TREE: Final = "6ef19b41225c5369f1c104d45d8d85efa9b057b53b14b4b9b939dd74decc5321"
@@ -147,9 +149,12 @@ class Snapshots:
         ):
             wanted = _read(reader, id)
             known = None if expected is None else _read(reader, expected)
-            before, scan = self._take(root, f"before a restore of {id}")
-            if known is not None and not overwrite:
-                _check_unchanged(reader, known, before, wanted)
+            while True:
+                before, scan = self._take(root, f"before a restore of {id}")
+                if known is not None and not overwrite:
+                    _check_unchanged(reader, known, before, wanted)
+                if not make_readable(root, scan.denied):
+                    break
             self._check_whole(reader, before.tree, wanted.tree)
             restore = Restore(
                 root,
@@ -194,7 +199,8 @@ class Snapshots:
                 kind = "type"
             elif before[1] == after[1] or path.endswith("/"):
                 kind = "mode"
-            changes.append(Change(path, kind, *counts.get(path, (None, None))))
+            unknown = (0, 0) if kind == "mode" else (None, None)
+            changes.append(Change(path, kind, *counts.get(path, unknown)))
         return sorted(changes, key=lambda change: os.fsencode(change.path))
 
     def diff(
@@ -210,15 +216,17 @@ class Snapshots:
         """
         if not 0 <= context <= 1_000_000:
             raise ValueError(f"context is {context}, at least 0 lines are needed")
-        if paths is not None and not paths:
-            return ""
+        if paths is not None:
+            _check_paths(paths)
+            if not paths:
+                return ""
         with self._repository.reader() as reader:
             trees = [_read(reader, id).tree for id in (old, new)]
         words = ["diff-tree", "-r", "-p", "-M", "-l400", f"--unified={context}", "--no-ext-diff"]
         words += ["--no-textconv", "--no-color", *trees, "--", *(paths or ())]
         text = self._repository.output_start(MAX_DIFF_BYTES, _GIT_SECONDS, *words)
         if len(text) > MAX_DIFF_BYTES:
-            text = text[: text.rindex(b"\n", 0, MAX_DIFF_BYTES) + 1 if b"\n" in text else None]
+            text = text[: text.rfind(b"\n", 0, MAX_DIFF_BYTES) + 1 or MAX_DIFF_BYTES]
             text += b"... the diff is cut after %d bytes\n" % len(text)
         return text.decode(errors="surrogateescape")
 
@@ -270,7 +278,13 @@ class Snapshots:
     def _take(self, root: int, label: str) -> tuple[Snapshot, Scan]:
         writer = Writer(self._repository)
         try:
-            scan = Scan(root, writer, self.limits, self._known())
+            scan = Scan(
+                root,
+                writer,
+                self.limits,
+                excludes=user_excludes(self.folder),
+                previous=self._known(),
+            )
             skipped = tuple(scan.skipped)
             id = writer.add("commit", _commit(scan.folder.id, label, skipped))
             writer.finish()
@@ -332,15 +346,22 @@ class Snapshots:
             if row:
                 added, deleted, path = row.split(b"\t", 2)
                 is_text = added != b"-"
-                counts[os.fsdecode(path)] = (
-                    (int(added), int(deleted)) if is_text else (None, None)
-                )
+                counts[os.fsdecode(path)] = (int(added), int(deleted)) if is_text else (None, None)
         return counts
 
 
 def _check_label(label: str) -> None:
     if len(label) > MAX_LABEL:
         raise ValueError(f"a label has {len(label):,} characters, at most {MAX_LABEL:,} fit")
+
+
+def _check_paths(paths: Sequence[str]) -> None:
+    if len(paths) > _MAX_PATHS:
+        raise ValueError(f"{len(paths):,} paths are given, at most {_MAX_PATHS:,} can be")
+    for path in paths:
+        parts = path.split("/")
+        if not path or path.startswith("/") or ".." in parts or "\0" in path:
+            raise ValueError(f"{shorten(path)!r} is no path below the folder")
 
 
 def _commit(tree: str, label: str, skipped: Sequence[Skipped]) -> bytes:
@@ -352,7 +373,9 @@ def _commit(tree: str, label: str, skipped: Sequence[Skipped]) -> bytes:
 
 def _read(reader: Reader, id: str) -> Snapshot:
     if not ID.fullmatch(id):
-        raise ValueError(f"{shorten(id, 80)!r} is no snapshot's id, which has 64 hexadecimal digits")
+        raise ValueError(
+            f"{shorten(id, 80)!r} is no snapshot's id, which has 64 hexadecimal digits"
+        )
     content = reader.read(id, "commit", MAX_COMMIT_BYTES)
     head, _, note = content.partition(b"\n\n")
     tree = head.partition(b"\n")[0].removeprefix(b"tree ").decode(errors="replace")
@@ -412,7 +435,8 @@ def _folder_of(
 def _check_unchanged(reader: Reader, known: Snapshot, now: Snapshot, wanted: Snapshot) -> None:
     """Raise ChangedSince if a restore of one snapshot would overwrite what is new since another."""
     changed = {
-        path: after for path, _, after in _differences(reader, known.tree, now.tree)
+        path: after
+        for path, _, after in _differences(reader, known.tree, now.tree)
         if not path.endswith("/")
     }
     if not changed:
