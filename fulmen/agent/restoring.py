@@ -33,6 +33,8 @@ class Restore:
         self.left: list[Skipped] = []
         self.num_written = 0
         self.num_deleted = 0
+        self._shared: set[int] = set()
+        """Inodes of files with several names, one of which was replaced or removed"""
         self._root = root
         self._reader = reader
         self._not_read = {path.rstrip("/") for path in not_read}
@@ -113,7 +115,7 @@ class Restore:
         if path + name in self._not_saved:
             raise _Left("it is in no snapshot of that time, so it was not removed")
         if isinstance(entry, Leaf):
-            _check_unchanged(descriptor, name, entry)
+            self._check_unchanged(descriptor, name, entry)
             os.unlink(name, dir_fd=descriptor)
             self.num_deleted += 1
             return
@@ -155,7 +157,7 @@ class Restore:
             else:
                 raise _Left("the snapshot has something there that is no file, folder or link")
             if entry is not None:
-                _check_unchanged(descriptor, name, entry)
+                self._check_unchanged(descriptor, name, entry)
             elif _exists(descriptor, name):
                 raise _Left("something is there that is in no snapshot")
             os.replace(temporary, name, src_dir_fd=descriptor, dst_dir_fd=descriptor)
@@ -165,10 +167,27 @@ class Restore:
             raise
         self.num_written += 1
 
+    def _check_unchanged(self, descriptor: int, name: str, entry: Leaf) -> None:
+        """Raise if a file is not the one that was read, before one of its names goes."""
+        try:
+            status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+        except FileNotFoundError:
+            raise _Left("it vanished while the folder was restored") from None
+        size, changed, _, inode = found = stamp_of(status)
+        if inode in self._shared:
+            # That another name of it went has changed the time of its inode.
+            is_same = (size, changed, inode) == (*entry.stamp[:2], entry.stamp[3])
+        else:
+            is_same = found == entry.stamp
+        if not is_same:
+            raise _Left("it changed while the folder was restored")
+        if status.st_nlink > 1:
+            self._shared.add(inode)
+
     def _change_mode(self, descriptor: int, name: str, entry: Leaf, mode: int) -> bool:
         """Change permissions of a file that has the content already; False where it must be written
         anew: another name of the same file may stand elsewhere."""
-        _check_unchanged(descriptor, name, entry)
+        self._check_unchanged(descriptor, name, entry)
         try:
             file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=descriptor)
         except PermissionError:
@@ -213,15 +232,6 @@ def _exists(descriptor: int, name: str) -> bool:
     except FileNotFoundError:
         return False
     return True
-
-
-def _check_unchanged(descriptor: int, name: str, entry: Leaf) -> None:
-    try:
-        status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
-    except FileNotFoundError:
-        raise _Left("it vanished while the folder was restored") from None
-    if stamp_of(status) != entry.stamp:
-        raise _Left("it changed while the folder was restored")
 
 
 @contextmanager
