@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "server": {"llm", "engine", "sessions", "chat", "catalog", "sampling", "files", "units"},
     "evaluate": {"envs", "llm", "engine", "chat", "sampling", "files", "svg"},
     "bench": {"engine", "llm", "checkpoints", "models", "kernels", "sampling"},
+    "agent": {"chat", "sandbox", "sessions", "sampling", "files"},
     "doctor": {"bench", "catalog", "kernels", "sessions", "files"},
 }
 """Rooms, and what of ours each may import. cli may import all of them; nothing imports cli."""

@@ -200,12 +200,14 @@ class Repository:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         ) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
             try:
-                assert process.stdin is not None
-                assert process.stdout is not None
                 yield Reader(self.path, process.stdin, process.stdout)
             finally:
                 process.kill()
+                with suppress(BrokenPipeError):
+                    process.stdin.close()
 
     def missing(self, ids: set[str]) -> set[str]:
         """Return those of some objects that are not there."""
@@ -261,8 +263,9 @@ class Reader:
 
     def _ask(self, id: str, kind: str) -> int:
         """Return the bytes of an object, which come next."""
-        self._questions.write(f"{id}\n".encode())
-        self._questions.flush()
+        with suppress(BrokenPipeError):  # git has ended, so there is no answer
+            self._questions.write(f"{id}\n".encode())
+            self._questions.flush()
         words = self._answers.readline().decode().split()
         if len(words) != 3 or words[1] != kind:
             raise ValueError(f"{self._path} has no {kind} {id}, or it is damaged")

@@ -31,6 +31,8 @@ MAX_DEPTH: Final = 100
 FOLDER: Final = stat.S_IFDIR
 LINK: Final = stat.S_IFLNK
 
+_MAX_PATH_LENGTH: Final = 64 * 2**20
+"""Characters of all paths, of which those in one another's folders make many out of few names"""
 _MAX_ALL_RULES_BYTES: Final = 2**20
 """Bytes of new ignore files that one reading takes note of"""
 _GRANULE_NS: Final = 50_000_000
@@ -187,6 +189,7 @@ class Scan:
         self._writer = writer
         self._limits = limits
         self._count = 0
+        self._path_length = 0
         self._bytes = 0
         self._ignored: list[_Ignored] = []
         self._rules_room = _MAX_ALL_RULES_BYTES
@@ -211,6 +214,12 @@ class Scan:
             room = self._limits.max_files - self._count
             found = list(islice(listing, room + 1))
         self._count += len(found)
+        self._path_length += len(found) * len(path)
+        if self._path_length > _MAX_PATH_LENGTH:
+            raise ValueError(
+                f"the files have names of over {_MAX_PATH_LENGTH:,} characters in all, too many "
+                f"for a snapshot; the last ones seen are in {shorten(path)}"
+            )
         if self._count > self._limits.max_files:
             raise ValueError(
                 f"there are more than {self._limits.max_files:,} files, too many for a snapshot; "
@@ -245,10 +254,14 @@ class Scan:
                 entries[name] = before
                 continue
             if name.lower() == ".git":
+                if name != ".git":
+                    self._skip(
+                        parents, name, stat.S_ISDIR(status.st_mode), "on some systems it is .git"
+                    )
                 continue
             if name.startswith(".fulmen-") and LEFTOVER.fullmatch(name):
                 self.leftovers.append(path + name)
-                self.skipped.append(Skipped(path + name, "left by a restore that broke off"))
+                self._skip(parents, name, False, "left by a restore that broke off")
                 continue
             if rules is not None and rules.key:
                 is_folder = stat.S_ISDIR(status.st_mode)

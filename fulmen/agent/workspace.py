@@ -286,7 +286,12 @@ class Snapshots:
                 previous=self._known(),
             )
             skipped = tuple(scan.skipped)
-            id = writer.add("commit", _commit(scan.folder.id, label, skipped))
+            commit = _commit(scan.folder.id, label, skipped)
+            if len(commit) > MAX_COMMIT_BYTES:
+                raise ValueError(
+                    f"{len(skipped):,} things cannot be in a snapshot, too many to tell"
+                )
+            id = writer.add("commit", commit)
             writer.finish()
         except OSError as error:
             raise naming(error, self._repository.path) from error

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -84,7 +86,8 @@ def play(folder: Path, repository: Path, seed: int, num_steps: int) -> None:
     changes = Changes(folder, choice)
     snapshots = Snapshots(folder, repository)
     past: list[tuple[str, State]] = []
-    last = None
+    last: str | None = None
+    num_kept = 0
     for step in range(num_steps):
         for _ in range(choice.randrange(4)):
             changes.any()
@@ -452,6 +455,13 @@ def test_what_is_no_file_is_told_and_left(folder: Path, snapshots: Snapshots) ->
     assert [path for path, _ in done.left] == ["d"]
 
 
+def test_a_folder_that_another_system_takes_for_git_is_told(
+    folder: Path, snapshots: Snapshots
+) -> None:
+    (folder / ".Git").mkdir()
+    assert reasons(snapshots.take("").skipped) == {".Git/": "on some systems it is .git"}
+
+
 def test_a_nested_repository_is_left_when_its_files_go(folder: Path, snapshots: Snapshots) -> None:
     empty = snapshots.take("")
     (folder / "sub" / ".git").mkdir(parents=True)
@@ -651,6 +661,10 @@ def test_a_diff_applied_to_the_old_state_gives_the_new_one(
     text = snapshots.diff(*ids, context=context).encode(errors="surrogateescape")
     old = place / "old"
     snapshots.export(ids[0], old)
+    for inner, _, _ in os.walk(old, topdown=False):
+        with suppress(OSError):  # git does not know empty folders, and keeps those in a folder
+            os.rmdir(inner)
+    old.mkdir(exist_ok=True)
     if text:
         git(old, "apply", "--whitespace=nowarn", input=text)
     assert text_only(state_of(old)) == text_only(state_of(folder))
@@ -794,10 +808,20 @@ def test_a_damaged_repository_changes_nothing(
     before = state_of(folder)
     blob = git(tmp_path, "--git-dir", "repository", "rev-parse", f"{taken.tree}:b").decode().strip()
     path = tmp_path / "repository" / "objects" / blob[:2] / blob[2:]
+    whole = path.read_bytes()
     path.unlink()
     with pytest.raises(ValueError, match="lacks 1 objects of the snapshot"):
         snapshots.restore(taken.id, expected=None)
     assert state_of(folder) == before
+    other = zlib.compress(b"blob 5\0other")
+    for content in (b"", whole[:-3], whole[:5] + b"xx" + whole[7:], other):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"damaged|lacks"):
+            snapshots.restore(taken.id, expected=None)
+        assert state_of(folder)["b"] == before["b"]
+    path.write_bytes(whole)
+    snapshots.restore(taken.id, expected=None)
+    assert (folder / "b").read_text() == "1 too"
 
 
 def test_a_spoiled_cache_is_read_anew(folder: Path, tmp_path: Path) -> None:
