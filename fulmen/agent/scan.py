@@ -71,6 +71,7 @@ class Folder:
 
     mode: int
     id: str = ""
+    """Empty where the entries are not all"""
     entries: "dict[str, Leaf | Folder]" = field(default_factory=dict)
     ignored: set[str] = field(default_factory=set)
     """Names in it that git would ignore"""
@@ -453,7 +454,7 @@ class Scan:
     def _seal(self, folder: Folder, was: Folder | None) -> None:
         """Name a folder by its content, and those in it."""
         old = {} if was is None else was.entries
-        is_same = was is not None and len(old) == len(folder.entries)
+        is_same = was is not None and was.id != "" and len(old) == len(folder.entries)
         for name, entry in folder.entries.items():
             before = old.get(name)
             if isinstance(entry, Folder):

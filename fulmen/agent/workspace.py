@@ -252,17 +252,18 @@ class Snapshots:
         Takes seconds where there is much; no other call runs meanwhile.
         """
         with self._repository.locked():
-            folder = self._saved_cache()
-            if folder is not None:
+            saved = self._saved_cache()
+            if saved is not None:
                 # The cache says which files need not be read again: what it names must stay.
+                tree, folder = saved
                 writer = Writer(self._repository)
-                id = writer.add("commit", _commit(folder.id, "cache", ()))
+                id = writer.add("commit", _commit(tree, "cache", ()))
                 writer.finish()
                 self._repository.name(_CACHE_REF, id)
             self._repository.prune(older_than_seconds, _PRUNE_SECONDS)
             self._cache = None
-            if folder is not None:
-                self._save_cache(folder)  # a new file: other processes read theirs again
+            if saved is not None:
+                self._save_cache(tree, folder)  # a new file: other processes read theirs again
 
     @contextmanager
     def _opened(self) -> Iterator[int]:
@@ -300,14 +301,15 @@ class Snapshots:
         self._cache = scan.folder
         self._num_unsaved += scan.num_read
         if self._cache_seen is None or self._num_unsaved > 1000:
-            self._save_cache(scan.folder)
+            self._save_cache(scan.folder.id, scan.folder)
         return Snapshot(id, scan.folder.id, label, skipped), scan
 
     def _known(self) -> Folder | None:
         """Return the last reading of the folder, whose objects are there."""
         if self._cache is not None and self._cache_seen == self._cache_state():
             return self._cache
-        self._cache = self._saved_cache()
+        saved = self._saved_cache()
+        self._cache = None if saved is None else saved[1]
         self._cache_seen = self._cache_state() if self._cache is not None else None
         return self._cache
 
@@ -318,18 +320,21 @@ class Snapshots:
             return None
         return status.st_ino, status.st_mtime_ns
 
-    def _saved_cache(self) -> Folder | None:
-        """Read the cache's file; None if it is missing or of no use."""
+    def _saved_cache(self) -> tuple[str, Folder] | None:
+        """Read the cache's file, a tree and a reading of it; None if it is missing or of no use."""
         try:
             with self._cache_path.open("rb") as file:
                 text = file.read(_MAX_CACHE_BYTES + 1)
-            return _read_folder(json.loads(text)) if len(text) <= _MAX_CACHE_BYTES else None
+            if len(text) > _MAX_CACHE_BYTES:
+                return None
+            tree, row = json.loads(text)
+            return _checked_id(tree), _read_folder(row)
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return None
 
-    def _save_cache(self, folder: Folder) -> None:
+    def _save_cache(self, tree: str, folder: Folder) -> None:
         with replacing(self._cache_path) as file:
-            file.write(json.dumps(_folder_row(folder), separators=(",", ":")).encode())
+            file.write(json.dumps([tree, _folder_row(folder)], separators=(",", ":")).encode())
         self._cache_seen = self._cache_state()
         self._num_unsaved = 0
 
@@ -456,20 +461,22 @@ def _check_unchanged(reader: Reader, known: Snapshot, now: Snapshot, wanted: Sna
 
 
 def _folder_row(folder: Folder) -> list[Any]:
-    """Return a reading as the cache's file has it."""
+    """Return a reading as the cache's file has it: without files that must be read again, so that
+    the id of their folder does not stand for what is left."""
     rows: dict[str, Any] = {}
     for name, entry in folder.entries.items():
         if isinstance(entry, Folder):
             rows[name] = _folder_row(entry)
         elif entry.is_settled:
             rows[name] = [entry.mode, entry.id, *entry.stamp]
-    return [folder.mode, folder.id, rows]
+    is_whole = len(rows) == len(folder.entries)
+    return [folder.mode, folder.id if is_whole else None, rows]
 
 
 def _read_folder(row: Any) -> Folder:
     """Return a reading. Raises ValueError, TypeError or KeyError for what is none."""
     mode, id, rows = row
-    folder = Folder(int(mode), _checked_id(id))
+    folder = Folder(int(mode), "" if id is None else _checked_id(id))
     for name, fields in rows.items():
         if len(fields) == 3:
             folder.entries[name] = _read_folder(fields)

@@ -96,8 +96,11 @@ def play(folder: Path, repository: Path, seed: int, num_steps: int) -> None:
         if choice.random() < 0.1:
             snapshots = Snapshots(folder, repository)  # another process
         if choice.random() < 0.02:
-            for number, (id, _) in enumerate(past):
-                snapshots.keep(f"run/{number}", id)
+            for number in range(num_kept, len(past)):
+                snapshots.keep(f"run/{number}", past[number][0])
+            num_kept = len(past)
+            if last is not None:
+                snapshots.keep("last", last)
             snapshots.prune(older_than_seconds=0)
         now = state_of(folder)
         if past and choice.random() < 0.4:
@@ -824,11 +827,18 @@ def test_a_damaged_repository_changes_nothing(
     assert (folder / "b").read_text() == "1 too"
 
 
+def test_files_that_the_cache_leaves_out_are_not_remembered(folder: Path, tmp_path: Path) -> None:
+    (folder / "a").write_text("1")
+    first = Snapshots(folder, tmp_path / "repository").take("")  # too young for the cache
+    (folder / "a").unlink()
+    assert Snapshots(folder, tmp_path / "repository").take("").tree != first.tree
+
+
 def test_a_spoiled_cache_is_read_anew(folder: Path, tmp_path: Path) -> None:
     (folder / "a").write_text("1")
     repository = tmp_path / "repository"
     first = Snapshots(folder, repository).take("")
-    for text in ("", "[]", '{"a": 1}', "[" * 100_000, '[1, "x", {}]', '[16877, 3, {"a": 1}]'):
+    for text in ("", "[]", '{"a": 1}', "[" * 100_000, '[1, "x", {}]', '["x", [1, null, {}]]'):
         (repository / "cache.json").write_text(text)
         assert Snapshots(folder, repository).take("") == first
 
