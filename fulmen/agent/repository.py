@@ -54,6 +54,7 @@ _CONFIG: Final = """\
 	objectFormat = sha256
 [gc]
 	auto = 0
+	writeCommitGraph = false
 [maintenance]
 	auto = false
 [pack]
@@ -216,8 +217,12 @@ class Repository:
         return {line.split()[0] for line in lines if line.endswith(" missing")}
 
     def name(self, ref: str, id: str) -> None:
-        """Let a name of ours, such as refs/cache, mean an object."""
+        """Let a name of ours, such as refs/a, mean an object."""
         self.run("update-ref", ref, id)
+
+    def forget(self, ref: str) -> None:
+        """Let a name mean nothing."""
+        self.run("update-ref", "-d", ref)
 
     def keep(self, name: str, id: str) -> None:
         """Let a name mean a snapshot, which is then kept. Raises ValueError for what is no name."""

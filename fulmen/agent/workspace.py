@@ -17,9 +17,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from fulmen.agent.ignored import user_excludes
+from fulmen.agent.readings import Readings
 from fulmen.agent.repository import (
     ID,
     MAX_COMMIT_BYTES,
@@ -29,15 +30,13 @@ from fulmen.agent.repository import (
     Writer,
 )
 from fulmen.agent.restoring import Restore, make_readable
-from fulmen.agent.scan import FOLDER, Folder, Leaf, Limits, Scan, Skipped, open_folder
-from fulmen.files import explain, naming, printable, replacing, shorten
+from fulmen.agent.scan import FOLDER, Folder, Limits, Scan, Skipped, open_folder
+from fulmen.files import explain, naming, printable, shorten
 
 MAX_LABEL: Final = 10_000
 """Most characters of a snapshot's label"""
 MAX_DIFF_BYTES: Final = 2 * 2**20
 _MAX_PATHS: Final = 1_000
-_MAX_CACHE_BYTES: Final = 256 * 2**20
-_CACHE_REF: Final = "refs/cache"
 _EMPTY_TREE: Final = "6ef19b41225c5369f1c104d45d8d85efa9b057b53b14b4b9b939dd74decc5321"
 _GIT_SECONDS: Final = 60.0
 _PRUNE_SECONDS: Final = 1800.0
@@ -95,8 +94,8 @@ class Snapshots:
     """Snapshots of one folder. Any number of threads and processes may use its repository."""
 
     def __init__(self, folder: Path, repository: Path, *, limits: Limits | None = None) -> None:
-        """repository: a folder elsewhere, made if it is missing; any of its snapshots may be
-        restored in `folder`"""
+        """repository: a folder elsewhere, made if it is missing. Folders that are forks of one
+        another may share one: any of its snapshots can be restored in each."""
         if os.name != "posix":
             raise ValueError("snapshots need a POSIX system, such as Linux")
         self.folder = Path(os.path.realpath(folder))
@@ -110,12 +109,7 @@ class Snapshots:
             self._repository = Repository(where)
         except OSError as error:
             raise ValueError(f"no repository for snapshots: {explain(error)}") from None
-        self._cache_path = where / "cache.json"
-        self._cache: Folder | None = None
-        self._cache_seen: tuple[int, int] | None = None
-        """Inode and time of the cache's file when it was last read or written"""
-        self._num_unsaved = 0
-        """Files that were read since the cache was last written"""
+        self._readings = Readings(self._repository, self.folder)
 
     def take(self, label: str) -> Snapshot:
         """Save the folder as it stands.
@@ -252,18 +246,12 @@ class Snapshots:
         Takes seconds where there is much; no other call runs meanwhile.
         """
         with self._repository.locked():
-            saved = self._saved_cache()
-            if saved is not None:
-                # The cache says which files need not be read again: what it names must stay.
-                tree, folder = saved
+            for ref, tree in self._readings.prune():
                 writer = Writer(self._repository)
-                id = writer.add("commit", _commit(tree, "cache", ()))
+                id = writer.add("commit", _commit(tree, "a reading", ()))
                 writer.finish()
-                self._repository.name(_CACHE_REF, id)
+                self._repository.name(ref, id)
             self._repository.prune(older_than_seconds, _PRUNE_SECONDS)
-            self._cache = None
-            if saved is not None:
-                self._save_cache(tree, folder)  # a new file: other processes read theirs again
 
     @contextmanager
     def _opened(self) -> Iterator[int]:
@@ -284,7 +272,7 @@ class Snapshots:
                 writer,
                 self.limits,
                 excludes=user_excludes(self.folder),
-                previous=self._known(),
+                previous=self._readings.last(),
             )
             skipped = tuple(scan.skipped)
             commit = _commit(scan.folder.id, label, skipped)
@@ -298,45 +286,8 @@ class Snapshots:
             raise naming(error, self._repository.path) from error
         finally:
             writer.abandon()
-        self._cache = scan.folder
-        self._num_unsaved += scan.num_read
-        if self._cache_seen is None or self._num_unsaved > 1000:
-            self._save_cache(scan.folder.id, scan.folder)
+        self._readings.add(scan)
         return Snapshot(id, scan.folder.id, label, skipped), scan
-
-    def _known(self) -> Folder | None:
-        """Return the last reading of the folder, whose objects are there."""
-        if self._cache is not None and self._cache_seen == self._cache_state():
-            return self._cache
-        saved = self._saved_cache()
-        self._cache = None if saved is None else saved[1]
-        self._cache_seen = self._cache_state() if self._cache is not None else None
-        return self._cache
-
-    def _cache_state(self) -> tuple[int, int] | None:
-        try:
-            status = self._cache_path.stat()
-        except FileNotFoundError:
-            return None
-        return status.st_ino, status.st_mtime_ns
-
-    def _saved_cache(self) -> tuple[str, Folder] | None:
-        """Read the cache's file, a tree and a reading of it; None if it is missing or of no use."""
-        try:
-            with self._cache_path.open("rb") as file:
-                text = file.read(_MAX_CACHE_BYTES + 1)
-            if len(text) > _MAX_CACHE_BYTES:
-                return None
-            tree, row = json.loads(text)
-            return _checked_id(tree), _read_folder(row)
-        except (OSError, ValueError, TypeError, KeyError, RecursionError):
-            return None
-
-    def _save_cache(self, tree: str, folder: Folder) -> None:
-        with replacing(self._cache_path) as file:
-            file.write(json.dumps([tree, _folder_row(folder)], separators=(",", ":")).encode())
-        self._cache_seen = self._cache_state()
-        self._num_unsaved = 0
 
     def _check_whole(self, reader: Reader, now: str, wanted: str) -> None:
         """Raise ValueError before anything is written if objects are missing."""
@@ -458,38 +409,3 @@ def _check_unchanged(reader: Reader, known: Snapshot, now: Snapshot, wanted: Sna
     ]
     if lost:
         raise ChangedSince(sorted(lost))
-
-
-def _folder_row(folder: Folder) -> list[Any]:
-    """Return a reading as the cache's file has it: without files that must be read again, so that
-    the id of their folder does not stand for what is left."""
-    rows: dict[str, Any] = {}
-    for name, entry in folder.entries.items():
-        if isinstance(entry, Folder):
-            rows[name] = _folder_row(entry)
-        elif entry.is_settled:
-            rows[name] = [entry.mode, entry.id, *entry.stamp]
-    is_whole = len(rows) == len(folder.entries)
-    return [folder.mode, folder.id if is_whole else None, rows]
-
-
-def _read_folder(row: Any) -> Folder:
-    """Return a reading. Raises ValueError, TypeError or KeyError for what is none."""
-    mode, id, rows = row
-    folder = Folder(int(mode), "" if id is None else _checked_id(id))
-    for name, fields in rows.items():
-        if len(fields) == 3:
-            folder.entries[name] = _read_folder(fields)
-        else:
-            mode, id, *stamp = fields
-            size, changed, inode_changed, inode = map(int, stamp)
-            folder.entries[name] = Leaf(
-                int(mode), _checked_id(id), (size, changed, inode_changed, inode), True
-            )
-    return folder
-
-
-def _checked_id(id: object) -> str:
-    if not isinstance(id, str) or not ID.fullmatch(id):
-        raise ValueError(f"{id!r} is no id")
-    return id

@@ -1,11 +1,20 @@
-"""Folders for the tests of snapshots: what is in one, and changes of any kind."""
+"""Folders for the tests of snapshots: what is in one, changes of any kind, and what git says."""
 
 import os
 import random
 import shutil
 import stat
+import subprocess
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from fulmen.agent import Snapshots
+
+needs_git = pytest.mark.skipif(
+    os.name != "posix" or shutil.which("git") is None, reason="snapshots need POSIX and git"
+)
 State = dict[str, tuple[object, ...]]
 
 NAMES = [
@@ -133,3 +142,29 @@ class Changes:
         kinds = [self.write, self.write, self.edit, self.edit, self.delete, self.rename]
         kinds += [self.chmod, self.link, self.empty_folder]
         self.random.choice(kinds)()
+
+
+def git(folder: Path, *words: str, **more: Any) -> bytes:
+    """Run git as a user without configuration does."""
+    environment = {
+        "PATH": os.environ["PATH"],
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_CEILING_DIRECTORIES": str(folder.parent),
+    }
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "init.defaultBranch=main"]
+    command = ["git", *identity, *words]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, **more)
+    assert done.returncode == 0, done.stderr
+    return bytes(done.stdout)
+
+
+def check_sound(snapshots: Snapshots) -> None:
+    """Let git examine all objects of the repository."""
+    repository = snapshots._repository.path
+    words = ["--git-dir", str(repository), "-c", "fsck.badFilemode=ignore", "fsck", "--strict"]
+    assert git(repository, *words, "--full", "--no-dangling") == b""
+
+
+def reasons(skipped: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    return dict(skipped)
