@@ -234,7 +234,7 @@ class Scan:
         is_known = was is not None and (rules is None or was.rules.key == rules.key)
         known_ignored = was.ignored if was is not None and rules is not None else ()
         entries = folder.entries
-        num_bytes = 0
+        num_bytes, max_file_bytes = 0, self._limits.max_file_bytes
         for entry in found:
             name = entry.name
             before = old.get(name)
@@ -250,6 +250,7 @@ class Scan:
                 and before.stamp
                 == (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
                 and name not in known_ignored
+                and status.st_size <= max_file_bytes
             ):
                 num_bytes += status.st_size
                 entries[name] = before

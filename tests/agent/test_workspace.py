@@ -23,6 +23,21 @@ pytestmark = needs_git
 # Every state comes back
 
 
+def lost_paths(known: State, now: State, then: State) -> list[str]:
+    """Return the files and links that were changed since a known state, and that another one has
+    otherwise: going to that one would overwrite them."""
+
+    def leaf(state: State, path: str) -> tuple[object, ...] | None:
+        found = state.get(path)
+        return None if found is None or found[0] == "folder" else found
+
+    return sorted(
+        path
+        for path in known.keys() | now.keys() | then.keys()
+        if leaf(known, path) != leaf(now, path) != leaf(then, path)
+    )
+
+
 def play(folder: Path, repository: Path, seed: int, num_steps: int) -> None:
     """Change a folder at random, take snapshots and go back to them; compare with plain copies."""
     choice = random.Random(seed)
@@ -48,14 +63,26 @@ def play(folder: Path, repository: Path, seed: int, num_steps: int) -> None:
         now = state_of(folder)
         if past and choice.random() < 0.4:
             id, then = choice.choice(past)
-            done = snapshots.restore(id, expected=last, overwrite=True)
+            overwrite = choice.random() < 0.7
+            lost = [] if overwrite or last is None else lost_paths(dict(past)[last], now, then)
+            if lost:
+                with pytest.raises(ChangedSince) as caught:
+                    snapshots.restore(id, expected=last)
+                assert list(caught.value.paths) == lost
+                assert state_of(folder) == now
+                continue
+            done = snapshots.restore(id, expected=last, overwrite=overwrite)
             past.append((done.before.id, now))
             held = {path for path, reason in done.left if "in no snapshot" in reason}
-            found = state_of(folder)
+            found_all = state_of(folder)
+            found = dict(found_all)
             for path in held:  # a repository is in it, which is left
                 assert found.pop(path)[0] == "folder"
             assert found == {path: then[path] for path in then if path not in held}, (seed, step)
-            last = id if not held else snapshots.take("held").id
+            last = id
+            if held:
+                last = snapshots.take("held").id
+                past.append((last, found_all))
             continue
         taken = snapshots.take(f"step {step}")
         assert taken.skipped == ()

@@ -196,7 +196,13 @@ def test_an_ignored_folder_is_in_it_as_a_whole_or_not(folder: Path, tmp_path: Pa
 
 
 def test_a_large_file_stays_where_it_is(folder: Path, tmp_path: Path) -> None:
+    (folder / "old").write_text("was small enough")
+    Snapshots(folder, tmp_path / "r").take("")
+    time.sleep(0.1)
+    Snapshots(folder, tmp_path / "r").take("")
     snapshots = Snapshots(folder, tmp_path / "r", limits=Limits(max_file_bytes=10))
+    assert reasons(snapshots.take("").skipped) == {"old": "more than 10 bytes"}
+    (folder / "old").unlink()
     (folder / "d").mkdir()
     (folder / "d" / "a").write_text("small")
     small = snapshots.take("")
