@@ -133,10 +133,10 @@ class Restore:
 
     def _write(self, descriptor: int, name: str, entry: Leaf | None, mode: int, id: str) -> None:
         """Put a file or link in place of what was read there."""
-        has_content = entry is not None and entry.id == id and stat.S_ISREG(entry.mode)
         if (
             entry is not None
-            and has_content
+            and entry.id == id
+            and stat.S_ISREG(entry.mode)
             and stat.S_ISREG(mode)
             and self._change_mode(descriptor, name, entry, mode)
         ):

@@ -39,7 +39,7 @@ _GRANULE_NS: Final = 50_000_000
 """Longest time for which a file's times may stay the same while it changes: Linux moves them with
 its timer, at least 100 times a second"""
 _COARSE_GRANULE_NS: Final = 2_100_000_000
-"""The same on file systems that count whole seconds or two of them"""
+"""That time on file systems that count whole seconds, or two of them"""
 _OPEN_FOLDER: Final = "O_RDONLY O_DIRECTORY O_NOFOLLOW O_CLOEXEC"
 _OPEN_FILE: Final = "O_RDONLY O_NOFOLLOW O_NONBLOCK O_NOCTTY O_CLOEXEC"
 

@@ -33,9 +33,9 @@ from fulmen.agent.restoring import Restore, make_readable
 from fulmen.agent.scan import FOLDER, Folder, Limits, Scan, Skipped, open_folder
 from fulmen.files import explain, naming, printable, shorten
 
-MAX_LABEL: Final = 10_000
+_MAX_LABEL: Final = 10_000
 """Most characters of a snapshot's label"""
-MAX_DIFF_BYTES: Final = 2 * 2**20
+_MAX_DIFF_BYTES: Final = 2 * 2**20
 _MAX_PATHS: Final = 1_000
 _EMPTY_TREE: Final = "6ef19b41225c5369f1c104d45d8d85efa9b057b53b14b4b9b939dd74decc5321"
 _GIT_SECONDS: Final = 60.0
@@ -53,7 +53,7 @@ class Snapshot:
     """Name of its content: equal for equal folders"""
     label: str
     skipped: tuple[Skipped, ...]
-    """What is not in it"""
+    """Files and other things that are not in it"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Restored:
     num_written: int
     num_deleted: int
     left: tuple[Skipped, ...]
-    """What was not made equal to the snapshot"""
+    """Paths that were not made equal to the snapshot"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,10 @@ class ChangedSince(ValueError):
 
 
 class Snapshots:
-    """Snapshots of one folder. Any number of threads and processes may use its repository."""
+    """Snapshots of one folder. Any number of threads and processes may use its repository.
+
+    A snapshot that no name keeps lasts until the next `prune`.
+    """
 
     def __init__(self, folder: Path, repository: Path, *, limits: Limits | None = None) -> None:
         """repository: a folder elsewhere, made if it is missing. Folders that are forks of one
@@ -114,7 +117,7 @@ class Snapshots:
     def take(self, label: str) -> Snapshot:
         """Save the folder as it stands.
 
-        label  says what for, at most `MAX_LABEL` characters
+        label  says what for, at most 10,000 characters
 
         Raises ValueError for a folder with too many files, and OSError where the disk is full.
         """
@@ -202,11 +205,11 @@ class Snapshots:
     ) -> str:
         """Return the unified diff of two snapshots, as git writes it.
 
-        paths  only these files and folders
+        paths    only these files and folders
         context  unchanged lines around each change
 
-        Bytes that are not UTF-8 are surrogates in it, as in a path. It is cut, and says so, after
-        `MAX_DIFF_BYTES`.
+        Bytes that are not UTF-8 are surrogates in it, as in a path. After 2 MiB it is cut, and says
+        so.
         """
         if not 0 <= context <= 1_000_000:
             raise ValueError(f"context is {context}, at least 0 lines are needed")
@@ -218,9 +221,9 @@ class Snapshots:
             trees = [_read(reader, id).tree for id in (old, new)]
         words = ["diff-tree", "-r", "-p", "-M", "-l400", f"--unified={context}", "--no-ext-diff"]
         words += ["--no-textconv", "--no-color", *trees, "--", *(paths or ())]
-        text = self._repository.output_start(MAX_DIFF_BYTES, _GIT_SECONDS, *words)
-        if len(text) > MAX_DIFF_BYTES:
-            text = text[: text.rfind(b"\n", 0, MAX_DIFF_BYTES) + 1 or MAX_DIFF_BYTES]
+        text = self._repository.output_start(_MAX_DIFF_BYTES, _GIT_SECONDS, *words)
+        if len(text) > _MAX_DIFF_BYTES:
+            text = text[: text.rfind(b"\n", 0, _MAX_DIFF_BYTES) + 1 or _MAX_DIFF_BYTES]
             text += b"... the diff is cut after %d bytes\n" % len(text)
         return text.decode(errors="surrogateescape")
 
@@ -312,8 +315,8 @@ class Snapshots:
 
 
 def _check_label(label: str) -> None:
-    if len(label) > MAX_LABEL:
-        raise ValueError(f"a label has {len(label):,} characters, at most {MAX_LABEL:,} fit")
+    if len(label) > _MAX_LABEL:
+        raise ValueError(f"a label has {len(label):,} characters, at most {_MAX_LABEL:,} fit")
 
 
 def _check_paths(paths: Sequence[str]) -> None:
