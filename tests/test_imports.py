@@ -34,8 +34,8 @@ MAY_IMPORT = {
     "envs": {"chat", "files"},
     "server": {"llm", "engine", "sessions", "chat", "catalog", "sampling", "files", "units"},
     "evaluate": {"envs", "llm", "engine", "chat", "sampling", "files", "svg"},
-    "agent": {"files"},
     "bench": {"engine", "llm", "checkpoints", "models", "kernels", "sampling"},
+    "agent": {"chat", "sandbox", "sessions", "sampling", "files"},
     "doctor": {"bench", "catalog", "kernels", "sessions", "files"},
 }
 """Rooms, and what of ours each may import. cli may import all of them; nothing imports cli."""

@@ -1,8 +1,8 @@
 """A shorter history for a full context: whole steps give way to a summary that the model writes.
 
-It happens late, only between steps, and keeps the task and the instructions verbatim. The summary is
-asked for at the end of the conversation as it stands, so the model reads nothing again for it. It is
-a record: people see it, may write another in its place, and can go back to before it.
+It happens late, only between steps, and keeps the task and the instructions verbatim. The summary
+is asked for at the end of the conversation as it stands, so the model reads nothing again for it.
+It is a record: people see it, may write another in its place, and can go back to before it.
 """
 
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ from fulmen.agent.trajectory import Compaction, Trajectory
 from fulmen.chat import Message
 
 REQUEST: Final = (
-    "The context is nearly full. Write a hand-over for yourself: what was asked, what you found out, "
-    "what you changed in which files, what works, what failed and why, and what is left to do next. "
-    "Name files, commands and values exactly. Make no calls."
+    "The context is nearly full. Write a hand-over for yourself: what was asked, what you found "
+    "out, what you changed in which files, what works, what failed and why, and what is left to do "
+    "next. Name files, commands and values exactly. Make no calls."
 )
 """Words that ask for a summary"""
 _HEAD: Final = "(This is a summary of the work so far; earlier messages were left out.)\n\n"
@@ -52,9 +52,7 @@ class Compactor:
         """Return how many steps a summary would stand for; 0 if there are too few."""
         return max(len(trajectory.steps) - self.num_kept, 0)
 
-    def compacted(
-        self, trajectory: Trajectory, text: str, *, num_before: int
-    ) -> Compaction | None:
+    def compacted(self, trajectory: Trajectory, text: str, *, num_before: int) -> Compaction | None:
         """Return the compaction that a summary makes; None if it is not worth it."""
         num_steps = self.first_kept(trajectory)
         text = _HEAD + text.strip()

@@ -37,7 +37,8 @@ def replaced(text: str, old: str, new: str, *, path: str, all: bool = False) -> 
 
 def _lines_of(text: str, part: str) -> list[int]:
     """Return the lines on which a part begins, the first ten."""
-    lines, place = [], text.find(part)
+    lines: list[int] = []
+    place = text.find(part)
     while place >= 0 and len(lines) < 10:
         lines.append(text.count("\n", 0, place) + 1)
         place = text.find(part, place + len(part))

@@ -46,7 +46,7 @@ _SAME_CALLS_ENDED: Final = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class Budget:
     """Most that one run may take; None: no limit. All count over the whole run, resumed or not."""
 
     turns: int | None = 200
@@ -112,7 +112,7 @@ class Agent:
     """The conversation as the model side holds it"""
     trajectory: Trajectory
     params: SamplingParams | None = None
-    limits: Limits = field(default_factory=Limits)
+    budget: Budget = field(default_factory=Budget)
     compactor: Compactor | None = None
     watcher: Watcher | None = None
     keep: Keep | None = None
@@ -152,10 +152,10 @@ class Agent:
                     return "done" if answer.finish_reason == "stop" else "tokens"
 
     async def _ask(self) -> Answer | None:
-        """Let the model answer, and keep the answer; None if it was ended before it said anything."""
-        trajectory = self.trajectory
+        """Let the model answer, and keep the answer; None if it ended before it said anything."""
+        messages = self.trajectory.messages
         request = self.memory.request(
-            trajectory.messages,
+            messages,
             self.hands.tools,
             params=self._params(),
             budget=self._thinking(),
@@ -172,7 +172,7 @@ class Agent:
             if not (completion.reply.content or completion.reply.thinking):
                 return None
         answer = Answer.of(completion, seconds=time.monotonic() - begin)
-        await self.memory.keep(request.messages, completion, self.hands.tools)
+        await self.memory.keep(messages, completion, self.hands.tools)
         self._happen(answer_record(answer))
         return answer
 
@@ -228,20 +228,20 @@ class Agent:
             self.watcher.record(record)
 
     def _limit(self) -> EndReason | None:
-        limits, trajectory = self.limits, self.trajectory
-        if limits.turns is not None and len(trajectory.steps) >= limits.turns:
+        budget, trajectory = self.budget, self.trajectory
+        if budget.turns is not None and len(trajectory.steps) >= budget.turns:
             return "turns"
-        if limits.tokens is not None and trajectory.num_new_tokens >= limits.tokens:
+        if budget.tokens is not None and trajectory.num_new_tokens >= budget.tokens:
             return "tokens"
-        if limits.seconds is not None and time.monotonic() - self._began >= limits.seconds:
+        if budget.seconds is not None and time.monotonic() - self._began >= budget.seconds:
             return "seconds"
         return "loop" if num_repeats(trajectory) >= _SAME_CALLS_ENDED else None
 
     def _params(self) -> SamplingParams | None:
         """Return how the next answer is sampled: at most the tokens that are left."""
         left = None
-        if self.limits.tokens is not None:
-            left = max(self.limits.tokens - self.trajectory.num_new_tokens, 1)
+        if self.budget.tokens is not None:
+            left = max(self.budget.tokens - self.trajectory.num_new_tokens, 1)
         if left is None:
             return self.params
         params = self.params or SamplingParams()
@@ -250,7 +250,7 @@ class Agent:
 
     def _thinking(self) -> TokenBudget | None:
         """Return the tokens of thought that are left for all answers to come."""
-        most = self.limits.thinking_tokens
+        most = self.budget.thinking_tokens
         if most is None:
             return None
         used = sum(step.answer.num_thinking_tokens for step in self.trajectory.steps)
@@ -289,7 +289,9 @@ class Agent:
             f"(This call was made {repeats} times in a row with this same result. Do something "
             "else, or say what is in the way.)"
         )
-        return replace(result, text=f"{result.text}\n{hint}", details={**result.details, "hint": hint})
+        return replace(
+            result, text=f"{result.text}\n{hint}", details={**result.details, "hint": hint}
+        )
 
 
 def num_repeats(trajectory: Trajectory, last: Result | None = None) -> int:
@@ -309,14 +311,14 @@ def num_repeats(trajectory: Trajectory, last: Result | None = None) -> int:
 
 
 def _seen(step: Step) -> tuple[Any, ...]:
-    """Return calls and results of a step without what differs each time: numbers of ids and hints."""
+    """Return calls and results of a step, without hints."""
     results = sorted(step.results, key=lambda one: one.call)
     texts = [one.text.removesuffix(one.details.get("hint", "")).rstrip("\n") for one in results]
     return (step.answer.message.tool_calls, tuple(texts))
 
 
 def _without_open_calls(completion: Completion) -> Completion:
-    """Return an answer that was ended, without its calls: the last may be cut, and none was made."""
+    """Return an answer that was ended without its calls: none was made, the last may be cut."""
     if not completion.reply.tool_calls:
         return completion
     return replace(completion, reply=replace(completion.reply, tool_calls=()))

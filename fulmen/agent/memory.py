@@ -1,8 +1,8 @@
 """The conversation as the model's side holds it: what an answer is asked with, and kept as.
 
-A model with an engine or a tokenizer gets the ids that its earlier answers were sampled as, thoughts
-included (`TranscriptMemory`), and its states can be kept on disk (`SessionMemory`); any other model
-gets the messages (`PlainMemory`).
+A model with a tokenizer within reach gets the ids that its earlier answers were sampled as,
+thoughts included (`TranscriptMemory`), one with an engine can have its states on disk
+(`SessionMemory`); any other model gets the messages (`PlainMemory`).
 """
 
 import asyncio
@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from fulmen.chat import ChatRequest, Completion, Message, Tool, Transcript
 from fulmen.sessions import Session
+
 
 class Memory(Protocol):
     """One conversation, append only but for `rewind`."""
@@ -81,8 +82,8 @@ class SessionMemory(TranscriptMemory):
     """A session on disk: with the states after each turn, so that a run goes on, or forks, without
     reading anything again.
 
-    A session ends where a summary takes the place of its beginning; the next one is another session,
-    so that going back to before the summary is going back to this one.
+    A session ends where a summary takes the place of its beginning; the next one is another, so
+    that going back to before the summary is going back to this one.
     """
 
     def __init__(self, session: Session, open_next: Callable[[], Session]) -> None:

@@ -36,6 +36,8 @@ _MAX_LINE_CHARACTERS: Final = 2000
 _MAX_TEXT: Final = 40_000
 """Characters of a result"""
 _MAX_DIFF: Final = 20_000
+_MAX_COMPARED: Final = 20_000
+"""Lines of a file before and after that are compared"""
 _MAX_FOUND: Final = 200
 _MAX_TODO: Final = 100
 _MAX_DEPTH: Final = 32
@@ -197,10 +199,10 @@ class Workbench:
     async def _job(self, arguments: Arguments) -> str:
         job = arguments.number("job", 0, least=0, most=2**31)
         if job == 0:
-            rows = [
-                f"job {one.job}: {one.command}: {_REASONS.get(one.ended_by, one.ended_by) or 'runs'}"
-                for one in await self.sandbox.jobs()
-            ]
+            rows = []
+            for one in await self.sandbox.jobs():
+                state = _REASONS.get(one.ended_by, one.ended_by) or "runs"
+                rows.append(f"job {one.job}: {one.command}: {state}")
             return "\n".join(rows) or "there are no jobs"
         if arguments.flag("stop"):
             await self.sandbox.kill_job(job)
@@ -228,7 +230,9 @@ class Workbench:
         if rest:
             rows.append(f"({rest:,} more lines; go on with offset {first + len(shown)})")
         if found.size > len(found.content):
-            rows.append(f"(the file has {found.size:,} bytes, the first {len(found.content):,} count)")
+            rows.append(
+                f"(the file has {found.size:,} bytes, the first {len(found.content):,} count)"
+            )
         instructions = await asyncio.to_thread(self._instructions, path)
         return "\n".join(rows or ["(the file is empty)"]) + instructions
 
@@ -268,7 +272,8 @@ class Workbench:
 
     async def _write(self, arguments: Arguments, details: dict[str, Any]) -> str:
         path, content = arguments.text("path"), arguments.text("content")
-        before, expected = "", ""
+        before: str = ""
+        expected: str | None = ""
         with suppress(FileNotFoundError):
             found = await self.sandbox.read_file(path, max_bytes=_MAX_READ_BYTES)
             before, expected = found.content.decode("utf-8", "replace"), found.sha256
@@ -353,12 +358,12 @@ def _short(line: str, limit: int = _MAX_LINE_CHARACTERS) -> str:
 
 
 def _diff(path: str, before: str, after: str) -> str:
-    lines = [part.splitlines(keepends=True) for part in (before, after)]
-    if sum(map(len, lines)) > 50_000:
+    old, new = before.splitlines(keepends=True), after.splitlines(keepends=True)
+    if len(old) + len(new) > _MAX_COMPARED:
         return ""
     text = "".join(
         line if line.endswith("\n") else f"{line}\n"
-        for line in difflib.unified_diff(*lines, f"a/{path}", f"b/{path}")
+        for line in difflib.unified_diff(old, new, f"a/{path}", f"b/{path}")
     )
     return text if len(text) <= _MAX_DIFF else text[:_MAX_DIFF] + "...\n"
 
@@ -392,8 +397,10 @@ def _glob_piece(piece: str) -> str:
         case "?":
             return "[^/]"
         case "[" if len(piece) > 1:
-            return f"[{'^' if piece[1] in '!^' else ''}{re.escape(piece[1:-1].lstrip('!^'))}]".replace(
-                r"\-", "-"
+            return (
+                f"[{'^' if piece[1] in '!^' else ''}{re.escape(piece[1:-1].lstrip('!^'))}]".replace(
+                    r"\-", "-"
+                )
             )
         case "{" if len(piece) > 1:
             return f"(?:{'|'.join(re.escape(one) for one in piece[1:-1].split(','))})"
