@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from fulmen.agent import ChangedSince, Snapshots
@@ -313,6 +313,9 @@ def test_a_diff_applied_to_the_old_state_gives_the_new_one(
         with suppress(OSError):  # git does not know empty folders, and keeps those in a folder
             os.rmdir(inner)
     old.mkdir(exist_ok=True)
+    links = {path for path, found in state_of(old).items() if found[0] == "link"}
+    # git cannot apply its own diff where a link is renamed and a folder takes its place.
+    assume(not any(state_of(folder).get(path, ("",))[0] == "folder" for path in links))
     if text:
         git(old, "apply", "--whitespace=nowarn", input=text)
     assert text_only(state_of(old)) == text_only(state_of(folder))
