@@ -40,12 +40,15 @@ class Compactor:
 
     def tokens(self, trajectory: Trajectory) -> int:
         """Return about how many tokens the next prompt has: those of the last one and its answer,
-        and a fourth of the characters since."""
+        and a fourth of the characters since; of all characters where the model counts no tokens.
+        """
         if not trajectory.steps:
             return 0
         last = trajectory.steps[-1]
         since = [result.text for result in last.results] + [one.content for one in trajectory.said]
         known = last.answer.num_prompt_tokens + last.answer.num_new_tokens
+        if not last.answer.num_prompt_tokens:
+            return sum(map(_characters, trajectory.messages)) // 4
         return known + sum(map(len, since)) // 4
 
     def first_kept(self, trajectory: Trajectory) -> int:

@@ -9,7 +9,7 @@ under way, and asks again where an answer was.
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
@@ -20,11 +20,11 @@ from fulmen.agent.memory import Memory
 from fulmen.agent.trajectory import (
     Answer,
     EndReason,
+    Journal,
     Result,
     Step,
     Trajectory,
     answer_record,
-    apply,
     result_record,
     said_record,
 )
@@ -33,6 +33,7 @@ from fulmen.chat import (
     Completion,
     Event,
     Message,
+    ModelError,
     TokenBudget,
     Tool,
     ToolCall,
@@ -98,10 +99,6 @@ class Watcher(Protocol):
         """See a call that begins."""
 
 
-Keep = Callable[[Mapping[str, Any]], None]
-"""Makes a record durable; raises if that fails"""
-
-
 @dataclass(slots=True)
 class Agent:
     """One run of an agent; for one event loop."""
@@ -110,14 +107,19 @@ class Agent:
     hands: Hands
     memory: Memory
     """The conversation as the model side holds it"""
-    trajectory: Trajectory
+    journal: Journal
+    """Where everything that happens is kept"""
     params: SamplingParams | None = None
     budget: Budget = field(default_factory=Budget)
     compactor: Compactor | None = None
     watcher: Watcher | None = None
-    keep: Keep | None = None
     _interrupted: asyncio.Event = field(default_factory=asyncio.Event)
     _began: float = field(default_factory=time.monotonic)
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """Everything that has happened."""
+        return self.journal.trajectory
 
     def interrupt(self) -> None:
         """End what is under way and keep what there is of it; `run` then returns."""
@@ -125,11 +127,16 @@ class Agent:
 
     async def run(self, messages: Sequence[Message] = ()) -> EndReason:
         """Work until the task is done or a limit is reached, and return which; messages are new
-        words of a person."""
+        words of a person. Raises ModelError if the model fails; what there is stays."""
         self._interrupted.clear()
         if messages:
             self._happen(said_record(messages))
-        reason = await self._run()
+        try:
+            reason = await self._run()
+        except ModelError as error:
+            self._happen({"type": "note", "text": str(error)})
+            self._happen({"type": "ended", "reason": "error"})
+            raise
         self._happen({"type": "ended", "reason": reason})
         return reason
 
@@ -220,10 +227,7 @@ class Agent:
 
     def _happen(self, record: Mapping[str, Any]) -> None:
         """Keep a record, then let it count."""
-        if self.keep is None:
-            apply(self.trajectory, record)
-        else:
-            self.keep(record)
+        self.journal.append(record)
         if self.watcher is not None:
             self.watcher.record(record)
 

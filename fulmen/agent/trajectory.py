@@ -10,7 +10,7 @@ trajectory back from them.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal, Protocol, get_args
 
 from fulmen.chat import Completion, Message, read_messages
 from fulmen.sampling import FinishReason, SamplingParams
@@ -272,6 +272,28 @@ def apply(trajectory: Trajectory, record: Mapping[str, Any]) -> None:
         raise ValueError(f"a record of type {kind!r} cannot follow: {error}") from None
     if kind in ("said", "answer", "rewound"):
         trajectory.end = None
+
+
+class Journal(Protocol):
+    """A trajectory that grows."""
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """Everything that has happened so far."""
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Let a record happen, see `apply`."""
+
+
+class Notebook:
+    """A journal in memory, for runs that nobody goes back to."""
+
+    def __init__(self, trajectory: Trajectory | None = None) -> None:
+        self.trajectory = Trajectory() if trajectory is None else trajectory
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Let a record happen."""
+        apply(self.trajectory, record)
 
 
 def _rewind(trajectory: Trajectory, num_steps: int) -> None:
