@@ -98,6 +98,7 @@ _INSIDE: Final = names(
     "negated_command command_substitution process_substitution variable_assignments"
 )
 """Nodes that only hold others"""
+_LITERAL: Final = ("word", "number", "raw_string")
 _MEANT: Final = names("cd read eval command builtin exec env xargs bash sh find git test [ set")
 """Programs whose effect is followed here, so that nothing may stand for them"""
 _AGAIN: Final = names("while_statement for_statement c_style_for_statement function_definition")
@@ -299,7 +300,7 @@ class _Reader(WordReader):
             return
         if NUMBER.fullmatch(self.text_of(value)):
             self.numeric.add(name)
-        if self.mentions(name) == 1 and value.type != "array":
+        if self.mentions(name) == 1 and value.type in _LITERAL:
             word = self.word(value, 0)
             if word.known:
                 self.bound[name] = word

@@ -20,6 +20,20 @@ MAX_DEPTH: Final = 120
 """Deepest nesting of nodes"""
 
 
+_WORDS: Final = names(
+    "word number string raw_string ansi_c_string translated_string concatenation simple_expansion "
+    "expansion command_substitution process_substitution arithmetic_expansion brace_expression "
+    "command_name variable_assignment variable_name regex extglob_pattern $"
+)
+_JOINED: Final = ("concatenation", "simple_expansion", "expansion", "subscript")
+"""Nodes whose parts make one word"""
+_ON_A_LINE: Final = names(
+    "command file_redirect herestring_redirect variable_assignment declaration_command "
+    "unset_command redirected_statement variable_assignments"
+)
+"""Nodes that end with a line"""
+
+
 class Unreadable(Exception):
     """A text that cannot be read, or not as bash surely does; the message says why."""
 
@@ -77,8 +91,21 @@ class WordReader:
         dashes = 0
         if not node.children or node.type in ("string", "heredoc_body"):
             return dashes  # the text of these is checked where it is read
-        end = node.start_byte
+        end, before = node.start_byte, ""
         for child in node.children:
+            if child.type == "$" and node.type not in ("command", *_JOINED):
+                raise Unreadable("a lone $ may begin something else")
+            if (
+                child.start_byte == end
+                and {before, child.type} <= _WORDS
+                and node.type not in _JOINED
+            ):
+                raise Unreadable("two words stand together without a space")
+            if node.type in _ON_A_LINE and b"\n" in self.source[end : child.start_byte].replace(
+                b"\\\n", b""
+            ):
+                raise Unreadable("a command goes on behind the end of its line")
+            before = child.type
             gap = self.source[end : child.start_byte].replace(b"\\\n", b" ")
             if gap.strip(b" \t\n"):
                 found = re.findall(rb"(?<=[ \t])-(?=[ \t]|$)", gap)
@@ -136,7 +163,8 @@ class WordReader:
             if text == "{}":
                 return Word(text)
             whole = "".join(part.text for part in parts)
-            if re.search(r"\{|\[", text.replace("${", "")):
+            bare = [self.text_of(child) for child in node.children if child.type == "word"]
+            if re.search(r"\{|\[", "".join(bare).replace("{}", "")):
                 return UNKNOWN  # braces or brackets over several parts
             return Word(whole, any(part.splits for part in parts))
         if kind == "brace_expression":
