@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from fulmen.agent.rules import ANY, NAME
-from fulmen.agent.words import NUMERIC_TESTS, UNKNOWN, Word, names
+from fulmen.agent.words import NUMERIC_TESTS, UNKNOWN, Word, is_plain_test, names
 
 if TYPE_CHECKING:
     from tree_sitter import Node
@@ -41,6 +41,7 @@ class Unreadable(Exception):
 _WORD = re.compile(r"""(?:[^\s;|&<>()'"`$\\#]|(?<!^)\#|\\[^\n])+\$?|\$""")
 _QUOTED = re.compile(r"""(?:[^"`$\\]|\\.|\$(?![\w({?@*#!\[\-$'"]))*""", re.S)
 _HEREDOC = re.compile(r"(?:[^`$\\]|\\[^\n]|\$(?![\w({?@*#!\[\-$]))*")
+_DELIMITER = re.compile(r"""(\w+)|'(\w+)'|"(\w+)\"""")
 _BRACES = re.compile(r"\{[^}]*(?:,|\.\.)")
 NUMBER = re.compile(r"-?\d+")
 _HARMLESS_NAME = re.compile(
@@ -123,7 +124,34 @@ class WordReader:
 
     # Words
 
-    def check_heredoc(self, body: "Node", level: int) -> None:
+    def check_heredoc(self, node: "Node", level: int) -> None:
+        """Raise unless a here-document is surely all that bash takes for one."""
+        parts = {child.type: child for child in node.named_children}
+        start, body, end = (parts.get(f"heredoc_{name}") for name in ("start", "body", "end"))
+        if start is None or body is None or end is None:
+            raise Unreadable("a here-document does not end")
+        delimiter = _DELIMITER.fullmatch(self.text_of(start))
+        if delimiter is None:
+            raise Unreadable("a here-document ends with an unusual word")
+        word = delimiter[1] or delimiter[2] or delimiter[3]
+        lines = self.source[body.start_byte : end.start_byte].decode().split("\n")
+        tabs = "\t" if node.children[0].type == "<<-" else ""
+        line = self.source[start.end_byte : body.start_byte]
+        if line.find(b"\n") != len(line) - 1 or b"<<" in line.replace(b"<<<", b""):
+            raise Unreadable("the line of a here-document does not end with it")
+        after = self.source[end.end_byte : end.end_byte + 1]
+        if (
+            self.source[body.start_byte - 1 : body.start_byte] != b"\n"
+            or lines.pop().strip(tabs)
+            or self.text_of(end).lstrip(tabs) != word
+            or after not in (b"", b"\n")
+            or any(line.lstrip(tabs) == word for line in lines)
+        ):
+            raise Unreadable("a here-document may end elsewhere")
+        if delimiter[1]:
+            self._heredoc_text(body, level)
+
+    def _heredoc_text(self, body: "Node", level: int) -> None:
         end = body.start_byte
         children: list[Node | None] = [*body.named_children, None]
         for child in children:
@@ -310,6 +338,20 @@ class WordReader:
         text = re.sub(r"\(\([^()]*\)\)", "", self.text)
         text = re.sub(rf"(?<![\w$]){name}=(?:-?\d+|\$)(?=[\s;&|)]|$)", "", text)
         return not re.search(rf"(?<![\w$])(?<!\${{){name}\b", text)
+
+    def _visit_test_command(self, node: "Node", level: int) -> None:
+        is_keyword = self.source[node.start_byte : node.start_byte + 2] == b"[["
+        if self.source[node.start_byte : node.start_byte + 2] == b"((":
+            self.arithmetic(node, level)
+            return
+        words = self.operands(node, level)
+        if not (is_plain_keyword(words) if is_keyword else is_plain_test(words)):
+            self.add_unknown(f"`{shown(self.text_of(node))}` may run what its operands hold")
+
+    def _visit_comment(self, node: "Node", level: int) -> None:
+        before = self.source[: node.start_byte]
+        if before and before[-1:] not in b" \t\n;|&()":
+            raise Unreadable("a # stands in the middle of a word")
 
     def operands(self, node: "Node", level: int) -> list[Word]:
         if level > MAX_DEPTH:

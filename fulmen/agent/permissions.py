@@ -33,7 +33,7 @@ from fulmen.agent.rules import (
     exact,
     tool_of,
 )
-from fulmen.agent.words import Access, Command, Verb
+from fulmen.agent.words import Access, Command, Verb, Word
 from fulmen.files import shorten
 
 Mode = Literal["plan", "ask", "accept-edits", "auto"]
@@ -456,8 +456,6 @@ def _text(call: ToolCall, name: str) -> str:
 
 
 def _access(verb: str, text: str, folder: str) -> Access:
-    from fulmen.agent.words import Word
-
     return Access("edit" if verb == "edit" else "read", Word(text), frozenset((folder,)))
 
 

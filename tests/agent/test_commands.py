@@ -93,7 +93,7 @@ def test_a_text_in_a_text_is_read_as_well(piece: Piece, starter: str) -> None:
     assert sorted(command.words[0].text for command in inner) == sorted(names)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_bash_starts_no_program_that_was_not_found(seed: int, tmp_path: Path) -> None:
     """Random texts, most with faults: what is read for sure must be what bash does."""
     source = random.Random(seed)
@@ -113,7 +113,7 @@ def test_bash_starts_no_program_that_was_not_found(seed: int, tmp_path: Path) ->
 
 
 @settings(max_examples=examples(120), deadline=None)
-@given(st.text(max_size=200) | st.text(alphabet="ab $(){}[]<>|&;'\"`\\\n#!=*?~-", max_size=60))
+@given(st.text(max_size=60) | st.text(alphabet="ab $(){}[]<>|&;'\"`\\\n#!=*?~-", max_size=60))
 def test_any_text_is_read_or_said_to_be_unknown(text: str) -> None:
     script = read_script(text, "/ws")
     for command in script.flattened():
