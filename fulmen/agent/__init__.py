@@ -1,4 +1,4 @@
-"""The agent: what its tools may do and by whose consent, and the instructions it follows."""
+"""The agent: what its tools may do, by whose consent, and the instructions it follows."""
 
 from fulmen.agent.instructions import Instructions, find_instructions, instructions_for
 from fulmen.agent.permissions import MODES, Mode, Part, Permissions, Verdict

@@ -1,4 +1,4 @@
-"""What a tool call of the agent may do: it is allowed, asked about, or denied.
+"""Judge the tool calls of an agent: each is allowed, asked about, or denied.
 
     call -> what it does (paths; every command in a shell text) -> rules -> the mode -> Verdict
 
