@@ -174,10 +174,10 @@ def _add_system(mounts: Mounts, access: Access) -> None:
     # Its owner may write to much of /proc, and read more, without any of the powers of root: for
     # root's sandboxes that would be the settings of the kernel.
     with os.scandir("/proc") as entries:
-        for entry in entries:
-            is_private = not entry.stat(follow_symlinks=False).st_mode & stat.S_IROTH
-            if entry.is_file(follow_symlinks=False) and is_private:
-                mounts.bind(Path("/dev/null"), Path(entry.path))
+        files = [entry for entry in entries if entry.is_file(follow_symlinks=False)]
+    for entry in files:
+        if not entry.stat(follow_symlinks=False).st_mode & stat.S_IROTH:
+            mounts.bind(Path("/dev/null"), Path(entry.path))
     mounts.arguments += ["--remount-ro", "/proc"]
     names = Path("/etc/resolv.conf")
     real = Path(os.path.realpath(names))
