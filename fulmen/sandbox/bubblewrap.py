@@ -175,7 +175,7 @@ _LAST: Final = ("--remount-ro", "/dev", "--remount-ro", "/")
 
 def _supervisor(descriptor: int) -> list[str]:
     """Return the command of the first process: our files on Python's own library, nothing else."""
-    python = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+    python = os.path.realpath("/proc/self/exe")
     code = (
         f"import sys; sys.path.insert(0, {str(OWN)!r}); sys.dont_write_bytecode = True; "
         f"from fulmen.sandbox.supervisor import main; main({descriptor})"
