@@ -23,11 +23,11 @@ class Outcome:
     """The end of a command."""
 
     exit_code: int | None
-    """What the shell returned; None if it was killed."""
+    """Code that the shell returned; None if it was killed."""
     ended_by: EndedBy
     """`exit`, or the limit that the command ran into."""
     output: str
-    """What it wrote to stdout and stderr; where bytes are left out, a line in the middle says how
+    """Text that it wrote to stdout and stderr; where bytes are left out, a line in the middle says how
     many."""
     num_dropped_bytes: int
     seconds: float
@@ -41,7 +41,7 @@ class FileContent:
     size: int
     """Bytes of the whole file."""
     sha256: str | None
-    """Of the whole file; None if `content` is only a part of it."""
+    """Digest of the whole file; None if `content` is only a part of it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +54,7 @@ class FileStatus:
     mode: int
     modified: float
     target: str
-    """Where a link leads."""
+    """Path to which a link leads."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

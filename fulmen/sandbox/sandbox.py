@@ -47,6 +47,7 @@ START_SECONDS: Final = 30.0
 ANSWER_SECONDS: Final = 90.0
 """Longest that file work and questions take, the supervisor's own limit included"""
 _GRACE_SECONDS: Final = 30.0
+_MAX_NOTES: Final = 200
 _THREADS: Final = 8
 """Tasks of the kernel that each process may have"""
 _OVERSHOOT_BYTES: Final = 64 * 2**20
@@ -55,7 +56,7 @@ _OVERSHOOT_BYTES: Final = 64 * 2**20
 
 @dataclass(slots=True)
 class _Parts:
-    """What a running sandbox is made of, to be taken apart in the end."""
+    """Parts of a running sandbox, to be taken apart in the end."""
 
     mounts: Mounts
     devices: Devices | None = None
@@ -88,10 +89,13 @@ class Sandbox:
         bubblewrap.find_bubblewrap()
         path = os.environ.get("PATH", "")
         limits = self._limits
-        mounts = await asyncio.to_thread(plan_mounts, self._access, limits, search_path=path)
-        self._parts = _Parts(mounts)
         try:
+            mounts = await asyncio.to_thread(plan_mounts, self._access, limits, search_path=path)
+            self._parts = _Parts(mounts)
             await self._start(self._parts)
+        except OSError as error:
+            await self._close()
+            raise SandboxError(f"the sandbox did not start: {error}") from error
         except BaseException:
             await self._close()
             raise
@@ -128,7 +132,11 @@ class Sandbox:
         )
         # Until it is told to begin, the supervisor starts nothing: all else will be born in there.
         if parts.cgroup and parts.namespaces.first_pid:
-            await asyncio.to_thread(parts.cgroup.add, parts.namespaces.first_pid)
+            try:
+                parts.cgroup.add(parts.namespaces.first_pid)
+            except OSError:  # it may be made, and not be entered, where another owns its parent
+                parts.cgroup.remove()
+                parts.cgroup = None
         parts.connection = Connection(parts.control, parts.namespaces.kill)
         settings = json.dumps({**self._settings(parts), "is_scoped": is_scoped}).encode()
         try:
@@ -372,7 +380,7 @@ class Sandbox:
 
     def _restore_links(self) -> None:
         if self._parts:
-            self.notes += tuple(self._parts.mounts.links.restore())
+            self.notes = (*self.notes, *self._parts.mounts.links.restore())[:_MAX_NOTES]
 
     def _whole(self, header: dict[str, object], name: str) -> int:
         value = header.get(name)
@@ -415,6 +423,7 @@ def _take_apart(parts: _Parts) -> None:
     if parts.cgroup:
         parts.cgroup.remove()
     parts.mounts.links.restore()
+    parts.mounts.links.close()
     parts.mounts.placeholders.release()
 
 

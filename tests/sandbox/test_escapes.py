@@ -170,6 +170,20 @@ def test_a_protected_name_that_is_a_link_is_put_back(tmp_path: Path, target: str
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
+def test_a_link_is_put_back_nowhere_else(tmp_path: Path) -> None:
+    """Restoring it is the host's own work in a folder that the adversary may rename."""
+    workspace, other = tmp_path / "workspace", tmp_path / "other"
+    for folder in (workspace / "sub", other / ".git"):
+        folder.mkdir(parents=True)
+    (other / ".git/config").write_text("good")
+    (workspace / "sub/.git").symlink_to("real")
+    command = f"mv sub moved; ln -s {other} sub; rm moved/.git; echo evil > moved/.git"
+    run_inside(workspace, command)
+    assert contents(other) == {other / ".git/config": b"good"}
+    assert [path.name for path in other.iterdir()] == [".git"]
+    assert os.readlink(workspace / "moved/.git") == "real"
+
+
 def test_hooks_that_a_repository_names_are_held(repository: Path) -> None:
     (repository / ".husky").mkdir()
     (repository / ".husky/pre-commit").write_text("good")
