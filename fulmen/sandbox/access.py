@@ -17,7 +17,7 @@ PROTECTED: Final = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Access:
-    """Parts of the host that a sandbox may see and change. The system is always there, read-only."""
+    """Parts of the host that a sandbox sees and may change. The system is there too, read-only."""
 
     folder: Path
     """The workspace."""

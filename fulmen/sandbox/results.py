@@ -27,8 +27,8 @@ class Outcome:
     ended_by: EndedBy
     """`exit`, or the limit that the command ran into."""
     output: str
-    """Text that it wrote to stdout and stderr; where bytes are left out, a line in the middle says how
-    many."""
+    """Text that it wrote to stdout and stderr; where bytes are left out, a line in the middle says
+    how many."""
     num_dropped_bytes: int
     seconds: float
 
