@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "units": set[str](),
     "svg": set[str](),
     "files": set[str](),
+    "sandbox": {"files"},
     "sampling": set[str](),
     "kernels": set[str](),
     "models": {"kernels", "families", "files"},
@@ -35,6 +36,7 @@ MAY_IMPORT = {
     "server": {"llm", "engine", "sessions", "chat", "catalog", "sampling", "files", "units"},
     "evaluate": {"envs", "llm", "engine", "chat", "sampling", "files", "svg"},
     "bench": {"engine", "llm", "checkpoints", "models", "kernels", "sampling"},
+    "agent": {"chat", "sandbox", "sessions", "sampling", "files"},
     "doctor": {"bench", "catalog", "kernels", "sessions", "files"},
 }
 """Rooms, and what of ours each may import. cli may import all of them; nothing imports cli."""

@@ -1,0 +1,97 @@
+"""Agents: a model that works in a folder by calling tools, and every state that it went through.
+
+    ChatModel <-> Agent (loop.py) <-> Workbench (tools in a sandbox, by consent) <-> a folder
+                    |                                                                |
+                    records (trajectory.py, run.py)                     snapshots (workspace.py)
+
+A trajectory is everything that happened in one run, token by token; `Runs` keeps it on disk.
+"""
+
+from fulmen.agent.compaction import Compactor
+from fulmen.agent.instructions import Instructions, find_instructions, instructions_for
+from fulmen.agent.loop import Agent, Budget, Hands, Watcher
+from fulmen.agent.memory import Memory, PlainMemory, SessionMemory, TranscriptMemory
+from fulmen.agent.permissions import MODES, Mode, Part, Permissions, Verdict
+from fulmen.agent.project import (
+    AgentConfig,
+    Approvals,
+    RememberedRules,
+    agent_folder,
+    parse_config,
+    project_file,
+    read_content,
+    read_project,
+)
+from fulmen.agent.rules import Rule, Rules
+from fulmen.agent.run import Run, RunInfo, Runs, default_runs, new_name
+from fulmen.agent.scan import Limits, Skipped
+from fulmen.agent.tools import PROFILES, system_prompt
+from fulmen.agent.trajectory import (
+    Answer,
+    Compaction,
+    EndReason,
+    Journal,
+    Notebook,
+    Result,
+    Sampled,
+    Score,
+    Step,
+    Trajectory,
+)
+from fulmen.agent.workbench import Workbench
+from fulmen.agent.workspace import Change, ChangedSince, Restored, Snapshot, Snapshots
+
+__all__ = [
+    "MODES",
+    "PROFILES",
+    "Agent",
+    "AgentConfig",
+    "Answer",
+    "Approvals",
+    "Budget",
+    "Change",
+    "ChangedSince",
+    "Compaction",
+    "Compactor",
+    "EndReason",
+    "Hands",
+    "Instructions",
+    "Journal",
+    "Limits",
+    "Memory",
+    "Mode",
+    "Notebook",
+    "Part",
+    "Permissions",
+    "PlainMemory",
+    "RememberedRules",
+    "Restored",
+    "Result",
+    "Rule",
+    "Rules",
+    "Run",
+    "RunInfo",
+    "Runs",
+    "Sampled",
+    "Score",
+    "SessionMemory",
+    "Skipped",
+    "Snapshot",
+    "Snapshots",
+    "Step",
+    "Trajectory",
+    "TranscriptMemory",
+    "Verdict",
+    "Watcher",
+    "Workbench",
+    "agent_folder",
+    "default_runs",
+    "find_instructions",
+    "instructions_for",
+    "new_name",
+    "parse_config",
+    "project_file",
+    "read_content",
+    "read_project",
+    "system_prompt",
+]

@@ -1,0 +1,328 @@
+"""The loop: ask the model, make its calls, until it has none to make or a limit is reached.
+
+    messages -> answer -> calls -> results -> messages ...
+
+Everything that happens is a record, kept before the next thing begins, so the loop can be ended at
+any moment, by a person, a limit or a crash, and gone on with: `resume` finishes the calls that were
+under way, and asks again where an answer was.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby
+from typing import Any, Final, Protocol
+
+from fulmen.agent.compaction import Compactor, summary_messages
+from fulmen.agent.memory import Memory
+from fulmen.agent.trajectory import (
+    Answer,
+    EndReason,
+    Journal,
+    Result,
+    Step,
+    Trajectory,
+    answer_record,
+    result_record,
+    said_record,
+)
+from fulmen.chat import (
+    ChatModel,
+    Completion,
+    Event,
+    Message,
+    ModelError,
+    TokenBudget,
+    Tool,
+    ToolCall,
+    complete,
+)
+from fulmen.sampling import SamplingParams, check_whole
+
+_SAME_CALLS_TOLD: Final = 3
+_SAME_CALLS_ENDED: Final = 6
+"""Times that the same calls may come to the same results, one after the other"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """Most that one run may take; None: no limit. All count over the whole run, resumed or not."""
+
+    turns: int | None = 200
+    """Answers of the model"""
+    tokens: int | None = None
+    """New tokens of all answers"""
+    thinking_tokens: int | None = None
+    """Tokens of thought of all answers"""
+    seconds: float | None = None
+    """Seconds of this process's work on the run"""
+
+    def __post_init__(self) -> None:
+        for name in ("turns", "tokens", "thinking_tokens"):
+            value = getattr(self, name)
+            if value is not None:
+                check_whole(name, value, 0, 2**62)
+        if self.seconds is not None and not self.seconds >= 0:
+            raise ValueError(f"seconds is {self.seconds}, it must be 0 or more")
+
+
+class Hands(Protocol):
+    """Tools that an agent has, and all that they change."""
+
+    @property
+    def tools(self) -> Sequence[Tool]:
+        """Tools as the model is told of them; the same for the whole run."""
+
+    def is_independent(self, call: ToolCall) -> bool:
+        """Return whether a call may run beside others: it changes nothing."""
+
+    async def run(self, number: int, call: ToolCall) -> Result:
+        """Make a call, the number-th of its answer. What a call does wrong is a Result with
+        is_error; cancelling ends what it runs."""
+
+    async def interrupted(self, number: int, call: ToolCall) -> Result:
+        """Return the result of a call that was ended before its time, with what there is."""
+
+
+class Watcher(Protocol):
+    """Somebody who sees what happens, as it happens."""
+
+    def event(self, event: Event) -> None:
+        """See a piece of an answer."""
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        """See a record that was just kept."""
+
+    def calling(self, call: ToolCall) -> None:
+        """See a call that begins."""
+
+
+@dataclass(slots=True)
+class Agent:
+    """One run of an agent; for one event loop."""
+
+    model: ChatModel
+    hands: Hands
+    memory: Memory
+    """The conversation as the model side holds it"""
+    journal: Journal
+    """Where everything that happens is kept"""
+    params: SamplingParams | None = None
+    budget: Budget = field(default_factory=Budget)
+    compactor: Compactor | None = None
+    watcher: Watcher | None = None
+    _interrupted: asyncio.Event = field(default_factory=asyncio.Event)
+    _began: float = field(default_factory=time.monotonic)
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """Everything that has happened."""
+        return self.journal.trajectory
+
+    def interrupt(self) -> None:
+        """End what is under way and keep what there is of it; `run` then returns."""
+        self._interrupted.set()
+
+    async def run(self, messages: Sequence[Message] = ()) -> EndReason:
+        """Work until the task is done or a limit is reached, and return which; messages are new
+        words of a person. Raises ModelError if the model fails; what there is stays."""
+        self._interrupted.clear()
+        if messages:
+            self._happen(said_record(messages))
+        try:
+            reason = await self._run()
+        except ModelError as error:
+            self._happen({"type": "note", "text": str(error)})
+            self._happen({"type": "ended", "reason": "error"})
+            raise
+        self._happen({"type": "ended", "reason": reason})
+        return reason
+
+    async def _run(self) -> EndReason:
+        while True:
+            if self._interrupted.is_set():
+                return "interrupted"
+            if self.trajectory.steps and not self.trajectory.steps[-1].is_whole:
+                await self._act()
+            elif (reason := self._limit()) is not None:
+                return reason
+            elif self.compactor is not None and self.compactor.is_due(self.trajectory):
+                if not await self._compact():
+                    return "context"
+            else:
+                answer = await self._ask()
+                if answer is None or answer.finish_reason == "abort":
+                    return "interrupted"
+                if not answer.message.tool_calls:
+                    return "done" if answer.finish_reason == "stop" else "tokens"
+
+    async def _ask(self) -> Answer | None:
+        """Let the model answer, and keep the answer; None if it ended before it said anything."""
+        messages = self.trajectory.messages
+        request = self.memory.request(
+            messages,
+            self.hands.tools,
+            params=self._params(),
+            budget=self._thinking(),
+        )
+        begin = time.monotonic()
+        async with self.model.stream(request) as stream:
+            events = aiter(stream)
+            while (event := await self._unless_interrupted(anext(events, None))) is not None:
+                if self.watcher is not None:
+                    self.watcher.event(event)
+            completion = await stream.finish()
+        if completion.finish_reason == "abort":
+            completion = _without_open_calls(completion)
+            if not (completion.reply.content or completion.reply.thinking):
+                return None
+        answer = Answer.of(completion, seconds=time.monotonic() - begin)
+        await self.memory.keep(messages, completion, self.hands.tools)
+        self._happen(answer_record(answer))
+        return answer
+
+    async def _act(self) -> None:
+        """Make the calls of the last answer that have no result yet: those that change nothing
+        together, the others one by one."""
+        step = self.trajectory.steps[-1]
+        known = {result.call for result in step.results}
+        open_calls = [
+            (number, call)
+            for number, call in enumerate(step.answer.message.tool_calls)
+            if number not in known
+        ]
+        for is_independent, group in groupby(
+            open_calls, key=lambda one: self.hands.is_independent(one[1])
+        ):
+            calls = list(group)
+            if is_independent:
+                await asyncio.gather(*(self._call(*one) for one in calls))
+            else:
+                for one in calls:
+                    await self._call(*one)
+
+    async def _call(self, number: int, call: ToolCall) -> None:
+        if self.watcher is not None:
+            self.watcher.calling(call)
+        result = await self._unless_interrupted(self.hands.run(number, call))
+        if result is None:
+            result = await self.hands.interrupted(number, call)
+        self._happen(result_record(self._with_hint(result)))
+
+    async def _unless_interrupted(self, work: Any) -> Any:
+        """Return what comes of work; None, and the work cancelled, once somebody interrupts."""
+        task = asyncio.ensure_future(work)
+        waiter = asyncio.ensure_future(self._interrupted.wait())
+        try:
+            await asyncio.wait([task, waiter], return_when=asyncio.FIRST_COMPLETED)
+            return task.result() if task.done() else None
+        finally:
+            waiter.cancel()
+            if not task.done():
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+
+    def _happen(self, record: Mapping[str, Any]) -> None:
+        """Keep a record, then let it count."""
+        self.journal.append(record)
+        if self.watcher is not None:
+            self.watcher.record(record)
+
+    def _limit(self) -> EndReason | None:
+        budget, trajectory = self.budget, self.trajectory
+        if budget.turns is not None and len(trajectory.steps) >= budget.turns:
+            return "turns"
+        if budget.tokens is not None and trajectory.num_new_tokens >= budget.tokens:
+            return "tokens"
+        if budget.seconds is not None and time.monotonic() - self._began >= budget.seconds:
+            return "seconds"
+        return "loop" if num_repeats(trajectory) >= _SAME_CALLS_ENDED else None
+
+    def _params(self) -> SamplingParams | None:
+        """Return how the next answer is sampled: at most the tokens that are left."""
+        left = None
+        if self.budget.tokens is not None:
+            left = max(self.budget.tokens - self.trajectory.num_new_tokens, 1)
+        if left is None:
+            return self.params
+        params = self.params or SamplingParams()
+        most = left if params.max_tokens is None else min(params.max_tokens, left)
+        return replace(params, max_tokens=most)
+
+    def _thinking(self) -> TokenBudget | None:
+        """Return the tokens of thought that are left for all answers to come."""
+        most = self.budget.thinking_tokens
+        if most is None:
+            return None
+        used = sum(step.answer.num_thinking_tokens for step in self.trajectory.steps)
+        return TokenBudget(max(most - used, 0))
+
+    async def _compact(self) -> bool:
+        """Put a summary in the place of the earlier steps; return False if that makes no room."""
+        assert self.compactor is not None
+        trajectory = self.trajectory
+        num_before = self.compactor.tokens(trajectory)
+        if not self.compactor.first_kept(trajectory):
+            return False
+        request = self.memory.request(summary_messages(trajectory.messages), self.hands.tools)
+        params = replace(request.params or self.params or SamplingParams(), tool_choice="none")
+        completion = await self._unless_interrupted(
+            complete(self.model, replace(request, params=params))
+        )
+        if completion is None:
+            self._interrupted.set()
+            return True
+        compaction = self.compactor.compacted(
+            trajectory, completion.reply.content, num_before=num_before
+        )
+        if compaction is None:
+            return False
+        self._happen({"type": "compacted", **asdict(compaction)})
+        self.memory = await self.memory.begin_again()
+        return True
+
+    def _with_hint(self, result: Result) -> Result:
+        """Add to a result that it came before, if the same calls came again and again."""
+        repeats = num_repeats(self.trajectory, result)
+        if repeats < _SAME_CALLS_TOLD:
+            return result
+        hint = (
+            f"(This call was made {repeats} times in a row with this same result. Do something "
+            "else, or say what is in the way.)"
+        )
+        return replace(
+            result, text=f"{result.text}\n{hint}", details={**result.details, "hint": hint}
+        )
+
+
+def num_repeats(trajectory: Trajectory, last: Result | None = None) -> int:
+    """Return how many steps in a row, up to the last, made the same calls and saw the same.
+
+    last  result that is about to be the last one
+    """
+    steps = list(trajectory.steps)
+    if not steps:
+        return 0
+    if last is not None:
+        steps[-1] = replace(steps[-1], results=(*steps[-1].results, last))
+    if not steps[-1].is_whole or not steps[-1].results:
+        return 0
+    seen = [_seen(step) for step in steps]
+    return next((n for n, one in enumerate(reversed(seen)) if one != seen[-1]), len(seen))
+
+
+def _seen(step: Step) -> tuple[Any, ...]:
+    """Return calls and results of a step, without hints."""
+    results = sorted(step.results, key=lambda one: one.call)
+    texts = [one.text.removesuffix(one.details.get("hint", "")).rstrip("\n") for one in results]
+    return (step.answer.message.tool_calls, tuple(texts))
+
+
+def _without_open_calls(completion: Completion) -> Completion:
+    """Return an answer that was ended without its calls: none was made, the last may be cut."""
+    if not completion.reply.tool_calls:
+        return completion
+    return replace(completion, reply=replace(completion.reply, tool_calls=()))

@@ -1,0 +1,266 @@
+"""Settings of the agent: the user's own, the workspace's, and rules that were remembered.
+
+`agent.toml` in the user's folder holds for all workspaces, `.fulmen/agent.toml` in a workspace for
+that one. The same keys may stand in both, and any other key is refused:
+
+    mode = "ask"                    # plan, ask, accept-edits or auto
+    tools = "full"                  # full or minimal
+    instructions = ["HOUSE.md"]     # files for the model to follow, beside AGENTS.md
+
+    [rules]
+    allow = ["bash(pytest *)"]
+    ask = ["bash(git commit *)"]
+    deny = ["read(**/.env)", "edit(vendor/**)"]
+
+    [environment]                   # of the agent's shell
+    RUST_BACKTRACE = "1"
+
+A workspace's file is data of strangers until the user approves it, by its content: changed content
+is asked about again. Until then only its ask and deny rules count, since they take away only.
+Remembered rules are in the user's folder, never in the workspace.
+"""
+
+import hashlib
+import json
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, Literal, cast
+
+from fulmen.agent.instructions import read_regular
+from fulmen.agent.permissions import MODES, Mode
+from fulmen.agent.rules import Rule, Rules
+from fulmen.files import read_json_if_present, shorten, user_folder, write_text
+
+Tools = Literal["full", "minimal"]
+
+MAX_BYTES: Final = 64 * 2**10
+"""Largest file of settings"""
+_MAX_NESTING: Final = 32
+"""Most opening brackets in a line, of which no file has more than two"""
+_MAX_VARIABLES: Final = 100
+_KEYS: Final = ("mode", "tools", "instructions", "rules", "environment")
+_LISTS: Final = ("allow", "ask", "deny")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentConfig:
+    """Content of a file of settings; None and nothing where it says nothing."""
+
+    mode: Mode | None = None
+    tools: Tools | None = None
+    instructions: tuple[str, ...] = ()
+    rules: Rules = field(default_factory=Rules)
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def unapproved(self) -> "AgentConfig":
+        """Return what counts of a workspace's file before the user approves it."""
+        return AgentConfig(rules=self.rules.narrowing())
+
+    def under(self, other: "AgentConfig") -> "AgentConfig":
+        """Return these settings with more specific ones over them. Rules of both hold: no file's
+        allow rule undoes another's deny rule."""
+        return AgentConfig(
+            mode=other.mode or self.mode,
+            tools=other.tools or self.tools,
+            instructions=(*self.instructions, *other.instructions),
+            rules=self.rules | other.rules,
+            environment={**self.environment, **other.environment},
+        )
+
+
+def agent_folder() -> Path:
+    """Return the user's folder of agent settings; it may not exist."""
+    return user_folder("XDG_CONFIG_HOME", ".config") / "fulmen" / "agent"
+
+
+def project_file(workspace: Path) -> Path:
+    """Return where a workspace's settings are."""
+    return workspace / ".fulmen" / "agent.toml"
+
+
+def read_content(path: Path) -> bytes | None:
+    """Return the content of a file of settings, None if there is none.
+
+    Raises ValueError for one that is no file, too large, or a link: a link's content could change
+    without the file, and lead out of the workspace.
+    """
+    if path.parent.is_symlink() or path.is_symlink():
+        raise ValueError(f"{path} is behind a link, settings are read from a file only")
+    try:
+        content, _ = read_regular(str(path), MAX_BYTES + 1)
+    except FileNotFoundError:
+        return None
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"{path} has more than {MAX_BYTES:,} bytes, no such settings are known")
+    return content
+
+
+def parse_config(content: bytes, where: str) -> AgentConfig:
+    """Read a file of settings. Raises ValueError, one sentence that names the file and the key.
+
+    where  names the content in an error, such as its path
+    """
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        raise ValueError(f"{where} is not text in UTF-8") from None
+    if any(line.count("[") + line.count("{") > _MAX_NESTING for line in text.split("\n")):
+        raise ValueError(f"{where} is nested too deeply")
+    try:
+        document = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ValueError(f"{where} is not valid TOML: {shorten(error)}") from None
+    _check_keys(document, _KEYS, where)
+    rules = _table(document, "rules", where)
+    _check_keys(rules, _LISTS, f"{where}: rules")
+    lists = {name: _texts(rules, name, f"{where}: rules") for name in _LISTS}
+    try:
+        parsed = Rules.parse(lists["allow"], ask=lists["ask"], deny=lists["deny"])
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    return AgentConfig(
+        mode=cast("Mode | None", _choice(document, "mode", MODES, where)),
+        tools=cast("Tools | None", _choice(document, "tools", ("full", "minimal"), where)),
+        instructions=tuple(_texts(document, "instructions", where)),
+        rules=parsed,
+        environment=_environment(_table(document, "environment", where), where),
+    )
+
+
+def _check_keys(table: Mapping[str, object], known: tuple[str, ...], where: str) -> None:
+    for key in table:
+        if key not in known:
+            raise ValueError(f"{where} has {shorten(repr(key))}, it may have {', '.join(known)}")
+
+
+def _table(document: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
+    value = document.get(key, {})
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: {key} must be a table")
+    return value
+
+
+def _texts(table: Mapping[str, Any], key: str, where: str) -> list[str]:
+    value = table.get(key, [])
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise ValueError(f"{where}: {key} must be a list of texts")
+    return value
+
+
+def _choice(
+    document: Mapping[str, Any], key: str, choices: tuple[str, ...], where: str
+) -> str | None:
+    value = document.get(key)
+    if value is not None and value not in choices:
+        raise ValueError(
+            f"{where}: {key} is {shorten(repr(value))}, it must be one of {', '.join(choices)}"
+        )
+    return cast("str | None", value)
+
+
+def _environment(table: Mapping[str, Any], where: str) -> dict[str, str]:
+    if len(table) > _MAX_VARIABLES:
+        raise ValueError(f"{where}: environment has more than {_MAX_VARIABLES} variables")
+    for name, value in table.items():
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise ValueError(f"{where}: {shorten(repr(name))} cannot name a variable")
+        if not isinstance(value, str) or "\0" in value:
+            raise ValueError(f"{where}: {name} must be a text")
+    return dict(table)
+
+
+# The user's folder
+
+
+class Approvals:
+    """Contents of workspaces' files that the user has approved, each by its hash and its path.
+
+    An approval is a file of its own, so that two agents at once lose none.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / "approved"
+
+    def is_approved(self, path: Path, content: bytes) -> bool:
+        """Return whether this content was approved at this place."""
+        return self._file(path, content).is_file()
+
+    def approve(self, path: Path, content: bytes) -> None:
+        """Approve a content at a place, until it changes."""
+        name = os.path.realpath(path)
+        write_text(self._file(path, content), json.dumps({"path": name}) + "\n")
+
+    def revoke(self, path: Path, content: bytes) -> None:
+        """Take an approval back."""
+        self._file(path, content).unlink(missing_ok=True)
+
+    def _file(self, path: Path, content: bytes) -> Path:
+        place = os.fsencode(os.path.realpath(path))
+        digest = hashlib.sha256(hashlib.sha256(place).digest() + content).hexdigest()
+        return self._folder / f"{digest}.json"
+
+
+def read_project(workspace: Path, approvals: Approvals) -> tuple[AgentConfig, bytes | None]:
+    """Return what counts of a workspace's settings, and the content that waits for approval.
+
+    The content is None if there is nothing to approve. Raises ValueError like `parse_config`.
+    """
+    path = project_file(workspace)
+    content = read_content(path)
+    if content is None:
+        return AgentConfig(), None
+    config = parse_config(content, str(path))
+    narrowed = config.unapproved()
+    if config == narrowed or approvals.is_approved(path, content):
+        return config, None
+    return narrowed, content
+
+
+class RememberedRules:
+    """Allow rules of one workspace that the user said to remember, in the user's folder."""
+
+    def __init__(self, folder: Path, workspace: Path) -> None:
+        self._workspace = os.path.realpath(workspace)
+        name = hashlib.sha256(os.fsencode(self._workspace)).hexdigest()[:32]
+        self._path = folder / "remembered" / f"{name}.json"
+
+    def read(self) -> Rules:
+        """Return the rules. Raises ValueError for a file that cannot be read."""
+        document = read_json_if_present(self._path)
+        texts = document.get("allow", [])
+        if not isinstance(texts, list) or not all(isinstance(one, str) for one in texts):
+            raise ValueError(f"{self._path}: allow must be a list of texts")
+        try:
+            return Rules.parse(texts)
+        except ValueError as error:
+            raise ValueError(f"{self._path}: {error}") from None
+
+    def add(self, rules: frozenset[Rule]) -> None:
+        """Remember more rules; agents that do so at once lose none."""
+        with self._alone():
+            self._write(replace(self.read(), allow=self.read().allow | rules))
+
+    def forget(self, rule: Rule) -> None:
+        """Remember a rule no longer."""
+        with self._alone():
+            self._write(replace(self.read(), allow=self.read().allow - {rule}))
+
+    def _write(self, rules: Rules) -> None:
+        document = {"workspace": self._workspace, "allow": sorted(map(str, rules.allow))}
+        write_text(self._path, json.dumps(document, indent=1) + "\n")
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        try:
+            import fcntl
+        except ImportError:
+            raise ValueError("rules can be remembered on Linux and other POSIX systems") from None
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.with_suffix(".lock").open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield

@@ -1,0 +1,273 @@
+"""Runs of an agent on disk: what each was told to do, and everything that happened since.
+
+    RUNS/NAME/run.json    folder, model, limits, and the run it was forked from; never changes
+    RUNS/NAME/log.jsonl   one record a line, as they come (`trajectory.py`)
+    RUNS/NAME/lock        held by the process that the run is going on in
+
+A record counts once it is on disk, so a crash loses at most what was under way. A last line that
+was cut off by a crash is dropped when the run is opened to go on. Nothing is ever taken out of a
+log: a rewind is one more record.
+"""
+
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Final, Self
+
+from fulmen.agent.trajectory import (
+    Trajectory,
+    answer_record,
+    apply,
+    result_record,
+    said_record,
+)
+from fulmen.chat import Message, read_messages
+from fulmen.files import read_json, shorten, user_folder, write_text
+
+_FORMAT: Final = 1
+_MAX_LINE_BYTES: Final = 64 * 2**20
+"""A record: an answer of a million tokens takes some twenty megabytes"""
+_NAME_CHARACTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunInfo:
+    """What a run was begun with."""
+
+    name: str
+    folder: str
+    """The workspace"""
+    seen_as: str
+    """Path of the workspace that the model sees: a fork's is that of the run it comes from"""
+    model: str
+    """Name or URL of the model"""
+    tools: str
+    """Name of the tool profile"""
+    system: tuple[Message, ...]
+    start: str | None = None
+    """Snapshot of the workspace before the first step"""
+    session: str | None = None
+    """Session that holds the model's states; None for a model at a URL"""
+    parent: str | None = None
+    """Run that it was forked from"""
+    num_inherited: int = 0
+    """Steps that it has from there"""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Limits and permissions"""
+    created: float = 0.0
+    """Seconds since 1970"""
+
+
+class Run:
+    """One run: its info, its trajectory, and the log that both grow in."""
+
+    def __init__(self, path: Path, info: RunInfo, trajectory: Trajectory) -> None:
+        self.path = path
+        self.info = info
+        self.trajectory = trajectory
+        self._log: BinaryIO | None = None
+        self._lock: BinaryIO | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return self.info.name
+
+    def __enter__(self) -> Self:
+        """Take the run, to go on with it. Raises ValueError if another process has it."""
+        import fcntl
+
+        lock = (self.path / "lock").open("ab")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            raise ValueError(f"run {self.name} is going on in another process") from None
+        self._lock = lock
+        log = self.path / "log.jsonl"
+        self.trajectory, num_bytes = _read_log(log, self.info)
+        self._log = log.open("r+b" if log.exists() else "w+b")
+        self._log.truncate(num_bytes)  # a line that a crash cut off
+        self._log.seek(num_bytes)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in (self._log, self._lock):
+            if file is not None:
+                file.close()
+        self._log = self._lock = None
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Let a record happen: it is on disk when this returns, and counts from then on.
+
+        Raises ValueError for one that cannot follow, OSError if it cannot be written; neither
+        changes anything.
+        """
+        if self._log is None:
+            raise ValueError(f"run {self.name} is open for reading only")
+        changed = self.trajectory.copy()
+        apply(changed, record)
+        line = json.dumps({"time": round(time.time(), 3), **record}, ensure_ascii=False)
+        place = self._log.tell()
+        try:
+            self._log.write(line.encode("utf-8", "surrogatepass") + b"\n")
+            self._log.flush()
+            os.fsync(self._log.fileno())
+        except BaseException:
+            with suppress(OSError):
+                self._log.seek(place)
+                self._log.truncate(place)
+            raise
+        self.trajectory = changed
+
+
+class Runs:
+    """A folder of runs."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def names(self) -> list[str]:
+        """List all runs, the last used first."""
+        found: dict[str, float] = {}
+        with suppress(FileNotFoundError):
+            for entry in os.scandir(self.root):
+                if entry.is_dir(follow_symlinks=False) and (Path(entry) / "run.json").is_file():
+                    log = Path(entry) / "log.jsonl"
+                    found[entry.name] = (log if log.exists() else Path(entry)).stat().st_mtime
+        return sorted(found, key=lambda name: -found[name])
+
+    def create(self, info: RunInfo) -> Run:
+        """Make a run. Raises ValueError if there is one of that name."""
+        path = self.root / _checked(info.name)
+        self.root.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir()
+        except FileExistsError:
+            raise ValueError(f"there is a run {info.name} already") from None
+        record = {"format": _FORMAT, **asdict(info)}
+        record["system"] = [message.to_dict() for message in info.system]
+        write_text(path / "run.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        return self.open(info.name)
+
+    def open(self, name: str) -> Run:
+        """Read a run. Raises ValueError if there is none, or it cannot be read."""
+        path = self.root / _checked(name)
+        if not (path / "run.json").is_file():
+            known = self.names()[:3]
+            hint = f"; the last ones are {', '.join(known)}" if known else ""
+            raise ValueError(f"there is no run {shorten(name, 80)}{hint}")
+        info = _read_info(path / "run.json")
+        return Run(path, info, _read_log(path / "log.jsonl", info)[0])
+
+    def fork(self, run: Run, num_steps: int, **changes: Any) -> Run:
+        """Make a run that has the first steps of another one. changes: fields of `RunInfo`, the
+        name among them."""
+        total = len(run.trajectory.steps)
+        if not 0 <= num_steps <= total:
+            raise ValueError(f"step {num_steps} was asked for, run {run.name} has {total} steps")
+        info = RunInfo(
+            **{
+                **{name: getattr(run.info, name) for name in RunInfo.__slots__},
+                "parent": run.name,
+                "num_inherited": num_steps,
+                "created": time.time(),
+                **changes,
+            }
+        )
+        made = self.create(info)
+        with made:
+            for record in _records_of(run.trajectory, num_steps):
+                made.append(record)
+        return made
+
+
+def new_name() -> str:
+    """Return a name for a run: its day, and something that no other run has."""
+    return f"{time.strftime('%Y-%m-%d')}-{secrets.token_hex(3)}"
+
+
+def default_runs() -> Path:
+    """Return where runs live: $XDG_DATA_HOME/fulmen/agents, else ~/.local/share."""
+    return user_folder("XDG_DATA_HOME", ".local/share") / "fulmen" / "agents"
+
+
+def _read_log(path: Path, info: RunInfo) -> tuple[Trajectory, int]:
+    """Return what happened in a run, and how many bytes of its log say so: all but a last line that
+    was cut off."""
+    trajectory = Trajectory(system=info.system, start=info.start)
+    num_bytes = 0
+    for number, line in enumerate(_lines(path), 1):
+        if not line.endswith(b"\n"):
+            break
+        try:
+            record = json.loads(line)
+            if not isinstance(record, dict):
+                raise ValueError("it is no object")
+            record.pop("time", None)
+            apply(trajectory, record)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}, line {number} cannot be read: {error}") from None
+        num_bytes += len(line)
+    return trajectory, num_bytes
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        while line := file.readline(_MAX_LINE_BYTES + 1):
+            if len(line) > _MAX_LINE_BYTES:
+                raise ValueError(f"{path} has a line of more than {_MAX_LINE_BYTES:,} bytes")
+            yield line
+
+
+def _read_info(path: Path) -> RunInfo:
+    fields = read_json(path)
+    written = fields.pop("format", None)
+    if written != _FORMAT:
+        raise ValueError(f"{path} has the format {shorten(written, 40)}, {_FORMAT} is known")
+    try:
+        fields["system"] = tuple(read_messages(fields["system"]))  # type: ignore[arg-type]
+        info = RunInfo(**fields)  # type: ignore[arg-type]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} describes no run: {error}") from None
+    texts = (info.name, info.folder, info.seen_as, info.model, info.tools)
+    if not all(isinstance(text, str) for text in texts) or info.name != path.parent.name:
+        raise ValueError(f"{path} describes no run of the name {path.parent.name}")
+    return info
+
+
+def _records_of(trajectory: Trajectory, num_steps: int) -> Iterator[dict[str, Any]]:
+    """Yield records that lead to the first steps of a trajectory."""
+    for place, step in enumerate(trajectory.steps[:num_steps]):
+        yield from _compacted(trajectory, place)
+        if step.said:
+            yield said_record(step.said)
+        yield answer_record(step.answer)
+        yield from map(result_record, step.results)
+    yield from _compacted(trajectory, num_steps)
+    said = (
+        trajectory.steps[num_steps].said if num_steps < len(trajectory.steps) else trajectory.said
+    )
+    if said:
+        yield said_record(said)
+
+
+def _compacted(trajectory: Trajectory, num_steps: int) -> Iterator[dict[str, Any]]:
+    for one in trajectory.compactions:
+        if one.num_steps == num_steps:
+            yield {"type": "compacted", **asdict(one)}
+
+
+def _checked(name: str) -> str:
+    """Return the name of a run. Raises ValueError for what is none: it becomes a folder."""
+    if not 0 < len(name) <= 80 or name[0] in ".-" or not set(name) <= _NAME_CHARACTERS:
+        raise ValueError(
+            f"{shorten(name, 80)} is no name of a run: it has up to 80 small letters, digits, "
+            "dots, dashes and underlines"
+        )
+    return name

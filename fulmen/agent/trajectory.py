@@ -1,0 +1,325 @@
+"""An agent's work on a task, step by step: what it was asked, said, did and saw.
+
+    said -> Step(answer with its ids -> results of its calls, each with a snapshot) -> said ...
+
+Every step keeps the ids that its answer was sampled as, with their log-probabilities, so training
+never tokenises anything again. `run.py` writes the same records to disk as they come, and reads a
+trajectory back from them.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Final, Literal, Protocol, get_args
+
+from fulmen.chat import Completion, Message, read_messages
+from fulmen.sampling import FinishReason, SamplingParams
+
+EndReason = Literal["done", "turns", "tokens", "seconds", "loop", "context", "interrupted", "error"]
+"""Reason why an agent stopped: it had no more calls to make, a limit, the same calls again and
+again, a full context, a person, or a model that failed"""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Outcome of one call."""
+
+    call: int
+    """Index of the call in its answer"""
+    text: str
+    """Text that the model reads"""
+    is_error: bool = False
+    seconds: float = 0.0
+    snapshot: str | None = None
+    """The workspace after the call; None where there is none, or nothing can have changed"""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """Account for people, such as a diff; the model does not see it"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampled:
+    """An answer as token ids."""
+
+    prompt_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...]
+    logprobs: tuple[float | None, ...]
+    """Natural logarithms, one for each id of the answer; None where it is not known"""
+    forced: tuple[int, ...] = ()
+    """Indices of the answer's ids that were given, not drawn"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """An answer of the model."""
+
+    message: Message
+    finish_reason: FinishReason
+    params: SamplingParams
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_new_tokens: int = 0
+    num_thinking_tokens: int = 0
+    seconds: float = 0.0
+    sampled: Sampled | None = None
+    """None for a model that tells no ids"""
+
+    @classmethod
+    def of(cls, completion: Completion, *, seconds: float) -> "Answer":
+        """Return what a completion came to; seconds is the time that it took."""
+        usage = completion.usage
+        sampled = None
+        if completion.tokens or completion.prefix_ids:
+            num_prefix = len(completion.prefix_ids)
+            known = completion.prefix_logprobs[:num_prefix]
+            logprobs = [*known, *[math.nan] * (num_prefix - len(known))]
+            logprobs += [token.logprob for token in completion.tokens]
+            sampled = Sampled(
+                prompt_ids=completion.prompt_ids,
+                answer_ids=completion.answer_ids,
+                logprobs=tuple(value if math.isfinite(value) else None for value in logprobs),
+                forced=(
+                    *range(len(known), num_prefix),
+                    *(num_prefix + i for i, one in enumerate(completion.tokens) if one.is_forced),
+                ),
+            )
+        return cls(
+            message=completion.message,
+            finish_reason=completion.finish_reason,
+            params=completion.params,
+            num_prompt_tokens=usage.num_prompt_tokens,
+            num_cached_tokens=usage.num_cached_tokens,
+            num_new_tokens=usage.num_new_tokens,
+            num_thinking_tokens=usage.num_thinking_tokens,
+            seconds=seconds,
+            sampled=sampled,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One answer, and what its calls came to."""
+
+    said: tuple[Message, ...]
+    """Messages of people before the answer: the task, or a word in between"""
+    answer: Answer
+    results: tuple[Result, ...] = ()
+
+    @property
+    def is_whole(self) -> bool:
+        """True if every call has its result."""
+        return len(self.results) == len(self.answer.message.tool_calls)
+
+    @property
+    def messages(self) -> list[Message]:
+        """The step as it stands in the conversation."""
+        calls = self.answer.message.tool_calls
+        results = [
+            Message("tool", one.text, tool_call_id=calls[one.call].id, name=calls[one.call].name)
+            for one in sorted(self.results, key=lambda one: one.call)
+        ]
+        return [*self.said, self.answer.message, *results]
+
+    @property
+    def snapshot(self) -> str | None:
+        """The workspace after the step, if a call of it may have changed something."""
+        taken = [result.snapshot for result in self.results if result.snapshot is not None]
+        return taken[-1] if taken else None
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Judgement of a trajectory, with its parts apart."""
+
+    value: float
+    """From 0 to 1"""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """Named parts, such as correctness and format"""
+
+
+@dataclass(frozen=True, slots=True)
+class Compaction:
+    """A summary that stands in the conversation for earlier steps."""
+
+    num_steps: int
+    """Steps that it stands for, from the first"""
+    text: str
+    num_tokens_before: int
+    num_tokens_after: int
+
+
+@dataclass(slots=True)
+class Trajectory:
+    """Everything that an agent did on one task."""
+
+    system: tuple[Message, ...] = ()
+    """Messages before all steps: who the agent is, and the project's instructions"""
+    steps: list[Step] = field(default_factory=list)
+    said: list[Message] = field(default_factory=list)
+    """Messages after the last step, yet to be answered"""
+    compactions: list[Compaction] = field(default_factory=list)
+    """Summaries, each in place of all before it"""
+    start: str | None = None
+    """The workspace before the first step"""
+    end: EndReason | None = None
+    score: Score | None = None
+
+    @property
+    def messages(self) -> list[Message]:
+        """The conversation as the model reads it."""
+        messages, first = list(self.system), 0
+        if self.compactions:
+            first = self.compactions[-1].num_steps
+            task = [message for step in self.steps[:1] for message in step.said]
+            messages += [*task, Message("user", self.compactions[-1].text)]
+        for step in self.steps[first:]:
+            messages += step.messages
+        return [*messages, *self.said]
+
+    @property
+    def reply(self) -> Message | None:
+        """The last answer; None before there is one."""
+        return self.steps[-1].answer.message if self.steps else None
+
+    @property
+    def num_new_tokens(self) -> int:
+        """Tokens of all answers."""
+        return sum(step.answer.num_new_tokens for step in self.steps)
+
+    def snapshot(self, num_steps: int) -> str | None:
+        """Return the workspace after the first steps; None where none was taken."""
+        for step in reversed(self.steps[:num_steps]):
+            if step.snapshot is not None:
+                return step.snapshot
+        return self.start
+
+    def copy(self) -> "Trajectory":
+        """Return one that may be changed apart from this one; what it holds never changes."""
+        return replace(
+            self,
+            steps=list(self.steps),
+            said=list(self.said),
+            compactions=list(self.compactions),
+        )
+
+
+# ---- records: one JSON object for everything that happens ---------------------------------------
+
+
+RecordType = Literal[
+    "said", "answer", "result", "compacted", "expanded", "rewound", "ended", "scored", "note"
+]
+_TYPES: Final = get_args(RecordType)
+
+
+def said_record(messages: Sequence[Message]) -> dict[str, Any]:
+    """Return the record of a person's words."""
+    return {"type": "said", "messages": [message.to_dict() for message in messages]}
+
+
+def answer_record(answer: Answer) -> dict[str, Any]:
+    """Return the record of an answer."""
+    record = asdict(replace(answer, message=Message("assistant"), sampled=None))
+    record["message"] = answer.message.to_dict()
+    record["sampled"] = None if answer.sampled is None else asdict(answer.sampled)
+    return {"type": "answer", **record}
+
+
+def result_record(result: Result) -> dict[str, Any]:
+    """Return the record of a call's outcome."""
+    return {"type": "result", **asdict(result)}
+
+
+def apply(trajectory: Trajectory, record: Mapping[str, Any]) -> None:
+    """Let one more record happen to a trajectory.
+
+    Raises ValueError, and changes nothing, for a record that cannot follow.
+    """
+    kind = record.get("type")
+    try:
+        match kind:
+            case "said":
+                trajectory.said += read_messages(record["messages"])
+            case "answer":
+                _check(all(step.is_whole for step in trajectory.steps[-1:]), "calls are open")
+                step = Step(tuple(trajectory.said), _read_answer(record))
+                trajectory.steps.append(step)
+                trajectory.said = []
+            case "result":
+                step = trajectory.steps[-1]
+                result = Result(**{key: record[key] for key in record if key != "type"})
+                num_calls = len(step.answer.message.tool_calls)
+                known = {one.call for one in step.results}
+                _check(0 <= result.call < num_calls and result.call not in known, "no such call")
+                trajectory.steps[-1] = replace(step, results=(*step.results, result))
+            case "compacted":
+                compaction = Compaction(**{key: record[key] for key in record if key != "type"})
+                _check(0 < compaction.num_steps <= len(trajectory.steps), "no such step")
+                trajectory.compactions.append(compaction)
+            case "expanded":
+                trajectory.compactions.pop()
+            case "rewound":
+                _rewind(trajectory, record["num_steps"])
+            case "ended":
+                _check(record["reason"] in get_args(EndReason), "no such reason")
+                trajectory.end = record["reason"]
+            case "scored":
+                trajectory.score = Score(float(record["value"]), dict(record["parts"]))
+            case "note":
+                pass
+            case _:
+                raise ValueError(f"its type is {kind!r}, known are {', '.join(_TYPES)}")
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ValueError(f"a record of type {kind!r} cannot follow: {error}") from None
+    if kind in ("said", "answer", "rewound"):
+        trajectory.end = None
+
+
+class Journal(Protocol):
+    """A trajectory that grows."""
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """Everything that has happened so far."""
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Let a record happen, see `apply`."""
+
+
+class Notebook:
+    """A journal in memory, for runs that nobody goes back to."""
+
+    def __init__(self, trajectory: Trajectory | None = None) -> None:
+        self.trajectory = Trajectory() if trajectory is None else trajectory
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Let a record happen."""
+        apply(self.trajectory, record)
+
+
+def _rewind(trajectory: Trajectory, num_steps: int) -> None:
+    _check(0 <= num_steps <= len(trajectory.steps), "there are fewer steps")
+    dropped = trajectory.steps[num_steps:]
+    del trajectory.steps[num_steps:]
+    trajectory.said = list(dropped[0].said) if dropped else trajectory.said
+    kept = [one for one in trajectory.compactions if one.num_steps <= num_steps]
+    trajectory.compactions = kept
+    trajectory.score = None
+
+
+def _read_answer(record: Mapping[str, Any]) -> Answer:
+    fields = {key: value for key, value in record.items() if key != "type"}
+    (fields["message"],) = read_messages([record["message"]])
+    params: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in record["params"].items()
+    }
+    fields["params"] = SamplingParams(**params)
+    if record["sampled"] is not None:
+        sampled = {name: tuple(value) for name, value in record["sampled"].items()}
+        fields["sampled"] = Sampled(**sampled)
+    return Answer(**fields)
+
+
+def _check(holds: bool, reason: str) -> None:
+    if not holds:
+        raise ValueError(f"the record cannot follow: {reason}")

@@ -1,0 +1,82 @@
+"""A sandbox's contract: what may be seen and changed inside, and how much of everything.
+
+Nothing here touches a file; mounts.py makes mounts of an `Access`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+GITS_OWN: Final = ".git"
+PROTECTED: Final = (
+    *(GITS_OWN, ".gitmodules", ".fulmen", "AGENTS.md", "CLAUDE.md", ".mcp.json", ".envrc"),
+    *(".claude", ".codex", ".cursor", ".gemini", ".opencode", ".qwen", ".vscode", ".idea"),
+)
+"""Names of what runs, or instructs an agent, outside and later: hooks, settings, instructions"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Access:
+    """Parts of the host that a sandbox sees and may change. The system is there too, read-only."""
+
+    folder: Path
+    """The workspace."""
+    seen_as: Path | None = None
+    """Its path inside, such as that of the folder which it is a copy of; None for its own."""
+    is_read_only: bool = False
+    """Nothing outlives the sandbox: workspace and `writable` can only be read."""
+    has_network: bool = False
+    """The host's network, its loopback interface included; otherwise there is none."""
+    protected: tuple[str, ...] = PROTECTED
+    """Names that are read-only at the top of the workspace, where nobody can create them either,
+    and wherever below it they exist at the start."""
+    readable: tuple[Path, ...] = ()
+    """More folders and files of the host."""
+    writable: tuple[Path, ...] = ()
+    """More folders of the host that may be changed; their `protected` names may not."""
+
+    def __post_init__(self) -> None:
+        for path in (self.folder, *self.readable, *self.writable):
+            if not path.is_absolute():
+                raise ValueError(f"the sandbox needs absolute paths, found {path}")
+        if self.seen_as is not None and not (
+            self.seen_as.is_absolute() and ".." not in self.seen_as.parts
+        ):
+            raise ValueError(f"seen_as must be an absolute path without .., found {self.seen_as}")
+        for name in self.protected:
+            if not name or name in (".", "..") or "/" in name or "\0" in name:
+                raise ValueError(f"a protected name is one part of a path, found {name!r}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """Limits on what a sandbox takes."""
+
+    seconds: float = 120.0
+    """Longest that a command runs, if its caller does not say otherwise."""
+    memory_bytes: int = 4 * 2**30
+    """Memory of everything inside together, files in /tmp and the home folder included."""
+    num_processes: int = 256
+    """Processes inside at one time; they may have eight times as many threads."""
+    file_bytes: int = 2**30
+    """Largest file that anything inside writes. There is no limit on all files together."""
+    output_bytes: int = 64 * 2**10
+    """Bytes kept of a command's output, half of them its first and half its last."""
+    total_output_bytes: int = 256 * 2**20
+    """Bytes after which a command that does not stop writing is ended."""
+    job_bytes: int = 2**20
+    """Last bytes kept of a job's output."""
+
+    def __post_init__(self) -> None:
+        least = {
+            **{"memory_bytes": 64 * 2**20, "num_processes": 4, "file_bytes": 2**20},
+            **{"output_bytes": 256, "total_output_bytes": 256, "job_bytes": 256},
+        }
+        most = {"output_bytes": 8 * 2**20, "job_bytes": 64 * 2**20}
+        for name, value in least.items():
+            found = getattr(self, name)
+            if not value <= found <= most.get(name, 2**60):
+                limit = f" and at most {most[name]:,}" if name in most else ""
+                raise ValueError(f"{name} must be at least {value:,}{limit}, found {found:,}")
+        if not 0 < self.seconds <= 1_000_000:
+            raise ValueError(f"seconds must be above 0 and at most 1,000,000, found {self.seconds}")

@@ -1,0 +1,119 @@
+"""Ignore files: the answers are git's."""
+
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fulmen.agent.ignored import MAX_RULES, Rules, user_excludes
+from tests.examples import examples
+
+needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git gives the answers")
+
+PIECES = ["a", "b", "ab", ".c", "*", "**", "***", "?", "/", "**/", "/**", "!", " ", "\\ ", "#"]
+PIECES += ["[ab]", "[!a]", "[^b]", "[a-c]", "[]a]", "[[:alpha:]]", "[[:x:]]", "[", "]", "-", "\\"]
+PIECES += ["\\*", "[a\\]]", "[*-z]", "é", "\r", "[+--]"]
+NAMES = [
+    "a",
+    "b",
+    "ab",
+    "abc",
+    ".c",
+    "a.c",
+    "*",
+    "a b",
+    "b ",
+    "cab",
+    "A",
+    "[",
+    "é",
+    "-",
+    "\\",
+    "#a",
+]
+LINES = st.lists(st.sampled_from(PIECES), min_size=1, max_size=6).map("".join)
+PATHS = st.lists(st.sampled_from(NAMES), min_size=1, max_size=4).map("/".join)
+
+
+def ignored_by(rules: Rules, path: str) -> bool:
+    """Return whether a file is ignored, or a folder above it."""
+    parts = path.split("/")
+    return any(
+        rules.ignores("/".join(parts[:length]), is_folder=length < len(parts))
+        for length in range(1, len(parts) + 1)
+    )
+
+
+@needs_git
+@settings(max_examples=examples(200), deadline=None)
+@given(
+    lines=st.lists(LINES, min_size=1, max_size=5), paths=st.sets(PATHS, min_size=20, max_size=40)
+)
+def test_git_ignores_the_same(
+    lines: list[str], paths: set[str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "ignored"
+    environment = {"PATH": os.environ["PATH"], "GIT_CONFIG_NOSYSTEM": "1"}
+    environment["GIT_CONFIG_GLOBAL"] = os.devnull
+    if not folder.exists():
+        subprocess.run(["git", "init", "-q", folder], env=environment, check=True)
+    text = "\n".join(lines).encode()
+    (folder / ".gitignore").write_bytes(text)
+    done = subprocess.run(
+        ["git", "check-ignore", "--no-index", "-z", "--stdin"],
+        cwd=folder,
+        env=environment,
+        input="\0".join(paths).encode() + b"\0",
+        capture_output=True,
+    )
+    assert done.returncode in (0, 1), done.stderr
+    theirs = set(done.stdout.decode().split("\0")) - {""}
+    rules = Rules().below("", text)
+    assert {path for path in paths if ignored_by(rules, path)} == theirs
+
+
+def test_a_file_below_beats_one_above() -> None:
+    above = Rules().below("", b"*.log\n/top\n")
+    below = above.below("src/", b"!keep.log\n/top2\n")
+    assert above.ignores("src/keep.log", is_folder=False)
+    assert not below.ignores("src/keep.log", is_folder=False)
+    assert below.ignores("src/x.log", is_folder=False)
+    assert below.ignores("src/top2", is_folder=True)
+    assert not below.ignores("src/d/top2", is_folder=True)
+    assert above.key != below.key
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"a*" * 100 + b"b",
+        b"**/" * 300 + b"b",
+        b"*a/" * 100 + b"**/b",
+        b"/**/a*?*?*?*?*?*?*?*b",
+        b"[a-z]*" * 100 + b"[!a]",
+    ],
+)
+def test_a_hostile_pattern_takes_no_time(line: bytes) -> None:
+    start = time.process_time()
+    rules = Rules().below("", line)
+    for path in ("a" * 255, "/".join(["a" * 100] * 20), "/".join("a" * 100)):
+        assert not rules.ignores(path, is_folder=False)
+    assert time.process_time() - start < 2
+
+
+def test_patterns_are_bounded_in_number() -> None:
+    rules = Rules().below("", b"\n".join(b"a%d" % number for number in range(MAX_RULES + 1)))
+    assert rules.ignores(f"a{MAX_RULES - 1}", is_folder=False)
+    assert not rules.ignores(f"a{MAX_RULES}", is_folder=False)
+    assert not rules.below("d/", b"x").ignores("d/x", is_folder=False)
+
+
+@pytest.mark.parametrize("text", [b"", b"gitdir: ", b"gitdir: \0", b"gitdir: /none", b"\xff" * 9])
+def test_a_strange_pointer_to_a_repository_excludes_nothing(text: bytes, tmp_path: Path) -> None:
+    (tmp_path / ".git").write_bytes(text)
+    assert user_excludes(tmp_path) == b""

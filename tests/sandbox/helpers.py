@@ -1,0 +1,71 @@
+"""A sandbox in a temporary folder, and an adversary's scripts in it."""
+
+import asyncio
+import os
+import subprocess
+from collections.abc import Awaitable, Callable
+from functools import cache
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from fulmen.sandbox import Access, Limits, Outcome, Sandbox, SandboxUnavailableError
+
+T = TypeVar("T")
+PYTHON = os.path.realpath("/proc/self/exe")
+"""The interpreter that every sandbox of this process has inside"""
+
+
+@cache
+def why_there_is_no_sandbox() -> str:
+    """Return why this machine cannot have a sandbox; an empty text if it can."""
+
+    async def try_one() -> str:
+        try:
+            async with Sandbox(Access(folder=Path(__file__).parent, is_read_only=True)):
+                return ""
+        except SandboxUnavailableError as error:
+            return str(error)
+
+    return asyncio.run(try_one())
+
+
+def inside(
+    folder: Path,
+    use: Callable[[Sandbox], Awaitable[T]],
+    *,
+    limits: Limits | None = None,
+    **access: object,
+) -> T:
+    """Use a sandbox over a folder, from its start to its end."""
+    reason = why_there_is_no_sandbox()
+    if reason:
+        pytest.skip(reason)
+
+    async def run() -> T:
+        given = Access(folder=folder, **access)  # type: ignore[arg-type]
+        async with Sandbox(given, limits) as sandbox:
+            return await use(sandbox)
+
+    return asyncio.run(asyncio.wait_for(run(), 120))
+
+
+def run_inside(folder: Path, command: str, **options: object) -> Outcome:
+    """Run one command in a sandbox of its own."""
+
+    async def use(sandbox: Sandbox) -> Outcome:
+        return await sandbox.run(command)
+
+    return inside(folder, use, **options)  # type: ignore[arg-type]
+
+
+def python(program: str) -> str:
+    """Return a shell command that runs a Python program."""
+    return f"{PYTHON} -I -S - <<'PROGRAM'\n{program}\nPROGRAM"
+
+
+def num_processes(mark: str) -> int:
+    """Return how many processes of this machine have a mark in their command line."""
+    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
+    return sum(mark in line for line in listed.stdout.splitlines())
