@@ -139,7 +139,8 @@ class Results:
     def ratio(self, count: int, mine: str, theirs: str, what: str) -> float | None:
         """Return how many times more seconds they took: median over the rounds that both have."""
         rounds = zip(self.measured[count, mine], self.measured[count, theirs], strict=True)
-        ratios = [getattr(b, what) / getattr(a, what) for a, b in rounds if a and b]
+        pairs = [(getattr(a, what), getattr(b, what)) for a, b in rounds if a and b]
+        ratios = [their / our for our, their in pairs if our]
         return statistics.median(ratios) if ratios else None
 
 
