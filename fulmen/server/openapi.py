@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from fulmen.server.errors import dialect_of
 from fulmen.server.limits import OPEN_PATHS
-from fulmen.server.replies.shared import AnthropicError, OpenAIError
+from fulmen.server.replies import AnthropicError, OpenAIError
 
 Responses = dict[int | str, dict[str, Any]]
 

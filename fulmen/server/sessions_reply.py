@@ -15,7 +15,7 @@ from fulmen.chat import Token, Tokenizer
 from fulmen.server.errors import Refusal
 from fulmen.server.lists import place_after
 from fulmen.server.openai_reply import logprob_fields
-from fulmen.server.replies.sessions import (
+from fulmen.server.replies import (
     SessionDetail,
     SessionList,
     SessionObject,

@@ -9,8 +9,7 @@ from pydantic import BaseModel, Field
 from fulmen.server.openai_chat import ChatBody, read_chat
 from fulmen.server.openai_reply import ChatWriter
 from fulmen.server.openapi import replying
-from fulmen.server.replies.openai_chat import ChatEvent, ChatReply
-from fulmen.server.replies.shared import EndedThinking
+from fulmen.server.replies import ChatEvent, ChatReply, EndedThinking
 from fulmen.server.routes.api import Api, json_response, new_router
 from fulmen.server.streaming import read_ends, stream_response
 

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 from fulmen.server.completions_reply import CompletionsWriter
 from fulmen.server.openai_completions import CompletionsBody, read_completions
 from fulmen.server.openapi import replying
-from fulmen.server.replies.openai_completions import CompletionsEvent, CompletionsReply
+from fulmen.server.replies import CompletionsEvent, CompletionsReply
 from fulmen.server.routes.api import Api, json_response, new_router
 from fulmen.server.streaming import read_ends, stream_response
 

@@ -7,8 +7,7 @@ from fastapi import APIRouter, Request, Response
 from fulmen.server.anthropic_messages import MessagesBody, read_messages_call
 from fulmen.server.anthropic_reply import MessagesWriter
 from fulmen.server.openapi import replying
-from fulmen.server.replies.anthropic_messages import InputTokens, MessagesEvent, MessagesReply
-from fulmen.server.replies.shared import EndedThinking
+from fulmen.server.replies import EndedThinking, InputTokens, MessagesEvent, MessagesReply
 from fulmen.server.routes.api import Api, json_response, new_router, scope_of
 from fulmen.server.streaming import read_ends, stream_response, unless_gone
 

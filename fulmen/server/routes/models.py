@@ -11,7 +11,7 @@ from fulmen.server.errors import Refusal
 from fulmen.server.metrics import Metrics
 from fulmen.server.models import card_of, model_object
 from fulmen.server.openapi import replying
-from fulmen.server.replies.models import Health, ModelList, ModelObject, Readiness, Version
+from fulmen.server.replies import Health, ModelList, ModelObject, Readiness, Version
 from fulmen.server.routes.api import Api, json_response, new_router
 
 

@@ -15,7 +15,7 @@ from fulmen.server.errors import Refusal
 from fulmen.server.lists import page_of, place_after
 from fulmen.server.openai_responses import ResponsesBody, ResponsesCall, read_responses_call
 from fulmen.server.openapi import replying
-from fulmen.server.replies.openai_responses import (
+from fulmen.server.replies import (
     DeletedResponse,
     InputItems,
     ResponseInputTokens,

@@ -15,7 +15,7 @@ from fulmen.chat import Message
 from fulmen.server.bodies import ListOf, Metadata
 from fulmen.server.errors import Refusal
 from fulmen.server.openapi import replying
-from fulmen.server.replies.sessions import DeletedSession, SessionDetail, SessionList, SessionTokens
+from fulmen.server.replies import DeletedSession, SessionDetail, SessionList, SessionTokens
 from fulmen.server.routes.api import Api, json_response, new_router, scope_of
 from fulmen.server.service import Service
 from fulmen.server.sessions import Held, Sessions, no_session, refusing
