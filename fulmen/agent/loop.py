@@ -108,7 +108,7 @@ class Agent:
     memory: Memory
     """The conversation as the model side holds it"""
     journal: Journal
-    """Where everything that happens is kept"""
+    """Log of everything that happens"""
     params: SamplingParams | None = None
     budget: Budget = field(default_factory=Budget)
     compactor: Compactor | None = None

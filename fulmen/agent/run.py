@@ -37,7 +37,7 @@ _NAME_CHARACTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_.")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunInfo:
-    """What a run was begun with."""
+    """Facts that a run was begun with."""
 
     name: str
     folder: str
