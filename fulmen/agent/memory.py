@@ -7,10 +7,12 @@ thoughts included (`TranscriptMemory`), one with an engine can have its states o
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fulmen.chat import ChatRequest, Completion, Message, Tool, Transcript
-from fulmen.sessions import Session
+
+if TYPE_CHECKING:  # it brings the engine along, which a model at a URL does not need
+    from fulmen.sessions import Session
 
 
 class Memory(Protocol):
@@ -86,7 +88,7 @@ class SessionMemory(TranscriptMemory):
     that going back to before the summary is going back to this one.
     """
 
-    def __init__(self, session: Session, open_next: Callable[[], Session]) -> None:
+    def __init__(self, session: "Session", open_next: Callable[[], "Session"]) -> None:
         """open_next: begins the session after this one"""
         super().__init__(session.transcript)
         self.session = session
