@@ -120,7 +120,8 @@ export class Markdown {
     const isLong = stretch.length > MAX_BLOCK;
     const isAll = isFinal && !isLong;
     // A line that has not ended may still go on with the block before it.
-    const lines = isAll ? stretch : stretch.slice(0, stretch.lastIndexOf("\n", MAX_BLOCK - 1) + 1);
+    const end = isAll ? stretch.length : isLong ? MAX_BLOCK : stretch.lastIndexOf("\n") + 1;
+    const lines = stretch.slice(0, end);
     if (!isAll && !isLong && this.readTo === this.start + lines.length) return 0; // as before
     const blocks = this.parse(lines, !isAll);
     const deep = blocks.findIndex((block) => block.isTooDeep);
