@@ -142,7 +142,8 @@ export class Asking {
       attempt.problem = error;
     }
     if (outcome === Outcome.REFUSED || outcome === Outcome.EMPTY) await this.#undo(attempt, forks, before);
-    this.#end(attempt, outcome, asked === turn?.asked ? [] : asked); // what a turn has is not lost
+    const isLost = asked.some((message) => !turn?.messages.includes(message)); // what a turn has is not
+    this.#end(attempt, outcome, isLost ? asked : []);
   }
 
   /** Drop the branches that an attempt made and that have nothing of it. */

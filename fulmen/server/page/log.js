@@ -77,6 +77,7 @@ export class Log {
   keepUnkept(live, note) {
     live.note(note);
     live.element.classList.add("unkept");
+    live.answer.classList.remove("live");
     if (this.live === live) this.live = null;
   }
 

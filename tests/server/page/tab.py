@@ -97,7 +97,8 @@ class Tab:
         return str(
             self.js(
                 "const e = document.activeElement;"
-                "return e === document.body ? 'document.body' : e.id || e.getAttribute('aria-label') || e.textContent"
+                "if (e === document.body) return 'document.body';"
+                "return e.id || e.getAttribute('aria-label') || e.textContent"
             )
         )
 

@@ -94,6 +94,7 @@ def test_a_refused_request_is_told_and_the_text_given_back(tab: Tab, tmp_path: P
         tab.wait(lambda: "temperature" in tab.text("#notice"))
         tab.wait(lambda: tab.answers == ["Answer 1 to one."])
         assert not tab.all(".branches")
+        assert tab.one("#input").get_attribute("value") == "two"
 
 
 @pytest.mark.slow
