@@ -294,6 +294,7 @@ export class Dialogs {
 
   model() {
     const { model } = this.page;
+    if (!model) return;
     const yesOrNo = (value) => say(value ? "yes" : "no");
     const rows = [
       [say("model"), model.id],

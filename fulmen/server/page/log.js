@@ -90,7 +90,9 @@ export class Log {
       return;
     }
     // The same element: a new one would have no height at first, and the log would jump.
+    const hadFocus = live.element.contains(document.activeElement);
     const article = turnElement(turn, this.actions, live.element);
+    if (hadFocus) article.focus({ preventScroll: true });
     if (live.isThoughtOpen) article.querySelector(".thought")?.setAttribute("open", "");
     this.articles.set(turn.id, article);
   }

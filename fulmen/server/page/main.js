@@ -32,11 +32,13 @@ class Page {
   }
 
   async start() {
+    const { hash } = location;
     const delay = new Delay();
     while (!this.model) {
       try {
         await this.#readModel();
       } catch (error) {
+        if (!this.conversation) this.begin();
         this.tell(error);
         await delay.pass();
       }
@@ -48,7 +50,7 @@ class Page {
     }
     addEventListener("hashchange", () => this.openFromAddress());
     document.addEventListener("visibilitychange", () => this.lookAgain());
-    await this.openFromAddress();
+    await this.openFromAddress(hash);
     if (!this.conversations.areKept) this.tell(say("no-sessions"));
   }
 
@@ -73,8 +75,8 @@ class Page {
 
   // ---- which conversation
 
-  async openFromAddress() {
-    const found = this.conversations.list.find(({ id }) => `#${encodeURIComponent(id)}` === location.hash);
+  async openFromAddress(hash = location.hash) {
+    const found = this.conversations.list.find(({ id }) => `#${encodeURIComponent(id)}` === hash);
     if (found && found !== this.conversation) await this.open(found);
     else if (!this.conversation) this.begin();
   }

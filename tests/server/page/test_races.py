@@ -281,6 +281,8 @@ def test_the_page_begins_once_the_server_is_there(tab: Tab, server: str, proxy: 
     with proxy.refusing("GET /v1/models", 502):
         tab.open(proxy.url, is_ready="#notice:not([hidden])")
         tab.wait(lambda: proxy.num_refused > 1)
+        tab.click("Settings")
+        tab.close_dialog()
         tab.type("written early")
     tab.wait(lambda: tab.all("#conversations li"))
     assert not tab.is_shown("#notice")
