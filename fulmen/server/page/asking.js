@@ -395,5 +395,6 @@ function titleOf(messages) {
     parts.push(text.slice(rest, start), name);
     rest = end;
   }
-  return [...parts, text.slice(rest)].join("").trim().slice(0, 80);
+  const title = [...parts, text.slice(rest)].join("").trim();
+  return Array.from(title.slice(0, 200)).slice(0, 80).join(""); // whole characters
 }

@@ -43,16 +43,18 @@ export class Dialogs {
   askForKey(isWrong) {
     return new Promise((resolve) => {
       const input = h("input", { type: "password", autocomplete: "current-password", required: true, "aria-label": say("key-needed") });
-      const take = () => {
+      const take = (event) => {
+        event.preventDefault();
         this.element.onclose = null;
+        this.close();
         resolve(input.value);
       };
       const hint = h("p", {}, isWrong ? say("key-wrong") : say("key-hint"));
-      this.element.onclose = () => this.element.showModal(); // there is no going on without it
+      this.element.onclose = () => this.element.open || this.element.showModal(); // there is no going on without it
       this.open(
         say("key-needed"),
         "small required",
-        h("form", { class: "fields", method: "dialog", onsubmit: take }, hint, input, h("button", { type: "submit" }, say("save"))),
+        h("form", { class: "fields", onsubmit: take }, hint, input, h("button", { type: "submit" }, say("save"))),
       );
       input.focus();
     });
@@ -238,9 +240,12 @@ export class Dialogs {
     };
     const preview = (event) => {
       const place = placeOf(event);
-      if (place !== null && pinned === null) show(place);
+      if (place !== null && place !== shown && pinned === null) show(place);
     };
-    text.addEventListener("mouseover", preview);
+    text.addEventListener("mousemove", (event) => {
+      // Without a movement it was the text that moved, below a mouse at rest.
+      if (event.movementX || event.movementY) preview(event);
+    });
     text.addEventListener("focusin", preview);
     text.addEventListener("click", (event) => {
       const place = placeOf(event);

@@ -349,13 +349,13 @@ function formula(text, isBlock, isWhole) {
 async function setFormula(element, text, isBlock) {
   try {
     temml ??= (await import("./vendor/temml.mjs")).default;
-    const options = { displayMode: isBlock, throwOnError: false, trust: false, maxExpand: 200, maxSize: [20, 200] };
+    const options = { displayMode: isBlock, throwOnError: true, trust: false, maxExpand: 200, maxSize: [20, 200] };
     const tree = temml.__renderToMathMLTree(text, options);
     if (sizeOf(tree) > MAX_FORMULA_NODES) return;
     withoutStyles(tree);
     fill(element, tree.toNode());
   } catch (error) {
-    console.warn("a formula stays as it was written", error);
+    if (error.name !== "ParseError") console.warn("a formula stays as it was written", error);
   }
 }
 
@@ -406,6 +406,7 @@ function addMath(md) {
     "fence",
     "math_block",
     (state, startLine, endLine, silent) => {
+      if (state.sCount[startLine] - state.blkIndent >= 4) return false; // code
       const line = (n) => state.src.slice(state.bMarks[n] + state.tShift[n], state.eMarks[n]);
       const first = line(startLine);
       const close = first.startsWith("$$") ? "$$" : first.startsWith("\\[") ? "\\]" : null;

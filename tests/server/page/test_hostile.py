@@ -60,7 +60,6 @@ COSTLY = {
     "lines of java": "```java\n" + ("a" * 450 + "\n") * 11 + "```",
     "lines of toml": "```toml\n" + ("-" * 450 + "\n") * 11 + "```",
     "unclosed strings": "```js\n" + "`${" * 1600 + "\n```",
-    "unclosed files": '<file name="a">\n' * 20_000,
 }
 """Short texts that cost much, or take much room, where nothing bounds it"""
 SETTLED = """
@@ -156,7 +155,7 @@ def test_costly_text_is_drawn_soon_and_small(tab: Tab, url: str, name: str) -> N
 
 def test_a_message_with_unclosed_files_is_shown_at_once(tab: Tab, url: str) -> None:
     tab.open(url)
-    text = COSTLY["unclosed files"]
+    text = '<file name="a">\n' * 20_000
     longest = tab.chrome.execute_async_script(
         "const [text, done] = arguments;"
         "import('./page/files.js').then(({ filesIn }) => {"

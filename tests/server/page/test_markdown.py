@@ -1,5 +1,6 @@
 """Markdown looks the same however it came: in one piece or letter by letter."""
 
+import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +27,7 @@ NUM_TEXTS = 1000
 BOTH = """
 const [texts, done] = arguments;
 import("./page/markdown.js").then(({ Markdown, markdown }) => {
-  done(texts.map(([text, cuts]) => {
+  done(JSON.stringify(JSON.parse(texts).map(([text, cuts]) => {
     const piece = new Markdown();
     let start = 0;
     for (const end of [...cuts, text.length]) {
@@ -36,7 +37,7 @@ import("./page/markdown.js").then(({ Markdown, markdown }) => {
     }
     piece.end();
     return [piece.element.innerHTML, markdown(text).innerHTML];
-  }));
+  })));
 });
 """
 
@@ -49,7 +50,9 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def both(tab: Tab, *texts: tuple[str, list[int]]) -> list[tuple[str, str]]:
     """Return how texts look that streamed, cut at these places, and in one piece."""
-    found: list[tuple[str, str]] = tab.chrome.execute_async_script(BOTH, texts)
+    found: list[tuple[str, str]] = json.loads(
+        tab.chrome.execute_async_script(BOTH, json.dumps(texts))
+    )
     return found
 
 
