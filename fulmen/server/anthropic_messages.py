@@ -70,6 +70,11 @@ class MessagesBody(BaseModel):
         None, description="previous_message_id: the answer to compare this prompt with"
     )
     session: str | None = Field(None, description="Name that the conversation is kept under")
+    session_turn: str | None = Field(
+        None,
+        description="Id of the session's last turn as the client knows it, empty where it has "
+        "none; if it stands elsewhere, nothing is asked",
+    )
     thread: Annotated[dict[str, Any], Shape(None)] | None = Field(
         None, description="Refused: the whole conversation comes with each request"
     )
@@ -133,6 +138,7 @@ def read_messages_call(body: MessagesBody, defaults: SamplingParams) -> Messages
             has_thinking_budget=thinking.is_number,
             model=body.model,
             session=body.session,
+            session_turn=body.session_turn,
             previous_id=previous,
             ignored=(*ignored, *left_out),
         ),

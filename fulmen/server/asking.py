@@ -50,6 +50,8 @@ class Ask:
     """Name that the client asked for"""
     session: str | None = None
     """Session that the answer is kept in"""
+    session_turn: str | None = None
+    """Id of its last turn as the client knows it, empty for none; None: the client does not say"""
     previous_id: str | None = None
     """Answer that the client compares this prompt's cache hits with"""
     ignored: tuple[str, ...] = ()

@@ -162,6 +162,11 @@ class ChatBody(AnswerBody):
         None, description="Add prompt_progress to a stream while the prompt is read"
     )
     session: str | None = Field(None, description="Name that the conversation is kept under")
+    session_turn: str | None = Field(
+        None,
+        description="Id of the session's last turn as the client knows it, empty where it has "
+        "none; if it stands elsewhere, nothing is asked",
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -221,6 +226,7 @@ def read_chat(body: ChatBody, defaults: SamplingParams) -> ChatCall:
             has_thinking_budget=thinking.is_number,
             model=body.model,
             session=body.session,
+            session_turn=body.session_turn,
             ignored=(*ignored, *left_out),
         ),
         thinking=thinking,

@@ -95,6 +95,11 @@ class ResponsesBody(SampledBody):
     )
     metadata: Metadata | None = None
     session: str | None = Field(None, description="Name that the conversation is kept under")
+    session_turn: str | None = Field(
+        None,
+        description="Id of the session's last turn as the client knows it, empty where it has "
+        "none; if it stands elsewhere, nothing is asked",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +182,7 @@ def read_responses_call(
             prefix_ids=tuple(body.prefix_token_ids or ()),
             model=body.model,
             session=body.session,
+            session_turn=body.session_turn,
             previous_id=body.previous_response_id,
             ignored=(*ignored, *left_out, *history.ignored),
         ),

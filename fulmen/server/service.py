@@ -131,6 +131,8 @@ class Service:
         held: Held | None = None
         try:
             held = await self._hold(ask, scope)
+            if held is not None and ask.session_turn is not None:
+                held.check_turn(ask.session_turn)
             transcript = None if held is None else held.transcript
             prepared = await asyncio.to_thread(self._prepare, ask, scope, transcript)
             if held is not None and prepared.request.prompt is not None:

@@ -24,6 +24,7 @@ from typing import Any, Final, Literal, TypeVar
 
 from fulmen.chat import Completion, Message, Tool, Transcript
 from fulmen.engine import Between
+from fulmen.sampling import shown
 from fulmen.server.config import ServerConfig
 from fulmen.server.errors import Refusal
 from fulmen.sessions import Session, SessionState, SessionStore, quoted, read_name
@@ -206,6 +207,20 @@ class Held:
         """Its turns, if it has any."""
         return None if self.session is None else self.session.transcript
 
+    def check_turn(self, known: str) -> None:
+        """Refuse a request (409) that was made for another state of the session.
+
+        known  id of its last turn as the client knows it, empty for none
+        """
+        last = None if self.session is None else self.session.state.turn
+        if known != (last or ""):
+            raise Refusal(
+                409,
+                f"session {quoted(self.name)} stands at {_turn_named(last)}, the request goes on "
+                f"from {_turn_named(known)}: read the session again",
+                param="session_turn",
+            )
+
     async def run(self, work: Callable[[], R], *, saves: bool = False) -> R:
         """Run work on it in a thread, that of `in_thread`; it is not released before that ends,
         whoever is gone."""
@@ -370,6 +385,10 @@ def refusing(name: str, work: Callable[[], R]) -> R:
 def no_session(name: str) -> Refusal:
     """Return the refusal for a session that is not there."""
     return Refusal(404, f"there is no session {quoted(name)}")
+
+
+def _turn_named(turn: str | None) -> str:
+    return f"turn {shown(turn[:80])}" if turn else "no turn"
 
 
 def _place(state: SessionState) -> tuple[object, ...]:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -32,9 +33,10 @@ from tests.server.conversing import (
     shown,
     user,
 )
-from tests.server.helpers import ask, scripted, served
+from tests.server.helpers import Answer, ask, scripted, served
 from tests.tiny import write_checkpoint
 
+ROLES = ("user", "assistant")
 MOST_TOKENS = 500
 """Longest conversation in which one more question has room, whichever it is"""
 
@@ -234,6 +236,38 @@ def test_another_history_takes_a_session_back_to_what_is_common(
     assert [message["content"] for message in kept["messages"]] == [m["content"] for m in third]
     chat(url, [user("Something else")], "edited")
     assert len(shown(url, "edited")["turns"]) == 1
+
+
+@pytest.mark.parametrize("path", [CHAT, MESSAGES, RESPONSES])
+def test_a_request_for_another_state_of_a_session_is_refused_and_changes_nothing(
+    path: str, m2: Path, tmp_path: Path
+) -> None:
+    def asked(known: str | None, *texts: str) -> Answer:
+        history = [{"role": r, "content": t} for r, t in zip(cycle(ROLES), texts)]
+        limit = "max_output_tokens" if path == RESPONSES else "max_tokens"
+        name = "input" if path == RESPONSES else "messages"
+        body = {name: history, limit: 8, "session": "trip", "session_turn": known}
+        return ask(url, path, body)
+
+    with served_folder(m2, sessions=tmp_path) as url:
+        gone = asked("0" * 64, "One")
+        assert gone.status == 409
+        assert path == MESSAGES or gone.json()["error"]["param"] == "session_turn"
+        assert ask(url, "/v1/sessions/trip").status == 404
+        assert asked("", "One").status == 200
+        (first,) = shown(url, "trip")["turns"]
+        answer = shown(url, "trip")["messages"][-1]["content"]
+        for known in ("", "0" * 64, "x" * 10_000, "\x1b[31m"):
+            refused = asked(known, "Another beginning")
+            assert refused.status == 409, refused.text
+            assert "session 'trip' stands at turn" in refused.text
+            assert len(refused.text) < 1000
+        assert shown(url, "trip")["turns"] == [first]
+        assert asked(first["id"], "One", answer, "Two").status == 200
+        assert len(shown(url, "trip")["turns"]) == 2
+        assert asked(first["id"], "One", answer, "Three").status == 409
+        assert asked(None, "Another beginning").status == 200
+        assert len(shown(url, "trip")["turns"]) == 1
 
 
 def test_a_session_is_found_only_with_the_key_that_made_it(m2: Path, tmp_path: Path) -> None:

@@ -8,7 +8,22 @@ export class Refused extends Error {
   }
 }
 
+/** Statuses of a way that is down for a while, or of a server that is busy; 0 is no answer at all. */
+const PASSING = [0, 429, 502, 503, 504];
+
+/** Return whether the same request may go well in a while. */
+export const isPassing = (error) => error instanceof Refused && PASSING.includes(error.status);
+
 const KEY = "fulmen-key";
+
+/** Return whether a key can be sent: browsers take no letters beyond Latin-1 in a header. */
+const isHeader = (key) => /^[\x20-\x7e\x80-\xff]+$/.test(key);
+
+/** Throw what the browser says of a connection as Refused. */
+function lost(error) {
+  if (error.name === "AbortError") throw error;
+  throw new Refused(String(error.message ?? error), 0);
+}
 
 export class Api {
   /** askForKey(isWrong) gives a promise of the key that a person types. */
@@ -27,7 +42,7 @@ export class Api {
   /** Return the JSON of an answer. Throws Refused. */
   async json(method, path, body, { signal } = {}) {
     const response = await this.fetch(method, path, body, signal);
-    return response.json();
+    return response.json().catch(lost);
   }
 
   /** Yield the events of a stream: {data} for each event, {note} for each comment. */
@@ -37,7 +52,7 @@ export class Api {
     let rest = "";
     try {
       for (;;) {
-        const { value, done } = await reader.read();
+        const { value, done } = await reader.read().catch(lost);
         if (done) return;
         const lines = (rest + value).split("\n");
         rest = lines.pop();
@@ -54,6 +69,10 @@ export class Api {
   async fetch(method, path, body, signal) {
     for (;;) {
       const key = this.key;
+      if (key && !isHeader(key)) {
+        await this.newKey(true); // no server can have been given it
+        continue;
+      }
       const headers = { accept: "application/json" };
       if (key) headers.authorization = `Bearer ${key}`;
       if (body !== undefined) headers["content-type"] = "application/json";
@@ -63,8 +82,7 @@ export class Api {
           method, headers, signal, body: body === undefined ? undefined : JSON.stringify(body), cache: "no-store",
         });
       } catch (error) {
-        if (error.name === "AbortError") throw error;
-        throw new Refused(String(error.message ?? error), 0);
+        lost(error);
       }
       if (response.ok) return response;
       if (response.status === 401) {
@@ -80,77 +98,106 @@ export class Api {
   async newKey(isWrong) {
     this.asking ??= this.askForKey(isWrong).finally(() => (this.asking = null));
     this.key = (await this.asking).trim();
-    sessionStorage.setItem(KEY, this.key);
+    if (isHeader(this.key)) sessionStorage.setItem(KEY, this.key);
+    else sessionStorage.removeItem(KEY);
   }
 }
 
-const wait = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+export const wait = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+
+/** Times to wait for what may come back, each longer than the one before. */
+export class Delay {
+  constructor() {
+    this.began();
+  }
+
+  began() {
+    this.ms = 500;
+  }
+
+  async pass() {
+    const { ms } = this;
+    this.ms = Math.min(ms * 2, 8000);
+    await wait(ms);
+  }
+}
+
+const LAST_EVENTS = ["response.completed", "response.incomplete", "response.failed"];
 
 /**
  * One answer of the server that runs in the background there, so that it goes on if this page is
  * closed, loaded again or cut off. `follow` yields its events from wherever we were.
+ *
+ * The request that starts it is never taken back: before its first event nobody could say whether
+ * the server has it.
  */
 export class RunningAnswer {
-  constructor(api, id, after = -1) {
+  #begin;
+
+  /** id: null for an answer that `body` starts */
+  constructor(api, id, body) {
     this.api = api;
     this.id = id;
-    this.after = after; // number of the last event that we have
+    this.body = body;
+    this.after = -1; // number of the last event that we have
     this.isOver = false;
     this.isLeft = false; // nobody listens here any more
     this.abort = new AbortController();
+    this.begun = new Promise((resolve) => (this.#begin = resolve)); // once `id` is known
+    if (id !== null) this.#begin();
   }
 
-  /** Start an answer and yield its events; the first one sets `id`. */
-  static start(api, body) {
-    const answer = new RunningAnswer(api, null);
-    answer.body = body;
-    return answer;
-  }
-
-  /** Yield {data} and {note} until the end; {lost: true} when the connection is gone. */
+  /** Yield {data} and {note} until the end; {lost: true} when the connection is gone. Throws what
+   * the server refused, and for one that was not begun also what was lost on the way. */
   async *follow() {
-    let delay = 500;
-    while (!this.isOver) {
+    const delay = new Delay();
+    while (!this.isOver && !this.isLeft) {
       try {
-        const stream = this.id === null
-          ? this.api.events("POST", "v1/responses", this.body, this.abort.signal)
-          : this.api.events("GET", `v1/responses/${this.id}?stream=true${this.after < 0 ? "" : `&starting_after=${this.after}`}`, undefined, this.abort.signal);
-        for await (const event of stream) {
-          delay = 500;
-          if (event.data) this.take(event.data);
+        for await (const event of this.#events()) {
+          delay.began();
+          if (event.data) this.#take(event.data);
           yield event;
-          if (this.isOver) return;
+          if (this.isOver || this.isLeft) return;
         }
       } catch (error) {
-        if (error.name === "AbortError") return;
-        if (this.id === null || error.status) throw error; // it never began, or the server said no
+        if (this.isLeft) return;
+        if (this.id === null || !isPassing(error)) throw error;
       }
+      if (this.id === null) throw new Refused("network error", 0);
       yield { lost: true };
-      await wait(delay);
-      delay = Math.min(delay * 2, 8000);
+      await delay.pass();
     }
   }
 
-  take(data) {
+  #events() {
+    if (this.id === null) return this.api.events("POST", "v1/responses", this.body);
+    const after = this.after < 0 ? "" : `&starting_after=${this.after}`;
+    return this.api.events("GET", `v1/responses/${this.id}?stream=true${after}`, undefined, this.abort.signal);
+  }
+
+  #take(data) {
     if (data.error && !data.type) throw new Refused(data.error.message, 0); // such as a server that stops
     this.after = data.sequence_number;
     this.id ??= data.response?.id ?? null;
-    this.isOver = ["response.completed", "response.incomplete", "response.failed"].includes(data.type);
+    if (this.id !== null) this.#begin();
+    this.isOver = LAST_EVENTS.includes(data.type);
   }
 
-  /** End the answer; what it said so far stays. */
-  stop() {
-    return this.id === null ? this.leave() : this.api.post(`v1/responses/${this.id}/cancel`, {});
+  /** End the answer, once it has begun; what it said so far stays. */
+  async stop() {
+    await this.begun;
+    await this.api.post(`v1/responses/${this.id}/cancel`, {});
   }
 
   /** End its thought softly: it answers now. */
-  answerNow() {
-    return this.api.post("v1/chat/completions/control", { id: this.id, action: "reasoning_end" });
+  async answerNow() {
+    await this.begun;
+    await this.api.post("v1/chat/completions/control", { id: this.id, action: "reasoning_end" });
   }
 
-  /** Stop listening; the answer goes on. */
+  /** Stop listening to an answer that has begun; it goes on. */
   leave() {
-    this.isOver = this.isLeft = true;
+    this.isLeft = true;
     this.abort.abort();
   }
 }

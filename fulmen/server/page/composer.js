@@ -9,6 +9,8 @@ const LONG_PASTE = 4000; // characters from which a pasted text becomes a file
 /** Tokens of thought at each place of the slider; the last sets no limit. */
 const BUDGETS = [0, 64, 128, 256, 512, 1024, 2048, 4096, 6144, 8192, 12288, 16384, 24576, 32768, 49152, 65536, 81920, null];
 
+const ON_GLASS = matchMedia("(hover: none) and (pointer: coarse)");
+
 export class Composer {
   /** send(text) asks, tell(text) shows what a file cannot be. */
   constructor(send, tell) {
@@ -28,8 +30,13 @@ export class Composer {
     this.slider.addEventListener("input", () => this.showBudget());
     byId("attach").addEventListener("click", () => byId("file-picker").click());
     byId("file-picker").addEventListener("change", (event) => this.addFiles([...event.target.files], event.target));
-    document.addEventListener("dragover", (event) => event.preventDefault());
+    // What is no file is left to the browser: text may be dropped into a field.
+    const hasFiles = ({ dataTransfer }) => [...dataTransfer.types].includes("Files");
+    document.addEventListener("dragover", (event) => {
+      if (hasFiles(event)) event.preventDefault();
+    });
     document.addEventListener("drop", (event) => {
+      if (!hasFiles(event)) return;
       event.preventDefault();
       this.addFiles([...event.dataTransfer.files]);
     });
@@ -70,12 +77,10 @@ export class Composer {
     this.send(parts.join("\n\n"));
   }
 
-  /** Put a text back that could not be sent. */
+  /** Put a text back that could not be sent, before what was written meanwhile. */
   giveBack(text) {
-    if (!this.input.value) {
-      this.input.value = text;
-      this.grow();
-    }
+    this.input.value = [text, this.input.value].filter(Boolean).join("\n\n");
+    this.grow();
   }
 
   grow() {
@@ -85,7 +90,8 @@ export class Composer {
   }
 
   #key(event) {
-    if (event.key === "Enter" && !event.shiftKey && !event.isComposing && !event.ctrlKey && !event.metaKey) {
+    // Keyboards on glass have no Shift+Enter: there the button sends.
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing && !event.ctrlKey && !event.metaKey && !ON_GLASS.matches) {
       event.preventDefault();
       this.submit();
     }
@@ -94,7 +100,7 @@ export class Composer {
   #paste(event) {
     const files = [...event.clipboardData.files];
     const text = event.clipboardData.getData("text/plain");
-    if (files.length) {
+    if (files.length && !text.trim()) {
       event.preventDefault();
       this.addFiles(files);
     } else if (text.length > LONG_PASTE) {

@@ -42,6 +42,10 @@ export class Conversation {
     this.lastUsed = Date.now() / 1000;
     this.isNew = true; // not on the server yet
     this.tokens = 0;
+    this.usage = null; // tokens of the last request
+    this.pace = null; // tokens in a second of the last answer
+    this.unsent = null; // {text, problem}: what could not be sent while another one was shown
+    this.reading = null; // promise of the end of the reading that is under way
   }
 
   get title() {
@@ -51,7 +55,7 @@ export class Conversation {
   /** The settings that its requests have, as a person set them. */
   get settings() {
     try {
-      return JSON.parse(this.metadata.settings ?? "{}");
+      return asSettings(JSON.parse(this.metadata.settings ?? "{}"));
     } catch {
       return {};
     }
@@ -89,8 +93,10 @@ export class Conversation {
     return parent ? parent.children : [...this.turns.values()].filter((t) => t.parent === null);
   }
 
-  /** The branch used last that has a turn. */
+  /** The current branch if it has a turn, else the one used last that has it. */
   branchWith(turn) {
+    const current = this.branches.get(this.current);
+    if (current?.turnIds.includes(turn.id)) return current;
     const found = [...this.branches.values()].filter((branch) => branch.turnIds.includes(turn.id));
     return found.sort((a, b) => b.lastUsed - a.lastUsed)[0];
   }
@@ -247,11 +253,12 @@ export class Conversations extends EventTarget {
   async create(conversation) {
     const { id: name, metadata } = conversation;
     conversation.take(await this.api.post("v1/sessions", { name, metadata }));
+    this.changed();
   }
 
   /** Take a conversation with all its branches from a file's value; return it. */
   async import(value) {
-    const conversation = this.begin(value.settings);
+    const conversation = this.begin(asSettings(value.settings));
     conversation.metadata = { ...conversation.metadata, title: String(value.title ?? "").slice(0, 200) };
     const { metadata } = conversation;
     try {
@@ -268,7 +275,25 @@ export class Conversations extends EventTarget {
   }
 
   /** Read a branch, the current one unless told; return what the server says of it. */
-  async load(conversation, name = conversation.current) {
+  load(conversation, name = conversation.current) {
+    const reading = this.#load(conversation, name);
+    if (name === conversation.current) conversation.reading = reading.catch(() => {});
+    return reading;
+  }
+
+  /** Wait until the current branch is read; one that was read is not read again. */
+  async loaded(conversation) {
+    await conversation.reading;
+    const isLoaded = conversation.branches.get(conversation.current)?.isLoaded;
+    if (this.areKept && !conversation.isNew && !isLoaded) await this.load(conversation);
+  }
+
+  /** Wait until the server has written the current branch. */
+  async save(conversation) {
+    await this.api.post(`v1/sessions/${encodeURIComponent(conversation.current)}/save`, {});
+  }
+
+  async #load(conversation, name) {
     const detail = await this.api.get(`v1/sessions/${encodeURIComponent(name)}`);
     conversation.take(detail);
     this.changed();
@@ -282,7 +307,8 @@ export class Conversations extends EventTarget {
     }
   }
 
-  /** Make a second branch of the current one that has its first turns, and go on in it. */
+  /** Make a second branch of the current one that has its first turns, and go on in it; return its
+   * name. */
   async fork(conversation, numTurns) {
     const name = newName();
     if (this.areKept) {
@@ -292,6 +318,7 @@ export class Conversations extends EventTarget {
       conversation.take(detail);
     } else conversation.forkHere(name, numTurns);
     this.changed();
+    return name;
   }
 
   /** Take a branch away that came to nothing, and go on in another one. */
@@ -323,6 +350,9 @@ export class Conversations extends EventTarget {
     this.changed();
   }
 }
+
+/** Return a value as settings: anything but an object has none. */
+const asSettings = (value) => (value !== null && typeof value === "object" && !Array.isArray(value) ? value : {});
 
 // ---- messages
 

@@ -2,8 +2,8 @@
 
 import { byId, fill, h } from "./dom.js";
 import { saveJson, saveMarkdown } from "./files.js";
-import { language, number, say } from "./i18n.js";
-import { keysWithNames } from "./keys.js";
+import { language, number, say, tokens as inTokens } from "./i18n.js";
+import { hasSingleKeys, inLanguage, keysWithNames, setSingleKeys } from "./keys.js";
 import { button, plainTurns } from "./log.js";
 import { markdown } from "./markdown.js";
 
@@ -12,8 +12,11 @@ export class Dialogs {
     this.page = page;
     this.element = byId("dialog");
     byId("dialog-close").addEventListener("click", () => this.close());
+    // A click is on the backdrop only if it began there: text may be selected to beyond the dialog.
+    let beganOutside = false;
+    this.element.addEventListener("pointerdown", (event) => (beganOutside = event.target === this.element));
     this.element.addEventListener("click", (event) => {
-      if (event.target === this.element) this.close();
+      if (beganOutside && event.target === this.element) this.close();
     });
   }
 
@@ -40,16 +43,18 @@ export class Dialogs {
   askForKey(isWrong) {
     return new Promise((resolve) => {
       const input = h("input", { type: "password", autocomplete: "current-password", required: true, "aria-label": say("key-needed") });
-      const take = () => {
+      const take = (event) => {
+        event.preventDefault();
         this.element.onclose = null;
+        this.close();
         resolve(input.value);
       };
       const hint = h("p", {}, isWrong ? say("key-wrong") : say("key-hint"));
-      this.element.onclose = () => this.element.showModal(); // there is no going on without it
+      this.element.onclose = () => this.element.open || this.element.showModal(); // there is no going on without it
       this.open(
         say("key-needed"),
         "small required",
-        h("form", { class: "fields", method: "dialog", onsubmit: take }, hint, input, h("button", { type: "submit" }, say("save"))),
+        h("form", { class: "fields", onsubmit: take }, hint, input, h("button", { type: "submit" }, say("save"))),
       );
       input.focus();
     });
@@ -209,36 +214,69 @@ export class Dialogs {
       this.page.tell(error);
       return;
     }
+    // A token that is clicked stays shown, so that its buttons can be reached; until then the one
+    // under the pointer or with the focus is shown.
     const detail = h("div", { class: "detail", role: "status" });
-    const buttons = tokens.map((token, place) =>
-      h("button", {
-        type: "button", tabIndex: place ? -1 : 0, "data-place": place,
-        "aria-label": token.text.trim() ? null : visible(token.text),
-        class: `token p${Math.min(4, Math.floor(-token.logprob))} ${token.kind}`,
-      }, token.text.replace(/\n/g, "⏎\n") || "∅"));
+    const text = h("div", { class: "token-text", role: "group", "aria-label": say("tokens-view"), dir: "auto" });
+    let first = 0; // place of the first one that is there
     let shown = 0;
+    let pinned = null;
+    const buttonAt = (place) => text.children[place - first];
     const show = (place) => {
-      buttons[shown].tabIndex = -1;
+      if (buttonAt(shown)) buttonAt(shown).tabIndex = -1;
       shown = place;
-      buttons[shown].tabIndex = 0;
+      buttonAt(shown).tabIndex = 0;
       fill(detail, ...this.#tokenDetail(turn, tokens, place));
     };
-    const take = (event) => {
+    const pin = (place) => {
+      if (pinned !== null) buttonAt(pinned)?.setAttribute("aria-pressed", "false");
+      pinned = place;
+      buttonAt(place).setAttribute("aria-pressed", "true");
+      show(place);
+    };
+    const placeOf = (event) => {
       const found = event.target.closest(".token");
-      if (found) show(Number(found.dataset.place));
+      return found ? first + [...text.children].indexOf(found) : null;
     };
-    const move = (event) => {
-      const step = { ArrowLeft: -1, ArrowRight: 1, Home: -shown, End: buttons.length - 1 - shown }[event.key];
-      if (step === undefined || !buttons[shown + step]) return;
+    const preview = (event) => {
+      const place = placeOf(event);
+      if (place !== null && place !== shown && pinned === null) show(place);
+    };
+    text.addEventListener("mousemove", (event) => {
+      // Without a movement it was the text that moved, below a mouse at rest.
+      if (event.movementX || event.movementY) preview(event);
+    });
+    text.addEventListener("focusin", preview);
+    text.addEventListener("click", (event) => {
+      const place = placeOf(event);
+      if (place !== null) pin(place);
+    });
+    text.addEventListener("keydown", (event) => {
+      const last = first + text.children.length - 1;
+      const place = { ArrowLeft: shown - 1, ArrowRight: shown + 1, Home: first, End: last }[event.key];
+      if (place === undefined) return;
       event.preventDefault();
-      buttons[shown + step].focus();
+      if (!tokens[place]) return;
+      if (!buttonAt(place)) showPage(Math.floor(place / TOKENS_OF_PAGE));
+      if (pinned !== null) pin(place);
+      else show(place);
+      buttonAt(place).focus();
+    });
+    const pages = h("select", { "aria-label": say("tokens-view"), onchange: () => showPage(Number(pages.value)) });
+    for (let place = 0; place < tokens.length; place += TOKENS_OF_PAGE) {
+      const last = Math.min(place + TOKENS_OF_PAGE, tokens.length);
+      pages.append(h("option", { value: place / TOKENS_OF_PAGE }, `${number(place + 1)} – ${number(last)}`));
+    }
+    const showPage = (page) => {
+      pages.value = page;
+      first = page * TOKENS_OF_PAGE;
+      pinned = null;
+      fill(text, ...tokens.slice(first, first + TOKENS_OF_PAGE).map(tokenButton));
+      show(first);
     };
-    const text = h("div", {
-      class: "token-text", role: "group", "aria-label": say("tokens-view"), dir: "auto",
-      onmouseover: take, onfocusin: take, onclick: take, onkeydown: move,
-    }, ...buttons);
-    this.open(say("tokens-view"), "large", detail, text);
-    if (buttons.length) show(0);
+    const choice = h("p", { hidden: tokens.length <= TOKENS_OF_PAGE }, pages, ` ${say("of")} ${inTokens(tokens.length)}`);
+    this.open(say("tokens-view"), "large", choice, detail, text);
+    if (tokens.length) showPage(0);
   }
 
   /** Return what is known of a token, with buttons for the branches that can begin there. */
@@ -261,10 +299,11 @@ export class Dialogs {
 
   model() {
     const { model } = this.page;
+    if (!model) return;
     const yesOrNo = (value) => say(value ? "yes" : "no");
     const rows = [
       [say("model"), model.id],
-      [say("context"), model.max_model_len ? `${number(model.max_model_len)} ${say("tokens")}` : "–"],
+      [say("context"), model.max_model_len ? inTokens(model.max_model_len) : "–"],
       [say("thinks"), yesOrNo(model.capabilities?.thinking.supported)],
     ];
     this.open(
@@ -276,13 +315,27 @@ export class Dialogs {
   }
 
   shortcuts() {
+    const single = h("input", {
+      type: "checkbox", id: "single-keys", checked: hasSingleKeys(), onchange: () => setSingleKeys(single.checked),
+    });
     this.open(
       say("shortcuts"),
       "small",
-      h("dl", { class: "keys" }, ...keysWithNames.flatMap(([keys, name]) => [h("dt", {}, h("kbd", {}, keys)), h("dd", {}, say(name))])),
+      h("p", {}, h("label", { for: "single-keys" }, single, ` ${say("single-keys")}`)),
+      h("dl", { class: "keys" }, ...keysWithNames.flatMap(([keys, name]) => [h("dt", {}, h("kbd", {}, inLanguage(keys))), h("dd", {}, say(name))])),
     );
   }
 }
+
+/** Tokens that are shown at once. */
+const TOKENS_OF_PAGE = 2000;
+
+const tokenButton = (token) =>
+  h("button", {
+    type: "button", tabIndex: -1, "aria-pressed": "false",
+    "aria-label": token.text.trim() ? null : visible(token.text),
+    class: `token p${Math.min(4, Math.floor(-token.logprob))} ${token.kind}`,
+  }, token.text.replace(/\n/g, "⏎\n") || "∅");
 
 const visible = (text) => text.replace(/\n/g, "⏎").replace(/ /g, "␣") || "∅";
 

@@ -6,6 +6,25 @@ import { say } from "./i18n.js";
 /** What a conversation's file says it is. */
 const FORMAT = "fulmen-conversation";
 
+/** Yield the files that a message holds, as the composer writes them: {name, content, start, end}. */
+export function* filesIn(text) {
+  const [open, close] = ['<file name="', "\n</file>"];
+  for (let start = text.indexOf(open); start >= 0; ) {
+    const after = text.slice(start + open.length, start + open.length + 203);
+    const name = /^([^"\n]{1,200})">\n/.exec(after);
+    if (!name) {
+      start = text.indexOf(open, start + open.length);
+      continue;
+    }
+    const first = start + open.length + name[0].length;
+    const last = text.indexOf(close, first);
+    if (last < 0) return; // nor does one end that begins later
+    const end = last + close.length;
+    yield { name: name[1], content: text.slice(first, last), start, end };
+    start = text.indexOf(open, end);
+  }
+}
+
 /** Save the shown branch of a conversation. */
 export function saveMarkdown(conversation) {
   saveAs(`${conversation.title || conversation.id}.md`, "text/markdown", asMarkdown(conversation));
@@ -30,7 +49,9 @@ export async function read(file) {
     throw wrong;
   }
   const isWhole = value?.format === FORMAT && Array.isArray(value.branches) && value.branches.length > 0;
-  if (!isWhole || !value.branches.every((branch) => Array.isArray(branch?.messages))) throw wrong;
+  const { settings = {} } = value ?? {};
+  const hasSettings = settings !== null && typeof settings === "object" && !Array.isArray(settings);
+  if (!isWhole || !hasSettings || !value.branches.every((branch) => Array.isArray(branch?.messages))) throw wrong;
   return value;
 }
 

@@ -29,6 +29,7 @@ const WORDS = {
   "thought": ["Thought", "Gedankengang"],
   "thinks": ["Thinks before it answers", "Denkt vor der Antwort nach"],
   "tokens": ["tokens", "Token"],
+  "token": ["token", "Token"],
   "tokens-view": ["Tokens", "Token"],
   "edit": ["Edit", "Bearbeiten"],
   "save-and-send": ["Send as a new branch", "Als neuen Zweig senden"],
@@ -45,6 +46,7 @@ const WORDS = {
   "you": ["You", "Sie"],
   "system": ["System", "System"],
   "call": ["Tool call", "Werkzeugaufruf"],
+  "call-cut": ["Tool call, cut:", "Werkzeugaufruf, abgebrochen:"],
   "result": ["Result", "Ergebnis"],
   "give-result": ["Give the result", "Ergebnis senden"],
   "context": ["Context", "Kontext"],
@@ -52,7 +54,8 @@ const WORDS = {
   "reading": ["Reading the prompt", "Die Eingabe wird gelesen"],
   "per-second": ["tokens/s", "Token/s"],
   "cached": ["from the cache", "aus dem Cache"],
-  "cut": ["The answer is cut: it reached its limit of tokens.", "Die Antwort ist abgeschnitten: Ihre Höchstzahl an Token ist erreicht."],
+  "cut": ["The answer is cut: it reached its limit of tokens.", "Die Antwort ist abgeschnitten: Die Höchstzahl an Token ist erreicht."],
+  "not-kept": ["The server does not keep this answer.", "Der Server bewahrt diese Antwort nicht auf."],
   "stopped": ["Stopped.", "Angehalten."],
   "reconnecting": ["The connection is gone. Trying again …", "Die Verbindung ist unterbrochen. Neuer Versuch …"],
   "failed": ["It failed", "Fehlgeschlagen"],
@@ -84,7 +87,8 @@ const WORDS = {
   "file-no-text": ["is not a text file", "ist keine Textdatei"],
   "remove": ["Remove", "Entfernen"],
   "new-answers": ["New text below", "Unten steht neuer Text"],
-  "empty": ["Ask something. Enter sends, Shift+Enter begins a new line.", "Fragen Sie etwas. Enter sendet, Umschalt+Enter beginnt eine neue Zeile."],
+  "empty": ["Ask something.", "Fragen Sie etwas."],
+  "empty-keys": ["Enter sends, Shift+Enter begins a new line.", "Enter sendet, Umschalt+Enter beginnt eine neue Zeile."],
   "no-sessions": ["This server keeps no conversations: this one is gone when you close the page.", "Dieser Server bewahrt keine Gespräche auf: Dieses ist weg, wenn Sie die Seite schließen."],
   "logprob": ["log-probability", "Log-Wahrscheinlichkeit"],
   "alternatives": ["Alternatives", "Alternativen"],
@@ -101,6 +105,9 @@ const WORDS = {
   "top-p": ["Top p", "Top p"],
   "top-k": ["Top k", "Top k"],
   "min-p": ["Min p", "Min p"],
+  "ctrl": ["Ctrl", "Strg"],
+  "shift": ["Shift", "Umschalt"],
+  "single-keys": ["Single keys are shortcuts too", "Auch einzelne Tasten sind Kürzel"],
   "key-next": ["Next message", "Nächste Nachricht"],
   "key-previous": ["Previous message", "Vorige Nachricht"],
   "key-send": ["Send", "Senden"],
@@ -137,6 +144,9 @@ export function speak(wanted) {
 
 export const number = (value, digits = 0) =>
   new Intl.NumberFormat(language, { maximumFractionDigits: digits }).format(value);
+
+/** Return a number of tokens in words. */
+export const tokens = (count) => `${number(count)} ${say(count === 1 ? "token" : "tokens")}`;
 
 export const when = (seconds) =>
   new Intl.DateTimeFormat(language, { dateStyle: "medium", timeStyle: "short" }).format(seconds * 1000);

@@ -12,6 +12,7 @@ export class List {
     this.page = page;
     this.found = null; // ids of conversations that a search found
     this.length = STEP;
+    this.items = new Map(); // id of a conversation -> its item, which stays while it is listed
     page.conversations.addEventListener("change", () => this.#showSoon());
     byId("search").addEventListener("input", () => this.search());
   }
@@ -20,14 +21,19 @@ export class List {
   #showSoon = debounced(() => this.show(), 0);
 
   show() {
-    const { conversations, conversation: shown } = this.page;
-    const all = conversations.list.filter((each) => !each.isNew || each === shown);
+    const { conversations, conversation: shown, asking } = this.page;
+    const all = conversations.list.filter((each) => !each.isNew || each === shown || asking.attempts.has(each));
     const wanted = byId("search").value.trim().toLowerCase();
     const fits = (each) => this.found?.has(each.id) || each.title.toLowerCase().includes(wanted);
     const found = wanted ? all.filter(fits) : all;
-    const items = found.slice(0, this.length).map((conversation) => this.#item(conversation));
+    const listed = found.slice(0, this.length);
+    const items = listed.map((conversation) => this.#shown(conversation));
+    const ids = new Set(listed.map(({ id }) => id));
+    for (const id of this.items.keys()) if (!ids.has(id)) this.items.delete(id);
+    const focused = document.activeElement;
     if (found.length > this.length) items.push(h("li", {}, button("more", () => this.#showMore())));
     fill(byId("conversations"), ...(items.length ? items : [h("li", { class: "note" }, say("nothing-found"))]));
+    if (focused !== document.activeElement && focused.isConnected) focused.focus();
   }
 
   #showMore() {
@@ -35,21 +41,27 @@ export class List {
     this.show();
   }
 
+  /** Return a conversation's item as it looks now. */
+  #shown(conversation) {
+    const { page } = this;
+    if (this.items.get(conversation.id)?.conversation !== conversation) {
+      this.items.set(conversation.id, this.#item(conversation));
+    }
+    const { item, open, about } = this.items.get(conversation.id);
+    const title = conversation.title || say("new");
+    if (open.textContent !== title) fill(open, title);
+    open.title = when(conversation.lastUsed);
+    about.setAttribute("aria-label", `${say("about")} ${title}`);
+    if (conversation === page.conversation) open.setAttribute("aria-current", "page");
+    else open.removeAttribute("aria-current");
+    return item;
+  }
+
   #item(conversation) {
     const { page } = this;
-    const title = conversation.title || say("new");
-    return h(
-      "li",
-      {},
-      h("button", {
-        type: "button", class: "conversation", "aria-current": conversation === page.conversation ? "page" : null,
-        onclick: () => page.open(conversation), title: when(conversation.lastUsed),
-      }, title),
-      h("button", {
-        type: "button", class: "icon", "aria-label": `${say("about")} ${title}`,
-        onclick: () => page.dialogs.conversation(conversation),
-      }, "⋯"),
-    );
+    const open = h("button", { type: "button", class: "conversation", onclick: () => page.open(conversation) });
+    const about = h("button", { type: "button", class: "icon", onclick: () => page.dialogs.conversation(conversation) }, "⋯");
+    return { conversation, open, about, item: h("li", {}, open, about) };
   }
 
   /** Find conversations by their title at once, then by what was said in them. */

@@ -4,7 +4,8 @@
 // browser skips the layout of articles that are out of sight (content-visibility).
 
 import { h, fill, byId } from "./dom.js";
-import { say, number } from "./i18n.js";
+import { filesIn } from "./files.js";
+import { say, tokens } from "./i18n.js";
 import { Markdown, markdown } from "./markdown.js";
 
 /** Distance in pixels from the end within which the log follows what comes. */
@@ -52,42 +53,80 @@ export class Log {
     this.element.classList.toggle("empty", path.length === 0 && !this.live);
   }
 
-  /** Begin an answer that streams, to messages that are not a turn yet. */
+  /** Return an answer that streams, to messages that are not a turn yet; it is shown once it is
+   * attached. begun: tokens that it begins with. */
   begin(asked, begun) {
-    this.live = new LiveTurn(asked, this);
+    const live = new LiveTurn(asked, this);
     for (const { kind, text } of begun) {
-      if (kind === "thinking") this.live.think(text);
-      else if (kind === "content") this.live.say(text);
+      if (kind === "thinking") live.think(text);
+      else if (kind === "content") live.say(text);
     }
-    this.element.append(this.live.element);
+    return live;
+  }
+
+  /** Show an answer that streams below the turns. */
+  attach(live) {
+    for (const old of this.element.querySelectorAll(".unkept")) old.remove();
+    this.live = live;
+    this.element.append(live.element);
     this.element.classList.remove("empty");
     this.toEnd();
-    return this.live;
+  }
+
+  /** Leave an answer that nobody keeps where it is, with a note, until the next one begins. */
+  keepUnkept(live, note) {
+    live.note(note);
+    live.element.classList.add("unkept");
+    live.answer.classList.remove("live");
+    if (this.live === live) this.live = null;
   }
 
   /** Put the turn that it became in the place of the answer that streamed, as it looked; without
    * a turn it goes. */
-  endLive(turn = null) {
-    const live = this.live;
-    this.live = null;
-    if (!live) return;
+  endLive(live, turn) {
+    if (this.live === live) this.live = null;
     if (!turn) {
       live.element.remove();
       return;
     }
     // The same element: a new one would have no height at first, and the log would jump.
+    const hadFocus = live.element.contains(document.activeElement);
     const article = turnElement(turn, this.actions, live.element);
+    if (hadFocus) article.focus({ preventScroll: true });
     if (live.isThoughtOpen) article.querySelector(".thought")?.setAttribute("open", "");
     this.articles.set(turn.id, article);
   }
 
+  /** Show nothing; an answer that streams goes on unseen. */
   clear() {
-    this.endLive();
+    this.live = null;
     this.articles.clear();
     fill(this.element);
     this.element.classList.add("empty");
     this.follows = true;
     this.below.hidden = true;
+  }
+
+  /** Draw the turns anew in another language; an answer that streams stays, and gets its words. */
+  speak() {
+    for (const article of this.articles.values()) article.remove();
+    this.articles.clear();
+    this.live?.speak();
+  }
+
+  /** Return which button of a turn's branches has the focus, -1 for the turn itself or what is in
+   * it; null if the focus is elsewhere. */
+  placeOfFocus() {
+    const focused = document.activeElement;
+    if (!this.element.contains(focused)) return null;
+    return [...(focused.closest(".branches")?.querySelectorAll("button") ?? [])].indexOf(focused);
+  }
+
+  /** Give the focus to a turn where it was in another one. */
+  focusAt(turn, place) {
+    const article = this.articles.get(turn.id);
+    if (!article || place === null) return;
+    (article.querySelectorAll(".branches button")[place] ?? article).focus({ preventScroll: true });
   }
 
   /** Follow what comes while a person is at the end; who scrolls up is left there. */
@@ -154,12 +193,12 @@ function askedElement(message, turn, actions) {
 function withFiles(text) {
   const parts = [];
   let rest = 0;
-  for (const match of text.matchAll(/<file name="([^"\n]{1,200})">\n([\s\S]*?)\n<\/file>/g)) {
-    parts.push(text.slice(rest, match.index));
+  for (const { name, content, start, end } of filesIn(text)) {
+    parts.push(text.slice(rest, start));
     parts.push(
-      h("details", { class: "file" }, h("summary", {}, `${say("file")}: ${match[1]}`), h("pre", { tabIndex: 0 }, match[2])),
+      h("details", { class: "file" }, h("summary", {}, `${say("file")}: ${name}`), h("pre", { tabIndex: 0 }, content)),
     );
-    rest = match.index + match[0].length;
+    rest = end;
   }
   parts.push(text.slice(rest));
   return parts.filter((part) => part !== "");
@@ -170,6 +209,7 @@ function answerElement(message, turn, actions) {
   if (message.thinking) section.append(thoughtElement(message.thinking, turn.thinking_tokens));
   if (message.content) section.append(markdown(message.content));
   for (const call of message.tool_calls ?? []) section.append(callElement(call));
+  for (const call of turn.cut ?? []) section.append(card("call cut", `${say("call-cut")} ${call.name}`, call.json));
   if (turn.finish_reason === "length") section.append(h("p", { class: "note" }, say("cut")));
   if (turn.finish_reason === "abort") section.append(h("p", { class: "note" }, say("stopped")));
   if (!actions) return section;
@@ -182,7 +222,7 @@ function answerElement(message, turn, actions) {
       button("regenerate", () => actions.regenerate(turn)),
       actions.tokens && hasTokens ? button("tokens-view", () => actions.tokens(turn)) : null,
       button("branch-here", () => actions.branch(turn)),
-      hasTokens ? h("span", { class: "count" }, `${number(turn.answer_tokens)} ${say("tokens")}`) : null,
+      hasTokens ? h("span", { class: "count" }, tokens(turn.answer_tokens)) : null,
     ),
   );
   return section;
@@ -201,7 +241,7 @@ function thoughtElement(text, numTokens) {
 }
 
 const withTokens = (name, numTokens) =>
-  numTokens ? `${say(name)} · ${number(numTokens)} ${say("tokens")}` : say(name);
+  numTokens ? `${say(name)} · ${tokens(numTokens)}` : say(name);
 
 function callElement(call) {
   return card("call", `${say("call")} ${call.name}`, JSON.stringify(call.arguments, null, 2));
@@ -245,17 +285,22 @@ export function button(name, onclick, properties = {}) {
 
 /** Show which of the branches at its place a turn is, with buttons to the others. */
 function showBranches(article, conversation, turn, actions) {
-  article.querySelector(".branches")?.remove();
   const siblings = conversation.siblings(turn);
+  const text = `${siblings.indexOf(turn) + 1} / ${siblings.length}`;
+  const shown = article.querySelector(".branches");
+  if (shown?.querySelector("span").textContent === text) return; // as it was, with the focus in it
+  shown?.remove();
   if (siblings.length < 2 || !actions) return;
-  const place = siblings.indexOf(turn);
-  const go = (step) => actions.goTo(siblings[(place + step + siblings.length) % siblings.length]);
+  const go = (step) => {
+    const now = conversation.siblings(turn);
+    actions.goTo(now[(now.indexOf(turn) + step + now.length) % now.length]);
+  };
   article.append(
     h(
       "nav",
       { class: "branches", "aria-label": say("tree") },
       h("button", { type: "button", class: "quiet", onclick: () => go(-1), "aria-label": say("previous-branch") }, "‹"),
-      h("span", {}, `${place + 1} / ${siblings.length}`),
+      h("span", {}, text),
       h("button", { type: "button", class: "quiet", onclick: () => go(1), "aria-label": say("next-branch") }, "›"),
       button("compare", () => actions.compare(turn)),
     ),
@@ -272,12 +317,14 @@ export function plainTurns(turns) {
 class LiveTurn {
   /** log: where it is shown */
   constructor(asked, log) {
+    this.asked = asked;
     this.status = h("p", { class: "status" });
     this.answer = h("section", { class: "message answer live", role: "group", "aria-label": say("model"), "aria-busy": "true" }, this.status);
+    this.isThinking = false;
     this.element = h("article", { class: "turn" }, ...asked.map((m) => askedElement(m, null, null)), this.answer);
-    this.thought = null; // {piece, summary, details, now}
+    this.thought = null; // {piece, summary, details, now, numTokens}
     this.text = null;
-    this.calls = new Map(); // output index -> {id, name, json, pre}
+    this.calls = new Map(); // output index -> {id, name, json, pre, summary}
     this.log = log;
     this.response = null; // as it was at its end
   }
@@ -287,9 +334,15 @@ class LiveTurn {
     const message = { role: "assistant", content: this.text?.text ?? "" };
     if (this.thought) message.thinking = this.thought.piece.text;
     if (this.calls.size) {
-      message.tool_calls = [...this.calls.values()].map(({ id, name, json }) => ({ id, name, arguments: parsed(json) }));
+      const calls = [...this.calls.values()].map(({ id, name, json }) => ({ id, name, arguments: parsed(json) }));
+      message.tool_calls = calls.filter((call) => call.arguments !== null);
     }
     return message;
+  }
+
+  /** The calls after the first ones: those that were cut. */
+  callsAfter(count) {
+    return [...this.calls.values()].slice(count);
   }
 
   get hasSomething() {
@@ -306,7 +359,8 @@ class LiveTurn {
       const summary = h("summary", {}, say("thinking"));
       const now = button("answer-now", () => this.log.actions.answerNow(), { class: "now" });
       const details = h("details", { class: "thought", open: true }, summary, h("div", { class: "thought-text" }, piece.element));
-      this.thought = { piece, summary, details, now };
+      this.thought = { piece, summary, details, now, numTokens: 0 };
+      this.isThinking = true;
       this.answer.insertBefore(details, this.status);
       this.answer.insertBefore(now, this.status);
     }
@@ -314,14 +368,18 @@ class LiveTurn {
   }
 
   /** Show how many tokens it has so far. */
-  count(tokens) {
-    if (this.thought?.now.isConnected) fill(this.thought.summary, withTokens("thinking", tokens));
+  count(numTokens) {
+    if (!this.isThinking) return;
+    this.thought.numTokens = numTokens;
+    fill(this.thought.summary, withTokens("thinking", numTokens));
   }
 
   /** Fold the thought, unless a person scrolled up to read it. */
   endThought() {
-    if (!this.thought?.now.isConnected) return;
+    if (!this.isThinking) return;
+    this.isThinking = false;
     this.thought.piece.end();
+    if (this.thought.now === document.activeElement) this.thought.summary.focus();
     this.thought.now.remove();
     if (this.log.follows) this.thought.details.open = false;
     fill(this.thought.summary, say("thought"));
@@ -339,8 +397,9 @@ class LiveTurn {
   call(index, { call_id: id, name }) {
     this.endThought();
     const pre = h("pre", {}, "");
-    const element = h("details", { class: "card call", open: true }, h("summary", {}, `${say("call")} ${name}`), pre);
-    this.calls.set(index, { id, name, json: "", pre });
+    const summary = h("summary", {}, `${say("call")} ${name}`);
+    const element = h("details", { class: "card call", open: true }, summary, pre);
+    this.calls.set(index, { id, name, json: "", pre, summary });
     this.answer.insertBefore(element, this.status);
   }
 
@@ -349,6 +408,19 @@ class LiveTurn {
     if (!call) return;
     call.json += text;
     call.pre.append(text);
+  }
+
+  /** Write its words in the language that is spoken now. */
+  speak() {
+    const asked = this.asked.map((message) => askedElement(message, null, null));
+    while (this.answer.previousSibling) this.answer.previousSibling.remove();
+    this.element.prepend(...asked);
+    this.answer.setAttribute("aria-label", say("model"));
+    this.status.textContent = ""; // the next sign of life is in the new language
+    for (const { name, summary } of this.calls.values()) fill(summary, `${say("call")} ${name}`);
+    if (!this.thought) return;
+    fill(this.thought.now, say("answer-now"));
+    fill(this.thought.summary, this.isThinking ? withTokens("thinking", this.thought.numTokens) : say("thought"));
   }
 
   note(text) {
@@ -362,11 +434,11 @@ class LiveTurn {
   }
 }
 
-/** Return the arguments of a call; those of one that was cut as they are. */
+/** Return the arguments of a call; null for one that was cut. */
 function parsed(json) {
   try {
     return JSON.parse(json);
   } catch {
-    return { cut: json };
+    return null;
   }
 }

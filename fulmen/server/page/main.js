@@ -1,13 +1,13 @@
 // The page: what a person does becomes requests, what the server says becomes the log.
 
-import { Api, RunningAnswer } from "./api.js";
+import { Api, Delay } from "./api.js";
 import { Asking } from "./asking.js";
 import { Composer } from "./composer.js";
 import { Conversations, fromServer } from "./conversations.js";
 import { byId, copyText, fill, h } from "./dom.js";
 import { Dialogs } from "./dialogs.js";
 import { read } from "./files.js";
-import { language, number, say, speak } from "./i18n.js";
+import { language, number, say, speak, tokens } from "./i18n.js";
 import { listenToKeys } from "./keys.js";
 import { List } from "./list.js";
 import { Log, button } from "./log.js";
@@ -32,28 +32,39 @@ class Page {
   }
 
   async start() {
-    try {
-      const models = await this.api.get("v1/models");
-      this.model = models.data[0];
-      byId("composer").classList.toggle("no-thought", this.model.capabilities?.thinking.supported === false);
-      await this.conversations.refresh();
-    } catch (error) {
-      this.tell(error);
-      return;
+    const { hash } = location;
+    const delay = new Delay();
+    while (!this.model) {
+      try {
+        await this.#readModel();
+      } catch (error) {
+        if (!this.conversation) this.begin();
+        this.tell(error);
+        await delay.pass();
+      }
     }
+    this.tell(null);
     if (!this.conversations.areKept) {
       byId("import-button").hidden = true;
       this.log.actions.tokens = null;
     }
     addEventListener("hashchange", () => this.openFromAddress());
     document.addEventListener("visibilitychange", () => this.lookAgain());
-    await this.openFromAddress();
+    await this.openFromAddress(hash);
     if (!this.conversations.areKept) this.tell(say("no-sessions"));
+  }
+
+  /** Read what is served and which conversations there are. */
+  async #readModel() {
+    const [model] = (await this.api.get("v1/models")).data;
+    byId("composer").classList.toggle("no-thought", model.capabilities?.thinking.supported === false);
+    await this.conversations.refresh();
+    this.model = model;
   }
 
   /** Read what was said elsewhere while nobody looked. */
   async lookAgain() {
-    if (document.hidden || !this.conversations.areKept || this.asking.isBusy) return;
+    if (document.hidden || !this.model || !this.conversations.areKept || this.asking.attempts.size) return;
     try {
       await this.conversations.refresh();
       await this.#read(this.conversation);
@@ -64,8 +75,8 @@ class Page {
 
   // ---- which conversation
 
-  async openFromAddress() {
-    const found = this.conversations.list.find(({ id }) => `#${encodeURIComponent(id)}` === location.hash);
+  async openFromAddress(hash = location.hash) {
+    const found = this.conversations.list.find(({ id }) => `#${encodeURIComponent(id)}` === hash);
     if (found && found !== this.conversation) await this.open(found);
     else if (!this.conversation) this.begin();
   }
@@ -94,7 +105,7 @@ class Page {
     const detail = await this.conversations.load(conversation);
     if (conversation !== this.conversation || this.asking.isBusy) return;
     this.show();
-    if (detail.response_id) await this.asking.follow(new RunningAnswer(this.api, detail.response_id), detail.asked.map(fromServer));
+    if (detail.response_id) await this.asking.follow(conversation, detail.response_id, detail.asked.map(fromServer));
   }
 
   /** Show a new conversation in the place of one that was deleted. */
@@ -105,15 +116,21 @@ class Page {
   }
 
   #switchTo(conversation) {
-    this.asking.leave();
+    const before = this.conversation;
     this.conversation = conversation;
+    if (before) this.asking.leave(before);
     this.log.clear();
     this.tell(null);
     history.replaceState(null, "", `#${encodeURIComponent(conversation.id)}`);
     this.composer.settings = conversation.settings;
     this.show();
+    this.asking.comeBack();
     this.list.show();
     if (!WIDE.matches) this.toggleMenu(false);
+    const { unsent } = conversation;
+    conversation.unsent = null;
+    if (unsent?.text) this.composer.giveBack(unsent.text);
+    if (unsent?.problem) this.tell(unsent.problem);
   }
 
   // ---- what a turn's buttons do
@@ -135,11 +152,16 @@ class Page {
   edit(turn, message, section) {
     const area = h("textarea", { value: message.content, "aria-label": say("edit"), class: "edit" });
     const old = [...section.childNodes];
-    const close = () => fill(section, ...old);
+    const opener = document.activeElement;
+    const close = () => {
+      fill(section, ...old);
+      opener.focus();
+    };
     const send = () => {
       if (this.asking.isBusy) return;
       const asked = [...turn.asked.slice(0, turn.asked.indexOf(message)), { ...message, content: area.value }];
-      close();
+      fill(section, ...old);
+      this.#resting.focus();
       this.asking.again(turn, asked);
     };
     area.addEventListener("keydown", (event) => {
@@ -155,9 +177,11 @@ class Page {
 
   /** Go on after a turn in a branch of its own. */
   async branch(turn) {
+    const { conversation } = this;
     if (this.asking.isBusy) return;
     try {
-      await this.conversations.fork(this.conversation, turn.number);
+      await this.conversations.fork(conversation, turn.number);
+      if (conversation !== this.conversation) return;
       this.show();
       this.log.toEnd();
       this.composer.focus();
@@ -178,25 +202,31 @@ class Page {
     return (await this.api.get(`v1/sessions/${name}/tokens?turn=${turn.number}&top=5`)).data;
   }
 
-  /** Show the branch used last that has a turn. */
+  /** Show a branch that has a turn: the current one, else the one used last. */
   async goTo(turn) {
-    if (this.asking.isBusy) return;
-    const branch = this.conversation.branchWith(turn);
-    this.conversation.current = branch.name;
+    const { conversation } = this;
+    const branch = conversation.branchWith(turn);
+    if (this.asking.isBusy || !branch) return;
+    conversation.current = branch.name;
     try {
-      if (this.conversations.areKept) await this.conversations.load(this.conversation);
+      if (this.conversations.areKept) await this.conversations.load(conversation);
     } catch (error) {
       this.tell(error);
     }
+    if (conversation !== this.conversation) return;
+    const place = this.log.placeOfFocus();
     this.show();
     this.log.goTo(turn);
+    this.log.focusAt(turn, place);
   }
 
   // ---- showing
 
   show() {
     const conversation = this.conversation;
+    const focused = document.activeElement;
     this.log.show(conversation);
+    if (!focused.isConnected) byId("scroller").focus();
     fill(byId("title"), conversation.title || say("new"));
     document.title = conversation.title ? `${conversation.title} · Fulmen` : "Fulmen";
     this.showMeter();
@@ -213,8 +243,8 @@ class Page {
     const used = this.conversation?.tokens ?? 0;
     meter.hidden = !most || !used;
     if (meter.hidden) return;
-    const parts = [`${number(used)} ${say("of")} ${number(most)} ${say("tokens")}`];
-    const { usage, pace } = this.asking;
+    const parts = [`${number(used)} ${say("of")} ${tokens(most)}`];
+    const { usage, pace } = this.conversation;
     if (usage?.input_tokens) {
       const share = (100 * usage.input_tokens_details.cached_tokens) / usage.input_tokens;
       parts.push(`${number(share)} % ${say("cached")}`);
@@ -228,10 +258,20 @@ class Page {
     meter.querySelector("span span").style.width = `${Math.min(100, (100 * used) / most)}%`;
   }
 
-  showRunning(isRunning) {
-    byId("stop").hidden = !isRunning;
-    byId("send").hidden = isRunning;
+  showRunning() {
+    const isRunning = this.asking.isBusy;
+    const [shown, hidden] = isRunning ? [byId("stop"), byId("send")] : [byId("send"), byId("stop")];
+    const hadFocus = document.activeElement === hidden;
+    shown.hidden = false;
+    hidden.hidden = true;
     this.composer.isBusy = isRunning;
+    if (hadFocus) (isRunning ? shown : this.#resting).focus();
+  }
+
+  /** Where the focus goes when its element is gone: on a phone not into the field, which would open
+   * the keyboard. */
+  get #resting() {
+    return WIDE.matches ? this.composer.input : byId("scroller");
   }
 
   /** Tell a person something that went wrong, until the next thing is done; null takes it away. */
@@ -271,7 +311,7 @@ class Page {
     byId("language").addEventListener("change", (event) => {
       localStorage.setItem(LANGUAGE, event.target.value);
       speak(event.target.value);
-      this.log.clear();
+      this.log.speak();
       this.show();
       this.list.show();
       this.composer.showBudget();
@@ -341,7 +381,7 @@ class Page {
     const turn = this.conversation.turns.get(id);
     if (!turn) return;
     const siblings = this.conversation.siblings(turn);
-    this.goTo(siblings[(siblings.indexOf(turn) + step + siblings.length) % siblings.length]);
+    if (siblings.length > 1) this.goTo(siblings[(siblings.indexOf(turn) + step + siblings.length) % siblings.length]);
   }
 }
 

@@ -1,6 +1,8 @@
-"""A proxy between the browser and the server: behind a path, and with a cable to pull."""
+"""A proxy between the browser and the server: behind a path, with a cable to pull, and requests
+that wait or are refused."""
 
 import http.client
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -19,6 +21,11 @@ class Proxy(ThreadingHTTPServer):
         self.is_cut = False
         self.num_refused = 0
         self.open: set[socket.socket] = set()
+        self.refusals: dict[str, int] = {}
+        """Statuses of requests whose method and path fit a pattern"""
+        self.held: dict[str, threading.Event] = {}
+        """Patterns of requests that wait"""
+        self.num_waiting = 0
 
     @property
     def url(self) -> str:
@@ -34,6 +41,34 @@ class Proxy(ThreadingHTTPServer):
     def mend(self) -> None:
         self.is_cut = False
 
+    @contextmanager
+    def refusing(self, pattern: str, status: int) -> Iterator[None]:
+        """Refuse requests meanwhile, such as "POST /v1/responses$"."""
+        self.refusals[pattern] = status
+        try:
+            yield
+        finally:
+            del self.refusals[pattern]
+
+    @contextmanager
+    def holding(self, pattern: str) -> Iterator[None]:
+        """Let requests wait meanwhile."""
+        self.held[pattern] = threading.Event()
+        try:
+            yield
+        finally:
+            self.held.pop(pattern).set()
+
+    def status_for(self, request: str) -> int | None:
+        """Return the status that a request is refused with, once it need not wait; None if it goes
+        on."""
+        for pattern, event in list(self.held.items()):
+            if re.match(pattern, request):
+                self.num_waiting += 1
+                event.wait(60)
+        fitting = (status for p, status in list(self.refusals.items()) if re.match(p, request))
+        return next(fitting, None)
+
 
 class _Handler(BaseHTTPRequestHandler):
     server: Proxy
@@ -46,6 +81,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_error(404)
             return
         body = self.rfile.read(int(self.headers.get("content-length", 0))) or None
+        request = f"{self.command} {self.path.removeprefix(self.server.path)}"
+        if (status := self.server.status_for(request)) is not None:
+            self.server.num_refused += 1
+            self.send_error(status)
+            return
         target = http.client.HTTPConnection(self.server.target, timeout=60)
         self.server.open.add(self.connection)
         try:

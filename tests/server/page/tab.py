@@ -97,6 +97,7 @@ class Tab:
         return str(
             self.js(
                 "const e = document.activeElement;"
+                "if (e === document.body) return 'document.body';"
                 "return e.id || e.getAttribute('aria-label') || e.textContent"
             )
         )
@@ -126,7 +127,7 @@ class Tab:
             *held, last = key.split("+") if len(key) > 1 else [key]
             names = {"Ctrl": Keys.CONTROL, "Shift": Keys.SHIFT, "Esc": Keys.ESCAPE}
             names |= {"Enter": Keys.ENTER, "Tab": Keys.TAB, "Up": Keys.UP, "End": Keys.END}
-            names |= {"Left": Keys.LEFT, "Home": Keys.HOME}
+            names |= {"Left": Keys.LEFT, "Right": Keys.RIGHT, "Home": Keys.HOME}
             for each in held:
                 chain.key_down(names[each])
             chain.send_keys(names.get(last, last))
@@ -166,6 +167,35 @@ class Tab:
             f"there are no {number} whole turns",
         )
 
+    def edit(self, text: str, place: int = 1) -> None:
+        """Send the question of the turn at a place again, with another text."""
+        self.click("Edit", f"article:nth-of-type({place}) .user")
+        self.type(text, "textarea.edit")
+        self.click("Send as a new branch")
+
+    def mouse(self, *elements: WebElement) -> None:
+        """Move the mouse to elements, one after the other, and click the last one."""
+        chain = ActionChains(self.chrome)
+        for element in elements:
+            chain.move_to_element(element)
+        chain.click().perform()
+
+    def requests_not_sent(self) -> None:
+        """Refuse what the page sends from now on, and note it for `sent`."""
+        self.js(
+            "window.sent = []; const asked = window.fetch;"
+            "window.fetch = (url, options) => {"
+            " if (options.method !== 'POST' || !/responses$/.test(url)) return asked(url, options);"
+            " sent.push(JSON.parse(options.body));"
+            " return Promise.resolve(new Response('{}', {status: 418})); }"
+        )
+
+    @property
+    def sent(self) -> list[Any]:
+        """Bodies of the requests for answers since `requests_not_sent`."""
+        found: list[Any] = self.js("return window.sent")
+        return found
+
     def choose(self, css: str, value: str) -> None:
         self.type(value, css)
 
@@ -173,9 +203,9 @@ class Tab:
         self.one("#dialog-close").click()
         self.wait(lambda: not self.is_shown("#dialog"))
 
-    def resize(self, width: int, height: int) -> None:
+    def resize(self, width: int, height: int, *, is_phone: bool = False) -> None:
         """Look at the page on a screen of this size."""
-        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": is_phone}
         self.chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 
     def downloaded(self, ending: str) -> str:

@@ -58,9 +58,7 @@ def test_an_edited_message_and_a_second_answer_are_branches(tab: Tab, url: str) 
     tab.open(url)
     tab.ask("first")
     tab.ask("second")
-    tab.click("Edit", "article:nth-of-type(1) .user")
-    tab.type("other", "textarea.edit")
-    tab.click("Send as a new branch")
+    tab.edit("other")
     tab.wait(lambda: tab.answers == ["Answer 1 to other."])
     assert tab.text(".branches span") == "2 / 2"
     tab.click("Answer again", "article:nth-of-type(1)")
@@ -88,13 +86,16 @@ def test_a_branch_begins_at_a_token_or_at_another_one(tab: Tab, url: str) -> Non
     tab.one(".token")
     place = tab.texts(".token").index("b")
     tab.all(".token")[place].click()
-    other = tab.all(".detail p:nth-child(2) button")[0]
-    said = other.find_element("css selector", "code").text
+    others = {
+        other.find_element("css selector", "code").text: other
+        for other in tab.all(".detail p:nth-child(2) button")
+    }
+    said, other = next((said, other) for said, other in others.items() if said not in ("∅", "b"))
     other.click()
     tab.wait(lambda: tab.texts(".branches span") == ["3 / 3"])
     tab.wait_for_turns(1)
     ids = ask(url, f"/v1/sessions/{newest(url)}/tokens?turn=1&top=5").json()["data"]
-    assert ids[place]["text"] in (said, said.replace("␣", " ").replace("⏎", "\n"), "")
+    assert ids[place]["text"].replace(" ", "␣").replace("\n", "⏎") == said
     assert tab.answers[0].startswith("a")
     assert tab.answers[0].endswith(" and so on.")
 
@@ -189,9 +190,7 @@ def test_a_conversation_is_exported_and_imported_with_all_branches(tab: Tab, url
     tab.open(url)
     tab.ask("one")
     tab.ask("three")
-    tab.click("Edit", "article:nth-of-type(2) .user")
-    tab.type("two", "textarea.edit")
-    tab.click("Send as a new branch")
+    tab.edit("two", place=2)
     tab.wait(lambda: tab.texts(".branches span") == ["2 / 2"])
     tab.wait_for_turns(2)
     tab.click("Rename, save or delete: one")
@@ -219,7 +218,16 @@ def test_a_file_that_is_no_conversation_is_refused(tab: Tab, url: str) -> None:
     tab.open(url)
     before = session_names(url)
     tab.js("document.getElementById('import-picker').hidden = false")
-    for text in ("{", '{"format": "other"}', "null", '{"format": "fulmen-conversation"}'):
+    no_settings = {
+        "format": "fulmen-conversation",
+        "branches": [{"messages": []}],
+        "settings": None,
+    }
+    lists = no_settings | {"settings": []}
+    for text in (
+        *("{", '{"format": "other"}', "null", '{"format": "fulmen-conversation"}'),
+        *(json.dumps(no_settings), json.dumps(lists)),
+    ):
         file = tab.downloads / "taken.json"
         file.write_text(text)
         tab.all("#import-picker")[0].send_keys(str(file))
@@ -259,6 +267,87 @@ def test_a_tool_call_is_answered_by_hand(tab: Tab, tmp_path: Path) -> None:
         assert not tab.all(".results")
         tab.reload()
         tab.wait(lambda: tab.answers == ["It is 18 degrees."])
+
+
+def test_a_call_that_is_stopped_stays_shown(tab: Tab, tmp_path: Path) -> None:
+    call = (
+        '</think>\n\n<minimax:tool_call>\n<invoke name="write">\n'
+        f'<parameter name="text">{LONG}</parameter>\n</invoke>\n</minimax:tool_call>'
+    )
+    tools = [{"name": "write", "parameters": {"type": "object", "properties": {"text": {}}}}]
+    with served_page(tmp_path / "sessions", lambda request: f"I write.{call}") as url:
+        tab.open(url)
+        tab.click("Settings")
+        tab.type(json.dumps(tools), "#set-tools")
+        tab.click("Save", "#dialog")
+        tab.send("Write it down")
+        tab.wait(lambda: "one more word" in tab.text(".live .card.call pre"))
+        tab.click("Stop")
+        tab.wait_for_turns(1)
+        assert tab.text(".card.cut summary") == "Tool call, cut: write"
+        assert "one more word" in tab.text(".card.cut pre")
+        assert not tab.all(".results")
+
+
+def test_a_conversation_with_settings_of_no_use_is_opened(tab: Tab, url: str) -> None:
+    for place, settings in enumerate(("null", "[1]", "7", "{")):
+        metadata = {"title": f"odd {place}", "settings": settings}
+        made = ask(url, "/v1/sessions", {"name": f"odd-{place}", "metadata": metadata})
+        assert made.status == 200
+    tab.open(url)
+    for place in range(4):
+        tab.click(f"odd {place}")
+        tab.wait(lambda place=place: tab.text("#title") == f"odd {place}")  # type: ignore[misc]
+        tab.click("Settings")
+        assert tab.one("#set-temperature").get_attribute("value") == ""
+        tab.close_dialog()
+
+
+def test_schema_and_budget_reach_the_request(tab: Tab, url: str) -> None:
+    tab.expected = ["418"]
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    tab.open(url)
+    tab.click("Settings")
+    tab.type("[]", "#set-schema")
+    tab.click("Save", "#dialog")
+    tab.wait(lambda: "JSON schema of the answer: This is not JSON" in tab.text("#dialog-notice"))
+    tab.type(json.dumps(schema), "#set-schema")
+    tab.click("Save", "#dialog")
+    tab.wait(lambda: not tab.is_shown("#dialog"))
+    tab.type("3", "#budget")
+    tab.requests_not_sent()
+    tab.send("as JSON")
+    (sent,) = tab.wait(lambda: tab.sent)
+    assert sent["thinking_token_budget"] == 256
+    assert sent["text"]["format"] == {
+        "type": "json_schema",
+        "name": "answer",
+        "strict": True,
+        "schema": schema,
+    }
+    tab.wait(lambda: tab.one("#input").get_attribute("value") == "as JSON")
+
+
+def test_a_turn_of_two_branches_leads_away_from_neither(tab: Tab, url: str) -> None:
+    tab.open(url)
+    tab.ask("one")
+    tab.ask("two")
+    tab.edit("other", place=2)
+    tab.wait(lambda: tab.answers[-1] == "Answer 2 to other.")
+    tab.wait_for_turns(2)
+    tab.click("Previous branch")
+    tab.wait(lambda: tab.answers[-1] == "Answer 2 to two.")
+    tab.ask("three")  # this branch was used last
+    tab.click("Next branch")
+    tab.wait(lambda: tab.answers[-1] == "Answer 2 to other.")
+    tab.js("document.querySelector('article').focus()")
+    tab.keys("l")
+    tab.keys("h")
+    tab.click("Branches")
+    next(node for node in tab.all(".node") if node.text.startswith("one")).click()
+    tab.wait(lambda: not tab.is_shown("#dialog"))
+    time.sleep(0.3)
+    assert tab.answers == ["Answer 1 to one.", "Answer 2 to other."]
 
 
 def test_settings_and_the_budget_stay_with_a_conversation(tab: Tab, url: str) -> None:
@@ -314,6 +403,50 @@ def test_a_long_paste_becomes_a_file_and_is_folded(tab: Tab, url: str) -> None:
     tab.ask("read it")
     assert tab.text(".user .file summary") == "File: file-1.txt"
     assert tab.text("#title").startswith("file-1.txt")
+
+
+def test_files_are_picked_and_dropped_and_text_is_pasted_before_pictures(
+    tab: Tab, url: str
+) -> None:
+    tab.open(url)
+    file = tab.downloads / "notes.txt"
+    file.write_text("a note")
+    tab.js("document.getElementById('file-picker').hidden = false")
+    tab.all("#file-picker")[0].send_keys(str(file))
+    tab.wait(lambda: tab.texts("#files li") == ["notes.txt (6) ✕"])
+    event = (
+        "const [kind, text, name] = arguments; const data = new DataTransfer();"
+        "if (text) data.setData('text/plain', text);"
+        "if (name) data.items.add(new File(['dropped'], name));"
+        "const about = {cancelable: true, bubbles: true};"
+        "const event = kind === 'drop' ? new DragEvent(kind, {...about, dataTransfer: data})"
+        " : new ClipboardEvent(kind, {...about, clipboardData: data});"
+        "return document.getElementById('input').dispatchEvent(event)"  # true: the browser acts
+    )
+    assert tab.js(event, "drop", "", "dropped.md") is False
+    tab.wait(lambda: tab.texts("#files li")[1:] == ["dropped.md (7) ✕"])
+    assert tab.js(event, "drop", "some words", "") is True
+    assert tab.js(event, "paste", "some words", "picture.png") is True
+    assert tab.js(event, "paste", "", "pasted.txt") is False
+    tab.wait(lambda: len(tab.texts("#files li")) == 3)
+    tab.click("Remove pasted.txt")
+    tab.ask("read them")
+    assert tab.texts(".user .file summary") == ["File: notes.txt", "File: dropped.md"]
+
+
+def test_code_is_copied(tab: Tab, url: str) -> None:
+    tab.chrome.execute_cdp_cmd(
+        "Browser.grantPermissions",
+        {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]},
+    )
+    tab.open(url)
+    tab.ask("say:</think>\n\n```python\nx = 1\ny = 2\n```")
+    tab.one(".code .copy").click()
+    tab.wait(lambda: tab.text(".code .copy") == "Copied")
+    copied = tab.chrome.execute_async_script(
+        "navigator.clipboard.readText().then(arguments[0], (error) => arguments[0](String(error)))"
+    )
+    assert copied == "x = 1\ny = 2\n"
 
 
 def test_the_meter_tells_tokens_cache_and_pace(tab: Tab, url: str) -> None:

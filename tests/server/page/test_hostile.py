@@ -41,6 +41,45 @@ LARGE = {
     "one line of Markdown": "*a* [b](c) $d$ " * 70_000,
     "fence": "```python\n" + "x = 1\n" * 100_000,
 }
+COSTLY = {
+    "a macro that is long": "$\\def\\a{" + "x" * 500 + "}" + "\\a" * 40 + "$",
+    "macros of macros": "$$\\gdef\\a{xxxxxxxx}\\gdef\\b{"
+    + "\\a" * 20
+    + "}\\gdef\\c{"
+    + "\\b" * 20
+    + "}"
+    + "\\c" * 20
+    + "$$",
+    "a command that is new": "$\\newcommand{\\a}[1]{#1#1#1#1}" + "\\a{" * 8 + "x" + "}" * 8 + "$",
+    "a large rule": "$\\rule{1em}{100000em} \\rule{100000em}{1em}$",
+    "large distances": "$\\kern{100000em}x\\hspace{99999cm}y \\raisebox{99999em}{x}$",
+    "a deep formula": "$$" + "\\frac{x}{" * 300 + "y" + "}" * 300 + "$$",
+    "many formulas": "$x^2$ " * 3000,
+    "a line of toml": "```toml\n" + "-" * 10_000 + "\n```",
+    "a line of java": "```java\n" + "a" * 10_000 + "\n```",
+    "lines of java": "```java\n" + ("a" * 450 + "\n") * 11 + "```",
+    "lines of toml": "```toml\n" + ("-" * 450 + "\n") * 11 + "```",
+    "unclosed strings": "```js\n" + "`${" * 1600 + "\n```",
+}
+"""Short texts that cost much, or take much room, where nothing bounds it"""
+SETTLED = """
+const [text, done] = arguments;
+let longest = 0;
+new PerformanceObserver((list) => {
+  for (const { duration } of list.getEntries()) longest = Math.max(longest, duration);
+}).observe({ type: "longtask" });
+import("./page/markdown.js").then(async ({ markdown }) => {
+  document.getElementById("log").append(markdown(text));
+  const idle = () => new Promise((resolve) => requestIdleCallback(resolve));
+  const pause = () => new Promise((resolve) => setTimeout(resolve, 100));
+  for (let round = 0; round < 10; round++) {
+    await idle();
+    await pause();
+  }
+  const log = document.getElementById("log");
+  done([longest, log.scrollHeight, log.querySelectorAll("*").length]);
+});
+"""
 STREAMED = """
 const [text, done] = arguments;
 import("./page/markdown.js").then(({ Markdown }) => {
@@ -103,6 +142,28 @@ def test_large_text_that_streams_leaves_the_page_usable(tab: Tab, url: str, name
     assert length >= len(LARGE[name]) / 8  # signs of Markdown are not shown
     tab.type("still there", "#input")
     assert tab.one("#input").get_attribute("value") == "still there"
+
+
+@pytest.mark.parametrize("name", COSTLY)
+def test_costly_text_is_drawn_soon_and_small(tab: Tab, url: str, name: str) -> None:
+    tab.open(url)
+    longest, height, elements = tab.chrome.execute_async_script(SETTLED, COSTLY[name])
+    assert longest < 2000  # milliseconds; most are far below 300 on a quiet machine
+    assert height < 30_000  # pixels
+    assert elements < 40_000
+
+
+def test_a_message_with_unclosed_files_is_shown_at_once(tab: Tab, url: str) -> None:
+    tab.open(url)
+    text = '<file name="a">\n' * 20_000
+    longest = tab.chrome.execute_async_script(
+        "const [text, done] = arguments;"
+        "import('./page/files.js').then(({ filesIn }) => {"
+        " const began = performance.now(); const found = [...filesIn(text)].length;"
+        " done(performance.now() - began + 1e6 * found) })",
+        text * 10,
+    )
+    assert longest < 500
 
 
 def test_hostile_names_are_only_shown(tab: Tab, url: str) -> None:

@@ -31,6 +31,10 @@ def test_a_key_is_asked_for_once_and_kept_for_the_tab(tab: Tab, tmp_path: Path) 
         tab.type("wrong", "#dialog input")
         tab.click("Save", "#dialog")
         tab.wait(lambda: "does not know this key" in tab.text("#dialog-body"))
+        tab.type("schlüssel-€", "#dialog input")
+        tab.keys("Enter")
+        tab.wait(lambda: tab.one("#dialog input").get_attribute("value") == "")
+        assert tab.js("return sessionStorage.length") == 0
         tab.type(KEY, "#dialog input")
         tab.keys("Enter")
         tab.wait(lambda: not tab.is_shown("#dialog"))
@@ -90,6 +94,7 @@ def test_a_refused_request_is_told_and_the_text_given_back(tab: Tab, tmp_path: P
         tab.wait(lambda: "temperature" in tab.text("#notice"))
         tab.wait(lambda: tab.answers == ["Answer 1 to one."])
         assert not tab.all(".branches")
+        assert tab.one("#input").get_attribute("value") == "two"
 
 
 @pytest.mark.slow
@@ -125,14 +130,10 @@ def test_a_thought_is_ended_softly_and_the_answer_comes(tab: Tab) -> None:
 
 
 @pytest.mark.slow
-def test_the_first_paint(tab: Tab, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its time depends on the machine, so it is told, and not demanded."""
+def test_the_first_paint_comes_soon(tab: Tab, tmp_path: Path) -> None:
     with served_page(tmp_path / "sessions", echo) as url:
         tab.open(url)
-        times = tab.js(
-            "return performance.getEntriesByType('paint').map((e) => [e.name, e.startTime])"
+        painted = tab.js(
+            "return performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
         )
-        sizes = tab.js("return performance.getEntriesByType('resource').map((e) => e.transferSize)")
-        with capsys.disabled():
-            print(f"\npaint in ms: {dict(times)}, {len(sizes)} files of {sum(sizes)} bytes")
-        assert "first-contentful-paint" in dict(times)
+        assert 0 < painted < 5000  # milliseconds; far below one second on a quiet machine

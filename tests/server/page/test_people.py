@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
+from selenium.webdriver import ActionChains
 
 from fulmen.server.page_files import FOLDER
 from tests.server.helpers import ask
@@ -31,18 +32,14 @@ def test_every_word_is_used_and_in_both_languages() -> None:
             r'^  "([\w-]+)": \["(.*)", "(.*)"\],$', (FOLDER / "i18n.js").read_text(), re.M
         )
     }
-    others = [path for path in FOLDER.iterdir() if path.suffix in (".js", ".html")]
-    text = "".join(path.read_text() for path in others if path.name != "i18n.js")
+    files = [path for path in FOLDER.iterdir() if path.suffix in (".js", ".html")]
+    text = "".join(path.read_text() for path in files).replace((FOLDER / "i18n.js").read_text(), "")
+    text += (FOLDER / "i18n.js").read_text().partition("export let language")[2]
     assert len(words) > 90
     assert [name for name in words if f'"{name}"' not in text] == []
     used = re.findall(r'(?:say|button)\("([\w-]+)"|data-(?:say|label|placeholder)="([\w-]+)"', text)
     assert {a or b for a, b in used} <= set(words)
     assert all(english.strip() and german.strip() for english, german in words.values())
-
-
-def test_html_has_no_inline_script_or_style() -> None:
-    html = (FOLDER / "index.html").read_text()
-    assert not re.search(r"<script(?![^>]*src=)|<style|\son\w+=|\sstyle=|https?://", html)
 
 
 @pytest.mark.slow
@@ -136,6 +133,159 @@ def test_all_is_done_with_the_keyboard_alone(tab: Tab, url: str) -> None:
     tab.wait_for_turns(1)
 
 
+BODY = "document.body"
+"""What `focused` says where nothing has the focus"""
+
+
+def tabbed_to(tab: Tab, words: str, key: str = "Tab") -> None:
+    """Press Tab until something has the focus."""
+    seen = []
+    for _ in range(80):
+        tab.keys(key)
+        seen.append(tab.focused)
+        if seen[-1] == words:
+            return
+    raise AssertionError(f"Tab does not reach {words!r} but {seen}")
+
+
+@pytest.mark.slow
+def test_tab_reaches_all_and_the_focus_is_never_lost(tab: Tab, url: str) -> None:
+    tab.open(url)
+    tab.keys(*"first", "Enter")
+    tab.wait_for_turns(1)
+    for words in ("tree-button", "settings-button", "new", "search", "model-button", "language"):
+        tabbed_to(tab, words)
+    for words in ("Edit", "Copy", "Answer again", "Tokens", "Branch from here", "input", "send"):
+        tabbed_to(tab, words)
+    tabbed_to(tab, "Answer again", "Shift+Tab")
+    tab.keys("Enter")
+    tab.wait(lambda: tab.texts(".branches span") == ["2 / 2"])
+    tab.wait_for_turns(1)
+    assert tab.focused != BODY
+    tabbed_to(tab, "Next branch")
+    tab.keys("Enter")
+    tab.wait(lambda: tab.texts(".branches span") == ["1 / 2"])
+    assert tab.focused == "Next branch"
+    tab.keys("Enter")
+    tab.wait(lambda: tab.texts(".branches span") == ["2 / 2"])
+    assert tab.focused == "Next branch"
+    tabbed_to(tab, "Edit", "Shift+Tab")
+    tab.keys("Enter")
+    tab.wait(lambda: tab.focused == "Edit")  # the field's name
+    tab.keys("Esc")
+    assert tab.js("return document.activeElement.tagName") == "BUTTON"
+    assert tab.focused == "Edit"
+    tab.keys("Enter", "Tab", "Tab")
+    assert tab.focused == "Cancel"
+    tab.keys("Enter")
+    assert tab.focused == "Edit"
+
+
+@pytest.mark.slow
+def test_dialogs_are_used_with_keys_and_give_the_focus_back(tab: Tab, url: str) -> None:
+    tab.open(url)
+    tab.ask("older")
+    tab.keys("Ctrl+Shift+o")
+    tab.ask("say:</think>\n\nabcdef")
+    tabbed_to(tab, "settings-button")
+    tab.keys("Enter")
+    tab.wait(lambda: tab.is_shown("#dialog"))
+    tabbed_to(tab, "set-temperature")
+    tab.keys(*"0.5", "Enter")
+    tab.wait(lambda: not tab.is_shown("#dialog"))
+    assert tab.focused == "settings-button"
+    name = "Rename, save or delete: say:</think>\n\nabcdef"
+    tabbed_to(tab, name)
+    tab.keys("Enter")
+    tab.wait(lambda: tab.focused == "Title")
+    tab.keys(*"Letters", "Enter")
+    tab.wait(lambda: not tab.is_shown("#dialog") and tab.text("#title") == "Letters")
+    tab.wait(lambda: tab.focused == "Rename, save or delete: Letters")
+    tabbed_to(tab, "older")
+    tab.keys("Enter")
+    tab.wait(lambda: tab.answers == ["Answer 1 to older."])
+    tab.wait(lambda: tab.focused == "older")
+    tabbed_to(tab, "Letters", "Shift+Tab")
+    tab.keys("Enter")
+    tab.wait(lambda: tab.answers == ["abcdef"])
+    tabbed_to(tab, "Tokens")
+    tab.keys("Enter")
+    tab.one(".token")
+    tabbed_to(tab, "</think>")
+    tab.keys("End", "Left", "Left", "Left", "Enter")
+    assert tab.text(".detail code") == "d"
+    tabbed_to(tab, "Branch from here", "Shift+Tab")
+    tab.keys("Enter")
+    tab.wait(lambda: tab.answers == ["abc and so on."])
+    assert tab.focused != BODY
+
+
+@pytest.mark.slow
+def test_a_clicked_token_stays_so_that_its_alternatives_can_be_clicked(tab: Tab, url: str) -> None:
+    tab.open(url)
+    tab.ask("say:</think>\n\nabcdef")
+    tab.click("Tokens")
+    tab.one(".token")
+    tokens = dict(zip(tab.texts(".token"), tab.all(".token"), strict=True))
+    tab.mouse(tokens["a"], tokens["d"])
+    assert tab.text(".detail code") == "d"
+    alternative = tab.all(".detail p:nth-child(2) button")[0]
+    tab.mouse(tokens["c"], tokens["b"], tokens["a"], alternative)
+    tab.wait(lambda: tab.texts(".branches span") == ["2 / 2"])
+    tab.wait_for_turns(1)
+    assert tab.answers[0].startswith("abc")
+    assert tab.answers[0].endswith(" and so on.")
+
+
+@pytest.mark.slow
+def test_tokens_of_a_long_answer_are_shown_in_pages(tab: Tab, url: str) -> None:
+    tab.open(url)
+    tab.ask(f"say:</think>\n\n{LONG}")
+    tab.click("Tokens")
+    tab.one(".token")
+    assert len(tab.all(".token")) == 2000
+    assert len(tab.texts("#dialog option")) == 4
+    tab.js("document.querySelector('.token').focus()")
+    tab.keys("End", "Right")
+    tab.wait(lambda: len(tab.all(".token")) == 2000)
+    assert tab.js("return document.querySelector('#dialog select').value") == "1"
+    tab.choose("#dialog select", "3")
+    tab.wait(lambda: 0 < len(tab.all(".token")) < 2000)
+    assert tab.violations() == []
+
+
+@pytest.mark.slow
+def test_single_keys_can_be_switched_off_and_buttons_keep_theirs(tab: Tab, url: str) -> None:
+    tab.open(url)
+    tab.ask("one")
+    tab.js("document.querySelector('.answer .tools button').focus()")
+    tab.keys("r")
+    tab.keys("?")
+    tab.one("#single-keys").click()
+    tab.keys("Esc")
+    tab.wait(lambda: not tab.is_shown("#dialog"))
+    tab.js("document.activeElement.blur()")
+    tab.keys("r")
+    tab.keys("?")
+    assert not tab.is_shown("#dialog")
+    assert not tab.is_shown("#stop")
+    assert not tab.all(".branches")
+
+
+@pytest.mark.slow
+def test_a_dialog_closes_by_a_click_beside_it_and_not_by_a_selection(tab: Tab, url: str) -> None:
+    tab.open(url)
+    tab.click("Settings")
+    tab.type("typed", "#set-system")
+    chain = ActionChains(tab.chrome).move_to_element(tab.one("#set-system")).click_and_hold()
+    chain.move_by_offset(-500, 0).release().perform()
+    assert tab.one("#set-system").get_attribute("value") == "typed"
+    ActionChains(tab.chrome).move_to_element(tab.one("#set-system")).move_by_offset(
+        -500, 0
+    ).click().perform()
+    tab.wait(lambda: not tab.is_shown("#dialog"))
+
+
 @pytest.mark.slow
 def test_escape_stops_and_tokens_are_walked_with_arrows(tab: Tab, url: str) -> None:
     tab.open(url)
@@ -192,6 +342,54 @@ def test_a_phone_has_no_sideways_scroll(tab: Tab, url: str) -> None:
 
 
 @pytest.mark.slow
+def test_a_small_phone_has_room_for_the_conversation(tab: Tab, url: str) -> None:
+    tab.open(url)
+    tab.ask("Was ist ein Gewitter?")
+    tab.choose("#language", "de")
+    tab.resize(360, 640)
+    assert tab.js("return document.getElementById('composer').offsetHeight") < 130
+    assert tab.js("return document.getElementById('title').clientWidth") > 100
+    assert tab.violations() == []
+
+
+@pytest.mark.slow
+def test_enter_begins_a_line_where_fingers_write(tab: Tab, url: str) -> None:
+    touch = "Emulation.setTouchEmulationEnabled"
+    tab.chrome.execute_cdp_cmd(touch, {"enabled": True, "maxTouchPoints": 1})
+    tab.resize(390, 800, is_phone=True)
+    try:
+        tab.open(url)
+        assert tab.js("return matchMedia('(hover: none) and (pointer: coarse)').matches")
+        tab.one("#input").click()
+        tab.keys(*"one", "Enter", *"two")
+        assert tab.one("#input").get_attribute("value") == "one\ntwo"
+        assert "Shift" not in tab.text("#empty")
+        tab.one("#send").click()
+        tab.wait_for_turns(1)
+    finally:
+        tab.chrome.execute_cdp_cmd(touch, {"enabled": False})
+
+
+@pytest.mark.slow
+def test_nothing_moves_for_who_wants_no_motion(tab: Tab, url: str) -> None:
+    tab.open(url)
+    moving = (
+        "return [...document.querySelectorAll('*')].filter((e) => { const s = getComputedStyle(e);"
+        " return parseFloat(s.transitionDuration) || parseFloat(s.animationDuration) }).length"
+    )
+    for wish, is_still in (("reduce", True), ("no-preference", False)):
+        features = [{"name": "prefers-reduced-motion", "value": wish}]
+        tab.chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        assert (tab.js(moving) == 0) is is_still
+    assert (
+        tab.chrome.execute_async_script(
+            "import('./page/i18n.js').then((m) => arguments[0](m.tokens(1) + m.tokens(2)))"
+        )
+        == "1 token2 tokens"
+    )
+
+
+@pytest.mark.slow
 def test_dark_is_the_systems_wish_or_a_persons(tab: Tab, url: str) -> None:
     tab.open(url)
 
@@ -226,6 +424,10 @@ def test_the_page_speaks_german(tab: Tab, url: str) -> None:
     assert tab.text(".thought summary") == "Gedankengang · 1.201 Token"
     tab.click("Einstellungen")
     assert "Systemanweisung" in tab.text("#dialog")
+    tab.close_dialog()
+    tab.click("Tastenkürzel")
+    assert "Strg+K" in tab.texts("#dialog kbd")
+    assert "Umschalt+Enter" in tab.texts("#dialog kbd")
     tab.close_dialog()
     tab.reload()
     assert tab.text("#send") == "Senden"
