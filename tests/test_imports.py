@@ -31,10 +31,11 @@ MAY_IMPORT = {
     "engine": {"models", "kernels", "sampling"},
     "llm": {"engine", "chat", "catalog", "checkpoints", "models", "sampling", "files"},
     "sessions": {"llm", "engine", "chat", "models", "kernels", "sampling", "files"},
-    "envs": {"chat", "files"},
+    "envs": {"agent", "chat", "sandbox", "sampling", "files"},
     "server": {"llm", "engine", "sessions", "chat", "catalog", "sampling", "files", "units"},
-    "evaluate": {"envs", "llm", "engine", "chat", "sampling", "files", "svg"},
+    "evaluate": {"envs", "agent", "llm", "engine", "chat", "sampling", "files", "svg"},
     "bench": {"engine", "llm", "checkpoints", "models", "kernels", "sampling"},
+    "sandbox": {"files"},
     "agent": {"chat", "sandbox", "sessions", "sampling", "files"},
     "doctor": {"bench", "catalog", "kernels", "sessions", "files"},
 }

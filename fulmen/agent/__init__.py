@@ -28,12 +28,15 @@ from fulmen.agent.trajectory import (
     Answer,
     Compaction,
     EndReason,
+    Notebook,
     Result,
     Sampled,
     Score,
     Step,
     Trajectory,
 )
+from fulmen.agent.trajectory_files import read_trajectories, to_atif, write_trajectories
+from fulmen.agent.viewer import view
 from fulmen.agent.workbench import Workbench
 from fulmen.agent.workspace import Change, ChangedSince, Restored, Snapshot, Snapshots
 
@@ -55,6 +58,7 @@ __all__ = [
     "Limits",
     "Memory",
     "Mode",
+    "Notebook",
     "Part",
     "Permissions",
     "PlainMemory",
@@ -87,5 +91,9 @@ __all__ = [
     "project_file",
     "read_content",
     "read_project",
+    "read_trajectories",
     "system_prompt",
+    "to_atif",
+    "view",
+    "write_trajectories",
 ]
