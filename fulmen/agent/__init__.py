@@ -1,8 +1,10 @@
 """Agents: a model that works in a folder by calling tools, and every state that it went through.
 
-ChatModel <-> Agent (loop.py) <-> Workbench (tools in a sandbox, by consent) <-> a folder
-                |                                                                |
-                records (trajectory.py, run.py)                     snapshots (workspace.py)
+    ChatModel <-> Agent (loop.py) <-> Workbench (tools in a sandbox, by consent) <-> a folder
+                    |                                                                |
+                    records (trajectory.py, run.py)                     snapshots (workspace.py)
+
+A trajectory is everything that happened in one run, token by token; `Runs` keeps it on disk.
 """
 
 from fulmen.agent.compaction import Compactor
@@ -28,6 +30,7 @@ from fulmen.agent.trajectory import (
     Answer,
     Compaction,
     EndReason,
+    Journal,
     Notebook,
     Result,
     Sampled,
@@ -55,6 +58,7 @@ __all__ = [
     "EndReason",
     "Hands",
     "Instructions",
+    "Journal",
     "Limits",
     "Memory",
     "Mode",
