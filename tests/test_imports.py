@@ -36,7 +36,6 @@ MAY_IMPORT = {
     "server": {"llm", "engine", "sessions", "chat", "catalog", "sampling", "files", "units"},
     "evaluate": {"envs", "agent", "llm", "engine", "chat", "sampling", "files", "svg"},
     "bench": {"engine", "llm", "checkpoints", "models", "kernels", "sampling"},
-    "sandbox": {"files"},
     "agent": {"chat", "sandbox", "sessions", "sampling", "files"},
     "doctor": {"bench", "catalog", "kernels", "sessions", "files"},
 }

@@ -30,6 +30,8 @@ _ROUNDS: Final = 8
 _MAX_VISIBLE_FAILING: Final = 3
 _MAX_VISIBLE_PASSING: Final = 6
 _MIN_HIDDEN_FAILING: Final = 2
+_MAX_FAILING: Final = 0.6
+"""Share of the tests that may fail: where nearly nothing works, the first one tells"""
 _ERRORS: Final = ("raises ValueError", "raises IndexError")
 _OWN_IMPORT: Final = re.compile(r"^from \.\w+ import .*\n+", re.M)
 _RUN: Final = (
@@ -119,18 +121,27 @@ def _with_fault(program: _Program, draw: random.Random, level: int) -> RepairTas
     shown, faulty = {3: (1, 2), 4: (0, 1), 5: (0, 2)}.get(level, (None, None))
     name = program.kind.name if faulty is None else program.kind.modules[faulty][0]
     text = program.files[name]
-    faults = find_faults(text)
-    draw.shuffle(faults)
-    for fault in faults:
+    for fault in _mixed(find_faults(text), draw):
         if level == 1 and fault.kind == "missing":  # there is no line to name
             continue
         changed = {**program.files, name: fault.put_into(text)}
         checks = _checked(program, changed)
         visible = _visible(checks, shown, draw)
         hidden = [one for one in checks if one.is_failing and one not in visible]
-        if visible and len(hidden) >= _MIN_HIDDEN_FAILING:
+        is_plain = sum(one.is_failing for one in checks) > _MAX_FAILING * len(checks)
+        if visible and len(hidden) >= _MIN_HIDDEN_FAILING and not is_plain:
             return _task(program, name, fault, checks, visible, level)
     return None
+
+
+def _mixed(faults: Sequence[Fault], draw: random.Random) -> list[Fault]:
+    """Return faults in a random order in which no kind comes first because it has more of them."""
+    counts: dict[str, int] = {}
+    places = []
+    for fault in draw.sample(faults, len(faults)):
+        counts[fault.kind] = counts.get(fault.kind, 0) + 1
+        places.append((counts[fault.kind], draw.random(), fault))
+    return [fault for _, _, fault in sorted(places, key=lambda one: one[:2])]
 
 
 def _checked(program: _Program, changed: Mapping[str, str]) -> list[Check]:
@@ -139,7 +150,7 @@ def _checked(program: _Program, changed: Mapping[str, str]) -> list[Check]:
         found = answers(changed, [check.probe for check in program.checks])
     except EndlessError:
         return []
-    except Exception:  # it cannot even be loaded, which is too plain a fault
+    except Exception:  # it is no Python, or cannot even be loaded: too plain a fault
         return []
     pairs = zip(program.checks, found, strict=True)
     return [replace(check, is_failing=answer != check.answer) for check, answer in pairs]

@@ -1,4 +1,4 @@
-"""Faults of one span: each is a small change of a text that still is Python.
+"""Faults of one span: each is a small change of a text.
 
 The syntax tree says where, the text is changed in place, so all that is around the fault stays as
 it was written. Formatted strings are passed over: before Python 3.12 nobody says where they are.
@@ -45,19 +45,12 @@ class Fault:
 
 
 def find_faults(source: str) -> list[Fault]:
-    """Return the faults that may be put into a text, in ASCII, as far as they are Python."""
+    """Return the faults that may be put into a Python text in ASCII. Few of them make it another
+    language, which shows once it is run."""
     finder = _Finder(source)
     found = [fault for node in _walk(ast.parse(source)) for fault in finder.faults(node)]
     unique = {(one.start, one.stop, one.text): one for one in found}
-    return [unique[key] for key in sorted(unique) if _is_python(unique[key].put_into(source))]
-
-
-def _is_python(source: str) -> bool:
-    try:
-        compile(source, "module", "exec")
-    except SyntaxError:
-        return False
-    return True
+    return [unique[key] for key in sorted(unique)]
 
 
 def _walk(node: ast.AST) -> Iterator[ast.AST]:
@@ -128,8 +121,8 @@ class _Finder:
             end = self._end(function)
             yield self._fault(end - len(name), end, _NAMES[name], "call")
         match node.args:
-            case [ast.Name() as first, ast.Name() as second] if not node.keywords:
-                text = f"{second.id}, {first.id}"
+            case [ast.Name(id=one) as first, ast.Name(id=other) as second] if one != other:
+                text = f"{other}, {one}"
                 yield self._fault(self._start(first), self._end(second), text, "arguments")
 
     def _wrong_names(self, function: ast.FunctionDef) -> Iterator[Fault]:

@@ -12,7 +12,6 @@ import json
 import os
 import shlex
 import stat
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -26,7 +25,7 @@ from fulmen.envs.repairs import outcomes
 from fulmen.envs.repairs.kind import Probe
 from fulmen.envs.task import Task
 from fulmen.files import parse_json
-from fulmen.sandbox import Access, Limits, Sandbox
+from fulmen.sandbox import Access, Limits, Sandbox, find_python
 
 _LIMITS: Final = Limits(seconds=20.0, memory_bytes=2**29, num_processes=16, file_bytes=2**24)
 _PACKAGE: Final = Path(outcomes.__file__).resolve().parents[2]
@@ -135,8 +134,7 @@ class RepairTask(Task):
             (folder / "asked.json").write_text(json.dumps({"groups": asked}), "utf-8")
             (folder / "outcomes.py").write_bytes(Path(outcomes.__file__).read_bytes())
             access = Access(folder=folder, protected=(), hidden=(_PACKAGE,))
-            python = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
-            command = f"{shlex.quote(python)} -I -S -B outcomes.py solution < asked.json"
+            command = f"{shlex.quote(find_python())} -I -S -B outcomes.py solution < asked.json"
             async with Sandbox(access, _LIMITS) as sandbox:
                 await sandbox.run(command)
                 try:

@@ -197,7 +197,7 @@ KIND = Kind(
     _probes,
     {
         "JobQueue": ("WaitingLine", "Inbox"),
-        "ahead_of": ("before", "in_front_of"),
+        "ahead_of": ("preceding", "in_front_of"),
         "drain": ("take_all", "empty_out"),
         "drop": ("cancel", "remove"),
         "assign": ("distribute", "share_work"),
