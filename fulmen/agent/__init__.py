@@ -38,6 +38,8 @@ from fulmen.agent.trajectory import (
     Step,
     Trajectory,
 )
+from fulmen.agent.trajectory_files import read_trajectories, to_atif, write_trajectories
+from fulmen.agent.viewer import view
 from fulmen.agent.workbench import Workbench
 from fulmen.agent.workspace import Change, ChangedSince, Restored, Snapshot, Snapshots
 
@@ -93,5 +95,9 @@ __all__ = [
     "project_file",
     "read_content",
     "read_project",
+    "read_trajectories",
     "system_prompt",
+    "to_atif",
+    "view",
+    "write_trajectories",
 ]

@@ -19,13 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Self
 
-from fulmen.agent.trajectory import (
-    Trajectory,
-    answer_record,
-    apply,
-    result_record,
-    said_record,
-)
+from fulmen.agent.trajectory import Trajectory, apply, records_of
 from fulmen.chat import Message, read_messages
 from fulmen.files import read_json, shorten, user_folder, write_text
 
@@ -182,7 +176,7 @@ class Runs:
         )
         made = self.create(info)
         with made:
-            for record in _records_of(run.trajectory, num_steps):
+            for record in records_of(run.trajectory, num_steps):
                 made.append(record)
         return made
 
@@ -239,28 +233,6 @@ def _read_info(path: Path) -> RunInfo:
     if not all(isinstance(text, str) for text in texts) or info.name != path.parent.name:
         raise ValueError(f"{path} describes no run of the name {path.parent.name}")
     return info
-
-
-def _records_of(trajectory: Trajectory, num_steps: int) -> Iterator[dict[str, Any]]:
-    """Yield records that lead to the first steps of a trajectory."""
-    for place, step in enumerate(trajectory.steps[:num_steps]):
-        yield from _compacted(trajectory, place)
-        if step.said:
-            yield said_record(step.said)
-        yield answer_record(step.answer)
-        yield from map(result_record, step.results)
-    yield from _compacted(trajectory, num_steps)
-    said = (
-        trajectory.steps[num_steps].said if num_steps < len(trajectory.steps) else trajectory.said
-    )
-    if said:
-        yield said_record(said)
-
-
-def _compacted(trajectory: Trajectory, num_steps: int) -> Iterator[dict[str, Any]]:
-    for one in trajectory.compactions:
-        if one.num_steps == num_steps:
-            yield {"type": "compacted", **asdict(one)}
 
 
 def _checked(name: str) -> str:

@@ -8,7 +8,7 @@ trajectory back from them.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Literal, Protocol, get_args
 
@@ -213,7 +213,7 @@ _TYPES: Final = get_args(RecordType)
 
 def said_record(messages: Sequence[Message]) -> dict[str, Any]:
     """Return the record of a person's words."""
-    return {"type": "said", "messages": [message.to_dict() for message in messages]}
+    return {"type": "said", "messages": list(map(_message_dict, messages))}
 
 
 def answer_record(answer: Answer) -> dict[str, Any]:
@@ -227,6 +227,28 @@ def answer_record(answer: Answer) -> dict[str, Any]:
 def result_record(result: Result) -> dict[str, Any]:
     """Return the record of a call's outcome."""
     return {"type": "result", **asdict(result)}
+
+
+def records_of(trajectory: Trajectory, num_steps: int) -> Iterator[dict[str, Any]]:
+    """Yield records that lead to the first steps of a trajectory."""
+    for place, step in enumerate(trajectory.steps[:num_steps]):
+        yield from _compacted(trajectory, place)
+        if step.said:
+            yield said_record(step.said)
+        yield answer_record(step.answer)
+        yield from map(result_record, step.results)
+    yield from _compacted(trajectory, num_steps)
+    said = (
+        trajectory.steps[num_steps].said if num_steps < len(trajectory.steps) else trajectory.said
+    )
+    if said:
+        yield said_record(said)
+
+
+def _compacted(trajectory: Trajectory, num_steps: int) -> Iterator[dict[str, Any]]:
+    for one in trajectory.compactions:
+        if one.num_steps == num_steps:
+            yield {"type": "compacted", **asdict(one)}
 
 
 def apply(trajectory: Trajectory, record: Mapping[str, Any]) -> None:
@@ -306,6 +328,21 @@ def _rewind(trajectory: Trajectory, num_steps: int) -> None:
     trajectory.score = None
 
 
+def _message_dict(message: Message) -> dict[str, Any]:
+    """Return a message as it is read back, its parts apart if it came in parts."""
+    record = message.to_dict()
+    if message.parts is not None:
+        record["content"] = [
+            {
+                "type": "text",
+                "text": part.text,
+                **({} if part.name is None else {"name": part.name}),
+            }
+            for part in message.parts
+        ]
+    return record
+
+
 def _read_answer(record: Mapping[str, Any]) -> Answer:
     fields = {key: value for key, value in record.items() if key != "type"}
     (fields["message"],) = read_messages([record["message"]])
@@ -317,7 +354,17 @@ def _read_answer(record: Mapping[str, Any]) -> Answer:
     if record["sampled"] is not None:
         sampled = {name: tuple(value) for name, value in record["sampled"].items()}
         fields["sampled"] = Sampled(**sampled)
+        _check_sampled(fields["sampled"])
     return Answer(**fields)
+
+
+def _check_sampled(sampled: Sampled) -> None:
+    ids = (*sampled.prompt_ids, *sampled.answer_ids)
+    _check(all(type(one) is int and one >= 0 for one in ids), "an id is no whole number")
+    is_known = all(one is None or isinstance(one, float | int) for one in sampled.logprobs)
+    _check(is_known and len(sampled.logprobs) == len(sampled.answer_ids), "ids without logprobs")
+    places = range(len(sampled.answer_ids))
+    _check(all(one in places for one in sampled.forced), "a forced id that there is not")
 
 
 def _check(holds: bool, reason: str) -> None:

@@ -1,17 +1,23 @@
-"""Environments: tasks whose replies can be scored, and the sources of such tasks."""
+"""Environments: tasks whose trajectories can be scored, their sources, and how one is played."""
 
 from fulmen.envs.arithmetic import Arithmetic
 from fulmen.envs.environments import load_environment
 from fulmen.envs.number import NumberTask, final_number
 from fulmen.envs.questions import Questions
-from fulmen.envs.task import Environment, Task
+from fulmen.envs.repairs import Repairs, RepairTask
+from fulmen.envs.run import run_task
+from fulmen.envs.task import Environment, Task, answered
 
 __all__ = [
     "Arithmetic",
     "Environment",
     "NumberTask",
     "Questions",
+    "RepairTask",
+    "Repairs",
     "Task",
+    "answered",
     "final_number",
     "load_environment",
+    "run_task",
 ]

@@ -3,8 +3,11 @@
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 
-from fulmen.chat import Message, Reply, Tool
+from fulmen.agent import Score, Trajectory
+from fulmen.chat import Message
+from fulmen.envs.task import Task
 
 _NUMBER = re.compile(r"(?:(?<![\w)])[-\u2212])?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")
 """Number with an optional sign; a minus after a digit or a bracket is a subtraction instead."""
@@ -35,8 +38,8 @@ def _read(number: str) -> Fraction | None:
     return Fraction(number.replace(",", "").replace("\u2212", "-"))
 
 
-@dataclass(frozen=True, slots=True)
-class NumberTask:
+@dataclass(frozen=True)
+class NumberTask(Task):
     """Question whose answer is one number."""
 
     question: str
@@ -47,16 +50,15 @@ class NumberTask:
         """The question, as a user's message."""
         return (Message("user", self.question),)
 
-    @property
-    def tools(self) -> tuple[Tool, ...]:
-        """No tools: a number takes none."""
-        return ()
+    async def score(self, trajectory: Trajectory, folder: Path | None = None) -> Score:
+        """Return 1 if the last number of the last answer is the number, else 0."""
+        return Score(float(_number_of(trajectory) == self.number))
 
-    def score(self, reply: Reply) -> float:
-        """Return 1 if the last number of the reply is the answer, else 0."""
-        return float(final_number(reply.content) == self.number)
-
-    def answer_of(self, reply: Reply) -> str | None:
-        """Return the last number of the reply; None if there is none."""
-        number = final_number(reply.content)
+    def answer_of(self, trajectory: Trajectory) -> str | None:
+        """Return the last number of the last answer; None if there is none."""
+        number = _number_of(trajectory)
         return None if number is None else str(number)
+
+
+def _number_of(trajectory: Trajectory) -> Fraction | None:
+    return None if trajectory.reply is None else final_number(trajectory.reply.content)

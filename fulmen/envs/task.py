@@ -1,32 +1,80 @@
-"""Tasks and environments: the protocols that every environment implements.
+"""Tasks and environments: what an agent is given to do, and how a trajectory of it is scored.
 
-A task knows the messages that the model is shown and the score of a reply. It does not run the
-model: its caller (a curve, an agent, training) decides how to sample. The same seed gives the same
-tasks.
+    Environment.task(index) -> Task -> played by an agent (run.py) -> Trajectory -> Task.score
+
+A question is the simplest task: no tools, no folder, and a trajectory of one turn. A task does not
+run the model: its caller (a curve, an evaluation, training) decides how to sample. The same seed
+gives the same tasks.
 """
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
-from fulmen.chat import Message, Reply, Tool
+from fulmen.agent import Answer, Score, Step, Trajectory
+from fulmen.chat import Message, Tool, ToolCall
 
 
-class Task(Protocol):
-    """Question or assignment whose reply can be scored."""
+class Task(ABC):
+    """Question or assignment whose trajectory can be scored.
+
+    It is played once, since tools of its own may remember what was done with them; the environment
+    gives it anew. A task without tools and folder remembers nothing: any number of answers to it
+    may be scored.
+    """
 
     @property
+    @abstractmethod
     def messages(self) -> tuple[Message, ...]:
-        """Return the messages that the model is shown."""
+        """Messages that the model is shown."""
+
+    @property
+    def profile(self) -> str:
+        """Name of the tools that the model has: none, minimal or coding, see `PROFILES`."""
+        return "none"
 
     @property
     def tools(self) -> tuple[Tool, ...]:
-        """Return the tools that the model may call."""
+        """Tools of its own, which `act` answers."""
+        return ()
 
-    def score(self, reply: Reply) -> float:
-        """Return a score from 0 to 1; an empty reply scores 0."""
+    @property
+    def has_folder(self) -> bool:
+        """True if it is played in a folder, which `prepare` fills."""
+        return self.profile != "none"
 
-    def answer_of(self, reply: Reply) -> str | None:
-        """Return the answer of a reply in one spelling, so that votes can be counted; None if it
-        gives no answer."""
+    async def prepare(self, folder: Path) -> None:
+        """Write the task's files into an empty folder; there is nothing to write by default."""
+        return None
+
+    async def act(self, call: ToolCall) -> str:
+        """Return the result of a call of one of its own tools. A ValueError is a result too: its
+        sentence tells the model what is wrong with the call."""
+        raise ValueError(f"the task has no tool {call.name}")
+
+    @abstractmethod
+    async def score(self, trajectory: Trajectory, folder: Path | None = None) -> Score:
+        """Return the score of a trajectory: 0 for an empty one, 1 for the known answer.
+
+        folder  the folder as the agent left it, in which nothing runs any more; it is only read
+        """
+
+    def answer_of(self, trajectory: Trajectory) -> str | None:
+        """Return the answer in one spelling, so that votes can be counted; None if there is none,
+        or if answers cannot be compared."""
+        return None
+
+    @property
+    def is_question(self) -> bool:
+        """True if an answer without a call is all there can be."""
+        return not (self.tools or self.has_folder)
+
+    def begin(self) -> None:
+        """Take the task to play it. Raises ValueError if it was played before."""
+        if getattr(self, "_has_begun", False):
+            raise ValueError("a task is played once, its environment gives it anew")
+        object.__setattr__(self, "_has_begun", True)  # tasks may be frozen
 
 
 class Environment(Protocol):
@@ -38,3 +86,11 @@ class Environment(Protocol):
 
     def task(self, index: int) -> Task:
         """Return the task at an index, always the same one; raise ValueError beyond the last."""
+
+
+def answered(messages: Sequence[Message], answer: Answer) -> Trajectory:
+    """Return the trajectory of one turn that an answer to messages is."""
+    first = next((i for i, one in enumerate(messages) if one.role != "system"), len(messages))
+    step = Step(tuple(messages[first:]), answer)
+    end = "done" if answer.finish_reason == "stop" else "tokens"
+    return Trajectory(tuple(messages[:first]), [step], end=end)

@@ -10,19 +10,22 @@ accuracy without bias; they differ in what they cost. Every draw follows from th
 the runs are the same however often it was stopped.
 """
 
+import asyncio
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
+from fulmen.agent import Answer
 from fulmen.chat import ChatModel, Completion
 from fulmen.engine import Engine
-from fulmen.envs import Environment, Task
+from fulmen.envs import Environment, Task, answered
 from fulmen.evaluate.requests import counts, draw_all, mean_logprob
-from fulmen.evaluate.subject import Answer, Subject, Thought, derive_seed
+from fulmen.evaluate.subject import Said, Subject, Thought, derive_seed
 from fulmen.files import write_text
 from fulmen.llm import LLM
 from fulmen.sampling import SamplingParams
@@ -157,9 +160,8 @@ class Study:
     ) -> None:
         """Make the missing runs; an interrupt keeps whole groups of tasks."""
         config = self.config
-        self._check(environment, num_tasks, params)
+        tasks = self._tasks(environment, num_tasks, params)
         subject = Subject(llm, params, answer_tokens=config.answer_tokens, closing=config.closing)
-        tasks = {index: environment.task(index) for index in range(num_tasks)}
         prompts = {}
         for index, task in tasks.items():
             thought = subject.thought(task, 0)
@@ -193,8 +195,7 @@ class Study:
         own; the study's config must be checked. An interrupt keeps whole groups of tasks."""
         config = self.config
         assert config.is_checked, "only separate runs can be requests"
-        self._check(environment, num_tasks, params)
-        tasks = {index: environment.task(index) for index in range(num_tasks)}
+        tasks = self._tasks(environment, num_tasks, params)
         prompts = {index: self._digest(index, task.messages) for index, task in tasks.items()}
         missing = [index for index in tasks if index not in self.tasks]
         size = max(1, 2 * max_running // len(config.separate_runs()))
@@ -215,7 +216,7 @@ class Study:
             completions = await draw_all(model, asked, max_running=max_running)
             runs: dict[int, dict[int, list[Run]]] = {index: {} for index in group}
             for (index, budget, _), completion in zip(keys, completions, strict=True):
-                run = _score_request(tasks[index], completion, budget)
+                run = await _score_request(tasks[index], completion, budget)
                 runs[index].setdefault(budget, []).append(run)
             counted = self.engine.setdefault("separate", dict.fromkeys(_COUNTED, 0))
             for name, count in counts([each.usage for each in completions]).items():
@@ -230,7 +231,10 @@ class Study:
         """True if thoughts were cut and gone on with."""
         return any(task.fork for task in self.tasks.values())
 
-    def _check(self, environment: Environment, num_tasks: int, params: SamplingParams) -> None:
+    def _tasks(
+        self, environment: Environment, num_tasks: int, params: SamplingParams
+    ) -> dict[int, Task]:
+        """Return the tasks. Raises ValueError if there cannot be a study of them."""
         config = self.config
         if params.temperature == 0 and (config.num_thoughts > 1 or config.resolved_num_votes() > 1):
             raise ValueError(
@@ -241,6 +245,12 @@ class Study:
             raise ValueError(
                 f"{num_tasks} tasks were asked for, there are {environment.num_tasks} of them"
             )
+        tasks = {index: environment.task(index) for index in range(num_tasks)}
+        if not all(task.is_question for task in tasks.values()):
+            raise ValueError(
+                "these tasks are done with tools, a curve needs questions that are answered at once"
+            )
+        return tasks
 
     def _digest(self, index: int, prompt: object) -> str:
         """Return the digest of a task's prompt. Raises ValueError if runs are of another one."""
@@ -302,8 +312,8 @@ def fork(
         answers = subject.answer(
             [(thoughts[key], derive_seed(config.seed, "fork answer", *key, budget)) for key in due]
         )
-        for key, answer in zip(due, answers, strict=True):
-            latest[key] = _score(tasks[key[0]], thoughts[key], answer)
+        runs_due = ((tasks[key[0]], thoughts[key]) for key in due)
+        latest |= dict(zip(due, _scored(runs_due, answers), strict=True))
         for index in tasks:
             numbers = range(config.num_thoughts)
             runs[index][budget] = [latest[index, number] for number in numbers]
@@ -329,17 +339,18 @@ def run_separately(
         ]
     )
     runs: dict[int, dict[int, list[Run]]] = {index: {} for index in tasks}
-    for (key, thought), answer in zip(thoughts.items(), answers, strict=True):
-        index, budget, _ = key
-        runs[index].setdefault(budget, []).append(_score(tasks[index], thought, answer))
+    drawn = ((tasks[key[0]], thought) for key, thought in thoughts.items())
+    for (index, budget, _), run in zip(thoughts, _scored(drawn, answers), strict=True):
+        runs[index].setdefault(budget, []).append(run)
     return runs
 
 
-def _score_request(task: Task, completion: Completion, budget: int) -> Run:
+async def _score_request(task: Task, completion: Completion, budget: int) -> Run:
     usage = completion.usage
+    trajectory = answered(task.messages, Answer.of(completion, seconds=0.0))
     return Run(
-        score=task.score(completion.reply),
-        answer=task.answer_of(completion.reply),
+        score=(await task.score(trajectory)).value,
+        answer=task.answer_of(trajectory),
         num_thinking_tokens=usage.num_thinking_tokens,
         num_answer_tokens=usage.num_new_tokens - usage.num_thinking_tokens,
         logprob=mean_logprob(completion),
@@ -347,13 +358,25 @@ def _score_request(task: Task, completion: Completion, budget: int) -> Run:
     )
 
 
-def _score(task: Task, thought: Thought, answer: Answer) -> Run:
-    num_tokens = len(thought.ids) + answer.num_tokens
+def _scored(thoughts: Iterable[tuple[Task, Thought]], answers: Iterable[Said]) -> list[Run]:
+    """Return the runs that thoughts and their answers are."""
+
+    async def score_all() -> list[Run]:
+        pairs = zip(thoughts, answers, strict=True)
+        return [await _score(task, thought, said) for (task, thought), said in pairs]
+
+    with ThreadPoolExecutor(1) as pool:  # this thread may have an event loop already
+        return pool.submit(asyncio.run, score_all()).result()
+
+
+async def _score(task: Task, thought: Thought, said: Said) -> Run:
+    num_tokens = len(thought.ids) + said.num_tokens
+    trajectory = answered(task.messages, said.answer(thought))
     return Run(
-        score=task.score(answer.reply),
-        answer=task.answer_of(answer.reply),
+        score=(await task.score(trajectory)).value,
+        answer=task.answer_of(trajectory),
         num_thinking_tokens=len(thought.ids),
-        num_answer_tokens=answer.num_tokens,
-        logprob=(thought.logprob + answer.logprob) / num_tokens,
+        num_answer_tokens=said.num_tokens,
+        logprob=(thought.logprob + said.logprob) / num_tokens,
         is_cut=not (thought.is_closed or thought.is_over),
     )

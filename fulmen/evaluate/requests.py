@@ -37,9 +37,7 @@ async def draw(
         "seed": seed % 2**31,  # servers differ in the largest they take
         "logprobs": 0,
     }
-    request = ChatRequest(
-        messages=task.messages, tools=task.tools, params=replace(params, **limits)
-    )
+    request = ChatRequest(messages=task.messages, params=replace(params, **limits))
     return await complete(model, request)
 
 

@@ -13,10 +13,11 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from fulmen.chat import ChatRequest, Completion, Prompt, Reply, Tool
+from fulmen.agent import Answer
+from fulmen.chat import ChatRequest, Completion, Prompt, Reply
 from fulmen.envs import Task
 from fulmen.llm import LLM
-from fulmen.sampling import SamplingParams
+from fulmen.sampling import FinishReason, SamplingParams
 
 
 def derive_seed(*names: object) -> int:
@@ -29,7 +30,6 @@ class Thought:
     """A thought, as far as it is drawn."""
 
     prompt_ids: Sequence[int]
-    tools: Sequence[Tool]
     seed: int
     ids: list[int] = field(default_factory=list)
     """Drawn ids, with a closing tag of the model's own"""
@@ -42,13 +42,27 @@ class Thought:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """The text after a thought."""
+class Said:
+    """A thought with the answer after it."""
 
     reply: Reply
     num_tokens: int
+    """Tokens of the answer"""
     logprob: float
-    """Sum over its tokens"""
+    """Sum over the answer's tokens"""
+    finish_reason: FinishReason
+    params: SamplingParams
+
+    def answer(self, thought: Thought) -> Answer:
+        """Return the turn that both are."""
+        return Answer(
+            message=self.reply.message(),
+            finish_reason=self.finish_reason,
+            params=self.params,
+            num_prompt_tokens=len(thought.prompt_ids),
+            num_new_tokens=len(thought.ids) + self.num_tokens,
+            num_thinking_tokens=len(thought.ids),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +109,8 @@ class Subject:
     def thought(self, task: Task, seed: int) -> Thought:
         """Return a thought about a task, yet to be drawn."""
         format, tokenizer = self._llm.format, self._llm.tokenizer
-        ids = format.encode(task.messages, task.tools or None, tokenizer=tokenizer)
-        return Thought(ids, task.tools, seed)
+        ids = format.encode(task.messages, None, tokenizer=tokenizer)
+        return Thought(ids, seed)
 
     def check_room(self, thought: Thought, budget: int) -> None:
         """Raise ValueError where the context cannot hold such a thought and its answer."""
@@ -126,7 +140,7 @@ class Subject:
                 thought.is_over = thought.ids[-1] in self._llm.engine.eos_token_ids
                 thought.is_closed = not thought.is_over
 
-    def answer(self, thoughts: Sequence[tuple[Thought, int]]) -> list[Answer]:
+    def answer(self, thoughts: Sequence[tuple[Thought, int]]) -> list[Said]:
         """Draw an answer after each thought, by the seed beside it, all of them together."""
         pieces = [
             _Piece(
@@ -140,7 +154,7 @@ class Subject:
         ]
         completions = iter(self._draw(pieces, ()))
         return [
-            Answer(self._own_reply(thought), 0, 0.0)
+            Said(self._own_reply(thought), 0, 0.0, "stop", self._params)
             if thought.is_over
             else self._read(thought, next(completions))
             for thought, _ in thoughts
@@ -149,9 +163,9 @@ class Subject:
     def _own_reply(self, thought: Thought) -> Reply:
         """Return the reply of a turn that the model ended inside its thought."""
         ids = [*self._opening_ids, *thought.ids[:-1]]
-        return self._llm.format.parse(self._llm.tokenizer.decode(ids), thought.tools)
+        return self._llm.format.parse(self._llm.tokenizer.decode(ids), ())
 
-    def _read(self, thought: Thought, completion: Completion) -> Answer:
+    def _read(self, thought: Thought, completion: Completion) -> Said:
         logprob = sum(token.logprob for token in completion.tokens)
         reply = completion.reply
         if self._closing is not None:
@@ -161,7 +175,7 @@ class Subject:
                 ids.pop()
             content = self._closing.lstrip() + tokenizer.decode(ids)
             reply = Reply(thinking=tokenizer.decode(thought.ids), content=content)
-        return Answer(reply, len(completion.tokens), logprob)
+        return Said(reply, len(completion.tokens), logprob, completion.finish_reason, self._params)
 
     def _draw(self, pieces: Sequence[_Piece], stop: tuple[str, ...]) -> list[Completion]:
         """Draw the next tokens of each, up to a stop text."""
@@ -170,7 +184,6 @@ class Subject:
     def _request(self, piece: _Piece, stop: tuple[str, ...]) -> ChatRequest:
         prefix_ids = (*self._opening_ids, *piece.prefix_ids)
         return ChatRequest(
-            tools=piece.thought.tools,
             prompt=Prompt(tuple(piece.thought.prompt_ids)),
             params=replace(
                 self._params,

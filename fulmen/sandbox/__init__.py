@@ -1,6 +1,7 @@
 """Commands and file work with limits, or a refusal: bubblewrap with a supervisor inside."""
 
 from fulmen.sandbox.access import PROTECTED, Access, Limits
+from fulmen.sandbox.bubblewrap import find_python
 from fulmen.sandbox.results import (
     EndedBy,
     FileChangedError,
@@ -30,4 +31,5 @@ __all__ = [
     "Sandbox",
     "SandboxError",
     "SandboxUnavailableError",
+    "find_python",
 ]

@@ -34,9 +34,11 @@ class Access:
     """More folders and files of the host."""
     writable: tuple[Path, ...] = ()
     """More folders of the host that may be changed; their `protected` names may not."""
+    hidden: tuple[Path, ...] = ()
+    """Files and folders of the host that are empty inside, wherever they would be seen."""
 
     def __post_init__(self) -> None:
-        for path in (self.folder, *self.readable, *self.writable):
+        for path in (self.folder, *self.readable, *self.writable, *self.hidden):
             if not path.is_absolute():
                 raise ValueError(f"the sandbox needs absolute paths, found {path}")
         if self.seen_as is not None and not (

@@ -113,6 +113,11 @@ def find_shell() -> str:
     return os.path.realpath(found)
 
 
+def find_python() -> str:
+    """Return the path of the Python that every sandbox of this process has inside."""
+    return os.path.realpath("/proc/self/exe")
+
+
 def start(
     mounts: Mounts,
     devices: list[str],
@@ -175,12 +180,11 @@ _LAST: Final = ("--remount-ro", "/dev", "--remount-ro", "/")
 
 def _supervisor(descriptor: int) -> list[str]:
     """Return the command of the first process: our files on Python's own library, nothing else."""
-    python = os.path.realpath("/proc/self/exe")
     code = (
         f"import sys; sys.path.insert(0, {str(OWN)!r}); sys.dont_write_bytecode = True; "
         f"from fulmen.sandbox.supervisor import main; main({descriptor})"
     )
-    return [python, "-I", "-S", "-c", code]
+    return [find_python(), "-I", "-S", "-c", code]
 
 
 def explain(words: str) -> SandboxError:

@@ -112,11 +112,20 @@ def plan_mounts(access: Access, limits: Limits, *, search_path: str) -> Mounts:
             source = Path(__file__).with_name(name)
             if source.exists():
                 mounts.bind(source, OWN / "fulmen/sandbox" / name)
+        for path in access.hidden:
+            _hide(mounts, Path(os.path.realpath(path)))
     except BaseException:
         mounts.links.close()
         mounts.placeholders.release()
         raise
     return mounts
+
+
+def _hide(mounts: Mounts, path: Path) -> None:
+    if path.is_dir():
+        mounts.arguments += ["--perms", "0755", "--tmpfs", str(path), "--remount-ro", str(path)]
+    elif path.exists():
+        mounts.bind(Path("/dev/null"), path)
 
 
 def _roots(access: Access) -> list[_Root]:

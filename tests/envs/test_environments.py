@@ -1,5 +1,6 @@
 """Tasks that can be checked: the known answer scores 1, an empty one 0, the same seed the same."""
 
+import asyncio
 import json
 import re
 from fractions import Fraction
@@ -9,8 +10,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fulmen.chat import Reply
-from fulmen.envs import Arithmetic, Questions, final_number, load_environment
+from fulmen.agent import Answer, Trajectory
+from fulmen.chat import Message
+from fulmen.envs import Arithmetic, Questions, Task, answered, final_number, load_environment
+from fulmen.sampling import SamplingParams
 
 
 @pytest.mark.parametrize(
@@ -65,11 +68,20 @@ def test_the_known_answer_scores_one_and_an_empty_one_nothing(name: str) -> None
         signs = [-1 if word in ("gives", "loses", "sells") else 1 for word in _verbs(story)]
         known = numbers[0] + sum(s * n for s, n in zip(signs, numbers[1:], strict=True))
         assert known > 0
-        reply = Reply(content=f"It is {known}.")
-        assert (task.score(reply), task.answer_of(reply)) == (1, str(known))
-        assert (task.score(Reply()), task.answer_of(Reply())) == (0, None)
-        assert task.score(Reply(thinking=f"{known}")) == 0
-        assert task.score(Reply(content=f"It is {known + 1}.")) == 0
+        assert scored(task, f"It is {known}.") == (1, str(known))
+        assert scored(task, "") == (0, None)
+        assert scored(task, "", thinking=f"{known}") == (0, None)
+        assert scored(task, f"It is {known + 1}.") == (0, str(known + 1))
+        assert asyncio.run(task.score(Trajectory())).value == 0
+
+
+def scored(task: Task, content: str, thinking: str = "") -> tuple[float, str | None]:
+    """Return score and answer of a reply."""
+    message = Message("assistant", content, thinking=thinking)
+    answer = Answer(message=message, finish_reason="stop", params=SamplingParams())
+    trajectory = answered(task.messages, answer)
+    assert trajectory.messages == [*task.messages, message]
+    return asyncio.run(task.score(trajectory)).value, task.answer_of(trajectory)
 
 
 def _verbs(story: str) -> list[str]:
@@ -94,8 +106,8 @@ def test_questions_come_from_a_file_as_gsm8k_has_them(tmp_path: Path) -> None:
     environment = load_environment(str(file), seed=0)
     assert environment.num_tasks == 2
     assert environment.task(0).messages[0].content == "How many?"
-    assert environment.task(0).score(Reply(content="7 of them")) == 1
-    assert environment.task(1).score(Reply(content="2.50")) == 1
+    assert scored(environment.task(0), "7 of them") == (1, "7")
+    assert scored(environment.task(1), "2.50") == (1, "5/2")
     with pytest.raises(ValueError, match=r"task 2 was asked for, .* has 2"):
         environment.task(2)
 
@@ -124,3 +136,5 @@ def test_an_unknown_name_says_what_there_is() -> None:
         load_environment("nowhere", seed=0)
     with pytest.raises(ValueError, match="num_steps is 0, it must be 1 or more"):
         load_environment("arithmetic:0x5", seed=0)
+    with pytest.raises(ValueError, match="level is 6, it must be from 1 to 5"):
+        load_environment("repairs:6", seed=0)

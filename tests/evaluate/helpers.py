@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from fulmen.chat import Message, Reply, TemplateFormat, Tool
+from fulmen.agent import Score, Trajectory
+from fulmen.chat import Message, TemplateFormat
 from fulmen.engine import EngineConfig
+from fulmen.envs import Task
 from fulmen.llm import LLM
 from fulmen.sampling import SamplingParams
 from tests.tiny import write_checkpoint
@@ -14,24 +16,27 @@ from tests.tiny import write_checkpoint
 PARAMS: Final = SamplingParams(temperature=1.2, top_k=None, top_p=1.0)
 
 
-@dataclass(frozen=True, slots=True)
-class LuckyTask:
+@dataclass(frozen=True)
+class LuckyTask(Task):
     """Solved where a byte of the thought or of the answer is among a few: more bytes, more luck."""
 
     index: int
-    tools: tuple[Tool, ...] = ()
 
     @property
     def messages(self) -> tuple[Message, ...]:
         return (Message("user", f"Be lucky {self.index} times."),)
 
-    def score(self, reply: Reply) -> float:
-        text = reply.thinking + reply.content
-        return float(any(char in "aeiou" for char in text))
+    async def score(self, trajectory: Trajectory, folder: Path | None = None) -> Score:
+        reply = trajectory.reply
+        assert reply is not None
+        text = (reply.thinking or "") + reply.content
+        return Score(float(any(char in "aeiou" for char in text)))
 
-    def answer_of(self, reply: Reply) -> str | None:
-        digest = hashlib.sha256(reply.content.encode()).digest()
-        return str(digest[0] % 3) if reply.content else None
+    def answer_of(self, trajectory: Trajectory) -> str | None:
+        assert trajectory.reply is not None
+        content = trajectory.reply.content
+        digest = hashlib.sha256(content.encode()).digest()
+        return str(digest[0] % 3) if content else None
 
 
 class LuckyTasks:

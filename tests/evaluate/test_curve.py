@@ -1,5 +1,6 @@
 """The whole study: forks against separate runs, stopped and gone on with, refused where it must."""
 
+import asyncio
 import json
 import re
 from dataclasses import replace
@@ -10,6 +11,7 @@ from xml.etree import ElementTree
 import pytest
 
 from fulmen.engine import EngineConfig
+from fulmen.envs import Repairs
 from fulmen.evaluate import Study, StudyConfig, plot_svg, summarize
 from fulmen.llm import LLM
 from tests.evaluate.helpers import PARAMS, LuckyTasks, load, plain
@@ -142,6 +144,19 @@ def test_without_chance_there_is_nothing_to_average(m2: LLM) -> None:
     study = Study(CONFIG, ABOUT, None)
     with pytest.raises(ValueError, match="at temperature 0 all runs of a task are equal"):
         study.run(m2, LuckyTasks(), num_tasks=2, params=replace(PARAMS, temperature=0))
+
+
+def test_tasks_that_take_tools_are_no_questions(m2: LLM) -> None:
+    study = Study(CONFIG, ABOUT, None)
+    with pytest.raises(ValueError, match="a curve needs questions that are answered at once"):
+        study.run(m2, Repairs(0), num_tasks=1, params=PARAMS)
+
+
+def test_a_study_runs_where_an_event_loop_runs_already(m2: LLM) -> None:
+    async def work() -> Study:
+        return study_of(m2, 1)
+
+    assert asyncio.run(work()).tasks == study_of(m2, 1).tasks
 
 
 def test_a_study_without_runs_has_no_report() -> None:

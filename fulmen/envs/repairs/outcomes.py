@@ -1,0 +1,50 @@
+"""Answers of programs to probes, as texts.
+
+This file also runs as a program where nothing else of ours is, in the sandbox: it gets probes and
+tells answers, and never sees the right ones. So the code under test, whatever it does to this
+process, can pass only by answers that are right.
+"""
+
+import json
+import os
+import sys
+
+MAX_TEXT = 4000
+"""Longest answer that is kept; the rest of it does not count"""
+
+
+def outcome(lines: "list[str]", expression: str, names: "dict[str, object]") -> str:
+    """Return the value of an expression after some statements, or the kind of error there is."""
+    space = dict(names)
+    try:
+        for line in lines:
+            exec(line, space)
+        return repr(eval(expression, space))[:MAX_TEXT]
+    except Exception as error:  # that is an answer too
+        return f"raises {type(error).__name__}"
+
+
+def main(folder: str) -> None:
+    """Read modules and probes from stdin, and write the answers to the file answers.json.
+
+    {"groups": [{"modules": ["bank.money", ...], "probes": [[["a = 1"], "a + 1"], ...]}]}
+    """
+    groups = json.load(sys.stdin)["groups"]
+    file = open("answers.json", "w", encoding="utf-8")  # noqa: SIM115  the code below may interfere
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    sys.path.insert(0, os.path.abspath(folder))
+    answers = []
+    for group in groups:
+        names: dict[str, object] = {}
+        for module in group["modules"]:
+            try:
+                names.update(vars(__import__(module, fromlist=["*"])))
+            except Exception:  # every probe of it will say that its names are missing
+                continue
+        answers.append([outcome(lines, text, names) for lines, text in group["probes"]])
+    with file:
+        json.dump({"answers": answers}, file)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
