@@ -218,7 +218,7 @@ def test_a_file_that_is_no_conversation_is_refused(tab: Tab, url: str) -> None:
     tab.open(url)
     before = session_names(url)
     tab.js("document.getElementById('import-picker').hidden = false")
-    no_settings = {
+    no_settings: dict[str, object] = {
         "format": "fulmen-conversation",
         "branches": [{"messages": []}],
         "settings": None,
