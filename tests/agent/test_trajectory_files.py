@@ -356,7 +356,7 @@ def test_a_page_shows_diffs_tokens_and_what_was_thought(tmp_path: Path) -> None:
         message=Message(
             "assistant", "", thinking="I see.", tool_calls=(ToolCall("edit", {"path": "a.py"}),)
         ),
-        finish_reason="tool_calls",
+        finish_reason="stop",
         params=SamplingParams(),
         sampled=Sampled(
             prompt_ids=(1,),

@@ -87,7 +87,7 @@ def _program(kind: Kind, draw: random.Random, level: int) -> _Program:
     called = kind.called(draw)
     layers = {1: draw.choice(((2,), (1, 2))), 3: (1, 2)}.get(level, (0, 1, 2))
     texts = {kind.modules[layer][0]: called(kind.modules[layer][1]) for layer in reversed(layers)}
-    probes = {}
+    probes: dict[Probe, None] = {}
     for _ in range(_ROUNDS):
         for one in kind.probes(draw):
             if one.layer in layers:

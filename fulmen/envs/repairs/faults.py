@@ -6,7 +6,7 @@ it was written. Formatted strings are passed over: before Python 3.12 nobody say
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
@@ -100,7 +100,7 @@ class _Finder:
                 yield from self._missing(block)
 
     def _signs(
-        self, left: ast.expr, right: ast.expr, swaps: dict[str, tuple[str, ...]], kind: str
+        self, left: ast.expr, right: ast.expr, swaps: Mapping[str, tuple[str, ...]], kind: str
     ) -> Iterator[Fault]:
         """Yield faults of the sign between two expressions."""
         start, stop = self._end(left), self._start(right)
@@ -147,13 +147,13 @@ class _Finder:
                 stop = self._starts[statement.end_lineno or statement.lineno]
                 yield self._fault(start, stop, "", "missing")
 
-    def _start(self, node: ast.AST) -> int:
-        return self._starts[node.lineno - 1] + node.col_offset  # type: ignore[attr-defined]
+    def _start(self, node: ast.expr) -> int:
+        return self._starts[node.lineno - 1] + node.col_offset
 
-    def _end(self, node: ast.AST) -> int:
-        return self._starts[node.end_lineno - 1] + node.end_col_offset  # type: ignore[attr-defined]
+    def _end(self, node: ast.expr) -> int:
+        return self._starts[(node.end_lineno or 0) - 1] + (node.end_col_offset or 0)
 
-    def _changed(self, node: ast.AST, text: str, kind: str) -> Fault:
+    def _changed(self, node: ast.expr, text: str, kind: str) -> Fault:
         return self._fault(self._start(node), self._end(node), text, kind)
 
     def _fault(self, start: int, stop: int, text: str, kind: str) -> Fault:
