@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from fulmen.agent import Answer, EndReason, Score, Step, Trajectory
+from fulmen.agent import Answer, Score, Step, Trajectory
 from fulmen.chat import Message, Tool, ToolCall
 
 
@@ -92,5 +92,6 @@ def answered(messages: Sequence[Message], answer: Answer) -> Trajectory:
     """Return the trajectory of one turn that an answer to messages is."""
     first = next((i for i, one in enumerate(messages) if one.role != "system"), len(messages))
     step = Step(tuple(messages[first:]), answer)
-    end: EndReason = "done" if answer.finish_reason == "stop" else "tokens"
-    return Trajectory(tuple(messages[:first]), [step], end=end)
+    trajectory = Trajectory(tuple(messages[:first]), [step])
+    trajectory.end = "done" if answer.finish_reason == "stop" else "tokens"
+    return trajectory

@@ -257,3 +257,21 @@ def test_a_copy_is_seen_at_the_path_of_the_original(tmp_path: Path) -> None:
     outcome = run_inside(tmp_path, "pwd; touch made", seen_as=Path("/somewhere/else"))
     assert outcome.output == "/somewhere/else\n"
     assert (tmp_path / "made").exists()
+
+
+def test_what_is_hidden_cannot_be_read_wherever_it_would_be_seen(tmp_path: Path) -> None:
+    folder, other = tmp_path / "folder", tmp_path / "other"
+    (other / "answers").mkdir(parents=True)
+    (other / "answers/a.txt").write_text("secret")
+    (other / "b.txt").write_text("secret")
+    (other / "c.txt").write_text("open")
+    folder.mkdir()
+    (tmp_path / "link").symlink_to(other / "answers")
+    hidden = (tmp_path / "link", other / "b.txt", tmp_path / "nothing")
+    look = f"cat {other}/*.txt; ls -A {other}/answers; touch {other}/answers/x; ls {tmp_path}"
+    outcome = run_inside(folder, look, readable=(other,), hidden=hidden)
+    assert "secret" not in outcome.output
+    assert "open" in outcome.output
+    assert "a.txt" not in outcome.output
+    assert "Read-only" in outcome.output
+    assert (other / "answers/a.txt").read_text() == "secret"

@@ -147,15 +147,13 @@ class _Finder:
                 stop = self._starts[statement.end_lineno or statement.lineno]
                 yield self._fault(start, stop, "", "missing")
 
-    def _start(self, node: ast.AST) -> int:
-        line, column = node.lineno, node.col_offset  # type: ignore[attr-defined]
-        return self._starts[int(line) - 1] + int(column)
+    def _start(self, node: ast.expr) -> int:
+        return self._starts[node.lineno - 1] + node.col_offset
 
-    def _end(self, node: ast.AST) -> int:
-        line, column = node.end_lineno, node.end_col_offset  # type: ignore[attr-defined]
-        return self._starts[int(line) - 1] + int(column)
+    def _end(self, node: ast.expr) -> int:
+        return self._starts[(node.end_lineno or 0) - 1] + (node.end_col_offset or 0)
 
-    def _changed(self, node: ast.AST, text: str, kind: str) -> Fault:
+    def _changed(self, node: ast.expr, text: str, kind: str) -> Fault:
         return self._fault(self._start(node), self._end(node), text, kind)
 
     def _fault(self, start: int, stop: int, text: str, kind: str) -> Fault:

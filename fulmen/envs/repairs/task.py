@@ -163,9 +163,10 @@ def _texts(found: object, numbers: list[int]) -> Iterator[list[str]]:
     groups = found if isinstance(found, list) else []
     for place, number in enumerate(numbers):
         group = groups[place] if place < len(groups) else None
-        if not isinstance(group, list) or len(group) != number:
-            group = [""] * number
-        yield [one if isinstance(one, str) else "" for one in group]
+        if isinstance(group, list) and len(group) == number:
+            yield [one if isinstance(one, str) else "" for one in group]
+        else:
+            yield [""] * number
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
