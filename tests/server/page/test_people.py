@@ -134,7 +134,7 @@ def test_all_is_done_with_the_keyboard_alone(tab: Tab, url: str) -> None:
 
 
 BODY = "document.body"
-"""What `focused` says where nothing has the focus"""
+"""Answer of `focused` where nothing has the focus"""
 
 
 def tabbed_to(tab: Tab, words: str, key: str = "Tab") -> None:

@@ -1,4 +1,4 @@
-"""What a person does while a request is under way: nothing is lost, and nothing lands elsewhere."""
+"""People act while a request is under way: nothing is lost, and nothing lands elsewhere."""
 
 from collections.abc import Iterator
 from typing import Any
