@@ -35,7 +35,7 @@ class Access:
     writable: tuple[Path, ...] = ()
     """More folders of the host that may be changed; their `protected` names may not."""
     hidden: tuple[Path, ...] = ()
-    """Files of the host that cannot be read inside, and folders that are empty, wherever they are"""
+    """Files of the host that cannot be read inside, and folders that are empty there"""
 
     def __post_init__(self) -> None:
         for path in (self.folder, *self.readable, *self.writable, *self.hidden):

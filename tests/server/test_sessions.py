@@ -82,12 +82,14 @@ def test_each_dialect_names_a_session_in_its_header_or_its_body(
     limit = "max_output_tokens" if path == RESPONSES else "max_tokens"
     body = {**question, limit: 8, "stream": is_streamed}
     with served_folder(m2, sessions=tmp_path) as url:
-        in_header = ask(url, path, body, headers={"fulmen-session": "a"})
-        in_body = ask(url, path, {**body, "session": "b"})
-        both = ask(url, path, {**body, "session": "c"}, headers={"fulmen-session": "c"})
-        names = [one.headers["fulmen-session"] for one in (in_header, in_body, both)]
-        assert names == ["a", "b", "c"]
-        assert [shown(url, name)["messages"][0]["content"] for name in names] == [LONG] * 3
+        for name, field, headers in (
+            ("a", {}, {"fulmen-session": "a"}),
+            ("b", {"session": "b"}, {}),
+            ("c", {"session": "c"}, {"fulmen-session": "c"}),
+        ):
+            answer = ask(url, path, {**body, **field}, headers=headers)
+            assert answer.headers["fulmen-session"] == name
+            assert shown(url, name)["messages"][0]["content"] == LONG  # it is saved
         other = ask(url, path, {**body, "session": "d"}, headers={"fulmen-session": "e"})
         assert other.status == 400
         assert "'d' and 'e'" in other.text
