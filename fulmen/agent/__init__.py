@@ -1,8 +1,8 @@
 """Agents: a model that works in a folder by calling tools, and every state that it went through.
 
-ChatModel <-> Agent (loop.py) <-> Workbench (tools in a sandbox, by consent) <-> a folder
-                |                                                                |
-                records (trajectory.py, run.py)                     snapshots (workspace.py)
+    ChatModel <-> Agent (loop.py) <-> Workbench (tools in a sandbox, by consent) <-> a folder
+                    |                                                                |
+                    records (trajectory.py, run.py)                     snapshots (workspace.py)
 """
 
 from fulmen.agent.compaction import Compactor

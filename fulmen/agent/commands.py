@@ -22,12 +22,11 @@ from fulmen.agent.expansions import (
     Unreadable,
     WordReader,
     is_harmless_variable,
-    is_plain_keyword,
     shown,
 )
 from fulmen.agent.rules import ANY, MARKS
 from fulmen.agent.starters import lists_names, started_by
-from fulmen.agent.words import Access, Command, Verb, Word, common, is_plain_test, names
+from fulmen.agent.words import Access, Command, Verb, Word, common, names
 
 if TYPE_CHECKING:
     from tree_sitter import Node
@@ -89,7 +88,6 @@ _FORBIDDEN = re.compile(
 )
 _JOINED = re.compile(r"[^ \t]\\\n|^\\\n")
 """A continued line that does not part words by a blank"""
-_DELIMITER = re.compile(r"""(\w+)|'(\w+)'|"(\w+)\"""")
 _RESERVED: Final = names(
     "if then elif else fi for in do done while until case esac select function coproc { } [[ ]] !"
 )
@@ -98,6 +96,7 @@ _INSIDE: Final = names(
     "negated_command command_substitution process_substitution variable_assignments"
 )
 """Nodes that only hold others"""
+_LITERAL: Final = ("word", "number", "raw_string")
 _MEANT: Final = names("cd read eval command builtin exec env xargs bash sh find git test [ set")
 """Programs whose effect is followed here, so that nothing may stand for them"""
 _AGAIN: Final = names("while_statement for_statement c_style_for_statement function_definition")
@@ -168,11 +167,6 @@ class _Reader(WordReader):
         for child in node.children:
             if child.is_named:
                 self._visit(child, level)
-
-    def _visit_comment(self, node: "Node", level: int) -> None:
-        before = self.source[: node.start_byte]
-        if before and before[-1:] not in b" \t\n;|&()":
-            raise Unreadable("a # stands in the middle of a word")
 
     # Commands
 
@@ -299,7 +293,7 @@ class _Reader(WordReader):
             return
         if NUMBER.fullmatch(self.text_of(value)):
             self.numeric.add(name)
-        if self.mentions(name) == 1 and value.type != "array":
+        if self.mentions(name) == 1 and value.type in _LITERAL:
             word = self.word(value, 0)
             if word.known:
                 self.bound[name] = word
@@ -314,15 +308,6 @@ class _Reader(WordReader):
         for child in node.named_children:
             if child != name:
                 self._visit(child, level)
-
-    def _visit_test_command(self, node: "Node", level: int) -> None:
-        is_keyword = self.source[node.start_byte : node.start_byte + 2] == b"[["
-        if self.source[node.start_byte : node.start_byte + 2] == b"((":
-            self.arithmetic(node, level)
-            return
-        words = self.operands(node, level)
-        if not (is_plain_keyword(words) if is_keyword else is_plain_test(words)):
-            self.add_unknown(f"`{shown(self.text_of(node))}` may run what its operands hold")
 
     # Loops and branches
 
@@ -402,30 +387,7 @@ class _Reader(WordReader):
         self.word(node.named_children[0], level)
 
     def _visit_heredoc_redirect(self, node: "Node", level: int) -> None:
-        parts = {child.type: child for child in node.named_children}
-        start, body, end = (parts.get(f"heredoc_{name}") for name in ("start", "body", "end"))
-        if start is None or body is None or end is None:
-            raise Unreadable("a here-document does not end")
-        delimiter = _DELIMITER.fullmatch(self.text_of(start))
-        if delimiter is None:
-            raise Unreadable("a here-document ends with an unusual word")
-        word = delimiter[1] or delimiter[2] or delimiter[3]
-        lines = self.source[body.start_byte : end.start_byte].decode().split("\n")
-        tabs = "\t" if node.children[0].type == "<<-" else ""
-        line = self.source[start.end_byte : body.start_byte]
-        if line.find(b"\n") != len(line) - 1 or b"<<" in line.replace(b"<<<", b""):
-            raise Unreadable("the line of a here-document does not end with it")
-        after = self.source[end.end_byte : end.end_byte + 1]
-        if (
-            self.source[body.start_byte - 1 : body.start_byte] != b"\n"
-            or lines.pop().strip(tabs)
-            or self.text_of(end).lstrip(tabs) != word
-            or after not in (b"", b"\n")
-            or any(line.lstrip(tabs) == word for line in lines)
-        ):
-            raise Unreadable("a here-document may end elsewhere")
-        if delimiter[1]:
-            self.check_heredoc(body, level)
+        self.check_heredoc(node, level)
         for child in node.named_children:
             if child.type in ("heredoc_start", "heredoc_body", "heredoc_end"):
                 continue

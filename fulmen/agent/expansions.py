@@ -11,13 +11,27 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from fulmen.agent.rules import ANY, NAME
-from fulmen.agent.words import NUMERIC_TESTS, UNKNOWN, Word, names
+from fulmen.agent.words import NUMERIC_TESTS, UNKNOWN, Word, is_plain_test, names
 
 if TYPE_CHECKING:
     from tree_sitter import Node
 
 MAX_DEPTH: Final = 120
 """Deepest nesting of nodes"""
+
+
+_WORDS: Final = names(
+    "word number string raw_string ansi_c_string translated_string concatenation simple_expansion "
+    "expansion command_substitution process_substitution arithmetic_expansion brace_expression "
+    "command_name variable_assignment variable_name regex extglob_pattern $"
+)
+_JOINED: Final = ("concatenation", "simple_expansion", "expansion", "subscript")
+"""Nodes whose parts make one word"""
+_ON_A_LINE: Final = names(
+    "command file_redirect herestring_redirect variable_assignment declaration_command "
+    "unset_command redirected_statement variable_assignments"
+)
+"""Nodes that end with a line"""
 
 
 class Unreadable(Exception):
@@ -27,6 +41,7 @@ class Unreadable(Exception):
 _WORD = re.compile(r"""(?:[^\s;|&<>()'"`$\\#]|(?<!^)\#|\\[^\n])+\$?|\$""")
 _QUOTED = re.compile(r"""(?:[^"`$\\]|\\.|\$(?![\w({?@*#!\[\-$'"]))*""", re.S)
 _HEREDOC = re.compile(r"(?:[^`$\\]|\\[^\n]|\$(?![\w({?@*#!\[\-$]))*")
+_DELIMITER = re.compile(r"""(\w+)|'(\w+)'|"(\w+)\"""")
 _BRACES = re.compile(r"\{[^}]*(?:,|\.\.)")
 NUMBER = re.compile(r"-?\d+")
 _HARMLESS_NAME = re.compile(
@@ -77,8 +92,21 @@ class WordReader:
         dashes = 0
         if not node.children or node.type in ("string", "heredoc_body"):
             return dashes  # the text of these is checked where it is read
-        end = node.start_byte
+        end, before = node.start_byte, ""
         for child in node.children:
+            if child.type == "$" and node.type not in ("command", *_JOINED):
+                raise Unreadable("a lone $ may begin something else")
+            if (
+                child.start_byte == end
+                and {before, child.type} <= _WORDS
+                and node.type not in _JOINED
+            ):
+                raise Unreadable("two words stand together without a space")
+            if node.type in _ON_A_LINE and b"\n" in self.source[end : child.start_byte].replace(
+                b"\\\n", b""
+            ):
+                raise Unreadable("a command goes on behind the end of its line")
+            before = child.type
             gap = self.source[end : child.start_byte].replace(b"\\\n", b" ")
             if gap.strip(b" \t\n"):
                 found = re.findall(rb"(?<=[ \t])-(?=[ \t]|$)", gap)
@@ -96,7 +124,34 @@ class WordReader:
 
     # Words
 
-    def check_heredoc(self, body: "Node", level: int) -> None:
+    def check_heredoc(self, node: "Node", level: int) -> None:
+        """Raise unless a here-document is surely all that bash takes for one."""
+        parts = {child.type: child for child in node.named_children}
+        start, body, end = (parts.get(f"heredoc_{name}") for name in ("start", "body", "end"))
+        if start is None or body is None or end is None:
+            raise Unreadable("a here-document does not end")
+        delimiter = _DELIMITER.fullmatch(self.text_of(start))
+        if delimiter is None:
+            raise Unreadable("a here-document ends with an unusual word")
+        word = delimiter[1] or delimiter[2] or delimiter[3]
+        lines = self.source[body.start_byte : end.start_byte].decode().split("\n")
+        tabs = "\t" if node.children[0].type == "<<-" else ""
+        line = self.source[start.end_byte : body.start_byte]
+        if line.find(b"\n") != len(line) - 1 or b"<<" in line.replace(b"<<<", b""):
+            raise Unreadable("the line of a here-document does not end with it")
+        after = self.source[end.end_byte : end.end_byte + 1]
+        if (
+            self.source[body.start_byte - 1 : body.start_byte] != b"\n"
+            or lines.pop().strip(tabs)
+            or self.text_of(end).lstrip(tabs) != word
+            or after not in (b"", b"\n")
+            or any(line.lstrip(tabs) == word for line in lines)
+        ):
+            raise Unreadable("a here-document may end elsewhere")
+        if delimiter[1]:
+            self._heredoc_text(body, level)
+
+    def _heredoc_text(self, body: "Node", level: int) -> None:
         end = body.start_byte
         children: list[Node | None] = [*body.named_children, None]
         for child in children:
@@ -136,7 +191,8 @@ class WordReader:
             if text == "{}":
                 return Word(text)
             whole = "".join(part.text for part in parts)
-            if re.search(r"\{|\[", text.replace("${", "")):
+            bare = [self.text_of(child) for child in node.children if child.type == "word"]
+            if re.search(r"\{|\[", "".join(bare).replace("{}", "")):
                 return UNKNOWN  # braces or brackets over several parts
             return Word(whole, any(part.splits for part in parts))
         if kind == "brace_expression":
@@ -282,6 +338,20 @@ class WordReader:
         text = re.sub(r"\(\([^()]*\)\)", "", self.text)
         text = re.sub(rf"(?<![\w$]){name}=(?:-?\d+|\$)(?=[\s;&|)]|$)", "", text)
         return not re.search(rf"(?<![\w$])(?<!\${{){name}\b", text)
+
+    def _visit_test_command(self, node: "Node", level: int) -> None:
+        is_keyword = self.source[node.start_byte : node.start_byte + 2] == b"[["
+        if self.source[node.start_byte : node.start_byte + 2] == b"((":
+            self.arithmetic(node, level)
+            return
+        words = self.operands(node, level)
+        if not (is_plain_keyword(words) if is_keyword else is_plain_test(words)):
+            self.add_unknown(f"`{shown(self.text_of(node))}` may run what its operands hold")
+
+    def _visit_comment(self, node: "Node", level: int) -> None:
+        before = self.source[: node.start_byte]
+        if before and before[-1:] not in b" \t\n;|&()":
+            raise Unreadable("a # stands in the middle of a word")
 
     def operands(self, node: "Node", level: int) -> list[Word]:
         if level > MAX_DEPTH:

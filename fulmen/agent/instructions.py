@@ -61,19 +61,30 @@ def read_instructions(path: Path, *, within: Path) -> Instructions | None:
     real, root = os.path.realpath(path), os.path.realpath(within)
     if os.path.commonpath([real, root]) != root:
         return None
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
-        descriptor = os.open(real, flags)
-    except OSError:  # there is none, or none that the user may read
+        content, size = read_regular(real, MAX_BYTES + 1)
+    except (OSError, ValueError):  # there is none, or none that the user may read
         return None
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            return None
-        content = file.read(MAX_BYTES + 1)
     text = content[:MAX_BYTES].decode(errors="replace").removeprefix("\ufeff")
     if len(content) > MAX_BYTES:
         lines = text.rpartition("\n")[0] or text
-        left = status.st_size - len(lines.encode())
+        left = size - len(lines.encode())
         text = f"{lines}\n\n[the last {left:,} bytes of this file are left out]\n"
     return Instructions(path, text) if text.strip() else None
+
+
+def read_regular(path: str, limit: int) -> tuple[bytes, int]:
+    """Return the beginning of a file, and the size of all of it.
+
+    It waits for nothing and follows no link. Raises ValueError for what is not a file of bytes.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    descriptor = os.open(path, flags)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{path} is not a file")
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(limit), status.st_size
+    finally:
+        os.close(descriptor)

@@ -1,4 +1,4 @@
-"""What a tool call of the agent may do: it is allowed, asked about, or denied.
+"""Judge the tool calls of an agent: each is allowed, asked about, or denied.
 
     call -> what it does (paths; every command in a shell text) -> rules -> the mode -> Verdict
 
@@ -33,7 +33,7 @@ from fulmen.agent.rules import (
     exact,
     tool_of,
 )
-from fulmen.agent.words import Access, Command, Verb
+from fulmen.agent.words import Access, Command, Verb, Word
 from fulmen.files import shorten
 
 Mode = Literal["plan", "ask", "accept-edits", "auto"]
@@ -67,11 +67,14 @@ class Part:
     text    the part, such as one command of several
     reason  why it is asked about or denied
     rules   what to allow so that it is not asked about again; none if no rule can do that
+    by      a rule (or what is outside the sandbox), the name of a file that is asked about in
+            every mode, or the mode
     """
 
     text: str
     reason: str
     rules: tuple[Rule, ...] = ()
+    by: Literal["rule", "name", "mode"] = "mode"
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +156,9 @@ class Permissions:
         at = os.path.abspath(os.path.join(self.workspace, folder or "."))
         if leaves is not None:
             reason = f"it would have {leaves}, outside the sandbox"
-            (found.deny if self.mode == "plan" else found.ask).append(Part(call.name, reason))
+            (found.deny if self.mode == "plan" else found.ask).append(
+                Part(call.name, reason, by="rule")
+            )
         if tool == "bash":
             self._judge_shell(_text(call, "command"), at, found)
         elif tool in ("read", "edit"):
@@ -214,7 +219,7 @@ class Permissions:
         else:
             is_ask = rule in self.rules.ask
             reason = f"the rule {rule} asks" if is_ask else f"the rule {rule} may deny it"
-            found.ask.append(Part(text, reason))
+            found.ask.append(Part(text, reason, by="rule"))
 
     # Paths
 
@@ -265,9 +270,10 @@ class Permissions:
                 continue
             reason = self._special(access.verb, place)
             if not self._is_allowed(access.verb, place, is_special=reason is not None):
+                by: Literal["name", "mode"] = "mode" if reason is None else "name"
                 reason = reason or self._by_mode(access.verb, place)
                 if reason is not None:
-                    found.ask.append(Part(text, reason, _proposal(access.verb, place)))
+                    found.ask.append(Part(text, reason, _proposal(access.verb, place), by))
 
     def _special(self, verb: Verb, place: _Place) -> str | None:
         """Return why a path in the workspace is asked about in every mode, if it is."""
@@ -329,8 +335,10 @@ class Permissions:
         for command in script.commands:
             self._judge_command(command, text, mine, writes=writes)
         self._judge_unknown(script, text, mine)
-        if whole:  # what no rule is against is allowed with the whole text
-            mine.ask = [part for part in mine.ask if not part.rules]
+        if self._allows_all():
+            mine.ask = [part for part in mine.ask if part.by != "mode"]
+        if whole:
+            mine.ask = [part for part in mine.ask if part.by == "rule"]
         found.ask += mine.ask
         found.deny += mine.deny
 
@@ -347,7 +355,7 @@ class Permissions:
             if self.mode == "plan":
                 reason = f"{phrase}, and only what is known to read runs in plan mode"
                 found.deny.append(Part("bash", reason))
-            elif self.mode != "auto" and not self._allows_all():
+            elif self.mode != "auto":
                 found.ask.append(Part("bash", phrase, whole))
         if script.unknown:  # any rule against a command or a file may be against what it does
             against = [
@@ -357,7 +365,7 @@ class Permissions:
             ]
             if against:
                 reason = f"not all of it is known, and the rule {against[0]} may be against it"
-                found.ask.append(Part("bash", reason))
+                found.ask.append(Part("bash", reason, by="rule"))
 
     def _judge_command(
         self, command: Command, whole: str, found: _Findings, *, writes: bool
@@ -433,7 +441,7 @@ class Permissions:
                     and place.where == "inside"
                     and not self._is_allowed(access.verb, place, is_special=True)
                 ):
-                    found.ask.append(Part(text, special, _proposal(access.verb, place)))
+                    found.ask.append(Part(text, special, _proposal(access.verb, place), "name"))
 
 
 def _bare(rules: Iterable[Rule]) -> frozenset[Rule]:
@@ -448,8 +456,6 @@ def _text(call: ToolCall, name: str) -> str:
 
 
 def _access(verb: str, text: str, folder: str) -> Access:
-    from fulmen.agent.words import Word
-
     return Access("edit" if verb == "edit" else "read", Word(text), frozenset((folder,)))
 
 

@@ -24,7 +24,6 @@ import hashlib
 import json
 import os
 import re
-import stat
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
+from fulmen.agent.instructions import read_regular
 from fulmen.agent.permissions import MODES, Mode
 from fulmen.agent.rules import Rule, Rules
 from fulmen.files import read_json_if_present, shorten, user_folder, write_text
@@ -92,20 +92,12 @@ def read_content(path: Path) -> bytes | None:
     if path.parent.is_symlink() or path.is_symlink():
         raise ValueError(f"{path} is behind a link, settings are read from a file only")
     try:
-        descriptor = os.open(path, os.O_RDONLY | _flag("O_NOFOLLOW") | _flag("O_NONBLOCK"))
+        content, _ = read_regular(str(path), MAX_BYTES + 1)
     except FileNotFoundError:
         return None
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ValueError(f"{path} is not a file, settings are read from a file only")
-        content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise ValueError(f"{path} has more than {MAX_BYTES:,} bytes, no such settings are known")
     return content
-
-
-def _flag(name: str) -> int:
-    return int(getattr(os, name, 0))
 
 
 def parse_config(content: bytes, where: str) -> AgentConfig:

@@ -1,0 +1,99 @@
+"""The instructions of a project that hold for a file, and none from outside of it."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fulmen.agent import Instructions, find_instructions, instructions_for
+from fulmen.agent.instructions import MAX_BYTES
+from tests.examples import examples
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    folder = tmp_path / "ws"
+    (folder / "a/b/c").mkdir(parents=True)
+    (tmp_path / "home").mkdir()
+    return folder
+
+
+def texts(found: list[Instructions]) -> list[str]:
+    return [one.text for one in found]
+
+
+def test_the_users_file_comes_before_that_of_the_workspace(workspace: Path) -> None:
+    home = workspace.parent / "home"
+    assert find_instructions(workspace, home=home) == []
+    (workspace / "AGENTS.md").write_text("ours")
+    (home / "AGENTS.md").write_text("mine")
+    (workspace.parent / "AGENTS.md").write_text("not of the workspace")
+    found = find_instructions(workspace, home=home)
+    assert texts(found) == ["mine", "ours"]
+    assert found[1].path == workspace / "AGENTS.md"
+
+
+def test_the_nearest_file_comes_last(workspace: Path) -> None:
+    (workspace / "AGENTS.md").write_text("root")
+    (workspace / "a/AGENTS.md").write_text("a")
+    (workspace / "a/b/c/AGENTS.md").write_text("c")
+    for path in (Path("a/b/c/x.py"), workspace / "a/b/c/x.py", Path("a/../a/b/./c/x.py")):
+        assert texts(instructions_for(path, workspace=workspace)) == ["a", "c"]
+    assert texts(instructions_for(Path("a/x.py"), workspace=workspace)) == ["a"]
+    assert instructions_for(Path("x.py"), workspace=workspace) == []
+    for outside in ("../x/y", "/etc/a/b", "a/../../b/c"):
+        assert instructions_for(Path(outside), workspace=workspace) == []
+
+
+def test_no_link_leads_out_of_the_workspace(workspace: Path) -> None:
+    secret = workspace.parent / "AGENTS.md"
+    secret.write_text("secret")
+    home = workspace.parent / "home"
+    (workspace / "AGENTS.md").symlink_to(secret)
+    (workspace / "out").symlink_to(workspace.parent)
+    assert find_instructions(workspace, home=home) == []
+    assert instructions_for(Path("out/x"), workspace=workspace) == []
+    (workspace / "a/AGENTS.md").write_text("a")
+    (workspace / "AGENTS.md").unlink()
+    (workspace / "AGENTS.md").symlink_to("a/AGENTS.md")  # a link within the workspace is followed
+    assert texts(find_instructions(workspace, home=home)) == ["a"]
+
+
+def test_what_is_no_file_is_none(workspace: Path) -> None:
+    home = workspace.parent / "home"
+    os.mkfifo(workspace / "AGENTS.md")
+    (workspace / "a/AGENTS.md").mkdir()
+    (workspace / "a/b/AGENTS.md").write_text(" \n")
+    (workspace / "a/b/c/AGENTS.md").symlink_to("AGENTS.md")
+    assert find_instructions(workspace, home=home) == []
+    assert instructions_for(Path("a/b/c/x"), workspace=workspace) == []
+
+
+def test_a_long_file_says_what_is_cut(workspace: Path) -> None:
+    line = "é" * 49 + "\n"
+    whole = line * 1000
+    (workspace / "AGENTS.md").write_text(whole)
+    (found,) = find_instructions(workspace, home=workspace.parent / "home")
+    kept, _, note = found.text.rpartition("\n\n")
+    assert whole.startswith(kept)
+    left = len(whole.encode()) - len(kept.encode())
+    assert note == f"[the last {left:,} bytes of this file are left out]\n"
+    assert MAX_BYTES - 100 <= len(kept.encode()) <= MAX_BYTES
+
+
+@settings(max_examples=examples(30), deadline=None)
+@given(st.lists(st.sampled_from(["a", "b", "..", ".", "~"]), max_size=8))
+def test_instructions_come_from_the_folders_above_a_file_only(parts: list[str]) -> None:
+    from tempfile import TemporaryDirectory
+
+    with TemporaryDirectory() as folder:
+        workspace = Path(folder) / "ws"
+        for below in ("a/a", "a/b", "b/a", "b/b", "~"):
+            (workspace / below).mkdir(parents=True)
+        for place in (*workspace.rglob("*"), Path(folder)):
+            (place / "AGENTS.md").write_text(os.path.relpath(place, workspace))
+        path = os.path.normpath(Path(workspace, *parts, "file"))
+        for text in texts(instructions_for(Path(*parts, "file"), workspace=workspace)):
+            assert path.startswith(f"{workspace}/{text}/")
