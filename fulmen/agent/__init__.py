@@ -1,10 +1,11 @@
 """Agents: a model that works in a folder by calling tools, and every state that it went through.
 
-    ChatModel <-> Agent (loop.py) <-> Workbench (tools in a sandbox, by consent) <-> a folder
-                    |                                                                |
-                    records (trajectory.py, run.py)                     snapshots (workspace.py)
+ChatModel <-> Agent (loop.py) <-> Workbench (tools in a sandbox, by consent) <-> a folder
+                |                                                                |
+                records (trajectory.py, run.py)                     snapshots (workspace.py)
 """
 
+from fulmen.agent.archive import Archive, Aside
 from fulmen.agent.compaction import Compactor
 from fulmen.agent.instructions import Instructions, find_instructions, instructions_for
 from fulmen.agent.loop import Agent, Budget, Hands, Watcher
@@ -23,17 +24,21 @@ from fulmen.agent.project import (
 from fulmen.agent.rules import Rule, Rules
 from fulmen.agent.run import Run, RunInfo, Runs, default_runs, new_name
 from fulmen.agent.scan import Limits, Skipped
+from fulmen.agent.setup import Setup
 from fulmen.agent.tools import PROFILES, system_prompt
 from fulmen.agent.trajectory import (
     Answer,
     Compaction,
     EndReason,
+    Journal,
+    Notebook,
     Result,
     Sampled,
     Score,
     Step,
     Trajectory,
 )
+from fulmen.agent.work import Means, Work, run_settings
 from fulmen.agent.workbench import Workbench
 from fulmen.agent.workspace import Change, ChangedSince, Restored, Snapshot, Snapshots
 
@@ -44,6 +49,8 @@ __all__ = [
     "AgentConfig",
     "Answer",
     "Approvals",
+    "Archive",
+    "Aside",
     "Budget",
     "Change",
     "ChangedSince",
@@ -52,9 +59,12 @@ __all__ = [
     "EndReason",
     "Hands",
     "Instructions",
+    "Journal",
     "Limits",
+    "Means",
     "Memory",
     "Mode",
+    "Notebook",
     "Part",
     "Permissions",
     "PlainMemory",
@@ -69,6 +79,7 @@ __all__ = [
     "Sampled",
     "Score",
     "SessionMemory",
+    "Setup",
     "Skipped",
     "Snapshot",
     "Snapshots",
@@ -77,6 +88,7 @@ __all__ = [
     "TranscriptMemory",
     "Verdict",
     "Watcher",
+    "Work",
     "Workbench",
     "agent_folder",
     "default_runs",
@@ -87,5 +99,6 @@ __all__ = [
     "project_file",
     "read_content",
     "read_project",
+    "run_settings",
     "system_prompt",
 ]

@@ -126,7 +126,7 @@ class Archive:
         wanted = _snapshot(run, num_steps)
         if not all(step.is_whole for step in run.trajectory.steps[:num_steps]):
             raise ValueError(f"step {num_steps} of run {name} is not finished, fork one before it")
-        new = check_name(new or self._free_name(name))
+        new = check_name(new or self.free_name(name))
         if new in self.runs.names():
             raise ValueError(f"there is a run {new} already")
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -282,7 +282,8 @@ class Archive:
             yield name
             count += 1
 
-    def _free_name(self, name: str) -> str:
+    def free_name(self, name: str) -> str:
+        """Return a name for a fork that no run has."""
         known = set(self.runs.names())
         number = 2
         while f"{name}-{number}" in known:

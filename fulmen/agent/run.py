@@ -15,7 +15,7 @@ import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Self
 
@@ -119,6 +119,16 @@ class Run:
             raise
         self.trajectory = changed
 
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Yield the run, and then the records that lead to where it stands: what was taken back is
+        not among them."""
+        yield {"type": "run", **_written(self.info)}
+        yield from _records_of(self.trajectory, len(self.trajectory.steps))
+        if self.trajectory.end is not None:
+            yield {"type": "ended", "reason": self.trajectory.end}
+        if self.trajectory.score is not None:
+            yield {"type": "scored", **asdict(self.trajectory.score)}
+
 
 class Runs:
     """A folder of runs."""
@@ -149,9 +159,7 @@ class Runs:
             log.flush()
             os.fsync(log.fileno())
             # From here on there is such a run: a crash before leaves none.
-            written = {"format": _FORMAT, **asdict(info)}
-            written["system"] = [message.to_dict() for message in info.system]
-            text = json.dumps(written, indent=1, ensure_ascii=False)
+            text = json.dumps(_written(info), indent=1, ensure_ascii=False)
             write_text(path / "run.json", text + "\n")
         return self.open(info.name)
 
@@ -180,7 +188,9 @@ class Runs:
                 **changes,
             }
         )
-        return self.create(info, _records_of(run.trajectory, num_steps))
+        # Other words may take the place of those that come next.
+        back = {"type": "rewound", "num_steps": num_steps}
+        return self.create(info, [*_records_of(run.trajectory, num_steps), back])
 
 
 def new_name() -> str:
@@ -206,6 +216,11 @@ def _locked(path: Path) -> BinaryIO | None:
         lock.close()
         return None
     return lock
+
+
+def _written(info: RunInfo) -> dict[str, Any]:
+    system = [message.to_dict() for message in info.system]
+    return {"format": _FORMAT, **asdict(replace(info, system=())), "system": system}
 
 
 def _line(record: Mapping[str, Any]) -> bytes:
@@ -271,7 +286,6 @@ def _records_of(trajectory: Trajectory, num_steps: int) -> Iterator[dict[str, An
     )
     if said:
         yield said_record(said)
-    yield {"type": "rewound", "num_steps": num_steps}  # other words take the place of those
 
 
 def _between(trajectory: Trajectory, num_steps: int) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,842 @@
+"""fulmen agent: a model that works in a folder by calling tools, and every state it went through.
+
+fulmen agent TASK            begin a run; a person goes on with it word by word
+fulmen agent -p TASK         one task, its answer on stdout; --json: lines for scripts
+fulmen agent rewind, fork    go back to any step, or another way from there
+"""
+
+import inspect
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+
+import typer
+
+from fulmen.cli import completion
+from fulmen.cli.help import (
+    AGENT,
+    LIMITS,
+    SESSION,
+    Command,
+    Group,
+    examples,
+    write_panels,
+)
+from fulmen.cli.options import (
+    DEFAULT_MODEL,
+    ENGINE_CONFIG,
+    MODEL_HELP,
+    MODEL_OPTION,
+    DeviceOption,
+    DtypeOption,
+    IgnoreOption,
+    JsonOption,
+    StoreOption,
+    UrlDialectOption,
+    UrlKeyOption,
+    UrlOption,
+    check_url_options,
+    checked,
+    engine_flags,
+    in_seconds,
+    lasting_name,
+    load_llm,
+    open_store,
+    or_none,
+    parse_whole,
+    read_piped,
+    read_stdin,
+    with_flags_of,
+)
+from fulmen.cli.output import harmless, print_json, print_table, readable_argument
+from fulmen.files import printable, shorten
+from fulmen.sampling import SamplingParams
+from fulmen.units import parse_bytes, parse_count
+
+if TYPE_CHECKING:  # a command imports what it needs, so that help comes at once
+    from fulmen.agent import Archive, Run
+    from fulmen.cli.agent_run import Side, Wanted
+
+_ENGINE_FLAGS: Final = ("max_model_len", "kv_cache_bytes", "kv_cache_dtype", "num_draft_tokens")
+_NOT_SAMPLED: Final = (
+    *("max_tokens", "logprobs", "prompt_logprobs", "json_schema", "regex", "choice"),
+    *("tool_choice", "allowed_tools", "max_calls"),
+)
+"""Sampling fields that make no sense for a whole run, or that the agent sets itself"""
+
+
+class _Group(Group):
+    """A group whose first word may be a task."""
+
+    default_command: Final = "run"
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the arguments; what is no command belongs to `run`."""
+        if not args or (args[0] not in self.commands and args[0] not in ("--help", "-h")):
+            args = [self.default_command, *args]
+        return super().parse_args(ctx, args)
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the commands, then the options of a run."""
+        self.format_commands(ctx, formatter)
+        write_panels(self.commands[self.default_command], ctx, formatter)
+
+
+EXAMPLES: Final = examples(
+    """
+fulmen agent "make the failing test pass"    work here, asking about changes
+fulmen agent --mode auto "..."               ask about nothing in the sandbox
+fulmen agent -p "..." --json                 for scripts: JSON lines
+fulmen agent --url http://127.0.0.1:8000     a model that a server has
+fulmen agent --continue "now the docs"       go on with the last run here
+fulmen agent rewind RUN --step 3             files and model as after step 3
+fulmen agent fork RUN --step 3               another way from there
+""",
+    {
+        "Exit codes": """
+0 done; 1 an error; 2 a wrong flag; 3 done, but something that asks was refused since nobody could
+be asked; 4 --max-turns; 5 --max-tokens, or a cut answer; 6 --max-seconds; 7 the same calls again
+and again; 8 the context is full; 9 no sandbox; 130 interrupted; 143 ended by SIGTERM.
+""",
+        "JSON": """
+a line each: run.started, user, answer, call, refused, result, compacted, note, run.ended; see
+docs/agents.md
+""",
+    },
+)
+agent_app = typer.Typer(
+    cls=_Group,
+    help="Let a model work in a folder by calling tools, go back to any step, fork it.",
+    epilog=EXAMPLES,
+)
+
+RunsOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Folder of all runs. Default: ~/.local/share/fulmen/agents.",
+        rich_help_panel=SESSION,
+    ),
+]
+RunArgument = Annotated[
+    str, typer.Argument(metavar="RUN", help="Name of the run.", autocompletion=completion.runs)
+]
+StepOption = Annotated[
+    int,
+    typer.Option(help="Number of steps to keep; fulmen agent show counts them.", min=0),
+]
+TaskArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="TASK",
+        help="Work to do. What is piped in comes before it. Without it, a person is asked.",
+    ),
+]
+
+
+def _count(text: str) -> Any:
+    return or_none(parse_count)(text)
+
+
+@with_flags_of(ENGINE_CONFIG, into="engine", only=_ENGINE_FLAGS, shows_defaults=True)
+@with_flags_of(SamplingParams, without=_NOT_SAMPLED)
+def run(
+    task: TaskArgument = None,
+    print_answer: Annotated[
+        bool,
+        typer.Option(
+            "--print",
+            "-p",
+            help="Do one task, print its answer on stdout and leave.",
+        ),
+    ] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Do one task and print all that happens as JSON lines."),
+    ] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help=f"{MODEL_HELP} With --url, its name there. Default: the run's, else "
+            f"{DEFAULT_MODEL}.",
+            **MODEL_OPTION,
+        ),
+    ] = None,
+    folder: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Folder to work in. Default: this one.")
+    ] = Path("."),
+    go_on: Annotated[
+        bool, typer.Option("--continue", "-c", help="Go on with the last run in the folder.")
+    ] = False,
+    resume: Annotated[
+        str | None,
+        typer.Option(metavar="RUN", help="Go on with this run.", autocompletion=completion.runs),
+    ] = None,
+    tools: Annotated[
+        Literal["coding", "minimal"] | None,
+        typer.Option(
+            help="Tools that the model has: minimal are three, for small models. Default: coding.",
+            show_default=False,
+            rich_help_panel=AGENT,
+        ),
+    ] = None,
+    mode: Annotated[
+        Literal["plan", "ask", "accept-edits", "auto"] | None,
+        typer.Option(
+            help="What needs consent: plan only reads, ask asks about all else, accept-edits "
+            "changes files unasked, auto does all that stays in the sandbox. Default: ask.",
+            show_default=False,
+            rich_help_panel=AGENT,
+        ),
+    ] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RULE",
+            help="Allow such calls, as in 'bash(pytest *)'. May be repeated.",
+            show_default=False,
+            rich_help_panel=AGENT,
+        ),
+    ] = None,
+    ask: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RULE",
+            help="Ask about such calls. May be repeated.",
+            show_default=False,
+            rich_help_panel=AGENT,
+        ),
+    ] = None,
+    deny: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RULE",
+            help="Refuse such calls, as in 'edit(tests/**)'. May be repeated.",
+            show_default=False,
+            rich_help_panel=AGENT,
+        ),
+    ] = None,
+    network: Annotated[
+        bool,
+        typer.Option(
+            "--network", help="Let commands use this machine's network.", rich_help_panel=AGENT
+        ),
+    ] = False,
+    writable: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Let commands change .git, AGENTS.md or another protected name. May be repeated.",
+            show_default=False,
+            rich_help_panel=AGENT,
+        ),
+    ] = None,
+    max_turns: Annotated[
+        str | None,
+        typer.Option(
+            metavar="INTEGER",
+            help="Answers of the model in the whole run. Default: 200.",
+            parser=checked(parse_whole, or_none=True),
+            rich_help_panel=LIMITS,
+        ),
+    ] = None,
+    max_tokens: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TOKENS",
+            help="New tokens of all answers together.",
+            parser=checked(parse_count, or_none=True),
+            rich_help_panel=LIMITS,
+        ),
+    ] = None,
+    thinking_tokens: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TOKENS",
+            help="Tokens of thought of all answers together.",
+            parser=checked(parse_count, or_none=True),
+            rich_help_panel=LIMITS,
+        ),
+    ] = None,
+    max_seconds: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="Time of work, from the start of the command.",
+            parser=in_seconds,
+            rich_help_panel=LIMITS,
+        ),
+    ] = None,
+    context: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TOKENS",
+            help="Tokens that the model's context holds: near them a summary takes the place of "
+            "earlier steps. Default: as the engine has; with --url there is no summary.",
+            parser=checked(parse_count, or_none=True),
+            rich_help_panel=LIMITS,
+        ),
+    ] = None,
+    hide_thinking: Annotated[
+        bool,
+        typer.Option("--hide-thinking", help="Do not show thoughts.", rich_help_panel="Thinking"),
+    ] = False,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Print answers as they come, do not render Markdown.")
+    ] = False,
+    runs: RunsOption = None,
+    store: StoreOption = None,
+    session_bytes: Annotated[
+        str,
+        typer.Option(
+            metavar="SIZE",
+            parser=checked(parse_bytes),
+            help="Disk for saved model states; beyond it the oldest are deleted, and read again "
+            "when needed.",
+            rich_help_panel=SESSION,
+        ),
+    ] = "20GiB",
+    url: UrlOption = None,
+    url_key: UrlKeyOption = None,
+    url_dialect: UrlDialectOption = "auto",
+    dtype: DtypeOption = None,
+    device: DeviceOption = "cpu",
+    ignore_config_field: IgnoreOption = None,
+    *,
+    given: dict[str, Any],
+    engine: dict[str, Any],
+) -> None:
+    """Let a model work on a task in a folder, by calling tools in a sandbox.
+
+    Every step is kept: what was said and done, the files, and the model's states. The answer goes
+    to stdout, everything else to stderr.
+    """
+    flags = {
+        **{"tools": tools, "mode": mode, "allow": allow, "ask": ask, "deny": deny},
+        **{"network": network or None, "writable": writable, "context": context},
+        **{"max_turns": max_turns, "max_tokens": max_tokens, "max_seconds": max_seconds},
+        **{"thinking_tokens": thinking_tokens, "sampling": given, "model": model, "url": url},
+        **{"url_dialect": None if url_dialect == "auto" else url_dialect, "engine": engine},
+        **{"dtype": dtype, "device": None if device == "cpu" else device},
+        **{"ignored": ignore_config_field, "store": store and str(store.resolve())},
+    }
+    local = engine_flags(engine, dtype, device, ignore_config_field)
+    local |= {"--thinking-tokens": thinking_tokens, "--store": store}
+    if resume is None and not go_on:
+        check_url_options(url, url_key, url_dialect, local)
+    elif resume is not None and go_on:
+        raise ValueError("--continue is given with --resume, which names another run")
+    is_terminal = sys.stdin.isatty() and sys.stderr.isatty()
+    words, is_one_shot = _words(task, is_one_shot=print_answer or as_json)
+    from fulmen.cli.agent_run import Talk, last_run
+    from fulmen.cli.agent_view import JsonView, TerminalView, View
+
+    archive = _archive(runs, store, session_bytes)
+    name = last_run(archive, folder) if go_on else resume
+    earlier = None if name is None else archive.runs.open(name)
+    settings = _merged(flags, {} if earlier is None else earlier.info.settings)
+    if earlier is not None:
+        _check_same_model(earlier, flags)
+        archive = _archive(runs, _path(settings.get("store")), session_bytes)
+    elif words is None and is_one_shot:
+        raise ValueError("the task is empty, there is nothing to do")
+    view: View = JsonView()
+    if not as_json:
+        view = TerminalView(
+            is_answer_last=is_one_shot, show_thinking=not hide_thinking, plain=plain
+        )
+    asks = is_terminal and not as_json
+    with _sandbox_failures():
+        side = _model_side(settings, earlier, url_key)
+        wanted = _wanted(settings, folder, side)
+        chosen = earlier or _begin(archive, wanted, side, settings, view, asks=asks)
+        talk = Talk(archive, chosen, side, wanted, view, asks=asks)
+        with talk.opened():
+            if is_one_shot:
+                code = talk.say(words)
+            else:
+                from fulmen.cli.lines import new_line_reader
+
+                reader = new_line_reader(("/diff", "/exit", "/help", "/rewind"))
+                code = talk.converse(words, reader)
+    if code:
+        raise typer.Exit(code)
+
+
+def _words(task: str | None, *, is_one_shot: bool) -> tuple[str | None, bool]:
+    """Return what the user says, None for nothing, and whether no more can come."""
+    is_typed = sys.stdin.isatty()
+    if task is not None:
+        piped = "" if is_typed else read_piped().rstrip("\n")
+        words = "\n\n".join(part for part in (piped, readable_argument(task)) if part)
+    else:
+        words = "" if is_typed else read_stdin()
+    return words.strip() or None, is_one_shot or not is_typed
+
+
+def _merged(flags: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a run: those that it was begun with, and the flags over them."""
+    found = {**earlier, **{name: one for name, one in flags.items() if one not in (None, [], {})}}
+    for name in ("sampling", "engine"):
+        found[name] = {**(earlier.get(name) or {}), **(flags.get(name) or {})}
+    return found
+
+
+def _wanted(settings: Mapping[str, Any], folder: Path, side: "Side") -> "Wanted":
+    from fulmen.agent import Budget, Rules
+    from fulmen.cli.agent_run import Wanted
+
+    def count(name: str) -> int | None:
+        value = settings.get(name)
+        return None if value is None else parse_count(str(value))
+
+    limits: dict[str, Any] = {"tokens": count("max_tokens"), "seconds": settings.get("max_seconds")}
+    if settings.get("max_turns") is not None:
+        limits["turns"] = parse_whole(str(settings["max_turns"]))
+    try:
+        budget = Budget(thinking_tokens=count("thinking_tokens"), **limits)
+    except ValueError as error:
+        raise ValueError(f"--max-{error}") from None
+    lists = [settings.get(name) or () for name in ("allow", "ask", "deny")]
+    return Wanted(
+        folder=folder,
+        model=side.name,
+        tools=settings.get("tools"),
+        mode=settings.get("mode"),
+        rules=Rules.parse(lists[0], ask=lists[1], deny=lists[2]),
+        budget=budget,
+        sampling={
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in settings["sampling"].items()
+        },
+        context=count("context"),
+        has_network=bool(settings.get("network")),
+        writable=tuple(settings.get("writable") or ()),
+    )
+
+
+def _model_side(settings: Mapping[str, Any], earlier: "Run | None", key: str | None) -> "Side":
+    """Load the model, or find out what is at the URL."""
+    from fulmen.cli.agent_run import Side
+
+    url, model = settings.get("url"), settings.get("model")
+    if url is not None:
+        from fulmen.cli.remote import new_remote
+
+        remote = new_remote(url, model, settings.get("url_dialect") or "auto", key)
+        return Side(f"{model} at {url}" if model else url, remote=remote)
+    if earlier is not None and model is None:
+        model = earlier.info.model
+    name = model or DEFAULT_MODEL
+    llm = load_llm(
+        name,
+        settings.get("dtype"),
+        settings.get("device") or "cpu",
+        settings["engine"],
+        settings.get("ignored"),
+    )
+    return Side(lasting_name(name), llm=llm)
+
+
+def _check_same_model(earlier: "Run", flags: Mapping[str, Any]) -> None:
+    """Refuse another model's side for a run: its states are of one model, its messages of none."""
+    is_local, name = earlier.info.session is not None, earlier.info.name
+    if is_local and flags["url"] is not None:
+        raise ValueError(
+            f"--url is given, but run {name} has its model on this machine; fulmen agent fork "
+            "takes nothing to another"
+        )
+    if not is_local and flags["url"] is None and flags["engine"]:
+        raise ValueError(f"run {name} has its model at a URL, options of an engine have no effect")
+
+
+def _begin(
+    archive: "Archive", wanted: "Wanted", side: "Side", settings: Any, view: Any, *, asks: bool
+) -> "Run":
+    from fulmen.cli.agent_run import begin, read_setup
+
+    place = wanted.folder.resolve()
+    setup = read_setup(place, seen_as=place, asks=asks, view=view)
+    chosen = begin(archive, wanted, side, setup, settings)
+    assert chosen.info.start is not None
+    for path, reason in archive.kept(chosen.info).read(chosen.info.start).skipped[:10]:
+        view.note(f"{printable(path)} is in no snapshot: {reason}")
+    return chosen
+
+
+def _resume_command() -> Any:
+    """Return the command `resume`, which is `run` for a run that is named first."""
+
+    def resume(**arguments: Any) -> None:
+        """Go on with a run: where it was ended, or with other words."""
+        name = arguments.pop("name")
+        run(**arguments, resume=name, go_on=False)
+
+    signature = inspect.signature(run)
+    own = [one for one in signature.parameters.values() if one.name not in ("resume", "go_on")]
+    place = next(at for at, one in enumerate(own) if one.name == "task")
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    named = inspect.Parameter("name", keyword, annotation=RunArgument)
+    resume.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*own[:place], named, *own[place:]]
+    )
+    return resume
+
+
+class _sandbox_failures:
+    """Make one sentence of a sandbox that cannot be had or that fails, and an exit code."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        from fulmen.cli.agent_view import EXIT_CODES
+        from fulmen.sandbox import SandboxError
+
+        if isinstance(error, SandboxError):
+            print(f"fulmen: {error}", file=sys.stderr)
+            raise typer.Exit(EXIT_CODES["sandbox"])
+
+
+def _archive(root: Path | None, store: Path | None, session_bytes: str = "20GiB") -> "Archive":
+    from fulmen.agent import Archive, default_runs
+
+    return Archive(root or default_runs(), open_store(store, session_bytes))
+
+
+def _of_run(root: Path | None, name: str) -> "tuple[Archive, Run]":
+    """Return a run, and the archive with the sessions that it has."""
+    found = _archive(root, None).runs.open(name)
+    return _archive(root, _path(found.info.settings.get("store"))), found
+
+
+def _path(text: Any) -> Path | None:
+    return Path(text) if isinstance(text, str) else None
+
+
+agent_app.command("run", cls=Command, epilog=EXAMPLES)(run)
+agent_app.command(
+    "resume",
+    cls=Command,
+    epilog=examples("""
+fulmen agent resume RUN                      after a crash, or a limit
+fulmen agent resume RUN "try it otherwise"   with other words
+"""),
+)(_resume_command())
+
+
+@agent_app.command(
+    "list",
+    cls=Command,
+    epilog=examples(
+        "fulmen agent list",
+        {
+            "JSON": """
+a list of: run, folder, model, num_steps, end, parent, created (seconds since 1970), task; what
+cannot be read: run, problem
+"""
+        },
+    ),
+)
+def agent_list(runs: RunsOption = None, as_json: JsonOption = False) -> None:
+    """List all runs, the last used first."""
+    from rich.table import Table
+    from rich.text import Text
+
+    archive = _archive(runs, None)
+    rows: list[dict[str, Any]] = []
+    for name in archive.runs.names():
+        try:
+            found = archive.runs.open(name)
+        except ValueError as error:
+            rows.append({"run": name, "problem": str(error)})
+            print(printable(str(error)), file=sys.stderr)
+            continue
+        rows.append(
+            {
+                "run": name,
+                "folder": found.info.folder,
+                "model": found.info.model,
+                "num_steps": len(found.trajectory.steps),
+                "end": found.trajectory.end,
+                "parent": found.info.parent,
+                "created": found.info.created,
+                "task": _task(found),
+            }
+        )
+    if as_json:
+        print_json(rows)
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("run", "steps", "end", "folder", "task"):
+        table.add_column(column, justify="right" if column == "steps" else "left", no_wrap=True)
+    for row in rows:
+        if "problem" in row:
+            table.add_row(row["run"], "", "cannot be read", "", "")
+            continue
+        end = row["end"] or "unfinished"
+        texts = (row["run"], str(row["num_steps"]), end, row["folder"], row["task"][:60])
+        table.add_row(*(Text(printable(text)) for text in texts))
+    print_table(table)
+
+
+def _task(found: "Run") -> str:
+    """Return what a run was asked first, on one line."""
+    steps = found.trajectory.steps
+    said = steps[0].said if steps else tuple(found.trajectory.said)
+    return " ".join(" ".join(one.content for one in said).split())
+
+
+@agent_app.command(
+    "show",
+    cls=Command,
+    epilog=examples(
+        """
+fulmen agent show RUN
+fulmen agent diff RUN 2 3                    what step 3 changed
+""",
+        {
+            "JSON": """
+run, folder, model, parent, num_inherited, end; steps: step, said, thinking, content, calls (name,
+arguments, text, is_error), snapshot; saved: number, snapshot
+"""
+        },
+    ),
+)
+def agent_show(name: RunArgument, runs: RunsOption = None, as_json: JsonOption = False) -> None:
+    """Print a run step by step."""
+    archive, found = _of_run(runs, name)
+    info, trajectory = found.info, found.trajectory
+    steps: list[dict[str, Any]] = []
+    for number, step in enumerate(trajectory.steps, 1):
+        made = step.answer.message.tool_calls
+        results = {one.call: one for one in step.results}
+        calls = [
+            {
+                "name": call.name,
+                "arguments": dict(call.arguments),
+                "text": results[at].text if at in results else None,
+                "is_error": results[at].is_error if at in results else None,
+            }
+            for at, call in enumerate(made)
+        ]
+        steps.append(
+            {
+                "step": number,
+                "said": [one.content for one in step.said],
+                "thinking": step.answer.message.thinking,
+                "content": step.answer.message.content,
+                "calls": calls,
+                "snapshot": trajectory.snapshot(number),
+            }
+        )
+    saved = [{"number": one.number, "snapshot": one.snapshot} for one in archive.asides(info)]
+    if as_json:
+        fields = {"run": name, "folder": info.folder, "model": info.model, "parent": info.parent}
+        fields |= {"num_inherited": info.num_inherited, "end": trajectory.end}
+        print_json({**fields, "steps": steps, "saved": saved})
+        return
+    lines = [f"{name}: {info.model} in {info.folder}, {trajectory.end or 'unfinished'}"]
+    if info.parent is not None:
+        lines.append(f"forked from {info.parent} after step {info.num_inherited}")
+    for shown in steps:
+        lines.append(f"\n== step {shown['step']}")
+        lines += [f"-- user\n{text}" for text in shown["said"]]
+        if shown["thinking"]:
+            lines.append(f"-- thinking\n{shown['thinking'].strip()}")
+        if shown["content"]:
+            lines.append(f"-- answer\n{shown['content'].strip()}")
+        for call in shown["calls"]:
+            arguments = json.dumps(call["arguments"], ensure_ascii=False)
+            lines.append(f"-- {call['name']} {shorten(arguments, 2000)}")
+            lines.append("(no result yet)" if call["text"] is None else call["text"])
+    lines += [f"-- user, not answered yet\n{one.content}" for one in trajectory.said]
+    for one in saved:
+        lines.append(
+            f"\nfiles that were restored over are kept aside as {one['number']}: fulmen agent "
+            f"export {name} --saved {one['number']} --files FOLDER writes them"
+        )
+    print(harmless("\n".join(lines)))
+
+
+@agent_app.command(
+    "rewind",
+    cls=Command,
+    epilog=examples("""
+fulmen agent rewind RUN --step 3
+fulmen agent resume RUN                      ask the model again from there
+fulmen agent resume RUN "another way"        or say something else
+"""),
+)
+def agent_rewind(
+    name: RunArgument,
+    step: StepOption,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Overwrite files that were changed since the last step."),
+    ] = False,
+    runs: RunsOption = None,
+) -> None:
+    """Go back to the end of a step: files, conversation and the model's states.
+
+    Whatever changed the files since, a command, an edit or a deletion, is taken back. Before a
+    change is overwritten that a person made since the last step, it asks. All is kept aside first.
+    """
+    from fulmen.cli.agent_run import rewind_asking
+
+    archive, _ = _of_run(runs, name)
+    asks = sys.stdin.isatty() and sys.stderr.isatty()
+    rewind_asking(archive, name, step, asks=asks, overwrite=force)
+
+
+@agent_app.command(
+    "fork",
+    cls=Command,
+    epilog=examples("""
+fulmen agent fork RUN --step 3               in a new folder beside the run's
+fulmen agent resume RUN-2 "another way"
+"""),
+)
+def agent_fork(
+    name: RunArgument,
+    new: Annotated[
+        str | None,
+        typer.Argument(metavar="NEW", help="Name of the new run. Default: RUN-2, or RUN-3 ..."),
+    ] = None,
+    step: Annotated[
+        int | None, typer.Option(help="Number of steps to keep. Default: all.", min=0)
+    ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="New folder for its files. Default: beside the run's folder."
+        ),
+    ] = None,
+    runs: RunsOption = None,
+) -> None:
+    """Begin another run from a step, with its files in a new folder.
+
+    All that the model read so far is shared, so nothing is read again. The new folder has no .git,
+    and nothing that is in no snapshot. Prints the name of the new run.
+    """
+    archive, found = _of_run(runs, name)
+    num_steps = len(found.trajectory.steps) if step is None else step
+    new = new or archive.free_name(name)
+    place = folder or Path(f"{found.info.folder}-{new}")
+    made = archive.fork(name, num_steps, place, new=new)
+    print(f"its files are in {printable(made.info.folder)}", file=sys.stderr)
+    print(made.name)
+
+
+@agent_app.command(
+    "diff",
+    cls=Command,
+    epilog=examples("""
+fulmen agent diff RUN                        all that the run changed
+fulmen agent diff RUN 2 3                    what step 3 changed
+fulmen agent diff RUN --stat                 names of files alone
+"""),
+)
+def agent_diff(
+    name: RunArgument,
+    first: Annotated[
+        int, typer.Argument(metavar="FROM", help="Step to begin after. Default: 0.", min=0)
+    ] = 0,
+    last: Annotated[
+        int | None, typer.Argument(metavar="TO", help="Last step. Default: the last one.", min=0)
+    ] = None,
+    stat: Annotated[bool, typer.Option("--stat", help="Name the files alone.")] = False,
+    runs: RunsOption = None,
+) -> None:
+    """Print what changed between two steps, as git does."""
+    archive, found = _of_run(runs, name)
+    last = len(found.trajectory.steps) if last is None else last
+    if stat:
+        for change in archive.changes(name, first, last):
+            lines = ""
+            if change.num_added is not None:
+                lines = f"  +{change.num_added} -{change.num_deleted}"
+            print(f"{change.kind:<8}{printable(change.path)}{lines}")
+        return
+    text = archive.diff(name, first, last)
+    if not sys.stdout.isatty():
+        sys.stdout.flush()
+        sys.stdout.buffer.write(text.encode(errors="surrogateescape"))
+        sys.stdout.buffer.flush()
+        return
+    from rich.console import Console
+
+    styles = {"+": "green", "-": "red", "@": "cyan", "d": "bold"}
+    console = Console(highlight=False, emoji=False)
+    for line in harmless(text).splitlines():
+        console.print(line, style=styles.get(line[:1]), markup=False, soft_wrap=True)
+
+
+@agent_app.command("rm", cls=Command, epilog=examples("fulmen agent rm RUN"))
+def agent_rm(
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN", help="Names of the runs.", autocompletion=completion.runs),
+    ],
+    runs: RunsOption = None,
+) -> None:
+    """Forget runs, with their snapshots and the model's states.
+
+    The folders that they worked in stay as they are, and so do forks.
+    """
+    for name in names:
+        archive, _ = _of_run(runs, name)
+        archive.remove(name)
+
+
+@agent_app.command(
+    "export",
+    cls=Command,
+    epilog=examples(
+        """
+fulmen agent export RUN > run.jsonl
+fulmen agent export RUN --files out --step 3  its files as after step 3
+""",
+        {
+            "JSON": """
+a line for the run (name, folder, model, tools, system), then one for each thing that happened:
+said, answer (message, sampled: ids, log-probabilities, which were forced), result, found,
+compacted, ended
+"""
+        },
+    ),
+)
+def agent_export(
+    name: RunArgument,
+    files: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Write files into this new folder instead."),
+    ] = None,
+    step: Annotated[
+        int | None, typer.Option(help="Step whose files are written. Default: the last.", min=0)
+    ] = None,
+    saved: Annotated[
+        int | None,
+        typer.Option(help="Number of files that were kept aside, which are written.", min=1),
+    ] = None,
+    runs: RunsOption = None,
+) -> None:
+    """Print a run as JSON lines, or write its files as they were after a step."""
+    archive, found = _of_run(runs, name)
+    if files is None:
+        for flag, value in (("--step", step), ("--saved", saved)):
+            if value is not None:
+                raise ValueError(f"{flag} is given, it needs --files")
+        for record in found.records():
+            print_json(record)
+    elif saved is not None:
+        if step is not None:
+            raise ValueError("--saved is given with --step, files are of one of them")
+        archive.export_aside(name, files, saved)
+    else:
+        total = len(found.trajectory.steps)
+        archive.export_files(name, files, num_steps=total if step is None else step)
