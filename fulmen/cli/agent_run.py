@@ -237,13 +237,14 @@ class Talk:
         view: View,
         *,
         asks: bool,
-        session_options: Mapping[str, Any] | None = None,
+        is_new: bool,
     ) -> None:
+        """is_new: forget the run if there can be no sandbox for it"""
         self.view = view
         self.name = run.name
         self._archive, self._side, self._wanted = archive, side, wanted
         self._asks = asks
-        self._session_options = dict(session_options or {})
+        self._is_new = is_new
         self._interrupts = Interrupts()
         self._model: ChatModel | None = None
         self._work: Work | None = None
@@ -260,6 +261,10 @@ class Talk:
             try:
                 self._runner.run(self._open())
                 yield
+            except SandboxUnavailableError:
+                if self._is_new:
+                    self._archive.remove(self.name)
+                raise
             finally:
                 self._runner.run(self._close())
 
