@@ -151,7 +151,10 @@ def run(
         ),
     ] = None,
     folder: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Folder to work in. Default: this one.")
+        Path,
+        typer.Option(
+            metavar="FOLDER", help="Folder to work in. Default: this one.", show_default=False
+        ),
     ] = Path("."),
     go_on: Annotated[
         bool, typer.Option("--continue", "-c", help="Go on with the last run in the folder.")
