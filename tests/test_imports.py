@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "units": set[str](),
     "svg": set[str](),
     "files": set[str](),
+    "sandbox": {"files"},
     "sampling": set[str](),
     "kernels": set[str](),
     "models": {"kernels", "families", "files"},

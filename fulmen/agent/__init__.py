@@ -1,8 +1,11 @@
 """Agents: a model that works in a folder by calling tools, and every state that it went through.
 
-ChatModel <-> Agent (loop.py) <-> Workbench (tools in a sandbox, by consent) <-> a folder
-                |                                                                |
-                records (trajectory.py, run.py)                     snapshots (workspace.py)
+    ChatModel <-> Agent (loop.py) <-> Workbench (tools in a sandbox, by consent) <-> a folder
+                    |                                                                |
+                    records (trajectory.py, run.py)                     snapshots (workspace.py)
+
+A trajectory is everything that happened in one run, token by token; `Runs` keeps it on disk.
+`Archive` goes back to any step of one, `Work` goes on with it.
 """
 
 from fulmen.agent.archive import Archive, Aside

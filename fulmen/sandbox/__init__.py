@@ -1,8 +1,7 @@
 """Commands and file work with limits, or a refusal: bubblewrap with a supervisor inside."""
 
 from fulmen.sandbox.access import PROTECTED, Access, Limits
-from fulmen.sandbox.bubblewrap import SandboxError, SandboxUnavailableError
-from fulmen.sandbox.sandbox import (
+from fulmen.sandbox.results import (
     EndedBy,
     FileChangedError,
     FileContent,
@@ -11,8 +10,10 @@ from fulmen.sandbox.sandbox import (
     JobStatus,
     Outcome,
     Rows,
-    Sandbox,
+    SandboxError,
+    SandboxUnavailableError,
 )
+from fulmen.sandbox.sandbox import Sandbox
 
 __all__ = [
     "PROTECTED",

@@ -17,7 +17,7 @@ PROTECTED: Final = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Access:
-    """What a sandbox may see and change. The system is always there, read-only."""
+    """Parts of the host that a sandbox sees and may change. The system is there too, read-only."""
 
     folder: Path
     """The workspace."""
@@ -50,7 +50,7 @@ class Access:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """How much a sandbox may take."""
+    """Limits on what a sandbox takes."""
 
     seconds: float = 120.0
     """Longest that a command runs, if its caller does not say otherwise."""

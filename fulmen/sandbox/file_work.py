@@ -110,7 +110,7 @@ def _write(path: str, content: bytes, expected: str | None) -> Answer:
     expected  SHA-256 of what must be there now, "" for nothing, None for anything
     """
     target = os.path.realpath(path)
-    folder, name = os.path.split(target)
+    folder = os.path.dirname(target)
     mode = 0o666 & ~_umask()
     with contextlib.suppress(FileNotFoundError):
         status = os.stat(target)
@@ -170,7 +170,7 @@ def _stat(path: str) -> Answer:
 
 
 def _walk(root: str, depth: int, hidden: set[str]) -> Iterator[list[object]]:
-    """Yield path below root, kind and size of everything, each folder right before what is in it."""
+    """Yield path, kind and size of all below a folder, each folder right before what is in it."""
     folders = [iter(_entries(root))]
     while folders:
         entry = next(folders[-1], None)
@@ -220,7 +220,7 @@ def _matches(root: str, request: dict[str, Any], hidden: set[str]) -> Iterator[l
 
 
 def _searched(root: str, hidden: set[str]) -> Iterator[str]:
-    """Yield the regular files of a tree, no repository's own and behind no link; or the one file."""
+    """Yield the regular files of a tree, none in `.git` or behind a link; or the one file."""
     if not stat.S_ISDIR(os.stat(root).st_mode):
         yield root
         return

@@ -53,7 +53,7 @@ class Mounts:
     variables: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     placeholders: Placeholders = field(default_factory=Placeholders)
-    links: Links = field(default_factory=lambda: Links([]))
+    links: Links = field(default_factory=Links)
 
     def bind(self, source: Path, place: Path, *, is_writable: bool = False) -> None:
         self.arguments += ["--bind" if is_writable else "--ro-bind", str(source), str(place)]
@@ -113,6 +113,7 @@ def plan_mounts(access: Access, limits: Limits, *, search_path: str) -> Mounts:
             if source.exists():
                 mounts.bind(source, OWN / "fulmen/sandbox" / name)
     except BaseException:
+        mounts.links.close()
         mounts.placeholders.release()
         raise
     return mounts
@@ -174,10 +175,10 @@ def _add_system(mounts: Mounts, access: Access) -> None:
     # Its owner may write to much of /proc, and read more, without any of the powers of root: for
     # root's sandboxes that would be the settings of the kernel.
     with os.scandir("/proc") as entries:
-        for entry in entries:
-            is_private = not entry.stat(follow_symlinks=False).st_mode & stat.S_IROTH
-            if entry.is_file(follow_symlinks=False) and is_private:
-                mounts.bind(Path("/dev/null"), Path(entry.path))
+        files = [entry for entry in entries if entry.is_file(follow_symlinks=False)]
+    for entry in files:
+        if not entry.stat(follow_symlinks=False).st_mode & stat.S_IROTH:
+            mounts.bind(Path("/dev/null"), Path(entry.path))
     mounts.arguments += ["--remount-ro", "/proc"]
     names = Path("/etc/resolv.conf")
     real = Path(os.path.realpath(names))
@@ -296,8 +297,8 @@ def _hold_in(mounts: Mounts, root: _Root, access: Access, roots: list[_Root]) ->
             mounts.notes.append(f"{root.seen(path)} is read-only, much in it must not change")
     _note(mounts, root, found.shared, "has another name (hard link) outside")
     _note(mounts, root, found.unseen, "was not looked into, there is too much")
-    if found.links:
-        mounts.links = Links([*mounts.links.paths(), *found.links])
+    for link in found.links:
+        mounts.links.hold(link)
 
 
 def _hooks(folder: Path) -> list[Path]:

@@ -6,6 +6,7 @@ the next sandbox in the same folder takes it up.
 """
 
 import contextlib
+import errno
 import os
 import stat
 import uuid
@@ -72,28 +73,45 @@ def _is_same(descriptor: int, path: Path) -> bool:
 
 
 class Links:
-    """Protected names that are symbolic links: put back when something else is in their place."""
+    """Protected names that are symbolic links: put back when something else is in their place.
 
-    def __init__(self, paths: list[Path]) -> None:
-        self._targets = {path: os.readlink(path) for path in paths}
+    The folder of each is held open. By its path the host could be led elsewhere: what is inside may
+    rename a folder of the workspace, and put a link in its place.
+    """
 
-    def paths(self) -> list[Path]:
-        return list(self._targets)
+    def __init__(self) -> None:
+        self._held: list[tuple[int, Path, str]] = []
+
+    def hold(self, path: Path) -> None:
+        """Take a link under care. Raises OSError if it is none any more."""
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            if os.readlink(f"/proc/self/fd/{folder}") != str(path.parent):
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+            self._held.append((folder, path, os.readlink(path.name, dir_fd=folder)))
+        except BaseException:
+            os.close(folder)
+            raise
 
     def restore(self) -> list[str]:
         """Put links back; return a sentence for each. An impostor is kept under another name."""
         notes = []
-        for path, target in self._targets.items():
+        for folder, path, target in self._held:
             with contextlib.suppress(OSError):
-                if os.readlink(path) == target:
+                if os.readlink(path.name, dir_fd=folder) == target:
                     continue
             with contextlib.suppress(OSError):
-                aside = path.with_name(f"{path.name}.replaced-{uuid.uuid4().hex[:8]}")
+                aside = f"{path.name}.replaced-{uuid.uuid4().hex[:8]}"
                 with contextlib.suppress(FileNotFoundError):
-                    os.rename(path, aside)
-                os.symlink(target, path)
+                    os.rename(path.name, aside, src_dir_fd=folder, dst_dir_fd=folder)
+                os.symlink(target, path.name, dir_fd=folder)
                 notes.append(f"{path} was replaced by a command and is a link again")
         return notes
+
+    def close(self) -> None:
+        for folder, _, _ in self._held:
+            os.close(folder)
+        self._held.clear()
 
 
 def git_folders(pointer: Path) -> list[Path]:

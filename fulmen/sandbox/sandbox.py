@@ -7,7 +7,6 @@ inside is taken for a stranger's: bounded, checked, and good for nothing but bei
 """
 
 import asyncio
-import codecs
 import contextlib
 import json
 import os
@@ -16,20 +15,31 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Final, Literal, Self, get_args
+from dataclasses import dataclass
+from typing import Final, Self, get_args
 
 from fulmen.files import parse_json, shorten
 from fulmen.sandbox import bubblewrap
 from fulmen.sandbox.access import Access, Limits
-from fulmen.sandbox.bubblewrap import Namespaces, SandboxError, SandboxUnavailableError
+from fulmen.sandbox.bubblewrap import Namespaces
 from fulmen.sandbox.cgroup import Cgroup, make_cgroup
+from fulmen.sandbox.connection import Call, Connection, Running
 from fulmen.sandbox.devices import Devices
 from fulmen.sandbox.kernel import can_leave_abstract_sockets
 from fulmen.sandbox.mounts import Mounts, plan_mounts
-from fulmen.sandbox.wire import MAX_BODY_BYTES, Unpacker, pack
-
-EndedBy = Literal["exit", "signal", "timeout", "memory", "processes", "output"]
+from fulmen.sandbox.results import (
+    EndedBy,
+    FileChangedError,
+    FileContent,
+    FileStatus,
+    JobOutput,
+    JobStatus,
+    Outcome,
+    Rows,
+    SandboxError,
+    SandboxUnavailableError,
+)
+from fulmen.sandbox.wire import MAX_BODY_BYTES
 
 MAX_COMMAND_BYTES: Final = 100_000
 """Longest command: the system gives an argument no more than 128 KiB"""
@@ -37,141 +47,23 @@ START_SECONDS: Final = 30.0
 ANSWER_SECONDS: Final = 90.0
 """Longest that file work and questions take, the supervisor's own limit included"""
 _GRACE_SECONDS: Final = 30.0
+_MAX_NOTES: Final = 200
 _THREADS: Final = 8
 """Tasks of the kernel that each process may have"""
 _OVERSHOOT_BYTES: Final = 64 * 2**20
 """Memory above the limit at which the kernel steps in, before which the supervisor should have"""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
-    """The end of a command."""
-
-    exit_code: int | None
-    """What the shell returned; None if it was killed."""
-    ended_by: EndedBy
-    """`exit`, or the limit that the command ran into."""
-    output: str
-    """What it wrote to stdout and stderr; where bytes are left out, a line in the middle says how
-    many."""
-    num_dropped_bytes: int
-    seconds: float
-
-
-class FileChangedError(Exception):
-    """A file is not what the caller has read; nothing was written."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FileContent:
-    """Bytes of a file."""
-
-    content: bytes
-    size: int
-    """Bytes of the whole file."""
-    sha256: str | None
-    """Of the whole file; None if `content` is only a part of it."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FileStatus:
-    """The kind and size of a path, which is not followed if it is a link."""
-
-    kind: str
-    """`file`, `folder`, `link` or `other`."""
-    size: int
-    mode: int
-    modified: float
-    target: str
-    """Where a link leads."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Rows:
-    """Rows of a listing or a search, and whether there are more."""
-
-    rows: tuple[tuple[str, str | int, str | int], ...]
-    is_cut: bool
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class JobStatus:
-    """A command in the background."""
-
-    job: int
-    command: str
-    """Its beginning."""
-    exit_code: int | None
-    ended_by: str
-    """Empty while it runs; else as in `Outcome`, or `cancelled`."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class JobOutput:
-    """Output of a command in the background, from a place on."""
-
-    output: str
-    begin: int
-    """Place of the first byte: after the cursor asked for, if bytes between are lost."""
-    cursor: int
-    """Place to read on from."""
-    exit_code: int | None
-    ended_by: str
-
-
-class _Call:
-    """A request that is answered once."""
-
-    def __init__(self) -> None:
-        self.future = asyncio.get_running_loop().create_future()
-
-    def take(self, header: dict[str, object], body: bytes) -> bool:
-        """Take an answer; return whether it was the last."""
-        if header.get("kind") != "done":
-            raise ValueError("an answer is of the wrong kind")
-        if not self.future.done():
-            self.future.set_result((header, body))
-        return True
-
-
-class _Running(_Call):
-    """A command, of whose output the first half comes before its end."""
-
-    def __init__(self, limit: int, on_output: Callable[[str], None] | None) -> None:
-        super().__init__()
-        self._room = limit // 2
-        self._limit = limit
-        self._on_output = on_output
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self.head = bytearray()
-
-    def take(self, header: dict[str, object], body: bytes) -> bool:
-        if header.get("kind") == "end":
-            if len(body) > self._limit:
-                raise ValueError("there is more output than asked for")
-            return super().take({**header, "kind": "done"}, body)
-        self._room -= len(body)
-        if header.get("kind") != "output" or self._room < 0:
-            raise ValueError("there is more output than asked for")
-        self.head += body
-        if self._on_output and not self.future.done():
-            try:
-                self._on_output(self._decoder.decode(body))
-            except Exception as error:  # the caller's own
-                self.future.set_exception(error)
-        return False
-
-
 @dataclass(slots=True)
 class _Parts:
-    """What a running sandbox is made of, to be taken apart in the end."""
+    """Parts of a running sandbox, to be taken apart in the end."""
 
     mounts: Mounts
     devices: Devices | None = None
     cgroup: Cgroup | None = None
     namespaces: Namespaces | None = None
     control: socket.socket | None = None
-    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    connection: Connection | None = None
 
 
 class Sandbox:
@@ -185,10 +77,7 @@ class Sandbox:
         self._access = access
         self._limits = limits or Limits()
         self._parts: _Parts | None = None
-        self._pending: dict[int, _Call] = {}
-        self._number = 0
-        self._outgoing: asyncio.Queue[bytes] = asyncio.Queue()
-        self._failure: SandboxError | None = None
+        self._is_closed = False
         self.notes: tuple[str, ...] = ()
         """Sentences on what is not as one would expect, such as files that were made read-only."""
 
@@ -200,10 +89,13 @@ class Sandbox:
         bubblewrap.find_bubblewrap()
         path = os.environ.get("PATH", "")
         limits = self._limits
-        mounts = await asyncio.to_thread(plan_mounts, self._access, limits, search_path=path)
-        self._parts = _Parts(mounts)
         try:
+            mounts = await asyncio.to_thread(plan_mounts, self._access, limits, search_path=path)
+            self._parts = _Parts(mounts)
             await self._start(self._parts)
+        except OSError as error:
+            await self._close()
+            raise SandboxError(f"the sandbox did not start: {error}") from error
         except BaseException:
             await self._close()
             raise
@@ -216,7 +108,7 @@ class Sandbox:
             parts.devices = Devices()
         except OSError as error:
             raise SandboxUnavailableError(
-                f"root's sandbox needs device nodes of its own, and there can be none here: {error}; "
+                f"root's sandbox needs device nodes of its own, and they cannot be made: {error}; "
                 "run it as an ordinary user"
             ) from None
         parts.control, inside = socket.socketpair()
@@ -240,11 +132,15 @@ class Sandbox:
         )
         # Until it is told to begin, the supervisor starts nothing: all else will be born in there.
         if parts.cgroup and parts.namespaces.first_pid:
-            await asyncio.to_thread(parts.cgroup.add, parts.namespaces.first_pid)
-        parts.tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._send())]
+            try:
+                parts.cgroup.add(parts.namespaces.first_pid)
+            except OSError:  # it may be made, and not be entered, where another owns its parent
+                parts.cgroup.remove()
+                parts.cgroup = None
+        parts.connection = Connection(parts.control, parts.namespaces.kill)
         settings = json.dumps({**self._settings(parts), "is_scoped": is_scoped}).encode()
         try:
-            await self._ask(_Call(), START_SECONDS, settings, op="begin")
+            await self._ask(Call(), START_SECONDS, settings, op="begin")
         except SandboxError:
             await asyncio.sleep(0)
             words = parts.namespaces.words()
@@ -281,9 +177,9 @@ class Sandbox:
         parts, self._parts = self._parts, None
         if parts is None:
             return
-        for task in parts.tasks:
-            task.cancel()
-        self._fail(SandboxError("the sandbox is closed"))
+        self._is_closed = True
+        if parts.connection:
+            parts.connection.close()
         # Done to the end, whatever happens to the caller meanwhile.
         await asyncio.shield(asyncio.create_task(asyncio.to_thread(_take_apart, parts)))
 
@@ -309,7 +205,7 @@ class Sandbox:
             raise ValueError(f"seconds must be above 0 and at most 1,000,000, found {seconds}")
         parts = self._opened()
         killed_before = parts.cgroup.num_killed() if parts.cgroup else 0
-        running = _Running(self._limits.output_bytes, on_output)
+        running = Running(self._limits.output_bytes, on_output)
         limit = seconds + _GRACE_SECONDS
         header, tail = await self._ask(running, limit, text, op="run", seconds=seconds)
         self._restore_links()
@@ -326,7 +222,7 @@ class Sandbox:
             and isinstance(took, float)
             and 0 <= took < 2e6
         ):
-            raise self._fail(SandboxError("the sandbox told no end of a command and was ended"))
+            raise self._connection().fail("the sandbox told no end of a command and was ended")
         return Outcome(
             exit_code=exit_code,
             ended_by=ended_by,  # type: ignore[arg-type]
@@ -337,12 +233,12 @@ class Sandbox:
 
     async def start(self, command: str) -> int:
         """Start a command in the background; return the number of the job."""
-        header, _ = await self._ask(_Call(), ANSWER_SECONDS, _command_bytes(command), op="start")
+        header, _ = await self._ask(Call(), ANSWER_SECONDS, _command_bytes(command), op="start")
         return self._whole(header, "job")
 
     async def jobs(self) -> list[JobStatus]:
         """Return the jobs, ended ones too until 64 are known."""
-        _, body = await self._ask(_Call(), ANSWER_SECONDS, op="jobs")
+        _, body = await self._ask(Call(), ANSWER_SECONDS, op="jobs")
         found = []
         for row in self._rows(body, (int, str, int | None, str)):
             job, command, exit_code, ended_by = row
@@ -354,7 +250,7 @@ class Sandbox:
     async def read_job(self, job: int, *, cursor: int = 0) -> JobOutput:
         """Return a job's output from a place on, as far as it is kept. Raises ValueError for a job
         that there is not."""
-        header, body = await self._ask(_Call(), ANSWER_SECONDS, op="job", job=job, cursor=cursor)
+        header, body = await self._ask(Call(), ANSWER_SECONDS, op="job", job=job, cursor=cursor)
         begin = self._whole(header, "begin")
         self._restore_links()
         return JobOutput(
@@ -367,7 +263,7 @@ class Sandbox:
 
     async def kill_job(self, job: int) -> None:
         """Kill a job and all its children. Raises ValueError for a job that there is not."""
-        await self._ask(_Call(), ANSWER_SECONDS, op="kill", job=job)
+        await self._ask(Call(), ANSWER_SECONDS, op="kill", job=job)
 
     # Files. A path that is not absolute begins in the workspace; an OSError is the kernel's word
     # from inside, such as FileNotFoundError, or PermissionError for what is read-only.
@@ -436,8 +332,14 @@ class Sandbox:
         Files that are no text or larger than 32 MiB, `.git` folders and links are passed over.
         Raises OSError, and ValueError for what is no regular expression.
         """
-        options = {"glob": glob, "is_case_ignored": is_case_ignored, "max_matches": max_matches}
-        header, body = await self._work(path, do="search", pattern=pattern, **options)
+        header, body = await self._work(
+            path,
+            do="search",
+            pattern=pattern,
+            glob=glob,
+            is_case_ignored=is_case_ignored,
+            max_matches=max_matches,
+        )
         rows = self._rows(body, (str, int, str))
         return Rows(rows=tuple(rows), is_cut=header.get("is_cut") is True)  # type: ignore[arg-type]
 
@@ -447,7 +349,7 @@ class Sandbox:
         """Have file work done inside."""
         try:
             answer = await self._ask(
-                _Call(), ANSWER_SECONDS, content, op="file", path=path, **request
+                Call(), ANSWER_SECONDS, content, op="file", path=path, **request
             )
         except OSError as error:
             named = OSError(error.errno, error.strerror, path)
@@ -460,100 +362,30 @@ class Sandbox:
     # Messages
 
     def _opened(self) -> _Parts:
-        if self._failure:
-            raise SandboxError(str(self._failure))
+        if self._is_closed:
+            raise SandboxError("the sandbox is closed")
         if self._parts is None:
             raise ValueError("the sandbox is not open, use it in `async with`")
         return self._parts
 
     async def _ask(
-        self, call: _Call, patience: float, body: bytes = b"", **request: object
+        self, call: Call, patience: float, body: bytes = b"", **request: object
     ) -> tuple[dict[str, object], bytes]:
-        """Send a request and wait for its answer. Raises OSError and ValueError as the supervisor
-        tells them, SandboxError if it tells nothing or nonsense."""
-        self._opened()
-        self._number += 1
-        number = self._number
-        message = pack({"id": number, **request}, body)
-        self._pending[number] = call
-        self._outgoing.put_nowait(message)
-        try:
-            done, _ = await asyncio.wait({call.future}, timeout=patience)
-            if not done:
-                raise self._fail(SandboxError("the sandbox does not answer and was ended"))
-            header, answer = call.future.result()
-        except BaseException:
-            if isinstance(call, _Running) and number in self._pending:
-                self._outgoing.put_nowait(pack({"id": 0, "op": "cancel", "command": number}))
-            call.future.cancel()
-            raise
-        return header, answer
+        return await self._connection().ask(call, patience, body, **request)
 
-    async def _send(self) -> None:
-        """Send messages one after the other."""
-        assert self._parts is not None
-        assert self._parts.control is not None
-        loop, control = asyncio.get_running_loop(), self._parts.control
-        try:
-            while True:
-                await loop.sock_sendall(control, await self._outgoing.get())
-        except OSError:
-            self._fail(SandboxError("the sandbox has ended by itself"))
-
-    async def _receive(self) -> None:
-        """Take messages as they come: nobody else reads, so the supervisor never waits for long."""
-        assert self._parts is not None
-        assert self._parts.control is not None
-        loop, control = asyncio.get_running_loop(), self._parts.control
-        unpacker = Unpacker()
-        reason = "the sandbox has ended by itself"
-        try:
-            while piece := await loop.sock_recv(control, 2**18):
-                for text, body in unpacker.feed(piece):
-                    self._take(parse_json(text, "a message"), body)
-        except OSError:
-            pass
-        except ValueError as error:
-            reason = f"the sandbox sent what no sandbox sends ({shorten(error)}) and was ended"
-        self._fail(SandboxError(reason))
-
-    def _take(self, header: dict[str, object], body: bytes) -> None:
-        number = header.get("id")
-        if not isinstance(number, int) or number not in self._pending:
-            raise ValueError("an answer to nothing")
-        call = self._pending[number]
-        if header.get("kind") != "error":
-            is_last = call.take(header, body)
-        else:
-            is_last = True
-            code, text = header.get("errno"), shorten(header.get("text"), 1000)
-            if not call.future.done():
-                is_system = isinstance(code, int) and 0 < code < 4096
-                error = OSError(code, text) if is_system else ValueError(text)
-                call.future.set_exception(error)
-        if is_last:
-            del self._pending[number]
-
-    def _fail(self, error: SandboxError) -> SandboxError:
-        """End the sandbox and all that wait for it; return the error."""
-        self._failure = self._failure or error
-        if self._parts and self._parts.namespaces:
-            self._parts.namespaces.kill()
-        for call in self._pending.values():
-            if not call.future.done():
-                call.future.set_exception(SandboxError(str(self._failure)))
-                call.future.exception()  # somebody may have stopped waiting
-        self._pending.clear()
-        return error
+    def _connection(self) -> Connection:
+        connection = self._opened().connection
+        assert connection is not None
+        return connection
 
     def _restore_links(self) -> None:
         if self._parts:
-            self.notes += tuple(self._parts.mounts.links.restore())
+            self.notes = (*self.notes, *self._parts.mounts.links.restore())[:_MAX_NOTES]
 
     def _whole(self, header: dict[str, object], name: str) -> int:
         value = header.get(name)
         if not isinstance(value, int) or not 0 <= value < 2**63:
-            raise self._fail(SandboxError(f"the sandbox told no {name} and was ended"))
+            raise self._connection().fail(f"the sandbox told no {name} and was ended")
         return value
 
     def _rows(self, body: bytes, kinds: tuple[object, ...]) -> list[tuple[object, ...]]:
@@ -570,7 +402,7 @@ class Sandbox:
                         raise ValueError("a field of the wrong kind")
         except ValueError as error:
             text = f"the sandbox sent what no sandbox sends ({shorten(error)}) and was ended"
-            raise self._fail(SandboxError(text)) from None
+            raise self._connection().fail(text) from None
         return [tuple(row) for row in rows]
 
 
@@ -591,6 +423,7 @@ def _take_apart(parts: _Parts) -> None:
     if parts.cgroup:
         parts.cgroup.remove()
     parts.mounts.links.restore()
+    parts.mounts.links.close()
     parts.mounts.placeholders.release()
 
 

@@ -17,7 +17,12 @@ EVERYWHERE: Final = {
     **{"open_tree": (428, 428), "move_mount": (429, 429), "fsopen": (430, 430)},
     **{"fsconfig": (431, 431), "fsmount": (432, 432), "fspick": (433, 433)},
     **{"mount_setattr": (442, 442), "open_tree_attr": (467, 467)},
-    **{"quotactl": (179, 60), "quotactl_fd": (443, 443), "swapon": (167, 224), "swapoff": (168, 225)},
+    **{
+        "quotactl": (179, 60),
+        "quotactl_fd": (443, 443),
+        "swapon": (167, 224),
+        "swapoff": (168, 225),
+    },
     # namespaces
     **{"unshare": (272, 97), "setns": (308, 268)},
     # other processes

@@ -12,8 +12,8 @@ STATE_DESCRIPTOR: Final = 19
 """On which a shell tells its state as it ends"""
 
 SCRIPT: Final = (
-    "trap '{ builtin pwd -P; builtin printf \"\\0\"; /usr/bin/env -0; }"
-    f" 2>/dev/null >&{STATE_DESCRIPTOR}' EXIT; eval \"shift;$1\""
+    'trap \'{ builtin pwd -P; builtin printf "\\0"; /usr/bin/env -0; }'
+    f' 2>/dev/null >&{STATE_DESCRIPTOR}\' EXIT; eval "shift;$1"'
 )
 """Runs its first argument as a command"""
 
@@ -25,7 +25,19 @@ _BEGINNINGS: Final = (
     *("NODE_", "NPM_", "npm_", "YARN_", "COREPACK_", "DENO_", "BUN_", "CARGO", "RUST", "GO111"),
     *("JAVA", "JDK_", "_JAVA", "MAVEN_", "GRADLE_", "DOTNET_", "COMPlus_", "CORECLR_", "NUGET_"),
     *("GCC_", "CC_", "CXX_", "CMAKE_", "MAKE", "MALLOC_", "GLIBC_", "GCONV_", "LOCPATH", "NLS"),
-    *("OPENSSL_", "SSL_", "CURL_", "WGET", "LESS", "MAN", "TERM", "HIST", "PROMPT_", "FZF_", "RIPG"),
+    *(
+        "OPENSSL_",
+        "SSL_",
+        "CURL_",
+        "WGET",
+        "LESS",
+        "MAN",
+        "TERM",
+        "HIST",
+        "PROMPT_",
+        "FZF_",
+        "RIPG",
+    ),
 )
 _NAMES: Final = (
     *("PATH", "ENV", "IFS", "HOME", "USER", "LOGNAME", "SHELL", "SHELLOPTS", "PWD", "OLDPWD", "_"),

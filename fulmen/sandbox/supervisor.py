@@ -128,7 +128,9 @@ class Supervisor:
         """Wait for anything to do, at most until the next look."""
         poll = select.poll()
         pipes = [work.pipe for work in self.works.values()]
-        pipes += [one for command in self.commands.values() for one in (command.pipe, command.state)]
+        pipes += [
+            one for command in self.commands.values() for one in (command.pipe, command.state)
+        ]
         open_pipes = [pipe.descriptor for pipe in pipes if pipe.descriptor is not None]
         for descriptor in (self.control.fileno(), self.wake, *open_pipes):
             poll.register(descriptor, select.POLLIN)
@@ -382,7 +384,7 @@ class Supervisor:
     # Limits
 
     def look(self) -> None:
-        """Look at the clock, at the number and size of processes, and at output nobody waits for."""
+        """Look at the clock, at number and size of processes, and at output nobody waits for."""
         began = time.monotonic()
         for command in self.commands.values():
             if began >= command.deadline:
@@ -405,7 +407,7 @@ class Supervisor:
 
     def is_too_large(self, memory_bytes: int) -> bool:
         """Return whether all processes together have too much memory."""
-        limit = self.settings["memory_bytes"]
+        limit: int = self.settings["memory_bytes"]
         if processes.is_machine_short(self.available_before, limit):
             return True
         return memory_bytes > limit and processes.memory_once(self.settings["tmpfs"]) > limit
@@ -417,7 +419,8 @@ class Supervisor:
 
     def end_all(self, reason: str) -> None:
         """Kill everything that runs: nobody knows whose child a bomb's processes are."""
-        for one in (*self.commands.values(), *self.jobs.values()):
+        running: list[Command | Job] = [*self.commands.values(), *self.jobs.values()]
+        for one in running:
             one.ended_by = one.ended_by or reason
         processes.kill_all()
         self.reap()

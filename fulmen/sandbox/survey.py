@@ -1,4 +1,4 @@
-"""What must be held fast in a folder before strangers may write to it.
+"""Paths that must be held fast in a folder before strangers may write to it.
 
 A mount makes a path read-only, so three kinds of path have to be found first: protected names,
 files that have another name outside (a hard link: writing to one writes to the other), and Unix

@@ -42,6 +42,8 @@ class Unpacker:
             end = begin + body_bytes
             if len(self._held) < end:
                 break
-            messages.append((bytes(self._held[_LENGTHS.size : begin]), bytes(self._held[begin:end])))
+            messages.append(
+                (bytes(self._held[_LENGTHS.size : begin]), bytes(self._held[begin:end]))
+            )
             del self._held[:end]
         return messages

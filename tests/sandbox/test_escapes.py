@@ -65,11 +65,17 @@ def repository(tmp_path: Path) -> Path:
     return folder
 
 
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 # Configuration that runs later, outside
 
 
 def test_nothing_of_git_is_changed_and_git_works(repository: Path) -> None:
-    before = {path: path.read_bytes() for path in (repository / ".git").rglob("*") if path.is_file()}
+    before = {
+        path: path.read_bytes() for path in (repository / ".git").rglob("*") if path.is_file()
+    }
     attempts = """
     echo evil > .git/hooks/pre-commit; echo evil >> .git/config; rm -rf .git; mv .git away
     mkdir other; mv other .git; ln -sf /tmp .git; mv -T .git/hooks .git/x; chmod 777 .git/config
@@ -81,8 +87,7 @@ def test_nothing_of_git_is_changed_and_git_works(repository: Path) -> None:
     outcome = run_inside(repository, f"{attempts}\ncd {repository}; git status --short; git log")
     assert outcome.output.count("Read-only file system") + outcome.output.count("busy") > 10
     assert outcome.output.rstrip().endswith("a")
-    after = {path: path.read_bytes() for path in (repository / ".git").rglob("*") if path.is_file()}
-    assert after == before
+    assert contents(repository / ".git") == before
     assert not any((repository / name).exists() for name in ("AGENTS.md", ".mcp.json", "link"))
 
 
@@ -165,6 +170,20 @@ def test_a_protected_name_that_is_a_link_is_put_back(tmp_path: Path, target: str
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
+def test_a_link_is_put_back_nowhere_else(tmp_path: Path) -> None:
+    """Restoring it is the host's own work in a folder that the adversary may rename."""
+    workspace, other = tmp_path / "workspace", tmp_path / "other"
+    for folder in (workspace / "sub", other / ".git"):
+        folder.mkdir(parents=True)
+    (other / ".git/config").write_text("good")
+    (workspace / "sub/.git").symlink_to("real")
+    command = f"mv sub moved; ln -s {other} sub; rm moved/.git; echo evil > moved/.git"
+    run_inside(workspace, command)
+    assert contents(other) == {other / ".git/config": b"good"}
+    assert [path.name for path in other.iterdir()] == [".git"]
+    assert os.readlink(workspace / "moved/.git") == "real"
+
+
 def test_hooks_that_a_repository_names_are_held(repository: Path) -> None:
     (repository / ".husky").mkdir()
     (repository / ".husky/pre-commit").write_text("good")
@@ -190,7 +209,9 @@ def test_nothing_is_written_outside_the_workspace(tmp_path: Path) -> None:
     outcome = run_inside(workspace, command)
     written = [line for line in outcome.output.splitlines() if line.startswith("wrote")]
     # /tmp is the sandbox's own, and tmp_path lies there.
-    private = {str(outside), "link", "up/new", "../new"} if tmp_path.is_relative_to("/tmp") else {""}
+    private = (
+        {str(outside), "link", "up/new", "../new"} if tmp_path.is_relative_to("/tmp") else {""}
+    )
     assert {line.split()[1] for line in written} <= private
     assert outside.read_text() == "good"
     assert sorted(one.name for one in tmp_path.iterdir()) == ["outside", "workspace"]
@@ -237,7 +258,8 @@ def test_many_files_with_names_outside_are_held_by_their_folder(tmp_path: Path) 
 def test_secrets_of_system_and_home_are_not_there(tmp_path: Path) -> None:
     command = """
     cat /etc/shadow /etc/gshadow /etc/sudoers /etc/ssh/*_key; ls -A ~ /root /home /mnt /media /srv
-    find / -xdev -name '*.pem' -path '*ssh*'; cat /proc/1/environ; tr '\\0' '\\n' < /proc/self/environ
+    find / -xdev -name '*.pem' -path '*ssh*'; cat /proc/1/environ
+    tr '\\0' '\\n' < /proc/self/environ
     """
     os.environ["FULMEN_TEST_SECRET"] = "zubrowka"
     try:
@@ -353,7 +375,7 @@ def test_only_what_was_given_and_what_is_private_is_mounted_for_writing(tmp_path
 
 def test_the_kernel_and_the_devices_of_the_host_stay_as_they_are(tmp_path: Path) -> None:
     nodes = [Path("/dev") / name for name in ("null", "zero", "full", "random", "urandom", "tty")]
-    before = [(node.stat().st_mode, node.stat().st_mtime_ns) for node in nodes]
+    before = [(node.stat().st_mode, node.stat().st_uid) for node in nodes]
     command = """
     chmod 640 /dev/null /dev/zero /dev/full /dev/random /dev/urandom /dev/tty; touch /dev/null
     for f in kernel/core_pattern kernel/modprobe vm/overcommit_memory kernel/panic; do
@@ -364,7 +386,7 @@ def test_the_kernel_and_the_devices_of_the_host_stay_as_they_are(tmp_path: Path)
     """
     output = run_inside(tmp_path, command).output
     assert "wrote" not in output
-    assert [(node.stat().st_mode, node.stat().st_mtime_ns) for node in nodes] == before
+    assert [(node.stat().st_mode, node.stat().st_uid) for node in nodes] == before
     assert not list(Path("/dev").glob("fulmen-sandbox-*"))
 
 

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import hashlib
 import os
-import re
 import time
 from pathlib import Path
 
@@ -214,7 +213,9 @@ def test_file_work_without_end_is_ended(tmp_path: Path, monkeypatch: pytest.Monk
     async def use(sandbox: Sandbox) -> None:
         task = asyncio.create_task(sandbox.search("(a+)+$"))
         await asyncio.sleep(0.3)
-        assert (await sandbox.run("pkill -9 -f '[s]upervisor import'; echo well")).output == "well\n"
+        assert (
+            await sandbox.run("pkill -9 -f '[s]upervisor import'; echo well")
+        ).output == "well\n"
         with pytest.raises(TimeoutError, match=r"too long"):
             await task
 
@@ -223,9 +224,7 @@ def test_file_work_without_end_is_ended(tmp_path: Path, monkeypatch: pytest.Monk
 
 @given(st.lists(st.tuples(st.binary(max_size=50), st.binary(max_size=50))), st.integers(1, 40))
 @settings(max_examples=examples(50))
-def test_messages_come_out_as_they_went_in(
-    messages: list[tuple[bytes, bytes]], size: int
-) -> None:
+def test_messages_come_out_as_they_went_in(messages: list[tuple[bytes, bytes]], size: int) -> None:
     stream = b"".join(pack({"a": text.hex()}, body) for text, body in messages)
     unpacker = Unpacker()
     pieces = [stream[begin : begin + size] for begin in range(0, len(stream), size)]
