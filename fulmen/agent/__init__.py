@@ -41,7 +41,7 @@ from fulmen.agent.trajectory import (
     Step,
     Trajectory,
 )
-from fulmen.agent.work import Means, Work, run_settings
+from fulmen.agent.work import Means, Work, check_protected, run_settings
 from fulmen.agent.workbench import Workbench
 from fulmen.agent.workspace import Change, ChangedSince, Restored, Snapshot, Snapshots
 
@@ -94,6 +94,7 @@ __all__ = [
     "Work",
     "Workbench",
     "agent_folder",
+    "check_protected",
     "default_runs",
     "find_instructions",
     "instructions_for",

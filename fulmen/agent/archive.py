@@ -176,8 +176,11 @@ class Archive:
         ]
         return sorted(found, key=lambda one: one.number)
 
-    def remove(self, name: str) -> None:
-        """Forget a run, its snapshots and its sessions; its folder stays, and so do its forks."""
+    def remove(self, name: str, *, prunes: bool = True) -> None:
+        """Forget a run, its snapshots and its sessions; its folder stays, and so do its forks.
+
+        prunes  free the disk that its snapshots took, which takes seconds where there is much
+        """
         with self.runs.open(name) as run:
             snapshots = self.kept(run.info)
             for session in list(self._sessions_of(run.info)):
@@ -187,7 +190,8 @@ class Archive:
             snapshots.drop(name)
             # Without it there is no such run any more, whatever happens to the rest.
             (run.path / "run.json").unlink()
-            snapshots.prune()
+            if prunes:
+                snapshots.prune()
         shutil.rmtree(run.path, ignore_errors=True)
 
     # ---- going on ------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from fulmen.agent.permissions import Permissions
 from fulmen.agent.trajectory import EndReason, Trajectory
 from fulmen.agent.workbench import Approve, Workbench
 from fulmen.chat import ChatModel, Message, Transcript, sampled_ids
+from fulmen.files import shorten
 from fulmen.sampling import SamplingParams
 from fulmen.sandbox import PROTECTED, Access, Sandbox, SandboxError
 from fulmen.sessions import Session
@@ -55,10 +56,15 @@ class Means:
     """Sees what a command prints, as it comes"""
 
     def __post_init__(self) -> None:
-        for name in self.writable:
-            if name not in PROTECTED:
-                known = ", ".join(PROTECTED)
-                raise ValueError(f"{name} is not protected, these names are: {known}")
+        check_protected(self.writable)
+
+
+def check_protected(names: Sequence[str]) -> None:
+    """Raise ValueError for a name that is not protected in a workspace."""
+    for name in names:
+        if name not in PROTECTED:
+            known = ", ".join(PROTECTED)
+            raise ValueError(f"{shorten(name, 60)} is not protected, these names are: {known}")
 
 
 class Work:

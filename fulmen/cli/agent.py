@@ -43,7 +43,6 @@ from fulmen.cli.options import (
     in_seconds,
     lasting_name,
     load_llm,
-    or_none,
     parse_whole,
     read_piped,
     read_stdin,
@@ -118,10 +117,6 @@ TaskArgument = Annotated[
         help="Work to do. What is piped in comes before it. Without it, a person is asked.",
     ),
 ]
-
-
-def _count(text: str) -> Any:
-    return or_none(parse_count)(text)
 
 
 @with_flags_of(ENGINE_CONFIG, into="engine", only=_ENGINE_FLAGS, shows_defaults=True)
@@ -337,8 +332,8 @@ def run(
             is_answer_last=is_one_shot, show_thinking=not hide_thinking, plain=plain
         )
     asks = is_terminal and not as_json
+    wanted = _wanted(settings, folder)
     side = _model_side(settings, earlier, url_key)
-    wanted = _wanted(settings, folder, side)
     chosen = earlier or _begin(archive, wanted, side, settings, view, asks=asks)
     with _told():
         talk = Talk(archive, chosen, side, wanted, view, asks=asks, is_new=earlier is None)
@@ -373,8 +368,9 @@ def _merged(flags: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, A
     return found
 
 
-def _wanted(settings: Mapping[str, Any], folder: Path, side: "Side") -> "Wanted":
-    from fulmen.agent import Budget, Rules
+def _wanted(settings: Mapping[str, Any], folder: Path) -> "Wanted":
+    """Read what flags ask for. Raises ValueError before a model is loaded."""
+    from fulmen.agent import Budget, Rules, check_protected
     from fulmen.cli.agent_run import Wanted
 
     def count(name: str) -> int | None:
@@ -389,9 +385,10 @@ def _wanted(settings: Mapping[str, Any], folder: Path, side: "Side") -> "Wanted"
     except ValueError as error:
         raise ValueError(f"--max-{error}") from None
     lists = [settings.get(name) or () for name in ("allow", "ask", "deny")]
+    writable = tuple(settings.get("writable") or ())
+    check_protected(writable)
     return Wanted(
         folder=folder,
-        model=side.name,
         tools=settings.get("tools"),
         mode=settings.get("mode"),
         rules=Rules.parse(lists[0], ask=lists[1], deny=lists[2]),
@@ -402,7 +399,7 @@ def _wanted(settings: Mapping[str, Any], folder: Path, side: "Side") -> "Wanted"
         },
         context=count("context"),
         has_network=bool(settings.get("network")),
-        writable=tuple(settings.get("writable") or ()),
+        writable=writable,
     )
 
 

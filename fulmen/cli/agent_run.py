@@ -57,8 +57,6 @@ class Wanted:
     """Flags of a run that is begun or gone on with; None where they say nothing."""
 
     folder: Path
-    model: str
-    """Name of a model, or a URL with its model, as it is shown"""
     tools: str | None = None
     mode: Mode | None = None
     rules: Rules = field(default_factory=Rules)
@@ -239,7 +237,7 @@ class Talk:
         asks: bool,
         is_new: bool,
     ) -> None:
-        """is_new: forget the run if there can be no sandbox for it"""
+        """is_new: the run is forgotten in the end if nothing was said in it"""
         self.view = view
         self.name = run.name
         self._archive, self._side, self._wanted = archive, side, wanted
@@ -261,12 +259,9 @@ class Talk:
             try:
                 self._runner.run(self._open())
                 yield
-            except SandboxUnavailableError:
-                if self._is_new:
-                    self._archive.remove(self.name)
-                raise
             finally:
                 self._runner.run(self._close())
+                self._forget_if_empty()
 
     async def _open(self) -> None:
         if self._model is None:
@@ -311,6 +306,11 @@ class Talk:
             await work.__aexit__()
         if with_model and self._model is not None:
             await self._model.close()  # type: ignore[attr-defined]
+
+    def _forget_if_empty(self) -> None:
+        trajectory = self._archive.runs.open(self.name).trajectory
+        if self._is_new and not trajectory.steps and not trajectory.said:
+            self._archive.remove(self.name, prunes=False)
 
     def _open_session(self, name: str) -> Session:
         assert self._side.llm is not None
@@ -382,7 +382,10 @@ class Talk:
                 break
             if self._interrupts.is_over:
                 break
-        stderr.print(f"fulmen agent --resume {self.name} goes on here", style="dim", markup=False)
+        trajectory = self._archive.runs.open(self.name).trajectory
+        if trajectory.steps or trajectory.said:
+            told = f"fulmen agent --resume {self.name} goes on here"
+            stderr.print(told, style="dim", markup=False)
         return code
 
     def _next_words(self, reader: LineReader) -> str | None:
