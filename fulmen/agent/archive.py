@@ -87,7 +87,7 @@ class Archive:
         """Return the snapshots of a run's folder. Raises ValueError if that is gone."""
         return Snapshots(Path(info.folder), self._repository(info))
 
-    def kept(self, info: RunInfo) -> Snapshots:
+    def files(self, info: RunInfo) -> Snapshots:
         """Return the snapshots of a run to look at, whether its folder is there or not."""
         return Snapshots(self.runs.root / info.name, self._repository(info))
 
@@ -131,7 +131,7 @@ class Archive:
             raise ValueError(f"there is a run {new} already")
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ValueError(f"{folder} is not empty, a fork needs a new folder")
-        snapshots = self.kept(run.info)
+        snapshots = self.files(run.info)
         for place, id in _snapshots(run.trajectory, num_steps):
             snapshots.keep(f"{new}/{place}", id)
         snapshots.export(wanted, folder)
@@ -145,17 +145,17 @@ class Archive:
     def diff(self, name: str, first: int, last: int) -> str:
         """Return the unified diff of the files after two steps of a run, as git writes it."""
         run = self.runs.open(name)
-        return self.kept(run.info).diff(_snapshot(run, first), _snapshot(run, last))
+        return self.files(run.info).diff(_snapshot(run, first), _snapshot(run, last))
 
     def changes(self, name: str, first: int, last: int) -> list[Change]:
         """Return the files that differ after two steps of a run."""
         run = self.runs.open(name)
-        return self.kept(run.info).changes(_snapshot(run, first), _snapshot(run, last))
+        return self.files(run.info).changes(_snapshot(run, first), _snapshot(run, last))
 
     def export_files(self, name: str, folder: Path, *, num_steps: int) -> None:
         """Write the files as they were after the first steps into a new or empty folder."""
         run = self.runs.open(name)
-        self.kept(run.info).export(_snapshot(run, num_steps), folder)
+        self.files(run.info).export(_snapshot(run, num_steps), folder)
 
     def export_aside(self, name: str, folder: Path, number: int) -> None:
         """Write what was saved before something was restored over it into a new or empty folder."""
@@ -164,14 +164,14 @@ class Archive:
         if number not in known:
             shown = ", ".join(map(str, known)) or "none"
             raise ValueError(f"run {name} has no saved folder {number}; there are: {shown}")
-        self.kept(run.info).export(known[number], folder)
+        self.files(run.info).export(known[number], folder)
 
     def asides(self, info: RunInfo) -> list[Aside]:
         """Return the states of a run's folder that something was restored over, the first first."""
         start = f"{info.name}/{_ASIDE}/"
         found = [
             Aside(int(name.removeprefix(start)), id)
-            for name, id in self.kept(info).kept().items()
+            for name, id in self.files(info).kept().items()
             if name.startswith(start)
         ]
         return sorted(found, key=lambda one: one.number)
@@ -182,7 +182,7 @@ class Archive:
         prunes  free the disk that its snapshots took, which takes seconds where there is much
         """
         with self.runs.open(name) as run:
-            snapshots = self.kept(run.info)
+            snapshots = self.files(run.info)
             for session in list(self._sessions_of(run.info)):
                 assert self.sessions is not None
                 with self.sessions.used_by_one(session):

@@ -7,7 +7,7 @@ fulmen agent rewind, fork    go back to any step, or another way from there
 
 import inspect
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
@@ -119,6 +119,13 @@ TaskArgument = Annotated[
 ]
 
 
+def _limit(read: Callable[[str], Any]) -> Callable[[str], str | None]:
+    """Return a parser for a limit that keeps what is typed: a value, or `none`, which lifts that of
+    a run that is gone on with."""
+    keep = checked(read)
+    return lambda text: text if text == "none" else keep(text)
+
+
 @with_flags_of(ENGINE_CONFIG, into="engine", only=_ENGINE_FLAGS, shows_defaults=True)
 @with_flags_of(SamplingParams, without=_NOT_SAMPLED)
 def run(
@@ -221,8 +228,8 @@ def run(
         str | None,
         typer.Option(
             metavar="INTEGER",
-            help="Answers of the model in the whole run. Default: 200.",
-            parser=checked(parse_whole, or_none=True),
+            help="Answers of the model in the whole run; none for no limit. Default: 200.",
+            parser=_limit(parse_whole),
             rich_help_panel=LIMITS,
         ),
     ] = None,
@@ -231,7 +238,7 @@ def run(
         typer.Option(
             metavar="TOKENS",
             help="New tokens of all answers together.",
-            parser=checked(parse_count, or_none=True),
+            parser=_limit(parse_count),
             rich_help_panel=LIMITS,
         ),
     ] = None,
@@ -240,16 +247,16 @@ def run(
         typer.Option(
             metavar="TOKENS",
             help="Tokens of thought of all answers together.",
-            parser=checked(parse_count, or_none=True),
+            parser=_limit(parse_count),
             rich_help_panel=LIMITS,
         ),
     ] = None,
     max_seconds: Annotated[
-        float | None,
+        str | None,
         typer.Option(
             metavar="SECONDS",
             help="Time of work, from the start of the command.",
-            parser=in_seconds,
+            parser=_limit(in_seconds),
             rich_help_panel=LIMITS,
         ),
     ] = None,
@@ -259,7 +266,7 @@ def run(
             metavar="TOKENS",
             help="Tokens that the model's context holds: near them a summary takes the place of "
             "earlier steps. Default: as the engine has; with --url there is no summary.",
-            parser=checked(parse_count, or_none=True),
+            parser=_limit(parse_count),
             rich_help_panel=LIMITS,
         ),
     ] = None,
@@ -314,13 +321,13 @@ def run(
         raise ValueError("--continue is given with --resume, which names another run")
     is_terminal = sys.stdin.isatty() and sys.stderr.isatty()
     words, is_one_shot = _words(task, is_one_shot=print_answer or as_json)
-    from fulmen.cli.agent_run import Talk, last_run
+    from fulmen.cli.agent_run import Talk, last_run, merged, read_wanted
     from fulmen.cli.agent_view import JsonView, TerminalView, View
 
     archive = open_archive(runs, store, session_bytes)
     name = last_run(archive, folder) if go_on else resume
     earlier = None if name is None else archive.runs.open(name)
-    settings = _merged(flags, {} if earlier is None else earlier.info.settings)
+    settings = merged(flags, {} if earlier is None else earlier.info.settings)
     if earlier is not None:
         _check_same_model(earlier, flags)
         archive = open_archive(runs, store_of(settings.get("store")), session_bytes)
@@ -332,7 +339,7 @@ def run(
             is_answer_last=is_one_shot, show_thinking=not hide_thinking, plain=plain
         )
     asks = is_terminal and not as_json
-    wanted = _wanted(settings, folder)
+    wanted = read_wanted(settings, folder)
     side = _model_side(settings, earlier, url_key)
     chosen = earlier or _begin(archive, wanted, side, settings, view, asks=asks)
     with _told():
@@ -358,49 +365,6 @@ def _words(task: str | None, *, is_one_shot: bool) -> tuple[str | None, bool]:
     else:
         words = "" if is_typed else read_stdin()
     return words.strip() or None, is_one_shot or not is_typed
-
-
-def _merged(flags: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a run: those that it was begun with, and the flags over them."""
-    found = {**earlier, **{name: one for name, one in flags.items() if one not in (None, [], {})}}
-    for name in ("sampling", "engine"):
-        found[name] = {**(earlier.get(name) or {}), **(flags.get(name) or {})}
-    return found
-
-
-def _wanted(settings: Mapping[str, Any], folder: Path) -> "Wanted":
-    """Read what flags ask for. Raises ValueError before a model is loaded."""
-    from fulmen.agent import Budget, Rules, check_protected
-    from fulmen.cli.agent_run import Wanted
-
-    def count(name: str) -> int | None:
-        value = settings.get(name)
-        return None if value is None else parse_count(str(value))
-
-    limits: dict[str, Any] = {"tokens": count("max_tokens"), "seconds": settings.get("max_seconds")}
-    if settings.get("max_turns") is not None:
-        limits["turns"] = parse_whole(str(settings["max_turns"]))
-    try:
-        budget = Budget(thinking_tokens=count("thinking_tokens"), **limits)
-    except ValueError as error:
-        raise ValueError(f"--max-{error}") from None
-    lists = [settings.get(name) or () for name in ("allow", "ask", "deny")]
-    writable = tuple(settings.get("writable") or ())
-    check_protected(writable)
-    return Wanted(
-        folder=folder,
-        tools=settings.get("tools"),
-        mode=settings.get("mode"),
-        rules=Rules.parse(lists[0], ask=lists[1], deny=lists[2]),
-        budget=budget,
-        sampling={
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in settings["sampling"].items()
-        },
-        context=count("context"),
-        has_network=bool(settings.get("network")),
-        writable=writable,
-    )
 
 
 def _model_side(settings: Mapping[str, Any], earlier: "Run | None", key: str | None) -> "Side":
@@ -440,13 +404,14 @@ def _check_same_model(earlier: "Run", flags: Mapping[str, Any]) -> None:
 def _begin(
     archive: "Archive", wanted: "Wanted", side: "Side", settings: Any, view: Any, *, asks: bool
 ) -> "Run":
-    from fulmen.cli.agent_run import begin, read_setup
+    from fulmen.cli.agent_asking import read_setup
+    from fulmen.cli.agent_run import begin
 
     place = wanted.folder.resolve()
     setup = read_setup(place, seen_as=place, asks=asks, view=view)
     chosen = begin(archive, wanted, side, setup, settings)
     assert chosen.info.start is not None
-    for path, reason in archive.kept(chosen.info).read(chosen.info.start).skipped[:10]:
+    for path, reason in archive.files(chosen.info).read(chosen.info.start).skipped[:10]:
         view.note(f"{printable(path)} is in no snapshot: {reason}")
     return chosen
 

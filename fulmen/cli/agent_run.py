@@ -8,48 +8,41 @@ what is under way and keeps what there is; a second one leaves at once, and lose
 
 import asyncio
 import os
-import signal
-import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any, Final, TypeVar
 
 from fulmen.agent import (
     Archive,
     Budget,
-    ChangedSince,
     Means,
     Mode,
     Rules,
     Run,
     Setup,
-    Verdict,
     Work,
-    agent_folder,
-    project_file,
+    check_protected,
     run_settings,
     system_prompt,
 )
-from fulmen.chat import ChatModel, Message, ModelError, ToolCall
+from fulmen.chat import ChatModel, Message, ModelError
+from fulmen.cli.agent_asking import TERMINATED, Asker, Interrupts, read_setup, rewind_asking
 from fulmen.cli.agent_view import EXIT_CODES, View, show_diff
 from fulmen.cli.lines import LineReader
-from fulmen.cli.output import harmless
+from fulmen.cli.options import in_seconds, parse_whole
 from fulmen.cli.progress import stderr
 from fulmen.llm import LLM, LocalModel, RemoteModel
 from fulmen.sampling import SamplingParams
 from fulmen.sandbox import SandboxError, SandboxUnavailableError
 from fulmen.sessions import Session
+from fulmen.units import parse_count
 
 R = TypeVar("R")
 
 _ALWAYS_SENT: Final = frozenset({"max_tokens", "tool_choice"})
 """Sampling fields that an agent itself sets, sent to a server whatever flags were given"""
-_TERMINATED: Final = 143
-_NOT_ALLOWED: Final = "the user did not allow this"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +58,51 @@ class Wanted:
     context: int | None = None
     has_network: bool = False
     writable: tuple[str, ...] = ()
+
+
+def merged(flags: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a run: those that it was begun with, and the flags over them."""
+    found = {**earlier, **{name: one for name, one in flags.items() if one not in (None, [], {})}}
+    for name in ("sampling", "engine"):
+        found[name] = {**(earlier.get(name) or {}), **(flags.get(name) or {})}
+    return found
+
+
+def read_wanted(settings: Mapping[str, Any], folder: Path) -> Wanted:
+    """Read what flags ask for. Raises ValueError before a model is loaded."""
+
+    def limit(name: str, read: Callable[[str], Any]) -> Any:
+        value = settings.get(name)
+        return None if value in (None, "none") else read(value)
+
+    limits: dict[str, Any] = {
+        "tokens": limit("max_tokens", parse_count),
+        "thinking_tokens": limit("thinking_tokens", parse_count),
+        "seconds": limit("max_seconds", in_seconds),
+    }
+    if settings.get("max_turns") is not None:
+        limits["turns"] = limit("max_turns", parse_whole)
+    try:
+        budget = Budget(**limits)
+    except ValueError as error:
+        raise ValueError(f"--max-{error}") from None
+    lists = [settings.get(name) or () for name in ("allow", "ask", "deny")]
+    writable = tuple(settings.get("writable") or ())
+    check_protected(writable)
+    return Wanted(
+        folder=folder,
+        tools=settings.get("tools"),
+        mode=settings.get("mode"),
+        rules=Rules.parse(lists[0], ask=lists[1], deny=lists[2]),
+        budget=budget,
+        sampling={
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in settings["sampling"].items()
+        },
+        context=limit("context", parse_count),
+        has_network=bool(settings.get("network")),
+        writable=writable,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,124 +141,6 @@ def begin(archive: Archive, wanted: Wanted, side: Side, setup: Setup, settings: 
         has_session=side.llm is not None,
         settings=run_settings(**settings),
     )
-
-
-def read_setup(folder: Path, *, seen_as: Path, asks: bool, view: View) -> Setup:
-    """Read what is said about an agent in a folder; the folder's own settings hold once they are
-    approved, which is asked for where somebody can be."""
-    setup = Setup.read(folder, agent_folder())
-    if setup.waiting is not None and seen_as != folder:
-        setup.approve_as(seen_as)
-        setup = Setup.read(folder, agent_folder())
-    if setup.waiting is None:
-        return setup
-    path = project_file(folder)
-    if not asks:
-        view.note(
-            f"{path} is not approved: only its ask and deny rules hold; run fulmen agent at a "
-            "terminal to approve it"
-        )
-        return setup
-    view.note(f"{path} holds settings for an agent:")
-    text = harmless(setup.waiting.decode(errors="replace"))
-    stderr.print(text.rstrip("\n"), markup=False, soft_wrap=True)
-    if question("let them hold, as long as they stay so? [y]es, [n]o > ") in ("y", "yes"):
-        return setup.approve()
-    return setup
-
-
-def question(text: str) -> str:
-    """Ask on stderr; return the line that is typed, empty where the input ends."""
-    stderr.print(text, end="", markup=False, soft_wrap=True, style="yellow")
-    return sys.stdin.readline().strip()
-
-
-class Interrupts:
-    """SIGINT and SIGTERM as calls; a second one leaves."""
-
-    def __init__(self) -> None:
-        self.work: Work | None = None
-        """Run that is interrupted first"""
-        self.loop: asyncio.AbstractEventLoop | None = None
-        self.is_asking = False
-        """True while a person is asked: then a signal ends the question"""
-        self.is_over = False
-        """True once a signal asked for the end of the process, not of one answer"""
-        self._count = 0
-
-    @contextmanager
-    def installed(self) -> Iterator[None]:
-        """Take the signals over, in the main thread."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        kinds = (signal.SIGINT, signal.SIGTERM)
-        before = [signal.signal(one, self._handle) for one in kinds]
-        try:
-            yield
-        finally:
-            for one, handler in zip(kinds, before, strict=True):
-                signal.signal(one, handler)
-
-    @contextmanager
-    def interrupting(self, work: Work) -> Iterator[None]:
-        """Let a first signal end what a run does."""
-        self.work, self._count = work, 0
-        try:
-            yield
-        finally:
-            self.work = None
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.is_over = self.is_over or number == signal.SIGTERM
-        if self.work is None or self.loop is None:
-            if number == signal.SIGTERM:
-                raise SystemExit(_TERMINATED)
-            raise KeyboardInterrupt
-        self._count += 1
-        self.loop.call_soon_threadsafe(self.work.interrupt)
-        if self.is_asking or self._count > 1:
-            raise KeyboardInterrupt
-
-
-class Asker:
-    """Asks a person about calls, or refuses where there is none."""
-
-    def __init__(self, view: View, interrupts: Interrupts, *, asks: bool) -> None:
-        self.num_refused = 0
-        """Calls for which nobody could be asked"""
-        self.remember: Callable[[Verdict], Any] | None = None
-        self._view = view
-        self._interrupts = interrupts
-        self._asks = asks
-
-    async def __call__(self, call: ToolCall, verdict: Verdict) -> str | None:
-        """Return None if a call may be made, else a sentence for the model."""
-        if not self._asks:
-            self.num_refused += 1
-            self._view.refuse(call, verdict)
-            return f"not allowed, and nobody can be asked: {verdict.reason}"
-        rules = ", ".join(sorted(map(str, verdict.rules)))
-        self._view.note(f"? {call.name}: {verdict.reason}")
-        always = f", [a]lways {harmless(rules)}" if rules else ""
-        text = f"  [y]es{always}, [n]o, or what to do instead > "
-        try:
-            self._interrupts.is_asking = True
-            answer = question(text)
-        except KeyboardInterrupt:
-            stderr.print()
-            return _NOT_ALLOWED
-        finally:
-            self._interrupts.is_asking = False
-        match answer.lower():
-            case "y" | "yes":
-                return None
-            case "a" | "always" if rules and self.remember is not None:
-                self.remember(verdict)
-                return None
-            case "" | "n" | "no" | "a" | "always":
-                return _NOT_ALLOWED
-        return f"{_NOT_ALLOWED}, and says: {answer}"
 
 
 class Talk:
@@ -353,7 +273,7 @@ class Talk:
         if reason == "done" and num_refused:
             code = EXIT_CODES["refused"]
         if self._interrupts.is_over:
-            code = _TERMINATED
+            code = TERMINATED
         self.view.end(reason, code, work.trajectory, num_refused)
         return code
 
@@ -440,27 +360,6 @@ def _step(text: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 9:
         raise ValueError(f"{text[:40]!r} is no number of a step")
     return int(text)
-
-
-def rewind_asking(
-    archive: Archive, name: str, num_steps: int, *, asks: bool, overwrite: bool = False
-) -> None:
-    """Take a run back; where files would be overwritten that somebody changed since, ask first."""
-    try:
-        restored = archive.rewind(name, num_steps, overwrite=overwrite)
-    except ChangedSince as error:
-        if not asks:
-            raise
-        stderr.print(str(error), style="yellow", markup=False, soft_wrap=True)
-        if question("overwrite them? they are kept aside [y]es, [n]o > ") not in ("y", "yes"):
-            raise ValueError("nothing was changed") from None
-        restored = archive.rewind(name, num_steps, overwrite=True)
-    told = f"run {name} is back at step {num_steps}: "
-    told += f"{restored.num_written} files written, {restored.num_deleted} deleted"
-    stderr.print(told, style="dim", markup=False, soft_wrap=True)
-    for path, reason in restored.left:
-        shown = harmless(f"{path} is left as it is: {reason}")
-        stderr.print(shown, style="yellow", markup=False, soft_wrap=True)
 
 
 def last_run(archive: Archive, folder: Path) -> str:

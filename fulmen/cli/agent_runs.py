@@ -210,7 +210,7 @@ def agent_rewind(
     Whatever changed the files since, a command, an edit or a deletion, is taken back. Before a
     change is overwritten that a person made since the last step, it asks. All is kept aside first.
     """
-    from fulmen.cli.agent_run import rewind_asking
+    from fulmen.cli.agent_asking import rewind_asking
 
     archive, _ = _of_run(runs, name)
     asks = sys.stdin.isatty() and sys.stderr.isatty()
