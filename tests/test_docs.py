@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 WRITTEN = [ROOT / "README.md", *sorted(ROOT.glob("[A-Z]*.md")), *sorted(ROOT.glob("docs/*.md"))]
 PAGES = list(dict.fromkeys([*WRITTEN, *sorted(ROOT.glob("docs/api/*.md"))]))
 HOW_IT_WORKS = [
-    *("chat", "checkpoints", "engine", "kernels", "models"),
+    *("agents", "chat", "checkpoints", "engine", "kernels", "models"),
     *("quantization", "scale", "sessions", "steering"),
 ]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
@@ -157,7 +157,13 @@ def check_command(line: str) -> None:
     """Raise AssertionError unless the command takes these flags, values and arguments."""
     words = shlex.split(line.replace("`", ""), comments=True)[1:]
     command = root_command()
-    while words and hasattr(command, "commands") and not words[0].startswith("-"):
+    while hasattr(command, "commands"):
+        default = getattr(command, "default_command", None)
+        if default is not None and (not words or words[0] not in command.commands):
+            command = command.commands[default]
+            break
+        if not words or words[0].startswith("-"):
+            break
         if words[0].isupper():  # COMMAND stands for any
             return
         assert words[0] in command.commands, f"{line}: there is no {words[0]}"

@@ -5,8 +5,10 @@
                     records (trajectory.py, run.py)                     snapshots (workspace.py)
 
 A trajectory is everything that happened in one run, token by token; `Runs` keeps it on disk.
+`Archive` goes back to any step of one, `Work` goes on with it.
 """
 
+from fulmen.agent.archive import Archive, Aside
 from fulmen.agent.compaction import Compactor
 from fulmen.agent.instructions import Instructions, find_instructions, instructions_for
 from fulmen.agent.loop import Agent, Budget, Hands, Watcher
@@ -25,6 +27,7 @@ from fulmen.agent.project import (
 from fulmen.agent.rules import Rule, Rules
 from fulmen.agent.run import Run, RunInfo, Runs, default_runs, new_name
 from fulmen.agent.scan import Limits, Skipped
+from fulmen.agent.setup import Setup
 from fulmen.agent.tools import PROFILES, system_prompt
 from fulmen.agent.trajectory import (
     Answer,
@@ -40,6 +43,7 @@ from fulmen.agent.trajectory import (
 )
 from fulmen.agent.trajectory_files import read_trajectories, to_atif, write_trajectories
 from fulmen.agent.viewer import view
+from fulmen.agent.work import Means, Work, check_protected, run_settings
 from fulmen.agent.workbench import Workbench
 from fulmen.agent.workspace import Change, ChangedSince, Restored, Snapshot, Snapshots
 
@@ -50,6 +54,8 @@ __all__ = [
     "AgentConfig",
     "Answer",
     "Approvals",
+    "Archive",
+    "Aside",
     "Budget",
     "Change",
     "ChangedSince",
@@ -60,6 +66,7 @@ __all__ = [
     "Instructions",
     "Journal",
     "Limits",
+    "Means",
     "Memory",
     "Mode",
     "Notebook",
@@ -77,6 +84,7 @@ __all__ = [
     "Sampled",
     "Score",
     "SessionMemory",
+    "Setup",
     "Skipped",
     "Snapshot",
     "Snapshots",
@@ -85,8 +93,10 @@ __all__ = [
     "TranscriptMemory",
     "Verdict",
     "Watcher",
+    "Work",
     "Workbench",
     "agent_folder",
+    "check_protected",
     "default_runs",
     "find_instructions",
     "instructions_for",
@@ -96,6 +106,7 @@ __all__ = [
     "read_content",
     "read_project",
     "read_trajectories",
+    "run_settings",
     "system_prompt",
     "to_atif",
     "view",

@@ -64,7 +64,7 @@ class Compactor:
         num_after = sum(_characters(one) for one in left) // 4 + len(text) // 4
         if text == _HEAD or num_after > _WORTH * num_before:
             return None
-        return Compaction(num_steps, text, num_before, num_after)
+        return Compaction(num_steps, len(trajectory.steps), text, num_before, num_after)
 
 
 def _characters(message: Message) -> int:

@@ -33,7 +33,10 @@ def find_instructions(workspace: Path, *, home: Path) -> list[Instructions]:
 
     home  the user's folder of settings, which may hold an AGENTS.md
     """
-    found = (_read(home / NAME, within=home), _read(workspace / NAME, within=workspace))
+    found = (
+        read_instructions(home / NAME, within=home),
+        read_instructions(workspace / NAME, within=workspace),
+    )
     return [one for one in found if one is not None]
 
 
@@ -49,11 +52,12 @@ def instructions_for(path: Path, *, workspace: Path) -> list[Instructions]:
         return []
     folders = Path(below).parts[:-1][:_MAX_FOLDERS]
     places = [Path(root, *folders[: count + 1]) / NAME for count in range(len(folders))]
-    found = (_read(place, within=Path(root)) for place in places)
+    found = (read_instructions(place, within=Path(root)) for place in places)
     return [one for one in found if one is not None]
 
 
-def _read(path: Path, *, within: Path) -> Instructions | None:
+def read_instructions(path: Path, *, within: Path) -> Instructions | None:
+    """Return one file of instructions; None if there is none, or a link leads out of the folder."""
     real, root = os.path.realpath(path), os.path.realpath(within)
     if os.path.commonpath([real, root]) != root:
         return None

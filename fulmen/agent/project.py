@@ -4,7 +4,7 @@
 that one. The same keys may stand in both, and any other key is refused:
 
     mode = "ask"                    # plan, ask, accept-edits or auto
-    tools = "full"                  # full or minimal
+    tools = "coding"                # coding or minimal
     instructions = ["HOUSE.md"]     # files for the model to follow, beside AGENTS.md
 
     [rules]
@@ -36,7 +36,7 @@ from fulmen.agent.permissions import MODES, Mode
 from fulmen.agent.rules import Rule, Rules
 from fulmen.files import read_json_if_present, shorten, user_folder, write_text
 
-Tools = Literal["full", "minimal"]
+Tools = Literal["coding", "minimal"]
 
 MAX_BYTES: Final = 64 * 2**10
 """Largest file of settings"""
@@ -125,7 +125,7 @@ def parse_config(content: bytes, where: str) -> AgentConfig:
         raise ValueError(f"{where}: {error}") from None
     return AgentConfig(
         mode=cast("Mode | None", _choice(document, "mode", MODES, where)),
-        tools=cast("Tools | None", _choice(document, "tools", ("full", "minimal"), where)),
+        tools=cast("Tools | None", _choice(document, "tools", ("coding", "minimal"), where)),
         instructions=tuple(_texts(document, "instructions", where)),
         rules=parsed,
         environment=_environment(_table(document, "environment", where), where),

@@ -13,9 +13,9 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext, suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Self
 
@@ -74,15 +74,9 @@ class Run:
 
     def __enter__(self) -> Self:
         """Take the run, to go on with it. Raises ValueError if another process has it."""
-        import fcntl
-
-        lock = (self.path / "lock").open("ab")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.close()
-            raise ValueError(f"run {self.name} is going on in another process") from None
-        self._lock = lock
+        self._lock = _locked(self.path / "lock")
+        if self._lock is None:
+            raise ValueError(f"run {self.name} is going on in another process")
         log = self.path / "log.jsonl"
         self.trajectory, num_bytes = _read_log(log, self.info)
         self._log = log.open("r+b" if log.exists() else "w+b")
@@ -106,10 +100,10 @@ class Run:
             raise ValueError(f"run {self.name} is open for reading only")
         changed = self.trajectory.copy()
         apply(changed, record)
-        line = json.dumps({"time": round(time.time(), 3), **record}, ensure_ascii=False)
+        line = _line(record)
         place = self._log.tell()
         try:
-            self._log.write(line.encode("utf-8", "surrogatepass") + b"\n")
+            self._log.write(line)
             self._log.flush()
             os.fsync(self._log.fileno())
         except BaseException:
@@ -118,6 +112,16 @@ class Run:
                 self._log.truncate(place)
             raise
         self.trajectory = changed
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Yield the run, and then the records that lead to where it stands: what was taken back is
+        not among them."""
+        yield {"type": "run", **_written(self.info)}
+        yield from records_of(self.trajectory, len(self.trajectory.steps))
+        if self.trajectory.end is not None:
+            yield {"type": "ended", "reason": self.trajectory.end}
+        if self.trajectory.score is not None:
+            yield {"type": "scored", **asdict(self.trajectory.score)}
 
 
 class Runs:
@@ -136,22 +140,30 @@ class Runs:
                     found[entry.name] = (log if log.exists() else Path(entry)).stat().st_mtime
         return sorted(found, key=lambda name: -found[name])
 
-    def create(self, info: RunInfo) -> Run:
-        """Make a run. Raises ValueError if there is one of that name."""
-        path = self.root / _checked(info.name)
-        self.root.mkdir(parents=True, exist_ok=True)
-        try:
-            path.mkdir()
-        except FileExistsError:
-            raise ValueError(f"there is a run {info.name} already") from None
-        record = {"format": _FORMAT, **asdict(info)}
-        record["system"] = [message.to_dict() for message in info.system]
-        write_text(path / "run.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    def create(self, info: RunInfo, records: Iterable[Mapping[str, Any]] = ()) -> Run:
+        """Make a run in which some records have happened already. Raises ValueError if there is one
+        of that name."""
+        path = self.root / check_name(info.name)
+        path.mkdir(parents=True, exist_ok=True)
+        lock = _locked(path / "lock")
+        with lock or nullcontext():
+            if lock is None or (path / "run.json").exists():
+                raise ValueError(f"there is a run {info.name} already")
+            self._write(path, info, records)
         return self.open(info.name)
+
+    def _write(self, path: Path, info: RunInfo, records: Iterable[Mapping[str, Any]]) -> None:
+        with (path / "log.jsonl").open("wb") as log:
+            log.writelines(map(_line, records))
+            log.flush()
+            os.fsync(log.fileno())
+        # From here on there is such a run: a crash before leaves none.
+        text = json.dumps(_written(info), indent=1, ensure_ascii=False)
+        write_text(path / "run.json", text + "\n")
 
     def open(self, name: str) -> Run:
         """Read a run. Raises ValueError if there is none, or it cannot be read."""
-        path = self.root / _checked(name)
+        path = self.root / check_name(name)
         if not (path / "run.json").is_file():
             known = self.names()[:3]
             hint = f"; the last ones are {', '.join(known)}" if known else ""
@@ -174,11 +186,9 @@ class Runs:
                 **changes,
             }
         )
-        made = self.create(info)
-        with made:
-            for record in records_of(run.trajectory, num_steps):
-                made.append(record)
-        return made
+        # Other words may take the place of those that come next.
+        back = {"type": "rewound", "num_steps": num_steps}
+        return self.create(info, [*records_of(run.trajectory, num_steps), back])
 
 
 def new_name() -> str:
@@ -189,6 +199,31 @@ def new_name() -> str:
 def default_runs() -> Path:
     """Return where runs live: $XDG_DATA_HOME/fulmen/agents, else ~/.local/share."""
     return user_folder("XDG_DATA_HOME", ".local/share") / "fulmen" / "agents"
+
+
+def _locked(path: Path) -> BinaryIO | None:
+    """Return a file that this process alone has locked; None if another has."""
+    try:
+        import fcntl
+    except ImportError:
+        raise ValueError("runs need file locks, which this system does not have") from None
+    lock = path.open("ab")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        return None
+    return lock
+
+
+def _written(info: RunInfo) -> dict[str, Any]:
+    system = [message.to_dict() for message in info.system]
+    return {"format": _FORMAT, **asdict(replace(info, system=())), "system": system}
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    text = json.dumps({"time": round(time.time(), 3), **record}, ensure_ascii=False)
+    return text.encode("utf-8", "surrogatepass") + b"\n"
 
 
 def _read_log(path: Path, info: RunInfo) -> tuple[Trajectory, int]:
@@ -235,7 +270,7 @@ def _read_info(path: Path) -> RunInfo:
     return info
 
 
-def _checked(name: str) -> str:
+def check_name(name: str) -> str:
     """Return the name of a run. Raises ValueError for what is none: it becomes a folder."""
     if not 0 < len(name) <= 80 or name[0] in ".-" or not set(name) <= _NAME_CHARACTERS:
         raise ValueError(

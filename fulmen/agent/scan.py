@@ -6,7 +6,8 @@ again next time. No link is ever followed: each folder is opened below its paren
 
 Some things are not read, and named with a reason: what is no file, folder or link; what may not be
 read; large files; and ignored files where all of them together are large. Those are taken smallest
-first, each ignored folder as a whole.
+first, each ignored folder as a whole. Of what a sandbox puts into the folder while it is open,
+nothing is read.
 """
 
 import errno
@@ -23,6 +24,7 @@ from typing import Final, NamedTuple
 from fulmen.agent.ignored import Rules, small_file
 from fulmen.agent.repository import Writer, tree_content
 from fulmen.files import shorten
+from fulmen.sandbox import PROTECTED
 
 LEFTOVER: Final = re.compile(r"\.fulmen-restoring-[0-9a-f]{32}")
 """Name of a file that a restore is writing"""
@@ -261,6 +263,8 @@ class Scan:
                         parents, name, stat.S_ISDIR(status.st_mode), "on some systems it is .git"
                     )
                 continue
+            if not parents and name in PROTECTED and _is_placeholder(descriptor, name, status):
+                continue
             if name.startswith(".fulmen-") and LEFTOVER.fullmatch(name):
                 self.leftovers.append(path + name)
                 self._skip(parents, name, False, "left by a restore that broke off")
@@ -469,6 +473,15 @@ class Scan:
             return
         tree = {name: (entry.mode, entry.id) for name, entry in folder.entries.items()}
         folder.id = self._writer.add("tree", tree_content(tree))
+
+
+def _is_placeholder(parent: int, name: str, status: os.stat_result) -> bool:
+    """Return whether a sandbox that is open holds the name of something absent by this folder."""
+    if not stat.S_ISDIR(status.st_mode) or status.st_mtime != 0:
+        return False
+    with suppress(OSError), opened(name, parent) as below, os.scandir(below) as entries:
+        return next(entries, None) is None
+    return False
 
 
 def _granule(stamp: Stamp) -> int:

@@ -142,6 +142,8 @@ class Compaction:
 
     num_steps: int
     """Steps that it stands for, from the first"""
+    num_seen: int
+    """Steps that there were when it was made: going back to before those takes it away"""
     text: str
     num_tokens_before: int
     num_tokens_after: int
@@ -160,6 +162,10 @@ class Trajectory:
     """Summaries, each in place of all before it"""
     start: str | None = None
     """The workspace before the first step"""
+    found: dict[int, str] = field(default_factory=dict)
+    """The workspace as it was found after so many steps, where somebody else had changed it"""
+    is_rewound: bool = False
+    """True once it was taken back: words that come now take the place of those in `said`"""
     end: EndReason | None = None
     score: Score | None = None
 
@@ -187,10 +193,11 @@ class Trajectory:
 
     def snapshot(self, num_steps: int) -> str | None:
         """Return the workspace after the first steps; None where none was taken."""
-        for step in reversed(self.steps[:num_steps]):
-            if step.snapshot is not None:
-                return step.snapshot
-        return self.start
+        for place in range(num_steps, 0, -1):
+            known = self.found.get(place) or self.steps[place - 1].snapshot
+            if known is not None:
+                return known
+        return self.found.get(0, self.start)
 
     def copy(self) -> "Trajectory":
         """Return one that may be changed apart from this one; what it holds never changes."""
@@ -199,6 +206,7 @@ class Trajectory:
             steps=list(self.steps),
             said=list(self.said),
             compactions=list(self.compactions),
+            found=dict(self.found),
         )
 
 
@@ -206,7 +214,16 @@ class Trajectory:
 
 
 RecordType = Literal[
-    "said", "answer", "result", "compacted", "expanded", "rewound", "ended", "scored", "note"
+    "said",
+    "answer",
+    "result",
+    "found",
+    "compacted",
+    "expanded",
+    "rewound",
+    "ended",
+    "scored",
+    "note",
 ]
 _TYPES: Final = get_args(RecordType)
 
@@ -232,12 +249,12 @@ def result_record(result: Result) -> dict[str, Any]:
 def records_of(trajectory: Trajectory, num_steps: int) -> Iterator[dict[str, Any]]:
     """Yield records that lead to the first steps of a trajectory."""
     for place, step in enumerate(trajectory.steps[:num_steps]):
-        yield from _compacted(trajectory, place)
+        yield from _between(trajectory, place)
         if step.said:
             yield said_record(step.said)
         yield answer_record(step.answer)
         yield from map(result_record, step.results)
-    yield from _compacted(trajectory, num_steps)
+    yield from _between(trajectory, num_steps)
     said = (
         trajectory.steps[num_steps].said if num_steps < len(trajectory.steps) else trajectory.said
     )
@@ -245,9 +262,12 @@ def records_of(trajectory: Trajectory, num_steps: int) -> Iterator[dict[str, Any
         yield said_record(said)
 
 
-def _compacted(trajectory: Trajectory, num_steps: int) -> Iterator[dict[str, Any]]:
+def _between(trajectory: Trajectory, num_steps: int) -> Iterator[dict[str, Any]]:
+    """Yield what happened after so many steps, before the next one."""
+    if num_steps in trajectory.found:
+        yield {"type": "found", "snapshot": trajectory.found[num_steps]}
     for one in trajectory.compactions:
-        if one.num_steps == num_steps:
+        if one.num_seen == num_steps:
             yield {"type": "compacted", **asdict(one)}
 
 
@@ -260,7 +280,8 @@ def apply(trajectory: Trajectory, record: Mapping[str, Any]) -> None:
     try:
         match kind:
             case "said":
-                trajectory.said += read_messages(record["messages"])
+                messages = read_messages(record["messages"])
+                trajectory.said = [*([] if trajectory.is_rewound else trajectory.said), *messages]
             case "answer":
                 _check(all(step.is_whole for step in trajectory.steps[-1:]), "calls are open")
                 step = Step(tuple(trajectory.said), _read_answer(record))
@@ -273,9 +294,14 @@ def apply(trajectory: Trajectory, record: Mapping[str, Any]) -> None:
                 known = {one.call for one in step.results}
                 _check(0 <= result.call < num_calls and result.call not in known, "no such call")
                 trajectory.steps[-1] = replace(step, results=(*step.results, result))
+            case "found":
+                _check(isinstance(record["snapshot"], str), "there is no snapshot")
+                trajectory.found[len(trajectory.steps)] = record["snapshot"]
             case "compacted":
                 compaction = Compaction(**{key: record[key] for key in record if key != "type"})
-                _check(0 < compaction.num_steps <= len(trajectory.steps), "no such step")
+                num_steps = len(trajectory.steps)
+                is_there = 0 < compaction.num_steps <= compaction.num_seen == num_steps
+                _check(is_there, "no such step")
                 trajectory.compactions.append(compaction)
             case "expanded":
                 trajectory.compactions.pop()
@@ -294,6 +320,7 @@ def apply(trajectory: Trajectory, record: Mapping[str, Any]) -> None:
         raise ValueError(f"a record of type {kind!r} cannot follow: {error}") from None
     if kind in ("said", "answer", "rewound"):
         trajectory.end = None
+        trajectory.is_rewound = kind == "rewound"
 
 
 class Journal(Protocol):
@@ -323,8 +350,9 @@ def _rewind(trajectory: Trajectory, num_steps: int) -> None:
     dropped = trajectory.steps[num_steps:]
     del trajectory.steps[num_steps:]
     trajectory.said = list(dropped[0].said) if dropped else trajectory.said
-    kept = [one for one in trajectory.compactions if one.num_steps <= num_steps]
+    kept = [one for one in trajectory.compactions if one.num_seen <= num_steps]
     trajectory.compactions = kept
+    trajectory.found = {at: id for at, id in trajectory.found.items() if at <= num_steps}
     trajectory.score = None
 
 

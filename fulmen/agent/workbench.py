@@ -15,14 +15,14 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from fulmen.agent.editing import replaced
 from fulmen.agent.instructions import instructions_for
 from fulmen.agent.permissions import Permissions, Verdict
 from fulmen.agent.tools import PROFILES, READING, Arguments, ToolError
 from fulmen.agent.trajectory import Result
-from fulmen.agent.workspace import Snapshots
+from fulmen.agent.workspace import Snapshot
 from fulmen.chat import Tool, ToolCall
 from fulmen.files import explain
 from fulmen.sandbox import FileChangedError, Outcome, Sandbox
@@ -51,6 +51,13 @@ _REASONS: Final = {
 }
 
 
+class Saves(Protocol):
+    """Snapshots of the workspace, or what keeps them."""
+
+    def take(self, label: str) -> Snapshot:
+        """Save the workspace as it stands; any thread may call this."""
+
+
 class Workbench:
     """The tools of one profile, in one sandbox; `Hands` of an agent."""
 
@@ -61,21 +68,30 @@ class Workbench:
         profile: str,
         permissions: Permissions,
         folder: Path,
+        source: Path | None = None,
         approve: Approve | None = None,
-        snapshots: Snapshots | None = None,
+        snapshots: Saves | None = None,
         on_output: Callable[[str], None] | None = None,
+        shell_note: str = "",
     ) -> None:
-        """folder: the workspace as the sandbox shows it; approve: without it, what asks is refused;
-        on_output: sees what a command prints, as it comes"""
+        """
+        folder      the workspace as the sandbox shows it
+        source      the workspace as it lies on this machine; folder if omitted
+        approve     asks a person; without it, what asks is refused
+        on_output   sees what a command prints, as it comes
+        shell_note  told to the model with the result of its next command
+        """
         self.sandbox = sandbox
         self.permissions = permissions
         self.folder = folder
+        self.source = folder if source is None else source
         self.todo: tuple[dict[str, str], ...] = ()
         """Steps that the model wrote down"""
         self._tools = PROFILES[profile]
         self._approve = approve
         self._snapshots = snapshots
         self._on_output = on_output
+        self._shell_note = shell_note
         self._asking = asyncio.Lock()
         self._output: list[str] = []
         """Output so far of the command that runs"""
@@ -138,6 +154,8 @@ class Workbench:
 
     async def _consent(self, call: ToolCall) -> None:
         """Return if a call may be made. Raises ToolError if not."""
+        if call.name == "bash" and not call.arguments.get("command"):
+            return  # it looks at jobs that were consented to, or ends them
         verdict = self.permissions.judge(call)
         if verdict.decision == "ask":
             async with self._asking:  # one question at a time
@@ -189,7 +207,8 @@ class Workbench:
         )
         self._output = []
         details["exit_code"] = outcome.exit_code if outcome.exit_code is not None else -1
-        return _told(outcome)
+        note, self._shell_note = self._shell_note, ""
+        return "\n".join(part for part in (_told(outcome), note) if part)
 
     def _hear(self, text: str) -> None:
         self._output.append(text)
@@ -238,14 +257,12 @@ class Workbench:
 
     def _instructions(self, path: str) -> str:
         """Return the instructions of folders below that hold for a file, each once a run."""
-        new = [
-            one
-            for one in instructions_for(Path(path), workspace=self.folder)
-            if one.path not in self._told
-        ]
+        below = os.path.relpath(os.path.join(self.folder, path), self.folder)
+        found = instructions_for(Path(below), workspace=self.source)
+        new = [one for one in found if one.path not in self._told]
         self._told.update(one.path for one in new)
         return "".join(
-            f"\n\n(Instructions for this folder, from {os.path.relpath(one.path, self.folder)})\n"
+            f"\n\n(Instructions for this folder, from {os.path.relpath(one.path, self.source)})\n"
             f"{one.text}"
             for one in new
         )

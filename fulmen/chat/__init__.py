@@ -39,7 +39,14 @@ from fulmen.chat.reading import read_messages, read_tools
 from fulmen.chat.stopping import StopTexts
 from fulmen.chat.template import TemplateFormat
 from fulmen.chat.tokenizer import Detokenizer, Tokenizer
-from fulmen.chat.transcript import Transcript, Turn, find_spans, read_turn
+from fulmen.chat.transcript import (
+    Transcript,
+    Turn,
+    find_spans,
+    match_turns,
+    read_turn,
+    sampled_ids,
+)
 from fulmen.chat.turn_log import Found, FoundTurn, TurnLog, fingerprint_of_vocabulary
 from fulmen.chat.vocabulary import Vocabulary
 
@@ -96,11 +103,13 @@ __all__ = [
     "load_format",
     "load_json",
     "make_grammar",
+    "match_turns",
     "random_call_id",
     "read_history",
     "read_messages",
     "read_tools",
     "read_turn",
+    "sampled_ids",
     "sum_events",
     "text_request",
 ]

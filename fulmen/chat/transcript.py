@@ -117,13 +117,7 @@ class Transcript:
 
     def match(self, messages: Sequence[Message]) -> tuple[int, int]:
         """Return how many turns messages begin with, and how many messages these are."""
-        start = count = 0
-        for turn in self.turns:
-            said = [*turn.messages, turn.reply]
-            if list(messages[start : start + len(said)]) != said:
-                break
-            count, start = count + 1, start + len(said)
-        return count, start
+        return match_turns(self.turns, messages)
 
     def recognize(self, messages: Sequence[Message]) -> list[Message]:
         """Return the messages of a client, those of the turns that they begin with as the turns
@@ -280,6 +274,17 @@ class Transcript:
         its ids."""
         del self.turns[num_turns:]
         self.num_kept = num_kept
+
+
+def match_turns(turns: Sequence[Turn], messages: Sequence[Message]) -> tuple[int, int]:
+    """Return how many of some turns messages begin with, and how many messages these are."""
+    start = count = 0
+    for turn in turns:
+        said = [*turn.messages, turn.reply]
+        if list(messages[start : start + len(said)]) != said:
+            break
+        count, start = count + 1, start + len(said)
+    return count, start
 
 
 def _says_the_same(given: Message, own: Message) -> bool:

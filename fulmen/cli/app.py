@@ -18,6 +18,7 @@ from fulmen.cli import doctor as _doctor
 from fulmen.cli import plan as _plan
 from fulmen.cli import quantize as _quantize
 from fulmen.cli import serve as _serve
+from fulmen.cli.agent import agent_app
 from fulmen.cli.help import Command, Group, examples, usage_errors
 from fulmen.cli.models import models_app
 from fulmen.cli.output import drop_output, write_anything
@@ -31,6 +32,7 @@ fulmen chat "What is the capital of France?"  one answer
 fulmen chat --session trip                   begin, or go on with yesterday's
 fulmen chat "..." --thinking-budget 2000     at most 2,000 tokens of thought
 fulmen chat "..." --json-schema schema.json  answer in JSON of this shape
+fulmen agent "make the failing test pass"    a model works in this folder
 fulmen serve                                 for clients of OpenAI, Anthropic
 fulmen plan minimax-m2 --ram 128GiB          does it fit? how fast?
 fulmen chat --help                           options of a command
@@ -63,7 +65,7 @@ class _Root(Group):
 app = typer.Typer(
     name="fulmen",
     cls=_Root,
-    help="MiniMax-M1 and MiniMax-M2 in Python: chat, serve, plan, quantize, measure.",
+    help="MiniMax-M1 and MiniMax-M2 in Python: chat, agents, serve, plan, quantize, measure.",
     epilog=_EXAMPLES,
     no_args_is_help=True,
     context_settings={"help_option_names": ["--help", "-h"]},
@@ -84,6 +86,7 @@ for _command, _epilog in (
 ):
     _kind = ConfiguredCommand if _command is _serve.serve else Command
     app.command(cls=_kind, epilog=_epilog)(_command)
+app.add_typer(agent_app, name="agent")
 app.add_typer(models_app, name="models")
 app.add_typer(sessions_app, name="sessions")
 

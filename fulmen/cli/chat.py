@@ -4,7 +4,6 @@ import math
 import sys
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -27,6 +26,7 @@ from fulmen.cli.options import (
     check_url_options,
     checked,
     engine_flags,
+    lasting_name,
     load_llm,
     open_store,
     read_piped,
@@ -215,7 +215,7 @@ def chat(
             if state is None:
                 stderr.print(f"new conversation {quoted(session)}", style="dim", markup=False)
             opened = Session(
-                llm, sessions, session, model=_lasting(name), keep_thoughts=keep_thoughts
+                llm, sessions, session, model=lasting_name(name), keep_thoughts=keep_thoughts
             )
         conversation = Conversation(
             llm,
@@ -259,11 +259,6 @@ def _check_model(name: str, state: "SessionState") -> None:
             f"session {quoted(state.name)} belongs to another model, it was begun with "
             f"{state.model}; without --model it goes on with that"
         )
-
-
-def _lasting(name: str) -> str:
-    """Return a model's name as any working folder understands it."""
-    return str(Path(name).resolve()) if Path(name).exists() else name
 
 
 @with_flags_of(ENGINE_CONFIG, into="engine", only=_ENGINE_FLAGS, shows_defaults=True)

@@ -49,6 +49,21 @@ def sessions(ctx: Any, args: list[str], incomplete: str) -> list[str]:
     return _beginning_with(incomplete, (name for _, name in sorted(found)))
 
 
+def runs(ctx: Any, args: list[str], incomplete: str) -> list[str]:
+    """Return the names of an agent's runs that begin so, the last begun first."""
+    root = ctx.params.get("runs") or user_folder("XDG_DATA_HOME", ".local/share") / "fulmen/agents"
+    try:
+        with os.scandir(root) as entries:
+            found = [
+                (-entry.stat().st_mtime_ns, entry.name)
+                for entry in entries
+                if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)
+            ]
+    except OSError:
+        return []
+    return _beginning_with(incomplete, (name for _, name in sorted(found)))
+
+
 def default_store() -> Path:
     """Return where sessions live; the room of sessions says so too, but imports torch."""
     return user_folder("XDG_DATA_HOME", ".local/share") / "fulmen" / "sessions"

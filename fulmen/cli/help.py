@@ -21,6 +21,7 @@ REMOTE: Final = "Model at a URL"
 ENGINE: Final = "Engine"
 LOADING: Final = "Loading"
 ACCESS: Final = "Access"
+AGENT: Final = "Tools and consent"
 HISTORIES: Final = "Histories"
 LIMITS: Final = "Limits"
 LOG: Final = "Log"
@@ -32,6 +33,7 @@ _LAST: Final = "Other options"
 _PANELS: Final = (
     "Arguments",
     _FIRST,
+    AGENT,
     ACCESS,
     HISTORIES,
     LIMITS,
@@ -134,7 +136,7 @@ class Command(TyperCommand):
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write arguments, then the options panel by panel."""
-        _write_panels(self, ctx, formatter)
+        write_panels(self, ctx, formatter)
 
 
 class Group(TyperGroup):
@@ -143,7 +145,7 @@ class Group(TyperGroup):
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the commands first, they are what one looks for."""
         self.format_commands(ctx, formatter)
-        _write_panels(self, ctx, formatter)
+        write_panels(self, ctx, formatter)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write each command with its summary; a narrow terminal wraps it."""
@@ -156,7 +158,8 @@ class Group(TyperGroup):
             formatter.write_dl(rows)
 
 
-def _write_panels(command: Any, ctx: Any, formatter: Any) -> None:
+def write_panels(command: Any, ctx: Any, formatter: Any) -> None:
+    """Write a command's arguments and options, panel by panel."""
     panels: dict[str, list[tuple[str, str]]] = {name: [] for name in _PANELS}
     for parameter in command.get_params(ctx):
         record = parameter.get_help_record(ctx)

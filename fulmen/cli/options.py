@@ -559,6 +559,11 @@ def load_llm(
     )
 
 
+def lasting_name(model: str) -> str:
+    """Return a model's name as any working folder understands it."""
+    return str(Path(model).resolve()) if Path(model).exists() else model
+
+
 def check_url_options(
     url: str | None, key: str | None, dialect: str, local: Mapping[str, object]
 ) -> None:

@@ -87,7 +87,7 @@ def test_a_file_that_only_takes_away_needs_no_approval(tmp_path: Path) -> None:
         (b"mod = 1", "f has 'mod', it may have mode, tools, instructions, rules, environment"),
         (b"mode = 'yolo'", "f: mode is 'yolo', it must be one of plan, ask, accept-edits, auto"),
         (b"mode = 1", "f: mode is 1, it must be one of"),
-        (b"tools = 'all'", "f: tools is 'all', it must be one of full, minimal"),
+        (b"tools = 'all'", "f: tools is 'all', it must be one of coding, minimal"),
         (b"rules = 1", "f: rules must be a table"),
         (b"[rules]\nalow = []", "f: rules has 'alow', it may have allow, ask, deny"),
         (b"[rules]\nallow = 'x'", "f: rules: allow must be a list of texts"),

@@ -56,8 +56,14 @@ def draw_record(draw: random.Random, trajectory: Trajectory) -> dict[str, Any]:
     if last is not None and draw.random() < 0.15:
         return {"type": "rewound", "num_steps": draw.randint(0, len(trajectory.steps))}
     if last is not None and last.is_whole and draw.random() < 0.15:
+        count = len(trajectory.steps)
         fields = {"text": "so far", "num_tokens_before": 9, "num_tokens_after": 3}
-        return {"type": "compacted", "num_steps": draw.randint(1, len(trajectory.steps)), **fields}
+        return {
+            **{"type": "compacted", "num_steps": draw.randint(1, count), "num_seen": count},
+            **fields,
+        }
+    if last is not None and last.is_whole and draw.random() < 0.1:
+        return {"type": "found", "snapshot": f"f{draw.randrange(9)}"}
     if trajectory.compactions and draw.random() < 0.2:
         return {"type": "expanded"}
     if last is None or last.is_whole:

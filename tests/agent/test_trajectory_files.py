@@ -107,7 +107,7 @@ def trajectories(draw: st.DrawFn) -> Trajectory:
     made = [draw(steps(is_whole=True)) for _ in range(draw(st.integers(0, 3)))]
     made += draw(st.lists(steps(is_whole=False), max_size=1))
     compactions = [
-        Compaction(number, draw(TEXTS), draw(NUMBERS), draw(NUMBERS))
+        Compaction(number, number, draw(TEXTS), draw(NUMBERS), draw(NUMBERS))
         for number in range(1, len(made))
         if draw(st.booleans())
     ]

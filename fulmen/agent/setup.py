@@ -1,0 +1,107 @@
+"""Everything that is said about an agent before it begins: by its user, a workspace, and both.
+
+    agent.toml, AGENTS.md of the user  +  .fulmen/agent.toml, AGENTS.md of the workspace
+    -> mode, tools, rules, variables of the shell, instructions
+
+The workspace's settings are a stranger's until they are approved (`project.py`).
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from fulmen.agent.instructions import Instructions, find_instructions, read_instructions
+from fulmen.agent.permissions import Mode, Permissions
+from fulmen.agent.project import (
+    AgentConfig,
+    Approvals,
+    RememberedRules,
+    parse_config,
+    project_file,
+    read_content,
+    read_project,
+)
+from fulmen.agent.rules import Rules
+
+_USERS: Final = "agent.toml"
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """Settings and instructions that hold in one workspace."""
+
+    workspace: Path
+    """Folder that they were read in"""
+    home: Path
+    """The user's folder of settings"""
+    config: AgentConfig
+    instructions: tuple[Instructions, ...]
+    """Instructions of the user, then those of the workspace"""
+    waiting: bytes | None
+    """Settings of the workspace that do not hold before the user approves them"""
+
+    @classmethod
+    def read(cls, workspace: Path, home: Path) -> "Setup":
+        """Read all that is said. Raises ValueError, a sentence that names the file, for settings
+        that cannot be read and for instructions that are not there."""
+        users = _users_config(home)
+        own, waiting = read_project(workspace, Approvals(home))
+        found = find_instructions(workspace, home=home)
+        for config, folder in ((users, home), (own, workspace)):
+            found += [_named(name, folder) for name in config.instructions]
+        return cls(workspace, home, users.under(own), tuple(found), waiting)
+
+    def approve(self) -> "Setup":
+        """Let the workspace's settings hold from now on, until their content changes."""
+        if self.waiting is None:
+            return self
+        Approvals(self.home).approve(project_file(self.workspace), self.waiting)
+        return Setup.read(self.workspace, self.home)
+
+    def approve_as(self, other: Path) -> None:
+        """Approve a fork's settings, if they are those that were approved for another folder."""
+        approvals = Approvals(self.home)
+        if self.waiting is not None and approvals.is_approved(project_file(other), self.waiting):
+            approvals.approve(project_file(self.workspace), self.waiting)
+
+    @property
+    def text(self) -> str:
+        """The instructions for a system prompt: without a path, so that forks share it."""
+        parts = []
+        for one in self.instructions:
+            is_users = one.path.is_relative_to(self.home)
+            folder, whose = (self.home, "the user") if is_users else (self.workspace, "this folder")
+            name = os.path.relpath(one.path, folder)
+            parts.append(f"Instructions of {whose} ({name}):\n\n{one.text.strip()}")
+        return "\n\n".join(parts)
+
+    def permissions(
+        self, *, seen_as: Path, mode: Mode | None = None, rules: Rules | None = None
+    ) -> Permissions:
+        """Return what the agent may do.
+
+        seen_as  path of the workspace inside the sandbox
+        mode     the mode, whatever the settings say
+        rules    more rules
+        """
+        remembered = RememberedRules(self.home, seen_as)
+        return Permissions(
+            mode or self.config.mode or "ask",
+            self.config.rules | remembered.read() | (rules or Rules()),
+            workspace=seen_as,
+            store=remembered.add,
+        )
+
+
+def _users_config(home: Path) -> AgentConfig:
+    path = home / _USERS
+    content = read_content(path)
+    return AgentConfig() if content is None else parse_config(content, str(path))
+
+
+def _named(name: str, folder: Path) -> Instructions:
+    found = read_instructions(folder / name, within=folder)
+    if found is None:
+        raise ValueError(f"{folder / name} is named as instructions, and cannot be read as such")
+    return found

@@ -1,0 +1,258 @@
+"""A run that is gone on with: records, files, states, sandbox and model put together.
+
+    Archive -> Run -> settled (folder and session follow the log) -> Sandbox -> Agent
+    say(words) -> answers, calls, results ... -> EndReason
+
+Nobody else may have the run meanwhile. Whatever ends the process, the log says how far it came, and
+the next one goes on from there.
+"""
+
+import asyncio
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, Self
+
+from fulmen.agent.archive import Archive, Kept
+from fulmen.agent.compaction import Compactor
+from fulmen.agent.loop import Agent, Budget, Watcher
+from fulmen.agent.memory import Memory, PlainMemory, SessionMemory
+from fulmen.agent.permissions import Permissions
+from fulmen.agent.trajectory import EndReason, Trajectory
+from fulmen.agent.workbench import Approve, Workbench
+from fulmen.chat import ChatModel, Message, Transcript, sampled_ids
+from fulmen.files import shorten
+from fulmen.sampling import SamplingParams
+from fulmen.sandbox import PROTECTED, Access, Sandbox, SandboxError
+from fulmen.sessions import Session
+
+_NEW_SHELL: Final = (
+    "(The shell was begun anew since the last command: its folder, variables and background jobs, "
+    "and all files in /tmp, are those of a new one.)"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Means:
+    """Everything that a run is gone on with, but for the model."""
+
+    permissions: Permissions
+    budget: Budget = field(default_factory=Budget)
+    params: SamplingParams | None = None
+    """Sampling of all answers; None: as the model recommends"""
+    context: int | None = None
+    """Tokens that the model holds: near them a summary takes the place of the earlier steps"""
+    has_network: bool = False
+    writable: Sequence[str] = ()
+    """Names of `PROTECTED` that may be changed all the same"""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables of the shell"""
+    approve: Approve | None = None
+    """Asks a person about a call; without it, what asks is refused"""
+    watcher: Watcher | None = None
+    on_output: Callable[[str], None] | None = None
+    """Sees what a command prints, as it comes"""
+
+    def __post_init__(self) -> None:
+        check_protected(self.writable)
+
+
+def check_protected(names: Sequence[str]) -> None:
+    """Raise ValueError for a name that is not protected in a workspace."""
+    for name in names:
+        if name not in PROTECTED:
+            known = ", ".join(PROTECTED)
+            raise ValueError(f"{shorten(name, 60)} is not protected, these names are: {known}")
+
+
+class Work:
+    """One run that is gone on with, for one event loop; use it in `async with`."""
+
+    def __init__(
+        self,
+        archive: Archive,
+        name: str,
+        model: ChatModel,
+        means: Means,
+        *,
+        open_session: Callable[[str], Session] | None = None,
+    ) -> None:
+        """open_session: opens or begins the session of a model that is here, with all thoughts
+        kept, in a thread; needed for a run that has one"""
+        self.archive = archive
+        self.run = archive.runs.open(name)
+        self.notes: list[str] = []
+        """Sentences on what is not as one would expect"""
+        self._model = model
+        self._means = means
+        self._open_session = open_session
+        self._agent: Agent | None = None
+        self._stack = AsyncExitStack()
+        self._sessions = ExitStack()
+        """Sessions that nobody else may have meanwhile"""
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """Everything that has happened."""
+        return self.run.trajectory
+
+    async def __aenter__(self) -> Self:
+        """Take the run and make it ready. Raises ValueError if another process has it, and
+        SandboxError where there can be no sandbox."""
+        try:
+            await self._open()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def _open(self) -> None:
+        run, means, info = self.run, self._means, self.run.info
+        self._stack.enter_context(run)
+        self._stack.enter_context(self._sessions)
+        note = await asyncio.to_thread(self.archive.settle, run)
+        self.notes += [note] if note else []
+        memory = await self._memory()
+        place = Path(info.folder)
+        access = Access(
+            folder=place,
+            seen_as=None if info.seen_as == info.folder else Path(info.seen_as),
+            has_network=means.has_network,
+            protected=tuple(name for name in PROTECTED if name not in means.writable),
+        )
+        sandbox = await self._stack.enter_async_context(Sandbox(access))
+        self.notes += sandbox.notes
+        await _export(sandbox, means.environment)
+        used_shell = any(
+            call.name in ("bash", "run")
+            for step in run.trajectory.steps
+            for call in step.answer.message.tool_calls
+        )
+        workbench = Workbench(
+            sandbox,
+            profile=info.tools,
+            permissions=means.permissions,
+            folder=Path(info.seen_as),
+            source=place,
+            approve=means.approve,
+            snapshots=Kept(self.archive.snapshots(info), run),
+            on_output=means.on_output,
+            shell_note=_NEW_SHELL if used_shell else "",
+        )
+        self._agent = Agent(
+            self._model,
+            workbench,
+            memory,
+            run,
+            params=means.params,
+            budget=means.budget,
+            compactor=None if means.context is None else Compactor(max_tokens=means.context),
+            watcher=means.watcher,
+        )
+
+    async def say(self, words: str | None = None) -> EndReason:
+        """Let the agent work until it is done or something ends it, and return what.
+
+        words  of the user; None to go on where the run was ended
+
+        Raises ModelError and SandboxError if those fail, and ValueError where nothing is left to
+        do; what there is stays.
+        """
+        agent = self._agent
+        assert agent is not None, "it is not open"
+        if words is None:
+            self._take_back_what_was_cut()
+        elif self.trajectory.steps:
+            await asyncio.to_thread(self.archive.found, self.run)
+        try:
+            return await agent.run([] if words is None else [Message("user", words)])
+        except SandboxError as error:
+            self.run.append({"type": "note", "text": f"the sandbox failed: {error}"})
+            self.run.append({"type": "ended", "reason": "error"})
+            raise
+
+    def interrupt(self) -> None:
+        """End what is under way and keep what there is of it; `say` then returns."""
+        if self._agent is not None:
+            self._agent.interrupt()
+
+    def _take_back_what_was_cut(self) -> None:
+        """Take back an answer that was cut off, so that it is asked for again."""
+        steps, said = self.trajectory.steps, self.trajectory.said
+        if not steps and not said:
+            raise ValueError(f"run {self.run.name} has no task yet, say what to do")
+        if not steps or said or steps[-1].answer.message.tool_calls:
+            return
+        if steps[-1].answer.finish_reason == "stop":
+            raise ValueError(f"run {self.run.name} is done, say what to do next")
+        self.run.append({"type": "rewound", "num_steps": len(steps) - 1})
+
+    # ---- the model's side ----------------------------------------------------------------------
+
+    async def _memory(self) -> Memory:
+        run = self.run
+        if run.info.session is None:
+            return PlainMemory()
+        if self._open_session is None:
+            raise ValueError(f"run {run.name} needs {run.info.model}, the model it was begun with")
+        session = await asyncio.to_thread(self._session)
+        if len(session.transcript.turns) < len(run.trajectory.steps):
+            run.trajectory = with_ids(run.trajectory, session.transcript)
+        return SessionMemory(session, self._next_session)
+
+    def _session(self) -> Session:
+        """Open the session that the run goes on in."""
+        name = self.archive.session_name(self.run)
+        assert name is not None
+        assert self._open_session is not None
+        assert self.archive.sessions is not None, "a run with a session needs their store"
+        self._sessions.close()
+        self._sessions.enter_context(self.archive.sessions.used_by_one(name))
+        return self._open_session(name)
+
+    def _next_session(self) -> Session:
+        """Begin the session after a summary; one of that name is left of what was taken back."""
+        self._sessions.close()
+        self.archive.settle_session(self.run)
+        return self._session()
+
+
+def with_ids(trajectory: Trajectory, transcript: Transcript) -> Trajectory:
+    """Return a trajectory that was read from a log with the ids of its answers on their messages,
+    as they had them when they were sampled. Those of a transcript's turns have them from there;
+    this is for answers that stand before its first turn, or were lost."""
+    changed = trajectory.copy()
+    for place, step in enumerate(trajectory.steps):
+        sampled, message = step.answer.sampled, step.answer.message
+        if sampled is None or message.sampled is not None:
+            continue
+        ids = sampled_ids(
+            transcript.format,
+            transcript.tokenizer,
+            sampled.answer_ids,
+            step.answer.params,
+            has_end=step.answer.finish_reason == "stop",
+        )
+        answer = replace(step.answer, message=replace(message, sampled=ids))
+        changed.steps[place] = replace(step, answer=answer)
+    return changed
+
+
+async def _export(sandbox: Sandbox, environment: Mapping[str, str]) -> None:
+    """Give the shell variables. Raises ValueError for one that it does not take."""
+    if not environment:
+        return
+    words = " ".join(shlex.quote(f"{name}={value}") for name, value in environment.items())
+    outcome = await sandbox.run(f"export {words}")
+    if outcome.exit_code != 0:
+        raise ValueError(f"variables of the shell cannot be set: {outcome.output.strip()}")
+
+
+def run_settings(**settings: Any) -> dict[str, Any]:
+    """Return settings that are kept with a run, without those that say nothing."""
+    return {name: value for name, value in settings.items() if value not in (None, (), [], {})}

@@ -1,0 +1,460 @@
+"""fulmen agent: a model that works in a folder by calling tools, and every state it went through.
+
+fulmen agent TASK            begin a run; a person goes on with it word by word
+fulmen agent -p TASK         one task, its answer on stdout; --json: lines for scripts
+fulmen agent rewind, fork    go back to any step, or another way from there
+"""
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+
+import typer
+
+from fulmen.cli import completion
+from fulmen.cli.agent_runs import RunArgument, RunsOption, open_archive, runs_app, store_of
+from fulmen.cli.help import (
+    AGENT,
+    LIMITS,
+    SESSION,
+    Command,
+    Group,
+    examples,
+    write_panels,
+)
+from fulmen.cli.options import (
+    DEFAULT_MODEL,
+    ENGINE_CONFIG,
+    MODEL_HELP,
+    MODEL_OPTION,
+    DeviceOption,
+    DtypeOption,
+    IgnoreOption,
+    StoreOption,
+    UrlDialectOption,
+    UrlKeyOption,
+    UrlOption,
+    check_url_options,
+    checked,
+    engine_flags,
+    in_seconds,
+    lasting_name,
+    load_llm,
+    parse_whole,
+    read_piped,
+    read_stdin,
+    with_flags_of,
+)
+from fulmen.cli.output import readable_argument
+from fulmen.files import printable
+from fulmen.sampling import SamplingParams
+from fulmen.units import parse_bytes, parse_count
+
+if TYPE_CHECKING:  # a command imports what it needs, so that help comes at once
+    from fulmen.agent import Archive, Run
+    from fulmen.cli.agent_run import Side, Wanted
+
+_ENGINE_FLAGS: Final = ("max_model_len", "kv_cache_bytes", "kv_cache_dtype", "num_draft_tokens")
+_NOT_SAMPLED: Final = (
+    *("max_tokens", "logprobs", "prompt_logprobs", "json_schema", "regex", "choice"),
+    *("tool_choice", "allowed_tools", "max_calls"),
+)
+"""Sampling fields that make no sense for a whole run, or that the agent sets itself"""
+
+
+class _Group(Group):
+    """A group whose first word may be a task."""
+
+    default_command: Final = "run"
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the arguments; what is no command belongs to `run`."""
+        if not args or (args[0] not in self.commands and args[0] not in ("--help", "-h")):
+            args = [self.default_command, *args]
+        return super().parse_args(ctx, args)
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the commands, then the options of a run."""
+        self.format_commands(ctx, formatter)
+        write_panels(self.commands[self.default_command], ctx, formatter)
+
+
+EXAMPLES: Final = examples(
+    """
+fulmen agent "make the failing test pass"    work here, asking about changes
+fulmen agent --mode auto "..."               ask about nothing in the sandbox
+fulmen agent -p "..." --json                 for scripts: JSON lines
+fulmen agent --url http://127.0.0.1:8000     a model that a server has
+fulmen agent --continue "now the docs"       go on with the last run here
+fulmen agent rewind RUN --step 3             files and model as after step 3
+fulmen agent fork RUN --step 3               another way from there
+""",
+    {
+        "Exit codes": """
+0 done; 1 an error; 2 a wrong flag; 3 done, but something that asks was refused since nobody could
+be asked; 4 --max-turns; 5 --max-tokens, or a cut answer; 6 --max-seconds; 7 the same calls again
+and again; 8 the context is full; 9 no sandbox; 130 interrupted; 143 ended by SIGTERM.
+""",
+        "JSON": """
+a line each: run.started, user, answer, call, refused, result, compacted, note, run.ended; see
+docs/agents.md
+""",
+    },
+)
+agent_app = typer.Typer(
+    cls=_Group,
+    help="Let a model work in a folder by calling tools, go back to any step, fork it.",
+    epilog=EXAMPLES,
+)
+
+TaskArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="TASK",
+        help="Work to do. What is piped in comes before it. Without it, a person is asked.",
+    ),
+]
+
+
+def _limit(read: Callable[[str], Any]) -> Callable[[str], str | None]:
+    """Return a parser for a limit that keeps what is typed: a value, or `none`, which lifts that of
+    a run that is gone on with."""
+    keep = checked(read)
+    return lambda text: text if text == "none" else keep(text)
+
+
+@with_flags_of(ENGINE_CONFIG, into="engine", only=_ENGINE_FLAGS, shows_defaults=True)
+@with_flags_of(SamplingParams, without=_NOT_SAMPLED)
+def run(
+    task: TaskArgument = None,
+    print_answer: Annotated[
+        bool,
+        typer.Option(
+            "--print",
+            "-p",
+            help="Do one task, print its answer on stdout and leave.",
+        ),
+    ] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Do one task and print all that happens as JSON lines."),
+    ] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help=f"{MODEL_HELP} With --url, its name there. Default: the run's, else "
+            f"{DEFAULT_MODEL}.",
+            **MODEL_OPTION,
+        ),
+    ] = None,
+    folder: Annotated[
+        Path,
+        typer.Option(
+            metavar="FOLDER", help="Folder to work in. Default: this one.", show_default=False
+        ),
+    ] = Path("."),
+    go_on: Annotated[
+        bool, typer.Option("--continue", "-c", help="Go on with the last run in the folder.")
+    ] = False,
+    resume: Annotated[
+        str | None,
+        typer.Option(metavar="RUN", help="Go on with this run.", autocompletion=completion.runs),
+    ] = None,
+    tools: Annotated[
+        Literal["coding", "minimal"] | None,
+        typer.Option(
+            help="Tools that the model has: minimal are three, for small models. Default: coding.",
+            show_default=False,
+            rich_help_panel=AGENT,
+        ),
+    ] = None,
+    mode: Annotated[
+        Literal["plan", "ask", "accept-edits", "auto"] | None,
+        typer.Option(
+            help="What needs consent: plan only reads, ask asks about all else, accept-edits "
+            "changes files unasked, auto does all that stays in the sandbox. Default: ask.",
+            show_default=False,
+            rich_help_panel=AGENT,
+        ),
+    ] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RULE",
+            help="Allow such calls, as in 'bash(pytest *)'. May be repeated.",
+            show_default=False,
+            rich_help_panel=AGENT,
+        ),
+    ] = None,
+    ask: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RULE",
+            help="Ask about such calls. May be repeated.",
+            show_default=False,
+            rich_help_panel=AGENT,
+        ),
+    ] = None,
+    deny: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RULE",
+            help="Refuse such calls, as in 'edit(tests/**)'. May be repeated.",
+            show_default=False,
+            rich_help_panel=AGENT,
+        ),
+    ] = None,
+    network: Annotated[
+        bool,
+        typer.Option(
+            "--network", help="Let commands use this machine's network.", rich_help_panel=AGENT
+        ),
+    ] = False,
+    writable: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Let commands change .git, AGENTS.md or another protected name. May be repeated.",
+            show_default=False,
+            rich_help_panel=AGENT,
+        ),
+    ] = None,
+    max_turns: Annotated[
+        str | None,
+        typer.Option(
+            metavar="INTEGER",
+            help="Answers of the model in the whole run; none for no limit. Default: 200.",
+            parser=_limit(parse_whole),
+            rich_help_panel=LIMITS,
+        ),
+    ] = None,
+    max_tokens: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TOKENS",
+            help="New tokens of all answers together.",
+            parser=_limit(parse_count),
+            rich_help_panel=LIMITS,
+        ),
+    ] = None,
+    thinking_tokens: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TOKENS",
+            help="Tokens of thought of all answers together.",
+            parser=_limit(parse_count),
+            rich_help_panel=LIMITS,
+        ),
+    ] = None,
+    max_seconds: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="Time of work, from the start of the command.",
+            parser=_limit(in_seconds),
+            rich_help_panel=LIMITS,
+        ),
+    ] = None,
+    context: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TOKENS",
+            help="Tokens that the model's context holds: near them a summary takes the place of "
+            "earlier steps. Default: as the engine has; with --url there is no summary.",
+            parser=_limit(parse_count),
+            rich_help_panel=LIMITS,
+        ),
+    ] = None,
+    hide_thinking: Annotated[
+        bool,
+        typer.Option("--hide-thinking", help="Do not show thoughts.", rich_help_panel="Thinking"),
+    ] = False,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Print answers as they come, do not render Markdown.")
+    ] = False,
+    runs: RunsOption = None,
+    store: StoreOption = None,
+    session_bytes: Annotated[
+        str,
+        typer.Option(
+            metavar="SIZE",
+            parser=checked(parse_bytes),
+            help="Disk for saved model states; beyond it the oldest are deleted, and read again "
+            "when needed.",
+            rich_help_panel=SESSION,
+        ),
+    ] = "20GiB",
+    url: UrlOption = None,
+    url_key: UrlKeyOption = None,
+    url_dialect: UrlDialectOption = "auto",
+    dtype: DtypeOption = None,
+    device: DeviceOption = "cpu",
+    ignore_config_field: IgnoreOption = None,
+    *,
+    given: dict[str, Any],
+    engine: dict[str, Any],
+) -> None:
+    """Let a model work on a task in a folder, by calling tools in a sandbox.
+
+    Every step is kept: what was said and done, the files, and the model's states. The answer goes
+    to stdout, everything else to stderr.
+    """
+    flags = {
+        **{"tools": tools, "mode": mode, "allow": allow, "ask": ask, "deny": deny},
+        **{"network": network or None, "writable": writable, "context": context},
+        **{"max_turns": max_turns, "max_tokens": max_tokens, "max_seconds": max_seconds},
+        **{"thinking_tokens": thinking_tokens, "sampling": given, "model": model, "url": url},
+        **{"url_dialect": None if url_dialect == "auto" else url_dialect, "engine": engine},
+        **{"dtype": dtype, "device": None if device == "cpu" else device},
+        **{"ignored": ignore_config_field, "store": store and str(store.resolve())},
+    }
+    local = engine_flags(engine, dtype, device, ignore_config_field)
+    local |= {"--thinking-tokens": thinking_tokens, "--store": store}
+    if resume is None and not go_on:
+        check_url_options(url, url_key, url_dialect, local)
+    elif resume is not None and go_on:
+        raise ValueError("--continue is given with --resume, which names another run")
+    is_terminal = sys.stdin.isatty() and sys.stderr.isatty()
+    words, is_one_shot = _words(task, is_one_shot=print_answer or as_json)
+    from fulmen.cli.agent_run import Talk, last_run, merged, read_wanted
+    from fulmen.cli.agent_view import JsonView, TerminalView, View
+
+    archive = open_archive(runs, store, session_bytes)
+    name = last_run(archive, folder) if go_on else resume
+    earlier = None if name is None else archive.runs.open(name)
+    settings = merged(flags, {} if earlier is None else earlier.info.settings)
+    if earlier is not None:
+        _check_same_model(earlier, flags)
+        archive = open_archive(runs, store_of(settings.get("store")), session_bytes)
+    elif words is None and is_one_shot:
+        raise ValueError("the task is empty, there is nothing to do")
+    view: View = JsonView()
+    if not as_json:
+        view = TerminalView(
+            is_answer_last=is_one_shot, show_thinking=not hide_thinking, plain=plain
+        )
+    asks = is_terminal and not as_json
+    wanted = read_wanted(settings, folder)
+    side = _model_side(settings, earlier, url_key)
+    chosen = earlier or _begin(archive, wanted, side, settings, view, asks=asks)
+    with _told():
+        talk = Talk(archive, chosen, side, wanted, view, asks=asks, is_new=earlier is None)
+        with talk.opened():
+            if is_one_shot:
+                code = talk.say(words)
+            else:
+                from fulmen.cli.lines import new_line_reader
+
+                reader = new_line_reader(("/diff", "/exit", "/help", "/rewind"))
+                code = talk.converse(words, reader)
+    if code:
+        raise typer.Exit(code)
+
+
+def _words(task: str | None, *, is_one_shot: bool) -> tuple[str | None, bool]:
+    """Return what the user says, None for nothing, and whether no more can come."""
+    is_typed = sys.stdin.isatty()
+    if task is not None:
+        piped = "" if is_typed else read_piped().rstrip("\n")
+        words = "\n\n".join(part for part in (piped, readable_argument(task)) if part)
+    else:
+        words = "" if is_typed else read_stdin()
+    return words.strip() or None, is_one_shot or not is_typed
+
+
+def _model_side(settings: Mapping[str, Any], earlier: "Run | None", key: str | None) -> "Side":
+    """Load the model, or find out what is at the URL."""
+    from fulmen.cli.agent_run import Side
+
+    url, model = settings.get("url"), settings.get("model")
+    if url is not None:
+        from fulmen.cli.remote import new_remote
+
+        remote = new_remote(url, model, settings.get("url_dialect") or "auto", key)
+        return Side(f"{model} at {url}" if model else url, remote=remote)
+    if earlier is not None and model is None:
+        model = earlier.info.model
+    name = model or DEFAULT_MODEL
+    llm = load_llm(
+        name,
+        settings.get("dtype"),
+        settings.get("device") or "cpu",
+        settings["engine"],
+        settings.get("ignored"),
+    )
+    return Side(lasting_name(name), llm=llm)
+
+
+def _check_same_model(earlier: "Run", flags: Mapping[str, Any]) -> None:
+    """Refuse another model's side for a run: its states are of one model, its messages of none."""
+    is_local, name = earlier.info.session is not None, earlier.info.name
+    if is_local and flags["url"] is not None:
+        raise ValueError(
+            f"--url is given, but run {name} has its model on this machine, whose states it keeps"
+        )
+    if not is_local and flags["url"] is None and flags["engine"]:
+        raise ValueError(f"run {name} has its model at a URL, options of an engine have no effect")
+
+
+def _begin(
+    archive: "Archive", wanted: "Wanted", side: "Side", settings: Any, view: Any, *, asks: bool
+) -> "Run":
+    from fulmen.cli.agent_asking import read_setup
+    from fulmen.cli.agent_run import begin
+
+    place = wanted.folder.resolve()
+    setup = read_setup(place, seen_as=place, asks=asks, view=view)
+    chosen = begin(archive, wanted, side, setup, settings)
+    assert chosen.info.start is not None
+    for path, reason in archive.files(chosen.info).read(chosen.info.start).skipped[:10]:
+        view.note(f"{printable(path)} is in no snapshot: {reason}")
+    return chosen
+
+
+def _resume_command() -> Any:
+    """Return the command `resume`, which is `run` for a run that is named first."""
+
+    def resume(**arguments: Any) -> None:
+        """Go on with a run: where it was ended, or with other words."""
+        name = arguments.pop("name")
+        run(**arguments, resume=name, go_on=False)
+
+    signature = inspect.signature(run)
+    own = [one for one in signature.parameters.values() if one.name not in ("resume", "go_on")]
+    place = next(at for at, one in enumerate(own) if one.name == "task")
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    named = inspect.Parameter("name", keyword, annotation=RunArgument)
+    resume.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*own[:place], named, *own[place:]]
+    )
+    return resume
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Make one sentence of a sandbox that cannot be had or that fails, and an exit code."""
+    from fulmen.cli.agent_view import EXIT_CODES
+    from fulmen.sandbox import SandboxError
+
+    try:
+        yield
+    except SandboxError as error:
+        print(f"fulmen: {error}", file=sys.stderr)
+        raise typer.Exit(EXIT_CODES["sandbox"]) from None
+
+
+agent_app.command("run", cls=Command, epilog=EXAMPLES)(run)
+agent_app.command(
+    "resume",
+    cls=Command,
+    epilog=examples("""
+fulmen agent resume RUN                      after a crash, or a limit
+fulmen agent resume RUN "try it otherwise"   with other words
+"""),
+)(_resume_command())
+agent_app.add_typer(runs_app)

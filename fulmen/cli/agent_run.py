@@ -1,0 +1,374 @@
+"""One run of an agent on the command line: begun or gone on with, asked for, interrupted, told.
+
+    Wanted (flags) -> Run -> model -> Work -> say(words) -> exit code
+
+Without a terminal nobody can be asked: what asks is refused, and the exit code says so. Ctrl-C ends
+what is under way and keeps what there is; a second one leaves at once, and loses no step either.
+"""
+
+import asyncio
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from fulmen.agent import (
+    Archive,
+    Budget,
+    Means,
+    Mode,
+    Rules,
+    Run,
+    Setup,
+    Work,
+    check_protected,
+    run_settings,
+    system_prompt,
+)
+from fulmen.chat import ChatModel, Message, ModelError
+from fulmen.cli.agent_asking import TERMINATED, Asker, Interrupts, read_setup, rewind_asking
+from fulmen.cli.agent_view import EXIT_CODES, View, show_diff
+from fulmen.cli.lines import LineReader
+from fulmen.cli.options import in_seconds, parse_whole
+from fulmen.cli.progress import stderr
+from fulmen.llm import LLM, LocalModel, RemoteModel
+from fulmen.sampling import SamplingParams
+from fulmen.sandbox import SandboxError, SandboxUnavailableError
+from fulmen.sessions import Session
+from fulmen.units import parse_count
+
+R = TypeVar("R")
+
+_ALWAYS_SENT: Final = frozenset({"max_tokens", "tool_choice"})
+"""Sampling fields that an agent itself sets, sent to a server whatever flags were given"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """Flags of a run that is begun or gone on with; None where they say nothing."""
+
+    folder: Path
+    tools: str | None = None
+    mode: Mode | None = None
+    rules: Rules = field(default_factory=Rules)
+    budget: Budget = field(default_factory=Budget)
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    context: int | None = None
+    has_network: bool = False
+    writable: tuple[str, ...] = ()
+
+
+def merged(flags: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a run: those that it was begun with, and the flags over them."""
+    found = {**earlier, **{name: one for name, one in flags.items() if one not in (None, [], {})}}
+    for name in ("sampling", "engine"):
+        found[name] = {**(earlier.get(name) or {}), **(flags.get(name) or {})}
+    return found
+
+
+def read_wanted(settings: Mapping[str, Any], folder: Path) -> Wanted:
+    """Read what flags ask for. Raises ValueError before a model is loaded."""
+
+    def limit(name: str, read: Callable[[str], Any]) -> Any:
+        value = settings.get(name)
+        return None if value in (None, "none") else read(value)
+
+    limits: dict[str, Any] = {
+        "tokens": limit("max_tokens", parse_count),
+        "thinking_tokens": limit("thinking_tokens", parse_count),
+        "seconds": limit("max_seconds", in_seconds),
+    }
+    if settings.get("max_turns") is not None:
+        limits["turns"] = limit("max_turns", parse_whole)
+    try:
+        budget = Budget(**limits)
+    except ValueError as error:
+        raise ValueError(f"--max-{error}") from None
+    lists = [settings.get(name) or () for name in ("allow", "ask", "deny")]
+    writable = tuple(settings.get("writable") or ())
+    check_protected(writable)
+    return Wanted(
+        folder=folder,
+        tools=settings.get("tools"),
+        mode=settings.get("mode"),
+        rules=Rules.parse(lists[0], ask=lists[1], deny=lists[2]),
+        budget=budget,
+        sampling={
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in settings["sampling"].items()
+        },
+        context=limit("context", parse_count),
+        has_network=bool(settings.get("network")),
+        writable=writable,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """The model's side of a run: a model on this machine, or one at a URL."""
+
+    name: str
+    llm: LLM | None = None
+    remote: RemoteModel | None = None
+
+    def open(self) -> ChatModel:
+        """Return the model; in the event loop that it is used in."""
+        if self.llm is not None:
+            return LocalModel(self.llm)
+        assert self.remote is not None
+        return self.remote
+
+    def params(self, given: Mapping[str, Any]) -> SamplingParams:
+        """Return how answers are sampled; given are the fields whose flags were given."""
+        if self.llm is not None:
+            return replace(self.llm.defaults, **given)
+        assert self.remote is not None
+        self.remote.sends = frozenset(given) | _ALWAYS_SENT
+        return SamplingParams(**given)
+
+
+def begin(archive: Archive, wanted: Wanted, side: Side, setup: Setup, settings: Any) -> Run:
+    """Make the run that flags ask for."""
+    tools = wanted.tools or setup.config.tools or "coding"
+    text = system_prompt(tools, setup.text)
+    return archive.begin(
+        wanted.folder,
+        model=side.name,
+        tools=tools,
+        system=(Message("system", text),) if text else (),
+        has_session=side.llm is not None,
+        settings=run_settings(**settings),
+    )
+
+
+class Talk:
+    """A person, or a script, and the work on one run."""
+
+    def __init__(
+        self,
+        archive: Archive,
+        run: Run,
+        side: Side,
+        wanted: Wanted,
+        view: View,
+        *,
+        asks: bool,
+        is_new: bool,
+    ) -> None:
+        """is_new: the run is forgotten in the end if nothing was said in it"""
+        self.view = view
+        self.name = run.name
+        self._archive, self._side, self._wanted = archive, side, wanted
+        self._asks = asks
+        self._is_new = is_new
+        self._interrupts = Interrupts()
+        self._model: ChatModel | None = None
+        self._work: Work | None = None
+        self._task: asyncio.Task[Any] | None = None
+        """The work under way"""
+        self._asker = Asker(view, self._interrupts, asks=asks)
+        self._runner = asyncio.Runner()
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Take the run, and make model and sandbox ready."""
+        with self._runner, self._interrupts.installed():
+            self._interrupts.loop = self._runner.get_loop()
+            try:
+                self._runner.run(self._open())
+                yield
+            finally:
+                self._runner.run(self._close())
+                self._forget_if_empty()
+
+    async def _open(self) -> None:
+        if self._model is None:
+            self._model = self._side.open()
+        run = self._archive.runs.open(self.name)
+        info, wanted = run.info, self._wanted
+        seen_as = Path(info.seen_as)
+        setup = read_setup(Path(info.folder), seen_as=seen_as, asks=self._asks, view=self.view)
+        permissions = setup.permissions(seen_as=seen_as, mode=wanted.mode, rules=wanted.rules)
+        self._asker.remember = permissions.remember
+        context = wanted.context
+        if context is None and self._side.llm is not None:
+            context = self._side.llm.engine.max_model_len
+        means = Means(
+            permissions=permissions,
+            budget=wanted.budget,
+            params=self._side.params(wanted.sampling),
+            context=context,
+            has_network=wanted.has_network,
+            writable=wanted.writable,
+            environment=setup.config.environment,
+            approve=self._asker,
+            watcher=self.view,
+        )
+        work = Work(self._archive, self.name, self._model, means, open_session=self._open_session)
+        await work.__aenter__()
+        self._work = work
+        fields = {
+            "run": self.name,
+            "folder": info.folder,
+            "model": info.model,
+            "tools": info.tools,
+            "mode": permissions.mode,
+        }
+        self.view.begin(fields, work.trajectory)
+        for note in work.notes:
+            self.view.note(note)
+
+    async def _close(self, *, with_model: bool = True) -> None:
+        work, self._work = self._work, None
+        if work is not None:
+            await work.__aexit__()
+        if with_model and self._model is not None:
+            await self._model.close()  # type: ignore[attr-defined]
+
+    def _forget_if_empty(self) -> None:
+        trajectory = self._archive.runs.open(self.name).trajectory
+        if self._is_new and not trajectory.steps and not trajectory.said:
+            self._archive.remove(self.name, prunes=False)
+
+    def _open_session(self, name: str) -> Session:
+        assert self._side.llm is not None
+        assert self._archive.sessions is not None
+        loop, model = self._runner.get_loop(), self._model
+
+        def between(work: Callable[[], R], /) -> R:
+            assert isinstance(model, LocalModel)
+            call = asyncio.run_coroutine_threadsafe(model.call(work), loop)
+            result: R = call.result()
+            return result
+
+        return Session(
+            self._side.llm,
+            self._archive.sessions,
+            name,
+            model=self._side.name,
+            keep_thoughts=True,
+            between=between,
+        )
+
+    def say(self, words: str | None) -> int:
+        """Let the agent work on words, or go on; return the exit code for how that ended."""
+        work = self._work
+        assert work is not None
+        refused_before = self._asker.num_refused
+        with self._interrupts.interrupting(work):
+            try:
+                reason: str = self._runner.run(self._said(work, words))
+            except KeyboardInterrupt:
+                if self._task is not None:  # it would go on while all is closed
+                    self._task.cancel()
+                    self._runner.run(_ended(self._task))
+                raise
+            except (ModelError, SandboxError) as error:
+                self.view.note(str(error))
+                reason = "sandbox" if isinstance(error, SandboxUnavailableError) else "error"
+        num_refused = self._asker.num_refused - refused_before
+        code = EXIT_CODES[reason]
+        if reason == "done" and num_refused:
+            code = EXIT_CODES["refused"]
+        if self._interrupts.is_over:
+            code = TERMINATED
+        self.view.end(reason, code, work.trajectory, num_refused)
+        return code
+
+    async def _said(self, work: Work, words: str | None) -> str:
+        self._task = asyncio.current_task()
+        return await work.say(words)
+
+    def converse(self, words: str | None, reader: LineReader) -> int:
+        """Let the agent work on words, if there are any, then ask for the next ones, until the
+        person leaves; return the exit code of the last work."""
+        code = 0
+        while True:
+            try:
+                if words is not None and words.startswith("//"):
+                    words = words.removeprefix("/")
+                if words is not None:
+                    code = self.say(words)
+                words = self._next_words(reader)
+            except ValueError as error:
+                self.view.note(str(error))
+                words = None
+            except (EOFError, KeyboardInterrupt):
+                if self._work is None:
+                    raise
+                stderr.print()
+                break
+            if self._interrupts.is_over:
+                break
+        trajectory = self._archive.runs.open(self.name).trajectory
+        if trajectory.steps or trajectory.said:
+            told = f"fulmen agent --resume {self.name} goes on here"
+            stderr.print(told, style="dim", markup=False)
+        return code
+
+    def _next_words(self, reader: LineReader) -> str | None:
+        """Read the next words; None for a command, which is run, and for none. Raises EOFError
+        where the person leaves."""
+        text = reader.read().strip()
+        name, _, rest = text.partition(" ")
+        if not name.startswith("/") or name.startswith("//"):
+            return text or None
+        work = self._work
+        assert work is not None
+        match name:
+            case "/exit" | "/quit":
+                raise EOFError
+            case "/help":
+                stderr.print(HELP, markup=False, soft_wrap=True)
+            case "/diff":
+                total = len(work.trajectory.steps)
+                text = self._archive.diff(self.name, _step(rest or "0"), total)
+                show_diff(text or "nothing changed")
+            case "/rewind":
+                self._rewind(_step(rest))
+            case _:
+                raise ValueError(f"{name} is no command, /help lists them")
+        return None
+
+    def _rewind(self, num_steps: int) -> None:
+        """Go back to a step; the sandbox is begun anew, so that nothing in it holds files."""
+        self._runner.run(self._close(with_model=False))
+        try:
+            rewind_asking(self._archive, self.name, num_steps, asks=self._asks)
+        finally:
+            self._runner.run(self._open())
+
+
+HELP: Final = """\
+/diff [STEP]    show what changed since a step, 0 if omitted
+/rewind STEP    go back to the end of a step: files, conversation and the model's states
+/help           list the commands
+/exit           leave; so does Ctrl-D
+Ctrl-C ends what is under way and keeps what there is, a second one leaves."""
+
+
+async def _ended(task: asyncio.Task[Any]) -> None:
+    """Wait until a task that was cancelled has ended, however."""
+    await asyncio.wait([task])
+    if not task.cancelled():
+        task.exception()
+
+
+def _step(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise ValueError(f"{text[:40]!r} is no number of a step")
+    return int(text)
+
+
+def last_run(archive: Archive, folder: Path) -> str:
+    """Return the run in a folder that was used last. Raises ValueError if there is none."""
+    place = os.path.realpath(folder)
+    for name in archive.runs.names():
+        try:
+            if archive.runs.open(name).info.folder == place:
+                return name
+        except ValueError:
+            continue  # it cannot be read, `fulmen agent list` says why
+    raise ValueError(f"there is no run in {folder} yet, begin one with fulmen agent TASK")

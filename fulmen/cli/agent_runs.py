@@ -1,0 +1,367 @@
+"""Runs of an agent that are looked at, taken back, forked and forgotten: no model is needed."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fulmen.cli import completion
+from fulmen.cli.help import SESSION, Command, examples
+from fulmen.cli.options import JsonOption, open_store
+from fulmen.cli.output import harmless, print_json, print_table
+from fulmen.files import printable, shorten
+
+if TYPE_CHECKING:  # a command imports what it needs, so that help comes at once
+    from fulmen.agent import Archive, Run
+
+runs_app = typer.Typer()
+"""Commands of `fulmen agent` that need no model"""
+RunsOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Folder of all runs. Default: ~/.local/share/fulmen/agents.",
+        rich_help_panel=SESSION,
+    ),
+]
+RunArgument = Annotated[
+    str, typer.Argument(metavar="RUN", help="Name of the run.", autocompletion=completion.runs)
+]
+StepOption = Annotated[
+    int,
+    typer.Option(help="Number of steps to keep; fulmen agent show counts them.", min=0),
+]
+
+
+def open_archive(root: Path | None, store: Path | None, session_bytes: str = "20GiB") -> "Archive":
+    """Open the runs that --runs names, with the sessions that --store names."""
+    from fulmen.agent import Archive, default_runs
+
+    return Archive(root or default_runs(), open_store(store, session_bytes))
+
+
+def _of_run(root: Path | None, name: str) -> "tuple[Archive, Run]":
+    """Return a run, and the archive with the sessions that it has."""
+    found = open_archive(root, None).runs.open(name)
+    return open_archive(root, store_of(found.info.settings.get("store"))), found
+
+
+def store_of(text: Any) -> Path | None:
+    """Return the folder of sessions that a run's settings name; None for the default."""
+    return Path(text) if isinstance(text, str) else None
+
+
+@runs_app.command(
+    "list",
+    cls=Command,
+    epilog=examples(
+        "fulmen agent list",
+        {
+            "JSON": """
+a list of: run, folder, model, num_steps, end, parent, created (seconds since 1970), task; what
+cannot be read: run, problem
+"""
+        },
+    ),
+)
+def agent_list(runs: RunsOption = None, as_json: JsonOption = False) -> None:
+    """List all runs, the last used first."""
+    from rich.table import Table
+    from rich.text import Text
+
+    archive = open_archive(runs, None)
+    rows: list[dict[str, Any]] = []
+    for name in archive.runs.names():
+        try:
+            found = archive.runs.open(name)
+        except ValueError as error:
+            rows.append({"run": name, "problem": str(error)})
+            print(printable(str(error)), file=sys.stderr)
+            continue
+        rows.append(
+            {
+                "run": name,
+                "folder": found.info.folder,
+                "model": found.info.model,
+                "num_steps": len(found.trajectory.steps),
+                "end": found.trajectory.end,
+                "parent": found.info.parent,
+                "created": found.info.created,
+                "task": _task(found),
+            }
+        )
+    if as_json:
+        print_json(rows)
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("run", "steps", "end", "folder", "task"):
+        table.add_column(column, justify="right" if column == "steps" else "left", no_wrap=True)
+    for row in rows:
+        if "problem" in row:
+            table.add_row(row["run"], "", "cannot be read", "", "")
+            continue
+        end = row["end"] or "unfinished"
+        texts = (row["run"], str(row["num_steps"]), end, row["folder"], row["task"][:60])
+        table.add_row(*(Text(printable(text)) for text in texts))
+    print_table(table)
+
+
+def _task(found: "Run") -> str:
+    """Return what a run was asked first, on one line."""
+    steps = found.trajectory.steps
+    said = steps[0].said if steps else tuple(found.trajectory.said)
+    return " ".join(" ".join(one.content for one in said).split())
+
+
+@runs_app.command(
+    "show",
+    cls=Command,
+    epilog=examples(
+        """
+fulmen agent show RUN
+fulmen agent diff RUN 2 3                    what step 3 changed
+""",
+        {
+            "JSON": """
+run, folder, model, parent, num_inherited, end; steps: step, said, thinking, content, calls (name,
+arguments, text, is_error), snapshot; saved: number, snapshot
+"""
+        },
+    ),
+)
+def agent_show(name: RunArgument, runs: RunsOption = None, as_json: JsonOption = False) -> None:
+    """Print a run step by step."""
+    archive, found = _of_run(runs, name)
+    info, trajectory = found.info, found.trajectory
+    steps: list[dict[str, Any]] = []
+    for number, step in enumerate(trajectory.steps, 1):
+        made = step.answer.message.tool_calls
+        results = {one.call: one for one in step.results}
+        calls = [
+            {
+                "name": call.name,
+                "arguments": dict(call.arguments),
+                "text": results[at].text if at in results else None,
+                "is_error": results[at].is_error if at in results else None,
+            }
+            for at, call in enumerate(made)
+        ]
+        steps.append(
+            {
+                "step": number,
+                "said": [one.content for one in step.said],
+                "thinking": step.answer.message.thinking,
+                "content": step.answer.message.content,
+                "calls": calls,
+                "snapshot": trajectory.snapshot(number),
+            }
+        )
+    saved = [{"number": one.number, "snapshot": one.snapshot} for one in archive.asides(info)]
+    if as_json:
+        fields: dict[str, Any] = {"run": name, "folder": info.folder, "model": info.model}
+        fields["parent"] = info.parent
+        fields |= {"num_inherited": info.num_inherited, "end": trajectory.end}
+        print_json({**fields, "steps": steps, "saved": saved})
+        return
+    lines = [f"{name}: {info.model} in {info.folder}, {trajectory.end or 'unfinished'}"]
+    if info.parent is not None:
+        lines.append(f"forked from {info.parent} after step {info.num_inherited}")
+    for shown in steps:
+        lines.append(f"\n== step {shown['step']}")
+        lines += [f"-- user\n{text}" for text in shown["said"]]
+        if shown["thinking"]:
+            lines.append(f"-- thinking\n{shown['thinking'].strip()}")
+        if shown["content"]:
+            lines.append(f"-- answer\n{shown['content'].strip()}")
+        for call in shown["calls"]:
+            arguments = json.dumps(call["arguments"], ensure_ascii=False)
+            lines.append(f"-- {call['name']} {shorten(arguments, 2000)}")
+            lines.append("(no result yet)" if call["text"] is None else call["text"])
+    lines += [f"-- user, not answered yet\n{one.content}" for one in trajectory.said]
+    for one in saved:
+        lines.append(
+            f"\nfiles that were restored over are kept aside as {one['number']}: fulmen agent "
+            f"export {name} --saved {one['number']} --files FOLDER writes them"
+        )
+    print(harmless("\n".join(lines)))
+
+
+@runs_app.command(
+    "rewind",
+    cls=Command,
+    epilog=examples("""
+fulmen agent rewind RUN --step 3
+fulmen agent resume RUN                      ask the model again from there
+fulmen agent resume RUN "another way"        or say something else
+"""),
+)
+def agent_rewind(
+    name: RunArgument,
+    step: StepOption,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Overwrite files that were changed since the last step."),
+    ] = False,
+    runs: RunsOption = None,
+) -> None:
+    """Go back to the end of a step: files, conversation and the model's states.
+
+    Whatever changed the files since, a command, an edit or a deletion, is taken back. Before a
+    change is overwritten that a person made since the last step, it asks. All is kept aside first.
+    """
+    from fulmen.cli.agent_asking import rewind_asking
+
+    archive, _ = _of_run(runs, name)
+    asks = sys.stdin.isatty() and sys.stderr.isatty()
+    rewind_asking(archive, name, step, asks=asks, overwrite=force)
+
+
+@runs_app.command(
+    "fork",
+    cls=Command,
+    epilog=examples("""
+fulmen agent fork RUN --step 3               in a new folder beside the run's
+fulmen agent resume RUN-2 "another way"
+"""),
+)
+def agent_fork(
+    name: RunArgument,
+    new: Annotated[
+        str | None,
+        typer.Argument(metavar="NEW", help="Name of the new run. Default: RUN-2, or RUN-3 ..."),
+    ] = None,
+    step: Annotated[
+        int | None, typer.Option(help="Number of steps to keep. Default: all.", min=0)
+    ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="New folder for its files. Default: beside the run's folder."
+        ),
+    ] = None,
+    runs: RunsOption = None,
+) -> None:
+    """Begin another run from a step, with its files in a new folder.
+
+    All that the model read so far is shared, so nothing is read again. The new folder has no .git,
+    and nothing that is in no snapshot. Prints the name of the new run.
+    """
+    archive, found = _of_run(runs, name)
+    num_steps = len(found.trajectory.steps) if step is None else step
+    new = new or archive.free_name(name)
+    place = folder or Path(f"{found.info.folder}-{new}")
+    made = archive.fork(name, num_steps, place, new=new)
+    print(f"its files are in {printable(made.info.folder)}", file=sys.stderr)
+    print(made.name)
+
+
+@runs_app.command(
+    "diff",
+    cls=Command,
+    epilog=examples("""
+fulmen agent diff RUN                        all that the run changed
+fulmen agent diff RUN 2 3                    what step 3 changed
+fulmen agent diff RUN --stat                 names of files alone
+"""),
+)
+def agent_diff(
+    name: RunArgument,
+    first: Annotated[
+        int, typer.Argument(metavar="FROM", help="Step to begin after. Default: 0.", min=0)
+    ] = 0,
+    last: Annotated[
+        int | None, typer.Argument(metavar="TO", help="Last step. Default: the last one.", min=0)
+    ] = None,
+    stat: Annotated[bool, typer.Option("--stat", help="Name the files alone.")] = False,
+    runs: RunsOption = None,
+) -> None:
+    """Print what changed between two steps, as git does."""
+    archive, found = _of_run(runs, name)
+    last = len(found.trajectory.steps) if last is None else last
+    if stat:
+        for change in archive.changes(name, first, last):
+            lines = ""
+            if change.num_added is not None:
+                lines = f"  +{change.num_added} -{change.num_deleted}"
+            print(f"{change.kind:<8}{printable(change.path)}{lines}")
+        return
+    text = archive.diff(name, first, last)
+    if not sys.stdout.isatty():
+        sys.stdout.flush()
+        sys.stdout.buffer.write(text.encode(errors="surrogateescape"))
+        sys.stdout.buffer.flush()
+        return
+    from rich.console import Console
+
+    styles = {"+": "green", "-": "red", "@": "cyan", "d": "bold"}
+    console = Console(highlight=False, emoji=False)
+    for line in harmless(text).splitlines():
+        console.print(line, style=styles.get(line[:1]), markup=False, soft_wrap=True)
+
+
+@runs_app.command("rm", cls=Command, epilog=examples("fulmen agent rm RUN"))
+def agent_rm(
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN", help="Names of the runs.", autocompletion=completion.runs),
+    ],
+    runs: RunsOption = None,
+) -> None:
+    """Forget runs, with their snapshots and the model's states.
+
+    The folders that they worked in stay as they are, and so do forks.
+    """
+    for name in names:
+        archive, _ = _of_run(runs, name)
+        archive.remove(name)
+
+
+@runs_app.command(
+    "export",
+    cls=Command,
+    epilog=examples(
+        """
+fulmen agent export RUN > run.jsonl
+fulmen agent export RUN --files out --step 3  its files as after step 3
+""",
+        {
+            "JSON": """
+a line for the run (name, folder, model, tools, system), then one for each thing that happened:
+said, answer (message, sampled: ids, log-probabilities, which were forced), result, found,
+compacted, ended
+"""
+        },
+    ),
+)
+def agent_export(
+    name: RunArgument,
+    files: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Write files into this new folder instead."),
+    ] = None,
+    step: Annotated[
+        int | None, typer.Option(help="Step whose files are written. Default: the last.", min=0)
+    ] = None,
+    saved: Annotated[
+        int | None,
+        typer.Option(help="Number of files that were kept aside, which are written.", min=1),
+    ] = None,
+    runs: RunsOption = None,
+) -> None:
+    """Print a run as JSON lines, or write its files as they were after a step."""
+    archive, found = _of_run(runs, name)
+    if files is None:
+        for flag, value in (("--step", step), ("--saved", saved)):
+            if value is not None:
+                raise ValueError(f"{flag} is given, it needs --files")
+        for record in found.records():
+            print_json(record)
+    elif saved is not None:
+        if step is not None:
+            raise ValueError("--saved is given with --step, files are of one of them")
+        archive.export_aside(name, files, saved)
+    else:
+        total = len(found.trajectory.steps)
+        archive.export_files(name, files, num_steps=total if step is None else step)

@@ -1,0 +1,312 @@
+"""An agent's work as it is seen: by a person at a terminal, or by a script as JSON lines.
+
+What a model or a command wrote reaches a terminal without its control characters. The answer goes
+to stdout; thoughts, calls, results and diffs go to stderr.
+"""
+
+import sys
+from collections.abc import Mapping
+from typing import Any, Final, Protocol
+
+from fulmen.agent import EndReason, Trajectory, Verdict
+from fulmen.chat import ContentDelta, Event, ThinkingDelta, ToolCall
+from fulmen.cli.output import harmless, print_json
+from fulmen.cli.printer import Printer, new_printer
+from fulmen.cli.progress import stderr
+
+EXIT_CODES: Final[Mapping[EndReason | str, int]] = {
+    "done": 0,
+    "error": 1,
+    "refused": 3,
+    "turns": 4,
+    "tokens": 5,
+    "seconds": 6,
+    "loop": 7,
+    "context": 8,
+    "sandbox": 9,
+    "interrupted": 130,
+}
+"""Exit code for each way in which a run can end; `refused`: it is done, but something that asks for
+consent was refused because nobody could be asked; `sandbox`: there can be none here"""
+_SAID: Final[Mapping[EndReason, str]] = {
+    "turns": "stopped after as many answers as --max-turns allows",
+    "tokens": "stopped at the token limit",
+    "seconds": "stopped after the time that --max-seconds allows",
+    "loop": "stopped: the same calls came to the same results again and again",
+    "context": "stopped: the context is full, and a summary made no room",
+    "interrupted": "stopped",
+}
+_READ: Final = ("read", "grep", "glob")
+_MAX_SHOWN_LINES: Final = 12
+_MAX_DIFF_LINES: Final = 60
+_STYLES: Final = {"+": "green", "-": "red", "@": "cyan"}
+
+
+class View(Protocol):
+    """Somebody who sees the work on a run; `Watcher` of its agent."""
+
+    def begin(self, fields: Mapping[str, Any], trajectory: Trajectory) -> None:
+        """See that the run is gone on with; fields say what with."""
+
+    def note(self, text: str) -> None:
+        """See a sentence that is not the agent's."""
+
+    def event(self, event: Event) -> None:
+        """See a piece of an answer."""
+
+    def calling(self, call: ToolCall) -> None:
+        """See a call that begins."""
+
+    def refuse(self, call: ToolCall, verdict: Verdict) -> None:
+        """See a call that was refused because nobody could be asked."""
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        """See a record that was just kept."""
+
+    def end(self, reason: str, code: int, trajectory: Trajectory, refused: int) -> None:
+        """See that the work ended; refused: calls for which nobody could be asked."""
+
+
+class TerminalView:
+    """A view for people."""
+
+    def __init__(self, *, is_answer_last: bool, show_thinking: bool, plain: bool = False) -> None:
+        """is_answer_last: print only the last answer on stdout, in the end; else all of them, as
+        they come"""
+        self._is_answer_last = is_answer_last
+        self._show_thinking = show_thinking
+        self._plain = plain
+        self._is_thinking = False
+        self._printer: Printer | None = None
+        self._calls: tuple[ToolCall, ...] = ()
+
+    def begin(self, fields: Mapping[str, Any], trajectory: Trajectory) -> None:
+        """Show the name of the run, and what it runs with."""
+        if trajectory.steps:
+            self._calls = trajectory.steps[-1].answer.message.tool_calls
+            steps = f", {len(trajectory.steps)} steps so far"
+        else:
+            steps = ""
+        text = f"run {fields['run']}: {fields['model']} in {fields['folder']}, {fields['mode']}"
+        self._line(text + steps, "dim")
+
+    def note(self, text: str) -> None:
+        """Show a sentence."""
+        self._settle()
+        self._line(text, "yellow")
+
+    def event(self, event: Event) -> None:
+        """Show the thought dimmed, and the answer on stdout if all are printed as they come."""
+        if isinstance(event, ThinkingDelta):
+            if self._show_thinking:
+                self._is_thinking = True
+                shown = harmless(event.text)
+                stderr.print(shown, style="dim", end="", markup=False, soft_wrap=True)
+        elif isinstance(event, ContentDelta) and not self._is_answer_last:
+            if self._printer is None:
+                if not event.text.strip():
+                    return
+                self._settle()
+                self._printer = new_printer(plain=self._plain)
+            self._printer.write(event.text)
+
+    def calling(self, call: ToolCall) -> None:
+        """Show a call by its most telling argument."""
+        self._settle()
+        arguments = call.arguments
+        told = next((arguments[key] for key in _TELLING if key in arguments), "")
+        lines = harmless(str(told)).split("\n")
+        more = f"  (and {len(lines) - 3} more lines)" if len(lines) > 3 else ""
+        text = "\n    ".join(_cut(line, 160) for line in lines[:3])
+        self._line(f"{call.name}  {text}{more}", "bold")
+
+    def refuse(self, call: ToolCall, verdict: Verdict) -> None:
+        """Show why."""
+        self.note(f"refused, nobody can be asked: {verdict.reason}")
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        """Show results, and what else a person wants to know."""
+        match record["type"]:
+            case "answer":
+                self._answered(record)
+            case "result":
+                self._show_result(record)
+            case "compacted":
+                self._line(
+                    f"the first {record['num_steps']} steps gave way to a summary: about "
+                    f"{record['num_tokens_before']:,} tokens became {record['num_tokens_after']:,}",
+                    "yellow",
+                )
+            case "note":
+                self.note(record["text"])
+
+    def end(self, reason: str, code: int, trajectory: Trajectory, refused: int) -> None:
+        """Print the last answer if it was not, and say how the run ended."""
+        self._settle()
+        reply = trajectory.reply
+        if self._is_answer_last and reply is not None and not reply.tool_calls and reply.content:
+            printer = new_printer(plain=self._plain)
+            printer.write(reply.content.strip("\n"))
+            printer.close()
+        if reason in _SAID:
+            self._line(f"({_SAID[reason]})", "dim")  # type: ignore[index]
+
+    def _answered(self, record: Mapping[str, Any]) -> None:
+        self._settle()
+        message = record["message"]
+        calls = message.get("tool_calls") or ()
+        self._calls = tuple(
+            ToolCall(one["function"]["name"], one["function"]["arguments"]) for one in calls
+        )
+        if self._is_answer_last and calls and str(message.get("content") or "").strip():
+            self._line(str(message["content"]).strip(), None)
+
+    def _show_result(self, record: Mapping[str, Any]) -> None:
+        self._settle()
+        name = self._calls[record["call"]].name if record["call"] < len(self._calls) else ""
+        details, text = record["details"], str(record["text"])
+        if details.get("diff") and not record["is_error"]:
+            show_diff(details["diff"])
+        elif details.get("todo"):
+            for item in details["todo"]:
+                mark = {"done": "x", "doing": ">"}.get(item["state"], " ")
+                self._line(f"    [{mark}] {item['text']}", "dim")
+        elif name in _READ and not record["is_error"]:
+            self._line(f"    {len(text.splitlines())} lines", "dim")
+        else:
+            self._show_lines(text, "red" if record["is_error"] else "dim")
+
+    def _show_lines(self, text: str, style: str) -> None:
+        lines = harmless(text).split("\n")
+        half = _MAX_SHOWN_LINES // 2
+        if len(lines) > _MAX_SHOWN_LINES:
+            left = len(lines) - 2 * half
+            lines = [*lines[:half], f"... {left:,} more lines ...", *lines[-half:]]
+        for line in lines:
+            self._line(f"    {_cut(line, 400)}", style)
+
+    def _settle(self) -> None:
+        """End the line of a thought, and the block of an answer."""
+        if self._is_thinking:
+            stderr.print()
+            self._is_thinking = False
+        if self._printer is not None:
+            self._printer.close()
+            self._printer = None
+
+    def _line(self, text: str, style: str | None) -> None:
+        stderr.print(harmless(text), style=style, markup=False, soft_wrap=True)
+
+
+_TELLING: Final = ("command", "path", "pattern", "job")
+"""Arguments by which a person knows a call"""
+
+
+class JsonView:
+    """A view for scripts: one JSON object a line on stdout, see docs/agents.md."""
+
+    def __init__(self) -> None:
+        self._num_steps = 0
+        self._calls: tuple[Mapping[str, Any], ...] = ()
+
+    def begin(self, fields: Mapping[str, Any], trajectory: Trajectory) -> None:
+        """Print what the run goes on with."""
+        self._num_steps = len(trajectory.steps)
+        if trajectory.steps:
+            calls = trajectory.steps[-1].answer.message.tool_calls
+            self._calls = tuple({"name": one.name, "arguments": one.arguments} for one in calls)
+        self._print("run.started", **fields, num_steps=self._num_steps)
+
+    def note(self, text: str) -> None:
+        """Print a sentence."""
+        self._print("note", text=text)
+
+    def event(self, event: Event) -> None:
+        """Print nothing: answers are printed whole."""
+
+    def calling(self, call: ToolCall) -> None:
+        """Print a call that begins."""
+        fields = {"name": call.name, "arguments": call.arguments}
+        self._print("call", step=self._num_steps, id=call.id, **fields)
+
+    def refuse(self, call: ToolCall, verdict: Verdict) -> None:
+        """Print why a call was refused."""
+        fields = {"name": call.name, "arguments": call.arguments, "reason": verdict.reason}
+        rules = sorted(map(str, verdict.rules))
+        self._print("refused", step=self._num_steps, id=call.id, **fields, rules=rules)
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        """Print a record in the words of the format."""
+        match record["type"]:
+            case "said":
+                for message in record["messages"]:
+                    self._print("user", text=message["content"])
+            case "answer":
+                self._print_answer(record)
+            case "result":
+                call = self._calls[record["call"]]
+                fields = {key: record[key] for key in _RESULT}
+                self._print(
+                    "result", step=self._num_steps, id=call.get("id"), name=call["name"], **fields
+                )
+            case "compacted":
+                self._print("compacted", **{key: record[key] for key in _COMPACTED})
+            case "note":
+                self._print("note", text=record["text"])
+
+    def end(self, reason: str, code: int, trajectory: Trajectory, refused: int) -> None:
+        """Print how it ended, with the last answer and the tokens of all steps."""
+        answers = [step.answer for step in trajectory.steps]
+        reply = trajectory.reply
+        is_last = reply is not None and not reply.tool_calls
+        self._print(
+            "run.ended",
+            reason=reason,
+            exit_code=code,
+            answer=reply.content if reply is not None and is_last else None,
+            num_steps=len(answers),
+            num_refused=refused,
+            usage={name: sum(getattr(one, f"num_{name}") for one in answers) for name in _USAGE},
+        )
+
+    def _print_answer(self, record: Mapping[str, Any]) -> None:
+        message = record["message"]
+        self._num_steps += 1
+        self._calls = tuple(
+            {"id": one.get("id"), **one["function"]} for one in message.get("tool_calls") or ()
+        )
+        self._print(
+            "answer",
+            step=self._num_steps,
+            thinking=message.get("reasoning_content") or message.get("thinking"),
+            content=message.get("content"),
+            tool_calls=list(self._calls),
+            finish_reason=record["finish_reason"],
+            seconds=round(record["seconds"], 3),
+            usage={name: record[f"num_{name}"] for name in _USAGE},
+        )
+
+    def _print(self, type: str, **fields: Any) -> None:
+        print_json({"type": type, **fields})
+        sys.stdout.flush()
+
+
+_RESULT: Final = ("text", "is_error", "seconds", "snapshot", "details")
+_COMPACTED: Final = ("num_steps", "text", "num_tokens_before", "num_tokens_after")
+_USAGE: Final = ("prompt_tokens", "cached_tokens", "new_tokens", "thinking_tokens")
+
+
+def _cut(line: str, limit: int) -> str:
+    """Return a line as a terminal shows it, cut to a length."""
+    line = line.expandtabs(4)
+    return line if len(line) <= limit else f"{line[:limit]}..."
+
+
+def show_diff(text: str) -> None:
+    """Show a diff in colours on stderr, its first lines."""
+    lines = harmless(text).rstrip("\n").split("\n")
+    for line in lines[:_MAX_DIFF_LINES]:
+        style = "bold" if line.startswith(("+++", "---")) else _STYLES.get(line[:1], "dim")
+        stderr.print(f"    {_cut(line, 400)}", style=style, markup=False, soft_wrap=True)
+    if len(lines) > _MAX_DIFF_LINES:
+        stderr.print(f"    ... {len(lines) - _MAX_DIFF_LINES:,} more lines", style="dim")
