@@ -14,7 +14,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Self
@@ -152,16 +152,20 @@ class Runs:
         path = self.root / check_name(info.name)
         path.mkdir(parents=True, exist_ok=True)
         lock = _locked(path / "lock")
-        if lock is None or (path / "run.json").exists():
-            raise ValueError(f"there is a run {info.name} already")
-        with lock, (path / "log.jsonl").open("wb") as log:
+        with lock or nullcontext():
+            if lock is None or (path / "run.json").exists():
+                raise ValueError(f"there is a run {info.name} already")
+            self._write(path, info, records)
+        return self.open(info.name)
+
+    def _write(self, path: Path, info: RunInfo, records: Iterable[Mapping[str, Any]]) -> None:
+        with (path / "log.jsonl").open("wb") as log:
             log.writelines(map(_line, records))
             log.flush()
             os.fsync(log.fileno())
-            # From here on there is such a run: a crash before leaves none.
-            text = json.dumps(_written(info), indent=1, ensure_ascii=False)
-            write_text(path / "run.json", text + "\n")
-        return self.open(info.name)
+        # From here on there is such a run: a crash before leaves none.
+        text = json.dumps(_written(info), indent=1, ensure_ascii=False)
+        write_text(path / "run.json", text + "\n")
 
     def open(self, name: str) -> Run:
         """Read a run. Raises ValueError if there is none, or it cannot be read."""

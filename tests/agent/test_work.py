@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 
 from fulmen.agent import Archive, Budget, ChangedSince, Rules, Work
 from fulmen.agent.compaction import REQUEST
-from fulmen.chat import ChatRequest, Message, complete, read_messages
+from fulmen.chat import ChatRequest, Message, Prompt, complete, read_messages
 from fulmen.llm import LLM, LocalModel
 from fulmen.sampling import SamplingParams
 from fulmen.sessions import SessionStore
@@ -34,13 +35,17 @@ from tests.agent.working import (
     m2_calls,
     says,
     scripted,
+    skip_without_sandbox,
     work_of,
 )
 from tests.examples import examples
-from tests.sandbox.helpers import needs_sandbox
 from tests.tiny import write_checkpoint
 
-pytestmark = needs_sandbox
+
+@pytest.fixture(autouse=True, scope="module")
+def _sandbox() -> None:
+    skip_without_sandbox()
+
 
 COMMANDS = (
     ("echo one >> log; mkdir -p a/b; echo 1 > a/b/one",),
@@ -52,9 +57,9 @@ COMMANDS = (
 GREEDY = SamplingParams(temperature=0.0, max_tokens=1)
 
 
-def script_of(kind: str) -> list[str]:
+def script_of(kind: str, tool: str = "bash") -> list[str]:
     """Return what a model says in turn."""
-    return [*(bash(kind, *commands) for commands in COMMANDS), says(kind, "Done.")]
+    return [*(bash(kind, *commands, tool=tool) for commands in COMMANDS), says(kind, "Done.")]
 
 
 def run(work: Any, seconds: float = 60) -> Any:
@@ -84,139 +89,122 @@ async def said(work: Work, words: str | None = None) -> str:
 # ---- time: every step comes back ----------------------------------------------------------------
 
 
-@dataclass
-class Straight:
-    """A run that nothing happened to: what all others are compared with."""
+class World:
+    """A run with all that was ever so in it: the truth that going back is compared with."""
 
-    archive: Archive
-    folder: Path
-    checkpoint: Path
-    kind: str
-    files: list[Any]
-    """Content of the folder after so many steps"""
-    messages: list[list[Message]]
-    prompts: list[tuple[int, ...]]
-    """Ids of the prompt for each answer"""
-    tokens: list[int]
-    """Likeliest id after each prompt, of an engine that knows nothing yet"""
+    def __init__(self, root: Path, kind: str) -> None:
+        self.kind, self.name, self.folder = kind, "run", root / "folder"
+        self.checkpoint = write_checkpoint(root / kind, kind, max_position_embeddings=16384)
+        self.folder.mkdir()
+        (self.folder / "kept").write_text("as it was\n")
+        self.archive = Archive(root / "runs", SessionStore(root / "sessions"))
+        begun(self.archive, self.folder, name="run", tools="minimal", has_session=True)
+        self.files: dict[int, Any] = {}
+        """Content of the folder after so many steps"""
+        self.requests: dict[int, ChatRequest] = {}
+        """Request for the answer after so many steps"""
+        self.tokens: dict[tuple[int, ...], int] = {}
+        """Likeliest id after a prompt, of an engine that knows nothing yet"""
+
+    def event(self, event: Any) -> None:
+        """See nothing."""
+
+    def calling(self, call: Any) -> None:
+        """See nothing."""
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        """Look at the folder between two steps."""
+        if record["type"] == "answer":
+            self.files[self.num_steps() - 1] = content(self.folder)
+
+    def num_steps(self) -> int:
+        """Return how many steps there are."""
+        return len(self.archive.runs.open(self.name).trajectory.steps)
+
+    def token(self, ids: tuple[int, ...]) -> int:
+        """Return the likeliest id after a prompt."""
+        if ids not in self.tokens:
+            fresh = LLM.load(str(self.checkpoint))
+            completion = fresh.chat(ChatRequest(prompt=Prompt(ids), params=GREEDY))
+            self.tokens[ids] = completion.tokens[0].token_id
+        return self.tokens[ids]
+
+    async def go_on(self, local: Local, words: str | None, most: int) -> list[ChatRequest]:
+        """Let the agent work until it has so many steps; return what the model was asked."""
+        noting = local.forced([by_place(script_of(self.kind, "run"))] * 9)
+        before = self.num_steps()
+        work = work_of(
+            self.archive,
+            self.name,
+            noting,
+            open_session=local.open_session,
+            budget=Budget(turns=most),
+            watcher=self,
+        )
+        assert await said(work, words) in ("turns", "done")
+        self.files[self.num_steps()] = content(self.folder)
+        self.requests |= dict(enumerate(noting.requests, before))
+        return noting.requests
+
+    def check(self, number: int) -> None:
+        """Compare everything after a step with what was so then."""
+        assert content(self.folder) == self.files[number]
+        trajectory = self.archive.runs.open(self.name).trajectory
+        assert len(trajectory.steps) == number
+        if number in self.requests:
+            assert trajectory.messages == read_messages(self.requests[number].messages)
 
 
-async def straight_run(root: Path, kind: str) -> Straight:
-    """Play the script to its end, step by step."""
-    checkpoint = write_checkpoint(root / kind, kind, max_position_embeddings=16384)
-    folder = root / "folder"
-    folder.mkdir()
-    (folder / "kept").write_text("as it was\n")
-    store = SessionStore(root / "sessions")
-    archive = Archive(root / "runs", store)
-    begun(archive, folder, name="run", has_session=True)
-    straight = Straight(archive, folder, checkpoint, kind, [content(folder)], [], [], [])
-    llm = LLM.load(str(checkpoint))
-    async with LocalModel(llm) as model:
-        local = Local(llm, store, model)
-        noting = local.forced([by_place(script_of(kind))] * 99)
-        for number in range(len(COMMANDS) + 1):
-            work = work_of(
-                archive,
-                "run",
-                noting,
-                open_session=local.open_session,
-                budget=Budget(turns=number + 1),
-            )
-            async with work:
-                await work.say(TASK if number == 0 else None)
-            straight.files.append(content(folder))
-            straight.messages.append(read_messages(noting.requests[-1].messages))
-    for request in noting.requests:
-        assert request.prompt is not None
-        straight.prompts.append(tuple(request.prompt.ids))
-    for place in range(len(noting.requests)):
-        fresh = LLM.load(str(checkpoint))
-        prompt = noting.requests[place].prompt
-        completion = fresh.chat(ChatRequest(prompt=prompt, params=GREEDY))
-        straight.tokens.append(completion.tokens[0].token_id)
-    return straight
+async def walk(world: World, draw: random.Random, num_rewinds: int) -> None:
+    """Go back to random steps, by rewinding or in a fork, and on from there."""
+    archive = world.archive
+    total = len(COMMANDS) + 1
+    async with LocalModel(LLM.load(str(world.checkpoint))) as model:
+        assert archive.sessions is not None
+        local = Local(model.llm, archive.sessions, model)
+        if not world.num_steps():
+            await world.go_on(local, TASK, total)
+        for _ in range(num_rewinds):
+            number = draw.randint(0, world.num_steps())
+            if draw.random() < 0.2:
+                place = Path(mkdtemp(dir=archive.runs.root.parent)) / "fork"
+                made = archive.fork(world.name, number, place)
+                archive.remove(world.name)
+                world.name, world.folder = made.name, place
+            else:
+                archive.rewind(world.name, number)
+            world.check(number)
+            if number == total:
+                continue
+            known = world.requests.get(number)
+            asked = await world.go_on(local, None, draw.randint(number + 1, total))
+            assert asked[0].prompt is not None
+            assert known is not None
+            assert asked[0].prompt == known.prompt
+            ids = tuple(asked[0].prompt.ids)
+            token = await complete(model, ChatRequest(prompt=asked[0].prompt, params=GREEDY))
+            assert token.tokens[0].token_id == world.token(ids)
+            step = archive.runs.open(world.name).trajectory.steps[number]
+            assert step.answer.sampled is not None
+            assert step.answer.sampled.prompt_ids == ids
+            if number:  # a fork, or an earlier step, is found in the cache
+                assert step.answer.num_cached_tokens >= len(ids) // 2
 
 
 @pytest.fixture(scope="module", params=["m1", "m2"])
-def straight(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Straight:
-    return run(straight_run(tmp_path_factory.mktemp("straight"), request.param), 300)
-
-
-async def walk(straight: Straight, draw: random.Random, num_rewinds: int) -> None:
-    """Go back to random steps, by rewinding or in a fork, and on from there."""
-    archive, kind = straight.archive, straight.kind
-    name, folder = "run", straight.folder
-    llm = LLM.load(str(straight.checkpoint))
-    async with LocalModel(llm) as model:
-        assert archive.sessions is not None
-        local = Local(llm, archive.sessions, model)
-        for _ in range(num_rewinds):
-            total = len(archive.runs.open(name).trajectory.steps)
-            number = draw.randint(0, total)
-            if draw.random() < 0.2:
-                place = straight.folder.with_name(f"fork-{draw.getrandbits(40)}")
-                made = archive.fork(name, number, place)
-                if name != "run":
-                    archive.remove(name)
-                name, folder = made.name, place
-            else:
-                archive.rewind(name, number)
-            assert content(folder) == straight.files[number]
-            trajectory = archive.runs.open(name).trajectory
-            assert len(trajectory.steps) == number
-            if number < len(straight.messages):
-                assert trajectory.messages == straight.messages[number]
-            if number == len(straight.prompts):
-                continue
-            noting = local.forced([by_place(script_of(kind))] * 9)
-            budget = Budget(turns=draw.randint(number, len(straight.prompts)))
-            if budget.turns == number:
-                budget = Budget(turns=number + 1)
-            work = work_of(archive, name, noting, open_session=local.open_session, budget=budget)
-            assert await said(work) in ("turns", "done")
-            first = noting.requests[0].prompt
-            assert first is not None
-            assert tuple(first.ids) == straight.prompts[number]
-            steps = archive.runs.open(name).trajectory.steps
-            assert content(folder) == straight.files[len(steps)]
-            if number:  # all but the last chunk was in the session
-                assert steps[number].answer.num_cached_tokens >= len(straight.prompts[number]) // 2
-            token = await complete(model, ChatRequest(prompt=first, params=GREEDY))
-            assert token.tokens[0].token_id == straight.tokens[number]
-        if name != "run":
-            archive.remove(name)
+def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("world"), request.param)
 
 
 @given(seed=st.integers(0, 10**6))
 @settings(max_examples=examples(5), deadline=None)
-def test_gone_back_to_any_step_all_is_as_it_was(straight: Straight, seed: int) -> None:
-    restore_straight(straight)
-    run(walk(straight, random.Random(seed), 2), 120)
+def test_gone_back_to_any_step_all_is_as_it_was(world: World, seed: int) -> None:
+    run(walk(world, random.Random(seed), 2), 120)
 
 
 @pytest.mark.slow
-def test_gone_back_a_thousand_times_all_is_as_it_was(straight: Straight) -> None:
-    restore_straight(straight)
-    run(walk(straight, random.Random(17), 1000), 3600)
-
-
-def restore_straight(straight: Straight) -> None:
-    """Bring the run to its end again, with steps that the walks before may have left out."""
-
-    async def work() -> None:
-        total = len(straight.archive.runs.open("run").trajectory.steps)
-        if total == len(straight.prompts):
-            return
-        llm = LLM.load(str(straight.checkpoint))
-        async with LocalModel(llm) as model:
-            assert straight.archive.sessions is not None
-            local = Local(llm, straight.archive.sessions, model)
-            noting = local.forced([by_place(script_of(straight.kind))] * 9)
-            work = work_of(straight.archive, "run", noting, open_session=local.open_session)
-            assert await said(work) == "done"
-
-    run(work(), 120)
+def test_gone_back_a_thousand_times_all_is_as_it_was(world: World) -> None:
+    run(walk(world, random.Random(17), 1000), 3600)
 
 
 def test_a_summary_is_gone_back_behind_and_the_prompt_is_that_of_before(

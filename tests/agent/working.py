@@ -7,12 +7,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from fulmen.agent import Archive, Means, Permissions, Rules, Run, Work, system_prompt
 from fulmen.chat import AnswerStream, ChatModel, ChatRequest, Message, get_format, read_messages
 from fulmen.llm import LLM, ForcedModel, LocalModel, ScriptedModel
+from fulmen.sandbox import PROTECTED
 from fulmen.sessions import Session, SessionStore
+from tests.sandbox.helpers import why_there_is_no_sandbox
 
 TASK = "Do it."
+
+
+def skip_without_sandbox() -> None:
+    """Skip a test where this machine can have no sandbox."""
+    reason = why_there_is_no_sandbox()
+    if reason:
+        pytest.skip(reason)
 
 
 def m2_calls(*calls: tuple[str, dict[str, Any]], thought: str = "Hm.") -> str:
@@ -36,9 +47,9 @@ def m1_calls(*calls: tuple[str, dict[str, Any]], thought: str = "Hm.") -> str:
     return f"<think>\n{thought}\n</think>\n\n<tool_calls>\n{lines}\n</tool_calls>"
 
 
-def bash(kind: str, *commands: str) -> str:
+def bash(kind: str, *commands: str, tool: str = "bash") -> str:
     """Return an answer that runs commands."""
-    made = [("bash", {"command": command}) for command in commands]
+    made = [(tool, {"command": command}) for command in commands]
     return m2_calls(*made) if kind == "m2" else m1_calls(*made)
 
 
@@ -72,9 +83,12 @@ class Noting:
 
 
 def content(folder: Path) -> dict[str, tuple[int, bytes | str]]:
-    """Return everything in a folder: permissions, and bytes or target of a link."""
+    """Return everything in a folder: permissions, and bytes or target of a link. What an open
+    sandbox puts there is left out."""
     found: dict[str, tuple[int, bytes | str]] = {}
     for path in sorted(folder.rglob("*")):
+        if path.is_dir() and path.name in PROTECTED and path.lstat().st_mtime == 0:
+            continue
         name, mode = path.relative_to(folder).as_posix(), path.lstat().st_mode
         if path.is_symlink():
             found[name] = (mode, os.readlink(path))

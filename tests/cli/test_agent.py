@@ -19,13 +19,18 @@ from fulmen.agent import Archive, default_runs
 from fulmen.chat import ChatRequest, read_messages
 from fulmen.cli import main
 from fulmen.cli.agent_view import EXIT_CODES
-from tests.agent.working import bash, by_place, content, m1_calls, m2_calls, says
+from tests.agent.working import (
+    bash,
+    by_place,
+    content,
+    m1_calls,
+    m2_calls,
+    says,
+    skip_without_sandbox,
+)
 from tests.cli.test_cli import assert_refused, called
-from tests.sandbox.helpers import needs_sandbox
 from tests.server.helpers import scripted, served, served_checkpoint
 from tests.tiny import write_checkpoint
-
-pytestmark = needs_sandbox
 
 ADD = "def add(a, b):\n    return a - b\n"
 TEST = "from add import add\n\nassert add(2, 3) == 5\n"
@@ -36,6 +41,7 @@ def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("DATA", "CONFIG", "STATE"):
         monkeypatch.setenv(f"XDG_{name}_HOME", str(tmp_path / name.lower()))
     monkeypatch.delenv("FULMEN_API_KEY", raising=False)
+    skip_without_sandbox()
 
 
 @pytest.fixture
