@@ -44,6 +44,9 @@ class Compactor:
         """
         if not trajectory.steps:
             return 0
+        made = trajectory.compactions[-1:]
+        if made and made[0].num_seen == len(trajectory.steps):  # no prompt was counted since
+            return made[0].num_tokens_after + sum(len(one.content) for one in trajectory.said) // 4
         last = trajectory.steps[-1]
         since = [result.text for result in last.results] + [one.content for one in trajectory.said]
         known = last.answer.num_prompt_tokens + last.answer.num_new_tokens
@@ -61,7 +64,8 @@ class Compactor:
         text = _HEAD + text.strip()
         left = [one for step in trajectory.steps[num_steps:] for one in step.messages]
         left += [*trajectory.system, *trajectory.steps[0].said, *trajectory.said]
-        num_after = sum(_characters(one) for one in left) // 4 + len(text) // 4
+        characters = sum(map(_characters, trajectory.messages))
+        num_after = num_before * (sum(map(_characters, left)) + len(text)) // max(characters, 1)
         if text == _HEAD or num_after > _WORTH * num_before:
             return None
         return Compaction(num_steps, len(trajectory.steps), text, num_before, num_after)

@@ -165,6 +165,9 @@ class Work:
         """
         agent = self._agent
         assert agent is not None, "it is not open"
+        if words is None and self._is_answered():
+            self.run.append({"type": "ended", "reason": "done"})
+            return "done"
         if words is None:
             self._take_back_what_was_cut()
         elif self.trajectory.steps:
@@ -181,16 +184,23 @@ class Work:
         if self._agent is not None:
             self._agent.interrupt()
 
-    def _take_back_what_was_cut(self) -> None:
-        """Take back an answer that was cut off, so that it is asked for again."""
+    def _is_answered(self) -> bool:
+        """Return whether only the word that it is done was lost. Raises ValueError if that is not
+        lost either, and nobody said anything since."""
         steps, said = self.trajectory.steps, self.trajectory.said
         if not steps and not said:
             raise ValueError(f"run {self.run.name} has no task yet, say what to do")
-        if not steps or said or steps[-1].answer.message.tool_calls:
-            return
-        if steps[-1].answer.finish_reason == "stop":
+        if said or steps[-1].answer.message.tool_calls:
+            return False
+        if self.trajectory.end == "done":
             raise ValueError(f"run {self.run.name} is done, say what to do next")
-        self.run.append({"type": "rewound", "num_steps": len(steps) - 1})
+        return steps[-1].answer.finish_reason == "stop"
+
+    def _take_back_what_was_cut(self) -> None:
+        """Take back an answer that was cut off, so that it is asked for again."""
+        steps = self.trajectory.steps
+        if steps and not self.trajectory.said and not steps[-1].answer.message.tool_calls:
+            self.run.append({"type": "rewound", "num_steps": len(steps) - 1})
 
     # ---- the model's side ----------------------------------------------------------------------
 
