@@ -11,7 +11,7 @@ from typing import Any
 
 
 @contextmanager
-def bounded(*, seconds: float = 4.0, megabytes: float = 120.0) -> Iterator[None]:
+def bounded(*, seconds: float = 15.0, megabytes: float = 120.0) -> Iterator[None]:
     """Fail if the block takes longer (of this process's own time) or more of Python's memory.
 
     The seconds allow for a slow machine and for the tracing itself, which makes Python three

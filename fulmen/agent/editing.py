@@ -47,7 +47,7 @@ def _lines_of(text: str, part: str) -> list[int]:
 
 def _nearest(text: str, old: str) -> str:
     """Say which lines of a text are most like old."""
-    lines, wanted = text.splitlines()[:_MAX_COMPARED], old.splitlines()
+    lines, wanted = _lines(text)[:_MAX_COMPARED], _lines(old)
     if not lines or not wanted:
         return ", which is empty" if not lines else ""
     stripped, sought = ([line.strip() for line in part] for part in (lines, wanted))
@@ -61,6 +61,10 @@ def _nearest(text: str, old: str) -> str:
         return "; nothing like it is there, read the file first"
     first = max(0, stripped.index(found[0]) - sought.index(max(sought, key=len)))
     return _shown(lines, first, len(wanted), "nearest")
+
+
+def _lines(text: str) -> list[str]:
+    return text.removesuffix("\n").split("\n") if text else []
 
 
 def _shown(lines: list[str], first: int, count: int, why: str) -> str:

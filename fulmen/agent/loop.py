@@ -181,6 +181,8 @@ class Agent:
         answer = Answer.of(completion, seconds=time.monotonic() - begin)
         await self.memory.keep(messages, completion, self.hands.tools)
         self._happen(answer_record(answer))
+        # A record has no ids on its message; a prompt after a summary needs them there.
+        self.trajectory.steps[-1] = replace(self.trajectory.steps[-1], answer=answer)
         return answer
 
     async def _act(self) -> None:

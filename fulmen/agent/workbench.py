@@ -9,6 +9,7 @@ only a sandbox that fails itself ends the run.
 
 import asyncio
 import difflib
+import io
 import os
 import re
 import time
@@ -375,7 +376,7 @@ def _short(line: str, limit: int = _MAX_LINE_CHARACTERS) -> str:
 
 
 def _diff(path: str, before: str, after: str) -> str:
-    old, new = before.splitlines(keepends=True), after.splitlines(keepends=True)
+    old, new = (list(io.StringIO(text, newline="\n")) for text in (before, after))
     if len(old) + len(new) > _MAX_COMPARED:
         return ""
     text = "".join(

@@ -35,7 +35,7 @@ from fulmen.cli.options import in_seconds, parse_whole
 from fulmen.cli.progress import stderr
 from fulmen.llm import LLM, LocalModel, RemoteModel
 from fulmen.sampling import SamplingParams
-from fulmen.sandbox import SandboxError, SandboxUnavailableError
+from fulmen.sandbox import SandboxError
 from fulmen.sessions import Session
 from fulmen.units import parse_count
 
@@ -265,9 +265,11 @@ class Talk:
                     self._task.cancel()
                     self._runner.run(_ended(self._task))
                 raise
-            except (ModelError, SandboxError) as error:
+            except ModelError:  # the view has its note
+                reason = "error"
+            except SandboxError as error:
                 self.view.note(str(error))
-                reason = "sandbox" if isinstance(error, SandboxUnavailableError) else "error"
+                reason = "sandbox"
         num_refused = self._asker.num_refused - refused_before
         code = EXIT_CODES[reason]
         if reason == "done" and num_refused:

@@ -10,7 +10,7 @@ import typer
 from fulmen.cli import completion
 from fulmen.cli.help import SESSION, Command, examples
 from fulmen.cli.options import JsonOption, open_store
-from fulmen.cli.output import harmless, print_json, print_table
+from fulmen.cli.output import harmless, print_json, print_table, write_bytes
 from fulmen.files import printable, shorten
 
 if TYPE_CHECKING:  # a command imports what it needs, so that help comes at once
@@ -289,9 +289,7 @@ def agent_diff(
         return
     text = archive.diff(name, first, last)
     if not sys.stdout.isatty():
-        sys.stdout.flush()
-        sys.stdout.buffer.write(text.encode(errors="surrogateescape"))
-        sys.stdout.buffer.flush()
+        write_bytes(text.encode(errors="surrogateescape"))
         return
     from rich.console import Console
 

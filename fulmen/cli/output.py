@@ -38,6 +38,16 @@ def print_json(value: Any, indent: int | None = None) -> None:
     print(text)
 
 
+def write_bytes(content: bytes) -> None:
+    """Write bytes to stdout as they are; as text where it takes nothing else."""
+    sys.stdout.flush()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.buffer.write(content)
+        sys.stdout.buffer.flush()
+    else:
+        sys.stdout.write(content.decode(errors="backslashreplace"))
+
+
 def print_table(renderable: object) -> None:
     """Print a table on stdout: as wide as the terminal, or as it needs to be into a file."""
     from rich.console import Console

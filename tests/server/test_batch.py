@@ -45,7 +45,7 @@ def write(path: Path, lines: Sequence[Any]) -> Path:
 def read(path: Path) -> list[Any]:
     text = path.read_text()
     assert not text or text.endswith("\n")
-    return [json.loads(line) for line in text.splitlines()]
+    return [json.loads(line) for line in text.split("\n")[:-1]]
 
 
 def model(**options: Any) -> ScriptedModel:

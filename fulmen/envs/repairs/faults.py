@@ -5,6 +5,7 @@ it was written. Formatted strings are passed over: before Python 3.12 nobody say
 """
 
 import ast
+import io
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ class _Finder:
     def __init__(self, source: str) -> None:
         self._source = source
         self._starts = [0]
-        for line in source.splitlines(keepends=True):
+        for line in io.StringIO(source, newline=""):  # a form feed ends no line of Python
             self._starts.append(self._starts[-1] + len(line))
 
     def faults(self, node: ast.AST) -> Iterator[Fault]:

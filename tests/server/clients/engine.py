@@ -27,7 +27,7 @@ from fulmen.checkpoints import save_model
 from fulmen.engine import EngineConfig
 from fulmen.llm import LLM, ForcedModel, LocalModel, ServedStream
 from tests.chat.helpers import REAL
-from tests.models.helpers import packed_model, tiny_m2
+from tests.models.helpers import random_model, tiny_m2
 from tests.server.helpers import served
 
 _TAGS = re.compile(r"(</?think>|</?minimax:tool_call>)")
@@ -175,7 +175,7 @@ def load_llm(folder: Path, *, max_model_len: int = 60_000) -> LLM:
         num_hidden_layers=2,
         max_position_embeddings=max_model_len,
     )
-    save_model(packed_model(config), folder)
+    save_model(random_model(config), folder)
     (folder / "tokenizer.json").symlink_to(REAL.resolve() / "tokenizer.json")
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "[e~["}))
     engine_config = EngineConfig(max_num_seqs=4, kv_cache_bytes=2**28)
