@@ -56,7 +56,10 @@ class Decoder(nn.Module):
 
     def __init__(self, config: ModelConfig, layers: Sequence[nn.Module]) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        weight = torch.empty(config.vocab_size, config.hidden_size)
+        self.embed_tokens = nn.Embedding.from_pretrained(weight, freeze=False)
+        if not weight.is_meta:  # where there is nothing to draw, drawing loads torch's compiler
+            self.embed_tokens.reset_parameters()
         self.layers = nn.ModuleList(layers)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 

@@ -5,7 +5,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 import zlib
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 from fulmen.agent import Limits, Snapshots
 from tests.agent.folders import check_sound, git, needs_git, state_of
 from tests.examples import examples
+from tests.warm import python
 
 pytestmark = needs_git
 
@@ -214,7 +214,7 @@ def test_processes_take_turns(folder: Path, tmp_path: Path) -> None:
         "found = Snapshots(Path(sys.argv[1]), Path(sys.argv[2]))\n"
         "for step in range(20): print(found.take('same').id)\n"
     )
-    command = [sys.executable, "-c", program, str(folder), str(tmp_path / "repository")]
+    command = python("-c", program, folder, tmp_path / "repository")
     running = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(3)]
     outputs = [process.communicate(timeout=60)[0].split() for process in running]
     assert {process.returncode for process in running} == {0}
@@ -254,13 +254,16 @@ def test_a_killed_process_leaves_files_old_or_new(
         ids.append(snapshots.take(letter).id)
     choice = random.Random(1)
     for _ in range(examples(12)):
-        command = [sys.executable, "-c", KILLED, str(folder), str(tmp_path / "repository"), *ids]
+        command = python("-c", KILLED, folder, tmp_path / "repository", *ids)
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         with subprocess.Popen(command, **pipes) as process:  # type: ignore[call-overload]
             process.stdout.readline()
             time.sleep(choice.random() * 0.3)
             process.send_signal(kind)
-            process.wait(timeout=20)
+            try:
+                process.communicate(timeout=20)  # until it has ended
+            finally:
+                process.kill()
         for path, found in state_of(folder).items():
             if found[0] == "file" and ".fulmen-restoring-" not in path:
                 assert found in (states[0].get(path), states[1].get(path)), path

@@ -4,7 +4,6 @@ import hashlib
 import json
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -35,6 +34,7 @@ from fulmen.models.flops import checkpoint_bytes, count_parameters
 from fulmen.models.m1 import M1Config
 from fulmen.models.m2 import M2Config
 from tests.checkpoints.test_gguf import write_gguf
+from tests.warm import python
 
 NAMES = [
     "minimax-m1-40k",
@@ -655,7 +655,7 @@ except ValueError as error:
 """
     address = f"http://127.0.0.1:{hub.server_address[1]}"
     run = subprocess.run(
-        [sys.executable, "-c", program, address, str(tmp_path / "hub")],
+        python("-c", program, address, tmp_path / "hub"),
         capture_output=True,
         text=True,
         check=False,

@@ -4,7 +4,6 @@ import json
 import random
 import sqlite3
 import subprocess
-import sys
 import threading
 import time
 import zlib
@@ -33,6 +32,7 @@ from tests.chat.clients import FORMATS, SMALL, Client, completion, written
 from tests.chat.helpers import JSON_VALUES, NAMES, TEXT
 from tests.chat.test_transcript import place_of
 from tests.examples import examples
+from tests.warm import python
 
 KINDS = list(FORMATS)
 NATIVE = ["m1", "m2"]
@@ -783,8 +783,7 @@ log.close()
 def test_several_processes_write_and_read_one_log(tmp_path: Path) -> None:
     file = tmp_path / "turns.db"
     processes = [
-        subprocess.Popen([sys.executable, "-c", WRITER, str(file), name], stderr=subprocess.PIPE)
-        for name in "ab"
+        subprocess.Popen(python("-c", WRITER, file, name), stderr=subprocess.PIPE) for name in "ab"
     ]
     for process in processes:
         _, errors = process.communicate(timeout=120)

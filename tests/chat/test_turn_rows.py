@@ -4,7 +4,6 @@ import os
 import sqlite3
 import stat
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 
 from fulmen.chat.turn_rows import TurnRows
+from tests.warm import python
 
 OWNER, ANSWER, TALK, BODY = b"owner", b"answer", b"talk", b"body"
 
@@ -297,7 +297,7 @@ rows.close()
 
 
 def test_a_full_disk_loses_one_turn_and_the_log_goes_on(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", FILLER, str(tmp_path / "t")]
+    command = python("-c", FILLER, tmp_path / "t")
     done = subprocess.run(command, capture_output=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr.decode()
 
@@ -316,8 +316,7 @@ rows.close()
 def test_processes_that_start_together_make_one_database(tmp_path: Path) -> None:
     file = tmp_path / "t"
     processes = [
-        subprocess.Popen([sys.executable, "-c", OPENER, str(file)], stderr=subprocess.PIPE)
-        for _ in range(4)
+        subprocess.Popen(python("-c", OPENER, file), stderr=subprocess.PIPE) for _ in range(4)
     ]
     for process in processes:
         _, errors = process.communicate(timeout=120)

@@ -33,6 +33,7 @@ from tests.agent.working import (
 from tests.cli.test_cli import assert_refused, called
 from tests.server.helpers import scripted, served
 from tests.tiny import write_checkpoint
+from tests.warm import python
 
 ADD = "def add(a, b):\n    return a - b\n"
 TEST = "from add import add\n\nassert add(2, 3) == 5\n"
@@ -465,10 +466,10 @@ def check_signals(
             while given < num_signals and not is_done:
                 arguments = ["--resume", name] if name else ["Do it.", "--folder", str(folder)]
                 process = subprocess.Popen(
-                    [
-                        *(sys.executable, "-m", "fulmen.cli", "agent", "-p", *arguments),
+                    python(
+                        *("-m", "fulmen.cli", "agent", "-p", *arguments),
                         *("--mode", "auto", "--url", url),
-                    ],
+                    ),
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     text=True,

@@ -12,6 +12,7 @@ import pytest
 
 from tests.server.test_batch import chat, read, write
 from tests.tiny import write_checkpoint
+from tests.warm import python
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start(*arguments: str | Path, home: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "fulmen", "batch", *map(str, arguments)],
+        python("-m", "fulmen", "batch", *arguments),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -58,7 +59,7 @@ def test_all_answered_is_0_and_some_failed_is_1(folder: Path, tmp_path: Path) ->
 def test_ctrl_c_loses_nothing(folder: Path, tmp_path: Path) -> None:
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     few: Any = {"max_tokens": 4}
-    many: Any = {"max_tokens": 300, "ignore_eos": True}
+    many: Any = {"max_tokens": 100, "ignore_eos": True}
     write(source, [chat(f"q{number}", **(few if number < 3 else many)) for number in range(40)])
     process = start(source, out, "--model", folder, "--max-num-seqs", "2", home=tmp_path)
     deadline = time.monotonic() + 100

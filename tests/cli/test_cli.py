@@ -18,6 +18,7 @@ import pytest
 from fulmen.cli import main
 from tests.kernels.helpers import needs_native
 from tests.tiny import write_checkpoint
+from tests.warm import python
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -30,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fulmen(*arguments: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
     """Runs the command; arguments as typed."""
     return subprocess.run(
-        [sys.executable, "-m", "fulmen.cli", *map(str, arguments)],
+        python("-m", "fulmen.cli", *arguments),
         input=stdin,
         capture_output=True,
         text=True,
@@ -90,7 +91,7 @@ def test_what_is_piped_in_comes_before_the_question(folder: Path, tmp_path: Path
 def test_a_silent_pipe_is_not_waited_for(folder: Path) -> None:
     reader, writer = os.pipe()
     try:
-        command = [sys.executable, "-m", "fulmen.cli", "chat", "Hi", "--model", str(folder)]
+        command = python("-m", "fulmen.cli", "chat", "Hi", "--model", folder)
         run = subprocess.run(
             [*command, "--max-tokens", "2"], stdin=reader, capture_output=True, timeout=120
         )
@@ -206,7 +207,7 @@ def test_a_model_that_cannot_fit_is_not_fetched(
 
 
 def test_input_that_is_not_utf8_is_one_sentence(folder: Path) -> None:
-    command = [sys.executable, "-m", "fulmen.cli", "chat", "--model", str(folder)]
+    command = python("-m", "fulmen.cli", "chat", "--model", folder)
     run = subprocess.run(command, input=b"caf\xe9", capture_output=True)
     assert run.returncode == 1
     assert run.stderr.startswith(b"fulmen: what was piped in is not UTF-8")
@@ -240,7 +241,7 @@ class Terminal:
     def __init__(self, *arguments: str | Path) -> None:
         self.leader, follower = pty.openpty()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "fulmen.cli", *map(str, arguments)],
+            python("-m", "fulmen.cli", *arguments),
             stdin=follower,
             stdout=follower,
             stderr=follower,

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import resource
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from fulmen.cli import main
 from fulmen.cli.output import harmless, readable_argument
 from fulmen.files import printable
 from tests.tiny import write_checkpoint
+from tests.warm import python
 
 TEXT = "Zürich → 東京 😀"
 ENCODINGS = ("ascii", "cp1252", "utf-8")
@@ -122,7 +124,9 @@ def test_a_reader_that_leaves_ends_a_command_quietly(command: str) -> None:
 def test_an_answer_whose_reader_leaves_is_kept_as_far_as_it_came(
     folder: Path, tmp_path: Path
 ) -> None:
-    chat = f"{sys.executable} -m fulmen.cli chat Hello --model {folder} --session a"
+    chat = shlex.join(
+        python("-m", "fulmen.cli", "chat", "Hello", "--model", folder, "--session", "a")
+    )
     flags = f"--store {tmp_path} --thinking-budget 0 --max-tokens 200 --ignore-eos --seed 1"
     ended = subprocess.run(
         ["bash", "-c", f"{chat} {flags} | head -c 1"], capture_output=True, timeout=120

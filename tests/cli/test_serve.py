@@ -16,6 +16,7 @@ import pytest
 
 from tests.cli.test_cli import called
 from tests.tiny import write_checkpoint
+from tests.warm import python
 
 KEY = "sk-first-0123"
 
@@ -30,7 +31,7 @@ def served(
     *arguments: str | Path, home: Path
 ) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
     """Run `fulmen serve` in an empty home; give its address, and in the end what it printed."""
-    command = [sys.executable, "-m", "fulmen", "serve", *map(str, arguments), "--port", "0"]
+    command = python("-m", "fulmen", "serve", *arguments, "--port", "0")
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(home), "PYTHONPATH": ":".join(sys.path)}
     process = subprocess.Popen(
         command,
@@ -143,7 +144,7 @@ def test_an_interrupt_while_a_model_is_loaded_is_quiet(folder: Path, tmp_path: P
         f"sys.argv = ['fulmen', 'serve', {str(folder)!r}, '--port', '0', '--no-transcripts']\n"
         "cli.main()"
     )
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    run = subprocess.run(python("-c", program), capture_output=True, text=True)
     assert (run.returncode, run.stdout) == (130, "")
     assert "Traceback" not in run.stderr
 

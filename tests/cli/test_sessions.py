@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,6 +18,7 @@ from tests.cli.test_cli import Terminal
 from tests.examples import examples
 from tests.sessions.helpers import forge_chain, mutated
 from tests.tiny import write_checkpoint
+from tests.warm import python
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +256,7 @@ main()
     command = ("chat", "hello", "--model", str(folder), *limits)
     kept, lost = (
         subprocess.run(
-            [sys.executable, *code, *command, "--session", "a", "--store", str(tmp_path / name)],
+            python(*code, *command, "--session", "a", "--store", tmp_path / name),
             capture_output=True,
             text=True,
             check=False,

@@ -3,7 +3,6 @@
 import json
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 
 from tests.cli.test_cli import assert_refused, called, fulmen
 from tests.tiny import write_checkpoint
+from tests.warm import python
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(
 ) -> None:
     out = tmp_path / "runs.json"
     flags = ["--model", str(folder), "--budgets", "0,4", "--answer-tokens", "4", "--out", str(out)]
-    many = [sys.executable, "-m", "fulmen.cli", "scale", *flags, "--tasks", "5000"]
+    many = python("-m", "fulmen.cli", "scale", *flags, "--tasks", "5000")
     with subprocess.Popen(many, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
         deadline = time.monotonic() + 100
         while not out.exists() and run.poll() is None and time.monotonic() < deadline:

@@ -14,6 +14,7 @@ from fulmen.engine import Choice, EngineConfig, TokenOutput
 from fulmen.llm import LLM
 from fulmen.sampling import SamplingParams
 from fulmen.units import parse_count
+from tests.examples import examples
 from tests.tiny import write_checkpoint
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
@@ -118,7 +119,7 @@ def test_a_biased_token_is_reported_as_likely_as_the_model_found_it(m2: LLM) -> 
 
 def test_an_answer_that_was_stopped_goes_on_as_if_it_had_not_been(llm: LLM) -> None:
     random_ = random.Random(5)
-    for _ in range(25):
+    for _ in range(examples(25)):
         params = SamplingParams(
             seed=random_.randrange(100),
             thinking_budget=random_.choice([0, 3, 20, 700]),
@@ -243,7 +244,7 @@ def bare(text: str) -> str:
 
 
 def test_no_cut_leaks_a_tag_or_a_thought(llm: LLM) -> None:
-    for budget, completion in cut_answers(llm, 160, seed=0):
+    for budget, completion in cut_answers(llm, examples(160), seed=0):
         assert_well_formed(llm, budget, completion)
 
 

@@ -5,7 +5,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from fulmen.quantize import (
 from fulmen.quantize.quantize import RECORD
 from tests.models.helpers import random_model, tiny_m2
 from tests.quantize.helpers import contents, settings
+from tests.warm import python
 
 
 def test_a_run_goes_on_only_with_the_same_settings_and_the_same_input(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ quantize_checkpoint(Path(sys.argv[1]), Path(sys.argv[2]), settings)
 def test_a_run_killed_at_any_moment_ends_with_the_same_bytes(tmp_path: Path) -> None:
     source, out = tmp_path / "in", tmp_path / "out"
     save_model(random_model(tiny_m2(hidden_size=512, intermediate_size=512)), source)
-    command = [sys.executable, "-c", PROGRAM, str(source)]
+    command = python("-c", PROGRAM, source)
     subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
     whole = contents(tmp_path / "whole")
     assert len(whole) > 8
@@ -161,6 +161,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_bytes(tmp_path: Path) -> 
             run.stdout.readline()
             time.sleep(chance.uniform(0, 0.25))
             os.kill(run.pid, signal.SIGKILL)
+            run.stdout.read()  # until it has ended
         killed += run.returncode == -signal.SIGKILL
         if (out / "config.json").exists():
             assert Checkpoint.open(out).problems() == []

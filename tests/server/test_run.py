@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from fulmen.server import ServerConfig, bind, serve
 from fulmen.server import run as run_file
 from tests.server.serving import exchange, read_all, serving, small_app
+from tests.warm import python
 
 STREAM = b"POST /v1/stream?number=%d HTTP/1.1\r\nhost: ::1\r\ncontent-length: 0\r\n\r\n"
 GET = b"GET %s HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
@@ -28,7 +28,7 @@ GET = b"GET %s HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
 def program(**fields: Any) -> Iterator[tuple[subprocess.Popen[str], tuple[str, int]]]:
     """Run a server in a process of its own; give its address."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.server.run_small_app", json.dumps({"port": 0} | fields)],
+        python("-m", "tests.server.run_small_app", json.dumps({"port": 0} | fields)),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -22,6 +21,7 @@ from fulmen.sampling import SamplingParams
 from fulmen.sessions import Session, SessionStore, check, export
 from tests.engine.helpers import assert_nothing_is_owned
 from tests.tiny import write_checkpoint
+from tests.warm import python
 
 PARAMS = SamplingParams(temperature=1.0, top_p=1.0, top_k=None)
 WORDS = ["light", "bolt", "storm", "quiet", "rain", "17", "=", "+", "é", "日", "\n"]
@@ -450,7 +450,7 @@ def kill_while_saving(folder: Path, root: Path, times: int, seed: int) -> None:
     reference = load(folder)
     for _ in range(times):
         with subprocess.Popen(
-            [sys.executable, "-c", SAVER, str(folder), str(root)],
+            python("-c", SAVER, folder, root),
             stdout=subprocess.PIPE,
             text=True,
             cwd=Path(__file__).parents[2],
