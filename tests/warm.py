@@ -58,7 +58,7 @@ def _parent() -> str:
 
 def _run(path: str, arguments: list[str]) -> None:
     """Have the parent run arguments; end as the child does."""
-    child, early = 0, []
+    child, early = 0, list[int]()
 
     def pass_on(number: int, _: object) -> None:
         if child:
@@ -78,13 +78,14 @@ def _run(path: str, arguments: list[str]) -> None:
         parent.sendall(message)
         with parent.makefile("rb") as answers:
             child = int(answers.readline())
-            for number in early:
-                os.kill(child, number)
+            for kind in early:
+                os.kill(child, kind)
             for descriptor in range(3):
                 os.close(descriptor)
             status = os.waitstatus_to_exitcode(int(answers.readline() or b"9"))
     if status < 0:
-        signal.signal(-status, signal.SIG_DFL) if status != -signal.SIGKILL else None
+        if status != -signal.SIGKILL:
+            signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
     os._exit(status)
 
@@ -193,7 +194,7 @@ def _parent_main(path: str) -> None:
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
     kind, what, *rest = arguments
-    code: object = 0
+    code = 0
     try:
         if kind == "-m":
             sys.argv = [what, *rest]
@@ -202,9 +203,9 @@ def _parent_main(path: str) -> None:
             sys.argv = ["-c", *rest]
             exec(compile(what, "<string>", "exec"), {"__name__": "__main__"})
     except SystemExit as end:
-        code = end.code or 0
-        if not isinstance(code, int):
+        if not isinstance(end.code, int | None):
             raise
+        code = end.code or 0
     # Python's own end, but for clearing all modules: that would copy all of the parent's memory.
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
