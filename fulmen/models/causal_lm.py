@@ -57,7 +57,7 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig, layers: Sequence[nn.Module]) -> None:
         super().__init__()
         weight = torch.empty(config.vocab_size, config.hidden_size)
-        self.embed_tokens = nn.Embedding(*weight.shape, _weight=weight)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, _weight=weight)
         if not weight.is_meta:  # where there is nothing to draw, drawing loads torch's compiler
             self.embed_tokens.reset_parameters()
         self.layers = nn.ModuleList(layers)
