@@ -97,7 +97,7 @@ def assert_same(found: Completion, expected: Completion, *, within: float = 1e-4
 
 CASES = {
     "plain": GREEDY,
-    "drawn to the end": replace(GREEDY, max_tokens=300),
+    "drawn to the end": replace(GREEDY, max_tokens=150),
     "likeliest ids": replace(GREEDY, logprobs=3, prompt_logprobs=2, max_tokens=20),
     "a budget with a soft end": replace(GREEDY, thinking_budget=40, max_tokens=90),
     "a budget cut off": replace(GREEDY, thinking_budget=7, thinking_soft_end=0.0),
@@ -114,7 +114,7 @@ CASES = {
     "a regex": replace(GREEDY, thinking_budget=0, regex="(ab|cd){3}"),
     "a choice": replace(GREEDY, thinking_budget=0, choice=("yes", "no")),
     "no call": replace(GREEDY, tool_choice="none"),
-    "a call": replace(GREEDY, thinking_budget=4, tool_choice="required", max_tokens=400),
+    "a call": replace(GREEDY, thinking_budget=4, tool_choice="required", max_tokens=120),
     "one call": replace(GREEDY, thinking_budget=0, max_calls=1, strict_tools=True),
 }
 
