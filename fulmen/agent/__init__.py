@@ -9,8 +9,8 @@ A trajectory is everything that happened in one run, token by token; `Runs` keep
 """
 
 from fulmen.agent.archive import Archive, Aside
-from fulmen.agent.compaction import Compactor
-from fulmen.agent.instructions import Instructions, find_instructions, instructions_for
+from fulmen.agent.compaction import Compactor, summary_of
+from fulmen.agent.instructions import Instructions, find_instructions
 from fulmen.agent.loop import Agent, Budget, Hands, Watcher
 from fulmen.agent.memory import Memory, PlainMemory, SessionMemory, TranscriptMemory
 from fulmen.agent.permissions import MODES, Mode, Part, Permissions, Verdict
@@ -25,11 +25,12 @@ from fulmen.agent.project import (
     read_project,
 )
 from fulmen.agent.rules import Rule, Rules
-from fulmen.agent.run import Run, RunInfo, Runs, default_runs, new_name
+from fulmen.agent.run import Outline, Run, RunFacts, Runs, default_runs, new_name
 from fulmen.agent.scan import Limits, Skipped
 from fulmen.agent.setup import Setup
 from fulmen.agent.tools import PROFILES, system_prompt
 from fulmen.agent.trajectory import (
+    USAGE,
     Answer,
     Compaction,
     EndReason,
@@ -45,11 +46,12 @@ from fulmen.agent.trajectory_files import read_trajectories, to_atif, write_traj
 from fulmen.agent.viewer import view
 from fulmen.agent.work import Means, Work, check_protected, run_settings
 from fulmen.agent.workbench import Workbench
-from fulmen.agent.workspace import Change, ChangedSince, Restored, Snapshot, Snapshots
+from fulmen.agent.workspace import Change, ChangedSince, NotSaved, Restored, Snapshot, Snapshots
 
 __all__ = [
     "MODES",
     "PROFILES",
+    "USAGE",
     "Agent",
     "AgentConfig",
     "Answer",
@@ -69,7 +71,9 @@ __all__ = [
     "Means",
     "Memory",
     "Mode",
+    "NotSaved",
     "Notebook",
+    "Outline",
     "Part",
     "Permissions",
     "PlainMemory",
@@ -79,7 +83,7 @@ __all__ = [
     "Rule",
     "Rules",
     "Run",
-    "RunInfo",
+    "RunFacts",
     "Runs",
     "Sampled",
     "Score",
@@ -99,7 +103,6 @@ __all__ = [
     "check_protected",
     "default_runs",
     "find_instructions",
-    "instructions_for",
     "new_name",
     "parse_config",
     "project_file",
@@ -107,6 +110,7 @@ __all__ = [
     "read_project",
     "read_trajectories",
     "run_settings",
+    "summary_of",
     "system_prompt",
     "to_atif",
     "view",

@@ -14,19 +14,25 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
-from fulmen.agent.run import Run, RunInfo, Runs, check_name, new_name
+from fulmen.agent.compaction import edited
+from fulmen.agent.run import Run, RunFacts, Runs, check_name, new_name
+from fulmen.agent.scan import Limits, Skipped
 from fulmen.agent.trajectory import Trajectory
-from fulmen.agent.workspace import Change, Restored, Snapshot, Snapshots
+from fulmen.agent.workspace import Change, ChangedSince, Restored, Snapshot, Snapshots
 from fulmen.chat import Message, match_turns
+from fulmen.sandbox import remove_placeholders
 from fulmen.sessions import SessionStore, read_stored
 
 _SNAPSHOTS: Final = ".snapshots"
 _ASIDE: Final = "before"
+BEAT_SECONDS: Final = 1.0
+"""Longest time between two signs of life of a process that has a run"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +46,16 @@ class Aside:
 class Archive:
     """All runs of a folder, with the files and states of their steps."""
 
-    def __init__(self, root: Path, sessions: SessionStore | None = None) -> None:
-        """sessions: where models that are here keep their states"""
+    def __init__(
+        self, root: Path, sessions: SessionStore | None = None, *, limits: Limits | None = None
+    ) -> None:
+        """
+        sessions  where models that are here keep their states
+        limits    bounds on what a snapshot holds
+        """
         self.runs = Runs(root)
         self.sessions = sessions
+        self._limits = limits
 
     def begin(
         self,
@@ -66,7 +78,7 @@ class Archive:
         if not os.path.isdir(place):
             raise ValueError(f"{folder} is no folder, an agent works in one")
         name = name or new_name()
-        info = RunInfo(
+        facts = RunFacts(
             name=name,
             folder=place,
             seen_as=place,
@@ -77,23 +89,23 @@ class Archive:
             settings=dict(settings or {}),
             created=time.time(),
         )
-        snapshots = self.snapshots(info)
+        snapshots = self.snapshots(facts)
         start = snapshots.take("start")
-        run = self.runs.create(replace(info, start=start.id))
+        run = self.runs.create(replace(facts, start=start.id))
         snapshots.keep(f"{name}/0", start.id)
         return run
 
-    def snapshots(self, info: RunInfo) -> Snapshots:
+    def snapshots(self, facts: RunFacts) -> Snapshots:
         """Return the snapshots of a run's folder. Raises ValueError if that is gone."""
-        return Snapshots(Path(info.folder), self._repository(info))
+        return Snapshots(Path(facts.folder), self._repository(facts), limits=self._limits)
 
-    def files(self, info: RunInfo) -> Snapshots:
+    def files(self, facts: RunFacts) -> Snapshots:
         """Return the snapshots of a run to look at, whether its folder is there or not."""
-        return Snapshots(self.runs.root / info.name, self._repository(info))
+        return Snapshots(self.runs.root / facts.name, self._repository(facts))
 
-    def _repository(self, info: RunInfo) -> Path:
+    def _repository(self, facts: RunFacts) -> Path:
         # A fork is seen at the path of the workspace it comes from: so they share what they have.
-        digest = sha256(os.fsencode(info.seen_as)).hexdigest()[:32]
+        digest = sha256(os.fsencode(facts.seen_as)).hexdigest()[:32]
         return self.runs.root / _SNAPSHOTS / digest
 
     # ---- time ----------------------------------------------------------------------------------
@@ -102,18 +114,27 @@ class Archive:
         """Take a run back to its first steps, and its folder with it.
 
         Raises ChangedSince, and changes nothing, if a file would be overwritten that somebody else
-        changed since the last step, unless overwrite is true. The folder is saved before either
-        way, see `asides`.
+        changed since the last step, or between two of the steps that are taken back. The folder is
+        saved before, see `asides`.
+
+        overwrite  go back also then, and where the folder cannot be saved before, which raises
+                   NotSaved otherwise
         """
         with self.runs.open(name) as run:
-            snapshots = self.snapshots(run.info)
+            snapshots = self.snapshots(run.facts)
             trajectory = run.trajectory
             wanted = _snapshot(run, num_steps)
-            expected = trajectory.snapshot(len(trajectory.steps))
-            restored = snapshots.restore(wanted, expected=expected, overwrite=overwrite)
+            restored = snapshots.restore(
+                wanted,
+                expected=trajectory.snapshot(len(trajectory.steps)),
+                others=_found_since(trajectory, num_steps),
+                overwrite=overwrite,
+            )
             self._set_aside(snapshots, run, restored)
             run.append({"type": "rewound", "num_steps": num_steps})
-            return restored
+            remove_placeholders(Path(run.facts.folder))
+            missing = _not_saved(trajectory, num_steps)
+            return replace(restored, left=(*restored.left, *missing))
 
     def fork(self, name: str, num_steps: int, folder: Path, *, new: str | None = None) -> Run:
         """Make a run that has the first steps of another one, in a new folder with the files as
@@ -131,47 +152,60 @@ class Archive:
             raise ValueError(f"there is a run {new} already")
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ValueError(f"{folder} is not empty, a fork needs a new folder")
-        snapshots = self.files(run.info)
+        snapshots = self.files(run.facts)
         for place, id in _snapshots(run.trajectory, num_steps):
             snapshots.keep(f"{new}/{place}", id)
         snapshots.export(wanted, folder)
-        forked = None if run.info.session is None else new
+        forked = None if run.facts.session is None else new
         if forked is not None:
             self._fork_sessions(run, forked)
         return self.runs.fork(
             run, num_steps, name=new, folder=os.path.realpath(folder), session=forked
         )
 
+    def edit_summary(self, name: str, text: str) -> None:
+        """Put another text in the place of a run's summary. Raises ValueError if it has none."""
+        with self.runs.open(name) as run:
+            run.append({"type": "compacted", **asdict(edited(run.trajectory, text))})
+
+    def expand_summary(self, name: str) -> None:
+        """Put what the last summary stands for back in its place: the summary before it, or the
+        steps themselves. Raises ValueError if the run has none."""
+        with self.runs.open(name) as run:
+            if not run.trajectory.compactions:
+                raise ValueError(f"run {name} has no summary, all of its steps stand")
+            run.append({"type": "expanded"})
+
     def diff(self, name: str, first: int, last: int) -> str:
         """Return the unified diff of the files after two steps of a run, as git writes it."""
         run = self.runs.open(name)
-        return self.files(run.info).diff(_snapshot(run, first), _snapshot(run, last))
+        return self.files(run.facts).diff(_snapshot(run, first), _snapshot(run, last))
 
     def changes(self, name: str, first: int, last: int) -> list[Change]:
         """Return the files that differ after two steps of a run."""
         run = self.runs.open(name)
-        return self.files(run.info).changes(_snapshot(run, first), _snapshot(run, last))
+        return self.files(run.facts).changes(_snapshot(run, first), _snapshot(run, last))
 
     def export_files(self, name: str, folder: Path, *, num_steps: int) -> None:
         """Write the files as they were after the first steps into a new or empty folder."""
         run = self.runs.open(name)
-        self.files(run.info).export(_snapshot(run, num_steps), folder)
+        self.files(run.facts).export(_snapshot(run, num_steps), folder)
 
     def export_aside(self, name: str, folder: Path, number: int) -> None:
         """Write what was saved before something was restored over it into a new or empty folder."""
         run = self.runs.open(name)
-        known = {one.number: one.snapshot for one in self.asides(run.info)}
+        known = {one.number: one.snapshot for one in self.asides(run.facts)}
         if number not in known:
             shown = ", ".join(map(str, known)) or "none"
             raise ValueError(f"run {name} has no saved folder {number}; there are: {shown}")
-        self.files(run.info).export(known[number], folder)
+        self.files(run.facts).export(known[number], folder)
 
-    def asides(self, info: RunInfo) -> list[Aside]:
+    def asides(self, facts: RunFacts) -> list[Aside]:
         """Return the states of a run's folder that something was restored over, the first first."""
-        start = f"{info.name}/{_ASIDE}/"
+        start = f"{facts.name}/{_ASIDE}/"
         found = [
             Aside(int(name.removeprefix(start)), id)
-            for name, id in self.files(info).kept().items()
+            for name, id in self.files(facts).kept().items()
             if name.startswith(start)
         ]
         return sorted(found, key=lambda one: one.number)
@@ -182,36 +216,46 @@ class Archive:
         prunes  free the disk that its snapshots took, which takes seconds where there is much
         """
         with self.runs.open(name) as run:
-            snapshots = self.files(run.info)
-            for session in list(self._sessions_of(run.info)):
+            snapshots = self.files(run.facts)
+            for session in list(self._sessions_of(run.facts)):
                 assert self.sessions is not None
                 with self.sessions.used_by_one(session):
                     self.sessions.remove(session)
             snapshots.drop(name)
             # Without it there is no such run any more, whatever happens to the rest.
             (run.path / "run.json").unlink()
+            remove_placeholders(Path(run.facts.folder))
             if prunes:
                 snapshots.prune()
         shutil.rmtree(run.path, ignore_errors=True)
 
     # ---- going on ------------------------------------------------------------------------------
 
-    def settle(self, run: Run) -> str | None:
+    def settle(self, run: Run, *, overwrite: bool = False) -> str | None:
         """Make the folder and the session of a run that was taken follow its log; return a sentence
         on what was done to the folder, if anything.
 
         Calls that were under way when it was ended are to be made again, so what they did is taken
-        back, and kept aside. Else the folder is taken as it is.
+        back, and kept aside. Raises ChangedSince, and changes nothing, if that would overwrite a
+        file that somebody changed after the process had ended, unless overwrite is true. Else the
+        folder is taken as it is.
         """
         trajectory = run.trajectory
-        snapshots = self.snapshots(run.info)
+        snapshots = self.snapshots(run.facts)
         self.settle_session(run)
         if all(step.is_whole for step in trajectory.steps[-1:]):
             return self._note_found(run, snapshots)
         last = trajectory.snapshot(len(trajectory.steps))
         if last is None:
             return None
-        restored = snapshots.restore(last, expected=None, overwrite=True)
+        try:
+            if not overwrite and (touched := self._touched_since(run, snapshots, last)):
+                raise ChangedSince(touched)
+            restored = snapshots.restore(last, expected=None)
+        except ChangedSince:
+            raise
+        except (OSError, ValueError) as error:
+            return f"calls that were under way are made again from files as they are: {error}"
         number = self._set_aside(snapshots, run, restored)
         if number is None:
             return None
@@ -225,22 +269,37 @@ class Archive:
         """Note that somebody changed the folder since the last step."""
         trajectory = run.trajectory
         last = trajectory.snapshot(len(trajectory.steps))
-        now = snapshots.take("found")
+        try:
+            now = snapshots.take("found")
+        except (OSError, ValueError) as error:
+            return f"the files are taken as they are, and cannot be saved: {error}"
         if last is not None and snapshots.read(last).tree == now.tree:
             return None
         snapshots.keep(f"{run.name}/{len(trajectory.steps)}", now.id)
         run.append({"type": "found", "snapshot": now.id})
         return "files were changed since the last step, and are taken as they are"
 
+    def _touched_since(self, run: Run, snapshots: Snapshots, last: str) -> list[str]:
+        """Return files that are not as in a snapshot, and changed after the process that had the
+        run ended: somebody else changed them."""
+        changes = snapshots.changes(last, snapshots.take("after a crash").id)
+        touched = []
+        for path in (change.path for change in changes if change.kind != "deleted"):
+            with suppress(OSError):  # it has gone by now
+                changed = os.lstat(os.path.join(run.facts.folder, path)).st_ctime
+                if changed > run.last_beat + BEAT_SECONDS:
+                    touched.append(path)
+        return touched
+
     def found(self, run: Run) -> None:
         """Take the folder as somebody else left it, between two steps."""
-        self._note_found(run, self.snapshots(run.info))
+        self._note_found(run, self.snapshots(run.facts))
 
     def _set_aside(self, snapshots: Snapshots, run: Run, restored: Restored) -> int | None:
         """Keep what was restored over, if anything was; return its number."""
-        if not restored.num_written and not restored.num_deleted:
+        if restored.before is None or not (restored.num_written or restored.num_deleted):
             return None
-        number = max((one.number for one in self.asides(run.info)), default=0) + 1
+        number = max((one.number for one in self.asides(run.facts)), default=0) + 1
         snapshots.keep(f"{run.name}/{_ASIDE}/{number}", restored.before.id)
         return number
 
@@ -248,7 +307,7 @@ class Archive:
 
     def session_name(self, run: Run) -> str | None:
         """Return the session that a run goes on in; None for a run without."""
-        return _session_name(run.info, len(run.trajectory.compactions))
+        return _session_name(run.facts, len(run.trajectory.compactions))
 
     def settle_session(self, run: Run) -> None:
         """Take the session back to the turns that the log has."""
@@ -268,9 +327,9 @@ class Archive:
         """Give a fork all sessions; each is taken back to its steps before it goes on."""
         if self.sessions is None:
             return
-        forked = replace(run.info, session=new)
+        forked = replace(run.facts, session=new)
         for count in range(len(run.trajectory.compactions) + 1):
-            name, its = _session_name(run.info, count), _session_name(forked, count)
+            name, its = _session_name(run.facts, count), _session_name(forked, count)
             assert name is not None
             assert its is not None
             if self.sessions.has(its):
@@ -278,9 +337,9 @@ class Archive:
             if self.sessions.has(name):
                 self.sessions.fork(name, its)
 
-    def _sessions_of(self, info: RunInfo) -> Iterator[str]:
+    def _sessions_of(self, facts: RunFacts) -> Iterator[str]:
         count = 0
-        while (name := _session_name(info, count)) is not None and self.sessions is not None:
+        while (name := _session_name(facts, count)) is not None and self.sessions is not None:
             if not self.sessions.has(name):
                 return
             yield name
@@ -309,10 +368,10 @@ class Kept:
         return taken
 
 
-def _session_name(info: RunInfo, num_compactions: int) -> str | None:
-    if info.session is None:
+def _session_name(facts: RunFacts, num_compactions: int) -> str | None:
+    if facts.session is None:
         return None
-    return f"{info.session}.{num_compactions + 1}" if num_compactions else info.session
+    return f"{facts.session}.{num_compactions + 1}" if num_compactions else facts.session
 
 
 def _snapshot(run: Run, num_steps: int) -> str:
@@ -324,6 +383,27 @@ def _snapshot(run: Run, num_steps: int) -> str:
     if found is None:
         raise ValueError(f"run {run.name} has no snapshot of its files")
     return found
+
+
+def _not_saved(trajectory: Trajectory, num_steps: int) -> list[Skipped]:
+    """Return a reason why the first steps' snapshot is not all that they did, if there is one."""
+    for place in range(num_steps, 0, -1):
+        step = trajectory.steps[place - 1]
+        if trajectory.found.get(place) is not None or step.snapshot is not None:
+            break
+        if any(one.details.get("not_saved") for one in step.results):
+            return [Skipped(".", f"step {place} could not be saved, files are those before it")]
+    return []
+
+
+def _found_since(trajectory: Trajectory, num_steps: int) -> list[tuple[str, str]]:
+    """Return pairs of snapshots between which somebody changed files, after the first steps."""
+    pairs = []
+    for place, found in sorted(trajectory.found.items()):
+        known = trajectory.taken(place)
+        if place > num_steps and known is not None:
+            pairs.append((known, found))
+    return pairs
 
 
 def _snapshots(trajectory: Trajectory, num_steps: int) -> Iterator[tuple[int, str]]:

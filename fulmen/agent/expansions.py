@@ -190,6 +190,8 @@ class WordReader:
                 raise Unreadable("a word has gaps")
             if text == "{}":
                 return Word(text)
+            if all(child.type in ("word", "number") for child in node.children):
+                return self._plain(text)
             whole = "".join(part.text for part in parts)
             bare = [self.text_of(child) for child in node.children if child.type == "word"]
             if re.search(r"\{|\[", "".join(bare).replace("{}", "")):

@@ -158,8 +158,9 @@ def _read(line: bytes) -> _Rule | None:
 
 def _without_last_spaces(line: bytes) -> bytes:
     """Cut off spaces at the end, all but one after a backslash."""
-    kept = re.match(rb"(?:\\.|[^\\ ]| (?=.*[^ ]))*\\?", line, re.S)
-    return line if kept is None else kept[0]
+    kept = line.rstrip(b" ")
+    num_backslashes = len(kept) - len(kept.rstrip(b"\\"))
+    return kept + line[len(kept) :][: num_backslashes % 2]
 
 
 def _translated(pattern: bytes, has_path: bool) -> bytes:

@@ -1,14 +1,19 @@
 """Instructions of a project for the agent: AGENTS.md, plain Markdown; the nearest file wins.
 
 The user's own file and the one at the workspace's root hold from the start. A file in a folder
-below holds for what is in that folder, and is given when a file there is read or changed. They
-come in the order from far to near, so that a model sees the one that wins last.
+below holds for what is in that folder, and is given when a file there is read. They come in the
+order from far to near, so that a model sees the one that wins last.
 
-A file counts only if it is really in the workspace: no link may lead the agent out of it.
+A file counts only if it is really in the workspace, and a link only if it leads to Markdown there.
+The first ones are read before there is a sandbox: each part of their path is opened below the one
+before, so that nothing can be swapped between a look and the reading. Those below are read in the
+sandbox, like all that a tool reads.
 """
 
 import os
 import stat
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -18,6 +23,8 @@ MAX_BYTES: Final = 32 * 2**10
 """Most bytes of a file that are given; the rest is cut, which the text says at its end"""
 _MAX_FOLDERS: Final = 32
 """Deepest folder below the workspace that is looked into"""
+_MAX_LINKS: Final = 16
+"""Most links that are followed on the way to one file"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,31 +47,35 @@ def find_instructions(workspace: Path, *, home: Path) -> list[Instructions]:
     return [one for one in found if one is not None]
 
 
-def instructions_for(path: Path, *, workspace: Path) -> list[Instructions]:
-    """Return the instructions of folders below a workspace that hold for a file, nearest last.
+def instruction_places(path: str, *, workspace: Path) -> list[Path]:
+    """Return where instructions of folders below a workspace would be that hold for a file: paths
+    from the workspace on, the nearest last.
 
-    A path outside the workspace has none.
+    path  absolute, or from the workspace on; outside of it there are none
     """
-    root = os.path.abspath(workspace)
-    whole = os.path.normpath(os.path.join(root, path))
-    below = os.path.relpath(whole, root)
+    below = os.path.relpath(os.path.join(workspace, path), workspace)
     if below == ".." or below.startswith(f"..{os.sep}"):
         return []
     folders = Path(below).parts[:-1][:_MAX_FOLDERS]
-    places = [Path(root, *folders[: count + 1]) / NAME for count in range(len(folders))]
-    found = (read_instructions(place, within=Path(root)) for place in places)
-    return [one for one in found if one is not None]
+    return [Path(*folders[: count + 1], NAME) for count in range(len(folders))]
 
 
-def read_instructions(path: Path, *, within: Path) -> Instructions | None:
-    """Return one file of instructions; None if there is none, or a link leads out of the folder."""
-    real, root = os.path.realpath(path), os.path.realpath(within)
-    if os.path.commonpath([real, root]) != root:
-        return None
-    try:
-        content, size = read_regular(real, MAX_BYTES + 1)
-    except (OSError, ValueError):  # there is none, or none that the user may read
-        return None
+def is_instruction(real: str, *, workspace: Path) -> bool:
+    """Return whether a file counts that was opened as instructions.
+
+    real  its path, no link in it
+    """
+    name = os.path.basename(real)
+    is_markdown = name == NAME or name.lower().endswith(".md")
+    return is_markdown and Path(real).is_relative_to(workspace)
+
+
+def instructions_of(path: Path, content: bytes, size: int) -> Instructions | None:
+    """Return the instructions in the beginning of a file; None if there is nothing in it.
+
+    content  up to `MAX_BYTES + 1` bytes
+    size     bytes of the whole file
+    """
     text = content[:MAX_BYTES].decode(errors="replace").removeprefix("\ufeff")
     if len(content) > MAX_BYTES:
         lines = text.rpartition("\n")[0] or text
@@ -73,18 +84,87 @@ def read_instructions(path: Path, *, within: Path) -> Instructions | None:
     return Instructions(path, text) if text.strip() else None
 
 
+def read_instructions(path: Path, *, within: Path) -> Instructions | None:
+    """Return one file of instructions; None if there is none, or a link leads out of the folder."""
+    try:
+        with _opened_within(within, path.relative_to(within).parts) as descriptor:
+            content, size = _beginning(descriptor, MAX_BYTES + 1)
+    except (OSError, ValueError):  # there is none, or none that the user may read
+        return None
+    return instructions_of(path, content, size)
+
+
 def read_regular(path: str, limit: int) -> tuple[bytes, int]:
     """Return the beginning of a file, and the size of all of it.
 
     It waits for nothing and follows no link. Raises ValueError for what is not a file of bytes.
     """
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    descriptor = os.open(path, flags)
+    descriptor = os.open(path, _flags("O_NOFOLLOW O_NONBLOCK"))
     try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError(f"{path} is not a file")
-        with open(descriptor, "rb", closefd=False) as file:
-            return file.read(limit), status.st_size
+        return _beginning(descriptor, limit)
     finally:
         os.close(descriptor)
+
+
+def _beginning(descriptor: int, limit: int) -> tuple[bytes, int]:
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is not a file")
+    with open(descriptor, "rb", closefd=False) as file:
+        return file.read(limit), status.st_size
+
+
+def _flags(names: str) -> int:
+    """Return flags to open something for reading, without those that a system lacks."""
+    return os.O_RDONLY | sum(getattr(os, name, 0) for name in names.split())
+
+
+@contextmanager
+def _opened_within(root: Path, parts: Sequence[str]) -> Iterator[int]:
+    """Give a file below a folder, each part of the way opened below the one before. A link is
+    followed by hand, and no further than the root.
+
+    Raises OSError, and ValueError for a way that leads out, or through a link to another kind of
+    file.
+    """
+    top = os.path.realpath(root)
+    folders = []
+    """Folders from the root to where we stand"""
+    with ExitStack() as stack:
+
+        def keep(descriptor: int) -> int:
+            stack.callback(os.close, descriptor)
+            return descriptor
+
+        folders.append(keep(os.open(top, _flags("O_DIRECTORY"))))
+        ahead = list(reversed(parts))
+        num_links = 0
+        while ahead:
+            name = ahead.pop()
+            if name in ("", "."):
+                continue
+            if name == "..":
+                folders.pop()
+                if not folders:
+                    raise ValueError("it leads out of the folder")
+                continue
+            try:
+                target = os.readlink(name, dir_fd=folders[-1])
+            except OSError:  # no link
+                kind = "O_NOFOLLOW O_NONBLOCK" if not ahead else "O_NOFOLLOW O_DIRECTORY"
+                descriptor = keep(os.open(name, _flags(kind), dir_fd=folders[-1]))
+                if ahead:
+                    folders.append(descriptor)
+                    continue
+                if num_links and not is_instruction(os.path.join(top, name), workspace=Path(top)):
+                    raise ValueError("a link leads to what is no Markdown") from None
+                yield descriptor
+                return
+            num_links += 1
+            if num_links > _MAX_LINKS:
+                raise ValueError("too many links lead to it")
+            if os.path.isabs(target):
+                target = os.path.relpath(target, top)
+                del folders[1:]
+            ahead += reversed(target.split(os.sep))
+    raise ValueError("it is a folder")

@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from typing import Any, Final, Protocol
 
-from fulmen.agent.compaction import Compactor, summary_messages
+from fulmen.agent.compaction import Compactor, about_tokens
+from fulmen.agent.cutting import cut_text
 from fulmen.agent.memory import Memory
 from fulmen.agent.trajectory import (
     Answer,
@@ -44,6 +45,9 @@ from fulmen.sampling import SamplingParams, check_whole
 _SAME_CALLS_TOLD: Final = 3
 _SAME_CALLS_ENDED: Final = 6
 """Times that the same calls may come to the same results, one after the other"""
+_MAX_ROUND: Final = 3
+"""Steps that may make up what is done again and again"""
+_ENDED_BY: Final[Mapping[EndReason, str]] = {"interrupted": "the user", "seconds": "the time limit"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,8 +86,12 @@ class Hands(Protocol):
         """Make a call, the number-th of its answer. What a call does wrong is a Result with
         is_error; cancelling ends what it runs."""
 
-    async def interrupted(self, number: int, call: ToolCall) -> Result:
-        """Return the result of a call that was ended before its time, with what there is."""
+    async def interrupted(self, number: int, call: ToolCall, by: str) -> Result:
+        """Return the result of a call that was ended before its time, with what there is. by: what
+        ended it, such as the user"""
+
+    def forget(self) -> None:
+        """Take note that the model does not see earlier results any more."""
 
 
 class Watcher(Protocol):
@@ -115,6 +123,8 @@ class Agent:
     watcher: Watcher | None = None
     _interrupted: asyncio.Event = field(default_factory=asyncio.Event)
     _began: float = field(default_factory=time.monotonic)
+    _first: int = 0
+    """Steps that there were before somebody last said something: repeats count from there"""
 
     @property
     def trajectory(self) -> Trajectory:
@@ -127,14 +137,18 @@ class Agent:
 
     async def run(self, messages: Sequence[Message] = ()) -> EndReason:
         """Work until the task is done or a limit is reached, and return which; messages are new
-        words of a person. Raises ModelError if the model fails; what there is stays."""
-        self._interrupted.clear()
+        words of a person. Raises ModelError if the model fails, ValueError for what it cannot be
+        asked; what there is stays."""
+        self._interrupted = asyncio.Event()  # of the loop that runs now
         if messages:
+            self._drop_calls("the user said something else")
             self._happen(said_record(messages))
+        self._first = len(self.trajectory.steps)
         try:
             reason = await self._run()
-        except ModelError as error:
-            self._happen({"type": "note", "text": str(error)})
+        except (ModelError, ValueError) as error:
+            if isinstance(error, ModelError):
+                self._happen({"type": "note", "text": str(error)})
             self._happen({"type": "ended", "reason": "error"})
             raise
         self._happen({"type": "ended", "reason": reason})
@@ -142,19 +156,19 @@ class Agent:
 
     async def _run(self) -> EndReason:
         while True:
-            if self._interrupted.is_set():
-                return "interrupted"
+            if (stopped := self._stopped()) is not None:
+                return stopped
             if self.trajectory.steps and not self.trajectory.steps[-1].is_whole:
                 await self._act()
             elif (reason := self._limit()) is not None:
                 return reason
-            elif self.compactor is not None and self.compactor.is_due(self.trajectory):
+            elif self._is_full():
                 if not await self._compact():
                     return "context"
             else:
                 answer = await self._ask()
                 if answer is None or answer.finish_reason == "abort":
-                    return "interrupted"
+                    return self._stopped() or "interrupted"
                 if not answer.message.tool_calls:
                     return "done" if answer.finish_reason == "stop" else "tokens"
 
@@ -168,19 +182,24 @@ class Agent:
             budget=self._thinking(),
         )
         begin = time.monotonic()
-        async with self.model.stream(request) as stream:
+        stream = self.model.stream(request)
+        try:
+            if await self._unless_stopped(stream.__aenter__()) is None:
+                return None
             events = aiter(stream)
-            while (event := await self._unless_interrupted(anext(events, None))) is not None:
+            while (event := await self._unless_stopped(anext(events, None))) is not None:
                 if self.watcher is not None:
                     self.watcher.event(event)
             completion = await stream.finish()
+        finally:
+            await stream.close()
         if completion.finish_reason == "abort":
             completion = _without_open_calls(completion)
             if not (completion.reply.content or completion.reply.thinking):
                 return None
         answer = Answer.of(completion, seconds=time.monotonic() - begin)
         await self.memory.keep(messages, completion, self.hands.tools)
-        self._happen(answer_record(answer))
+        self._happen(answer_record(answer, self.trajectory.steps))
         # A record has no ids on its message; a prompt after a summary needs them there.
         self.trajectory.steps[-1] = replace(self.trajectory.steps[-1], answer=answer)
         return answer
@@ -206,19 +225,46 @@ class Agent:
                     await self._call(*one)
 
     async def _call(self, number: int, call: ToolCall) -> None:
+        if (stopped := self._stopped()) is not None:
+            self._not_made(number, f"{_ENDED_BY[stopped]} ended the work before it")
+            return
         if self.watcher is not None:
             self.watcher.calling(call)
-        result = await self._unless_interrupted(self.hands.run(number, call))
+        result = await self._unless_stopped(self.hands.run(number, call))
         if result is None:
-            result = await self.hands.interrupted(number, call)
-        self._happen(result_record(self._with_hint(result)))
+            by = _ENDED_BY[self._stopped() or "interrupted"]
+            result = await self.hands.interrupted(number, call, by)
+        self._happen(result_record(self._with_hint(self._cut(result))))
 
-    async def _unless_interrupted(self, work: Any) -> Any:
-        """Return what comes of work; None, and the work cancelled, once somebody interrupts."""
+    def _not_made(self, number: int, why: str) -> None:
+        self._happen(result_record(Result(number, f"(this call was not made: {why})", True)))
+
+    def _drop_calls(self, why: str) -> None:
+        """Make no call of the last answer that has no result yet."""
+        for step in self.trajectory.steps[-1:]:
+            known = {result.call for result in step.results}
+            for number in range(len(step.answer.message.tool_calls)):
+                if number not in known:
+                    self._not_made(number, why)
+
+    def _cut(self, result: Result) -> Result:
+        """Return a result with its text cut to its part of the context."""
+        if self.compactor is None:
+            return result
+        num_calls = len(self.trajectory.steps[-1].answer.message.tool_calls)
+        return replace(result, text=cut_text(result.text, self.compactor.max_result(num_calls)))
+
+    async def _unless_stopped(self, work: Any) -> Any:
+        """Return what comes of work; None, and the work cancelled, once somebody interrupts or the
+        time is over."""
         task = asyncio.ensure_future(work)
         waiter = asyncio.ensure_future(self._interrupted.wait())
         try:
-            await asyncio.wait([task, waiter], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(
+                [task, waiter],
+                timeout=self._seconds_left(),
+                return_when=asyncio.FIRST_COMPLETED,
+            )
             return task.result() if task.done() else None
         finally:
             waiter.cancel()
@@ -226,6 +272,17 @@ class Agent:
                 task.cancel()
                 with suppress(asyncio.CancelledError):
                     await task
+
+    def _stopped(self) -> EndReason | None:
+        """Return what ends all work at once: somebody who interrupts, or the end of the time."""
+        if self._interrupted.is_set():
+            return "interrupted"
+        return "seconds" if self._seconds_left() == 0 else None
+
+    def _seconds_left(self) -> float | None:
+        if self.budget.seconds is None:
+            return None
+        return max(self._began + self.budget.seconds - time.monotonic(), 0.0)
 
     def _happen(self, record: Mapping[str, Any]) -> None:
         """Keep a record, then let it count."""
@@ -239,56 +296,83 @@ class Agent:
             return "turns"
         if budget.tokens is not None and trajectory.num_new_tokens >= budget.tokens:
             return "tokens"
-        if budget.seconds is not None and time.monotonic() - self._began >= budget.seconds:
-            return "seconds"
-        return "loop" if num_repeats(trajectory) >= _SAME_CALLS_ENDED else None
+        steps = trajectory.steps[self._first :]
+        return "loop" if num_repeats(steps) >= _SAME_CALLS_ENDED else None
 
-    def _params(self) -> SamplingParams | None:
-        """Return how the next answer is sampled: at most the tokens that are left."""
-        left = None
+    def _params(self, room: int | None = None) -> SamplingParams | None:
+        """Return how the next answer is sampled: at most the tokens that are left, and those that
+        there is room for."""
+        limits = [] if room is None else [room]
         if self.budget.tokens is not None:
-            left = max(self.budget.tokens - self.trajectory.num_new_tokens, 1)
-        if left is None:
+            limits.append(max(self.budget.tokens - self.trajectory.num_new_tokens, 1))
+        if not limits:
             return self.params
         params = self.params or SamplingParams()
-        most = left if params.max_tokens is None else min(params.max_tokens, left)
-        return replace(params, max_tokens=most)
+        limits += [] if params.max_tokens is None else [params.max_tokens]
+        return replace(params, max_tokens=min(limits))
 
     def _thinking(self) -> TokenBudget | None:
         """Return the tokens of thought that are left for all answers to come."""
         most = self.budget.thinking_tokens
         if most is None:
             return None
-        used = sum(step.answer.num_thinking_tokens for step in self.trajectory.steps)
-        return TokenBudget(max(most - used, 0))
+        return TokenBudget(max(most - self.trajectory.usage["thinking_tokens"], 0))
+
+    def _is_full(self) -> bool:
+        return self.compactor is not None and self.compactor.is_due(self._num_tokens())
+
+    def _num_tokens(self) -> int:
+        """Return how many tokens the next prompt has."""
+        assert self.compactor is not None
+        # Counting takes the whole conversation, so it is only done where it can matter.
+        about = about_tokens(self.trajectory)
+        if not self.compactor.is_due(4 * about):
+            return about
+        known = self._counted(self.trajectory.messages)
+        return about if known is None else known
+
+    def _counted(self, messages: Sequence[Message]) -> int | None:
+        """Return the tokens of a prompt; None for a model whose tokenizer is not here."""
+        prompt = self.memory.request(messages, self.hands.tools).prompt
+        return None if prompt is None else len(prompt.ids)
 
     async def _compact(self) -> bool:
         """Put a summary in the place of the earlier steps; return False if that makes no room."""
         assert self.compactor is not None
-        trajectory = self.trajectory
-        num_before = self.compactor.tokens(trajectory)
-        if not self.compactor.first_kept(trajectory):
+        compactor, trajectory, num_tokens = self.compactor, self.trajectory, self._num_tokens()
+        made = None
+        if len(trajectory.steps) == 1:  # there is little to sum up
+            made = compactor.shortened(trajectory, num_tokens, self._counted)
+        if made is None and trajectory.steps:
+            request = compactor.request(trajectory, num_tokens, self._counted)
+            if request is None:
+                return False
+            summary = await self._unless_stopped(self._summary(request.messages, request.room))
+            if summary is None:
+                return True
+            made = compactor.compacted(
+                *(trajectory, summary, num_tokens, self._counted), num_unseen=request.num_unseen
+            )
+        if made is None:
             return False
-        request = self.memory.request(summary_messages(trajectory.messages), self.hands.tools)
-        params = replace(request.params or self.params or SamplingParams(), tool_choice="none")
-        completion = await self._unless_interrupted(
-            complete(self.model, replace(request, params=params))
-        )
-        if completion is None:
-            self._interrupted.set()
-            return True
-        compaction = self.compactor.compacted(
-            trajectory, completion.reply.content, num_before=num_before
-        )
-        if compaction is None:
-            return False
-        self._happen({"type": "compacted", **asdict(compaction)})
+        self._happen({"type": "compacted", **asdict(made)})
         self.memory = await self.memory.begin_again()
+        self.hands.forget()
         return True
+
+    async def _summary(self, messages: Sequence[Message], room: int) -> Completion:
+        """Let the model write a summary."""
+        request = self.memory.request(
+            messages,
+            self.hands.tools,
+            params=replace(self._params(room) or SamplingParams(), tool_choice="none"),
+            budget=self._thinking(),
+        )
+        return await complete(self.model, request)
 
     def _with_hint(self, result: Result) -> Result:
         """Add to a result that it came before, if the same calls came again and again."""
-        repeats = num_repeats(self.trajectory, result)
+        repeats = num_repeats(self.trajectory.steps[self._first :], result)
         if repeats < _SAME_CALLS_TOLD:
             return result
         hint = (
@@ -300,20 +384,27 @@ class Agent:
         )
 
 
-def num_repeats(trajectory: Trajectory, last: Result | None = None) -> int:
-    """Return how many steps in a row, up to the last, made the same calls and saw the same.
+def num_repeats(steps: Sequence[Step], last: Result | None = None) -> int:
+    """Return how many times in a row, up to the last step, the same calls saw the same: those of
+    one step, or of two or three in turn.
 
     last  result that is about to be the last one
     """
-    steps = list(trajectory.steps)
+    steps = list(steps)
     if not steps:
         return 0
     if last is not None:
         steps[-1] = replace(steps[-1], results=(*steps[-1].results, last))
     if not steps[-1].is_whole or not steps[-1].results:
         return 0
-    seen = [_seen(step) for step in steps]
-    return next((n for n, one in enumerate(reversed(seen)) if one != seen[-1]), len(seen))
+    seen = [_seen(step) for step in reversed(steps)]
+    return max(_rounds(seen, size) for size in range(1, _MAX_ROUND + 1))
+
+
+def _rounds(seen: Sequence[object], size: int) -> int:
+    """Return how many times what comes first, so many, comes one after the other."""
+    same = next((n for n, one in enumerate(seen) if one != seen[n % size]), len(seen))
+    return same // size
 
 
 def _seen(step: Step) -> tuple[Any, ...]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final, Literal, Protocol, get_args
 
 from fulmen.agent.commands import Script, read_script
+from fulmen.agent.names import decides, may_hold_keys
 from fulmen.agent.programs import files_named, files_read, prefix_of, runs_input
 from fulmen.agent.rules import (
     ANY,
@@ -41,13 +42,8 @@ MODES: Final = get_args(Mode)
 
 _READING: Final = ("read", "grep", "glob")
 _FREE: Final = ("todo",)
-_PROTECTED: Final = (".git", ".fulmen", ".gitmodules", "AGENTS.md")
-"""Names in the workspace that decide what runs later, or what the agent may do"""
-_SECRET: Final = re.compile(
-    r"\.env(?!\.(example|sample|template)$)(\..*)?|\.netrc|\.pypirc|\.git-credentials"
-)
-"""Names of files that hold keys"""
 _TEMPORARY: Final = "/tmp"
+_SOCKET: Final = re.compile(r"/dev/(tcp|udp)/")
 _DEVICES: Final = re.compile(r"/dev/(null|stdin|stdout|stderr|fd/\d)")
 
 
@@ -104,6 +100,7 @@ class Verdict:
 class _Findings:
     """Parts by decision, while a call is judged."""
 
+    leaves: str | None = None
     ask: list[Part] = field(default_factory=list)
     deny: list[Part] = field(default_factory=list)
 
@@ -124,7 +121,9 @@ class _Place:
 class Permissions:
     """The mode and the rules that hold for one workspace.
 
-    store  is given the rules that are to be remembered, to write them down
+    workspace  its path as the sandbox shows it
+    source     its path on this machine; workspace if omitted
+    store      is given the rules that are to be remembered, to write them down
     """
 
     def __init__(
@@ -133,6 +132,7 @@ class Permissions:
         rules: Rules,
         *,
         workspace: Path,
+        source: Path | None = None,
         home: Path | None = None,
         store: Callable[[frozenset[Rule]], None] | None = None,
     ) -> None:
@@ -141,6 +141,7 @@ class Permissions:
         self.mode = mode
         self.rules = rules
         self.workspace = os.path.abspath(workspace)
+        self._source = os.path.abspath(source or workspace)
         self._home = os.path.abspath(home or Path.home())
         self._store = store
 
@@ -149,16 +150,11 @@ class Permissions:
     ) -> Verdict:
         """Return what is to be done with a call.
 
-        folder  where the agent's shell stands; the workspace if omitted
-        leaves  what the call would have outside the sandbox, such as "the network", if anything
+        folder  where a command would begin; the workspace if omitted
+        leaves  what a command has outside the sandbox, such as "the network", if anything
         """
-        tool, found = tool_of(call.name), _Findings()
+        tool, found = tool_of(call.name), _Findings(leaves)
         at = os.path.abspath(os.path.join(self.workspace, folder or "."))
-        if leaves is not None:
-            reason = f"it would have {leaves}, outside the sandbox"
-            (found.deny if self.mode == "plan" else found.ask).append(
-                Part(call.name, reason, by="rule")
-            )
         if tool == "bash":
             self._judge_shell(_text(call, "command"), at, found)
         elif tool in ("read", "edit"):
@@ -193,7 +189,7 @@ class Permissions:
         """Return whether a file must not show in what `grep` and `glob` find."""
         place = self._place(_access("read", str(path), self.workspace))[0]
         narrowest = self.rules.narrowest("read", place.texts)
-        is_secret = bool(_SECRET.fullmatch(path.name)) and not self._is_allowed("read", place)
+        is_secret = may_hold_keys(path.name) and not self._is_allowed("read", place)
         return narrowest is not None or is_secret
 
     # Tools
@@ -268,19 +264,20 @@ class Permissions:
             if access.verb == "edit" and self.mode == "plan":
                 found.deny.append(Part(text, "files are not changed in plan mode"))
                 continue
-            reason = self._special(access.verb, place)
+            reason = self._special(access, place)
             if not self._is_allowed(access.verb, place, is_special=reason is not None):
                 by: Literal["name", "mode"] = "mode" if reason is None else "name"
-                reason = reason or self._by_mode(access.verb, place)
+                reason = reason or self._by_mode(access.verb, place, found.leaves)
                 if reason is not None:
                     found.ask.append(Part(text, reason, _proposal(access.verb, place), by))
 
-    def _special(self, verb: Verb, place: _Place) -> str | None:
-        """Return why a path in the workspace is asked about in every mode, if it is."""
+    def _special(self, access: Access, place: _Place) -> str | None:
+        """Return why a path is asked about in every mode, if it is."""
         names = place.texts[0].split("/")
-        if verb == "read":
-            return "it may hold keys" if _SECRET.fullmatch(names[-1]) else None
-        if any(name in _PROTECTED for name in names):
+        if access.verb == "read":
+            spelled = access.word.text.rpartition("/")[2]  # also where its folder is not known
+            return "it may hold keys" if any(map(may_hold_keys, (names[-1], spelled))) else None
+        if any(map(decides, names)):
             return "it decides what runs later or what the agent may do"
         return None
 
@@ -294,15 +291,13 @@ class Permissions:
                 continue
             named = set(re.sub(r"\\(.)", r"\1", pattern).split("/"))
             special = [
-                name
-                for name in place.texts[0].split("/")
-                if name in _PROTECTED or _SECRET.fullmatch(name)
+                name for name in place.texts[0].split("/") if decides(name) or may_hold_keys(name)
             ]
             if not is_special or any(name in named for name in special):
                 return True
         return False
 
-    def _by_mode(self, verb: Verb, place: _Place) -> str | None:
+    def _by_mode(self, verb: Verb, place: _Place, leaves: str | None) -> str | None:
         """Return why the mode asks about a path, or None if it lets it through."""
         if _DEVICES.fullmatch(place.texts[0]):
             return None
@@ -310,6 +305,8 @@ class Permissions:
             is_free = verb == "read" or self.mode in ("accept-edits", "auto")
             return None if is_free else "files are changed only if you say so in this mode"
         is_temporary = _relative(place.texts[0], _TEMPORARY) is not None
+        if leaves is not None and (place.where == "unknown" or _SOCKET.match(place.texts[0])):
+            return f"it may use {leaves}"
         if self.mode == "auto" and (verb == "read" or is_temporary or place.where == "unknown"):
             return None
         if place.where == "unknown":
@@ -328,7 +325,7 @@ class Permissions:
     def _judge_shell(self, text: str, at: str, found: _Findings) -> None:
         script = read_script(text, at)
         whole = self._exactly_allowed(text)
-        mine = _Findings()
+        mine = _Findings(found.leaves)
         for access in script.accesses:
             self._judge_access(access, "bash", mine)
         writes = any(access.verb == "edit" for access in script.accesses)
@@ -355,7 +352,7 @@ class Permissions:
             if self.mode == "plan":
                 reason = f"{phrase}, and only what is known to read runs in plan mode"
                 found.deny.append(Part("bash", reason))
-            elif self.mode != "auto":
+            elif self.mode != "auto" or found.leaves is not None:
                 found.ask.append(Part("bash", phrase, whole))
         if script.unknown:  # any rule against a command or a file may be against what it does
             against = [
@@ -393,8 +390,9 @@ class Permissions:
         if self.mode == "plan":
             reason = "it is not known to only read, and nothing else runs in plan mode"
             found.deny.append(Part(shown, reason))
-        elif self.mode != "auto" and narrowest is None:
-            found.ask.append(Part(shown, "no rule allows it", _proposed(command, whole)))
+        elif (self.mode != "auto" or found.leaves is not None) and narrowest is None:
+            reason = "no rule allows it" if found.leaves is None else f"it may use {found.leaves}"
+            found.ask.append(Part(shown, reason, _proposed(command, whole)))
 
     def _may_bring_repository(self, command: Command, *, writes: bool) -> bool:
         """Return whether git may find a repository among the workspace's own files, whose
@@ -408,8 +406,10 @@ class Permissions:
                 parents = [Path(folder), *Path(folder).parents]
                 ways = [str(one) for one in parents if _relative(str(one), self.workspace)]
             for way in ways:
-                has_own = os.path.lexists(os.path.join(way, ".git"))
-                if os.path.lexists(os.path.join(way, "HEAD")) and not has_own:
+                here = os.path.join(self._source, os.path.relpath(way, self.workspace))
+                own = os.path.join(here, ".git")
+                has_own = os.path.isfile(own) or os.path.lexists(os.path.join(own, "HEAD"))
+                if os.path.lexists(os.path.join(here, "HEAD")) and not has_own:
                     return True
         return False
 
@@ -433,12 +433,12 @@ class Permissions:
             for place in self._place(access):
                 text = f"{access.verb} {_shown(access.word.text)}"
                 narrowest = self.rules.narrowest(access.verb, place.texts)
-                special = self._special(access.verb, place)
+                special = self._special(access, place)
                 if narrowest is not None:
                     self._narrow(narrowest, text, found)
                 elif (
                     special is not None
-                    and place.where == "inside"
+                    and place.where != "outside"
                     and not self._is_allowed(access.verb, place, is_special=True)
                 ):
                     found.ask.append(Part(text, special, _proposal(access.verb, place), "name"))

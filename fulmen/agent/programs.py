@@ -42,7 +42,7 @@ _PATTERN: Final = _Reader(texts=1, text_flags=("-e", "-f"))
 
 _NO_FILES: Final = names(
     ": true false echo pwd basename dirname seq whoami id uname nproc arch sleep which type expr "
-    "exit return break continue shift wait jobs cd"
+    "exit return break continue shift cd"
 )
 """Programs that touch no file, whatever their words"""
 
@@ -90,6 +90,8 @@ _SED = re.compile(
     rf"(?:\s*(?:{_ADDRESS}(?:,{_ADDRESS})?)?!?\s*"
     r"(?:[pdq=]|s([/|#,])(?:(?!\1)[^\\\n]|\\.)*\1(?:(?!\1)[^\\\n]|\\.)*\1[gpiI0-9]*)\s*(?:;|$))+"
 )
+_MAX_SED: Final = 1_000
+"""Characters of a script of sed that is read: where it may end is tried at every space"""
 _WRITERS: Final = names(
     "rm rmdir mv cp touch mkdir ln tee truncate chmod chown chgrp install unlink shred dd rsync "
     "sed perl patch"
@@ -163,12 +165,15 @@ def _operands(reader: _Reader, words: Sequence[Word]) -> list[Word]:
         elif word.text == "--":
             only_operands = True
         else:
-            found += _in_option(word)
+            found += _in_option(word, reader.text_flags)
     return found
 
 
-def _in_option(word: Word) -> list[Word]:
-    """Return the part of an option that may be a file: behind its =, or from a first slash."""
+def _in_option(word: Word, flags: Sequence[str] = ()) -> list[Word]:
+    """Return the part of an option that may be a file: behind its =, behind an f that takes one,
+    or from a first slash."""
+    if "-f" in flags and (match := re.match(r"-\w*?f(.+)", word.text, re.S)):
+        return [Word(match[1])]
     if "=" in word.text:
         return [Word(word.text.split("=", 1)[1])]
     match = re.search(r"(?:~|\.\.)?/.*|\.\.$", word.text, re.S)
@@ -219,7 +224,10 @@ def _git(command: Command) -> list[Access] | None:
     reader = _Reader("O", _GIT_OPTIONS)
     if name.text not in _GIT_READERS or not _only_reads(reader, rest):
         return None
-    return _accesses(command, [word for word in rest if not word.text.startswith("-")])
+    paths = [word for word in rest if not word.text.startswith("-")]
+    # A file of a commit, as HEAD:path, or of an option: -L1,5:path
+    paths += [Word(word.text.rpartition(":")[2]) for word in rest if ":" in word.text]
+    return _accesses(command, paths)
 
 
 def _sed(command: Command) -> list[Access] | None:
@@ -241,7 +249,9 @@ def _sed(command: Command) -> list[Access] | None:
             files.append(word)
     if not has_flag and files:
         scripts.append(files.pop(0))
-    if not scripts or not all(word.known and _SED.fullmatch(word.text) for word in scripts):
+    if not scripts or not all(
+        word.known and len(word.text) <= _MAX_SED and _SED.fullmatch(word.text) for word in scripts
+    ):
         return None
     return _accesses(command, files)
 
@@ -278,6 +288,16 @@ def _lookup(command: Command) -> list[Access] | None:
     return [] if command.arguments[:1] and command.arguments[0].text in ("-v", "-V") else None
 
 
+def _jobs(command: Command) -> list[Access] | None:
+    """`jobs` and `wait` of plain words: -x starts a program, -p sets a variable."""
+    options = "-[lnprs]+" if command.name == "jobs" else "-[nf]+"
+    fits = all(
+        word.known and re.fullmatch(rf"{options}|%[\w?+-]*|\d+", word.text)
+        for word in command.arguments
+    )
+    return [] if fits else None
+
+
 _SPECIAL: Final[dict[str, Callable[[Command], list[Access] | None]]] = {
     "find": _find,
     "git": _git,
@@ -289,6 +309,8 @@ _SPECIAL: Final[dict[str, Callable[[Command], list[Access] | None]]] = {
     "read": _names,
     "local": _names,
     "command": _lookup,
+    "jobs": _jobs,
+    "wait": _jobs,
 }
 
 

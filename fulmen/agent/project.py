@@ -5,6 +5,8 @@ that one. The same keys may stand in both, and any other key is refused:
 
     mode = "ask"                    # plan, ask, accept-edits or auto
     tools = "coding"                # coding or minimal
+    network = false                 # true lets commands use this machine's network
+    max-turns = 100                 # or max-tokens, thinking-tokens, max-seconds, context
     instructions = ["HOUSE.md"]     # files for the model to follow, beside AGENTS.md
 
     [rules]
@@ -25,6 +27,7 @@ import json
 import os
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -34,7 +37,7 @@ from typing import Any, Final, Literal, cast
 from fulmen.agent.instructions import read_regular
 from fulmen.agent.permissions import MODES, Mode
 from fulmen.agent.rules import Rule, Rules
-from fulmen.files import read_json_if_present, shorten, user_folder, write_text
+from fulmen.files import read_json, read_json_if_present, shorten, user_folder, write_text
 
 Tools = Literal["coding", "minimal"]
 
@@ -43,7 +46,16 @@ MAX_BYTES: Final = 64 * 2**10
 _MAX_NESTING: Final = 32
 """Most opening brackets in a line, of which no file has more than two"""
 _MAX_VARIABLES: Final = 100
-_KEYS: Final = ("mode", "tools", "instructions", "rules", "environment")
+_MAX_LIMIT: Final = 2**62
+_LIMITS: Final = {
+    "max-turns": "turns",
+    "max-tokens": "tokens",
+    "thinking-tokens": "thinking_tokens",
+    "max-seconds": "seconds",
+    "context": "context",
+}
+"""Limits by their keys, which are those of the command's flags"""
+_KEYS: Final = ("mode", "tools", "network", *_LIMITS, "instructions", "rules", "environment")
 _LISTS: Final = ("allow", "ask", "deny")
 
 
@@ -53,6 +65,9 @@ class AgentConfig:
 
     mode: Mode | None = None
     tools: Tools | None = None
+    has_network: bool | None = None
+    limits: Mapping[str, float | None] = field(default_factory=dict)
+    """Fields of `Budget`, and context, the tokens that the model holds; None lifts a limit"""
     instructions: tuple[str, ...] = ()
     rules: Rules = field(default_factory=Rules)
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -67,6 +82,8 @@ class AgentConfig:
         return AgentConfig(
             mode=other.mode or self.mode,
             tools=other.tools or self.tools,
+            has_network=self.has_network if other.has_network is None else other.has_network,
+            limits={**self.limits, **other.limits},
             instructions=(*self.instructions, *other.instructions),
             rules=self.rules | other.rules,
             environment={**self.environment, **other.environment},
@@ -116,6 +133,9 @@ def parse_config(content: bytes, where: str) -> AgentConfig:
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ValueError(f"{where} is not valid TOML: {shorten(error)}") from None
     _check_keys(document, _KEYS, where)
+    network = document.get("network")
+    if not isinstance(network, bool | None):
+        raise ValueError(f"{where}: network is {shorten(repr(network))}, it must be true or false")
     rules = _table(document, "rules", where)
     _check_keys(rules, _LISTS, f"{where}: rules")
     lists = {name: _texts(rules, name, f"{where}: rules") for name in _LISTS}
@@ -126,6 +146,8 @@ def parse_config(content: bytes, where: str) -> AgentConfig:
     return AgentConfig(
         mode=cast("Mode | None", _choice(document, "mode", MODES, where)),
         tools=cast("Tools | None", _choice(document, "tools", ("coding", "minimal"), where)),
+        has_network=network,
+        limits=_limits(document, where),
         instructions=tuple(_texts(document, "instructions", where)),
         rules=parsed,
         environment=_environment(_table(document, "environment", where), where),
@@ -163,6 +185,25 @@ def _choice(
     return cast("str | None", value)
 
 
+def _limits(document: Mapping[str, Any], where: str) -> dict[str, float | None]:
+    found: dict[str, float | None] = {}
+    for key, name in _LIMITS.items():
+        value = document.get(key)
+        is_seconds = name == "seconds"
+        if value == "none":
+            found[name] = None
+        elif type(value) is int or (is_seconds and type(value) is float):
+            if not 0 <= value < _MAX_LIMIT:
+                raise ValueError(f"{where}: {key} is {shorten(repr(value))}, out of range")
+            found[name] = value
+        elif value is not None:
+            kind = "a number" if is_seconds else "a whole number"
+            raise ValueError(
+                f'{where}: {key} is {shorten(repr(value))}, it must be {kind}, or "none"'
+            )
+    return found
+
+
 def _environment(table: Mapping[str, Any], where: str) -> dict[str, str]:
     if len(table) > _MAX_VARIABLES:
         raise ValueError(f"{where}: environment has more than {_MAX_VARIABLES} variables")
@@ -195,9 +236,26 @@ class Approvals:
         name = os.path.realpath(path)
         write_text(self._file(path, content), json.dumps({"path": name}) + "\n")
 
-    def revoke(self, path: Path, content: bytes) -> None:
-        """Take an approval back."""
-        self._file(path, content).unlink(missing_ok=True)
+    def paths(self) -> dict[str, int]:
+        """Return the places at which contents were approved, and how many at each."""
+        found = Counter(path for _, path in self._all())
+        return dict(sorted(found.items()))
+
+    def revoke(self, path: Path) -> int:
+        """Take all approvals of a place back; return how many there were."""
+        place = os.path.realpath(path)
+        mine = [file for file, its_place in self._all() if its_place == place]
+        for file in mine:
+            file.unlink(missing_ok=True)
+        return len(mine)
+
+    def _all(self) -> Iterator[tuple[Path, str]]:
+        """Yield the file and the place of each approval."""
+        for file in sorted(self._folder.glob("*.json")):
+            place = read_json(file).get("path")
+            if not isinstance(place, str):
+                raise ValueError(f"{file}: path must be a text")
+            yield file, place
 
     def _file(self, path: Path, content: bytes) -> Path:
         place = os.fsencode(os.path.realpath(path))
@@ -229,6 +287,19 @@ class RememberedRules:
         name = hashlib.sha256(os.fsencode(self._workspace)).hexdigest()[:32]
         self._path = folder / "remembered" / f"{name}.json"
 
+    @classmethod
+    def all(cls, folder: Path) -> dict[str, Rules]:
+        """Return all rules that are remembered, by workspace. Raises ValueError like `read`."""
+        found: dict[str, Rules] = {}
+        for file in sorted((folder / "remembered").glob("*.json")):
+            workspace = read_json(file).get("workspace")
+            if not isinstance(workspace, str):
+                raise ValueError(f"{file}: workspace must be a text")
+            rules = cls(folder, Path(workspace)).read()
+            if rules.allow:
+                found[workspace] = rules
+        return dict(sorted(found.items()))
+
     def read(self) -> Rules:
         """Return the rules. Raises ValueError for a file that cannot be read."""
         document = read_json_if_present(self._path)
@@ -245,10 +316,12 @@ class RememberedRules:
         with self._alone():
             self._write(replace(self.read(), allow=self.read().allow | rules))
 
-    def forget(self, rule: Rule) -> None:
-        """Remember a rule no longer."""
+    def forget(self, rules: Rules) -> int:
+        """Remember some rules no longer; return how many of them were remembered."""
         with self._alone():
-            self._write(replace(self.read(), allow=self.read().allow - {rule}))
+            known = self.read()
+            self._write(replace(known, allow=known.allow - rules.allow))
+        return len(known.allow & rules.allow)
 
     def _write(self, rules: Rules) -> None:
         document = {"workspace": self._workspace, "allow": sorted(map(str, rules.allow))}

@@ -400,6 +400,14 @@ class Writer:
             self._pack.abandon()
 
 
+class Unwritten:
+    """A writer that keeps nothing: for a folder that is only read."""
+
+    def add(self, kind: str, content: bytes) -> str:
+        """Return the name of an object."""
+        return object_id(kind, content)
+
+
 class _Pack:
     """A pack and its index, version 2 of both, as gitformat-pack describes them."""
 

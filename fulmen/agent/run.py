@@ -2,7 +2,8 @@
 
     RUNS/NAME/run.json    folder, model, limits, and the run it was forked from; never changes
     RUNS/NAME/log.jsonl   one record a line, as they come (`trajectory.py`)
-    RUNS/NAME/lock        held by the process that the run is going on in
+    RUNS/NAME/lock        held by the process that the run is going on in; its time says how long
+    RUNS/NAME/outline.json  how far the log came, for lists; worth nothing if the log went on
 
 A record counts once it is on disk, so a crash loses at most what was under way. A last line that
 was cut off by a crash is dropped when the run is opened to go on. Nothing is ever taken out of a
@@ -17,20 +18,23 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Self
+from typing import Any, BinaryIO, Final, Self, cast, get_args
 
-from fulmen.agent.trajectory import Trajectory, apply, records_of
+from fulmen.agent.trajectory import EndReason, Trajectory, apply, records_of
 from fulmen.chat import Message, read_messages
 from fulmen.files import read_json, shorten, user_folder, write_text
 
 _FORMAT: Final = 1
 _MAX_LINE_BYTES: Final = 64 * 2**20
 """A record: an answer of a million tokens takes some twenty megabytes"""
+_OUTLINE: Final = "outline.json"
+_MAX_TASK: Final = 200
+"""Characters of a task in a list"""
 _NAME_CHARACTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunInfo:
+class RunFacts:
     """Facts that a run was begun with."""
 
     name: str
@@ -57,12 +61,23 @@ class RunInfo:
     """Seconds since 1970"""
 
 
-class Run:
-    """One run: its info, its trajectory, and the log that both grow in."""
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """A run as a list shows it."""
 
-    def __init__(self, path: Path, info: RunInfo, trajectory: Trajectory) -> None:
+    facts: RunFacts
+    num_steps: int
+    end: EndReason | None
+    task: str
+    """Words that were said first, on one line, cut"""
+
+
+class Run:
+    """One run: its facts, its trajectory, and the log that both grow in."""
+
+    def __init__(self, path: Path, facts: RunFacts, trajectory: Trajectory) -> None:
         self.path = path
-        self.info = info
+        self.facts = facts
         self.trajectory = trajectory
         self._log: BinaryIO | None = None
         self._lock: BinaryIO | None = None
@@ -70,7 +85,7 @@ class Run:
     @property
     def name(self) -> str:
         """Name of the run."""
-        return self.info.name
+        return self.facts.name
 
     def __enter__(self) -> Self:
         """Take the run, to go on with it. Raises ValueError if another process has it."""
@@ -78,17 +93,47 @@ class Run:
         if self._lock is None:
             raise ValueError(f"run {self.name} is going on in another process")
         log = self.path / "log.jsonl"
-        self.trajectory, num_bytes = _read_log(log, self.info)
+        self.trajectory, num_bytes = _read_log(log, self.facts)
         self._log = log.open("r+b" if log.exists() else "w+b")
         self._log.truncate(num_bytes)  # a line that a crash cut off
         self._log.seek(num_bytes)
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._log is not None:
+            with suppress(OSError):  # without it the log is read
+                self._write_outline(self._log.tell())
         for file in (self._log, self._lock):
             if file is not None:
                 file.close()
         self._log = self._lock = None
+
+    @property
+    def outline(self) -> Outline:
+        """The run as a list shows it."""
+        steps = self.trajectory.steps
+        said = steps[0].said if steps else self.trajectory.said
+        task = " ".join(" ".join(one.content for one in said)[:10_000].split())[:_MAX_TASK]
+        return Outline(self.facts, len(steps), self.trajectory.end, task)
+
+    def _write_outline(self, num_bytes: int) -> None:
+        outline = self.outline
+        fields = {"num_steps": outline.num_steps, "end": outline.end, "task": outline.task}
+        write_text(self.path / _OUTLINE, json.dumps({"num_bytes": num_bytes, **fields}) + "\n")
+
+    def beat(self) -> None:
+        """Note that the process that has the run is alive."""
+        with suppress(OSError):
+            os.utime(self.path / "lock")
+
+    @property
+    def last_beat(self) -> float:
+        """Time of the last sign of life of a process that had the run, in seconds since 1970; 0
+        if there was none."""
+        try:
+            return (self.path / "lock").stat().st_mtime
+        except OSError:
+            return 0.0
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Let a record happen: it is on disk when this returns, and counts from then on.
@@ -101,6 +146,10 @@ class Run:
         changed = self.trajectory.copy()
         apply(changed, record)
         line = _line(record)
+        if len(line) > _MAX_LINE_BYTES:
+            raise ValueError(
+                f"a record has {len(line):,} bytes, at most {_MAX_LINE_BYTES:,} can be kept"
+            )
         place = self._log.tell()
         try:
             self._log.write(line)
@@ -116,7 +165,7 @@ class Run:
     def records(self) -> Iterator[dict[str, Any]]:
         """Yield the run, and then the records that lead to where it stands: what was taken back is
         not among them."""
-        yield {"type": "run", **_written(self.info)}
+        yield {"type": "run", **_written(self.facts)}
         yield from records_of(self.trajectory, len(self.trajectory.steps))
         if self.trajectory.end is not None:
             yield {"type": "ended", "reason": self.trajectory.end}
@@ -140,46 +189,68 @@ class Runs:
                     found[entry.name] = (log if log.exists() else Path(entry)).stat().st_mtime
         return sorted(found, key=lambda name: -found[name])
 
-    def create(self, info: RunInfo, records: Iterable[Mapping[str, Any]] = ()) -> Run:
+    def create(self, facts: RunFacts, records: Iterable[Mapping[str, Any]] = ()) -> Run:
         """Make a run in which some records have happened already. Raises ValueError if there is one
         of that name."""
-        path = self.root / check_name(info.name)
+        path = self.root / check_name(facts.name)
         path.mkdir(parents=True, exist_ok=True)
         lock = _locked(path / "lock")
         with lock or nullcontext():
             if lock is None or (path / "run.json").exists():
-                raise ValueError(f"there is a run {info.name} already")
-            self._write(path, info, records)
-        return self.open(info.name)
+                raise ValueError(f"there is a run {facts.name} already")
+            self._write(path, facts, records)
+        return self.open(facts.name)
 
-    def _write(self, path: Path, info: RunInfo, records: Iterable[Mapping[str, Any]]) -> None:
+    def _write(self, path: Path, facts: RunFacts, records: Iterable[Mapping[str, Any]]) -> None:
         with (path / "log.jsonl").open("wb") as log:
             log.writelines(map(_line, records))
             log.flush()
             os.fsync(log.fileno())
         # From here on there is such a run: a crash before leaves none.
-        text = json.dumps(_written(info), indent=1, ensure_ascii=False)
+        text = json.dumps(_written(facts), indent=1, ensure_ascii=False)
         write_text(path / "run.json", text + "\n")
 
     def open(self, name: str) -> Run:
         """Read a run. Raises ValueError if there is none, or it cannot be read."""
+        path, facts = self._path(name), self.facts(name)
+        return Run(path, facts, _read_log(path / "log.jsonl", facts)[0])
+
+    def _path(self, name: str) -> Path:
         path = self.root / check_name(name)
         if not (path / "run.json").is_file():
             known = self.names()[:3]
             hint = f"; the last ones are {', '.join(known)}" if known else ""
             raise ValueError(f"there is no run {shorten(name, 80)}{hint}")
-        info = _read_info(path / "run.json")
-        return Run(path, info, _read_log(path / "log.jsonl", info)[0])
+        return path
+
+    def facts(self, name: str) -> RunFacts:
+        """Read what a run was begun with. Raises ValueError like `open`."""
+        return _read_facts(self._path(name) / "run.json")
+
+    def outline(self, name: str) -> Outline:
+        """Read a run as a list shows it: its log only where it went on since it was last closed.
+        Raises ValueError like `open`."""
+        path, facts = self._path(name), self.facts(name)
+        try:
+            written = read_json(path / _OUTLINE)
+            is_last = written["num_bytes"] == (path / "log.jsonl").stat().st_size
+            num_steps, end, task = (written[key] for key in ("num_steps", "end", "task"))
+        except (OSError, ValueError, KeyError):
+            is_last, num_steps, end, task = False, None, None, None
+        if not is_last or type(num_steps) is not int or not isinstance(task, str):
+            return self.open(name).outline
+        known = end if isinstance(end, str) and end in get_args(EndReason) else None
+        return Outline(facts, num_steps, cast("EndReason | None", known), task)
 
     def fork(self, run: Run, num_steps: int, **changes: Any) -> Run:
-        """Make a run that has the first steps of another one. changes: fields of `RunInfo`, the
+        """Make a run that has the first steps of another one. changes: fields of `RunFacts`, the
         name among them."""
         total = len(run.trajectory.steps)
         if not 0 <= num_steps <= total:
             raise ValueError(f"step {num_steps} was asked for, run {run.name} has {total} steps")
-        info = RunInfo(
+        facts = RunFacts(
             **{
-                **{name: getattr(run.info, name) for name in RunInfo.__slots__},
+                **{name: getattr(run.facts, name) for name in RunFacts.__slots__},
                 "parent": run.name,
                 "num_inherited": num_steps,
                 "created": time.time(),
@@ -188,7 +259,7 @@ class Runs:
         )
         # Other words may take the place of those that come next.
         back = {"type": "rewound", "num_steps": num_steps}
-        return self.create(info, [*records_of(run.trajectory, num_steps), back])
+        return self.create(facts, [*records_of(run.trajectory, num_steps), back])
 
 
 def new_name() -> str:
@@ -216,9 +287,9 @@ def _locked(path: Path) -> BinaryIO | None:
     return lock
 
 
-def _written(info: RunInfo) -> dict[str, Any]:
-    system = [message.to_dict() for message in info.system]
-    return {"format": _FORMAT, **asdict(replace(info, system=())), "system": system}
+def _written(facts: RunFacts) -> dict[str, Any]:
+    system = [message.to_dict() for message in facts.system]
+    return {"format": _FORMAT, **asdict(replace(facts, system=())), "system": system}
 
 
 def _line(record: Mapping[str, Any]) -> bytes:
@@ -226,10 +297,10 @@ def _line(record: Mapping[str, Any]) -> bytes:
     return text.encode("utf-8", "surrogatepass") + b"\n"
 
 
-def _read_log(path: Path, info: RunInfo) -> tuple[Trajectory, int]:
+def _read_log(path: Path, facts: RunFacts) -> tuple[Trajectory, int]:
     """Return what happened in a run, and how many bytes of its log say so: all but a last line that
     was cut off."""
-    trajectory = Trajectory(system=info.system, start=info.start)
+    trajectory = Trajectory(system=facts.system, start=facts.start)
     num_bytes = 0
     for number, line in enumerate(_lines(path), 1):
         if not line.endswith(b"\n"):
@@ -254,20 +325,20 @@ def _lines(path: Path) -> Iterator[bytes]:
             yield line
 
 
-def _read_info(path: Path) -> RunInfo:
+def _read_facts(path: Path) -> RunFacts:
     fields = read_json(path)
     written = fields.pop("format", None)
     if written != _FORMAT:
         raise ValueError(f"{path} has the format {shorten(written, 40)}, {_FORMAT} is known")
     try:
         fields["system"] = tuple(read_messages(fields["system"]))  # type: ignore[arg-type]
-        info = RunInfo(**fields)  # type: ignore[arg-type]
+        facts = RunFacts(**fields)  # type: ignore[arg-type]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} describes no run: {error}") from None
-    texts = (info.name, info.folder, info.seen_as, info.model, info.tools)
-    if not all(isinstance(text, str) for text in texts) or info.name != path.parent.name:
+    texts = (facts.name, facts.folder, facts.seen_as, facts.model, facts.tools)
+    if not all(isinstance(text, str) for text in texts) or facts.name != path.parent.name:
         raise ValueError(f"{path} describes no run of the name {path.parent.name}")
-    return info
+    return facts
 
 
 def check_name(name: str) -> str:

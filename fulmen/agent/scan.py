@@ -22,7 +22,7 @@ from itertools import islice
 from typing import Final, NamedTuple
 
 from fulmen.agent.ignored import Rules, small_file
-from fulmen.agent.repository import Writer, tree_content
+from fulmen.agent.repository import Unwritten, Writer, tree_content
 from fulmen.files import shorten
 from fulmen.sandbox import PROTECTED
 
@@ -169,7 +169,7 @@ class Scan:
     def __init__(
         self,
         root: int,
-        writer: Writer,
+        writer: Writer | Unwritten,
         limits: Limits,
         *,
         excludes: bytes,

@@ -1,7 +1,7 @@
 """Everything that is said about an agent before it begins: by its user, a workspace, and both.
 
     agent.toml, AGENTS.md of the user  +  .fulmen/agent.toml, AGENTS.md of the workspace
-    -> mode, tools, rules, variables of the shell, instructions
+    -> mode, tools, network, limits, rules, variables of the shell, instructions
 
 The workspace's settings are a stranger's until they are approved (`project.py`).
 """
@@ -90,13 +90,14 @@ class Setup:
             mode or self.config.mode or "ask",
             self.config.rules | remembered.read() | (rules or Rules()),
             workspace=seen_as,
+            source=self.workspace,
             store=remembered.add,
         )
 
 
 def _users_config(home: Path) -> AgentConfig:
     path = home / _USERS
-    content = read_content(path)
+    content = read_content(path.resolve())  # one's own settings may be a link, to one's dotfiles
     return AgentConfig() if content is None else parse_config(content, str(path))
 
 

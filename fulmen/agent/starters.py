@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from fulmen.agent.rules import ANY, BELOW
-from fulmen.agent.words import UNKNOWN, Command, Word
+from fulmen.agent.words import UNKNOWN, Command, Word, names
 
+_READS: Final = "runs what it reads"
 _NOT_READ: Final = "has options that are not read here, it may start any program"
 
 
@@ -73,6 +74,19 @@ _WRAPPERS: Final = {
     ),
 }
 _SHELLS: Final = ("sh", "bash", "dash")
+_SHELL_LETTERS: Final = "abefhilmnprtuvxBCE"
+_SHELL_NAMES: Final = names("--norc --noprofile --login --posix --verbose --restricted --noediting")
+_SHELL_OPTIONS: Final = names(
+    "allexport errexit errtrace noclobber noexec noglob nounset pipefail posix privileged verbose "
+    "xtrace"
+)
+_NOT_WRAPPED: Final = names(
+    "flock watch parallel taskset chrt numactl setarch linux32 linux64 strace ltrace script "
+    "unshare nsenter chroot busybox toybox entr su runuser start-stop-daemon systemd-run screen "
+    "tmux at batch ssh gdb valgrind perf pkexec fakeroot unbuffer expect rlwrap prlimit capsh "
+    "setpriv daemonize proot bwrap hyperfine zsh ksh mksh ash rbash fish csh tcsh pwsh"
+)
+"""Programs that start others, and shells, whose words are not read here"""
 _FIND_EXEC: Final = ("-exec", "-execdir", "-ok", "-okdir")
 
 
@@ -86,14 +100,30 @@ def started_by(command: Command, piped: Word | None) -> Started | None:
         return _wrapped(name, arguments, piped)
     if name in _SHELLS:
         return _shell(arguments)
+    if name in _NOT_WRAPPED:
+        return Started(unknown="may start any program", wraps=False)
+    if name == "git" and any("alias." in word.text for word in _before_subcommand(arguments)):
+        return Started(unknown="gives a command another name", wraps=False)
+    operands = arguments[1:] if arguments[:1] == [Word("--")] else arguments
     if name == "eval":
-        return _text(arguments)
-    if name == "trap" and arguments and arguments[0].text not in ("-p", "-l", "-"):
-        text = _text(arguments[:1])
+        return _text(operands)
+    if name == "trap" and operands and operands[0].text not in ("-p", "-l", "-P", "-"):
+        text = _text(operands[:1])
         return text and replace(text, wraps=False)
+    if name in ("source", ".") and operands and _is_stream(operands[0]):
+        return Started(unknown=_READS, wraps=False)
+    if name == "jobs" and any(word.may_be_option and "x" in _letters(word) for word in arguments):
+        is_read = arguments[0].text == "-x" and len(arguments) > 1
+        words = (tuple(arguments[1:]),) if is_read else ()
+        return Started(words, wraps=False, unknown="" if is_read else _NOT_READ)
     if name == "find":
         return _find(arguments)
     return None
+
+
+def _letters(word: Word) -> str:
+    """Return the letters of an option, all that count where it is not known."""
+    return word.text if word.known else "x"
 
 
 def _text(words: list[Word]) -> Started | None:
@@ -104,16 +134,52 @@ def _text(words: list[Word]) -> Started | None:
     return Started(texts=(" ".join(word.text for word in words),))
 
 
+def _before_subcommand(arguments: list[Word]) -> Iterator[Word]:
+    """Give the options of git before its subcommand, with the words that may be their values."""
+    previous = Word("-")
+    for word in arguments:
+        if not word.may_be_option and not previous.may_be_option:
+            return
+        previous = word
+        yield word
+
+
+def _is_stream(word: Word) -> bool:
+    """Return whether a file of commands may be a pipe, or one that is known only when it runs."""
+    return not word.known or word.text.startswith("/dev/")
+
+
 def _shell(arguments: list[Word]) -> Started | None:
-    for place, word in enumerate(arguments):
+    """Read the words of a shell: its options, then a text, a file, or none of them."""
+    has_text = reads = False
+    words = iter(arguments)
+    operand: Word | None = None
+    for word in words:
         if not word.known:
             return Started(unknown="runs what is known only when it runs", wraps=False)
-        if re.fullmatch(r"-[euxf]*c[euxf]*", word.text):
-            after = arguments[place + 1 : place + 2]
-            return _text(after) or Started(unknown="has no text behind -c", wraps=False)
-        if not re.fullmatch(r"-[euxf]+", word.text):
-            return None  # a file of commands, or other options: a program like any other
-    return None
+        if word.text in ("-", "--"):
+            operand = next(words, None)
+            break
+        if word.text in _SHELL_NAMES:
+            continue
+        if not word.text.startswith(("-", "+")):
+            operand = word
+            break
+        for letter in word.text[1:]:
+            if letter == "o":
+                option = next(words, Word(""))
+                if not option.known or option.text not in _SHELL_OPTIONS:
+                    return Started(unknown=_NOT_READ, wraps=False)
+            elif letter not in _SHELL_LETTERS + "cs":
+                return Started(unknown=_NOT_READ, wraps=False)
+        has_text = has_text or "c" in word.text
+        reads = reads or "s" in word.text
+    if has_text:
+        found = _text([operand]) if operand is not None else None
+        return found or Started(unknown="has no text behind -c", wraps=False)
+    if reads or operand is None or _is_stream(operand):
+        return Started(unknown=_READS, wraps=False)
+    return None  # a file of commands is a program like any other
 
 
 def _wrapped(name: str, arguments: list[Word], piped: Word | None) -> Started | None:

@@ -86,7 +86,11 @@ CODING: Final = (
 )
 MINIMAL: Final = (
     _tool("read", "Show a file.", {"path": "string"}),
-    _tool("edit", "Replace old text by new.", {"path": "string", "old": "string", "new": "string"}),
+    _tool(
+        "edit",
+        "Replace old text by new. Empty old makes a new file.",
+        {"path": "string", "old": "string", "new": "string"},
+    ),
     _tool("run", "Run a shell command.", {"command": "string"}),
 )
 PROFILES: Final[Mapping[str, tuple[Tool, ...]]] = {"coding": CODING, "minimal": MINIMAL, "none": ()}

@@ -12,12 +12,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Literal, Protocol, get_args
 
+from fulmen.agent.cutting import cut_results, cut_said
 from fulmen.chat import Completion, Message, read_messages
 from fulmen.sampling import FinishReason, SamplingParams
 
 EndReason = Literal["done", "turns", "tokens", "seconds", "loop", "context", "interrupted", "error"]
 """Reason why an agent stopped: it had no more calls to make, a limit, the same calls again and
 again, a full context, a person, or a model that failed"""
+USAGE: Final = ("prompt_tokens", "cached_tokens", "new_tokens", "thinking_tokens")
+"""Kinds of tokens that are counted"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,12 +144,23 @@ class Compaction:
     """A summary that stands in the conversation for earlier steps."""
 
     num_steps: int
-    """Steps that it stands for, from the first"""
+    """Steps that it stands for, from the first; what people said in them stays"""
     num_seen: int
     """Steps that there were when it was made: going back to before those takes it away"""
     text: str
+    """Empty where nothing but long results gave way"""
     num_tokens_before: int
     num_tokens_after: int
+    max_said: int | None = None
+    """Characters of people's words that stand before it; None: all of them"""
+    num_cut: int = 0
+    """Steps up to which results stand cut, where they are long"""
+    max_result: int = 0
+    """Characters of each of those results"""
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_new_tokens: int = 0
+    num_thinking_tokens: int = 0
 
 
 @dataclass(slots=True)
@@ -172,14 +186,22 @@ class Trajectory:
     @property
     def messages(self) -> list[Message]:
         """The conversation as the model reads it."""
-        messages, first = list(self.system), 0
         if self.compactions:
-            first = self.compactions[-1].num_steps
-            task = [message for step in self.steps[:1] for message in step.said]
-            messages += [*task, Message("user", self.compactions[-1].text)]
-        for step in self.steps[first:]:
-            messages += step.messages
+            messages = self.messages_after(self.compactions[-1])
+        else:
+            messages = [*self.system, *(one for step in self.steps for one in step.messages)]
         return [*messages, *self.said]
+
+    def messages_after(self, made: Compaction) -> list[Message]:
+        """Return system messages and steps as they stand with a summary."""
+        said = [message for step in self.steps[: made.num_steps] for message in step.said]
+        messages = [*self.system, *cut_said(said, made.max_said)]
+        if made.text:
+            messages.append(Message("user", made.text))
+        for place, step in enumerate(self.steps[made.num_steps :], made.num_steps):
+            is_cut = place < made.num_cut
+            messages += cut_results(step.messages, made.max_result) if is_cut else step.messages
+        return messages
 
     @property
     def reply(self) -> Message | None:
@@ -188,12 +210,27 @@ class Trajectory:
 
     @property
     def num_new_tokens(self) -> int:
-        """Tokens of all answers."""
-        return sum(step.answer.num_new_tokens for step in self.steps)
+        """Tokens of all answers and summaries."""
+        return self.usage["new_tokens"]
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """Tokens of all answers and summaries, by kind: prompt, cached, new, thinking."""
+        paid = [*(step.answer for step in self.steps), *self.compactions]
+        return {name: sum(getattr(one, f"num_{name}") for one in paid) for name in USAGE}
 
     def snapshot(self, num_steps: int) -> str | None:
         """Return the workspace after the first steps; None where none was taken."""
-        for place in range(num_steps, 0, -1):
+        return self.found.get(num_steps) or self.taken(num_steps)
+
+    def taken(self, num_steps: int) -> str | None:
+        """Return the workspace as the last of the first steps left it, before somebody else changed
+        it; None where no snapshot was taken."""
+        if num_steps == 0:
+            return self.start
+        if (own := self.steps[num_steps - 1].snapshot) is not None:
+            return own
+        for place in range(num_steps - 1, 0, -1):
             known = self.found.get(place) or self.steps[place - 1].snapshot
             if known is not None:
                 return known
@@ -226,6 +263,14 @@ RecordType = Literal[
     "note",
 ]
 _TYPES: Final = get_args(RecordType)
+_COUNTS: Final = (
+    "num_steps",
+    "num_seen",
+    "num_cut",
+    "max_result",
+    *(f"num_{one}" for one in USAGE),
+)
+"""Fields of a summary that are whole numbers"""
 
 
 def said_record(messages: Sequence[Message]) -> dict[str, Any]:
@@ -233,11 +278,16 @@ def said_record(messages: Sequence[Message]) -> dict[str, Any]:
     return {"type": "said", "messages": list(map(_message_dict, messages))}
 
 
-def answer_record(answer: Answer) -> dict[str, Any]:
-    """Return the record of an answer."""
+def answer_record(answer: Answer, before: Sequence[Step] = ()) -> dict[str, Any]:
+    """Return the record of an answer. before: the steps before it, whose last ids are told by
+    their number where the prompt begins with them."""
     record = asdict(replace(answer, message=Message("assistant"), sampled=None))
     record["message"] = answer.message.to_dict()
-    record["sampled"] = None if answer.sampled is None else asdict(answer.sampled)
+    if (sampled := answer.sampled) is not None:
+        known = _last_ids(before)
+        count = _num_common(known, sampled.prompt_ids)
+        prompt = {"num_known": count, "ids": sampled.prompt_ids[count:]}
+        record["sampled"] = {**asdict(sampled), "prompt_ids": prompt}
     return {"type": "answer", **record}
 
 
@@ -252,7 +302,7 @@ def records_of(trajectory: Trajectory, num_steps: int) -> Iterator[dict[str, Any
         yield from _between(trajectory, place)
         if step.said:
             yield said_record(step.said)
-        yield answer_record(step.answer)
+        yield answer_record(step.answer, trajectory.steps[:place])
         yield from map(result_record, step.results)
     yield from _between(trajectory, num_steps)
     said = (
@@ -284,7 +334,7 @@ def apply(trajectory: Trajectory, record: Mapping[str, Any]) -> None:
                 trajectory.said = [*([] if trajectory.is_rewound else trajectory.said), *messages]
             case "answer":
                 _check(all(step.is_whole for step in trajectory.steps[-1:]), "calls are open")
-                step = Step(tuple(trajectory.said), _read_answer(record))
+                step = Step(tuple(trajectory.said), _read_answer(record, trajectory.steps))
                 trajectory.steps.append(step)
                 trajectory.said = []
             case "result":
@@ -298,11 +348,7 @@ def apply(trajectory: Trajectory, record: Mapping[str, Any]) -> None:
                 _check(isinstance(record["snapshot"], str), "there is no snapshot")
                 trajectory.found[len(trajectory.steps)] = record["snapshot"]
             case "compacted":
-                compaction = Compaction(**{key: record[key] for key in record if key != "type"})
-                num_steps = len(trajectory.steps)
-                is_there = 0 < compaction.num_steps <= compaction.num_seen == num_steps
-                _check(is_there, "no such step")
-                trajectory.compactions.append(compaction)
+                trajectory.compactions.append(_read_compaction(record, len(trajectory.steps)))
             case "expanded":
                 trajectory.compactions.pop()
             case "rewound":
@@ -371,7 +417,40 @@ def _message_dict(message: Message) -> dict[str, Any]:
     return record
 
 
-def _read_answer(record: Mapping[str, Any]) -> Answer:
+def _read_compaction(record: Mapping[str, Any], num_steps: int) -> Compaction:
+    made = Compaction(**{key: record[key] for key in record if key != "type"})
+    counts = [getattr(made, name) for name in _COUNTS]
+    counts += [] if made.max_said is None else [made.max_said]
+    _check(all(type(one) is int and one >= 0 for one in counts), "a count is no whole number")
+    _check(isinstance(made.text, str), "it has no text")
+    _check(made.num_steps <= made.num_seen == num_steps >= made.num_cut, "no such step")
+    return made
+
+
+def _last_ids(steps: Sequence[Step]) -> tuple[int, ...]:
+    """Return prompt and answer of the last step as ids."""
+    sampled = steps[-1].answer.sampled if steps else None
+    return () if sampled is None else (*sampled.prompt_ids, *sampled.answer_ids)
+
+
+def _num_common(first: Sequence[int], second: Sequence[int]) -> int:
+    shorter = min(len(first), len(second))
+    if first[:shorter] == second[:shorter]:
+        return shorter
+    return next(place for place in range(shorter) if first[place] != second[place])
+
+
+def _read_prompt(written: Any, before: Sequence[Step]) -> tuple[int, ...]:
+    """Read ids of a prompt: those that the last step ended with, as far as they are known from
+    there, and the others."""
+    if not isinstance(written, dict):
+        return tuple(written)
+    known, count = _last_ids(before), written["num_known"]
+    _check(type(count) is int and 0 <= count <= len(known), "ids of a step that is not before it")
+    return (*known[:count], *written["ids"])
+
+
+def _read_answer(record: Mapping[str, Any], before: Sequence[Step]) -> Answer:
     fields = {key: value for key, value in record.items() if key != "type"}
     (fields["message"],) = read_messages([record["message"]])
     params: dict[str, Any] = {
@@ -380,8 +459,9 @@ def _read_answer(record: Mapping[str, Any]) -> Answer:
     }
     fields["params"] = SamplingParams(**params)
     if record["sampled"] is not None:
-        sampled = {name: tuple(value) for name, value in record["sampled"].items()}
-        fields["sampled"] = Sampled(**sampled)
+        prompt = _read_prompt(record["sampled"]["prompt_ids"], before)
+        others = {name: tuple(value) for name, value in record["sampled"].items()}
+        fields["sampled"] = Sampled(**{**others, "prompt_ids": prompt})
         _check_sampled(fields["sampled"])
     return Answer(**fields)
 

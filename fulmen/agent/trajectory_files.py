@@ -1,6 +1,7 @@
 """Trajectories as files: JSON lines, which are read back equal, and ATIF, which other tools read.
 
     Trajectory <-> a line, {"format": 1, "system": [...], "start": ..., "records": [...]}
+    Trajectory <-  a run, {"type": "run", "format": 1, ...}, and its records, a line each
     Trajectory  -> ATIF, the format of the Harbor project, version 1.8
 
 Records are those of a run's log (`trajectory.py`): what was said, answers with their token ids,
@@ -41,8 +42,10 @@ def write_trajectories(path: Path, trajectories: Iterable[Trajectory]) -> int:
 
 
 def read_trajectories(path: Path) -> Iterator[Trajectory]:
-    """Yield the trajectories of a file, one at a time. Raises ValueError, which names the line, for
-    what is no trajectory."""
+    """Yield the trajectories of a file, one at a time: lines of `write_trajectories`, or a run and
+    its records, a line each, as `fulmen agent export` prints them. Raises ValueError, which names
+    the line, for what is no trajectory."""
+    run: Trajectory | None = None
     with path.open("rb") as file:
         number = 0
         while line := file.readline(_MAX_LINE_BYTES + 1):
@@ -52,9 +55,20 @@ def read_trajectories(path: Path) -> Iterator[Trajectory]:
             if not line.strip():
                 continue
             try:
-                yield _read(json.loads(line))
+                record = json.loads(line)
+                if run is not None and isinstance(record, dict) and "format" not in record:
+                    apply(run, record)
+                    continue
+                begun = _read(record)
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path}, line {number} cannot be read: {error}") from None
+            if run is not None:
+                yield run
+            run = begun if record.get("type") == "run" else None
+            if run is None:
+                yield begun
+    if run is not None:
+        yield run
 
 
 def _line(trajectory: Trajectory) -> str:
@@ -75,7 +89,8 @@ def _line(trajectory: Trajectory) -> str:
 def _read(line: object) -> Trajectory:
     if not isinstance(line, dict) or line.get("format") != _FORMAT:
         raise ValueError(f"it is no object of format {_FORMAT}")
-    system, start, records = line.get("system"), line.get("start"), line.get("records")
+    system, start = line.get("system"), line.get("start")
+    records = [] if line.get("type") == "run" else line.get("records")
     if not isinstance(system, list) or not isinstance(records, list):
         raise ValueError("it must have lists of system and records")
     if not isinstance(start, str | None):
@@ -121,8 +136,7 @@ def to_atif(
         agent["tool_definitions"] = [
             {"type": "function", "function": dict(tool.function)} for tool in tools
         ]
-    answers = [step.answer for step in trajectory.steps]
-    score = trajectory.score
+    usage, score = trajectory.usage, trajectory.score
     extra = {
         "end": trajectory.end,
         "start": trajectory.start,
@@ -134,9 +148,9 @@ def to_atif(
         "agent": _known(agent),
         "steps": [{"step_id": number, **step} for number, step in enumerate(steps, 1)],
         "final_metrics": {
-            "total_prompt_tokens": sum(answer.num_prompt_tokens for answer in answers),
-            "total_completion_tokens": sum(answer.num_new_tokens for answer in answers),
-            "total_cached_tokens": sum(answer.num_cached_tokens for answer in answers),
+            "total_prompt_tokens": usage["prompt_tokens"],
+            "total_completion_tokens": usage["new_tokens"],
+            "total_cached_tokens": usage["cached_tokens"],
             "total_steps": len(steps),
         },
         "extra": _known(extra),
@@ -161,7 +175,7 @@ def _compactions(compactions: Sequence[Compaction], place: int) -> list[dict[str
             },
         }
         for one in compactions
-        if one.num_steps == place
+        if one.num_steps == place and one.text
     ]
 
 

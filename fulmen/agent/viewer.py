@@ -74,7 +74,7 @@ def view(
     body = [f"<h1>{_escaped(title)}</h1>", f'<p class="facts">{_escaped(_facts(trajectory))}</p>']
     for message in trajectory.system:
         body += _folded("system", message.content)
-    summaries = {one.num_steps: one for one in trajectory.compactions}
+    summaries = {one.num_steps: one for one in trajectory.compactions if one.text}
     for place, step in enumerate(trajectory.steps):
         if place in summaries:
             body += _folded("summary of all before", summaries[place].text)
@@ -96,13 +96,13 @@ def view(
 
 
 def _facts(trajectory: Trajectory) -> str:
-    answers = [step.answer for step in trajectory.steps]
+    answers, usage = [step.answer for step in trajectory.steps], trajectory.usage
     facts = [
         f"{len(answers)} steps",
         f"{trajectory.num_new_tokens:,} new tokens",
-        f"{sum(one.num_thinking_tokens for one in answers):,} of thought",
-        f"{sum(one.num_prompt_tokens for one in answers):,} of prompts",
-        f"{sum(one.num_cached_tokens for one in answers):,} of them cached",
+        f"{usage['thinking_tokens']:,} of thought",
+        f"{usage['prompt_tokens']:,} of prompts",
+        f"{usage['cached_tokens']:,} of them cached",
         f"{sum(one.seconds for one in answers):.1f} s",
     ]
     if trajectory.end is not None:

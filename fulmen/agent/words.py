@@ -84,10 +84,10 @@ class Command:
         spelled = _joined(self.words)
         bare = Word(os.path.basename(self.words[0].text) or self.words[0].text)
         plain = " ".join(word.text for word in self.words).replace(NAME, ANY)
-        named = (bare, *self.words[1:])
+        named: list[Sequence[Word]] = [self.words[1:]]
         if bare.text == "git":
-            named = (bare, *_subcommand(self.words[1:]))
-        return tuple(dict.fromkeys((spelled, _joined(named), plain)))
+            named = _subcommands(self.words[1:])
+        return tuple(dict.fromkeys((spelled, *(_joined((bare, *one)) for one in named), plain)))
 
     def flattened(self) -> list["Command"]:
         """Return the command and all that it starts."""
@@ -105,14 +105,27 @@ def program(name: str) -> str:
     return bare if folder in ("/bin", "/usr/bin") else name
 
 
-def _subcommand(words: Sequence[Word]) -> Sequence[Word]:
-    """Return the words of git from its subcommand on, without options before it."""
+_GIT_ALONE: Final = names(
+    "-p --paginate -P --no-pager --bare --no-replace-objects --no-lazy-fetch --no-optional-locks "
+    "--no-advice --literal-pathspecs --glob-pathspecs --noglob-pathspecs --icase-pathspecs"
+)
+_GIT_VALUED: Final = names(
+    "-C -c --git-dir --work-tree --namespace --super-prefix --config-env --attr-source --list-cmds"
+)
+
+
+def _subcommands(words: Sequence[Word]) -> list[Sequence[Word]]:
+    """Return the words of git from its subcommand on, without options before it; more than once
+    where it is not known whether an option has a value."""
+    found: list[Sequence[Word]] = []
     rest = list(words)
     while rest and rest[0].text.startswith("-"):
         option = rest.pop(0).text
-        if option in ("-C", "-c", "--git-dir", "--work-tree", "--namespace", "--exec-path"):
+        if option in _GIT_VALUED:
             del rest[:1]
-    return rest or words
+        elif option not in _GIT_ALONE and "=" not in option:
+            found.append(rest[1:])
+    return [rest or words, *found]
 
 
 def _joined(words: Sequence[Word]) -> str:
@@ -139,7 +152,9 @@ def common(words: Sequence[Word]) -> Word:
     suffix = _beginning([rest[::-1] for rest in rests])[::-1]
     middles = "".join(rest[: len(rest) - len(suffix)] for rest in rests)
     climbs = any(".." in text for text in texts)
-    mark = ANY if climbs or {"/", ANY, BELOW} & set(middles) else NAME
+    # As of a wildcard, nobody would think of a hidden file where a name's mark begins a name.
+    hides = prefix[-1:] in ("", "/") and any(text[len(prefix) :][:1] == "." for text in texts)
+    mark = ANY if climbs or hides or {"/", ANY, BELOW} & set(middles) else NAME
     return Word(prefix + mark + suffix)
 
 

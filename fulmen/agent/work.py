@@ -8,14 +8,14 @@ the next one goes on from there.
 """
 
 import asyncio
-import shlex
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Self
 
-from fulmen.agent.archive import Archive, Kept
+from fulmen.agent.archive import BEAT_SECONDS, Archive, Kept
 from fulmen.agent.compaction import Compactor
 from fulmen.agent.loop import Agent, Budget, Watcher
 from fulmen.agent.memory import Memory, PlainMemory, SessionMemory
@@ -48,7 +48,7 @@ class Means:
     writable: Sequence[str] = ()
     """Names of `PROTECTED` that may be changed all the same"""
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Variables of the shell"""
+    """Variables of every command"""
     approve: Approve | None = None
     """Asks a person about a call; without it, what asks is refused"""
     watcher: Watcher | None = None
@@ -78,9 +78,14 @@ class Work:
         means: Means,
         *,
         open_session: Callable[[str], Session] | None = None,
+        overwrite: bool = False,
     ) -> None:
-        """open_session: opens or begins the session of a model that is here, with all thoughts
-        kept, in a thread; needed for a run that has one"""
+        """
+        open_session  opens or begins the session of a model that is here, with all thoughts kept,
+                      in a thread; needed for a run that has one
+        overwrite     calls that were under way at a crash are made again also where that overwrites
+                      what somebody changed since
+        """
         self.archive = archive
         self.run = archive.runs.open(name)
         self.notes: list[str] = []
@@ -88,6 +93,7 @@ class Work:
         self._model = model
         self._means = means
         self._open_session = open_session
+        self._overwrite = overwrite
         self._agent: Agent | None = None
         self._stack = AsyncExitStack()
         self._sessions = ExitStack()
@@ -99,8 +105,8 @@ class Work:
         return self.run.trajectory
 
     async def __aenter__(self) -> Self:
-        """Take the run and make it ready. Raises ValueError if another process has it, and
-        SandboxError where there can be no sandbox."""
+        """Take the run and make it ready. Raises ValueError if another process has it, ChangedSince
+        as `Archive.settle` does, and SandboxError where there can be no sandbox."""
         try:
             await self._open()
         except BaseException:
@@ -112,22 +118,28 @@ class Work:
         await self._stack.aclose()
 
     async def _open(self) -> None:
-        run, means, info = self.run, self._means, self.run.info
+        run, means, facts = self.run, self._means, self.run.facts
+        self._check_apart(Path(facts.folder))
         self._stack.enter_context(run)
         self._stack.enter_context(self._sessions)
-        note = await asyncio.to_thread(self.archive.settle, run)
+        note = await asyncio.to_thread(self.archive.settle, run, overwrite=self._overwrite)
+        beating = asyncio.create_task(self._beat())
+        self._stack.push_async_callback(self._end_beating, beating)
         self.notes += [note] if note else []
         memory = await self._memory()
-        place = Path(info.folder)
+        place = Path(facts.folder)
         access = Access(
             folder=place,
-            seen_as=None if info.seen_as == info.folder else Path(info.seen_as),
+            seen_as=None if facts.seen_as == facts.folder else Path(facts.seen_as),
+            is_read_only=means.permissions.mode == "plan",
             has_network=means.has_network,
             protected=tuple(name for name in PROTECTED if name not in means.writable),
+            environment=means.environment,
         )
-        sandbox = await self._stack.enter_async_context(Sandbox(access))
+        sandbox = Sandbox(access)
+        self._stack.callback(self._tell_end, sandbox)
+        await self._stack.enter_async_context(sandbox)
         self.notes += sandbox.notes
-        await _export(sandbox, means.environment)
         used_shell = any(
             call.name in ("bash", "run")
             for step in run.trajectory.steps
@@ -135,14 +147,14 @@ class Work:
         )
         workbench = Workbench(
             sandbox,
-            profile=info.tools,
+            profile=facts.tools,
             permissions=means.permissions,
-            folder=Path(info.seen_as),
-            source=place,
+            folder=Path(facts.seen_as),
             approve=means.approve,
-            snapshots=Kept(self.archive.snapshots(info), run),
+            snapshots=Kept(self.archive.snapshots(facts), run),
             on_output=means.on_output,
             shell_note=_NEW_SHELL if used_shell else "",
+            has_network=means.has_network,
         )
         self._agent = Agent(
             self._model,
@@ -154,6 +166,31 @@ class Work:
             compactor=None if means.context is None else Compactor(max_tokens=means.context),
             watcher=means.watcher,
         )
+
+    async def _beat(self) -> None:
+        while True:
+            self.run.beat()
+            await asyncio.sleep(BEAT_SECONDS / 4)
+
+    async def _end_beating(self, beating: asyncio.Task[None]) -> None:
+        """Note the end, when nothing of the sandbox is left."""
+        beating.cancel()
+        await asyncio.wait([beating])
+        self.run.beat()
+
+    def _tell_end(self, sandbox: Sandbox) -> None:
+        """Note what was found when the sandbox was closed."""
+        new = [note for note in sandbox.notes if note not in self.notes]
+        self.notes += new
+        for note in new:
+            self.run.append({"type": "note", "text": note})
+
+    def _check_apart(self, folder: Path) -> None:
+        """Raise ValueError if the agent could change what is kept of it."""
+        sessions = self.archive.sessions
+        for kept in (self.archive.runs.root, *(() if sessions is None else (sessions.root,))):
+            if Path(os.path.realpath(kept)).is_relative_to(folder):
+                raise ValueError(f"{kept} lies in {folder}, where the agent could change it")
 
     async def say(self, words: str | None = None) -> EndReason:
         """Let the agent work until it is done or something ends it, and return what.
@@ -206,10 +243,10 @@ class Work:
 
     async def _memory(self) -> Memory:
         run = self.run
-        if run.info.session is None:
+        if run.facts.session is None:
             return PlainMemory()
         if self._open_session is None:
-            raise ValueError(f"run {run.name} needs {run.info.model}, the model it was begun with")
+            raise ValueError(f"run {run.name} needs {run.facts.model}, the model it was begun with")
         session = await asyncio.to_thread(self._session)
         if len(session.transcript.turns) < len(run.trajectory.steps):
             run.trajectory = with_ids(run.trajectory, session.transcript)
@@ -251,16 +288,6 @@ def with_ids(trajectory: Trajectory, transcript: Transcript) -> Trajectory:
         answer = replace(step.answer, message=replace(message, sampled=ids))
         changed.steps[place] = replace(step, answer=answer)
     return changed
-
-
-async def _export(sandbox: Sandbox, environment: Mapping[str, str]) -> None:
-    """Give the shell variables. Raises ValueError for one that it does not take."""
-    if not environment:
-        return
-    words = " ".join(shlex.quote(f"{name}={value}") for name, value in environment.items())
-    outcome = await sandbox.run(f"export {words}")
-    if outcome.exit_code != 0:
-        raise ValueError(f"variables of the shell cannot be set: {outcome.output.strip()}")
 
 
 def run_settings(**settings: Any) -> dict[str, Any]:

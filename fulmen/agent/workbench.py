@@ -8,37 +8,36 @@ only a sandbox that fails itself ends the run.
 """
 
 import asyncio
-import difflib
-import io
 import os
-import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from fulmen.agent.editing import replaced
-from fulmen.agent.instructions import instructions_for
+from fulmen.agent.editing import diff, replaced
+from fulmen.agent.instructions import (
+    MAX_BYTES,
+    instruction_places,
+    instructions_of,
+    is_instruction,
+)
 from fulmen.agent.permissions import Permissions, Verdict
 from fulmen.agent.tools import PROFILES, READING, Arguments, ToolError
 from fulmen.agent.trajectory import Result
 from fulmen.agent.workspace import Snapshot
 from fulmen.chat import Tool, ToolCall
 from fulmen.files import explain
-from fulmen.sandbox import FileChangedError, Outcome, Sandbox
+from fulmen.sandbox import FileChangedError, JobOutput, JobStatus, Outcome, Sandbox
 
-Approve = Callable[[ToolCall, Verdict], Awaitable[str | None]]
-"""Asks a person about a call: None to make it, else a sentence for the model"""
+Approve = Callable[[ToolCall, Verdict, str], Awaitable[str | None]]
+"""Asks a person about a call, given the whole command, or the diff of what it would change: None to
+make it, else a sentence for the model"""
 
 _MAX_READ_BYTES: Final = 4 * 2**20
 _MAX_LINES: Final = 2000
 _MAX_LINE_CHARACTERS: Final = 2000
 _MAX_TEXT: Final = 40_000
 """Characters of a result"""
-_MAX_DIFF: Final = 20_000
-_MAX_COMPARED: Final = 20_000
-"""Lines of a file before and after that are compared"""
 _MAX_FOUND: Final = 200
 _MAX_TODO: Final = 100
 _MAX_DEPTH: Final = 32
@@ -49,6 +48,7 @@ _REASONS: Final = {
     "memory": "it took too much memory",
     "processes": "it had too many processes",
     "output": "it did not stop writing",
+    "cancelled": "it was stopped",
 }
 
 
@@ -69,23 +69,22 @@ class Workbench:
         profile: str,
         permissions: Permissions,
         folder: Path,
-        source: Path | None = None,
         approve: Approve | None = None,
         snapshots: Saves | None = None,
         on_output: Callable[[str], None] | None = None,
         shell_note: str = "",
+        has_network: bool = False,
     ) -> None:
         """
         folder      the workspace as the sandbox shows it
-        source      the workspace as it lies on this machine; folder if omitted
         approve     asks a person; without it, what asks is refused
         on_output   sees what a command prints, as it comes
         shell_note  told to the model with the result of its next command
+        has_network the sandbox lets commands use it, which permissions take into account
         """
         self.sandbox = sandbox
         self.permissions = permissions
         self.folder = folder
-        self.source = folder if source is None else source
         self.todo: tuple[dict[str, str], ...] = ()
         """Steps that the model wrote down"""
         self._tools = PROFILES[profile]
@@ -93,6 +92,7 @@ class Workbench:
         self._snapshots = snapshots
         self._on_output = on_output
         self._shell_note = shell_note
+        self._has_network = has_network
         self._asking = asyncio.Lock()
         self._output: list[str] = []
         """Output so far of the command that runs"""
@@ -114,10 +114,13 @@ class Workbench:
         """Make a call; whatever is wrong with it is a result that says so."""
         begin = time.monotonic()
         details: dict[str, Any] = {}
+        if not self.is_independent(call):
+            self._output = []
         try:
             arguments = Arguments.of(call, tuple(self._tools))
-            await self._consent(call)
-            text, is_error = await self._make(arguments, details), False
+            folder = self.sandbox.folder  # where a command is judged, and runs
+            await self._consent(call, arguments, Path(folder))
+            text, is_error = await self._make(arguments, folder, details), False
         except ToolError as error:
             text, is_error = str(error), True
         except FileChangedError:
@@ -129,10 +132,15 @@ class Workbench:
             is_error = True
         return await self._result(number, call, _cut(text), is_error, begin, details)
 
-    async def interrupted(self, number: int, call: ToolCall) -> Result:
+    def forget(self) -> None:
+        """Take note that the model does not see earlier results any more: instructions that came
+        with them are given again."""
+        self._told.clear()
+
+    async def interrupted(self, number: int, call: ToolCall, by: str = "the user") -> Result:
         """Return the result of a call that was ended, with what a command printed until then."""
-        printed = "".join(self._output)
-        text = f"{printed}\n(ended by the user before it was done)".lstrip("\n")
+        printed, self._output = "".join(self._output), []
+        text = f"{printed}\n(ended by {by} before it was done)".lstrip("\n")
         return await self._result(number, call, _cut(text), True, time.monotonic(), {})
 
     async def _result(
@@ -146,34 +154,60 @@ class Workbench:
     ) -> Result:
         snapshot = None
         if self._snapshots is not None and call.name not in READING and call.name != "todo":
-            taken = await asyncio.to_thread(self._snapshots.take, call.name)
-            snapshot = taken.id
-            if taken.skipped:
-                details["not_saved"] = [str(one.path) for one in taken.skipped[:20]]
+            try:
+                taken = await asyncio.to_thread(self._snapshots.take, call.name)
+                snapshot = taken.id
+                if taken.skipped:
+                    details["not_saved"] = [str(one.path) for one in taken.skipped[:20]]
+            except (OSError, ValueError) as error:  # what the call did is done all the same
+                details["not_saved"] = [
+                    explain(error) if isinstance(error, OSError) else str(error)
+                ]
         seconds = round(time.monotonic() - begin, 3)
         return Result(number, text, is_error, seconds, snapshot, details)
 
-    async def _consent(self, call: ToolCall) -> None:
-        """Return if a call may be made. Raises ToolError if not."""
+    async def _consent(self, call: ToolCall, arguments: Arguments, shell: Path) -> None:
+        """Return if a call may be made. Raises ToolError if not.
+
+        shell  folder in which a command would begin
+        """
         if call.name == "bash" and not call.arguments.get("command"):
             return  # it looks at jobs that were consented to, or ends them
-        verdict = self.permissions.judge(call)
+        is_command = call.name in ("bash", "run")
+        folder = shell if is_command else None
+        leaves = "the network" if self._has_network and is_command else None
+        verdict = self.permissions.judge(call, folder=folder, leaves=leaves)
         if verdict.decision == "ask":
             async with self._asking:  # one question at a time
-                verdict = self.permissions.judge(call)  # an answer may have made a rule
+                # An answer may have made a rule.
+                verdict = self.permissions.judge(call, folder=folder, leaves=leaves)
                 if verdict.decision == "ask":
                     if self._approve is None:
                         raise ToolError(f"not allowed here: {verdict.reason}")
-                    refusal = await self._approve(call, verdict)
+                    refusal = await self._approve(call, verdict, await self._preview(arguments))
                     if refusal is not None:
                         raise ToolError(refusal or "the user did not allow this")
         if verdict.decision == "deny":
             raise ToolError(f"not allowed: {verdict.reason}")
 
-    async def _make(self, arguments: Arguments, details: dict[str, Any]) -> str:
+    async def _preview(self, arguments: Arguments) -> str:
+        """Return what somebody consents to: the whole command, or all that a file would become."""
+        if arguments.tool.name not in ("edit", "write"):
+            return arguments.text("command")
+        path = arguments.text("path")
+        try:
+            before, after, _ = await self._change(arguments)
+        except (ToolError, OSError, ValueError):
+            return ""  # the result will say why
+        most = 2 * (len(before) + len(after)) + 1000  # all of it
+        if shown := await asyncio.to_thread(diff, path, before, after, max_characters=most):
+            return shown
+        return f"--- a/{path}\n+++ b/{path}\n" + "".join(f"+{line}\n" for line in after.split("\n"))
+
+    async def _make(self, arguments: Arguments, folder: str, details: dict[str, Any]) -> str:
         match arguments.tool.name:
             case "bash" | "run":
-                return await self._bash(arguments, details)
+                return await self._bash(arguments, folder, details)
             case "read":
                 return await self._read(arguments)
             case "edit":
@@ -191,25 +225,32 @@ class Workbench:
 
     # Commands
 
-    async def _bash(self, arguments: Arguments, details: dict[str, Any]) -> str:
+    async def _bash(self, arguments: Arguments, folder: str, details: dict[str, Any]) -> str:
         command = arguments.text("command")
         if not command:
             if "job" not in arguments.given:
                 raise ToolError("bash needs command, or job")
             return await self._job(arguments)
-        if arguments.flag("background"):
-            job = await self.sandbox.start(command)
-            return f"job {job} runs in the background"
-        self._output = []
-        outcome = await self.sandbox.run(
-            command,
-            seconds=arguments.number("timeout", 120, most=3600),
-            on_output=self._hear,
-        )
+        try:
+            if arguments.flag("background"):
+                job = await self.sandbox.start(command, folder=folder)
+                return f"job {job} runs in the background"
+            self._output = []
+            outcome = await self.sandbox.run(
+                command,
+                seconds=arguments.number("timeout", 120, most=3600),
+                folder=folder,
+                on_output=self._hear,
+            )
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            raise ToolError(
+                f"the shell's folder {folder} is gone, so nothing was run; it is back in the "
+                "workspace"
+            ) from None
         self._output = []
         details["exit_code"] = outcome.exit_code if outcome.exit_code is not None else -1
         note, self._shell_note = self._shell_note, ""
-        return "\n".join(part for part in (_told(outcome), note) if part)
+        return _joined(_told(outcome), note)
 
     def _hear(self, text: str) -> None:
         self._output.append(text)
@@ -221,14 +262,13 @@ class Workbench:
         if job == 0:
             rows = []
             for one in await self.sandbox.jobs():
-                state = _REASONS.get(one.ended_by, one.ended_by) or "runs"
-                rows.append(f"job {one.job}: {one.command}: {state}")
+                rows.append(f"job {one.job}: {one.command}: {_state(one)}")
             return "\n".join(rows) or "there are no jobs"
         if arguments.flag("stop"):
             await self.sandbox.kill_job(job)
         found = await self.sandbox.read_job(job, cursor=self._cursors.get(job, 0))
         self._cursors[job] = found.cursor
-        return found.output or "(nothing new)"
+        return _joined(found.output.rstrip("\n") or "(nothing new)", f"({_state(found)})")
 
     # Files
 
@@ -248,59 +288,82 @@ class Workbench:
         rows = [f"{place}\t{_short(line)}" for place, line in enumerate(shown, first)]
         rest = len(lines) - (first - 1 + len(shown))
         if rest:
-            rows.append(f"({rest:,} more lines; go on with offset {first + len(shown)})")
+            how = f"go on with offset {first + len(shown)}"
+            if "offset" not in arguments.tool.parameters["properties"]:
+                how = f"run sed -n '{first + len(shown)},$p' to see them"
+            rows.append(f"({rest:,} more lines; {how})")
         if found.size > len(found.content):
             rows.append(
                 f"(the file has {found.size:,} bytes, the first {len(found.content):,} count)"
             )
-        instructions = await asyncio.to_thread(self._instructions, path)
+        instructions = await self._instructions(path)
         return "\n".join(rows or ["(the file is empty)"]) + instructions
 
-    def _instructions(self, path: str) -> str:
+    async def _instructions(self, path: str) -> str:
         """Return the instructions of folders below that hold for a file, each once a run."""
-        below = os.path.relpath(os.path.join(self.folder, path), self.folder)
-        found = instructions_for(Path(below), workspace=self.source)
-        new = [one for one in found if one.path not in self._told]
-        self._told.update(one.path for one in new)
+        places = instruction_places(path, workspace=self.folder)
+        new = [place for place in places if place not in self._told]
+        found = await asyncio.gather(*map(self._instruction, new))
+        texts = {place: text for place, text in zip(new, found, strict=True) if text}
+        self._told.update(texts)
         return "".join(
-            f"\n\n(Instructions for this folder, from {os.path.relpath(one.path, self.source)})\n"
-            f"{one.text}"
-            for one in new
+            f"\n\n(Instructions for this folder, from {place})\n{text}"
+            for place, text in texts.items()
         )
+
+    async def _instruction(self, place: Path) -> str:
+        """Return the instructions in one file; nothing if there is none that counts."""
+        try:
+            found = await self.sandbox.read_file(str(place), max_bytes=MAX_BYTES + 1)
+        except (OSError, ValueError):
+            return ""
+        if not is_instruction(found.real, workspace=self.folder):
+            return ""
+        one = instructions_of(place, found.content, found.size)
+        return "" if one is None else one.text
 
     async def _edit(self, arguments: Arguments, details: dict[str, Any]) -> str:
         path = arguments.text("path")
-        found = await self.sandbox.read_file(path, max_bytes=_MAX_READ_BYTES)
+        before, after, expected = await self._change(arguments)
+        await self.sandbox.write_file(path, after.encode(), expected=expected)
+        details["diff"] = await asyncio.to_thread(diff, path, before, after)
+        return f"{path} is changed" + await self._instructions(path)
+
+    async def _write(self, arguments: Arguments, details: dict[str, Any]) -> str:
+        path = arguments.text("path")
+        before, after, expected = await self._change(arguments)
+        content = after.encode("utf-8", "surrogatepass")
+        await self.sandbox.write_file(path, content, expected=expected)
+        details["diff"] = await asyncio.to_thread(diff, path, before, after)
+        lines = after.count("\n") + (not after.endswith("\n") and bool(after))
+        return f"{path} is written, {lines} lines" + await self._instructions(path)
+
+    async def _change(self, arguments: Arguments) -> tuple[str, str, str | None]:
+        """Return a file's text, the text that a call puts in its place, and the SHA-256 of what is
+        there: empty for nothing, None for a file that is too large to be read whole."""
+        path, is_edit = arguments.text("path"), arguments.tool.name == "edit"
+        old, new = arguments.text("old"), arguments.text("new")
+        can_write = any(tool.name == "write" for tool in self._tools)
+        try:
+            found = await self.sandbox.read_file(path, max_bytes=_MAX_READ_BYTES)
+        except FileNotFoundError:
+            if is_edit and (can_write or old):
+                raise
+            return "", new if is_edit else arguments.text("content"), ""
+        expected = found.sha256
+        if not is_edit:
+            return found.content.decode("utf-8", "replace"), arguments.text("content"), expected
         if found.size > len(found.content):
             raise ToolError(f"{path} has {found.size:,} bytes, edit takes {_MAX_READ_BYTES:,}")
         try:
             text = found.content.decode("utf-8")
         except UnicodeDecodeError:
             raise ToolError(f"{path} is not UTF-8, it cannot be edited as text") from None
-        changed = replaced(
-            text,
-            arguments.text("old"),
-            arguments.text("new"),
-            path=path,
-            all=arguments.flag("all"),
+        has_all = "all" in arguments.tool.parameters["properties"]
+        after = await asyncio.to_thread(
+            replaced, text, old, new, path=path, all=arguments.flag("all"), has_all=has_all
         )
-        await self.sandbox.write_file(path, changed.encode(), expected=found.sha256)
-        details["diff"] = _diff(path, text, changed)
-        return f"{path} is changed"
-
-    async def _write(self, arguments: Arguments, details: dict[str, Any]) -> str:
-        path, content = arguments.text("path"), arguments.text("content")
-        before: str = ""
-        expected: str | None = ""
-        with suppress(FileNotFoundError):
-            found = await self.sandbox.read_file(path, max_bytes=_MAX_READ_BYTES)
-            before, expected = found.content.decode("utf-8", "replace"), found.sha256
-        await self.sandbox.write_file(
-            path, content.encode("utf-8", "surrogatepass"), expected=expected
-        )
-        details["diff"] = _diff(path, before, content)
-        lines = content.count("\n") + (not content.endswith("\n") and bool(content))
-        return f"{path} is written, {lines} lines"
+        return text, after, expected
 
     async def _grep(self, arguments: Arguments) -> str:
         found = await self.sandbox.search(
@@ -311,7 +374,7 @@ class Workbench:
             max_matches=_MAX_FOUND,
         )
         rows = [
-            f"{path}:{line}:{_short(str(text), 300)}"
+            f"{self._from_here(str(path))}:{line}:{_short(str(text), 300)}"
             for path, line, text in found.rows
             if not self.permissions.hides(self.folder / str(path))
         ]
@@ -320,22 +383,30 @@ class Workbench:
         return "\n".join(rows) or "no line matches"
 
     async def _glob(self, arguments: Arguments) -> str:
-        root = arguments.text("path", ".")
-        found = await self.sandbox.list_folder(root, depth=_MAX_DEPTH, max_entries=_MAX_LISTED)
-        matches = _glob_pattern(arguments.text("pattern"))
+        root = Path(arguments.text("path", "."))
+        found = await self.sandbox.list_folder(
+            str(root),
+            depth=_MAX_DEPTH,
+            max_entries=_MAX_LISTED,
+            glob=arguments.text("pattern"),
+        )
+        paths = [root / str(path) for path, _, _ in found.rows]
         rows = [
-            str(path)
-            for path, kind, _ in found.rows
-            if kind != "folder"
-            and matches(str(path))
-            and not self.permissions.hides(self.folder / root / str(path))
+            self._from_here(path)
+            for path in paths
+            if not self.permissions.hides(self.folder / path)
         ]
         shown = rows[:_MAX_FOUND]
         if len(rows) > len(shown):
             shown.append(f"({len(rows) - len(shown):,} more)")
         if found.is_cut:
-            shown.append(f"(only the first {_MAX_LISTED:,} files were looked at: give a path)")
+            shown.append(f"(there are more than these {len(rows):,}: give a path)")
         return "\n".join(shown) or "no file has such a name"
+
+    def _from_here(self, path: Path | str) -> str:
+        """Return a path that was found as the tools take it, from the workspace on."""
+        whole = Path(os.path.normpath(self.folder / path))
+        return str(whole.relative_to(self.folder) if whole.is_relative_to(self.folder) else whole)
 
     def _plan(self, arguments: Arguments, details: dict[str, Any]) -> str:
         items = arguments.given["items"]
@@ -360,7 +431,20 @@ def _told(outcome: Outcome) -> str:
     else:
         reason = _REASONS.get(outcome.ended_by, outcome.ended_by)
         how = f"({reason}; it ran {outcome.seconds:.1f} s)"
-    return "\n".join(part for part in (text, how) if part) or "(no output)"
+    return _joined(text, how) or "(no output)"
+
+
+def _state(job: JobStatus | JobOutput) -> str:
+    """Return how a job stands, as the model reads it."""
+    if not job.ended_by:
+        return "still runs"
+    if job.ended_by == "exit":
+        return f"exit code {job.exit_code}"
+    return _REASONS.get(job.ended_by, job.ended_by)
+
+
+def _joined(*parts: str) -> str:
+    return "\n".join(part for part in parts if part)
 
 
 def _cut(text: str) -> str:
@@ -373,54 +457,3 @@ def _cut(text: str) -> str:
 def _short(line: str, limit: int = _MAX_LINE_CHARACTERS) -> str:
     line = line.removesuffix("\r")
     return line if len(line) <= limit else f"{line[:limit]} ... ({len(line):,} characters)"
-
-
-def _diff(path: str, before: str, after: str) -> str:
-    old, new = (list(io.StringIO(text, newline="\n")) for text in (before, after))
-    if len(old) + len(new) > _MAX_COMPARED:
-        return ""
-    text = "".join(
-        line if line.endswith("\n") else f"{line}\n"
-        for line in difflib.unified_diff(old, new, f"a/{path}", f"b/{path}")
-    )
-    return text if len(text) <= _MAX_DIFF else text[:_MAX_DIFF] + "...\n"
-
-
-def _glob_pattern(pattern: str) -> Callable[[str], object]:
-    """Return a test for paths: `*` and `?` match within a part, `**` matches any parts; a pattern
-    without a slash is a file's name in any folder."""
-    if not pattern or len(pattern) > 1000:
-        raise ToolError("pattern must have from 1 to 1000 characters")
-    pattern = pattern.removeprefix("./")
-    parts = pattern.split("/") if "/" in pattern else ["**", pattern]
-    found = ""
-    for place, part in enumerate(parts):
-        is_last = place == len(parts) - 1
-        if part == "**":
-            found += ".*" if is_last else "(?:[^/]+/)*"
-            continue
-        for piece in re.findall(r"\*+|\?|\[[^\]/]+\]|\{[^{}/]*\}|.", part, re.DOTALL):
-            found += _glob_piece(piece)
-        found += "" if is_last else "/"
-    try:
-        return re.compile(found, re.DOTALL).fullmatch
-    except re.error:
-        raise ToolError(f"{pattern} is no pattern for names") from None
-
-
-def _glob_piece(piece: str) -> str:
-    match piece[0]:
-        case "*":
-            return "[^/]*"
-        case "?":
-            return "[^/]"
-        case "[" if len(piece) > 1:
-            return (
-                f"[{'^' if piece[1] in '!^' else ''}{re.escape(piece[1:-1].lstrip('!^'))}]".replace(
-                    r"\-", "-"
-                )
-            )
-        case "{" if len(piece) > 1:
-            return f"(?:{'|'.join(re.escape(one) for one in piece[1:-1].split(','))})"
-        case _:
-            return re.escape(piece)

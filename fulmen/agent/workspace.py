@@ -27,6 +27,7 @@ from fulmen.agent.repository import (
     Reader,
     Repository,
     Tree,
+    Unwritten,
     Writer,
 )
 from fulmen.agent.restoring import Restore, make_readable
@@ -40,6 +41,8 @@ _MAX_PATHS: Final = 1_000
 _EMPTY_TREE: Final = "6ef19b41225c5369f1c104d45d8d85efa9b057b53b14b4b9b939dd74decc5321"
 _GIT_SECONDS: Final = 60.0
 _PRUNE_SECONDS: Final = 1800.0
+_WIDE: Final = Limits(max_files=2**40, max_bytes=2**60)
+"""Limits for a folder that is read and not saved"""
 
 Kind = Literal["added", "changed", "deleted", "mode", "type"]
 
@@ -60,8 +63,8 @@ class Snapshot:
 class Restored:
     """A restore that was done."""
 
-    before: Snapshot
-    """The folder as it was until then"""
+    before: Snapshot | None
+    """The folder as it was until then; None where it could not be saved"""
     num_written: int
     num_deleted: int
     left: tuple[Skipped, ...]
@@ -88,6 +91,10 @@ class ChangedSince(ValueError):
         shown = ", ".join(printable(path) for path in self.paths[:5])
         more = f" and {len(self.paths) - 5:,} more" if len(self.paths) > 5 else ""
         super().__init__(f"changed since the last snapshot, so nothing was restored: {shown}{more}")
+
+
+class NotSaved(ValueError):
+    """A restore would not be undone, since the folder cannot be saved before."""
 
 
 class Snapshots:
@@ -130,14 +137,24 @@ class Snapshots:
         with self._repository.reader() as reader:
             return _read(reader, id)
 
-    def restore(self, id: str, *, expected: str | None, overwrite: bool = False) -> Restored:
+    def restore(
+        self,
+        id: str,
+        *,
+        expected: str | None,
+        others: Sequence[tuple[str, str]] = (),
+        overwrite: bool = False,
+    ) -> Restored:
         """Make the folder equal to a snapshot.
 
         expected   the last snapshot that the caller took: raises `ChangedSince` if something would
                    be overwritten that differs from it. None if there is none.
-        overwrite  restore also then
+        others     pairs of snapshots between which somebody else changed files: raises
+                   `ChangedSince` if one of those would be overwritten
+        overwrite  restore also then, and where the folder cannot be saved before, which raises
+                   `NotSaved` otherwise
 
-        The folder is saved before, so nothing is lost either way. What snapshots leave out stays.
+        The folder is saved before, so nothing is lost. What snapshots leave out stays.
         """
         with (
             self._repository.locked(),
@@ -146,17 +163,19 @@ class Snapshots:
         ):
             wanted = _read(reader, id)
             known = None if expected is None else _read(reader, expected)
+            foreign = [(_read(reader, old), _read(reader, new)) for old, new in others]
             while True:
-                before, scan = self._take(root, f"before a restore of {id}")
-                if known is not None and not overwrite:
-                    _check_unchanged(reader, known, before, wanted)
+                before, scan = self._take_before(root, id, must_save=not overwrite)
+                if before is not None and not overwrite:
+                    pairs = [] if known is None else [(known, before)]
+                    _check_unchanged(reader, [*pairs, *foreign], before, wanted)
                 if not make_readable(root, scan.denied):
                     break
-            self._check_whole(reader, before.tree, wanted.tree)
+            self._check_whole(reader, _EMPTY_TREE if before is None else before.tree, wanted.tree)
             restore = Restore(
                 root,
                 reader,
-                not_read={one.path for one in before.skipped},
+                not_read={one.path for one in scan.skipped},
                 not_saved={one.path for one in wanted.skipped},
             )
             restore.remove_leftovers(scan.leftovers)
@@ -266,6 +285,17 @@ class Snapshots:
             yield root
         finally:
             os.close(root)
+
+    def _take_before(self, root: int, id: str, *, must_save: bool) -> tuple[Snapshot | None, Scan]:
+        """Save the folder before a restore; only read it if it cannot be saved and need not."""
+        try:
+            return self._take(root, f"before a restore of {id}")
+        except (OSError, ValueError) as error:
+            if must_save:
+                why = explain(error) if isinstance(error, OSError) else str(error)
+                raise NotSaved(f"nothing was restored, the folder cannot be saved: {why}") from None
+        excludes = user_excludes(self.folder)
+        return None, Scan(root, Unwritten(), _WIDE, excludes=excludes, previous=None)
 
     def _take(self, root: int, label: str) -> tuple[Snapshot, Scan]:
         writer = Writer(self._repository)
@@ -396,19 +426,28 @@ def _folder_of(
     return (pair[0], None) if ids[0] is not None else (None, pair[1])
 
 
-def _check_unchanged(reader: Reader, known: Snapshot, now: Snapshot, wanted: Snapshot) -> None:
-    """Raise ChangedSince if a restore of one snapshot would overwrite what is new since another."""
-    changed = {
-        path: after
-        for path, _, after in _differences(reader, known.tree, now.tree)
-        if not path.endswith("/")
+def _check_unchanged(
+    reader: Reader,
+    changes: Sequence[tuple[Snapshot, Snapshot]],
+    now: Snapshot,
+    wanted: Snapshot,
+) -> None:
+    """Raise ChangedSince if a restore would overwrite what somebody else changed.
+
+    changes  pairs of snapshots, between which somebody else changed files; the last of the first
+             pair may be the folder as it is
+    """
+    lost: set[str] = set()
+    there = {
+        path: (before, after) for path, before, after in _differences(reader, now.tree, wanted.tree)
     }
-    if not changed:
-        return
-    lost = [
-        path
-        for path, _, after in _differences(reader, now.tree, wanted.tree)
-        if path in changed and (changed[path] is not None or after is not None)
-    ]
+    for old, new in changes if there else ():
+        for path, _, changed in _differences(reader, old.tree, new.tree):
+            if path.endswith("/") or path not in there:
+                continue
+            before, after = there[path]
+            is_known = new is now and (changed is not None or after is not None)
+            if is_known or (new is not now and changed is not None and before is not None):
+                lost.add(path)
     if lost:
         raise ChangedSince(sorted(lost))

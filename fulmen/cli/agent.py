@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 import typer
 
 from fulmen.cli import completion
+from fulmen.cli.agent_export import export_app
+from fulmen.cli.agent_rules import read_protected, read_rule, rules_app
 from fulmen.cli.agent_runs import RunArgument, RunsOption, open_archive, runs_app, store_of
 from fulmen.cli.help import (
     AGENT,
@@ -188,6 +190,7 @@ def run(
             metavar="RULE",
             help="Allow such calls, as in 'bash(pytest *)'. May be repeated.",
             show_default=False,
+            parser=checked(read_rule),
             rich_help_panel=AGENT,
         ),
     ] = None,
@@ -197,6 +200,7 @@ def run(
             metavar="RULE",
             help="Ask about such calls. May be repeated.",
             show_default=False,
+            parser=checked(read_rule),
             rich_help_panel=AGENT,
         ),
     ] = None,
@@ -206,21 +210,26 @@ def run(
             metavar="RULE",
             help="Refuse such calls, as in 'edit(tests/**)'. May be repeated.",
             show_default=False,
+            parser=checked(read_rule),
             rich_help_panel=AGENT,
         ),
     ] = None,
     network: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--network", help="Let commands use this machine's network.", rich_help_panel=AGENT
+            "--network/--no-network",
+            help="Let commands use this machine's network. Default: no.",
+            show_default=False,
+            rich_help_panel=AGENT,
         ),
-    ] = False,
+    ] = None,
     writable: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
             help="Let commands change .git, AGENTS.md or another protected name. May be repeated.",
             show_default=False,
+            parser=checked(read_protected),
             rich_help_panel=AGENT,
         ),
     ] = None,
@@ -270,6 +279,14 @@ def run(
             rich_help_panel=LIMITS,
         ),
     ] = None,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="After a crash, take calls that were under way back also where that overwrites "
+            "files that you changed since.",
+        ),
+    ] = False,
     hide_thinking: Annotated[
         bool,
         typer.Option("--hide-thinking", help="Do not show thoughts.", rich_help_panel="Thinking"),
@@ -306,7 +323,7 @@ def run(
     """
     flags = {
         **{"tools": tools, "mode": mode, "allow": allow, "ask": ask, "deny": deny},
-        **{"network": network or None, "writable": writable, "context": context},
+        **{"network": network, "writable": writable, "context": context},
         **{"max_turns": max_turns, "max_tokens": max_tokens, "max_seconds": max_seconds},
         **{"thinking_tokens": thinking_tokens, "sampling": given, "model": model, "url": url},
         **{"url_dialect": None if url_dialect == "auto" else url_dialect, "engine": engine},
@@ -327,7 +344,7 @@ def run(
     archive = open_archive(runs, store, session_bytes)
     name = last_run(archive, folder) if go_on else resume
     earlier = None if name is None else archive.runs.open(name)
-    settings = merged(flags, {} if earlier is None else earlier.info.settings)
+    settings = merged(flags, {} if earlier is None else earlier.facts.settings)
     if earlier is not None:
         _check_same_model(earlier, flags)
         archive = open_archive(runs, store_of(settings.get("store")), session_bytes)
@@ -341,9 +358,17 @@ def run(
     asks = is_terminal and not as_json
     wanted = read_wanted(settings, folder)
     side = _model_side(settings, earlier, url_key)
-    chosen = earlier or _begin(archive, wanted, side, settings, view, asks=asks)
+    declined: set[bytes] = set()
+    chosen = earlier or _begin(archive, wanted, side, settings, view, asks=asks, declined=declined)
     with _told():
-        talk = Talk(archive, chosen, side, wanted, view, asks=asks, is_new=earlier is None)
+        is_new = earlier is None
+        talk = Talk(
+            *(archive, chosen, side, wanted, view),
+            asks=asks,
+            is_new=is_new,
+            overwrite=force,
+            declined=declined,
+        )
         with talk.opened():
             if is_one_shot:
                 code = talk.say(words)
@@ -378,7 +403,7 @@ def _model_side(settings: Mapping[str, Any], earlier: "Run | None", key: str | N
         remote = new_remote(url, model, settings.get("url_dialect") or "auto", key)
         return Side(f"{model} at {url}" if model else url, remote=remote)
     if earlier is not None and model is None:
-        model = earlier.info.model
+        model = earlier.facts.model
     name = model or DEFAULT_MODEL
     llm = load_llm(
         name,
@@ -392,7 +417,7 @@ def _model_side(settings: Mapping[str, Any], earlier: "Run | None", key: str | N
 
 def _check_same_model(earlier: "Run", flags: Mapping[str, Any]) -> None:
     """Refuse another model's side for a run: its states are of one model, its messages of none."""
-    is_local, name = earlier.info.session is not None, earlier.info.name
+    is_local, name = earlier.facts.session is not None, earlier.facts.name
     if is_local and flags["url"] is not None:
         raise ValueError(
             f"--url is given, but run {name} has its model on this machine, whose states it keeps"
@@ -402,16 +427,26 @@ def _check_same_model(earlier: "Run", flags: Mapping[str, Any]) -> None:
 
 
 def _begin(
-    archive: "Archive", wanted: "Wanted", side: "Side", settings: Any, view: Any, *, asks: bool
+    archive: "Archive",
+    wanted: "Wanted",
+    side: "Side",
+    settings: Any,
+    view: Any,
+    *,
+    asks: bool,
+    declined: set[bytes],
 ) -> "Run":
-    from fulmen.cli.agent_asking import read_setup
+    from fulmen.cli.agent_asking import SAVING, read_setup, told_if_slow
     from fulmen.cli.agent_run import begin
 
     place = wanted.folder.resolve()
-    setup = read_setup(place, seen_as=place, asks=asks, view=view)
-    chosen = begin(archive, wanted, side, setup, settings)
-    assert chosen.info.start is not None
-    for path, reason in archive.files(chosen.info).read(chosen.info.start).skipped[:10]:
+    setup = read_setup(place, seen_as=place, asks=asks, view=view, declined=declined)
+    with told_if_slow(view, SAVING):
+        chosen = begin(archive, wanted, side, setup, settings)
+    if side.llm is not None and side.llm.format.calls is None:
+        view.note(f"{side.name} has a chat format without tools: it can only answer in words")
+    assert chosen.facts.start is not None
+    for path, reason in archive.files(chosen.facts).read(chosen.facts.start).skipped[:10]:
         view.note(f"{printable(path)} is in no snapshot: {reason}")
     return chosen
 
@@ -457,4 +492,5 @@ fulmen agent resume RUN                      after a crash, or a limit
 fulmen agent resume RUN "try it otherwise"   with other words
 """),
 )(_resume_command())
-agent_app.add_typer(runs_app)
+for app in (runs_app, export_app, rules_app):
+    agent_app.add_typer(app)

@@ -16,6 +16,7 @@ from typing import Any, Final
 from fulmen.agent import (
     Archive,
     ChangedSince,
+    NotSaved,
     Setup,
     Verdict,
     Work,
@@ -23,19 +24,27 @@ from fulmen.agent import (
     project_file,
 )
 from fulmen.chat import ToolCall
-from fulmen.cli.agent_view import View
+from fulmen.cli.agent_view import View, show_preview
 from fulmen.cli.output import harmless
 from fulmen.cli.progress import stderr
 
 TERMINATED: Final = 143
 """Exit code of a process that SIGTERM ended"""
+_SLOW_SECONDS: Final = 3.0
+"""Time after which somebody wants to know what is done"""
+SAVING: Final = "all files of the folder are read and saved, which takes long where there are many"
 _NOT_ALLOWED: Final = "the user did not allow this"
 
 
 def question(text: str) -> str:
     """Ask on stderr; return the line that is typed, empty where the input ends."""
-    stderr.print(text, end="", markup=False, soft_wrap=True, style="yellow")
+    show_question(text)
     return sys.stdin.readline().strip()
+
+
+def show_question(text: str) -> None:
+    """Print a question on stderr, and leave the cursor behind it."""
+    stderr.print(text, end="", markup=False, soft_wrap=True, style="yellow")
 
 
 class Interrupts:
@@ -45,8 +54,8 @@ class Interrupts:
         self.work: Work | None = None
         """Run that is interrupted first"""
         self.loop: asyncio.AbstractEventLoop | None = None
-        self.is_asking = False
-        """True while a person is asked: then a signal ends the question"""
+        self.question: asyncio.Future[bool] | None = None
+        """Wait for a line that a person types, which a signal ends"""
         self.is_over = False
         """True once a signal asked for the end of the process, not of one answer"""
         self._count = 0
@@ -82,8 +91,29 @@ class Interrupts:
             raise KeyboardInterrupt
         self._count += 1
         self.loop.call_soon_threadsafe(self.work.interrupt)
-        if self.is_asking or self._count > 1:
+        if self._count > 1:
             raise KeyboardInterrupt
+        self.loop.call_soon_threadsafe(self._answer, False)
+
+    def _answer(self, has_line: bool) -> None:
+        if self.question is not None and not self.question.done():
+            self.question.set_result(has_line)
+
+    async def has_line(self) -> bool:
+        """Wait until a person has typed a line; False if a signal came first. The event loop goes
+        on meanwhile, and with it all that the sandbox tells."""
+        loop = asyncio.get_running_loop()
+        self.question = loop.create_future()
+        try:
+            loop.add_reader(sys.stdin.fileno(), self._answer, True)
+        except (OSError, ValueError):  # a file, of which reading never waits
+            self.question = None
+            return True
+        try:
+            return await self.question
+        finally:
+            loop.remove_reader(sys.stdin.fileno())
+            self.question = None
 
 
 class Asker:
@@ -97,25 +127,25 @@ class Asker:
         self._interrupts = interrupts
         self._asks = asks
 
-    async def __call__(self, call: ToolCall, verdict: Verdict) -> str | None:
+    async def __call__(self, call: ToolCall, verdict: Verdict, preview: str) -> str | None:
         """Return None if a call may be made, else a sentence for the model."""
         if not self._asks:
             self.num_refused += 1
             self._view.refuse(call, verdict)
             return f"not allowed, and nobody can be asked: {verdict.reason}"
         rules = ", ".join(sorted(map(str, verdict.rules)))
+        is_cut = show_preview(preview, is_diff=call.name in ("edit", "write"))
         self._view.note(f"? {call.name}: {verdict.reason}")
         always = f", [a]lways {harmless(rules)}" if rules else ""
-        text = f"  [y]es{always}, [n]o, or what to do instead > "
-        try:
-            self._interrupts.is_asking = True
-            answer = question(text)
-        except KeyboardInterrupt:
-            stderr.print()
-            return _NOT_ALLOWED
-        finally:
-            self._interrupts.is_asking = False
-        match answer.lower():
+        show = ", [s]how all of it" if is_cut else ""
+        text = f"  [y]es{always}, [n]o{show}, or what to do instead > "
+        answer = await self._answer(text)
+        while is_cut and answer is not None and answer.lower() in ("s", "show"):
+            show_preview(preview, is_diff=call.name in ("edit", "write"), is_whole=True)
+            answer = await self._answer(text)
+        match None if answer is None else answer.lower():
+            case None:
+                return _NOT_ALLOWED
             case "y" | "yes":
                 return None
             case "a" | "always" if rules and self.remember is not None:
@@ -125,16 +155,42 @@ class Asker:
                 return _NOT_ALLOWED
         return f"{_NOT_ALLOWED}, and says: {answer}"
 
+    async def _answer(self, text: str) -> str | None:
+        """Ask; return None if that was interrupted."""
+        show_question(text)
+        if not await self._interrupts.has_line():
+            stderr.print()
+            return None
+        return sys.stdin.readline().strip()
 
-def read_setup(folder: Path, *, seen_as: Path, asks: bool, view: View) -> Setup:
+
+@contextmanager
+def told_if_slow(view: View, text: str) -> Iterator[None]:
+    """Tell what is done if it takes long."""
+    timer = threading.Timer(_SLOW_SECONDS, view.note, [text])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def read_setup(
+    folder: Path, *, seen_as: Path, asks: bool, view: View, declined: set[bytes]
+) -> Setup:
     """Read what is said about an agent in a folder; the folder's own settings hold once they are
-    approved, which is asked for where somebody can be."""
+    approved, which is asked for where somebody can be.
+
+    declined  settings that this was said or asked about already, and more of them from now on
+    """
     setup = Setup.read(folder, agent_folder())
     if setup.waiting is not None and seen_as != folder:
         setup.approve_as(seen_as)
         setup = Setup.read(folder, agent_folder())
-    if setup.waiting is None:
+    if setup.waiting is None or setup.waiting in declined:
         return setup
+    declined.add(setup.waiting)
     path = project_file(folder)
     if not asks:
         view.note(
@@ -150,18 +206,27 @@ def read_setup(folder: Path, *, seen_as: Path, asks: bool, view: View) -> Setup:
     return setup
 
 
+def check_overwriting(error: ChangedSince | NotSaved, *, asks: bool) -> None:
+    """Ask whether files may be overwritten. Raises ValueError if they may not, or nobody can be
+    asked."""
+    is_kept = isinstance(error, ChangedSince)
+    if not asks:
+        how = "they are kept aside" if is_kept else "what is there is lost"
+        raise ValueError(f"{error}; --force overwrites them all the same, {how}") from None
+    stderr.print(str(error), style="yellow", markup=False, soft_wrap=True)
+    what = "overwrite them? they are kept aside" if is_kept else "go back all the same?"
+    if question(f"{what} [y]es, [n]o > ") not in ("y", "yes"):
+        raise ValueError("nothing was changed") from None
+
+
 def rewind_asking(
     archive: Archive, name: str, num_steps: int, *, asks: bool, overwrite: bool = False
 ) -> None:
     """Take a run back; where files would be overwritten that somebody changed since, ask first."""
     try:
         restored = archive.rewind(name, num_steps, overwrite=overwrite)
-    except ChangedSince as error:
-        if not asks:
-            raise
-        stderr.print(str(error), style="yellow", markup=False, soft_wrap=True)
-        if question("overwrite them? they are kept aside [y]es, [n]o > ") not in ("y", "yes"):
-            raise ValueError("nothing was changed") from None
+    except (ChangedSince, NotSaved) as error:
+        check_overwriting(error, asks=asks)
         restored = archive.rewind(name, num_steps, overwrite=True)
     told = f"run {name} is back at step {num_steps}: "
     told += f"{restored.num_written} files written, {restored.num_deleted} deleted"

@@ -17,6 +17,7 @@ from typing import Any, Final, TypeVar
 from fulmen.agent import (
     Archive,
     Budget,
+    ChangedSince,
     Means,
     Mode,
     Rules,
@@ -28,7 +29,16 @@ from fulmen.agent import (
     system_prompt,
 )
 from fulmen.chat import ChatModel, Message, ModelError
-from fulmen.cli.agent_asking import TERMINATED, Asker, Interrupts, read_setup, rewind_asking
+from fulmen.cli.agent_asking import (
+    SAVING,
+    TERMINATED,
+    Asker,
+    Interrupts,
+    check_overwriting,
+    read_setup,
+    rewind_asking,
+    told_if_slow,
+)
 from fulmen.cli.agent_view import EXIT_CODES, View, show_diff
 from fulmen.cli.lines import LineReader
 from fulmen.cli.options import in_seconds, parse_whole
@@ -41,6 +51,14 @@ from fulmen.units import parse_count
 
 R = TypeVar("R")
 
+_LIMITS: Final[Mapping[str, tuple[str, Callable[[str], Any]]]] = {
+    "max_turns": ("turns", parse_whole),
+    "max_tokens": ("tokens", parse_count),
+    "thinking_tokens": ("thinking_tokens", parse_count),
+    "max_seconds": ("seconds", in_seconds),
+    "context": ("context", parse_count),
+}
+"""Limits by the names of their flags, and how those are read"""
 _ALWAYS_SENT: Final = frozenset({"max_tokens", "tool_choice"})
 """Sampling fields that an agent itself sets, sent to a server whatever flags were given"""
 
@@ -53,10 +71,10 @@ class Wanted:
     tools: str | None = None
     mode: Mode | None = None
     rules: Rules = field(default_factory=Rules)
-    budget: Budget = field(default_factory=Budget)
+    limits: Mapping[str, float | None] = field(default_factory=dict)
+    """Fields of `Budget`, and context; None lifts a limit"""
     sampling: Mapping[str, Any] = field(default_factory=dict)
-    context: int | None = None
-    has_network: bool = False
+    has_network: bool | None = None
     writable: tuple[str, ...] = ()
 
 
@@ -71,21 +89,12 @@ def merged(flags: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, An
 def read_wanted(settings: Mapping[str, Any], folder: Path) -> Wanted:
     """Read what flags ask for. Raises ValueError before a model is loaded."""
 
-    def limit(name: str, read: Callable[[str], Any]) -> Any:
-        value = settings.get(name)
-        return None if value in (None, "none") else read(value)
-
-    limits: dict[str, Any] = {
-        "tokens": limit("max_tokens", parse_count),
-        "thinking_tokens": limit("thinking_tokens", parse_count),
-        "seconds": limit("max_seconds", in_seconds),
-    }
-    if settings.get("max_turns") is not None:
-        limits["turns"] = limit("max_turns", parse_whole)
-    try:
-        budget = Budget(**limits)
-    except ValueError as error:
-        raise ValueError(f"--max-{error}") from None
+    limits: dict[str, Any] = {}
+    for flag, (name, read) in _LIMITS.items():
+        value = settings.get(flag)
+        if value is not None:
+            limits[name] = None if value == "none" else read(value)
+    budget_of(limits)
     lists = [settings.get(name) or () for name in ("allow", "ask", "deny")]
     writable = tuple(settings.get("writable") or ())
     check_protected(writable)
@@ -94,15 +103,22 @@ def read_wanted(settings: Mapping[str, Any], folder: Path) -> Wanted:
         tools=settings.get("tools"),
         mode=settings.get("mode"),
         rules=Rules.parse(lists[0], ask=lists[1], deny=lists[2]),
-        budget=budget,
+        limits=limits,
         sampling={
             name: tuple(value) if isinstance(value, list) else value
             for name, value in settings["sampling"].items()
         },
-        context=limit("context", parse_count),
-        has_network=bool(settings.get("network")),
+        has_network=settings.get("network"),
         writable=writable,
     )
+
+
+def budget_of(limits: Mapping[str, Any]) -> Budget:
+    """Return the limits that an agent itself holds; what is not said is as in `Budget`."""
+    try:
+        return Budget(**{name: value for name, value in limits.items() if name != "context"})
+    except ValueError as error:
+        raise ValueError(f"--max-{error}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,13 +172,21 @@ class Talk:
         *,
         asks: bool,
         is_new: bool,
+        overwrite: bool = False,
+        declined: set[bytes] | None = None,
     ) -> None:
-        """is_new: the run is forgotten in the end if nothing was said in it"""
+        """
+        is_new     the run is forgotten in the end if nothing was said in it
+        overwrite  as in `Work`
+        declined   settings that somebody did not approve just now, see `read_setup`
+        """
         self.view = view
         self.name = run.name
         self._archive, self._side, self._wanted = archive, side, wanted
         self._asks = asks
         self._is_new = is_new
+        self._overwrite = overwrite
+        self._declined = set() if declined is None else declined
         self._interrupts = Interrupts()
         self._model: ChatModel | None = None
         self._work: Work | None = None
@@ -187,43 +211,77 @@ class Talk:
         if self._model is None:
             self._model = self._side.open()
         run = self._archive.runs.open(self.name)
-        info, wanted = run.info, self._wanted
-        seen_as = Path(info.seen_as)
-        setup = read_setup(Path(info.folder), seen_as=seen_as, asks=self._asks, view=self.view)
+        facts, wanted = run.facts, self._wanted
+        seen_as = Path(facts.seen_as)
+        setup = read_setup(
+            Path(facts.folder),
+            seen_as=seen_as,
+            asks=self._asks,
+            view=self.view,
+            declined=self._declined,
+        )
         permissions = setup.permissions(seen_as=seen_as, mode=wanted.mode, rules=wanted.rules)
         self._asker.remember = permissions.remember
-        context = wanted.context
-        if context is None and self._side.llm is not None:
-            context = self._side.llm.engine.max_model_len
+        config, llm = setup.config, self._side.llm
+        limits: dict[str, Any] = {**config.limits, **wanted.limits}
+        if llm is None and "thinking_tokens" not in wanted.limits:
+            limits.pop("thinking_tokens", None)  # a server has no such limit
+        context = limits.get("context")
+        if context is None and llm is not None:
+            context = llm.engine.max_model_len
+        has_network = config.has_network if wanted.has_network is None else wanted.has_network
         means = Means(
             permissions=permissions,
-            budget=wanted.budget,
+            budget=budget_of(limits),
             params=self._side.params(wanted.sampling),
             context=context,
-            has_network=wanted.has_network,
+            has_network=bool(has_network),
             writable=wanted.writable,
-            environment=setup.config.environment,
+            environment=config.environment,
             approve=self._asker,
             watcher=self.view,
+            on_output=self.view.output,
         )
-        work = Work(self._archive, self.name, self._model, means, open_session=self._open_session)
-        await work.__aenter__()
-        self._work = work
+        self._work = await self._opened_work(means)
+        work = self._work
         fields = {
             "run": self.name,
-            "folder": info.folder,
-            "model": info.model,
-            "tools": info.tools,
+            "folder": facts.folder,
+            "model": facts.model,
+            "tools": facts.tools,
             "mode": permissions.mode,
         }
         self.view.begin(fields, work.trajectory)
         for note in work.notes:
             self.view.note(note)
 
+    async def _opened_work(self, means: Means) -> Work:
+        """Open the work on the run; where a person's files would be overwritten, ask first."""
+        assert self._model is not None
+        overwrite = self._overwrite
+        while True:
+            work = Work(
+                self._archive,
+                self.name,
+                self._model,
+                means,
+                open_session=self._open_session,
+                overwrite=overwrite,
+            )
+            try:
+                with told_if_slow(self.view, SAVING):
+                    return await work.__aenter__()
+            except ChangedSince as error:
+                check_overwriting(error, asks=self._asks)
+                overwrite = True
+
     async def _close(self, *, with_model: bool = True) -> None:
         work, self._work = self._work, None
         if work is not None:
+            num_notes = len(work.notes)
             await work.__aexit__()
+            for note in work.notes[num_notes:]:
+                self.view.note(note)
         if with_model and self._model is not None:
             await self._model.close()  # type: ignore[attr-defined]
 
@@ -293,6 +351,8 @@ class Talk:
                     words = words.removeprefix("/")
                 if words is not None:
                     code = self.say(words)
+                    if code == EXIT_CODES["sandbox"]:
+                        self._begin_anew()
                 words = self._next_words(reader)
             except ValueError as error:
                 self.view.note(str(error))
@@ -334,6 +394,12 @@ class Talk:
                 raise ValueError(f"{name} is no command, /help lists them")
         return None
 
+    def _begin_anew(self) -> None:
+        """Put another sandbox in the place of one that failed."""
+        self._runner.run(self._close(with_model=False))
+        self._runner.run(self._open())
+        self.view.note("the sandbox was begun anew: say what to do")
+
     def _rewind(self, num_steps: int) -> None:
         """Go back to a step; the sandbox is begun anew, so that nothing in it holds files."""
         self._runner.run(self._close(with_model=False))
@@ -369,7 +435,7 @@ def last_run(archive: Archive, folder: Path) -> str:
     place = os.path.realpath(folder)
     for name in archive.runs.names():
         try:
-            if archive.runs.open(name).info.folder == place:
+            if archive.runs.facts(name).folder == place:
                 return name
         except ValueError:
             continue  # it cannot be read, `fulmen agent list` says why

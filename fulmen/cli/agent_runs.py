@@ -9,7 +9,7 @@ import typer
 
 from fulmen.cli import completion
 from fulmen.cli.help import SESSION, Command, examples
-from fulmen.cli.options import JsonOption, open_store
+from fulmen.cli.options import JsonOption, open_store, read_stdin, read_text_file
 from fulmen.cli.output import harmless, print_json, print_table, write_bytes
 from fulmen.files import printable, shorten
 
@@ -42,10 +42,10 @@ def open_archive(root: Path | None, store: Path | None, session_bytes: str = "20
     return Archive(root or default_runs(), open_store(store, session_bytes))
 
 
-def _of_run(root: Path | None, name: str) -> "tuple[Archive, Run]":
+def of_run(root: Path | None, name: str) -> "tuple[Archive, Run]":
     """Return a run, and the archive with the sessions that it has."""
     found = open_archive(root, None).runs.open(name)
-    return open_archive(root, store_of(found.info.settings.get("store"))), found
+    return open_archive(root, store_of(found.facts.settings.get("store"))), found
 
 
 def store_of(text: Any) -> Path | None:
@@ -75,7 +75,7 @@ def agent_list(runs: RunsOption = None, as_json: JsonOption = False) -> None:
     rows: list[dict[str, Any]] = []
     for name in archive.runs.names():
         try:
-            found = archive.runs.open(name)
+            found = archive.runs.outline(name)
         except ValueError as error:
             rows.append({"run": name, "problem": str(error)})
             print(printable(str(error)), file=sys.stderr)
@@ -83,13 +83,13 @@ def agent_list(runs: RunsOption = None, as_json: JsonOption = False) -> None:
         rows.append(
             {
                 "run": name,
-                "folder": found.info.folder,
-                "model": found.info.model,
-                "num_steps": len(found.trajectory.steps),
-                "end": found.trajectory.end,
-                "parent": found.info.parent,
-                "created": found.info.created,
-                "task": _task(found),
+                "folder": found.facts.folder,
+                "model": found.facts.model,
+                "num_steps": found.num_steps,
+                "end": found.end,
+                "parent": found.facts.parent,
+                "created": found.facts.created,
+                "task": found.task,
             }
         )
     if as_json:
@@ -106,13 +106,6 @@ def agent_list(runs: RunsOption = None, as_json: JsonOption = False) -> None:
         texts = (row["run"], str(row["num_steps"]), end, row["folder"], row["task"][:60])
         table.add_row(*(Text(printable(text)) for text in texts))
     print_table(table)
-
-
-def _task(found: "Run") -> str:
-    """Return what a run was asked first, on one line."""
-    steps = found.trajectory.steps
-    said = steps[0].said if steps else tuple(found.trajectory.said)
-    return " ".join(" ".join(one.content for one in said).split())
 
 
 @runs_app.command(
@@ -133,8 +126,8 @@ arguments, text, is_error), snapshot; saved: number, snapshot
 )
 def agent_show(name: RunArgument, runs: RunsOption = None, as_json: JsonOption = False) -> None:
     """Print a run step by step."""
-    archive, found = _of_run(runs, name)
-    info, trajectory = found.info, found.trajectory
+    archive, found = of_run(runs, name)
+    facts, trajectory = found.facts, found.trajectory
     steps: list[dict[str, Any]] = []
     for number, step in enumerate(trajectory.steps, 1):
         made = step.answer.message.tool_calls
@@ -158,16 +151,16 @@ def agent_show(name: RunArgument, runs: RunsOption = None, as_json: JsonOption =
                 "snapshot": trajectory.snapshot(number),
             }
         )
-    saved = [{"number": one.number, "snapshot": one.snapshot} for one in archive.asides(info)]
+    saved = [{"number": one.number, "snapshot": one.snapshot} for one in archive.asides(facts)]
     if as_json:
-        fields: dict[str, Any] = {"run": name, "folder": info.folder, "model": info.model}
-        fields["parent"] = info.parent
-        fields |= {"num_inherited": info.num_inherited, "end": trajectory.end}
+        fields: dict[str, Any] = {"run": name, "folder": facts.folder, "model": facts.model}
+        fields["parent"] = facts.parent
+        fields |= {"num_inherited": facts.num_inherited, "end": trajectory.end}
         print_json({**fields, "steps": steps, "saved": saved})
         return
-    lines = [f"{name}: {info.model} in {info.folder}, {trajectory.end or 'unfinished'}"]
-    if info.parent is not None:
-        lines.append(f"forked from {info.parent} after step {info.num_inherited}")
+    lines = [f"{name}: {facts.model} in {facts.folder}, {trajectory.end or 'unfinished'}"]
+    if facts.parent is not None:
+        lines.append(f"forked from {facts.parent} after step {facts.num_inherited}")
     for shown in steps:
         lines.append(f"\n== step {shown['step']}")
         lines += [f"-- user\n{text}" for text in shown["said"]]
@@ -213,7 +206,7 @@ def agent_rewind(
     """
     from fulmen.cli.agent_asking import rewind_asking
 
-    archive, _ = _of_run(runs, name)
+    archive, _ = of_run(runs, name)
     asks = sys.stdin.isatty() and sys.stderr.isatty()
     rewind_asking(archive, name, step, asks=asks, overwrite=force)
 
@@ -248,12 +241,12 @@ def agent_fork(
     All that the model read so far is shared, so nothing is read again. The new folder has no .git,
     and nothing that is in no snapshot. Prints the name of the new run.
     """
-    archive, found = _of_run(runs, name)
+    archive, found = of_run(runs, name)
     num_steps = len(found.trajectory.steps) if step is None else step
     new = new or archive.free_name(name)
-    place = folder or Path(f"{found.info.folder}-{new}")
+    place = folder or Path(f"{found.facts.folder}-{new}")
     made = archive.fork(name, num_steps, place, new=new)
-    print(f"its files are in {printable(made.info.folder)}", file=sys.stderr)
+    print(f"its files are in {printable(made.facts.folder)}", file=sys.stderr)
     print(made.name)
 
 
@@ -278,7 +271,7 @@ def agent_diff(
     runs: RunsOption = None,
 ) -> None:
     """Print what changed between two steps, as git does."""
-    archive, found = _of_run(runs, name)
+    archive, found = of_run(runs, name)
     last = len(found.trajectory.steps) if last is None else last
     if stat:
         for change in archive.changes(name, first, last):
@@ -299,6 +292,51 @@ def agent_diff(
         console.print(line, style=styles.get(line[:1]), markup=False, soft_wrap=True)
 
 
+@runs_app.command(
+    "summary",
+    cls=Command,
+    epilog=examples("""
+fulmen agent summary RUN > text              what stands for earlier steps
+fulmen agent summary RUN --edit text         let the model read this instead
+fulmen agent summary RUN --expand            let it read the steps again
+"""),
+)
+def agent_summary(
+    name: RunArgument,
+    edit: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Put the text of this file in its place; - for stdin."),
+    ] = None,
+    expand: Annotated[
+        bool,
+        typer.Option(
+            "--expand", help="Put back what it stands for: the text before an edit, or the steps."
+        ),
+    ] = False,
+    runs: RunsOption = None,
+) -> None:
+    """Print, edit or undo the summary of earlier steps.
+
+    A full context makes the model write one. Either change holds when the run is gone on with, and
+    is undone by going back to a step before it.
+    """
+    from fulmen.agent import summary_of
+
+    archive, found = of_run(runs, name)
+    if edit is not None and expand:
+        raise ValueError("--edit is given with --expand, a summary is changed in one way")
+    if expand:
+        archive.expand_summary(name)
+    elif edit is not None:
+        text = read_stdin() if str(edit) == "-" else read_text_file(edit)
+        archive.edit_summary(name, text)
+    else:
+        text = summary_of(found.trajectory)
+        if not text:
+            raise ValueError(f"run {name} has no summary, all of its steps stand")
+        print(harmless(text) if sys.stdout.isatty() else text)
+
+
 @runs_app.command("rm", cls=Command, epilog=examples("fulmen agent rm RUN"))
 def agent_rm(
     names: Annotated[
@@ -312,54 +350,5 @@ def agent_rm(
     The folders that they worked in stay as they are, and so do forks.
     """
     for name in names:
-        archive, _ = _of_run(runs, name)
+        archive, _ = of_run(runs, name)
         archive.remove(name)
-
-
-@runs_app.command(
-    "export",
-    cls=Command,
-    epilog=examples(
-        """
-fulmen agent export RUN > run.jsonl
-fulmen agent export RUN --files out --step 3  its files as after step 3
-""",
-        {
-            "JSON": """
-a line for the run (name, folder, model, tools, system), then one for each thing that happened:
-said, answer (message, sampled: ids, log-probabilities, which were forced), result, found,
-compacted, ended
-"""
-        },
-    ),
-)
-def agent_export(
-    name: RunArgument,
-    files: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Write files into this new folder instead."),
-    ] = None,
-    step: Annotated[
-        int | None, typer.Option(help="Step whose files are written. Default: the last.", min=0)
-    ] = None,
-    saved: Annotated[
-        int | None,
-        typer.Option(help="Number of files that were kept aside, which are written.", min=1),
-    ] = None,
-    runs: RunsOption = None,
-) -> None:
-    """Print a run as JSON lines, or write its files as they were after a step."""
-    archive, found = _of_run(runs, name)
-    if files is None:
-        for flag, value in (("--step", step), ("--saved", saved)):
-            if value is not None:
-                raise ValueError(f"{flag} is given, it needs --files")
-        for record in found.records():
-            print_json(record)
-    elif saved is not None:
-        if step is not None:
-            raise ValueError("--saved is given with --step, files are of one of them")
-        archive.export_aside(name, files, saved)
-    else:
-        total = len(found.trajectory.steps)
-        archive.export_files(name, files, num_steps=total if step is None else step)

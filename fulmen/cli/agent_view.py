@@ -5,10 +5,10 @@ to stdout; thoughts, calls, results and diffs go to stderr.
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol
 
-from fulmen.agent import EndReason, Trajectory, Verdict
+from fulmen.agent import USAGE, EndReason, Trajectory, Verdict
 from fulmen.chat import ContentDelta, Event, ThinkingDelta, ToolCall
 from fulmen.cli.output import harmless, print_json
 from fulmen.cli.printer import Printer, new_printer
@@ -39,6 +39,9 @@ _SAID: Final[Mapping[EndReason, str]] = {
 _READ: Final = ("read", "grep", "glob")
 _MAX_SHOWN_LINES: Final = 12
 _MAX_DIFF_LINES: Final = 60
+_MAX_PREVIEW_LINES: Final = 30
+_MAX_STREAMED: Final = 20_000
+"""Characters of a command's output that are shown as they come"""
 _STYLES: Final = {"+": "green", "-": "red", "@": "cyan"}
 
 
@@ -56,6 +59,9 @@ class View(Protocol):
 
     def calling(self, call: ToolCall) -> None:
         """See a call that begins."""
+
+    def output(self, text: str) -> None:
+        """See what a command prints, as it comes."""
 
     def refuse(self, call: ToolCall, verdict: Verdict) -> None:
         """See a call that was refused because nobody could be asked."""
@@ -79,6 +85,8 @@ class TerminalView:
         self._is_thinking = False
         self._printer: Printer | None = None
         self._calls: tuple[ToolCall, ...] = ()
+        self._output = ""
+        """Output of the command that runs, as far as it was shown"""
 
     def begin(self, fields: Mapping[str, Any], trajectory: Trajectory) -> None:
         """Show the name of the run, and what it runs with."""
@@ -113,12 +121,27 @@ class TerminalView:
     def calling(self, call: ToolCall) -> None:
         """Show a call by its most telling argument."""
         self._settle()
+        self._output = ""
         arguments = call.arguments
         told = next((arguments[key] for key in _TELLING if key in arguments), "")
         lines = harmless(str(told)).split("\n")
-        more = f"  (and {len(lines) - 3} more lines)" if len(lines) > 3 else ""
-        text = "\n    ".join(_cut(line, 160) for line in lines[:3])
+        num_more = len(lines) - _MAX_CALL_LINES
+        more = f"  (and {num_more} more lines)" if num_more > 0 else ""
+        text = "\n    ".join(_cut(line, _MAX_CALL_WIDTH) for line in lines[:_MAX_CALL_LINES])
         self._line(f"{call.name}  {text}{more}", "bold")
+
+    def output(self, text: str) -> None:
+        """Show the beginning of it dimmed, line by line."""
+        room = _MAX_STREAMED - len(self._output)
+        if room <= 0:
+            return
+        begin = self._output.endswith("\n") or not self._output
+        self._output += text[:room]
+        shown = harmless(text[:room]).replace("\n", "\n    ")
+        if text[:room].endswith("\n"):  # the next piece begins with the spaces of its line
+            shown = shown[:-4]
+        shown = ("    " if begin else "") + shown
+        stderr.print(shown, style="dim", end="", markup=False, soft_wrap=True)
 
     def refuse(self, call: ToolCall, verdict: Verdict) -> None:
         """Show why."""
@@ -132,9 +155,12 @@ class TerminalView:
             case "result":
                 self._show_result(record)
             case "compacted":
+                what = f"the first {record['num_steps']} steps gave way to a summary"
+                if not record["text"]:
+                    what = "long results were cut"
                 self._line(
-                    f"the first {record['num_steps']} steps gave way to a summary: about "
-                    f"{record['num_tokens_before']:,} tokens became {record['num_tokens_after']:,}",
+                    f"{what}: about {record['num_tokens_before']:,} tokens became "
+                    f"{record['num_tokens_after']:,}",
                     "yellow",
                 )
             case "note":
@@ -174,10 +200,24 @@ class TerminalView:
         elif name in _READ and not record["is_error"]:
             self._line(f"    {len(text.splitlines())} lines", "dim")
         else:
-            self._show_lines(text, "red" if record["is_error"] else "dim")
+            self._show_lines(self._not_shown(text), "red" if record["is_error"] else "dim")
+        if details.get("not_saved") and record["snapshot"] is None:
+            self.note(f"no snapshot was taken after this: {details['not_saved'][0]}")
+
+    def _not_shown(self, text: str) -> str:
+        """Return what of a result was not shown while the command ran."""
+        shown, self._output = self._output, ""
+        if not shown:
+            return text
+        if not shown.endswith("\n"):
+            stderr.print()
+        if text.startswith(shown.rstrip("\n")):
+            return text[len(shown.rstrip("\n")) :].lstrip("\n")
+        lines = text.split("\n")
+        return "\n".join(["... the end of it:", *lines[-_MAX_SHOWN_LINES // 2 :]])
 
     def _show_lines(self, text: str, style: str) -> None:
-        lines = harmless(text).split("\n")
+        lines = harmless(text).split("\n") if text else []
         half = _MAX_SHOWN_LINES // 2
         if len(lines) > _MAX_SHOWN_LINES:
             left = len(lines) - 2 * half
@@ -198,6 +238,8 @@ class TerminalView:
         stderr.print(harmless(text), style=style, markup=False, soft_wrap=True)
 
 
+_MAX_CALL_LINES: Final = 3
+_MAX_CALL_WIDTH: Final = 160
 _TELLING: Final = ("command", "path", "pattern", "job")
 """Arguments by which a person knows a call"""
 
@@ -223,6 +265,9 @@ class JsonView:
 
     def event(self, event: Event) -> None:
         """Print nothing: answers are printed whole."""
+
+    def output(self, text: str) -> None:
+        """Print nothing: results are printed whole."""
 
     def calling(self, call: ToolCall) -> None:
         """Print a call that begins."""
@@ -250,13 +295,13 @@ class JsonView:
                     "result", step=self._num_steps, id=call.get("id"), name=call["name"], **fields
                 )
             case "compacted":
-                self._print("compacted", **{key: record[key] for key in _COMPACTED})
+                usage = {name: record[f"num_{name}"] for name in USAGE}
+                self._print("compacted", **{key: record[key] for key in _COMPACTED}, usage=usage)
             case "note":
                 self._print("note", text=record["text"])
 
     def end(self, reason: str, code: int, trajectory: Trajectory, refused: int) -> None:
         """Print how it ended, with the last answer and the tokens of all steps."""
-        answers = [step.answer for step in trajectory.steps]
         reply = trajectory.reply
         is_last = reply is not None and not reply.tool_calls
         self._print(
@@ -264,9 +309,9 @@ class JsonView:
             reason=reason,
             exit_code=code,
             answer=reply.content if reply is not None and is_last else None,
-            num_steps=len(answers),
+            num_steps=len(trajectory.steps),
             num_refused=refused,
-            usage={name: sum(getattr(one, f"num_{name}") for one in answers) for name in _USAGE},
+            usage=trajectory.usage,
         )
 
     def _print_answer(self, record: Mapping[str, Any]) -> None:
@@ -283,7 +328,7 @@ class JsonView:
             tool_calls=list(self._calls),
             finish_reason=record["finish_reason"],
             seconds=round(record["seconds"], 3),
-            usage={name: record[f"num_{name}"] for name in _USAGE},
+            usage={name: record[f"num_{name}"] for name in USAGE},
         )
 
     def _print(self, type: str, **fields: Any) -> None:
@@ -293,7 +338,6 @@ class JsonView:
 
 _RESULT: Final = ("text", "is_error", "seconds", "snapshot", "details")
 _COMPACTED: Final = ("num_steps", "text", "num_tokens_before", "num_tokens_after")
-_USAGE: Final = ("prompt_tokens", "cached_tokens", "new_tokens", "thinking_tokens")
 
 
 def _cut(line: str, limit: int) -> str:
@@ -305,8 +349,34 @@ def _cut(line: str, limit: int) -> str:
 def show_diff(text: str) -> None:
     """Show a diff in colours on stderr, its first lines."""
     lines = harmless(text).rstrip("\n").split("\n")
-    for line in lines[:_MAX_DIFF_LINES]:
-        style = "bold" if line.startswith(("+++", "---")) else _STYLES.get(line[:1], "dim")
-        stderr.print(f"    {_cut(line, 400)}", style=style, markup=False, soft_wrap=True)
+    _show_diff_lines([_cut(line, 400) for line in lines[:_MAX_DIFF_LINES]])
     if len(lines) > _MAX_DIFF_LINES:
         stderr.print(f"    ... {len(lines) - _MAX_DIFF_LINES:,} more lines", style="dim")
+
+
+def show_preview(text: str, *, is_diff: bool, is_whole: bool = False) -> bool:
+    """Show what somebody is to consent to, a diff in colours; return whether anything of it was
+    left out. A command that was shown whole as the call began is not shown again."""
+    text = harmless(text).rstrip("\n")
+    lines = text.split("\n")
+    is_short = len(lines) <= _MAX_CALL_LINES and len(max(lines, key=len)) <= _MAX_CALL_WIDTH
+    if not text or (is_short and not is_diff):
+        return False
+    shown = lines
+    if not is_whole:
+        shown = [_cut(line, 400) for line in lines[:_MAX_PREVIEW_LINES]]
+    if is_diff:
+        _show_diff_lines(shown)
+    else:
+        for line in shown:
+            stderr.print(f"    {line}", markup=False, soft_wrap=True)
+    if shown != [line.expandtabs(4) for line in lines] and not is_whole:
+        stderr.print(f"    ... this is not all of {len(lines):,} lines", style="dim")
+        return True
+    return False
+
+
+def _show_diff_lines(lines: Sequence[str]) -> None:
+    for line in lines:
+        style = "bold" if line.startswith(("+++", "---")) else _STYLES.get(line[:1], "dim")
+        stderr.print(f"    {line}", style=style, markup=False, soft_wrap=True)

@@ -72,7 +72,7 @@ async def run_task(
                 access = Access(folder=folder, seen_as=FOLDER, protected=(), hidden=(PACKAGE,))
                 sandbox = await stack.enter_async_context(Sandbox(access, limits or _LIMITS))
                 workbench = Workbench(
-                    sandbox, profile=task.profile, permissions=_Anything(), folder=folder
+                    sandbox, profile=task.profile, permissions=_Anything(), folder=FOLDER
                 )
             agent = Agent(
                 model,
@@ -144,8 +144,13 @@ class _TaskHands:
             text, is_error = str(error), True
         return Result(number, text, is_error, round(time.monotonic() - begin, 3))
 
-    async def interrupted(self, number: int, call: ToolCall) -> Result:
+    async def interrupted(self, number: int, call: ToolCall, by: str) -> Result:
         """Return the result of a call that was ended."""
         if self._workbench is not None and call.name not in self._own:
-            return await self._workbench.interrupted(number, call)
-        return Result(number, "(ended before it was done)", is_error=True)
+            return await self._workbench.interrupted(number, call, by)
+        return Result(number, f"(ended by {by} before it was done)", is_error=True)
+
+    def forget(self) -> None:
+        """Take note that the model does not see earlier results any more."""
+        if self._workbench is not None:
+            self._workbench.forget()

@@ -2,6 +2,7 @@
 
 from fulmen.sandbox.access import PROTECTED, Access, Limits
 from fulmen.sandbox.bubblewrap import find_python
+from fulmen.sandbox.protection import remove_placeholders
 from fulmen.sandbox.results import (
     EndedBy,
     FileChangedError,
@@ -32,4 +33,5 @@ __all__ = [
     "SandboxError",
     "SandboxUnavailableError",
     "find_python",
+    "remove_placeholders",
 ]

@@ -3,16 +3,30 @@
 Nothing here touches a file; mounts.py makes mounts of an `Access`.
 """
 
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 GITS_OWN: Final = ".git"
 PROTECTED: Final = (
-    *(GITS_OWN, ".gitmodules", ".fulmen", "AGENTS.md", "CLAUDE.md", ".mcp.json", ".envrc"),
-    *(".claude", ".codex", ".cursor", ".gemini", ".opencode", ".qwen", ".vscode", ".idea"),
+    *(GITS_OWN, ".gitmodules", ".husky", ".pre-commit-config.yaml", ".github"),
+    *(".fulmen", "AGENTS.md", "CLAUDE.md", "GEMINI.md", ".cursorrules", "opencode.json"),
+    *(".claude", ".codex", ".cursor", ".gemini", ".opencode", ".qwen", ".mcp.json"),
+    *(".vscode", ".idea", ".envrc", ".cargo", ".npmrc"),
 )
 """Names of what runs, or instructs an agent, outside and later: hooks, settings, instructions"""
+MAY_APPEAR: Final = (".npmrc",)
+"""Names of them that are protected only where they exist: an empty folder in the place of an absent
+one stops the programs that read it"""
+
+_NOT_GIVEN: Final = re.compile(
+    r"PATH|HOME|USER|LOGNAME|SHELL|PWD|OLDPWD|SHLVL|_|IFS|ENV|CDPATH|GLOBIGNORE|SHELLOPTS|PS\d|"
+    r"PROMPT_COMMAND|POSIXLY_CORRECT|(BASH|LD_|DYLD_|GIT_(CONFIG|DIR|EXEC|EXTERNAL|SSH|PROXY)).*|"
+    r".*(PAGER|EDITOR|ASKPASS|BROWSER)"
+)
+"""Variables that are the sandbox's own, and those by which a plain command would be another one"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,16 +42,26 @@ class Access:
     has_network: bool = False
     """The host's network, its loopback interface included; otherwise there is none."""
     protected: tuple[str, ...] = PROTECTED
-    """Names that are read-only at the top of the workspace, where nobody can create them either,
-    and wherever below it they exist at the start."""
+    """Names that are read-only at the top of the workspace, where nobody can create them either
+    (but for `.npmrc`), and wherever below it they exist at the start."""
     readable: tuple[Path, ...] = ()
     """More folders and files of the host."""
     writable: tuple[Path, ...] = ()
     """More folders of the host that may be changed; their `protected` names may not."""
     hidden: tuple[Path, ...] = ()
     """Files of the host that cannot be read inside, and folders that are empty there"""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables of every command, which none can change for the next one."""
 
     def __post_init__(self) -> None:
+        for name, value in self.environment.items():
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or "\0" in value:
+                raise ValueError(f"{name!r} is no variable that a command can have")
+            if _NOT_GIVEN.fullmatch(name):
+                raise ValueError(
+                    f"{name} cannot be set for a sandbox: it leads the shell, or programs that run "
+                    "without a question, elsewhere"
+                )
         for path in (self.folder, *self.readable, *self.writable, *self.hidden):
             if not path.is_absolute():
                 raise ValueError(f"the sandbox needs absolute paths, found {path}")

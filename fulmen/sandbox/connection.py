@@ -9,6 +9,7 @@ import asyncio
 import codecs
 import socket
 from collections.abc import Callable
+from typing import Self
 
 from fulmen.files import parse_json, shorten
 from fulmen.sandbox.results import SandboxError
@@ -20,6 +21,11 @@ class Call:
 
     def __init__(self) -> None:
         self.future = asyncio.get_running_loop().create_future()
+
+    def again(self) -> Self:
+        """Make it a request that was not answered yet."""
+        self.future = asyncio.get_running_loop().create_future()
+        return self
 
     def take(self, header: dict[str, object], body: bytes) -> bool:
         """Take an answer; return whether it was the last."""

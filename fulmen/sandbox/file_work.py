@@ -7,7 +7,6 @@ symbolic link leads where it leads for commands too, so no path is ever judged b
 
 import contextlib
 import errno
-import fnmatch
 import hashlib
 import json
 import os
@@ -17,6 +16,7 @@ import stat
 from collections.abc import Iterator
 from typing import Any, Final
 
+from fulmen.sandbox.globs import glob_matcher
 from fulmen.sandbox.wire import MAX_BODY_BYTES
 
 MAX_LISTING_BYTES: Final = 2**20
@@ -50,6 +50,9 @@ def answer(request: dict[str, Any], content: bytes, workspace: str, hidden: set[
             return _stat(path)
         case "list":
             found = _walk(os.path.realpath(path), request["depth"], hidden)
+            if request["glob"]:
+                matches = glob_matcher(request["glob"])
+                found = (row for row in found if row[1] != "folder" and matches(str(row[0])))
             return _listed(found, request["max_entries"])
         case "search":
             found = _matches(os.path.realpath(path), request, hidden)
@@ -62,6 +65,7 @@ def _read(path: str, offset: int, max_bytes: int) -> Answer:
     descriptor = _open_regular(path)
     with open(descriptor, "rb", buffering=0) as file:
         status = os.fstat(descriptor)
+        real = os.readlink(f"/proc/self/fd/{descriptor}")
         if offset:
             file.seek(offset)
         content = _read_up_to(descriptor, min(max_bytes, MAX_BODY_BYTES))
@@ -69,6 +73,7 @@ def _read(path: str, offset: int, max_bytes: int) -> Answer:
     header: dict[str, object] = {
         "size": max(status.st_size, offset + len(content)),
         "sha256": hashlib.sha256(content).hexdigest() if is_whole else "",
+        "real": _text(real),
     }
     return header, content
 
@@ -115,7 +120,7 @@ def _write(path: str, content: bytes, expected: str | None) -> Answer:
     with contextlib.suppress(FileNotFoundError):
         status = os.stat(target)
         _check_regular(status)
-        mode = stat.S_IMODE(status.st_mode)
+        mode = status.st_mode & 0o777
         # A rename asks only the folder; a file that is read-only itself must stay.
         os.close(os.open(target, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
     os.makedirs(folder, exist_ok=True)
@@ -193,7 +198,10 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
 
 
 def _matches(root: str, request: dict[str, Any], hidden: set[str]) -> Iterator[list[object]]:
-    """Yield path, line number and line of every line in which a regular expression is found."""
+    """Yield path, line number and line of every line in which a regular expression is found. A
+    path begins like the one that was asked for."""
+    asked = request["path"]
+    matches = glob_matcher(request["glob"]) if request["glob"] else None
     flags = re.IGNORECASE if request["is_case_ignored"] else 0
     try:
         pattern = re.compile(request["pattern"], flags)
@@ -201,8 +209,9 @@ def _matches(root: str, request: dict[str, Any], hidden: set[str]) -> Iterator[l
         raise ValueError(f"the pattern is no regular expression: {error}") from None
     for path in _searched(root, hidden):
         name = os.path.relpath(path, root) if path != root else os.path.basename(root)
-        if not _is_asked(name, request["glob"]):
+        if matches is not None and not matches(_text(name)):
             continue
+        shown = os.path.normpath(os.path.join(asked, name) if path != root else asked)
         try:
             descriptor = _open_regular(path)
         except (OSError, ValueError):
@@ -216,7 +225,7 @@ def _matches(root: str, request: dict[str, Any], hidden: set[str]) -> Iterator[l
         for number, line in enumerate(content.decode(errors="replace").split("\n"), 1):
             line = line.removesuffix("\r")
             if pattern.search(line):
-                yield [_text(name), number, line[:MAX_LINE]]
+                yield [_text(shown), number, line[:MAX_LINE]]
 
 
 def _searched(root: str, hidden: set[str]) -> Iterator[str]:
@@ -235,12 +244,6 @@ def _searched(root: str, hidden: set[str]) -> Iterator[str]:
                 is_folder = entry.is_dir(follow_symlinks=False)
                 if is_folder and entry.name != ".git" and entry.path not in hidden:
                     folders.append(entry.path)
-
-
-def _is_asked(name: str, glob: str) -> bool:
-    """Return whether a path matches a pattern as shells write it; one without a slash is compared
-    with the last part only."""
-    return not glob or fnmatch.fnmatchcase(name if "/" in glob else os.path.basename(name), glob)
 
 
 def _listed(rows: Iterator[list[object]], limit: int) -> Answer:

@@ -15,14 +15,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from fulmen.sandbox.access import GITS_OWN, Access, Limits
+from fulmen.files import user_folder
+from fulmen.sandbox.access import GITS_OWN, MAY_APPEAR, Access, Limits
 from fulmen.sandbox.protection import Links, Placeholders, git_folders
+from fulmen.sandbox.repositories import Repositories
 from fulmen.sandbox.survey import gathered, survey
 
 HOME: Final = Path("/home/agent")
 OWN: Final = Path("/run/fulmen")
 """Our own files inside"""
-OWN_FILES: Final = ("wire", "kernel", "processes", "output", "shell", "file_work", "supervisor")
+OWN_FILES: Final = (
+    *("wire", "kernel", "processes", "output", "shell", "globs", "file_work", "supervisor"),
+)
 _SYSTEM: Final = tuple(
     Path(name)
     for name in (
@@ -32,7 +36,9 @@ _SYSTEM: Final = tuple(
 )
 _PRIVATE: Final = tuple(Path(name) for name in ("/tmp", "/var/tmp", "/dev/shm", "/run"))
 _KERNEL: Final = tuple(Path(name) for name in ("/proc", "/sys", "/dev"))
-_MAX_ETC: Final = 20_000
+_MAX_PRIVATE: Final = 20_000
+"""Most files of a folder of the system that are looked at for private ones"""
+_DATA: Final = ".local/share"
 _PARTS_OF_A_PREFIX: Final = ("lib", "lib64", "libexec")
 
 
@@ -54,6 +60,7 @@ class Mounts:
     notes: list[str] = field(default_factory=list)
     placeholders: Placeholders = field(default_factory=Placeholders)
     links: Links = field(default_factory=Links)
+    repositories: Repositories = field(default_factory=Repositories)
 
     def bind(self, source: Path, place: Path, *, is_writable: bool = False) -> None:
         self.arguments += ["--bind" if is_writable else "--ro-bind", str(source), str(place)]
@@ -63,6 +70,16 @@ class Mounts:
         status = source.lstat()
         self.bind(source, place)
         self.held.append((str(place), status.st_dev, status.st_ino))
+
+    def settle(self) -> list[str]:
+        """Leave the folders as they were, once all inside is dead; return a sentence for each thing
+        that was put right."""
+        notes = self.links.restore()
+        self.repositories.known |= self.links.identities()
+        self.links.close()
+        notes += self.repositories.settle()
+        self.placeholders.release()
+        return notes
 
     def memory(self, place: Path, size: int) -> None:
         self.arguments += ["--perms", "1777", "--size", str(size), "--tmpfs", str(place)]
@@ -105,6 +122,7 @@ def plan_mounts(access: Access, limits: Limits, *, search_path: str) -> Mounts:
                 _hold_absent(mounts, root, access.protected)
         for root in roots:
             _hold_in(mounts, root, access, roots)
+            _hold_ours(mounts, root)
         for prefix in _interpreter():
             if any(root.is_writable and prefix.is_relative_to(root.source) for root in roots):
                 mounts.bind(prefix, prefix)
@@ -144,6 +162,9 @@ def _roots(access: Access) -> list[_Root]:
         _check_place(place)
         if places.count(place) > 1:
             raise ValueError(f"{place} is given to the sandbox twice")
+    for root in roots:
+        if root.is_writable:
+            _check_not_ours(root.source)
     return roots
 
 
@@ -168,6 +189,14 @@ def _check_place(place: Path) -> None:
             raise ValueError(f"{place} is the kernel's, a sandbox has its own there")
 
 
+def _check_not_ours(folder: Path) -> None:
+    """Raise for a folder with what says what an agent may do, and where it was."""
+    for own in (user_folder("XDG_CONFIG_HOME", ".config"), user_folder("XDG_DATA_HOME", _DATA)):
+        real = Path(os.path.realpath(own / "fulmen"))
+        if real.is_relative_to(folder) or folder.is_relative_to(real):
+            raise ValueError(f"{folder} cannot be changed in a sandbox, {real} is fulmen's own")
+
+
 def _home() -> Path:
     return Path(os.path.realpath(Path.home()))
 
@@ -179,7 +208,11 @@ def _add_system(mounts: Mounts, access: Access) -> None:
             mounts.arguments += ["--symlink", os.readlink(folder), str(folder)]
         elif folder.is_dir():
             mounts.bind(folder, folder)
-    _hide_private(mounts, Path("/etc"))
+    if not _hide_private(mounts, Path("/etc")):
+        raise ValueError("/etc has too many files to look for private ones")
+    # What is installed by hand may be private too; only root could read it.
+    if os.geteuid() == 0 and not _hide_private(mounts, Path("/usr/local")):
+        mounts.notes.append("/usr/local has too many files to hide those that only root may read")
     mounts.arguments += ["--proc", "/proc", "--dev", "/dev"]
     # Its owner may write to much of /proc, and read more, without any of the powers of root: for
     # root's sandboxes that would be the settings of the kernel.
@@ -195,10 +228,10 @@ def _add_system(mounts: Mounts, access: Access) -> None:
         mounts.bind(real, real)
 
 
-def _hide_private(mounts: Mounts, root: Path) -> None:
+def _hide_private(mounts: Mounts, root: Path) -> bool:
     """Hide what not every user may read: root may, or a member of the right group, and so might a
-    process inside."""
-    room = _MAX_ETC
+    process inside. Return whether all of it was looked at."""
+    room = _MAX_PRIVATE
     for folder_name, folders, files in os.walk(root):
         room -= len(folders) + len(files)
         for name in (*folders, *files):
@@ -217,7 +250,8 @@ def _hide_private(mounts: Mounts, root: Path) -> None:
             else:
                 mounts.bind(Path("/dev/null"), path)
         if room < 0:
-            raise ValueError(f"{root} has too many files to look for private ones")
+            return False
+    return True
 
 
 def _add_tools(mounts: Mounts, search_path: str) -> None:
@@ -268,8 +302,23 @@ def _environment() -> list[Path]:
     return [Path(sys.prefix)] if sys.prefix != sys.base_prefix else []
 
 
+def _hold_ours(mounts: Mounts, root: _Root) -> None:
+    """Hold what this process runs from, which would run on the host with its next start: Python,
+    the virtual environment, the package, and all other folders of modules."""
+    if not root.is_writable:
+        return
+    package = str(Path(__file__).parents[1])
+    named = (sys.base_prefix, sys.prefix, package, *filter(None, sys.path))
+    real = {Path(os.path.realpath(one)) for one in named}
+    below = {one for one in real if root.source in one.parents and one.exists()}
+    held = sorted(one for one in below if not below & set(one.parents))
+    for path in held:
+        mounts.hold(path, root.seen(path))
+    _note(mounts, root, held, "is what fulmen itself runs from (install it elsewhere to change it)")
+
+
 def _hold_absent(mounts: Mounts, root: _Root, names: tuple[str, ...]) -> None:
-    for name in names:
+    for name in (name for name in names if name not in MAY_APPEAR):
         path = root.source / name
         try:
             if mounts.placeholders.hold(path):
@@ -308,6 +357,9 @@ def _hold_in(mounts: Mounts, root: _Root, access: Access, roots: list[_Root]) ->
     _note(mounts, root, found.unseen, "was not looked into, there is too much")
     for link in found.links:
         mounts.links.hold(link)
+    if GITS_OWN in access.protected:
+        mounts.repositories.known |= found.repositories
+        mounts.repositories.roots.append(root.source)
 
 
 def _hooks(folder: Path) -> list[Path]:

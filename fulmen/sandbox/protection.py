@@ -10,8 +10,11 @@ import errno
 import os
 import stat
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
+
+from fulmen.sandbox.access import PROTECTED
 
 try:
     import fcntl
@@ -55,6 +58,22 @@ class Placeholders:
                     path.rmdir()
             os.close(descriptor)
         self._held.clear()
+
+
+def remove_placeholders(folder: Path, names: Sequence[str] = PROTECTED) -> None:
+    """Take away the empty folders that a sandbox which crashed left at the top of a folder, but for
+    those that another one needs."""
+    for path in (folder / name for name in names):
+        if not _is_placeholder(path):
+            continue
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _is_placeholder(path) and _is_same(descriptor, path):
+                    path.rmdir()
+            finally:
+                os.close(descriptor)
 
 
 def _is_placeholder(path: Path) -> bool:
@@ -107,6 +126,16 @@ class Links:
                 os.symlink(target, path.name, dir_fd=folder)
                 notes.append(f"{path} was replaced by a command and is a link again")
         return notes
+
+    def identities(self) -> set[tuple[int, int]]:
+        """Return device and inode of each as it is now: one that was put back is another file."""
+        found = set()
+        for folder, path, target in self._held:
+            with contextlib.suppress(OSError):
+                if os.readlink(path.name, dir_fd=folder) == target:
+                    status = os.stat(path.name, dir_fd=folder, follow_symlinks=False)
+                    found.add((status.st_dev, status.st_ino))
+        return found
 
     def close(self) -> None:
         for folder, _, _ in self._held:

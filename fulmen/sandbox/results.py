@@ -42,6 +42,8 @@ class FileContent:
     """Bytes of the whole file."""
     sha256: str | None
     """Digest of the whole file; None if `content` is only a part of it."""
+    real: str
+    """Path of the file inside, no link in it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

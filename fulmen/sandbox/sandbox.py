@@ -78,8 +78,10 @@ class Sandbox:
         self._limits = limits or Limits()
         self._parts: _Parts | None = None
         self._is_closed = False
+        self._folder: str | None = None
         self.notes: tuple[str, ...] = ()
-        """Sentences on what is not as one would expect, such as files that were made read-only."""
+        """Sentences on what is not as one would expect, such as files that were made read-only; in
+        the end also on what was found then."""
 
     async def __aenter__(self) -> Self:
         """Make the sandbox. Raises SandboxUnavailableError where this machine cannot have one,
@@ -158,7 +160,7 @@ class Sandbox:
         return {
             "workspace": str(mounts.workspace),
             "shell": bubblewrap.find_shell(),
-            "environment": dict(bubblewrap.environment(mounts)),
+            "environment": {**bubblewrap.environment(mounts), **self._access.environment},
             **{"hidden": mounts.hidden, "held": mounts.held, "tmpfs": mounts.tmpfs},
             **{"file_bytes": limits.file_bytes, "output_bytes": limits.output_bytes},
             **{"total_output_bytes": limits.total_output_bytes, "job_bytes": limits.job_bytes},
@@ -181,23 +183,33 @@ class Sandbox:
         if parts.connection:
             parts.connection.close()
         # Done to the end, whatever happens to the caller meanwhile.
-        await asyncio.shield(asyncio.create_task(asyncio.to_thread(_take_apart, parts)))
+        notes = await asyncio.shield(asyncio.create_task(asyncio.to_thread(_take_apart, parts)))
+        self.notes = (*self.notes, *notes)[:_MAX_NOTES]
 
     # Commands
+
+    @property
+    def folder(self) -> str:
+        """Folder inside in which the next command begins: the workspace, or where the last one
+        said that it ended. It need not be there any more."""
+        return self._folder or str(self._opened().mounts.workspace)
 
     async def run(
         self,
         command: str,
         *,
         seconds: float | None = None,
+        folder: str | None = None,
         on_output: Callable[[str], None] | None = None,
     ) -> Outcome:
         """Run a command in bash until it ends or `seconds` are over.
 
+        folder     where it begins; `folder` of the sandbox, or the workspace if that is gone
         on_output  gets the first half of `output_bytes` as it comes
 
-        It begins in the folder, and with the exported variables, that the command before it left.
-        Processes that it leaves in the background run on. Cancelling kills it.
+        It has the exported variables that the command before it left. Processes that it leaves in
+        the background run on. Cancelling kills it. Raises OSError if it cannot begin in a folder
+        that was given, such as FileNotFoundError; the next one then begins in the workspace.
         """
         text = _command_bytes(command)
         seconds = self._limits.seconds if seconds is None else seconds
@@ -207,8 +219,11 @@ class Sandbox:
         killed_before = parts.cgroup.num_killed() if parts.cgroup else 0
         running = Running(self._limits.output_bytes, on_output)
         limit = seconds + _GRACE_SECONDS
-        header, tail = await self._ask(running, limit, text, op="run", seconds=seconds)
+        header, tail = await self._begin(folder, running, limit, text, op="run", seconds=seconds)
         self._restore_links()
+        left = header.get("folder")
+        if isinstance(left, str) and left.startswith("/"):
+            self._folder = left
         ended_by = header.get("ended_by")
         exit_code = _exit_code(header)
         if parts.cgroup and ended_by in ("exit", "signal") and exit_code != 0:
@@ -231,10 +246,25 @@ class Sandbox:
             seconds=took,
         )
 
-    async def start(self, command: str) -> int:
-        """Start a command in the background; return the number of the job."""
-        header, _ = await self._ask(Call(), ANSWER_SECONDS, _command_bytes(command), op="start")
+    async def start(self, command: str, *, folder: str | None = None) -> int:
+        """Start a command in the background; return the number of the job. Raises OSError for a
+        folder like `run`."""
+        text = _command_bytes(command)
+        header, _ = await self._begin(folder, Call(), ANSWER_SECONDS, text, op="start")
         return self._whole(header, "job")
+
+    async def _begin(
+        self, folder: str | None, call: Call, patience: float, text: bytes, **request: object
+    ) -> tuple[dict[str, object], bytes]:
+        """Have a command begun in a folder."""
+        place = self.folder if folder is None else folder
+        try:
+            return await self._ask(call, patience, text, folder=place, **request)
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            self._folder = None
+            if folder is not None or place == self.folder:
+                raise
+        return await self._ask(call.again(), patience, text, folder=self.folder, **request)
 
     async def jobs(self) -> list[JobStatus]:
         """Return the jobs, ended ones too until 64 are known."""
@@ -280,6 +310,7 @@ class Sandbox:
             content=content,
             size=self._whole(header, "size"),
             sha256=str(header.get("sha256"))[:64] or None,
+            real=str(header.get("real")),
         )
 
     async def write_file(self, path: str, content: bytes, *, expected: str | None = None) -> str:
@@ -309,10 +340,18 @@ class Sandbox:
             target=str(header.get("target")),
         )
 
-    async def list_folder(self, path: str, *, depth: int = 1, max_entries: int = 2000) -> Rows:
+    async def list_folder(
+        self, path: str, *, depth: int = 1, max_entries: int = 2000, glob: str = ""
+    ) -> Rows:
         """Return path, kind and size of what is in a folder, down to a depth, in order of names.
-        Raises OSError."""
-        header, body = await self._work(path, do="list", depth=depth, max_entries=max_entries)
+
+        glob  lists only what is no folder and has such a path, or such a name if it has no slash
+
+        Raises OSError, and ValueError for what is no pattern.
+        """
+        header, body = await self._work(
+            path, do="list", depth=depth, max_entries=max_entries, glob=glob
+        )
         rows = self._rows(body, (str, str, int))
         return Rows(rows=tuple(rows), is_cut=header.get("is_cut") is True)  # type: ignore[arg-type]
 
@@ -325,9 +364,10 @@ class Sandbox:
         is_case_ignored: bool = False,
         max_matches: int = 500,
     ) -> Rows:
-        """Return path, number and text of the lines in which a regular expression is found.
+        """Return path, number and text of the lines in which a regular expression is found. The
+        paths are those that `read_file` takes.
 
-        glob  looks only into files of this name, or of this path if it has a slash
+        glob  looks only into files of this name, or of this path in the folder if it has a slash
 
         Files that are no text or larger than 32 MiB, `.git` folders and links are passed over.
         Raises OSError, and ValueError for what is no regular expression.
@@ -406,8 +446,9 @@ class Sandbox:
         return [tuple(row) for row in rows]
 
 
-def _take_apart(parts: _Parts) -> None:
-    """Kill everything inside, wait until it is dead, and leave the host as it was."""
+def _take_apart(parts: _Parts) -> list[str]:
+    """Kill everything inside, wait until it is dead, and leave the host as it was; return a
+    sentence for each thing that was put right."""
     if parts.namespaces:
         namespaces = parts.namespaces
         namespaces.kill()
@@ -422,9 +463,7 @@ def _take_apart(parts: _Parts) -> None:
         parts.devices.remove()
     if parts.cgroup:
         parts.cgroup.remove()
-    parts.mounts.links.restore()
-    parts.mounts.links.close()
-    parts.mounts.placeholders.release()
+    return parts.mounts.settle()
 
 
 def _command_bytes(command: str) -> bytes:

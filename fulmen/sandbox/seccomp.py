@@ -3,7 +3,9 @@
 The filter is classic BPF, assembled here, so that no library stands between the table below and the
 kernel. It takes away what changes mounts, namespaces, modules, clocks or other processes' memory,
 the large young interfaces in which most of the kernel's holes were found, and every kind of socket
-but Unix, IPv4, IPv6 and routing netlink. Everything else is left to the mounts and namespaces.
+but Unix, IPv4, IPv6 and routing netlink. No file gets a setuid or setgid bit: inside it would be
+without effect, but the file is the caller's outside. Everything else is left to the mounts and
+namespaces.
 """
 
 import errno
@@ -54,6 +56,7 @@ ONLY_X86_64: Final = {
 
 AS_MISSING: Final = {
     **{"clone3": (435, 435)},  # its flags lie in memory, where no filter sees them
+    **{"openat2": (437, 437)},  # and the mode of its file
     **{"io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427)},
 }
 """System calls denied with ENOSYS: a library then does the same by older ones"""
@@ -65,6 +68,18 @@ SOCKETPAIR: Final = (53, 199)
 PRLIMIT: Final = (302, 261)
 PERSONALITY: Final = (135, 92)
 
+MODES: Final = {
+    **{"chmod": (90, None, 1), "fchmod": (91, 52, 1), "fchmodat": (268, 53, 2)},
+    **{"fchmodat2": (452, 452, 2), "creat": (85, None, 1)},
+    **{"mkdir": (83, None, 1), "mkdirat": (258, 34, 2)},
+    **{"mknod": (133, None, 1), "mknodat": (259, 33, 2)},
+}
+"""System calls with the mode of a file: their numbers, None for one that aarch64 never had, and
+which argument it is"""
+OPENS: Final = {"open": (2, None, 1), "openat": (257, 56, 2)}
+"""System calls that have a mode behind their flags if they make a file, and which argument these
+are"""
+
 _ARCHITECTURES: Final = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 """Column of the tables, and the kernel's name of an architecture (AUDIT_ARCH)"""
 _X32: Final = 0x40000000
@@ -75,6 +90,10 @@ _STUFFING: Final = (0x5412, 0x541C)
 """TIOCSTI and TIOCLINUX, which type into a terminal"""
 _FAMILIES: Final = {"unix": 1, "inet": 2, "inet6": 10}
 _NETLINK: Final = 16
+_MAKES_FILE: Final = 0o20000000 | 0o100
+"""O_TMPFILE, without the O_DIRECTORY in it, and O_CREAT"""
+_SET_ID: Final = 0o6000
+"""Setuid and setgid"""
 _PERSONALITIES: Final = (0, 8, 0x20000, 0x20008, 0x40000, 0xFFFFFFFF)
 """Linux, 32 bits, uname as 2.6, addresses not random, and the question which it is"""
 
@@ -122,6 +141,19 @@ def filter_program(machine: str | None = None, *, has_unix_sockets: bool = True)
     for command in _STUFFING:
         ioctl.when(_EQUAL, command, _deny(errno.EPERM))
     program.for_call(IOCTL[column], ioctl)
+
+    for *both, argument in MODES.values():
+        mode = _Program()
+        mode.load_argument(argument)
+        mode.when(_ANY_BIT, _SET_ID, _deny(errno.EPERM))
+        program.for_call(both[column], mode)
+    for *both, argument in OPENS.values():
+        opening = _Program()
+        opening.load_argument(argument)
+        opening.unless(_ANY_BIT, _MAKES_FILE, _ALLOW)  # the mode is not looked at then
+        opening.load_argument(argument + 1)
+        opening.when(_ANY_BIT, _SET_ID, _deny(errno.EPERM))
+        program.for_call(both[column], opening)
 
     # A limit set on another process could stop the supervisor.
     prlimit = _Program()
@@ -179,8 +211,10 @@ class _Program:
     def always(self, verdict: int) -> None:
         self._instructions.append((_RETURN, 0, 0, verdict))
 
-    def for_call(self, number: int, block: "_Program") -> None:
-        """Add a block for one system call, at whose end the call is allowed."""
+    def for_call(self, number: int | None, block: "_Program") -> None:
+        """Add a block for one system call, at whose end the call is allowed; None for none."""
+        if number is None:
+            return
         block.always(_ALLOW)
         self._instructions.append((_EQUAL, 0, len(block._instructions), number))
         self._instructions += block._instructions

@@ -18,6 +18,7 @@ SCRIPT: Final = (
 """Runs its first argument as a command"""
 
 MAX_EXPORTED_BYTES: Final = 64 * 2**10
+MAX_FOLDER_BYTES: Final = 4096
 
 _BEGINNINGS: Final = (
     *("LD_", "DYLD_", "GIT_", "SSH_", "GPG", "GNUPG", "XDG_", "BASH", "DBUS_", "DOCKER_", "SUDO_"),
@@ -58,10 +59,15 @@ def is_poison(name: str) -> bool:
 
 
 def left_state(text: bytes) -> tuple[str, dict[str, str]] | None:
-    """Return the folder and the variables that a shell has left; None if it told nothing."""
+    """Return the folder and the variables that a shell has left; None if it told nothing, or a
+    folder that is none."""
     folder, *variables = text.decode(errors="surrogateescape").split("\0")
     folder = folder.removesuffix("\n")
-    if not variables or not folder.startswith("/"):
+    if not variables or not folder.startswith("/") or len(folder) > MAX_FOLDER_BYTES:
+        return None
+    try:
+        folder.encode()
+    except UnicodeEncodeError:  # no message can hold it
         return None
     exported: dict[str, str] = {}
     room = MAX_EXPORTED_BYTES

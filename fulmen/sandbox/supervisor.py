@@ -6,7 +6,8 @@ read its memory or descriptors. Being first in its pid namespace it cannot be ki
 every orphan becomes its child, and one system call of it kills everything else.
 
 One thread, one loop: wait for requests, output, dead children or the next look at the clock. File
-work is done by a child (file_work.py), so nothing here waits for a file.
+work is done by a child (file_work.py), so nothing here waits for a file; nor does anything wait for
+the host, which may be at something else while commands run into their limits.
 """
 
 import errno
@@ -29,6 +30,8 @@ TICK: Final = 0.05
 FILE_SECONDS: Final = 60.0
 MAX_JOBS: Final = 64
 MAX_STATE_BYTES: Final = 128 * 2**10
+MAX_OUTGOING_BYTES: Final = 16 * 2**20
+"""Bytes that the host has not taken yet, above which it is given nothing more to wait for"""
 MAX_DRAINED: Final = 64
 """Most pipes kept open for what finished commands left running"""
 
@@ -92,6 +95,8 @@ class Supervisor:
 
     def __init__(self, control: socket.socket) -> None:
         self.control = control
+        self.control.setblocking(False)
+        self.outgoing = bytearray()
         self.unpacker = Unpacker()
         self.commands: dict[int, Command] = {}  # by number of the request
         self.jobs: dict[int, Job] = {}
@@ -102,7 +107,6 @@ class Supervisor:
         self.next_look = 0.0
         self.available_before = processes.available_bytes()
         self.settings: dict[str, Any] = {}
-        self.folder = ""
         self.exported: dict[str, str] = {}
         self.wake, wake_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_end, warn_on_full_buffer=False)
@@ -114,6 +118,7 @@ class Supervisor:
             ready = self.wait()
             if self.control.fileno() in ready and not self.take_requests():
                 return
+            self.flush()
             if self.wake in ready:
                 os.read(self.wake, 512)
             for number, command in self.commands.items():
@@ -132,19 +137,39 @@ class Supervisor:
             one for command in self.commands.values() for one in (command.pipe, command.state)
         ]
         open_pipes = [pipe.descriptor for pipe in pipes if pipe.descriptor is not None]
-        for descriptor in (self.control.fileno(), self.wake, *open_pipes):
+        takes_more = len(self.outgoing) <= MAX_OUTGOING_BYTES
+        events = select.POLLIN * takes_more | select.POLLOUT * bool(self.outgoing)
+        poll.register(self.control.fileno(), events)  # that the host is gone is told anyway
+        for descriptor in (self.wake, *open_pipes):
             poll.register(descriptor, select.POLLIN)
         patience = 1000 * max(self.next_look - time.monotonic(), 0) if self.has_children else None
-        return {descriptor for descriptor, _ in poll.poll(patience)}
+        return {descriptor for descriptor, event in poll.poll(patience) if event != select.POLLOUT}
 
     def send(self, number: int, kind: str, body: bytes = b"", **header: object) -> None:
-        self.control.sendall(pack({"id": number, "kind": kind, **header}, body))
+        self.put(pack({"id": number, "kind": kind, **header}, body))
+
+    def put(self, message: bytes | bytearray) -> None:
+        """Send a message as soon as the host takes it."""
+        self.outgoing += message
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what the host takes now."""
+        while self.outgoing:
+            try:
+                num_sent = self.control.send(self.outgoing[: 2**18])
+            except BlockingIOError:
+                return
+            del self.outgoing[:num_sent]
 
     # Requests
 
     def take_requests(self) -> bool:
         """Do what the host asks; return whether it is still there."""
-        piece = self.control.recv(2**18)
+        try:
+            piece = self.control.recv(2**18)
+        except BlockingIOError:
+            return True
         operations = {
             **{"begin": self.begin, "run": self.run, "cancel": self.cancel, "file": self.work},
             **{"start": self.start, "jobs": self.list_jobs, "job": self.read_job},
@@ -164,7 +189,6 @@ class Supervisor:
     def begin(self, number: int, request: dict[str, Any], body: bytes) -> None:
         """Take the settings, and the limits that every process inherits."""
         self.settings = {**request, **json.loads(body)}
-        self.folder = self.settings["workspace"]
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         for descriptor in range(3):
             os.dup2(null, descriptor)
@@ -189,7 +213,7 @@ class Supervisor:
     def run(self, number: int, request: dict[str, Any], body: bytes) -> None:
         state, state_start = Pipe.pair()
         try:
-            pid, output = self.start_shell(body, state_start)
+            pid, output = self.start_shell(body, request["folder"], state_start)
         except OSError:
             state.close()
             raise
@@ -210,7 +234,7 @@ class Supervisor:
             del self.jobs[key]
         if len(self.jobs) >= MAX_JOBS:
             raise ValueError(f"{MAX_JOBS} jobs run already, end one of them first")
-        pid, output = self.start_shell(body, None)
+        pid, output = self.start_shell(body, request["folder"], None)
         key, self.next_job = self.next_job, self.next_job + 1
         shown = body[:200].decode(errors="replace")
         self.jobs[key] = Job(pid, output, shown, self.settings["job_bytes"])
@@ -279,13 +303,24 @@ class Supervisor:
             self.next_look = time.monotonic() + TICK
         return pid
 
-    def start_shell(self, command: bytes, state: int | None) -> tuple[int, Pipe]:
-        """Start a shell where the last one stopped; return its pid and its output."""
+    def start_shell(self, command: bytes, folder: str, state: int | None) -> tuple[int, Pipe]:
+        """Start a shell in a folder; return its pid and its output. Raises OSError if the folder is
+        gone, or a link leads to it by now: what runs there was judged for this one."""
+        place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            if os.readlink(f"/proc/self/fd/{place}") != folder:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            return self.start_shell_in(command, place, state)
+        finally:
+            os.close(place)
+
+    def start_shell_in(self, command: bytes, place: int, state: int | None) -> tuple[int, Pipe]:
         output, start = Pipe.pair()
         try:
             pid = self.fork()
             if pid == 0:
                 try:
+                    os.fchdir(place)
                     self.become_shell(command, start, state)
                 except BaseException as error:
                     os.write(2, f"the shell cannot start: {error}\n".encode())
@@ -306,10 +341,6 @@ class Supervisor:
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ):  # which Python changed
             signal.signal(number, signal.SIG_DFL)
-        try:
-            os.chdir(self.folder)
-        except OSError:  # the last command left a folder that is gone
-            os.chdir(self.settings["workspace"])
         if state is not None:
             os.dup2(state, STATE_DESCRIPTOR)
         shell = self.settings["shell"]
@@ -343,14 +374,15 @@ class Supervisor:
         command.state.close()
         self.drain(command.pipe)
         del self.commands[number]
+        folder = None
         state = left_state(bytes(command.state_text))
         if state:
-            self.folder, self.exported = state
+            folder, self.exported = state
         tail, num_dropped = command.output.tail()
         exit_code, ended_by = _verdict(code, command.ended_by)
         header = {"exit_code": exit_code, "ended_by": ended_by, "dropped": num_dropped}
         seconds = time.monotonic() - command.began
-        self.send(number, "end", tail, seconds=seconds, **header)
+        self.send(number, "end", tail, seconds=seconds, folder=folder, **header)
 
     def drain(self, pipe: Pipe) -> None:
         """Keep a pipe for what a shell left running: it shall not die of writing to it."""
@@ -362,7 +394,7 @@ class Supervisor:
         work.answer += b"".join(work.pipe.pieces())
         work.pipe.close()
         if Unpacker().feed(bytes(work.answer)):
-            self.control.sendall(work.answer)
+            self.put(work.answer)
         else:
             text = "it took too long or too much memory and was ended"
             self.send(work.number, "error", errno=errno.ETIMEDOUT, text=text)

@@ -5,12 +5,16 @@ files that have another name outside (a hard link: writing to one writes to the 
 sockets, which answer through any mount.
 """
 
+import contextlib
 import os
 import stat
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
+
+from fulmen.sandbox.access import GITS_OWN
+from fulmen.sandbox.repositories import Identity, is_repository
 
 MAX_ENTRIES: Final = 1_000_000
 """Most files and folders that are looked at, some seconds' worth; folders beyond are held whole"""
@@ -30,6 +34,8 @@ class Survey:
     sockets: list[Path] = field(default_factory=list)
     unseen: list[Path] = field(default_factory=list)
     """Folders that were not looked into, there being so much before them"""
+    repositories: set[Identity] = field(default_factory=set)
+    """Each `.git`, and each folder that is a repository itself"""
 
 
 def survey(root: Path, names: tuple[str, ...], *, max_entries: int = MAX_ENTRIES) -> Survey:
@@ -51,12 +57,18 @@ def survey(root: Path, names: tuple[str, ...], *, max_entries: int = MAX_ENTRIES
         except OSError:  # what we cannot list cannot be listed inside either
             continue
         room -= len(listed)
+        if is_repository(entry.name for entry in listed):
+            with contextlib.suppress(OSError):
+                status = os.lstat(folder)
+                found.repositories.add((status.st_dev, status.st_ino))
         for entry in listed:
             is_name = entry.name in names
             try:
                 status = entry.stat(follow_symlinks=False)
             except OSError:
                 continue
+            if entry.name == GITS_OWN:
+                found.repositories.add((status.st_dev, status.st_ino))
             if is_name and not is_held:
                 kind = found.links if stat.S_ISLNK(status.st_mode) else found.protected
                 kind.append(Path(entry.path))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fulmen.agent.ignored import MAX_RULES, Rules, user_excludes
+from fulmen.agent.ignored import MAX_RULES, MAX_RULES_BYTES, Rules, user_excludes
 from tests.examples import examples
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git gives the answers")
@@ -117,3 +117,21 @@ def test_patterns_are_bounded_in_number() -> None:
 def test_a_strange_pointer_to_a_repository_excludes_nothing(text: bytes, tmp_path: Path) -> None:
     (tmp_path / ".git").write_bytes(text)
     assert user_excludes(tmp_path) == b""
+
+
+@pytest.mark.parametrize(
+    "line", [b" " * 30_000 + b"x" + b" " * 30_000, b"\\ " * 30_000, b"\\" * 60_000]
+)
+def test_spaces_at_the_end_of_a_line_take_no_time(line: bytes) -> None:
+    assert len(line) <= MAX_RULES_BYTES
+    began = time.process_time()
+    Rules().below("", line)
+    assert time.process_time() - began < 0.5
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [(b"a  ", "a"), (b"a\\ ", "a "), (b"a\\  ", "a "), (b"a\\\\ ", "a\\"), (b" a", " a")],
+)
+def test_a_space_at_the_end_counts_behind_a_backslash_only(line: bytes, name: str) -> None:
+    assert Rules().below("", line).ignores(name, is_folder=False)

@@ -1,14 +1,21 @@
 """The instructions of a project that hold for a file, and none from outside of it."""
 
 import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fulmen.agent import Instructions, find_instructions, instructions_for
-from fulmen.agent.instructions import MAX_BYTES
+from fulmen.agent import Instructions, find_instructions
+from fulmen.agent.instructions import (
+    MAX_BYTES,
+    instruction_places,
+    is_instruction,
+    read_instructions,
+)
 from tests.examples import examples
 
 
@@ -18,6 +25,13 @@ def workspace(tmp_path: Path) -> Path:
     (folder / "a/b/c").mkdir(parents=True)
     (tmp_path / "home").mkdir()
     return folder
+
+
+def instructions_for(path: Path, *, workspace: Path) -> list[Instructions]:
+    """Return what holds for a file, read without a sandbox."""
+    places = instruction_places(str(path), workspace=workspace)
+    found = (read_instructions(workspace / place, within=workspace) for place in places)
+    return [one for one in found if one is not None]
 
 
 def texts(found: list[Instructions]) -> list[str]:
@@ -59,6 +73,48 @@ def test_no_link_leads_out_of_the_workspace(workspace: Path) -> None:
     (workspace / "AGENTS.md").unlink()
     (workspace / "AGENTS.md").symlink_to("a/AGENTS.md")  # a link within the workspace is followed
     assert texts(find_instructions(workspace, home=home)) == ["a"]
+
+
+def test_a_link_counts_only_if_it_leads_to_markdown(workspace: Path) -> None:
+    home = workspace.parent / "home"
+    (workspace / ".env").write_text("KEY=1")
+    (workspace / "CLAUDE.md").write_text("ours")
+    for target, found in ((".env", []), ("CLAUDE.md", ["ours"]), (f"{workspace}/a/../.env", [])):
+        (workspace / "AGENTS.md").unlink(missing_ok=True)
+        (workspace / "AGENTS.md").symlink_to(target)
+        assert texts(find_instructions(workspace, home=home)) == found
+    assert is_instruction("/w/a/Notes.MD", workspace=Path("/w"))
+    assert not is_instruction("/w/a/.env", workspace=Path("/w"))
+    assert not is_instruction("/x/AGENTS.md", workspace=Path("/w"))
+
+
+def test_a_folder_that_is_swapped_for_a_link_leads_nowhere(workspace: Path) -> None:
+    """A job in the background may rename what lies on the way, between any two system calls."""
+    outside = workspace.parent / "outside"
+    outside.mkdir()
+    (outside / "AGENTS.md").write_text("secret")
+    (workspace / "AGENTS.md").symlink_to("x/AGENTS.md")
+    (workspace / "folder").mkdir()
+    (workspace / "folder/AGENTS.md").write_text("ours")
+    (workspace / "link").symlink_to(outside)
+    swapping = threading.Event()
+
+    def swap() -> None:
+        while not swapping.is_set():
+            for name in ("folder", "link"):
+                os.rename(workspace / name, workspace / "x")
+                os.rename(workspace / "x", workspace / name)
+
+    thread = threading.Thread(target=swap)
+    thread.start()
+    try:
+        end = time.monotonic() + 1
+        while time.monotonic() < end:
+            found = read_instructions(workspace / "AGENTS.md", within=workspace)
+            assert found is None or found.text == "ours"
+    finally:
+        swapping.set()
+        thread.join()
 
 
 def test_what_is_no_file_is_none(workspace: Path) -> None:

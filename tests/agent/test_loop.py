@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -16,14 +17,12 @@ from fulmen.agent import (
     PROFILES,
     Agent,
     Budget,
-    Compactor,
     Notebook,
     PlainMemory,
     Result,
     Trajectory,
     TranscriptMemory,
 )
-from fulmen.agent.compaction import REQUEST
 from fulmen.chat import (
     ChatRequest,
     Event,
@@ -74,7 +73,7 @@ class FakeHands:
         self.seconds = seconds
         self.answer = answer
         self.made: list[str] = []
-        self.num_running = self.most_running = 0
+        self.num_running = self.most_running = self.num_forgotten = 0
 
     def is_independent(self, call: ToolCall) -> bool:
         """Return whether the command says so."""
@@ -92,9 +91,13 @@ class FakeHands:
         self.made.append(command)
         return Result(number, self.answer.format(command), snapshot=f"after {command}")
 
-    async def interrupted(self, number: int, call: ToolCall) -> Result:
+    async def interrupted(self, number: int, call: ToolCall, by: str) -> Result:
         """Say so."""
-        return Result(number, "(ended)", True)
+        return Result(number, f"(ended by {by})", True)
+
+    def forget(self) -> None:
+        """Note it."""
+        self.num_forgotten += 1
 
 
 class Log:
@@ -191,11 +194,16 @@ def test_interrupted_anywhere_it_goes_on_to_the_same_end(stop_at: int) -> None:
         if steps:  # a cut answer stands as a turn; here it is taken back
             agent.journal.append({"type": "rewound", "num_steps": len(agent.trajectory.steps) - 1})
         assert run(agent, []) == "done"
-    texts = [result.text for step in agent.trajectory.steps for result in step.results]
-    expected = [result.text for step in whole.trajectory.steps for result in step.results]
-    assert [text for text in texts if text != "(ended)"] == [
-        one for one, text in zip(expected, texts, strict=True) if text != "(ended)"
+    texts = [
+        result.text
+        for step in agent.trajectory.steps
+        for result in sorted(step.results, key=lambda one: one.call)
     ]
+    expected = [result.text for step in whole.trajectory.steps for result in step.results]
+    assert [text for text in texts if text.startswith("out")] == [
+        one for one, text in zip(expected, texts, strict=True) if text.startswith("out")
+    ]
+    assert hands.made == [text.removeprefix("out ") for text in texts if text.startswith("out")]
     assert agent.trajectory.reply == whole.trajectory.reply
 
 
@@ -211,7 +219,7 @@ def test_a_command_that_is_interrupted_is_ended_and_has_a_result() -> None:
         assert await task == "interrupted"
         assert hands.num_running == 0
         (step,) = agent.trajectory.steps
-        assert step.results == (Result(0, "(ended)", True),)
+        assert step.results == (Result(0, "(ended by the user)", True),)
         assert await agent.run([Message("user", "Stop that.")]) == "done"
 
     asyncio.run(asyncio.wait_for(both(), 20))
@@ -262,9 +270,82 @@ def test_the_same_call_again_and_again_is_told_and_then_ended() -> None:
     texts = [step.results[0].text for step in agent.trajectory.steps]
     assert texts[:2] == ["out a"] * 2
     assert all("in a row with this same result" in text for text in texts[2:])
-    other = FakeHands()
-    changing = agent_of([*[calls("a"), calls("b")] * 6, says("x")], other)
-    assert run(changing) == "done"
+    other = agent_of([calls("a"), calls("b"), calls("c"), calls("d")] * 6 + [says("x")])
+    assert run(other) == "done"
+
+
+def test_calls_that_are_made_in_turn_again_and_again_are_a_loop_too() -> None:
+    hands = FakeHands()
+    agent = agent_of([calls("a"), calls("b")] * 20, hands)
+    assert run(agent) == "loop"
+    assert len(hands.made) == 12
+    told = [
+        "in a row with this same result" in step.results[0].text for step in agent.trajectory.steps
+    ]
+    assert told == [*[False] * 5, *[True] * 7]
+
+
+@pytest.mark.parametrize("words", [[], [Message("user", "Do something else.")]])
+def test_after_a_loop_it_goes_on_with_words_or_without(words: list[Message]) -> None:
+    agent = agent_of([*[calls("a")] * 7, says("x")])
+    assert run(agent) == "loop"
+    assert run(agent, words) == "done"
+    last = agent.trajectory.steps[-2].results[0].text
+    assert last == "out a"  # repeats are counted anew
+
+
+@pytest.mark.parametrize("how", ["interrupted", "seconds"])
+def test_calls_that_are_left_when_the_work_ends_are_not_begun(how: str) -> None:
+    hands = FakeHands()
+    log = Log()
+    budget = Budget(seconds=0.3 if how == "seconds" else None)
+    agent = agent_of([calls("wait", "b", "look c"), says("x")], hands, budget=budget, watcher=log)
+
+    async def both() -> None:
+        task = asyncio.create_task(agent.run(TASK))
+        while not hands.num_running:
+            await asyncio.sleep(0.001)
+        if how == "interrupted":
+            agent.interrupt()
+        assert await task == how
+
+    asyncio.run(asyncio.wait_for(both(), 20))
+    who = "the user" if how == "interrupted" else "the time limit"
+    (step,) = agent.trajectory.steps
+    assert [one.text for one in step.results] == [
+        f"(ended by {who})",
+        *[f"(this call was not made: {who} ended the work before it)"] * 2,
+    ]
+    assert [one for one in log.seen if one.startswith("call")] == ["call wait"]
+    assert hands.made == []
+
+
+def test_open_calls_are_not_made_once_somebody_says_something_else() -> None:
+    hands = FakeHands()
+    agent = agent_of([calls("a", "b"), says("x")], hands)
+
+    class Stop(Log):
+        def record(self, record: Mapping[str, Any]) -> None:
+            if record["type"] == "answer":
+                agent.interrupt()
+
+    agent.watcher = Stop()
+    assert run(agent) == "interrupted"
+    assert not agent.trajectory.steps[0].results
+    agent.watcher = None
+    assert run(agent, [Message("user", "Not that.")]) == "done"
+    assert hands.made == []
+    assert all("said something else" in one.text for one in agent.trajectory.steps[0].results)
+
+
+def test_the_time_limit_ends_an_answer_too() -> None:
+    model = ScriptedModel(M2, [says("word " * 500)], delay_seconds=0.05)
+    agent = agent_of([], model=model, budget=Budget(seconds=0.3))
+    begin = time.monotonic()
+    assert run(agent) == "seconds"
+    assert time.monotonic() - begin < 5
+    (step,) = agent.trajectory.steps
+    assert step.answer.finish_reason == "abort"
 
 
 def test_a_model_that_fails_ends_it_and_nothing_is_lost() -> None:
@@ -274,50 +355,6 @@ def test_a_model_that_fails_ends_it_and_nothing_is_lost() -> None:
     assert agent.trajectory.end == "error"
     assert len(agent.trajectory.steps) == 1
     assert run(agent, []) == "done"
-
-
-def test_a_full_context_is_compacted_and_the_task_stays_word_for_word() -> None:
-    numbers = iter(range(8))
-
-    def next_line(request: ChatRequest) -> str:
-        if request.messages[-1] == Message("user", REQUEST):
-            assert request.params is not None
-            assert request.params.tool_choice == "none"
-            return says("The summary.")
-        number = next(numbers, None)
-        return says("Done.") if number is None else calls(f"a{number}")
-
-    script = [next_line] * 20
-    hands = FakeHands(answer="{} " + "x" * 2000)
-    compactor = Compactor(max_tokens=4000, share=0.8, num_kept=2)
-    agent = agent_of(script, hands, compactor=compactor)
-    assert run(agent) == "done"
-    (compaction,) = agent.trajectory.compactions
-    assert compaction.text.endswith("The summary.")
-    assert compaction.num_tokens_after < 0.7 * compaction.num_tokens_before
-    asked = agent.model.requests[-1].messages  # type: ignore[attr-defined]
-    assert asked[0] == TASK[0]
-    assert asked[1] == Message("user", compaction.text)
-    whole = agent.trajectory.copy()
-    whole.compactions.clear()
-    assert whole.messages[: len(TASK)] == TASK
-    assert asked[2:] == tuple(
-        message for step in agent.trajectory.steps[compaction.num_steps : -1]
-        for message in step.messages
-    )  # fmt: skip
-    agent.journal.append({"type": "expanded"})  # and back
-    assert agent.trajectory.messages == whole.messages
-
-
-def test_a_compaction_that_makes_no_room_ends_it() -> None:
-    script = [*[calls(f"a{i}") for i in range(3)], says("y" * 20_000), says("Done.")]
-    hands = FakeHands(answer="{} " + "x" * 4000)
-    compactor = Compactor(max_tokens=3000, share=0.8, num_kept=1)
-    agent = agent_of(script, hands, compactor=compactor)
-    assert run(agent) == "context"
-    assert not agent.trajectory.compactions
-    few = agent_of([calls("a"), says("x")], FakeHands(answer="z" * 12_000), compactor=compactor)
-    assert run(few) == "context"  # there is nothing that could be left out
 
 
 @pytest.mark.parametrize("kind", ["m1", "m2"])

@@ -1,5 +1,6 @@
 """Calls and the verdict on each in every mode; what rules add to one another."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fulmen.agent import MODES, Mode, Permissions, Rule, Rules, Verdict
+from fulmen.sandbox import PROTECTED
 from tests.examples import examples
 
 LETTERS = {"allow": "a", "ask": "q", "deny": "d"}
@@ -53,6 +55,13 @@ ROWS: list[tuple[str, str]] = [
     ("trap 'ls' DEBUG", ASKS),
     ("hash -p /ws/evil ls", ASKS),
     ("enable -f ./x.so x", ASKS),
+    ("jobs -x touch a", ASKS),
+    ("jobs -lx touch a", ASKS),
+    ("jobs $X", ASKS),
+    ("jobs -l %1", FREE),
+    ("wait -p PATH", ASKS),
+    ("wait $X", ASKS),
+    ("wait -n 12 %2", FREE),
     ("source ./x", ASKS),
     (". ./x", ASKS),
     ("shopt -s expand_aliases", ASKS),
@@ -394,13 +403,41 @@ def test_a_tool_in_each_mode(name: str, arguments: dict[str, object], expected: 
     assert verdicts(name, arguments) == expected
 
 
-def test_a_call_that_would_have_the_network_asks_in_every_mode_but_plan() -> None:
-    call = Call("bash", {"command": "ls"})
-    for mode in MODES:
-        verdict = permissions(mode).judge(call, leaves="the network")
-        assert verdict.decision == ("deny" if mode == "plan" else "ask")
-        assert "the network" in verdict.reason
-        assert verdict.rules == frozenset()
+@pytest.mark.parametrize(
+    ("command", "without", "with_network"),
+    [
+        ("ls", "allow", "allow"),
+        ("cat a | grep b", "allow", "allow"),
+        ("curl http://example.org", "allow", "ask"),
+        ("ls; pip install x", "allow", "ask"),
+        ("$X y", "allow", "ask"),
+        ("cat < /dev/tcp/10.0.0.1/80", "allow", "ask"),
+        ("cat < $X", "allow", "ask"),
+    ],
+)
+def test_what_may_use_the_network_is_asked_about_in_auto(
+    command: str, without: str, with_network: str
+) -> None:
+    call = Call("bash", {"command": command})
+    assert permissions("auto").judge(call).decision == without
+    verdict = permissions("auto").judge(call, leaves="the network")
+    assert verdict.decision == with_network
+    if with_network == "ask":
+        assert "the network" in verdict.reason or "$X" in command
+        free = permissions("auto", Rules.parse(["bash"]))
+        allowed = free.judge(call, leaves="the network").decision
+        assert allowed == "allow" or "<" in command
+    for mode in ("plan", "ask", "accept-edits"):
+        one = permissions(mode)
+        assert one.judge(call, leaves="the network").decision == one.judge(call).decision
+
+
+def test_a_command_that_may_use_the_network_can_be_allowed_for_good() -> None:
+    one = permissions("auto")
+    verdict = one.judge(Call("bash", {"command": "npm run t -x"}), leaves="the network")
+    assert one.remember(verdict) == frozenset({Rule("bash", "npm run t *")})
+    again = one.judge(Call("bash", {"command": "npm run t -q"}), leaves="the network")
+    assert again.decision == "allow"
 
 
 def test_a_path_counts_from_where_the_shell_stands() -> None:
@@ -679,3 +716,144 @@ def test_commands_together_are_free_only_if_each_is(
         alone = [STRICTNESS[bash(text, mode, rules).decision] for text in texts]
         together = STRICTNESS[bash(joint.join(texts), mode, rules).decision]
         assert together >= min(max(alone), STRICTNESS["ask"])
+
+
+def test_a_script_of_sed_is_read_in_time() -> None:
+    began = time.process_time()
+    for text in (" " * 60_000 + "x", ";" * 60_000, "p;" * 20_000 + "w x", "/" + "a" * 60_000):
+        assert bash(f"sed -n '{text}' a", "plan").decision == "deny"
+    assert time.process_time() - began < 5
+    assert bash("sed -n '1,20p; $p' a", "plan").decision == "allow"
+
+
+def test_a_command_that_jobs_starts_is_judged() -> None:
+    rules = Rules.parse(deny=["bash(git push *)"])
+    assert bash("jobs -x git push", "auto", rules).decision == "deny"
+    assert bash("jobs -xl git push", "auto", rules).decision == "ask"
+    assert bash("jobs -l", "auto", rules).decision == "allow"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("cat .en?", "cat .e*", "cat .*", "head -c9 .[e]nv", "cat ./.en*", "cat a/.n?trc"),
+        *("cat .env$X", "cat .env.$X", "cat .e*.local", "grep -f.env a", "grep -inf.env a"),
+        *("jq -f.env a", "git show HEAD:.env", "git log -L1,5:.env", "cat *.py .en?"),
+        *("for f in .env .envrc; do cat $f; done", "xargs cat .p*", "cat .git-cred*"),
+    ],
+)
+def test_a_file_of_keys_behind_a_wildcard_is_asked_about_in_every_mode(text: str) -> None:
+    for mode in MODES:
+        verdict = bash(text, mode)
+        assert verdict.decision == "ask", mode
+        assert "it may hold keys" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("cat *", "cat *.py", "cat a/*", "cat .gitignore", "cat .github/*", "cat .clang-*"),
+        *("cat ?env", "cat [.]env", "cat .envrc", "cat .env.example", "grep -ef a", "ls */.x*"),
+    ],
+)
+def test_other_wildcards_are_not_asked_about(text: str) -> None:
+    assert bash(text, "plan").decision == "allow"
+
+
+def test_names_in_a_loop_may_be_hidden_ones() -> None:
+    assert bash("for f in a .env; do cat $f; done", "plan").decision == "ask"
+    assert bash("for f in a b; do cat $f; done", "plan").decision == "allow"
+
+
+PUSHES = [
+    *("git push", "/usr/bin/git push origin", "bash -c 'git push'", "bash -lc 'git push'"),
+    *("bash --norc -c 'git push'", "bash -o pipefail -c 'git push'", "bash -ceu 'git push'"),
+    *(
+        "bash -c -x 'git push'",
+        "bash -ic 'git push' x y",
+        "sh -c -- 'git push'",
+        "dash +e -c 'git push'",
+    ),
+    *("eval -- 'git push'", "eval git push", "trap -- 'git push' EXIT", "git -P push"),
+    *("git --attr-source HEAD push", "git --exec-path push", "git --no-such x push"),
+    *("git -c a=b -C . push", "bash --login -c 'eval \"git push\"'"),
+]
+"""Ways to spell `git push` of which it is sure what they do"""
+HIDDEN_PUSHES = [
+    *("zsh -c 'git push'", "bash <<< 'git push'", "echo git push | bash", "echo git push | sh -s"),
+    *(
+        "bash <<'X'\ngit push\nX",
+        "source <(echo git push)",
+        ". /dev/stdin",
+        "bash <(echo git push)",
+    ),
+    *(
+        "bash /dev/stdin < f",
+        "flock f git push",
+        "watch git push",
+        "bash --rcfile f -i",
+        "bash -O x f",
+    ),
+    *("bash --init-file f", "bash -o", "bash -k x", "git -c alias.p=push p", "bash -", "bash -i"),
+    *(
+        "git -p --config-env alias.p=X p",
+        "strace git push",
+        "source $X",
+        "bash $X",
+        "xargs -a f bash",
+    ),
+]
+"""Ways to run it that are not read"""
+
+
+@pytest.mark.parametrize("text", PUSHES)
+def test_a_deny_rule_sees_through_every_spelling(text: str) -> None:
+    assert bash(text, "auto", Rules.parse(deny=["bash(git push *)"])).decision == "deny"
+    assert bash(text, "auto").decision == "allow"
+
+
+@pytest.mark.parametrize("text", HIDDEN_PUSHES)
+def test_what_may_run_anything_is_asked_about_where_a_rule_may_be_against_it(text: str) -> None:
+    assert bash(text, "auto", Rules.parse(deny=["bash(git push *)"])).decision == "ask"
+    assert bash(text, "auto").decision == "allow"
+    assert bash(text, "plan").decision == "deny"
+
+
+def test_a_shell_that_only_runs_an_allowed_text_is_allowed() -> None:
+    for text in ("bash -lc ls", "bash -o pipefail -c 'ls | wc'", "sh -c -e ls", "eval -- ls"):
+        assert bash(text, "plan").decision == "allow"
+    assert (
+        bash("source venv/bin/activate", "auto", Rules.parse(deny=["bash(x)"])).decision == "allow"
+    )
+
+
+@pytest.mark.parametrize("name", PROTECTED)
+def test_a_name_that_the_sandbox_protects_is_asked_about_in_every_mode(name: str) -> None:
+    for path in (name, f"a/{name}", f"{name}/x"):
+        assert verdicts("write", {"path": path, "content": "x"}) == "dqqq"
+        assert verdicts("bash", {"command": f"echo x > {path}"}) == "dqqq"
+
+
+def test_git_is_judged_by_the_folder_that_really_is_there(tmp_path: Path) -> None:
+    """A fork is shown at the path of the folder that it comes from; an open sandbox puts an empty
+    folder in the place of a .git that is absent."""
+    seen, source = tmp_path / "seen", tmp_path / "source"
+    for folder in (seen, source):
+        (folder / "sub").mkdir(parents=True)
+    one = Permissions("plan", Rules(), workspace=seen, source=source, home=tmp_path)
+
+    def decides(command: str, folder: Path = seen) -> str:
+        return one.judge(Call("bash", {"command": command}), folder=folder).decision
+
+    assert decides("git status") == "allow"
+    (source / "HEAD").touch()
+    assert decides("git status") == "deny"
+    (source / ".git").mkdir()
+    assert decides("git status") == "deny"
+    (source / ".git/HEAD").touch()
+    (seen / "HEAD").touch()
+    assert decides("git status") == "allow"
+    (source / "sub/HEAD").touch()
+    assert decides("git status", seen / "sub") == "deny"
+    assert verdicts("write", {"path": "HEAD", "content": "x"}) == "dqqq"
+    assert verdicts("write", {"path": "a/HEAD", "content": "x"}) == "dqqq"

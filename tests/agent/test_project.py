@@ -15,6 +15,7 @@ from fulmen.agent import (
     RememberedRules,
     Rule,
     Rules,
+    Setup,
     parse_config,
     project_file,
     read_project,
@@ -63,7 +64,9 @@ def test_only_what_takes_away_counts_before_approval(tmp_path: Path) -> None:
     assert read_project(workspace, approvals) == (AgentConfig(rules=NARROWING), changed)
     written(workspace, WHOLE)
     assert read_project(workspace, approvals)[1] is None
-    approvals.revoke(path, WHOLE)
+    assert approvals.paths() == {str(path): 1}
+    assert approvals.revoke(path) == 1
+    assert approvals.revoke(path) == 0
     assert read_project(workspace, approvals)[1] == WHOLE
 
 
@@ -81,10 +84,38 @@ def test_a_file_that_only_takes_away_needs_no_approval(tmp_path: Path) -> None:
     assert config.rules == Rules.parse(deny=["bash(rm *)"])
 
 
+def test_the_users_own_file_holds_and_a_workspaces_goes_over_it_once_approved(
+    tmp_path: Path,
+) -> None:
+    home, workspace = tmp_path / "home", tmp_path / "ws"
+    home.mkdir()
+    dotfiles = tmp_path / "dotfiles.toml"
+    dotfiles.write_text(
+        'mode = "accept-edits"\nnetwork = true\nmax-turns = 9\nmax-seconds = 1.5\n'
+        'context = "none"\n[rules]\nallow = ["bash(ls *)"]\n'
+    )
+    (home / "agent.toml").symlink_to(dotfiles)
+    path = written(workspace, b'network = false\nmax-turns = 5\n[rules]\ndeny = ["bash(rm *)"]\n')
+    setup = Setup.read(workspace, home)
+    assert setup.config == AgentConfig(
+        mode="accept-edits",
+        has_network=True,
+        limits={"turns": 9, "seconds": 1.5, "context": None},
+        rules=Rules.parse(["bash(ls *)"], deny=["bash(rm *)"]),
+    )
+    assert setup.waiting == path.read_bytes()
+    config = setup.approve().config
+    assert config.has_network is False
+    assert config.limits == {"turns": 5, "seconds": 1.5, "context": None}
+    dotfiles.write_text("mode = 1")
+    with pytest.raises(ValueError, match=r"home/agent\.toml: mode is 1"):
+        Setup.read(workspace, home)
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b"mod = 1", "f has 'mod', it may have mode, tools, instructions, rules, environment"),
+        (b"mod = 1", "f has 'mod', it may have mode, tools, network, max-turns, max-tokens, "),
         (b"mode = 'yolo'", "f: mode is 'yolo', it must be one of plan, ask, accept-edits, auto"),
         (b"mode = 1", "f: mode is 1, it must be one of"),
         (b"tools = 'all'", "f: tools is 'all', it must be one of coding, minimal"),
@@ -93,6 +124,13 @@ def test_a_file_that_only_takes_away_needs_no_approval(tmp_path: Path) -> None:
         (b"[rules]\nallow = 'x'", "f: rules: allow must be a list of texts"),
         (b"[rules]\nallow = [1]", "f: rules: allow must be a list of texts"),
         (b"[rules]\nallow = ['bash(']", "f: the rule 'bash(' has no closing bracket at its end"),
+        (b"network = 1", "f: network is 1, it must be true or false"),
+        (b"max-turns = 1.5", 'f: max-turns is 1.5, it must be a whole number, or "none"'),
+        (b"max-turns = true", 'f: max-turns is True, it must be a whole number, or "none"'),
+        (b"max-tokens = '20k'", "f: max-tokens is '20k', it must be a whole number, or \"none\""),
+        (b"context = -1", "f: context is -1, out of range"),
+        (b"max-seconds = nan", "f: max-seconds is nan, out of range"),
+        (b"max-seconds = 'x'", "f: max-seconds is 'x', it must be a number, or \"none\""),
         (b"[environment]\n'A B' = 'x'", "f: 'A B' cannot name a variable"),
         (b"[environment]\nA = 1", "f: A must be a text"),
         (b"mode = ", "f is not valid TOML: "),
@@ -148,7 +186,7 @@ def test_remembered_rules_are_of_one_workspace_and_not_in_it(tmp_path: Path) -> 
     assert one.read() == Rules(rules | {Rule("edit", "./a")})
     assert RememberedRules(tmp_path / "home", tmp_path / "ws/../ws").read() == one.read()
     assert RememberedRules(tmp_path / "home", tmp_path).read() == Rules()
-    one.forget(Rule("edit", "./a"))
+    assert one.forget(Rules(frozenset({Rule("edit", "./a"), Rule("bash", "other")}))) == 1
     assert one.read() == Rules(rules)
     assert list((tmp_path / "ws").iterdir()) == []
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fulmen.agent import Answer, Result, Run, RunInfo, Runs, Sampled, Trajectory
+from fulmen.agent import Answer, Result, Run, RunFacts, Runs, Sampled, Trajectory
 from fulmen.agent.trajectory import answer_record, apply, result_record, said_record
 from fulmen.chat import Message, ToolCall
 from fulmen.sampling import SamplingParams
@@ -19,9 +19,9 @@ from tests.examples import examples
 SYSTEM = (Message("system", "You work."),)
 
 
-def info(name: str = "one", **changes: Any) -> RunInfo:
+def facts(name: str = "one", **changes: Any) -> RunFacts:
     """Return what a run was begun with."""
-    made = RunInfo(
+    made = RunFacts(
         name=name, folder="/w", seen_as="/w", model="m", tools="coding", system=SYSTEM, start="s0"
     )
     return replace(made, **changes)
@@ -82,7 +82,7 @@ def test_a_log_that_is_cut_anywhere_says_what_had_happened(
     runs = Runs(tmp_path_factory.mktemp("runs"))
     states: list[Trajectory] = []
     ends: list[int] = []
-    with runs.create(info()) as run:
+    with runs.create(facts()) as run:
         log = run.path / "log.jsonl"
         states.append(run.trajectory.copy())
         ends.append(0)
@@ -113,7 +113,7 @@ def test_a_fork_has_the_steps_up_to_it_and_their_bytes(
 ) -> None:
     draw = random.Random(seed)
     runs = Runs(tmp_path_factory.mktemp("runs"))
-    with runs.create(info()) as run:
+    with runs.create(facts()) as run:
         for _ in range(num_records):
             run.append(draw_record(draw, run.trajectory))
         num_steps = data.draw(st.integers(0, len(run.trajectory.steps)))
@@ -123,9 +123,9 @@ def test_a_fork_has_the_steps_up_to_it_and_their_bytes(
         before = (run.path / "log.jsonl").read_bytes()
         made = runs.fork(run, num_steps, name="two", folder="/v")
         assert (run.path / "log.jsonl").read_bytes() == before
-    assert made.info == replace(
-        run.info, name="two", folder="/v", parent="one", num_inherited=num_steps,
-        created=made.info.created,
+    assert made.facts == replace(
+        run.facts, name="two", folder="/v", parent="one", num_inherited=num_steps,
+        created=made.facts.created,
     )  # fmt: skip
     found = runs.open("two").trajectory
     assert found.steps == rewound.steps
@@ -133,7 +133,7 @@ def test_a_fork_has_the_steps_up_to_it_and_their_bytes(
 
 
 def test_a_record_that_cannot_follow_changes_nothing(tmp_path: Path) -> None:
-    with Runs(tmp_path).create(info()) as run:
+    with Runs(tmp_path).create(facts()) as run:
         run.append(answer_record(answer(1, 1)))
         before, size = run.trajectory.copy(), (run.path / "log.jsonl").stat().st_size
         for record, why in [
@@ -154,10 +154,10 @@ def test_a_record_that_cannot_follow_changes_nothing(tmp_path: Path) -> None:
 
 def test_two_processes_never_go_on_with_one_run(tmp_path: Path) -> None:
     runs = Runs(tmp_path)
-    with runs.create(info()):
+    with runs.create(facts()):
         with pytest.raises(ValueError, match="going on in another process"), runs.open("one"):
             pass
-        assert runs.open("one").info == info()  # but it may be looked at
+        assert runs.open("one").facts == facts()  # but it may be looked at
     with pytest.raises(ValueError, match="reading only"):
         runs.open("one").append({"type": "note"})
 
@@ -165,7 +165,7 @@ def test_two_processes_never_go_on_with_one_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../a", "A", "a\0", "-x", "x" * 81, "é"])
 def test_a_name_cannot_leave_the_folder(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="no name of a run"):
-        Runs(tmp_path).create(info(name))
+        Runs(tmp_path).create(facts(name))
     with pytest.raises(ValueError, match="no name of a run"):
         Runs(tmp_path).open(name)
 
@@ -184,7 +184,7 @@ def test_a_name_cannot_leave_the_folder(tmp_path: Path, name: str) -> None:
     ],
 )
 def test_damage_is_one_sentence(tmp_path: Path, file: str, content: str, why: str) -> None:
-    run: Run = Runs(tmp_path).create(info())
+    run: Run = Runs(tmp_path).create(facts())
     (run.path / file).write_text(content)
     with pytest.raises(ValueError, match=why) as error:
         Runs(tmp_path).open("one")
@@ -195,12 +195,96 @@ def test_runs_are_listed_the_last_used_first(tmp_path: Path) -> None:
     runs = Runs(tmp_path / "none yet")
     assert runs.names() == []
     for name in ("a", "b"):
-        with runs.create(info(name)) as run:
+        with runs.create(facts(name)) as run:
             run.append(said_record([Message("user", "x")]))
     (runs.root / "stray").mkdir()
     assert sorted(runs.names()) == ["a", "b"]
     with pytest.raises(ValueError, match="there is a run a already"):
-        runs.create(info("a"))
+        runs.create(facts("a"))
     with pytest.raises(ValueError, match="there is no run c; the last ones are"):
         runs.open("c")
     assert json.loads((runs.root / "a" / "run.json").read_text())["model"] == "m"
+
+
+def prompted(number: int, prompt: tuple[int, ...]) -> Answer:
+    """Return an answer to a prompt of ids."""
+    made = answer(number, 0)
+    assert made.sampled is not None
+    return replace(made, sampled=replace(made.sampled, prompt_ids=prompt))
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.lists(st.integers(0, 9), max_size=6)), max_size=8))
+@settings(max_examples=examples(100), deadline=None)
+def test_a_prompt_is_told_by_the_last_one_and_read_back(
+    tmp_path_factory: pytest.TempPathFactory, ways: list[tuple[int, list[int]]]
+) -> None:
+    runs = Runs(tmp_path_factory.mktemp("runs"))
+    prompts: list[tuple[int, ...]] = []
+    with runs.create(facts()) as run:
+        for number, (way, ids) in enumerate(ways):
+            before = prompts[-1] if prompts else ()
+            said = (3, number - 1) if prompts else ()
+            whole = (*before, *said)
+            start = (whole, whole[: len(whole) // 2], (), before)[way]
+            prompts.append((*start, *ids))
+            run.append(answer_record(prompted(number, prompts[-1]), run.trajectory.steps))
+    steps = runs.open("one").trajectory.steps
+    assert [step.answer.sampled and step.answer.sampled.prompt_ids for step in steps] == prompts
+    assert steps == run.trajectory.steps
+    made = runs.fork(run, len(steps) // 2, name="two")
+    assert made.trajectory.steps == steps[: len(steps) // 2]
+
+
+def test_a_log_grows_with_what_is_new(tmp_path: Path) -> None:
+    """A prompt of a hundred thousand ids costs the log once, and each step what it adds."""
+    prompt: tuple[int, ...] = tuple(range(100_000))
+    with Runs(tmp_path).create(facts()) as run:
+        log, sizes = run.path / "log.jsonl", []
+        for number in range(5):
+            run.append(answer_record(prompted(number, prompt), run.trajectory.steps))
+            sizes.append(log.stat().st_size)
+            prompt = (*prompt, 3, number, *range(10))
+    assert sizes[0] > 500_000
+    assert sizes[-1] - sizes[0] < 10_000
+
+
+@pytest.mark.parametrize("written", [{"num_known": 3, "ids": []}, {"num_known": -1, "ids": []}, {}])
+def test_a_prompt_that_cannot_be_told_is_refused(tmp_path: Path, written: dict[str, Any]) -> None:
+    record = answer_record(answer(1, 0))
+    record["sampled"]["prompt_ids"] = written
+    with Runs(tmp_path).create(facts()) as run, pytest.raises(ValueError, match="cannot follow"):
+        run.append(record)
+
+
+def test_a_record_that_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
+    with Runs(tmp_path).create(facts()) as run:
+        run.append(said_record([Message("user", "x")]))
+        before = (run.path / "log.jsonl").read_bytes()
+        with pytest.raises(ValueError, match="at most 67,108,864 can be kept"):
+            run.append(said_record([Message("user", "y" * 2**26)]))
+        assert (run.path / "log.jsonl").read_bytes() == before
+    assert Runs(tmp_path).open("one").trajectory.said == [Message("user", "x")]
+
+
+def test_a_list_reads_no_log_that_did_not_go_on(tmp_path: Path) -> None:
+    runs = Runs(tmp_path)
+    with runs.create(facts()) as run:
+        run.append(said_record([Message("user", "Do\n this. " + "x" * 500)]))
+        run.append(answer_record(answer(1, 0)))
+        run.append({"type": "ended", "reason": "done"})
+        outline = run.outline
+        assert runs.outline("one") == outline  # from the log
+    assert (outline.num_steps, outline.end, outline.facts) == (1, "done", run.facts)
+    assert outline.task.startswith("Do this. x")
+    assert len(outline.task) == 200
+    log = run.path / "log.jsonl"
+    content = log.read_bytes()
+    log.write_bytes(b"x" * len(content))
+    assert runs.outline("one") == outline
+    log.write_bytes(content)
+    with log.open("ab") as file:
+        file.write(b'{"type": "rewound", "num_steps": 0}\n')
+    assert runs.outline("one").num_steps == 0
+    log.write_bytes(content)
+    (run.path / "outline.json").write_text('{"num_bytes": 5}')
+    assert runs.outline("one") == outline

@@ -20,7 +20,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fulmen.agent import Archive, Budget, ChangedSince, Rules, Work
+from fulmen.agent import (
+    Archive,
+    Budget,
+    ChangedSince,
+    Means,
+    Permissions,
+    Rules,
+    Verdict,
+    Work,
+)
 from fulmen.agent.compaction import REQUEST
 from fulmen.chat import ChatRequest, Message, Prompt, complete, read_messages
 from fulmen.llm import LLM, LocalModel
@@ -37,10 +46,10 @@ from tests.agent.working import (
     m2_calls,
     says,
     scripted,
-    skip_without_sandbox,
     work_of,
 )
 from tests.examples import examples
+from tests.sandbox.helpers import skip_without_sandbox
 from tests.tiny import write_checkpoint
 
 
@@ -239,7 +248,7 @@ def test_a_summary_is_gone_back_behind_and_the_prompt_is_that_of_before(
                     "run",
                     noting,
                     open_session=local.open_session,
-                    context=7000,
+                    context=8000,
                     budget=Budget(turns=turns),
                 )
                 assert await said(work, words) == "turns"
@@ -464,7 +473,7 @@ def test_a_persons_changes_are_asked_about_and_kept_aside(folder: Path, archive:
     assert len(archive.runs.open("run").trajectory.steps) == 6
     archive.rewind("run", 1, overwrite=True)
     assert (folder / "log").read_text() == "one\n"
-    (aside,) = archive.asides(archive.runs.open("run").info)
+    (aside,) = archive.asides(archive.runs.open("run").facts)
     archive.export_aside("run", folder.with_name("aside"), aside.number)
     assert (folder.with_name("aside") / "log").read_text() == "a person's"
 
@@ -488,7 +497,9 @@ def test_a_persons_changes_between_two_words_are_the_runs_from_then_on(
     assert sorted(work.trajectory.found) == [2]
     archive.rewind("run", 2)  # nobody changed anything since
     assert (folder / "a").read_text() == "two"
-    archive.rewind("run", 1)
+    with pytest.raises(ChangedSince, match="a"):  # what they changed would be gone
+        archive.rewind("run", 1)
+    archive.rewind("run", 1, overwrite=True)
     assert (folder / "a").read_text() == "one\n"
 
 
@@ -581,7 +592,7 @@ def test_a_job_in_the_background_can_be_read_and_ended(folder: Path, archive: Ar
     ]
     work = work_of(archive, "run", scripted(script), mode="ask", rules=Rules.parse(["bash"]))
     assert run(said(work, TASK)) == "done"
-    assert work.trajectory.steps[2].results[0].text == "begun\n"
+    assert work.trajectory.steps[2].results[0].text == "begun\n(still runs)"
 
 
 def test_a_new_shell_is_told_to_the_model_once(folder: Path, archive: Archive) -> None:
@@ -619,3 +630,58 @@ def test_a_folder_that_is_gone_is_one_sentence(folder: Path, archive: Archive) -
         run(said(work_of(archive, "run", scripted([])), "And?"))
     archive.export_files("run", folder, num_steps=1)  # but its files are there
     assert (folder / "kept").read_text() == "as it was\n"
+
+
+def test_nothing_is_written_in_plan_mode_whatever_is_allowed(
+    folder: Path, archive: Archive
+) -> None:
+    """Programs are for the sandbox to stop."""
+    begun(archive, folder, name="run")
+
+    class Allowing(Permissions):
+        def judge(self, *_: Any, **__: Any) -> Verdict:
+            return Verdict("allow")
+
+    permissions = Allowing("plan", Rules(), workspace=folder)
+    script = [bash("m2", "touch new; echo evil > kept"), says("m2", "Done.")]
+    work = Work(archive, "run", scripted(script), Means(permissions=permissions))
+    assert run(said(work, TASK)) == "done"
+    assert content(folder) == {"kept": ((folder / "kept").lstat().st_mode, b"as it was\n")}
+    assert "Read-only" in work.trajectory.steps[0].results[0].text
+
+
+def test_variables_of_the_settings_hold_in_every_command(folder: Path, archive: Archive) -> None:
+    begun(archive, folder, name="run")
+    script = [bash("m2", "echo $RUST_BACKTRACE"), bash("m2", "echo $NODE_ENV"), says("m2", "Done.")]
+    given = {"RUST_BACKTRACE": "1", "NODE_ENV": "test"}
+    work = work_of(archive, "run", scripted(script), environment=given)
+    assert run(said(work, TASK)) == "done"
+    texts = [step.results[0].text for step in work.trajectory.steps[:2]]
+    assert texts == ["1", "test"]
+    work = work_of(archive, "run", scripted([]), environment={"PATH": "/evil"})
+    with pytest.raises(ValueError, match="PATH cannot be set"):
+        run(said(work, "Go on."))
+
+
+@pytest.mark.parametrize("inside", ["runs", "sessions"])
+def test_what_is_kept_of_a_run_lies_outside_its_folder(folder: Path, inside: str) -> None:
+    begun(Archive(folder.parent / "runs"), folder, name="run")
+    places = {one: folder.parent / one for one in ("runs", "sessions")}
+    if inside == "runs":
+        os.rename(places["runs"], folder / "runs")
+    places[inside] = folder / inside
+    archive = Archive(places["runs"], SessionStore(places["sessions"]))
+    with pytest.raises(ValueError, match="where the agent could change it"):
+        run(said(work_of(archive, "run", scripted([])), TASK))
+
+
+def test_a_repository_that_was_made_is_noted_in_the_log(folder: Path, archive: Archive) -> None:
+    begun(archive, folder, name="run")
+    command = "git init -q sub; git -C sub config core.fsmonitor 'touch pwned; false'"
+    work = work_of(archive, "run", scripted([bash("m2", command), says("m2", "Done.")]))
+    assert run(said(work, TASK)) == "done"
+    assert any("git does not see it" in note for note in work.notes)
+    assert "git does not see it" in (archive.runs.root / "run/log.jsonl").read_text()
+    archive.rewind("run", 0)
+    assert not (folder / "sub/.git/HEAD").exists()
+    assert archive.runs.open("run").trajectory.steps == []

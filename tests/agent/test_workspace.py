@@ -72,6 +72,7 @@ def play(folder: Path, repository: Path, seed: int, num_steps: int) -> None:
                 assert state_of(folder) == now
                 continue
             done = snapshots.restore(id, expected=last, overwrite=overwrite)
+            assert done.before is not None
             past.append((done.before.id, now))
             held = {path for path, reason in done.left if "in no snapshot" in reason}
             found_all = state_of(folder)
@@ -207,6 +208,7 @@ def test_a_change_of_a_person_is_not_overwritten(folder: Path, snapshots: Snapsh
     done = snapshots.restore(old.id, expected=last.id, overwrite=True)
     assert (folder / "b").read_text() == "1"
     assert not (folder / "c").exists()
+    assert done.before is not None
     snapshots.restore(done.before.id, expected=old.id)
     assert state_of(folder) == before
 

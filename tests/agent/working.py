@@ -7,23 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from fulmen.agent import Archive, Means, Permissions, Rules, Run, Work, system_prompt
 from fulmen.chat import AnswerStream, ChatModel, ChatRequest, Message, get_format, read_messages
 from fulmen.llm import LLM, ForcedModel, LocalModel, ScriptedModel
 from fulmen.sandbox import PROTECTED
 from fulmen.sessions import Session, SessionStore
-from tests.sandbox.helpers import why_there_is_no_sandbox
 
 TASK = "Do it."
-
-
-def skip_without_sandbox() -> None:
-    """Skip a test where this machine can have no sandbox."""
-    reason = why_there_is_no_sandbox()
-    if reason:
-        pytest.skip(reason)
 
 
 def m2_calls(*calls: tuple[str, dict[str, Any]], thought: str = "Hm.") -> str:
@@ -149,5 +139,5 @@ class Local:
 def work_of(archive: Archive, name: str, model: Any, **fields: Any) -> Work:
     """Return the work on a run, unopened."""
     open_session = fields.pop("open_session", None)
-    seen_as = archive.runs.open(name).info.seen_as
+    seen_as = archive.runs.open(name).facts.seen_as
     return Work(archive, name, model, means(seen_as, **fields), open_session=open_session)

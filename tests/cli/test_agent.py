@@ -10,17 +10,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fulmen.agent import Archive, default_runs
+from fulmen.agent import Archive, Trajectory, default_runs
 from fulmen.chat import ChatRequest, read_messages
-from fulmen.cli import main
+from fulmen.cli import agent_run, main
 from fulmen.cli.agent_view import EXIT_CODES
-from fulmen.llm import LLM, ForcedModel, LocalModel
+from fulmen.envs import RepairTask, load_environment
+from fulmen.llm import LLM, ForcedModel, LocalModel, LocalStream
 from tests.agent.working import (
     bash,
     by_place,
@@ -28,9 +30,9 @@ from tests.agent.working import (
     m1_calls,
     m2_calls,
     says,
-    skip_without_sandbox,
 )
 from tests.cli.test_cli import assert_refused, called
+from tests.sandbox.helpers import skip_without_sandbox
 from tests.server.helpers import scripted, served
 from tests.tiny import write_checkpoint
 from tests.warm import python
@@ -88,6 +90,11 @@ def lines(run: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in run.stdout.splitlines()]
 
 
+def results_of(run: subprocess.CompletedProcess[str]) -> list[str]:
+    """Return what the model read of its calls."""
+    return [one["text"] for one in lines(run) if one["type"] == "result"]
+
+
 def run_name() -> str:
     """Return the run that was used last."""
     return Archive(default_runs()).runs.names()[0]
@@ -135,14 +142,15 @@ def test_a_task_is_done_and_its_answer_alone_is_on_stdout(
     assert "python3 -B test_add.py && echo well" in run.stderr
 
 
-@pytest.mark.parametrize("kind", ["m1", "m2"])
+@pytest.mark.parametrize(("kind", "dialect"), [("m1", "anthropic"), ("m2", "openai")])
 def test_an_engine_that_is_made_to_say_it_does_it_too(
-    folder: Path, tmp_path: Path, kind: str
+    folder: Path, tmp_path: Path, kind: str, dialect: str
 ) -> None:
     checkpoint = write_checkpoint(tmp_path / kind, kind, max_position_embeddings=16384)
     model = LocalModel(LLM.load(str(checkpoint)))
+    flags = ("--mode", "auto", "--url-dialect", dialect)
     with served(ForcedModel(model, repair(kind)), answer_share=0) as url:
-        run = agent(folder, url, "-p", "Make the failing test pass.", "--mode", "auto")
+        run = agent(folder, url, "-p", "Make the failing test pass.", *flags)
     asyncio.run(model.close())
     assert run.returncode == 0, run.stderr
     assert run.stdout == "The sign was wrong.\n"
@@ -150,6 +158,49 @@ def test_an_engine_that_is_made_to_say_it_does_it_too(
     for before, after in pairwise(steps):  # what was read and said is in the server's cache
         known = before.answer.num_prompt_tokens + before.answer.num_new_tokens
         assert after.answer.num_cached_tokens >= known - 64
+
+
+@pytest.mark.parametrize(("kind", "level"), [("m1", 3), ("m2", 5)])
+def test_a_repository_is_repaired_with_the_model_on_this_machine(
+    kind: str, level: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = load_environment(f"repairs:{level}", seed=1).task(0)
+    assert isinstance(task, RepairTask)
+    work = tmp_path / "work"
+    work.mkdir()
+    asyncio.run(task.prepare(work))
+    ((path, text),) = task.solution.items()
+    make = m2_calls if kind == "m2" else m1_calls
+    script = iter(
+        [
+            bash(kind, "python3 -B -m unittest 2>&1 | tail -n 1"),
+            make(("write", {"path": path, "content": text})),
+            bash(kind, "python3 -B -m unittest 2>&1 | tail -n 1"),
+            says(kind, "It is repaired."),
+        ]
+    )
+
+    class Saying(LocalModel):
+        """The model of the command, made to say the script."""
+
+        def stream(self, request: ChatRequest) -> LocalStream:
+            ids = self.tokenizer.encode(next(script))
+            end = self.tokenizer.token_id(self.format.end_of_turn)
+            assert end is not None
+            return super().stream(replace(request, forced_ids=(*ids, end)))
+
+    monkeypatch.setattr(agent_run, "LocalModel", Saying)
+    checkpoint = write_checkpoint(tmp_path / kind, kind, max_position_embeddings=32768)
+    flags = ("--mode", "auto", "--folder", work, "--model", checkpoint)
+    run = called("agent", "-p", "Make the failing test pass.", *flags)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == "It is repaired.\n"
+    steps = Archive(default_runs()).runs.open(run_name()).trajectory.steps
+    found = [step.results[0].text for step in steps[:-1]]
+    assert "FAILED" in found[0]
+    assert found[2] == "OK"
+    assert all(step.answer.sampled is not None for step in steps)
+    assert asyncio.run(task.score(Trajectory(), work)).value == 1
 
 
 def test_json_lines_say_everything(folder: Path) -> None:
@@ -238,10 +289,16 @@ def test_a_model_that_fails_is_one_sentence(folder: Path) -> None:
         (("-p", "x", "--continue", "--resume", "r"), "--continue is given with --resume"),
         (("-p", "x", "--continue"), "there is no run in"),
         (("-p", "x", "--resume", "r"), "there is no run r"),
-        (("-p", "x", "--allow", "bash("), "the rule 'bash(' has no closing bracket"),
+        (
+            ("-p", "x", "--deny", "bash("),
+            "Invalid value for '--deny': the rule 'bash(' has no closing bracket",
+        ),
         (("-p", "x", "--mode", "yolo"), "Invalid value for '--mode'"),
         (("-p", "x", "--max-turns", "-1"), "--max-turns is -1"),
-        (("-p", "x", "--writable", "Makefile"), "Makefile is not protected"),
+        (
+            ("-p", "x", "--writable", "Makefile"),
+            "Invalid value for '--writable': Makefile is not protected",
+        ),
         (("-p", "x", "--url-key", "k"), "--url-key is given, it needs --url"),
         (("-p", "x", "--url", "http://a", "--thinking-tokens", "5"), "--thinking-tokens is for a"),
         (("rewind", "r", "--step", "1"), "there is no run r"),
@@ -336,11 +393,51 @@ def test_settings_of_a_workspace_hold_once_they_are_approved(
     with served_script(script) as url:
         assert agent(folder, url, "-p", "Do it.").returncode == 0  # and from then on
     run_ = Archive(default_runs()).runs.open(run_name())
-    assert "Instructions of this folder (AGENTS.md):\n\nSpeak low." in run_.info.system[0].content
-    assert str(folder) not in run_.info.system[0].content
+    assert "Instructions of this folder (AGENTS.md):\n\nSpeak low." in run_.facts.system[0].content
+    assert str(folder) not in run_.facts.system[0].content
     (folder / ".fulmen/agent.toml").write_text(settings + "\n")
     with served_script(script) as url:
         assert agent(folder, url, "-p", "Do it.").returncode == EXIT_CODES["refused"]
+
+
+def test_the_users_own_settings_hold_everywhere_and_a_flag_beats_them(
+    folder: Path, tmp_path: Path
+) -> None:
+    settings = tmp_path / "config/fulmen/agent/agent.toml"
+    settings.parent.mkdir(parents=True)
+    settings.write_text(
+        'mode = "auto"\ntools = "minimal"\nnetwork = true\nmax-turns = 1\n'
+        'thinking-tokens = 5\n[rules]\nallow = ["run(python3 *)"]\ndeny = ["run(touch *)"]\n'
+    )
+    place = {"url": ""}
+
+    def look(request: ChatRequest) -> str:
+        program = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1]).status)"
+        return bash("m2", f"python3 -c '{program}' {place['url']}/health", tool="run")
+
+    script: list[Any] = [
+        look,
+        look,
+        bash("m2", "touch new", tool="run"),
+        *[says("m2", "Done.")] * 2,
+    ]
+    with served_script(script) as url:
+        place["url"] = url
+        run = agent(folder, url, "--json", "Do it.")
+        assert run.returncode == EXIT_CODES["turns"], run.stderr
+        start = next(one for one in lines(run) if "mode" in one)
+        assert (start["mode"], start["tools"]) == ("auto", "minimal")
+        assert results_of(run) == ["200"]
+        run = agent(folder, url, "--json", "Do it.", "--max-turns", "none", "--no-network")
+        assert run.returncode == 0, run.stderr
+        network, rule = results_of(run)
+        assert "URLError" in network
+        assert "the rule bash(touch *) denies it" in rule
+        run = agent(folder, url, "--json", "Do it.", "--mode", "plan", "--tools", "coding")
+        assert (lines(run)[0]["mode"], lines(run)[0]["tools"]) == ("plan", "coding")
+    assert not (folder / "new").exists()
+    settings.write_text("max-turns = 'x'\n")
+    assert_refused(called("agent", "-p", "x", "--folder", folder, "--url", url), "max-turns is 'x'")
 
 
 def test_runs_are_listed_shown_compared_taken_back_forked_and_forgotten(folder: Path) -> None:
@@ -426,6 +523,18 @@ def test_the_model_on_this_machine_keeps_its_states_for_the_next_time(
     assert session["name"] == name
     assert called("agent", "rm", name).returncode == 0
     assert json.loads(called("sessions", "list", "--json").stdout) == []
+
+
+def test_a_model_whose_format_has_no_tools_is_said_to_have_none(
+    folder: Path, tmp_path: Path
+) -> None:
+    checkpoint = write_checkpoint(tmp_path / "m2", "m2")
+    template = "{% for one in messages %}{{ one.content }}\n{% endfor %}"
+    (checkpoint / "chat_template.jinja").write_text(template)
+    flags = ("--folder", folder, "--model", checkpoint, "--max-tokens", "5")
+    run = called("agent", "-p", "Hello.", *flags)
+    assert run.returncode in (0, EXIT_CODES["tokens"]), run.stderr
+    assert f"{checkpoint} has a chat format without tools" in run.stderr.replace("\n", " ")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 
 from fulmen.agent import Answer, Trajectory
 from fulmen.chat import Message
-from fulmen.envs import Arithmetic, Questions, Task, answered, final_number, load_environment
+from fulmen.envs import (
+    Arithmetic,
+    Questions,
+    RepairTask,
+    Task,
+    answered,
+    final_number,
+    load_environment,
+)
 from fulmen.sampling import SamplingParams
 
 
@@ -138,3 +146,21 @@ def test_an_unknown_name_says_what_there_is() -> None:
         load_environment("arithmetic:0x5", seed=0)
     with pytest.raises(ValueError, match="level is 6, it must be from 1 to 5"):
         load_environment("repairs:6", seed=0)
+    with pytest.raises(ValueError, match="repairs:3:all is no task source"):
+        load_environment("repairs:3:all", seed=0)
+
+
+def test_repairs_take_a_level_and_a_profile_of_tools() -> None:
+    for name, level, profile in (
+        ("repairs", 1, "coding"),
+        ("repairs:2", 2, "coding"),
+        ("repairs:minimal", 1, "minimal"),
+        ("repairs:2:minimal", 2, "minimal"),
+        ("repairs:2:coding", 2, "coding"),
+    ):
+        task = load_environment(name, seed=9).task(0)
+        assert isinstance(task, RepairTask)
+        assert (task.level, task.profile) == (level, profile)
+        plain = load_environment(f"repairs:{level}", seed=9).task(0)
+        assert isinstance(plain, RepairTask)
+        assert task.files == plain.files

@@ -7,11 +7,32 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from fulmen.agent import Budget, Score, Trajectory, read_trajectories, write_trajectories
-from fulmen.chat import Message, ModelError, Tool, ToolCall, get_format
+from fulmen.agent import (
+    Budget,
+    Score,
+    Trajectory,
+    TranscriptMemory,
+    read_trajectories,
+    write_trajectories,
+)
+from fulmen.chat import (
+    AnswerStream,
+    ChatRequest,
+    Message,
+    ModelError,
+    Tool,
+    ToolCall,
+    Transcript,
+    get_format,
+)
 from fulmen.envs import Arithmetic, Task, run_task
-from fulmen.llm import ScriptedModel
+from fulmen.llm import LLM, ForcedModel, LocalModel, ScriptedModel
+from fulmen.models import Packed
+from fulmen.sampling import SamplingParams
+from tests.agent.working import m1_calls, m2_calls
+from tests.tiny import write_checkpoint
 
 M2 = get_format("minimax_m2")
 
@@ -118,6 +139,60 @@ def test_tools_of_a_task_remember_and_so_it_is_played_once() -> None:
     assert trajectory.score == Score(1.0, {"count": 1.0})
     with pytest.raises(ValueError, match="a task is played once, its environment gives it anew"):
         play(task, script)
+
+
+@dataclass
+class FirstForced:
+    """A model that is made to say a text first, and then says what it likes."""
+
+    free: LocalModel
+    forced: ForcedModel
+    asked: int = 0
+
+    def stream(self, request: ChatRequest) -> AnswerStream:
+        self.asked += 1
+        return (self.forced if self.asked == 1 else self.free).stream(request)
+
+
+@pytest.mark.parametrize("kind", ["m1", "m2"])
+def test_ids_and_logprobs_of_a_trajectory_are_those_of_the_engine(
+    kind: str, tmp_path: Path
+) -> None:
+    llm = LLM.load(str(write_checkpoint(tmp_path / kind, kind, max_position_embeddings=4096)))
+    call = m2_calls(("count", {})) if kind == "m2" else m1_calls(("count", {}))
+
+    async def go() -> Trajectory:
+        async with LocalModel(llm) as local:
+            model = FirstForced(local, ForcedModel(local, [call]))
+            memory = TranscriptMemory(Transcript(llm.format, llm.tokenizer, keep_thoughts=True))
+            params = SamplingParams(temperature=0.8, seed=3, max_tokens=150)
+            budget = Budget(turns=2)
+            return await run_task(model, Counter(), memory=memory, params=params, budget=budget)
+
+    trajectory = asyncio.run(asyncio.wait_for(go(), 60))
+    first, second = (step.answer.sampled for step in trajectory.steps)
+    assert first is not None
+    assert second is not None
+    assert [one.text for one in trajectory.steps[0].results] == ["it is 1"]
+    assert trajectory.score == Score(0.0, {"count": 1 / 3})
+    # All of the first was given, and nothing of the second.
+    assert first.forced == tuple(range(len(first.answer_ids)))
+    assert llm.tokenizer.decode(first.answer_ids[:-1]) == call
+    assert second.forced == ()
+    assert second.prompt_ids[: len(first.prompt_ids) + len(first.answer_ids)] == (
+        *first.prompt_ids,
+        *first.answer_ids,
+    )
+    for sampled in (first, second):
+        ids = [*sampled.prompt_ids, *sampled.answer_ids]
+        packed = Packed.of([ids[:-1]], num_logits=[len(sampled.answer_ids)])
+        with torch.inference_mode():
+            plain = llm.engine.model.target_logprobs(packed, torch.tensor(sampled.answer_ids))
+        # The engine subtracts in 64 bits.
+        assert sampled.logprobs == pytest.approx(plain.tolist(), abs=1e-6)
+    path = tmp_path / "played.jsonl"
+    write_trajectories(path, [trajectory])
+    assert list(read_trajectories(path)) == [trajectory]
 
 
 def test_a_limit_or_a_failure_ends_it() -> None:

@@ -31,6 +31,20 @@ def why_there_is_no_sandbox() -> str:
     return asyncio.run(try_one())
 
 
+def skip_without_sandbox() -> None:
+    """Skip a test where this machine can have no sandbox."""
+    skip_if_missing(why_there_is_no_sandbox())
+
+
+def skip_if_missing(reason: str) -> None:
+    """Skip a test for a reason, if there is one; where sandboxes must be, as FULMEN_NEEDS_SANDBOX
+    says, fail it."""
+    if reason and os.environ.get("FULMEN_NEEDS_SANDBOX"):
+        pytest.fail(reason)
+    if reason:
+        pytest.skip(reason)
+
+
 def inside(
     folder: Path,
     use: Callable[[Sandbox], Awaitable[T]],
@@ -39,9 +53,7 @@ def inside(
     **access: object,
 ) -> T:
     """Use a sandbox over a folder, from its start to its end."""
-    reason = why_there_is_no_sandbox()
-    if reason:
-        pytest.skip(reason)
+    skip_without_sandbox()
 
     async def run() -> T:
         given = Access(folder=folder, **access)  # type: ignore[arg-type]

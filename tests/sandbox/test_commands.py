@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fulmen.sandbox import Limits, Outcome, Sandbox, SandboxError
+from fulmen.sandbox import Access, Limits, Outcome, Sandbox, SandboxError
 from fulmen.sandbox.output import Kept, Output
 from fulmen.sandbox.shell import is_poison, left_state
 from tests.examples import examples
@@ -338,3 +338,61 @@ def test_a_file_has_a_largest_size(tmp_path: Path) -> None:
     limits = Limits(file_bytes=2**20)
     outcome = run_inside(tmp_path, "head -c 5M /dev/zero > big; stat -c %s big", limits=limits)
     assert outcome.output.endswith("1048576\n")
+
+
+def test_variables_that_are_given_hold_in_every_command(tmp_path: Path) -> None:
+    given = {"RUST_BACKTRACE": "1", "NODE_ENV": "test", "PYTHONPATH": "src", "A": "b\nc $x '"}
+
+    async def use(sandbox: Sandbox) -> list[str]:
+        show = 'echo "$RUST_BACKTRACE $NODE_ENV $PYTHONPATH $A"'
+        job = await sandbox.start(show)
+        texts = [(await sandbox.run(f"{show}; unset A NODE_ENV; export PYTHONPATH=evil")).output]
+        texts += [(await sandbox.run(show)).output, (await sandbox.read_job(job)).output]
+        return texts
+
+    assert set(inside(tmp_path, use, environment=given)) == {"1 test src b\nc $x '\n"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("PATH", "BASH_ENV", "LD_PRELOAD", "GIT_PAGER", "PAGER", "GIT_CONFIG_COUNT", "IFS", "_"),
+        *("GIT_SSH_COMMAND", "GIT_EXTERNAL_DIFF", "HOME", "PS4", "a-b", "", "1"),
+    ],
+)
+def test_a_variable_that_leads_plain_commands_elsewhere_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"cannot be set|no variable"):
+        Access(folder=Path("/a"), environment={name: "x"})
+    assert Access(folder=Path("/a"), environment={"GIT_AUTHOR_NAME": "x"}).environment
+
+
+def test_limits_hold_while_the_host_is_at_something_else(tmp_path: Path) -> None:
+    """A host that takes nothing, while it asks a person for example, stops no clock inside."""
+    (tmp_path / "large").write_bytes(b"x" * (8 * 2**20))
+    bomb = "sleep 0.3; for i in $(seq 30); do sleep 31.5 & done; sleep 0.7; echo > lived; wait"
+
+    async def use(sandbox: Sandbox) -> None:
+        job = await sandbox.start(bomb)
+        reading = asyncio.create_task(sandbox.read_file("large"))
+        await asyncio.sleep(0.02)
+        time.sleep(1.5)
+        assert not (tmp_path / "lived").exists()
+        assert len((await reading).content) == 8 * 2**20
+        assert (await sandbox.read_job(job)).ended_by == "processes"
+
+    inside(tmp_path, use, limits=Limits(num_processes=10))
+
+
+def test_many_large_answers_come_whole_to_a_host_that_is_slow(tmp_path: Path) -> None:
+    contents = [bytes([65 + number]) * (5 * 2**20) for number in range(6)]
+    for number, content in enumerate(contents):
+        (tmp_path / str(number)).write_bytes(content)
+
+    async def use(sandbox: Sandbox) -> None:
+        reading = [asyncio.create_task(sandbox.read_file(str(one))) for one in range(6)]
+        await asyncio.sleep(0.02)
+        time.sleep(0.5)
+        assert [(await one).content for one in reading] == contents
+        assert (await sandbox.run("echo well")).output == "well\n"
+
+    inside(tmp_path, use)

@@ -4,14 +4,17 @@ import asyncio
 import os
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fulmen.sandbox import PROTECTED, Sandbox
+from fulmen.sandbox.access import MAY_APPEAR
 from fulmen.sandbox.kernel import can_leave_abstract_sockets
 from tests.sandbox.helpers import inside, python, run_inside
 
@@ -93,11 +96,19 @@ def test_nothing_of_git_is_changed_and_git_works(repository: Path) -> None:
 
 @pytest.mark.parametrize("way", ["echo evil > {0}", "mkdir -p {0}/hooks", "ln -s /tmp {0}"])
 def test_a_protected_name_cannot_be_created_and_leaves_no_trace(tmp_path: Path, way: str) -> None:
-    commands = [way.format(name) for name in PROTECTED]
-    moves = [f"echo evil > x; mv -T x {name}; mv {name} away" for name in PROTECTED]
-    removals = [f"rmdir {name}; rm -rf {name}; echo evil > {name}/x" for name in PROTECTED]
+    names = set(PROTECTED) - set(MAY_APPEAR)
+    commands = [way.format(name) for name in names]
+    moves = [f"echo evil > x; mv -T x {name}; mv {name} away" for name in names]
+    removals = [f"rmdir {name}; rm -rf {name}; echo evil > {name}/x" for name in names]
     run_inside(tmp_path, "\n".join([*commands, *moves, *removals, "rm -rf x away"]))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_may_appear_is_held_where_it_is(tmp_path: Path) -> None:
+    for name in MAY_APPEAR:
+        (tmp_path / name).write_text("good")
+        run_inside(tmp_path, f"echo evil > {name}; rm {name}; mv {name} x; ls -a")
+        assert (tmp_path / name).read_text() == "good"
 
 
 def test_a_protected_name_is_held_wherever_it_is_and_whatever_is_renamed(tmp_path: Path) -> None:
@@ -192,7 +203,123 @@ def test_hooks_that_a_repository_names_are_held(repository: Path) -> None:
     assert (repository / ".husky/pre-commit").read_text() == "good"
 
 
+# Repositories that are made inside
+
+EVIL = "git config core.fsmonitor 'touch pwned; false'"
+
+
+def closed(folder: Path, command: str, **access: Any) -> list[str]:
+    """Run a command; return the notes of the sandbox once it is closed."""
+    boxes: list[Sandbox] = []
+
+    async def use(sandbox: Sandbox) -> None:
+        boxes.append(sandbox)
+        outcome = await sandbox.run(command)
+        assert outcome.exit_code == 0, outcome.output
+
+    inside(folder, use, **access)
+    return [note for note in boxes[0].notes if "made" in note]
+
+
+@pytest.mark.parametrize(
+    ("command", "place"),
+    [
+        (f"git init -q sub; cd sub; {EVIL}", "sub"),
+        (f"git init -q a/b/sub; cd a/b/sub; {EVIL}; rm -r .git/hooks", "a/b/sub"),
+        ("git init -q sub; echo exit > sub/.git/hooks/post-checkout", "sub"),
+        ("git init -q sub; cd sub; git config core.hooksPath x", "sub"),
+        ("git init -q sub; cd sub; git config include.path ../x", "sub"),
+        ("git init -q sub; cd sub; git config core.worktree ..", "sub"),
+        ("git init -q sub; cd sub; git config remote.o.url 'ext::sh -c x'", "sub"),
+        ("git init -q sub; cd sub; printf '[core]\\nbare=false\\\\\\n' >> .git/config", "sub"),
+        ("git init -q sub; rm sub/.git/config; ln -s x sub/.git/config", "sub"),
+        (
+            f"git init -q x; cd x; {EVIL}; cd ..; mkdir sub; echo gitdir: ../x/.git > sub/.git",
+            "sub",
+        ),
+        (f"git init -q x; cd x; {EVIL}; cd ..; mkdir sub; ln -s ../x/.git sub/.git", "sub"),
+        (f"git init -q --bare sub; cd sub; git config core.bare false; {EVIL}", "sub"),
+        (f"git init -q x; (cd x; {EVIL}; mv .git y); mv x/y/* .; git config core.worktree .", "."),
+        (
+            f"git init -q x; cd x; {EVIL}; mkdir w; cp .git/HEAD w; echo ../.git > w/commondir",
+            "x/w",
+        ),
+    ],
+)
+def test_git_does_not_see_a_repository_whose_settings_start_programs(
+    tmp_path: Path, command: str, place: str
+) -> None:
+    (tmp_path / "free").touch()
+    notes = closed(tmp_path, command)
+    assert any("git does not see it" in note for note in notes)
+    folder = tmp_path / place
+    done = subprocess.run(["git", "-C", folder, "status"], capture_output=True, text=True)
+    assert "not a git repository" in done.stderr
+    assert not list(tmp_path.rglob("pwned"))
+
+
+def test_a_repository_with_plain_settings_stays_and_is_named(tmp_path: Path) -> None:
+    command = """
+    git init -q sub; cd sub; git config user.name a; git config user.email a@b
+    touch f; git add .; git commit -qm a; git branch -q x; cd ..
+    git clone -q sub copy; git clone -q --bare sub bare.git; git init -q .github.io
+    """
+    notes = closed(tmp_path, command)
+    assert sorted(notes) == [
+        f"{tmp_path / name} was made a repository"
+        for name in (".github.io", "bare.git", "copy", "sub")
+    ]
+    assert git(tmp_path / "copy", "log", "--format=%s") == "a\n"
+    assert closed(tmp_path, "mkdir new; mv copy bare.git new; ls -a sub") == []  # it is known
+
+
+def test_a_repository_is_left_alone_where_that_is_asked_for(
+    tmp_path: Path, repository: Path
+) -> None:
+    others = tuple(name for name in PROTECTED if name != ".git")
+    command = f"git init -q sub; cd sub; {EVIL}"
+    assert closed(repository, command, protected=others) == []
+    assert "fsmonitor" in (repository / "sub/.git/config").read_text()
+
+
+def test_a_folder_in_the_place_of_one_that_was_given_is_not_touched(tmp_path: Path) -> None:
+    workspace, other = tmp_path / "w", tmp_path / "other"
+    (workspace / "a/b").mkdir(parents=True)
+    (other / "b").mkdir(parents=True)
+    git(other / "b", "init")
+    git(other / "b", "config", "core.fsmonitor", "x")
+    command = f"mv a c && ln -s {other} a"
+    closed(workspace, command, writable=(workspace / "a/b",))
+    assert (other / "b/.git/HEAD").exists()
+
+
 # Files of others
+
+
+def test_what_we_run_from_cannot_be_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would run on the host, with the next start of fulmen."""
+    for name in (".venv/lib/site-packages", "src/deep", "free"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / ".venv"))
+    monkeypatch.syspath_prepend(tmp_path / "src")
+    monkeypatch.syspath_prepend(tmp_path / ".venv/lib/site-packages")
+    monkeypatch.syspath_prepend(tmp_path)  # a whole workspace cannot be held
+
+    async def use(sandbox: Sandbox) -> str:
+        for place in (".venv/lib/site-packages", ".venv", "src", "src/deep"):
+            with pytest.raises(OSError, match="Read-only"):
+                await sandbox.write_file(f"{place}/sitecustomize.py", b"evil")
+        await sandbox.run("mv src x; mv .venv y; rm -rf src .venv; echo good > free/a")
+        return " ".join(sandbox.notes)
+
+    notes = inside(tmp_path, use)
+    assert "fulmen itself runs from" in notes
+    assert f"{tmp_path}/.venv, {tmp_path}/src" in notes
+    found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
+    assert found >= {".venv/lib/site-packages", "src/deep", "free/a"}
+    assert not list(tmp_path.rglob("sitecustomize.py"))
 
 
 def test_nothing_is_written_outside_the_workspace(tmp_path: Path) -> None:
@@ -271,6 +398,34 @@ def test_secrets_of_system_and_home_are_not_there(tmp_path: Path) -> None:
     assert "root:$" not in outcome.output
     assert ".ssh" not in outcome.output
     assert ".bash" not in outcome.output
+
+
+@pytest.mark.skipif(not os.access("/usr/local/share", os.W_OK), reason="only root may write there")
+def test_what_only_root_may_read_of_what_is_installed_by_hand_is_hidden(tmp_path: Path) -> None:
+    private = Path(f"/usr/local/share/fulmen-{os.getpid()}")
+    private.write_text("zubrowka")
+    private.chmod(0o600)
+    try:
+        output = run_inside(tmp_path, f"cat {private}").output
+    finally:
+        private.unlink()
+    assert "zubrowka" not in output
+
+
+def test_the_folders_of_fulmen_itself_are_not_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever could write there would approve his own settings."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    for name in ("config/fulmen/agent", "data/fulmen/sessions"):
+        (tmp_path / name).mkdir(parents=True)
+    for folder in ("config", "config/fulmen/agent", "data", "data/fulmen/sessions"):
+        with pytest.raises(ValueError, match="is fulmen's own"):
+            run_inside(tmp_path / folder, "true")
+    with pytest.raises(ValueError, match="is fulmen's own"):
+        run_inside(Path(__file__).parent, "true", is_read_only=False, writable=(tmp_path,))
+    run_inside(tmp_path / "config", "true", is_read_only=True)
 
 
 def test_sockets_of_the_host_cannot_be_reached(tmp_path: Path) -> None:
@@ -437,7 +592,7 @@ for command in (0x5412, 0x541C):
 
 def test_neither_setuid_programs_nor_devices_give_power(tmp_path: Path) -> None:
     command = """
-    cp /usr/bin/id own; chmod 4755 own; ./own -u; su -c id; sudo -n id; mknod dev b 8 0
+    cp /usr/bin/id own; chmod 4755 own 2> errors; ./own -u; su -c id; sudo -n id; mknod dev b 8 0
     mount -t tmpfs x /mnt; chroot /; ls /dev; dmesg; hostname evil; date -s 1999-01-01
     chown 0 own; cat /dev/sda /dev/mem /dev/kmsg /proc/kcore /proc/kmsg | wc -c
     """
@@ -447,6 +602,46 @@ def test_neither_setuid_programs_nor_devices_give_power(tmp_path: Path) -> None:
     assert "uid=0" not in output
     assert lines[-1] == "0"
     assert not {"sda", "mem", "kmsg", "kvm", "fuse"} & set(lines)
+
+
+def test_no_file_gets_a_setuid_or_setgid_bit(tmp_path: Path) -> None:
+    """Inside they are without effect; on the host the file is the caller's."""
+    program = python(
+        """
+import ctypes, errno, os
+libc = ctypes.CDLL(None, use_errno=True)
+make, write = os.O_CREAT | os.O_WRONLY, os.O_WRONLY
+def tried(name, call):
+    try: call(); print(name, "done")
+    except OSError as error: print(name, errno.errorcode[error.errno])
+for mode in (0o4755, 0o2755, 0o6755):
+    tried("open", lambda: os.open(f"o{mode}", make, mode))
+    tried("temporary", lambda: os.open(".", os.O_TMPFILE | os.O_WRONLY, mode))
+    tried("chmod", lambda: os.chmod("own", mode))
+    tried("fchmod", lambda: os.fchmod(os.open("own", os.O_RDONLY), mode))
+    tried("mknod", lambda: os.mknod(f"n{mode}", 0o100000 | mode))
+    tried("fchmodat", lambda: os.chmod("own", mode, dir_fd=os.open(".", os.O_RDONLY)))
+how = (ctypes.c_uint64 * 3)(make, 0o4755, 0)
+done = libc.syscall(437, -100, b"o2", how, 24)
+print("openat2", errno.errorcode[ctypes.get_errno()] if done < 0 else "done")
+os.chmod("own", 0o755); os.open("own", write, 0o4755); os.open("new", make, 0o700)
+"""
+    )
+    command = f"cp /usr/bin/id own; {program}\nchmod 4755 own; mkdir -m 2777 g"
+    output = run_inside(tmp_path, command).output
+    lines = output.splitlines()
+    assert [line for line in lines if "done" in line] == []
+    assert {line.split()[-1] for line in lines[:19]} == {"EPERM", "ENOSYS"}
+    modes = {path.name: path.stat().st_mode & 0o7777 for path in tmp_path.iterdir()}
+    assert (modes["own"], modes["new"]) == (0o755, 0o700)
+    assert not any(mode & 0o6000 for mode in modes.values())
+
+
+def test_a_setuid_file_is_none_any_more_once_it_is_written(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a")
+    (tmp_path / "a").chmod(0o4755)
+    inside(tmp_path, lambda sandbox: sandbox.write_file("a", b"b"))
+    assert (tmp_path / "a").stat().st_mode & 0o7777 == 0o755
 
 
 def test_the_supervisor_is_out_of_reach(tmp_path: Path) -> None:

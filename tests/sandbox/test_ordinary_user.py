@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sandbox.helpers import why_there_is_no_sandbox
+from tests.sandbox.helpers import skip_if_missing, skip_without_sandbox
 
 ROOT = Path(__file__).parent.parent.parent
 USER = 65534
@@ -23,6 +23,7 @@ def as_user(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
         "HOME": str(folder),
         "FULMEN_EXAMPLES": "0.01",
+        "FULMEN_NEEDS_SANDBOX": "1",
     }
     drop = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups"]
     # setpriv has root's powers until it executes something, and would find what the user cannot.
@@ -40,8 +41,7 @@ def as_user(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
 def test_everything_holds_for_an_ordinary_user_too() -> None:
     if os.geteuid() != 0:
         pytest.skip("the suite runs as an ordinary user already")
-    if why_there_is_no_sandbox():
-        pytest.skip(why_there_is_no_sandbox())
+    skip_without_sandbox()
     folder = Path(tempfile.mkdtemp(prefix="fulmen-user-"))
     try:
         folder.chmod(0o755)
@@ -59,8 +59,11 @@ def test_everything_holds_for_an_ordinary_user_too() -> None:
             if os.access(python, os.X_OK)
             and as_user(folder, python, "-c", "import pytest, hypothesis, fulmen").returncode == 0
         ]
-        if not able:
-            pytest.skip(f"no Python {version} here that user {USER} can run")
+        none = f"no Python {version} here that user {USER} can run, with the packages of the tests"
+        skip_if_missing("" if able else none)
+        ask = "from tests.sandbox.helpers import *; print(why_there_is_no_sandbox(), end='')"
+        told = as_user(folder, able[0], "-c", ask)
+        skip_if_missing(told.stdout or told.stderr)
         ignored = folder / "tests/sandbox" / Path(__file__).name
         words = ["-q", "-p", "no:cacheprovider", "-rs", f"--ignore={ignored}", "tests/sandbox"]
         done = as_user(folder, able[0], "-m", "pytest", *words)

@@ -1,6 +1,7 @@
 """The filter, run instruction by instruction, against the tables it is made of."""
 
 import errno
+import os
 import re
 import struct
 from pathlib import Path
@@ -22,7 +23,13 @@ BY_ARGUMENT = {
     **{"clone": seccomp.CLONE, "ioctl": seccomp.IOCTL, "socket": seccomp.SOCKET},
     **{"socketpair": seccomp.SOCKETPAIR, "prlimit64": seccomp.PRLIMIT},
     "personality": seccomp.PERSONALITY,
+    **{name: tuple(both) for name, (*both, _) in (seccomp.MODES | seccomp.OPENS).items()},
 }
+MODES = {
+    **{"chmod": 1, "fchmod": 1, "fchmodat": 2, "fchmodat2": 2, "creat": 1, "mkdir": 1},
+    **{"mkdirat": 2, "mknod": 1, "mknodat": 2, "open": 2, "openat": 3},
+}
+"""Number of the argument that is the mode of a file"""
 
 
 def verdict(program: bytes, architecture: int, number: int, arguments: tuple[int, ...]) -> int:
@@ -64,6 +71,12 @@ def expected(machine: str, number: int, arguments: tuple[int, ...], has_unix: bo
         return deny(errno.ENOSYS)
     name = next((name for name, both in BY_ARGUMENT.items() if both[column] == number), "")
     namespaces = 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000
+    if name in MODES and arguments[MODES[name]] & 0o6000:
+        flags = arguments[MODES[name] - 1]
+        makes = name not in ("open", "openat") or flags & (
+            os.O_CREAT | os.O_TMPFILE & ~os.O_DIRECTORY
+        )
+        return deny(errno.EPERM) if makes else ALLOW
     if name == "clone" and first & (namespaces | 0x40000000):
         return deny(errno.EPERM)
     if name == "ioctl" and second in (0x5412, 0x541C):
@@ -83,6 +96,7 @@ def expected(machine: str, number: int, arguments: tuple[int, ...], has_unix: bo
 
 ARGUMENT = st.one_of(
     st.integers(0, 50),
+    st.sampled_from([os.O_CREAT, os.O_TMPFILE, 0o4755, 0o2755, 0o755]),
     st.sampled_from([0x5412, 0x541C, 0x20000, 0x40000, 0xFFFFFFFF, 2**32, 2**32 + 1, 2**63]),
     st.integers(0, 31).map(lambda bit: 1 << bit),
     st.integers(0, 2**64 - 1),
@@ -105,7 +119,8 @@ def test_every_system_call_is_decided_as_the_tables_say(machine: str, has_unix: 
 @settings(max_examples=examples(100))
 def test_any_arguments_are_decided_as_said(machine: str, data: st.DataObject) -> None:
     column, architecture = ARCHITECTURES[machine]
-    number = data.draw(st.one_of(st.sampled_from([both[column] for both in BY_ARGUMENT.values()])))
+    numbers = [number for both in BY_ARGUMENT.values() if (number := both[column])]
+    number = data.draw(st.sampled_from(numbers))
     arguments = data.draw(st.tuples(*[ARGUMENT] * 6))
     has_unix = data.draw(st.booleans())
     program = seccomp.filter_program(machine, has_unix_sockets=has_unix)
@@ -129,6 +144,7 @@ def test_numbers_are_those_of_the_kernels_headers(column: int) -> None:
     known = dict(re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)", text))
     ours = {**seccomp.EVERYWHERE, **seccomp.AS_MISSING, **BY_ARGUMENT}
     numbers = {name: both[column] for name, both in ours.items()}
+    numbers = {name: number for name, number in numbers.items() if number is not None}
     numbers |= seccomp.ONLY_X86_64 if column == 0 else {}
     checked = {name for name in numbers if name in known}
     assert {name: numbers[name] for name in checked} == {name: int(known[name]) for name in checked}
