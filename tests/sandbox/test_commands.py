@@ -181,7 +181,7 @@ def test_what_is_left_running_neither_delays_a_command_nor_dies_of_its_end(tmp_p
     first, left = inside(tmp_path, use)
     assert first.output.replace("tick\n", "") == "left\n"
     assert first.seconds < 2
-    assert left == "2\n"  # it, and the shell that asks
+    assert left in ("2\n", "3\n")  # it, the shell that asks, and one that becomes `sleep`
 
 
 def test_commands_run_side_by_side(tmp_path: Path) -> None:

@@ -661,7 +661,7 @@ def test_the_supervisor_is_out_of_reach(tmp_path: Path) -> None:
 
     output = inside(tmp_path, use)
     assert "socket:" not in output
-    assert "python" not in output
+    assert "python" not in output.replace(".cpython-", "")  # names of compiled files
 
 
 def test_a_command_has_no_descriptor_of_anybody(tmp_path: Path) -> None:
