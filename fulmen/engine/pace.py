@@ -14,8 +14,9 @@ from typing import Final
 
 from fulmen.kernels import PAGE
 
-_LEAST: Final = PAGE
-"""Tokens that a step reads however long it takes, or prompts would never end"""
+_LEAST: Final = PAGE // 2
+"""Tokens that a step reads however long it takes: with fewer, a slow machine reads each expert for so
+few that prompts take far longer"""
 
 
 @dataclass(slots=True)
@@ -39,8 +40,8 @@ class Pace:
         return 1 + self.position_cost * position
 
     def amount_from(self, position: int) -> float:
-        """Return how much a step may read, if what comes first begins at a position: at least a
-        page of that."""
+        """Return how much a step may read, if what comes first begins at a position: at least
+        `_LEAST` tokens of that."""
         return max(self.amount, _LEAST * self.weight(position))
 
     def learn(self, read: float, seconds: float, *, is_all: bool) -> None:

@@ -38,8 +38,9 @@ _log = logging.getLogger(__name__)
 _LOOK_SECONDS: Final = 0.05
 """Time in which events gather before they are looked at, but for the first and the last: to look at
 each token would take the engine's cores more often than a reader can tell"""
-_FLUSH_SECONDS: Final = 0.5
-"""Longest time that a short fragment waits for more text"""
+_FLUSH_SECONDS: Final = 0.05
+"""Longest time that a short fragment waits for more text, once it was looked at: a slow model's
+tokens go out one by one, a fast one's are joined"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -402,7 +403,8 @@ class _View:
             metrics.token_gap(self.last_sent - before, num_tokens)
 
     def take(self, now: float) -> list[Event]:
-        """Return what can go out: fragments of the new events, and at the end all that is held.
+        """Return what can go out: fragments of the new events; all that is held if it is the first
+        of the answer, the last, or waits too long.
 
         Text of which nothing could be used is shown with its problem, so that no answer is empty.
         """
@@ -413,7 +415,8 @@ class _View:
             for whole in self.characters.feed(event):
                 self._see(whole)
                 ready += self.packer.feed(whole)
-        if self.is_ended or (self.flush_at is not None and now >= self.flush_at):
+        is_late = self.flush_at is not None and now >= self.flush_at
+        if self.is_first or self.is_ended or is_late:
             ready += self.packer.flush()
         if not self.packer.is_holding:
             self.flush_at = None
