@@ -15,8 +15,8 @@ from typing import Final
 from fulmen.kernels import PAGE
 
 _LEAST: Final = PAGE // 2
-"""Tokens that a step reads however long it takes: with fewer, a slow machine reads each expert for so
-few that prompts take far longer"""
+"""Tokens that a step reads however long it takes: with fewer, a slow machine reads each expert for
+so few that prompts take far longer"""
 
 
 @dataclass(slots=True)
