@@ -38,7 +38,7 @@ from fulmen.chat.parsing import CodePlace, Parser, PlainParser
 from fulmen.chat.reading import read_messages, read_tools
 from fulmen.chat.stopping import StopTexts
 from fulmen.chat.template import TemplateFormat
-from fulmen.chat.tokenizer import Detokenizer, Tokenizer
+from fulmen.chat.tokenizer import Control, Detokenizer, Ids, Segment, Tokenizer
 from fulmen.chat.transcript import (
     Transcript,
     Turn,
@@ -59,12 +59,14 @@ __all__ = [
     "CodePlace",
     "Completion",
     "ContentDelta",
+    "Control",
     "Detokenizer",
     "Event",
     "Found",
     "FoundTurn",
     "Grammar",
     "History",
+    "Ids",
     "Message",
     "ModelError",
     "Parser",
@@ -74,6 +76,7 @@ __all__ = [
     "Reply",
     "ReplySum",
     "SampledIds",
+    "Segment",
     "Span",
     "StopTexts",
     "TemplateFormat",

@@ -161,6 +161,9 @@ class Token:
     """(token id, log-probability) of the likeliest tokens, best first"""
     is_forced: bool = False
     """True if it was given, not drawn"""
+    policy_version: int | None = None
+    """Number of times that the model's weights had changed when it came, see
+    `LocalModel.load_weights`; None where that is not known"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -28,6 +28,7 @@ from fulmen.kernels import PackedMatrix, WeightFormat, pack_fp8, populate
 from fulmen.models import (
     FOREIGN_QUANTIZATION,
     GROUP_SIZES,
+    HEAD,
     Config,
     Fp8Config,
     PackedConfig,
@@ -324,6 +325,17 @@ class Checkpoint:
     def dtype_of(self, name: str) -> torch.dtype:
         """Return the dtype in which a tensor is stored; a GGUF's are read as float32."""
         return SAFETENSORS_DTYPES[self.stored[name].dtype]
+
+    @property
+    def has_wide_head(self) -> bool:
+        """True if the head is stored in float32, and the config says bfloat16."""
+        stored = self.stored.get(HEAD)
+        return (
+            self.gguf_file is None
+            and stored is not None
+            and stored.dtype == "F32"
+            and self.config.torch_dtype == torch.bfloat16
+        )
 
     def read_packed(self, name: str) -> PackedMatrix | None:
         """Return a quantised matrix as the kernels take it.

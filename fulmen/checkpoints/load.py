@@ -14,7 +14,15 @@ from torch import Tensor, nn
 
 from fulmen.checkpoints.checkpoint import LAYER, LAYERS, Checkpoint
 from fulmen.kernels import PackedMatrix, backend_for, pack
-from fulmen.models import Experts, Linear, Model, PackedConfig, new_model
+from fulmen.models import (
+    HEAD,
+    Experts,
+    Linear,
+    Model,
+    PackedConfig,
+    dtype_in_memory,
+    new_model,
+)
 
 # A layer's experts are one module; its matrices are named as if each expert were one.
 _EXPERT = re.compile(r"(.*\.)?experts\.(\d+)\.(w[123])")
@@ -31,7 +39,7 @@ def load_model(
     """Load a checkpoint: a folder with config.json, or a Llama-shaped GGUF file.
 
     dtype      for weights and activations, None keeps the config's; router and choice bias stay
-               float32
+               float32, and so does a head that is stored in float32 beside weights of bfloat16
     device     for the weights, which go there tensor by tensor
     trainable  gives plain parameters, FP8 blocks and packed weights as the floats they stand for,
                and the head in float32; else matrices are packed for the kernels where these can
@@ -145,12 +153,10 @@ class _Loader:
         return self.checkpoint.read(name).to(device=self.device, dtype=self._dtype_of(name))
 
     def _dtype_of(self, name: str) -> torch.dtype:
-        # Router and choice bias work in float32 whatever the rest does. The kernels sum in float32
-        # whatever the head is stored in, so only one that learns needs to be float32.
-        is_wide = name.endswith((".gate.weight", "e_score_correction_bias"))
-        if is_wide or (self.trainable and name == "lm_head.weight"):
-            return torch.promote_types(self.dtype, torch.float32)
-        return self.dtype
+        # A head was trained in float32 where it is stored so beside weights of bfloat16: rounded,
+        # it would be another model.
+        is_wide_head = name == HEAD and self.checkpoint.has_wide_head
+        return dtype_in_memory(name, self.dtype, trainable=self.trainable or is_wide_head)
 
 
 def assign_matrix(

@@ -13,9 +13,10 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Literal
 
 from fulmen.engine.config import EngineConfig, context_length, new_cache
 from fulmen.engine.pace import Pace
@@ -35,6 +36,7 @@ from fulmen.sampling import (
     check_whole,
     count_repetitive,
     max_new_tokens,
+    shown,
 )
 
 logger = logging.getLogger(__name__)
@@ -47,6 +49,8 @@ class Engine:
         self, model: Model, config: EngineConfig | None = None, *, eos_token_ids: Sequence[int] = ()
     ) -> None:
         self.model = model
+        self.policy_version = 0
+        """Number of times that `load_weights` has changed the weights"""
         self.config = config or EngineConfig()
         self.eos_token_ids = frozenset(read_ids("eos_token_ids", eos_token_ids))
         cache = new_cache(model, self.config)
@@ -148,6 +152,33 @@ class Engine:
         request = self._requests.get(request_id)
         if request is not None:
             self._remove(request, "abort")
+
+    def load_weights(self, model: Model, *, running: Literal["end", "continue"] = "end") -> int:
+        """Take a model's weights, in place, and forget all prefixes; return the new policy_version.
+        Only between steps. From then on the engine is as one made anew on these weights.
+
+        model    of this engine's config; its own model, if that was changed in place
+        running  end: requests that run or wait end, and their steering is told. continue: each
+                 reads its prompt and what it has said so far again, and goes on under the new
+                 weights
+
+        Raises ValueError, and has changed nothing, for a model that does not fit; see
+        `CausalLM.copy_weights`.
+        """
+        if running not in ("end", "continue"):
+            raise ValueError(f"running is {shown(running)}, it must be end or continue")
+        self.model.copy_weights(model)
+        self.policy_version += 1
+        requests = list(self._requests.values())
+        for request in requests:
+            if running == "continue":
+                request.restart()
+            else:
+                self._remove(request, "abort")
+        self._scheduler.restart()
+        for request in requests if running == "end" else ():
+            self._tell(request, lambda steering: steering.abort())
+        return self.policy_version
 
     def is_unfinished(self, request_id: int) -> bool:
         """Return whether a request waits or runs."""
@@ -272,7 +303,15 @@ class Engine:
         num_hit = request.num_hit_tokens or 0
         waited = request.queue_seconds or 0.0
         of_prompt = request.prompt_logprobs if request.num_new_tokens == 1 else ()
-        output = TokenOutput(request.request_id, *sampled, reason, num_hit, waited, of_prompt)
+        output = TokenOutput(
+            request.request_id,
+            *sampled,
+            reason,
+            num_hit,
+            waited,
+            of_prompt,
+            self.policy_version,
+        )
         if request.steering is not None:
             try:
                 if request.steering.take(output):
@@ -316,14 +355,19 @@ class Engine:
     def _fail(self, request: Request, error: BaseException) -> RequestFailed:
         """End a request because of an error, and tell its steering."""
         self._remove(request, "error")
-        if request.steering is not None:
-            try:
-                request.steering.fail(error)
-            except Exception:
-                logger.exception(
-                    "request %d failed, and so did its steering when told", request.request_id
-                )
+        self._tell(request, lambda steering: steering.fail(error))
         return RequestFailed(request.request_id, error)
+
+    def _tell(self, request: Request, news: Callable[[Steering], None]) -> None:
+        """Tell a request's steering, if it has one, how the request ended."""
+        if request.steering is None:
+            return
+        try:
+            news(request.steering)
+        except Exception:
+            logger.exception(
+                "request %d ended, and its steering failed when told", request.request_id
+            )
 
     @contextmanager
     def _ending_on_error(self, parts: Sequence[Part]) -> Iterator[None]:

@@ -86,6 +86,8 @@ class PrefixCache:
         self._free_slots = list(range(cache.num_slots - 1, -1, -1))
         self._root = Node((), NO_PAGE, None, 0)
         self._clock = itertools.count(1)
+        self.generation = 0
+        """Number of times that all was forgotten: what is known since may have other states"""
         self.num_evicted_pages = 0
         """Known pages that were dropped because their memory was needed"""
         self._num_nodes = 0
@@ -260,6 +262,7 @@ class PrefixCache:
         while self._evict_leaf():
             pass
         self._snapshots.clear()
+        self.generation += 1
 
     def _match(self, ids: Sequence[int]) -> _Match:
         """Return the longest known beginning of ids that a request can start from."""

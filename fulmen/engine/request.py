@@ -62,6 +62,12 @@ class Request:
             self.num_hit_tokens = allocation.num_tokens
             self.queue_seconds = time.perf_counter() - self._arrival
 
+    def restart(self) -> None:
+        """Take note that the weights have changed: log-probabilities of the prompt that nobody has
+        seen yet are found again."""
+        if not self.num_new_tokens:
+            self.prompt_logprobs.clear()
+
     @property
     def wants_prompt_logprobs(self) -> bool:
         """True while tokens of the prompt lack their log-probability."""

@@ -6,12 +6,13 @@ runs the model: a decode step from its recorded program, the rest directly.
 A program is recorded for each shape of decode step (how many tokens of each sequence, how wide
 their table of pages) when the shape comes a second time, and filled and replayed from then on: the
 same kernels, the same bits, without Python between them. It ends before the head, which is one
-call, or a sort in torch where many candidates are wanted; so a shape is the same whatever a step's
-sampling needs.
+call that also draws the ids of requests without filters, or a sort in torch where many candidates
+are wanted; so a shape is the same whatever a step's sampling needs.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import Final, NamedTuple
 
@@ -19,10 +20,15 @@ import torch
 from torch import Tensor
 
 from fulmen.engine.request import Part
-from fulmen.engine.sampler import Candidates, num_candidates
+from fulmen.engine.sampler import (
+    Candidates,
+    draws_from_all,
+    num_candidates,
+    uniform_number,
+)
 from fulmen.engine.stats import timed
 from fulmen.engine.steering import Choice
-from fulmen.kernels import HeadOutput, Program
+from fulmen.kernels import Draws, HeadOutput, Program
 from fulmen.models import Cache, Model, Packed
 from fulmen.sampling import Mask
 
@@ -137,23 +143,33 @@ class Runner:
 
     def _candidates(self, parts: Sequence[Part], hidden_states: Tensor) -> Iterator[Candidates]:
         """Return the candidates of every place of the parts, given the last norm's output there."""
-        places = [(part, part.choice(i)) for part in parts for i in range(part.num_places)]
+        places = [_Place(part, i, part.choice(i)) for part in parts for i in range(part.num_places)]
         vocab_size = self.model.config.vocab_size
-        top_k = max(_num_wanted(part, choice, vocab_size) for part, choice in places)
+        top_k = max(place.num_wanted(vocab_size) for place in places)
         masked = [
-            (row, choice.mask, _num_wanted(part, choice, int(choice.mask.allowed.sum())))
-            for row, (part, choice) in enumerate(places)
-            if choice.mask is not None
+            (row, place.choice.mask, place.num_wanted(int(place.choice.mask.allowed.sum())))
+            for row, place in enumerate(places)
+            if place.choice.mask is not None and not place.draws_from_all
         ]
         if masked:  # the allowed ids are mostly among the best
             top_k = max(top_k, min(MASKED_CANDIDATES, vocab_size))
-        targets = torch.tensor(
-            [_target(part, choice) for part, choice in places], device=hidden_states.device
+        device = hidden_states.device
+        targets = torch.tensor([place.target for place in places], device=device)
+        free, held = list[int](), list[int]()  # rows that draw from the whole vocabulary
+        for row, place in enumerate(places):
+            if place.draws_from_all:
+                (held if place.is_held else free).append(row)
+        draws = _draws([(row, places[row]) for row in free], device) if free else None
+        next_tokens = partial(
+            self.model.next_tokens_of, hidden_states, targets=targets, draws=draws
         )
-        found = self.model.next_tokens_of(hidden_states, targets=targets, top_k=top_k)
+        found = next_tokens(top_k=top_k)
         if masked and not _holds_enough(found, masked):
-            found = self.model.next_tokens_of(hidden_states, targets=targets, top_k=vocab_size)
-        return _rows(found)
+            found = next_tokens(top_k=vocab_size)
+        drawn = _drawn(free, found)
+        held += [row for row in free if not places[row].allows(drawn[row][0])]
+        all_logits = self.model.logits(hidden_states[held]).cpu() if held else ()
+        return _rows(found, drawn, dict(zip(held, all_logits, strict=True)))
 
     def _packed(self, parts: Sequence[Part], counts: Sequence[int]) -> Packed:
         """Return the batch of a pass, and of how many tokens before its places each part wants the
@@ -223,22 +239,69 @@ class Runner:
             self._steps.popitem(last=False)
 
 
-def _num_wanted(part: Part, choice: Choice, vocab_size: int) -> int:
-    """Return how many of the best candidates a place needs, of so many ids that may come."""
-    if part.scores_last:
-        return part.request.params.prompt_logprobs or 0
-    # A bias may push one of the best out of them, so the next best must be there.
-    has_bias = choice.logit_bias is not None
-    return min(num_candidates(part.request.params, vocab_size) + has_bias, vocab_size)
+class _Place(NamedTuple):
+    """A token of a part, after which another may be sampled."""
+
+    part: Part
+    num_guesses: int
+    """Number of the part's guesses before it"""
+    choice: Choice
+
+    def num_wanted(self, vocab_size: int) -> int:
+        """Return how many of the best candidates it needs, of so many ids that may come."""
+        params = self.part.request.params
+        if self.part.scores_last:
+            return params.prompt_logprobs or 0
+        # A bias may push one of the best out of them, so the next best must be there.
+        has_bias = self.choice.logit_bias is not None
+        return min(num_candidates(params, vocab_size) + has_bias, vocab_size)
+
+    @property
+    def target(self) -> int:
+        """Id whose logit is wanted besides the best; any if none is."""
+        if self.part.scores_last:
+            return self.part.scored_ids[-1]
+        if self.choice.forced_id is not None:
+            return self.choice.forced_id
+        return self.choice.logit_bias[0] if self.choice.logit_bias is not None else 0
+
+    @property
+    def draws_from_all(self) -> bool:
+        """True if its id is drawn from the whole vocabulary."""
+        is_drawn = self.part.is_sampled and self.choice.forced_id is None
+        return is_drawn and draws_from_all(self.part.request.params)
+
+    @property
+    def is_held(self) -> bool:
+        """True if that draw has a bias, or a mask from the start: the head cannot make it."""
+        mask = self.choice.mask
+        has_mask = mask is not None and not mask.redraw_only
+        return has_mask or self.choice.logit_bias is not None
+
+    def allows(self, token_id: int) -> bool:
+        """Return whether a drawn id may come."""
+        return self.choice.mask is None or bool(self.choice.mask.allowed[token_id])
 
 
-def _target(part: Part, choice: Choice) -> int:
-    """Return the id whose logit is wanted besides the best; any if none is."""
-    if part.scores_last:
-        return part.scored_ids[-1]
-    if choice.forced_id is not None:
-        return choice.forced_id
-    return choice.logit_bias[0] if choice.logit_bias is not None else 0
+def _draws(rows: Sequence[tuple[int, _Place]], device: torch.device) -> Draws:
+    temperatures, uniforms = [], []
+    for _, (part, num_guesses, _) in rows:
+        request = part.request
+        temperatures.append(float(request.params.temperature))
+        uniforms.append(uniform_number(request.seed, request.num_answer_tokens + num_guesses))
+    return Draws(
+        torch.tensor([row for row, _ in rows], device=device),
+        torch.tensor(temperatures, dtype=torch.float64, device=device),
+        torch.tensor(uniforms, dtype=torch.float64, device=device),
+    )
+
+
+def _drawn(rows: Sequence[int], found: HeadOutput) -> dict[int, tuple[int, float]]:
+    """Return the drawn id and its logit of each row that draws."""
+    if found.drawn_ids is None or found.drawn_logits is None:
+        return {}
+    pairs = zip(found.drawn_ids.tolist(), found.drawn_logits.tolist(), strict=True)
+    return dict(zip(rows, pairs, strict=True))
 
 
 def _holds_enough(found: HeadOutput, masked: Sequence[tuple[int, Mask, int]]) -> bool:
@@ -251,8 +314,17 @@ def _holds_enough(found: HeadOutput, masked: Sequence[tuple[int, Mask, int]]) ->
     )
 
 
-def _rows(found: HeadOutput) -> Iterator[Candidates]:
+def _rows(
+    found: HeadOutput,
+    drawn: Mapping[int, tuple[int, float]] | None = None,
+    all_logits: Mapping[int, Tensor] | None = None,
+) -> Iterator[Candidates]:
+    """Return the candidates of each row, given drawn ids and all logits by row."""
+    drawn, all_logits = drawn or {}, all_logits or {}
     assert found.target_logits is not None
     sums, targets = found.logsumexp.tolist(), found.target_logits.tolist()
     rows = zip(sums, found.top_logits.cpu(), found.top_ids.cpu(), targets, strict=True)
-    return (Candidates(*row) for row in rows)
+    return (
+        Candidates(*row, drawn=drawn.get(place), all_logits=all_logits.get(place))
+        for place, row in enumerate(rows)
+    )

@@ -3,6 +3,9 @@
 Every row is sampled by itself, from its own parameters and its own random numbers: draw i of a
 request depends on its seed and on i alone, so a request's answer does not change with its company,
 and a continued one draws what it would have drawn.
+
+Without a filter an id is drawn in the head's own pass, in the order of the ids; filters see the
+best tokens, best first.
 """
 
 import math
@@ -11,9 +14,11 @@ from typing import Final, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fulmen.engine.steering import Choice, PromptLogprob
+from fulmen.kernels import drawn_from
 from fulmen.sampling import Mask, SamplingParams
 
 _SECOND_DRAW: Final = 1 << 64
@@ -42,12 +47,29 @@ class Candidates(NamedTuple):
     """(n,) int64"""
     target_logit: float | None = None
     """Logit of the forced or biased id, if there is one"""
+    drawn: tuple[int, float] | None = None
+    """Id that was drawn from the whole vocabulary, and its logit; for a request without filters"""
+    all_logits: Tensor | None = None
+    """(V,) float32 in the order of the ids; for a request without filters whose draw has a bias or
+    a mask, or was refused by one"""
 
 
 def num_candidates(params: SamplingParams, vocab_size: int) -> int:
     """Return how many of the best tokens a request must see; under a mask, of the allowed ones."""
-    drawn = 1 if params.temperature == 0 else params.top_k or vocab_size
+    is_filtered = params.temperature > 0 and not draws_from_all(params)
+    drawn = params.top_k or vocab_size if is_filtered else 1
     return min(max(drawn, params.logprobs or 0), vocab_size)
+
+
+def draws_from_all(params: SamplingParams) -> bool:
+    """Return whether any id may be drawn: the temperature is not 0, and nothing is filtered out."""
+    is_filtered = params.top_k is not None or params.top_p < 1 or params.min_p > 0
+    return params.temperature > 0 and not is_filtered
+
+
+def uniform_number(seed: int, draw: int) -> float:
+    """Return the random number from 0 to 1 of a request's draw."""
+    return np.random.Generator(np.random.Philox(key=seed, counter=draw)).random()
 
 
 def sample(
@@ -69,6 +91,8 @@ def sample(
     if choice.forced_id is not None:
         assert best.target_logit is not None
         token_id, logit = choice.forced_id, best.target_logit
+    elif draws_from_all(params):
+        token_id, logit = _draw_from_all(best, params, seed, draw, choice)
     else:
         shown = best if choice.logit_bias is None else biased(best, *choice.logit_bias)
         place = _choose(shown, params, seed, draw, choice.mask)
@@ -102,6 +126,43 @@ def _top_logprobs(best: Candidates, count: int) -> tuple[tuple[int, float], ...]
     return tuple((some, value - best.logsumexp) for some, value in top)
 
 
+def _draw_from_all(
+    best: Candidates, params: SamplingParams, seed: int, draw: int, choice: Choice
+) -> tuple[int, float]:
+    """Return an id of the whole vocabulary, and the model's logit of it."""
+    mask = choice.mask
+    if mask is None or mask.redraw_only:
+        drawn = best.drawn or _draw_allowed_of_all(best, params, seed, draw, choice)
+        if mask is None or mask.allowed[drawn[0]]:
+            return drawn
+        draw += _SECOND_DRAW
+    return _draw_allowed_of_all(best, params, seed, draw, choice, mask.allowed)
+
+
+def _draw_allowed_of_all(
+    best: Candidates,
+    params: SamplingParams,
+    seed: int,
+    draw: int,
+    choice: Choice,
+    allowed: NDArray[np.bool_] | None = None,
+) -> tuple[int, float]:
+    assert best.all_logits is not None
+    logits = best.all_logits
+    if choice.logit_bias is not None:
+        token_id, bias = choice.logit_bias
+        logits = logits.clone()
+        logits[token_id] += bias
+    ids = None if allowed is None else np.flatnonzero(allowed)
+    place = drawn_from(
+        (logits if ids is None else logits[torch.from_numpy(ids)])[None],
+        torch.tensor([float(params.temperature)], dtype=torch.float64),
+        torch.tensor([uniform_number(seed, draw)], dtype=torch.float64),
+    )
+    token_id = int(place) if ids is None else int(ids[int(place)])
+    return token_id, float(best.all_logits[token_id])
+
+
 def _choose(
     best: Candidates, params: SamplingParams, seed: int, draw: int, mask: Mask | None
 ) -> int:
@@ -130,8 +191,8 @@ def _draw(logits: Tensor, params: SamplingParams, seed: int, draw: int) -> int:
     if params.temperature == 0:
         return 0
     cumulative = probabilities(logits, params).cumsum(-1)
-    uniform = np.random.Generator(np.random.Philox(key=seed, counter=draw)).random()
-    index = int(torch.searchsorted(cumulative, uniform * float(cumulative[-1]), right=True))
+    wanted = uniform_number(seed, draw) * float(cumulative[-1])
+    index = int(torch.searchsorted(cumulative, wanted, right=True))
     return min(index, len(cumulative) - 1)
 
 

@@ -73,6 +73,14 @@ class Scheduler:
         request.allocation = None
         self._running.remove(request)
 
+    def restart(self) -> None:
+        """Send all running requests back to wait, and forget all that is known: each reads its
+        tokens again from the first."""
+        for request in list(self._running):
+            self.remove(request, keeps_end=False)
+            self.add(request)
+        self.prefixes.clear()
+
     @timed("seconds")
     def schedule(self) -> list[Part]:
         """Return the parts of the next step; none if nothing is left to do."""

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fulmen.engine.prefixes import PrefixCache
+from fulmen.engine.tree import Node
 from fulmen.kernels import CHUNK, PAGE, numerics
 from fulmen.models import Cache, Model, StateSnapshot
 
@@ -98,7 +99,7 @@ class KnownStates:
     """The longest beginning of a sequence that a cache knows, copied piece by piece.
 
     Between two pieces the engine may step, and the cache may forget pages: the beginning ends
-    there.
+    there. Where it forgot all, its weights may be others since, and nothing more is copied.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class KnownStates:
         self._prefixes = prefixes
         self._ids = ids
         self._between = between
+        self._generation = prefixes.generation
         self.num_tokens = 0
         """Number of its tokens up to the last page that was copied; it may lie inside the page"""
 
@@ -118,7 +120,7 @@ class KnownStates:
         self.num_tokens = start * PAGE
 
         def copy(first: int) -> tuple[int, dict[str, Tensor], int]:
-            nodes = self._prefixes.known(self._ids)[first : first + step]
+            nodes = self._known()[first : first + step]
             tensors = cache.read_pages([node.page for node in nodes])
             return len(nodes), tensors, nodes[-1].depth if nodes else 0
 
@@ -134,15 +136,15 @@ class KnownStates:
         """Give the snapshots of lightning states by name, each after the number of tokens before
         it, up to the last page that was copied, without those after `known` numbers of tokens."""
         found = self._between(
-            lambda: [
-                (node.depth, node.state)
-                for node in self._prefixes.known(self._ids)
-                if node.state is not None
-            ]
+            lambda: [(node.depth, node.state) for node in self._known() if node.state is not None]
         )
         for depth, state in found:
             if depth <= self.num_tokens and depth not in known:
                 yield depth, state.tensors()
+
+    def _known(self) -> list[Node]:
+        is_same = self._prefixes.generation == self._generation
+        return self._prefixes.known(self._ids) if is_same else []
 
 
 def is_of_use(num_before: int, num_tokens: int) -> bool:

@@ -52,6 +52,8 @@ class TokenOutput:
     prompt_logprobs: Sequence[PromptLogprob] = ()
     """With the first token, if they were asked for: one for each token of the prompt and of the
     answer's given beginning, from the second on"""
+    policy_version: int | None = None
+    """`Engine.policy_version` when the token was made; None where no engine made it"""
 
 
 class Steering(Protocol):
@@ -76,3 +78,7 @@ class Steering(Protocol):
 
     def fail(self, error: BaseException) -> None:
         """Take note that the request ended without another token, because of this error."""
+
+    def abort(self) -> None:
+        """Take note that the request ended without another token, because the engine's weights
+        changed."""

@@ -22,10 +22,18 @@ from fulmen.kernels.cpu import (
 )
 from fulmen.kernels.embedding import embed
 from fulmen.kernels.experts import ExpertWeights, PackedExperts, Scoring, mixture_of_experts, route
-from fulmen.kernels.head import HeadOutput, head, target_logprobs
+from fulmen.kernels.head import (
+    Draws,
+    HeadOutput,
+    TargetScores,
+    drawn_from,
+    head,
+    target_logprobs,
+    target_scores,
+)
 from fulmen.kernels.lengths import Lengths
 from fulmen.kernels.lightning import CHUNK, LightningCarry, lightning_attention
-from fulmen.kernels.linear import Activation, linear, pack
+from fulmen.kernels.linear import Activation, copy_matrix, linear, pack
 from fulmen.kernels.norms import add_residual, gated_norm, residual_norm, rms_norm
 from fulmen.kernels.numerics import REVISION, numerics
 from fulmen.kernels.pages import PAGE, KVPages, write_pages
@@ -39,6 +47,7 @@ from fulmen.kernels.weights import (
     pack_int4,
     pack_int8,
     packed_bytes,
+    plain_dtype,
 )
 
 __all__ = [
@@ -48,6 +57,7 @@ __all__ = [
     "Activation",
     "CallTimes",
     "Codebook",
+    "Draws",
     "ExpertWeights",
     "HeadOutput",
     "KVPages",
@@ -58,6 +68,7 @@ __all__ = [
     "Program",
     "Scoring",
     "StageTimes",
+    "TargetScores",
     "WeightFormat",
     "add_residual",
     "attend",
@@ -65,6 +76,8 @@ __all__ = [
     "built_sets",
     "codebook_values",
     "concatenate",
+    "copy_matrix",
+    "drawn_from",
     "embed",
     "gated_norm",
     "head",
@@ -81,6 +94,7 @@ __all__ = [
     "pack_int4",
     "pack_int8",
     "packed_bytes",
+    "plain_dtype",
     "populate",
     "residual_norm",
     "rms_norm",
@@ -92,6 +106,7 @@ __all__ = [
     "shadowed_install",
     "softmax_attention",
     "target_logprobs",
+    "target_scores",
     "time_calls",
     "write_pages",
 ]

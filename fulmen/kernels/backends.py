@@ -27,6 +27,8 @@ class Backend(Protocol):
 
     def pack(self, weight: Tensor) -> PackedMatrix: ...
 
+    def pack_into(self, matrix: PackedMatrix, weight: Tensor) -> None: ...
+
     def search_codebook(
         self, weight: Tensor, columns: Tensor, group: int
     ) -> tuple[Tensor, Tensor, Tensor]: ...
@@ -50,8 +52,9 @@ class Backend(Protocol):
         *,
         targets: Tensor | None,
         top_k: int,
+        draws: Sequence[Tensor] | None,
         input_bits: int,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]: ...
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]: ...
 
     def target_logprobs(
         self,
@@ -61,6 +64,15 @@ class Backend(Protocol):
         *,
         input_bits: int,
     ) -> Tensor: ...
+
+    def target_scores(
+        self,
+        hidden_states: Tensor,
+        weight: Tensor | PackedMatrix,
+        targets: Tensor,
+        *,
+        input_bits: int,
+    ) -> tuple[Tensor, Tensor]: ...
 
     def route(
         self, router_logits: Tensor, top_k: int, *, is_sigmoid: bool, choice_bias: Tensor | None

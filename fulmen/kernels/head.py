@@ -1,7 +1,7 @@
 """The head: what is wanted of the logits over the vocabulary, without writing the logits.
 
-A decoded token needs its log-probability and the best few candidates, a training token the
-log-probability of its target; the V logits between are never stored.
+A decoded token needs its log-probability and the best few candidates, or an id drawn from all; a
+training token the log-probability of its target. The V logits between are never stored.
 """
 
 from typing import NamedTuple
@@ -15,6 +15,30 @@ from fulmen.kernels.linear import check_input_bits, linear, linear_reference, pl
 from fulmen.kernels.weights import PackedMatrix
 
 
+class Draws(NamedTuple):
+    """Rows whose next id is drawn from the whole vocabulary, without filters.
+
+    The id is the first, in the order of the ids, up to which the probabilities of
+    softmax(logits / temperature) add up to more than the uniform number.
+    """
+
+    rows: Tensor
+    """(R,) int64"""
+    temperatures: Tensor
+    """(R,) float64, above 0"""
+    uniforms: Tensor
+    """(R,) float64, from 0 to 1"""
+
+
+class TargetScores(NamedTuple):
+    """Log-probabilities of targets at T positions, and how open the choice was there."""
+
+    logprobs: Tensor
+    """(T,) float32; differentiable unless the weights are packed"""
+    entropy: Tensor
+    """(T,) float32: that of the next token in nats, without gradient"""
+
+
 class HeadOutput(NamedTuple):
     """Knowledge of the next token at each of T positions."""
 
@@ -26,6 +50,10 @@ class HeadOutput(NamedTuple):
     """(T, K) int64; equal logits in the order of their ids"""
     target_logits: Tensor | None
     """(T,) float32; None unless targets were given"""
+    drawn_ids: Tensor | None = None
+    """(R,) int64, any id in a row whose logsumexp is not finite; None unless draws were given"""
+    drawn_logits: Tensor | None = None
+    """(R,) float32"""
 
 
 def head(
@@ -34,10 +62,11 @@ def head(
     *,
     targets: Tensor | None = None,
     top_k: int = 1,
+    draws: Draws | None = None,
     input_bits: int = 16,
 ) -> HeadOutput:
-    """Return logsumexp, targets and the top_k best of the logits hidden_states W^T, which are
-    summed in float32.
+    """Return logsumexp, targets, the top_k best and the drawn of the logits hidden_states W^T,
+    which are summed in float32.
 
     hidden_states  (T, C)
     weight         (V, C)   packed, or a plain matrix of hidden_states' dtype
@@ -49,8 +78,10 @@ def head(
         raise ValueError(f"top_k is {top_k}, it must be 0 to {size}, the size of the vocabulary")
     backend = backend_for(hidden_states, *plain_weights(weight))
     if backend is None:
-        return head_reference(hidden_states, weight, targets=targets, top_k=top_k)
-    found = backend.head(hidden_states, weight, targets=targets, top_k=top_k, input_bits=input_bits)
+        return head_reference(hidden_states, weight, targets=targets, top_k=top_k, draws=draws)
+    found = backend.head(
+        hidden_states, weight, targets=targets, top_k=top_k, draws=draws, input_bits=input_bits
+    )
     return HeadOutput(*found)
 
 
@@ -81,19 +112,45 @@ def head_reference(
     *,
     targets: Tensor | None = None,
     top_k: int = 1,
+    draws: Draws | None = None,
 ) -> HeadOutput:
     """Return what `head` does, by way of all logits."""
     out_dtype = torch.promote_types(hidden_states.dtype, torch.float32)
     logits = linear(hidden_states, weight, out_dtype=out_dtype)
-    return head_of(logits, targets=targets, top_k=top_k)
+    return head_of(logits, targets=targets, top_k=top_k, draws=draws)
 
 
-def head_of(logits: Tensor, *, targets: Tensor | None = None, top_k: int = 1) -> HeadOutput:
+def head_of(
+    logits: Tensor,
+    *,
+    targets: Tensor | None = None,
+    top_k: int = 1,
+    draws: Draws | None = None,
+) -> HeadOutput:
     """Return what `head` does, of given logits (T, V)."""
     order = logits.sort(dim=-1, descending=True, stable=True)
     top_logits, top_ids = order.values[:, :top_k], order.indices[:, :top_k]
     chosen = None if targets is None else logits.gather(-1, targets[:, None])[:, 0]
-    return HeadOutput(logits.logsumexp(-1), top_logits, top_ids, chosen)
+    found = HeadOutput(logits.logsumexp(-1), top_logits, top_ids, chosen)
+    if draws is None:
+        return found
+    rows = logits[draws.rows]
+    ids = drawn_from(rows, draws.temperatures, draws.uniforms)
+    return found._replace(drawn_ids=ids, drawn_logits=rows.gather(-1, ids[:, None])[:, 0])
+
+
+def drawn_from(logits: Tensor, temperatures: Tensor, uniforms: Tensor) -> Tensor:
+    """Return the ids (R,) that `Draws` describes, of logits (R, V). Where the largest logit is
+    infinite, only those that equal it are drawn."""
+    wide = logits.double()
+    largest = wide.amax(-1, keepdim=True)
+    # Dividing the gap to the largest keeps a tiny temperature from overflowing.
+    gaps = torch.where(wide == largest, 0.0, wide - largest)
+    cumulative = (gaps / temperatures[:, None].double()).exp().cumsum(-1)
+    total = cumulative[:, -1:].contiguous()
+    found = torch.searchsorted(cumulative, uniforms[:, None] * total, right=True)
+    last = torch.searchsorted(cumulative, total)  # rounding may carry the first beyond it
+    return torch.minimum(found, last)[:, 0].clamp(max=logits.shape[-1] - 1)  # a NaN, too
 
 
 def target_logprobs(
@@ -115,9 +172,35 @@ def target_logprobs(
     _check(hidden_states, weight, targets, input_bits)
     backend = backend_for(hidden_states, *plain_weights(weight))
     if backend is None:
-        wide = torch.promote_types(hidden_states.dtype, torch.float32)
-        logits = linear_reference(hidden_states, weight, out_dtype=wide)
-        return logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+        return target_scores_reference(hidden_states, weight, targets).logprobs
     if isinstance(weight, PackedMatrix) and needs_gradient(hidden_states):
         raise ValueError(f"the head is {NO_GRADIENT}")
     return backend.target_logprobs(hidden_states, weight, targets, input_bits=input_bits)
+
+
+def target_scores(
+    hidden_states: Tensor,
+    weight: Tensor | PackedMatrix,
+    targets: Tensor,
+    *,
+    input_bits: int = 16,
+) -> TargetScores:
+    """Return what `target_logprobs` does, and in the same pass the entropy at each position."""
+    _check(hidden_states, weight, targets, input_bits)
+    backend = backend_for(hidden_states, *plain_weights(weight))
+    if backend is None:
+        return target_scores_reference(hidden_states, weight, targets)
+    if isinstance(weight, PackedMatrix) and needs_gradient(hidden_states):
+        raise ValueError(f"the head is {NO_GRADIENT}")
+    found = backend.target_scores(hidden_states, weight, targets, input_bits=input_bits)
+    return TargetScores(*found)
+
+
+def target_scores_reference(
+    hidden_states: Tensor, weight: Tensor | PackedMatrix, targets: Tensor
+) -> TargetScores:
+    """Return what `target_scores` does, by way of all logits."""
+    wide = torch.promote_types(hidden_states.dtype, torch.float32)
+    logprobs = linear_reference(hidden_states, weight, out_dtype=wide).log_softmax(-1)
+    entropy = torch.special.entr(logprobs.detach().exp()).sum(-1)
+    return TargetScores(logprobs.gather(-1, targets[:, None])[:, 0], entropy)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fulmen.kernels.backends import backend_for
 from fulmen.kernels.gradients import NO_GRADIENT, needs_gradient
-from fulmen.kernels.weights import PackedMatrix, pack_reference
+from fulmen.kernels.weights import PackedMatrix, pack_reference, plain_dtype
 
 Activation = Literal["none", "silu", "sigmoid"]
 """Function that `linear` applies to each output."""
@@ -71,6 +71,27 @@ def pack(weight: Tensor) -> PackedMatrix:
     """Pack a float32 or bfloat16 matrix (N, K) as it is, for `linear` and its relatives."""
     backend = backend_for(weight)
     return pack_reference(weight) if backend is None else backend.pack(weight)
+
+
+def copy_matrix(target: Tensor | PackedMatrix, source: Tensor | PackedMatrix) -> None:
+    """Copy a matrix (N, K) to where another of its shape lies, rounded to the dtype of that one.
+
+    A packed target keeps its memory, so programs recorded on it and matrices combined of it read
+    the new values.
+    """
+    plain = source.unpack() if isinstance(source, PackedMatrix) else source.detach()
+    if isinstance(target, Tensor):
+        with torch.no_grad():
+            target.copy_(plain)
+        return
+    dtype = plain_dtype(target.format)
+    assert dtype is not None, "a rounded matrix takes no new values"
+    plain = plain.to(device=target.data.device, dtype=dtype)
+    backend = backend_for(plain)
+    if backend is None:
+        target.data.copy_(pack_reference(plain).data)
+    else:
+        backend.pack_into(target, plain)
 
 
 def plain_weights(*weights: Tensor | PackedMatrix) -> list[Tensor]:

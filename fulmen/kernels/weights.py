@@ -105,6 +105,14 @@ def format_of(dtype: torch.dtype) -> WeightFormat:
             raise ValueError(f"a matrix of {dtype} cannot be packed, only float32 and bfloat16")
 
 
+def plain_dtype(format: WeightFormat) -> torch.dtype | None:
+    """Return the dtype of the values that a format holds as they are; None where it rounds."""
+    return {
+        WeightFormat.FLOAT32: torch.float32,
+        WeightFormat.BFLOAT16: torch.bfloat16,
+    }.get(format)
+
+
 def pack_reference(weight: Tensor) -> PackedMatrix:
     """Pack a float32 or bfloat16 matrix (N, K) as it is, in plain torch."""
     format = format_of(weight.dtype)

@@ -147,7 +147,15 @@ class Answer:
             self._queue_seconds += output.queue_seconds
             self._first = self._last
         is_forced = self._steering.is_forced
-        self.tokens.append(Token(output.token_id, output.logprob, output.top_logprobs, is_forced))
+        self.tokens.append(
+            Token(
+                output.token_id,
+                output.logprob,
+                output.top_logprobs,
+                is_forced,
+                output.policy_version,
+            )
+        )
         self._steering.take(output.token_id)
         is_last = output.finish_reason is not None
         self._has_end_id = output.finish_reason == "stop"

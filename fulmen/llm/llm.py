@@ -8,10 +8,11 @@ Each takes the fields of `ChatRequest` by name, or a request. Reading a stream s
 all that run. Many callers in one event loop share a model through `local.py`.
 """
 
+import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 
@@ -69,6 +70,8 @@ class LLM:
         self._folder = folder
         self._ignore_config_fields = tuple(ignore_config_fields)
         self._fingerprint: str | None = None
+        self._fingerprint_version = 0
+        """`Engine.policy_version` that the fingerprint is of"""
         self._preparation = Preparation(
             tokenizer,
             format,
@@ -121,6 +124,10 @@ class LLM:
             self._fingerprint = fingerprint(
                 self._folder, ignore_config_fields=self._ignore_config_fields
             )
+        if self._fingerprint_version != self.engine.policy_version:
+            # The weights are no folder's any more: a name that no other process will come upon.
+            self._fingerprint = secrets.token_hex(32)
+            self._fingerprint_version = self.engine.policy_version
         return Origin(model=self._fingerprint, numerics=self.engine.numerics)
 
     def card(self, name: str) -> dict[Language, str]:
@@ -161,6 +168,11 @@ class LLM:
     def step(self) -> None:
         """Run one step of the engine: every running answer reads its new tokens."""
         self.engine.step()
+
+    def load_weights(self, model: Model, *, running: Literal["end", "continue"] = "end") -> int:
+        """Take a model's weights, in place, between two steps; return the new policy_version. What
+        runs ends with finish_reason abort, or continues; see `Engine.load_weights`."""
+        return self.engine.load_weights(model, running=running)
 
     def prepare(self, request: ChatRequest) -> Answer:
         """Return the answer to a request, yet to be started: its prompt is rendered and encoded and

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from fulmen.chat import ChatFormat, ChatRequest, Completion, Event, Token, Tokenizer, text_request
 from fulmen.engine import EngineStats
@@ -26,6 +26,7 @@ from fulmen.llm.answer import Answer
 from fulmen.llm.llm import LLM
 from fulmen.llm.preparation import SharedPrompt
 from fulmen.llm.starting import StartingStream
+from fulmen.models import Model
 from fulmen.sampling import SamplingParams
 
 R = TypeVar("R")
@@ -123,6 +124,25 @@ class LocalModel:
 
         self._calls.put(run)
         return await asyncio.shield(asyncio.wrap_future(done))
+
+    async def load_weights(
+        self, model: Model, *, running: Literal["end", "continue"] = "end"
+    ) -> int:
+        """Take a model's weights between two steps, and return their policy_version, which every
+        token from now on bears. The model may be changed again when this returns.
+
+        running  end: answers that run or wait end, with finish_reason abort. continue: they go on
+                 under the new weights, after all that they were asked and have said was read again
+        """
+
+        def load() -> int:
+            version = self.llm.load_weights(model, running=running)
+            if running == "end":
+                for _, reader in self._waiting:  # those that the engine has not taken yet
+                    self.llm.end(reader.answer)
+            return version
+
+        return await self.call(load)
 
     def run(self, reader: "_Reader", prompt: "SharedPrompt | None" = None) -> None:
         """Start an answer and pass on its events from now on; for the engine's thread.

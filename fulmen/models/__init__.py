@@ -34,7 +34,7 @@ from fulmen.models.quantization import (
     PackedConfig,
     raise_foreign,
 )
-from fulmen.models.tensors import TensorSpec
+from fulmen.models.tensors import HEAD, TensorSpec, dtype_in_memory
 
 if not TYPE_CHECKING:  # to a type checker, any name would be there
     from fulmen.models.moved import __getattr__  # noqa: F401
@@ -43,6 +43,7 @@ __all__ = [
     "DTYPES",
     "FOREIGN_QUANTIZATION",
     "GROUP_SIZES",
+    "HEAD",
     "HEAD_GROUP_SIZE",
     "M1",
     "M2",
@@ -70,6 +71,7 @@ __all__ = [
     "count_parameters",
     "count_tensors",
     "decode_bytes",
+    "dtype_in_memory",
     "generation_cost",
     "is_harmless",
     "kind_of",

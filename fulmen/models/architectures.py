@@ -1,12 +1,16 @@
 """Map the family that a config.json names to its config class and its module."""
 
 from collections.abc import Collection, Mapping
+from itertools import chain
 from typing import Final
+
+import torch
 
 from fulmen.families import KNOWN_ARCHITECTURES, family_of, names_in, refusal_of
 from fulmen.files import shorten
 from fulmen.models.m1 import M1, M1Config
 from fulmen.models.m2 import M2, M2Config
+from fulmen.models.tensors import dtype_in_memory
 
 Config = M1Config | M2Config
 """Config of either model."""
@@ -47,6 +51,32 @@ def config_from_dict(
     )
 
 
-def new_model(config: Config) -> Model:
-    """Return a module of the config's kind, on torch's current default device."""
+def new_model(
+    config: Config, *, dtype: torch.dtype | None = None, seed: int | None = None
+) -> Model:
+    """Return a model of the config's kind with new weights to train, on torch's current default
+    device. On the meta device nothing is drawn.
+
+    dtype  of weights and activations; None is torch's default, float32. Router, choice bias and
+           head are float32 at least
+    seed   of the weights: one seed gives the same ones on any device, and torch's own generators
+           stay as they are. None draws from those
+    """
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(f"dtype is {dtype}, weights need a floating-point type")
+    device = torch.empty(0).device
+    if seed is None or device.type == "meta":
+        model = _new(config)
+    else:
+        with torch.random.fork_rng(devices=()), torch.device("cpu"):
+            torch.default_generator.manual_seed(seed)
+            model = _new(config)
+        model.to(device)
+    if dtype is not None:
+        for name, weight in chain(model.named_parameters(), model.named_buffers()):
+            weight.data = weight.data.to(dtype_in_memory(name, dtype, trainable=True))
+    return model
+
+
+def _new(config: Config) -> Model:
     return M1(config) if isinstance(config, M1Config) else M2(config)

@@ -2,31 +2,36 @@
 
     input_ids -> embed_tokens -> layers (attention, then experts) -> norm -> lm_head
 
-The head gives all logits (`forward`), the best next tokens (`next_tokens`) or the
-log-probabilities of given tokens (`target_logprobs`): the same numbers, of which the last two keep
-only what is wanted.
+The head gives all logits (`forward`), the best next tokens or drawn ones (`next_tokens`), or the
+log-probabilities of given tokens (`target_logprobs`, and with the entropy `target_scores`): the
+same numbers, of which all but the first keep only what is wanted.
 """
 
 from collections.abc import Callable, Sequence
 from operator import add
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from fulmen.kernels import (
+    Draws,
     HeadOutput,
     KVPages,
     PackedMatrix,
+    TargetScores,
     backend_for,
+    copy_matrix,
     embed,
     head,
     linear,
     pack,
     rotary_angles,
     target_logprobs,
+    target_scores,
 )
 from fulmen.models.cache import Cache, LightningStates
+from fulmen.models.copying import check_configs, copy_weights
 from fulmen.models.experts import Experts
 from fulmen.models.layers import (
     Context,
@@ -169,11 +174,24 @@ class CausalLM(nn.Module, Generic[ConfigT]):
         return self.next_tokens_of(self._wanted(packed, cache), targets=targets, top_k=top_k)
 
     def next_tokens_of(
-        self, hidden_states: Tensor, *, targets: Tensor | None = None, top_k: int = 1
+        self,
+        hidden_states: Tensor,
+        *,
+        targets: Tensor | None = None,
+        top_k: int = 1,
+        draws: Draws | None = None,
     ) -> HeadOutput:
-        """Return `next_tokens` for the last norm's output at L positions, (L, C)."""
+        """Return `next_tokens` for the last norm's output at L positions, (L, C), and drawn ids for
+        those rows that draw from the whole vocabulary."""
         weight, input_bits = self._head()
-        return head(hidden_states, weight, targets=targets, top_k=top_k, input_bits=input_bits)
+        return head(
+            hidden_states,
+            weight,
+            targets=targets,
+            top_k=top_k,
+            draws=draws,
+            input_bits=input_bits,
+        )
 
     def target_logprobs(
         self,
@@ -189,6 +207,32 @@ class CausalLM(nn.Module, Generic[ConfigT]):
         They are those of decoding, to the bit. Differentiable unless the weights are packed; the
         logits of all tokens are never held at once.
         """
+        hidden_states = self._before(targets, packed, trace, generator)
+        weight, input_bits = self._head()
+        return target_logprobs(hidden_states, weight, targets, input_bits=input_bits)
+
+    def target_scores(
+        self,
+        packed: Packed,
+        targets: Tensor,
+        *,
+        trace: Trace | None = None,
+        generator: torch.Generator | None = None,
+    ) -> TargetScores:
+        """Return `target_logprobs`, and from the same pass the entropy (L,) float32 of the next
+        token there, which has no gradient."""
+        hidden_states = self._before(targets, packed, trace, generator)
+        weight, input_bits = self._head()
+        return target_scores(hidden_states, weight, targets, input_bits=input_bits)
+
+    def _before(
+        self,
+        targets: Tensor,
+        packed: Packed,
+        trace: Trace | None,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """Return the last norm's output (L, C) before targets (L,)."""
         self.check(packed, None)
         hidden_states = self._wanted(packed, None, trace, generator)
         if len(targets) != len(hidden_states):
@@ -196,8 +240,7 @@ class CausalLM(nn.Module, Generic[ConfigT]):
                 f"there are {len(targets)} targets for {len(hidden_states)} positions, each needs "
                 "one"
             )
-        weight, input_bits = self._head()
-        return target_logprobs(hidden_states, weight, targets, input_bits=input_bits)
+        return hidden_states
 
     def _wanted(
         self,
@@ -239,6 +282,18 @@ class CausalLM(nn.Module, Generic[ConfigT]):
         return has_head and all(
             module.is_packed for module in self.modules() if isinstance(module, Linear | Experts)
         )
+
+    def copy_weights(self, source: "CausalLM[Any]") -> None:
+        """Take the weights of a model of this config, in place: this one may be packed, and what
+        was recorded on it stays valid. They are rounded where this model's dtype needs it.
+
+        Raises ValueError, and has changed nothing, for a model of another config, or if this one's
+        weights are quantised.
+        """
+        check_configs(self.config, source.config)
+        copy_weights(self, source)
+        if self._tied_head is not None:
+            copy_matrix(self._tied_head, self.model.embed_tokens.weight)
 
     def new_cache(
         self, num_pages: int, num_slots: int, *, kv_dtype: torch.dtype | None = None

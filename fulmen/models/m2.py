@@ -105,6 +105,13 @@ class M2Layer(nn.Module):
         self.self_attn = M2Attention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.block_sparse_moe = M2SparseMoE(config)
+        # 2 L branches are added to a stream that no norm brings back: a new model scales each, so
+        # that the stream leaves the last layer as large as one of them.
+        experts = self.block_sparse_moe.experts
+        with torch.no_grad():
+            for weight in (self.self_attn.o_proj.weight, experts.get_parameter("w2")):
+                assert isinstance(weight, Tensor)
+                weight.mul_((2 * config.num_hidden_layers) ** -0.5)
 
     def forward(self, hidden_states: Tensor, context: Context, cache: LayerCache | None) -> Tensor:
         """(T, C) -> (T, C)"""

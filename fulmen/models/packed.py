@@ -43,13 +43,15 @@ class Packed:
         slots: Sequence[int] | None = None,
         only_last_logits: bool = False,
         num_logits: Sequence[int] | None = None,
+        wanted: Sequence[Sequence[int]] | None = None,
         device: torch.device | str = "cpu",
     ) -> "Packed":
         """Pack the new tokens of each sequence; context_lens says how many came before.
 
         For a cache, block_tables holds pages for all tokens of each sequence, past and new, and
         slots its row in the lightning states. Logits are wanted of all tokens, or of the last of
-        each sequence, or of its last num_logits.
+        each sequence, or of its last num_logits, or of those whose indices among its new tokens
+        stand in wanted.
         """
         if not sequences or any(len(sequence) == 0 for sequence in sequences):
             raise ValueError("a sequence has no tokens, each needs at least one")
@@ -71,8 +73,15 @@ class Packed:
                 for position in span
             ]
             slot_mapping = torch.tensor(mapping, device=device)
-        wanted = [1] * len(lens) if only_last_logits else num_logits
-        ends = accumulate(lens)
+        if only_last_logits:
+            num_logits = [1] * len(lens)
+        if num_logits is not None:
+            wanted = [
+                range(length - count, length)
+                for length, count in zip(lens, num_logits, strict=True)
+            ]
+        elif wanted is not None:
+            _check_wanted(wanted, lens)
         return cls(
             input_ids=_flat_ids(sequences, device),
             positions=torch.tensor(list(chain(*spans)), dtype=torch.int64, device=device),
@@ -83,10 +92,11 @@ class Packed:
             if wanted is None
             else torch.tensor(
                 [
-                    index
-                    for end, count in zip(ends, wanted, strict=True)
-                    for index in range(end - count, end)
+                    end - length + index
+                    for end, length, indices in zip(accumulate(lens), lens, wanted, strict=True)
+                    for index in indices
                 ],
+                dtype=torch.int64,
                 device=device,
             ),
         )
@@ -108,6 +118,20 @@ def _flat_ids(sequences: Sequence[Sequence[int] | Tensor], device: torch.device 
         return torch.cat(parts)
     flat = list(chain.from_iterable(sequences))
     return torch.tensor(flat, dtype=torch.int64, device=device)
+
+
+def _check_wanted(wanted: Sequence[Sequence[int]], lens: Sequence[int]) -> None:
+    """Raise unless every sequence has its list of indices, and a token at each of them."""
+    if len(wanted) != len(lens):
+        raise ValueError(
+            f"wanted has {len(wanted)} entries for {len(lens)} sequences, each needs one"
+        )
+    for sequence, (indices, length) in enumerate(zip(wanted, lens, strict=True)):
+        if len(indices) and not 0 <= min(indices) <= max(indices) < length:
+            raise ValueError(
+                f"wanted of sequence {sequence} goes from {min(indices)} to {max(indices)}, it has "
+                f"the tokens 0 to {length - 1}"
+            )
 
 
 def _check_batch(

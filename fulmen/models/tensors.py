@@ -1,12 +1,14 @@
 """Tensors that a config predicts: name, shape and stored dtype of each."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 
 from fulmen.models.model_config import ModelConfig
 from fulmen.models.quantization import Fp8Config, PackedConfig, QuantizationConfig
+
+HEAD: Final = "lm_head.weight"
 
 
 class TensorSpec(NamedTuple):
@@ -17,13 +19,25 @@ class TensorSpec(NamedTuple):
     dtype: torch.dtype
 
 
+def dtype_in_memory(name: str, dtype: torch.dtype, *, trainable: bool) -> torch.dtype:
+    """Return the dtype that a tensor has in a model whose weights are of `dtype`.
+
+    Router and choice bias work in float32 whatever the rest does. The kernels sum in float32
+    whatever the head is stored in, so only one that learns needs to be float32.
+    """
+    is_wide = name.endswith((".gate.weight", "e_score_correction_bias"))
+    if is_wide or (trainable and name == HEAD):
+        return torch.promote_types(dtype, torch.float32)
+    return dtype
+
+
 def outer_tensors(config: ModelConfig) -> Iterator[TensorSpec]:
     """Yield embedding, last norm and head: the same names in both models."""
     table = (config.vocab_size, config.hidden_size)
     yield TensorSpec("model.embed_tokens.weight", table, config.torch_dtype)
     yield TensorSpec("model.norm.weight", (config.hidden_size,), config.torch_dtype)
     if not config.tie_word_embeddings:
-        yield TensorSpec("lm_head.weight", table, config.torch_dtype)
+        yield TensorSpec(HEAD, table, config.torch_dtype)
 
 
 def layer_tensors(config: ModelConfig, prefix: str) -> Iterator[TensorSpec]:

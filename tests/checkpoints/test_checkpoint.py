@@ -1,6 +1,7 @@
 """Checkpoints there and back, in every layout; and one clear sentence for everything that can be
 wrong with one."""
 
+import copy
 import itertools
 import json
 import logging
@@ -79,6 +80,11 @@ def test_a_trained_float32_head_is_not_rounded_when_saved(tmp_path: Path) -> Non
     save_model(model, tmp_path / "half")
     stored = load_file(tmp_path / "half/model.safetensors")
     assert stored["lm_head.weight"].dtype == torch.float32
+    served, packed = load_for_inference(tmp_path / "half"), copy.deepcopy(model)
+    packed.pack()
+    batch = Packed.of([list(range(60))])
+    with torch.inference_mode():
+        assert torch.equal(served(batch), packed(batch))  # to the bit the one that was trained
     with torch.no_grad():
         model.get_parameter("lm_head.weight").copy_(
             model.get_parameter("lm_head.weight").bfloat16().float()

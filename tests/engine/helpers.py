@@ -13,7 +13,8 @@ def best_of(logits: Tensor, count: int, forced: int | None = None) -> Candidates
     """Return the best tokens of the logits (V,) of a whole vocabulary."""
     values, ids = logits.sort(descending=True, stable=True)
     logit = None if forced is None else float(logits[forced])
-    return Candidates(float(torch.logsumexp(logits, 0)), values[:count], ids[:count], logit)
+    logsumexp = float(torch.logsumexp(logits, 0))
+    return Candidates(logsumexp, values[:count], ids[:count], logit, all_logits=logits)
 
 
 class Script:
@@ -31,6 +32,7 @@ class Script:
         self.end = end
         self.outputs: list[TokenOutput] = []
         self.errors: list[BaseException] = []
+        self.was_aborted = False
 
     def ask(self, draft_ids: Sequence[int]) -> list[Choice]:
         first = len(self.outputs)
@@ -45,6 +47,9 @@ class Script:
 
     def fail(self, error: BaseException) -> None:
         self.errors.append(error)
+
+    def abort(self) -> None:
+        self.was_aborted = True
 
 
 def new_tokens(outputs: Iterable[TokenOutput | RequestFailed]) -> list[TokenOutput]:

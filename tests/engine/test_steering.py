@@ -58,6 +58,9 @@ class OneInThree:
     def fail(self, error: BaseException) -> None:
         raise AssertionError from error
 
+    def abort(self) -> None:
+        raise AssertionError
+
 
 def answers(
     model: Model, jobs: Sequence[tuple[SamplingParams, int | None]], config: EngineConfig

@@ -1,19 +1,24 @@
 """Many callers in one event loop: each gets what it would get alone, and who goes away is gone."""
 
 import asyncio
+import copy
 import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+import torch
 
 from fulmen.chat import ChatRequest, Completion, ContentDelta, complete, sum_events
+from fulmen.checkpoints import load_model
 from fulmen.engine import EngineConfig
-from fulmen.llm import LLM, LocalModel
+from fulmen.llm import LLM, LocalModel, LocalStream
+from fulmen.models import Model
 from fulmen.sampling import SamplingParams
 from tests.engine.helpers import assert_nothing_is_owned
+from tests.models.helpers import random_model, tiny_m2
 from tests.tiny import write_checkpoint
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
@@ -188,3 +193,61 @@ def test_a_conversation_without_messages_is_refused(llm: LLM) -> None:
             await complete(model, ChatRequest())
 
     run(llm, work)
+
+
+@pytest.mark.parametrize("running", ["end", "continue"])
+def test_new_weights_reach_answers_that_run(
+    tmp_path: Path, running: Literal["end", "continue"]
+) -> None:
+    folder = write_checkpoint(tmp_path, "m1")
+    llm = LLM.load(str(folder), engine_config=EngineConfig(max_num_seqs=2))
+    origin = llm.origin
+    new = load_model(folder, trainable=True)
+    with torch.no_grad():
+        for parameter in new.parameters():
+            parameter.mul_(1.2)
+    params = replace(SHORT, max_tokens=300, top_p=1.0, top_k=None, ignore_eos=True)
+
+    async def work(model: LocalModel) -> None:
+        streams = [*model.stream_many(ask(params), 2), model.stream(ask(params))]
+        async with asyncio.TaskGroup() as group:
+            answers = [group.create_task(finished(stream)) for stream in streams]
+            while len(streams[0].tokens) < 5:
+                await asyncio.sleep(0.001)
+            assert await model.load_weights(new, running=running) == 1
+        for completion in (answer.result() for answer in answers):
+            versions = [token.policy_version for token in completion.tokens]
+            if running == "end":
+                assert completion.finish_reason == "abort"
+                assert set(versions) <= {0}
+            else:
+                assert completion.finish_reason == "length"
+                assert versions == sorted(versions)  # type: ignore[type-var]
+                assert versions[-1] == 1
+        assert {one.policy_version for one in answers[0].result().tokens} >= {0}
+        again = await complete(model, ask(SHORT))
+        assert {token.policy_version for token in again.tokens} == {1}
+        with pytest.raises(ValueError, match="the new weights are those of M2"):
+            await model.load_weights(random_model(tiny_m2()))
+        expected = LLM(load_model_of(new), llm.tokenizer, llm.format, defaults=llm.defaults).chat(
+            MESSAGES, params=SHORT
+        )
+        assert again.answer_ids == expected.answer_ids
+
+    run(llm, work)
+    assert llm.origin.model != origin.model  # no session takes up states of other weights
+    assert llm.origin == llm.origin
+
+
+async def finished(stream: LocalStream) -> Completion:
+    async with stream:
+        async for _ in stream:
+            pass
+        return await stream.finish()
+
+
+def load_model_of(model: Model) -> Model:
+    """Return a packed copy."""
+    model = copy.deepcopy(model)
+    model.pack()
+    return model

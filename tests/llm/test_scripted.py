@@ -130,7 +130,9 @@ def run(work: Callable[[], Awaitable[None]]) -> None:
 
 def as_told(completion: Completion) -> Completion:
     """Return an answer without what only an engine can know."""
-    tokens = tuple(replace(one, logprob=0.0, top_logprobs=()) for one in completion.tokens)
+    tokens = tuple(
+        replace(one, logprob=0.0, top_logprobs=(), policy_version=None) for one in completion.tokens
+    )
     usage = replace(completion.usage, num_cached_tokens=0)
     return replace(completion, tokens=tokens, usage=usage)
 

@@ -98,6 +98,9 @@ class Biased:
     def fail(self, error: BaseException) -> None:
         raise error
 
+    def abort(self) -> None:
+        raise AssertionError
+
 
 def test_a_biased_token_is_reported_as_likely_as_the_model_found_it(m2: LLM) -> None:
     end = m2.tokenizer.token_id("</think>")

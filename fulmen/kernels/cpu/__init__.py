@@ -14,14 +14,14 @@ from fulmen.kernels.cpu.extension import (
     shadowed_install,
     takes,
 )
-from fulmen.kernels.cpu.head import head, target_logprobs
+from fulmen.kernels.cpu.head import head, target_logprobs, target_scores
 from fulmen.kernels.cpu.lightning import lightning_attention
 from fulmen.kernels.cpu.linear import linear
 from fulmen.kernels.cpu.norms import add_residual, gated_norm, residual_norm, rms_norm
 from fulmen.kernels.cpu.pages import InterleavedPages, write_pages
 from fulmen.kernels.cpu.program import Program
 from fulmen.kernels.cpu.rotary import rotary_angles, rotate
-from fulmen.kernels.cpu.weights import pack, stack_experts
+from fulmen.kernels.cpu.weights import pack, pack_into, stack_experts
 
 __all__ = [
     "DTYPES",
@@ -40,6 +40,7 @@ __all__ = [
     "mixture_of_experts",
     "native",
     "pack",
+    "pack_into",
     "populate",
     "residual_norm",
     "rms_norm",
@@ -53,6 +54,7 @@ __all__ = [
     "stack_experts",
     "takes",
     "target_logprobs",
+    "target_scores",
     "time_calls",
     "train_experts",
     "write_pages",

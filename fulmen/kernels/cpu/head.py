@@ -1,6 +1,7 @@
-"""`head` and `target_logprobs` in C++, and the gradient of the latter."""
+"""`head` and `target_scores` in C++, and the gradient of the log-probabilities."""
 
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +20,21 @@ _CHUNK_BYTES: Final = 16 * 2**20
 _MIN_CHUNK rows: small chunks make the sum over chunks expensive."""
 _MIN_CHUNK: Final = 256
 
-Known = tuple[Tensor, Tensor, Tensor, Tensor | None]
-"""Fields of `HeadOutput`: logsumexp, top_logits, top_ids, target_logits."""
+Known = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
+"""Fields of `HeadOutput`."""
+
+
+class _Found(NamedTuple):
+    """Output of the kernel for T rows."""
+
+    logsumexp: Tensor
+    top_logits: Tensor
+    top_ids: Tensor
+    target_logits: Tensor
+    entropy: Tensor | None
+    drawn_ids: Tensor
+    """(T,) int64; only the rows that draw have theirs"""
+    drawn_logits: Tensor
 
 
 def head(
@@ -29,18 +43,29 @@ def head(
     *,
     targets: Tensor | None,
     top_k: int,
+    draws: Sequence[Tensor] | None,
     input_bits: int,
 ) -> Known:
-    """Find logsumexp (T,), the best logits and ids (T, K), targets' logits (T,) of (T, C)."""
+    """Find logsumexp (T,), the best logits and ids (T, K), targets' logits (T,) of (T, C), and the
+    ids and logits (R,) that are drawn for rows (R,) at temperatures (R,) by numbers (R,)."""
     matrix = weight if isinstance(weight, PackedMatrix) else pack(weight)
-    if top_k <= MAX_CANDIDATES:
-        return _run(hidden_states, matrix, targets, top_k, input_bits)
-    logsumexp, _, _, target_logits = _run(hidden_states, matrix, targets, 0, input_bits)
-    logits = linear(
-        hidden_states, matrix, activation="none", out_dtype=torch.float32, input_bits=input_bits
+    kept = top_k if top_k <= MAX_CANDIDATES else 0
+    found = _run(hidden_states, matrix, targets, kept, input_bits, draws=draws)
+    top_logits, top_ids = found.top_logits, found.top_ids
+    if kept < top_k:
+        logits = linear(
+            hidden_states, matrix, activation="none", out_dtype=torch.float32, input_bits=input_bits
+        )
+        order = logits.sort(dim=-1, descending=True, stable=True)
+        top_logits, top_ids = order.values[:, :top_k], order.indices[:, :top_k]
+    return (
+        found.logsumexp,
+        top_logits,
+        top_ids,
+        None if targets is None else found.target_logits,
+        None if draws is None else found.drawn_ids[draws[0]],
+        None if draws is None else found.drawn_logits[draws[0]],
     )
-    order = logits.sort(dim=-1, descending=True, stable=True)
-    return logsumexp, order.values[:, :top_k], order.indices[:, :top_k], target_logits
 
 
 def _run(
@@ -49,13 +74,28 @@ def _run(
     targets: Tensor | None,
     top_k: int,
     input_bits: int,
-) -> Known:
+    *,
+    draws: Sequence[Tensor] | None = None,
+    wants_entropy: bool = False,
+) -> _Found:
     x = hidden_states if hidden_states.stride(-1) == 1 else hidden_states.contiguous()
     targets = None if targets is None else targets.long().contiguous()
     rows = len(x)
     logsumexp, target_logits = torch.empty(2, rows)
     top_logits = torch.empty(rows, top_k)
     top_ids = torch.empty(rows, top_k, dtype=torch.int64)
+    entropy = torch.empty(rows) if wants_entropy else None
+    scales = uniforms = None
+    if draws is not None:
+        places, temperatures, numbers = draws
+        # Of a temperature that float32 cannot invert, its end: the draw is as good as the same.
+        scales = torch.zeros(rows)
+        scales[places] = temperatures.reciprocal().clamp(1e-38, 1e38).float()
+        uniforms = torch.zeros(rows, dtype=torch.float64)
+        uniforms[places] = numbers
+    num_drawing = 0 if draws is None else rows
+    drawn_ids = torch.empty(num_drawing, dtype=torch.int64)
+    drawn_logits = torch.empty(num_drawing)
     loaded().head(
         x=x.data_ptr(),
         x_dtype=DTYPES[x.dtype],
@@ -69,8 +109,13 @@ def _run(
         target_logits=target_logits.data_ptr(),
         top_logits=top_logits.data_ptr(),
         top_ids=top_ids.data_ptr(),
+        entropy=address(entropy),
+        scales=address(scales),
+        uniforms=address(uniforms),
+        drawn_ids=drawn_ids.data_ptr(),
+        drawn_logits=drawn_logits.data_ptr(),
     )
-    return logsumexp, top_logits, top_ids, None if targets is None else target_logits
+    return _Found(logsumexp, top_logits, top_ids, target_logits, entropy, drawn_ids, drawn_logits)
 
 
 def target_logprobs(
@@ -81,34 +126,61 @@ def target_logprobs(
     input_bits: int,
 ) -> Tensor:
     """Find log-probabilities (T,) of targets (T,); differentiable for a plain matrix."""
+    return _scores(hidden_states, weight, targets, input_bits, wants_entropy=False)[0]
+
+
+def target_scores(
+    hidden_states: Tensor,
+    weight: Tensor | PackedMatrix,
+    targets: Tensor,
+    *,
+    input_bits: int,
+) -> tuple[Tensor, Tensor]:
+    """Find log-probabilities (T,) of targets (T,), differentiable for a plain matrix, and the
+    entropy (T,)."""
+    logprobs, entropy = _scores(hidden_states, weight, targets, input_bits, wants_entropy=True)
+    assert entropy is not None
+    return logprobs, entropy
+
+
+def _scores(
+    hidden_states: Tensor,
+    weight: Tensor | PackedMatrix,
+    targets: Tensor,
+    input_bits: int,
+    *,
+    wants_entropy: bool,
+) -> tuple[Tensor, Tensor | None]:
     if isinstance(weight, Tensor) and needs_gradient(hidden_states, weight):
-        out: Tensor = _TargetLogprobs.apply(hidden_states, weight, targets)  # type: ignore[no-untyped-call]
-        return out
-    logsumexp, _, _, target_logits = head(
-        hidden_states, weight, targets=targets, top_k=0, input_bits=input_bits
-    )
-    assert target_logits is not None
-    return target_logits - logsumexp
+        logprobs, entropy = _TargetScores.apply(hidden_states, weight, targets, wants_entropy)  # type: ignore[no-untyped-call]
+        return logprobs, entropy
+    matrix = weight if isinstance(weight, PackedMatrix) else pack(weight)
+    found = _run(hidden_states, matrix, targets, 0, input_bits, wants_entropy=wants_entropy)
+    return found.target_logits - found.logsumexp, found.entropy
 
 
-class _TargetLogprobs(torch.autograd.Function):
+class _TargetScores(torch.autograd.Function):
     """The kernel forward; backward in chunks of rows, so that no gradient of all logits is held."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        logsumexp, _, _, target_logits = _run(hidden_states, pack(weight), targets, 0, 16)
-        assert target_logits is not None
-        ctx.save_for_backward(hidden_states, weight, targets, logsumexp)
-        return target_logits - logsumexp
+    def forward(
+        ctx: Any, hidden_states: Tensor, weight: Tensor, targets: Tensor, wants_entropy: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        matrix = pack(weight)
+        found = _run(hidden_states, matrix, targets, 0, 16, wants_entropy=wants_entropy)
+        ctx.save_for_backward(hidden_states, weight, targets, found.logsumexp)
+        if found.entropy is not None:
+            ctx.mark_non_differentiable(found.entropy)
+        return found.target_logits - found.logsumexp, found.entropy
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor | None, ...]:
         hidden_states, weight, targets, logsumexp = ctx.saved_tensors
         matrix = pack(weight)
         x, gradient = hidden_states.contiguous(), gradient.float().contiguous()
         targets = targets.long().contiguous()
-        wants_x, wants_weight, _ = ctx.needs_input_grad
+        wants_x, wants_weight, *_ = ctx.needs_input_grad
         x_gradient = torch.empty_like(x) if wants_x else None
         weight_gradient = torch.zeros(weight.shape) if wants_weight else None
         # The error is rounded to x's dtype, which costs as much accuracy as rounding x does.
@@ -142,4 +214,4 @@ class _TargetLogprobs(torch.autograd.Function):
                 weight_gradient += product(transposed, x[some].t(), torch.float32)
         if weight_gradient is not None:
             weight_gradient = weight_gradient.to(weight.dtype)
-        return x_gradient, weight_gradient, None
+        return x_gradient, weight_gradient, None, None

@@ -35,6 +35,12 @@ def pack(weight: Tensor) -> PackedMatrix:
     n, k = weight.shape
     out = torch.empty(packed_bytes(format, n, k), dtype=torch.uint8)
     matrix = PackedMatrix(out, format, n, k)
+    pack_into(matrix, weight)
+    return matrix
+
+
+def pack_into(matrix: PackedMatrix, weight: Tensor) -> None:
+    """Pack a float32 or bfloat16 matrix (N, K), any strides, where another of its shape lies."""
     row_stride, column_stride = weight.stride()
     loaded().pack(
         source=weight.detach().data_ptr(),
@@ -42,9 +48,8 @@ def pack(weight: Tensor) -> PackedMatrix:
         row_stride=row_stride,
         column_stride=column_stride,
         w=matrix_of(matrix),
-        out=out.data_ptr(),
+        out=matrix.data.data_ptr(),
     )
-    return matrix
 
 
 def stack_experts(

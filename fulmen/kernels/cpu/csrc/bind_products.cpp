@@ -43,7 +43,8 @@ void read_fields(Arguments& read, CodebookArgs& args) {
 
 void read_fields(Arguments& read, HeadArgs& args) {
   READ_FIELDS(read, args, x, x_dtype, rows, x_stride, w, input_bits, targets, top_k, logsumexp,
-              target_logits, top_logits, top_ids)
+              target_logits, top_logits, top_ids, entropy, scales, uniforms, drawn_ids,
+              drawn_logits)
 }
 
 void read_fields(Arguments& read, HeadBackwardArgs& args) {

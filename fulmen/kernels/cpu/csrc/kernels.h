@@ -171,7 +171,9 @@ struct ExpertsBackwardArgs {
 };
 
 // logits = x w^T. Of each row only log(sum(exp(logits))) is written, the logit of its target, its
-// top_k logits and their columns, best first.
+// top_k logits and their columns, best first; the entropy of softmax(logits); and one column, drawn
+// with the probabilities softmax(scale logits): the first up to which they add up to more than the
+// row's uniform number.
 struct HeadArgs {
   const void* x;
   Dtype x_dtype;
@@ -184,6 +186,11 @@ struct HeadArgs {
   float* target_logits;    // (rows,)
   float* top_logits;       // (rows, top_k)
   int64_t* top_ids;
+  float* entropy;          // (rows,) or null: not wanted
+  const float* scales;     // (rows,) 1e-38 to 1e38, 0 where nothing is drawn; null: nowhere
+  const double* uniforms;  // (rows,) from 0 to 1
+  int64_t* drawn_ids;      // (rows,)
+  float* drawn_logits;     // (rows,)
 };
 
 // The gradient of the logits of HeadArgs, gradient (onehot(target) - softmax), and its transpose.
