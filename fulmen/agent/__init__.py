@@ -6,6 +6,10 @@
 
 A trajectory is everything that happened in one run, token by token; `Runs` keeps it on disk.
 `Archive` goes back to any step of one, `Work` goes on with it.
+
+The room has more files than most, since each is one thing that is looked for by its name. Its two
+halves, consent (permissions, rules, commands ...) and time (archive, workspace, repository ...),
+know nothing of one another but what `Work` tells them.
 """
 
 from fulmen.agent.archive import Archive, Aside

@@ -11,17 +11,19 @@ folder and session follow the log before the run goes on.
 """
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
 from fulmen.agent.compaction import edited
-from fulmen.agent.run import Run, RunFacts, Runs, check_name, new_name
+from fulmen.agent.run import MAX_NAME, Run, RunFacts, Runs, check_name, new_name
 from fulmen.agent.scan import Limits, Skipped
 from fulmen.agent.trajectory import Trajectory
 from fulmen.agent.workspace import Change, ChangedSince, Restored, Snapshot, Snapshots
@@ -328,8 +330,8 @@ class Archive:
         if self.sessions is None:
             return
         forked = replace(run.facts, session=new)
-        for count in range(len(run.trajectory.compactions) + 1):
-            name, its = _session_name(run.facts, count), _session_name(forked, count)
+        for number in range(len(run.trajectory.compactions) + 1):
+            name, its = _session_name(run.facts, number), _session_name(forked, number)
             assert name is not None
             assert its is not None
             if self.sessions.has(its):
@@ -338,20 +340,20 @@ class Archive:
                 self.sessions.fork(name, its)
 
     def _sessions_of(self, facts: RunFacts) -> Iterator[str]:
-        count = 0
-        while (name := _session_name(facts, count)) is not None and self.sessions is not None:
-            if not self.sessions.has(name):
+        for number in count():
+            name = _session_name(facts, number)
+            if name is None or self.sessions is None or not self.sessions.has(name):
                 return
             yield name
-            count += 1
 
     def free_name(self, name: str) -> str:
-        """Return a name for a fork that no run has."""
+        """Return a name for a fork that no run has: with the next free number instead of its own,
+        so that the name of a fork's fork is no longer than its."""
         known = set(self.runs.names())
-        number = 2
-        while f"{name}-{number}" in known:
-            number += 1
-        return f"{name}-{number}"
+        stem = re.sub(r"(?<=.)-[0-9]{1,4}$", "", name)
+        endings = (f"-{number}" for number in count(2))
+        names = (stem[: MAX_NAME - len(ending)] + ending for ending in endings)
+        return next(free for free in names if free not in known)
 
 
 class Kept:

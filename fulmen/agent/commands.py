@@ -25,7 +25,7 @@ from fulmen.agent.expansions import (
     shown,
 )
 from fulmen.agent.rules import ANY, MARKS
-from fulmen.agent.starters import lists_names, started_by
+from fulmen.agent.starters import file_of_lines, lists_names, started_by
 from fulmen.agent.words import Access, Command, Verb, Word, common, names
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Script:
     """All that a text does as far as it shows.
 
     commands  the simple commands, and below each those it starts
-    accesses  files of redirections
+    accesses  files of redirections, and of the lines that xargs reads
     unknown   what is known only when it runs, a phrase each
     """
 
@@ -429,6 +429,8 @@ class _Reader(WordReader):
                 self._change_folder(one)
 
     def _with_inner(self, command: Command, depth: int) -> Command:
+        if (lines := file_of_lines(command)) is not None:
+            self._access("read", lines)
         started = started_by(command, self.piped)
         if started is None:
             return command

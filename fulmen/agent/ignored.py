@@ -1,4 +1,4 @@
-"""Patterns of .gitignore files, as git reads them.
+"""Patterns of .gitignore files, as git reads them, and the repository that a folder is in.
 
 A pattern becomes a regular expression in which nothing is tried twice: each piece between two stars
 is found where it first fits and stays there, so a hostile pattern costs no more than a long one.
@@ -7,6 +7,7 @@ is found where it first fits and stays there, so a hostile pattern costs no more
 import os
 import re
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -17,6 +18,7 @@ MAX_RULES_BYTES: Final = 64 * 1024
 MAX_RULES: Final = 1_000
 """Patterns that count in any folder, those of the folders above it first"""
 _MAX_RULE_BYTES: Final = 1_000
+_NAME: Final = ".gitignore"
 
 _CLASSES: Final = {
     b"alnum": rb"a-zA-Z0-9",
@@ -55,6 +57,8 @@ class Rules:
     above: "Rules | None" = None
     base: str = ""
     """Path of the folder with a slash at the end; empty for the root"""
+    way: str = ""
+    """Path to the root from a folder above it, which they stand in, with a slash at the end"""
     rules: tuple[_Rule, ...] = ()
     num_rules: int = 0
     """With those above"""
@@ -64,8 +68,9 @@ class Rules:
     """Wildcards of all patterns at once"""
     _literals: dict[bytes, list[int]] = field(default_factory=dict)
 
-    def below(self, base: str, text: bytes) -> "Rules":
-        """Return these patterns and those of a file in the folder `base`."""
+    def below(self, base: str, text: bytes, *, way: str = "") -> "Rules":
+        """Return these patterns and those of a file in the folder `base`, or in one above the root,
+        from which `way` leads to it."""
         lines = text.removeprefix(b"\xef\xbb\xbf").split(b"\n")
         room = MAX_RULES - self.num_rules
         rules = tuple(rule for line in lines if (rule := _read(line)) is not None)[:room]
@@ -79,9 +84,10 @@ class Rules:
                 globs.append(place)
                 any_of[rule.has_path].append(rule.expression.pattern)
         return Rules(
-            self.key_below(base, text),
+            self.key_below(base, text, way=way),
             self,
             base,
+            way,
             rules,
             self.num_rules + len(rules),
             tuple(globs),
@@ -90,9 +96,10 @@ class Rules:
             literals,
         )
 
-    def key_below(self, base: str, text: bytes) -> bytes:
+    def key_below(self, base: str, text: bytes, *, way: str = "") -> bytes:
         """Return the key of `below`."""
-        return sha256(self.key + os.fsencode(base) + b"\0" + text).digest()
+        place = os.fsencode(base) + (b"\0\0" + os.fsencode(way) if way else b"")
+        return sha256(self.key + place + b"\0" + text).digest()
 
     def ignores(self, path: str, *, is_folder: bool) -> bool:
         """Return whether git would ignore a path whose folders it does not ignore."""
@@ -100,7 +107,7 @@ class Rules:
         name = os.fsencode(path.rpartition("/")[2])
         while level is not None:
             if level.rules:
-                below = os.fsencode(path[len(level.base) :])
+                below = os.fsencode(level.way + path[len(level.base) :])
                 found = level._last(name, below, is_folder)
                 if found is not None:
                     return not found.is_negative
@@ -332,3 +339,50 @@ def user_excludes(folder: Path) -> bytes:
         common = small_file(str(git / "commondir")) or b"."
         git = git / os.fsdecode(common.strip())
     return small_file(str(git / "info" / "exclude")) or b""
+
+
+def repository_above(folder: Path) -> Path | None:
+    """Return where the repository begins that a folder is in; None for one that begins here, for
+    none, for another user's, and for one that ignores the folder.
+
+    folder  absolute, no link in it
+    """
+    if os.path.lexists(folder / ".git"):
+        return None
+    for one in folder.parents:
+        try:
+            status = os.lstat(one / ".git")
+        except OSError:
+            continue
+        if status.st_uid != os.geteuid():  # git does not trust it either
+            return None
+        rules, parts = Rules(), folder.relative_to(one).parts
+        for count, name in enumerate(parts):
+            base = "".join(f"{part}/" for part in parts[:count])
+            for text in _texts(one, parts[:count]):
+                rules = rules.below(base, text)
+            if rules.ignores(base + name, is_folder=True):
+                return None
+        return one
+    return None
+
+
+def _texts(top: Path, parts: Sequence[str]) -> list[bytes]:
+    """Return the patterns that a folder of a repository brings; at its top also its owner's."""
+    texts = (b"" if parts else user_excludes(top), small_file(str(top.joinpath(*parts, _NAME))))
+    return [text for text in texts if text]
+
+
+def first_rules(folder: Path) -> Rules:
+    """Return the patterns that hold for a folder before any of its own files: those of its
+    repository's owner, and those of the folders above it in the repository."""
+    top = repository_above(folder)
+    if top is None:
+        text = user_excludes(folder)
+        return Rules().below("", text) if text else Rules()
+    rules, parts = Rules(), folder.relative_to(top).parts
+    for count in range(len(parts)):
+        way = "".join(f"{part}/" for part in parts[count:])
+        for text in _texts(top, parts[:count]):
+            rules = rules.below("", text, way=way)
+    return rules

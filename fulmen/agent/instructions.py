@@ -1,10 +1,12 @@
 """Instructions of a project for the agent: AGENTS.md, plain Markdown; the nearest file wins.
 
-The user's own file and the one at the workspace's root hold from the start. A file in a folder
-below holds for what is in that folder, and is given when a file there is read. They come in the
-order from far to near, so that a model sees the one that wins last.
+The user's own file, those from where the repository begins down to the workspace, and the one at
+the workspace's root hold from the start. A file in a folder below holds for what is in that folder,
+and is given when a file there is read. They come in the order from far to near, so that a model
+sees the one that wins last.
 
-A file counts only if it is really in the workspace, and a link only if it leads to Markdown there.
+A file counts only if it is really in the workspace, or in the repository around it, and a link only
+if it leads to Markdown there; the user's own may be a link to anywhere.
 The first ones are read before there is a sandbox: each part of their path is opened below the one
 before, so that nothing can be swapped between a look and the reading. Those below are read in the
 sandbox, like all that a tool reads.
@@ -14,9 +16,11 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
+
+from fulmen.agent.ignored import repository_above
 
 NAME: Final = "AGENTS.md"
 MAX_BYTES: Final = 32 * 2**10
@@ -36,12 +40,17 @@ class Instructions:
 
 
 def find_instructions(workspace: Path, *, home: Path) -> list[Instructions]:
-    """Return the instructions that hold for a whole workspace: the user's, then the project's.
+    """Return the instructions that hold for a whole workspace: the user's, then the project's, from
+    where its repository begins.
 
     home  the user's folder of settings, which may hold an AGENTS.md
     """
+    place = Path(os.path.realpath(workspace))
+    top = repository_above(place)
+    above = [] if top is None else [one for one in place.parents if one.is_relative_to(top)]
     found = (
-        read_instructions(home / NAME, within=home),
+        read_own(home / NAME),
+        *(read_instructions(one / NAME, within=top) for one in reversed(above) if top is not None),
         read_instructions(workspace / NAME, within=workspace),
     )
     return [one for one in found if one is not None]
@@ -92,6 +101,14 @@ def read_instructions(path: Path, *, within: Path) -> Instructions | None:
     except (OSError, ValueError):  # there is none, or none that the user may read
         return None
     return instructions_of(path, content, size)
+
+
+def read_own(path: Path) -> Instructions | None:
+    """Return a file of the user's own instructions, which may be a link, to one's dotfiles; None if
+    there is none."""
+    real = Path(os.path.realpath(path))
+    found = read_instructions(real, within=real.parent)
+    return None if found is None else replace(found, path=path)
 
 
 def read_regular(path: str, limit: int) -> tuple[bytes, int]:

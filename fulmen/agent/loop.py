@@ -132,14 +132,18 @@ class Agent:
         return self.journal.trajectory
 
     def interrupt(self) -> None:
-        """End what is under way and keep what there is of it; `run` then returns."""
+        """End what is under way and keep what there is of it; `run` then returns, at once if it
+        is yet to begin."""
         self._interrupted.set()
+
+    def forget_interrupt(self) -> None:
+        """Take note that all is done that an interrupt could have ended."""
+        self._interrupted.clear()
 
     async def run(self, messages: Sequence[Message] = ()) -> EndReason:
         """Work until the task is done or a limit is reached, and return which; messages are new
         words of a person. Raises ModelError if the model fails, ValueError for what it cannot be
         asked; what there is stays."""
-        self._interrupted = asyncio.Event()  # of the loop that runs now
         if messages:
             self._drop_calls("the user said something else")
             self._happen(said_record(messages))
@@ -151,6 +155,8 @@ class Agent:
                 self._happen({"type": "note", "text": str(error)})
             self._happen({"type": "ended", "reason": "error"})
             raise
+        finally:  # not at the beginning: an interrupt may come before it
+            self.forget_interrupt()
         self._happen({"type": "ended", "reason": reason})
         return reason
 

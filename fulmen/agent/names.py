@@ -9,10 +9,12 @@ from fulmen.sandbox import PROTECTED
 _DECIDING: Final = frozenset((*PROTECTED, "HEAD"))
 """Any folder with a HEAD may be a repository, whose settings start programs"""
 _SECRET: Final = re.compile(
-    r"\.env(?!\.(example|sample|template)$)(\..*)?|\.netrc|\.pypirc|\.git-credentials"
+    r"\.env(?!\.(example|sample|template)$)(\..*)?|\.envrc|\.npmrc|\.netrc|\.pypirc|"
+    r"\.git-credentials"
 )
 _SECRETS: Final = tuple(
-    Rule("read", name) for name in (".env", ".env.*", ".netrc", ".pypirc", ".git-credentials")
+    Rule("read", name)
+    for name in (".env", ".env.*", ".envrc", ".npmrc", ".netrc", ".pypirc", ".git-credentials")
 )
 """Those that a name may become of which only a part is known, such as `.en?`"""
 

@@ -201,12 +201,11 @@ class Permissions:
         narrowest = rules.narrowest(tool, ())
         if narrowest is not None:
             self._narrow(narrowest, name, found)
-        if is_free is False and not rules.allowing(tool):
-            if self.mode == "plan":
-                found.deny.append(Part(name, "only what reads runs in plan mode"))
-            elif narrowest is None:
-                reason = "no rule allows it, and what it does is not known"
-                found.ask.append(Part(name, reason, (Rule(tool),)))
+        if is_free is False and self.mode == "plan":
+            found.deny.append(Part(name, "only what reads runs in plan mode"))
+        elif is_free is False and not rules.allowing(tool) and narrowest is None:
+            reason = "no rule allows it, and what it does is not known"
+            found.ask.append(Part(name, reason, (Rule(tool),)))
 
     def _narrow(self, narrowest: tuple[Decision, Rule], text: str, found: _Findings) -> None:
         decision, rule = narrowest

@@ -90,6 +90,8 @@ _SED = re.compile(
     rf"(?:\s*(?:{_ADDRESS}(?:,{_ADDRESS})?)?!?\s*"
     r"(?:[pdq=]|s([/|#,])(?:(?!\1)[^\\\n]|\\.)*\1(?:(?!\1)[^\\\n]|\\.)*\1[gpiI0-9]*)\s*(?:;|$))+"
 )
+_MAX_LETTERS: Final = 32
+"""Letters of an option behind each of which a file may stand"""
 _MAX_SED: Final = 1_000
 """Characters of a script of sed that is read: where it may end is tried at every space"""
 _WRITERS: Final = names(
@@ -162,6 +164,8 @@ def _operands(reader: _Reader, words: Sequence[Word]) -> list[Word]:
                 texts -= 1
             else:
                 found.append(word)
+            if word.text.startswith("@"):  # a file of further words, to many programs
+                found.append(Word(word.text[1:]))
         elif word.text == "--":
             only_operands = True
         else:
@@ -170,14 +174,22 @@ def _operands(reader: _Reader, words: Sequence[Word]) -> list[Word]:
 
 
 def _in_option(word: Word, flags: Sequence[str] = ()) -> list[Word]:
-    """Return the part of an option that may be a file: behind its =, behind an f that takes one,
-    or from a first slash."""
+    """Return the parts of an option that may be a file: behind its =, behind an f that takes one,
+    from a first slash, or behind any of its letters, of which one may take a file."""
     if "-f" in flags and (match := re.match(r"-\w*?f(.+)", word.text, re.S)):
         return [Word(match[1])]
     if "=" in word.text:
         return [Word(word.text.split("=", 1)[1])]
     match = re.search(r"(?:~|\.\.)?/.*|\.\.$", word.text, re.S)
-    return [Word(match[0])] if match else []
+    found = [Word(match[0])] if match else []
+    if word.text.startswith("--"):
+        return found
+    letters = re.match(r"-\w*", word.text)
+    num_letters = len(letters[0]) - 1 if letters else 0
+    if num_letters > _MAX_LETTERS:
+        return [*found, Word(ANY)]
+    ends = {word.text[1 + count :] for count in range(1, num_letters + 1)}
+    return [*found, *(Word(text) for text in sorted(ends) if text)]
 
 
 def _accesses(command: Command, words: Sequence[Word], verb: Verb = "read") -> list[Access]:
@@ -225,6 +237,9 @@ def _git(command: Command) -> list[Access] | None:
     if name.text not in _GIT_READERS or not _only_reads(reader, rest):
         return None
     paths = [word for word in rest if not word.text.startswith("-")]
+    for word in rest:
+        if re.match(r"-\w*[fX]|--exclude", word.text):  # of patterns
+            paths += _in_option(word)
     # A file of a commit, as HEAD:path, or of an option: -L1,5:path
     paths += [Word(word.text.rpartition(":")[2]) for word in rest if ":" in word.text]
     return _accesses(command, paths)

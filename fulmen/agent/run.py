@@ -30,6 +30,8 @@ _MAX_LINE_BYTES: Final = 64 * 2**20
 _OUTLINE: Final = "outline.json"
 _MAX_TASK: Final = 200
 """Characters of a task in a list"""
+MAX_NAME: Final = 80
+"""Most characters of a run's name"""
 _NAME_CHARACTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_.")
 
 
@@ -92,6 +94,8 @@ class Run:
         self._lock = _locked(self.path / "lock")
         if self._lock is None:
             raise ValueError(f"run {self.name} is going on in another process")
+        with suppress(OSError):  # others could read runs of before
+            self.path.chmod(0o700)
         log = self.path / "log.jsonl"
         self.trajectory, num_bytes = _read_log(log, self.facts)
         self._log = log.open("r+b" if log.exists() else "w+b")
@@ -193,7 +197,9 @@ class Runs:
         """Make a run in which some records have happened already. Raises ValueError if there is one
         of that name."""
         path = self.root / check_name(facts.name)
-        path.mkdir(parents=True, exist_ok=True)
+        # All that was read and printed is in there, and nobody else's to read.
+        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.mkdir(exist_ok=True, mode=0o700)
         lock = _locked(path / "lock")
         with lock or nullcontext():
             if lock is None or (path / "run.json").exists():
@@ -343,9 +349,9 @@ def _read_facts(path: Path) -> RunFacts:
 
 def check_name(name: str) -> str:
     """Return the name of a run. Raises ValueError for what is none: it becomes a folder."""
-    if not 0 < len(name) <= 80 or name[0] in ".-" or not set(name) <= _NAME_CHARACTERS:
+    if not 0 < len(name) <= MAX_NAME or name[0] in ".-" or not set(name) <= _NAME_CHARACTERS:
         raise ValueError(
-            f"{shorten(name, 80)} is no name of a run: it has up to 80 small letters, digits, "
-            "dots, dashes and underlines"
+            f"{shorten(name, MAX_NAME)} is no name of a run: it has up to {MAX_NAME} small "
+            "letters, digits, dots, dashes and underlines"
         )
     return name

@@ -172,12 +172,12 @@ class Scan:
         writer: Writer | Unwritten,
         limits: Limits,
         *,
-        excludes: bytes,
+        rules: Rules,
         previous: Folder | None,
     ) -> None:
         """
         root      the open folder
-        excludes  more patterns of ignored files
+        rules     patterns of ignored files, before those in the folder
         previous  the last reading, whose objects the repository has
         """
         self.skipped: list[Skipped] = []
@@ -197,7 +197,6 @@ class Scan:
         self._ignored: list[_Ignored] = []
         self._rules_room = _MAX_ALL_RULES_BYTES
         self._measure_room = 5 * limits.max_ignored_files
-        rules = Rules().below("", excludes) if excludes else Rules()
         self.folder = self._folder(root, (), FOLDER | 0o755, previous, rules)
         self._take_ignored()
         self._seal(self.folder, previous)

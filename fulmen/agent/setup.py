@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from fulmen.agent.instructions import Instructions, find_instructions, read_instructions
+from fulmen.agent.ignored import repository_above
+from fulmen.agent.instructions import (
+    NAME,
+    Instructions,
+    find_instructions,
+    read_instructions,
+    read_own,
+)
 from fulmen.agent.permissions import Mode, Permissions
 from fulmen.agent.project import (
     AgentConfig,
@@ -40,6 +47,8 @@ class Setup:
     """Instructions of the user, then those of the workspace"""
     waiting: bytes | None
     """Settings of the workspace that do not hold before the user approves them"""
+    notes: tuple[str, ...] = ()
+    """Sentences on what is not as one would expect"""
 
     @classmethod
     def read(cls, workspace: Path, home: Path) -> "Setup":
@@ -49,8 +58,9 @@ class Setup:
         own, waiting = read_project(workspace, Approvals(home))
         found = find_instructions(workspace, home=home)
         for config, folder in ((users, home), (own, workspace)):
-            found += [_named(name, folder) for name in config.instructions]
-        return cls(workspace, home, users.under(own), tuple(found), waiting)
+            found += [_named(name, folder, is_own=folder == home) for name in config.instructions]
+        notes = _notes(workspace, found)
+        return cls(workspace, home, users.under(own), tuple(found), waiting, notes)
 
     def approve(self) -> "Setup":
         """Let the workspace's settings hold from now on, until their content changes."""
@@ -72,6 +82,8 @@ class Setup:
         for one in self.instructions:
             is_users = one.path.is_relative_to(self.home)
             folder, whose = (self.home, "the user") if is_users else (self.workspace, "this folder")
+            if not is_users and not one.path.is_relative_to(self.workspace):
+                whose = "a folder above"
             name = os.path.relpath(one.path, folder)
             parts.append(f"Instructions of {whose} ({name}):\n\n{one.text.strip()}")
         return "\n\n".join(parts)
@@ -101,8 +113,23 @@ def _users_config(home: Path) -> AgentConfig:
     return AgentConfig() if content is None else parse_config(content, str(path))
 
 
-def _named(name: str, folder: Path) -> Instructions:
-    found = read_instructions(folder / name, within=folder)
+def _notes(workspace: Path, found: list[Instructions]) -> tuple[str, ...]:
+    notes = []
+    place = workspace / NAME
+    if place.is_symlink() and all(one.path != place for one in found):
+        notes.append(f"{place} is not read: the link leads to no Markdown in the folder")
+    top = repository_above(Path(os.path.realpath(workspace)))
+    if top is not None:
+        notes.append(
+            f"the repository begins at {top}: git finds none here, start there if the agent is to "
+            "use it"
+        )
+    return tuple(notes)
+
+
+def _named(name: str, folder: Path, *, is_own: bool) -> Instructions:
+    path = folder / name
+    found = read_own(path) if is_own else read_instructions(path, within=folder)
     if found is None:
         raise ValueError(f"{folder / name} is named as instructions, and cannot be read as such")
     return found

@@ -214,6 +214,15 @@ def _wrapped(name: str, arguments: list[Word], piped: Word | None) -> Started | 
     return Started((tuple(words),), variables=tuple(variables), wraps=options.wraps)
 
 
+def file_of_lines(command: Command) -> Word | None:
+    """Return the file of which xargs reads its lines; None for another command, or the pipe."""
+    values: dict[str, Word] = {}
+    if command.name != "xargs":
+        return None
+    _skip_options(_WRAPPERS["xargs"], iter(command.arguments), values)
+    return values.get("a") or values.get("--arg-file")
+
+
 def _put(word: Word, mark: str, line: Word) -> Word:
     """Return a word in which a line stands for each mark."""
     if mark not in word.text:

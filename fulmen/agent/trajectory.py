@@ -49,6 +49,9 @@ class Sampled:
     """Natural logarithms, one for each id of the answer; None where it is not known"""
     forced: tuple[int, ...] = ()
     """Indices of the answer's ids that were given, not drawn"""
+    policy_versions: tuple[int | None, ...] = ()
+    """Versions of the weights that gave each id of the answer, see `Token`; None where it is not
+    known, and empty where none is"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +87,7 @@ class Answer:
                     *range(len(known), num_prefix),
                     *(num_prefix + i for i, one in enumerate(completion.tokens) if one.is_forced),
                 ),
+                policy_versions=_versions(completion),
             )
         return cls(
             message=completion.message,
@@ -427,6 +431,13 @@ def _read_compaction(record: Mapping[str, Any], num_steps: int) -> Compaction:
     return made
 
 
+def _versions(completion: Completion) -> tuple[int | None, ...]:
+    versions = [token.policy_version for token in completion.tokens]
+    if all(version is None for version in versions):
+        return ()
+    return (*[None] * len(completion.prefix_ids), *versions)
+
+
 def _last_ids(steps: Sequence[Step]) -> tuple[int, ...]:
     """Return prompt and answer of the last step as ids."""
     sampled = steps[-1].answer.sampled if steps else None
@@ -471,6 +482,9 @@ def _check_sampled(sampled: Sampled) -> None:
     _check(all(type(one) is int and one >= 0 for one in ids), "an id is no whole number")
     is_known = all(one is None or isinstance(one, float | int) for one in sampled.logprobs)
     _check(is_known and len(sampled.logprobs) == len(sampled.answer_ids), "ids without logprobs")
+    versions = sampled.policy_versions
+    is_known = all(one is None or (type(one) is int and one >= 0) for one in versions)
+    _check(is_known and len(versions) in (0, len(sampled.answer_ids)), "ids without versions")
     places = range(len(sampled.answer_ids))
     _check(all(one in places for one in sampled.forced), "a forced id that there is not")
 

@@ -234,6 +234,8 @@ def _metrics(sampled: Sampled | None) -> dict[str, Any]:
         return {}
     is_known = all(value is not None for value in sampled.logprobs)
     extra: dict[str, Any] = {"forced": list(sampled.forced)}
+    if sampled.policy_versions:
+        extra["policy_versions"] = list(sampled.policy_versions)
     found: dict[str, Any] = {
         "prompt_token_ids": list(sampled.prompt_ids),
         "completion_token_ids": list(sampled.answer_ids),

@@ -10,7 +10,7 @@ the next one goes on from there.
 import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Self
@@ -28,6 +28,8 @@ from fulmen.sampling import SamplingParams
 from fulmen.sandbox import PROTECTED, Access, Sandbox, SandboxError
 from fulmen.sessions import Session
 
+_SANDBOXES: Final = ".sandboxes"
+"""Folder beside the runs, of what was there before a sandbox that is open"""
 _NEW_SHELL: Final = (
     "(The shell was begun anew since the last command: its folder, variables and background jobs, "
     "and all files in /tmp, are those of a new one.)"
@@ -95,6 +97,7 @@ class Work:
         self._open_session = open_session
         self._overwrite = overwrite
         self._agent: Agent | None = None
+        self._sandbox: Sandbox | None = None
         self._stack = AsyncExitStack()
         self._sessions = ExitStack()
         """Sessions that nobody else may have meanwhile"""
@@ -135,10 +138,11 @@ class Work:
             has_network=means.has_network,
             protected=tuple(name for name in PROTECTED if name not in means.writable),
             environment=means.environment,
+            records=Path(os.path.realpath(self.archive.runs.root)) / _SANDBOXES,
         )
         sandbox = Sandbox(access)
         self._stack.callback(self._tell_end, sandbox)
-        await self._stack.enter_async_context(sandbox)
+        self._sandbox = await self._stack.enter_async_context(sandbox)
         self.notes += sandbox.notes
         used_shell = any(
             call.name in ("bash", "run")
@@ -202,6 +206,12 @@ class Work:
         """
         agent = self._agent
         assert agent is not None, "it is not open"
+        try:
+            return await self._say(agent, words)
+        finally:
+            agent.forget_interrupt()
+
+    async def _say(self, agent: Agent, words: str | None) -> EndReason:
         if words is None and self._is_answered():
             self.run.append({"type": "ended", "reason": "done"})
             return "done"
@@ -215,6 +225,20 @@ class Work:
             self.run.append({"type": "note", "text": f"the sandbox failed: {error}"})
             self.run.append({"type": "ended", "reason": "error"})
             raise
+        finally:
+            await self._settle_repositories()
+
+    async def _settle_repositories(self) -> None:
+        """Hide repositories that could start programs from git, and tell: the person who has the
+        answer may go there now."""
+        assert self._sandbox is not None, "it is not open"
+        with suppress(SandboxError):  # it is closed, and did so itself
+            for note in await self._sandbox.settle_repositories():
+                record = {"type": "note", "text": note}
+                self.notes.append(note)
+                self.run.append(record)
+                if self._means.watcher is not None:
+                    self._means.watcher.record(record)
 
     def interrupt(self) -> None:
         """End what is under way and keep what there is of it; `say` then returns."""

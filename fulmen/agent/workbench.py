@@ -27,7 +27,14 @@ from fulmen.agent.trajectory import Result
 from fulmen.agent.workspace import Snapshot
 from fulmen.chat import Tool, ToolCall
 from fulmen.files import explain
-from fulmen.sandbox import FileChangedError, JobOutput, JobStatus, Outcome, Sandbox
+from fulmen.sandbox import (
+    FileChangedError,
+    JobOutput,
+    JobStatus,
+    Outcome,
+    Sandbox,
+    SandboxError,
+)
 
 Approve = Callable[[ToolCall, Verdict, str], Awaitable[str | None]]
 """Asks a person about a call, given the whole command, or the diff of what it would change: None to
@@ -128,6 +135,10 @@ class Workbench:
         except (OSError, ValueError) as error:
             text = explain(error) if isinstance(error, OSError) else str(error)
             is_error = True
+        except SandboxError:
+            raise
+        except Exception as error:  # the outer edge of one call: what a model wrote ends no run
+            text, is_error = f"the call failed: {type(error).__name__}: {error}", True
         if details.get("exit_code", 0) != 0:
             is_error = True
         return await self._result(number, call, _cut(text), is_error, begin, details)
@@ -415,7 +426,8 @@ class Workbench:
             raise ToolError(f"there are {len(items)} items, at most {_MAX_TODO} may be")
         for item in items:
             is_whole = isinstance(item, dict) and isinstance(item.get("text"), str)
-            if not is_whole or item.get("state") not in states:
+            state = item.get("state") if is_whole else None
+            if not isinstance(state, str) or state not in states:
                 raise ToolError("an item has a text, and a state: open, doing or done")
         self.todo = tuple({"text": item["text"], "state": item["state"]} for item in items)
         details["todo"] = list(self.todo)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from fulmen.agent.ignored import user_excludes
+from fulmen.agent.ignored import first_rules
 from fulmen.agent.readings import Readings
 from fulmen.agent.repository import (
     ID,
@@ -294,8 +294,8 @@ class Snapshots:
             if must_save:
                 why = explain(error) if isinstance(error, OSError) else str(error)
                 raise NotSaved(f"nothing was restored, the folder cannot be saved: {why}") from None
-        excludes = user_excludes(self.folder)
-        return None, Scan(root, Unwritten(), _WIDE, excludes=excludes, previous=None)
+        rules = first_rules(self.folder)
+        return None, Scan(root, Unwritten(), _WIDE, rules=rules, previous=None)
 
     def _take(self, root: int, label: str) -> tuple[Snapshot, Scan]:
         writer = Writer(self._repository)
@@ -304,7 +304,7 @@ class Snapshots:
                 root,
                 writer,
                 self.limits,
-                excludes=user_excludes(self.folder),
+                rules=first_rules(self.folder),
                 previous=self._readings.last(),
             )
             skipped = tuple(scan.skipped)

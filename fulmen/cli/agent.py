@@ -57,7 +57,8 @@ from fulmen.units import parse_bytes, parse_count
 
 if TYPE_CHECKING:  # a command imports what it needs, so that help comes at once
     from fulmen.agent import Archive, Run
-    from fulmen.cli.agent_run import Side, Wanted
+    from fulmen.cli.agent_run import Side
+    from fulmen.cli.agent_wanted import Wanted
 
 _ENGINE_FLAGS: Final = ("max_model_len", "kv_cache_bytes", "kv_cache_dtype", "num_draft_tokens")
 _NOT_SAMPLED: Final = (
@@ -98,7 +99,7 @@ fulmen agent fork RUN --step 3               another way from there
         "Exit codes": """
 0 done; 1 an error; 2 a wrong flag; 3 done, but something that asks was refused since nobody could
 be asked; 4 --max-turns; 5 --max-tokens, or a cut answer; 6 --max-seconds; 7 the same calls again
-and again; 8 the context is full; 9 no sandbox; 130 interrupted; 143 ended by SIGTERM.
+and again; 8 the context is full; 9 no sandbox; 129, 143 ended by SIGHUP, SIGTERM; 130 interrupted.
 """,
         "JSON": """
 a line each: run.started, user, answer, call, refused, result, compacted, note, run.ended; see
@@ -155,11 +156,11 @@ def run(
         ),
     ] = None,
     folder: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             metavar="FOLDER", help="Folder to work in. Default: this one.", show_default=False
         ),
-    ] = Path("."),
+    ] = None,
     go_on: Annotated[
         bool, typer.Option("--continue", "-c", help="Go on with the last run in the folder.")
     ] = False,
@@ -338,15 +339,17 @@ def run(
         raise ValueError("--continue is given with --resume, which names another run")
     is_terminal = sys.stdin.isatty() and sys.stderr.isatty()
     words, is_one_shot = _words(task, is_one_shot=print_answer or as_json)
-    from fulmen.cli.agent_run import Talk, last_run, merged, read_wanted
+    from fulmen.cli.agent_run import Talk, last_run
     from fulmen.cli.agent_view import JsonView, TerminalView, View
+    from fulmen.cli.agent_wanted import check_same, merged, read_wanted
 
     archive = open_archive(runs, store, session_bytes)
-    name = last_run(archive, folder) if go_on else resume
+    place = folder or Path(".")
+    name = last_run(archive, place) if go_on else resume
     earlier = None if name is None else archive.runs.open(name)
     settings = merged(flags, {} if earlier is None else earlier.facts.settings)
     if earlier is not None:
-        _check_same_model(earlier, flags)
+        check_same(earlier, flags, folder)
         archive = open_archive(runs, store_of(settings.get("store")), session_bytes)
     elif words is None and is_one_shot:
         raise ValueError("the task is empty, there is nothing to do")
@@ -356,7 +359,7 @@ def run(
             is_answer_last=is_one_shot, show_thinking=not hide_thinking, plain=plain
         )
     asks = is_terminal and not as_json
-    wanted = read_wanted(settings, folder)
+    wanted = read_wanted(settings, place)
     side = _model_side(settings, earlier, url_key)
     declined: set[bytes] = set()
     chosen = earlier or _begin(archive, wanted, side, settings, view, asks=asks, declined=declined)
@@ -415,17 +418,6 @@ def _model_side(settings: Mapping[str, Any], earlier: "Run | None", key: str | N
     return Side(lasting_name(name), llm=llm)
 
 
-def _check_same_model(earlier: "Run", flags: Mapping[str, Any]) -> None:
-    """Refuse another model's side for a run: its states are of one model, its messages of none."""
-    is_local, name = earlier.facts.session is not None, earlier.facts.name
-    if is_local and flags["url"] is not None:
-        raise ValueError(
-            f"--url is given, but run {name} has its model on this machine, whose states it keeps"
-        )
-    if not is_local and flags["url"] is None and flags["engine"]:
-        raise ValueError(f"run {name} has its model at a URL, options of an engine have no effect")
-
-
 def _begin(
     archive: "Archive",
     wanted: "Wanted",
@@ -441,6 +433,8 @@ def _begin(
 
     place = wanted.folder.resolve()
     setup = read_setup(place, seen_as=place, asks=asks, view=view, declined=declined)
+    for note in setup.notes:
+        view.note(note)
     with told_if_slow(view, SAVING):
         chosen = begin(archive, wanted, side, setup, settings)
     if side.llm is not None and side.llm.format.calls is None:

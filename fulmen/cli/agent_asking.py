@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -28,8 +28,6 @@ from fulmen.cli.agent_view import View, show_preview
 from fulmen.cli.output import harmless
 from fulmen.cli.progress import stderr
 
-TERMINATED: Final = 143
-"""Exit code of a process that SIGTERM ended"""
 _SLOW_SECONDS: Final = 3.0
 """Time after which somebody wants to know what is done"""
 SAVING: Final = "all files of the folder are read and saved, which takes long where there are many"
@@ -38,8 +36,18 @@ _NOT_ALLOWED: Final = "the user did not allow this"
 
 def question(text: str) -> str:
     """Ask on stderr; return the line that is typed, empty where the input ends."""
+    forget_typed()
     show_question(text)
     return sys.stdin.readline().strip()
+
+
+def forget_typed() -> None:
+    """Drop what was typed before a question was there to be seen: it is no answer to it."""
+    with suppress(ImportError, OSError, ValueError):  # no terminal, or none of this kind
+        import termios
+
+        with suppress(termios.error):
+            termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
 
 
 def show_question(text: str) -> None:
@@ -48,7 +56,8 @@ def show_question(text: str) -> None:
 
 
 class Interrupts:
-    """SIGINT and SIGTERM as calls; a second one leaves."""
+    """Signals as calls: SIGINT ends an answer, SIGTERM and SIGHUP also the process, in good order;
+    a second one leaves at once."""
 
     def __init__(self) -> None:
         self.work: Work | None = None
@@ -56,9 +65,13 @@ class Interrupts:
         self.loop: asyncio.AbstractEventLoop | None = None
         self.question: asyncio.Future[bool] | None = None
         """Wait for a line that a person types, which a signal ends"""
-        self.is_over = False
-        """True once a signal asked for the end of the process, not of one answer"""
+        self.exit_code: int | None = None
+        """Exit code of the process, once a signal asked for its end, not for that of one answer"""
+        self.is_closing = False
+        """True once all is put in order for the end, which only SIGINT may break off"""
         self._count = 0
+        self._turn: object | None = None
+        """Stands for the work that is interrupted first, so that no signal meets the next one"""
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -66,7 +79,10 @@ class Interrupts:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        kinds = (signal.SIGINT, signal.SIGTERM)
+        hangup = getattr(signal, "SIGHUP", None)  # a terminal that is closed
+        kinds = [signal.SIGINT, signal.SIGTERM]
+        if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:  # as nohup does
+            kinds.append(hangup)
         before = [signal.signal(one, self._handle) for one in kinds]
         try:
             yield
@@ -77,23 +93,34 @@ class Interrupts:
     @contextmanager
     def interrupting(self, work: Work) -> Iterator[None]:
         """Let a first signal end what a run does."""
-        self.work, self._count = work, 0
+        self.work, self._count, self._turn = work, 0, object()
         try:
             yield
         finally:
             self.work = None
 
+    def ended(self) -> None:
+        """Take note that the work came to its end: what is interrupted from now on is over."""
+        self._turn = None
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.is_over = self.is_over or number == signal.SIGTERM
+        if number != signal.SIGINT:
+            if self.is_closing:
+                return
+            self.exit_code = self.exit_code or 128 + number
         if self.work is None or self.loop is None:
-            if number == signal.SIGTERM:
-                raise SystemExit(TERMINATED)
+            if self.exit_code is not None:
+                raise SystemExit(self.exit_code)
             raise KeyboardInterrupt
         self._count += 1
-        self.loop.call_soon_threadsafe(self.work.interrupt)
+        self.loop.call_soon_threadsafe(self._interrupt, self._turn)
         if self._count > 1:
             raise KeyboardInterrupt
-        self.loop.call_soon_threadsafe(self._answer, False)
+
+    def _interrupt(self, turn: object | None) -> None:
+        if self.work is not None and turn is not None and turn is self._turn:
+            self.work.interrupt()
+        self._answer(False)
 
     def _answer(self, has_line: bool) -> None:
         if self.question is not None and not self.question.done():
@@ -157,6 +184,7 @@ class Asker:
 
     async def _answer(self, text: str) -> str | None:
         """Ask; return None if that was interrupted."""
+        forget_typed()
         show_question(text)
         if not await self._interrupts.has_line():
             stderr.print()

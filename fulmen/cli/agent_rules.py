@@ -47,13 +47,14 @@ def agent_rules(
     from fulmen.agent import Approvals, RememberedRules, Rules, agent_folder, project_file
 
     home, place = agent_folder(), folder.resolve()
+    seen_as = _seen_as(place)
     approvals = Approvals(home)
     if forget:
-        remembered = RememberedRules(home, place)
+        remembered = RememberedRules(home, seen_as)
         unknown = Rules.parse(forget).allow - remembered.read().allow
         if unknown:
             rule = shorten(min(map(str, unknown)), 200)
-            raise ValueError(f"the rule {rule} is not remembered for {place}")
+            raise ValueError(f"the rule {rule} is not remembered for {seen_as}")
         remembered.forget(Rules.parse(forget))
     if revoke and not approvals.revoke(project_file(place)):
         raise ValueError(f"settings of {place} are not approved")
@@ -74,6 +75,21 @@ def agent_rules(
             print(f"    {printable(rule)}")
     for file in approved:
         print(f"{printable(file)} is approved as it was")
+
+
+def _seen_as(place: Path) -> Path:
+    """Return the folder whose rules hold in one: for a fork's, that of the run it comes from."""
+    from fulmen.agent import Runs, default_runs
+
+    runs = Runs(default_runs())
+    for name in runs.names():
+        try:
+            facts = runs.facts(name)
+        except ValueError:
+            continue  # it cannot be read
+        if facts.folder == str(place):
+            return Path(facts.seen_as)
+    return place
 
 
 def read_rule(text: str) -> str:

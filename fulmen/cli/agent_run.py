@@ -10,28 +10,23 @@ import asyncio
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from fulmen.agent import (
     Archive,
-    Budget,
     ChangedSince,
     Means,
-    Mode,
-    Rules,
     Run,
     Setup,
     Work,
-    check_protected,
     run_settings,
     system_prompt,
 )
 from fulmen.chat import ChatModel, Message, ModelError
 from fulmen.cli.agent_asking import (
     SAVING,
-    TERMINATED,
     Asker,
     Interrupts,
     check_overwriting,
@@ -40,85 +35,18 @@ from fulmen.cli.agent_asking import (
     told_if_slow,
 )
 from fulmen.cli.agent_view import EXIT_CODES, View, show_diff
+from fulmen.cli.agent_wanted import Wanted, budget_of
 from fulmen.cli.lines import LineReader
-from fulmen.cli.options import in_seconds, parse_whole
 from fulmen.cli.progress import stderr
 from fulmen.llm import LLM, LocalModel, RemoteModel
 from fulmen.sampling import SamplingParams
-from fulmen.sandbox import SandboxError
+from fulmen.sandbox import Access, SandboxError, check_access
 from fulmen.sessions import Session
-from fulmen.units import parse_count
 
 R = TypeVar("R")
 
-_LIMITS: Final[Mapping[str, tuple[str, Callable[[str], Any]]]] = {
-    "max_turns": ("turns", parse_whole),
-    "max_tokens": ("tokens", parse_count),
-    "thinking_tokens": ("thinking_tokens", parse_count),
-    "max_seconds": ("seconds", in_seconds),
-    "context": ("context", parse_count),
-}
-"""Limits by the names of their flags, and how those are read"""
 _ALWAYS_SENT: Final = frozenset({"max_tokens", "tool_choice"})
 """Sampling fields that an agent itself sets, sent to a server whatever flags were given"""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """Flags of a run that is begun or gone on with; None where they say nothing."""
-
-    folder: Path
-    tools: str | None = None
-    mode: Mode | None = None
-    rules: Rules = field(default_factory=Rules)
-    limits: Mapping[str, float | None] = field(default_factory=dict)
-    """Fields of `Budget`, and context; None lifts a limit"""
-    sampling: Mapping[str, Any] = field(default_factory=dict)
-    has_network: bool | None = None
-    writable: tuple[str, ...] = ()
-
-
-def merged(flags: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a run: those that it was begun with, and the flags over them."""
-    found = {**earlier, **{name: one for name, one in flags.items() if one not in (None, [], {})}}
-    for name in ("sampling", "engine"):
-        found[name] = {**(earlier.get(name) or {}), **(flags.get(name) or {})}
-    return found
-
-
-def read_wanted(settings: Mapping[str, Any], folder: Path) -> Wanted:
-    """Read what flags ask for. Raises ValueError before a model is loaded."""
-
-    limits: dict[str, Any] = {}
-    for flag, (name, read) in _LIMITS.items():
-        value = settings.get(flag)
-        if value is not None:
-            limits[name] = None if value == "none" else read(value)
-    budget_of(limits)
-    lists = [settings.get(name) or () for name in ("allow", "ask", "deny")]
-    writable = tuple(settings.get("writable") or ())
-    check_protected(writable)
-    return Wanted(
-        folder=folder,
-        tools=settings.get("tools"),
-        mode=settings.get("mode"),
-        rules=Rules.parse(lists[0], ask=lists[1], deny=lists[2]),
-        limits=limits,
-        sampling={
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in settings["sampling"].items()
-        },
-        has_network=settings.get("network"),
-        writable=writable,
-    )
-
-
-def budget_of(limits: Mapping[str, Any]) -> Budget:
-    """Return the limits that an agent itself holds; what is not said is as in `Budget`."""
-    try:
-        return Budget(**{name: value for name, value in limits.items() if name != "context"})
-    except ValueError as error:
-        raise ValueError(f"--max-{error}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +75,10 @@ class Side:
 
 def begin(archive: Archive, wanted: Wanted, side: Side, setup: Setup, settings: Any) -> Run:
     """Make the run that flags ask for."""
+    place = Path(os.path.realpath(wanted.folder))
+    is_read_only = (wanted.mode or setup.config.mode) == "plan"
+    if place.is_dir():  # before all of it is saved; what is none is told of there
+        check_access(Access(folder=place, is_read_only=is_read_only))
     tools = wanted.tools or setup.config.tools or "coding"
     text = system_prompt(tools, setup.text)
     return archive.begin(
@@ -192,6 +124,8 @@ class Talk:
         self._work: Work | None = None
         self._task: asyncio.Task[Any] | None = None
         """The work under way"""
+        self._end: Callable[[], None] | None = None
+        """Tells how the work ended, once that is all"""
         self._asker = Asker(view, self._interrupts, asks=asks)
         self._runner = asyncio.Runner()
 
@@ -204,8 +138,17 @@ class Talk:
                 self._runner.run(self._open())
                 yield
             finally:
-                self._runner.run(self._close())
+                self._interrupts.is_closing = True
+                try:
+                    self._runner.run(self._close())
+                finally:
+                    self._tell_end()
                 self._forget_if_empty()
+
+    def _tell_end(self) -> None:
+        end, self._end = self._end, None
+        if end is not None:
+            end()
 
     async def _open(self) -> None:
         if self._model is None:
@@ -311,14 +254,17 @@ class Talk:
         )
 
     def say(self, words: str | None) -> int:
-        """Let the agent work on words, or go on; return the exit code for how that ended."""
+        """Let the agent work on words, or go on; return the exit code for how that ended. It is
+        told to the view when all is closed."""
         work = self._work
         assert work is not None
+        self._end = self._ending(work, "error")
         refused_before = self._asker.num_refused
         with self._interrupts.interrupting(work):
             try:
                 reason: str = self._runner.run(self._said(work, words))
             except KeyboardInterrupt:
+                self._end = self._ending(work, "interrupted")
                 if self._task is not None:  # it would go on while all is closed
                     self._task.cancel()
                     self._runner.run(_ended(self._task))
@@ -332,14 +278,23 @@ class Talk:
         code = EXIT_CODES[reason]
         if reason == "done" and num_refused:
             code = EXIT_CODES["refused"]
-        if self._interrupts.is_over:
-            code = TERMINATED
-        self.view.end(reason, code, work.trajectory, num_refused)
+        if self._interrupts.exit_code is not None:
+            code = self._interrupts.exit_code
+        self._end = self._ending(work, reason, code, num_refused)
         return code
+
+    def _ending(
+        self, work: Work, reason: str, code: int | None = None, num_refused: int = 0
+    ) -> Callable[[], None]:
+        code = self._interrupts.exit_code or EXIT_CODES[reason] if code is None else code
+        return lambda: self.view.end(reason, code, work.trajectory, num_refused)
 
     async def _said(self, work: Work, words: str | None) -> str:
         self._task = asyncio.current_task()
-        return await work.say(words)
+        try:
+            return await work.say(words)
+        finally:
+            self._interrupts.ended()
 
     def converse(self, words: str | None, reader: LineReader) -> int:
         """Let the agent work on words, if there are any, then ask for the next ones, until the
@@ -350,19 +305,24 @@ class Talk:
                 if words is not None and words.startswith("//"):
                     words = words.removeprefix("/")
                 if words is not None:
-                    code = self.say(words)
+                    code = self.say(words or None)
+                    self._tell_end()
                     if code == EXIT_CODES["sandbox"]:
                         self._begin_anew()
                 words = self._next_words(reader)
             except ValueError as error:
+                self._end = None
                 self.view.note(str(error))
                 words = None
+                if self._work is None:  # the run could not be opened again
+                    code = EXIT_CODES["error"]
+                    break
             except (EOFError, KeyboardInterrupt):
                 if self._work is None:
                     raise
                 stderr.print()
                 break
-            if self._interrupts.is_over:
+            if self._interrupts.exit_code is not None:
                 break
         trajectory = self._archive.runs.open(self.name).trajectory
         if trajectory.steps or trajectory.said:
@@ -371,14 +331,18 @@ class Talk:
         return code
 
     def _next_words(self, reader: LineReader) -> str | None:
-        """Read the next words; None for a command, which is run, and for none. Raises EOFError
-        where the person leaves."""
+        """Read the next words: empty to go on where the run was ended, None for a command, which
+        is run, and for nothing. Raises EOFError where the person leaves."""
+        work = self._work
+        assert work is not None
+        trajectory = work.trajectory
+        can_go_on = trajectory.end != "done" and bool(trajectory.steps or trajectory.said)
+        if can_go_on:
+            stderr.print("an empty line goes on where it stands", style="dim", markup=False)
         text = reader.read().strip()
         name, _, rest = text.partition(" ")
         if not name.startswith("/") or name.startswith("//"):
-            return text or None
-        work = self._work
-        assert work is not None
+            return text if text or can_go_on else None
         match name:
             case "/exit" | "/quit":
                 raise EOFError
@@ -414,7 +378,8 @@ HELP: Final = """\
 /rewind STEP    go back to the end of a step: files, conversation and the model's states
 /help           list the commands
 /exit           leave; so does Ctrl-D
-Ctrl-C ends what is under way and keeps what there is, a second one leaves."""
+Ctrl-C ends what is under way and keeps what there is, an empty line then goes on with it; a second
+Ctrl-C leaves."""
 
 
 async def _ended(task: asyncio.Task[Any]) -> None:

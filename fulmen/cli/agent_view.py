@@ -36,6 +36,8 @@ _SAID: Final[Mapping[EndReason, str]] = {
     "context": "stopped: the context is full, and a summary made no room",
     "interrupted": "stopped",
 }
+_FAILED: Final = ("error", "sandbox")
+"""Ends in which there is no answer to what was said last"""
 _READ: Final = ("read", "grep", "glob")
 _MAX_SHOWN_LINES: Final = 12
 _MAX_DIFF_LINES: Final = 60
@@ -170,7 +172,9 @@ class TerminalView:
         """Print the last answer if it was not, and say how the run ended."""
         self._settle()
         reply = trajectory.reply
-        if self._is_answer_last and reply is not None and not reply.tool_calls and reply.content:
+        is_old = reason in _FAILED or bool(trajectory.said)
+        is_answer = reply is not None and not reply.tool_calls and not is_old
+        if self._is_answer_last and reply is not None and is_answer and reply.content:
             printer = new_printer(plain=self._plain)
             printer.write(reply.content.strip("\n"))
             printer.close()
@@ -303,7 +307,7 @@ class JsonView:
     def end(self, reason: str, code: int, trajectory: Trajectory, refused: int) -> None:
         """Print how it ended, with the last answer and the tokens of all steps."""
         reply = trajectory.reply
-        is_last = reply is not None and not reply.tool_calls
+        is_last = reply is not None and not reply.tool_calls and not trajectory.said
         self._print(
             "run.ended",
             reason=reason,

@@ -11,7 +11,6 @@ import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Final
 
 from fulmen.agent import (
@@ -30,6 +29,7 @@ from fulmen.agent import (
     system_prompt,
 )
 from fulmen.chat import ChatModel, Message, Tool, ToolCall
+from fulmen.envs.scratch import scratch_folder
 from fulmen.envs.task import Task
 from fulmen.sampling import SamplingParams
 from fulmen.sandbox import Access, Limits, Sandbox
@@ -61,12 +61,12 @@ async def run_task(
     """
     task.begin()
     journal = Notebook(Trajectory(system=_system(task)))
-    with TemporaryDirectory(prefix="fulmen-task-") as root:
+    with scratch_folder("fulmen-task-") as root:
         folder = None
         async with AsyncExitStack() as stack:
             workbench = None
             if task.has_folder:
-                folder = Path(root) / "folder"
+                folder = root / "folder"
                 folder.mkdir()
                 await task.prepare(folder)
                 access = Access(folder=folder, seen_as=FOLDER, protected=(), hidden=(PACKAGE,))

@@ -2,6 +2,7 @@
 
 from fulmen.sandbox.access import PROTECTED, Access, Limits
 from fulmen.sandbox.bubblewrap import find_python
+from fulmen.sandbox.mounts import check_access
 from fulmen.sandbox.protection import remove_placeholders
 from fulmen.sandbox.results import (
     EndedBy,
@@ -32,6 +33,7 @@ __all__ = [
     "Sandbox",
     "SandboxError",
     "SandboxUnavailableError",
+    "check_access",
     "find_python",
     "remove_placeholders",
 ]

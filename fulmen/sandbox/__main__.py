@@ -9,10 +9,10 @@ from fulmen.sandbox import Access, Sandbox, SandboxError
 
 async def _run(folder: Path, command: str) -> int:
     async with Sandbox(Access(folder=folder)) as sandbox:
-        for note in sandbox.notes:
-            print(note, file=sys.stderr)
         outcome = await sandbox.run(command)
-    print(outcome.output, end="")
+    print(outcome.output, end="", flush=True)
+    for note in sandbox.notes:  # some are of what was found in the end
+        print(note, file=sys.stderr)
     if outcome.ended_by != "exit":
         print(f"ended by: {outcome.ended_by}", file=sys.stderr)
     return 1 if outcome.exit_code is None else outcome.exit_code

@@ -11,13 +11,15 @@ from typing import Final
 
 GITS_OWN: Final = ".git"
 PROTECTED: Final = (
-    *(GITS_OWN, ".gitmodules", ".husky", ".pre-commit-config.yaml", ".github"),
-    *(".fulmen", "AGENTS.md", "CLAUDE.md", "GEMINI.md", ".cursorrules", "opencode.json"),
+    *(GITS_OWN, ".gitmodules", ".husky", ".pre-commit-config.yaml"),
+    *(".github", ".gitlab-ci.yml", ".circleci"),
+    *(".fulmen", "AGENTS.md", "AGENTS.override.md", "CLAUDE.md", "CLAUDE.local.md", "GEMINI.md"),
+    *("QWEN.md", ".cursorrules", ".windsurfrules", ".clinerules", "opencode.json"),
     *(".claude", ".codex", ".cursor", ".gemini", ".opencode", ".qwen", ".mcp.json"),
-    *(".vscode", ".idea", ".envrc", ".cargo", ".npmrc"),
+    *(".vscode", ".idea", ".zed", ".devcontainer", ".envrc", ".cargo", ".npmrc", ".yarnrc.yml"),
 )
 """Names of what runs, or instructs an agent, outside and later: hooks, settings, instructions"""
-MAY_APPEAR: Final = (".npmrc",)
+MAY_APPEAR: Final = (".gitmodules", ".npmrc", ".yarnrc.yml")
 """Names of them that are protected only where they exist: an empty folder in the place of an absent
 one stops the programs that read it"""
 
@@ -43,13 +45,17 @@ class Access:
     """The host's network, its loopback interface included; otherwise there is none."""
     protected: tuple[str, ...] = PROTECTED
     """Names that are read-only at the top of the workspace, where nobody can create them either
-    (but for `.npmrc`), and wherever below it they exist at the start."""
+    (but for `.gitmodules`, `.npmrc`, `.yarnrc.yml`), and wherever below it they exist at the start.
+    """
     readable: tuple[Path, ...] = ()
     """More folders and files of the host."""
     writable: tuple[Path, ...] = ()
     """More folders of the host that may be changed; their `protected` names may not."""
     hidden: tuple[Path, ...] = ()
     """Files of the host that cannot be read inside, and folders that are empty there"""
+    records: Path | None = None
+    """Folder for a file that says, while the sandbox is open, which repositories were there before:
+    the next one looks for those that were made in a sandbox which was killed."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables of every command, which none can change for the next one."""
 
@@ -62,7 +68,8 @@ class Access:
                     f"{name} cannot be set for a sandbox: it leads the shell, or programs that run "
                     "without a question, elsewhere"
                 )
-        for path in (self.folder, *self.readable, *self.writable, *self.hidden):
+        records = () if self.records is None else (self.records,)
+        for path in (self.folder, *self.readable, *self.writable, *self.hidden, *records):
             if not path.is_absolute():
                 raise ValueError(f"the sandbox needs absolute paths, found {path}")
         if self.seen_as is not None and not (

@@ -54,9 +54,9 @@ class Namespaces:
         self.first_pid: int | None = None
         self.first: int | None = None  # pidfd
 
-    def learn(self, information: int) -> None:
+    def learn(self, facts: int) -> None:
         """Learn from bubblewrap who the first process is."""
-        with open(information, "rb") as file:
+        with open(facts, "rb") as file:
             text = file.read(_MAX_WORDS)
         try:
             self.first_pid = int(json.loads(text)["child-pid"])
@@ -144,11 +144,11 @@ def start(
             if Path(name).exists():
                 passed.append(given(text.encode()))
                 own += ["--perms", "0644", "--ro-bind-data", str(passed[-1]), name]
-        information, info = os.pipe()
-        stack.callback(os.close, info)
-        passed.append(info)
+        facts, facts_start = os.pipe()
+        stack.callback(os.close, facts_start)
+        passed.append(facts_start)
         arguments = [*_NAMESPACES, *([] if has_network else ["--unshare-net"])]
-        arguments += ["--info-fd", str(info), *mounts.arguments, *own, *devices, *_LAST]
+        arguments += ["--info-fd", str(facts_start), *mounts.arguments, *own, *devices, *_LAST]
         passed.append(given(b"\0".join(os.fsencode(one) for one in [*arguments, ""])))
         errors, error_start = os.pipe()
         stack.callback(os.close, error_start)
@@ -162,7 +162,7 @@ def start(
             cwd="/",
         )
     namespaces = Namespaces(process, errors)
-    namespaces.learn(information)
+    namespaces.learn(facts)
     return namespaces
 
 

@@ -25,7 +25,6 @@ MAX_LINE: Final = 500
 """Most characters of a line that a search shows"""
 MAX_SEARCHED_BYTES: Final = 32 * 2**20
 """Largest file that is searched"""
-_READ_ONLY: Final = (errno.EROFS, errno.EBUSY, errno.EXDEV)
 _KINDS: Final = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFLNK: "link"}
 
 Answer = tuple[dict[str, object], bytes]

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from fulmen.files import user_folder
 from fulmen.sandbox.access import GITS_OWN, MAY_APPEAR, Access, Limits
+from fulmen.sandbox.left import Record, settle_left
+from fulmen.sandbox.own import check_not_ours, ours_below
 from fulmen.sandbox.protection import Links, Placeholders, git_folders
 from fulmen.sandbox.repositories import Repositories
 from fulmen.sandbox.survey import gathered, survey
@@ -38,7 +39,6 @@ _PRIVATE: Final = tuple(Path(name) for name in ("/tmp", "/var/tmp", "/dev/shm", 
 _KERNEL: Final = tuple(Path(name) for name in ("/proc", "/sys", "/dev"))
 _MAX_PRIVATE: Final = 20_000
 """Most files of a folder of the system that are looked at for private ones"""
-_DATA: Final = ".local/share"
 _PARTS_OF_A_PREFIX: Final = ("lib", "lib64", "libexec")
 
 
@@ -61,6 +61,7 @@ class Mounts:
     placeholders: Placeholders = field(default_factory=Placeholders)
     links: Links = field(default_factory=Links)
     repositories: Repositories = field(default_factory=Repositories)
+    record: Record | None = None
 
     def bind(self, source: Path, place: Path, *, is_writable: bool = False) -> None:
         self.arguments += ["--bind" if is_writable else "--ro-bind", str(source), str(place)]
@@ -78,6 +79,8 @@ class Mounts:
         self.repositories.known |= self.links.identities()
         self.links.close()
         notes += self.repositories.settle()
+        if self.record is not None:
+            self.record.remove()
         self.placeholders.release()
         return notes
 
@@ -107,6 +110,8 @@ def plan_mounts(access: Access, limits: Limits, *, search_path: str) -> Mounts:
     """
     roots = _roots(access)
     mounts = Mounts(workspace=roots[0].place)
+    if access.records is not None:
+        mounts.notes += settle_left(access.records, [root.source for root in roots])
     try:
         _add_system(mounts, access)
         share = limits.memory_bytes // 4
@@ -115,7 +120,7 @@ def plan_mounts(access: Access, limits: Limits, *, search_path: str) -> Mounts:
         for place in (Path("/var/tmp"), Path("/run")):
             mounts.memory(place, min(share, 2**26))
         _add_tools(mounts, search_path)
-        for root in sorted(roots, key=lambda one: len(one.place.parts)):
+        for root in _given_mounts(roots):
             mounts.bind(root.source, root.place, is_writable=root.is_writable)
         for root in roots:  # all of them first: a folder may be seen at two places
             if root.is_writable:
@@ -132,11 +137,18 @@ def plan_mounts(access: Access, limits: Limits, *, search_path: str) -> Mounts:
                 mounts.bind(source, OWN / "fulmen/sandbox" / name)
         for path in access.hidden:
             _hide(mounts, Path(os.path.realpath(path)))
+        if access.records is not None and mounts.repositories.roots:
+            mounts.record = Record(access.records, mounts.repositories)
     except BaseException:
         mounts.links.close()
         mounts.placeholders.release()
         raise
     return mounts
+
+
+def check_access(access: Access) -> None:
+    """Raise ValueError for a folder that cannot be given, before anything is done with it."""
+    _roots(access)
 
 
 def _hide(mounts: Mounts, path: Path) -> None:
@@ -164,7 +176,7 @@ def _roots(access: Access) -> list[_Root]:
             raise ValueError(f"{place} is given to the sandbox twice")
     for root in roots:
         if root.is_writable:
-            _check_not_ours(root.source)
+            check_not_ours(root.source)
     return roots
 
 
@@ -187,14 +199,6 @@ def _check_place(place: Path) -> None:
     for other in (*_KERNEL, OWN):
         if place.is_relative_to(other) and not place.is_relative_to("/dev/shm"):
             raise ValueError(f"{place} is the kernel's, a sandbox has its own there")
-
-
-def _check_not_ours(folder: Path) -> None:
-    """Raise for a folder with what says what an agent may do, and where it was."""
-    for own in (user_folder("XDG_CONFIG_HOME", ".config"), user_folder("XDG_DATA_HOME", _DATA)):
-        real = Path(os.path.realpath(own / "fulmen"))
-        if real.is_relative_to(folder) or folder.is_relative_to(real):
-            raise ValueError(f"{folder} cannot be changed in a sandbox, {real} is fulmen's own")
 
 
 def _home() -> Path:
@@ -303,18 +307,28 @@ def _environment() -> list[Path]:
 
 
 def _hold_ours(mounts: Mounts, root: _Root) -> None:
-    """Hold what this process runs from, which would run on the host with its next start: Python,
-    the virtual environment, the package, and all other folders of modules."""
+    """Hold what this process runs from and is told by, which would hold on the host."""
     if not root.is_writable:
         return
-    package = str(Path(__file__).parents[1])
-    named = (sys.base_prefix, sys.prefix, package, *filter(None, sys.path))
-    real = {Path(os.path.realpath(one)) for one in named}
-    below = {one for one in real if root.source in one.parents and one.exists()}
-    held = sorted(one for one in below if not below & set(one.parents))
-    for path in held:
-        mounts.hold(path, root.seen(path))
-    _note(mounts, root, held, "is what fulmen itself runs from (install it elsewhere to change it)")
+    for reason, paths in ours_below(root.source):
+        for path in paths:
+            mounts.hold(path, root.seen(path))
+        _note(mounts, root, paths, reason)
+
+
+def _given_mounts(roots: list[_Root]) -> list[_Root]:
+    """Return the folders that are given, the outer ones first, and among them those above a path
+    that is held for where it is: what is a mount itself cannot be renamed."""
+    found = {root.place: root for root in roots}
+    for root in (one for one in roots if one.is_writable and one.source.is_dir()):
+        ours = [path for _, paths in ours_below(root.source) for path in paths]
+        inner = [one.place for one in roots if root.place in one.place.parents]
+        for path in (*ours, *_hooks(root.source)):
+            for folder in path.parents:
+                place = root.seen(folder) if root.source in folder.parents else root.place
+                if not any(place.is_relative_to(one) for one in inner):
+                    found.setdefault(place, _Root(folder, place, True))
+    return sorted(found.values(), key=lambda one: len(one.place.parts))
 
 
 def _hold_absent(mounts: Mounts, root: _Root, names: tuple[str, ...]) -> None:
@@ -342,6 +356,8 @@ def _hold_in(mounts: Mounts, root: _Root, access: Access, roots: list[_Root]) ->
     if not root.is_writable:
         return
     held = [*found.protected, *found.shared, *found.unseen]
+    if GITS_OWN in access.protected:
+        held += (path for path in found.settings if not path.is_symlink())
     for pointer in (path for path in found.protected if path.name == GITS_OWN):
         for folder in git_folders(pointer):
             if folder.is_relative_to(root.source):
@@ -354,11 +370,15 @@ def _hold_in(mounts: Mounts, root: _Root, access: Access, roots: list[_Root]) ->
         if path not in held:
             mounts.notes.append(f"{root.seen(path)} is read-only, much in it must not change")
     _note(mounts, root, found.shared, "has another name (hard link) outside")
-    _note(mounts, root, found.unseen, "was not looked into, there is too much")
-    for link in found.links:
+    _note(mounts, root, found.unseen, "was not looked into: it is closed, too deep or too much")
+    for link in (*found.links, *(path for path in found.settings if path.is_symlink())):
         mounts.links.hold(link)
     if GITS_OWN in access.protected:
         mounts.repositories.known |= found.repositories
+        mounts.repositories.bare |= found.bare
+        for folder in found.unseen:
+            status = folder.lstat()
+            mounts.repositories.closed.add((status.st_dev, status.st_ino))
         mounts.repositories.roots.append(root.source)
 
 

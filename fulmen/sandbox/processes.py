@@ -8,8 +8,6 @@ import os
 import signal
 from typing import Final
 
-MAX_TASKS_PER_PROCESS: Final = 8
-"""Threads count too: all processes together may have this many times `num_processes`"""
 _RESERVE: Final = 0.05
 """Part of the machine's memory below which a sandbox that took much gives up"""
 

@@ -154,7 +154,6 @@ class Sandbox:
         parts.devices.remove()  # they are mounted
 
     def _settings(self, parts: _Parts) -> dict[str, object]:
-        """Return what the supervisor has to know and do."""
         limits, mounts = self._limits, parts.mounts
         num_tasks = _THREADS * limits.num_processes
         return {
@@ -172,7 +171,6 @@ class Sandbox:
         }
 
     async def __aexit__(self, *_: object) -> None:
-        """Kill everything inside and take away what was put into the folders."""
         await self._close()
 
     async def _close(self) -> None:
@@ -256,7 +254,6 @@ class Sandbox:
     async def _begin(
         self, folder: str | None, call: Call, patience: float, text: bytes, **request: object
     ) -> tuple[dict[str, object], bytes]:
-        """Have a command begun in a folder."""
         place = self.folder if folder is None else folder
         try:
             return await self._ask(call, patience, text, folder=place, **request)
@@ -294,6 +291,15 @@ class Sandbox:
     async def kill_job(self, job: int) -> None:
         """Kill a job and all its children. Raises ValueError for a job that there is not."""
         await self._ask(Call(), ANSWER_SECONDS, op="kill", job=job)
+
+    async def settle_repositories(self) -> list[str]:
+        """Look for repositories that were made inside now, not only in the end; return a sentence
+        for each that is new."""
+        mounts = self._opened().mounts
+        mounts.repositories.known |= mounts.links.identities()
+        notes = await asyncio.to_thread(mounts.repositories.settle)
+        self.notes = (*self.notes, *notes)[:_MAX_NOTES]
+        return notes
 
     # Files. A path that is not absolute begins in the workspace; an OSError is the kernel's word
     # from inside, such as FileNotFoundError, or PermissionError for what is read-only.
@@ -386,7 +392,6 @@ class Sandbox:
     async def _work(
         self, path: str, content: bytes = b"", **request: object
     ) -> tuple[dict[str, object], bytes]:
-        """Have file work done inside."""
         try:
             answer = await self._ask(
                 Call(), ANSWER_SECONDS, content, op="file", path=path, **request
@@ -429,7 +434,6 @@ class Sandbox:
         return value
 
     def _rows(self, body: bytes, kinds: tuple[object, ...]) -> list[tuple[object, ...]]:
-        """Return a list of rows of which every field is of the kind it must be."""
         try:
             rows = parse_json(body, "a listing").get("rows")
             if not isinstance(rows, list):
@@ -490,7 +494,6 @@ def _joined(head: bytes, num_dropped: int, tail: bytes) -> str:
 
 
 def _linux() -> tuple[int, int]:
-    """Return the kernel's version."""
     if sys.platform == "win32":
         return 0, 0
     major, minor = os.uname().release.split(".")[:2]

@@ -56,7 +56,9 @@ def store_folder(root: Path, name: str, *, creates: bool = False) -> Path:
                 "--repair moves it aside"
             )
         if creates:
-            path.mkdir(parents=True, exist_ok=True)
+            # States hold what was said, which is nobody else's to read.
+            root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            path.mkdir(exist_ok=True)
     return path
 
 

@@ -382,7 +382,7 @@ class SessionStore:
         """Lock the store; gives whether it is."""
         for name in FOLDERS:
             store_folder(self.root, name)
-        self.root.mkdir(parents=True, exist_ok=True)
+        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         with lock_file(self.root / "lock", waits=waits) as is_held:
             yield is_held
 

@@ -183,3 +183,13 @@ def test_a_call_that_was_under_way_is_made_again_also_in_a_folder_that_cannot_be
     assert note is not None
     assert "made again from files as they are" in note
     assert len(list(folder.iterdir())) == COUNT + 1
+
+
+def test_forks_of_forks_keep_names_that_runs_may_have(archive: Archive, run: Run) -> None:
+    names = {name := "run"}
+    for _ in range(12):
+        made = archive.fork(name, 0, archive.runs.root.parent / f"fork-{len(names)}")
+        names.add(name := made.name)
+    assert names == {"run", *(f"run-{number}" for number in range(2, 14))}
+    assert len(archive.free_name("a" * 80)) == 80
+    assert archive.free_name("-2") == "-2-2"

@@ -10,7 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fulmen.agent.ignored import MAX_RULES, MAX_RULES_BYTES, Rules, user_excludes
+from fulmen.agent.ignored import (
+    MAX_RULES,
+    MAX_RULES_BYTES,
+    Rules,
+    first_rules,
+    repository_above,
+    user_excludes,
+)
 from tests.examples import examples
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git gives the answers")
@@ -135,3 +142,54 @@ def test_spaces_at_the_end_of_a_line_take_no_time(line: bytes) -> None:
 )
 def test_a_space_at_the_end_counts_behind_a_backslash_only(line: bytes, name: str) -> None:
     assert Rules().below("", line).ignores(name, is_folder=False)
+
+
+@needs_git
+@settings(max_examples=examples(60), deadline=None)
+@given(
+    above=st.lists(st.lists(LINES, max_size=3), min_size=3, max_size=3),
+    paths=st.sets(PATHS, min_size=10, max_size=20),
+)
+def test_patterns_of_the_folders_above_are_gits(
+    above: list[list[str]], paths: set[str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    top = tmp_path_factory.getbasetemp() / "above"
+    folder = top / "a/ab"
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        subprocess.run(["git", "init", "-q", top], check=True)
+    for place, lines in zip((top, top / "a", folder), above, strict=True):
+        (place / ".gitignore").write_bytes("\n".join(lines).encode())
+
+    def ignored(at: Path, names: set[str]) -> set[str]:
+        asked = subprocess.run(
+            ["git", "-C", at, "check-ignore", "--no-index", "--stdin", "-z"],
+            input="\0".join(names).encode(),
+            capture_output=True,
+            check=False,
+        )
+        return {name for name in asked.stdout.decode().split("\0") if name}
+
+    is_own = not ignored(top, {"a", "a/ab"})
+    assert repository_above(folder) == (top if is_own else None)
+    if is_own:
+        rules = first_rules(folder).below("", (folder / ".gitignore").read_bytes())
+        assert {path for path in paths if ignored_by(rules, path)} == ignored(folder, paths)
+
+
+def test_a_repository_begins_at_the_nearest_git_of_the_same_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "repo/packages/a"
+    folder.mkdir(parents=True)
+    around = repository_above(folder)  # where the tests' folders lie
+    assert around is None or tmp_path.is_relative_to(around)
+    (tmp_path / "repo/.git").mkdir()
+    (tmp_path / ".git").mkdir()
+    assert repository_above(folder) == tmp_path / "repo"
+    assert repository_above(tmp_path / "repo") is None  # it begins here
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+        assert repository_above(folder) is None
+    (tmp_path / "repo/.gitignore").write_text("*\n")  # as dotfiles in a home have it
+    assert repository_above(folder) is None

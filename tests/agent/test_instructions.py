@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fulmen.agent import Instructions, find_instructions
+from fulmen.agent import Instructions, Setup, find_instructions
 from fulmen.agent.instructions import (
     MAX_BYTES,
     instruction_places,
@@ -153,3 +153,42 @@ def test_instructions_come_from_the_folders_above_a_file_only(parts: list[str]) 
         path = os.path.normpath(Path(workspace, *parts, "file"))
         for text in texts(instructions_for(Path(*parts, "file"), workspace=workspace)):
             assert path.startswith(f"{workspace}/{text}/")
+
+
+def test_instructions_hold_from_where_the_repository_begins(workspace: Path) -> None:
+    home = workspace.parent / "home"
+    (workspace.parent / "AGENTS.md").write_text("not of the repository")
+    for place in (".", "a", "a/b"):
+        (workspace / place / "AGENTS.md").write_text(f"of {place}")
+    assert texts(find_instructions(workspace / "a/b", home=home)) == ["of a/b"]
+    (workspace / ".git").mkdir()
+    found = find_instructions(workspace / "a/b", home=home)
+    assert texts(found) == ["of .", "of a", "of a/b"]
+    (workspace / "AGENTS.md").unlink()
+    (workspace / "AGENTS.md").symlink_to(workspace.parent / "AGENTS.md")  # leads out
+    assert texts(find_instructions(workspace / "a/b", home=home)) == ["of a", "of a/b"]
+    setup = Setup.read(workspace / "a/b", home)
+    assert "Instructions of a folder above (../AGENTS.md):\n\nof a" in setup.text
+    assert setup.notes == (
+        f"the repository begins at {workspace}: git finds none here, start there if the agent is "
+        "to use it",
+    )
+
+
+def test_ones_own_file_may_be_a_link_and_another_is_told_of(workspace: Path) -> None:
+    home, dotfiles = workspace.parent / "home", workspace.parent / "dotfiles"
+    dotfiles.mkdir()
+    (dotfiles / "agents").write_text("mine")
+    (dotfiles / "HOUSE.md").write_text("of the house")
+    (home / "AGENTS.md").symlink_to(dotfiles / "agents")
+    (home / "HOUSE.md").symlink_to(dotfiles / "HOUSE.md")
+    (home / "agent.toml").write_text('instructions = ["HOUSE.md"]\n')
+    setup = Setup.read(workspace, home)
+    assert texts(list(setup.instructions)) == ["mine", "of the house"]
+    assert "Instructions of the user (AGENTS.md):\n\nmine" in setup.text
+    assert setup.notes == ()
+    (workspace / "AGENTS.md").symlink_to(dotfiles / "HOUSE.md")
+    setup = Setup.read(workspace, home)
+    assert texts(list(setup.instructions)) == ["mine", "of the house"]
+    place = workspace / "AGENTS.md"
+    assert setup.notes == (f"{place} is not read: the link leads to no Markdown in the folder",)

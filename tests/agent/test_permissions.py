@@ -558,11 +558,18 @@ def test_the_reason_of_a_refusal_names_the_part_and_the_rule() -> None:
 def test_a_rule_of_a_tool_is_for_all_its_calls() -> None:
     rules = Rules.parse(["bash", "thing"], deny=["edit", "grep"])
     assert verdicts("bash", {"command": "rm $x"}, rules) == "daaa"
-    assert verdicts("thing", {}, rules) == "aaaa"
+    assert verdicts("thing", {}, rules) == "daaa"
     assert verdicts("write", {"path": "a", "content": ""}, rules) == "dddd"
     assert verdicts("bash", {"command": "ls > a"}, rules) == "dddd"
     assert verdicts("grep", {"pattern": "x"}, rules) == "dddd"
     assert verdicts("read", {"path": "a"}, Rules.parse(deny=["*"])) == "dddd"
+
+
+def test_no_rule_lets_a_tool_that_is_not_ours_run_in_plan_mode() -> None:
+    """Nobody knows of it that it only reads."""
+    rules = Rules(allow=frozenset({Rule("mcp__issues__close")}))
+    found = [permissions(mode, rules).judge(Call("mcp__issues__close", {})) for mode in MODES]
+    assert [one.decision for one in found] == ["deny", "allow", "allow", "allow"]
 
 
 def test_an_allow_rule_covers_protected_files_only_by_name() -> None:
@@ -739,6 +746,9 @@ def test_a_command_that_jobs_starts_is_judged() -> None:
         *("cat .en?", "cat .e*", "cat .*", "head -c9 .[e]nv", "cat ./.en*", "cat a/.n?trc"),
         *("cat .env$X", "cat .env.$X", "cat .e*.local", "grep -f.env a", "grep -inf.env a"),
         *("jq -f.env a", "git show HEAD:.env", "git log -L1,5:.env", "cat *.py .en?"),
+        *("cat .envrc", "cat a/.npmrc", "cat .npm*", "file -f.env", "file -bf.env", "od @.env"),
+        *("hexdump -f.env a", "strings @.env", "git ls-files -oX.env", "xargs -a.env echo"),
+        *("xargs -0a .env echo", "xargs --arg-file=.env echo"),
         *("for f in .env .envrc; do cat $f; done", "xargs cat .p*", "cat .git-cred*"),
     ],
 )
@@ -753,11 +763,46 @@ def test_a_file_of_keys_behind_a_wildcard_is_asked_about_in_every_mode(text: str
     "text",
     [
         *("cat *", "cat *.py", "cat a/*", "cat .gitignore", "cat .github/*", "cat .clang-*"),
-        *("cat ?env", "cat [.]env", "cat .envrc", "cat .env.example", "grep -ef a", "ls */.x*"),
+        *("cat ?env", "cat [.]env", "cat .env.example", "grep -ef a", "ls */.x*"),
     ],
 )
 def test_other_wildcards_are_not_asked_about(text: str) -> None:
     assert bash(text, "plan").decision == "allow"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("file -fsecrets/key", "file -bbfsecrets/key", "strings @secrets/key"),
+        *("xargs -asecrets/key echo", "xargs -ra secrets/key echo", "hexdump -fsecrets/key a"),
+    ],
+)
+def test_a_file_behind_the_letters_of_an_option_is_denied_in_every_mode(text: str) -> None:
+    rules = Rules.parse(deny=["read(secrets/**)"])
+    for mode in MODES:
+        assert bash(text, mode, rules).decision == "deny", mode
+    for mode in MODES:
+        assert bash(f"ls -{'l' * 99}secrets/key", mode, rules).decision != "allow", mode
+
+
+def test_lines_that_xargs_reads_are_a_file_that_is_read() -> None:
+    for text in ("xargs -a /etc/x echo", "xargs -ra/etc/x echo", "xargs --arg-file /etc/x echo"):
+        for mode in MODES:
+            assert bash(text, mode).decision == bash("cat /etc/x", mode).decision, (text, mode)
+    assert bash("xargs -a list echo", "plan").decision == "allow"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("ls -la", "head -n5 a", "git log --oneline -n3", "sort -k2,2n a", "cut -f1,2 -d: a"),
+        *("grep -A3 -B2 x a", "rg -tpy x", "rg -g'*.py' x", "od -c a"),
+    ],
+)
+def test_usual_options_are_no_files(text: str) -> None:
+    rules = Rules.parse(deny=["read(secrets/**)", "read(.env)"])
+    for mode in MODES:
+        assert bash(text, mode, rules).decision == "allow", mode
 
 
 def test_names_in_a_loop_may_be_hidden_ones() -> None:

@@ -288,3 +288,14 @@ def test_a_list_reads_no_log_that_did_not_go_on(tmp_path: Path) -> None:
     log.write_bytes(content)
     (run.path / "outline.json").write_text('{"num_bytes": 5}')
     assert runs.outline("one") == outline
+
+
+def test_a_run_is_nobody_elses_to_read(tmp_path: Path) -> None:
+    """A log holds what the agent read and printed."""
+    runs = Runs(tmp_path / "fulmen/agents")
+    run = runs.create(facts())
+    assert [path.stat().st_mode & 0o777 for path in (runs.root, run.path)] == [0o700] * 2
+    run.path.chmod(0o755)  # one of before
+    with run:
+        pass
+    assert run.path.stat().st_mode & 0o777 == 0o700

@@ -29,7 +29,16 @@ from fulmen.agent import (
     view,
     write_trajectories,
 )
-from fulmen.chat import Message, Tokenizer, ToolCall, read_messages
+from fulmen.chat import (
+    Completion,
+    Message,
+    Reply,
+    Token,
+    Tokenizer,
+    ToolCall,
+    Usage,
+    read_messages,
+)
 from fulmen.sampling import SamplingParams
 from tests.examples import examples
 from tests.tiny import write_checkpoint
@@ -62,11 +71,15 @@ def messages(draw: st.DrawFn) -> Message:
 def sampled_ids(draw: st.DrawFn) -> Sampled:
     ids = draw(st.lists(st.integers(0, 200), max_size=6))
     logprobs = st.none() | st.floats(-30, 0)
+    versions = st.none() | st.integers(0, 9)
     return Sampled(
         prompt_ids=tuple(draw(st.lists(st.integers(0, 200), max_size=6))),
         answer_ids=tuple(ids),
         logprobs=tuple(draw(st.lists(logprobs, min_size=len(ids), max_size=len(ids)))),
         forced=tuple(draw(st.sets(st.integers(0, len(ids) - 1)))) if ids else (),
+        policy_versions=tuple(
+            draw(st.just([]) | st.lists(versions, min_size=len(ids), max_size=len(ids)))
+        ),
     )
 
 
@@ -174,6 +187,27 @@ def test_a_line_that_is_no_trajectory_is_named(tmp_path: Path, line: str, senten
     assert len(str(refusal.value).splitlines()) == 1
 
 
+def test_an_answer_keeps_the_version_of_the_weights_that_gave_each_id() -> None:
+    tokens = (Token(6, -0.1, policy_version=2), Token(7, -0.2, is_forced=True, policy_version=3))
+    completion = Completion(
+        reply=Reply(content="x"),
+        finish_reason="stop",
+        prompt_ids=(1,),
+        prefix_ids=(5,),
+        prefix_logprobs=(-0.3,),
+        tokens=tokens,
+        params=SamplingParams(),
+        usage=Usage(num_prompt_tokens=1, num_new_tokens=2),
+    )
+    sampled = Answer.of(completion, seconds=1.0).sampled
+    assert sampled is not None
+    assert sampled.policy_versions == (None, 2, 3)
+    unknown = replace(completion, tokens=tuple(replace(t, policy_version=None) for t in tokens))
+    sampled = Answer.of(unknown, seconds=1.0).sampled
+    assert sampled is not None
+    assert sampled.policy_versions == ()
+
+
 def test_ids_and_log_probabilities_must_fit_together(tmp_path: Path) -> None:
     sampled = Sampled(prompt_ids=(1,), answer_ids=(2, 3), logprobs=(-0.5, None), forced=(1,))
     answer = Answer(
@@ -188,6 +222,8 @@ def test_ids_and_log_probabilities_must_fit_together(tmp_path: Path) -> None:
         {"answer_ids": (2, -3)},
         {"forced": (2,)},
         {"prompt_ids": ("a",)},
+        {"policy_versions": (1,)},
+        {"policy_versions": (1, -1)},
     ):
         wrong = replace(answer, sampled=replace(sampled, **changes))
         write_trajectories(path, [Trajectory(steps=[Step((), wrong)])])

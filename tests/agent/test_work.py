@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -95,6 +96,39 @@ async def said(work: Work, words: str | None = None) -> str:
     """Open a run, let it work, and close it."""
     async with work:
         return await work.say(words)
+
+
+# ---- interrupted -------------------------------------------------------------------------------
+
+
+def test_an_interrupt_right_after_new_words_is_not_lost(folder: Path, tmp_path: Path) -> None:
+    class Slow(Archive):
+        """An archive of a folder that takes its time."""
+
+        work: Work
+        loop: asyncio.AbstractEventLoop
+
+        def found(self, run: Any) -> None:
+            self.loop.call_soon_threadsafe(self.work.interrupt)
+            time.sleep(0.2)
+            super().found(run)
+
+    archive = Slow(tmp_path / "runs")
+    begun(archive, folder, name="run")
+    script = [says("m2", "A."), bash("m2", "touch made"), says("m2", "B.")]
+
+    async def work() -> None:
+        archive.loop = asyncio.get_running_loop()
+        archive.work = work_of(archive, "run", scripted(script))
+        async with archive.work as work:
+            assert await work.say("one") == "done"
+            assert await work.say("two") == "interrupted"
+            assert not (folder / "made").exists()
+            assert await work.say() == "done"  # it goes on, and is interrupted no more
+            assert (folder / "made").exists()
+            assert [one.content for one in work.trajectory.steps[1].said] == ["two"]
+
+    run(work())
 
 
 # ---- time: every step comes back ----------------------------------------------------------------
@@ -568,6 +602,45 @@ def test_snapshots_have_nothing_of_the_sandbox(folder: Path, archive: Archive) -
     assert [change.path for change in archive.changes("run", 0, 2)] == ["new"]
     assert sorted(path.name for path in folder.iterdir()) == ["kept", "new"]
     assert archive.runs.open("run").trajectory.found == {}
+
+
+@dataclass
+class Watching:
+    """Somebody who sees the records."""
+
+    records: list[Mapping[str, Any]] = field(default_factory=list)
+
+    def event(self, event: object) -> None: ...
+
+    def calling(self, call: object) -> None: ...
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        self.records.append(record)
+
+
+def test_repositories_made_inside_are_settled_with_the_answer(
+    folder: Path, archive: Archive
+) -> None:
+    """A person may be there with the answer, while the conversation goes on."""
+    begun(archive, folder, name="run")
+    evil = "git init -q sub; git -C sub config core.fsmonitor x"
+    script = [bash("m2", evil), says("m2", "Done."), says("m2", "Yes.")]
+    seen = Watching()
+
+    async def go() -> list[str]:
+        async with work_of(archive, "run", scripted(script), watcher=seen) as work:
+            assert await work.say(TASK) == "done"
+            assert not (folder / "sub/.git/HEAD").exists()
+            (record,) = (archive.runs.root / ".sandboxes").iterdir()
+            assert record.stat().st_size > 0
+            assert await work.say("Sure?") == "done"
+            return work.notes
+
+    notes = run(go())
+    assert ["git does not see it" in note for note in notes] == [True]
+    assert seen.records[-4]["text"] == notes[0]
+    assert list((archive.runs.root / ".sandboxes").iterdir()) == []
+    assert archive.runs.names() == ["run"]
 
 
 def test_what_the_mode_forbids_is_not_done(folder: Path, archive: Archive) -> None:

@@ -87,6 +87,43 @@ def test_the_end_of_a_job_is_told(tmp_path: Path) -> None:
     at_work(tmp_path, use)
 
 
+# Plans
+
+
+def test_a_plan_that_is_none_is_told_so(tmp_path: Path) -> None:
+    states = (["open"], {"open": 1}, None, 1, True, "later")
+    items: list[Any] = [[{"text": "x", "state": state}] for state in states]
+    items += [["x"], [None], [{"state": "open"}], [{"text": ["x"], "state": "open"}]]
+
+    async def use(call: Call) -> None:
+        for one in items:
+            result = await call("todo", items=one)
+            assert result.is_error
+            assert result.text == "an item has a text, and a state: open, doing or done", one
+        done = await call("todo", items=[{"text": "x", "state": "done"}])
+        assert (done.text, done.is_error) == ("noted; 0 of 1 are left", False)
+
+    at_work(tmp_path, use)
+
+
+def test_no_call_ends_the_process(tmp_path: Path) -> None:
+    class Broken(Permissions):
+        """Permissions that cannot make sense of a call."""
+
+        def judge(self, *_: Any, **__: Any) -> Any:
+            raise RecursionError("too deep")
+
+    async def begin(sandbox: Sandbox) -> Result:
+        permissions = Broken("auto", Rules(), workspace=tmp_path)
+        bench = Workbench(sandbox, profile="coding", permissions=permissions, folder=tmp_path)
+        return await bench.run(0, ToolCall("bash", {"command": "touch made"}))
+
+    result = inside(tmp_path, begin)
+    assert result.is_error
+    assert result.text == "the call failed: RecursionError: too deep"
+    assert not (tmp_path / "made").exists()
+
+
 # What grep and glob find
 
 

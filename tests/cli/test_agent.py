@@ -108,11 +108,17 @@ class Terminal(io.StringIO):
 
 
 def typed(
-    keys: str, *arguments: str | Path, monkeypatch: pytest.MonkeyPatch
+    keys: str,
+    *arguments: str | Path,
+    monkeypatch: pytest.MonkeyPatch,
+    out: io.StringIO | None = None,
 ) -> tuple[int, str, str]:
-    """Run a command at a terminal where somebody types; return its exit code, stdout and stderr."""
+    """Run a command at a terminal where somebody types; return its exit code, stdout and stderr.
+
+    out  stdout, which is no terminal if omitted
+    """
     error = Terminal()
-    out = io.StringIO()
+    out = io.StringIO() if out is None else out
     with monkeypatch.context() as patch:
         patch.setattr(sys, "argv", ["fulmen", *map(str, arguments)])
         patch.setattr(sys, "stdin", Terminal(keys))
@@ -497,14 +503,15 @@ def test_what_a_model_writes_reaches_no_terminal_as_it_is(
     ]
     with served_script(script) as url:
         arguments = ("agent", "-p", "Do it.", "--mode", "auto", "--folder", folder, "--url", url)
-        _, out, error = typed("", *arguments, monkeypatch=monkeypatch)
+        _, out, error = typed("", *arguments, monkeypatch=monkeypatch, out=Terminal())
+    assert "Done" in out
     name = run_name()
     shown = called("agent", "show", name).stdout
-    assert "\x1b]" not in error
-    assert "\x1b[2J" not in error
-    assert "\x07" not in error
+    for text in (out, error):
+        assert "\x1b]" not in text
+        assert "\x1b[2J" not in text
+        assert "\x07" not in text
     assert "\x1b" not in shown
-    del out  # not a terminal here
 
 
 def test_the_model_on_this_machine_keeps_its_states_for_the_next_time(

@@ -32,6 +32,7 @@ from fulmen.llm import LLM, ForcedModel, LocalModel, ScriptedModel
 from fulmen.models import Packed
 from fulmen.sampling import SamplingParams
 from tests.agent.working import m1_calls, m2_calls
+from tests.sandbox.helpers import python
 from tests.tiny import write_checkpoint
 
 M2 = get_format("minimax_m2")
@@ -238,3 +239,19 @@ def test_nothing_of_this_package_can_be_read_where_a_task_is_played() -> None:
 def test_a_tool_of_a_name_that_the_profile_has_is_refused() -> None:
     with pytest.raises(ValueError, match="the task has a tool read that its profile has too"):
         play(Files(("read",)), [says("x")])
+
+
+DEEP = "import os\nfor _ in range(1500):\n    os.mkdir('a')\n    os.chdir('a')"
+
+
+@pytest.mark.usefixtures("has_sandbox")
+def test_a_folder_that_is_deep_or_closed_is_a_score_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python's own way to take it away raises RecursionError, and runs out of open files."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    command = f"mkdir closed; touch closed/a; chmod 0 closed; {python(DEEP)}\necho new > a.txt"
+    trajectory, _ = play(Files(), [calls("run", command=command), says("Done.")])
+    assert trajectory.steps[0].results[0].is_error is False
+    assert trajectory.score == Score(1.0)
+    assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,7 @@
 """An adversary inside: what it may not see, change, reach or outlive."""
 
 import asyncio
+import errno
 import os
 import socket
 import subprocess
@@ -135,11 +136,11 @@ def test_a_linked_worktree_works_and_its_repository_is_read_only(
     command = f"""
     git log --oneline; git status --short
     echo evil > {repository}/.git/hooks/pre-commit; echo evil > .git; rm .git
-    echo evil >> {repository}/.git/config; ls {repository}
+    echo evil >> {repository}/.git/config; ls -A {repository}
     """
     outcome = run_inside(worktree, command)
     assert outcome.output.count("Read-only file system") == 3
-    assert outcome.output.endswith(" a\n") is False
+    assert outcome.output.endswith("\n.git\n")  # nothing else of the folder is seen
     assert sorted((repository / ".git").rglob("*")) == before
     assert (worktree / ".git").read_text().startswith("gitdir: ")
 
@@ -305,7 +306,6 @@ def test_what_we_run_from_cannot_be_changed(
     monkeypatch.setattr(sys, "prefix", str(tmp_path / ".venv"))
     monkeypatch.syspath_prepend(tmp_path / "src")
     monkeypatch.syspath_prepend(tmp_path / ".venv/lib/site-packages")
-    monkeypatch.syspath_prepend(tmp_path)  # a whole workspace cannot be held
 
     async def use(sandbox: Sandbox) -> str:
         for place in (".venv/lib/site-packages", ".venv", "src", "src/deep"):
@@ -315,11 +315,46 @@ def test_what_we_run_from_cannot_be_changed(
         return " ".join(sandbox.notes)
 
     notes = inside(tmp_path, use)
-    assert "fulmen itself runs from" in notes
-    assert f"{tmp_path}/.venv, {tmp_path}/src" in notes
+    assert f"fulmen itself runs from (install it elsewhere to change it): {tmp_path}/.venv" in notes
+    assert f"PYTHONPATH names: {tmp_path}/src" in notes
     found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
     assert found >= {".venv/lib/site-packages", "src/deep", "free/a"}
     assert not list(tmp_path.rglob("sitecustomize.py"))
+
+
+def test_a_folder_of_modules_cannot_be_moved_with_one_above(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a/b/src").mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path / "a/b/src")
+    moved = "mv a x; mv a/b a/x; mkdir -p a/b/src; echo evil > a/b/src/json.py; touch a/b/free"
+    for shown in (None, Path("/elsewhere")):
+        run_inside(tmp_path, moved, seen_as=shown)
+        found = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*"))
+        assert found == ["a", "a/b", "a/b/free", "a/b/src"]
+    run_inside(tmp_path, moved, writable=(tmp_path / "a/b",))
+    assert (tmp_path / "a/b/src").is_dir()
+    assert not list(tmp_path.rglob("json.py"))
+    run_inside(tmp_path, "touch a/b/new a/new", readable=(tmp_path / "a/b",))
+    assert (tmp_path / "a/new").exists()
+    assert not (tmp_path / "a/b/new").exists()
+
+
+@pytest.mark.parametrize("place", [".", "missing"])
+def test_a_workspace_that_python_looks_for_modules_in_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """`sitecustomize.py`, or `json.py`, would run with the next start."""
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / place)])
+    with pytest.raises(ValueError, match=r"on Python's path of modules.*PYTHONPATH"):
+        run_inside(tmp_path, "true")
+    assert list(tmp_path.iterdir()) == []
+    run_inside(tmp_path, "true", is_read_only=True)
+    monkeypatch.setattr(sys, "path", ["", *sys.path[:-1]])  # where Python was started
+    run_inside(tmp_path, "true")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="on Python's path of modules"):
+        run_inside(tmp_path, "true")
 
 
 def test_nothing_is_written_outside_the_workspace(tmp_path: Path) -> None:
@@ -426,6 +461,35 @@ def test_the_folders_of_fulmen_itself_are_not_given(
     with pytest.raises(ValueError, match="is fulmen's own"):
         run_inside(Path(__file__).parent, "true", is_read_only=False, writable=(tmp_path,))
     run_inside(tmp_path / "config", "true", is_read_only=True)
+
+
+@pytest.mark.parametrize("linked", ["agent", "agent/agent.toml", "agent/approved"])
+def test_settings_that_are_links_into_the_workspace_are_read_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, linked: str
+) -> None:
+    """One's own are often kept with other settings of programs, in a repository."""
+    dots, own = tmp_path / "dots", tmp_path / "config/fulmen" / linked
+    real = dots / "deep" / own.name
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    own.parent.mkdir(parents=True)
+    (dots / "deep").mkdir(parents=True)
+    own.symlink_to(real)
+    with pytest.raises(ValueError, match="where nothing is"):
+        run_inside(dots, "true")
+    real.write_text("good") if real.suffix else real.mkdir()
+    way = f"echo evil > {real}; echo evil > {real}/agent.toml; rm -rf {real}; mv {real} x"
+    way += f"; mv deep x; mkdir -p deep/agent; echo evil > {real}; echo fine > deep/free"
+    run_inside(dots, way)
+    assert real.read_text() == "good" if real.suffix else list(real.iterdir()) == []
+    assert (dots / "deep/free").read_text() == "fine\n"
+    if real.is_dir():
+        with pytest.raises(ValueError, match="leads into it"):
+            run_inside(real, "true")
+    (dots / "other").symlink_to(real)
+    own.unlink()
+    own.symlink_to(dots / "other")
+    with pytest.raises(ValueError, match=r"through the link .*/dots/other"):
+        run_inside(dots, "true")
 
 
 def test_sockets_of_the_host_cannot_be_reached(tmp_path: Path) -> None:
@@ -709,4 +773,27 @@ def test_the_environment_of_one_command_does_not_poison_the_next(tmp_path: Path)
 
 
 def test_scopes_are_found_out_without_harm() -> None:
-    assert can_leave_abstract_sockets() in (True, False)
+    program = """
+import socket, sys
+from fulmen.sandbox import kernel
+print(kernel.can_leave_abstract_sockets())
+kernel._call("prctl", 38, 1, 0, 0, 0)  # no new privileges, which an ordinary user needs
+try:
+    kernel.leave_abstract_sockets()
+    socket.socket(socket.AF_UNIX).connect(chr(0) + sys.argv[1])
+    print("reached")
+except OSError as error:
+    print(error.errno)
+"""
+    name = f"fulmen-scope-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(f"\0{name}")
+        server.listen()
+        words = [sys.executable, "-c", program, name]
+        done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60)
+        told, number = done.stdout.split()
+        assert told == str(can_leave_abstract_sockets())
+        assert number != "reached"
+        assert (number == str(errno.EPERM)) >= (told == "True")
+        with socket.socket(socket.AF_UNIX) as client:  # we are free
+            client.connect(f"\0{name}")

@@ -16,13 +16,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Final
 
 from fulmen.agent import Score, Trajectory
 from fulmen.chat import Message
 from fulmen.envs.repairs import outcomes
 from fulmen.envs.repairs.kind import Probe
+from fulmen.envs.scratch import scratch_folder
 from fulmen.envs.task import Task
 from fulmen.files import parse_json
 from fulmen.sandbox import Access, Limits, Sandbox, find_python
@@ -128,8 +128,7 @@ class RepairTask(Task):
             for group in self.groups
         ]
         numbers = [len(group.checks) for group in self.groups]
-        with TemporaryDirectory(prefix="fulmen-grade-", ignore_cleanup_errors=True) as root:
-            folder = Path(root)
+        with scratch_folder("fulmen-grade-") as folder:
             _write(folder / "solution", sources)
             (folder / "asked.json").write_text(json.dumps({"groups": asked}), "utf-8")
             (folder / "outcomes.py").write_bytes(Path(outcomes.__file__).read_bytes())

@@ -297,3 +297,21 @@ def test_other_files_and_links_count_for_nothing(tmp_path: Path) -> None:
         (folder / path).symlink_to(outside)
 
     assert graded(task, tmp_path / "b", link).value == 0
+
+
+@pytest.mark.usefixtures("has_sandbox")
+def test_code_that_makes_deep_folders_when_it_is_graded_is_graded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = Repairs(41, level=1).task(0)
+
+    def change(folder: Path, task: RepairTask) -> None:
+        solve(folder, task)
+        path = folder / next(iter(task.solution))
+        deep = "import os\nfor _ in range(1500):\n    os.mkdir('a')\n    os.chdir('a')\n"
+        path.write_text(path.read_text() + deep)
+
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
+    assert graded(task, tmp_path / "a", change).parts["untouched_tests"] == 1
+    assert list((tmp_path / "scratch").iterdir()) == []
