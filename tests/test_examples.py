@@ -1,14 +1,19 @@
 """Examples run, with a model that says a script."""
 
 import asyncio
+import json
 import runpy
 import sys
 from pathlib import Path
 
 import pytest
 
+from fulmen.checkpoints import load_model, save_model
+from fulmen.models import new_model
+from fulmen.train import fork_config, latest_state
 from tests.agent.working import bash, says, scripted
 from tests.sandbox.helpers import skip_without_sandbox
+from tests.tiny import write_checkpoint
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -30,8 +35,28 @@ def test_an_agent_in_ten_lines_works_and_can_be_taken_back(
     assert not list(folder.iterdir())
 
 
+def test_reinforcement_learning_in_ten_lines_makes_its_steps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_model(new_model(fork_config(), seed=0), tmp_path / "model")  # it knows nothing yet
+    train = runpy.run_path(str(EXAMPLES / "rl.py"))["train"]
+    train(tmp_path / "run", 1, tmp_path / "model")
+    train(tmp_path / "run", 2, tmp_path / "model")
+    assert capsys.readouterr().out.count("reward 0.") == 2
+    assert latest_state(tmp_path / "run") is not None
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
 def test_an_example_says_how_it_is_called(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", [str(path)])
     with pytest.raises(SystemExit, match=f"python examples/{path.name}"):
         runpy.run_path(str(path), run_name="__main__")
+
+
+def test_a_warm_start_in_ten_lines_ends_with_a_checkpoint(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "tiny", "m1")
+    talk = [{"role": "user", "content": "One?"}, {"role": "assistant", "content": "Two."}]
+    (tmp_path / "talk.jsonl").write_text(f"{json.dumps({'messages': talk})}\n" * 9)
+    train = runpy.run_path(str(EXAMPLES / "sft.py"))["train"]
+    found = train(str(checkpoint), tmp_path / "talk.jsonl", tmp_path / "out", tokens=40)
+    assert load_model(found).config.vocab_size == load_model(checkpoint).config.vocab_size

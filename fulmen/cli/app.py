@@ -24,6 +24,8 @@ from fulmen.cli.models import models_app
 from fulmen.cli.output import drop_output, write_anything
 from fulmen.cli.sessions import sessions_app
 from fulmen.cli.settings import ConfiguredCommand
+from fulmen.cli.train import train_app
+from fulmen.cli.train_rl import RL_EXAMPLES, rl
 from fulmen.files import explain
 
 _EXAMPLES = examples("""
@@ -65,7 +67,7 @@ class _Root(Group):
 app = typer.Typer(
     name="fulmen",
     cls=_Root,
-    help="MiniMax-M1 and MiniMax-M2 in Python: chat, agents, serve, plan, quantize, measure.",
+    help="MiniMax-M1 and MiniMax-M2 in Python: chat, agents, serve, train, plan, quantize, bench.",
     epilog=_EXAMPLES,
     no_args_is_help=True,
     context_settings={"help_option_names": ["--help", "-h"]},
@@ -89,6 +91,8 @@ for _command, _epilog in (
 app.add_typer(agent_app, name="agent")
 app.add_typer(models_app, name="models")
 app.add_typer(sessions_app, name="sessions")
+train_app.command("rl", cls=Command, epilog=RL_EXAMPLES)(rl)
+app.add_typer(train_app, name="train")
 
 
 def main() -> None:

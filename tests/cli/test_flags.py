@@ -114,6 +114,7 @@ def arguments(command: str, folder: Path, tmp_path: Path) -> list[str | Path]:
         "models": ["smollm2"],
         "sessions": ["a"],
         "agent": ["a"],
+        "train": [tmp_path / "missing"],
     }
     return some[command]
 

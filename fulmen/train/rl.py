@@ -1,0 +1,258 @@
+"""A run of reinforcement learning, from its file: what is trained, on what, how, and where.
+
+    runs/x.toml -> RLRun -> model, environments, rollouts, curriculum, optimizer -> Trainer
+
+The file holds the fields of the dataclasses of this room, each in the table of its name; what it
+leaves out has its default. The run's folder gets the resolved file, the states and metrics.jsonl,
+and a run whose folder has a state goes on from it.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final, Literal
+
+from fulmen.chat import Tokenizer, load_format
+from fulmen.checkpoints import load_model
+from fulmen.engine import EngineConfig
+from fulmen.envs import load_environment
+from fulmen.files import write_text
+from fulmen.models import DTYPES, Model, new_model
+from fulmen.train.advantages import AdvantageConfig
+from fulmen.train.batch import BatchConfig
+from fulmen.train.curriculum import Curriculum, CurriculumConfig, SourceConfig
+from fulmen.train.fork import Fork, fork_config, warm_start
+from fulmen.train.local_rollouts import LocalRollouts
+from fulmen.train.objective import ObjectiveConfig
+from fulmen.train.optimizer import Optimizer, OptimizerConfig
+from fulmen.train.playing import LimitsConfig
+from fulmen.train.probe import Probe, ProbeConfig
+from fulmen.train.rollout import Rollouts, SamplingConfig, derive_seed
+from fulmen.train.run_file import revision, to_toml
+from fulmen.train.schedule import ScheduleConfig
+from fulmen.train.server_rollouts import ServerRollouts
+from fulmen.train.state import latest_state, model_folder, run_lock
+from fulmen.train.tasks import AnyEnvironment, TokenEnvironment
+from fulmen.train.trainer import Trainer, TrainerConfig, Watcher
+from fulmen.train.windows import LengthWindow, WindowConfig
+
+RESOLVED: Final = "run.toml"
+"""File of a run's folder that holds every value of the run"""
+_HELD_OUT: Final = " (held out)"
+"""End of the name of an environment whose tasks are never trained on"""
+_TOKENIZER_FILES: Final = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+    "chat_template.jinja",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSizes:
+    """Sizes of the engine that draws."""
+
+    max_num_seqs: int = 256
+    """Most answers that are drawn together"""
+    max_num_batched_tokens: int = 4096
+    """Most tokens of one forward pass"""
+    max_model_len: int | None = None
+    """Most tokens of a prompt with its answer; none: the model's context"""
+    kv_cache_bytes: int = 2 * 2**30
+    """Memory for keys and values"""
+
+    def config(self) -> EngineConfig:
+        """Return the engine's config; nobody watches single tokens."""
+        return EngineConfig(
+            max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            max_model_len=self.max_model_len,
+            kv_cache_bytes=self.kv_cache_bytes,
+            max_token_gap_seconds=None,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """A server that draws in place of the engine in this process."""
+
+    url: str
+    key: str | None = None
+    connect_seconds: float = 60.0
+    """Longest wait until it answers at all"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RLRun:
+    """Everything that a run depends on."""
+
+    folder: Path
+    """Folder of the run: states, metrics, the resolved file"""
+    model: Path
+    """Checkpoint to begin with; `fork` is the warm start of the fork task, made on the spot"""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Type of weights and activations; the optimizer's masters are float32"""
+    trainer: TrainerConfig
+    sources: tuple[SourceConfig, ...]
+    """Tasks that are trained on; their levels are names of environments"""
+    claimed: tuple[str, ...] = ()
+    """Environments that the probe asks beside those in training: all that must not get worse"""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    advantages: AdvantageConfig = field(default_factory=AdvantageConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-4))
+    schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(unit="steps"))
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    window: WindowConfig | None = None
+    """Stages of the length limit, in place of sampling.max_tokens; none is one stage"""
+    probe: ProbeConfig | None = field(default_factory=ProbeConfig)
+    engine: EngineSizes = field(default_factory=EngineSizes)
+    server: ServerConfig | None = None
+    """None draws in this process, which alone is exact"""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a run that no batch can be made of."""
+        if not self.sources:
+            raise ValueError("sources is empty, a run needs at least one [[sources]] with levels")
+        if self.batch.min_groups > self.trainer.num_groups:
+            raise ValueError(
+                f"batch.min_groups is {self.batch.min_groups}, trainer.num_groups is "
+                f"{self.trainer.num_groups}: no batch has that many groups"
+            )
+        if self.server is not None and self.sampling.exact:
+            raise ValueError(
+                f"{self.server.url} computes in its own way, so a run that samples there is not "
+                "exact: set sampling.exact to false"
+            )
+
+    @property
+    def environments(self) -> tuple[str, ...]:
+        """Names of the environments in training."""
+        return tuple(level for source in self.sources for level in source.levels)
+
+
+@contextmanager
+def open_run(
+    run: RLRun, *, model: Model | None = None, watcher: Watcher | None = None
+) -> Iterator[Trainer]:
+    """Yield the trainer of a run, which goes on where its folder has a state.
+
+    model  in training, in place of loading run.model
+
+    Raises ValueError, before anything is written, for what cannot be; PeerError for a server that
+    does not answer.
+    """
+    seed = run.trainer.seed
+    known = {name: open_environment(name, seed=seed) for name in run.environments}
+    held_out: dict[str, AnyEnvironment] = {}
+    if run.probe is not None:
+        names = dict.fromkeys((*run.environments, *run.claimed))
+        held_out = {
+            f"{name}{_HELD_OUT}": open_environment(name, seed=derive_seed(seed, "held out"))
+            for name in names
+        }
+    everything = {**known, **held_out}
+    with ExitStack() as stack:
+        stack.enter_context(run_lock(run.folder))
+        _check_resolved(run)
+        model = _first_model(run) if model is None else model
+        rollouts = _open_rollouts(run, model, everything)
+        stack.callback(rollouts.close)
+        write_text(run.folder / RESOLVED, f"# {revision()}\n{to_toml(_without_key(run))}")
+        num_tasks = {name: one.num_tasks for name, one in everything.items()}
+        trainer = Trainer(
+            model,
+            rollouts,
+            Curriculum(run.sources, run.curriculum, num_tasks=num_tasks, seed=seed),
+            run.trainer,
+            folder=run.folder,
+            optimizer=Optimizer(model, run.optimizer),
+            sampling=run.sampling,
+            objective=run.objective,
+            advantages=run.advantages,
+            batch=run.batch,
+            schedule=run.schedule,
+            window=None if run.window is None else LengthWindow(run.window),
+            probe=None
+            if run.probe is None
+            else Probe(
+                tuple(held_out),
+                run.probe,
+                num_tasks=num_tasks,
+                seed=derive_seed(seed, "probe"),
+            ),
+            watcher=watcher,
+            beside=[file for name in _TOKENIZER_FILES if (file := run.model / name).is_file()],
+        )
+        stack.callback(trainer.close)
+        yield trainer
+
+
+def open_environment(name: str, *, seed: int) -> AnyEnvironment:
+    """Return an environment by name: `fork`, or any that `fulmen.envs` knows."""
+    return Fork(seed) if name == "fork" else load_environment(name, seed=seed)
+
+
+def _open_rollouts(
+    run: RLRun, model: Model, environments: Mapping[str, AnyEnvironment]
+) -> Rollouts:
+    if run.server is not None:
+        return ServerRollouts(
+            str(run.model),
+            run.server.url,
+            environments,
+            run.sampling,
+            run.limits,
+            folder=run.folder / "published",
+            key=run.server.key,
+            connect_seconds=run.server.connect_seconds,
+        )
+    speaks = not all(isinstance(one, TokenEnvironment) for one in environments.values())
+    return LocalRollouts(
+        model,
+        environments,
+        run.sampling,
+        run.limits,
+        engine_config=run.engine.config(),
+        tokenizer=Tokenizer.from_folder(run.model) if speaks else None,
+        format=load_format(run.model) if speaks else None,
+    )
+
+
+def _first_model(run: RLRun) -> Model:
+    """Return the model that a run begins with, or its last one."""
+    dtype = DTYPES[run.dtype]
+    if (state := latest_state(run.folder)) is not None:
+        return load_model(model_folder(state), dtype=dtype, trainable=True)
+    if run.model == Path("fork"):
+        model = new_model(fork_config(dtype), dtype=dtype, seed=run.trainer.seed)
+        warm_start(model, seed=run.trainer.seed)
+        return model
+    return load_model(run.model, dtype=dtype, trainable=True)
+
+
+def _check_resolved(run: RLRun) -> None:
+    """Raise ValueError where the folder holds the state of a run with other values."""
+    path = run.folder / RESOLVED
+    if latest_state(run.folder) is None or not path.is_file():
+        return
+    known, asked = path.read_text("utf-8"), to_toml(_without_key(run))
+    changed = sorted(set(_lines(asked)) - set(_lines(known)))
+    if changed:
+        raise ValueError(
+            f"{run.folder} holds the state of a run without {'; '.join(changed[:3])}: go on with "
+            "its own values, or choose another folder"
+        )
+
+
+def _without_key(run: RLRun) -> RLRun:
+    return run if run.server is None else replace(run, server=replace(run.server, key=None))
+
+
+def _lines(text: str) -> list[str]:
+    """Return the lines of a resolved file, but for those that may change when a run goes on."""
+    free = ("num_steps =", "save_every =", "keep =", "folder =")
+    return [line for line in text.splitlines() if not line.startswith(("#", *free))]

@@ -1,0 +1,131 @@
+"""Tokenizers for new models: byte-level, with a chat format's control tokens, digits apart.
+
+Two kinds. `bpe` merges the frequent bytes of a text, as the published models do. `characters`
+merges nothing but the words it is told: a small model that sees single letters learns to copy and
+spell in minutes, where merged pieces keep it from learning that at all. Both encode any text.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from fulmen.chat import ChatFormat, Control, Message, Tool, ToolCall, get_format
+from fulmen.files import shorten, write_text
+
+_PIECES: Final = {
+    "characters": r"[\s\S]",
+    "bpe": r"\p{N}|[^\S\n]?\p{L}+|[^\S\n]?[^\s\p{L}\p{N}]+|\s",
+}
+"""Pieces within which bytes merge: a character; or a digit alone, a word or marks with the space
+before"""
+_HEADS: Final = (
+    "system ai_setting=assistant\n",
+    "user name=user\n",
+    "ai name=assistant\n",
+    "tool name=tools\n",
+    "system\n",
+    "user\n",
+    "ai\n",
+)
+"""Heads of turns in both formats: one token each, since every prompt has them"""
+_BYTES: Final = 256
+_LARGEST: Final = 2**20
+
+
+def make_tokenizer(
+    out: Path,
+    *,
+    kind: Literal["bpe", "characters"],
+    files: Sequence[Path] = (),
+    vocab_size: int = 4096,
+    words: Sequence[str] = (),
+    format: str = "minimax_m1",
+) -> int:
+    """Write tokenizer.json and tokenizer_config.json into a folder; return the number of tokens.
+
+    words   texts that are one token wherever they stand
+    format  name of the chat format whose control tokens are in the vocabulary
+
+    Raises ValueError for a text that is missing or a size that cannot be.
+    """
+    chat = get_format(format)
+    special, tags, own_words = control_tokens(chat)
+    all_words = list(dict.fromkeys([*own_words, *words]))
+    if any(not word.strip() or len(word) < 2 for word in words):
+        raise ValueError("a word is empty or one character, it must have two or more")
+    if kind == "characters" and files:
+        raise ValueError("a text is given, the kind characters learns nothing from it")
+    if kind == "bpe" and not files:
+        raise ValueError("no text is given, the kind bpe learns its merges from one")
+    num_fixed = _BYTES + len(all_words) + len(special) + len(tags)
+    if kind == "bpe" and not num_fixed < vocab_size <= _LARGEST:
+        raise ValueError(
+            f"vocab_size is {vocab_size}, it must be above {num_fixed}, which the bytes, the words "
+            f"and the control tokens take, and at most {_LARGEST}"
+        )
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({char: i for i, char in enumerate(alphabet)}, []))
+    longest_first = sorted(all_words, key=lambda word: (-len(word), word))
+    any_word = "|".join(map(re.escape, longest_first))
+    pattern = rf"{any_word}|[^\S\n](?={any_word})|{_PIECES[kind]}"
+    bytes_of = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(pattern), "isolated"), bytes_of]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    if kind == "bpe":
+        size = vocab_size - (num_fixed - _BYTES)
+        trainer = trainers.BpeTrainer(
+            vocab_size=size, initial_alphabet=alphabet, show_progress=False
+        )
+        tokenizer.train_from_iterator(_pieces(files), trainer)
+    spelled = ["".join(piece for piece, _ in bytes_of.pre_tokenize_str(w)) for w in all_words]
+    tokenizer = Tokenizer.from_str(json.dumps(_with_words(json.loads(tokenizer.to_str()), spelled)))
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in special])
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in tags])
+    write_text(out / "tokenizer.json", tokenizer.to_str())
+    names = {"bos_token": special[0], "eos_token": chat.end_of_turn}
+    write_text(out / "tokenizer_config.json", json.dumps(names, indent=1) + "\n")
+    return int(tokenizer.get_vocab_size(with_added_tokens=True))
+
+
+def control_tokens(format: ChatFormat) -> tuple[list[str], list[str], list[str]]:
+    """Return the texts that a format writes: tokens of turns, tokens inside answers, and texts that
+    it writes as plain text, such as M1's tags and the heads of turns."""
+    call = ToolCall("a", {"a": "a"})
+    answer = Message("assistant", "a", thinking="a", tool_calls=(call,))
+    messages = [Message("system", "a"), Message("user", "a"), answer, Message("tool", "a")]
+    segments = format.segments(messages, [Tool("a")])
+    found = list(dict.fromkeys(one.text for one in segments if isinstance(one, Control)))
+    texts = "".join(one for one in segments if isinstance(one, str))
+    special = [token for token in found if token not in format.tags]
+    inside = [token for token in found if token in format.tags]
+    words = [tag for tag in format.tags if tag not in found]
+    return special, inside, [*words, *(head for head in _HEADS if head in texts)]
+
+
+def _with_words(tokenizer: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
+    """Return a tokenizer.json with whole pieces added to its vocabulary; a piece that is in the
+    vocabulary is one token whatever merges there are."""
+    model = tokenizer["model"]
+    model["ignore_merges"] = True
+    for word in words:
+        model["vocab"].setdefault(word, len(model["vocab"]))
+    return tokenizer
+
+
+def _pieces(files: Sequence[Path]) -> Iterator[str]:
+    """Yield texts in pieces that fit in memory, cut at ends of lines."""
+    for file in files:
+        if not file.is_file():
+            raise ValueError(f"{file} is missing, a text to learn from is needed there")
+        with file.open("rb") as opened:
+            while lines := opened.readlines(2**20):
+                try:
+                    yield b"".join(lines).decode()
+                except UnicodeDecodeError as error:
+                    raise ValueError(f"{shorten(file)} is not UTF-8: {error}") from None

@@ -1,0 +1,487 @@
+"""The trainer: one step of reinforcement learning, from tasks to new weights.
+
+    Trainer.step: draw tasks, roll them out, score, refill -> advantages -> minibatches
+        -> one update each -> publish the weights -> diagnose -> probe -> save
+
+All is synchronous and in one thread: answers are drawn by the weights that are trained, and the
+next ones by those that come of it. So in an exact run the first minibatch of every batch has an
+importance ratio of exactly 1, token by token; a step where it has not ends the run. A schedule that
+draws while it trains would take `_gather` apart from the rest: samples tell the version of every
+token, and nothing behind `_gather` asks when they were drawn.
+"""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from fulmen.models import Model
+from fulmen.sampling import check_whole
+from fulmen.train.advantages import AdvantageConfig, advantages_of
+from fulmen.train.batch import BatchConfig, MicroBatch, Row, micro_batches, minibatches
+from fulmen.train.curriculum import Curriculum
+from fulmen.train.diagnostics import Mismatch, UpdateRecord, compare, describe
+from fulmen.train.metrics import Metrics
+from fulmen.train.objective import ObjectiveConfig, loss
+from fulmen.train.optimizer import Optimizer
+from fulmen.train.probe import Probe
+from fulmen.train.rollout import RolledOut, Rollouts, SamplingConfig, derive_seed
+from fulmen.train.samples import Group
+from fulmen.train.schedule import ScheduleConfig
+from fulmen.train.state import (
+    drop_state,
+    latest_state,
+    list_states,
+    load_state,
+    save_state,
+    step_of,
+)
+from fulmen.train.windows import LengthWindow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainerConfig:
+    """Size of a step, and when a run is saved or given up."""
+
+    num_steps: int
+    """Batches that are rolled out and trained on"""
+    num_groups: int = 32
+    """Groups of a batch, each of which has two different rewards; see dynamic_sampling"""
+    dynamic_sampling: bool = True
+    """Leave out groups whose rewards are all the same, and roll out others in their place; False
+    trains on whatever came"""
+    max_refills: int = 3
+    """Rounds of rollouts after the first, to fill a batch"""
+    max_idle_steps: int = 5
+    """Steps in a row without an update after which the run ends: there is nothing to learn"""
+    save_every: int = 10
+    """Steps from one saved state to the next"""
+    keep: int = 2
+    """Newest states that stay, beside the last good one"""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a number that is too small."""
+        for name, least in (
+            ("num_steps", 1),
+            ("num_groups", 1),
+            ("max_refills", 0),
+            ("max_idle_steps", 1),
+            ("save_every", 1),
+            ("keep", 1),
+        ):
+            check_whole(name, getattr(self, name), least, 2**40)
+
+
+@dataclass(slots=True)
+class Gathered:
+    """Groups that were rolled out until a batch was full, and counts of the others."""
+
+    groups: list[Group] = field(default_factory=list)
+    """Groups that are trained on"""
+    seen: list[Group] = field(default_factory=list)
+    """All of them"""
+    num_rounds: int = 0
+    num_alike: int = 0
+    """Groups left out because all their rewards are the same"""
+    num_dropped: int = 0
+    """Groups left out because fewer than two of their rollouts came to anything"""
+    failures: Counter[str] = field(default_factory=Counter)
+    num_tokens: int = 0
+    max_tokens: int = 0
+    """Most tokens that an answer could have"""
+
+    def add(self, rolled: RolledOut, *, keeps_all: bool) -> None:
+        """Take one more round."""
+        kept = [one for one in rolled.groups if keeps_all or one.has_variance]
+        self.groups += kept
+        self.seen += rolled.groups
+        self.num_rounds += 1
+        self.num_alike += len(rolled.groups) - len(kept)
+        self.num_dropped += rolled.num_dropped_groups
+        self.failures += rolled.failures
+        self.num_tokens += rolled.num_tokens
+
+
+class Watcher(Protocol):
+    """Somebody who sees a run, as it happens."""
+
+    def gathered(self, gathered: Gathered, wanted: int) -> None:
+        """See how far a batch is filled, after each round."""
+
+    def stepped(self, step: int, record: Mapping[str, Any], text: str) -> None:
+        """See a step's numbers, and one of its samples."""
+
+    def probed(self, step: int, rates: Mapping[str, float]) -> None:
+        """See how good the policy is at each claimed environment."""
+
+    def said(self, sentence: str) -> None:
+        """See what else there is to say."""
+
+
+class TrainingError(Exception):
+    """A run that cannot go on: one sentence says why."""
+
+
+class Trainer:
+    """A run of reinforcement learning, resumed where its folder has a state."""
+
+    def __init__(
+        self,
+        model: Model,
+        rollouts: Rollouts,
+        curriculum: Curriculum,
+        config: TrainerConfig,
+        *,
+        folder: Path,
+        optimizer: Optimizer,
+        sampling: SamplingConfig,
+        objective: ObjectiveConfig | None = None,
+        advantages: AdvantageConfig | None = None,
+        batch: BatchConfig | None = None,
+        schedule: ScheduleConfig | None = None,
+        window: LengthWindow | None = None,
+        probe: Probe | None = None,
+        watcher: Watcher | None = None,
+        beside: Sequence[Path] = (),
+    ) -> None:
+        """model   plain and trainable; rollouts have a copy of it
+        folder  of the run: states and metrics.jsonl
+        beside  files copied into each saved model, such as its tokenizer
+        """
+        self.model = model.eval()  # in training its router would draw noise the sampler never saw
+        self.config = config
+        self.num_steps = 0
+        """Steps taken so far"""
+        self._rollouts = rollouts
+        self._curriculum = curriculum
+        self._folder = folder
+        self._optimizer = optimizer
+        self._sampling = sampling
+        self._objective = objective or ObjectiveConfig()
+        self._advantages = advantages or AdvantageConfig()
+        self._batch = batch or BatchConfig()
+        self._schedule = schedule or ScheduleConfig(unit="steps")
+        self._window = window
+        self._probe = probe
+        self._watcher = watcher
+        self._beside = tuple(beside)
+        self._num_idle = 0
+        self._num_tokens = 0
+        self._saved: int | None = None
+        """Step of the last state"""
+        self._good: int | None = None
+        """Step of the last state whose probe passed"""
+        self._seconds: dict[str, float] = {}
+        self._resume()
+        self._metrics = Metrics(folder, after=self.num_steps)
+
+    def run(self, *, should_stop: Callable[[], bool] = lambda: False) -> bool:
+        """Take all steps that are left; return False where it was stopped before, and saved.
+
+        should_stop  asked before each step
+
+        Raises TrainingError where it makes no sense to go on.
+        """
+        if self._probe is not None and self._good is None:
+            self._ask_all()
+        while self.num_steps < self.config.num_steps:
+            if should_stop():
+                if self._saved != self.num_steps:
+                    self._save(is_good=False)
+                return False
+            self.step()
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Take one step and return its numbers, which are in metrics.jsonl too."""
+        self._seconds = {}
+        with self._timed("rollout"):
+            gathered = self._gather()  # draw, roll out, score, refill
+        updates = list[Updated]()
+        with self._timed("update"):
+            for rows in self._minibatches(gathered.groups):  # advantages, and what a token counts
+                updates.append(self._update(rows, is_first=not updates))
+        with self._timed("publish"):
+            if updates:
+                self._rollouts.load_weights(self.model)
+        self._learn(gathered, has_update=bool(updates))
+        self.num_steps += 1
+        record = self._record(gathered, updates)  # diagnose
+        self._tell(record, gathered)
+        if self._probe is not None and self.num_steps % self._probe.config.every == 0:
+            record["probe"] = self._ask_all()
+        if self._is_due():
+            self._save(is_good=False)
+        self._end_if_idle(gathered)
+        return record
+
+    def close(self) -> None:
+        """Close the metrics; the rollouts are closed by who made them."""
+        self._metrics.close()
+
+    # ---- the parts of a step -------------------------------------------------------------------
+
+    def _gather(self) -> Gathered:
+        """Roll out tasks until the batch is full, or the rounds are used up."""
+        gathered, wanted = Gathered(max_tokens=self._max_tokens), self.config.num_groups
+        while len(gathered.groups) < wanted and gathered.num_rounds <= self.config.max_refills:
+            rolled = self._rollouts.roll_out(
+                self._curriculum.draw(wanted - len(gathered.groups)),
+                group_size=self._sampling.group_size,
+                seed=derive_seed(self.config.seed, self.num_steps, gathered.num_rounds),
+                max_tokens=gathered.max_tokens,
+            )
+            gathered.add(rolled, keeps_all=not self.config.dynamic_sampling)
+            if self._watcher is not None:
+                self._watcher.gathered(gathered, wanted)
+            if not self.config.dynamic_sampling:
+                break
+        return gathered
+
+    def _minibatches(self, groups: Sequence[Group]) -> list[list[Row]]:
+        """Return the rows of each update; none if too few groups say anything."""
+        advantages = advantages_of(groups, self._advantages, self._objective.algorithm)
+        return minibatches(groups, advantages, self._batch, self._objective.rule)
+
+    def _update(self, rows: Sequence[Row], *, is_first: bool) -> "Updated":
+        """Make one update, the gradient of all micro-batches together."""
+        record, seen = UpdateRecord(), _Seen()
+        for micro in micro_batches(rows, self._batch.max_tokens):
+            scores = self.model.target_scores(micro.packed, micro.targets)
+            if is_first:
+                seen.add(micro, scores.logprobs.detach())
+            parts = loss(scores.logprobs, micro.streams, self._objective)
+            parts.loss.backward()  # type: ignore[no-untyped-call]
+            record.add(parts, micro.streams, scores.entropy)
+        mismatch = seen.compare() if is_first else None
+        if mismatch is not None and self._sampling.exact:
+            check_on_policy(mismatch)  # before anything has moved
+        norm = self._optimizer.step(self._schedule.factor(self._place()))
+        self._optimizer.zero_grad()
+        return Updated(norm, record.numbers(), mismatch)
+
+    def _learn(self, gathered: Gathered, *, has_update: bool) -> None:
+        """Let curriculum and window see the batch."""
+        self._curriculum.record(gathered.seen)
+        if self._window is not None and self._window.record(
+            sample for group in gathered.seen for sample in group.samples
+        ):
+            self._say(f"answers may have {self._window.limit:,} tokens from now on")
+        self._num_tokens += gathered.num_tokens
+        self._num_idle = 0 if has_update else self._num_idle + 1
+
+    def _ask_all(self) -> dict[str, float]:
+        """Probe all claimed tasks; save the weights as good if none got worse, else go back."""
+        assert self._probe is not None
+        found = self._probe.run(self._rollouts, max_tokens=self._max_tokens)
+        self._metrics.write("probe", self.num_steps, found.rates)
+        if self._watcher is not None:
+            self._watcher.probed(self.num_steps, found.rates)
+        if found.fallen is not None:
+            self._go_back(found.fallen)
+        self._save(is_good=True)
+        return found.rates
+
+    def _go_back(self, fallen: str) -> None:
+        """Take the weights and the optimizer of the last good state; all else goes on."""
+        assert self._probe is not None
+        state = next(one for one in list_states(self._folder) if step_of(one) == self._good)
+        load_state(state, model=self.model, optimizer=self._optimizer)
+        self._rollouts.load_weights(self.model)
+        self._probe.num_returns += 1
+        self._say(f"step {self.num_steps}: {fallen}, the weights of step {self._good} are back")
+        if self._probe.num_returns > self._probe.config.max_returns:
+            raise TrainingError(
+                f"the probe sent the run back {self._probe.num_returns} times: lower the learning "
+                "rate, or mix in the tasks that got worse"
+            )
+
+    # ---- numbers -------------------------------------------------------------------------------
+
+    def _record(self, gathered: Gathered, updates: "Sequence[Updated]") -> dict[str, Any]:
+        """Return the step's numbers: first those of all that was rolled out, then the updates'."""
+        first = updates[0].mismatch if updates else None
+        return {
+            "policy_version": self._rollouts.policy_version,
+            **describe(gathered.seen),
+            "groups_used": len(gathered.groups),
+            "groups_alike": gathered.num_alike,
+            "groups_dropped": gathered.num_dropped,
+            "rounds": gathered.num_rounds,
+            "failures": dict(gathered.failures),
+            "max_tokens": gathered.max_tokens,
+            "updates": len(updates),
+            "rate": self._schedule.factor(self._place()),
+            "grad_norm": _mean([one.norm for one in updates]),
+            **_summed([one.numbers for one in updates]),
+            "mismatch": {} if first is None else first.numbers(),
+            "tokens": gathered.num_tokens,
+            "tokens_so_far": self._num_tokens,
+            "seconds": dict(self._seconds),
+        }
+
+    def _tell(self, record: dict[str, Any], gathered: Gathered) -> None:
+        self._metrics.write("step", self.num_steps, record)
+        if not gathered.seen:
+            return
+        group = gathered.seen[self.num_steps % len(gathered.seen)]
+        sample = max(group.samples, key=lambda one: one.reward)
+        text = self._rollouts.text(sample)
+        self._metrics.write("sample", self.num_steps, {"text": text, "reward": sample.reward})
+        if self._watcher is not None:
+            self._watcher.stepped(self.num_steps, record, text)
+
+    def _end_if_idle(self, gathered: Gathered) -> None:
+        if self._num_idle == 0:
+            return
+        self._say(
+            f"step {self.num_steps} made no update: {len(gathered.groups)} groups of "
+            f"{len(gathered.seen)} have two different rewards, {self._batch.min_groups} are needed"
+        )
+        if self._num_idle >= self.config.max_idle_steps:
+            raise TrainingError(
+                f"{self._num_idle} steps in a row made no update: these tasks are always or never "
+                "passed, draw easier or harder ones"
+            )
+
+    @property
+    def _max_tokens(self) -> int:
+        return self._sampling.max_tokens if self._window is None else self._window.limit
+
+    def _place(self) -> int:
+        """Return how far the run has come, in the schedule's unit."""
+        return self._num_tokens if self._schedule.unit == "tokens" else self.num_steps + 1
+
+    def _say(self, sentence: str) -> None:
+        if self._watcher is not None:
+            self._watcher.said(sentence)
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - begin
+
+    # ---- states ----------------------------------------------------------------------------------
+
+    def _is_due(self) -> bool:
+        is_last = self.num_steps == self.config.num_steps
+        is_due = is_last or self.num_steps % self.config.save_every == 0
+        return is_due and self._saved != self.num_steps
+
+    def _save(self, *, is_good: bool) -> None:
+        if is_good:
+            self._good = self.num_steps
+        save_state(
+            self._folder,
+            self.num_steps,
+            model=self.model,
+            optimizer=self._optimizer,
+            values={
+                "policy_version": self._rollouts.policy_version,
+                "num_idle": self._num_idle,
+                "num_tokens": self._num_tokens,
+                "good": self._good,
+                "curriculum": self._curriculum.state(),
+                "window": None if self._window is None else self._window.state(),
+                "probe": None if self._probe is None else self._probe.state(),
+            },
+            keep=None,
+            beside=self._beside,
+        )
+        self._saved = self.num_steps
+        for old in list_states(self._folder)[: -self.config.keep]:
+            if step_of(old) != self._good:
+                drop_state(old)
+
+    def _resume(self) -> None:
+        state = latest_state(self._folder)
+        if state is None:
+            return
+        values: Any = load_state(state, model=self.model, optimizer=self._optimizer)
+        self.num_steps = self._saved = int(values["step"])
+        self._num_idle = int(values["num_idle"])
+        self._num_tokens = int(values["num_tokens"])
+        self._good = values["good"]
+        self._curriculum.load_state(values["curriculum"])
+        if self._window is not None and values["window"] is not None:
+            self._window.load_state(values["window"])
+        if self._probe is not None and values["probe"] is not None:
+            self._probe.load_state(values["probe"])
+        self._rollouts.load_weights(self.model, policy_version=int(values["policy_version"]))
+        self._say(f"the run goes on after step {self.num_steps}")
+
+
+@dataclass(frozen=True, slots=True)
+class Updated:
+    """Outcome of one update."""
+
+    norm: float
+    """Norm of the gradient, before clipping"""
+    numbers: Mapping[str, float]
+    mismatch: Mismatch | None
+    """Trainer beside sampler, for the first minibatch of a batch"""
+
+
+class _Seen:
+    """Tokens of a minibatch as trainer and sampler see them, over its micro-batches."""
+
+    def __init__(self) -> None:
+        self._micros: list[MicroBatch] = []
+        self._logprobs: list[Tensor] = []
+
+    def add(self, micro: MicroBatch, logprobs: Tensor) -> None:
+        self._micros.append(micro)
+        self._logprobs.append(logprobs)
+
+    def compare(self) -> Mismatch | None:
+        if not self._micros:
+            return None
+        starts = accumulate((len(one.rows) for one in self._micros), initial=0)
+        return compare(
+            torch.cat(self._logprobs),
+            torch.cat([one.streams.sampler_logprobs for one in self._micros]),
+            torch.cat([one.positions for one in self._micros]),
+            torch.cat(
+                [
+                    one.streams.sequences + start
+                    for one, start in zip(self._micros, starts, strict=False)
+                ]
+            ),
+        )
+
+
+def check_on_policy(mismatch: Mismatch) -> None:
+    """Raise TrainingError unless trainer and sampler agree bit by bit: every ratio is exactly 1."""
+    if mismatch.num_different:
+        raise TrainingError(
+            f"the importance ratio of {mismatch.num_different} of {mismatch.num_tokens} tokens is "
+            f"not 1 in a first minibatch, probabilities differ by up to {mismatch.max_dp:.2g}: the "
+            "engine does not hold the trainer's weights, or computes otherwise (set exact to false "
+            "to train all the same)"
+        )
+
+
+def _summed(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the numbers of several updates as one: their mean, of maxima the largest."""
+    found: dict[str, list[float]] = {}
+    for numbers in updates:
+        for name, value in numbers.items():
+            found.setdefault(name, []).append(value)
+    return {
+        name: max(values) if name.startswith("max_") else math.fsum(values) / len(values)
+        for name, values in found.items()
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None

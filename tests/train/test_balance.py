@@ -1,0 +1,99 @@
+"""Balance of experts: the loss's own definition, and a bias that evens loads out."""
+
+import math
+
+import pytest
+import torch
+
+from fulmen.models import M2Config, Model, Packed, SparseMoE, Trace, router_aux_loss
+from fulmen.train import Balance, BalanceConfig
+from fulmen.train.balance import sigmoid_aux_loss
+from tests.models.helpers import random_model, tiny_m1, tiny_m2
+
+PACKED = Packed.of([[3, 5, 7, 11], [2, 4, 8, 16, 32]])
+
+
+def traced(model: Model) -> Trace:
+    trace = Trace()
+    model.target_logprobs(PACKED, PACKED.input_ids, trace=trace)
+    return trace
+
+
+def test_m1_adds_its_own_loss_weighted_by_the_tokens_of_each_group() -> None:
+    model = random_model(tiny_m1(router_aux_loss_coef=0.01))
+    trace = traced(model)
+    balance = Balance(model, BalanceConfig())
+    whole = balance.loss(trace, ((0, 9),), 9)
+    assert whole is not None
+    expected = 0.01 * router_aux_loss(trace.router_logits, 2)
+    assert float(whole.detach()) == pytest.approx(float(expected.detach()))
+    parts = balance.loss(trace, ((0, 4), (4, 9)), 18)
+    assert parts is not None
+    by_hand = sum(
+        0.01
+        * (stop - start)
+        / 18
+        * router_aux_loss([each[start:stop] for each in trace.router_logits], 2)
+        for start, stop in ((0, 4), (4, 9))
+    )
+    assert float(parts.detach()) == pytest.approx(float(torch.as_tensor(by_hand).detach()))
+
+
+def test_a_sigmoid_router_that_is_even_has_the_loss_of_its_choices() -> None:
+    topk = torch.tensor([[0, 1], [2, 3]])
+    assert float(sigmoid_aux_loss([torch.zeros(2, 4)], [topk])) == pytest.approx(2.0)
+    skewed = torch.tensor([[math.log(3), math.log(3), -9.0, -9.0]] * 2)
+    both = torch.tensor([[0, 1], [0, 1]])
+    assert float(sigmoid_aux_loss([skewed], [both])) == pytest.approx(4.0, rel=1e-3)
+
+
+def test_the_bias_of_m2_evens_out_the_loads_of_its_experts() -> None:
+    model = random_model(tiny_m2())
+    for layer in model.modules():
+        if isinstance(layer, SparseMoE):
+            assert layer.e_score_correction_bias is not None
+            layer.e_score_correction_bias.copy_(torch.tensor([0.5, 0.0, -0.5, 0.0]))
+    balance = Balance(model, BalanceConfig(bias_rate=0.05))
+    assert balance.moves_bias
+    loads = []
+    with torch.no_grad():
+        for _ in range(20):
+            assert balance.loss(traced(model), ((0, 9),), 9) is None
+            loads.append(balance.finish_step())
+    assert loads[0] > 1.7
+    assert loads[-1] < loads[0] - 0.3
+
+
+def test_loads_of_a_step_do_not_depend_on_its_micro_batches() -> None:
+    model = random_model(tiny_m2())
+    one, many = (Balance(model, BalanceConfig(kind="none")) for _ in range(2))
+    one.loss(traced(model), ((0, 9),), 9)
+    for ids in ([3, 5, 7, 11], [2, 4, 8, 16, 32]):
+        trace = Trace()
+        packed = Packed.of([ids])
+        model.target_logprobs(packed, packed.input_ids, trace=trace)
+        many.loss(trace, ((0, len(ids)),), 9)
+    assert one.finish_step() == many.finish_step()
+
+
+@pytest.mark.parametrize(
+    ("config", "kind", "moves", "adds"),
+    [
+        (tiny_m1(), "auto", False, True),
+        (tiny_m2(), "auto", True, False),
+        (tiny_m2(), "loss", False, True),
+        (tiny_m2(use_routing_bias=False), "auto", False, True),
+        (tiny_m2(num_local_experts=1, num_experts_per_tok=1), "auto", False, False),
+        (tiny_m1(), "none", False, False),
+    ],
+)
+def test_each_kind_does_one_thing(config: M2Config, kind: str, moves: bool, adds: bool) -> None:
+    model = random_model(config)
+    balance = Balance(model, BalanceConfig(kind=kind))  # type: ignore[arg-type]
+    assert balance.moves_bias is moves
+    assert (balance.loss(traced(model), ((0, 9),), 9) is not None) is adds
+
+
+def test_a_bias_that_a_model_has_not_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^kind is bias, this model's experts are chosen without"):
+        Balance(random_model(tiny_m1()), BalanceConfig(kind="bias"))

@@ -1,0 +1,342 @@
+"""Data: shares of tokens hold, nothing is lost or drawn twice, and cursors are all there is."""
+
+import json
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fulmen.train import Coder, Example, Mixture, TaskConfig, TaskStream, micro_batches
+from fulmen.train.data import Drawn, shares_of
+from fulmen.train.ngrams import CheckConfig, NGrams
+from fulmen.train.sources import Source, is_held_out, open_source
+from tests.examples import examples
+from tests.train.lm_helpers import coder
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Coder:
+    return coder(tmp_path_factory.mktemp("tokenizer"))
+
+
+def stream(own: Coder, name: str, config: TaskConfig, **options: Any) -> TaskStream:
+    return TaskStream(name, open_source(config, seed=0), own, **options)
+
+
+def mixture(own: Coder, folder: Path) -> Mixture:
+    text = folder / "text.txt"
+    text.write_text("".join(f"line {i}: ä {i * i}\n" for i in range(300)), encoding="utf-8")
+    return Mixture(
+        {
+            "copy": stream(own, "copy", TaskConfig(generator="copy", smallest=2, largest=9)),
+            "sort": stream(own, "sort", TaskConfig(generator="sort", largest=5)),
+            "text": stream(own, "text", TaskConfig(files=(text,), block_bytes=300)),
+        }
+    )
+
+
+SHARES = {"copy": 0.2, "sort": 0.5, "text": 0.3}
+
+
+def test_shares_of_tokens_hold_and_steps_are_nearly_full(own: Coder, tmp_path: Path) -> None:
+    mixed = mixture(own, tmp_path)
+    counts: Counter[str] = Counter()
+    for _ in range(40):
+        step = mixed.draw(512, 128, SHARES)
+        sizes = [one.example.num_read for one in step]
+        assert 512 - 128 < sum(sizes) <= 512
+        assert max(sizes) <= 128
+        counts.update({one.task: 0 for one in step})
+        for one in step:
+            counts[one.task] += one.example.num_read
+    total = sum(counts.values())
+    for task, share in SHARES.items():
+        assert counts[task] / total == pytest.approx(share, abs=0.01)
+    assert dict(counts) == mixed.drawn
+
+
+@settings(max_examples=examples(40), deadline=None)
+@given(stop=st.integers(0, 8), size=st.integers(128, 700))
+def test_a_mixture_goes_on_from_its_cursors(
+    own: Coder, stop: int, size: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("data")
+    whole, begun = mixture(own, folder), mixture(own, folder)
+    expected = [whole.draw(size, 100, SHARES) for _ in range(9)]
+    for _ in range(stop):
+        begun.draw(size, 100, SHARES)
+    resumed = mixture(own, folder)
+    resumed.load_state(json.loads(json.dumps(begun.state())))
+    assert [resumed.draw(size, 100, SHARES) for _ in range(9 - stop)] == expected[stop:]
+
+
+def test_an_epoch_of_text_is_every_token_once_whatever_the_length(
+    own: Coder, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("äöü\n" * 50 + "x" * 700, encoding="utf-8")  # also a line longer than a block
+    config = TaskConfig(files=(text,), block_bytes=256)
+    for length in (7, 64, 1000):
+        found = stream(own, "text", config)
+        count = open_source(config, 0).num_documents
+        assert count is not None
+        learnt = b""
+        while (example := found.peek(length)) and found.state()["index"] < count:
+            assert 1 <= example.num_read <= length
+            ids = [token_id for token_id in example.ids[1:] if token_id != own.end_id]
+            learnt += b"".join(map(own.tokenizer.token_bytes, ids))
+            found.take(example)
+        assert Counter(learnt) == Counter(text.read_bytes())
+
+
+def test_each_epoch_is_all_documents_in_an_order_of_its_own(own: Coder, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    rows = [{"prompt": f"{i}", "completion": f"{i}!"} for i in range(20)]
+    file.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    config = TaskConfig(files=(file,), style="plain")
+    found = stream(own, "rows", config)
+    order = []
+    for _ in range(40):
+        example = found.peek(64)
+        order.append(own.tokenizer.decode(list(example.ids[1 : example.targets[0]])))
+        found.take(example)
+    first, second = order[:20], order[20:]
+    assert sorted(first) == sorted(second) == sorted(map(str, range(20)))
+    assert first != second
+
+
+def test_held_out_documents_are_never_drawn(own: Coder) -> None:
+    config = TaskConfig(generator="copy", smallest=1, largest=1, style="plain")  # 36 problems
+    found = stream(own, "copy", config, held_out=0.3)
+    held = {document.key for document in found.held_out_documents(100)}
+    assert 4 < len(held) < 20
+    for _ in range(200):
+        example = found.peek(64)
+        prompt = own.tokenizer.decode(list(example.ids[1 : example.targets[0]]))
+        assert prompt.removesuffix("\n") not in held
+        found.take(example)
+    assert all(is_held_out(key, 0.3) for key in held)
+    assert is_held_out("a", 1.0) is True
+    assert is_held_out("a", 0.0) is False
+
+
+def test_documents_that_an_evaluation_set_has_are_left_out_and_counted(
+    own: Coder, tmp_path: Path
+) -> None:
+    known = tmp_path / "test.jsonl"
+    known.write_text(json.dumps({"question": "What is the Capital of France, please?"}) + "\n")
+    rows = tmp_path / "rows.jsonl"
+    texts = ["tell me: what is the capital of france please now", "another thing", "a third one"]
+    talk = [{"role": "user", "content": "Ask me."}, {"role": "assistant", "content": texts[0]}]
+    lines = [{"messages": talk}, *({"text": text} for text in texts)]
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    ngrams = NGrams.of(CheckConfig(files=(known,), num_words=5))
+    found = stream(own, "rows", TaskConfig(files=(rows,)), ngrams=ngrams)
+    drawn = set()
+    for _ in range(8):
+        example = found.peek(100)
+        drawn.add(own.tokenizer.decode(list(example.ids[1:-1])))
+        found.take(example)
+    assert drawn == set(texts[1:])
+    assert found.num_contaminated == 8
+    assert NGrams.of(CheckConfig()) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "is_known"),
+    [
+        ("a b c d", True),
+        ("x A, b! c d y", True),
+        ("a b c x d", False),
+        ("one two", True),
+        ("one two three", False),
+        ("", False),
+    ],
+)
+def test_runs_of_words_are_compared_and_short_texts_as_a_whole(text: str, is_known: bool) -> None:
+    assert NGrams(["w a b c d", "one two"], 4).has_any_of(text) is is_known
+
+
+def test_conversations_that_are_too_long_are_left_out_and_counted(own: Coder) -> None:
+    config = TaskConfig(generator="copy", smallest=1, largest=30, style="plain")
+    found = stream(own, "copy", config)
+    for _ in range(20):
+        example = found.peek(30)
+        assert example.num_read <= 30
+        found.take(example)
+    assert found.num_too_long > 0
+    with pytest.raises(ValueError, match=r"^task copy has no document of at most 3 tokens that is"):
+        stream(own, "copy", config).peek(3)
+
+
+@pytest.mark.parametrize(
+    ("weights", "floor", "shares"),
+    [
+        ({}, 0.1, {"a": 1 / 3, "b": 1 / 3, "c": 1 / 3}),
+        ({"a": 3, "b": 1}, 0.0, {"a": 0.75, "b": 0.25}),
+        ({"a": 3, "b": 1}, 0.1, {"a": 0.675, "b": 0.225, "c": 0.1}),
+        ({"a": 98, "b": 1, "c": 1}, 0.05, {"a": 0.9, "b": 0.05, "c": 0.05}),
+        ({"a": 1}, 0.2, {"a": 0.6, "b": 0.2, "c": 0.2}),
+    ],
+)
+def test_every_task_has_the_floor(
+    weights: dict[str, float], floor: float, shares: dict[str, float]
+) -> None:
+    assert shares_of(weights, ("a", "b", "c"), floor) == pytest.approx(shares)
+
+
+@settings(max_examples=examples(200), deadline=None)
+@given(
+    weights=st.dictionaries(st.sampled_from("abcde"), st.floats(0, 100), max_size=5),
+    floor=st.floats(0, 0.2),
+)
+def test_shares_add_up_to_one_and_stay_above_the_floor(
+    weights: dict[str, float], floor: float
+) -> None:
+    if weights and not sum(weights.values()):
+        return
+    shares = shares_of(weights, tuple("abcde"), floor)
+    assert sum(shares.values()) == pytest.approx(1)
+    assert all(shares.get(name, 0.0) >= floor * (1 - 1e-9) for name in "abcde")
+
+
+@pytest.mark.parametrize(
+    ("weights", "floor", "sentence"),
+    [
+        ({"d": 1}, 0.0, "d is no task, there are a, b, c"),
+        ({"a": -1}, 0.0, "a is -1, a weight must be 0 or more"),
+        ({"a": 0}, 0.0, "all weights are 0, at least one must be more"),
+        ({}, 0.5, "floor is 0.5, 3 tasks can have at most 0.333 each"),
+    ],
+)
+def test_shares_that_cannot_be_are_refused(
+    weights: dict[str, float], floor: float, sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^{sentence}$"):
+        shares_of(weights, ("a", "b", "c"), floor)
+
+
+@settings(max_examples=examples(100), deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=20),
+    limits=st.tuples(st.integers(1, 100), st.integers(1, 60)),
+)
+def test_micro_batches_hold_every_target_once_in_groups_that_do_not_depend_on_them(
+    sizes: list[int], limits: tuple[int, int]
+) -> None:
+    drawn = [
+        Drawn("t", Example(tuple(range(100 * i, 100 * i + size + 1)), range(1, size + 1, 2)))
+        for i, size in enumerate(sizes)
+    ]
+    max_tokens, group_tokens = limits
+    batches = list(micro_batches(drawn, max_tokens, group_tokens))
+    pairs = []
+    for batch in batches:
+        assert batch.packed.logits_indices is not None
+        before = batch.packed.input_ids[batch.packed.logits_indices]
+        assert torch.equal(before + 1, batch.targets)
+        pairs += batch.targets.tolist()
+        assert batch.num_tokens <= max(max_tokens, group_tokens, max(sizes))
+    assert pairs == [one.example.ids[i] for one in drawn for i in one.example.targets]
+
+    def group_sizes(limit: int) -> list[int]:
+        found = micro_batches(drawn, limit, group_tokens)
+        return [stop - start for batch in found for start, stop in batch.groups]
+
+    assert group_sizes(max_tokens) == group_sizes(10**6)
+
+
+def rows(folder: Path, *lines: str) -> Source:
+    file = folder / "rows.jsonl"
+    file.write_text("\n".join(lines))
+    return open_source(TaskConfig(files=(file,)), 0)
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("{", r"rows\.jsonl, line 2 is not JSON: "),
+        ("3", r"line 2 is no object, it must have text, prompt and completion, or messages"),
+        ('{"txt": "a"}', "line 2 must have text, or prompt and completion, or messages, found txt"),
+        ('{"messages": "a"}', "line 2 must have text, .* found messages"),
+        ('{"messages": [{"role": "user", "content": "a"}]}', "line 2: the conversation has no"),
+        ('{"prompt": "", "completion": "a", "text": null}', None),
+    ],
+)
+def test_a_row_that_cannot_be_learnt_is_one_sentence_with_its_place(
+    own: Coder, tmp_path: Path, line: str, sentence: str | None
+) -> None:
+    source = rows(tmp_path, '{"text": "a"}', line)
+    if sentence is None:
+        assert source.document(1).encode(own)
+        return
+    with pytest.raises(ValueError, match=sentence):
+        source.document(1).encode(own)
+
+
+def test_files_that_are_missing_empty_or_of_two_kinds_are_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"x\.txt is missing, a file or a folder of text"):
+        open_source(TaskConfig(files=(tmp_path / "x.txt",)), 0)
+    (tmp_path / "x.txt").touch()
+    with pytest.raises(ValueError, match=r"x\.txt has no documents, it is empty$"):
+        open_source(TaskConfig(files=(tmp_path / "x.txt",)), 0)
+    (tmp_path / "y.jsonl").write_text("{}")
+    with pytest.raises(ValueError, match=r"^files are of two kinds, "):
+        open_source(TaskConfig(files=(tmp_path,)), 0)
+    (tmp_path / "x.txt").write_bytes(b"ab\xff")
+    with pytest.raises(ValueError, match=r"x\.txt is not UTF-8"):
+        open_source(TaskConfig(files=(tmp_path / "x.txt",)), 0).document(0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({}, "generator, files or dataset must be given, found none of them"),
+        ({"generator": "add", "dataset": "a"}, "found generator and dataset"),
+        ({"generator": "divide"}, "generator is divide, it must be one of copy, "),
+        ({"generator": "add", "largest": 0}, "smallest and largest are 1 and 0, "),
+    ],
+)
+def test_a_task_that_cannot_be_is_refused(fields: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        TaskConfig(**fields)
+
+
+def test_a_hub_data_set_without_its_library_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fulmen.train.sources.find_spec", lambda name: None)
+    with pytest.raises(
+        ValueError, match=r"^dataset is a/b, which needs the library datasets: `pip"
+    ):
+        open_source(TaskConfig(dataset="a/b"), 0)
+
+
+def test_a_hub_data_set_is_read_by_rows(own: Coder, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def load_dataset(name: str, subset: str | None, split: str) -> list[dict[str, str]]:
+        asked.append((name, subset, split))
+        if name == "none":
+            raise FileNotFoundError("no such data set\nand more")
+        return [{"text": "ab"}, {"prompt": "a", "answer": "b"}]
+
+    module = ModuleType("datasets")
+    module.load_dataset = load_dataset  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "datasets", module)
+    monkeypatch.setattr("fulmen.train.sources.find_spec", lambda name: object())
+    config = TaskConfig(dataset="a/b", subset="main", split="test")
+    source = open_source(config, 0)
+    assert source.num_documents == 2
+    assert source.document(0).key == "ab"
+    assert source.document(1).encode(own)
+    assert asked == [("a/b", "main", "test")]
+    with pytest.raises(ValueError, match=r"^dataset none cannot be read: no such data set$"):
+        open_source(replace(config, dataset="none"), 0)

@@ -1,0 +1,332 @@
+"""Runs of next-token training: the same bits however they are cut, stopped, killed or branched."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fulmen.checkpoints import load_model
+from fulmen.train import (
+    LMConfig,
+    LMTrainer,
+    ProbeResult,
+    Watcher,
+    latest_state,
+    read_metrics,
+    read_run_file,
+)
+from fulmen.train.data import micro_batches
+from tests.tolerances import FLOAT32_OP, assert_close
+from tests.train.lm_helpers import run_config, run_file
+from tests.warm import python
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from fulmen.train import LMConfig, LMTrainer, Watcher, read_run_file
+
+class Killer(Watcher):
+    def stepped(self, report, config):
+        if report.step == int(sys.argv[2]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+LMTrainer(read_run_file(Path(sys.argv[1]), LMConfig, sys.argv[3:])).run(Killer())
+"""
+
+
+class Notes(Watcher):
+    """Watcher that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.probes: list[ProbeResult] = []
+        self.sentences: list[str] = []
+
+    def stepped(self, report: Any, config: LMConfig) -> None:
+        self.losses.append(report.loss)
+
+    def probed(self, step: int, result: ProbeResult) -> None:
+        self.probes.append(result)
+
+    def said(self, sentence: str) -> None:
+        self.sentences.append(sentence)
+
+
+def finish(config: LMConfig) -> tuple[LMTrainer, Notes]:
+    trainer, notes = LMTrainer(config), Notes()
+    assert trainer.run(notes)
+    trainer.close()
+    return trainer, notes
+
+
+def tensors(trainer: LMTrainer) -> dict[str, Tensor]:
+    found = dict(trainer.model.state_dict())
+    return found | {f"optimizer.{n}": t for n, t in trainer.optimizer.state().items()}
+
+
+def assert_same(one: LMTrainer, other: LMTrainer) -> None:
+    found, expected = tensors(one), tensors(other)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+KINDS = [
+    ("minimax_m1", "float32", "adamw"),
+    ("minimax_m1", "bfloat16", "muon"),
+    ("minimax_m2", "bfloat16", "adamw"),
+]
+
+
+@pytest.mark.parametrize(("family", "dtype", "kind"), KINDS, ids=["-".join(k) for k in KINDS])
+def test_six_steps_are_three_a_kill_and_three_to_the_bit(
+    tmp_path: Path, family: str, dtype: str, kind: str
+) -> None:
+    file = run_file(tmp_path, family=family, dtype=dtype, kind=kind)
+    overrides = [f"out={tmp_path}/killed", "save_every=1"]
+    done = subprocess.run(
+        python("-c", KILLED, file, "4", *overrides), capture_output=True, text=True
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    resumed = LMTrainer(read_run_file(file, LMConfig, overrides))
+    assert resumed.num_steps == 3
+    assert resumed.run()
+    whole, _ = finish(read_run_file(file, LMConfig))
+    assert whole.num_steps == 6
+    assert_same(resumed, whole)
+    times = {"seconds": 0, "tokens_per_second": 0}
+    records = [
+        [{**record, **(times if record["kind"] == "step" else {})} for record in read_metrics(out)]
+        for out in (tmp_path / "killed", tmp_path / "out")
+    ]
+    assert records[0] == records[1]
+
+
+def test_a_run_killed_at_any_moment_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    file = run_file(tmp_path)
+    whole, _ = finish(read_run_file(file, LMConfig))
+    flags = ["--set", f"out={tmp_path}/killed", "--set", "save_every=1"]
+    command = python("-m", "fulmen", "train", "lm", file, *flags)
+    for delay in (0.4, 0.7):
+        child = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        time.sleep(delay)
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    state = latest_state(tmp_path / "killed")
+    assert state is not None
+    assert done.stdout == f"{state}/model\n"
+    served = load_model(state / "model", trainable=True).state_dict()
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(served[name], tensor), name
+    steps = [record["step"] for record in read_metrics(tmp_path / "killed", "step")]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("family", ["minimax_m1", "minimax_m2"])
+def test_gradients_do_not_depend_on_the_micro_batch(tmp_path: Path, family: str) -> None:
+    config = run_config(tmp_path, "balance.kind=loss", "balance.group_tokens=100", family=family)
+    found: list[tuple[float, dict[str, Tensor]]] = []
+    for size in (16384, 130, 1):
+        trainer = LMTrainer(replace(config, micro_batch_tokens=size, out=tmp_path / str(size)))
+        gradients: dict[str, Tensor] = {}
+        move = trainer.optimizer.step
+
+        def keep(
+            scale: float = 1.0, move: Any = move, of: Any = trainer, to: Any = gradients
+        ) -> Any:
+            to.update({name: each.clone() for name, each in of.optimizer.gradients().items()})
+            return move(scale)
+
+        trainer.optimizer.step = keep  # type: ignore[method-assign]
+        report = trainer.step()
+        trainer.close()
+        assert report.aux_loss > 0
+        found.append((report.loss, gradients))
+    for loss, gradients in found[1:]:
+        assert loss == pytest.approx(found[0][0], abs=1e-6)
+        for name, gradient in gradients.items():
+            assert_close(gradient, found[0][1][name], FLOAT32_OP)
+
+
+def test_a_step_is_the_mean_loss_of_its_targets_and_packed_sequences_do_not_meet(
+    tmp_path: Path,
+) -> None:
+    trainer = LMTrainer(run_config(tmp_path))
+    stage = trainer.config.stages[0]
+    drawn = trainer.mixture.draw(stage.step_tokens, stage.length, trainer.config.shares(0))
+    alone = []
+    with torch.no_grad():
+        for one in drawn:
+            (batch,) = micro_batches([one], 10**6, 10**6)
+            alone.append(-trainer.model.target_logprobs(batch.packed, batch.targets))
+    expected = float(torch.cat(alone).double().mean())
+    trainer.close()
+    again = LMTrainer(run_config(tmp_path))
+    assert again.step().loss == pytest.approx(expected, abs=1e-6)
+    again.close()
+
+
+def test_losses_fall_and_every_probe_has_every_task(tmp_path: Path) -> None:
+    config = run_config(tmp_path, "optimizer.learning_rate=0.01", "stages.1.tokens=4000")
+    trainer, notes = finish(replace(config, held_out=0.2))
+    assert sum(notes.losses[-4:]) < 0.8 * sum(notes.losses[:4])
+    assert notes.probes[-1].tasks.keys() == {"copy", "add", "text"}
+    last = notes.probes[-1].tasks
+    assert 0 <= last["copy"]["right"] <= 1
+    assert "right" not in last["text"]
+    assert last["text"]["loss"] > 0
+    assert {sample.task for sample in notes.probes[-1].samples} == {"copy", "add"}
+    assert next(r["step"] for r in read_metrics(config.out, "probe")) == 4
+    assert read_metrics(config.out, "end")[0]["tokens"] == trainer.num_tokens >= 4600
+
+
+def test_stages_change_length_and_rotation_and_the_run_can_be_made_longer(tmp_path: Path) -> None:
+    config = run_config(tmp_path, "save_every=1", "keep=9")
+    trainer, _ = finish(config)
+    assert trainer.num_steps == 6
+    assert trainer.model.config.rope_theta == 20000.0
+    begun = load_model(config.out / "states/step-00000003/model")  # where the first stage ends
+    assert begun.config.rope_theta == 10_000.0
+    stages = [record["stage"] for record in read_metrics(config.out, "step")]
+    assert stages == [0, 0, 0, 1, 1, 1]
+    again, _ = finish(config)  # it has ended: nothing is done
+    assert again.num_steps == 6
+    first, last = config.stages
+    longer, _ = finish(replace(config, stages=(first, replace(last, tokens=1000))))
+    assert longer.num_steps == 8
+    more, _ = finish(replace(config, stages=(first, replace(last, tokens=1000), first)))
+    assert more.num_steps == 11
+    with pytest.raises(
+        ValueError, match=r"is of stage 2, the run has 1 stages now, counted from 0$"
+    ):
+        LMTrainer(replace(config, stages=(first,)))
+
+
+def test_a_decay_branches_from_the_trunk_and_leaves_it_as_it_is(tmp_path: Path) -> None:
+    config = run_config(tmp_path)
+    plain, _ = finish(replace(config, out=tmp_path / "plain"))
+    branches = replace(config.branches, every=500, length=400)
+    trunk, notes = finish(replace(config, branches=branches, keep=9))
+    assert_same(trunk, plain)
+    found = read_metrics(config.out, "branch")
+    assert [record["step"] for record in found] == [3, 5]
+    assert len(notes.sentences) == 2
+    factors = [
+        record["factor"] for record in read_metrics(config.out / "branches/step-00000003", "step")
+    ]
+    assert factors == sorted(factors, reverse=True)
+    assert factors[-1] == pytest.approx(0.02)
+    assert latest_state(config.out / "branches/step-00000003") is not None
+
+
+def test_a_run_begins_with_a_checkpoint_of_another(tmp_path: Path) -> None:
+    config = run_config(tmp_path)
+    trainer, _ = finish(config)
+    folder = str(trainer.model_folder)
+    start = replace(config.model, config={}, checkpoint=folder, tokenizer=None)
+    other = LMTrainer(replace(config, model=start, out=tmp_path / "other"))
+    assert other.num_steps == 0
+    for name, tensor in trainer.model.state_dict().items():
+        assert torch.equal(other.model.state_dict()[name], tensor), name
+    other.step()
+    other.close()
+
+
+def test_an_interrupt_saves_and_the_run_goes_on(tmp_path: Path) -> None:
+    config = run_config(tmp_path, "save_every=100")
+    trainer = LMTrainer(config)
+    assert not trainer.run(should_stop=lambda: trainer.num_steps == 2)
+    trainer.close()
+    resumed, _ = finish(config)
+    whole, _ = finish(replace(config, out=tmp_path / "whole"))
+    assert_same(resumed, whole)
+
+
+def test_one_seed_gives_one_run_and_touches_no_generator_of_torch(tmp_path: Path) -> None:
+    config = run_config(tmp_path)
+    before = torch.get_rng_state()
+    one, _ = finish(config)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(5)
+    other, _ = finish(replace(config, out=tmp_path / "other"))
+    assert_same(one, other)
+    third = LMTrainer(replace(config, out=tmp_path / "third", seed=1))
+    name = "model.embed_tokens.weight"
+    assert not torch.equal(third.model.state_dict()[name], one.model.state_dict()[name])
+    third.close()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["optimizer.learningrate=1"], "unknown key optimizer.learningrate, did you mean "),
+        (["model.config.hidden_sze=8"], "unknown field hidden_sze = 8 in model.config, "),
+        (["model.tokenizer=/nowhere"], "/nowhere has no tokenizer.json, "),
+        (["tasks.copy.generator=cpy"], "tasks.copy.generator is cpy, it must be one of copy, "),
+        (["tasks.text.files=['/nowhere.txt']"], "tasks.text: /nowhere.txt is missing, a file or"),
+        (["stages.0.length=4096", "stages.0.step_tokens=4096"], "stages.0.length is 4096, the"),
+        (["stages.0.mixture.sort=1"], "stages.0.mixture.sort is no task, there are copy, add"),
+        (["floor=0.5"], "floor is 0.5, 3 tasks can have at most 0.333 each"),
+        (["model.config.vocab_size=99"], r"has 268 tokens, the model's vocab_size is 99"),
+        (["balance.kind=bias"], "kind is bias, this model's experts are chosen without one"),
+        (["model.checkpoint=x"], "model.config, checkpoint or state must be given, found config"),
+        (["check.files=['/nowhere.txt']"], "/nowhere.txt is missing, an evaluation set is needed"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence_and_nothing_is_written(
+    tmp_path: Path, overrides: list[str], sentence: str
+) -> None:
+    file = run_file(tmp_path)
+    with pytest.raises(ValueError, match=sentence) as error:
+        LMTrainer(read_run_file(file, LMConfig, overrides))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_state_of_another_shape_is_one_sentence_and_stays(tmp_path: Path) -> None:
+    file = run_file(tmp_path)
+    finish(read_run_file(file, LMConfig))
+    before = sorted(str(path) for path in (tmp_path / "out").rglob("*"))
+    with pytest.raises(ValueError, match="its intermediate_size is 16, the run's model has 32"):
+        LMTrainer(read_run_file(file, LMConfig, ["model.config.intermediate_size=32"]))
+    with pytest.raises(ValueError, match="it belongs to another model or kind of optimizer"):
+        LMTrainer(read_run_file(file, LMConfig, ["optimizer.kind=muon"]))
+    with pytest.raises(ValueError, match="is no state of a run"):
+        LMTrainer(
+            read_run_file(
+                file, LMConfig, ["model.state=/nowhere", "model.config={}", f"out={tmp_path}/b"]
+            )
+        )
+    assert sorted(str(path) for path in (tmp_path / "out").rglob("*")) == before
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_before_anything_moves(tmp_path: Path) -> None:
+    trainer = LMTrainer(run_config(tmp_path))
+    trainer.step()
+    with torch.no_grad():
+        trainer.model.model.norm.weight[0] = torch.inf
+    before = {name: tensor.clone() for name, tensor in tensors(trainer).items()}
+    with pytest.raises(ValueError, match=r"^the gradient of .* is not finite, "):
+        trainer.step()
+    for name, tensor in tensors(trainer).items():
+        assert torch.equal(tensor, before[name]), name
+    trainer.close()
+
+
+def test_the_run_file_beside_a_run_gives_it_again(tmp_path: Path) -> None:
+    config = run_config(tmp_path)
+    LMTrainer(config).close()
+    assert read_run_file(config.out / "run.toml", LMConfig) == config
+    first, *_ = (config.out / "run.toml").read_text().splitlines()
+    assert first.startswith("# fulmen ")
+    assert json.dumps(str(config.out)) in (config.out / "run.toml").read_text()

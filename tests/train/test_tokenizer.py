@@ -1,0 +1,75 @@
+"""Tokenizers: any text there and back, digits apart, words and control tokens whole."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fulmen.chat import Message, Tokenizer, get_format
+from fulmen.train import make_tokenizer
+from tests.examples import examples
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tokenizer]:
+    folder = tmp_path_factory.mktemp("tokenizers")
+    text = folder / "text.txt"
+    text.write_text("the cat sat on the mat, 1234 times in the end\n" * 50)
+    make_tokenizer(folder / "c", kind="characters", words=["reverse ", "add"])
+    make_tokenizer(
+        folder / "b", kind="bpe", files=[text], vocab_size=300, words=["mat"], format="minimax_m2"
+    )
+    return {name: Tokenizer.from_folder(folder / name) for name in ("c", "b")}
+
+
+@settings(max_examples=examples(200), deadline=None)
+@given(text=st.text(st.characters(codec="utf-8")), name=st.sampled_from("cb"))
+def test_a_text_comes_back_whole(made: dict[str, Tokenizer], text: str, name: str) -> None:
+    ids = made[name].encode_plain(text)
+    assert made[name].decode(ids) == text
+    assert b"".join(map(made[name].token_bytes, ids)) == text.encode()
+
+
+def test_characters_stay_apart_but_for_words(made: dict[str, Tokenizer]) -> None:
+    tokens = [made["c"].token(i) for i in made["c"].encode_plain("reverse re add12")]
+    assert tokens == ["reverseĠ", "r", "e", "Ġ", "add", "1", "2"]
+
+
+def test_merges_are_learnt_and_never_join_digits(made: dict[str, Tokenizer]) -> None:
+    tokens = [made["b"].token(i) for i in made["b"].encode_plain("the cat 1234 mat")]
+    assert tokens == ["the", "Ġcat", "Ġ", "1", "2", "3", "4", "Ġ", "mat"]
+    assert 280 < made["b"].vocab_size <= 300
+
+
+@pytest.mark.parametrize("format", ["minimax_m1", "minimax_m2"])
+def test_turns_have_one_token_for_each_tag_and_head(tmp_path: Path, format: str) -> None:
+    size = make_tokenizer(tmp_path, kind="characters", format=format)
+    tokenizer, chat = Tokenizer.from_folder(tmp_path), get_format(format)
+    assert tokenizer.vocab_size == size < 280
+    talk = [Message("user", "a"), Message("assistant", "b", thinking="c")]
+    ids = chat.encode(talk, tokenizer=tokenizer)
+    assert len(ids) < 60
+    assert tokenizer.decode(ids) == chat.render(talk)
+    assert tokenizer.eos_token_ids == (tokenizer.token_id(chat.end_of_turn),)
+    assert tokenizer.bos_token_id is not None
+
+
+def test_what_cannot_be_is_one_sentence_and_writes_nothing(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_bytes(b"\xff\xfe")
+    for options, sentence in (
+        ({"kind": "bpe"}, "^no text is given, the kind bpe learns its merges from one$"),
+        ({"kind": "characters", "files": [text]}, "^a text is given, the kind characters learns"),
+        (
+            {"kind": "bpe", "files": [text], "vocab_size": 256},
+            "^vocab_size is 256, it must be above",
+        ),
+        ({"kind": "bpe", "files": [text]}, r"text\.txt is not UTF-8"),
+        ({"kind": "bpe", "files": [tmp_path / "x"]}, "x is missing, a text to learn from is"),
+        ({"kind": "characters", "words": ["a"]}, "^a word is empty or one character, "),
+        ({"kind": "characters", "format": "m9"}, "^format m9 is not known, "),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            make_tokenizer(tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,263 @@
+"""The trainer: one policy that samples and is trained, states, refills, and what ends a run."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fulmen.checkpoints import load_model
+from fulmen.engine import Engine, EngineConfig, TokenOutput
+from fulmen.models import Packed
+from fulmen.sampling import SamplingParams
+from fulmen.train import (
+    Draw,
+    LengthWindow,
+    LimitsConfig,
+    RolloutError,
+    TrainingError,
+    WindowConfig,
+    latest_state,
+    read_metrics,
+)
+from fulmen.train.probe import Probe, ProbeConfig
+from tests.train.rl_helpers import (
+    DTYPES,
+    SMALL,
+    RandomIds,
+    Seen,
+    are_equal,
+    new_tiny,
+    new_trainer,
+    rollouts_of,
+    weights_of,
+)
+
+every_model = pytest.mark.parametrize("kind", ["m1", "m2"])
+every_dtype = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+
+
+@every_model
+@every_dtype
+def test_on_policy_every_ratio_is_exactly_one(kind: str, dtype: str, tmp_path: Path) -> None:
+    model = new_tiny(kind, dtype)
+    trainer = new_trainer(model, tmp_path)
+    before = weights_of(model)
+    trainer.run()
+    records = read_metrics(tmp_path, "step")
+    assert [one["mismatch"]["different_tokens"] for one in records] == [0, 0, 0]
+    assert [one["policy_version"] for one in records] == [1, 2, 3]
+    assert all(one["updates"] == 2 for one in records)
+    # Behind the first minibatch the policy has moved, so these were not equal by accident.
+    assert all(one["max_ratio"] > 1 for one in records)
+    assert not are_equal(before, weights_of(model))
+    engine = rollouts_of(trainer).engine
+    assert engine.stats.num_hit_tokens > 0  # members of a group began where its first had read to
+    trainer.close()
+
+
+@every_model
+def test_ratios_are_one_where_answers_were_preempted(kind: str, tmp_path: Path) -> None:
+    model = new_tiny(kind, "bfloat16")
+    page = model.page_bytes()
+    engine = EngineConfig(
+        max_num_seqs=16, max_num_batched_tokens=256, kv_cache_bytes=12 * page, max_model_len=400
+    )
+    environments = {"random": RandomIds(end_ids=(), lengths=(40,))}
+    trainer = new_trainer(model, tmp_path, environments=environments, engine=engine, num_steps=1)
+    trainer.run()
+    assert rollouts_of(trainer).engine.stats.num_preemptions > 0
+    assert read_metrics(tmp_path, "step")[0]["mismatch"]["different_tokens"] == 0
+    trainer.close()
+
+
+@every_model
+@every_dtype
+def test_a_saved_policy_that_is_served_is_the_one_in_training(
+    kind: str, dtype: str, tmp_path: Path
+) -> None:
+    model = new_tiny(kind, dtype)
+    trainer = new_trainer(model, tmp_path)
+    trainer.run()
+    trainer.close()
+    state = latest_state(tmp_path)
+    assert state is not None
+    engine = Engine(load_model(state / "model", dtype=DTYPES[dtype]), SMALL)
+    prompt = list(range(5, 60))
+    engine.add_request(
+        prompt,
+        SamplingParams(temperature=1.0, top_p=1.0, top_k=None, seed=4, max_tokens=100),
+    )
+    outputs = list[TokenOutput]()
+    while engine.has_unfinished:
+        outputs += [one for one in engine.step() if isinstance(one, TokenOutput)]
+    ids = [*prompt, *(one.token_id for one in outputs)]
+    packed = Packed.of([ids[:-1]], num_logits=[len(outputs)])
+    with torch.no_grad():
+        logprobs = model.target_logprobs(packed, torch.tensor(ids[len(prompt) :]))
+    assert torch.equal(logprobs, torch.tensor([one.logprob for one in outputs]))
+
+
+@every_model
+def test_after_new_weights_the_next_answers_are_those_of_the_trainer(
+    kind: str, tmp_path: Path
+) -> None:
+    model = new_tiny(kind, "bfloat16")
+    trainer = new_trainer(model, tmp_path)
+    trainer.step()
+    rolled = rollouts_of(trainer).roll_out(
+        [Draw("random", index, 0.0) for index in range(4)], group_size=3, seed=5, max_tokens=50
+    )
+    for group in rolled.groups:
+        for sample in group.samples:
+            assert set(sample.policy_versions[sample.is_sampled].tolist()) == {1}
+            packed = Packed.of([sample.ids[:-1]], num_logits=[sample.num_sampled])
+            with torch.no_grad():
+                found = model.target_logprobs(packed, sample.ids[sample.is_sampled])
+            assert torch.equal(found, sample.logprobs[sample.is_sampled])
+    trainer.close()
+
+
+def test_weights_that_are_not_the_samplers_end_the_run(tmp_path: Path) -> None:
+    model = new_tiny("m1")
+    trainer = new_trainer(model, tmp_path)
+    with torch.no_grad():
+        model.model.norm.weight[0] *= 1.01
+    before = weights_of(model)
+    with pytest.raises(TrainingError, match=r"the importance ratio of \d+ of \d+ tokens is not 1"):
+        trainer.step()
+    assert are_equal(before, weights_of(model))
+    trainer.close()
+
+
+def run_process(folder: Path, *arguments: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tests.train.run_rl", str(folder), *map(str, arguments)]
+    root = Path(__file__).parents[2]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root)
+
+
+def without_seconds(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name != "seconds"}
+
+
+def test_six_steps_are_three_a_kill_and_three_more(tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    processes = [run_process(whole, 6), run_process(cut, 6, 4)]
+    with processes[1] as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "stopped\n"
+        process.kill()  # in the fifth step, after the state of the third
+    assert processes[0].wait(120) == 0
+    assert processes[0].stdout is not None
+    processes[0].stdout.close()
+    with run_process(cut, 6) as process:
+        assert process.wait(120) == 0
+    for name in ("model/model.safetensors", "optimizer.safetensors", "state.json"):
+        files = [folder / "states" / "step-00000006" / name for folder in (whole, cut)]
+        assert files[0].read_bytes() == files[1].read_bytes(), name
+    records = [list(map(without_seconds, read_metrics(folder))) for folder in (whole, cut)]
+    assert records[0] == records[1]
+    assert [one["step"] for one in records[0] if one["kind"] == "step"] == [1, 2, 3, 4, 5, 6]
+
+
+def test_groups_of_equal_rewards_are_replaced_counted_and_shown(tmp_path: Path) -> None:
+    seen = Seen()
+    environments = {"random": RandomIds(), "dull": RandomIds(reward=1.0)}
+    trainer = new_trainer(
+        new_tiny("m2"),
+        tmp_path,
+        environments=environments,
+        watcher=seen,
+        options={"max_refills": 12},
+    )
+    record = trainer.step()
+    trainer.close()
+    assert record["groups_used"] == 6
+    assert record["rounds"] == len(seen.rounds) > 1
+    assert record["groups_alike"] == seen.rounds[-1][2] > 0
+    assert record["groups"] == record["groups_used"] + record["groups_alike"]
+
+
+def test_too_few_informative_groups_make_no_update_and_in_the_end_none_is_tried(
+    tmp_path: Path,
+) -> None:
+    seen, model = Seen(), new_tiny("m1")
+    environments = {"dull": RandomIds(reward=0.0)}
+    options = {"max_refills": 1, "max_idle_steps": 2, "num_steps": 9}
+    trainer = new_trainer(model, tmp_path, environments=environments, options=options, watcher=seen)
+    before = weights_of(model)
+    with pytest.raises(TrainingError, match="2 steps in a row made no update: these tasks are"):
+        trainer.run()
+    trainer.close()
+    assert are_equal(before, weights_of(model))
+    assert seen.sentences[0] == (
+        "step 1 made no update: 0 groups of 12 have two different rewards, 2 are needed"
+    )
+    assert [one[0] for one in seen.rounds] == [1, 2, 1, 2]
+
+
+def test_a_probe_that_falls_brings_the_last_good_weights_back(tmp_path: Path) -> None:
+    held = RandomIds(reward=1.0)
+    seen, model = Seen(), new_tiny("m1", "bfloat16")
+    trainer = new_trainer(
+        model,
+        tmp_path,
+        environments={"random": RandomIds(), "held out": held},
+        watcher=seen,
+        probe=Probe(
+            ("held out",),
+            ProbeConfig(every=1, num_tasks=100, max_drop=0.1, max_returns=1),
+            num_tasks={"held out": None},
+            seed=0,
+        ),
+        num_steps=1,
+    )
+    trainer.run()
+    good = weights_of(model)
+    held.reward = 0.0
+    assert trainer.step()["probe"] == {"held out": 0.0}
+    assert seen.probes == [{"held out": 1.0}, {"held out": 1.0}, {"held out": 0.0}]
+    assert seen.sentences[-1] == (
+        "step 2: held out fell from 1.00 to 0.00, the weights of step 1 are back"
+    )
+    assert are_equal(good, weights_of(model))
+    held.reward = 0.95
+    trainer.step()  # within what may be lost
+    assert len(seen.sentences) == 1
+    held.reward = 0.2
+    with pytest.raises(TrainingError, match="the probe sent the run back 2 times"):
+        trainer.step()
+    trainer.close()
+
+
+def test_answers_that_do_not_end_in_time_are_one_sentence(tmp_path: Path) -> None:
+    limits = LimitsConfig(batch_seconds=1e-9)
+    trainer = new_trainer(new_tiny("m2"), tmp_path, limits=limits)
+    with pytest.raises(RolloutError, match="none of 24 answers ended within 1e-09 seconds"):
+        trainer.step()
+    assert not rollouts_of(trainer).engine.has_unfinished
+    trainer.close()
+
+
+def test_windows_give_the_length_and_open_as_answers_fill_them(tmp_path: Path) -> None:
+    window = LengthWindow(WindowConfig(lengths=(5, 9), num_batches=2, settled=10.0, near=0.5))
+    trainer = new_trainer(new_tiny("m1"), tmp_path, window=window, num_steps=4)
+    trainer.run()
+    trainer.close()
+    records = read_metrics(tmp_path, "step")
+    assert [one["max_tokens"] for one in records] == [5, 5, 9, 9]
+    assert records[0]["length_p99"] == 5
+    assert records[3]["length_p99"] > 5
+
+
+def test_a_stopped_run_saves_after_its_step_and_goes_on(tmp_path: Path) -> None:
+    model, answers = new_tiny("m2"), iter([False, True])
+    trainer = new_trainer(model, tmp_path, num_steps=5)
+    assert not trainer.run(should_stop=lambda: next(answers))
+    trainer.close()
+    other = new_trainer(new_tiny("m2", seed=3), tmp_path, num_steps=5)
+    assert other.num_steps == 1
+    assert are_equal(weights_of(other.model), weights_of(model))
+    other.close()
