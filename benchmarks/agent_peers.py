@@ -212,8 +212,8 @@ class Played:
 
 def ours(question: str, work: Path, *flags: str) -> list[str]:
     """Return the command of our agent."""
-    command = [sys.executable, "-m", "fulmen", "agent", "--json", question, "--folder", str(work)]
-    return [*command, "--mode", "auto", *flags]
+    command = [sys.executable, "-P", "-m", "fulmen", "agent", "--json", question]
+    return [*command, "--folder", str(work), "--mode", "auto", *flags]
 
 
 def minis(program: Path, question: str, home: Path) -> list[str]:

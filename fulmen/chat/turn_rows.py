@@ -226,8 +226,9 @@ def _prepare(connection: sqlite3.Connection, *, is_small: bool) -> None:
     deadline = time.monotonic() + _BUSY_SECONDS
     while True:
         try:
-            (application,) = connection.execute("PRAGMA application_id").fetchone()
-            (num_tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            with _transaction(connection, "DEFERRED"):  # one view, while another may make it
+                (application,) = connection.execute("PRAGMA application_id").fetchone()
+                (num_tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
             if application != _APPLICATION_ID and (application or num_tables):
                 raise ValueError("is a database of another program, it must be a log of turns")
             if not num_tables:
@@ -258,8 +259,8 @@ def _prepare(connection: sqlite3.Connection, *, is_small: bool) -> None:
 
 
 @contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    connection.execute("BEGIN IMMEDIATE")
+def _transaction(connection: sqlite3.Connection, kind: str = "IMMEDIATE") -> Iterator[None]:
+    connection.execute(f"BEGIN {kind}")
     try:
         yield
         connection.execute("COMMIT")

@@ -15,12 +15,13 @@ if TYPE_CHECKING:  # a command imports what it needs, so that help comes at once
 
 train_app = typer.Typer(
     cls=Group,
-    help="Train models: next tokens, and tokenizers for new ones.",
+    help="Train models on next tokens or by reinforcement learning; make tokenizers for new ones.",
     no_args_is_help=True,
     epilog=examples("""
 fulmen train tokenizer OUT --kind characters
 fulmen train lm runs/copy-add.toml          begin, or go on
 fulmen train lm runs/copy-add.toml --set optimizer.learning_rate=1e-3
+fulmen train rl runs/fork.toml              begin, or go on
 """),
 )
 

@@ -1,7 +1,8 @@
 """fulmen train rl: reinforcement learning from a run file, seen as it goes.
 
-One JSON line a step goes to stdout. At a terminal the latest steps stand in a live table on stderr,
-with a sample of what the policy says; elsewhere each step is a line there.
+Stdout gets the folder of the trained model, or with --json a line a step. At a terminal the latest
+steps stand in a live table on stderr, with a sample of what the policy says; elsewhere each step is
+a line there.
 """
 
 import sys
@@ -152,6 +153,7 @@ def rl(
         RolloutError,
         TrainingError,
         latest_state,
+        model_folder,
         open_run,
         read_run_file,
     )
@@ -171,4 +173,6 @@ def rl(
             file=sys.stderr,
         )
         raise typer.Exit(130)
-    print(f"done: the model is in {latest_state(run.folder)}", file=sys.stderr)
+    state = latest_state(run.folder)
+    assert state is not None  # the last step is saved
+    print(model_folder(state), file=sys.stderr if as_json else sys.stdout)

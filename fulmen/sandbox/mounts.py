@@ -54,6 +54,8 @@ class Mounts:
     hidden: list[str] = field(default_factory=list)
     """Paths inside at which there is only an empty folder of ours"""
     tmpfs: list[str] = field(default_factory=list)
+    private: list[Path] = field(default_factory=list)
+    """What is hidden of the system, since not every user may read it"""
     path: list[str] = field(default_factory=list)
     """Folders in which commands are looked for"""
     variables: dict[str, str] = field(default_factory=dict)
@@ -247,6 +249,7 @@ def _hide_private(mounts: Mounts, root: Path) -> bool:
             is_folder = stat.S_ISDIR(mode)
             if stat.S_ISLNK(mode) or mode & (stat.S_IXOTH if is_folder else stat.S_IROTH):
                 continue
+            mounts.private.append(path)
             if is_folder:
                 folders.remove(name)
                 hide = ["--perms", "0000", "--tmpfs", str(path), "--remount-ro", str(path)]

@@ -90,11 +90,8 @@ class Sandbox:
             raise ValueError("the sandbox is open already")
         bubblewrap.find_bubblewrap()
         path = os.environ.get("PATH", "")
-        limits = self._limits
         try:
-            mounts = await asyncio.to_thread(plan_mounts, self._access, limits, search_path=path)
-            self._parts = _Parts(mounts)
-            await self._start(self._parts)
+            mounts = await self._plan_and_start(path)
         except OSError as error:
             await self._close()
             raise SandboxError(f"the sandbox did not start: {error}") from error
@@ -103,6 +100,24 @@ class Sandbox:
             raise
         self.notes = tuple(mounts.notes)
         return self
+
+    async def _plan_and_start(self, path: str) -> Mounts:
+        for is_last in (False, True):
+            mounts = await asyncio.to_thread(
+                plan_mounts, self._access, self._limits, search_path=path
+            )
+            self._parts = _Parts(mounts)
+            try:
+                await self._start(self._parts)
+            except SandboxError:
+                # What was to be hidden may just have gone: /etc has such files while it is changed.
+                if is_last or all(os.path.lexists(one) for one in mounts.private):
+                    raise
+                await self._close()
+                self._is_closed = False
+            else:
+                return mounts
+        raise AssertionError("the second try returns or raises")
 
     async def _start(self, parts: _Parts) -> None:
         is_scoped = self._access.has_network and can_leave_abstract_sockets()

@@ -23,12 +23,12 @@ PLACE_DIGITS: Final = 4
 """Digits of an item's place, at the end of its id"""
 _APPLICATION_ID: Final = 0x46755273
 _VERSION: Final = 1
-_SCHEMA: Final = """
-CREATE TABLE responses (id TEXT NOT NULL, owner BLOB NOT NULL, previous TEXT, used REAL NOT NULL,
-    num_bytes INTEGER NOT NULL, response TEXT NOT NULL, items TEXT NOT NULL,
-    PRIMARY KEY (id, owner)) WITHOUT ROWID;
-CREATE INDEX by_use ON responses (owner, used, num_bytes, id);
-"""
+_SCHEMA: Final = (
+    """CREATE TABLE responses (id TEXT NOT NULL, owner BLOB NOT NULL, previous TEXT,
+    used REAL NOT NULL, num_bytes INTEGER NOT NULL, response TEXT NOT NULL, items TEXT NOT NULL,
+    PRIMARY KEY (id, owner)) WITHOUT ROWID""",
+    "CREATE INDEX by_use ON responses (owner, used, num_bytes, id)",
+)
 _OF: Final = "WHERE id = ? AND owner = ?"
 _BUSY_SECONDS: Final = 1.0
 _TOUCH_SECONDS: Final = 3600.0
@@ -204,21 +204,35 @@ def _open(file: Path | None) -> sqlite3.Connection:
     connection = sqlite3.connect(
         ":memory:" if file is None else file, timeout=_BUSY_SECONDS, check_same_thread=False
     )
+    deadline = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            with connection:
+                connection.execute("BEGIN IMMEDIATE")  # one of several that start makes it
+                _make_or_check(connection)
+            connection.execute("PRAGMA journal_mode = WAL").fetchall()
+            break
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+    connection.execute("PRAGMA synchronous = FULL").fetchall()
+    return connection
+
+
+def _make_or_check(connection: sqlite3.Connection) -> None:
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (num_tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
     if application != _APPLICATION_ID and (application or num_tables):
         raise sqlite3.DatabaseError("it is a database of another program")
-    connection.execute("PRAGMA journal_mode = WAL").fetchall()
-    connection.execute("PRAGMA synchronous = FULL").fetchall()
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
     if not num_tables:
-        connection.executescript(_SCHEMA)
+        for statement in _SCHEMA:
+            connection.execute(statement)
         connection.execute(f"PRAGMA user_version = {_VERSION}")
         connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-        connection.commit()
     elif version != _VERSION:
         raise sqlite3.DatabaseError(f"it has the format {version}, {_VERSION} is needed")
-    return connection
 
 
 def _read(row: "_Row") -> Stored:

@@ -23,7 +23,7 @@ from fulmen.train.samples import Group, Sample
 from fulmen.train.schedule import ScheduleConfig
 from fulmen.train.server_rollouts import ServerRollouts
 from fulmen.train.sources import TaskConfig
-from fulmen.train.state import latest_state, load_state, run_lock, save_state
+from fulmen.train.state import latest_state, load_state, model_folder, run_lock, save_state
 from fulmen.train.tasks import TokenEnvironment, TokenTask
 from fulmen.train.tokenizer import make_tokenizer
 from fulmen.train.trainer import Gathered, Trainer, TrainerConfig, TrainingError
@@ -84,6 +84,7 @@ __all__ = [
     "load_state",
     "make_tokenizer",
     "micro_batches",
+    "model_folder",
     "open_run",
     "read_metrics",
     "read_run_file",

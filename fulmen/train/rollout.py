@@ -3,9 +3,10 @@
     Draw x group_size -> Rollouts.roll_out -> answers -> scores -> Group
 
 Who trains need not know where answers come from. Tasks of ids, and questions that a chat format
-renders once, go to the engine as one batch (`drawing.py`); tasks with tools are played by the agent
-loop on the same engine, or on a server at a URL (`playing.py`). Nothing is ever encoded twice: a
-sample is the ids that were drawn, with the marks of those that were not.
+renders once, go to the engine as one batch (`local_rollouts.py`); tasks with tools are played by
+the agent loop (`playing.py`) on the same engine, or on a server at a URL (`server_rollouts.py`).
+Nothing is ever encoded twice: a sample is the ids that were drawn, with the marks of those that
+were not.
 
 A rollout that fails is counted and leaves its group; a group of fewer than two is dropped, and
 counted. Nothing waits without a limit.

@@ -141,3 +141,16 @@ def work_of(archive: Archive, name: str, model: Any, **fields: Any) -> Work:
     open_session = fields.pop("open_session", None)
     seen_as = archive.runs.open(name).facts.seen_as
     return Work(archive, name, model, means(seen_as, **fields), open_session=open_session)
+
+
+@dataclass
+class FirstForced:
+    """A model that is made to say a text first, and then says what it likes."""
+
+    free: LocalModel
+    forced: ForcedModel
+    asked: int = 0
+
+    def stream(self, request: ChatRequest) -> AnswerStream:
+        self.asked += 1
+        return (self.forced if self.asked == 1 else self.free).stream(request)

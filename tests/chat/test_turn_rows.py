@@ -318,9 +318,8 @@ def test_processes_that_start_together_make_one_database(tmp_path: Path) -> None
     processes = [
         subprocess.Popen(python("-c", OPENER, file), stderr=subprocess.PIPE) for _ in range(4)
     ]
-    for process in processes:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors.decode()
+    errors = [process.communicate(timeout=120)[1].decode() for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, errors
     assert len(numbers(file)) == 80
 
 

@@ -18,8 +18,6 @@ from fulmen.agent import (
     write_trajectories,
 )
 from fulmen.chat import (
-    AnswerStream,
-    ChatRequest,
     Message,
     ModelError,
     Tool,
@@ -31,7 +29,7 @@ from fulmen.envs import Arithmetic, Task, run_task
 from fulmen.llm import LLM, ForcedModel, LocalModel, ScriptedModel
 from fulmen.models import Packed
 from fulmen.sampling import SamplingParams
-from tests.agent.working import m1_calls, m2_calls
+from tests.agent.working import FirstForced, m1_calls, m2_calls
 from tests.sandbox.helpers import python
 from tests.tiny import write_checkpoint
 
@@ -140,19 +138,6 @@ def test_tools_of_a_task_remember_and_so_it_is_played_once() -> None:
     assert trajectory.score == Score(1.0, {"count": 1.0})
     with pytest.raises(ValueError, match="a task is played once, its environment gives it anew"):
         play(task, script)
-
-
-@dataclass
-class FirstForced:
-    """A model that is made to say a text first, and then says what it likes."""
-
-    free: LocalModel
-    forced: ForcedModel
-    asked: int = 0
-
-    def stream(self, request: ChatRequest) -> AnswerStream:
-        self.asked += 1
-        return (self.forced if self.asked == 1 else self.free).stream(request)
 
 
 @pytest.mark.parametrize("kind", ["m1", "m2"])

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Awaitable, Callable
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
@@ -15,6 +15,8 @@ from fulmen.sandbox import Access, Limits, Outcome, Sandbox, SandboxUnavailableE
 T = TypeVar("T")
 PYTHON = os.path.realpath("/proc/self/exe")
 """The interpreter that every sandbox of this process has inside"""
+EVIL = "git config core.fsmonitor 'touch pwned; false'"
+"""Setting of a repository that runs a program with the next `git status`"""
 
 
 @cache
@@ -81,3 +83,16 @@ def num_processes(mark: str) -> int:
     """Return how many processes of this machine have a mark in their command line."""
     listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
     return sum(mark in line for line in listed.stdout.splitlines())
+
+
+def closed(folder: Path, command: str, **access: Any) -> list[str]:
+    """Run a command; return the notes of the sandbox once it is closed."""
+    boxes: list[Sandbox] = []
+
+    async def use(sandbox: Sandbox) -> None:
+        boxes.append(sandbox)
+        outcome = await sandbox.run(command)
+        assert outcome.exit_code == 0, outcome.output
+
+    inside(folder, use, **access)
+    return list(boxes[0].notes)

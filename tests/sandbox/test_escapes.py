@@ -17,7 +17,8 @@ import pytest
 from fulmen.sandbox import PROTECTED, Sandbox
 from fulmen.sandbox.access import MAY_APPEAR
 from fulmen.sandbox.kernel import can_leave_abstract_sockets
-from tests.sandbox.helpers import inside, python, run_inside
+from fulmen.sandbox.mounts import Mounts, plan_mounts
+from tests.sandbox.helpers import EVIL, closed, inside, python, run_inside
 
 
 def git(folder: Path, *words: str) -> str:
@@ -206,20 +207,10 @@ def test_hooks_that_a_repository_names_are_held(repository: Path) -> None:
 
 # Repositories that are made inside
 
-EVIL = "git config core.fsmonitor 'touch pwned; false'"
 
-
-def closed(folder: Path, command: str, **access: Any) -> list[str]:
-    """Run a command; return the notes of the sandbox once it is closed."""
-    boxes: list[Sandbox] = []
-
-    async def use(sandbox: Sandbox) -> None:
-        boxes.append(sandbox)
-        outcome = await sandbox.run(command)
-        assert outcome.exit_code == 0, outcome.output
-
-    inside(folder, use, **access)
-    return [note for note in boxes[0].notes if "made" in note]
+def repositories_made(folder: Path, command: str, **access: Any) -> list[str]:
+    """Run a command; return what is told of repositories that it made."""
+    return [note for note in closed(folder, command, **access) if "made" in note]
 
 
 @pytest.mark.parametrize(
@@ -251,7 +242,7 @@ def test_git_does_not_see_a_repository_whose_settings_start_programs(
     tmp_path: Path, command: str, place: str
 ) -> None:
     (tmp_path / "free").touch()
-    notes = closed(tmp_path, command)
+    notes = repositories_made(tmp_path, command)
     assert any("git does not see it" in note for note in notes)
     folder = tmp_path / place
     done = subprocess.run(["git", "-C", folder, "status"], capture_output=True, text=True)
@@ -265,13 +256,14 @@ def test_a_repository_with_plain_settings_stays_and_is_named(tmp_path: Path) -> 
     touch f; git add .; git commit -qm a; git branch -q x; cd ..
     git clone -q sub copy; git clone -q --bare sub bare.git; git init -q .github.io
     """
-    notes = closed(tmp_path, command)
+    notes = repositories_made(tmp_path, command)
     assert sorted(notes) == [
         f"{tmp_path / name} was made a repository"
         for name in (".github.io", "bare.git", "copy", "sub")
     ]
     assert git(tmp_path / "copy", "log", "--format=%s") == "a\n"
-    assert closed(tmp_path, "mkdir new; mv copy bare.git new; ls -a sub") == []  # it is known
+    moved = "mkdir new; mv copy bare.git new; ls -a sub"
+    assert repositories_made(tmp_path, moved) == []  # they are known
 
 
 def test_a_repository_is_left_alone_where_that_is_asked_for(
@@ -279,7 +271,7 @@ def test_a_repository_is_left_alone_where_that_is_asked_for(
 ) -> None:
     others = tuple(name for name in PROTECTED if name != ".git")
     command = f"git init -q sub; cd sub; {EVIL}"
-    assert closed(repository, command, protected=others) == []
+    assert repositories_made(repository, command, protected=others) == []
     assert "fsmonitor" in (repository / "sub/.git/config").read_text()
 
 
@@ -290,7 +282,7 @@ def test_a_folder_in_the_place_of_one_that_was_given_is_not_touched(tmp_path: Pa
     git(other / "b", "init")
     git(other / "b", "config", "core.fsmonitor", "x")
     command = f"mv a c && ln -s {other} a"
-    closed(workspace, command, writable=(workspace / "a/b",))
+    repositories_made(workspace, command, writable=(workspace / "a/b",))
     assert (other / "b/.git/HEAD").exists()
 
 
@@ -445,6 +437,24 @@ def test_what_only_root_may_read_of_what_is_installed_by_hand_is_hidden(tmp_path
     finally:
         private.unlink()
     assert "zubrowka" not in output
+
+
+@pytest.mark.skipif(not os.access("/etc", os.W_OK), reason="only root may write there")
+def test_a_private_file_may_go_while_a_sandbox_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private = Path(f"/etc/fulmen-{os.getpid()}")
+
+    def plan_while_it_goes(*given: Any, **options: Any) -> Mounts:
+        private.touch(0o600)
+        try:
+            return plan_mounts(*given, **options)
+        finally:
+            private.unlink()
+            monkeypatch.setattr("fulmen.sandbox.sandbox.plan_mounts", plan_mounts)
+
+    monkeypatch.setattr("fulmen.sandbox.sandbox.plan_mounts", plan_while_it_goes)
+    assert run_inside(tmp_path, "echo here").output == "here\n"
 
 
 def test_the_folders_of_fulmen_itself_are_not_given(

@@ -48,8 +48,9 @@ def test_everything_holds_for_an_ordinary_user_too() -> None:
         no_binaries = shutil.ignore_patterns("__pycache__", "*.so", "csrc", "page", "cards")
         shutil.copytree(ROOT / "fulmen", folder / "fulmen", ignore=no_binaries)
         shutil.copytree(ROOT / "tests/sandbox", folder / "tests/sandbox", ignore=no_binaries)
-        for name in ("tests/__init__.py", "tests/examples.py", "pyproject.toml"):
-            shutil.copy(ROOT / name, folder / name)
+        for name in ("__init__.py", "examples.py", "bounds.py"):
+            shutil.copy(ROOT / "tests" / name, folder / "tests" / name)
+        shutil.copy(ROOT / "pyproject.toml", folder)
         os.chown(folder, USER, USER)
         version = f"python{sys.version_info.major}.{sys.version_info.minor}"
         candidates = [sys.executable, f"/usr/bin/{version}", f"/usr/local/bin/{version}"]

@@ -13,22 +13,7 @@ import pytest
 
 from fulmen.sandbox import Sandbox, left
 from fulmen.sandbox.repositories import Repositories
-from tests.sandbox.helpers import inside, run_inside
-
-EVIL = "git config core.fsmonitor 'touch pwned; false'"
-
-
-def closed(folder: Path, command: str, **access: Any) -> list[str]:
-    """Run a command; return the notes of the sandbox once it is closed."""
-    boxes: list[Sandbox] = []
-
-    async def use(sandbox: Sandbox) -> None:
-        boxes.append(sandbox)
-        outcome = await sandbox.run(command)
-        assert outcome.exit_code == 0, outcome.output
-
-    inside(folder, use, **access)
-    return list(boxes[0].notes)
+from tests.sandbox.helpers import EVIL, closed, inside, run_inside
 
 
 def is_poisoned(place: Path) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from fulmen.server.errors import Refusal
 from fulmen.server.responses_store import ResponseStore
 from tests.server.helpers import answering, ask, scripted, served
 from tests.server.test_openai_sdk import ANSWER, client_of
+from tests.warm import python
 
 DAY = 86400.0
 
@@ -168,3 +170,23 @@ def test_a_background_response_may_finish_while_the_server_stops(
     assert found.status == status
     if found.error is not None:
         assert found.error.message == "the server stopped while it ran"
+
+
+OPENER = """
+import sys
+from pathlib import Path
+from tests.server.test_responses_store import response, store
+rows = store(Path(sys.argv[1]))
+rows.put(response(f"resp_{sys.argv[2]}"), [], scope="a", previous=None)
+"""
+
+
+def test_processes_that_start_together_make_one_database(tmp_path: Path) -> None:
+    file = tmp_path / "t"
+    processes = [
+        subprocess.Popen(python("-c", OPENER, file, str(number)), stderr=subprocess.PIPE)
+        for number in range(4)
+    ]
+    errors = [process.communicate(timeout=120)[1].decode() for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, errors
+    assert all(store(file).get(f"resp_{number}", scope="a") for number in range(4))

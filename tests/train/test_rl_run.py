@@ -16,6 +16,7 @@ from fulmen.train import (
     TrainerConfig,
     fork_config,
     latest_state,
+    model_folder,
     open_run,
     read_metrics,
     read_run_file,
@@ -56,11 +57,12 @@ def test_a_run_leaves_states_numbers_and_its_own_file(file: Path, tmp_path: Path
     assert (resolved.trainer.max_idle_steps, resolved.folder) == (9, out)
     state = latest_state(out)
     assert state is not None
-    assert f"done: the model is in {state}" in run.stderr
+    assert run.stderr.splitlines()[-1] == str(model_folder(state))
     kinds = [one["kind"] for one in read_metrics(out)]
     assert {*kinds} == {"probe", "step", "sample"}
     # Done is done; more steps go on from there.
-    assert called("train", "rl", file, "--set", "trainer.max_idle_steps=9").returncode == 0
+    again = called("train", "rl", file, "--set", "trainer.max_idle_steps=9")
+    assert (again.returncode, again.stdout) == (0, f"{model_folder(state)}\n")
     more = ("--set", "trainer.max_idle_steps=9", "--set", "trainer.num_steps=3")
     assert called("train", "rl", file, *more).returncode == 0
     assert [one["step"] for one in read_metrics(out, "step")] == [1, 2, 3]

@@ -13,7 +13,7 @@ import torch
 from fastapi import FastAPI, Request
 
 from fulmen.agent import Budget, Score, Trajectory, TranscriptMemory
-from fulmen.chat import AnswerStream, ChatRequest, Message, Tool, ToolCall, Transcript
+from fulmen.chat import Message, Tool, ToolCall, Transcript
 from fulmen.checkpoints import load_model, save_model
 from fulmen.envs import Arithmetic, Questions, Task, run_task
 from fulmen.llm import LLM, ForcedModel, LocalModel, PeerError
@@ -30,7 +30,7 @@ from fulmen.train import (
 )
 from fulmen.train.playing import sample_of
 from fulmen.train.rollout import Failure
-from tests.agent.working import m1_calls, m2_calls
+from tests.agent.working import FirstForced, m1_calls, m2_calls
 from tests.llm.upstream.fakes import Fake, running
 from tests.models.helpers import random_model
 from tests.tiny import write_checkpoint
@@ -170,19 +170,6 @@ def test_questions_and_tools_are_token_exact(kind: str, dtype: torch.dtype, tmp_
     rollouts.close()
 
 
-@dataclass
-class ForcedFirst:
-    """A model that is made to make a call, and then says what it likes."""
-
-    free: LocalModel
-    forced: ForcedModel
-    asked: int = 0
-
-    def stream(self, request: ChatRequest) -> AnswerStream:
-        self.asked += 1
-        return (self.forced if self.asked == 1 else self.free).stream(request)
-
-
 @every_model
 @every_dtype
 def test_after_a_call_and_its_result_only_what_was_drawn_is_in_the_loss(
@@ -195,7 +182,7 @@ def test_after_a_call_and_its_result_only_what_was_drawn_is_in_the_loss(
     async def go() -> Trajectory:
         async with LocalModel(llm) as local:
             return await run_task(
-                ForcedFirst(local, ForcedModel(local, [call])),
+                FirstForced(local, ForcedModel(local, [call])),
                 Counter(),
                 memory=TranscriptMemory(Transcript(llm.format, llm.tokenizer, keep_thoughts=True)),
                 params=SAMPLING.params(seed=3, max_tokens=150),
