@@ -4,6 +4,7 @@ A user's mistake is one sentence on stderr and a non-zero exit, never a tracebac
 """
 
 import logging
+import signal
 import sys
 from typing import Annotated, Any
 
@@ -96,7 +97,15 @@ app.add_typer(train_app, name="train")
 
 
 def main() -> None:
-    """Run the `fulmen` command."""
+    """Be the `fulmen` command, until the process ends."""
+    try:
+        dispatch()
+    finally:  # Ctrl-C while Python puts things away ends it at once, with nothing to say
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def dispatch() -> None:
+    """Run the command that `sys.argv` asks for."""
     write_anything()
     logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
     try:

@@ -55,7 +55,7 @@ class Mounts:
     """Paths inside at which there is only an empty folder of ours"""
     tmpfs: list[str] = field(default_factory=list)
     private: list[Path] = field(default_factory=list)
-    """What is hidden of the system, since not every user may read it"""
+    """Paths of the system that are hidden, since not every user may read them"""
     path: list[str] = field(default_factory=list)
     """Folders in which commands are looked for"""
     variables: dict[str, str] = field(default_factory=dict)

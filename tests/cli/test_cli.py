@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from fulmen.cli import main
+from fulmen.cli.app import dispatch
 from tests.kernels.helpers import needs_native
 from tests.tiny import write_checkpoint
 from tests.warm import python
@@ -51,7 +51,7 @@ def called(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
         patch.setattr(sys, "argv", typed)
         patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
         try:
-            main()
+            dispatch()
             code = 0
         except SystemExit as end:
             code = int(end.code or 0)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fulmen.cli import main
+from fulmen.cli.app import dispatch
 from fulmen.cli.output import harmless, readable_argument
 from fulmen.files import printable
 from tests.tiny import write_checkpoint
@@ -38,7 +38,7 @@ def run(*arguments: str | Path, encoding: str, stdin: str = "") -> tuple[int, by
         patch.setattr(sys, "stdout", out)
         patch.setattr(sys, "stderr", error)
         try:
-            main()
+            dispatch()
             code = 0
         except SystemExit as end:
             code = int(end.code or 0)

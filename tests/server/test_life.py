@@ -42,7 +42,7 @@ def test_a_log_that_breaks_while_serving_loses_no_answer(path: str, tmp_path: Pa
     ],
 )
 def test_pings_come_while_a_thought_is_hidden(path: str, fields: dict[str, Any]) -> None:
-    thought = "I think about it. " * 10
+    thought = "I think about it. " * 3
     model = answering("m2", lambda _: f"{thought}</think>\n\nIt is 42.", delay_seconds=0.05)
     with served(model, ping_seconds=0.2) as url:
         text = ask(url, path, {**BODY, **fields, "stream": True}).text
@@ -51,15 +51,15 @@ def test_pings_come_while_a_thought_is_hidden(path: str, fields: dict[str, Any])
 
 
 @pytest.mark.parametrize("effort", [None, "low", "high"])
-@pytest.mark.parametrize("seed", [4, 5, 6, 8, 11])
-def test_no_answer_is_a_thought_alone(seed: int, effort: str | None) -> None:
-    body = {**BODY, "max_tokens": 60, "seed": seed, "temperature": 1.0}
+def test_no_answer_is_a_thought_alone(effort: str | None) -> None:
+    body: dict[str, Any] = {**BODY, "max_tokens": 60, "temperature": 1.0}
     if effort is not None:
         body["reasoning_effort"] = effort
     with served_checkpoint("m2") as url:
-        usage = ask(url, CHAT, body).json()["usage"]
-    thinking = usage["completion_tokens_details"]["reasoning_tokens"]
-    assert usage["completion_tokens"] < 60 or thinking <= 45
+        for seed in (4, 5, 6, 8, 11):
+            usage = ask(url, CHAT, body | {"seed": seed}).json()["usage"]
+            thinking = usage["completion_tokens_details"]["reasoning_tokens"]
+            assert usage["completion_tokens"] < 60 or thinking <= 45
 
 
 def test_a_begun_answer_goes_on_and_is_found_whole() -> None:
