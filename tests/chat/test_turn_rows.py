@@ -306,6 +306,11 @@ OPENER = """
 import sys
 from pathlib import Path
 from tests.chat.test_turn_rows import add, opened
+ready = Path(sys.argv[1] + ".ready")
+with ready.open("a") as file:
+    file.write(".")
+while ready.stat().st_size < 4:  # all begin at once
+    pass
 rows = opened(Path(sys.argv[1]))
 for number in range(20):
     add(rows, b"key")

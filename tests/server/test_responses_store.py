@@ -176,6 +176,11 @@ OPENER = """
 import sys
 from pathlib import Path
 from tests.server.test_responses_store import response, store
+ready = Path(sys.argv[1] + ".ready")
+with ready.open("a") as file:
+    file.write(".")
+while ready.stat().st_size < 4:  # all begin at once
+    pass
 rows = store(Path(sys.argv[1]))
 rows.put(response(f"resp_{sys.argv[2]}"), [], scope="a", previous=None)
 """
