@@ -6,6 +6,8 @@ A route names the statuses of its own. What the limits around the routes refuse,
 every route, each in the shape of the path's dialect.
 """
 
+from collections.abc import Mapping
+from functools import cache
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -53,13 +55,12 @@ def replying(
     events          shape of the data of an event, where the reply may be a stream
     ends_with_done  the last event's data is [DONE]
     """
-    answered: dict[str, Any] = {"model": reply}
+    content: dict[str, Any] = {"application/json": {"schema": _schema(reply)}}
     if events is not None:
-        shape = TypeAdapter(events).json_schema(mode="serialization", ref_template=_SCHEMAS)
         data: dict[str, Any] = {
             "type": "string",
             "contentMediaType": "application/json",
-            "contentSchema": shape,
+            "contentSchema": _schema(events),
         }
         if ends_with_done:
             data = {"anyOf": [{"const": "[DONE]"}, data]}
@@ -68,8 +69,17 @@ def replying(
             "properties": {"event": {"type": "string"}, "data": data},
             "required": ["data"],
         }
-        answered["content"] = {"text/event-stream": {"itemSchema": event}}
-    return {200: answered, **{status: {"description": _REASONS[status]} for status in refusals}}
+        content["text/event-stream"] = {"itemSchema": event}
+    return {
+        200: {"content": content},
+        **{status: {"description": _REASONS[status]} for status in refusals},
+    }
+
+
+@cache
+def _schema(shape: Any) -> Mapping[str, Any]:
+    """Return the JSON schema of what is sent in a shape."""
+    return TypeAdapter(shape).json_schema(mode="serialization", ref_template=_SCHEMAS)
 
 
 def describe(app: FastAPI, *, has_keys: bool) -> None:
@@ -95,9 +105,7 @@ def _complete(description: dict[str, Any], *, has_keys: bool) -> None:
     for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's 422 is our 400
         schemas.pop(name, None)
     for shape in _SHAPES.values():
-        schemas[shape.__name__] = _hoisted(
-            TypeAdapter(shape).json_schema(mode="serialization", ref_template=_SCHEMAS), schemas
-        )
+        schemas[shape.__name__] = _hoisted(_schema(shape), schemas)
     refusals = components.setdefault("responses", {})
     for path, operations in description["paths"].items():
         for method in _METHODS:
@@ -115,8 +123,11 @@ def _complete_operation(
     responses = operation["responses"]
     responses.pop("422", None)
     for media in responses.get("200", {}).get("content", {}).values():
-        if "itemSchema" in media:
-            media["itemSchema"] = _hoisted(media["itemSchema"], schemas)
+        media.update(_hoisted(media, schemas))
+        shape = media.get("schema", {})
+        if "properties" in shape:  # so that clients made from the description name it so too
+            schemas[shape["title"]] = shape
+            media["schema"] = {"$ref": _SCHEMAS.format(model=shape["title"])}
     statuses = {int(status) for status in responses if status != "200"} | set(_EVERYWHERE)
     dialects = _dialects(path)
     for status in sorted(statuses):

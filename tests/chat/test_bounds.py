@@ -204,14 +204,14 @@ NATIVE_PLACES: dict[str, Callable[[Any], tuple[Any, Any]]] = {
 @pytest.mark.parametrize("format_", [M1, M2, TEMPLATE], ids=lambda format_: format_.name)
 @pytest.mark.parametrize("place", PLACES)
 def test_deep_nesting_is_one_sentence(place: str, format_: ChatFormat, kind: type) -> None:
-    messages, tools = PLACES[place](nested(100_000, kind))
+    messages, tools = PLACES[place](nested(30_000, kind))
     refusal(lambda: format_.render(messages, tools))
 
 
 @pytest.mark.parametrize("kind", [dict, list])
 @pytest.mark.parametrize("place", NATIVE_PLACES)
 def test_deep_nesting_in_a_message_is_one_sentence(place: str, kind: type) -> None:
-    messages, tools = NATIVE_PLACES[place](nested(100_000, kind))
+    messages, tools = NATIVE_PLACES[place](nested(30_000, kind))
     for format_ in (M1, M2):
         if place != "content" or kind is dict:
             refusal(lambda format_=format_: format_.render(messages, tools))  # type: ignore[misc]

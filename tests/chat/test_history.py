@@ -709,7 +709,7 @@ def test_work_grows_with_a_history_and_no_faster(name: str) -> None:
             format.render(found.messages)
 
     work(50)
-    assert num_lines(lambda: work(2000)) < 5 * num_lines(lambda: work(500))
+    assert num_lines(lambda: work(1000)) < 5 * num_lines(lambda: work(250))
     start = time.process_time()
     work(4000)
     assert time.process_time() - start < 10

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fulmen.chat import TemplateFormat, rendering
-from fulmen.chat.rendering import MAX_CHARS, MAX_SECONDS, MAX_TEMPLATE_CHARS, render_template
+from fulmen.chat.rendering import MAX_CHARS, MAX_TEMPLATE_CHARS, render_template
 from tests.chat.helpers import M2
 from tests.examples import examples
 
@@ -61,11 +61,14 @@ SLOW = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_template_is_one_sentence_within_the_bounds(name: str) -> None:
+def test_a_hostile_template_is_one_sentence_within_the_bounds(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(rendering, "MAX_SECONDS", 2.0)
     start = time.monotonic()
     with pytest.raises(ValueError, match=r"^the chat template failed: ") as error:
         render_template(HOSTILE[name], messages=[])
-    assert time.monotonic() - start < 2 * MAX_SECONDS + 5
+    assert time.monotonic() - start < 9
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 700
     assert render_template("{{ a }}{{ 1 + 1 }}", a="ok ") == "ok 2"
@@ -179,7 +182,8 @@ def test_any_text_renders_or_is_one_sentence(value: str, template: str) -> None:
     assert render_template("{{ a }}", a=value) == value
 
 
-def test_threads_do_not_wait_for_a_template_that_hangs() -> None:
+def test_threads_do_not_wait_for_a_template_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendering, "MAX_SECONDS", 2.0)
     done: list[str] = []
 
     def hang() -> None:

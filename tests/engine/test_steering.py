@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import pytest
@@ -85,24 +86,33 @@ def said(outputs: Sequence[TokenOutput]) -> list[tuple[object, ...]]:
     return [(out.token_id, out.logprob, out.top_logprobs) for out in outputs]
 
 
+JOBS = [(params, free) for params in PARAMS for free in (None, 0, 9)]
+
+
+@cache
+def answers_alone(name: str) -> list[list[tuple[object, ...]]]:
+    """Return what each of the jobs says where it is the only one."""
+    alone = []
+    for index, job in enumerate(JOBS):
+        # Its prompt depends on its place.
+        before = [(SamplingParams(max_tokens=1), None)] * index
+        config = EngineConfig(max_num_seqs=1, max_model_len=512)
+        alone.append(said(answers(MODELS[name], [*before, job], config)[0][-1]))
+    return alone
+
+
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize(("drafts", "candidates"), [(0, 61), (0, 4), (7, 9)])
 def test_masked_and_free_requests_side_by_side_equal_lone_ones(
     name: str, drafts: int, candidates: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    jobs = [(params, free) for params in PARAMS for free in (None, 0, 9)]
-    alone = []
-    for index in range(len(jobs)):
-        # Its prompt depends on its place.
-        before = [(SamplingParams(max_tokens=1), None)] * index
-        config = EngineConfig(max_num_seqs=1, max_model_len=512)
-        alone.append(said(answers(MODELS[name], [*before, jobs[index]], config)[0][-1]))
+    alone = answers_alone(name)
     monkeypatch.setattr("fulmen.engine.runner.MASKED_CANDIDATES", candidates)
     config = EngineConfig(max_num_seqs=9, max_model_len=512, num_draft_tokens=drafts)
-    together, engine = answers(MODELS[name], jobs, config)
+    together, engine = answers(MODELS[name], JOBS, config)
     assert [said(outputs) for outputs in together] == alone
     assert not drafts or engine.stats.num_accepted_tokens > 0
-    for (_, free), outputs in zip(jobs, together, strict=True):
+    for (_, free), outputs in zip(JOBS, together, strict=True):
         ids = [output.token_id for output in outputs]
         if free is not None:
             pairs = list(zip([0, *ids], ids, strict=False))[free:]

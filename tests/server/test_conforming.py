@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from fulmen.server import create_app
-from tests.server.conforming import Described
+from fulmen.server import ServerConfig, create_app
+from tests.server.conforming import Described, published
 from tests.server.helpers import scripted
 
 CHAT = "/v1/chat/completions"
@@ -14,7 +14,7 @@ ERROR = {"message": "no", "type": "api_error", "param": None, "code": None}
 
 @pytest.fixture(scope="module")
 def described() -> Described:
-    return Described(create_app(scripted("m2")))
+    return Described(published())
 
 
 @pytest.mark.parametrize(
@@ -55,3 +55,13 @@ def test_a_reply_is_compared_with_its_description(
     else:
         (failure,) = described.failures
         assert sentence in failure
+
+
+def test_the_description_is_that_of_every_application_but_for_api_keys() -> None:
+    config = ServerConfig(api_keys=("k" * 16,), strict_model_names=True)
+    other = create_app(scripted("m1"), config).openapi()
+    for operations in other["paths"].values():
+        for operation in operations.values():
+            operation.pop("security", None)
+    del other["components"]["securitySchemes"]
+    assert other == published()

@@ -43,8 +43,8 @@ def test_a_log_that_breaks_while_serving_loses_no_answer(path: str, tmp_path: Pa
 )
 def test_pings_come_while_a_thought_is_hidden(path: str, fields: dict[str, Any]) -> None:
     thought = "I think about it. " * 3
-    model = answering("m2", lambda _: f"{thought}</think>\n\nIt is 42.", delay_seconds=0.05)
-    with served(model, ping_seconds=0.2) as url:
+    model = answering("m2", lambda _: f"{thought}</think>\n\nIt is 42.", delay_seconds=0.02)
+    with served(model, ping_seconds=0.1) as url:
         text = ask(url, path, {**BODY, **fields, "stream": True}).text
     assert text.count(": ping" if path == CHAT else "event: ping") >= 3
     assert "think about" not in text

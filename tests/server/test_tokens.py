@@ -123,6 +123,7 @@ def test_peers_other_paths_work_too(url: str) -> None:
     [
         ("/tokenize", {}, "neither prompt nor messages"),
         ("/tokenize", {"prompt": "a", "messages": [USER]}, "prompt and messages are given"),
+        ("/tokenize", {"prompt": "a", "tools": [{"type": 7}]}, "tools are given with prompt"),
         ("/tokenize", {"prompt": "\ud800"}, "half of a surrogate pair"),
         ("/tokenize", {"prompt": 7}, "prompt"),
         ("/tokenize", {"messages": []}, "messages is empty"),

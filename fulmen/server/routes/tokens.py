@@ -153,6 +153,9 @@ def _conversation(body: TokenizeBody, defaults: Any) -> Ask:
 def _encode(body: TokenizeBody, tokenizer: Any) -> tuple[int, ...]:
     if body.prompt is None:
         raise Refusal(400, "the request has neither prompt nor messages, it must have one of them")
+    for name in ("tools", "chat_template_kwargs"):
+        if getattr(body, name):
+            raise Refusal(400, f"{name} are given with prompt, but only messages can have them")
     adds = body.add_special_tokens is not False
     return tuple(tokenizer.encode(body.prompt, add_special_tokens=adds))
 
