@@ -45,7 +45,7 @@ from fulmen.train import (
     read_metrics,
     warm_start,
 )
-from fulmen.train.probe import ProbeConfig
+from fulmen.train.rl.probe import ProbeConfig
 
 PROBED: Final = "fork (held out)"
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fulmen.train import Group
-from fulmen.train.advantages import AdvantageConfig, advantages_of, length_penalty
+from fulmen.train.rl.advantages import AdvantageConfig, advantages_of, length_penalty
 from tests.examples import examples
 from tests.train.helpers import group, groups
 

@@ -7,7 +7,7 @@ import torch
 
 from fulmen.models import M2Config, Model, Packed, SparseMoE, Trace, router_aux_loss
 from fulmen.train import Balance, BalanceConfig
-from fulmen.train.balance import sigmoid_aux_loss
+from fulmen.train.lm.balance import sigmoid_aux_loss
 from tests.models.helpers import random_model, tiny_m1, tiny_m2
 
 PACKED = Packed.of([[3, 5, 7, 11], [2, 4, 8, 16, 32]])

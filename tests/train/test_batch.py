@@ -12,9 +12,9 @@ from torch import Tensor
 
 from fulmen.models import M1Config, M2Config, Model
 from fulmen.train import Group
-from fulmen.train.advantages import AdvantageConfig, advantages_of
-from fulmen.train.batch import BatchConfig, Row, micro_batches, minibatches
-from fulmen.train.objective import ObjectiveConfig, Rule, loss
+from fulmen.train.rl.advantages import AdvantageConfig, advantages_of
+from fulmen.train.rl.batch import BatchConfig, Row, micro_batches, minibatches
+from fulmen.train.rl.objective import ObjectiveConfig, Rule, loss
 from tests.examples import examples
 from tests.models.helpers import random_model, relative_error, tiny_m1, tiny_m2
 from tests.train.helpers import group, groups, sample

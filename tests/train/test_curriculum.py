@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fulmen.train import Group
-from fulmen.train.curriculum import Curriculum, CurriculumConfig, Draw, SourceConfig
+from fulmen.train.rl.curriculum import Curriculum, CurriculumConfig, Draw, SourceConfig
 from tests.examples import examples
 from tests.train.helpers import group
 

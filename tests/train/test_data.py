@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fulmen.train import Coder, Example, Mixture, TaskConfig, TaskStream, micro_batches
-from fulmen.train.data import Drawn, shares_of
-from fulmen.train.ngrams import CheckConfig, NGrams
-from fulmen.train.sources import Source, is_held_out, open_source
+from fulmen.train.lm.mixture import Drawn, shares_of
+from fulmen.train.lm.ngrams import CheckConfig, NGrams
+from fulmen.train.lm.sources import Source, is_held_out, open_source
 from tests.examples import examples
 from tests.train.lm_helpers import coder
 
@@ -312,7 +312,7 @@ def test_a_task_that_cannot_be_is_refused(fields: dict[str, Any], sentence: str)
 def test_a_hub_data_set_without_its_library_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("fulmen.train.sources.find_spec", lambda name: None)
+    monkeypatch.setattr("fulmen.train.lm.sources.find_spec", lambda name: None)
     with pytest.raises(
         ValueError, match=r"^dataset is a/b, which needs the library datasets: `pip"
     ):
@@ -331,7 +331,7 @@ def test_a_hub_data_set_is_read_by_rows(own: Coder, monkeypatch: pytest.MonkeyPa
     module = ModuleType("datasets")
     module.load_dataset = load_dataset  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "datasets", module)
-    monkeypatch.setattr("fulmen.train.sources.find_spec", lambda name: object())
+    monkeypatch.setattr("fulmen.train.lm.sources.find_spec", lambda name: object())
     config = TaskConfig(dataset="a/b", subset="main", split="test")
     source = open_source(config, 0)
     assert source.num_documents == 2

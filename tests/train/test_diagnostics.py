@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fulmen.train.diagnostics import UpdateRecord, compare, describe
-from fulmen.train.objective import ObjectiveConfig, loss
+from fulmen.train.rl.diagnostics import UpdateRecord, compare, describe
+from fulmen.train.rl.objective import ObjectiveConfig, loss
 from tests.train.helpers import group
 from tests.train.test_objective import streams_of
 

@@ -23,8 +23,8 @@ from fulmen.train import (
     read_metrics,
     warm_start,
 )
-from fulmen.train.fork import COUNTED, DIRECT, END
-from fulmen.train.probe import ProbeConfig
+from fulmen.train.rl.fork import COUNTED, DIRECT, END
+from fulmen.train.rl.probe import ProbeConfig
 
 
 def test_answers_of_both_ways_are_scored_by_their_sum() -> None:

@@ -23,7 +23,7 @@ from fulmen.train import (
     read_metrics,
     read_run_file,
 )
-from fulmen.train.data import micro_batches
+from fulmen.train.lm.mixture import micro_batches
 from tests.tolerances import FLOAT32_OP, assert_close
 from tests.train.lm_helpers import run_config, run_file
 from tests.warm import python

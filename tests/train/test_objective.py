@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fulmen.train.objective import (
+from fulmen.train.rl.objective import (
     RULES,
     Aggregation,
     Algorithm,

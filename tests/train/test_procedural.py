@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fulmen.train.procedural import GENERATORS, Problem, make_problem
+from fulmen.train.lm.procedural import GENERATORS, Problem, make_problem
 from tests.examples import examples
 
 

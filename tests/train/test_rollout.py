@@ -28,8 +28,8 @@ from fulmen.train import (
     SamplingConfig,
     ServerRollouts,
 )
-from fulmen.train.playing import sample_of
-from fulmen.train.rollout import Failure
+from fulmen.train.rl.playing import sample_of
+from fulmen.train.rl.rollout import Failure
 from tests.agent.working import FirstForced, m1_calls, m2_calls
 from tests.llm.upstream.fakes import Fake, running
 from tests.models.helpers import random_model

@@ -22,7 +22,7 @@ from fulmen.train import (
     latest_state,
     read_metrics,
 )
-from fulmen.train.probe import Probe, ProbeConfig
+from fulmen.train.rl.probe import Probe, ProbeConfig
 from tests.train.rl_helpers import (
     DTYPES,
     SMALL,

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fulmen.train import Sample
-from fulmen.train.windows import LengthWindow, WindowConfig, measure_lengths, percentile
+from fulmen.train.rl.windows import LengthWindow, WindowConfig, measure_lengths, percentile
 from tests.examples import examples
 
 CONFIG = WindowConfig(lengths=(10, 20, 30), num_batches=4)

@@ -24,16 +24,16 @@ from fulmen.chat import Tokenizer, get_format, load_format
 from fulmen.checkpoints import load_model
 from fulmen.files import write_text
 from fulmen.models import DTYPES, Config, Model, Trace, config_from_dict, new_model
-from fulmen.train.balance import Balance
-from fulmen.train.data import Mixture, TaskStream, micro_batches
-from fulmen.train.examples import Coder
-from fulmen.train.lm_config import LMConfig, branch_of
+from fulmen.train.lm.balance import Balance
+from fulmen.train.lm.config import LMConfig, branch_of
+from fulmen.train.lm.examples import Coder
+from fulmen.train.lm.mixture import Mixture, TaskStream, micro_batches
+from fulmen.train.lm.ngrams import NGrams
+from fulmen.train.lm.probes import Prober, ProbeResult
+from fulmen.train.lm.sources import open_source
 from fulmen.train.metrics import Metrics, read_metrics
-from fulmen.train.ngrams import NGrams
 from fulmen.train.optimizer import Optimizer
-from fulmen.train.probes import Prober, ProbeResult
 from fulmen.train.run_file import differences, revision, to_toml
-from fulmen.train.sources import open_source
 from fulmen.train.state import (
     check_same_shape,
     latest_state,

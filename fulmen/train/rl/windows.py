@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from fulmen.train.samples import Sample
+from fulmen.train.rl.samples import Sample
 
 REPORT_LENGTHS: Final = (40_000, 48_000, 56_000, 64_000, 72_000, 80_000)
 """Limits of the report's stages, in tokens"""

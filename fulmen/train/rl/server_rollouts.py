@@ -19,9 +19,9 @@ from fulmen.checkpoints import save_model
 from fulmen.envs import Environment
 from fulmen.llm import Peer, PeerConfig, PeerError, UpstreamModel
 from fulmen.models import Model
-from fulmen.train.curriculum import Draw
-from fulmen.train.playing import LimitsConfig, Play, Player
-from fulmen.train.rollout import (
+from fulmen.train.rl.curriculum import Draw
+from fulmen.train.rl.playing import LimitsConfig, Play, Player
+from fulmen.train.rl.rollout import (
     Outcome,
     RolledOut,
     SamplingConfig,
@@ -29,8 +29,8 @@ from fulmen.train.rollout import (
     derive_seed,
     grouped,
 )
-from fulmen.train.samples import Sample
-from fulmen.train.tasks import AnyEnvironment, TokenEnvironment
+from fulmen.train.rl.samples import Sample
+from fulmen.train.rl.tasks import AnyEnvironment, TokenEnvironment
 
 _PUBLISHES: Final = "SGLang"
 """Server that takes new weights from a folder"""

@@ -21,8 +21,8 @@ from typing import Protocol
 
 from fulmen.models import Model
 from fulmen.sampling import SamplingParams, check_whole
-from fulmen.train.curriculum import Draw
-from fulmen.train.samples import Group, Sample
+from fulmen.train.rl.curriculum import Draw
+from fulmen.train.rl.samples import Group, Sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,8 +19,8 @@ from typing import Any, Final, Literal
 
 from fulmen.chat import Message
 from fulmen.files import shorten
-from fulmen.train.examples import Coder, Example
-from fulmen.train.procedural import GENERATORS, Problem, make_problem
+from fulmen.train.lm.examples import Coder, Example
+from fulmen.train.lm.procedural import GENERATORS, Problem, make_problem
 
 _LONGEST_LINE: Final = 64 * 2**20
 """Most bytes of one line of JSONL"""

@@ -21,9 +21,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from fulmen.train.objective import LossParts, Streams
-from fulmen.train.samples import Group
-from fulmen.train.windows import percentile
+from fulmen.train.rl.objective import LossParts, Streams
+from fulmen.train.rl.samples import Group
+from fulmen.train.rl.windows import percentile
 
 ALARM_CORRELATION: Final = 0.995
 """Correlation below which sampler and trainer are not the same model any more; the report saw 0.987

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fulmen.train.objective import Algorithm
-from fulmen.train.samples import LEAST_SPREAD, Group, Sample
+from fulmen.train.rl.objective import Algorithm
+from fulmen.train.rl.samples import LEAST_SPREAD, Group, Sample
 
 Estimator = Literal["z_score", "mean"]
 

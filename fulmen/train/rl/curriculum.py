@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Final, Literal
 
-from fulmen.train.samples import Group
+from fulmen.train.rl.samples import Group
 
 _TRIES: Final = 64
 """Draws of one task, each kept with a probability that its pass rate decides; the last is kept"""

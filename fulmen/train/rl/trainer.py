@@ -25,16 +25,17 @@ from torch import Tensor
 
 from fulmen.models import Model
 from fulmen.sampling import check_whole
-from fulmen.train.advantages import AdvantageConfig, advantages_of
-from fulmen.train.batch import BatchConfig, MicroBatch, Row, micro_batches, minibatches
-from fulmen.train.curriculum import Curriculum
-from fulmen.train.diagnostics import Mismatch, UpdateRecord, compare, describe
 from fulmen.train.metrics import Metrics
-from fulmen.train.objective import ObjectiveConfig, loss
 from fulmen.train.optimizer import Optimizer
-from fulmen.train.probe import Probe
-from fulmen.train.rollout import RolledOut, Rollouts, SamplingConfig, derive_seed
-from fulmen.train.samples import Group
+from fulmen.train.rl.advantages import AdvantageConfig, advantages_of
+from fulmen.train.rl.batch import BatchConfig, MicroBatch, Row, micro_batches, minibatches
+from fulmen.train.rl.curriculum import Curriculum
+from fulmen.train.rl.diagnostics import Mismatch, UpdateRecord, compare, describe
+from fulmen.train.rl.objective import ObjectiveConfig, loss
+from fulmen.train.rl.probe import Probe
+from fulmen.train.rl.rollout import RolledOut, Rollouts, SamplingConfig, derive_seed
+from fulmen.train.rl.samples import Group
+from fulmen.train.rl.windows import LengthWindow
 from fulmen.train.schedule import ScheduleConfig
 from fulmen.train.state import (
     drop_state,
@@ -44,7 +45,6 @@ from fulmen.train.state import (
     save_state,
     step_of,
 )
-from fulmen.train.windows import LengthWindow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,9 +23,9 @@ from fulmen.kernels import PAGE
 from fulmen.llm import LLM, LocalModel
 from fulmen.models import Model
 from fulmen.sampling import FinishReason, SamplingParams
-from fulmen.train.curriculum import Draw
-from fulmen.train.playing import LimitsConfig, Play, Player
-from fulmen.train.rollout import (
+from fulmen.train.rl.curriculum import Draw
+from fulmen.train.rl.playing import LimitsConfig, Play, Player
+from fulmen.train.rl.rollout import (
     Failure,
     Outcome,
     RolledOut,
@@ -35,8 +35,8 @@ from fulmen.train.rollout import (
     derive_seed,
     grouped,
 )
-from fulmen.train.samples import Sample
-from fulmen.train.tasks import AnyEnvironment, TokenEnvironment, TokenTask
+from fulmen.train.rl.samples import Sample
+from fulmen.train.rl.tasks import AnyEnvironment, TokenEnvironment, TokenTask
 
 
 class LocalRollouts:

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from fulmen.train.balance import BalanceConfig
-from fulmen.train.data import shares_of
-from fulmen.train.ngrams import CheckConfig
+from fulmen.train.lm.balance import BalanceConfig
+from fulmen.train.lm.mixture import shares_of
+from fulmen.train.lm.ngrams import CheckConfig
+from fulmen.train.lm.sources import TaskConfig
 from fulmen.train.optimizer import OptimizerConfig
 from fulmen.train.schedule import ScheduleConfig
-from fulmen.train.sources import TaskConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

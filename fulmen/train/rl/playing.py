@@ -20,8 +20,8 @@ from fulmen.chat import AnswerStream, ChatRequest, Transcript
 from fulmen.envs import Environment, run_task
 from fulmen.llm import ServedModel
 from fulmen.sampling import SamplingParams, check_whole
-from fulmen.train.rollout import Failure, Outcome, derive_seed
-from fulmen.train.samples import Sample
+from fulmen.train.rl.rollout import Failure, Outcome, derive_seed
+from fulmen.train.rl.samples import Sample
 
 _CANCEL_SECONDS = 30.0
 """Time in which a rollout that is given up ends its processes"""

@@ -16,11 +16,11 @@ import torch
 from fulmen.engine import Engine, EngineConfig, RequestFailed
 from fulmen.models import Model
 from fulmen.sampling import SamplingParams
-from fulmen.train.data import Drawn, TaskStream, micro_batches
-from fulmen.train.examples import Coder, Example
-from fulmen.train.lm_config import ProbeConfig
-from fulmen.train.procedural import Problem
-from fulmen.train.sources import TaskConfig
+from fulmen.train.lm.config import ProbeConfig
+from fulmen.train.lm.examples import Coder, Example
+from fulmen.train.lm.mixture import Drawn, TaskStream, micro_batches
+from fulmen.train.lm.procedural import Problem
+from fulmen.train.lm.sources import TaskConfig
 
 _MAX_NUM_SEQS = 64
 _PAGE = 64

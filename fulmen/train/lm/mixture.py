@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from fulmen.models import Packed
-from fulmen.train.examples import Coder, Example
-from fulmen.train.ngrams import NGrams
-from fulmen.train.sources import Document, Source, is_held_out
+from fulmen.train.lm.examples import Coder, Example
+from fulmen.train.lm.ngrams import NGrams
+from fulmen.train.lm.sources import Document, Source, is_held_out
 
 _MAX_SKIPPED: Final = 10_000
 """Documents in a row of an endless source that may be of no use"""

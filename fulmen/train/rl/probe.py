@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fulmen.sampling import check_whole
-from fulmen.train.curriculum import Draw
-from fulmen.train.rollout import Rollouts
+from fulmen.train.rl.curriculum import Draw
+from fulmen.train.rl.rollout import Rollouts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from fulmen.models import Packed
-from fulmen.train.objective import Rule, Streams, token_weights
-from fulmen.train.samples import Group, Sample
+from fulmen.train.rl.objective import Rule, Streams, token_weights
+from fulmen.train.rl.samples import Group, Sample
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

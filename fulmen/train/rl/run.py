@@ -19,23 +19,23 @@ from fulmen.engine import EngineConfig
 from fulmen.envs import load_environment
 from fulmen.files import write_text
 from fulmen.models import DTYPES, Model, new_model
-from fulmen.train.advantages import AdvantageConfig
-from fulmen.train.batch import BatchConfig
-from fulmen.train.curriculum import Curriculum, CurriculumConfig, SourceConfig
-from fulmen.train.fork import Fork, fork_config, warm_start
-from fulmen.train.local_rollouts import LocalRollouts
-from fulmen.train.objective import ObjectiveConfig
 from fulmen.train.optimizer import Optimizer, OptimizerConfig
-from fulmen.train.playing import LimitsConfig
-from fulmen.train.probe import Probe, ProbeConfig
-from fulmen.train.rollout import Rollouts, SamplingConfig, derive_seed
+from fulmen.train.rl.advantages import AdvantageConfig
+from fulmen.train.rl.batch import BatchConfig
+from fulmen.train.rl.curriculum import Curriculum, CurriculumConfig, SourceConfig
+from fulmen.train.rl.fork import Fork, fork_config, warm_start
+from fulmen.train.rl.local_rollouts import LocalRollouts
+from fulmen.train.rl.objective import ObjectiveConfig
+from fulmen.train.rl.playing import LimitsConfig
+from fulmen.train.rl.probe import Probe, ProbeConfig
+from fulmen.train.rl.rollout import Rollouts, SamplingConfig, derive_seed
+from fulmen.train.rl.server_rollouts import ServerRollouts
+from fulmen.train.rl.tasks import AnyEnvironment, TokenEnvironment
+from fulmen.train.rl.trainer import Trainer, TrainerConfig, Watcher
+from fulmen.train.rl.windows import LengthWindow, WindowConfig
 from fulmen.train.run_file import revision, to_toml
 from fulmen.train.schedule import ScheduleConfig
-from fulmen.train.server_rollouts import ServerRollouts
 from fulmen.train.state import latest_state, model_folder, run_lock
-from fulmen.train.tasks import AnyEnvironment, TokenEnvironment
-from fulmen.train.trainer import Trainer, TrainerConfig, Watcher
-from fulmen.train.windows import LengthWindow, WindowConfig
 
 RESOLVED: Final = "run.toml"
 """File of a run's folder that holds every value of the run"""
