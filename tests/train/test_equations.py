@@ -17,7 +17,7 @@ def test_the_page_quotes_lines_as_they_stand_in_the_files() -> None:
     section = start + rest.partition("\n## ")[0]
     quoted = 0
     for said, block in re.findall(r"((?:(?!```).)*)```text\n(.*?)```", section, re.S):
-        if paths := re.findall(r"`(fulmen/train/\w+\.py)`", said):
+        if paths := re.findall(r"`(fulmen/train/(?:\w+/)?\w+\.py)`", said):
             path = ROOT / paths[-1]
         wanted, known = block.strip().splitlines(), lines_of(path)
         places = [n for n, line in enumerate(known) if line == wanted[0]]
