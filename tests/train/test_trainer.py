@@ -59,8 +59,11 @@ def test_on_policy_every_ratio_is_exactly_one(kind: str, dtype: str, tmp_path: P
 
 
 @every_model
-def test_ratios_are_one_where_answers_were_preempted(kind: str, tmp_path: Path) -> None:
-    model = new_tiny(kind, "bfloat16")
+@every_dtype
+def test_ratios_are_one_where_answers_were_preempted(
+    kind: str, dtype: str, tmp_path: Path
+) -> None:
+    model = new_tiny(kind, dtype)
     page = model.page_bytes()
     engine = EngineConfig(
         max_num_seqs=16, max_num_batched_tokens=256, kv_cache_bytes=12 * page, max_model_len=400
@@ -101,10 +104,11 @@ def test_a_saved_policy_that_is_served_is_the_one_in_training(
 
 
 @every_model
+@every_dtype
 def test_after_new_weights_the_next_answers_are_those_of_the_trainer(
-    kind: str, tmp_path: Path
+    kind: str, dtype: str, tmp_path: Path
 ) -> None:
-    model = new_tiny(kind, "bfloat16")
+    model = new_tiny(kind, dtype)
     trainer = new_trainer(model, tmp_path)
     trainer.step()
     rolled = rollouts_of(trainer).roll_out(
