@@ -25,7 +25,7 @@ App = Callable[[Scope, Callable[[], Awaitable[Event]], Callable[[Event], Awaitab
 
 @dataclass
 class Described:
-    """What the replies of an application had that is not in its published description."""
+    """Failures of replies to be as a published description says."""
 
     whole: Mapping[str, Any]
     failures: list[str] = field(default_factory=list)
