@@ -35,10 +35,10 @@ from measure import (
     run,
 )
 from rich.table import Table
-from training_step import CONFIG, NUM_SEQUENCES, NUM_TOKENS, TOKENS_EACH, Step
+from training_worker import CONFIG, NUM_SEQUENCES, NUM_TOKENS, TOKENS_EACH, Step
 
 from fulmen.bench import Limits, Spread, measure_limits, use_threads
-from fulmen.models import DTYPES, count_parameters, prefill_flops
+from fulmen.models import DTYPES, Config, count_parameters, prefill_flops
 
 MIN_COSINE = 0.98
 """Between the gradients in bfloat16 and in float32, all parameters in one vector."""
@@ -52,9 +52,9 @@ def floor_seconds(limits: Limits, dtype: str) -> float:
     return flops / (limits.matmul_tflops[dtype] * 1e12)
 
 
-def check_gradients() -> dict[str, float]:
-    """The cosine between the gradients of both dtypes, and both losses."""
-    steps = {name: Step(DTYPES[name]) for name in ("float32", "bfloat16")}
+def check_gradients(config: Config = CONFIG) -> dict[str, float]:
+    """Return the cosine between the gradients of both dtypes, and both losses."""
+    steps = {name: Step(DTYPES[name], config) for name in ("float32", "bfloat16")}
     losses = {f"loss_{name}": step.run()[0] for name, step in steps.items()}
     exact, rounded = (step.gradient() for step in steps.values())
     return {"cosine": float(F.cosine_similarity(exact, rounded, dim=0)), **losses}
@@ -62,7 +62,7 @@ def check_gradients() -> dict[str, float]:
 
 def time_steps(dtype: str, repeats: int, package: Path | None, threads: int) -> dict[str, Any]:
     """Several steps in a process of their own, against a revision's package if one is given."""
-    script = Path(__file__).resolve().with_name("training_step.py")
+    script = Path(__file__).resolve().with_name("training_worker.py")
     command = [*python_command(script, package), dtype, str(repeats), str(threads)]
     result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     answer: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])

@@ -32,8 +32,8 @@ from fulmen.kernels.head import (
     target_scores,
 )
 from fulmen.kernels.lengths import Lengths
-from fulmen.kernels.lightning import CHUNK, LightningCarry, lightning_attention
-from fulmen.kernels.linear import Activation, copy_matrix, linear, pack
+from fulmen.kernels.lightning import CHUNK, LightningCarry, lightning_attention, split_qkv
+from fulmen.kernels.linear import Activation, copy_matrix, linear, linear_each, pack
 from fulmen.kernels.norms import add_residual, gated_norm, residual_norm, rms_norm
 from fulmen.kernels.numerics import REVISION, numerics
 from fulmen.kernels.pages import PAGE, KVPages, write_pages
@@ -83,6 +83,7 @@ __all__ = [
     "head",
     "lightning_attention",
     "linear",
+    "linear_each",
     "mixture_of_experts",
     "native",
     "nearest_codes",
@@ -105,6 +106,7 @@ __all__ = [
     "set_num_threads",
     "shadowed_install",
     "softmax_attention",
+    "split_qkv",
     "target_logprobs",
     "target_scores",
     "time_calls",

@@ -45,6 +45,14 @@ class Backend(Protocol):
         input_bits: int,
     ) -> Tensor: ...
 
+    def linear_each(
+        self,
+        x: Tensor,
+        weights: Sequence[Tensor],
+        activations: Sequence[str],
+        out_dtype: torch.dtype,
+    ) -> tuple[Tensor, ...]: ...
+
     def head(
         self,
         hidden_states: Tensor,

@@ -160,8 +160,8 @@ def target_logprobs(
     *,
     input_bits: int = 16,
 ) -> Tensor:
-    """Return the log-probabilities of targets; differentiable unless the weight is packed. The
-    logits of all tokens are held at once neither forward nor backward.
+    """Return the log-probabilities of targets; differentiable unless the weight is packed.
+    Logits are held only for the gradient, and only while all of them take 64 MiB or less.
 
     hidden_states  (T, C)
     weight         (V, C)   packed, or a plain matrix of hidden_states' dtype

@@ -8,10 +8,11 @@ the definition, for other devices and dtypes; it keeps it up to rounding.
 """
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from fulmen.kernels.backends import backend_for
 from fulmen.kernels.gradients import needs_gradient
@@ -67,6 +68,52 @@ def lightning_attention(
     if backend is None:
         return _reference(q, k, v, slope_rate, lengths, states)
     return backend.lightning_attention(q, k, v, slope_rate, lengths=lengths, states=states)
+
+
+def split_qkv(rows: Tensor, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return q, k and v of rows in which each head has them side by side.
+
+    rows      (T, H * 3 * D)   any float dtype, contiguous
+    head_dim  D
+
+    Returns views (T, H, D). Differentiable: gradients that lie side by side again, as those of
+    `lightning_attention` on a CPU do, are joined without a copy.
+    """
+    if rows.shape[-1] % (3 * head_dim) != 0:
+        raise ValueError(
+            f"rows have {rows.shape[-1]} columns, q, k and v of heads need a multiple of "
+            f"{3 * head_dim}"
+        )
+    if needs_gradient(rows):
+        q, k, v = _Split.apply(rows, head_dim)  # type: ignore[no-untyped-call]
+        return q, k, v
+    q, k, v = rows.view(len(rows), -1, 3 * head_dim).chunk(3, -1)
+    return q, k, v
+
+
+class _Split(torch.autograd.Function):
+    """Views forward; backward the tensor that the gradients are views of, or a copy of them."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, head_dim: int) -> tuple[Tensor, ...]:
+        return rows.view(len(rows), -1, 3 * head_dim).chunk(3, -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        first = gradients[0]
+        num_tokens, num_heads, head_dim = first.shape
+        is_joined = all(
+            gradient.dtype == first.dtype
+            and gradient.stride() == (num_heads * 3 * head_dim, 3 * head_dim, 1)
+            and gradient.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+            and gradient.storage_offset() == first.storage_offset() + i * head_dim
+            for i, gradient in enumerate(gradients)
+        )
+        width = num_heads * 3 * head_dim
+        if is_joined:
+            return first.as_strided((num_tokens, width), (width, 1)), None
+        return torch.cat(gradients, -1).view(num_tokens, width), None
 
 
 def _check(

@@ -3,6 +3,7 @@
 K is summed in one fixed order, so a row has the same bits alone and among a thousand.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -49,6 +50,35 @@ def linear(
     return backend.linear(
         x, weight, activation=activation, out_dtype=out_dtype, input_bits=input_bits
     )
+
+
+def linear_each(
+    x: Tensor,
+    weights: Sequence[Tensor | PackedMatrix],
+    *,
+    activations: Sequence[Activation],
+    input_bits: Sequence[int],
+) -> list[Tensor]:
+    """Return `linear` of x and each matrix. In training the gradients of x are added up as they are
+    made, without a pass over memory for each.
+
+    x            (..., K)       bfloat16, float32 or float64
+    weights      (N, K) each    packed or plain, as `linear` takes them; N may differ
+    activations  one a matrix
+    input_bits   one a matrix
+
+    Returns (..., N) in x's dtype for each. Differentiable if all are plain.
+    """
+    plain = plain_weights(*weights)
+    backend = backend_for(x, *plain)
+    fits = all(weight.shape[1] == x.shape[-1] for weight in plain)
+    if len(plain) == len(weights) and backend is not None and fits and needs_gradient(x, *plain):
+        return list(backend.linear_each(x, plain, activations, x.dtype))
+    each = zip(weights, activations, input_bits, strict=True)
+    return [
+        linear(x, weight, activation=activation, input_bits=bits)
+        for weight, activation, bits in each
+    ]
 
 
 def linear_reference(

@@ -204,8 +204,8 @@ class CausalLM(nn.Module, Generic[ConfigT]):
         """Return log-probabilities (L,) float32 of targets (L,) int64 at the batch's logits_indices
         (all tokens if None).
 
-        They are those of decoding, to the bit. Differentiable unless the weights are packed; the
-        logits of all tokens are never held at once.
+        They are those of decoding, to the bit. Differentiable unless the weights are packed.
+        Logits are held only for the gradient, and only while all of them take 64 MiB or less.
         """
         hidden_states = self._before(targets, packed, trace, generator)
         weight, input_bits = self._head()

@@ -6,6 +6,7 @@ its part of the cache or none. Router, norms, softmax, lightning state and head 
 float32 in every model, as in the reference implementations.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -19,6 +20,7 @@ from fulmen.kernels import (
     backend_for,
     concatenate,
     linear,
+    linear_each,
     pack,
     rms_norm,
     rotate,
@@ -109,6 +111,26 @@ class Linear(nn.Module):
         )
 
 
+def project_each(
+    x: Tensor, *projections: Linear, activations: Sequence[Activation] = ()
+) -> list[Tensor]:
+    """Return each projection's (..., out) of x (..., in), with activations or without any. With
+    gradients all are one op, `linear_each`, and no module is called."""
+    plain: list[Activation] = ["none"] * len(projections)
+    activations = activations or plain
+    if not torch.is_grad_enabled():
+        return [
+            projection(x, activation=activation)
+            for projection, activation in zip(projections, activations, strict=True)
+        ]
+    return linear_each(
+        x,
+        [projection.weight for projection in projections],
+        activations=activations,
+        input_bits=[projection.input_bits for projection in projections],
+    )
+
+
 class RMSNorm(nn.Module):
     """RMSNorm: x / sqrt(mean(x^2) + eps), cast back, times the weight."""
 
@@ -162,8 +184,8 @@ class SoftmaxAttention(nn.Module):
     def project(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(T, C) -> (T, H * D), (T, Hkv * D), (T, Hkv * D)"""
         if self._qkv is None:
-            q, k = self.q_proj(hidden_states), self.k_proj(hidden_states)
-            return q, k, self.v_proj(hidden_states)
+            q, k, v = project_each(hidden_states, self.q_proj, self.k_proj, self.v_proj)
+            return q, k, v
         rows = linear(hidden_states, self._qkv, input_bits=self.q_proj.input_bits)
         q, k, v = torch.split(rows, list(self.widths), -1)
         return q, k, v

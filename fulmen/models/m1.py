@@ -22,11 +22,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fulmen.kernels import add_residual, gated_norm, lightning_attention, residual_norm
+from fulmen.kernels import (
+    add_residual,
+    gated_norm,
+    lightning_attention,
+    residual_norm,
+    split_qkv,
+)
 from fulmen.models.cache import LightningStates
 from fulmen.models.causal_lm import CausalLM
 from fulmen.models.experts import SparseMoE
-from fulmen.models.layers import Context, LayerCache, Linear, RMSNorm, SoftmaxAttention, split_heads
+from fulmen.models.layers import (
+    Context,
+    LayerCache,
+    Linear,
+    RMSNorm,
+    SoftmaxAttention,
+    project_each,
+)
 from fulmen.models.model_config import ModelConfig, check_config, checked, to_dict
 from fulmen.models.spellings import read_m1
 from fulmen.models.tensors import (
@@ -153,8 +166,10 @@ class LightningAttention(nn.Module):
     def forward(self, hidden_states: Tensor, context: Context, cache: LayerCache | None) -> Tensor:
         """(T, C) -> (T, C)"""
         # Rows of qkv_proj are grouped by head: q, k, v of head 0, then of head 1, and so on.
-        rows = self.qkv_proj(hidden_states, activation="silu")
-        q, k, v = split_heads(rows, 3 * self.head_dim).chunk(3, -1)  # (T, H, D) each
+        rows, gate_logits = project_each(
+            hidden_states, self.qkv_proj, self.output_gate, activations=("silu", "none")
+        )
+        q, k, v = split_qkv(rows, self.head_dim)  # (T, H, D) each
         assert cache is None or isinstance(cache, LightningStates)
         packed = context.packed
         out = lightning_attention(
@@ -165,7 +180,6 @@ class LightningAttention(nn.Module):
             lengths=packed.lengths,
             states=None if cache is None else cache.carry,
         )
-        gate_logits = self.output_gate(hidden_states)
         normed = gated_norm(out.flatten(-2), self.norm.weight, gate_logits, self.norm.eps)
         projected: Tensor = self.out_proj(normed)
         return projected

@@ -20,8 +20,16 @@ import torch
 from fulmen.bench import Limits, Spread, Workload, device_name, tokens_per_s_limit
 from fulmen.checkpoints import Checkpoint, read_config, save_model
 from fulmen.kernels import native
-from fulmen.models import Config, Fp8Config, M1Config, M2Config, PackedConfig
+from fulmen.models import (
+    Config,
+    Fp8Config,
+    M1Config,
+    M2Config,
+    PackedConfig,
+    multiplied_weights,
+)
 from fulmen.quantize import QuantizeConfig, parse_packed, quantize_checkpoint
+from tests.kernels.helpers import needs_native
 from tests.models.helpers import random_model, tiny_m1, tiny_m2
 
 SCRIPTS = Path(__file__).parents[2] / "benchmarks"
@@ -396,3 +404,28 @@ def test_bits_of_a_checkpoint_are_those_of_its_weights(
 ) -> None:
     packed = None if bits is None else parse_packed(bits=bits)
     assert engine.weight_bits(rounded(packed)) == expected
+
+
+# Training steps
+
+
+def test_the_floor_of_a_step_has_each_matrix_forward_and_twice_backward(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    training_step = script("training_step", monkeypatch)
+    for config in training_step.CONFIGS.values():
+        products = training_step.products_of(config).items()
+        flops = sum(2 * rows * inputs * outputs * n for (rows, inputs, outputs), n in products)
+        assert flops == 3 * 2 * training_step.NUM_TOKENS * multiplied_weights(config)
+
+
+@needs_native
+def test_the_account_of_a_step_tells_its_kernels_of_both_passes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    training_step = script("training_step", monkeypatch)
+    parts = training_step.account(training_step.Step(torch.float32, tiny_m1()))
+    assert min(parts["linear"]) > 0
+    assert parts["head"][0] > 0 == parts["head"][1]
+    assert parts["outer"][0] == 0 < parts["outer"][1]
+    assert list(parts)[-1] == training_step.REST

@@ -16,7 +16,7 @@ from fulmen.kernels.cpu.extension import (
 )
 from fulmen.kernels.cpu.head import head, target_logprobs, target_scores
 from fulmen.kernels.cpu.lightning import lightning_attention
-from fulmen.kernels.cpu.linear import linear
+from fulmen.kernels.cpu.linear import linear, linear_each
 from fulmen.kernels.cpu.norms import add_residual, gated_norm, residual_norm, rms_norm
 from fulmen.kernels.cpu.pages import InterleavedPages, write_pages
 from fulmen.kernels.cpu.program import Program
@@ -37,6 +37,7 @@ __all__ = [
     "head",
     "lightning_attention",
     "linear",
+    "linear_each",
     "mixture_of_experts",
     "native",
     "pack",

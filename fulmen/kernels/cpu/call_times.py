@@ -40,6 +40,10 @@ class CallClock:
     def __init__(self) -> None:
         self._log: Any = loaded().CallLog()
 
+    def num_calls(self) -> int:
+        """Return the number of calls so far, also while it runs."""
+        return len(self._log)
+
     def calls(self) -> list[CallTimes]:
         """Return the calls since the clock last started, in their order; once it has stopped."""
         return [

@@ -1,7 +1,8 @@
 """`route` and `mixture_of_experts` in C++, and their gradients."""
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -10,6 +11,10 @@ from torch.autograd.function import once_differentiable
 from fulmen.kernels.cpu.extension import DTYPES, address, loaded
 from fulmen.kernels.cpu.weights import pack, stack_experts
 from fulmen.kernels.gradients import needs_gradient
+
+KEPT_BYTES: Final = 64 * 2**20
+"""A layer's forward pass keeps what goes into its experts' activation for the backward pass, two
+float32 for each hidden value, unless that is more than these bytes; then it is made again."""
 
 
 def route(
@@ -82,6 +87,19 @@ def mixture_of_experts(
     hidden_states: Tensor, topk_weights: Tensor, topk_ids: Tensor, stack: Any, *, input_bits: int
 ) -> Tensor:
     """Run packed experts, stacked by `stack_experts`: (T, C), (T, K), (T, K) -> (T, C)."""
+    return _run(hidden_states, topk_weights, topk_ids, stack, input_bits)
+
+
+def _run(
+    hidden_states: Tensor,
+    topk_weights: Tensor,
+    topk_ids: Tensor,
+    stack: Any,
+    input_bits: int,
+    sums: Tensor | None = None,
+) -> Tensor:
+    """One call of the kernel; sums (T * K, 2, F) float32 receives w1 x and w3 x, pairs of a token
+    and its expert grouped by expert."""
     x, weights = hidden_states.contiguous(), topk_weights.float().contiguous()
     ids = topk_ids.long().contiguous()
     out = torch.empty_like(x)
@@ -95,6 +113,7 @@ def mixture_of_experts(
         top_k=ids.shape[1],
         stack=stack,
         input_bits=input_bits,
+        sums=address(sums),
         out=out.data_ptr(),
     )
     return out
@@ -104,8 +123,23 @@ def train_experts(
     hidden_states: Tensor, topk_weights: Tensor, topk_ids: Tensor, flat: Sequence[Tensor]
 ) -> Tensor:
     """Run plain experts, whose w1, w2, w3 lie in flat, expert by expert; differentiable."""
-    out: Tensor = _Experts.apply(hidden_states, topk_weights, topk_ids, *flat)  # type: ignore[no-untyped-call]
-    return out
+    if needs_gradient(hidden_states, topk_weights, *flat):
+        out: Tensor = _Experts.apply(hidden_states, topk_weights, topk_ids, *flat)  # type: ignore[no-untyped-call]
+        return out
+    return _run_plain(hidden_states, topk_weights, topk_ids, flat)
+
+
+def _run_plain(
+    x: Tensor,
+    topk_weights: Tensor,
+    topk_ids: Tensor,
+    flat: Sequence[Tensor],
+    sums: Tensor | None = None,
+) -> Tensor:
+    """Pack experts whose w1, w2, w3 lie in flat for one call of the kernel; see `_run`."""
+    matrices = [pack(w) for w in flat]  # a name: lives until the kernel has run
+    stack = stack_experts(matrices[::3], matrices[1::3], matrices[2::3])
+    return _run(x, topk_weights, topk_ids, stack, 16, sums)
 
 
 class _Experts(torch.autograd.Function):
@@ -115,35 +149,41 @@ class _Experts(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, topk_weights: Tensor, topk_ids: Tensor, *flat: Tensor
     ) -> Tensor:
-        ctx.save_for_backward(x, topk_weights, topk_ids, *flat)
-        matrices = [pack(w) for w in flat]
-        stack = stack_experts(matrices[::3], matrices[1::3], matrices[2::3])
-        return mixture_of_experts(x, topk_weights, topk_ids, stack, input_bits=16)
+        shape = topk_ids.numel(), 2, len(flat[0])
+        is_kept = math.prod(shape) * torch.float32.itemsize <= KEPT_BYTES
+        sums = torch.empty(shape, dtype=torch.float32) if is_kept else None
+        ctx.save_for_backward(x, topk_weights, topk_ids, sums, *flat)
+        return _run_plain(x, topk_weights, topk_ids, flat, sums)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weights, ids, *flat = (saved.contiguous() for saved in ctx.saved_tensors)
+        x, weights, ids, sums, *flat = ctx.saved_tensors
+        x, weights, ids = x.contiguous(), weights.float().contiguous(), ids.long().contiguous()
+        flat = [w.contiguous() for w in flat]
         gradient = gradient.contiguous()
-        x_gradient, weights_gradient = torch.empty_like(x), torch.empty_like(weights)
-        flat_gradients = [torch.empty_like(w) for w in flat]
+        x_gradient, weights_gradient, _, *flat_gradients = (
+            torch.empty_like(tensor) if wanted else None
+            for tensor, wanted in zip((x, weights, ids, *flat), ctx.needs_input_grad, strict=True)
+        )
         w1, w2, w3 = ([w.data_ptr() for w in flat[i::3]] for i in range(3))
-        dw1, dw2, dw3 = ([w.data_ptr() for w in flat_gradients[i::3]] for i in range(3))
+        dw1, dw2, dw3 = ([address(w) for w in flat_gradients[i::3]] for i in range(3))
         loaded().experts_backward(
             dtype=DTYPES[x.dtype],
             rows=len(x),
             hidden_size=x.shape[1],
-            intermediate_size=flat[0].shape[0],
+            intermediate_size=len(flat[0]),
             top_k=ids.shape[1],
             x=x.data_ptr(),
             dout=gradient.data_ptr(),
             ids=ids.data_ptr(),
             weights=weights.data_ptr(),
+            sums=address(sums),
             w1=w1,
             w2=w2,
             w3=w3,
-            dx=x_gradient.data_ptr(),
-            dweights=weights_gradient.data_ptr(),
+            dx=address(x_gradient),
+            dweights=address(weights_gradient),
             dw1=dw1,
             dw2=dw2,
             dw3=dw3,

@@ -8,14 +8,17 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fulmen.kernels.cpu.extension import DTYPES, address, loaded
-from fulmen.kernels.cpu.linear import linear, product, transposed_buffer
+from fulmen.kernels.cpu.linear import linear, outer
 from fulmen.kernels.cpu.weights import matrix_of, pack
 from fulmen.kernels.gradients import needs_gradient
-from fulmen.kernels.weights import PackedMatrix
+from fulmen.kernels.weights import PackedMatrix, format_of
 
 MAX_CANDIDATES: Final = 256
 """Number of candidates that the kernel keeps; more are found by sorting all logits."""
-_CHUNK_BYTES: Final = 16 * 2**20
+KEPT_BYTES: Final = 64 * 2**20
+"""The forward pass keeps the logits for the backward pass, unless they are more than these bytes;
+then they are made again."""
+_CHUNK_BYTES: Final = 8 * 2**20
 """Bytes of the logits' gradient that the backward pass holds at a time, unless that is fewer than
 _MIN_CHUNK rows: small chunks make the sum over chunks expensive."""
 _MIN_CHUNK: Final = 256
@@ -77,7 +80,9 @@ def _run(
     *,
     draws: Sequence[Tensor] | None = None,
     wants_entropy: bool = False,
+    logits: Tensor | None = None,
 ) -> _Found:
+    """Call the kernel once; logits (T, V) float32 receives all of them."""
     x = hidden_states if hidden_states.stride(-1) == 1 else hidden_states.contiguous()
     targets = None if targets is None else targets.long().contiguous()
     rows = len(x)
@@ -109,6 +114,8 @@ def _run(
         target_logits=target_logits.data_ptr(),
         top_logits=top_logits.data_ptr(),
         top_ids=top_ids.data_ptr(),
+        logits=address(logits),
+        logits_stride=0 if logits is None else logits.stride(0),
         entropy=address(entropy),
         scales=address(scales),
         uniforms=address(uniforms),
@@ -166,9 +173,12 @@ class _TargetScores(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_states: Tensor, weight: Tensor, targets: Tensor, wants_entropy: bool
     ) -> tuple[Tensor, Tensor | None]:
+        logits = _room_for_logits(len(hidden_states), len(weight))
         matrix = pack(weight)
-        found = _run(hidden_states, matrix, targets, 0, 16, wants_entropy=wants_entropy)
-        ctx.save_for_backward(hidden_states, weight, targets, found.logsumexp)
+        found = _run(
+            hidden_states, matrix, targets, 0, 16, wants_entropy=wants_entropy, logits=logits
+        )
+        ctx.save_for_backward(hidden_states, weight, targets, found.logsumexp, matrix.data, logits)
         if found.entropy is not None:
             ctx.mark_non_differentiable(found.entropy)
         return found.target_logits - found.logsumexp, found.entropy
@@ -176,8 +186,8 @@ class _TargetScores(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor | None, ...]:
-        hidden_states, weight, targets, logsumexp = ctx.saved_tensors
-        matrix = pack(weight)
+        hidden_states, weight, targets, logsumexp, packed, logits = ctx.saved_tensors
+        matrix = PackedMatrix(packed, format_of(weight.dtype), *weight.shape)
         x, gradient = hidden_states.contiguous(), gradient.float().contiguous()
         targets = targets.long().contiguous()
         wants_x, wants_weight, *_ = ctx.needs_input_grad
@@ -186,13 +196,14 @@ class _TargetScores(torch.autograd.Function):
         # The error is rounded to x's dtype, which costs as much accuracy as rounding x does.
         dtype = x.dtype
         by_column = pack(weight.t().to(dtype)) if wants_x else None
-        step = max(_MIN_CHUNK, _CHUNK_BYTES // (2 * dtype.itemsize * len(weight)))
+        step = max(_MIN_CHUNK, _CHUNK_BYTES // (dtype.itemsize * len(weight)))
         for start in range(0, len(x), step):
             some = slice(start, start + step)
             rows = len(x[some])
-            error = torch.empty(rows, len(weight), dtype=dtype)
-            transposed = transposed_buffer(len(weight), rows, dtype)
+            error = _apart(rows, len(weight), dtype)
             loaded().head_backward(
+                logits=0 if logits is None else logits[some].data_ptr(),
+                logits_stride=0 if logits is None else logits.stride(0),
                 x=x[some].data_ptr(),
                 x_dtype=DTYPES[dtype],
                 rows=rows,
@@ -203,15 +214,27 @@ class _TargetScores(torch.autograd.Function):
                 gradient=gradient[some].data_ptr(),
                 dtype=DTYPES[dtype],
                 error=error.data_ptr(),
-                error_transposed=transposed.data_ptr(),
-                stride=transposed.stride(0),
+                error_stride=error.stride(0),
             )
             if x_gradient is not None and by_column is not None:
                 x_gradient[some] = linear(
                     error, by_column, activation="none", out_dtype=dtype, input_bits=16
                 )
             if weight_gradient is not None:
-                weight_gradient += product(transposed, x[some].t(), torch.float32)
+                outer(error, x[some], torch.float32, add_to=weight_gradient)
         if weight_gradient is not None:
             weight_gradient = weight_gradient.to(weight.dtype)
         return x_gradient, weight_gradient, None, None
+
+
+def _room_for_logits(rows: int, size: int) -> Tensor | None:
+    """Return memory for logits (rows, size) float32; None where they are too many to keep."""
+    if rows * size * torch.float32.itemsize > KEPT_BYTES:
+        return None
+    return _apart(rows, size, torch.float32)
+
+
+def _apart(rows: int, width: int, dtype: torch.dtype) -> Tensor:
+    """Return memory (rows, width) whose rows are not a power of two apart: that would crowd a few
+    sets of the cache."""
+    return torch.empty(rows, width + 32, dtype=dtype)[:, :width]

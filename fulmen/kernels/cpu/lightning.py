@@ -74,10 +74,22 @@ class _Lightning(torch.autograd.Function):
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v = ctx.saved_tensors
         decays, lengths = ctx.others
-        dq = _run(dout, v, k, decays, lengths)
-        dk = _run(v, dout, q, decays, lengths, is_reversed=True)
-        dv = _run(k, q, dout, decays, lengths, is_reversed=True)
-        return dq, dk, dv, None, None
+        wants_q, wants_k, wants_v, *_ = ctx.needs_input_grad
+        # Side by side, as `split_qkv` joins them without a copy.
+        dq, dk, dv = q.new_empty(*q.shape[:2], 3 * q.shape[2]).chunk(3, -1)
+        if wants_q:
+            _run(dout, v, k, decays, lengths, out=dq)
+        if wants_k:
+            _run(v, dout, q, decays, lengths, out=dk, is_reversed=True)
+        if wants_v:
+            _run(k, q, dout, decays, lengths, out=dv, is_reversed=True)
+        return (
+            dq if wants_q else None,
+            dk if wants_k else None,
+            dv if wants_v else None,
+            None,
+            None,
+        )
 
 
 def _run(
@@ -88,12 +100,14 @@ def _run(
     lengths: Lengths,
     states: States | None = None,
     *,
+    out: Tensor | None = None,
     is_reversed: bool = False,
 ) -> Tensor:
-    """One call of the kernel, from the last token to the first if reversed."""
+    """One call of the kernel, from the last token to the first if reversed; out (T, H, D), of any
+    strides but the last, receives the result."""
     num_tokens, num_heads, head_dim = q.shape
     q, k, v = (x if x.stride(2) == 1 else x.contiguous() for x in (q, k, v))
-    out = torch.empty(q.shape, dtype=q.dtype)
+    out = torch.empty(q.shape, dtype=q.dtype) if out is None else out
     cu_seqlens = lengths.cu_seqlens
     if is_reversed:
         cu_seqlens = num_tokens - cu_seqlens.flip(0)

@@ -79,14 +79,16 @@ class _Norm(torch.autograd.Function):
             if dstream is None:
                 return (None,) * 7
             dout = torch.zeros_like(dstream)
+        wants_x, wants_weight, _, wants_branch, _, _, wants_gate = ctx.needs_input_grad
         dx, dweight, dbranch, dgate = norm_backward(
             stream,
             weight,
             eps,
             dout,
             dstream=dstream,
-            gains=(alpha, beta) if has_branch else None,
+            gains=(alpha, beta),
             gate_logits=gate_logits,
+            wants=(wants_x, wants_weight, wants_branch and has_branch, wants_gate),
         )
         return dx, dweight, None, dbranch, None, None, dgate
 
@@ -97,11 +99,13 @@ def norm_backward(
     eps: float,
     dout: Tensor,
     *,
+    wants: tuple[bool, bool, bool, bool],
     dstream: Tensor | None = None,
-    gains: tuple[float, float] | None = None,
+    gains: tuple[float, float] = (1.0, 1.0),
     gate_logits: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Return gradients of the norm's input, of its weight, of a branch and of a gate.
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Return the gradients, of those that are wanted, of the norm's input, of its weight, of a
+    branch and of a gate.
 
     stream   (..., C)   the norm's input: x, or gains[0] * residual + gains[1] * branch
     dout     (..., C)   gradient of the norm
@@ -114,11 +118,14 @@ def norm_backward(
     dout = dout.contiguous()
     dstream = None if dstream is None else dstream.contiguous()
     gate_logits = None if gate_logits is None else gate_logits.contiguous()
-    dx = torch.empty(stream.shape, dtype=stream.dtype)
-    dbranch = None if gains is None else torch.empty_like(dx)
-    dgate = None if gate_logits is None else torch.empty_like(dx)
-    dweight = torch.empty(width)
-    alpha, beta = gains or (1.0, 1.0)
+    wants_x, wants_weight, wants_branch, wants_gate = wants
+    is_shared = wants_x and wants_branch and gains[0] == gains[1]
+
+    def room(wanted: bool) -> Tensor | None:
+        return torch.empty(stream.shape, dtype=stream.dtype) if wanted else None
+
+    dx, dbranch, dgate = room(wants_x), room(wants_branch and not is_shared), room(wants_gate)
+    dweight = torch.empty(width) if wants_weight else None
     loaded().norm_backward(
         dtype=DTYPES[stream.dtype],
         rows=len(rows),
@@ -130,14 +137,15 @@ def norm_backward(
         gate=address(gate_logits),
         dout=dout.data_ptr(),
         dstream=address(dstream),
-        alpha=alpha,
-        beta=beta,
-        dx=dx.data_ptr(),
+        alpha=gains[0],
+        beta=gains[1],
+        dx=address(dx),
         dbranch=address(dbranch),
         dgate=address(dgate),
-        dweight=dweight.data_ptr(),
+        dweight=address(dweight),
     )
-    return dx, dweight.to(weight.dtype), dbranch, dgate
+    dweight = None if dweight is None else dweight.to(weight.dtype)
+    return dx, dweight, dx if is_shared else dbranch, dgate
 
 
 class _AddResidual(torch.autograd.Function):
@@ -149,9 +157,13 @@ class _AddResidual(torch.autograd.Function):
         return _norm(residual, None, branch=branch, alpha=alpha, beta=beta)[0]
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        alpha, beta = (gradient if gain == 1 else gain * gradient for gain in ctx.gains)
-        return alpha, beta, None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        wanted = zip(ctx.gains, ctx.needs_input_grad[:2], strict=True)
+        products = {
+            gain: gradient if gain == 1 else gain * gradient for gain, wants in wanted if wants
+        }
+        alpha, beta = ctx.gains
+        return products.get(alpha), products.get(beta), None, None
 
 
 def _norm(

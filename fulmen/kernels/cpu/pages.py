@@ -7,6 +7,7 @@ of 16 lanes loads in one instruction.
 
 import math
 import mmap
+from collections.abc import Callable
 from typing import Final
 
 import torch
@@ -32,8 +33,10 @@ class InterleavedPages:
         *,
         dtype: torch.dtype,
         stored: torch.dtype,
+        room: Callable[[tuple[int, ...], torch.dtype], Tensor] | None = None,
     ) -> None:
-        """Take memory for num_pages; see `KVPages`."""
+        """Take memory for num_pages, zeros that `room` returns; see `KVPages`."""
+        room = room or _untouched_zeros
         self.head_dim = head_dim
         self.dtype = dtype
         self.pair = 2 if dtype.itemsize == 2 else 1
@@ -42,17 +45,17 @@ class InterleavedPages:
         k_shape = (num_pages, num_kv_heads, padded // self.pair, _PAGE, self.pair)
         v_shape = (num_pages, num_kv_heads, _PAGE // self.pair, padded, self.pair)
         # The dimensions from head_dim to Dp stay zero: they are never written.
-        self.k_pages = _untouched_zeros(k_shape, stored)
+        self.k_pages = room(k_shape, stored)
         """(P, Hkv, Dp / v, 64, v), keys after rotation"""
-        self.v_pages = _untouched_zeros(v_shape, stored)
+        self.v_pages = room(v_shape, stored)
         """(P, Hkv, 64 / v, Dp, v)"""
         self.k_scales: Tensor | None = None
         """(P, Hkv, 64) float32, the scale of each token and head; None unless int8 is stored."""
         self.v_scales: Tensor | None = None
         if stored == torch.int8:
             scales = num_pages, num_kv_heads, _PAGE
-            self.k_scales = _untouched_zeros(scales, torch.float32)
-            self.v_scales = _untouched_zeros(scales, torch.float32)
+            self.k_scales = room(scales, torch.float32)
+            self.v_scales = room(scales, torch.float32)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return everything stored, by name; the first dimension is that of pages."""
@@ -118,6 +121,11 @@ def write_pages(k: Tensor, v: Tensor, pages: InterleavedPages, slot_mapping: Ten
         num_kv_heads=k.shape[1],
         head_dim=pages.head_dim,
     )
+
+
+def zeros_for_now(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return zeros in memory that torch keeps for the next who asks, for pages of one call."""
+    return torch.zeros(shape, dtype=dtype)
 
 
 def _untouched_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -95,10 +95,11 @@ class _Rotate(torch.autograd.Function):
         dq, dk = (x.flatten(1) for x in _rotate(*rows, cos, -sin, head_dim, eps))
         if not ctx.saved_tensors:
             return dq, dk, None, None, None, None
+        wants_q, wants_k, *_, wants_q_norm, wants_k_norm = ctx.needs_input_grad
         q, k, q_norm, k_norm = ctx.saved_tensors
-        dq, dq_norm, *_ = norm_backward(q, q_norm, eps, dq)
-        dk, dk_norm, *_ = norm_backward(k, k_norm, eps, dk)
-        return dq, dk, None, None, None, None, dq_norm, dk_norm
+        found_q = norm_backward(q, q_norm, eps, dq, wants=(wants_q, wants_q_norm, False, False))
+        found_k = norm_backward(k, k_norm, eps, dk, wants=(wants_k, wants_k_norm, False, False))
+        return found_q[0], found_k[0], None, None, None, None, found_q[1], found_k[1]
 
 
 def rotary_angles(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:

@@ -368,7 +368,13 @@ static void attend(const fulmen::AttentionArgs& args, int64_t task, int thread) 
   for (int64_t r = 0; r < count; ++r) {
     const int64_t token = block.token + r / group, query = head * group + r % group;
     T* out = (T*)args.out + (token * args.num_heads + query) * dim;
-    const V total = set1(sum(load(rows.total + r * kLanes)));
+    const float sum_of = sum(load(rows.total + r * kLanes));
+    const V total = set1(sum_of);
+    if (args.row_sums != nullptr) {
+      float* sums = args.row_sums + (token * args.num_heads + query) * 2;
+      sums[0] = rows.peak[r];
+      sums[1] = sum_of;
+    }
     for (int64_t d = 0; d < dim; d += kLanes)
       store_n(out + d, div(load(rows.acc + r * padded + d), total), int(least(kLanes, dim - d)));
   }

@@ -45,13 +45,17 @@ struct AttentionArgs {
   const QueryBlock* blocks;
   int64_t num_blocks;
   int64_t num_heads, num_kv_heads, head_dim;
+  float* row_sums;  // (T, H, 2): of each row its largest score, in base 2, and the sum of its
+                    // weights, which are relative to it; null: not wanted
 };
 
-// Causal attention of whole sequences without a past: gradients of q, k and v.
+// Causal attention of whole sequences without a past: gradients of q, k and v, or those of them
+// that are wanted.
 struct AttentionBackwardArgs {
   const void *q, *out, *dout;  // (T, H, D)
+  const float* row_sums;       // as the forward pass left them
   const void *k, *v;           // (T, Hkv, D)
-  void *dq, *dk, *dv;
+  void *dq, *dk, *dv;          // null: not wanted
   Dtype dtype;
   const int32_t* cu_seqlens;  // (N + 1)
   int64_t num_sequences, num_heads, num_kv_heads, head_dim;

@@ -65,7 +65,7 @@ void softmax_attention(nb::kwargs given) {
   Arguments read(given);
   AttentionArgs args{};
   READ_FIELDS(read, args, q, q_token_stride, q_head_stride, out, dtype, k_pages, v_pages, k_scales,
-              v_scales, block_table, block_table_width, num_heads, num_kv_heads, head_dim)
+              v_scales, block_table, block_table_width, num_heads, num_kv_heads, head_dim, row_sums)
   Sequences sequences{};
   READ_FIELDS(read, sequences, cu_seqlens, context_lens, num_sequences, num_pages)
   read.finish();
@@ -93,8 +93,8 @@ void write_checked(const WriteArgs& args) {
 }  // namespace
 
 void read_fields(Arguments& read, AttentionBackwardArgs& args) {
-  READ_FIELDS(read, args, q, k, v, out, dout, dq, dk, dv, dtype, cu_seqlens, num_sequences,
-              num_heads, num_kv_heads, head_dim)
+  READ_FIELDS(read, args, q, k, v, out, dout, row_sums, dq, dk, dv, dtype, cu_seqlens,
+              num_sequences, num_heads, num_kv_heads, head_dim)
 }
 
 void read_fields(Arguments& read, WriteArgs& args) {

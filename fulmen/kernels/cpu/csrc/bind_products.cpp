@@ -25,11 +25,16 @@ void read_fields(Arguments& read, Matrix& args) {
 
 void read_fields(Arguments& read, LinearArgs& args) {
   READ_FIELDS(read, args, x, x_dtype, rows, x_stride, w, input_bits, out, out_dtype, out_stride,
-              activation, sums)
+              activation, sums, addend)
 }
 
 void read_fields(Arguments& read, ActivationBackwardArgs& args) {
-  READ_FIELDS(read, args, dy, dy_dtype, rows, n, sums, activation, dtype, dz, dz_transposed, stride)
+  READ_FIELDS(read, args, dy, dy_dtype, rows, n, sums, activation, dtype, dz)
+}
+
+void read_fields(Arguments& read, OuterArgs& args) {
+  READ_FIELDS(read, args, a, a_dtype, a_stride, b, b_dtype, b_stride, rows, n, k, out, out_dtype,
+              adds)
 }
 
 void read_fields(Arguments& read, PackArgs& args) {
@@ -43,13 +48,13 @@ void read_fields(Arguments& read, CodebookArgs& args) {
 
 void read_fields(Arguments& read, HeadArgs& args) {
   READ_FIELDS(read, args, x, x_dtype, rows, x_stride, w, input_bits, targets, top_k, logsumexp,
-              target_logits, top_logits, top_ids, entropy, scales, uniforms, drawn_ids,
-              drawn_logits)
+              target_logits, top_logits, top_ids, logits, logits_stride, entropy, scales, uniforms,
+              drawn_ids, drawn_logits)
 }
 
 void read_fields(Arguments& read, HeadBackwardArgs& args) {
-  READ_FIELDS(read, args, x, x_dtype, rows, x_stride, w, targets, logsumexp, gradient, dtype, error,
-              error_transposed, stride)
+  READ_FIELDS(read, args, logits, logits_stride, x, x_dtype, rows, x_stride, w, targets, logsumexp,
+              gradient, dtype, error, error_stride)
 }
 
 namespace {
@@ -62,7 +67,7 @@ struct Stack {
 void experts(nb::kwargs given) {
   Arguments read(given);
   ExpertsArgs args{};
-  READ_FIELDS(read, args, x, dtype, rows, x_stride, ids, weights, top_k, input_bits, out)
+  READ_FIELDS(read, args, x, dtype, rows, x_stride, ids, weights, top_k, input_bits, sums, out)
   const Stack& stack = nb::cast<const Stack&>(read.take(FULMEN_NAME_OF("stack")));
   read.finish();
   args.num_experts = int(stack.w1.size());
@@ -84,7 +89,7 @@ void experts_backward(nb::kwargs given) {
   Arguments read(given);
   ExpertsBackwardArgs args{};
   READ_FIELDS(read, args, dtype, rows, hidden_size, intermediate_size, top_k, x, dout, ids, weights,
-              dx, dweights)
+              sums, dx, dweights)
   Plain plain;
   READ_FIELDS(read, plain, w1, w2, w3, dw1, dw2, dw3)
   read.finish();
@@ -114,6 +119,7 @@ void bind_products(nb::module_& m) {
            });
   bind(m, "linear", &Kernels::linear);
   bind(m, "activation_backward", &Kernels::activation_backward);
+  bind(m, "outer", &Kernels::outer);
   bind(m, "pack", &Kernels::pack);
   bind(m, "codebook", &Kernels::codebook);
   m.def("head", [](nb::kwargs given) {

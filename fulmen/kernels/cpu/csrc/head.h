@@ -109,6 +109,8 @@ static void head_task(void* context, int64_t task, int thread) {
     for (int64_t r = 0; r < rows; ++r) {
       const float* logits = c + r * kPanel;
       const int64_t row = first_row + r, cell = row * job.segments + segment;
+      if (args.logits != nullptr)
+        memcpy(args.logits + row * args.logits_stride + column, logits, sizeof(float) * size_t(n));
       const V nothing = set1(-__builtin_inff());
       V most = nothing;
       for (int i = 0; i < n; i += kLanes)

@@ -15,6 +15,7 @@
 #include "linear_backward.h"
 #include "norms.h"
 #include "norms_backward.h"
+#include "outer.h"
 #include "probe.h"
 
 namespace ISA {
@@ -22,6 +23,7 @@ static const fulmen::Kernels table = {
     FULMEN_NAME,
     linear,
     activation_backward,
+    outer,
     pack,
     codebook,
     norm,

@@ -48,21 +48,33 @@ struct LinearArgs {
   Dtype out_dtype;
   int64_t out_stride;
   Activation activation;
-  void* sums;  // (rows, n) in x's dtype, inputs of the activation; null: not wanted
+  void* sums;          // (rows, n) in x's dtype, inputs of the activation; null: not wanted
+  const void* addend;  // (rows, n) in out's dtype, added before the activation; null: nothing
 };
 
-// The gradient of an activation's input, dz = dy activation'(sums), and its transpose, which the
-// gradient of the weights reads.
+// The gradient of an activation's input, dz = dy activation'(sums).
 struct ActivationBackwardArgs {
   const void* dy;  // (rows, n)
   Dtype dy_dtype;
   int64_t rows, n;
-  const void* sums;  // (rows, n); null without an activation
+  const void* sums;  // (rows, n)
   Activation activation;
-  Dtype dtype;          // of sums and both results
-  void* dz;             // (rows, n), or null: not wanted
-  void* dz_transposed;  // (n, rows), rows `stride` apart
-  int64_t stride;
+  Dtype dtype;  // of sums and dz
+  void* dz;     // (rows, n)
+};
+
+// The gradient of a matrix: out (n, k) = sum over rows of a[row] (n,) times b[row] (k,).
+struct OuterArgs {
+  const void* a;
+  Dtype a_dtype;
+  int64_t a_stride;
+  const void* b;
+  Dtype b_dtype;
+  int64_t b_stride;
+  int64_t rows, n, k;
+  void* out;
+  Dtype out_dtype;
+  bool adds;  // to what out holds, which then is float32
 };
 
 // Packs float32 or bf16 rows: element (n, k) is at n * row_stride + k * column_stride.
@@ -103,7 +115,7 @@ struct NormArgs {
   void* out;
 };
 
-// The gradients of NormArgs' inputs.
+// The gradients of NormArgs' inputs, of whatever is wanted.
 struct NormBackwardArgs {
   Dtype dtype;
   int64_t rows, width;
@@ -115,9 +127,9 @@ struct NormBackwardArgs {
   const void* dout;     // (rows, width)
   const void* dstream;  // gradient of the stream where it is used besides the norm, or null
   float alpha, beta;
-  void* dx;
-  void* dbranch;   // or null
-  void* dgate;     // null without a gate
+  void* dx;       // null: not wanted, as of the others
+  void* dbranch;  // null where it is dx, too: alpha and beta are alike
+  void* dgate;
   float* dweight;  // (width,)
 };
 
@@ -153,10 +165,12 @@ struct ExpertsArgs {
   int top_k, num_experts;
   const Matrix *w1, *w2, *w3;  // one an expert, all alike
   int input_bits;
+  float* sums;  // (rows * top_k, 2, F): w1 x and w3 x, grouped by expert; null: not wanted
   void* out;
 };
 
 // The gradients of ExpertsArgs' inputs; matrices plain and contiguous, w1 and w3 (F, C), w2 (C, F).
+// Those that are not wanted are null.
 struct ExpertsBackwardArgs {
   Dtype dtype;
   int64_t rows;
@@ -164,6 +178,7 @@ struct ExpertsBackwardArgs {
   const void *x, *dout;  // (rows, C)
   const int64_t* ids;
   const float* weights;
+  const float* sums;                              // as the forward pass left them; null: made again
   const void *const *w1, *const *w2, *const *w3;  // one an expert
   void* dx;                                       // (rows, C)
   float* dweights;                                // (rows, top_k)
@@ -186,6 +201,8 @@ struct HeadArgs {
   float* target_logits;    // (rows,)
   float* top_logits;       // (rows, top_k)
   int64_t* top_ids;
+  float* logits;  // (rows, n), rows logits_stride apart; null: not wanted
+  int64_t logits_stride;
   float* entropy;          // (rows,) or null: not wanted
   const float* scales;     // (rows,) 1e-38 to 1e38, 0 where nothing is drawn; null: nowhere
   const double* uniforms;  // (rows,) from 0 to 1
@@ -193,18 +210,19 @@ struct HeadArgs {
   float* drawn_logits;     // (rows,)
 };
 
-// The gradient of the logits of HeadArgs, gradient (onehot(target) - softmax), and its transpose.
+// The gradient of the logits of HeadArgs, gradient (onehot(target) - softmax).
 struct HeadBackwardArgs {
+  const float* logits;  // as the forward pass left them; null: made again of x and w
+  int64_t logits_stride;
   const void* x;
   Dtype x_dtype;
   int64_t rows, x_stride;
   Matrix w;
   const int64_t* targets;
   const float *logsumexp, *gradient;  // (rows,)
-  Dtype dtype;                        // of both results
-  void* error;                        // (rows, n)
-  void* error_transposed;             // (n, rows), rows `stride` apart
-  int64_t stride;
+  Dtype dtype;                        // of the result
+  void* error;                        // (rows, n), rows error_stride apart
+  int64_t error_stride;
 };
 
 // Reads all of data, or if it is null turns over products held in registers.
@@ -225,6 +243,7 @@ struct Kernels {
   const char* name;
   void (*linear)(const LinearArgs&);
   void (*activation_backward)(const ActivationBackwardArgs&);
+  void (*outer)(const OuterArgs&);
   void (*pack)(const PackArgs&);
   void (*codebook)(const CodebookArgs&);
   void (*norm)(const NormArgs&);

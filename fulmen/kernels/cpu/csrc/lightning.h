@@ -31,9 +31,9 @@ constexpr int64_t kChunk = 64;
 // multiply-add, and few loads for each. Rows left over, and the one row of decode, go one by one.
 // Each tile is a function of its own, or the compiler spills its pointers.
 #ifdef FULMEN_AVX512
-constexpr int kRows = 4, kVectors = 4, kVectorsOfOneRow = 8;
-#else  // a vector is two of 16 registers
-constexpr int kRows = 4, kVectors = 1, kVectorsOfOneRow = 4;
+constexpr int kTallRows = 4, kRows = 4, kVectors = 4, kVectorsOfOneRow = 8;
+#else  // a vector is two of 16 registers; sixteen rows are six, six and four
+constexpr int kTallRows = 6, kRows = 4, kVectors = 1, kVectorsOfOneRow = 4;
 #endif
 
 template <int R, int C>
@@ -103,8 +103,10 @@ static void cover_with(const Work& work, Ahead& ahead, int64_t row, int64_t end,
 // while the rows go by.
 template <class Work>
 static void cover(const Work& work, Ahead& ahead, int64_t row, int64_t end, int64_t vectors) {
-  const int64_t rest = row + (end - row) / kRows * kRows;
-  cover_with<kRows, kVectors>(work, ahead, row, rest, 0, vectors);
+  const int64_t some = row + (end - row) / kTallRows * kTallRows,
+                rest = some + (end - some) / kRows * kRows;
+  cover_with<kTallRows, kVectors>(work, ahead, row, some, 0, vectors);
+  cover_with<kRows, kVectors>(work, ahead, some, rest, 0, vectors);
   cover_with<1, kVectorsOfOneRow>(work, ahead, rest, end, 0, vectors);
 }
 

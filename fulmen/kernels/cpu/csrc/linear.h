@@ -92,6 +92,13 @@ static void linear_task(void* context, int64_t task, int thread) {
   const int64_t size = size_of(args.out_dtype);
   for (int64_t r = 0; r < rows; ++r) {
     uint8_t* out = (uint8_t*)args.out + ((first_row + r) * args.out_stride + column) * size;
+    if (args.addend != nullptr)
+      for (int i = 0; i < n; i += kLanes) {
+        const V addend = read(args.addend, (first_row + r) * args.w.n + column + i,
+                              int(least(kLanes, n - i)), args.out_dtype);
+        float* sum = c + r * kPanel + i;
+        store(sum, add(load(sum), addend));
+      }
     write_row(c + r * kPanel, n, args.activation, out, args.out_dtype);
     if (args.sums == nullptr) continue;
     const int64_t sum_size = size_of(args.x_dtype);
@@ -116,43 +123,61 @@ static inline float element(const PackArgs& args, int64_t n, int64_t k) {
                                                : widen(((const uint16_t*)args.source)[i]);
 }
 
-static void pack_task(void* context, int64_t block, int) {
-  const PackArgs& args = *(const PackArgs*)context;
-  uint8_t* out = args.out + block * block_bytes(args.w);
-  const int64_t n = block * kLanes, k_end = padded_k(args.w);
-  if (args.w.format == fulmen::kF32) {
-    for (int64_t k = 0; k < k_end; ++k)
+// out (count, 16) = the first `count` words, of four bytes, of sixteen rows `stride` bytes apart
+static inline void interleave(const uint8_t* from, int64_t stride, int64_t count, float* out) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    V rows[kLanes];
+    for (int lane = 0; lane < kLanes; ++lane)
+      rows[lane] = load((const float*)(from + lane * stride) + i);
+    transpose(rows);
+    for (int lane = 0; lane < kLanes; ++lane) store(out + (i + lane) * kLanes, rows[lane]);
+  }
+  for (; i < count; ++i)
+    for (int lane = 0; lane < kLanes; ++lane)
+      memcpy(out + i * kLanes + lane, from + lane * stride + 4 * i, 4);
+}
+
+// Sixteen outputs from column `n` on: the bytes of one block.
+static void pack_block(const PackArgs& args, int64_t n, uint8_t* out) {
+  const int64_t k_end = padded_k(args.w);
+  const bool is_f32 = args.w.format == fulmen::kF32;
+  const bool as_stored =
+      n + kLanes <= args.w.n && (args.source_dtype == fulmen::kFloat32) == is_f32;
+  const uint8_t* source = (const uint8_t*)args.source + n * args.row_stride * (is_f32 ? 4 : 2);
+  int64_t k = 0;
+  if (as_stored && args.column_stride == 1) {  // whole words of each output lie side by side
+    const int64_t words = is_f32 ? args.w.k : args.w.k / 2;
+    interleave(source, args.row_stride * (is_f32 ? 4 : 2), words, (float*)out);
+    k = is_f32 ? words : 2 * words;
+  } else if (as_stored && args.row_stride == 1 && is_f32) {  // the outputs lie side by side
+    for (; k < args.w.k; ++k)
+      store((float*)out + k * kLanes, load((const float*)source + k * args.column_stride));
+  } else if (as_stored && args.row_stride == 1) {  // two inputs of sixteen outputs at a time
+    for (; k + 2 <= args.w.k; k += 2) {
+      const uint16_t* first = (const uint16_t*)source + k * args.column_stride;
+      uint32_t* pairs = (uint32_t*)out + k / 2 * kLanes;
+      for (int lane = 0; lane < kLanes; ++lane)
+        pairs[lane] = first[lane] | uint32_t(first[args.column_stride + lane]) << 16;
+    }
+  }
+  if (is_f32) {
+    for (; k < k_end; ++k)
       for (int lane = 0; lane < kLanes; ++lane)
         ((float*)out)[k * kLanes + lane] = element(args, n + lane, k);
     return;
   }
-  uint16_t* pairs = (uint16_t*)out;
-  if (args.source_dtype == fulmen::kBFloat16 && args.row_stride == 1 && n + kLanes <= args.w.n) {
-    // The outputs lie side by side: two inputs of sixteen outputs at a time.
-    for (int64_t k = 0; k < k_end; k += 2) {
-      const uint16_t* first = (const uint16_t*)args.source + n + k * args.column_stride;
-      for (int lane = 0; lane < kLanes; ++lane) {
-        const uint32_t low = k < args.w.k ? first[lane] : 0,
-                       high = k + 1 < args.w.k ? first[args.column_stride + lane] : 0;
-        ((uint32_t*)pairs)[k / 2 * kLanes + lane] = low | high << 16;
-      }
-    }
-    return;
-  }
-  const bool same = args.source_dtype == fulmen::kBFloat16 && n + kLanes <= args.w.n;
-  const uint16_t* source = (const uint16_t*)args.source + n * args.row_stride;
-  for (int64_t k = 0; k < k_end; k += 2) {
+  for (; k < k_end; k += 2)
     for (int lane = 0; lane < kLanes; ++lane) {
-      uint16_t* to = pairs + k * kLanes + 2 * lane;
-      if (same && k + 2 <= args.w.k) {
-        to[0] = source[lane * args.row_stride + k * args.column_stride];
-        to[1] = source[lane * args.row_stride + (k + 1) * args.column_stride];
-      } else {
-        to[0] = narrow(element(args, n + lane, k));
-        to[1] = narrow(element(args, n + lane, k + 1));
-      }
+      uint16_t* to = (uint16_t*)out + k * kLanes + 2 * lane;
+      to[0] = narrow(element(args, n + lane, k));
+      to[1] = narrow(element(args, n + lane, k + 1));
     }
-  }
+}
+
+static void pack_task(void* context, int64_t block, int) {
+  const PackArgs& args = *(const PackArgs*)context;
+  pack_block(args, block * kLanes, args.out + block * block_bytes(args.w));
 }
 
 static void pack(const PackArgs& args) {

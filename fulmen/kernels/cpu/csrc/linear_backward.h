@@ -1,9 +1,7 @@
-// Gradient of an activation's input, as it is and transposed; two products do the rest of a linear
-// layer's gradients.
+// Gradient of an activation's input; two products do the rest of a linear layer's gradients.
 #pragma once
 
 #include "linear.h"
-#include "transpose.h"
 
 namespace ISA {
 
@@ -19,16 +17,11 @@ static inline V derivative(V sum, fulmen::Activation activation) {
 static void activation_backward_task(void* context, int64_t task, int) {
   const ActivationBackwardArgs& args = *(const ActivationBackwardArgs*)context;
   const int64_t row = task * kBackwardRows, rows = least(kBackwardRows, args.rows - row);
-  transpose_rows(row, rows, args.n, args.dz_transposed, args.stride, args.dtype,
-                 [&](int64_t r, int64_t c, int n) {
-                   const int64_t place = r * args.n + c;
-                   V dz = read(args.dy, place, n, args.dy_dtype);
-                   if (args.sums != nullptr)
-                     dz = mul(dz,
-                              derivative(read(args.sums, place, n, args.dtype), args.activation));
-                   if (args.dz != nullptr) write(args.dz, place, n, args.dtype, dz);
-                   return dz;
-                 });
+  for (int64_t i = row * args.n; i < (row + rows) * args.n; i += kLanes) {
+    const int n = int(least(kLanes, (row + rows) * args.n - i));
+    const V slope = derivative(read(args.sums, i, n, args.dtype), args.activation);
+    write(args.dz, i, n, args.dtype, mul(read(args.dy, i, n, args.dy_dtype), slope));
+  }
 }
 
 static void activation_backward(const ActivationBackwardArgs& args) {

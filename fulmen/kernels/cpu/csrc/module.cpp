@@ -96,6 +96,7 @@ NB_MODULE(_native, m) {
              self.stop_ticks = ticks();
              self.stopped = std::chrono::steady_clock::now();
            })
+      .def("__len__", [](const CallLog& self) { return self.entries.size(); })
       .def("times", times_of);
 
   m.def(

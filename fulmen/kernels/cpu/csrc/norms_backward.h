@@ -32,7 +32,7 @@ static void norm_backward_task(void* context, int64_t task, int thread) {
   const int64_t width = args.width, size = size_of(args.dtype), begin = task * kNormBackwardRows;
   float* part = job.parts + task * width;
   float* dn = (float*)fulmen::scratch(thread, 1, size_t(round_up(width, kLanes)) * sizeof(float));
-  memset(part, 0, size_t(width) * sizeof(float));
+  if (args.dweight != nullptr) memset(part, 0, size_t(width) * sizeof(float));
   for (int64_t row = begin; row < least(args.rows, begin + kNormBackwardRows); ++row) {
     const uint8_t* s = (const uint8_t*)args.stream + row * args.stream_stride * size;
     V squares = zero(), dots = zero();
@@ -50,14 +50,16 @@ static void norm_backward_task(void* context, int64_t task, int thread) {
       if (args.gate != nullptr) {
         const V share = sigmoid(read(args.gate, place, n, args.dtype));
         const V rest = mul(share, sub(set1(1.0f), share));
-        write(args.dgate, place, n, args.dtype, mul(mul(d, rest), mul(weight, unit)));
+        if (args.dgate != nullptr)
+          write(args.dgate, place, n, args.dtype, mul(mul(d, rest), mul(weight, unit)));
         d = mul(d, share);
       }
-      store_n(part + i, fma(d, unit, load_n(part + i, n)), n);
+      if (args.dweight != nullptr) store_n(part + i, fma(d, unit, load_n(part + i, n)), n);
       d = mul(d, weight);
       store(dn + i, d);
       dots = fma(d, unit, dots);
     }
+    if (args.dx == nullptr && args.dbranch == nullptr) continue;
     const V mean = set1(sum(dots) / float(width)), alpha = set1(args.alpha), beta = set1(args.beta);
     for (int64_t i = 0; i < width; i += kLanes) {
       const int n = int(least(kLanes, width - i));
@@ -65,7 +67,7 @@ static void norm_backward_task(void* context, int64_t task, int thread) {
       const V unit = mul(read(s, i, n, args.dtype), scale);
       V ds = mul(scale, sub(load(dn + i), mul(unit, mean)));
       if (args.dstream != nullptr) ds = add(ds, read(args.dstream, place, n, args.dtype));
-      write(args.dx, place, n, args.dtype, mul(alpha, ds));
+      if (args.dx != nullptr) write(args.dx, place, n, args.dtype, mul(alpha, ds));
       if (args.dbranch != nullptr) write(args.dbranch, place, n, args.dtype, mul(beta, ds));
     }
   }
@@ -84,7 +86,8 @@ static void norm_backward(const NormBackwardArgs& args) {
   NormBackwardJob job{&args, nullptr, (args.rows + kNormBackwardRows - 1) / kNormBackwardRows};
   job.parts = (float*)fulmen::scratch(0, 2, size_t(job.tasks * args.width) * sizeof(float));
   fulmen::parallel(job.tasks, norm_backward_task, &job);
-  fulmen::parallel((args.width + kLanes - 1) / kLanes, norm_weights_task, &job);
+  if (args.dweight != nullptr)
+    fulmen::parallel((args.width + kLanes - 1) / kLanes, norm_weights_task, &job);
 }
 
 // A weight is w = s / W, W the sum of the chosen scores s. Of a softmax the denominator cancels, so

@@ -21,7 +21,7 @@ struct Buffer {
   void* data = nullptr;
   size_t bytes = 0;
 };
-Buffer buffers[kMaxThreads][4];
+Buffer buffers[kMaxThreads][5];
 
 // One round of work. Threads take tasks until `next` passes `count`.
 struct Round {

@@ -27,8 +27,8 @@ struct Turn {
 };
 
 // Working memory of one thread, 64-byte aligned, kept between calls; grows, never shrinks. Only one
-// at a time: a second call by the same thread may move the first. Slot is 0, 1, 2 or 3 for
-// memories that live side by side.
+// at a time: a second call by the same thread may move the first. Slot is 0 to 4 for memories that
+// live side by side.
 void* scratch(int thread, int slot, size_t bytes);
 
 // Where the time of a kernel goes, in ticks of the processor's clock. A kernel of two products, one

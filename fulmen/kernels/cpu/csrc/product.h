@@ -172,9 +172,61 @@ static inline const uint8_t* panel_data(const Matrix& w, int64_t p) {
   return w.data + least(p, (num_blocks(w) - 1) / kPanelBlocks) * kPanelBlocks * block_bytes(w);
 }
 
-// c (rows, kPanel) = x w^T for the blocks from first_block; every row of x in o's layout. `then` is
-// the panel, of the same shape, that this thread will probably read next: a hint, which only
-// rounded weights take.
+#if defined(FULMEN_BF16) || defined(FULMEN_AMX)
+constexpr bool kWidensPairs = false;
+#else
+constexpr bool kWidensPairs = true;
+#endif
+#ifdef FULMEN_AVX512
+constexpr int64_t kF32Step = 128;  // inputs in a block of K
+#else
+constexpr int64_t kF32Step = 256;  // 16 columns of them are half of the first-level cache
+#endif
+constexpr int64_t kWidenRows = 12;  // fewer are not worth widening a panel for
+
+// bf16 weights for many rows where no instruction multiplies pairs: a block of K is widened once
+// and multiplied as float32, in the order in which pairs would be.
+static __attribute__((noinline)) void widened_panel(const uint8_t* const* x, int64_t rows,
+                                                    const Operand& o, const uint8_t* data,
+                                                    int64_t stride, int blocks, float* c) {
+  alignas(64) float weights[kPanelBlocks * kF32Step * kLanes];
+  alignas(64) float wide[kSumRows * kF32Step];
+  const uint8_t* pointers[kSumRows];
+  NextWeights none(nullptr, 0, 0, 0, 1);
+  for (int64_t k = 0; k < o.k; k += kF32Step) {
+    const int64_t size = least(kF32Step, o.k - k);
+    for (int b = 0; b < blocks; ++b)
+      for (int64_t i = 0; i < size / 2; ++i) {
+        const Pairs pairs = load_pairs(data + b * stride + k * 32 + i * 64);
+        float* to = weights + (b * kF32Step + 2 * i) * kLanes;
+        store(to, even(pairs));
+        store(to + kLanes, odd(pairs));
+      }
+    for (int64_t r = 0; r < rows; ++r) {
+      if (o.wide) {
+        pointers[r] = x[r] + 4 * k;
+        continue;
+      }
+      const uint16_t* from = (const uint16_t*)x[r] + k;
+      float* to = wide + r * kF32Step;
+      for (int64_t i = 0; i < size; i += kLanes) store(to + i, load(from + i));
+      pointers[r] = (const uint8_t*)to;
+    }
+    tile_f32(rows, blocks, pointers, 0, (const uint8_t*)weights, kF32Step * kLanes * 4, size, c,
+             none);
+  }
+}
+
+// Rows that a panel takes at a time where there are so many: alike, as few as the last would cost
+// as much as many.
+static inline int64_t share_of(int64_t rows) {
+  const int64_t parts = most(1, (rows + kSumRows - 1) / kSumRows);
+  return most(1, least(kSumRows, round_up((rows + parts - 1) / parts, 6)));
+}
+
+// c (rows, kPanel) = x w^T for the blocks from first_block; every row of x in o's layout, at most
+// kSumRows. `then` is the panel, of the same shape, that this thread will probably read next: a
+// hint, which only rounded weights take.
 static void panel(const uint8_t* const* x, int64_t rows, const Operand& o, const Matrix& w,
                   int64_t first_block, int blocks, float* c, const uint8_t* then) {
   const int64_t stride = block_bytes(w);
@@ -184,7 +236,9 @@ static void panel(const uint8_t* const* x, int64_t rows, const Operand& o, const
   if (o.integer) return integer_panel(x, rows, o, w, data, stride, blocks, c, s, then);
   if (w.format == fulmen::kFP8) return fp8_panel(x, rows, o, w, data, stride, blocks, c, s, then);
   const bool is_f32 = w.format == fulmen::kF32;
-  const int64_t step = is_f32 ? 128 : 256, bytes = is_f32 ? 64 : 32;  // of one input in a block
+  if (kWidensPairs && !is_f32 && rows >= kWidenRows)
+    return widened_panel(x, rows, o, data, stride, blocks, c);
+  const int64_t step = is_f32 ? kF32Step : 256, bytes = is_f32 ? 64 : 32;  // of an input in a block
   const int more =
       int(least(blocks, num_blocks(w) - first_block - blocks));  // of the panel after this
   for (int64_t k = 0; k < o.k; k += step) {
@@ -194,7 +248,7 @@ static void panel(const uint8_t* const* x, int64_t rows, const Operand& o, const
                   : NextWeights(more > 0 ? data + blocks * stride : nullptr, stride,
                                 least(step, o.k) * bytes, more, rows);
     if (is_f32)
-      tile_all<TileF32>(rows, blocks, x, k, data + k * 64, stride, size, c, next);
+      tile_f32(rows, blocks, x, k, data + k * 64, stride, size, c, next);
     else if (o.wide)
       tile_all<TileWide>(rows, blocks, x, k, data + k * 32, stride, size, c, next);
     else

@@ -30,9 +30,12 @@ struct TileF32 {
     for (int r = 0; r < R; ++r) a[r] = (const float*)x[r] + offset;
     for (int64_t i = 0; i < k; ++i) {
       V b[B];
+#pragma GCC unroll 8
       for (int j = 0; j < B; ++j) b[j] = load((const float*)(w + j * stride) + i * kLanes);
+#pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         V value = set1(a[r][i]);
+#pragma GCC unroll 8
         for (int j = 0; j < B; ++j) s.v[r][j] = fma(value, b[j], s.v[r][j]);
       }
     }
@@ -183,6 +186,26 @@ static inline void tile_all(int64_t rows, int blocks, const uint8_t* const* x, i
                  c + r * kPanel);
     next.ask();
   }
+}
+
+// `tile_all` of float32. On AVX2, whose registers hold less, a block stays in the first-level cache
+// while all rows go by, six at a time: a third fewer loads than squares take.
+static inline void tile_f32(int64_t rows, int blocks, const uint8_t* const* x, int64_t offset,
+                            const uint8_t* w, int64_t stride, int64_t k, float* c,
+                            NextWeights& next) {
+#ifdef FULMEN_AVX512
+  tile_all<TileF32>(rows, blocks, x, offset, w, stride, k, c, next);
+#else
+  constexpr int tall = 6;
+  const int64_t whole = rows / tall * tall;
+  for (int b = 0; b < blocks && whole > 0; ++b)
+    for (int64_t r = 0; r < whole; r += tall) {
+      TileF32::run<tall, 1>(x + r, offset, w + b * stride, stride, k, c + r * kPanel + b * kLanes);
+      next.ask();
+    }
+  tile_all<TileF32>(rows - whole, blocks, x + whole, offset, w, stride, k, c + whole * kPanel,
+                    next);
+#endif
 }
 
 // Unpacked weights, in the first-level cache while a panel is multiplied.

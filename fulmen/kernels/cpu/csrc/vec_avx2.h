@@ -25,7 +25,9 @@ static inline __m256i lanes_below(int n) {
 static inline V zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
 static inline V set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
 static inline V load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+// Whole vectors take the short way: stores through a mask are slow on many machines.
 static inline V load_n(const float* p, int n) {
+  if (n >= kLanes) return load(p);
   return {_mm256_maskload_ps(p, lanes_below(n)),
           n > 8 ? _mm256_maskload_ps(p + 8, lanes_below(n - 8)) : _mm256_setzero_ps()};
 }
@@ -34,6 +36,7 @@ static inline void store(float* p, V v) {
   _mm256_storeu_ps(p + 8, v.b);
 }
 static inline void store_n(float* p, V v, int n) {
+  if (n >= kLanes) return store(p, v);
   _mm256_maskstore_ps(p, lanes_below(n), v.a);
   if (n > 8) _mm256_maskstore_ps(p + 8, lanes_below(n - 8), v.b);
 }
@@ -45,8 +48,9 @@ static inline V load(const uint16_t* p) {
           widen8(_mm_loadu_si128((const __m128i*)(p + 8)))};
 }
 static inline V load_n(const uint16_t* p, int n) {
+  if (n >= kLanes) return load(p);
   uint16_t part[16] = {0};
-  memcpy(part, p, size_t(n < 16 ? n : 16) * 2);
+  memcpy(part, p, size_t(n) * 2);
   return load(part);
 }
 static inline __m128i narrow8(__m256 x) {
@@ -63,9 +67,10 @@ static inline void store(uint16_t* p, V v) {
   _mm_storeu_si128((__m128i*)(p + 8), narrow8(v.b));
 }
 static inline void store_n(uint16_t* p, V v, int n) {
+  if (n >= kLanes) return store(p, v);
   uint16_t part[16];
   store(part, v);
-  memcpy(p, part, size_t(n < 16 ? n : 16) * 2);
+  memcpy(p, part, size_t(n) * 2);
 }
 static inline V add(V x, V y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
 static inline V sub(V x, V y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
