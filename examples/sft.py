@@ -3,6 +3,7 @@
 python examples/sft.py CHECKPOINT CONVERSATIONS.jsonl OUT
 """
 
+import logging
 import sys
 from pathlib import Path
 
@@ -27,4 +28,5 @@ def train(checkpoint: str, conversations: Path, out: Path, *, tokens: int = 1_00
 if __name__ == "__main__":
     if len(sys.argv) != 4:
         sys.exit(__doc__)
+    logging.basicConfig(level=logging.INFO)  # losses on stderr as it goes
     print(train(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])))

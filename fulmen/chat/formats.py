@@ -50,14 +50,22 @@ def get_format(name: str) -> ChatFormat:
     return make()
 
 
-def load_format(folder: str | Path) -> ChatFormat:
-    """Return the format that the checkpoint in this folder speaks."""
+def load_format(folder: str | Path, *, model_type: str | None = None) -> ChatFormat:
+    """Return the format that the checkpoint in this folder speaks.
+
+    model_type  in place of the one in config.json: of a model that is served with the tokenizer and
+                the chat template of this folder
+
+    Raises ValueError for a folder that tells no format.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder, it must hold a checkpoint")
     tokenizer_config = read_json_if_present(folder / "tokenizer_config.json")
     template = _read_template(folder, tokenizer_config)
-    config = read_json_if_present(folder / "config.json")
+    config = {"model_type": model_type}
+    if model_type is None:
+        config = read_json_if_present(folder / "config.json")
     for name in names_in(config):
         if (refusal := refusal_of(name)) is not None:
             raise ValueError(f"{folder} is of {shorten(name, 80)}: {refusal}")

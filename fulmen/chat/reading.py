@@ -70,7 +70,9 @@ def check_not_empty(messages: Sequence[object]) -> None:
 
 
 def read_tools(tools: Tools) -> tuple[Tool, ...]:
-    """Read tools in OpenAI's form, flat, Anthropic's, or ours."""
+    """Read tools in OpenAI's form, flat, Anthropic's, or ours; ValueError for what is no tool."""
+    if isinstance(tools, str | Mapping) or not isinstance(tools or (), Iterable):
+        raise ValueError(f"tools is of type {type(tools).__name__}, it must be a list")
     return tuple(tool if isinstance(tool, Tool) else _read_tool(tool) for tool in tools or ())
 
 

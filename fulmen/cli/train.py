@@ -57,24 +57,26 @@ def train_lm(
 
     A run whose folder has a state goes on from it. Ctrl-C saves a state after the step at hand.
     """
+    from fulmen.cli.progress import stderr
     from fulmen.cli.train_view import TrainView
-    from fulmen.train import LMConfig, LMTrainer, read_run_file, run_lock, to_toml
+    from fulmen.train import LMConfig, LMTrainer, read_run_file, to_toml
 
     config = read_run_file(file, LMConfig, set_ or ())
     if show:
         print(to_toml(config), end="")
         return
-    with stopping() as should_stop, run_lock(config.out):
+    with stderr.status("loading"):  # nothing where stderr is no terminal; Ctrl-C ends it at once
         trainer = LMTrainer(config)
-        try:
-            with TrainView(config, trainer.num_tokens) as view:
-                if trainer.num_steps:
-                    view.said(f"going on after step {trainer.num_steps} in {config.out}")
-                    if trainer.changed:
-                        view.said(f"with other values of {', '.join(trainer.changed)}")
-                is_done = trainer.run(view, should_stop=should_stop)
-        finally:
-            trainer.close()
+    try:
+        with stopping() as should_stop, TrainView(config, trainer.num_tokens) as view:
+            if trainer.num_steps:
+                left = ", where nothing is left to do" if trainer.is_done else ""
+                view.said(f"going on after step {trainer.num_steps} in {config.out}{left}")
+                if trainer.changed:
+                    view.said(f"with other values of {', '.join(trainer.changed)}")
+            is_done = trainer.run(view, should_stop=should_stop)
+    finally:
+        trainer.close()
     if not is_done:
         print(
             f"stopped after step {trainer.num_steps}, all of it is saved; `fulmen train lm {file}` "

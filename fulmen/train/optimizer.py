@@ -18,6 +18,8 @@ from typing import Final, Literal
 import torch
 from torch import Tensor, nn
 
+from fulmen.train.run_file import changed_fields
+
 _NEWTON_SCHULZ: Final = (3.4445, -4.7750, 2.0315)
 """Coefficients of Muon's polynomial (Jordan et al., 2024): five rounds bring all singular values
 near 1."""
@@ -78,6 +80,9 @@ class OptimizerConfig:
                 raise ValueError(f"{name} is {value}, it must be at least 0 and below 1")
         if not 1 <= self.muon_rounds <= 100:
             raise ValueError(f"muon_rounds is {self.muon_rounds}, it must be from 1 to 100")
+        for name, value in changed_fields(self).items():
+            if name.startswith("muon_") and self.kind != "muon":
+                raise ValueError(f"{name} is {value}, it needs kind muon, found {self.kind}")
 
 
 @dataclass(slots=True, eq=False)

@@ -95,6 +95,13 @@ def revision() -> str:
     return f"fulmen {__version__}{commit}"
 
 
+def changed_fields(config: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass whose values are not their defaults, by name."""
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    return {name: value for name, value in values.items() if value != defaults[name]}
+
+
 def differences(before: str, now: str) -> list[str]:
     """Return the keys whose values differ between two texts that `to_toml` made."""
     old, new = (dict(_leaves(tomllib.loads(text), "")) for text in (before, now))

@@ -7,7 +7,7 @@ model is shows only after its decay: at a constant rate the same weights score 2
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 
@@ -58,14 +58,3 @@ class ScheduleConfig:
         done = min(1.0, (place - self.decay_start) / self.decay_length)
         left = 1 - done if self.decay == "linear" else (1 + math.cos(math.pi * done)) / 2
         return share * (self.floor + (1 - self.floor) * left)
-
-    def branch(self, place: int, length: int) -> "ScheduleConfig":
-        """Return the schedule that is this one up to `place`, and falls from there over `length`.
-
-        Raises ValueError if this one has begun to fall before.
-        """
-        if self.decay_start is not None and self.decay_start < place:
-            raise ValueError(
-                f"the rate falls from {self.decay_start} on, a decay cannot branch at {place}"
-            )
-        return replace(self, decay_start=place, decay_length=length)

@@ -14,9 +14,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Final
 
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from fulmen.checkpoints import load_model, read_config, save_model
 from fulmen.files import full_reason, read_json, write_text
-from fulmen.models import Config, Model
+from fulmen.models import Config, Model, SparseMoE
 from fulmen.train.optimizer import Optimizer
 
 try:
@@ -50,13 +50,13 @@ def save_state(
     optimizer: Optimizer,
     values: Mapping[str, object],
     keep: int | None = 2,
-    beside: Sequence[Path] = (),
+    beside: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Write the state after a step into the folder of a run; return the state's own folder.
 
     values  JSON values: cursors, counters, random states
     keep    number of states that stay, the newest; None keeps all
-    beside  files copied into the model's folder, such as tokenizer.json
+    beside  files written into the model's folder by name, such as tokenizer.json
 
     An OSError names the folder of the run; then nothing new is in it.
     """
@@ -69,8 +69,8 @@ def save_state(
         _remove_strays(folder)
         aside.mkdir()
         save_model(model, aside / _MODEL)
-        for file in beside:
-            shutil.copyfile(file, aside / _MODEL / file.name)
+        for name, data in (beside or {}).items():
+            (aside / _MODEL / name).write_bytes(data)
         _save_tensors(optimizer.state(), aside / _OPTIMIZER)
         write_text(aside / _VALUES, json.dumps({"step": step, **values}, indent=1) + "\n")
         _sync(aside)
@@ -196,12 +196,23 @@ def check_same_shape(folder: Path, config: Config) -> None:
             )
 
 
-_MAY_DIFFER: Final = frozenset(
-    {
-        *("torch_dtype", "quantization_config", "max_position_embeddings"),
-        *("router_aux_loss_coef", "router_jitter_noise", "rope_theta"),
-    }
+def take_free_values(model: Model, config: Config) -> None:
+    """Give a model those values of a config of its shape that a run may change as it goes on."""
+    free = {name: getattr(config, name) for name in _FREE}
+    model.config = replace(model.config, **free)
+    for layer in model.modules():
+        if isinstance(layer, SparseMoE):
+            layer.router_jitter_noise = config.router_jitter_noise
+
+
+_FREE: Final = (
+    "max_position_embeddings",
+    "rope_theta",
+    "router_aux_loss_coef",
+    "router_jitter_noise",
 )
+"""Fields of a config that the weights do not depend on, and that a run may change"""
+_MAY_DIFFER: Final = frozenset({"torch_dtype", "quantization_config", *_FREE})
 """Fields of a config that the weights do not depend on"""
 
 

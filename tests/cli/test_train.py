@@ -36,6 +36,7 @@ def test_a_run_ends_with_a_checkpoint_and_shows_its_probes(tmp_path: Path) -> No
         assert shown in done.stderr
     again = train("lm", tmp_path / "run.toml", "--set", "held_out=0.2", "--set", "keep=3")
     assert "going on after step 6" in again.stderr
+    assert ", where nothing is left to do\n" in again.stderr
     assert again.stderr.endswith("with other values of keep\n")
     assert again.stdout == done.stdout
 
@@ -90,7 +91,8 @@ def test_a_config_is_shown_whole_and_trains_nothing(tmp_path: Path) -> None:
         (["lm", "nowhere.toml"], "fulmen: nowhere.toml is missing, a run file is needed there\n"),
         (
             ["tokenizer", "out"],
-            "fulmen: no text is given, the kind bpe learns its merges from one\n",
+            "fulmen: no text is given (--text), the kind bpe learns its merges from one; "
+            "--kind characters needs none\n",
         ),
     ],
 )

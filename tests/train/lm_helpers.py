@@ -3,8 +3,20 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from fulmen.chat import Tokenizer, get_format
-from fulmen.train import Coder, LMConfig, make_tokenizer, read_run_file
+from fulmen.train import (
+    Coder,
+    LMConfig,
+    LMTrainer,
+    ProbeResult,
+    StepReport,
+    Watcher,
+    make_tokenizer,
+    read_run_file,
+)
 
 RUN = """
 out = "{out}"
@@ -72,7 +84,8 @@ M1 = "attn_type_list = [0, 0, 1]\npostnorm = true\nlayernorm_mlp_alpha = 1.5"
 
 def coder(folder: Path, format: str = "minimax_m1", words: Sequence[str] = ()) -> Coder:
     """A coder whose tokenizer has one id a byte."""
-    make_tokenizer(folder, kind="characters", words=words, format=format)
+    if not (folder / "tokenizer.json").exists():
+        make_tokenizer(folder, kind="characters", words=words, format=format)
     return Coder(Tokenizer.from_folder(folder), get_format(format))
 
 
@@ -80,7 +93,8 @@ def run_file(
     folder: Path, *, family: str = "minimax_m1", dtype: str = "float32", kind: str = "adamw"
 ) -> Path:
     """Write a run file of six small steps over three tasks and two stages, and what it names."""
-    make_tokenizer(folder / "tokenizer", kind="characters", format=family)
+    if not (folder / "tokenizer").exists():
+        make_tokenizer(folder / "tokenizer", kind="characters", format=family)
     text = folder / "text.txt"
     text.write_text("".join(f"line {i} of a text, {i * i} words\n" for i in range(100)))
     file = folder / "run.toml"
@@ -101,3 +115,40 @@ def run_file(
 def run_config(folder: Path, *overrides: str, **choices: str) -> LMConfig:
     """Return the config of `run_file`."""
     return read_run_file(run_file(folder, **choices), LMConfig, overrides)
+
+
+class Notes(Watcher):
+    """Watcher that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.probes: list[ProbeResult] = []
+        self.sentences: list[str] = []
+
+    def stepped(self, report: StepReport, config: LMConfig) -> None:
+        self.losses.append(report.loss)
+
+    def probed(self, step: int, result: ProbeResult) -> None:
+        self.probes.append(result)
+
+    def said(self, sentence: str) -> None:
+        self.sentences.append(sentence)
+
+
+def finish(config: LMConfig) -> tuple[LMTrainer, Notes]:
+    trainer, notes = LMTrainer(config), Notes()
+    assert trainer.run(notes)
+    trainer.close()
+    return trainer, notes
+
+
+def tensors(trainer: LMTrainer) -> dict[str, Tensor]:
+    found = dict(trainer.model.state_dict())
+    return found | {f"optimizer.{n}": t for n, t in trainer.optimizer.state().items()}
+
+
+def assert_same(one: LMTrainer, other: LMTrainer) -> None:
+    found, expected = tensors(one), tensors(other)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name

@@ -1,6 +1,7 @@
 """Balance of experts: the loss's own definition, and a bias that evens loads out."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -97,3 +98,34 @@ def test_each_kind_does_one_thing(config: M2Config, kind: str, moves: bool, adds
 def test_a_bias_that_a_model_has_not_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^kind is bias, this model's experts are chosen without"):
         Balance(random_model(tiny_m1()), BalanceConfig(kind="bias"))
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "sentence"),
+    [
+        (
+            tiny_m2(),
+            {"coefficient": 0.1},
+            "coefficient is 0.1, .* balanced by a bias, see kind",
+        ),
+        (tiny_m2(), {"group_tokens": 9}, "group_tokens is 9, .* are balanced by a bias, see kind"),
+        (tiny_m1(), {"bias_rate": 0.1}, "bias_rate is 0.1, .* are balanced by a loss, see kind"),
+        (tiny_m2(), {"kind": "loss", "bias_rate": 0.1}, "bias_rate is 0.1, .* by a loss, see kind"),
+        (tiny_m1(), {"kind": "none", "coefficient": 1.0}, "coefficient is 1.0, .* by nothing, see"),
+    ],
+)
+def test_a_value_that_a_kind_does_not_use_is_refused(
+    model: M2Config, fields: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^{sentence}"):
+        Balance(random_model(model), BalanceConfig(**fields))
+
+
+def test_groups_are_made_only_where_something_is_computed_in_them() -> None:
+    for config, group_tokens in (
+        (tiny_m1(), 4096),
+        (tiny_m2(), None),
+        (tiny_m1(router_aux_loss_coef=0.0), None),
+        (tiny_m2(router_jitter_noise=0.1), 4096),
+    ):
+        assert Balance(random_model(config), BalanceConfig()).group_tokens == group_tokens

@@ -2,8 +2,10 @@
 
 import json
 import sys
+import tracemalloc
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 from fulmen.train import Coder, Example, Mixture, TaskConfig, TaskStream, micro_batches
 from fulmen.train.lm.mixture import Drawn, shares_of
 from fulmen.train.lm.ngrams import CheckConfig, NGrams
-from fulmen.train.lm.sources import Source, is_held_out, open_source
+from fulmen.train.lm.sources import Document, Source, TextFiles, is_held_out, open_source
 from tests.examples import examples
 from tests.train.lm_helpers import coder
 
@@ -96,6 +98,50 @@ def test_an_epoch_of_text_is_every_token_once_whatever_the_length(
         assert Counter(learnt) == Counter(text.read_bytes())
 
 
+def test_other_shares_begin_anew_and_are_not_made_up_for(own: Coder, tmp_path: Path) -> None:
+    mixed = mixture(own, tmp_path)
+    for _ in range(20):
+        mixed.draw(512, 128, {"copy": 0.9, "text": 0.1})
+    resumed = mixture(own, tmp_path)
+    resumed.load_state(json.loads(json.dumps(mixed.state())))
+    shares = {"copy": 0.3, "sort": 0.7}  # sort was never drawn
+    step = resumed.draw(2048, 128, shares)
+    sizes = Counter({each.task: 0 for each in step})
+    for each in step:
+        sizes[each.task] += each.example.num_read
+    assert sizes["copy"] / sum(sizes.values()) == pytest.approx(0.3, abs=0.05)
+
+
+def test_only_a_files_first_block_begins_a_text_and_only_its_last_one_ends_it(
+    own: Coder, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("one line\n" * 60 + "ä" * 200, encoding="utf-8")
+    source = open_source(TaskConfig(files=(text,), block_bytes=256), 0)
+    assert isinstance(source, TextFiles)
+    assert source.num_documents == 5
+    bos = own.tokenizer.bos_token_id
+    found = [source.document(index).encode(own)[0] for index in range(5)]
+    assert [example.ids[0] == bos for example in found] == [True, *[False] * 4]
+    assert [example.ids[-1] == own.end_id for example in found] == [*[False] * 4, True]
+    for before, after in pairwise(found):
+        assert after.ids[0] == before.ids[-1]  # so the first token of a block is learnt too
+    assert source.block_tokens(own) == 256
+    whole = open_source(TaskConfig(files=(text,)), 0)
+    assert isinstance(whole, TextFiles)
+    assert whole.block_tokens(own) is None
+
+
+def test_a_source_has_another_fingerprint_when_its_bytes_change(tmp_path: Path) -> None:
+    for name, line in (("a.txt", "abc"), ("a.jsonl", '{"text": "abc"}')):
+        file = tmp_path / name
+        found = set()
+        for content in (line, f"{line}\n", line.replace("b", "x"), line):
+            file.write_text(content)
+            found.add(open_source(TaskConfig(files=(file,)), 0).fingerprint)
+        assert len(found) == 3
+
+
 def test_each_epoch_is_all_documents_in_an_order_of_its_own(own: Coder, tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     rows = [{"prompt": f"{i}", "completion": f"{i}!"} for i in range(20)]
@@ -127,6 +173,50 @@ def test_held_out_documents_are_never_drawn(own: Coder) -> None:
     assert is_held_out("a", 0.0) is False
 
 
+class Counting(Source):
+    """A source that counts what is asked of it."""
+
+    num_documents = 10**9
+
+    def __init__(self) -> None:
+        self.num_asked = 0
+
+    def document(self, index: int) -> Document:
+        self.num_asked += 1
+        return Document(f"document {index}", lambda coder: coder.text("a"))
+
+
+def test_held_out_documents_are_looked_for_within_bounds(
+    own: Coder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Counting()
+    assert TaskStream("a", source, own, held_out=0.0).held_out_documents(10) == []
+    assert source.num_asked == 0
+    monkeypatch.setattr("fulmen.train.lm.mixture._MAX_LOOKED_AT", 50)
+    assert TaskStream("a", source, own, held_out=1e-9).held_out_documents(10) == []
+    assert source.num_asked == 50
+
+
+def test_a_line_without_end_is_one_sentence_and_is_never_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for room in ("sources", "ngrams"):
+        monkeypatch.setattr(f"fulmen.train.lm.{room}.LONGEST_LINE", 2**20)
+    for name in ("a.jsonl", "a.txt"):
+        file = tmp_path / name
+        with file.open("wb") as opened:
+            opened.truncate(300 * 2**20)  # zeros, which take no room
+        tracemalloc.start()
+        with pytest.raises(ValueError, match=rf"{name}.* has more than 1,048,576 bytes"):
+            NGrams.of(CheckConfig(files=(file,)))
+        if name == "a.jsonl":
+            with pytest.raises(ValueError, match=r"a\.jsonl, line 1 has more than 1,048,576 bytes"):
+                open_source(TaskConfig(files=(file,)), 0)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 16 * 2**20
+
+
 def test_documents_that_an_evaluation_set_has_are_left_out_and_counted(
     own: Coder, tmp_path: Path
 ) -> None:
@@ -149,19 +239,40 @@ def test_documents_that_an_evaluation_set_has_are_left_out_and_counted(
     assert NGrams.of(CheckConfig()) is None
 
 
+def test_short_documents_are_compared_whole_and_never_by_an_answer_alone(
+    own: Coder, tmp_path: Path
+) -> None:
+    known = tmp_path / "test.jsonl"
+    asked = {"question": "Is the sky really blue?", "answer": "yes", "kind": "easy"}
+    talk = [
+        {"role": "user", "content": "Say what rain is made of"},
+        {"role": "assistant", "content": "Of water."},
+    ]
+    lines = [asked, {"prompt": "Is snow warm at night?", "answer": "no"}, {"messages": talk}]
+    known.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    ngrams = NGrams.of(CheckConfig(files=(known,)))
+    assert ngrams is not None
+    assert ngrams.has_any_of("is snow warm at night", "No.")
+    assert ngrams.has_any_of("say what rain is made of", "of water")
+    assert not ngrams.has_any_of("is ice warm at night", "no")
+    assert not ngrams.has_any_of("is snow warm at night", "yes")
+    for word in ("yes", "no", "easy", "user", "assistant"):
+        assert not ngrams.has_any_of("a question of its own", word)
+        assert not ngrams.has_any_of(word)
+
+
 @pytest.mark.parametrize(
     ("text", "is_known"),
     [
         ("a b c d", True),
         ("x A, b! c d y", True),
         ("a b c x d", False),
-        ("one two", True),
-        ("one two three", False),
+        ("one two", False),
         ("", False),
     ],
 )
-def test_runs_of_words_are_compared_and_short_texts_as_a_whole(text: str, is_known: bool) -> None:
-    assert NGrams(["w a b c d", "one two"], 4).has_any_of(text) is is_known
+def test_runs_of_words_are_compared(text: str, is_known: bool) -> None:
+    assert NGrams([("w a b c d",), ("one two",)], 4).has_any_of(text) is is_known
 
 
 def test_conversations_that_are_too_long_are_left_out_and_counted(own: Coder) -> None:
@@ -226,7 +337,7 @@ def test_shares_that_cannot_be_are_refused(
 @settings(max_examples=examples(100), deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 40), min_size=1, max_size=20),
-    limits=st.tuples(st.integers(1, 100), st.integers(1, 60)),
+    limits=st.tuples(st.integers(1, 100), st.none() | st.integers(1, 60)),
 )
 def test_micro_batches_hold_every_target_once_in_groups_that_do_not_depend_on_them(
     sizes: list[int], limits: tuple[int, int]
@@ -243,7 +354,7 @@ def test_micro_batches_hold_every_target_once_in_groups_that_do_not_depend_on_th
         before = batch.packed.input_ids[batch.packed.logits_indices]
         assert torch.equal(before + 1, batch.targets)
         pairs += batch.targets.tolist()
-        assert batch.num_tokens <= max(max_tokens, group_tokens, max(sizes))
+        assert batch.num_tokens <= max(max_tokens, group_tokens or 0, max(sizes))
     assert pairs == [one.example.ids[i] for one in drawn for i in one.example.targets]
 
     def group_sizes(limit: int) -> list[int]:
@@ -267,18 +378,46 @@ def rows(folder: Path, *lines: str) -> Source:
         ('{"txt": "a"}', "line 2 must have text, or prompt and completion, or messages, found txt"),
         ('{"messages": "a"}', "line 2 must have text, .* found messages"),
         ('{"messages": [{"role": "user", "content": "a"}]}', "line 2: the conversation has no"),
+        (
+            '{"messages": [{"role": "assistant", "content": "a"}], "tools": 3}',
+            "line 2: tools is of type int, it must be a list",
+        ),
         ('{"prompt": "", "completion": "a", "text": null}', None),
     ],
 )
 def test_a_row_that_cannot_be_learnt_is_one_sentence_with_its_place(
     own: Coder, tmp_path: Path, line: str, sentence: str | None
 ) -> None:
-    source = rows(tmp_path, '{"text": "a"}', line)
     if sentence is None:
-        assert source.document(1).encode(own)
+        assert rows(tmp_path, '{"text": "a"}', line).document(1).encode(own)
         return
     with pytest.raises(ValueError, match=sentence):
-        source.document(1).encode(own)
+        rows(tmp_path, '{"text": "a"}', line).document(1).encode(own)
+
+
+@pytest.mark.parametrize("line", ["{", "3", '{"txt": "a"}', '{"text": "\xff"}'])
+def test_a_file_with_a_line_that_is_no_document_is_refused_when_it_is_opened(
+    tmp_path: Path, line: str
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(b'{"text": "a"}\n' + line.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"rows\.jsonl, line 2 "):
+        open_source(TaskConfig(files=(file,)), 0)
+
+
+def test_a_completion_of_messages_is_learnt_and_the_prompt_before_it_read(
+    own: Coder, tmp_path: Path
+) -> None:
+    talk = [("user", "One?"), ("assistant", "Wrong."), ("user", "Two?"), ("assistant", "Right.")]
+    messages = [{"role": role, "content": text} for role, text in talk]
+    row = {"prompt": messages[:3], "completion": messages[3:]}
+    document = rows(tmp_path, json.dumps(row)).document(0)
+    assert (document.key, document.said) == ("One?\nTwo?", "Wrong.\nRight.")
+    (example,) = document.encode(own)
+    learnt = own.tokenizer.decode([example.ids[target] for target in example.targets])
+    assert "Right." in learnt
+    assert "Wrong." not in learnt
+    assert "Wrong." in own.tokenizer.decode(list(example.ids))
 
 
 def test_files_that_are_missing_empty_or_of_two_kinds_are_one_sentence(tmp_path: Path) -> None:
@@ -292,7 +431,7 @@ def test_files_that_are_missing_empty_or_of_two_kinds_are_one_sentence(tmp_path:
         open_source(TaskConfig(files=(tmp_path,)), 0)
     (tmp_path / "x.txt").write_bytes(b"ab\xff")
     with pytest.raises(ValueError, match=r"x\.txt is not UTF-8"):
-        open_source(TaskConfig(files=(tmp_path / "x.txt",)), 0).document(0)
+        open_source(TaskConfig(files=(tmp_path / "x.txt",)), 0)
 
 
 @pytest.mark.parametrize(
@@ -302,6 +441,10 @@ def test_files_that_are_missing_empty_or_of_two_kinds_are_one_sentence(tmp_path:
         ({"generator": "add", "dataset": "a"}, "found generator and dataset"),
         ({"generator": "divide"}, "generator is divide, it must be one of copy, "),
         ({"generator": "add", "largest": 0}, "smallest and largest are 1 and 0, "),
+        ({"generator": "add", "subset": "a"}, "subset is a, it needs dataset, found generator"),
+        ({"files": (Path("a"),), "split": "b"}, "split is b, it needs dataset, found files"),
+        ({"files": (Path("a"),), "largest": 9}, "largest is 9, it needs generator, found files"),
+        ({"dataset": "a", "block_bytes": 999}, "block_bytes is 999, it needs files, found dataset"),
     ],
 )
 def test_a_task_that_cannot_be_is_refused(fields: dict[str, Any], sentence: str) -> None:

@@ -143,7 +143,9 @@ def test_a_text_is_learnt_from_its_first_token_to_its_end(made: Coder) -> None:
     assert example.ids[-1] == made.end_id
     (pair,) = made.pair("ab", "cd")
     assert said(made, pair) == [f"cd{made.tokenizer.decode([made.end_id])}"]
-    assert made.prompt("ab") == list(pair.ids[: pair.targets[0]])
+    (later,) = made.text("cd", before="ab", has_end=False)
+    assert made.tokenizer.decode(list(later.ids)) == "bcd"
+    assert said(made, later) == ["cd"]
 
 
 TEMPLATE = (

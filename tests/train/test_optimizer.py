@@ -99,10 +99,32 @@ def test_muon_moves_a_stack_of_experts_as_its_slices_and_leaves_tables_to_adamw(
         assert torch.allclose(moved, expected, atol=1e-5), expert
 
 
+def test_muon_follows_the_schedule_and_decays_matrices() -> None:
+    config = OptimizerConfig(
+        kind="muon", muon_learning_rate=0.02, weight_decay=0.1, clip_norm=None, learning_rate=0.01
+    )
+    model = plain()
+    optimizer = Optimizer(model, config)
+    name = "model.layers.2.self_attn.o_proj.weight"
+    expected = values(model)[name]
+    average = torch.zeros_like(expected)
+    for scale in (1.0, 0.5):
+        backward(model)
+        gradient = optimizer.gradients()[name].clone()
+        optimizer.step(scale)
+        optimizer.zero_grad()
+        rate = 0.02 * scale
+        average = 0.95 * average + 0.05 * gradient
+        update = orthogonalized((0.05 * gradient + 0.95 * average)[None])[0]
+        expected = expected * (1 - rate * 0.1) - rate * 0.2 * 24**0.5 * update
+        assert torch.allclose(values(model)[name], expected, atol=1e-5), scale
+
+
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_updates_below_a_bfloat16_step_add_up_in_the_masters(kind: str) -> None:
     model = plain(dtype=torch.bfloat16)
-    config = OptimizerConfig(kind=kind, learning_rate=1e-6, muon_learning_rate=1e-6)  # type: ignore[arg-type]
+    rates = {"learning_rate": 1e-6} | ({"muon_learning_rate": 1e-6} if kind == "muon" else {})
+    config = OptimizerConfig(kind=kind, **rates)  # type: ignore[arg-type]
     optimizer = Optimizer(model, config)
     name = "model.layers.0.self_attn.qkv_proj.weight"
     before, master = values(model)[name], optimizer.state()[f"master.{name}"].clone()
@@ -226,6 +248,7 @@ def test_a_copy_of_a_model_in_training_is_free_of_the_optimizer() -> None:
         ({"betas": (0.9, 1.0)}, "betas is 1.0, it must be at least 0 and below 1"),
         ({"clip_norm": -1.0}, "clip_norm is -1.0, it must be above 0, at most 1e+09"),
         ({"muon_rounds": 0}, "muon_rounds is 0, it must be from 1 to 100"),
+        ({"muon_momentum": 0.5}, "muon_momentum is 0.5, it needs kind muon, found adamw"),
     ],
 )
 def test_a_config_that_cannot_be_is_refused(fields: dict[str, object], sentence: str) -> None:

@@ -1,4 +1,4 @@
-"""Schedules: warm-up, trunk, decay, and branches that are the trunk up to their place."""
+"""Schedules: warm-up, trunk, and a decay that is the trunk up to its start."""
 
 import pytest
 from hypothesis import given, settings
@@ -20,24 +20,26 @@ def test_a_schedule_rises_stays_and_falls() -> None:
 
 @settings(max_examples=examples(200), deadline=None)
 @given(
-    warmup=st.integers(0, 1000),
-    place=st.integers(0, 10_000),
+    start=st.integers(0, 10_000),
     length=st.integers(1, 1000),
     later=st.integers(0, 2000),
     decay=st.sampled_from(["linear", "cosine"]),
     floor=st.floats(0, 1),
 )
-def test_a_branch_is_the_trunk_up_to_its_place_and_falls_to_the_floor(
-    warmup: int, place: int, length: int, later: int, decay: str, floor: float
+def test_a_decay_is_the_trunk_up_to_its_start_and_falls_to_the_floor(
+    start: int, length: int, later: int, decay: str, floor: float
 ) -> None:
-    trunk = ScheduleConfig(warmup=warmup, decay=decay, floor=floor)  # type: ignore[arg-type]
-    branch = trunk.branch(place, length)
-    for each in {0, place // 2, place}:
-        assert branch.factor(each) == trunk.factor(each)
-    here = place + later
-    assert 0 <= branch.factor(here) <= trunk.factor(here) <= 1
+    schedule = ScheduleConfig(
+        decay=decay,  # type: ignore[arg-type]
+        decay_start=start,
+        decay_length=length,
+        floor=floor,
+    )
+    for place in {0, start // 2, start}:
+        assert schedule.factor(place) == 1
+    assert 0 <= schedule.factor(start + later) <= 1
     if later >= length:
-        assert branch.factor(here) == pytest.approx(trunk.factor(here) * floor)
+        assert schedule.factor(start + later) == pytest.approx(floor)
 
 
 @pytest.mark.parametrize(
@@ -54,11 +56,3 @@ def test_a_branch_is_the_trunk_up_to_its_place_and_falls_to_the_floor(
 def test_a_schedule_that_cannot_be_is_refused(fields: dict[str, object], sentence: str) -> None:
     with pytest.raises(ValueError, match=f"^{sentence}"):
         ScheduleConfig(**fields)  # type: ignore[arg-type]
-
-
-def test_a_branch_of_a_run_that_falls_already_is_refused() -> None:
-    schedule = ScheduleConfig(decay_start=10, decay_length=5)
-    with pytest.raises(
-        ValueError, match=r"^the rate falls from 10 on, a decay cannot branch at 12"
-    ):
-        schedule.branch(12, 5)

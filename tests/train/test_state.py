@@ -75,11 +75,10 @@ def test_a_state_that_is_saved_comes_back_with_the_same_bits(
 
 def test_the_newest_states_stay_and_strays_go(tmp_path: Path) -> None:
     model, optimizer = trained()
-    extra = tmp_path / "tokenizer.json"
-    extra.write_text("{}")
     for step in (1, 2, 10):
+        beside = {"tokenizer.json": b"{}"}
         state = save_state(
-            tmp_path, step, model=model, optimizer=optimizer, values={}, beside=[extra]
+            tmp_path, step, model=model, optimizer=optimizer, values={}, beside=beside
         )
         (state.parent / ".step-00000099.part").mkdir()
     assert [step_of(each) for each in list_states(tmp_path)] == [2, 10]

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from fulmen.chat import Message, Tokenizer, get_format
 from fulmen.train import make_tokenizer
+from fulmen.train.lm.tokenizer import _pieces
 from tests.examples import examples
 
 
@@ -59,7 +60,10 @@ def test_what_cannot_be_is_one_sentence_and_writes_nothing(tmp_path: Path) -> No
     text = tmp_path / "text.txt"
     text.write_bytes(b"\xff\xfe")
     for options, sentence in (
-        ({"kind": "bpe"}, "^no text is given, the kind bpe learns its merges from one$"),
+        (
+            {"kind": "bpe"},
+            r"^no text is given \(--text\), the kind bpe learns its merges from",
+        ),
         ({"kind": "characters", "files": [text]}, "^a text is given, the kind characters learns"),
         (
             {"kind": "bpe", "files": [text], "vocab_size": 256},
@@ -73,3 +77,38 @@ def test_what_cannot_be_is_one_sentence_and_writes_nothing(tmp_path: Path) -> No
         with pytest.raises(ValueError, match=sentence):
             make_tokenizer(tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_a_folder_with_a_checkpoint_or_a_tokenizer_stays_as_it_is(
+    tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(ValueError, match=rf"has a {name}, whose model would be lost with another"):
+        make_tokenizer(tmp_path, kind="characters")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "{}"
+
+
+def test_a_tokenizer_whose_last_file_does_not_fit_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+
+    def write(file: Path, text: str) -> None:
+        if file.name == "tokenizer.json":
+            raise OSError(28, "no space left on device", str(file))
+        file.write_text(text)
+
+    monkeypatch.setattr("fulmen.train.lm.tokenizer.write_text", write)
+    with pytest.raises(OSError, match="no space left"):
+        make_tokenizer(tmp_path / "out", kind="characters")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_text_without_ends_of_lines_is_read_in_pieces(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("ä" * (3 * 2**20), encoding="utf-8")
+    pieces = list(_pieces([text]))
+    assert max(map(len, pieces)) <= 2 * 2**20
+    assert "".join(pieces) == text.read_text("utf-8")

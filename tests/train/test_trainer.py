@@ -60,9 +60,7 @@ def test_on_policy_every_ratio_is_exactly_one(kind: str, dtype: str, tmp_path: P
 
 @every_model
 @every_dtype
-def test_ratios_are_one_where_answers_were_preempted(
-    kind: str, dtype: str, tmp_path: Path
-) -> None:
+def test_ratios_are_one_where_answers_were_preempted(kind: str, dtype: str, tmp_path: Path) -> None:
     model = new_tiny(kind, dtype)
     page = model.page_bytes()
     engine = EngineConfig(

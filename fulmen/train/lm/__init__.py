@@ -8,7 +8,8 @@ from fulmen.train.lm.ngrams import CheckConfig
 from fulmen.train.lm.probes import ProbeResult
 from fulmen.train.lm.sources import TaskConfig
 from fulmen.train.lm.tokenizer import make_tokenizer
-from fulmen.train.lm.trainer import LMTrainer, StepReport, Watcher
+from fulmen.train.lm.trainer import LMTrainer
+from fulmen.train.lm.watching import StepReport, Watcher
 
 __all__ = [
     "Balance",

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fulmen.models import M1Config, Model, SparseMoE, Trace, router_aux_loss
+from fulmen.train.run_file import changed_fields
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,7 +30,8 @@ class BalanceConfig:
     bias_rate: float = 0.001
     """Step of the bias."""
     group_tokens: int = 4096
-    """Tokens over which the loss is taken: whole sequences, whatever the micro-batch."""
+    """Tokens over which the loss is taken and jitter drawn: whole sequences, whatever the
+    micro-batch, which must be as large."""
 
     def __post_init__(self) -> None:
         if self.kind not in ("auto", "loss", "bias", "none"):
@@ -46,7 +48,8 @@ class Balance:
     """Balance of one model's experts, step by step."""
 
     def __init__(self, model: Model, config: BalanceConfig) -> None:
-        """Raises ValueError for a bias that the model does not have."""
+        """Raises ValueError for a bias that the model does not have, or a value that the kind of
+        balance does not use."""
         self._config = config
         self._top_k = model.config.num_experts_per_tok
         self._is_softmax = isinstance(model.config, M1Config)
@@ -57,10 +60,25 @@ class Balance:
         has_choice = model.config.num_local_experts > 1 and config.kind != "none"
         self.moves_bias = has_choice and config.kind != "loss" and has_bias
         adds_loss = has_choice and not self.moves_bias
+        has_jitter = model.config.router_jitter_noise > 0
+        for name, is_used in (
+            ("coefficient", adds_loss),
+            ("group_tokens", adds_loss or has_jitter),
+            ("bias_rate", self.moves_bias),
+        ):
+            if not is_used and name in changed_fields(config):
+                used = "a bias" if self.moves_bias else "a loss" if adds_loss else "nothing"
+                raise ValueError(
+                    f"{name} is {getattr(config, name)}, this model's experts are balanced by "
+                    f"{used}, see kind"
+                )
         coefficient = config.coefficient
         if coefficient is None:
             coefficient = model.config.router_aux_loss_coef
         self._coefficient = coefficient if adds_loss else 0.0
+        has_groups = self._coefficient > 0 or has_jitter
+        self.group_tokens = config.group_tokens if has_groups else None
+        """Most tokens of a group; None where nothing is computed in groups"""
         self._loads = torch.zeros(len(self._layers), model.config.num_local_experts)
 
     def loss(

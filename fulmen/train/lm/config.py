@@ -22,7 +22,8 @@ class StartConfig:
     checkpoint: str | None = None
     """Folder or name of a checkpoint, whose weights are trained further."""
     state: Path | None = None
-    """State of another run, such as runs/x/states/step-00000300: weights, moments and cursors."""
+    """State of another run, such as runs/x/states/step-00000300: weights, moments and cursors. The
+    stages and the schedule begin at their start."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of weights and activations; masters, routers and the head are float32."""
     tokenizer: Path | None = None
@@ -47,7 +48,8 @@ class StageConfig:
     tokens: int
     """Tokens to read in this stage."""
     length: int
-    """Longest sequence; text is cut to it, longer conversations are left out."""
+    """Longest sequence; text is cut to it, longer conversations are left out. The context of a
+    checkpoint grows to it."""
     step_tokens: int = 8192
     """Tokens of a step of the optimizer, over all its micro-batches."""
     mixture: dict[str, float] = field(default_factory=dict)
@@ -92,7 +94,7 @@ class BranchConfig:
     """Decays that branch from a constant trunk, to judge it."""
 
     every: int | None = None
-    """Tokens of the trunk between branches; none makes no branches."""
+    """Tokens of the trunk between branches, none in its warm-up; none makes no branches."""
     length: int = 100_000
     """Tokens of a branch, in which the rate falls."""
 
@@ -121,7 +123,8 @@ class LMConfig:
     held_out: float = 0.02
     """Share of documents that are kept for probes, by the hash of their text."""
     micro_batch_tokens: int = 16384
-    """Tokens of a forward and backward pass; it changes memory, not the result."""
+    """Tokens of a forward and backward pass, or one longer sequence; it changes memory, not the
+    result."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     balance: BalanceConfig = field(default_factory=BalanceConfig)
@@ -146,6 +149,12 @@ class LMConfig:
             except ValueError as error:
                 place = "" if str(error).startswith("floor") else f"stages.{number}.mixture."
                 raise ValueError(f"{place}{error}") from None
+        if self.branches.every is not None and self.schedule.decay_start is not None:
+            raise ValueError(
+                f"branches.every is {self.branches.every}, decays branch from a constant rate: "
+                f"leave out schedule.decay_start, which is {self.schedule.decay_start}, and "
+                "decay_length"
+            )
         if not 0 <= self.held_out <= 0.5:
             raise ValueError(f"held_out is {self.held_out}, it must be from 0 to 0.5")
         for name in ("micro_batch_tokens", "save_every", "keep"):
@@ -164,12 +173,8 @@ class LMConfig:
         return shares_of(self.stages[stage].mixture, tuple(self.tasks), self.floor)
 
 
-def branch_of(config: LMConfig, state: Path, *, stage: int, left: int, place: int) -> LMConfig:
-    """Return the run that branches from a state of a trunk: the same mixture, a falling rate.
-
-    left   tokens of the stage that the trunk has read already
-    place  tokens or steps of the trunk, by the unit of its schedule
-    """
+def branch_of(config: LMConfig, state: Path, stage: int) -> LMConfig:
+    """Return the run that branches from a state of a trunk: its stage's mixture, a falling rate."""
     length = config.branches.length
     own = config.stages[stage]
     steps = -(-length // own.step_tokens)
@@ -178,8 +183,8 @@ def branch_of(config: LMConfig, state: Path, *, stage: int, left: int, place: in
         config,
         out=config.out / "branches" / state.name,
         model=replace(config.model, config={}, checkpoint=None, state=state),
-        stages=(*config.stages[:stage], replace(own, tokens=left + length)),
-        schedule=config.schedule.branch(place, falls),
+        stages=(replace(own, tokens=length),),
+        schedule=replace(config.schedule, warmup=0, decay_start=0, decay_length=falls),
         branches=BranchConfig(),
         probe=replace(config.probe, every=2**31 - 1),
         save_every=max(steps, 1),

@@ -66,11 +66,16 @@ class Coder:
             "the tokenizer names no token that ends a text, eos_token in tokenizer_config.json does"
         )
 
-    def text(self, text: str) -> list[Example]:
-        """Return a text as one example: it is read from its start, and its end is learnt too."""
+    def text(self, text: str, *, before: str = "", has_end: bool = True) -> list[Example]:
+        """Return a text as one example: it is read from its start, and its end is learnt too.
+
+        before   text that it goes on from; its last token takes the place of the start
+        has_end  False where the text goes on behind
+        """
         bos = self.tokenizer.bos_token_id
-        start = [self.end_id if bos is None else bos]
-        ids = (*start, *self.tokenizer.encode_plain(text), self.end_id)
+        start = self.tokenizer.encode_plain(before)[-1:] or [self.end_id if bos is None else bos]
+        end = [self.end_id] if has_end else []
+        ids = (*start, *self.tokenizer.encode_plain(text), *end)
         return [Example(ids, range(1, len(ids)), can_be_cut=True)]
 
     def pair(self, prompt: str, answer: str) -> list[Example]:
@@ -82,15 +87,6 @@ class Coder:
             raise ValueError("the prompt is empty, at least one token is needed")
         ids = (*before, *self.tokenizer.encode_plain(answer), self.end_id)
         return [Example(ids, range(len(before), len(ids)))]
-
-    def prompt(self, prompt: str) -> list[int]:
-        """Return the ids of `pair` before its answer."""
-        (example,) = self.pair(prompt, "")
-        return list(example.ids[: example.targets[0]])
-
-    def question(self, messages: Sequence[Message]) -> list[int]:
-        """Return the ids of a conversation that the next answer follows."""
-        return self._known_format.encode(messages, tokenizer=self.tokenizer)
 
     def conversation(
         self,
@@ -127,7 +123,10 @@ class Coder:
         }
         if isinstance(format, TemplateFormat):
             return [
-                _joined(self.question_with_tools(read[:place], known_tools), answers[place])
+                _joined(
+                    format.encode(read[:place], known_tools, tokenizer=self.tokenizer),
+                    answers[place],
+                )
                 for place in sorted(learnt)
             ]
         own = list(read)
@@ -149,10 +148,6 @@ class Coder:
             examples.append(self._rendered(own[:end], known_tools, here))
             missing = missing - here
         return examples[::-1]
-
-    def question_with_tools(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int]:
-        """Return `question` for messages that come with tools."""
-        return self._known_format.encode(messages, tools, tokenizer=self.tokenizer)
 
     @property
     def _known_format(self) -> ChatFormat:

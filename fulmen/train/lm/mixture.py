@@ -24,7 +24,7 @@ from fulmen.train.lm.sources import Document, Source, is_held_out
 _MAX_SKIPPED: Final = 10_000
 """Documents in a row of an endless source that may be of no use"""
 _MAX_LOOKED_AT: Final = 50_000
-"""Documents of an endless source among which held-out ones are looked for"""
+"""Documents of a source among which held-out ones are looked for"""
 
 
 class Drawn(NamedTuple):
@@ -92,10 +92,12 @@ class TaskStream:
         self._offset += example.num_read
 
     def held_out_documents(self, count: int) -> list[Document]:
-        """Return up to `count` different documents that training never sees."""
+        """Return up to `count` different documents that training never sees, from the start of the
+        source."""
         found: dict[str, Document] = {}
         num_documents = self._source.num_documents
-        for index in range(_MAX_LOOKED_AT if num_documents is None else num_documents):
+        most = _MAX_LOOKED_AT if num_documents is None else min(num_documents, _MAX_LOOKED_AT)
+        for index in range(most if self._held_out else 0):
             if len(found) >= count:
                 break
             document = self._source.document(index)
@@ -103,9 +105,10 @@ class TaskStream:
                 found.setdefault(document.key, document)
         return list(found.values())
 
-    def state(self) -> dict[str, int]:
-        """Return the cursor and the counts."""
+    def state(self) -> dict[str, Any]:
+        """Return the cursor and the counts, with the fingerprint of the data they are of."""
         return {
+            "fingerprint": self._source.fingerprint,
             "index": self._index,
             "part": self._part,
             "offset": self._offset,
@@ -113,12 +116,15 @@ class TaskStream:
             "num_contaminated": self.num_contaminated,
         }
 
-    def load_state(self, state: Mapping[str, int]) -> None:
-        """Take what `state` gave."""
+    def load_state(self, state: Mapping[str, Any]) -> bool:
+        """Take what `state` gave; return False, and stay as it is, where that is of other data."""
+        if state["fingerprint"] != self._source.fingerprint:
+            return False
         self._index, self._part, self._offset = state["index"], state["part"], state["offset"]
         self.num_too_long = state["num_too_long"]
         self.num_contaminated = state["num_contaminated"]
         self._examples = (-1, [])
+        return True
 
     def _current(self) -> list[Example]:
         """Return the examples of the current document; none if it may not be trained on."""
@@ -126,8 +132,8 @@ class TaskStream:
             document = self._source.document(self._place(self._index))
             examples: list[Example] = []
             if not is_held_out(document.key, self._held_out):
-                if self._ngrams is not None and any(
-                    map(self._ngrams.has_any_of, (document.key, document.said))
+                if self._ngrams is not None and self._ngrams.has_any_of(
+                    document.key, document.said
                 ):
                     self.num_contaminated += 1
                 else:
@@ -155,13 +161,32 @@ class Mixture:
         self.streams = dict(streams)
         self.drawn = dict.fromkeys(self.streams, 0)
         """Tokens read of each task since `restart`"""
+        self._shares: dict[str, float] = {}
+        """Shares by which they were drawn"""
+
+    @property
+    def num_too_long(self) -> int:
+        """Documents left out so far because of their length."""
+        return sum(stream.num_too_long for stream in self.streams.values())
+
+    @property
+    def num_contaminated(self) -> int:
+        """Documents left out so far because an evaluation set has them."""
+        return sum(stream.num_contaminated for stream in self.streams.values())
 
     def restart(self) -> None:
         """Count shares anew, as at the start of a stage; the tasks go on where they are."""
         self.drawn = dict.fromkeys(self.streams, 0)
 
     def draw(self, num_tokens: int, length: int, shares: Mapping[str, float]) -> list[Drawn]:
-        """Return whole sequences of at most `length` tokens each and num_tokens together."""
+        """Return whole sequences of at most `length` tokens each and num_tokens together.
+
+        Other shares than those of the last call are counted anew: what was drawn before them is
+        not made up for.
+        """
+        if shares != self._shares:
+            self.restart()
+            self._shares = dict(shares)
         sequences: list[Drawn] = []
         room = num_tokens
         while True:
@@ -180,15 +205,20 @@ class Mixture:
     def state(self) -> dict[str, Any]:
         """Return all cursors and counts as JSON values."""
         streams = {name: stream.state() for name, stream in self.streams.items()}
-        return {"streams": streams, "drawn": dict(self.drawn)}
+        return {"streams": streams, "drawn": dict(self.drawn), "shares": dict(self._shares)}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take what `state` gave; a task that is new begins at its start."""
+    def load_state(self, state: Mapping[str, Any]) -> list[str]:
+        """Take what `state` gave; return the tasks whose data are others by now. They begin at
+        their start, as a new task does."""
         self.restart()
+        self._shares = dict(state["shares"])
+        changed: list[str] = []
         for name, cursor in state["streams"].items():
             if name in self.streams:
-                self.streams[name].load_state(cursor)
+                if not self.streams[name].load_state(cursor):
+                    changed.append(name)
                 self.drawn[name] = state["drawn"][name]
+        return changed
 
 
 def shares_of(weights: Mapping[str, float], names: Sequence[str], floor: float) -> dict[str, float]:
@@ -246,15 +276,16 @@ class MicroBatch:
 
 
 def micro_batches(
-    sequences: Sequence[Drawn], max_tokens: int, group_tokens: int
+    sequences: Sequence[Drawn], max_tokens: int, group_tokens: int | None = None
 ) -> Iterator[MicroBatch]:
-    """Yield a step's sequences in their order, in micro-batches of at most max_tokens tokens.
+    """Yield a step's sequences in their order, in micro-batches of at most max_tokens tokens, or of
+    one sequence or group that is larger.
 
-    They are made of groups of at most group_tokens tokens, which do not depend on max_tokens: so
-    what is computed in groups does not either.
+    group_tokens  most tokens of a group, or one sequence; None makes each sequence a group. Groups
+                  do not depend on max_tokens: so what is computed in groups does not either
     """
     sizes = [sequence.example.num_read for sequence in sequences]
-    groups = _runs(sizes, group_tokens)
+    groups = _runs(sizes, 0 if group_tokens is None else group_tokens)
     for batch in _runs([sum(sizes[start:stop]) for start, stop in groups], max_tokens):
         own = groups[slice(*batch)]
         first = own[0][0]

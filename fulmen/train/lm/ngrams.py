@@ -1,20 +1,25 @@
 """N-gram check: a document that shares a run of words with an evaluation set is not trained on.
 
-Words are compared in lower case, without marks. A text of fewer words than a run is compared whole.
+Words are compared in lower case, without marks. Texts of fewer words than a run are compared as
+whole documents, a prompt together with its answer: a short answer alone, a label or a role says
+nothing about where a document comes from.
 """
 
-import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
-from itertools import islice
 from pathlib import Path
 from typing import Any, Final
+
+from fulmen.train.lm.sources import LONGEST_LINE, document_of, numbered_lines, parsed_line
 
 _WORD: Final = re.compile(r"\w+")
 _MAX_NGRAMS: Final = 20_000_000
 """Most runs of words that are held; each takes some 60 bytes"""
+_LEAST_WORDS: Final = 5
+"""Words below which a whole document is like another one by chance"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,11 +39,12 @@ class CheckConfig:
 class NGrams:
     """Runs of words of some evaluation sets."""
 
-    def __init__(self, texts: Iterable[str], num_words: int) -> None:
+    def __init__(self, documents: Iterable[Sequence[str]], num_words: int) -> None:
+        """documents  texts of each one, such as a prompt and its answer"""
         self._num_words = num_words
         self._known: set[bytes] = set()
-        for text in texts:
-            self._known.update(self._runs(text))
+        for texts in documents:
+            self._known.update(self._hashes(texts))
             if len(self._known) > _MAX_NGRAMS:
                 raise ValueError(
                     f"the evaluation sets have more than {_MAX_NGRAMS:,} runs of {num_words} "
@@ -50,41 +56,60 @@ class NGrams:
         """Read evaluation sets; None if there are none."""
         if not config.files:
             return None
-        texts = (text for file in config.files for text in _texts(file))
-        return cls(texts, config.num_words)
+        documents = (texts for file in config.files for texts in _documents(file))
+        return cls(documents, config.num_words)
 
-    def has_any_of(self, text: str) -> bool:
-        """Return whether a text shares a run of words with the sets."""
-        return any(run in self._known for run in self._runs(text))
+    def has_any_of(self, *texts: str) -> bool:
+        """Return whether the texts of a document share a run of words with the sets, or are
+        together a whole document of them."""
+        return any(each in self._known for each in self._hashes(texts))
 
-    def _runs(self, text: str) -> Iterator[bytes]:
-        words = _WORD.findall(text.lower())
-        if not words:
-            return
-        last = max(len(words) - self._num_words, 0)
-        for start in range(last + 1):
-            run = " ".join(islice(words, start, start + self._num_words))
-            yield blake2b(run.encode(errors="surrogatepass"), digest_size=8).digest()
+    def _hashes(self, texts: Sequence[str]) -> Iterator[bytes]:
+        """Yield the hash of each run of words, and of all words together."""
+        whole: list[str] = []
+        for text in texts:
+            words = _WORD.findall(text.lower())
+            whole += words
+            for start in range(len(words) - self._num_words + 1):
+                yield _hash(words[start : start + self._num_words])
+        if len(whole) >= min(_LEAST_WORDS, self._num_words):
+            yield _hash(whole)
 
 
-def _texts(file: Path) -> Iterator[str]:
-    """Yield the texts of an evaluation set: every string in a line of JSONL, or a whole file."""
+def _hash(words: Sequence[str]) -> bytes:
+    return blake2b(" ".join(words).encode(errors="surrogatepass"), digest_size=8).digest()
+
+
+def _documents(file: Path) -> Iterator[tuple[str, ...]]:
+    """Yield the texts of each document of an evaluation set: of a line of JSONL, or a whole file.
+
+    Every string of a line counts, names and roles among them; a line that could be learnt from is
+    compared as its prompt and answer too.
+    """
     if not file.is_file():
         raise ValueError(f"{file} is missing, an evaluation set is needed there")
     if file.suffix not in (".jsonl", ".json"):
+        with file.open("rb") as opened:
+            data = opened.read(LONGEST_LINE + 1)
+        if len(data) > LONGEST_LINE:
+            raise ValueError(f"{file} has more than {LONGEST_LINE:,} bytes, cut it into parts")
         try:
-            yield file.read_text("utf-8")
+            yield (data.decode(),)
         except UnicodeDecodeError as error:
             raise ValueError(f"{file} is not UTF-8: {error}") from None
         return
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield from _strings(json.loads(line))
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{file}, line {number} is not JSON: {error}") from None
+    for number, line in numbered_lines(file):
+        if not line.strip():
+            continue
+        where = f"{file}, line {number}"
+        row = parsed_line(line, where)
+        try:
+            yield tuple(_strings(row))
+        except RecursionError:
+            raise ValueError(f"{where} is nested too deeply") from None
+        with suppress(ValueError):  # a line of another shape has been compared as all its strings
+            document = document_of(row, where, "plain")
+            yield document.key, document.said
 
 
 def _strings(value: Any) -> Iterator[str]:

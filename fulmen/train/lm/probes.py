@@ -80,19 +80,22 @@ class Prober:
                 if example.can_be_cut or example.num_read <= length
             ]
             for document, examples in zip(documents, encoded, strict=True):
-                if document.problem is not None and examples[0].num_read <= length:
-                    prompt_ids = examples[0].ids[: examples[0].targets[0]]
+                if document.problem is None or examples[0].num_read > length:
+                    continue
+                prompt_ids = examples[0].ids[: examples[0].targets[0]]
+                if len(prompt_ids) < length:  # an answer has at least one token
                     is_plain = tasks[name].style == "plain"
                     self._questions.append(Question(name, prompt_ids, document.problem, is_plain))
 
     def run(self, model: Model) -> ProbeResult:
         """Probe a model that is in training; it stays as it is."""
-        found: dict[str, dict[str, float]] = {}
+        found: dict[str, dict[str, float]] = {
+            name: {"documents": len(examples)} for name, examples in self._examples.items()
+        }
         own = copy.deepcopy(model).eval()
         for name, examples in self._examples.items():
             if examples:
-                loss = held_out_loss(own, name, examples)
-                found[name] = {"loss": loss, "documents": len(examples)}
+                found[name]["loss"] = held_out_loss(own, name, examples)
         own.pack()
         rights: dict[str, list[bool]] = {}
         samples: list[Sample] = []
@@ -106,7 +109,7 @@ class Prober:
                     Sample(question.task, problem.prompt, said, problem.answer, is_right)
                 )
         for name, flags in rights.items():
-            found.setdefault(name, {})["right"] = sum(flags) / len(flags)
+            found[name]["right"] = sum(flags) / len(flags)
         return ProbeResult(found, samples)
 
     def _answers(self, model: Model) -> list[list[int]]:
@@ -161,7 +164,7 @@ def held_out_loss(model: Model, task: str, examples: Iterable[Example]) -> float
     total = 0.0
     count = 0
     sequences = [Drawn(task, example) for example in examples]
-    for batch in micro_batches(sequences, 8192, 8192):
+    for batch in micro_batches(sequences, 8192):
         total -= float(model.target_logprobs(batch.packed, batch.targets).double().sum())
         count += len(batch.targets)
     return total / max(count, 1)

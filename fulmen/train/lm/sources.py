@@ -2,28 +2,36 @@
 
 A document is found by its index, encoded only when it is drawn, and known by a key: its text, or
 its prompt where it has one. The key decides, by a hash and so for ever, whether a document is held
-out for probes, and the n-gram check reads it.
+out for probes, and the n-gram check reads it. Files are read through once when they are opened: so
+what is no document is known before a run begins, and a run that goes on knows if they have changed.
 """
 
+import codecs
 import json
 import mmap
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from importlib.util import find_spec
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 from fulmen.chat import Message
 from fulmen.files import shorten
 from fulmen.train.lm.examples import Coder, Example
 from fulmen.train.lm.procedural import GENERATORS, Problem, make_problem
+from fulmen.train.run_file import changed_fields
 
-_LONGEST_LINE: Final = 64 * 2**20
+LONGEST_LINE: Final = 64 * 2**20
 """Most bytes of one line of JSONL"""
+_SAMPLE_BYTES: Final = 65_536
+"""Bytes of a block by which its tokens are counted"""
+_BEFORE_BYTES: Final = 64
+"""Bytes before a block in which the last token before it is looked for"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +74,20 @@ class TaskConfig:
             )
         if not 256 <= self.block_bytes <= 2**30:
             raise ValueError(f"block_bytes is {self.block_bytes}, it must be from 256 to 2^30")
+        for name, value in changed_fields(self).items():
+            owner = _OWNERS.get(name)
+            if owner not in (None, *given):
+                raise ValueError(f"{name} is {value}, it needs {owner}, found {given[0]}")
+
+
+_OWNERS: Final[Mapping[str, str]] = {
+    "smallest": "generator",
+    "largest": "generator",
+    "block_bytes": "files",
+    "subset": "dataset",
+    "split": "dataset",
+}
+"""Field without which another one means nothing"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +108,8 @@ class Source(ABC):
 
     num_documents: int | None
     """Number of documents; None means no end"""
+    fingerprint: str = ""
+    """Hash of all documents, by which a change is seen; empty for those that a config makes"""
 
     @abstractmethod
     def document(self, index: int) -> Document:
@@ -106,38 +130,67 @@ class Procedural(Source):
         config = self._config
         assert config.generator is not None
         problem = make_problem(config.generator, self._seed, index, config.smallest, config.largest)
-        return Document(problem.prompt, encoder(problem, config.style), problem)
+        encode = encoder(problem, config.style)
+        return Document(problem.prompt, encode, problem, problem.answer)
 
 
 class TextFiles(Source):
-    """Blocks of text files, each cut at the end of a line where there is one."""
+    """Blocks of text files, each cut at the end of a line where there is one.
+
+    A block goes on from the one before it: only a file's first one begins a text, and only its last
+    one ends it.
+    """
 
     def __init__(self, files: Sequence[Path], block_bytes: int) -> None:
+        """Raises ValueError for a file that is not UTF-8."""
+        self._block_bytes = block_bytes
+        digests = [_text_hash(file, *_stamp(file)) for file in files]
+        self.fingerprint = _hash_of([str(block_bytes), *digests])
         self._blocks = [
-            (file, start, stop) for file in files for start, stop in _blocks(file, block_bytes)
+            (file, start, stop, stop == size)
+            for file in files
+            for size in (file.stat().st_size,)
+            for start, stop in _blocks(file, block_bytes)
         ]
         self.num_documents = len(self._blocks)
 
     def document(self, index: int) -> Document:
         """Return the text of a block."""
-        file, start, stop = self._blocks[index]
+        file, start, stop, is_last = self._blocks[index]
+        first = max(start - _BEFORE_BYTES, 0)
         with file.open("rb") as opened:
-            opened.seek(start)
-            data = opened.read(stop - start)
+            opened.seek(first)
+            data = opened.read(stop - first)
+        before = data[: start - first].decode(errors="ignore")  # may begin inside a character
         try:
-            text = data.decode()
+            text = data[start - first :].decode()
         except UnicodeDecodeError as error:
             raise ValueError(f"{file} is not UTF-8: {error}") from None
-        return Document(text, lambda coder: coder.text(text))
+        return Document(text, lambda coder: coder.text(text, before=before, has_end=is_last))
+
+    def block_tokens(self, coder: Coder) -> int | None:
+        """Return about how many tokens a block has, None where no file is cut into blocks."""
+        found = next((block for block in self._blocks if not block[3]), None)
+        if found is None:
+            return None
+        file, start, stop, _ = found
+        with file.open("rb") as opened:
+            opened.seek(start)
+            data = opened.read(min(stop - start, _SAMPLE_BYTES))
+        num_tokens = len(coder.tokenizer.encode_plain(data.decode(errors="ignore")))
+        return self._block_bytes * num_tokens // len(data)
 
 
 class JsonLines(Source):
     """Lines of JSONL files: a text, a prompt with a completion, or messages."""
 
     def __init__(self, files: Sequence[Path], style: Literal["chat", "plain"]) -> None:
+        """Raises ValueError for a line that is no document."""
         self._files = list(files)
         self._style: Literal["chat", "plain"] = style
-        self._starts = [_line_starts(file) for file in files]
+        scanned = [_scan_lines(file, *_stamp(file)) for file in files]
+        self.fingerprint = _hash_of(digest for digest, _ in scanned)
+        self._starts = [starts for _, starts in scanned]
         self._ends = list(accumulate(len(starts) for starts in self._starts))
         self.num_documents = self._ends[-1] if self._ends else 0
 
@@ -149,14 +202,8 @@ class JsonLines(Source):
         where = f"{file}, line {number}"
         with file.open("rb") as opened:
             opened.seek(start)
-            line = opened.readline(_LONGEST_LINE + 1)
-        if len(line) > _LONGEST_LINE:
-            raise ValueError(f"{where} has more than {_LONGEST_LINE:,} bytes")
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{where} is not JSON: {error}") from None
-        return _document_of(row, where, self._style)
+            line = opened.readline(LONGEST_LINE + 1)
+        return document_of(parsed_line(line, where), where, self._style)
 
 
 class Hub(Source):
@@ -179,16 +226,18 @@ class Hub(Source):
                 f"dataset {self._name} cannot be read: {shorten(said.splitlines()[0])}"
             ) from error
         self.num_documents = len(self._rows)
+        self.fingerprint = str(getattr(self._rows, "_fingerprint", self.num_documents))
 
     def document(self, index: int) -> Document:
         """Return the document of a row."""
-        return _document_of(self._rows[index], f"{self._name}, row {index}", self._style)
+        return document_of(self._rows[index], f"{self._name}, row {index}", self._style)
 
 
 def open_source(config: TaskConfig, seed: int) -> Source:
     """Return the source that a config names.
 
-    Raises ValueError for a file that is missing, or a source without documents.
+    Raises ValueError for a file that is missing or cannot be read as documents, or a source without
+    any.
     """
     if config.generator is not None:
         return Procedural(config, seed)
@@ -227,9 +276,22 @@ def encoder(problem: Problem, style: Literal["chat", "plain"]) -> Callable[[Code
     return lambda coder: coder.conversation(messages)
 
 
-def _document_of(row: object, where: str, style: Literal["chat", "plain"]) -> Document:
-    """Return the document that an object holds: `text`, `prompt` and `completion`, or
-    `messages`."""
+def parsed_line(line: bytes, where: str) -> Any:
+    """Return the value of a line of JSONL; ValueError for one that is no JSON or too long."""
+    if len(line) > LONGEST_LINE:
+        raise ValueError(f"{where} has more than {LONGEST_LINE:,} bytes")
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is not JSON: {error}") from None
+
+
+def document_of(row: object, where: str, style: Literal["chat", "plain"]) -> Document:
+    """Return the document that an object holds: `text`, `prompt` and `completion`, both texts or
+    both lists of messages, or `messages`.
+
+    where  names the object in a ValueError, which is raised for any other object
+    """
     if not isinstance(row, Mapping):
         raise ValueError(
             f"{where} is no object, it must have text, prompt and completion, or messages"
@@ -247,20 +309,32 @@ def _document_of(row: object, where: str, style: Literal["chat", "plain"]) -> Do
                 return coder.pair(prompt, answer)
 
         return Document(prompt, _located(encode, where), problem, answer)
-    messages, tools = row.get("messages"), row.get("tools") or ()
-    if not isinstance(messages, list) or not all(isinstance(one, Mapping) for one in messages):
+    messages, tools = _messages_of(row.get("messages")), row.get("tools") or ()
+    before, after = _messages_of(prompt), _messages_of(answer)
+    if before is not None and after is not None:
+        messages = [{**one, "weight": 0} if _is_answer(one) else one for one in before] + after
+    if messages is None:
         raise ValueError(
             f"{where} must have text, or prompt and completion, or messages, found "
             f"{shorten(', '.join(map(str, row)) or 'nothing', 80)}"
         )
     texts: dict[bool, list[str]] = {True: [], False: []}
     for one in messages:
-        texts[one.get("role") == "assistant"].append(str(one.get("content")))
+        texts[_is_answer(one)].append(str(one.get("content")))
     return Document(
         "\n".join(texts[False]),
         _located(lambda coder: coder.conversation(messages, tools), where),
         said="\n".join(texts[True]),
     )
+
+
+def _messages_of(value: object) -> list[Mapping[str, Any]] | None:
+    is_list = isinstance(value, list) and all(isinstance(one, Mapping) for one in value)
+    return cast(list[Mapping[str, Any]], value) if is_list else None
+
+
+def _is_answer(message: Mapping[str, Any]) -> bool:
+    return message.get("role") == "assistant"
 
 
 def _located(
@@ -307,13 +381,55 @@ def _blocks(file: Path, block_bytes: int) -> Iterator[tuple[int, int]]:
             start = stop
 
 
-def _line_starts(file: Path) -> tuple[tuple[int, int], ...]:
-    """Return the number and the start of each line that is not empty."""
+def _stamp(file: Path) -> tuple[int, int]:
+    """Return the size of a file and when it was written, which change with what it holds."""
+    found = file.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+@lru_cache(maxsize=1024)
+def _text_hash(file: Path, size: int, written: int) -> str:
+    """Return the hash of a text; ValueError for one that is not UTF-8."""
+    digest = blake2b(digest_size=16)
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with file.open("rb") as opened:
+        try:
+            while data := opened.read(2**20):
+                digest.update(data)
+                decoder.decode(data)
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{file} is not UTF-8: {error}") from None
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=1024)
+def _scan_lines(file: Path, size: int, written: int) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """Return the hash of a JSONL file, and the number and the start of each line that is not empty;
+    ValueError for one that is no document."""
+    digest = blake2b(digest_size=16)
     found: list[tuple[int, int]] = []
     start = 0
+    for number, line in numbered_lines(file):
+        digest.update(line)
+        if line.strip():
+            where = f"{file}, line {number}"
+            document_of(parsed_line(line, where), where, "plain")
+            found.append((number, start))
+        start += len(line)
+    return digest.hexdigest(), tuple(found)
+
+
+def numbered_lines(file: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines of a file, counted from 1; ValueError for one that is too long to be held."""
     with file.open("rb") as opened:
-        for number, line in enumerate(opened, start=1):
-            if line.strip():
-                found.append((number, start))
-            start += len(line)
-    return tuple(found)
+        number = 0
+        while line := opened.readline(LONGEST_LINE + 1):
+            number += 1
+            if len(line) > LONGEST_LINE:
+                raise ValueError(f"{file}, line {number} has more than {LONGEST_LINE:,} bytes")
+            yield number, line
+
+
+def _hash_of(digests: Iterable[str]) -> str:
+    return blake2b(" ".join(digests).encode(), digest_size=16).hexdigest()

@@ -34,6 +34,8 @@ _HEADS: Final = (
 """Heads of turns in both formats: one token each, since every prompt has them"""
 _BYTES: Final = 256
 _LARGEST: Final = 2**20
+_PIECE_CHARACTERS: Final = 2**20
+_TOKENIZER, _CONFIG = "tokenizer.json", "tokenizer_config.json"
 
 
 def make_tokenizer(
@@ -50,8 +52,15 @@ def make_tokenizer(
     words   texts that are one token wherever they stand
     format  name of the chat format whose control tokens are in the vocabulary
 
-    Raises ValueError for a text that is missing or a size that cannot be.
+    Raises ValueError for a folder with a checkpoint or a tokenizer, a text that is missing, or a
+    size that cannot be.
     """
+    for name in ("config.json", _TOKENIZER):
+        if (out / name).exists():
+            raise ValueError(
+                f"{out} has a {name}, whose model would be lost with another tokenizer: remove it, "
+                "or give another folder"
+            )
     chat = get_format(format)
     special, tags, own_words = control_tokens(chat)
     all_words = list(dict.fromkeys([*own_words, *words]))
@@ -60,7 +69,10 @@ def make_tokenizer(
     if kind == "characters" and files:
         raise ValueError("a text is given, the kind characters learns nothing from it")
     if kind == "bpe" and not files:
-        raise ValueError("no text is given, the kind bpe learns its merges from one")
+        raise ValueError(
+            "no text is given (--text), the kind bpe learns its merges from one; --kind characters "
+            "needs none"
+        )
     num_fixed = _BYTES + len(all_words) + len(special) + len(tags)
     if kind == "bpe" and not num_fixed < vocab_size <= _LARGEST:
         raise ValueError(
@@ -87,9 +99,13 @@ def make_tokenizer(
     tokenizer = Tokenizer.from_str(json.dumps(_with_words(json.loads(tokenizer.to_str()), spelled)))
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in special])
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in tags])
-    write_text(out / "tokenizer.json", tokenizer.to_str())
     names = {"bos_token": special[0], "eos_token": chat.end_of_turn}
-    write_text(out / "tokenizer_config.json", json.dumps(names, indent=1) + "\n")
+    write_text(out / _CONFIG, json.dumps(names, indent=1) + "\n")
+    try:
+        write_text(out / _TOKENIZER, tokenizer.to_str())  # last: without it there is no tokenizer
+    except OSError:
+        (out / _CONFIG).unlink(missing_ok=True)
+        raise
     return int(tokenizer.get_vocab_size(with_added_tokens=True))
 
 
@@ -119,13 +135,13 @@ def _with_words(tokenizer: dict[str, Any], words: Sequence[str]) -> dict[str, An
 
 
 def _pieces(files: Sequence[Path]) -> Iterator[str]:
-    """Yield texts in pieces that fit in memory, cut at ends of lines."""
+    """Yield texts in pieces that fit in memory, cut at ends of lines where those are near."""
     for file in files:
         if not file.is_file():
             raise ValueError(f"{file} is missing, a text to learn from is needed there")
-        with file.open("rb") as opened:
-            while lines := opened.readlines(2**20):
-                try:
-                    yield b"".join(lines).decode()
-                except UnicodeDecodeError as error:
-                    raise ValueError(f"{shorten(file)} is not UTF-8: {error}") from None
+        with file.open(encoding="utf-8", newline="") as opened:
+            try:
+                while piece := opened.read(_PIECE_CHARACTERS):
+                    yield piece + opened.readline(_PIECE_CHARACTERS)
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{shorten(file)} is not UTF-8: {error}") from None

@@ -10,27 +10,30 @@ data: what is learnt is said by each example's targets. All that a step depends 
 (weights, masters, moments, cursors), so a run that is killed goes on with the same bits.
 """
 
-import logging
+import random
+import re
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
 from fulmen.catalog import resolve
-from fulmen.chat import Tokenizer, get_format, load_format
+from fulmen.chat import Tokenizer, load_format
 from fulmen.checkpoints import load_model
 from fulmen.files import write_text
 from fulmen.models import DTYPES, Config, Model, Trace, config_from_dict, new_model
 from fulmen.train.lm.balance import Balance
 from fulmen.train.lm.config import LMConfig, branch_of
 from fulmen.train.lm.examples import Coder
-from fulmen.train.lm.mixture import Mixture, TaskStream, micro_batches
+from fulmen.train.lm.mixture import Drawn, Mixture, TaskStream, micro_batches
 from fulmen.train.lm.ngrams import NGrams
-from fulmen.train.lm.probes import Prober, ProbeResult
-from fulmen.train.lm.sources import open_source
+from fulmen.train.lm.probes import Prober
+from fulmen.train.lm.sources import Source, TextFiles, open_source
+from fulmen.train.lm.watching import StepReport, Tally, Watcher
 from fulmen.train.metrics import Metrics, read_metrics
 from fulmen.train.optimizer import Optimizer
 from fulmen.train.run_file import differences, revision, to_toml
@@ -39,13 +42,15 @@ from fulmen.train.state import (
     latest_state,
     load_state,
     model_folder,
+    run_lock,
     save_state,
+    take_free_values,
 )
-
-logger = logging.getLogger(__name__)
 
 RUN_FILE: Final = "run.toml"
 """File of a run's folder that holds its config, nothing left out"""
+_OWN_FILE: Final = re.compile(r"# fulmen \d")
+"""Beginning of the file of that name that a run wrote itself"""
 _BESIDE: Final = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -55,82 +60,53 @@ _BESIDE: Final = (
 """Files of a tokenizer's folder that a model needs to be served"""
 
 
-@dataclass(frozen=True, slots=True)
-class StepReport:
-    """Numbers of one step."""
-
-    step: int
-    tokens: int
-    """Tokens read so far"""
-    stage: int
-    loss: float
-    """Mean over the step's targets, in nats"""
-    task_losses: Mapping[str, float]
-    norm: float
-    """Norm of the gradients before they were clipped"""
-    factor: float
-    """Factor of the schedule"""
-    aux_loss: float
-    max_load: float
-    """Largest load of an expert over the mean load, in any layer"""
-    num_targets: int
-    num_sequences: int
-    seconds: float
-    step_tokens: int
-
-    def values(self) -> dict[str, object]:
-        """Return the numbers for metrics.jsonl."""
-        return {
-            "tokens": self.tokens,
-            "stage": self.stage,
-            "loss": self.loss,
-            "tasks": dict(self.task_losses),
-            "norm": self.norm,
-            "factor": self.factor,
-            "aux_loss": self.aux_loss,
-            "max_load": self.max_load,
-            "targets": self.num_targets,
-            "sequences": self.num_sequences,
-            "seconds": round(self.seconds, 4),
-            "tokens_per_second": round(self.step_tokens / max(self.seconds, 1e-9), 1),
-        }
-
-
-class Watcher:
-    """Watcher of a run: what it is told; by default it says nothing."""
-
-    def stepped(self, report: StepReport, config: LMConfig) -> None:
-        """Take note of a step."""
-
-    def probed(self, step: int, result: ProbeResult) -> None:
-        """Take note of a probe."""
-
-    def said(self, sentence: str) -> None:
-        """Take note of something else."""
-
-
 class LMTrainer:
     """A run of next-token training, at its start or where its last state stands."""
 
     def __init__(self, config: LMConfig) -> None:
-        """Raises ValueError for a model, a tokenizer, data or a state that does not fit."""
+        """Open a run, whose folder is its own until it is closed.
+
+        Raises ValueError, before anything is written, for a folder in use, and for a model, a
+        tokenizer, data or a state that does not fit.
+        """
         self.config = config
         self.num_steps = self.num_tokens = self.stage = self.stage_tokens = 0
         self.num_branches = 0
+        self._renewed: list[str] = []
+        """Tasks that begin anew, since their data are others"""
+        with ExitStack() as stack:
+            stack.enter_context(run_lock(config.out))
+            self._open()
+            self._lock = stack.pop_all()
+
+    def _open(self) -> None:
+        config = self.config
+        changed = _changed_keys(config)
         resumed = latest_state(config.out)
         folder, self.model = _open_model(config, resumed)
-        self.coder = _open_coder(config, folder, self.model.config)
-        self._beside = _files_beside(config.model.tokenizer or folder)
+        own = config.model.tokenizer or folder
+        assert own is not None
+        self.coder = _open_coder(own, self.model.config)
+        self._beside = {
+            name: (own / name).read_bytes() for name in _BESIDE if (own / name).is_file()
+        }
         _check_lengths(config, self.model.config)
         self.mixture = Mixture(_open_streams(config, self.coder))
         self.optimizer = Optimizer(self.model, config.optimizer)
         self._balance = Balance(self.model, config.balance)
-        state = resumed or config.model.state
-        if state is not None:
-            self._load(state)
-        self._prober: Prober | None = None
+        _check_micro_batch(config, self._balance.group_tokens)
+        if resumed is not None:
+            self._resume(resumed)
+        elif config.model.state is not None:
+            self._begin_with(config.model.state)
+            self.mixture.restart()
+        self._saved = self.num_steps
+        """Step of the last state"""
+        length = max(stage.length for stage in config.stages)
+        self._prober = Prober(self.mixture.streams, config.tasks, self.coder, config.probe, length)
         self.metrics = Metrics(config.out, after=self.num_steps, has_board=config.tensorboard)
-        self.changed = _write_run_file(config)
+        write_text(config.out / RUN_FILE, f"# {revision()}\n{to_toml(config)}")
+        self.changed = changed
         """Keys that have other values than when the run was last begun"""
 
     @property
@@ -140,33 +116,25 @@ class LMTrainer:
         return self.stage == len(stages) - 1 and self.stage_tokens >= stages[-1].tokens
 
     def step(self) -> StepReport:
-        """Take one step of the optimizer."""
+        """Take one step of the optimizer.
+
+        Raises ValueError for data or a gradient that cannot be learnt from; nothing has moved then.
+        """
         started = time.perf_counter()
         self._enter_stage()
-        config, stage = self.config, self.config.stages[self.stage]
-        shares = config.shares(self.stage)
-        sequences = self.mixture.draw(stage.step_tokens, stage.length, shares)
-        num_tokens = sum(one.example.num_read for one in sequences)
-        num_targets = sum(len(one.example.targets) for one in sequences)
-        tally = _Tally()
-        self.model.train()
-        generator = torch.Generator().manual_seed(config.seed + self.num_steps)  # router jitter
-        for batch in micro_batches(
-            sequences, config.micro_batch_tokens, config.balance.group_tokens
-        ):
-            trace = Trace()
-            logprobs = self.model.target_logprobs(
-                batch.packed, batch.targets, trace=trace, generator=generator
-            )
-            loss = -logprobs.sum() / num_targets
-            aux_loss = self._balance.loss(trace, batch.groups, num_tokens)
-            (loss if aux_loss is None else loss + aux_loss).backward()  # type: ignore[no-untyped-call]
-            tally.add(batch.tasks, batch.num_targets, logprobs.detach(), aux_loss)
-        factor = config.schedule.factor(
-            self.num_tokens + num_tokens if config.schedule.unit == "tokens" else self.num_steps + 1
-        )
-        norm = self.optimizer.step(factor)
-        self.optimizer.zero_grad()
+        stage, shares = self.config.stages[self.stage], self.config.shares(self.stage)
+        before = self.mixture.state()
+        try:
+            sequences = self.mixture.draw(stage.step_tokens, stage.length, shares)
+            num_tokens = sum(one.example.num_read for one in sequences)
+            tally = self._backward(sequences, num_tokens)
+            factor = self.config.schedule.factor(self._place(num_tokens))
+            norm = self.optimizer.step(factor)
+        except (ValueError, OSError):
+            self.mixture.load_state(before)
+            raise
+        finally:
+            self.optimizer.zero_grad()
         max_load = self._balance.finish_step()
         report = StepReport(
             step=self.num_steps + 1,
@@ -178,13 +146,44 @@ class LMTrainer:
             factor=factor,
             aux_loss=tally.aux_loss,
             max_load=max_load,
-            num_targets=num_targets,
+            num_targets=sum(len(one.example.targets) for one in sequences),
             num_sequences=len(sequences),
+            num_too_long=self.mixture.num_too_long,
+            num_contaminated=self.mixture.num_contaminated,
             seconds=time.perf_counter() - started,
             step_tokens=num_tokens,
         )
         self._advance(num_tokens)
         return report
+
+    def _backward(self, sequences: Sequence[Drawn], num_tokens: int) -> Tally:
+        """Add up the gradients of a step's sequences, which have num_tokens tokens."""
+        self.model.train()
+        num_targets = sum(len(one.example.targets) for one in sequences)
+        group_tokens = self._balance.group_tokens
+        max_tokens = self.config.micro_batch_tokens
+        has_jitter = self.model.config.router_jitter_noise > 0
+        if has_jitter:  # drawn group by group, so that it does not depend on micro-batches
+            assert group_tokens is not None
+            max_tokens = group_tokens
+        tally = Tally()
+        for number, batch in enumerate(micro_batches(sequences, max_tokens, group_tokens)):
+            trace = Trace()
+            logprobs = self.model.target_logprobs(
+                batch.packed,
+                batch.targets,
+                trace=trace,
+                generator=self._jitter(number) if has_jitter else None,
+            )
+            loss = -logprobs.sum() / num_targets
+            aux_loss = self._balance.loss(trace, batch.groups, num_tokens)
+            (loss if aux_loss is None else loss + aux_loss).backward()  # type: ignore[no-untyped-call]
+            tally.add(batch.tasks, batch.num_targets, logprobs.detach(), aux_loss)
+        return tally
+
+    def _jitter(self, group: int) -> torch.Generator:
+        seed = random.Random(f"{self.config.seed} {self.num_steps} {group}").getrandbits(63)
+        return torch.Generator().manual_seed(seed)
 
     def run(
         self, watcher: Watcher | None = None, *, should_stop: Callable[[], bool] = lambda: False
@@ -192,31 +191,51 @@ class LMTrainer:
         """Take steps to the end; return False if it was asked to stop before.
 
         should_stop  asked after every step; True saves a state and returns
+
+        A step or a probe that fails leaves a state of the steps before it.
         """
         watcher = watcher or Watcher()
+        if self._renewed:
+            names = ", ".join(self._renewed)
+            watcher.said(f"the data of {names} have changed, what changed is read from its start")
+        try:
+            return self._run(watcher, should_stop)
+        except (ValueError, OSError):
+            if self._saved < self.num_steps:
+                with suppress(OSError):  # the disk may be what failed
+                    self.save()
+            raise
+
+    def _run(self, watcher: Watcher, should_stop: Callable[[], bool]) -> bool:
+        if self._is_probe_due and self.num_steps not in self._steps_of("probe"):
+            # The run ended between its state and its probe, or within that.
+            written = [one["step"] for one in read_metrics(self.config.out, "sample")]
+            self._probe(watcher, num_written=written.count(self.num_steps))
         if not self._branch(watcher, should_stop):
             return False
         while not self.is_done:
             report = self.step()
             watcher.stepped(report, self.config)
             self.metrics.write("step", report.step, report.values())
-            if self.is_done or report.step % self.config.probe.every == 0:
-                self._probe(watcher)
             is_stopping = should_stop()
             is_due = self._is_branch_due or report.step % self.config.save_every == 0
             if self.is_done or is_stopping or is_due:
+                watcher.began("saving")
                 self.save()
+                watcher.began(None)
             if is_stopping and not self.is_done:
                 return False
+            if self._is_probe_due:
+                self._probe(watcher)
             if not self._branch(watcher, should_stop):
                 return False
-        if not read_metrics(self.config.out, "end"):
+        if not self._steps_of("end"):
             self.metrics.write("end", self.num_steps, {"tokens": self.num_tokens})
         return True
 
     def save(self) -> Path:
         """Write a state after the last step."""
-        return save_state(
+        state = save_state(
             self.config.out,
             self.num_steps,
             model=self.model,
@@ -231,6 +250,8 @@ class LMTrainer:
             keep=self.config.keep,
             beside=self._beside,
         )
+        self._saved = self.num_steps
+        return state
 
     @property
     def model_folder(self) -> Path:
@@ -240,20 +261,28 @@ class LMTrainer:
         return model_folder(state)
 
     def close(self) -> None:
-        """Close the files of the run."""
+        """Close the files of the run, and let others have its folder."""
         self.metrics.close()
+        self._lock.close()
 
-    def _load(self, state: Path) -> None:
+    def _begin_with(self, state: Path) -> dict[str, Any]:
+        """Take weights, moments and cursors of a state; return its values."""
         values: dict[str, Any] = load_state(state, model=self.model, optimizer=self.optimizer)
+        try:
+            self._renewed = self.mixture.load_state(values["data"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(_no_state(state, error)) from None
+        return values
+
+    def _resume(self, state: Path) -> None:
+        """Go on after a state of this run."""
+        values = self._begin_with(state)
         try:
             self.num_steps, self.num_tokens = values["step"], values["tokens"]
             self.stage, self.stage_tokens = values["stage"], values["stage_tokens"]
             self.num_branches = values["branches"]
-            self.mixture.load_state(values["data"])
-        except (KeyError, TypeError) as error:
-            raise ValueError(
-                f"{state} is no state of next-token training, it lacks {error}"
-            ) from None
+        except KeyError as error:
+            raise ValueError(_no_state(state, error)) from None
         if self.stage >= len(self.config.stages):
             raise ValueError(
                 f"{state} is of stage {self.stage}, the run has {len(self.config.stages)} stages "
@@ -281,32 +310,36 @@ class LMTrainer:
         if thetas and thetas[-1] != self.model.config.rope_theta:
             self.model.config = replace(self.model.config, rope_theta=thetas[-1])
 
-    def _probe(self, watcher: Watcher) -> None:
-        if self._prober is None:
-            length = max(stage.length for stage in self.config.stages)
-            self._prober = Prober(
-                self.mixture.streams, self.config.tasks, self.coder, self.config.probe, length
-            )
+    @property
+    def _is_probe_due(self) -> bool:
+        is_due = self.is_done or self.num_steps % self.config.probe.every == 0
+        return is_due and self.num_steps > 0
+
+    def _probe(self, watcher: Watcher, *, num_written: int = 0) -> None:
+        watcher.began("probing")
         result = self._prober.run(self.model)
+        watcher.began(None)
+        for sample in result.samples[num_written:]:
+            self.metrics.write("sample", self.num_steps, asdict(sample))
         self.metrics.write("probe", self.num_steps, {"tasks": result.tasks})
-        for sample in result.samples:
-            self.metrics.write(
-                "sample",
-                self.num_steps,
-                {
-                    "task": sample.task,
-                    "prompt": sample.prompt,
-                    "said": sample.said,
-                    "answer": sample.answer,
-                    "is_right": sample.is_right,
-                },
-            )
         watcher.probed(self.num_steps, result)
 
     @property
     def _is_branch_due(self) -> bool:
-        every = self.config.branches.every
-        return every is not None and self.num_tokens // every > self.num_branches
+        every, schedule = self.config.branches.every, self.config.schedule
+        if every is None or self._place() < schedule.warmup:
+            return False
+        return self.num_tokens // every > self.num_branches
+
+    def _place(self, num_tokens: int = 0) -> int:
+        """Return how far the run is in the unit of its schedule, or will be after a step of
+        num_tokens."""
+        if self.config.schedule.unit == "tokens":
+            return self.num_tokens + num_tokens
+        return self.num_steps + (num_tokens > 0)
+
+    def _steps_of(self, kind: str) -> set[int]:
+        return {record["step"] for record in read_metrics(self.config.out, kind)}
 
     def _branch(self, watcher: Watcher, should_stop: Callable[[], bool]) -> bool:
         """Run the decay that branches here, if one is due; return False if it was stopped."""
@@ -314,13 +347,7 @@ class LMTrainer:
         every = self.config.branches.every
         if every is None or state is None or not self._is_branch_due:
             return True
-        config = branch_of(
-            self.config,
-            state,
-            stage=self.stage,
-            left=self.stage_tokens,
-            place=self.num_tokens if self.config.schedule.unit == "tokens" else self.num_steps,
-        )
+        config = branch_of(self.config, state, self.stage)
         watcher.said(f"a decay branches after {self.num_tokens:,} tokens")
         branch = LMTrainer(config)
         try:
@@ -329,43 +356,12 @@ class LMTrainer:
         finally:
             branch.close()
         probes = read_metrics(config.out, "probe")
-        known = {record["step"] for record in read_metrics(self.config.out, "branch")}
-        if probes and self.num_steps not in known:
-            tokens = {"tokens": branch.num_tokens, "tasks": probes[-1]["tasks"]}
-            self.metrics.write("branch", self.num_steps, tokens)
+        if probes and self.num_steps not in self._steps_of("branch"):
+            tokens = self.num_tokens + branch.num_tokens
+            record = {"tokens": tokens, "tasks": probes[-1]["tasks"]}
+            self.metrics.write("branch", self.num_steps, record)
         self.num_branches = self.num_tokens // every
         return True
-
-
-class _Tally:
-    """Sums of a step's losses."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._counts: dict[str, int] = {}
-        self.aux_loss = 0.0
-
-    def add(
-        self,
-        tasks: tuple[str, ...],
-        counts: tuple[int, ...],
-        logprobs: torch.Tensor,
-        aux_loss: torch.Tensor | None,
-    ) -> None:
-        parts = torch.split(logprobs, list(counts))
-        for task, count, part in zip(tasks, counts, parts, strict=True):
-            self._sums[task] = self._sums.get(task, 0.0) - float(part.double().sum())
-            self._counts[task] = self._counts.get(task, 0) + count
-        if aux_loss is not None:
-            self.aux_loss += float(aux_loss.detach())
-
-    @property
-    def loss(self) -> float:
-        return sum(self._sums.values()) / sum(self._counts.values())
-
-    @property
-    def task_losses(self) -> dict[str, float]:
-        return {task: total / self._counts[task] for task, total in self._sums.items()}
 
 
 def _open_model(config: LMConfig, resumed: Path | None) -> tuple[Path | None, Model]:
@@ -380,12 +376,20 @@ def _open_model(config: LMConfig, resumed: Path | None) -> tuple[Path | None, Mo
             raise ValueError(f"{state} is no state of a run, it has no folder {folder.name}")
         if wanted is not None:
             check_same_shape(folder, wanted)
-        return folder, load_model(folder, dtype=dtype, trainable=True)
-    if wanted is not None:
+    elif wanted is not None:
         return None, new_model(wanted, dtype=dtype, seed=config.seed)
-    assert start.checkpoint is not None
-    folder = resolve(start.checkpoint)
-    return folder, load_model(folder, dtype=dtype, trainable=True)
+    else:
+        assert start.checkpoint is not None
+        folder = resolve(start.checkpoint)
+    model = load_model(folder, dtype=dtype, trainable=True)
+    own = model.config
+    if wanted is None:
+        longest = max(stage.length for stage in config.stages)
+        wanted = replace(own, max_position_embeddings=max(own.max_position_embeddings, longest))
+    elif any(stage.rope_theta is not None for stage in config.stages):
+        wanted = replace(wanted, rope_theta=own.rope_theta)  # the stage says which one holds
+    take_free_values(model, wanted)
+    return folder, model
 
 
 def _new_config(config: LMConfig) -> Config:
@@ -396,28 +400,39 @@ def _new_config(config: LMConfig) -> Config:
     return config_from_dict({**fields, "torch_dtype": config.model.dtype}, "model.config")
 
 
-def _write_run_file(config: LMConfig) -> list[str]:
-    """Write the config beside the run; return the keys that differ from the one that was there."""
-    file, text = config.out / RUN_FILE, to_toml(config)
-    changed = differences(file.read_text("utf-8"), text) if file.is_file() else []
-    write_text(file, f"# {revision()}\n{text}")
-    return changed
+def _no_state(state: Path, error: Exception) -> str:
+    return f"{state} is no state of next-token training, it lacks {error}"
 
 
-def _open_coder(config: LMConfig, folder: Path | None, model: Config) -> Coder:
-    own = config.model.tokenizer or folder
-    assert own is not None
-    tokenizer = Tokenizer.from_folder(own)
+def _changed_keys(config: LMConfig) -> list[str]:
+    """Return the keys that have other values in the file that the run wrote when it last began.
+
+    Raises ValueError for a file there that is not its own.
+    """
+    file = config.out / RUN_FILE
+    if not file.is_file():
+        return []
+    text = file.read_bytes().decode(errors="replace")
+    if not _OWN_FILE.match(text):
+        raise ValueError(
+            f"{file} is where the run writes its whole config, the file there is another one: give "
+            "it another name, or another folder as out"
+        )
+    try:
+        return differences(text, to_toml(config))
+    except ValueError as error:
+        raise ValueError(f"{file} is not valid TOML: {error}") from None
+
+
+def _open_coder(folder: Path, model: Config) -> Coder:
+    """Return the coder of a model that is served with a folder's tokenizer and chat template."""
+    tokenizer = Tokenizer.from_folder(folder)
     if tokenizer.vocab_size > model.vocab_size:
         raise ValueError(
-            f"the tokenizer in {own} has {tokenizer.vocab_size} tokens, the model's vocab_size is "
-            f"{model.vocab_size}"
+            f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, the model's vocab_size "
+            f"is {model.vocab_size}"
         )
-    return Coder(tokenizer, get_format(model.model_type) if folder is None else load_format(folder))
-
-
-def _files_beside(folder: Path | None) -> list[Path]:
-    return [folder / name for name in _BESIDE if (folder / name).is_file()] if folder else []
+    return Coder(tokenizer, load_format(folder, model_type=model.model_type))
 
 
 def _check_lengths(config: LMConfig, model: Config) -> None:
@@ -429,12 +444,32 @@ def _check_lengths(config: LMConfig, model: Config) -> None:
             )
 
 
+def _check_micro_batch(config: LMConfig, group_tokens: int | None) -> None:
+    if group_tokens is not None and config.micro_batch_tokens < group_tokens:
+        raise ValueError(
+            f"micro_batch_tokens is {config.micro_batch_tokens}, it must be at least "
+            f"balance.group_tokens, {group_tokens}, over which experts are balanced"
+        )
+
+
+def _check_blocks(config: LMConfig, name: str, source: Source, coder: Coder) -> None:
+    """Raise ValueError where blocks of text are too short for a stage that reads them."""
+    tokens = source.block_tokens(coder) if isinstance(source, TextFiles) else None
+    for number, stage in enumerate(config.stages):
+        if tokens is not None and name in config.shares(number) and tokens < stage.length:
+            raise ValueError(
+                f"block_bytes is {config.tasks[name].block_bytes}, about {tokens} tokens, "
+                f"stages.{number}.length is {stage.length}: a longer sequence needs larger blocks"
+            )
+
+
 def _open_streams(config: LMConfig, coder: Coder) -> dict[str, TaskStream]:
     ngrams = NGrams.of(config.check)
     streams: dict[str, TaskStream] = {}
     for name, task in config.tasks.items():
         try:
             source = open_source(task, config.seed)
+            _check_blocks(config, name, source, coder)
         except ValueError as error:
             raise ValueError(f"tasks.{name}: {error}") from None
         streams[name] = TaskStream(

@@ -173,7 +173,7 @@ class Trainer:
         self._window = window
         self._probe = probe
         self._watcher = watcher
-        self._beside = tuple(beside)
+        self._beside = {file.name: file.read_bytes() for file in beside}
         self._num_idle = 0
         self._num_tokens = 0
         self._saved: int | None = None
