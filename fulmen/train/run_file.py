@@ -3,8 +3,8 @@
     runs/x.toml, --set a.b=c -> tables -> the dataclass, each key checked -> a resolved file
 
 The dataclass is the schema: its fields are the keys, its types what they may hold, its defaults
-what is not written. A key that no field has, a value of another type and a refused value are one
-sentence that names the key as it is written in the file.
+what is not written, in a table too that is written in part. A key that no field has, a value of
+another type and a refused value are one sentence that names the key as it is written in the file.
 """
 
 import dataclasses
@@ -17,7 +17,17 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Final,
+    Literal,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from fulmen import __version__
 from fulmen.files import shorten
@@ -25,6 +35,8 @@ from fulmen.sampling import shown
 from fulmen.units import parse_count
 
 C = TypeVar("C")
+Bound = Annotated[float, "or inf"]
+"""Number that a value may not pass; inf, as TOML has it, is no bound"""
 
 _LARGEST_FILE: Final = 2**20
 """Most bytes of a run file"""
@@ -48,12 +60,15 @@ def read_run_file(path: Path, kind: type[C], overrides: Sequence[str] = ()) -> C
         raise ValueError(f"{error}, {where}") from None
 
 
-def build(kind: type[C], values: Mapping[str, Any], prefix: str = "") -> C:
+def build(
+    kind: type[C], values: Mapping[str, Any], prefix: str = "", *, default: C | None = None
+) -> C:
     """Return a dataclass from the values of a table.
 
-    prefix  name of the table with a dot at its end, for errors
+    prefix   name of the table with a dot at its end, for errors
+    default  what the table is where nothing of it is written; its own defaults if omitted
     """
-    hints = get_type_hints(kind)
+    hints = get_type_hints(kind, include_extras=True)
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for name in values:
         if name not in fields:
@@ -61,8 +76,8 @@ def build(kind: type[C], values: Mapping[str, Any], prefix: str = "") -> C:
             hint = f"did you mean {prefix}{close[0]}?" if close else f"known are {_some(fields)}"
             raise ValueError(f"unknown key {prefix}{shorten(name, 80)}, {hint}")
     given = {
-        name: _typed(hints[name], values[name], f"{prefix}{name}")
-        for name in fields
+        name: _typed(hints[name], values[name], f"{prefix}{name}", _default_of(field))
+        for name, field in fields.items()
         if name in values
     }
     for name, field in fields.items():
@@ -70,12 +85,22 @@ def build(kind: type[C], values: Mapping[str, Any], prefix: str = "") -> C:
             field.default is not dataclasses.MISSING
             or field.default_factory is not dataclasses.MISSING
         )
-        if name not in given and not has_default:
+        if name not in given and not has_default and default is None:
             raise ValueError(f"{prefix}{name} is missing, it has no default")
     try:
+        if default is not None:
+            return dataclasses.replace(default, **given)  # type: ignore[type-var]
         return kind(**given)
     except ValueError as error:
         raise ValueError(f"{prefix}{error}") from None
+
+
+def _default_of(field: "dataclasses.Field[Any]") -> Any:
+    """Return the table that a field is where it is not written; None for other fields."""
+    made = field.default
+    if field.default_factory is not dataclasses.MISSING:
+        made = field.default_factory()
+    return made if dataclasses.is_dataclass(made) else None
 
 
 def to_toml(config: Any) -> str:
@@ -169,18 +194,19 @@ def _value_of(text: str) -> Any:
         return text.strip()
 
 
-def _typed(kind: Any, value: Any, name: str) -> Any:
-    """Return a value of TOML as the type of a field; name is the key, for errors."""
+def _typed(kind: Any, value: Any, name: str, default: Any = None) -> Any:
+    """Return a value of TOML as the type of a field; name is the key, for errors, and default what
+    a table is in part."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (types.UnionType, Union):
         if value == "none":
             return None
         (inner,) = (each for each in arguments if each is not type(None))
-        return _typed(inner, value, name)
+        return _typed(inner, value, name, default)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
             raise ValueError(f"{name} is {shown(value)}, it must be a table")
-        return build(kind, value, f"{name}.")
+        return build(kind, value, f"{name}.", default=default)
     if origin is Literal:
         if value not in arguments or isinstance(value, bool):
             close = difflib.get_close_matches(str(value), map(str, arguments), n=1)
@@ -231,6 +257,10 @@ def _number(value: Any, name: str) -> float:
     return float(value)
 
 
+def _bound(value: Any, name: str) -> float:
+    return math.inf if value == math.inf else _number(value, name)
+
+
 def _switch(value: Any, name: str) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"{name} is {shown(value)}, it must be true or false")
@@ -253,6 +283,7 @@ def _path(value: Any, name: str) -> Path:
 _READERS: Final[Mapping[Any, Any]] = {
     int: _whole,
     float: _number,
+    Bound: _bound,
     bool: _switch,
     str: _text,
     Path: _path,

@@ -1,5 +1,6 @@
 """Run files: there and back, and one sentence for what is wrong."""
 
+import math
 import string
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fulmen.train import OptimizerConfig, read_run_file, to_toml
+from fulmen.train.run_file import Bound
 from tests.examples import examples
 
 
@@ -36,6 +38,9 @@ class Run:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     stages: tuple[Stage, ...] = ()
     fields: dict[str, Any] = field(default_factory=dict)
+    careful: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-4))
+    last: Stage | None = field(default_factory=lambda: Stage(tokens=7))
+    largest: Bound | None = None
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -111,6 +116,25 @@ def test_a_resolved_file_gives_the_same_run_again(
     run: Run, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     assert read(tmp_path_factory.mktemp("run"), to_toml(run)) == run
+
+
+def test_a_table_in_part_keeps_the_runs_own_defaults(tmp_path: Path) -> None:
+    text = "out = 'x'\n[careful]\neps = 1e-12\n[careful.betas_of]\ntokens = 3"
+    with pytest.raises(ValueError, match=r"unknown key careful\.betas_of"):
+        read(tmp_path, text)
+    found = read(tmp_path, "out = 'x'\n[careful]\neps = 1e-12", "last.mixture.a=0.5")
+    assert found.careful == OptimizerConfig(learning_rate=1e-4, eps=1e-12)
+    assert found.last == Stage(tokens=7, mixture={"a": 0.5})
+    assert read(tmp_path, "out = 'x'").careful == OptimizerConfig(learning_rate=1e-4)
+
+
+def test_a_bound_may_be_infinite_and_no_other_number(tmp_path: Path) -> None:
+    run = read(tmp_path, "out = 'x'\nlargest = inf")
+    assert run.largest == math.inf
+    assert read(tmp_path, to_toml(run)) == run
+    for text in ("largest = nan", "largest = -inf", "ratio = inf"):
+        with pytest.raises(ValueError, match="it must be a finite number"):
+            read(tmp_path, f"out = 'x'\n{text}")
 
 
 @pytest.mark.parametrize(
