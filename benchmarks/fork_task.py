@@ -100,12 +100,12 @@ def play(one_run: RLRun) -> dict[str, Any]:
         trainer.run()
     seconds = time.perf_counter() - begin
     records = read_metrics(one_run.folder, "step")
-    wrong = sum(int(one["mismatch"]["different_tokens"]) for one in records)
+    wrong = sum(int(one["mismatch"].get("different_tokens", 0)) for one in records)
     assert wrong == 0, f"{wrong} tokens had another ratio than 1 on-policy"
     accuracies = [one[PROBED] for one in read_metrics(one_run.folder, "probe")]
     return {
         "accuracy": accuracies,
-        "counted": [one["reward_part/counted"] for one in records],
+        "counted": [one.get("reward_part/counted", 0.0) for one in records],
         "capped": statistics.fmean(one.get("capped_share", 0.0) for one in records),
         "masked": statistics.fmean(one.get("masked_share", 0.0) for one in records),
         "max_ratio": max(one.get("max_ratio", 1.0) for one in records),

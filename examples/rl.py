@@ -6,17 +6,28 @@ The folder gets states and metrics.jsonl; the same command goes on where it was 
 """
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fulmen.train import (
     BatchConfig,
     OptimizerConfig,
     RLRun,
+    RLWatcher,
     SamplingConfig,
     SourceConfig,
     TrainerConfig,
     open_run,
 )
+
+
+class Printer(RLWatcher):
+    """Prints each step."""
+
+    def stepped(self, step: int, record: Mapping[str, Any], text: str) -> None:
+        """Print a step."""
+        print(f"reward {record.get('reward', 0):.2f}, capped {record.get('capped_share', 0):.2%}")
 
 
 def train(folder: Path, num_steps: int = 45, model: Path = Path("fork")) -> None:
@@ -31,10 +42,8 @@ def train(folder: Path, num_steps: int = 45, model: Path = Path("fork")) -> None
         batch=BatchConfig(num_minibatches=16, min_groups=2),
         optimizer=OptimizerConfig(learning_rate=3e-4),
     )
-    with open_run(run) as trainer:
-        while trainer.num_steps < num_steps:
-            record = trainer.step()
-            print(f"reward {record['reward']:.2f}, capped {record.get('capped_share', 0):.2%}")
+    with open_run(run, watcher=Printer()) as trainer:
+        trainer.run()
 
 
 if __name__ == "__main__":

@@ -30,6 +30,11 @@ class Task(ABC):
         """Messages that the model is shown."""
 
     @property
+    def key(self) -> str:
+        """Text that only this task has: its messages. One whose files differ adds them."""
+        return "\n".join(f"{one.role}: {one.content}" for one in self.messages)
+
+    @property
     def profile(self) -> str:
         """Name of the tools that the model has: none, minimal or coding, see `PROFILES`."""
         return "none"

@@ -16,7 +16,7 @@ class ScheduleConfig:
     """Warm-up, constant rate, and at most one decay."""
 
     unit: Literal["tokens", "steps"] = "tokens"
-    """Unit of the three lengths below: tokens read, or steps of the optimizer."""
+    """Unit of the three lengths below: tokens, or steps of the run."""
     warmup: int = 0
     """Length of the rise from 0 to the full rate."""
     decay: Literal["linear", "cosine"] = "linear"

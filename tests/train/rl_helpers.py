@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from fulmen.agent import Score
 from fulmen.engine import EngineConfig
+from fulmen.llm import LLM
 from fulmen.models import Model, new_model
 from fulmen.train import (
     BatchConfig,
@@ -20,12 +21,13 @@ from fulmen.train import (
     LocalRollouts,
     Optimizer,
     OptimizerConfig,
+    RLWatcher,
     SamplingConfig,
     SourceConfig,
-    TokenEnvironment,
     Trainer,
     TrainerConfig,
 )
+from fulmen.train.rl.tasks import AnyEnvironment
 from tests.models.helpers import tiny_m1, tiny_m2
 
 VOCAB_SIZE = 61
@@ -68,7 +70,7 @@ class RandomIds:
         return " ".join(map(str, ids))
 
 
-class Seen:
+class Seen(RLWatcher):
     """A watcher that keeps what it sees."""
 
     def __init__(self) -> None:
@@ -76,9 +78,13 @@ class Seen:
         self.steps: list[Mapping[str, Any]] = []
         self.sentences: list[str] = []
         self.probes: list[dict[str, float]] = []
+        self.progress: list[tuple[int, int, float]] = []
+
+    def drawing(self, ended: int, total: int, tokens_per_second: float) -> None:
+        self.progress.append((ended, total, tokens_per_second))
 
     def gathered(self, gathered: Gathered, wanted: int) -> None:
-        self.rounds.append((gathered.num_rounds, len(gathered.groups), gathered.num_alike))
+        self.rounds.append((gathered.num_rounds, len(gathered.groups), gathered.num_idle))
 
     def stepped(self, step: int, record: Mapping[str, Any], text: str) -> None:
         self.steps.append(record)
@@ -108,20 +114,38 @@ def new_trainer(
     model: Model,
     folder: Path,
     *,
-    environments: Mapping[str, TokenEnvironment] | None = None,
+    environments: Mapping[str, AnyEnvironment] | None = None,
+    llm: LLM | None = None,
     engine: EngineConfig = SMALL,
     limits: LimitsConfig | None = None,
     num_steps: int = 3,
     num_minibatches: int = 2,
     max_tokens: int = 90,
     learning_rate: float = 1e-3,
+    is_exact: bool = True,
+    overlong: Literal["keep", "mask"] = "keep",
     options: Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> Trainer:
-    """Return a trainer on random tasks. options: of the trainer's config; fields: of the trainer"""
-    known = dict(environments or {"random": RandomIds()})
-    sampling = SamplingConfig(group_size=4, max_tokens=max_tokens, repetition_window=None)
-    rollouts = LocalRollouts(model, known, sampling, limits, engine_config=engine)
+    """Return a trainer on random tasks, or on others.
+
+    llm      whose tokenizer and format environments of messages need
+    options  of the trainer's config
+    fields   of the trainer
+    """
+    known: dict[str, AnyEnvironment] = dict(environments or {"random": RandomIds()})
+    sampling = SamplingConfig(
+        group_size=4, max_tokens=max_tokens, repetition_window=None, exact=is_exact
+    )
+    rollouts = LocalRollouts(
+        model,
+        known,
+        sampling,
+        limits,
+        engine_config=engine,
+        tokenizer=None if llm is None else llm.tokenizer,
+        format=None if llm is None else llm.format,
+    )
     trained = [name for name in known if "held" not in name]
     config = {"num_steps": num_steps, "num_groups": 6, "save_every": 100, **(options or {})}
     return ClosingTrainer(
@@ -137,7 +161,9 @@ def new_trainer(
         folder=folder,
         optimizer=Optimizer(model, OptimizerConfig(learning_rate=learning_rate)),
         sampling=sampling,
-        batch=BatchConfig(num_minibatches=num_minibatches, min_groups=2, max_tokens=700),
+        batch=BatchConfig(
+            num_minibatches=num_minibatches, min_groups=2, max_tokens=700, overlong=overlong
+        ),
         **fields,
     )
 

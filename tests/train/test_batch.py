@@ -13,7 +13,13 @@ from torch import Tensor
 from fulmen.models import M1Config, M2Config, Model
 from fulmen.train import Group
 from fulmen.train.rl.advantages import AdvantageConfig, advantages_of
-from fulmen.train.rl.batch import BatchConfig, Row, micro_batches, minibatches
+from fulmen.train.rl.batch import (
+    BatchConfig,
+    Row,
+    is_informative,
+    micro_batches,
+    minibatches,
+)
 from fulmen.train.rl.objective import ObjectiveConfig, Rule, loss
 from tests.examples import examples
 from tests.models.helpers import random_model, relative_error, tiny_m1, tiny_m2
@@ -61,7 +67,6 @@ def test_every_sampled_token_is_in_exactly_one_micro_batch(
                 assert micro.targets[token] == row.sample.ids[place]
                 assert streams.sampler_logprobs[token] == row.sample.logprobs[place]
                 assert streams.advantages[token] == torch.tensor(row.advantage)
-                assert streams.groups[token] == row.group
                 # The token before it is where its logits are wanted.
                 before = int(micro.packed.logits_indices[token])
                 assert micro.packed.input_ids[before] == row.sample.ids[place - 1]
@@ -84,20 +89,20 @@ def test_groups_stay_whole_and_every_minibatch_has_enough_of_them(
     config = BatchConfig(min_groups=min_groups, skip_idle=False, num_minibatches=num_minibatches)
     updates = rows_of(batch, config)
     assert len(updates) <= num_minibatches
-    places = [{row.group for row in update} for update in updates]
-    for update, own in zip(updates, places, strict=True):
-        assert [row.group for row in update] == sorted(row.group for row in update)
-        assert len({row.group for row in update if row.advantage}) >= min_groups
-        assert not any(own & other for other in places if other is not own)
+    places = [[row.sample.task_index for row in update] for update in updates]
+    sizes = [len({row.sample.task_index for row in one if row.advantage}) for one in updates]
+    for own in places:
+        assert own == sorted(own)
+        assert not any({*own} & {*other} for other in places if other is not own)
+    assert all(size >= min_groups for size in sizes)
     if updates:
-        sizes = [len({row.group for row in update if row.advantage}) for update in updates]
         assert max(sizes) - min(sizes) <= 1
 
 
 def test_sixteen_minibatches_are_made_of_as_many_groups() -> None:
     batch = [group([1.0, 0.0], task_index=number) for number in range(32)]
     updates = rows_of(batch, BatchConfig(num_minibatches=16, min_groups=2))
-    assert [[row.group for row in update] for update in updates] == [
+    assert [[row.sample.task_index for row in update] for update in updates] == [
         [2 * n, 2 * n, 2 * n + 1, 2 * n + 1] for n in range(16)
     ]
 
@@ -108,12 +113,27 @@ def test_too_few_groups_with_advantages_make_no_update() -> None:
     assert len(rows_of(batch, BatchConfig(min_groups=1))) == 1
 
 
+def test_a_group_is_informative_if_an_answer_in_the_loss_has_an_advantage() -> None:
+    masked = BatchConfig(overlong="mask")
+    cut = group([1.0, 0.0], finish_reasons=["length", "length"])
+    (values,) = advantages_of([cut], AdvantageConfig())
+    assert any(values)
+    assert is_informative(cut, values, BatchConfig())
+    assert not is_informative(cut, values, masked)
+    assert minibatches([cut], [values], masked, Rule()) == []
+    # Rewards that are the same differ once length costs something.
+    long = group([1.0, 1.0], lengths=[10, 100])
+    (values,) = advantages_of([long], AdvantageConfig(overlong_limit=100, overlong_buffer=50))
+    assert is_informative(long, values, BatchConfig())
+    assert not long.has_variance
+
+
 def test_idle_answers_may_be_left_out_and_count_all_the_same() -> None:
     batch = [group([1.0, 0.0]), group([1.0, 1.0], task_index=1)]
     (kept,) = rows_of(batch)
     (update,) = rows_of(batch, BatchConfig(min_groups=1))
-    assert [row.group for row in kept] == [0, 0, 1, 1]
-    assert [row.group for row in update] == [0, 0]
+    assert [row.sample.task_index for row in kept] == [0, 0, 1, 1]
+    assert [row.sample.task_index for row in update] == [0, 0]
     assert [row.weight for row in update] == [row.weight for row in kept[:2]] == [1 / 16] * 2
 
 

@@ -74,8 +74,7 @@ def test_a_state_that_is_loaded_draws_on_as_if_nothing_had_stopped(
 def test_tasks_passed_in_some_tries_are_drawn_more_than_those_always_or_never_passed() -> None:
     found = curriculum([BOOK], outside_weight=0.2)
     found.record(
-        outcome(Draw("book", index, 0.0), {0: 0, 1: 2, 2: 4, 3: 1}[index % 4])
-        for index in range(40)
+        outcome(Draw("book", index), {0: 0, 1: 2, 2: 4, 3: 1}[index % 4]) for index in range(40)
     )
     seen: Counter[int] = Counter()
     for _ in range(500):
@@ -102,7 +101,7 @@ def test_a_source_climbs_as_it_passes_rehearses_and_falls_back() -> None:
 
     def play(num_right: int) -> None:
         level = found.current_levels["easy"]
-        found.record(outcome(Draw(level, index, 0.0), num_right) for index in range(4))
+        found.record(outcome(Draw(level, index), num_right) for index in range(4))
 
     assert set(counts(found)) == {"easy"}
     play(4)
@@ -119,12 +118,28 @@ def test_a_source_climbs_as_it_passes_rehearses_and_falls_back() -> None:
     assert found.current_levels == {"easy": "hard"}
     play(0)
     assert found.current_levels == {"easy": "middle"}
-    assert {one.difficulty for one in found.draw(100) if one.environment == "middle"} == {1.0}
+    assert found.numbers() == {"level/easy": 1, "pass_rate/easy": 1.0, "pass_rate/hard": 0.0}
+
+
+def test_held_out_tasks_are_never_drawn() -> None:
+    def held(source: SourceConfig, is_held_out: Callable[[str, int], bool]) -> Curriculum:
+        rules = CurriculumConfig()
+        return Curriculum([source], rules, num_tasks=NUM_TASKS, seed=0, is_held_out=is_held_out)
+
+    kept = [index for index in range(1000) if index % 5]
+    for source, expected in ((BOOK, kept[:32]), (LADDER, kept[:300])):
+        found = held(source, lambda environment, index: index % 5 == 0)
+        drawn = [one.task_index for _ in range(60) for one in found.draw(5)]
+        assert sorted({*drawn}) == expected
+    with pytest.raises(ValueError, match="book has no tasks that are not held out for the probe"):
+        held(BOOK, lambda *_: True)
+    with pytest.raises(ValueError, match="10000 tasks of talk in a row are all held out"):
+        held(TALK, lambda *_: True).draw(1)
 
 
 def test_a_window_that_is_not_full_moves_nothing() -> None:
     found = curriculum([LADDER], window=5)
-    found.record(outcome(Draw("easy", index, 0.0), 4) for index in range(4))
+    found.record(outcome(Draw("easy", index), 4) for index in range(4))
     assert found.current_levels == {"easy": "easy"}
 
 
@@ -146,7 +161,7 @@ def test_synthetic_sources_weigh_less() -> None:
 
 def test_sources_whose_level_is_always_passed_are_drawn_less() -> None:
     found = curriculum([LADDER, MADE], synthetic_weight=1.0, window=4, climb_above=1.0)
-    found.record(outcome(Draw("made", index, 0.0), 4) for index in range(4))
+    found.record(outcome(Draw("made", index), 4) for index in range(4))
     drawn = counts(found)
     assert 4 < drawn["easy"] / drawn["made"] < 6
 

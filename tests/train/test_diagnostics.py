@@ -114,6 +114,7 @@ def test_a_batch_is_described_by_its_rewards_lengths_and_ends() -> None:
         "reward": 0.75,
         "reward/sums": 0.5,
         "reward/talk": 1.0,
+        "oldest_policy_version": 0,
         "length_p50": 4,
         "length_p99": 8,
         "zero_variance_share": 0.5,

@@ -50,7 +50,6 @@ def streams_of(config: ObjectiveConfig, *, spread: float, seed: int = 0) -> tupl
         sampler_logprobs=logprobs + noise,
         advantages=advantages.repeat_interleave(counts),
         sequences=torch.arange(len(LENGTHS)).repeat_interleave(counts),
-        groups=torch.tensor(GROUPS).repeat_interleave(counts),
         weights=weights.repeat_interleave(counts),
     )
 
@@ -167,7 +166,6 @@ def test_no_tokens_are_no_loss() -> None:
         sampler_logprobs=empty,
         advantages=empty,
         sequences=indices,
-        groups=indices,
         weights=empty,
     )
     for algorithm in ALGORITHMS:

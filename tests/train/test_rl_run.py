@@ -1,6 +1,8 @@
 """A run from its file: what it refuses, what it leaves behind, and how it goes on."""
 
 import json
+import math
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import pytest
 
 from fulmen.checkpoints import save_model
+from fulmen.cli.train_rl_view import TrainingView
 from fulmen.models import new_model
 from fulmen.train import (
     RLRun,
@@ -23,6 +26,8 @@ from fulmen.train import (
     to_toml,
 )
 from tests.cli.test_cli import assert_refused, called
+from tests.cli.test_train import FULL
+from tests.warm import python
 
 RUNS = Path(__file__).parents[2] / "runs"
 
@@ -66,9 +71,61 @@ def test_a_run_leaves_states_numbers_and_its_own_file(file: Path, tmp_path: Path
     more = ("--set", "trainer.max_idle_steps=9", "--set", "trainer.num_steps=3")
     assert called("train", "rl", file, *more).returncode == 0
     assert [one["step"] for one in read_metrics(out, "step")] == [1, 2, 3]
-    other = called("train", "rl", file, "--set", "optimizer.learning_rate=1e-2")
-    assert_refused(other, "holds the state of a run without ")
-    assert "learning_rate = 0.01" in other.stderr
+    # The same numbers under other keys are other values too, and so is what is left out.
+    for assignment, name in (
+        ("optimizer.learning_rate=1e-2", "optimizer.learning_rate"),
+        ("batch.max_tokens=6", "batch.max_tokens"),
+        ("trainer.max_refills=1", "trainer.max_refills"),
+        ("probe=none", "probe.every, probe.num_tasks, probe.max_drop, probe.max_returns, probe"),
+    ):
+        other = called("train", "rl", file, *more, "--set", assignment)
+        assert_refused(other, f"holds the state of a run with other values of {name}: go on with")
+
+
+def test_what_happens_is_shown_from_the_start(file: Path) -> None:
+    run = called("train", "rl", file, "--set", "trainer.max_idle_steps=9")
+    lines = run.stderr.splitlines()
+    assert lines[0].startswith("cispo; weight at most 5 (epsilon_high 4), no floor; token ratio")
+    assert lines[1] == "probing after step 0"
+    assert lines[2].startswith("probe after step 0: fork (held out) 0.")
+    (step,) = [line for line in lines if line.startswith("step 1 of 2: ")]
+    assert step.endswith(" s left")
+
+
+def test_progress_inside_a_round_is_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+    view = TrainingView(5, has_lines=False)
+    view.drawing(3, 64, 1234.5)
+    assert capsys.readouterr().err == ""
+    view._shown_at -= 10
+    view.drawing(4, 64, 1234.5)
+    view.drawing(5, 64, 1234.5)
+    assert capsys.readouterr().err == "4 of 64 answers have ended, 1,234 tokens/s\n"
+
+
+@pytest.mark.parametrize("limit", [300, 30_000])
+def test_a_full_disk_is_one_sentence_and_no_half_state(
+    limit: int, file: Path, tmp_path: Path
+) -> None:
+    command = python("-c", FULL, str(limit), "train", "rl", str(file))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    (last,) = [line for line in done.stderr.splitlines() if line.startswith("fulmen: ")]
+    assert last.startswith(f"fulmen: {tmp_path}/out/")
+    assert last.endswith(": file too large")
+    assert latest_state(tmp_path / "out") is None
+
+
+def test_a_partial_table_keeps_the_defaults_of_a_run(file: Path) -> None:
+    run = read_run_file(file, RLRun, ["optimizer.eps=1e-12", "schedule.warmup=10"])
+    assert (run.optimizer.learning_rate, run.optimizer.eps) == (1e-4, 1e-12)
+    assert (run.schedule.unit, run.schedule.warmup) == ("steps", 10)
+
+
+def test_bounds_may_be_infinite(file: Path, tmp_path: Path) -> None:
+    run = read_run_file(file, RLRun, ["objective.weight_cap=inf", "objective.clip_high=inf"])
+    assert run.objective.rule.weight_cap == run.objective.rule.clip_high == math.inf
+    (tmp_path / "again.toml").write_text(to_toml(run))
+    assert read_run_file(tmp_path / "again.toml", RLRun) == run
 
 
 @pytest.mark.parametrize(
@@ -79,7 +136,16 @@ def test_a_run_leaves_states_numbers_and_its_own_file(file: Path, tmp_path: Path
         ("sampling.top_k=40", "top_k is 40, an exact run draws from the whole distribution"),
         ("objective.wieght_cap=5", "unknown key objective.wieght_cap, did you mean objective.we"),
         ("trainer.num_steps=ten", "trainer.num_steps is 'ten', it must be a whole number"),
-        ("batch.min_groups=5", "batch.min_groups is 5, trainer.num_groups is 4: no batch has"),
+        (
+            "batch.min_groups=5",
+            "batch.num_minibatches (1) times batch.min_groups (5) is 5, trainer.num_groups is 4",
+        ),
+        ("batch.num_minibatches=5", "(5) times batch.min_groups (1) is 5, trainer.num_groups is 4"),
+        (
+            'objective={algorithm="dr_grpo",constant_length=6}',
+            "advantages.spread is batch for the estimator mean, which divides by no spread",
+        ),
+        ('sources=[{levels=["fork"]},{levels=["fork"]}]', "environment fork is in two sources"),
         ("sources.0.levels=['nothing']", "nothing is no task source, it must be"),
         ("sources.0.levels=['arithmetic']", "model has no tokenizer.json"),
         ("model=/nowhere", "/nowhere"),
@@ -89,8 +155,9 @@ def test_a_run_leaves_states_numbers_and_its_own_file(file: Path, tmp_path: Path
 def test_what_cannot_be_is_one_sentence_and_nothing_is_written(
     assignment: str, sentence: str, file: Path, tmp_path: Path
 ) -> None:
-    assert_refused(called("train", "rl", file, "--set", assignment), sentence)
-    assert not (tmp_path / "out" / "states").exists()
+    spread = ("--set", "advantages.spread=batch") if "dr_grpo" in assignment else ()
+    assert_refused(called("train", "rl", file, "--set", assignment, *spread), sentence)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_file_that_is_missing_is_one_sentence(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import math
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,15 @@ import pytest
 import torch
 from fastapi import FastAPI, Request
 
-from fulmen.agent import Budget, Score, Trajectory, TranscriptMemory
+from fulmen.agent import (
+    Answer,
+    Budget,
+    Sampled,
+    Score,
+    Step,
+    Trajectory,
+    TranscriptMemory,
+)
 from fulmen.chat import Message, Tool, ToolCall, Transcript
 from fulmen.checkpoints import load_model, save_model
 from fulmen.envs import Arithmetic, Questions, Task, run_task
@@ -20,21 +28,28 @@ from fulmen.llm import LLM, ForcedModel, LocalModel, PeerError
 from fulmen.models import Model, Packed
 from fulmen.sessions import Session, SessionStore
 from fulmen.train import (
+    BatchConfig,
     Draw,
     LimitsConfig,
     LocalRollouts,
+    RLRun,
+    RolledOut,
     RolloutError,
     Sample,
     SamplingConfig,
+    ServerConfig,
     ServerRollouts,
+    SourceConfig,
+    TrainerConfig,
+    open_run,
 )
 from fulmen.train.rl.playing import sample_of
-from fulmen.train.rl.rollout import Failure
+from fulmen.train.rl.rollout import Failure, Outcome
 from tests.agent.working import FirstForced, m1_calls, m2_calls
 from tests.llm.upstream.fakes import Fake, running
 from tests.models.helpers import random_model
 from tests.tiny import write_checkpoint
-from tests.train.rl_helpers import SMALL, RandomIds, new_tiny
+from tests.train.rl_helpers import SMALL, RandomIds, RandomTask, new_tiny
 
 every_model = pytest.mark.parametrize("kind", ["m1", "m2"])
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -125,7 +140,7 @@ def test_an_exact_run_refuses_what_would_draw_from_less(
 @every_model
 def test_the_same_seed_gives_the_same_groups_whatever_runs_beside_them(kind: str) -> None:
     rollouts = LocalRollouts(new_tiny(kind), {"random": RandomIds()}, SAMPLING, engine_config=SMALL)
-    draws = [Draw("random", index, 0.5) for index in range(6)]
+    draws = [Draw("random", index) for index in range(6)]
     first = rollouts.roll_out(draws, group_size=3, seed=1, max_tokens=40)
     again = rollouts.roll_out(draws[:2], group_size=3, seed=1, max_tokens=40)
     other = rollouts.roll_out(draws, group_size=3, seed=2, max_tokens=40)
@@ -135,7 +150,6 @@ def test_the_same_seed_gives_the_same_groups_whatever_runs_beside_them(kind: str
         return [sample.ids.tolist() for group in groups for sample in group.samples]
 
     assert [one.task_index for one in first.groups] == [0, 1, 2, 3, 4, 5]
-    assert {one.difficulty for one in first.groups} == {0.5}
     assert ids(again.groups) == ids(first.groups)[:6]
     assert ids(other.groups) != ids(first.groups)
     samples = [sample for group in first.groups for sample in group.samples]
@@ -158,8 +172,16 @@ def test_questions_and_tools_are_token_exact(kind: str, dtype: torch.dtype, tmp_
         tokenizer=llm.tokenizer,
         format=llm.format,
     )
-    draws = [Draw("tools", 0, 0.0), Draw("sums", 0, 0.0), Draw("tools", 1, 0.0)]
-    rolled = rollouts.roll_out(draws, group_size=2, seed=1, max_tokens=30)
+    draws = [Draw("tools", 0), Draw("sums", 0), Draw("tools", 1)]
+    seen = list[tuple[int, int]]()
+    rolled = rollouts.roll_out(
+        draws,
+        group_size=2,
+        seed=1,
+        max_tokens=30,
+        on_progress=lambda ended, total, speed: seen.append((ended, total)),
+    )
+    assert seen[-1] == (6, 6)
     assert [one.environment for one in rolled.groups] == ["tools", "sums", "tools"]
     for group in rolled.groups:
         for sample in group.samples:
@@ -243,7 +265,7 @@ def test_a_rollout_that_fails_is_counted_and_leaves_its_group(tmp_path: Path) ->
         tokenizer=llm.tokenizer,
         format=llm.format,
     )
-    draws = [Draw("some", index, 0.0) for index in range(3)]
+    draws = [Draw("some", index) for index in range(3)]
     rolled = rollouts.roll_out(draws, group_size=2, seed=1, max_tokens=9)
     assert [one.task_index for one in rolled.groups] == [1]
     assert (rolled.num_dropped_groups, dict(rolled.failures)) == (2, {"OSError": 4})
@@ -252,10 +274,127 @@ def test_a_rollout_that_fails_is_counted_and_leaves_its_group(tmp_path: Path) ->
     rollouts.close()
 
 
+def step_of(prompt_ids: tuple[int, ...], answer_ids: tuple[int, ...]) -> Step:
+    """Return an answer that was drawn after a prompt."""
+    sampled = Sampled(
+        prompt_ids=prompt_ids, answer_ids=answer_ids, logprobs=(-1.0,) * len(answer_ids)
+    )
+    answer = Answer(
+        message=Message("assistant", "well"),
+        finish_reason="stop",
+        params=SAMPLING.params(seed=0),
+        sampled=sampled,
+    )
+    return Step((), answer)
+
+
 def test_a_history_that_does_not_go_on_is_no_sample() -> None:
-    broken = Trajectory()
-    found = sample_of(broken, environment="tools", task_index=0, policy_version=0)
-    assert found == Failure("no answer", "it ended before the first answer: None")
+    def found(*steps: Step) -> Outcome:
+        trajectory = Trajectory((), list(steps))
+        trajectory.score = Score(1.0)
+        return sample_of(trajectory, environment="tools", task_index=0, policy_version=0)
+
+    first = step_of((1, 2), (3, 4))
+    whole = found(first, step_of((1, 2, 3, 4, 5), (6,)))
+    assert isinstance(whole, Sample)
+    assert whole.ids.tolist() == [1, 2, 3, 4, 5, 6]
+    assert whole.is_sampled.tolist() == [False, False, True, True, False, True]
+    for prompt in ((1, 2, 3, 9, 5), (1, 2, 3), (9, 2, 3, 4, 5)):
+        assert found(first, step_of(prompt, (6,))) == Failure(
+            "broken history", "the prompt of answer 2 does not go on from the answer before it"
+        )
+    assert found() == Failure("no answer", "it ended before the first answer: None")
+
+
+@dataclass
+class SometimesBad(RandomIds):
+    """Tasks that cannot be made, or whose scores are none."""
+
+    def task(self, index: int) -> RandomTask:
+        match index:
+            case 0:
+                raise KeyError("no such task")
+            case 1:
+                return RandomTask((1, 2, 3), math.nan)
+            case 2:
+                return RandomTask(())
+        return super().task(index)
+
+
+def test_one_bad_task_or_reward_takes_nothing_else_down(tmp_path: Path) -> None:
+    rollouts = LocalRollouts(new_tiny("m1"), {"bad": SometimesBad()}, SAMPLING, engine_config=SMALL)
+    seen = list[tuple[int, int]]()
+    rolled = rollouts.roll_out(
+        [Draw("bad", index) for index in range(5)],
+        group_size=2,
+        seed=1,
+        max_tokens=9,
+        on_progress=lambda ended, total, speed: seen.append((ended, total)),
+    )
+    rollouts.close()
+    assert [one.task_index for one in rolled.groups] == [3, 4]
+    assert dict(rolled.failures) == {"KeyError": 2, "ValueError": 2, "engine error": 2}
+    assert rolled.num_dropped_groups == 3
+    assert seen[-1] == (10, 10)
+
+
+@dataclass
+class Slow(Task):
+    """A question whose score takes its time, and which counts those at work."""
+
+    seconds: float
+    at_work: list[int]
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        return (Message("user", "Well?"),)
+
+    async def score(self, trajectory: Trajectory, folder: Path | None = None) -> Score:
+        self.at_work.append(self.at_work[-1] + 1)
+        await asyncio.sleep(self.seconds)
+        self.at_work.append(self.at_work[-1] - 1)
+        return Score(1.0)
+
+
+@dataclass
+class SlowScores:
+    seconds: float
+    num_tasks: None = None
+    at_work: list[int] = field(default_factory=lambda: [0])
+
+    def task(self, index: int) -> Task:
+        if index == 0:
+            raise OSError("the file is gone")
+        return Slow(self.seconds, self.at_work)
+
+
+def test_scores_come_beside_each_other_and_the_round_limits_them_all(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "m2", "m2", max_position_embeddings=4096)
+    llm = LLM.load(str(folder))
+
+    def rolled(seconds: float, limits: LimitsConfig) -> tuple[RolledOut, int]:
+        environment = SlowScores(seconds)
+        rollouts = LocalRollouts(
+            load_model(folder, trainable=True),
+            {"slow": environment},
+            SAMPLING,
+            limits,
+            engine_config=SMALL,
+            tokenizer=llm.tokenizer,
+            format=llm.format,
+        )
+        draws = [Draw("slow", index) for index in range(4)]
+        found = rollouts.roll_out(draws, group_size=2, seed=1, max_tokens=2)
+        rollouts.close()
+        return found, max(environment.at_work)
+
+    found, together = rolled(0.05, LimitsConfig(max_parallel=4))
+    assert (len(found.groups), together) == (3, 4)
+    assert dict(found.failures) == {"OSError": 2}
+    limits = LimitsConfig(max_parallel=2, batch_seconds=3.0, trajectory_seconds=2.5)
+    found, _ = rolled(2.0, limits)
+    assert len(found.groups) == 1
+    assert dict(found.failures) == {"OSError": 2, "out of time": 4}
 
 
 def test_environments_of_messages_need_a_tokenizer() -> None:
@@ -294,7 +433,7 @@ def test_a_server_draws_and_takes_new_weights(tmp_path: Path) -> None:
             str(folder), url, environments, sampling, folder=tmp_path / "published"
         )
         for version in range(2):
-            rolled = rollouts.roll_out([Draw("sums", 0, 0.0)], group_size=2, seed=1, max_tokens=20)
+            rolled = rollouts.roll_out([Draw("sums", 0)], group_size=2, seed=1, max_tokens=20)
             (group,) = rolled.groups
             for sample in group.samples:
                 assert_is_the_models(sample, model)
@@ -303,6 +442,87 @@ def test_a_server_draws_and_takes_new_weights(tmp_path: Path) -> None:
             assert rollouts.load_weights(model) == version + 1
         assert [one.name for one in (tmp_path / "published").iterdir()] == ["version-2"]
         rollouts.close()
+
+
+def server_run(tmp_path: Path, folder: Path, url: str) -> RLRun:
+    """Return a run whose answers are drawn by a server."""
+    (tmp_path / "questions.jsonl").write_text('{"question": "1 and 1?", "answer": 2}')
+    return RLRun(
+        folder=tmp_path / "out",
+        model=folder,
+        dtype="float32",
+        trainer=TrainerConfig(num_steps=1, num_groups=2),
+        sources=(SourceConfig(levels=(str(tmp_path / "questions.jsonl"),)),),
+        sampling=SamplingConfig(group_size=2, max_tokens=9, exact=False, repetition_window=None),
+        batch=BatchConfig(min_groups=1),
+        probe=None,
+        server=ServerConfig(url=url),
+    )
+
+
+def test_a_run_on_a_server_begins_with_its_own_weights(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "m2", "m2", max_position_embeddings=4096)
+    llm = LLM.load(str(folder))
+    llm.engine.load_weights(random_model(llm.engine.model.config, seed=9))
+    with running(publishing(Fake(llm, "sglang"))) as url:
+        run = server_run(tmp_path, folder, url)
+        with open_run(run) as trainer:
+            rolled = trainer._rollouts.roll_out(
+                [Draw(run.environments[0], 0)], group_size=2, seed=1, max_tokens=9
+            )
+            for sample in rolled.groups[0].samples:
+                assert_is_the_models(sample, trainer.model)
+                assert set(sample.policy_versions[sample.is_sampled].tolist()) == {0}
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        ("vllm", "is vLLM, which takes no new weights while it runs: use SGLang"),
+        ("sglang", "did not take the new weights: no room"),
+    ],
+)
+def test_a_server_that_takes_no_weights_is_refused_and_leaves_nothing(
+    kind: str, sentence: str, tmp_path: Path
+) -> None:
+    folder = write_checkpoint(tmp_path / "m2", "m2", max_position_embeddings=4096)
+    app = Fake(LLM.load(str(folder)), kind).app()
+
+    @app.post("/update_weights_from_disk")
+    async def update() -> dict[str, Any]:
+        return {"success": False, "message": "no room"}
+
+    with running(app) as url, pytest.raises(ValueError, match=sentence):
+        open_run(server_run(tmp_path, folder, url)).__enter__()
+    assert not (tmp_path / "out").exists()
+
+
+class Silent(Fake):
+    """A server whose answers do not begin."""
+
+    async def _generate(self, request: Request) -> Any:
+        await asyncio.sleep(20)
+
+
+def test_a_server_that_stops_answering_is_named_with_the_limit(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "m2", "m2", max_position_embeddings=4096)
+    (tmp_path / "questions.jsonl").write_text('{"question": "1 and 1?", "answer": 2}')
+    with running(publishing(Silent(LLM.load(str(folder)), "sglang"))) as url:
+        rollouts = ServerRollouts(
+            str(folder),
+            url,
+            {"sums": Questions(tmp_path / "questions.jsonl")},
+            SamplingConfig(exact=False),
+            LimitsConfig(trajectory_seconds=0.5),
+            folder=tmp_path / "published",
+        )
+        with pytest.raises(RolloutError) as error:
+            rollouts.roll_out([Draw("sums", 0)], group_size=2, seed=1, max_tokens=20)
+        rollouts.close()
+    assert str(error.value) == (
+        f"all 2 rollouts failed, the last with: the server at {url} gave no answer within 0.5 "
+        "seconds (limits.trajectory_seconds)"
+    )
 
 
 def test_a_server_that_never_answers_is_one_sentence(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from fulmen.train import (
     LengthWindow,
     LimitsConfig,
     RolloutError,
+    ScheduleConfig,
     TrainingError,
     WindowConfig,
     latest_state,
@@ -27,6 +29,7 @@ from tests.train.rl_helpers import (
     DTYPES,
     SMALL,
     RandomIds,
+    RandomTask,
     Seen,
     are_equal,
     new_tiny,
@@ -34,6 +37,7 @@ from tests.train.rl_helpers import (
     rollouts_of,
     weights_of,
 )
+from tests.train.run_rl import prepare
 
 every_model = pytest.mark.parametrize("kind", ["m1", "m2"])
 every_dtype = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -110,7 +114,7 @@ def test_after_new_weights_the_next_answers_are_those_of_the_trainer(
     trainer = new_trainer(model, tmp_path)
     trainer.step()
     rolled = rollouts_of(trainer).roll_out(
-        [Draw("random", index, 0.0) for index in range(4)], group_size=3, seed=5, max_tokens=50
+        [Draw("random", index) for index in range(4)], group_size=3, seed=5, max_tokens=50
     )
     for group in rolled.groups:
         for sample in group.samples:
@@ -146,11 +150,12 @@ def without_seconds(record: dict[str, Any]) -> dict[str, Any]:
 
 def test_six_steps_are_three_a_kill_and_three_more(tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    processes = [run_process(whole, 6), run_process(cut, 6, 4)]
+    prepare(tmp_path)
+    processes = [run_process(whole, 6), run_process(cut, 6, 5)]
     with processes[1] as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "stopped\n"
-        process.kill()  # in the fifth step, after the state of the third
+        process.kill()  # in the sixth step, after the good state of the fourth
     assert processes[0].wait(120) == 0
     assert processes[0].stdout is not None
     processes[0].stdout.close()
@@ -161,7 +166,12 @@ def test_six_steps_are_three_a_kill_and_three_more(tmp_path: Path) -> None:
         assert files[0].read_bytes() == files[1].read_bytes(), name
     records = [list(map(without_seconds, read_metrics(folder))) for folder in (whole, cut)]
     assert records[0] == records[1]
-    assert [one["step"] for one in records[0] if one["kind"] == "step"] == [1, 2, 3, 4, 5, 6]
+    steps = [one for one in records[0] if one["kind"] == "step"]
+    assert [one["step"] for one in steps] == [1, 2, 3, 4, 5, 6]
+    assert [one["step"] for one in records[0] if one["kind"] == "probe"] == [0, 4, 6]
+    assert all({"reward/random", "reward/questions"} <= one.keys() for one in steps[:1])
+    assert len({one["rate"] for one in steps}) > 3
+    assert len({one["max_tokens"] for one in steps}) == 3
 
 
 def test_groups_of_equal_rewards_are_replaced_counted_and_shown(tmp_path: Path) -> None:
@@ -178,8 +188,13 @@ def test_groups_of_equal_rewards_are_replaced_counted_and_shown(tmp_path: Path) 
     trainer.close()
     assert record["groups_used"] == 6
     assert record["rounds"] == len(seen.rounds) > 1
-    assert record["groups_alike"] == seen.rounds[-1][2] > 0
-    assert record["groups"] == record["groups_used"] + record["groups_alike"]
+    assert record["groups_idle"] == seen.rounds[-1][2] > 0
+    assert record["groups"] == record["groups_used"] + record["groups_idle"]
+    ended, total, speed = seen.progress[-1]
+    assert ended == total > 0 < speed
+    assert record["level/random"] == 0
+    assert record["pass_rate/dull"] == 1
+    assert record["oldest_policy_version"] == 0
 
 
 def test_too_few_informative_groups_make_no_update_and_in_the_end_none_is_tried(
@@ -195,9 +210,63 @@ def test_too_few_informative_groups_make_no_update_and_in_the_end_none_is_tried(
     trainer.close()
     assert are_equal(before, weights_of(model))
     assert seen.sentences[0] == (
-        "step 1 made no update: 0 groups of 12 have two different rewards, 2 are needed"
+        "step 1 made no update: 0 groups of 12 have an advantage, 2 are needed"
     )
     assert [one[0] for one in seen.rounds] == [1, 2, 1, 2]
+
+
+def test_groups_whose_advantages_are_masked_are_replaced_and_not_called_informative(
+    tmp_path: Path,
+) -> None:
+    seen = Seen()
+    environments = {"random": RandomIds(end_ids=())}  # all are cut at the limit
+    options = {"max_refills": 1}
+    trainer = new_trainer(
+        new_tiny("m1"),
+        tmp_path,
+        environments=environments,
+        options=options,
+        watcher=seen,
+        max_tokens=5,
+        overlong="mask",
+    )
+    record = trainer.step()
+    trainer.close()
+    assert record["zero_variance_share"] < 1
+    assert (record["groups_used"], record["groups_idle"], record["updates"]) == (0, 12, 0)
+    assert seen.sentences == [
+        "step 1 made no update: 0 groups of 12 have an advantage, 2 are needed"
+    ]
+
+
+@pytest.mark.parametrize("unit", ["tokens", "steps"])
+def test_the_rate_is_that_of_the_step_and_the_first_one_learns(unit: Any, tmp_path: Path) -> None:
+    warmup = {"tokens": 10**6, "steps": 4}[unit]
+    model = new_tiny("m1")
+    before = weights_of(model)
+    schedule = ScheduleConfig(unit=unit, warmup=warmup)
+    trainer = new_trainer(model, tmp_path, schedule=schedule)
+    first = trainer.step()
+    assert not are_equal(before, weights_of(model))
+    trainer.run()
+    trainer.close()
+    records = read_metrics(tmp_path, "step")
+    assert first["rate"] == records[0]["rate"] > 0
+    places = [one["tokens_so_far"] if unit == "tokens" else one["step"] for one in records]
+    assert [one["rate"] for one in records] == [place / warmup for place in places]
+
+
+def test_a_sampler_that_is_another_model_is_said_where_a_run_is_not_exact(tmp_path: Path) -> None:
+    seen, model = Seen(), new_tiny("m1")
+    trainer = new_trainer(model, tmp_path, watcher=seen, is_exact=False)
+    trainer.step()
+    assert seen.sentences == []
+    model.load_state_dict(new_tiny("m1", seed=5).state_dict())
+    record = trainer.step()
+    trainer.close()
+    assert record["mismatch"]["correlation"] < 0.995
+    (sentence,) = seen.sentences
+    assert sentence.startswith("step 2: probabilities of sampler and trainer correlate by -0")
 
 
 def test_a_probe_that_falls_brings_the_last_good_weights_back(tmp_path: Path) -> None:
@@ -209,9 +278,8 @@ def test_a_probe_that_falls_brings_the_last_good_weights_back(tmp_path: Path) ->
         environments={"random": RandomIds(), "held out": held},
         watcher=seen,
         probe=Probe(
-            ("held out",),
-            ProbeConfig(every=1, num_tasks=100, max_drop=0.1, max_returns=1),
-            num_tasks={"held out": None},
+            {"held out": range(100)},
+            ProbeConfig(every=1, num_tasks=100, max_drop=0.2, max_returns=1),
             seed=0,
         ),
         num_steps=1,
@@ -221,17 +289,71 @@ def test_a_probe_that_falls_brings_the_last_good_weights_back(tmp_path: Path) ->
     held.reward = 0.0
     assert trainer.step()["probe"] == {"held out": 0.0}
     assert seen.probes == [{"held out": 1.0}, {"held out": 1.0}, {"held out": 0.0}]
-    assert seen.sentences[-1] == (
-        "step 2: held out fell from 1.00 to 0.00, the weights of step 1 are back"
-    )
+    assert seen.sentences == [
+        *(f"probing after step {step}" for step in range(3)),
+        "step 2: held out fell from 1.00 to 0.00, the weights of step 1 are back",
+    ]
     assert are_equal(good, weights_of(model))
     held.reward = 0.95
     trainer.step()  # within what may be lost
-    assert len(seen.sentences) == 1
+    assert seen.sentences[-1] == "probing after step 3"
     held.reward = 0.2
     with pytest.raises(TrainingError, match="the probe sent the run back 2 times"):
         trainer.step()
     trainer.close()
+
+
+@dataclass
+class Unscored(RandomIds):
+    """Tasks whose scores fail, for a time."""
+
+    has_failed: bool = True
+
+    def task(self, index: int) -> RandomTask:
+        if self.has_failed:
+            raise OSError("the judge is away")
+        return super().task(index)
+
+
+def test_a_probe_without_an_answer_is_not_good_and_the_last_step_has_one(tmp_path: Path) -> None:
+    seen, lost = Seen(), Unscored(reward=1.0)
+    trainer = new_trainer(
+        new_tiny("m1"),
+        tmp_path,
+        environments={"random": RandomIds(), "held out": RandomIds(reward=1.0), "held lost": lost},
+        watcher=seen,
+        probe=Probe(
+            {"held out": range(8), "held lost": [3]},
+            ProbeConfig(every=2, num_tasks=8, max_drop=0.6),
+            seed=0,
+        ),
+        num_steps=3,
+    )
+    trainer.run()
+    assert latest_state(tmp_path) is not None
+    assert trainer._good is None
+    assert [one["step"] for one in read_metrics(tmp_path, "probe")] == [0, 2, 3]
+    assert read_metrics(tmp_path, "probe")[0]["failures"] == {"OSError": 8}
+    assert seen.sentences[:3] == [
+        "probing after step 0",
+        "of the probe's answers 8 (OSError) failed",
+        "step 0 does not count as good, nothing is known of held lost",
+    ]
+    lost.has_failed = False
+    trainer.run()
+    assert trainer._good == 3
+    assert lost.asked == [3] * 8  # a task comes again where there are too few
+    trainer.close()
+
+
+def test_a_probe_that_chance_alone_would_send_back_is_refused() -> None:
+    assert ProbeConfig().num_tasks == 512
+    with pytest.raises(
+        ValueError,
+        match=r"num_tasks is 128, whose mean moves by 0\.12 by chance, and max_drop is 0\.1: ask "
+        "at least 200 tasks",
+    ):
+        ProbeConfig(num_tasks=128)
 
 
 def test_answers_that_do_not_end_in_time_are_one_sentence(tmp_path: Path) -> None:

@@ -76,6 +76,12 @@ class RepairTask(Task):
         return (Message("user", self.question),)
 
     @property
+    def key(self) -> str:
+        """The question and the repository."""
+        files = (f"{path}\n{self.files[path]}" for path in sorted(self.files))
+        return "\n".join([self.question, *files])
+
+    @property
     def profile(self) -> str:
         """Name of the tools that the model has."""
         return self.tools_profile

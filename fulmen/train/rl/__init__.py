@@ -12,7 +12,8 @@ from fulmen.train.rl.run import EngineSizes, RLRun, ServerConfig, open_run
 from fulmen.train.rl.samples import Group, Sample
 from fulmen.train.rl.server_rollouts import ServerRollouts
 from fulmen.train.rl.tasks import TokenEnvironment, TokenTask
-from fulmen.train.rl.trainer import Gathered, Trainer, TrainerConfig, TrainingError
+from fulmen.train.rl.trainer import Trainer, TrainerConfig, TrainingError
+from fulmen.train.rl.watcher import Gathered, RLWatcher
 from fulmen.train.rl.windows import LengthWindow, WindowConfig
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "LocalRollouts",
     "ObjectiveConfig",
     "RLRun",
+    "RLWatcher",
     "RolledOut",
     "RolloutError",
     "Rollouts",

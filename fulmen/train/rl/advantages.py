@@ -24,7 +24,7 @@ class AdvantageConfig:
     """Rewards minus their mean, over their standard deviation or not; None: as the algorithm has
     it, which is mean for dr_grpo and z_score for all others"""
     spread: Literal["group", "batch"] = "group"
-    """Standard deviation of each group, or of all centred rewards of the batch"""
+    """Standard deviation of a z_score: of each group, or of all centred rewards of the batch"""
     overlong_limit: int | None = None
     """Sampled tokens at which an answer's penalty is whole; None: length costs nothing"""
     overlong_buffer: int = 0
@@ -33,8 +33,15 @@ class AdvantageConfig:
     """Reward that an answer at the limit loses"""
 
     def __post_init__(self) -> None:
-        """Raise ValueError for a buffer outside the limit or a penalty that is a gift."""
+        """Raise ValueError for a value that nothing would use, a buffer outside the limit, or a
+        penalty that is a gift."""
+        self.estimator_of("cispo")
         if self.overlong_limit is None:
+            if self.overlong_penalty != 1.0:
+                raise ValueError(
+                    f"overlong_penalty is {self.overlong_penalty:g} without an overlong_limit at "
+                    "which it is lost"
+                )
             if self.overlong_buffer:
                 raise ValueError(
                     f"overlong_buffer is {self.overlong_buffer} without an overlong_limit that it "
@@ -51,8 +58,15 @@ class AdvantageConfig:
             )
 
     def estimator_of(self, algorithm: Algorithm) -> Estimator:
-        """Return the estimator of an algorithm, unless another was asked for."""
-        return self.estimator or ("mean" if algorithm == "dr_grpo" else "z_score")
+        """Return the estimator of an algorithm, unless another was asked for. Raises ValueError
+        where it divides by no spread, and that of the batch was asked for."""
+        estimator = self.estimator or ("mean" if algorithm == "dr_grpo" else "z_score")
+        if estimator == "mean" and self.spread == "batch":
+            raise ValueError(
+                "spread is batch for the estimator mean, which divides by no spread: leave spread "
+                "out, or set estimator to z_score"
+            )
+        return estimator
 
 
 def advantages_of(

@@ -54,8 +54,6 @@ class Row:
     sample: Sample
     advantage: float
     """Advantage of each of its sampled tokens"""
-    group: int
-    """Index of its group in the batch"""
     weight: float
     """Share that each of its sampled tokens has in the minibatch's loss"""
 
@@ -91,20 +89,25 @@ def minibatches(
     optimizer that divides by the gradient's size makes as large as any other.
     """
     is_useful = [
-        any(
-            advantage != 0 and _is_in_loss(sample, config)
-            for sample, advantage in zip(group.samples, values, strict=True)
-        )
+        is_informative(group, values, config)
         for group, values in zip(groups, advantages, strict=True)
     ]
     count = min(config.num_minibatches, sum(is_useful) // config.min_groups)
     chosen: list[list[int]] = [[] for _ in range(count)]
     for kind in (True, False):
-        indices = [index for index, is_kind in enumerate(is_useful) if is_kind is kind]
+        indices = [index for index, useful in enumerate(is_useful) if useful is kind]
         for number, own in enumerate(chosen):
             first, last = (len(indices) * step // count for step in (number, number + 1))
             own.extend(indices[first:last])
     return [_rows(groups, advantages, sorted(own), config, rule) for own in chosen]
+
+
+def is_informative(group: Group, advantages: Sequence[float], config: BatchConfig) -> bool:
+    """Return True if an update can learn from a group: a sample in the loss has an advantage."""
+    return any(
+        advantage != 0 and _is_in_loss(sample, config)
+        for sample, advantage in zip(group.samples, advantages, strict=True)
+    )
 
 
 def _rows(
@@ -124,8 +127,8 @@ def _rows(
     counts = [sample.num_sampled for sample, _, _ in found]
     weights = token_weights(counts, [index for _, _, index in found], rule)
     return [
-        Row(sample, advantage, index, weight)
-        for (sample, advantage, index), weight in zip(found, weights, strict=True)
+        Row(sample, advantage, weight)
+        for (sample, advantage, _), weight in zip(found, weights, strict=True)
         if advantage != 0 or not config.skip_idle
     ]
 
@@ -185,7 +188,6 @@ def _micro_batch(rows: Sequence[Row], device: torch.device | str) -> MicroBatch:
             ),
             advantages=of_each([row.advantage for row in rows], torch.float32),
             sequences=of_each(range(len(rows)), torch.int64),
-            groups=of_each([row.group for row in rows], torch.int64),
             weights=of_each([row.weight for row in rows], torch.float32),
         ),
         rows=tuple(rows),

@@ -16,7 +16,7 @@ loaded draws on as if nothing had stopped.
 
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Final, Literal
@@ -25,6 +25,8 @@ from fulmen.train.rl.samples import Group
 
 _TRIES: Final = 64
 """Draws of one task, each kept with a probability that its pass rate decides; the last is kept"""
+_SKIPS: Final = 10_000
+"""Held-out tasks in a row after which an endless environment is taken to have no others"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,15 +112,14 @@ class Draw:
 
     environment: str
     task_index: int
-    difficulty: float
-    """Its level's place in the ladder, from 0"""
 
 
 @dataclass(slots=True)
 class _Level:
     """Everything known of an environment."""
 
-    num_tasks: int | None
+    indices: tuple[int, ...] | None
+    """Tasks that are drawn again and again; None where there is no end of them"""
     next_index: int = 0
     """Index of the next task where there is no end of them"""
     window: deque[float] = field(default_factory=deque)
@@ -137,10 +138,14 @@ class Curriculum:
         *,
         num_tasks: Mapping[str, int | None],
         seed: int,
+        is_held_out: Callable[[str, int], bool] = lambda environment, index: False,
     ) -> None:
         """Begin at the first level of every source.
 
-        num_tasks  tasks of each environment; None: no end, and each is drawn once
+        num_tasks    tasks of each environment; None: no end, and each is drawn once
+        is_held_out  tells of a task, by environment and index, that it is never to be drawn
+
+        Raises ValueError for sources that share an environment, or have no tasks.
         """
         names = [name for source in sources for name in source.levels]
         if not names:
@@ -148,12 +153,20 @@ class Curriculum:
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise ValueError(f"the environment {twice} is in two sources")
-        for name in names:
-            if (count := num_tasks[name]) is not None and count < 1:
-                raise ValueError(f"the environment {name} has no tasks")
         self.config = config
         self._sources = tuple(sources)
-        self._levels = {name: _Level(num_tasks[name]) for name in names}
+        self._is_held_out = is_held_out
+        self._levels: dict[str, _Level] = {}
+        for name in names:
+            indices = None
+            if (count := num_tasks[name]) is not None:
+                indices = tuple(index for index in range(count) if not is_held_out(name, index))
+                if not indices:
+                    raise ValueError(
+                        f"the environment {name} has no tasks"
+                        + (" that are not held out for the probe" if count else "")
+                    )
+            self._levels[name] = _Level(indices)
         self._heights = dict.fromkeys((source.name for source in sources), 0)
         self._seed = seed
         self._num_drawn = 0
@@ -171,7 +184,7 @@ class Curriculum:
             name = source.levels[height]
             index = self._draw_task(name, random, known)
             known.add((name, index))
-            drawn.append(Draw(name, index, float(height)))
+            drawn.append(Draw(name, index))
         return drawn
 
     def record(self, groups: Iterable[Group]) -> None:
@@ -184,7 +197,7 @@ class Curriculum:
                 level.window.append(rate)
                 if len(level.window) > self.config.window:
                     level.window.popleft()
-                if level.num_tasks is not None:
+                if level.indices is not None:
                     level.tasks[group.task_index] = rate
         for source in self._sources:
             self._climb(source)
@@ -199,6 +212,16 @@ class Curriculum:
     def current_levels(self) -> dict[str, str]:
         """Environment at which each source stands, by the source's name."""
         return {one.name: one.levels[self._heights[one.name]] for one in self._sources}
+
+    def numbers(self) -> dict[str, float]:
+        """Return levels, from 0, and pass rates, as numbers of the log."""
+        found: dict[str, float] = {
+            f"level/{name}": height for name, height in self._heights.items()
+        }
+        for name in self._levels:
+            if (rate := self.pass_rate(name)) is not None:
+                found[f"pass_rate/{name}"] = rate
+        return found
 
     @property
     def general_share(self) -> float:
@@ -237,15 +260,21 @@ class Curriculum:
 
     def _draw_task(self, name: str, random: Random, known: set[tuple[str, int]]) -> int:
         level = self._levels[name]
-        if level.num_tasks is None:
-            level.next_index += 1
-            return level.next_index - 1
+        if level.indices is None:
+            for index in range(level.next_index, level.next_index + _SKIPS):
+                if not self._is_held_out(name, index):
+                    level.next_index = index + 1
+                    return index
+            raise ValueError(
+                f"{_SKIPS} tasks of {name} in a row are all held out for the probe, so none is "
+                "left to train on"
+            )
         for _ in range(_TRIES):
-            index = random.randrange(level.num_tasks)
+            index = random.choice(level.indices)
             worth = self._worth(level.tasks.get(index))
             if random.random() < worth and (name, index) not in known:
                 return index
-        fresh = (i for i in range(level.num_tasks) if (name, i) not in known)
+        fresh = (i for i in level.indices if (name, i) not in known)
         return index if (name, index) not in known else next(fresh, index)
 
     def _worth(self, pass_rate: float | None) -> float:
@@ -295,7 +324,7 @@ class Curriculum:
             environments, heights = dict(state["environments"]), dict(state["heights"])
             counts = [_count(state[name]) for name in ("num_drawn", "num_batches")]
             levels = {
-                name: _read_level(one, self._levels[name].num_tasks)
+                name: _read_level(one, self._levels[name].indices)
                 for name, one in environments.items()
                 if name in self._levels
             }
@@ -311,12 +340,12 @@ class Curriculum:
         self._heights |= heights
 
 
-def _read_level(state: Mapping[str, Any], num_tasks: int | None) -> _Level:
+def _read_level(state: Mapping[str, Any], indices: tuple[int, ...] | None) -> _Level:
     tasks = {_count(index): _rate(rate) for index, rate in state["tasks"]}
-    if tasks and (num_tasks is None or max(tasks) >= num_tasks):
-        raise ValueError(f"there is no task {max(tasks)} that is drawn again")
+    if gone := sorted(tasks.keys() - {*(indices or ())}):
+        raise ValueError(f"there is no task {gone[-1]} that is drawn again")
     window = deque(_rate(rate) for rate in state["window"])
-    return _Level(num_tasks, _count(state["next_index"]), window, tasks)
+    return _Level(indices, _count(state["next_index"]), window, tasks)
 
 
 def _count(value: object) -> int:

@@ -217,6 +217,9 @@ def describe(groups: Sequence[Group]) -> dict[str, float]:
         for part, value in one.reward_parts.items():
             rewards[f"reward_part/{part}"].append(value)
     found |= {name: math.fsum(values) / len(values) for name, values in sorted(rewards.items())}
+    if drawn := [one for one in known if one.num_sampled]:
+        versions = (one.policy_versions[one.is_sampled].min().item() for one in drawn)
+        found["oldest_policy_version"] = min(versions)
     lengths = [one.num_sampled for one in known]
     found["length_p50"] = percentile(lengths, 0.5)
     found["length_p99"] = percentile(lengths, 0.99)

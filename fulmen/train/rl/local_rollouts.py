@@ -14,6 +14,7 @@ import copy
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from fulmen.agent import Answer, Sampled, Score
 from fulmen.chat import ChatFormat, Message, Tokenizer
@@ -24,10 +25,12 @@ from fulmen.llm import LLM, LocalModel
 from fulmen.models import Model
 from fulmen.sampling import FinishReason, SamplingParams
 from fulmen.train.rl.curriculum import Draw
-from fulmen.train.rl.playing import LimitsConfig, Play, Player
+from fulmen.train.rl.playing import LimitsConfig, Play, Player, gather_outcomes
 from fulmen.train.rl.rollout import (
     Failure,
+    Meter,
     Outcome,
+    Progress,
     RolledOut,
     RolloutError,
     SamplingConfig,
@@ -83,7 +86,7 @@ class LocalRollouts:
             elif self._llm is None:
                 raise ValueError(f"{name} speaks in messages, which needs a tokenizer and a format")
         self._version_before = 0
-        """Version of the engine's first weights, where a run goes on"""
+        """Number that makes policy versions of the engine's own count of its weights"""
         self._runner = asyncio.Runner()
         self._local: LocalModel | None = None
         """Thread of the engine, once a task is played: it rests while a batch is drawn"""
@@ -102,40 +105,52 @@ class LocalRollouts:
         return self.policy_version
 
     def roll_out(
-        self, draws: Sequence[Draw], *, group_size: int, seed: int, max_tokens: int
+        self,
+        draws: Sequence[Draw],
+        *,
+        group_size: int,
+        seed: int,
+        max_tokens: int,
+        on_progress: Progress | None = None,
     ) -> RolledOut:
         """Return groups of scored samples. Raises RolloutError if all failed, or none ended."""
         check_known(draws, self._environments)
-        began = time.monotonic()
-        num_before = self.engine.stats.num_new_tokens
+        meter = Meter(
+            len(draws) * group_size, lambda: self.engine.stats.num_new_tokens, on_progress
+        )
         asked, plays = list[_Asked](), list[Play]()
+        outcomes: list[list[Outcome]] = [[] for _ in draws]
         for place, draw in enumerate(draws):
             params = [
                 self._sampling.params(seed=derive_seed(seed, place, member), max_tokens=max_tokens)
                 for member in range(group_size)
             ]
-            found = self._asked(place, draw, tuple(params))
+            try:
+                found = self._asked(place, draw, tuple(params))
+            except Exception as error:  # one task, which never takes the others down
+                outcomes[place] = [Failure(type(error).__name__, str(error))] * group_size
+                continue
             if found is not None:
                 asked.append(found)
             else:
                 plays += [Play(draw.environment, draw.task_index, one) for one in params]
-        outcomes: list[list[Outcome]] = [[] for _ in draws]
         if asked:
-            for one, row in zip(asked, self._drawn(asked), strict=True):
+            for one, row in zip(asked, self._drawn(asked, meter), strict=True):
                 outcomes[one.place] = row
         if plays:
             player = self._player()
             work = player.play(
                 plays,
+                seconds=self._seconds_left(meter),
                 policy_version=self.policy_version,
                 version_before=self._version_before,
+                on_end=meter.end_one,
             )
             played = iter(self._runner.run(work))
             for row in outcomes:
                 if not row:
                     row += [next(played) for _ in range(group_size)]
-        num_tokens = self.engine.stats.num_new_tokens - num_before
-        return grouped(draws, outcomes, began=began, num_tokens=num_tokens)
+        return grouped(draws, outcomes, num_tokens=meter.num_tokens)
 
     def text(self, sample: Sample) -> str:
         """Return a sample as people read it."""
@@ -172,24 +187,29 @@ class LocalRollouts:
         ids = self._format.encode(list(question.messages), tokenizer=self._tokenizer)
         return _Asked(place, draw, tuple(ids), params, question)
 
-    def _drawn(self, asked: "Sequence[_Asked]") -> list[list[Outcome]]:
+    def _seconds_left(self, meter: Meter) -> float:
+        """Return what is left of a round, but no less than one task may take: scores of answers
+        that were cut at the round's end come all the same."""
+        limits = self._limits
+        least = min(limits.trajectory_seconds, limits.batch_seconds)
+        return max(limits.batch_seconds - meter.seconds, least)
+
+    def _drawn(self, asked: "Sequence[_Asked]", meter: Meter) -> list[list[Outcome]]:
         """Return what the answers to these come to, scored."""
         rows = draw_groups(
             self.engine,
             [Prompted(one.prompt_ids, one.params) for one in asked],
             seconds=self._limits.batch_seconds,
+            meter=meter,
         )
-
-        async def score_all() -> list[list[Outcome]]:
-            return [
-                [
-                    await self._outcome(one, drawn, params)
-                    for drawn, params in zip(row, one.params, strict=True)
-                ]
-                for one, row in zip(asked, rows, strict=True)
-            ]
-
-        return self._runner.run(score_all())
+        works = [
+            partial(self._outcome, one, drawn, params)
+            for one, row in zip(asked, rows, strict=True)
+            for drawn, params in zip(row, one.params, strict=True)
+        ]
+        seconds = self._seconds_left(meter)
+        scored = iter(self._runner.run(gather_outcomes(works, self._limits, seconds=seconds)))
+        return [[next(scored) for _ in one.params] for one in asked]
 
     async def _outcome(self, asked: "_Asked", drawn: "Drawn", params: SamplingParams) -> Outcome:
         """Return an answer with its score."""
@@ -197,13 +217,14 @@ class LocalRollouts:
             return Failure("out of time")
         if drawn.finish_reason == "error":
             return Failure("engine error", drawn.error)
+        seconds = self._limits.trajectory_seconds
         try:
-            seconds = self._limits.trajectory_seconds
             score = await asyncio.wait_for(self._score(asked, drawn, params), seconds)
         except TimeoutError:
-            return Failure("out of time", f"there was no score after {seconds:g} seconds")
-        except Exception as error:  # one rollout, which never takes its group down
-            return Failure(type(error).__name__, str(error))
+            return Failure(
+                "out of time",
+                f"there was no score after {seconds:g} seconds, see limits.trajectory_seconds",
+            )
         num_given = len(asked.prompt_ids)
         return Sample.of(
             [*asked.prompt_ids, *drawn.ids],
@@ -297,9 +318,9 @@ class Prompted:
 
 
 def draw_groups(
-    engine: Engine, prompts: Sequence[Prompted], *, seconds: float
+    engine: Engine, prompts: Sequence[Prompted], *, seconds: float, meter: Meter
 ) -> list[list[Drawn]]:
-    """Return the answers to prompts, a row for each.
+    """Return the answers to prompts, a row for each; the meter tells how far they are.
 
     Those that have not ended after these seconds are given up. Raises RolloutError if that is all
     of them.
@@ -318,6 +339,7 @@ def draw_groups(
                 request_id = engine.add_request(one.ids, one.params[member])
             except ValueError as error:  # such as a prompt that leaves no room
                 drawn.finish_reason, drawn.error = "error", str(error)
+                meter.num_ended += 1
             else:
                 running[request_id] = drawn
         return request_id
@@ -345,6 +367,8 @@ def draw_groups(
                     drawn.finish_reason = output.finish_reason
                 if drawn.finish_reason is not None:
                     del running[output.request_id]
+                    meter.num_ended += 1
+            meter.tell()
     finally:
         for request_id in running:
             engine.abort(request_id)

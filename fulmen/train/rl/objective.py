@@ -23,6 +23,8 @@ from typing import Final, Literal
 import torch
 from torch import Tensor
 
+from fulmen.train.run_file import Bound
+
 Algorithm = Literal["cispo", "ppo", "grpo", "dapo", "dr_grpo", "gspo", "reinforce"]
 Aggregation = Literal["token", "sequence", "mixed", "constant"]
 Scope = Literal["group", "batch"]
@@ -72,18 +74,18 @@ class ObjectiveConfig:
     """An algorithm, and what is to differ from it. None is the algorithm's own value."""
 
     algorithm: Algorithm = "cispo"
-    weight_cap: float | None = None
+    weight_cap: Bound | None = None
     """Largest importance weight, absolutely: 1 + epsilon_high in the report's notation. 5.0 for
     cispo, none (inf) for the others"""
     weight_floor: float | None = None
     """Least importance weight, absolutely; 0 is no floor, as in the report"""
-    wrong_weight_cap: float | None = None
+    wrong_weight_cap: Bound | None = None
     """Cap for answers of negative advantage; None: weight_cap"""
     wrong_weight_floor: float | None = None
     """Floor for answers of negative advantage; None: weight_floor"""
-    clip_low: float | None = None
+    clip_low: Bound | None = None
     """Tokens of negative advantage whose ratio is below 1 - this are dropped; inf drops none"""
-    clip_high: float | None = None
+    clip_high: Bound | None = None
     """Tokens of positive advantage whose ratio is above 1 + this are dropped; inf drops none"""
     aggregation: Aggregation | None = None
     """Units that count the same: every token, every answer, a mixture of both, or every token
@@ -177,8 +179,6 @@ class Streams:
     """(L,) float32"""
     sequences: Tensor
     """(L,) int64: index of each token's answer, from 0 to N - 1; all its tokens are here"""
-    groups: Tensor
-    """(L,) int64: index of each token's group"""
     weights: Tensor
     """(L,) float32: each token's share of the minibatch's loss, see `token_weights`"""
 

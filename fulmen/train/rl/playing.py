@@ -12,8 +12,9 @@ as broken instead of being trained on.
 import asyncio
 import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from fulmen.agent import Budget, Trajectory, TranscriptMemory
 from fulmen.chat import AnswerStream, ChatRequest, Transcript
@@ -38,7 +39,7 @@ class LimitsConfig:
     max_turns: int = 32
     """Most answers of an agent at one task"""
     max_parallel: int = 32
-    """Most agents at once"""
+    """Most agents, or scores, at once"""
 
     def __post_init__(self) -> None:
         """Raise ValueError for a limit that is none."""
@@ -60,64 +61,109 @@ class Play:
     """Its seed makes the seeds of all answers"""
 
 
+async def gather_outcomes(
+    works: Sequence[Callable[[], Awaitable[Outcome]]],
+    limits: LimitsConfig,
+    *,
+    seconds: float,
+    on_end: Callable[[], None] = lambda: None,
+) -> list[Outcome]:
+    """Return what works come to, in order: max_parallel at once, and failures for those that raise
+    or have not ended after these seconds."""
+    places = asyncio.Semaphore(limits.max_parallel)
+
+    async def one(work: Callable[[], Awaitable[Outcome]]) -> Outcome:
+        async with places:
+            try:
+                return await work()
+            except Exception as error:  # one rollout, which never takes its group down
+                return Failure(type(error).__name__, str(error))
+            finally:
+                on_end()
+
+    tasks = [asyncio.ensure_future(one(work)) for work in works]
+    if tasks:
+        await asyncio.wait(tasks, timeout=seconds)
+    late = {task for task in tasks if not task.done()}
+    for task in late:
+        task.cancel()
+    if late:
+        await asyncio.wait(late, timeout=_CANCEL_SECONDS)
+    given_up = Failure(
+        "out of time", f"it had not ended after {seconds:g} seconds, see limits.batch_seconds"
+    )
+    cancelled = Failure("cancelled", "the task cancelled its own rollout")
+    return [
+        given_up if task in late else cancelled if task.cancelled() else task.result()
+        for task in tasks
+    ]
+
+
 class Player:
     """Plays tasks on one model, many at once; for one event loop."""
 
     def __init__(
-        self, model: ServedModel, environments: Mapping[str, Environment], limits: LimitsConfig
+        self,
+        model: ServedModel,
+        environments: Mapping[str, Environment],
+        limits: LimitsConfig,
+        *,
+        name: str = "the engine",
     ) -> None:
+        """name: of the model's place, for sentences about one that does not answer"""
         self._model = model
         self._environments = environments
         self._limits = limits
+        self._name = name
 
     async def play(
-        self, plays: Sequence[Play], *, policy_version: int, version_before: int = 0
+        self,
+        plays: Sequence[Play],
+        *,
+        seconds: float,
+        policy_version: int,
+        version_before: int = 0,
+        on_end: Callable[[], None] = lambda: None,
     ) -> list[Outcome]:
         """Return what each rollout came to, in order.
 
+        seconds         longest wait for all of them
         policy_version  of the weights that draw, where the model does not tell it
         version_before  added to the versions that it tells
+        on_end          called as each ends
         """
-        places = asyncio.Semaphore(self._limits.max_parallel)
-
-        async def one(play: Play) -> Outcome:
-            async with places:
-                return await self._play(play, policy_version, version_before)
-
-        tasks = [asyncio.ensure_future(one(play)) for play in plays]
-        if tasks:
-            await asyncio.wait(tasks, timeout=self._limits.batch_seconds)
-        late = [task for task in tasks if not task.done()]
-        for task in late:
-            task.cancel()
-        if late:
-            await asyncio.wait(late, timeout=_CANCEL_SECONDS)
-        seconds = self._limits.batch_seconds
-        given_up = Failure("out of time", f"it had not ended after {seconds:g} seconds")
-        return [given_up if task in late else task.result() for task in tasks]
+        works = [partial(self._play, play, policy_version, version_before) for play in plays]
+        return await gather_outcomes(works, self._limits, seconds=seconds, on_end=on_end)
 
     async def _play(self, play: Play, policy_version: int, version_before: int) -> Outcome:
         limits, model = self._limits, self._model
         transcript = Transcript(model.format, model.tokenizer, keep_thoughts=True)
         begin = time.monotonic()
+        task = self._environments[play.environment].task(play.task_index)
+        if task.is_question:
+            task = copy.copy(task)  # an environment may hold one for all who ask
+        work = run_task(
+            _Seeded(model, play.params.seed or 0),
+            task,
+            memory=TranscriptMemory(transcript),
+            params=play.params,
+            budget=Budget(turns=limits.max_turns, seconds=limits.trajectory_seconds),
+        )
         try:
-            task = self._environments[play.environment].task(play.task_index)
-            if task.is_question:
-                task = copy.copy(task)  # an environment may hold one for all who ask
-            work = run_task(
-                _Seeded(model, play.params.seed or 0),
-                task,
-                memory=TranscriptMemory(transcript),
-                params=play.params,
-                budget=Budget(turns=limits.max_turns, seconds=limits.trajectory_seconds),
-            )
             # The budget ends the agent; what comes before and after it has as long again.
             trajectory = await asyncio.wait_for(work, 2 * limits.trajectory_seconds)
         except TimeoutError:
             seconds = time.monotonic() - begin
-            return Failure("out of time", f"there was no score after {seconds:.0f} seconds")
-        except Exception as error:  # one rollout, which never takes its group down
-            return Failure(type(error).__name__, str(error))
+            return Failure(
+                "out of time",
+                f"there was no score after {seconds:.0f} seconds, see limits.trajectory_seconds",
+            )
+        if trajectory.end == "seconds" and not trajectory.steps:
+            return Failure(
+                "no answer",
+                f"{self._name} gave no answer within {limits.trajectory_seconds:g} seconds "
+                "(limits.trajectory_seconds)",
+            )
         return sample_of(
             trajectory,
             environment=play.environment,

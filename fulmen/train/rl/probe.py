@@ -1,6 +1,6 @@
 """Probe: all that a model is claimed to do, asked again and again while it trains on some of it.
 
-    every so many steps: tasks never trained on, one answer each -> pass rate of each environment
+    every so many steps: held-out tasks, one answer each -> mean reward of each environment
         -> all as good as ever: the weights are kept -> one worse: the last good ones come back
 
 Skills that are not practised are lost within minutes, so every claimed environment is here, not
@@ -8,13 +8,15 @@ only those in training. The same tasks and seeds are asked each time: what diffe
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from typing import Any
 
 from fulmen.sampling import check_whole
 from fulmen.train.rl.curriculum import Draw
-from fulmen.train.rl.rollout import Rollouts
+from fulmen.train.rl.rollout import Progress, Rollouts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,11 +24,11 @@ class ProbeConfig:
     """Size of a probe, its frequency, and the fall that sends a run back."""
 
     every: int = 20
-    """Steps from one probe to the next"""
-    num_tasks: int = 128
-    """Tasks of each environment"""
+    """Steps from one probe to the next; the last step has one too"""
+    num_tasks: int = 512
+    """Tasks of each environment; where fewer are held out, they come again"""
     max_drop: float = 0.1
-    """Fall of a mean reward, below the best so far and beyond chance, that sends the run back"""
+    """Fall of a mean reward below the best so far that sends the run back"""
     max_returns: int = 3
     """Times that the run goes back before it ends"""
 
@@ -37,6 +39,17 @@ class ProbeConfig:
         check_whole("max_returns", self.max_returns, 0, 2**20)
         if not 0 < self.max_drop <= 1:
             raise ValueError(f"max_drop is {self.max_drop}, it must be above 0 and at most 1")
+        if (noise := _noise(self.num_tasks)) > self.max_drop:
+            raise ValueError(
+                f"num_tasks is {self.num_tasks}, whose mean moves by {noise:.2g} by chance, and "
+                f"max_drop is {self.max_drop:g}: ask at least {math.ceil(2 / self.max_drop**2)} "
+                "tasks, or allow a larger drop"
+            )
+
+
+def _noise(count: int) -> float:
+    """Return two standard deviations of the difference of two means of rewards of 0 and 1."""
+    return 2 * math.sqrt(0.5 / count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +57,18 @@ class Probed:
     """Outcome of one probe."""
 
     rates: dict[str, float]
-    """Mean reward of each environment"""
+    """Mean reward of each environment that gave any"""
+    failures: Counter[str]
+    """Answers that came to nothing, by reason"""
+    missing: tuple[str, ...]
+    """Environments none of whose answers came to anything"""
     fallen: str | None
     """Sentence about the one that got worse; None if none did"""
+
+    @property
+    def is_good(self) -> bool:
+        """True if every environment is known to be as good as ever."""
+        return self.fallen is None and not self.missing
 
 
 class Probe:
@@ -54,27 +76,34 @@ class Probe:
 
     def __init__(
         self,
-        environments: Sequence[str],
+        indices: Mapping[str, Sequence[int]],
         config: ProbeConfig,
         *,
-        num_tasks: Mapping[str, int | None],
         seed: int,
     ) -> None:
-        """environments: by the names that the rollouts know; num_tasks: of each, None for no end"""
+        """indices: of the held-out tasks of each environment, by the names that rollouts know"""
         self.config = config
         self.num_returns = 0
-        self._environments = tuple(environments)
-        self._num_tasks = dict(num_tasks)
+        self._draws = [
+            Draw(name, index)
+            for name, own in indices.items()
+            for index in islice(cycle(own), config.num_tasks)
+        ]
+        self._environments = tuple(indices)
         self._seed = seed
         self._best: dict[str, float] = {}
 
-    def run(self, rollouts: Rollouts, *, max_tokens: int) -> Probed:
+    def run(
+        self, rollouts: Rollouts, *, max_tokens: int, on_progress: Progress | None = None
+    ) -> Probed:
         """Ask all tasks once, and compare."""
-        draws = []
-        for name in self._environments:
-            count = min(self.config.num_tasks, self._num_tasks[name] or self.config.num_tasks)
-            draws += [Draw(name, index, 0.0) for index in range(count)]
-        rolled = rollouts.roll_out(draws, group_size=1, seed=self._seed, max_tokens=max_tokens)
+        rolled = rollouts.roll_out(
+            self._draws,
+            group_size=1,
+            seed=self._seed,
+            max_tokens=max_tokens,
+            on_progress=on_progress,
+        )
         rewards: dict[str, list[float]] = {name: [] for name in self._environments}
         for draw in rolled.groups:
             rewards[draw.environment] += draw.rewards
@@ -82,13 +111,15 @@ class Probe:
         fallen = None
         for name, rate in rates.items():
             best = self._best.get(name, rate)
-            drop, noise = best - rate, 2 * math.sqrt(0.5 / len(rewards[name]))
-            if drop > max(self.config.max_drop, noise):
+            noise = _noise(len(rewards[name]))  # more where answers failed
+            if best - rate > max(self.config.max_drop, noise):
                 fallen = f"{name} fell from {best:.2f} to {rate:.2f}"
-        if fallen is None:
+        missing = tuple(name for name in self._environments if name not in rates)
+        found = Probed(rates, rolled.failures, missing, fallen)
+        if found.is_good:
             for name, rate in rates.items():
                 self._best[name] = max(rate, self._best.get(name, rate))
-        return Probed(rates, fallen)
+        return found
 
     def state(self) -> dict[str, Any]:
         """Return what later probes depend on."""

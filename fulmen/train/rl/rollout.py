@@ -15,7 +15,7 @@ counted. Nothing waits without a limit.
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -93,7 +93,10 @@ class RolledOut:
     """Groups of which fewer than two rollouts are left"""
     num_tokens: int = 0
     """Tokens that were drawn, those of dropped groups included"""
-    seconds: float = 0.0
+
+
+Progress = Callable[[int, int, float], None]
+"""Called while answers are drawn: answers that have ended, all of them, tokens a second so far"""
 
 
 class Rollouts(Protocol):
@@ -104,7 +107,13 @@ class Rollouts(Protocol):
         """Number of the weights that draw now."""
 
     def roll_out(
-        self, draws: Sequence[Draw], *, group_size: int, seed: int, max_tokens: int
+        self,
+        draws: Sequence[Draw],
+        *,
+        group_size: int,
+        seed: int,
+        max_tokens: int,
+        on_progress: Progress | None = None,
     ) -> RolledOut:
         """Return groups of scored samples; seed makes every draw. Raises RolloutError if all
         rollouts failed, or none ended in time."""
@@ -118,6 +127,42 @@ class Rollouts(Protocol):
 
     def close(self) -> None:
         """Let go of everything; nothing can be rolled out any more."""
+
+
+class Meter:
+    """Count of the answers of one round that have ended, and of its tokens."""
+
+    def __init__(
+        self, num_answers: int, count_tokens: Callable[[], int], on_progress: Progress | None
+    ) -> None:
+        """count_tokens: tells how many were ever drawn"""
+        self._num_answers = num_answers
+        self._count_tokens = count_tokens
+        self._on_progress = on_progress
+        self._num_before = count_tokens()
+        self._began = time.monotonic()
+        self.num_ended = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of this round so far."""
+        return self._count_tokens() - self._num_before
+
+    @property
+    def seconds(self) -> float:
+        """Time since it began."""
+        return time.monotonic() - self._began
+
+    def end_one(self) -> None:
+        """Note that one more answer has ended, and tell how far the round is."""
+        self.num_ended += 1
+        self.tell()
+
+    def tell(self) -> None:
+        """Tell how far the round is."""
+        if self._on_progress is not None:
+            speed = self.num_tokens / max(self.seconds, 1e-9)
+            self._on_progress(self.num_ended, self._num_answers, speed)
 
 
 class RolloutError(Exception):
@@ -138,13 +183,13 @@ Outcome = Sample | Failure
 
 
 def grouped(
-    draws: Sequence[Draw], outcomes: Sequence[Sequence[Outcome]], *, began: float, num_tokens: int
+    draws: Sequence[Draw], outcomes: Sequence[Sequence[Outcome]], *, num_tokens: int
 ) -> RolledOut:
     """Return the groups of outcomes, a row for each draw.
 
     Raises RolloutError if there is no sample among them.
     """
-    rolled = RolledOut(num_tokens=num_tokens, seconds=time.monotonic() - began)
+    rolled = RolledOut(num_tokens=num_tokens)
     last = ""
     for draw, row in zip(draws, outcomes, strict=True):
         samples = [one for one in row if isinstance(one, Sample)]
@@ -156,12 +201,7 @@ def grouped(
             rolled.num_dropped_groups += 1
             continue
         rolled.groups.append(
-            Group(
-                samples=tuple(samples),
-                environment=draw.environment,
-                task_index=draw.task_index,
-                difficulty=draw.difficulty,
-            )
+            Group(samples=tuple(samples), environment=draw.environment, task_index=draw.task_index)
         )
     total = sum(map(len, outcomes))
     if total and rolled.failures.total() == total:

@@ -24,6 +24,7 @@ from fulmen.train.rl.advantages import AdvantageConfig
 from fulmen.train.rl.batch import BatchConfig
 from fulmen.train.rl.curriculum import Curriculum, CurriculumConfig, SourceConfig
 from fulmen.train.rl.fork import Fork, fork_config, warm_start
+from fulmen.train.rl.held_out import HeldOut
 from fulmen.train.rl.local_rollouts import LocalRollouts
 from fulmen.train.rl.objective import ObjectiveConfig
 from fulmen.train.rl.playing import LimitsConfig
@@ -31,16 +32,21 @@ from fulmen.train.rl.probe import Probe, ProbeConfig
 from fulmen.train.rl.rollout import Rollouts, SamplingConfig, derive_seed
 from fulmen.train.rl.server_rollouts import ServerRollouts
 from fulmen.train.rl.tasks import AnyEnvironment, TokenEnvironment
-from fulmen.train.rl.trainer import Trainer, TrainerConfig, Watcher
+from fulmen.train.rl.trainer import Trainer, TrainerConfig
+from fulmen.train.rl.watcher import RLWatcher
 from fulmen.train.rl.windows import LengthWindow, WindowConfig
-from fulmen.train.run_file import revision, to_toml
+from fulmen.train.run_file import differences, revision, to_toml
 from fulmen.train.schedule import ScheduleConfig
 from fulmen.train.state import latest_state, model_folder, run_lock
 
 RESOLVED: Final = "run.toml"
 """File of a run's folder that holds every value of the run"""
+_MAY_CHANGE: Final = frozenset(
+    {"folder", "trainer.num_steps", "trainer.save_every", "trainer.keep"}
+)
+"""Keys that may have other values when a run goes on"""
 _HELD_OUT: Final = " (held out)"
-"""End of the name of an environment whose tasks are never trained on"""
+"""End of the name of an environment's held-out tasks"""
 _TOKENIZER_FILES: Final = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -117,11 +123,17 @@ class RLRun:
         """Raise ValueError for a run that no batch can be made of."""
         if not self.sources:
             raise ValueError("sources is empty, a run needs at least one [[sources]] with levels")
-        if self.batch.min_groups > self.trainer.num_groups:
+        needed = self.batch.num_minibatches * self.batch.min_groups
+        if needed > self.trainer.num_groups:
             raise ValueError(
-                f"batch.min_groups is {self.batch.min_groups}, trainer.num_groups is "
-                f"{self.trainer.num_groups}: no batch has that many groups"
+                f"batch.num_minibatches ({self.batch.num_minibatches}) times batch.min_groups "
+                f"({self.batch.min_groups}) is {needed}, trainer.num_groups is "
+                f"{self.trainer.num_groups}: no batch has groups for that many updates"
             )
+        try:
+            self.advantages.estimator_of(self.objective.algorithm)
+        except ValueError as error:
+            raise ValueError(f"advantages.{error}, see objective.algorithm") from None
         if self.server is not None and self.sampling.exact:
             raise ValueError(
                 f"{self.server.url} computes in its own way, so a run that samples there is not "
@@ -136,7 +148,7 @@ class RLRun:
 
 @contextmanager
 def open_run(
-    run: RLRun, *, model: Model | None = None, watcher: Watcher | None = None
+    run: RLRun, *, model: Model | None = None, watcher: RLWatcher | None = None
 ) -> Iterator[Trainer]:
     """Yield the trainer of a run, which goes on where its folder has a state.
 
@@ -146,27 +158,33 @@ def open_run(
     does not answer.
     """
     seed = run.trainer.seed
+    watcher = watcher or RLWatcher()
     known = {name: open_environment(name, seed=seed) for name in run.environments}
-    held_out: dict[str, AnyEnvironment] = {}
+    probed: dict[str, AnyEnvironment] = {}
     if run.probe is not None:
-        names = dict.fromkeys((*run.environments, *run.claimed))
-        held_out = {
-            f"{name}{_HELD_OUT}": open_environment(name, seed=derive_seed(seed, "held out"))
-            for name in names
+        probed = {
+            name: open_environment(name, seed=derive_seed(seed, "held out"))
+            for name in dict.fromkeys((*run.environments, *run.claimed))
         }
-    everything = {**known, **held_out}
+    everything = {**known, **{f"{name}{_HELD_OUT}": one for name, one in probed.items()}}
     with ExitStack() as stack:
         stack.enter_context(run_lock(run.folder))
         _check_resolved(run)
-        model = _first_model(run) if model is None else model
+        held_out = HeldOut(known, probed, 0 if run.probe is None else run.probe.num_tasks)
+        curriculum = Curriculum(
+            run.sources,
+            run.curriculum,
+            num_tasks={name: one.num_tasks for name, one in known.items()},
+            seed=seed,
+            is_held_out=held_out.has,
+        )
+        model = _first_model(run, watcher) if model is None else model
         rollouts = _open_rollouts(run, model, everything)
         stack.callback(rollouts.close)
-        write_text(run.folder / RESOLVED, f"# {revision()}\n{to_toml(_without_key(run))}")
-        num_tasks = {name: one.num_tasks for name, one in everything.items()}
         trainer = Trainer(
             model,
             rollouts,
-            Curriculum(run.sources, run.curriculum, num_tasks=num_tasks, seed=seed),
+            curriculum,
             run.trainer,
             folder=run.folder,
             optimizer=Optimizer(model, run.optimizer),
@@ -179,15 +197,16 @@ def open_run(
             probe=None
             if run.probe is None
             else Probe(
-                tuple(held_out),
+                {f"{name}{_HELD_OUT}": own for name, own in held_out.indices.items()},
                 run.probe,
-                num_tasks=num_tasks,
                 seed=derive_seed(seed, "probe"),
             ),
             watcher=watcher,
             beside=[file for name in _TOKENIZER_FILES if (file := run.model / name).is_file()],
         )
         stack.callback(trainer.close)
+        watcher.said(run.objective.explain())
+        write_text(run.folder / RESOLVED, f"# {revision()}\n{to_toml(_without_key(run))}")
         yield trainer
 
 
@@ -222,12 +241,13 @@ def _open_rollouts(
     )
 
 
-def _first_model(run: RLRun) -> Model:
+def _first_model(run: RLRun, watcher: RLWatcher) -> Model:
     """Return the model that a run begins with, or its last one."""
     dtype = DTYPES[run.dtype]
     if (state := latest_state(run.folder)) is not None:
         return load_model(model_folder(state), dtype=dtype, trainable=True)
     if run.model == Path("fork"):
+        watcher.said("teaching a new model both ways of the fork task")
         model = new_model(fork_config(dtype), dtype=dtype, seed=run.trainer.seed)
         warm_start(model, seed=run.trainer.seed)
         return model
@@ -239,20 +259,16 @@ def _check_resolved(run: RLRun) -> None:
     path = run.folder / RESOLVED
     if latest_state(run.folder) is None or not path.is_file():
         return
-    known, asked = path.read_text("utf-8"), to_toml(_without_key(run))
-    changed = sorted(set(_lines(asked)) - set(_lines(known)))
-    if changed:
+    try:
+        found = differences(path.read_text("utf-8"), to_toml(_without_key(run)))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid TOML: {error}") from None
+    if changed := [key for key in found if key not in _MAY_CHANGE]:
         raise ValueError(
-            f"{run.folder} holds the state of a run without {'; '.join(changed[:3])}: go on with "
-            "its own values, or choose another folder"
+            f"{run.folder} holds the state of a run with other values of "
+            f"{', '.join(changed[:5])}: go on with its own, see {path}, or choose another folder"
         )
 
 
 def _without_key(run: RLRun) -> RLRun:
     return run if run.server is None else replace(run, server=replace(run.server, key=None))
-
-
-def _lines(text: str) -> list[str]:
-    """Return the lines of a resolved file, but for those that may change when a run goes on."""
-    free = ("num_steps =", "save_every =", "keep =", "folder =")
-    return [line for line in text.splitlines() if not line.startswith(("#", *free))]

@@ -135,8 +135,6 @@ class Group:
     samples: tuple[Sample, ...]
     environment: str
     task_index: int
-    difficulty: float = 0.0
-    """The environment's own measure; higher is harder"""
 
     def __post_init__(self) -> None:
         """Raise ValueError unless there are samples, all of this task."""

@@ -10,8 +10,8 @@ is not exact, and how far the two are apart is measured in every step instead of
 
 import asyncio
 import shutil
-import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -22,7 +22,9 @@ from fulmen.models import Model
 from fulmen.train.rl.curriculum import Draw
 from fulmen.train.rl.playing import LimitsConfig, Play, Player
 from fulmen.train.rl.rollout import (
+    Meter,
     Outcome,
+    Progress,
     RolledOut,
     SamplingConfig,
     check_known,
@@ -83,7 +85,15 @@ class ServerRollouts:
         except BaseException:
             self._runner.close()
             raise
-        self._player = Player(self._model, self._environments, self._limits)
+        if (server := self._model.name_of_server) != _PUBLISHES:
+            self.close()
+            raise ValueError(
+                f"{self._model.url} is {server}, which takes no new weights while it runs: use "
+                f"{_PUBLISHES}"
+            )
+        self._player = Player(
+            self._model, self._environments, self._limits, name=f"the server at {self._model.url}"
+        )
 
     @property
     def policy_version(self) -> int:
@@ -94,15 +104,18 @@ class ServerRollouts:
         """Write the weights into a folder, and have the server read them; return their version, the
         next one unless it is given.
 
-        Raises ValueError for a server that cannot, PeerError for one that does not.
+        Raises ValueError or PeerError, with no new folder, for a server that does not take them.
         """
-        server = self._model.name_of_server
-        if server != _PUBLISHES:
-            raise ValueError(f"{server} takes no new weights while it runs, use {_PUBLISHES}")
         version = self._version + 1 if policy_version is None else policy_version
         target = self._folder / f"version-{version}"
-        save_model(model, target)
-        self._runner.run(self._publish(target))
+        try:
+            save_model(model, target)
+            self._runner.run(self._publish(target))
+        except BaseException:
+            shutil.rmtree(target, ignore_errors=True)
+            with suppress(OSError):
+                self._folder.rmdir()  # only where nothing else is in it
+            raise
         for old in self._folder.glob("version-*"):
             if old != target:
                 shutil.rmtree(old, ignore_errors=True)
@@ -110,12 +123,19 @@ class ServerRollouts:
         return version
 
     def roll_out(
-        self, draws: Sequence[Draw], *, group_size: int, seed: int, max_tokens: int
+        self,
+        draws: Sequence[Draw],
+        *,
+        group_size: int,
+        seed: int,
+        max_tokens: int,
+        on_progress: Progress | None = None,
     ) -> RolledOut:
         """Return groups of scored samples. Raises RolloutError if all failed."""
         check_known(draws, self._environments)
-        began = time.monotonic()
-        num_before = self._model.stats.num_new_tokens
+        meter = Meter(
+            len(draws) * group_size, lambda: self._model.stats.num_new_tokens, on_progress
+        )
         plays = [
             Play(
                 draw.environment,
@@ -125,10 +145,15 @@ class ServerRollouts:
             for place, draw in enumerate(draws)
             for member in range(group_size)
         ]
-        played = iter(self._runner.run(self._player.play(plays, policy_version=self._version)))
+        work = self._player.play(
+            plays,
+            seconds=self._limits.batch_seconds,
+            policy_version=self._version,
+            on_end=meter.end_one,
+        )
+        played = iter(self._runner.run(work))
         outcomes: list[list[Outcome]] = [[next(played) for _ in range(group_size)] for _ in draws]
-        num_tokens = self._model.stats.num_new_tokens - num_before
-        return grouped(draws, outcomes, began=began, num_tokens=num_tokens)
+        return grouped(draws, outcomes, num_tokens=meter.num_tokens)
 
     def text(self, sample: Sample) -> str:
         """Return a sample as people read it."""

@@ -21,7 +21,10 @@ class TokenTask(Protocol):
         """Ids that the model is shown; at least one."""
 
     def score(self, answer_ids: Sequence[int]) -> Score:
-        """Return the score of an answer, from 0 to 1; the id that ended it is part of it."""
+        """Return the score of an answer, from 0 to 1; the id that ended it is part of it.
+
+        It is called in the thread that trains and has no time limit, so it only computes.
+        """
 
 
 @runtime_checkable

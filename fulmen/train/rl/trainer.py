@@ -12,13 +12,12 @@ token, and nothing behind `_gather` asks when they were drawn.
 
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,13 +27,27 @@ from fulmen.sampling import check_whole
 from fulmen.train.metrics import Metrics
 from fulmen.train.optimizer import Optimizer
 from fulmen.train.rl.advantages import AdvantageConfig, advantages_of
-from fulmen.train.rl.batch import BatchConfig, MicroBatch, Row, micro_batches, minibatches
+from fulmen.train.rl.batch import (
+    BatchConfig,
+    MicroBatch,
+    Row,
+    is_informative,
+    micro_batches,
+    minibatches,
+)
 from fulmen.train.rl.curriculum import Curriculum
-from fulmen.train.rl.diagnostics import Mismatch, UpdateRecord, compare, describe
+from fulmen.train.rl.diagnostics import (
+    ALARM_CORRELATION,
+    Mismatch,
+    UpdateRecord,
+    compare,
+    describe,
+)
 from fulmen.train.rl.objective import ObjectiveConfig, loss
 from fulmen.train.rl.probe import Probe
-from fulmen.train.rl.rollout import RolledOut, Rollouts, SamplingConfig, derive_seed
+from fulmen.train.rl.rollout import Rollouts, SamplingConfig, derive_seed
 from fulmen.train.rl.samples import Group
+from fulmen.train.rl.watcher import Gathered, RLWatcher
 from fulmen.train.rl.windows import LengthWindow
 from fulmen.train.schedule import ScheduleConfig
 from fulmen.train.state import (
@@ -54,10 +67,10 @@ class TrainerConfig:
     num_steps: int
     """Batches that are rolled out and trained on"""
     num_groups: int = 32
-    """Groups of a batch, each of which has two different rewards; see dynamic_sampling"""
+    """Groups of a batch, each of which has an advantage; see dynamic_sampling"""
     dynamic_sampling: bool = True
-    """Leave out groups whose rewards are all the same, and roll out others in their place; False
-    trains on whatever came"""
+    """Leave out groups without an advantage, most of which have rewards that are all the same, and
+    roll out others in their place; False trains on whatever came"""
     max_refills: int = 3
     """Rounds of rollouts after the first, to fill a batch"""
     max_idle_steps: int = 5
@@ -79,52 +92,6 @@ class TrainerConfig:
             ("keep", 1),
         ):
             check_whole(name, getattr(self, name), least, 2**40)
-
-
-@dataclass(slots=True)
-class Gathered:
-    """Groups that were rolled out until a batch was full, and counts of the others."""
-
-    groups: list[Group] = field(default_factory=list)
-    """Groups that are trained on"""
-    seen: list[Group] = field(default_factory=list)
-    """All of them"""
-    num_rounds: int = 0
-    num_alike: int = 0
-    """Groups left out because all their rewards are the same"""
-    num_dropped: int = 0
-    """Groups left out because fewer than two of their rollouts came to anything"""
-    failures: Counter[str] = field(default_factory=Counter)
-    num_tokens: int = 0
-    max_tokens: int = 0
-    """Most tokens that an answer could have"""
-
-    def add(self, rolled: RolledOut, *, keeps_all: bool) -> None:
-        """Take one more round."""
-        kept = [one for one in rolled.groups if keeps_all or one.has_variance]
-        self.groups += kept
-        self.seen += rolled.groups
-        self.num_rounds += 1
-        self.num_alike += len(rolled.groups) - len(kept)
-        self.num_dropped += rolled.num_dropped_groups
-        self.failures += rolled.failures
-        self.num_tokens += rolled.num_tokens
-
-
-class Watcher(Protocol):
-    """Somebody who sees a run, as it happens."""
-
-    def gathered(self, gathered: Gathered, wanted: int) -> None:
-        """See how far a batch is filled, after each round."""
-
-    def stepped(self, step: int, record: Mapping[str, Any], text: str) -> None:
-        """See a step's numbers, and one of its samples."""
-
-    def probed(self, step: int, rates: Mapping[str, float]) -> None:
-        """See how good the policy is at each claimed environment."""
-
-    def said(self, sentence: str) -> None:
-        """See what else there is to say."""
 
 
 class TrainingError(Exception):
@@ -150,10 +117,10 @@ class Trainer:
         schedule: ScheduleConfig | None = None,
         window: LengthWindow | None = None,
         probe: Probe | None = None,
-        watcher: Watcher | None = None,
+        watcher: RLWatcher | None = None,
         beside: Sequence[Path] = (),
     ) -> None:
-        """model   plain and trainable; rollouts have a copy of it
+        """model   plain and trainable; rollouts are given its weights
         folder  of the run: states and metrics.jsonl
         beside  files copied into each saved model, such as its tokenizer
         """
@@ -172,7 +139,7 @@ class Trainer:
         self._schedule = schedule or ScheduleConfig(unit="steps")
         self._window = window
         self._probe = probe
-        self._watcher = watcher
+        self._watcher = watcher or RLWatcher()
         self._beside = {file.name: file.read_bytes() for file in beside}
         self._num_idle = 0
         self._num_tokens = 0
@@ -206,18 +173,19 @@ class Trainer:
         self._seconds = {}
         with self._timed("rollout"):
             gathered = self._gather()  # draw, roll out, score, refill
+        factor = self._schedule.factor(self._place(gathered))
         updates = list[Updated]()
         with self._timed("update"):
             for rows in self._minibatches(gathered.groups):  # advantages, and what a token counts
-                updates.append(self._update(rows, is_first=not updates))
+                updates.append(self._update(rows, factor, is_first=not updates))
         with self._timed("publish"):
             if updates:
                 self._rollouts.load_weights(self.model)
         self._learn(gathered, has_update=bool(updates))
         self.num_steps += 1
-        record = self._record(gathered, updates)  # diagnose
+        record = self._record(gathered, updates, factor)  # diagnose
         self._tell(record, gathered)
-        if self._probe is not None and self.num_steps % self._probe.config.every == 0:
+        if self._has_probe():
             record["probe"] = self._ask_all()
         if self._is_due():
             self._save(is_good=False)
@@ -239,21 +207,29 @@ class Trainer:
                 group_size=self._sampling.group_size,
                 seed=derive_seed(self.config.seed, self.num_steps, gathered.num_rounds),
                 max_tokens=gathered.max_tokens,
+                on_progress=self._watcher.drawing,
             )
-            gathered.add(rolled, keeps_all=not self.config.dynamic_sampling)
-            if self._watcher is not None:
-                self._watcher.gathered(gathered, wanted)
+            informative = [one for one in rolled.groups if self._is_informative(one)]
+            gathered.add(rolled, informative, keeps_all=not self.config.dynamic_sampling)
+            self._watcher.gathered(gathered, wanted)
             if not self.config.dynamic_sampling:
                 break
         return gathered
+
+    def _is_informative(self, group: Group) -> bool:
+        (values,) = advantages_of([group], self._advantages, self._objective.algorithm)
+        return is_informative(group, values, self._batch)
 
     def _minibatches(self, groups: Sequence[Group]) -> list[list[Row]]:
         """Return the rows of each update; none if too few groups say anything."""
         advantages = advantages_of(groups, self._advantages, self._objective.algorithm)
         return minibatches(groups, advantages, self._batch, self._objective.rule)
 
-    def _update(self, rows: Sequence[Row], *, is_first: bool) -> "Updated":
-        """Make one update, the gradient of all micro-batches together."""
+    def _update(self, rows: Sequence[Row], factor: float, *, is_first: bool) -> "Updated":
+        """Make one update, the gradient of all micro-batches together.
+
+        factor  of the learning rate
+        """
         record, seen = UpdateRecord(), _Seen()
         for micro in micro_batches(rows, self._batch.max_tokens):
             scores = self.model.target_scores(micro.packed, micro.targets)
@@ -263,11 +239,22 @@ class Trainer:
             parts.loss.backward()  # type: ignore[no-untyped-call]
             record.add(parts, micro.streams, scores.entropy)
         mismatch = seen.compare() if is_first else None
-        if mismatch is not None and self._sampling.exact:
-            check_on_policy(mismatch)  # before anything has moved
-        norm = self._optimizer.step(self._schedule.factor(self._place()))
+        if mismatch is not None:
+            self._judge(mismatch)  # before anything has moved
+        norm = self._optimizer.step(factor)
         self._optimizer.zero_grad()
         return Updated(norm, record.numbers(), mismatch)
+
+    def _judge(self, mismatch: Mismatch) -> None:
+        """End an exact run that is not on-policy; say where the sampler of another is far off."""
+        if self._sampling.exact:
+            check_on_policy(mismatch)
+        elif mismatch.is_alarming:
+            self._watcher.said(
+                f"step {self.num_steps + 1}: probabilities of sampler and trainer correlate by "
+                f"{mismatch.correlation:.3f}, below {ALARM_CORRELATION} they are two models: does "
+                "the sampler have these weights, and a head in float32?"
+            )
 
     def _learn(self, gathered: Gathered, *, has_update: bool) -> None:
         """Let curriculum and window see the batch."""
@@ -275,20 +262,37 @@ class Trainer:
         if self._window is not None and self._window.record(
             sample for group in gathered.seen for sample in group.samples
         ):
-            self._say(f"answers may have {self._window.limit:,} tokens from now on")
+            self._watcher.said(f"answers may have {self._window.limit:,} tokens from now on")
         self._num_tokens += gathered.num_tokens
         self._num_idle = 0 if has_update else self._num_idle + 1
+
+    def _has_probe(self) -> bool:
+        if self._probe is None:
+            return False
+        is_last = self.num_steps == self.config.num_steps
+        return is_last or self.num_steps % self._probe.config.every == 0
 
     def _ask_all(self) -> dict[str, float]:
         """Probe all claimed tasks; save the weights as good if none got worse, else go back."""
         assert self._probe is not None
-        found = self._probe.run(self._rollouts, max_tokens=self._max_tokens)
-        self._metrics.write("probe", self.num_steps, found.rates)
-        if self._watcher is not None:
-            self._watcher.probed(self.num_steps, found.rates)
+        self._watcher.said(f"probing after step {self.num_steps}")
+        found = self._probe.run(
+            self._rollouts, max_tokens=self._max_tokens, on_progress=self._watcher.drawing
+        )
+        values = {**found.rates, "failures": dict(found.failures)}
+        self._metrics.write("probe", self.num_steps, values)
+        self._watcher.probed(self.num_steps, found.rates)
+        if found.failures:
+            self._watcher.said(f"of the probe's answers {_counted(found.failures)} failed")
         if found.fallen is not None:
             self._go_back(found.fallen)
-        self._save(is_good=True)
+        if found.missing:
+            self._watcher.said(
+                f"step {self.num_steps} does not count as good, nothing is known of "
+                f"{', '.join(found.missing)}"
+            )
+        else:
+            self._save(is_good=True)
         return found.rates
 
     def _go_back(self, fallen: str) -> None:
@@ -298,7 +302,9 @@ class Trainer:
         load_state(state, model=self.model, optimizer=self._optimizer)
         self._rollouts.load_weights(self.model)
         self._probe.num_returns += 1
-        self._say(f"step {self.num_steps}: {fallen}, the weights of step {self._good} are back")
+        self._watcher.said(
+            f"step {self.num_steps}: {fallen}, the weights of step {self._good} are back"
+        )
         if self._probe.num_returns > self._probe.config.max_returns:
             raise TrainingError(
                 f"the probe sent the run back {self._probe.num_returns} times: lower the learning "
@@ -307,20 +313,23 @@ class Trainer:
 
     # ---- numbers -------------------------------------------------------------------------------
 
-    def _record(self, gathered: Gathered, updates: "Sequence[Updated]") -> dict[str, Any]:
+    def _record(
+        self, gathered: Gathered, updates: "Sequence[Updated]", factor: float
+    ) -> dict[str, Any]:
         """Return the step's numbers: first those of all that was rolled out, then the updates'."""
         first = updates[0].mismatch if updates else None
         return {
             "policy_version": self._rollouts.policy_version,
             **describe(gathered.seen),
+            **self._curriculum.numbers(),
             "groups_used": len(gathered.groups),
-            "groups_alike": gathered.num_alike,
+            "groups_idle": gathered.num_idle,
             "groups_dropped": gathered.num_dropped,
             "rounds": gathered.num_rounds,
             "failures": dict(gathered.failures),
             "max_tokens": gathered.max_tokens,
             "updates": len(updates),
-            "rate": self._schedule.factor(self._place()),
+            "rate": factor,
             "grad_norm": _mean([one.norm for one in updates]),
             **_summed([one.numbers for one in updates]),
             "mismatch": {} if first is None else first.numbers(),
@@ -331,21 +340,20 @@ class Trainer:
 
     def _tell(self, record: dict[str, Any], gathered: Gathered) -> None:
         self._metrics.write("step", self.num_steps, record)
-        if not gathered.seen:
-            return
-        group = gathered.seen[self.num_steps % len(gathered.seen)]
-        sample = max(group.samples, key=lambda one: one.reward)
-        text = self._rollouts.text(sample)
-        self._metrics.write("sample", self.num_steps, {"text": text, "reward": sample.reward})
-        if self._watcher is not None:
-            self._watcher.stepped(self.num_steps, record, text)
+        text = ""
+        if gathered.seen:
+            group = gathered.seen[self.num_steps % len(gathered.seen)]
+            sample = max(group.samples, key=lambda one: one.reward)
+            text = self._rollouts.text(sample)
+            self._metrics.write("sample", self.num_steps, {"text": text, "reward": sample.reward})
+        self._watcher.stepped(self.num_steps, record, text)
 
     def _end_if_idle(self, gathered: Gathered) -> None:
         if self._num_idle == 0:
             return
-        self._say(
-            f"step {self.num_steps} made no update: {len(gathered.groups)} groups of "
-            f"{len(gathered.seen)} have two different rewards, {self._batch.min_groups} are needed"
+        self._watcher.said(
+            f"step {self.num_steps} made no update: {gathered.num_informative} groups of "
+            f"{len(gathered.seen)} have an advantage, {self._batch.min_groups} are needed"
         )
         if self._num_idle >= self.config.max_idle_steps:
             raise TrainingError(
@@ -357,13 +365,11 @@ class Trainer:
     def _max_tokens(self) -> int:
         return self._sampling.max_tokens if self._window is None else self._window.limit
 
-    def _place(self) -> int:
-        """Return how far the run has come, in the schedule's unit."""
-        return self._num_tokens if self._schedule.unit == "tokens" else self.num_steps + 1
-
-    def _say(self, sentence: str) -> None:
-        if self._watcher is not None:
-            self._watcher.said(sentence)
+    def _place(self, gathered: Gathered) -> int:
+        """Return where the step at hand ends, in the schedule's unit."""
+        if self._schedule.unit == "tokens":
+            return self._num_tokens + gathered.num_tokens
+        return self.num_steps + 1
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
@@ -406,6 +412,7 @@ class Trainer:
     def _resume(self) -> None:
         state = latest_state(self._folder)
         if state is None:
+            self._rollouts.load_weights(self.model, policy_version=0)  # whatever they drew with
             return
         values: Any = load_state(state, model=self.model, optimizer=self._optimizer)
         self.num_steps = self._saved = int(values["step"])
@@ -418,7 +425,7 @@ class Trainer:
         if self._probe is not None and values["probe"] is not None:
             self._probe.load_state(values["probe"])
         self._rollouts.load_weights(self.model, policy_version=int(values["policy_version"]))
-        self._say(f"the run goes on after step {self.num_steps}")
+        self._watcher.said(f"the run goes on after step {self.num_steps}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -469,6 +476,11 @@ def check_on_policy(mismatch: Mismatch) -> None:
             "engine does not hold the trainer's weights, or computes otherwise (set exact to false "
             "to train all the same)"
         )
+
+
+def _counted(failures: Mapping[str, int]) -> str:
+    """Return how often each kind came."""
+    return ", ".join(f"{count} ({kind})" for kind, count in failures.items())
 
 
 def _summed(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
