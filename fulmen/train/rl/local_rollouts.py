@@ -129,6 +129,7 @@ class LocalRollouts:
                 found = self._asked(place, draw, tuple(params))
             except Exception as error:  # one task, which never takes the others down
                 outcomes[place] = [Failure(type(error).__name__, str(error))] * group_size
+                meter.num_ended += group_size
                 continue
             if found is not None:
                 asked.append(found)
