@@ -191,7 +191,7 @@ class Row:
     dtype: str
     threads: int
     gflop: float
-    """Of a step."""
+    """Arithmetic of one step, in units of 10^9 operations."""
     floor_seconds: Spread
     step_seconds: Spread
     forward_seconds: float

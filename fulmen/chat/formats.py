@@ -63,7 +63,7 @@ def load_format(folder: str | Path, *, model_type: str | None = None) -> ChatFor
         raise ValueError(f"{folder} is not a folder, it must hold a checkpoint")
     tokenizer_config = read_json_if_present(folder / "tokenizer_config.json")
     template = _read_template(folder, tokenizer_config)
-    config = {"model_type": model_type}
+    config: dict[str, object] = {"model_type": model_type}
     if model_type is None:
         config = read_json_if_present(folder / "config.json")
     for name in names_in(config):

@@ -158,7 +158,8 @@ class Player:
                 "out of time",
                 f"there was no score after {seconds:.0f} seconds, see limits.trajectory_seconds",
             )
-        if trajectory.end == "seconds" and not trajectory.steps:
+        has_begun = any(step.answer.sampled is not None for step in trajectory.steps)
+        if trajectory.end == "seconds" and not has_begun:
             return Failure(
                 "no answer",
                 f"{self._name} gave no answer within {limits.trajectory_seconds:g} seconds "
