@@ -71,9 +71,10 @@ def check_not_empty(messages: Sequence[object]) -> None:
 
 def read_tools(tools: Tools) -> tuple[Tool, ...]:
     """Read tools in OpenAI's form, flat, Anthropic's, or ours; ValueError for what is no tool."""
-    if isinstance(tools, str | Mapping) or not isinstance(tools or (), Iterable):
-        raise ValueError(f"tools is of type {type(tools).__name__}, it must be a list")
-    return tuple(tool if isinstance(tool, Tool) else _read_tool(tool) for tool in tools or ())
+    given = tools or ()
+    if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
+        raise ValueError(f"tools is of type {type(given).__name__}, it must be a list")
+    return tuple(tool if isinstance(tool, Tool) else _read_tool(tool) for tool in given)
 
 
 def read_arguments(arguments: object, name: str) -> dict[str, Any]:

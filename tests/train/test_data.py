@@ -136,7 +136,7 @@ def test_a_source_has_another_fingerprint_when_its_bytes_change(tmp_path: Path) 
     for name, line in (("a.txt", "abc"), ("a.jsonl", '{"text": "abc"}')):
         file = tmp_path / name
         found = set()
-        for content in (line, f"{line}\n", line.replace("b", "x"), line):
+        for content in (line, f"{line}\n", line.replace("b", "xyz"), line):
             file.write_text(content)
             found.add(open_source(TaskConfig(files=(file,)), 0).fingerprint)
         assert len(found) == 3
