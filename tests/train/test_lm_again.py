@@ -79,7 +79,8 @@ def test_the_state_of_another_run_gives_weights_and_cursors_and_no_place(tmp_pat
     assert other.mixture.state()["streams"] == first.mixture.state()["streams"]
     assert other.run()
     other.close()
-    assert (other.num_steps, other.model_folder.is_dir()) == (6, True)
+    assert other.num_tokens >= 1200
+    assert other.model_folder.is_dir()
 
 
 class Breaker(Watcher):
