@@ -158,20 +158,21 @@ class Player:
                 "out of time",
                 f"there was no score after {seconds:.0f} seconds, see limits.trajectory_seconds",
             )
-        has_begun = any(step.answer.sampled is not None for step in trajectory.steps)
-        if trajectory.end == "seconds" and not has_begun:
-            return Failure(
-                "no answer",
-                f"{self._name} gave no answer within {limits.trajectory_seconds:g} seconds "
-                "(limits.trajectory_seconds)",
-            )
-        return sample_of(
+        outcome = sample_of(
             trajectory,
             environment=play.environment,
             task_index=play.task_index,
             policy_version=policy_version,
             version_before=version_before,
         )
+        is_late = time.monotonic() - begin >= limits.trajectory_seconds
+        if isinstance(outcome, Failure) and is_late and outcome.reason in ("no ids", "no answer"):
+            return Failure(
+                "no answer",
+                f"{self._name} gave no answer within {limits.trajectory_seconds:g} seconds "
+                "(limits.trajectory_seconds)",
+            )
+        return outcome
 
 
 class _Seeded:
