@@ -92,8 +92,8 @@ def save_state(
 
 @contextmanager
 def run_lock(run: Path) -> Iterator[None]:
-    """Keep other processes out of a run's folder, which is made if it is missing. Raises ValueError
-    where another process has it."""
+    """Keep other processes out of a run's folder, which is made if it is missing, and put a state
+    back that a killed save was replacing. Raises ValueError where another process has it."""
     run.mkdir(parents=True, exist_ok=True)
     descriptor = None if fcntl is None else os.open(run, os.O_RDONLY)
     try:
@@ -104,6 +104,7 @@ def run_lock(run: Path) -> Iterator[None]:
                 raise ValueError(
                     f"{run} is in use by another process, wait for it or give out another folder"
                 ) from None
+        _put_back(run / STATES)
         try:
             yield
         finally:
@@ -114,15 +115,20 @@ def run_lock(run: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
+def _put_back(folder: Path) -> None:
+    """Give states their names again whose save was killed between its two renames. Only who holds
+    the run may: another's save may stand there just now."""
+    for old in folder.glob(f".step-*{_REPLACED}"):
+        target = folder / old.name.removeprefix(".").removesuffix(_REPLACED)
+        if not target.exists():
+            old.rename(target)
+
+
 def list_states(run: Path) -> list[Path]:
     """Return the states of a run, oldest first."""
     folder = run / STATES
     if not folder.is_dir():
         return []
-    for old in folder.glob(f".step-*{_REPLACED}"):
-        target = folder / old.name.removeprefix(".").removesuffix(_REPLACED)
-        if not target.exists():  # a save was killed between its two renames
-            old.rename(target)
     return sorted(filter(lambda each: _NAME.fullmatch(each.name), folder.iterdir()), key=step_of)
 
 

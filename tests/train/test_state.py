@@ -92,7 +92,9 @@ def test_a_state_that_was_to_be_replaced_when_a_save_was_killed_comes_back(tmp_p
     model, optimizer = trained()
     state = save_state(tmp_path, 3, model=model, optimizer=optimizer, values={"first": True})
     state.rename(state.with_name(".step-00000003.replaced"))
-    assert latest_state(tmp_path) == state
+    assert latest_state(tmp_path) is None  # its process may still be at it
+    with run_lock(tmp_path):
+        assert latest_state(tmp_path) == state
     assert read_values(state)["first"]
     state.rename(state.with_name(".step-00000003.replaced"))
     save_state(tmp_path, 3, model=model, optimizer=optimizer, values={"first": False})
