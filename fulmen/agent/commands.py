@@ -13,7 +13,7 @@ import os.path
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from time import monotonic
+from time import thread_time
 from typing import TYPE_CHECKING, Any, Final
 
 from fulmen.agent.expansions import (
@@ -37,6 +37,7 @@ MAX_COMMANDS: Final = 2_000
 _MAX_TEXTS: Final = 4
 """Deepest nesting of texts within texts, such as bash -c 'eval "ls"'"""
 _MAX_SECONDS: Final = 2.0
+"""Longest reading, in this thread's own time: a busy machine makes no other verdict"""
 _MAX_FOLDERS: Final = 8
 
 
@@ -64,7 +65,7 @@ def read_script(text: str, folder: str) -> Script:
     nothing but the reason, in `unknown`.
     """
     try:
-        return _Reader(text, frozenset((folder,)), deadline=monotonic() + _MAX_SECONDS).read()
+        return _Reader(text, frozenset((folder,)), deadline=thread_time() + _MAX_SECONDS).read()
     except Unreadable as error:
         return Script(unknown=[str(error)])
 
@@ -150,7 +151,7 @@ class _Reader(WordReader):
     def _visit(self, node: "Node", level: int) -> None:
         if level > MAX_DEPTH:
             raise Unreadable("the command is nested too deeply")
-        if monotonic() > self.deadline or len(self.script.commands) > MAX_COMMANDS:
+        if thread_time() > self.deadline or len(self.script.commands) > MAX_COMMANDS:
             raise Unreadable("the command is too long to be read in time")
         self.check_gaps(node)
         kind = node.type
@@ -434,7 +435,7 @@ class _Reader(WordReader):
         started = started_by(command, self.piped)
         if started is None:
             return command
-        if depth > 8 or monotonic() > self.deadline:
+        if depth > 8 or thread_time() > self.deadline:
             raise Unreadable("programs start each other too deeply")
         inner: list[Command] = []
         for words in started.commands:
