@@ -58,15 +58,15 @@ def save_state(
     keep    number of states that stay, the newest; None keeps all
     beside  files written into the model's folder by name, such as tokenizer.json
 
-    An OSError names the folder of the run; then nothing new is in it.
+    Only who holds the `run_lock` may. An OSError names the folder of the run; then nothing new is
+    in it.
     """
     folder = run / STATES
     target = folder / f"step-{step:08}"
     aside = folder / f".{target.name}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        list_states(run)  # puts back what a killed save had put aside
-        _remove_strays(folder)
+        _remove_strays(folder, parts_only=True)
         aside.mkdir()
         save_model(model, aside / _MODEL)
         for name, data in (beside or {}).items():
@@ -80,6 +80,7 @@ def save_state(
         _sync_entry(folder)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
+        _put_back(folder)
         if full_reason(error) is None:
             raise
         raise OSError(error.errno, error.strerror, str(target)) from error
@@ -94,25 +95,39 @@ def save_state(
 def run_lock(run: Path) -> Iterator[None]:
     """Keep other processes out of a run's folder, which is made if it is missing, and put a state
     back that a killed save was replacing. Raises ValueError where another process has it."""
-    run.mkdir(parents=True, exist_ok=True)
-    descriptor = None if fcntl is None else os.open(run, os.O_RDONLY)
+    made = [folder for folder in (run, *run.parents) if not folder.exists()]
+    descriptor = _locked(run)
     try:
-        if fcntl is not None and descriptor is not None:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(
-                    f"{run} is in use by another process, wait for it or give out another folder"
-                ) from None
         _put_back(run / STATES)
-        try:
-            yield
-        finally:
-            with suppress(OSError):
-                run.rmdir()  # only where nothing was written
+        yield
     finally:
+        with suppress(OSError):  # only where nothing was written
+            for folder in made or [run]:
+                folder.rmdir()
         if descriptor is not None:
             os.close(descriptor)
+
+
+def _locked(run: Path) -> int | None:
+    """Return the descriptor that holds a folder, which is made; None where there are no locks."""
+    while True:
+        run.mkdir(parents=True, exist_ok=True)
+        if fcntl is None:
+            return None
+        try:
+            descriptor = os.open(run, os.O_RDONLY)
+        except FileNotFoundError:  # deleted meanwhile by who held it
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if run.exists() and os.path.samestat(os.fstat(descriptor), run.stat()):
+                return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            raise ValueError(
+                f"{run} is in use by another process, wait for it or give out another folder"
+            ) from None
+        os.close(descriptor)  # of a folder that was deleted meanwhile
 
 
 def _put_back(folder: Path) -> None:
@@ -274,7 +289,11 @@ def _sync_entry(path: Path) -> None:
         os.close(descriptor)
 
 
-def _remove_strays(folder: Path) -> None:
-    """Delete what an interrupted save or deletion left."""
-    for path in (*folder.glob(".step-*.part"), *folder.glob(f".step-*{_REPLACED}")):
+def _remove_strays(folder: Path, *, parts_only: bool = False) -> None:
+    """Delete what an interrupted save or deletion left.
+
+    parts_only  leave states that were replaced: the ones in their places may not be there yet
+    """
+    replaced = () if parts_only else folder.glob(f".step-*{_REPLACED}")
+    for path in (*folder.glob(".step-*.part"), *replaced):
         shutil.rmtree(path, ignore_errors=True)

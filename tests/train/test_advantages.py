@@ -84,6 +84,7 @@ def test_a_long_right_answer_counts_less_than_a_short_one() -> None:
     ("changes", "message"),
     [
         ({"overlong_buffer": 10}, "without an overlong_limit"),
+        ({"overlong_limit": -5}, "overlong_limit is -5, it must be at least 1"),
         ({"overlong_limit": 10, "overlong_buffer": 10}, "at least 0 and below overlong_limit"),
         ({"overlong_limit": 10, "overlong_penalty": -1.0}, "must be at least 0"),
         ({"overlong_penalty": 0.5}, "overlong_penalty is 0.5 without an overlong_limit"),

@@ -208,6 +208,23 @@ def test_a_spoilt_state_is_one_sentence(spoil: Callable[[dict[str, Any]], None])
     assert found.state() == before
 
 
+def test_a_state_of_other_tasks_is_refused_and_changes_nothing() -> None:
+    def made(fingerprint: str, count: int) -> Curriculum:
+        counts = {"book": count}
+        return Curriculum(
+            [BOOK], CurriculumConfig(), num_tasks=counts, seed=0, fingerprints={"book": fingerprint}
+        )
+
+    first = made("a", 9)
+    first.record(outcome(one, 2) for one in first.draw(9))
+    made("a", 9).load_state(first.state())
+    for other in (made("b", 9), made("b", 3)):
+        before = other.state()
+        with pytest.raises(ValueError, match="book has other tasks than the run began with"):
+            other.load_state(first.state())
+        assert other.state() == before
+
+
 def test_a_source_that_came_later_begins_anew() -> None:
     old = curriculum([BOOK])
     old.record(outcome(one, 2) for one in old.draw(9))

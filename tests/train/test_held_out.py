@@ -71,6 +71,24 @@ def test_few_endless_tasks_leave_half_for_training() -> None:
     assert not found.has("few", 0)
 
 
+def test_an_environment_whose_tasks_cannot_be_made_says_why() -> None:
+    class Broken(RandomIds):
+        def task(self, index: int) -> RandomTask:
+            raise OSError("the words are gone")
+
+    with pytest.raises(ValueError, match="no task that can be made, the last with: the words are"):
+        HeldOut({}, {"broken": Broken()}, 9)
+
+
+def test_a_file_that_changed_has_another_fingerprint(tmp_path: Path) -> None:
+    own = questions(tmp_path, 20)
+    assert list(HeldOut({"endless": RandomIds()}, {}, 0).fingerprints) == []
+    first = HeldOut({"book": own}, {"book": own}, 9).fingerprints["book"]
+    assert HeldOut({"book": own}, {}, 0).fingerprints == {"book": first}
+    more = questions(tmp_path, 21)
+    assert HeldOut({"book": more}, {}, 0).fingerprints["book"] != first
+
+
 def test_one_task_cannot_be_held_out_and_trained_on(tmp_path: Path) -> None:
     two = questions(tmp_path, 2)
     assert len(HeldOut({"two": two}, {"two": two}, 9).indices["two"]) == 1

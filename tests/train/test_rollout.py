@@ -3,8 +3,10 @@
 import asyncio
 import math
 import socket
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +45,8 @@ from fulmen.train import (
     TrainerConfig,
     open_run,
 )
-from fulmen.train.rl.playing import sample_of
-from fulmen.train.rl.rollout import Failure, Outcome
+from fulmen.train.rl.playing import close_loop, gather_outcomes, sample_of
+from fulmen.train.rl.rollout import Failure, Outcome, check_any
 from tests.agent.working import FirstForced, m1_calls, m2_calls
 from tests.llm.upstream.fakes import Fake, running
 from tests.models.helpers import random_model
@@ -269,8 +271,8 @@ def test_a_rollout_that_fails_is_counted_and_leaves_its_group(tmp_path: Path) ->
     rolled = rollouts.roll_out(draws, group_size=2, seed=1, max_tokens=9)
     assert [one.task_index for one in rolled.groups] == [1]
     assert (rolled.num_dropped_groups, dict(rolled.failures)) == (2, {"OSError": 4})
-    with pytest.raises(RolloutError, match="all 2 rollouts failed, the last with: the judge is"):
-        rollouts.roll_out(draws[:1], group_size=2, seed=1, max_tokens=9)
+    assert rolled.num_samples == 2
+    assert rolled.last_error.startswith("the judge is")
     rollouts.close()
 
 
@@ -294,6 +296,9 @@ def test_a_history_that_does_not_go_on_is_no_sample() -> None:
         trajectory.score = Score(1.0)
         return sample_of(trajectory, environment="tools", task_index=0, policy_version=0)
 
+    cut = step_of((1, 2), (3, 4))
+    cut = replace(cut, answer=replace(cut.answer, finish_reason="abort"))
+    assert found(cut) == Failure("no answer", "its last answer did not end: None")
     first = step_of((1, 2), (3, 4))
     whole = found(first, step_of((1, 2, 3, 4, 5), (6,)))
     assert isinstance(whole, Sample)
@@ -516,9 +521,11 @@ def test_a_server_that_stops_answering_is_named_with_the_limit(tmp_path: Path) -
             LimitsConfig(trajectory_seconds=0.5),
             folder=tmp_path / "published",
         )
-        with pytest.raises(RolloutError) as error:
-            rollouts.roll_out([Draw("sums", 0)], group_size=2, seed=1, max_tokens=20)
+        rolled = rollouts.roll_out([Draw("sums", 0)], group_size=2, seed=1, max_tokens=20)
         rollouts.close()
+    assert (rolled.groups, dict(rolled.failures)) == ([], {"no answer": 2})
+    with pytest.raises(RolloutError) as error:
+        check_any(rolled.num_samples, rolled.failures, rolled.last_error)
     assert str(error.value) == (
         f"all 2 rollouts failed, the last with: the server at {url} gave no answer within 0.5 "
         "seconds (limits.trajectory_seconds)"
@@ -539,3 +546,46 @@ def test_a_server_that_never_answers_is_one_sentence(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match="a run that samples there is not exact: set exact to"):
         ServerRollouts(str(folder), url, {}, SamplingConfig(), folder=tmp_path / "out")
+
+
+def test_a_rollout_that_does_not_let_itself_be_cancelled_is_left_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fulmen.train.rl.playing._CANCEL_SECONDS", 0.05)
+    release = threading.Event()
+
+    async def stubborn() -> Outcome:
+        while not release.is_set():
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.01)
+        return Failure("late")
+
+    runner = asyncio.Runner()
+    found = runner.run(gather_outcomes([stubborn], LimitsConfig(), seconds=0.05))
+    assert [one.reason for one in found if isinstance(one, Failure)] == ["out of time"]
+    watchdog = threading.Timer(20, release.set)  # else a fault here would hang the suite
+    watchdog.start()
+    close_loop(runner)
+    watchdog.cancel()
+    assert not release.is_set()
+
+
+def test_a_long_prompt_that_is_refused_counts_once() -> None:
+    rollouts = LocalRollouts(
+        new_tiny("m2"),
+        {"random": RandomIds(lengths=(3, 150))},
+        SAMPLING,
+        engine_config=replace(SMALL, max_model_len=100),
+    )
+    seen = list[tuple[int, int]]()
+    rolled = rollouts.roll_out(
+        [Draw("random", index) for index in range(6)],
+        group_size=3,
+        seed=1,
+        max_tokens=9,
+        on_progress=lambda ended, total, speed: seen.append((ended, total)),
+    )
+    rollouts.close()
+    assert rolled.num_dropped_groups in range(1, 6)
+    assert dict(rolled.failures) == {"engine error": 3 * rolled.num_dropped_groups}
+    assert seen[-1] == (18, 18)

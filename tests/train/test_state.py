@@ -1,5 +1,7 @@
 """States: what goes out comes in, and what fails leaves the state before it."""
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -164,9 +166,50 @@ def test_a_run_in_use_is_refused_and_a_lock_leaves_no_empty_folder(tmp_path: Pat
     with run_lock(run):
         pass
     assert run.exists()
-    with run_lock(tmp_path / "b"):
+    with run_lock(tmp_path / "b/c/d"):
         pass
     assert not (tmp_path / "b").exists()
+
+
+def test_a_folder_that_is_deleted_while_it_is_locked_is_locked_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    real, calls = fcntl.flock, list[int]()
+
+    def flock(descriptor: int, operation: int) -> None:
+        if not calls:
+            run.rmdir()  # as another process does that held it and wrote nothing
+        calls.append(descriptor)
+        real(descriptor, operation)
+
+    monkeypatch.setattr("fulmen.train.state.fcntl.flock", flock)
+    with run_lock(run):
+        assert run.is_dir()
+        with pytest.raises(ValueError, match="is in use by another process"), run_lock(run):
+            pass
+    assert len(calls) == 3
+
+
+def test_a_rename_that_fails_leaves_the_state_that_was_to_be_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, optimizer = trained()
+    save_state(tmp_path, 3, model=model, optimizer=optimizer, values={"first": True})
+    real = Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        if self.name.endswith(".part"):
+            raise OSError(errno.EIO, "input/output error")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    for _ in range(2):
+        with pytest.raises(OSError, match="input/output"):
+            save_state(tmp_path, 3, model=model, optimizer=optimizer, values={"first": False})
+        state = latest_state(tmp_path)
+        assert state is not None
+        assert read_values(state)["first"]
 
 
 def test_a_state_without_its_optimizer_is_not_whole(tmp_path: Path) -> None:

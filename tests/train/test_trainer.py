@@ -1,5 +1,6 @@
 """The trainer: one policy that samples and is trained, states, refills, and what ends a run."""
 
+import json
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -329,10 +330,10 @@ def test_a_probe_without_an_answer_is_not_good_and_the_last_step_has_one(tmp_pat
         ),
         num_steps=3,
     )
-    trainer.run()
+    trainer.run(should_stop=lambda: trainer.num_steps == 2)
     assert latest_state(tmp_path) is not None
     assert trainer._good is None
-    assert [one["step"] for one in read_metrics(tmp_path, "probe")] == [0, 2, 3]
+    assert [one["step"] for one in read_metrics(tmp_path, "probe")] == [0, 2]
     assert read_metrics(tmp_path, "probe")[0]["failures"] == {"OSError": 8}
     assert seen.sentences[:3] == [
         "probing after step 0",
@@ -343,7 +344,98 @@ def test_a_probe_without_an_answer_is_not_good_and_the_last_step_has_one(tmp_pat
     trainer.run()
     assert trainer._good == 3
     assert lost.asked == [3] * 8  # a task comes again where there are too few
+    assert [one["step"] for one in read_metrics(tmp_path, "probe")] == [0, 2, 3]
     trainer.close()
+
+
+@dataclass
+class Broken(RandomIds):
+    """Tasks some of which cannot be made."""
+
+    broken: tuple[int, ...] = ()
+
+    def task(self, index: int) -> RandomTask:
+        if index in self.broken:
+            raise OSError("the judge is away")
+        return super().task(index)
+
+
+def test_a_broken_task_that_is_drawn_alone_ends_nothing(tmp_path: Path) -> None:
+    trainer = new_trainer(
+        new_tiny("m2"),
+        tmp_path,
+        environments={"random": Broken(broken=(3, 6))},
+        options={"num_groups": 6, "dynamic_sampling": True, "max_refills": 9},
+    )
+    record = trainer.step()
+    assert record["failures"] == {"OSError": 8}
+    assert record["groups_dropped"] == 2
+    assert record["groups_used"] == 6
+    assert record["rounds"] > 1
+    trainer.close()
+
+
+def test_a_run_without_any_answer_ends_and_says_why(tmp_path: Path) -> None:
+    environments = {"random": Broken(broken=tuple(range(99)))}
+    trainer = new_trainer(new_tiny("m2"), tmp_path, environments=environments)
+    with pytest.raises(RolloutError, match="all 24 rollouts failed, the last with: the judge is"):
+        trainer.step()
+    trainer.close()
+
+
+def test_steps_without_updates_end_a_run_with_their_reason(tmp_path: Path) -> None:
+    def sentence(environment: RandomIds, **options: Any) -> str:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        trainer = new_trainer(
+            new_tiny("m2"),
+            folder,
+            environments={"random": environment},
+            options={"max_idle_steps": 1, "max_refills": 0},
+            **options,
+        )
+        with pytest.raises(TrainingError) as error:
+            trainer.step()
+        trainer.close()
+        return str(error.value)
+
+    assert "these tasks are always or never passed" in sentence(RandomIds(reward=1.0))
+    assert "5 groups of the last batch lost their rollouts, 20 (OSError), the last with: the" in (
+        sentence(Broken(broken=(0, 1, 2, 3, 4)))
+    )
+    cut = sentence(RandomIds(end_ids=()), overlong="mask", max_tokens=4)
+    assert "0 groups had an advantage in answers whose loss is not masked, batch.min" in cut
+
+
+def test_of_a_probe_with_few_answers_nothing_is_known(tmp_path: Path) -> None:
+    some = Broken(reward=1.0, broken=(1, 2))
+    trainer = new_trainer(
+        new_tiny("m1"),
+        tmp_path,
+        environments={"random": RandomIds(), "held": some},
+        probe=Probe({"held": range(8)}, ProbeConfig(every=9, num_tasks=8, max_drop=0.6), seed=0),
+        num_steps=1,
+    )
+    trainer.run()
+    assert trainer._good is None
+    assert trainer._probe is not None
+    assert trainer._probe.state()["best"] == {}
+    some.broken = ()
+    trainer._ask_all()
+    assert trainer._good == 1
+    trainer.close()
+
+
+def test_a_state_that_is_not_whole_is_one_sentence(tmp_path: Path) -> None:
+    trainer = new_trainer(new_tiny("m1"), tmp_path, num_steps=1)
+    trainer.run()
+    trainer.close()
+    state = latest_state(tmp_path)
+    assert state is not None
+    values = json.loads((state / "state.json").read_text())
+    del values["num_idle"]
+    (state / "state.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match="is not the state of such a run: it has no 'num_idle'"):
+        new_trainer(new_tiny("m1"), tmp_path)
 
 
 def test_a_probe_that_chance_alone_would_send_back_is_refused() -> None:
@@ -359,7 +451,10 @@ def test_a_probe_that_chance_alone_would_send_back_is_refused() -> None:
 def test_answers_that_do_not_end_in_time_are_one_sentence(tmp_path: Path) -> None:
     limits = LimitsConfig(batch_seconds=1e-9)
     trainer = new_trainer(new_tiny("m2"), tmp_path, limits=limits)
-    with pytest.raises(RolloutError, match="none of 24 answers ended within 1e-09 seconds"):
+    with pytest.raises(
+        RolloutError,
+        match="all 24 rollouts failed, the last with: it had not ended after 1e-09 seconds",
+    ):
         trainer.step()
     assert not rollouts_of(trainer).engine.has_unfinished
     trainer.close()

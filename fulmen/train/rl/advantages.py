@@ -47,6 +47,8 @@ class AdvantageConfig:
                     f"overlong_buffer is {self.overlong_buffer} without an overlong_limit that it "
                     "lies before"
                 )
+        elif self.overlong_limit < 1:
+            raise ValueError(f"overlong_limit is {self.overlong_limit}, it must be at least 1")
         elif not 0 <= self.overlong_buffer < self.overlong_limit:
             raise ValueError(
                 f"overlong_buffer is {self.overlong_buffer}, it must be at least 0 and below "

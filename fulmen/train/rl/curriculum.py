@@ -126,6 +126,9 @@ class _Level:
     """Pass rates of its last groups"""
     tasks: dict[int, float] = field(default_factory=dict)
     """Last pass rate of each task that was seen; only where tasks come again"""
+    fingerprint: str | None = None
+    """Hash of all its tasks, which must be the same when a run goes on; None where it is not
+    known"""
 
 
 class Curriculum:
@@ -139,11 +142,13 @@ class Curriculum:
         num_tasks: Mapping[str, int | None],
         seed: int,
         is_held_out: Callable[[str, int], bool] = lambda environment, index: False,
+        fingerprints: Mapping[str, str] | None = None,
     ) -> None:
         """Begin at the first level of every source.
 
         num_tasks    tasks of each environment; None: no end, and each is drawn once
         is_held_out  tells of a task, by environment and index, that it is never to be drawn
+        fingerprints hashes of the tasks of environments that could change, such as files
 
         Raises ValueError for sources that share an environment, or have no tasks.
         """
@@ -166,7 +171,7 @@ class Curriculum:
                         f"the environment {name} has no tasks"
                         + (" that are not held out for the probe" if count else "")
                     )
-            self._levels[name] = _Level(indices)
+            self._levels[name] = _Level(indices, fingerprint=(fingerprints or {}).get(name))
         self._heights = dict.fromkeys((source.name for source in sources), 0)
         self._seed = seed
         self._num_drawn = 0
@@ -310,6 +315,7 @@ class Curriculum:
                     "next_index": level.next_index,
                     "window": list(level.window),
                     "tasks": [[index, rate] for index, rate in sorted(level.tasks.items())],
+                    "fingerprint": level.fingerprint,
                 }
                 for name, level in self._levels.items()
             },
@@ -323,16 +329,27 @@ class Curriculum:
         try:
             environments, heights = dict(state["environments"]), dict(state["heights"])
             counts = [_count(state[name]) for name in ("num_drawn", "num_batches")]
+            known = {name: one for name, one in environments.items() if name in self._levels}
+            changed = [
+                name
+                for name, one in known.items()
+                if one["fingerprint"] not in (None, self._levels[name].fingerprint)
+            ]
             levels = {
-                name: _read_level(one, self._levels[name].indices)
-                for name, one in environments.items()
-                if name in self._levels
+                name: _read_level(one, self._levels[name])
+                for name, one in known.items()
+                if name not in changed
             }
             for source in self._sources:
                 if _count(heights.get(source.name, 0)) >= len(source.levels):
                     raise ValueError(f"{source.name} has no level {heights[source.name]}")
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"the state is not that of a curriculum: {error}") from error
+        if changed:
+            raise ValueError(
+                f"{changed[0]} has other tasks than the run began with: give it back what it had, "
+                "or choose another folder"
+            )
         if gone := sorted({*environments, *heights} - set(self._levels)):
             raise ValueError(f"the state knows the environment {gone[0]}, which no source has")
         self._num_drawn, self._num_batches = counts
@@ -340,12 +357,13 @@ class Curriculum:
         self._heights |= heights
 
 
-def _read_level(state: Mapping[str, Any], indices: tuple[int, ...] | None) -> _Level:
+def _read_level(state: Mapping[str, Any], now: _Level) -> _Level:
+    indices = now.indices
     tasks = {_count(index): _rate(rate) for index, rate in state["tasks"]}
     if gone := sorted(tasks.keys() - {*(indices or ())}):
         raise ValueError(f"there is no task {gone[-1]} that is drawn again")
     window = deque(_rate(rate) for rate in state["window"])
-    return _Level(indices, _count(state["next_index"]), window, tasks)
+    return _Level(indices, _count(state["next_index"]), window, tasks, now.fingerprint)
 
 
 def _count(value: object) -> int:

@@ -15,12 +15,13 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Final
 
 import torch
 from torch import Tensor
 
+from fulmen.train.rl.batch import MicroBatch
 from fulmen.train.rl.objective import LossParts, Streams
 from fulmen.train.rl.samples import Group
 from fulmen.train.rl.windows import percentile
@@ -148,6 +149,36 @@ def _correlation(p: Tensor, q: Tensor) -> float | None:
     p, q = p - p.mean(), q - q.mean()
     spread = (p.square().sum() * q.square().sum()).sqrt().item()
     return (p * q).sum().item() / spread if spread > 0 else None
+
+
+class SeenMinibatch:
+    """Tokens of a minibatch as trainer and sampler see them, over its micro-batches."""
+
+    def __init__(self) -> None:
+        self._micros: list[MicroBatch] = []
+        self._logprobs: list[Tensor] = []
+
+    def add(self, micro: MicroBatch, logprobs: Tensor) -> None:
+        """Add a micro-batch, with the trainer's log-probability of each of its tokens."""
+        self._micros.append(micro)
+        self._logprobs.append(logprobs)
+
+    def compare(self) -> Mismatch | None:
+        """Return how the two differ; None for a minibatch without tokens."""
+        if not self._micros:
+            return None
+        starts = accumulate((len(one.rows) for one in self._micros), initial=0)
+        return compare(
+            torch.cat(self._logprobs),
+            torch.cat([one.streams.sampler_logprobs for one in self._micros]),
+            torch.cat([one.positions for one in self._micros]),
+            torch.cat(
+                [
+                    one.streams.sequences + start
+                    for one, start in zip(self._micros, starts, strict=False)
+                ]
+            ),
+        )
 
 
 class UpdateRecord:

@@ -33,6 +33,12 @@ class HeldOut:
         """
         self._trained = dict(trained)
         self._keys: set[int] = set()
+        self.fingerprints = {
+            name: _fingerprint(environment, environment.num_tasks)
+            for name, environment in trained.items()
+            if environment.num_tasks is not None
+        }
+        """Hash of all tasks of each finite environment in training, by which a change is seen"""
         self.indices = {
             name: self._keep(name, environment, count) for name, environment in probed.items()
         }
@@ -40,15 +46,22 @@ class HeldOut:
 
     def has(self, environment: str, index: int) -> bool:
         """Return True if a task of an environment in training is kept for the probe."""
-        return bool(self._keys) and _key_of(self._trained[environment], index) in self._keys
+        if not self._keys:
+            return False
+        key = _key_of(self._trained[environment], index)
+        return isinstance(key, int) and key in self._keys
 
     def _keep(self, name: str, environment: AnyEnvironment, count: int) -> tuple[int, ...]:
         """Keep tasks of an environment; return their indices."""
         places: dict[int, int] = {}
         asked = count if environment.num_tasks is None else environment.num_tasks
+        error = ""
         for index in range(asked):
-            if (key := _key_of(environment, index)) is not None:
+            key = _key_of(environment, index)
+            if isinstance(key, int):
                 places.setdefault(key, index)
+            else:
+                error = str(key) or type(key).__name__
         most = len(places)
         if name in self._trained:
             if environment.num_tasks is not None:
@@ -56,6 +69,8 @@ class HeldOut:
             elif most < asked:
                 most //= 2
         kept = sorted(places)[: min(most, count)]
+        if error and not places:
+            raise ValueError(f"{name} has no task that can be made, the last with: {error}")
         if not kept:
             raise ValueError(
                 f"{name} has {len(places)} different tasks, so none can be kept for the probe: "
@@ -65,11 +80,16 @@ class HeldOut:
         return tuple(sorted(places[key] for key in kept))
 
 
-def _key_of(environment: AnyEnvironment, index: int) -> int | None:
-    """Return the hash of a task's key; None for a task that cannot be made, whose rollouts are
-    counted as failures."""
+def _fingerprint(environment: AnyEnvironment, num_tasks: int) -> str:
+    keys = [_key_of(environment, index) for index in range(num_tasks)]
+    return f"{derive_seed([key if isinstance(key, int) else None for key in keys]):016x}"
+
+
+def _key_of(environment: AnyEnvironment, index: int) -> int | Exception:
+    """Return the hash of a task's key; the error for a task that cannot be made, whose rollouts
+    are counted as failures."""
     try:
         task: Task | TokenTask = environment.task(index)
         return derive_seed(task.key if isinstance(task, Task) else tuple(task.prompt_ids))
-    except Exception:  # one task, which fails again where it is asked
-        return None
+    except Exception as error:  # one task, which fails again where it is asked
+        return error

@@ -99,6 +99,21 @@ async def gather_outcomes(
     ]
 
 
+def close_loop(runner: asyncio.Runner) -> None:
+    """Close the event loop of a runner. What does not end when it is cancelled is left where it
+    stands after a while: `Runner.close` would wait for it without a limit."""
+    loop = runner.get_loop()
+    left = asyncio.all_tasks(loop)
+    for task in left:
+        task.cancel()
+    if left:
+        loop.run_until_complete(asyncio.wait(left, timeout=_CANCEL_SECONDS))
+    if any(not task.done() for task in left):
+        loop.close()
+    else:
+        runner.close()
+
+
 class Player:
     """Plays tasks on one model, many at once; for one event loop."""
 
@@ -231,6 +246,8 @@ def sample_of(
         versions += [policy_version if one is None else version_before + one for one in told]
     if not ids:
         return Failure("no answer", f"it ended before the first answer: {trajectory.end}")
+    if (reason := trajectory.steps[-1].answer.finish_reason) in ("abort", "error"):
+        return Failure("no answer", f"its last answer did not end: {trajectory.end}")
     assert trajectory.score is not None
     return Sample.of(
         ids,
@@ -238,7 +255,7 @@ def sample_of(
         policy_versions=versions,
         reward=trajectory.score.value,
         reward_parts=trajectory.score.parts,
-        finish_reason=trajectory.steps[-1].answer.finish_reason,
+        finish_reason=reason,
         environment=environment,
         task_index=task_index,
         num_turns=len(trajectory.steps),

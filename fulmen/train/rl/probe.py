@@ -12,11 +12,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
-from typing import Any
+from typing import Any, Final
 
 from fulmen.sampling import check_whole
 from fulmen.train.rl.curriculum import Draw
-from fulmen.train.rl.rollout import Progress, Rollouts
+from fulmen.train.rl.rollout import Progress, Rollouts, check_any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +47,10 @@ class ProbeConfig:
             )
 
 
+_LEAST_SHARE: Final = 0.9
+"""Part of an environment's answers that must come to something, or nothing is known of it"""
+
+
 def _noise(count: int) -> float:
     """Return two standard deviations of the difference of two means of rewards of 0 and 1."""
     return 2 * math.sqrt(0.5 / count)
@@ -61,7 +65,7 @@ class Probed:
     failures: Counter[str]
     """Answers that came to nothing, by reason"""
     missing: tuple[str, ...]
-    """Environments none of whose answers came to anything"""
+    """Environments of which too few answers came to anything"""
     fallen: str | None
     """Sentence about the one that got worse; None if none did"""
 
@@ -96,7 +100,7 @@ class Probe:
     def run(
         self, rollouts: Rollouts, *, max_tokens: int, on_progress: Progress | None = None
     ) -> Probed:
-        """Ask all tasks once, and compare."""
+        """Ask all tasks once, and compare. Raises RolloutError if no answer comes to anything."""
         rolled = rollouts.roll_out(
             self._draws,
             group_size=1,
@@ -104,6 +108,7 @@ class Probe:
             max_tokens=max_tokens,
             on_progress=on_progress,
         )
+        check_any(rolled.num_samples, rolled.failures, rolled.last_error)
         rewards: dict[str, list[float]] = {name: [] for name in self._environments}
         for draw in rolled.groups:
             rewards[draw.environment] += draw.rewards
@@ -114,7 +119,10 @@ class Probe:
             noise = _noise(len(rewards[name]))  # more where answers failed
             if best - rate > max(self.config.max_drop, noise):
                 fallen = f"{name} fell from {best:.2f} to {rate:.2f}"
-        missing = tuple(name for name in self._environments if name not in rates)
+        asked = Counter(draw.environment for draw in self._draws)
+        missing = tuple(
+            name for name in self._environments if len(rewards[name]) < _LEAST_SHARE * asked[name]
+        )
         found = Probed(rates, rolled.failures, missing, fallen)
         if found.is_good:
             for name, rate in rates.items():
@@ -127,5 +135,6 @@ class Probe:
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from a state."""
-        self._best = {str(name): float(rate) for name, rate in state["best"].items()}
-        self.num_returns = int(state["num_returns"])
+        num_returns = int(state["num_returns"])
+        self._best = {str(name): float(rate) for name, rate in dict(state["best"]).items()}
+        self.num_returns = num_returns

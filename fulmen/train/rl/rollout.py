@@ -93,6 +93,10 @@ class RolledOut:
     """Groups of which fewer than two rollouts are left"""
     num_tokens: int = 0
     """Tokens that were drawn, those of dropped groups included"""
+    num_samples: int = 0
+    """Rollouts that came to something, those of dropped groups included"""
+    last_error: str = ""
+    """Sentence of the last failure"""
 
 
 Progress = Callable[[int, int, float], None]
@@ -115,8 +119,7 @@ class Rollouts(Protocol):
         max_tokens: int,
         on_progress: Progress | None = None,
     ) -> RolledOut:
-        """Return groups of scored samples; seed makes every draw. Raises RolloutError if all
-        rollouts failed, or none ended in time."""
+        """Return groups of scored samples; seed makes every draw. What fails is counted."""
 
     def load_weights(self, model: Model, *, policy_version: int | None = None) -> int:
         """Draw from these weights from now on; return their policy_version, the next one unless it
@@ -166,7 +169,7 @@ class Meter:
 
 
 class RolloutError(Exception):
-    """Rollouts that came to nothing at all: one sentence says why."""
+    """A run none of whose rollouts come to anything: one sentence says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,28 +188,30 @@ Outcome = Sample | Failure
 def grouped(
     draws: Sequence[Draw], outcomes: Sequence[Sequence[Outcome]], *, num_tokens: int
 ) -> RolledOut:
-    """Return the groups of outcomes, a row for each draw.
-
-    Raises RolloutError if there is no sample among them.
-    """
+    """Return the groups of outcomes, a row for each draw."""
     rolled = RolledOut(num_tokens=num_tokens)
-    last = ""
     for draw, row in zip(draws, outcomes, strict=True):
         samples = [one for one in row if isinstance(one, Sample)]
+        rolled.num_samples += len(samples)
         for one in row:
             if isinstance(one, Failure):
                 rolled.failures[one.reason] += 1
-                last = one.error or one.reason
+                rolled.last_error = one.error or one.reason
         if len(samples) < min(2, len(row)):
             rolled.num_dropped_groups += 1
             continue
         rolled.groups.append(
             Group(samples=tuple(samples), environment=draw.environment, task_index=draw.task_index)
         )
-    total = sum(map(len, outcomes))
-    if total and rolled.failures.total() == total:
-        raise RolloutError(f"all {total} rollouts failed, the last with: {last}")
     return rolled
+
+
+def check_any(num_samples: int, failures: Mapping[str, int], last_error: str) -> None:
+    """Raise RolloutError if rollouts failed and not one came to anything."""
+    if failures and num_samples == 0:
+        raise RolloutError(
+            f"all {sum(failures.values())} rollouts failed, the last with: {last_error}"
+        )
 
 
 def derive_seed(*names: object) -> int:

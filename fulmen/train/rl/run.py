@@ -177,6 +177,7 @@ def open_run(
             num_tasks={name: one.num_tasks for name, one in known.items()},
             seed=seed,
             is_held_out=held_out.has,
+            fingerprints=held_out.fingerprints,
         )
         model = _first_model(run, watcher) if model is None else model
         rollouts = _open_rollouts(run, model, everything)

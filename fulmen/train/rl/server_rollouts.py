@@ -20,7 +20,7 @@ from fulmen.envs import Environment
 from fulmen.llm import Peer, PeerConfig, PeerError, UpstreamModel
 from fulmen.models import Model
 from fulmen.train.rl.curriculum import Draw
-from fulmen.train.rl.playing import LimitsConfig, Play, Player
+from fulmen.train.rl.playing import LimitsConfig, Play, Player, close_loop
 from fulmen.train.rl.rollout import (
     Meter,
     Outcome,
@@ -131,7 +131,7 @@ class ServerRollouts:
         max_tokens: int,
         on_progress: Progress | None = None,
     ) -> RolledOut:
-        """Return groups of scored samples. Raises RolloutError if all failed."""
+        """Return groups of scored samples. Rollouts that fail are counted."""
         check_known(draws, self._environments)
         meter = Meter(
             len(draws) * group_size, lambda: self._model.stats.num_new_tokens, on_progress
@@ -162,7 +162,7 @@ class ServerRollouts:
     def close(self) -> None:
         """End all requests."""
         self._runner.run(self._model.close())
-        self._runner.close()
+        close_loop(self._runner)
 
     async def _publish(self, target: Path) -> None:
         headers = {} if self._key is None else {"authorization": f"Bearer {self._key}"}

@@ -3,7 +3,7 @@
     Trainer.step: draw tasks, roll them out, score, refill -> advantages -> minibatches
         -> one update each -> publish the weights -> diagnose -> probe -> save
 
-All is synchronous and in one thread: answers are drawn by the weights that are trained, and the
+All is synchronous: answers are drawn by the weights that are trained, and the
 next ones by those that come of it. So in an exact run the first minibatch of every batch has an
 importance ratio of exactly 1, token by token; a step where it has not ends the run. A schedule that
 draws while it trains would take `_gather` apart from the rest: samples tell the version of every
@@ -15,12 +15,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from fulmen.models import Model
 from fulmen.sampling import check_whole
@@ -29,7 +25,6 @@ from fulmen.train.optimizer import Optimizer
 from fulmen.train.rl.advantages import AdvantageConfig, advantages_of
 from fulmen.train.rl.batch import (
     BatchConfig,
-    MicroBatch,
     Row,
     is_informative,
     micro_batches,
@@ -39,13 +34,13 @@ from fulmen.train.rl.curriculum import Curriculum
 from fulmen.train.rl.diagnostics import (
     ALARM_CORRELATION,
     Mismatch,
+    SeenMinibatch,
     UpdateRecord,
-    compare,
     describe,
 )
 from fulmen.train.rl.objective import ObjectiveConfig, loss
 from fulmen.train.rl.probe import Probe
-from fulmen.train.rl.rollout import Rollouts, SamplingConfig, derive_seed
+from fulmen.train.rl.rollout import Rollouts, SamplingConfig, check_any, derive_seed
 from fulmen.train.rl.samples import Group
 from fulmen.train.rl.watcher import Gathered, RLWatcher
 from fulmen.train.rl.windows import LengthWindow
@@ -149,7 +144,7 @@ class Trainer:
         """Step of the last state whose probe passed"""
         self._seconds: dict[str, float] = {}
         self._resume()
-        self._metrics = Metrics(folder, after=self.num_steps)
+        self._metrics = Metrics(folder, after=-1 if self._saved is None else self._saved)
 
     def run(self, *, should_stop: Callable[[], bool] = lambda: False) -> bool:
         """Take all steps that are left; return False where it was stopped before, and saved.
@@ -158,7 +153,7 @@ class Trainer:
 
         Raises TrainingError where it makes no sense to go on.
         """
-        if self._probe is not None and self._good is None:
+        if self._probe is not None and self._saved is None:
             self._ask_all()
         while self.num_steps < self.config.num_steps:
             if should_stop():
@@ -199,7 +194,10 @@ class Trainer:
     # ---- the parts of a step -------------------------------------------------------------------
 
     def _gather(self) -> Gathered:
-        """Roll out tasks until the batch is full, or the rounds are used up."""
+        """Roll out tasks until the batch is full, or the rounds are used up.
+
+        Raises RolloutError where several tasks were asked and not one answer came of any.
+        """
         gathered, wanted = Gathered(max_tokens=self._max_tokens), self.config.num_groups
         while len(gathered.groups) < wanted and gathered.num_rounds <= self.config.max_refills:
             rolled = self._rollouts.roll_out(
@@ -212,6 +210,8 @@ class Trainer:
             informative = [one for one in rolled.groups if self._is_informative(one)]
             gathered.add(rolled, informative, keeps_all=not self.config.dynamic_sampling)
             self._watcher.gathered(gathered, wanted)
+            if gathered.num_dropped > 1 and gathered.num_samples == 0:
+                check_any(gathered.num_samples, gathered.failures, gathered.last_error)
             if not self.config.dynamic_sampling:
                 break
         return gathered
@@ -230,7 +230,7 @@ class Trainer:
 
         factor  of the learning rate
         """
-        record, seen = UpdateRecord(), _Seen()
+        record, seen = UpdateRecord(), SeenMinibatch()
         for micro in micro_batches(rows, self._batch.max_tokens):
             scores = self.model.target_scores(micro.packed, micro.targets)
             if is_first:
@@ -298,7 +298,9 @@ class Trainer:
     def _go_back(self, fallen: str) -> None:
         """Take the weights and the optimizer of the last good state; all else goes on."""
         assert self._probe is not None
-        state = next(one for one in list_states(self._folder) if step_of(one) == self._good)
+        state = self._good_state()
+        if state is None:
+            raise TrainingError(f"{fallen}, and there is no good state to go back to")
         load_state(state, model=self.model, optimizer=self._optimizer)
         self._rollouts.load_weights(self.model)
         self._probe.num_returns += 1
@@ -310,6 +312,9 @@ class Trainer:
                 f"the probe sent the run back {self._probe.num_returns} times: lower the learning "
                 "rate, or mix in the tasks that got worse"
             )
+
+    def _good_state(self) -> Path | None:
+        return next((one for one in list_states(self._folder) if step_of(one) == self._good), None)
 
     # ---- numbers -------------------------------------------------------------------------------
 
@@ -357,9 +362,22 @@ class Trainer:
         )
         if self._num_idle >= self.config.max_idle_steps:
             raise TrainingError(
-                f"{self._num_idle} steps in a row made no update: these tasks are always or never "
-                "passed, draw easier or harder ones"
+                f"{self._num_idle} steps in a row made no update: {self._why_idle(gathered)}"
             )
+
+    def _why_idle(self, gathered: Gathered) -> str:
+        """Return why the last batch had so little to learn from."""
+        if gathered.num_dropped:
+            return (
+                f"{gathered.num_dropped} groups of the last batch lost their rollouts, "
+                f"{_counted(gathered.failures)}, the last with: {gathered.last_error}"
+            )
+        if any(len(set(group.rewards)) > 1 for group in gathered.seen):
+            return (
+                f"{gathered.num_informative} groups had an advantage in answers whose loss is not "
+                f"masked, batch.min_groups is {self._batch.min_groups}"
+            )
+        return "these tasks are always or never passed, draw easier or harder ones"
 
     @property
     def _max_tokens(self) -> int:
@@ -415,16 +433,22 @@ class Trainer:
             self._rollouts.load_weights(self.model, policy_version=0)  # whatever they drew with
             return
         values: Any = load_state(state, model=self.model, optimizer=self._optimizer)
-        self.num_steps = self._saved = int(values["step"])
-        self._num_idle = int(values["num_idle"])
-        self._num_tokens = int(values["num_tokens"])
-        self._good = values["good"]
-        self._curriculum.load_state(values["curriculum"])
-        if self._window is not None and values["window"] is not None:
-            self._window.load_state(values["window"])
-        if self._probe is not None and values["probe"] is not None:
-            self._probe.load_state(values["probe"])
-        self._rollouts.load_weights(self.model, policy_version=int(values["policy_version"]))
+        try:
+            self.num_steps = self._saved = int(values["step"])
+            self._num_idle = int(values["num_idle"])
+            self._num_tokens = int(values["num_tokens"])
+            self._good = values["good"]
+            self._curriculum.load_state(values["curriculum"])
+            if self._window is not None and values["window"] is not None:
+                self._window.load_state(values["window"])
+            if self._probe is not None and values["probe"] is not None:
+                self._probe.load_state(values["probe"])
+            policy_version = int(values["policy_version"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{state} is not the state of such a run: it has no {error}") from None
+        self._rollouts.load_weights(self.model, policy_version=policy_version)
+        if self._good is not None and self._good_state() is None:
+            self._watcher.said(f"the state after step {self._good}, the last good one, is gone")
         self._watcher.said(f"the run goes on after step {self.num_steps}")
 
 
@@ -437,34 +461,6 @@ class Updated:
     numbers: Mapping[str, float]
     mismatch: Mismatch | None
     """Trainer beside sampler, for the first minibatch of a batch"""
-
-
-class _Seen:
-    """Tokens of a minibatch as trainer and sampler see them, over its micro-batches."""
-
-    def __init__(self) -> None:
-        self._micros: list[MicroBatch] = []
-        self._logprobs: list[Tensor] = []
-
-    def add(self, micro: MicroBatch, logprobs: Tensor) -> None:
-        self._micros.append(micro)
-        self._logprobs.append(logprobs)
-
-    def compare(self) -> Mismatch | None:
-        if not self._micros:
-            return None
-        starts = accumulate((len(one.rows) for one in self._micros), initial=0)
-        return compare(
-            torch.cat(self._logprobs),
-            torch.cat([one.streams.sampler_logprobs for one in self._micros]),
-            torch.cat([one.positions for one in self._micros]),
-            torch.cat(
-                [
-                    one.streams.sequences + start
-                    for one, start in zip(self._micros, starts, strict=False)
-                ]
-            ),
-        )
 
 
 def check_on_policy(mismatch: Mismatch) -> None:

@@ -25,6 +25,10 @@ class Gathered:
     num_dropped: int = 0
     """Groups left out because fewer than two of their rollouts came to anything"""
     failures: Counter[str] = field(default_factory=Counter)
+    num_samples: int = 0
+    """Rollouts that came to something"""
+    last_error: str = ""
+    """Sentence of the last rollout that failed"""
     num_tokens: int = 0
     max_tokens: int = 0
     """Most tokens that an answer could have"""
@@ -39,6 +43,8 @@ class Gathered:
         self.num_idle += len(rolled.groups) - len(kept)
         self.num_dropped += rolled.num_dropped_groups
         self.failures += rolled.failures
+        self.num_samples += rolled.num_samples
+        self.last_error = rolled.last_error or self.last_error
         self.num_tokens += rolled.num_tokens
 
 
