@@ -83,13 +83,13 @@ def test_cispo_learns_the_fork_from_a_tenth_to_over_a_half(tmp_path: Path) -> No
         folder=tmp_path / "run",
         model=tmp_path,
         dtype="float32",
-        trainer=TrainerConfig(num_steps=45, num_groups=32, save_every=45),
+        trainer=TrainerConfig(num_steps=90, num_groups=32, save_every=45),
         sources=(SourceConfig(levels=("fork",)),),
         sampling=SamplingConfig(group_size=8, max_tokens=8, repetition_window=None),
         batch=BatchConfig(num_minibatches=16, min_groups=2),
         optimizer=OptimizerConfig(learning_rate=3e-4),
         engine=EngineSizes(max_num_seqs=256),
-        probe=ProbeConfig(every=15, num_tasks=512),
+        probe=ProbeConfig(every=30, num_tasks=512),
     )
     with open_run(run, model=model) as trainer:
         trainer.run()
