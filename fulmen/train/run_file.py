@@ -16,6 +16,7 @@ import tomllib
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from datetime import date, time
 from pathlib import Path
 from typing import (
     Annotated,
@@ -40,6 +41,8 @@ Bound = Annotated[float, "or inf"]
 
 _LARGEST_FILE: Final = 2**20
 """Most bytes of a run file"""
+_MAX_DEPTH: Final = 50
+"""Most tables and lists inside one another"""
 
 
 def read_run_file(path: Path, kind: type[C], overrides: Sequence[str] = ()) -> C:
@@ -55,6 +58,7 @@ def read_run_file(path: Path, kind: type[C], overrides: Sequence[str] = ()) -> C
         _override(values, override)
     where = f"see {path}" + (" and --set" if overrides else "")
     try:
+        _check_depth(values)
         return build(kind, values)
     except ValueError as error:
         raise ValueError(f"{error}, {where}") from None
@@ -157,6 +161,18 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not valid TOML: {error}") from None
 
 
+def _check_depth(values: object) -> None:
+    """Raise ValueError for tables and lists that are nested too deeply to be read or written."""
+    left = [("", values, 0)]
+    while left:
+        name, value, depth = left.pop()
+        if depth > _MAX_DEPTH:
+            raise ValueError(f"{shorten(name, 80)} is nested more than {_MAX_DEPTH} levels deep")
+        if isinstance(value, dict | list):
+            own = value.items() if isinstance(value, dict) else enumerate(value)
+            left += [(f"{name}.{key}" if name else str(key), one, depth + 1) for key, one in own]
+
+
 def _override(values: dict[str, Any], text: str) -> None:
     """Put one assignment into the tables of a file."""
     key, equals, value = text.partition("=")
@@ -251,10 +267,11 @@ def _whole(value: Any, name: str) -> int:
 
 
 def _number(value: Any, name: str) -> float:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value):
-        raise ValueError(f"{name} is {shown(value)}, it must be a finite number")
-    return float(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        with suppress(OverflowError):  # a whole number may be larger than any float
+            if math.isfinite(value):
+                return float(value)
+    raise ValueError(f"{name} is {shown(value)}, it must be a finite number")
 
 
 def _bound(value: Any, name: str) -> float:
@@ -335,4 +352,8 @@ def _shown(value: Any) -> str:
         return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007F")
     if isinstance(value, tuple | list):
         return f"[{', '.join(map(_shown, value))}]"
+    if isinstance(value, Mapping):  # in a list of TOML's own values
+        return f"{{{', '.join(f'{_key(key)} = {_shown(each)}' for key, each in value.items())}}}"
+    if isinstance(value, date | time):
+        return value.isoformat()
     return repr(value)

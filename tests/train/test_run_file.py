@@ -128,6 +128,33 @@ def test_a_table_in_part_keeps_the_runs_own_defaults(tmp_path: Path) -> None:
     assert read(tmp_path, "out = 'x'").careful == OptimizerConfig(learning_rate=1e-4)
 
 
+def test_toml_of_any_shape_is_there_and_back(tmp_path: Path) -> None:
+    text = """
+out = 'x'
+[fields]
+tables = [{a = 1, 'b c' = [{d = 'e'}]}, {}]
+times = [2026-01-02, 03:04:05, 2026-01-02T03:04:05Z]
+[fields.inner]
+mixed = [1, 'a', [true, 1e-9, inf]]
+"""
+    run = read(tmp_path, text)
+    assert run.fields["tables"] == [{"a": 1, "b c": [{"d": "e"}]}, {}]
+    assert read(tmp_path, to_toml(run)) == run
+
+
+def test_tables_and_lists_are_nested_within_bounds(tmp_path: Path) -> None:
+    inside, beyond = (".".join(["a"] * count) for count in (48, 3000))
+    run = read(tmp_path, f"out = 'x'\n[fields.{inside}]\nb = 1")
+    assert read(tmp_path, to_toml(run)) == run
+    for text, override in (
+        (f"[fields.{beyond}]", "seed=1"),
+        ("", f"fields.{beyond}=1"),
+        ("", f"fields.a={'[' * 60}{']' * 60}"),
+    ):
+        with pytest.raises(ValueError, match=r"^fields\.a\..* is nested more than 50 levels deep"):
+            read(tmp_path, f"out = 'x'\n{text}", override)
+
+
 def test_a_bound_may_be_infinite_and_no_other_number(tmp_path: Path) -> None:
     run = read(tmp_path, "out = 'x'\nlargest = inf")
     assert run.largest == math.inf
@@ -150,6 +177,8 @@ def test_a_bound_may_be_infinite_and_no_other_number(tmp_path: Path) -> None:
         ("out = 'x'\nseed = true", (), "seed is True, it must be a whole number"),
         ("out = 'x'\nseed = -1", (), "seed is -1, it must be 0 or more"),
         ("out = 'x'\nratio = nan", (), "ratio is nan, it must be a finite number"),
+        (f"out = 'x'\nratio = 1{'0' * 400}", (), "ratio is 1000.*, it must be a finite number"),
+        (f"out = 'x'\nlargest = 1{'0' * 400}", (), "largest is 1000.*, it must be a finite number"),
         ("out = 'x'\nis_quick = 1", (), "is_quick is 1, it must be true or false"),
         ("out = 'x'\nkind = 'rll'", (), "kind is 'rll', it must be lm or rl, did you mean rl?"),
         ("out = 'x'\nfiles = 'a'", (), "files is 'a', it must be a list"),
