@@ -205,14 +205,25 @@ def test_a_gradient_that_is_not_finite_is_one_sentence_and_moves_nothing() -> No
 
 
 def test_the_state_of_another_model_or_kind_is_refused_and_changes_nothing() -> None:
-    optimizer = Optimizer(plain())
+    narrow, muon = torch.bfloat16, OptimizerConfig(kind="muon")
+    model = plain(dtype=narrow)
+    optimizer = Optimizer(model)
+    backward(model)
+    optimizer.step()  # moments are not zero, as those of the others are
+    before, state = values(model), {name: each.clone() for name, each in optimizer.state().items()}
     for other, match in (
-        (Optimizer(plain(CONFIGS[1])), "another model or kind"),
-        (Optimizer(plain(), OptimizerConfig(kind="muon")), "another model or kind"),
-        (Optimizer(plain(tiny_m1(vocab_size=67))), r"has shape \(67, 24\), needed is \(61, 24\)"),
+        (Optimizer(plain(CONFIGS[1], narrow)), "another model or kind"),
+        (Optimizer(plain(dtype=narrow), muon), "another model or kind"),
+        (
+            Optimizer(plain(tiny_m1(vocab_size=67), narrow)),
+            r"has shape \(67, 24\), needed is \(61, 24\)",
+        ),
     ):
         with pytest.raises(ValueError, match=match):
             optimizer.load_state(other.state())
+        assert optimizer.state().keys() == state.keys()
+        assert all(torch.equal(each, state[name]) for name, each in optimizer.state().items())
+        assert all(torch.equal(each, before[name]) for name, each in values(model).items())
 
 
 def test_a_second_optimizer_may_follow_the_first_on_one_model() -> None:
