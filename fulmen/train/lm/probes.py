@@ -50,7 +50,7 @@ class Sample:
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
     """Scores of each task: `loss` in nats a target, `right` as a share where answers are known,
-    and the number of documents."""
+    and the number of documents that were read."""
 
     tasks: Mapping[str, Mapping[str, float]]
     samples: Sequence[Sample]
@@ -70,15 +70,17 @@ class Prober:
         """length  most tokens of a document that are read"""
         self._config, self._coder = config, coder
         self._examples: dict[str, list[Example]] = {}
+        self._num_documents: dict[str, int] = {}
         self._questions: list[Question] = []
         for name, stream in streams.items():
             documents = stream.held_out_documents(config.documents) if config.documents else []
             encoded = [document.encode(coder) for document in documents]
-            self._examples[name] = [
-                _cut(example, length)
-                for example in chain.from_iterable(encoded)
-                if example.can_be_cut or example.num_read <= length
+            read = [
+                [_cut(one, length) for one in each if one.can_be_cut or one.num_read <= length]
+                for each in encoded
             ]
+            self._examples[name] = list(chain.from_iterable(read))
+            self._num_documents[name] = sum(map(bool, read))
             for document, examples in zip(documents, encoded, strict=True):
                 if document.problem is None or examples[0].num_read > length:
                     continue
@@ -90,7 +92,7 @@ class Prober:
     def run(self, model: Model) -> ProbeResult:
         """Probe a model that is in training; it stays as it is."""
         found: dict[str, dict[str, float]] = {
-            name: {"documents": len(examples)} for name, examples in self._examples.items()
+            name: {"documents": count} for name, count in self._num_documents.items()
         }
         own = copy.deepcopy(model).eval()
         for name, examples in self._examples.items():
@@ -101,7 +103,7 @@ class Prober:
         samples: list[Sample] = []
         for question, ids in zip(self._questions, self._answers(own), strict=True):
             said = self._coder.tokenizer.decode(ids, skip_special_tokens=True)
-            is_right = self._final(ids, question.is_plain) == question.problem.answer.strip()
+            is_right = self._final(ids, question) == question.problem.answer.strip()
             rights.setdefault(question.task, []).append(is_right)
             if len(rights[question.task]) <= self._config.samples:
                 problem = question.problem
@@ -149,13 +151,15 @@ class Prober:
                     answers[output.request_id].append(output.token_id)
         return list(answers.values())
 
-    def _final(self, ids: Sequence[int], is_plain: bool) -> str:
-        """Return the answer that a completion ends with, after its thought."""
+    def _final(self, ids: Sequence[int], question: Question) -> str:
+        """Return the answer that a completion ends with, after its thought: in plain text its last
+        line, where the known answer has a trace before it."""
         text = self._coder.tokenizer.decode(ids)
-        if is_plain or self._coder.format is None:
-            lines = text.strip().splitlines()
-            return lines[-1].strip() if lines else ""
-        return self._coder.format.parse(text).content.strip()
+        if not question.is_plain and self._coder.format is not None:
+            text = self._coder.format.parse(text).content
+        elif question.problem.trace:
+            text = text.strip().rpartition("\n")[2]
+        return text.strip()
 
 
 @torch.no_grad()
