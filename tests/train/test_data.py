@@ -217,64 +217,6 @@ def test_a_line_without_end_is_one_sentence_and_is_never_held(
         assert peak < 16 * 2**20
 
 
-def test_documents_that_an_evaluation_set_has_are_left_out_and_counted(
-    own: Coder, tmp_path: Path
-) -> None:
-    known = tmp_path / "test.jsonl"
-    known.write_text(json.dumps({"question": "What is the Capital of France, please?"}) + "\n")
-    rows = tmp_path / "rows.jsonl"
-    texts = ["tell me: what is the capital of france please now", "another thing", "a third one"]
-    talk = [{"role": "user", "content": "Ask me."}, {"role": "assistant", "content": texts[0]}]
-    lines = [{"messages": talk}, *({"text": text} for text in texts)]
-    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    ngrams = NGrams.of(CheckConfig(files=(known,), num_words=5))
-    found = stream(own, "rows", TaskConfig(files=(rows,)), ngrams=ngrams)
-    drawn = set()
-    for _ in range(8):
-        example = found.peek(100)
-        drawn.add(own.tokenizer.decode(list(example.ids[1:-1])))
-        found.take(example)
-    assert drawn == set(texts[1:])
-    assert found.num_contaminated == 8
-    assert NGrams.of(CheckConfig()) is None
-
-
-def test_short_documents_are_compared_whole_and_never_by_an_answer_alone(
-    own: Coder, tmp_path: Path
-) -> None:
-    known = tmp_path / "test.jsonl"
-    asked = {"question": "Is the sky really blue?", "answer": "yes", "kind": "easy"}
-    talk = [
-        {"role": "user", "content": "Say what rain is made of"},
-        {"role": "assistant", "content": "Of water."},
-    ]
-    lines = [asked, {"prompt": "Is snow warm at night?", "answer": "no"}, {"messages": talk}]
-    known.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    ngrams = NGrams.of(CheckConfig(files=(known,)))
-    assert ngrams is not None
-    assert ngrams.has_any_of("is snow warm at night", "No.")
-    assert ngrams.has_any_of("say what rain is made of", "of water")
-    assert not ngrams.has_any_of("is ice warm at night", "no")
-    assert not ngrams.has_any_of("is snow warm at night", "yes")
-    for word in ("yes", "no", "easy", "user", "assistant"):
-        assert not ngrams.has_any_of("a question of its own", word)
-        assert not ngrams.has_any_of(word)
-
-
-@pytest.mark.parametrize(
-    ("text", "is_known"),
-    [
-        ("a b c d", True),
-        ("x A, b! c d y", True),
-        ("a b c x d", False),
-        ("one two", False),
-        ("", False),
-    ],
-)
-def test_runs_of_words_are_compared(text: str, is_known: bool) -> None:
-    assert NGrams([("w a b c d",), ("one two",)], 4).has_any_of(text) is is_known
-
-
 def test_conversations_that_are_too_long_are_left_out_and_counted(own: Coder) -> None:
     config = TaskConfig(generator="copy", smallest=1, largest=30, style="plain")
     found = stream(own, "copy", config)
@@ -445,11 +387,27 @@ def test_files_that_are_missing_empty_or_of_two_kinds_are_one_sentence(tmp_path:
         ({"files": (Path("a"),), "split": "b"}, "split is b, it needs dataset, found files"),
         ({"files": (Path("a"),), "largest": 9}, "largest is 9, it needs generator, found files"),
         ({"dataset": "a", "block_bytes": 999}, "block_bytes is 999, it needs files, found dataset"),
+        ({"generator": "add", "dataset": ""}, "found generator and dataset"),
     ],
 )
 def test_a_task_that_cannot_be_is_refused(fields: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         TaskConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "sentence"),
+    [
+        ("a.txt", {"style": "plain"}, r"^style is plain, it needs JSONL, see files$"),
+        ("a.jsonl", {"block_bytes": 999}, r"^block_bytes is 999, it needs text files, see files$"),
+    ],
+)
+def test_an_option_for_files_of_another_kind_is_refused(
+    tmp_path: Path, name: str, fields: dict[str, Any], sentence: str
+) -> None:
+    (tmp_path / name).write_text('{"text": "a"}')
+    with pytest.raises(ValueError, match=sentence):
+        open_source(TaskConfig(files=(tmp_path,), **fields), 0)
 
 
 def test_a_hub_data_set_without_its_library_is_one_sentence(

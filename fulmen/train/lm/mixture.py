@@ -132,9 +132,7 @@ class TaskStream:
             document = self._source.document(self._place(self._index))
             examples: list[Example] = []
             if not is_held_out(document.key, self._held_out):
-                if self._ngrams is not None and self._ngrams.has_any_of(
-                    document.key, document.said
-                ):
+                if self._ngrams is not None and self._ngrams.has(document):
                     self.num_contaminated += 1
                 else:
                     examples = document.encode(self._coder)

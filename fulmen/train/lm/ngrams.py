@@ -1,8 +1,9 @@
 """N-gram check: a document that shares a run of words with an evaluation set is not trained on.
 
-Words are compared in lower case, without marks. Texts of fewer words than a run are compared as
-whole documents, a prompt together with its answer: a short answer alone, a label or a role says
-nothing about where a document comes from.
+Words are compared in lower case, without marks; where no spaces part them, as in Chinese, Japanese
+and Thai, each character is one. Texts of fewer words than a run are compared as whole documents, a
+prompt together with its answer: a short answer alone, a label or a role says nothing about where a
+document comes from.
 """
 
 import re
@@ -11,11 +12,25 @@ from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from fulmen.train.lm.sources import LONGEST_LINE, document_of, numbered_lines, parsed_line
+from fulmen.train.lm.sources import (
+    LONGEST_LINE,
+    Document,
+    document_of,
+    numbered_lines,
+    parsed_line,
+    strings,
+)
+from fulmen.train.run_file import changed_fields
 
-_WORD: Final = re.compile(r"\w+")
+_UNSPACED: Final = (
+    r"\u3005-\u3007\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff\uff66-\uff9f"
+    r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+    r"\u0e01-\u0e3a\u0e40-\u0e4e"
+)
+"""Kana, Chinese characters and Thai: written without spaces, so each character is a word"""
+_WORD: Final = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 _MAX_NGRAMS: Final = 20_000_000
 """Most runs of words that are held; each takes some 60 bytes"""
 _LEAST_WORDS: Final = 5
@@ -34,6 +49,8 @@ class CheckConfig:
     def __post_init__(self) -> None:
         if not 1 <= self.num_words <= 1000:
             raise ValueError(f"num_words is {self.num_words}, it must be from 1 to 1000")
+        if "num_words" in changed_fields(self) and not self.files:
+            raise ValueError(f"num_words is {self.num_words}, it needs files, there are none")
 
 
 class NGrams:
@@ -63,6 +80,11 @@ class NGrams:
         """Return whether the texts of a document share a run of words with the sets, or are
         together a whole document of them."""
         return any(each in self._known for each in self._hashes(texts))
+
+    def has(self, document: Document) -> bool:
+        """Return whether a document shares a run of words with the sets, or is a whole document of
+        them, with its thoughts or without."""
+        return any(self.has_any_of(*texts) for texts in _texts_of(document))
 
     def _hashes(self, texts: Sequence[str]) -> Iterator[bytes]:
         """Yield the hash of each run of words, and of all words together."""
@@ -103,19 +125,14 @@ def _documents(file: Path) -> Iterator[tuple[str, ...]]:
             continue
         where = f"{file}, line {number}"
         row = parsed_line(line, where)
-        try:
-            yield tuple(_strings(row))
-        except RecursionError:
-            raise ValueError(f"{where} is nested too deeply") from None
+        yield tuple(strings(row))
         with suppress(ValueError):  # a line of another shape has been compared as all its strings
-            document = document_of(row, where, "plain")
-            yield document.key, document.said
+            yield from _texts_of(document_of(row, where, "plain"))
 
 
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        yield from (text for each in value.values() for text in _strings(each))
-    elif isinstance(value, list):
-        yield from (text for each in value for text in _strings(each))
+def _texts_of(document: Document) -> Iterator[tuple[str, ...]]:
+    """Yield the texts of a document, first without its thoughts: either may be a whole document of
+    an evaluation set."""
+    yield document.key, document.said
+    if document.thoughts:
+        yield document.key, document.thoughts, document.said

@@ -11,7 +11,8 @@ import json
 import mmap
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
@@ -32,6 +33,8 @@ _SAMPLE_BYTES: Final = 65_536
 """Bytes of a block by which its tokens are counted"""
 _BEFORE_BYTES: Final = 64
 """Bytes before a block in which the last token before it is looked for"""
+_NAMES: Final = ("role", "type", "id", "tool_call_id", "tool_use_id", "signature")
+"""Keys of messages whose values nobody reads as text"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +61,8 @@ class TaskConfig:
     """Split of that data set."""
 
     def __post_init__(self) -> None:
-        given = [name for name in ("generator", "files", "dataset") if getattr(self, name)]
+        own = ("generator", "files", "dataset")
+        given = [name for name in own if getattr(self, name) not in (None, ())]
         if len(given) != 1:
             found = " and ".join(given) or "none of them"
             raise ValueError(f"generator, files or dataset must be given, found {found}")
@@ -101,6 +105,8 @@ class Document:
     """The problem, where its answer can be checked"""
     said: str = ""
     """The answers, which are compared with evaluation sets too"""
+    thoughts: str = ""
+    """Thoughts and tool calls, which are learnt with the answers and so compared as well"""
 
 
 class Source(ABC):
@@ -131,7 +137,7 @@ class Procedural(Source):
         assert config.generator is not None
         problem = make_problem(config.generator, self._seed, index, config.smallest, config.largest)
         encode = encoder(problem, config.style)
-        return Document(problem.prompt, encode, problem, problem.answer)
+        return Document(problem.prompt, encode, problem, problem.answer, problem.trace)
 
 
 class TextFiles(Source):
@@ -250,6 +256,12 @@ def open_source(config: TaskConfig, seed: int) -> Source:
             f"files are of two kinds, {lines[0]} is JSONL and others are text: make two tasks of "
             "them"
         )
+    for name, needed, is_used in (
+        ("style", "JSONL", bool(lines)),
+        ("block_bytes", "text files", not lines),
+    ):
+        if files and not is_used and name in changed_fields(config):
+            raise ValueError(f"{name} is {getattr(config, name)}, it needs {needed}, see files")
     found: Source = (
         JsonLines(files, config.style) if lines else TextFiles(files, config.block_bytes)
     )
@@ -318,14 +330,51 @@ def document_of(row: object, where: str, style: Literal["chat", "plain"]) -> Doc
             f"{where} must have text, or prompt and completion, or messages, found "
             f"{shorten(', '.join(map(str, row)) or 'nothing', 80)}"
         )
-    texts: dict[bool, list[str]] = {True: [], False: []}
+    asked: list[str] = []
+    said: list[str] = []
+    thoughts: list[str] = []
     for one in messages:
-        texts[_is_answer(one)].append(str(one.get("content")))
+        if _is_answer(one):
+            said += strings(_spoken(one), _NAMES)
+            thoughts += strings(_unspoken(one), _NAMES)
+        else:
+            asked += strings(one.get("content"), _NAMES)
     return Document(
-        "\n".join(texts[False]),
+        "\n".join(asked),
         _located(lambda coder: coder.conversation(messages, tools), where),
-        said="\n".join(texts[True]),
+        said="\n".join(said),
+        thoughts="\n".join(thoughts),
     )
+
+
+def strings(value: object, without: Container[str] = ()) -> Iterator[str]:
+    """Yield every string of a JSON value in its order, those of the JSON text of a call's arguments
+    too.
+
+    without  keys whose values are left out
+    """
+    left = [value]  # no recursion: a stranger's rows may be nested deeply
+    while left:
+        one = left.pop()
+        if isinstance(one, str):
+            yield one
+        elif isinstance(one, Mapping):
+            found = [
+                _arguments(each) if key == "arguments" else each
+                for key, each in one.items()
+                if key not in without
+            ]
+            left += reversed(found)
+        elif isinstance(one, list | tuple):
+            left += reversed(one)
+
+
+def _arguments(value: object) -> object:
+    """Return the arguments of a call, read where they are JSON text."""
+    if isinstance(value, str):
+        with suppress(ValueError, RecursionError):
+            return cast(object, json.loads(value))
+    return value
 
 
 def _messages_of(value: object) -> list[Mapping[str, Any]] | None:
@@ -335,6 +384,26 @@ def _messages_of(value: object) -> list[Mapping[str, Any]] | None:
 
 def _is_answer(message: Mapping[str, Any]) -> bool:
     return message.get("role") == "assistant"
+
+
+def _spoken(message: Mapping[str, Any]) -> list[object]:
+    """Return the parts of an answer that are its text."""
+    return [part for part in _parts(message) if not _is_block(part)]
+
+
+def _unspoken(message: Mapping[str, Any]) -> list[object]:
+    """Return all else of an answer: its thoughts and its calls, blocks of them too."""
+    fields = [value for key, value in message.items() if key not in ("content", *_NAMES)]
+    return [*filter(_is_block, _parts(message)), *fields]
+
+
+def _parts(message: Mapping[str, Any]) -> Sequence[object]:
+    content = message.get("content")
+    return content if isinstance(content, list | tuple) else [content]
+
+
+def _is_block(part: object) -> bool:
+    return isinstance(part, Mapping) and "text" not in part
 
 
 def _located(
