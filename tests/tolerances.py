@@ -14,6 +14,7 @@ class Tolerance(NamedTuple):
 
 
 FLOAT32_OP = Tolerance(1e-4, 1e-5)
+FLOAT32_ORDER = Tolerance(1e-6, 1e-5)  # the same small terms, added up in another order
 FLOAT64_OP = Tolerance(1e-11, 1e-11)
 BFLOAT16_MODEL = Tolerance(0.2, 0.0)  # three layers round some hundred times; logits up to 5
 FLOAT32_MODEL = Tolerance(2e-4, 1e-3)

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeGuard
@@ -15,17 +15,23 @@ from fulmen.models import Model, SparseMoE
 from fulmen.train import (
     LMConfig,
     LMTrainer,
+    ProbeConfig,
     ProbeResult,
     StageConfig,
     StartConfig,
     StepReport,
     TaskConfig,
+    TaskStream,
     Watcher,
     latest_state,
     read_metrics,
     read_run_file,
 )
-from tests.train.lm_helpers import Notes, assert_same, finish, run_config, run_file
+from fulmen.train.lm.probes import Prober, Question
+from fulmen.train.lm.procedural import Problem
+from fulmen.train.lm.sources import open_source
+from tests.models.helpers import random_model, tiny_m2
+from tests.train.lm_helpers import Notes, assert_same, coder, finish, run_config, run_file
 
 
 def test_a_warm_start_goes_on_when_the_state_it_resumed_from_is_gone(tmp_path: Path) -> None:
@@ -111,6 +117,43 @@ def test_a_step_that_fails_leaves_a_state_of_those_before_it(tmp_path: Path) -> 
         LMTrainer(config)
     text.write_bytes(whole_text)
     resumed, _ = finish(config)
+    whole, _ = finish(replace(config, out=tmp_path / "whole"))
+    assert_same(resumed, whole)
+
+
+def full_disk() -> None:
+    raise OSError("the disk is full")
+
+
+def test_a_watcher_that_fails_costs_no_step_and_no_line(tmp_path: Path) -> None:
+    config = run_config(tmp_path, "save_every=100")
+    trainer = LMTrainer(config)
+    with pytest.raises(OSError, match=r"^the disk is full$"):
+        trainer.run(Breaker(3, full_disk))
+    trainer.close()
+    assert latest_state(config.out) == config.out / "states/step-00000003"
+    resumed, _ = finish(config)
+    assert resumed.num_steps == 6
+    assert [record["step"] for record in read_metrics(config.out, "step")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_step_whose_line_cannot_be_written_is_taken_again(tmp_path: Path) -> None:
+    config = run_config(tmp_path)
+    trainer = LMTrainer(config)
+    write = trainer.metrics.write
+
+    def fail_after_two(kind: str, step: int, values: Mapping[str, object]) -> None:
+        if step > 2:
+            full_disk()
+        write(kind, step, values)
+
+    trainer.metrics.write = fail_after_two  # type: ignore[method-assign]
+    with pytest.raises(OSError, match=r"^the disk is full$"):
+        trainer.run()
+    trainer.close()
+    assert latest_state(config.out) == config.out / "states/step-00000002"
+    resumed, _ = finish(config)
+    assert [record["step"] for record in read_metrics(config.out, "step")] == [1, 2, 3, 4, 5, 6]
     whole, _ = finish(replace(config, out=tmp_path / "whole"))
     assert_same(resumed, whole)
 
@@ -254,7 +297,7 @@ def test_a_run_says_how_it_goes_through_logging(
 
 def test_answers_that_are_right_are_counted_and_shown_so(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
-    lines = [json.dumps({"prompt": f"{i}?", "completion": "z"}) for i in range(80)]
+    lines = [json.dumps({"prompt": f"{i}?", "completion": "y\nz\n"}) for i in range(80)]
     rows.write_text("\n".join(lines))
     tasks = {
         "z": TaskConfig(files=(rows,), style="plain"),
@@ -266,6 +309,40 @@ def test_answers_that_are_right_are_counted_and_shown_so(tmp_path: Path) -> None
     result = notes.probes[-1]
     assert {task: scores["right"] for task, scores in result.tasks.items()} == {"z": 1, "copy": 0}
     assert {sample.task: sample.is_right for sample in result.samples} == {"z": True, "copy": False}
+
+
+@pytest.mark.parametrize(
+    ("style", "trace", "said", "final"),
+    [
+        ("plain", "", " a\nb\n", "a\nb"),
+        ("plain", "1+1", "1+1\n2\n", "2"),
+        ("plain", "1+1", "", ""),
+        ("chat", "1+1", "<think>\n1+1\n</think>\n\na\nb\n", "a\nb"),
+    ],
+)
+def test_the_final_answer_is_all_that_follows_a_trace_or_a_thought(
+    tmp_path: Path, style: str, trace: str, said: str, final: str
+) -> None:
+    own = coder(tmp_path)
+    prober = Prober({}, {}, own, ProbeConfig(), 64)
+    question = Question("t", (1,), Problem("p", trace, final), style == "plain")
+    assert prober._final(own.tokenizer.encode(said), question) == final
+
+
+def test_a_document_of_several_examples_is_counted_once(tmp_path: Path) -> None:
+    talk = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
+    messages = [{"role": role, "content": text, "thinking": "e"} for role, text in talk]
+    rows = tmp_path / "rows.jsonl"
+    for size in (1, 2, 900):  # the last one is too long to be read
+        messages[0]["content"] = "x" * size
+        with rows.open("a") as file:
+            file.write(json.dumps({"messages": messages}) + "\n")
+    own = coder(tmp_path, "minimax_m2")
+    task = TaskConfig(files=(rows,))
+    stream = TaskStream("rows", open_source(task, 0), own, held_out=1.0)
+    prober = Prober({"rows": stream}, {"rows": task}, own, ProbeConfig(), 256)
+    assert len(prober._examples["rows"]) == 4
+    assert prober.run(random_model(tiny_m2(vocab_size=300))).tasks["rows"]["documents"] == 2
 
 
 def test_a_task_without_held_out_documents_is_in_the_probe(tmp_path: Path) -> None:

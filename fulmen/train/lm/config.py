@@ -10,6 +10,7 @@ from fulmen.train.lm.mixture import shares_of
 from fulmen.train.lm.ngrams import CheckConfig
 from fulmen.train.lm.sources import TaskConfig
 from fulmen.train.optimizer import OptimizerConfig
+from fulmen.train.run_file import changed_fields
 from fulmen.train.schedule import ScheduleConfig
 
 
@@ -30,10 +31,13 @@ class StartConfig:
     """Folder with tokenizer.json and tokenizer_config.json; none takes the checkpoint's."""
 
     def __post_init__(self) -> None:
-        given = [name for name in ("config", "checkpoint", "state") if getattr(self, name)]
+        own = ("config", "checkpoint", "state")
+        given = [name for name in own if getattr(self, name) not in (None, {})]
         if len(given) != 1:
             found = " and ".join(given) or "none of them"
             raise ValueError(f"config, checkpoint or state must be given, found {found}")
+        if self.checkpoint == "":
+            raise ValueError("checkpoint is empty, it must be a folder or a name")
         if self.config and self.tokenizer is None:
             raise ValueError(
                 "tokenizer is missing, a new model needs a folder with tokenizer.json, which "
@@ -103,6 +107,10 @@ class BranchConfig:
             value = getattr(self, name)
             if value is not None and not 1 <= value < 2**62:
                 raise ValueError(f"{name} is {value}, it must be 1 or more")
+        if "length" in changed_fields(self) and self.every is None:
+            raise ValueError(
+                f"length is {self.length}, it needs every, the tokens between branches"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,6 +163,13 @@ class LMConfig:
                 f"leave out schedule.decay_start, which is {self.schedule.decay_start}, and "
                 "decay_length"
             )
+        if self.branches.every is None and self.schedule.decay_start is None:
+            for name in ("decay", "floor"):
+                if name in changed_fields(self.schedule):
+                    raise ValueError(
+                        f"schedule.{name} is {getattr(self.schedule, name)}, it needs a decay: "
+                        "schedule.decay_start or branches.every"
+                    )
         if not 0 <= self.held_out <= 0.5:
             raise ValueError(f"held_out is {self.held_out}, it must be from 0 to 0.5")
         for name in ("micro_batch_tokens", "save_every", "keep"):

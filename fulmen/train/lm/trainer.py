@@ -71,7 +71,8 @@ class LMTrainer:
         """
         self.config = config
         self.num_steps = self.num_tokens = self.stage = self.stage_tokens = 0
-        self.num_branches = 0
+        self.branched_at = 0
+        """Tokens read when the last decay branched"""
         self._renewed: list[str] = []
         """Tasks that begin anew, since their data are others"""
         with ExitStack() as stack:
@@ -100,8 +101,8 @@ class LMTrainer:
         elif config.model.state is not None:
             self._begin_with(config.model.state)
             self.mixture.restart()
-        self._saved = self.num_steps
-        """Step of the last state"""
+        self._saved = self._written = self.num_steps
+        """Step of the last state, and the last step whose line is in the metrics"""
         length = max(stage.length for stage in config.stages)
         self._prober = Prober(self.mixture.streams, config.tasks, self.coder, config.probe, length)
         self.metrics = Metrics(config.out, after=self.num_steps, has_board=config.tensorboard)
@@ -192,7 +193,8 @@ class LMTrainer:
 
         should_stop  asked after every step; True saves a state and returns
 
-        A step or a probe that fails leaves a state of the steps before it.
+        A step or a probe that fails leaves a state of the steps before it. A step whose line cannot
+        be written is in no state, so that it is taken, and written, when the run goes on.
         """
         watcher = watcher or Watcher()
         if self._renewed:
@@ -201,7 +203,7 @@ class LMTrainer:
         try:
             return self._run(watcher, should_stop)
         except (ValueError, OSError):
-            if self._saved < self.num_steps:
+            if self._saved < self.num_steps == self._written:
                 with suppress(OSError):  # the disk may be what failed
                     self.save()
             raise
@@ -215,8 +217,9 @@ class LMTrainer:
             return False
         while not self.is_done:
             report = self.step()
-            watcher.stepped(report, self.config)
             self.metrics.write("step", report.step, report.values())
+            self._written = report.step
+            watcher.stepped(report, self.config)
             is_stopping = should_stop()
             is_due = self._is_branch_due or report.step % self.config.save_every == 0
             if self.is_done or is_stopping or is_due:
@@ -229,7 +232,7 @@ class LMTrainer:
                 self._probe(watcher)
             if not self._branch(watcher, should_stop):
                 return False
-        if not self._steps_of("end"):
+        if self.num_steps not in self._steps_of("end"):
             self.metrics.write("end", self.num_steps, {"tokens": self.num_tokens})
         return True
 
@@ -244,7 +247,7 @@ class LMTrainer:
                 "tokens": self.num_tokens,
                 "stage": self.stage,
                 "stage_tokens": self.stage_tokens,
-                "branches": self.num_branches,
+                "branched_at": self.branched_at,
                 "data": self.mixture.state(),
             },
             keep=self.config.keep,
@@ -280,7 +283,7 @@ class LMTrainer:
         try:
             self.num_steps, self.num_tokens = values["step"], values["tokens"]
             self.stage, self.stage_tokens = values["stage"], values["stage_tokens"]
-            self.num_branches = values["branches"]
+            self.branched_at = values["branched_at"]
         except KeyError as error:
             raise ValueError(_no_state(state, error)) from None
         if self.stage >= len(self.config.stages):
@@ -329,7 +332,7 @@ class LMTrainer:
         every, schedule = self.config.branches.every, self.config.schedule
         if every is None or self._place() < schedule.warmup:
             return False
-        return self.num_tokens // every > self.num_branches
+        return self.num_tokens // every > self.branched_at // every
 
     def _place(self, num_tokens: int = 0) -> int:
         """Return how far the run is in the unit of its schedule, or will be after a step of
@@ -344,8 +347,7 @@ class LMTrainer:
     def _branch(self, watcher: Watcher, should_stop: Callable[[], bool]) -> bool:
         """Run the decay that branches here, if one is due; return False if it was stopped."""
         state = latest_state(self.config.out)
-        every = self.config.branches.every
-        if every is None or state is None or not self._is_branch_due:
+        if state is None or not self._is_branch_due:
             return True
         config = branch_of(self.config, state, self.stage)
         watcher.said(f"a decay branches after {self.num_tokens:,} tokens")
@@ -360,7 +362,7 @@ class LMTrainer:
             tokens = self.num_tokens + branch.num_tokens
             record = {"tokens": tokens, "tasks": probes[-1]["tasks"]}
             self.metrics.write("branch", self.num_steps, record)
-        self.num_branches = self.num_tokens // every
+        self.branched_at = self.num_tokens
         return True
 
 
