@@ -283,7 +283,7 @@ class LMTrainer:
         try:
             self.num_steps, self.num_tokens = values["step"], values["tokens"]
             self.stage, self.stage_tokens = values["stage"], values["stage_tokens"]
-            self.branched_at = values["branched_at"]
+            self.branched_at = values.get("branched_at", 0)  # older states lack it
         except KeyError as error:
             raise ValueError(_no_state(state, error)) from None
         if self.stage >= len(self.config.stages):
