@@ -1,7 +1,7 @@
 """Environments: tasks whose trajectories can be scored, their sources, and how one is played."""
 
 from fulmen.envs.arithmetic import Arithmetic
-from fulmen.envs.environments import load_environment
+from fulmen.envs.environments import KINDS, load_environment
 from fulmen.envs.number import NumberTask, final_number
 from fulmen.envs.questions import Questions
 from fulmen.envs.repairs import Repairs, RepairTask
@@ -9,6 +9,7 @@ from fulmen.envs.run import run_task
 from fulmen.envs.task import Environment, Task, answered
 
 __all__ = [
+    "KINDS",
     "Arithmetic",
     "Environment",
     "NumberTask",

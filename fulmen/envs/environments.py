@@ -1,38 +1,75 @@
-"""Environments by the names that people type."""
+"""Environments by the names that people type.
+
+repairs:3:minimal -> KINDS["repairs"].load("3:minimal", seed) -> Environment
+"""
 
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from fulmen.envs.arithmetic import Arithmetic
 from fulmen.envs.questions import Questions
 from fulmen.envs.repairs import Repairs
 from fulmen.envs.task import Environment
 
-_REPAIRS = re.compile(r"repairs(?::([0-9]{1,18}))?(?::(coding|minimal))?")
-_ARITHMETIC = re.compile(r"arithmetic(?::([0-9]{1,18})x([0-9]{1,18}))?")
+_REPAIRS: Final = re.compile(r"(?:([0-9]{1,18})(?::|\Z))?(coding|minimal)?")
+_SIZES: Final = re.compile(r"([0-9]{1,18})x([0-9]{1,18})")
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Environments that begin with one word."""
+
+    usage: str
+    """The word and what may stand after it, such as `repairs[:LEVEL]`"""
+    help: str
+    """One line for people"""
+    load: Callable[[str, int], Environment | None]
+    """The environment of what stands after the word and its colon, with a seed; None for words that
+    it does not know, and a ValueError for numbers that cannot be"""
+
+
+def _arithmetic(words: str, seed: int) -> Environment | None:
+    if not words:
+        return Arithmetic(seed)
+    found = _SIZES.fullmatch(words)
+    return found and Arithmetic(seed, num_steps=int(found[1]), largest=int(found[2]))
+
+
+def _repairs(words: str, seed: int) -> Environment | None:
+    if (found := _REPAIRS.fullmatch(words)) is None:
+        return None
+    level = None if found[1] is None else int(found[1])
+    return Repairs(seed, level=level, profile=found[2] or "coding")
+
+
+KINDS: Final = {
+    "arithmetic": Kind(
+        "arithmetic[:STEPSxLARGEST]",
+        "little stories; the last number of the answer counts",
+        _arithmetic,
+    ),
+    "repairs": Kind(
+        "repairs[:LEVEL][:minimal]",
+        "a small repository with one fault; levels 1 to 5; minimal: the tools of small models",
+        _repairs,
+    ),
+}
+"""Kinds of environments by their first word"""
 
 
 def load_environment(name: str, *, seed: int) -> Environment:
-    """Return the environment of a name.
-
-    arithmetic        stories of two steps with numbers up to 9
-    arithmetic:3x20   stories of three steps with numbers up to 20
-    repairs           repositories with one fault, of all levels in turn
-    repairs:3         those of level 3; levels go from 1 to 5
-    repairs:minimal   with the tools of small models; so is repairs:3:minimal
-    a file            questions from JSONL; the seed does not change them
-    """
-    if (found := _ARITHMETIC.fullmatch(name)) is not None:
-        if found[1] is None:
-            return Arithmetic(seed)
-        return Arithmetic(seed, num_steps=int(found[1]), largest=int(found[2]))
-    if (found := _REPAIRS.fullmatch(name)) is not None:
-        level = None if found[1] is None else int(found[1])
-        return Repairs(seed, level=level, profile=found[2] or "coding")
+    """Return the environment of a name: one of KINDS, or a file of questions in JSONL, which the
+    seed does not change. Raises ValueError for any other name."""
+    first, _, words = name.partition(":")
+    if first in KINDS:
+        if (environment := KINDS[first].load(words, seed)) is not None:
+            return environment
+        raise ValueError(f"{name} is no environment, it must be {KINDS[first].usage}")
     path = Path(name)
     if not path.is_file():
-        raise ValueError(
-            f"{name} is no task source, it must be arithmetic, arithmetic:STEPSxLARGEST as "
-            "arithmetic:3x20, repairs, repairs:LEVEL, repairs:LEVEL:minimal, or a JSONL file"
-        )
+        known = ", ".join(kind.usage for kind in KINDS.values())
+        raise ValueError(f"{name} is no environment, it must be a JSONL file or one of: {known}")
     return Questions(path)

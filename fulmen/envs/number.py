@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 
@@ -50,6 +51,11 @@ class NumberTask(Task):
         """The question, as a user's message."""
         return (Message("user", self.question),)
 
+    @property
+    def known_answers(self) -> tuple[Message, ...]:
+        """The number, as an answer of a model."""
+        return (Message("assistant", f"The answer is {_written(self.number)}."),)
+
     async def score(self, trajectory: Trajectory, folder: Path | None = None) -> Score:
         """Return 1 if the last number of the last answer is the number, else 0."""
         return Score(float(_number_of(trajectory) == self.number))
@@ -58,6 +64,13 @@ class NumberTask(Task):
         """Return the last number of the last answer; None if there is none."""
         number = _number_of(trajectory)
         return None if number is None else str(number)
+
+
+def _written(number: Fraction) -> str:
+    """Return a number as `final_number` reads it."""
+    if number.denominator == 1:
+        return str(number.numerator)
+    return f"{Decimal(number.numerator) / Decimal(number.denominator):f}"
 
 
 def _number_of(trajectory: Trajectory) -> Fraction | None:

@@ -83,7 +83,9 @@ async def run_task(
                 budget=budget or Budget(turns=50),
                 watcher=watcher,
             )
-            await agent.run([one for one in task.messages if one.role != "system"])
+            end = await agent.run([one for one in task.messages if one.role != "system"])
+            while end == "done" and (words := await task.next_words(journal.trajectory)):
+                end = await agent.run([Message("user", words)])
         # Nothing runs in the folder any more.
         score = await task.score(journal.trajectory, folder)
     journal.append({"type": "scored", "value": score.value, "parts": dict(score.parts)})

@@ -58,6 +58,17 @@ class Task(ABC):
         sentence tells the model what is wrong with the call."""
         raise ValueError(f"the task has no tool {call.name}")
 
+    async def next_words(self, trajectory: Trajectory) -> str | None:
+        """Return what the user says to an answer without a call; None ends the conversation, as it
+        does by default. Users are scripts: they follow from the task and the trajectory alone."""
+        return None
+
+    @property
+    def known_answers(self) -> tuple[Message, ...]:
+        """Answers of a model, one after the other, that score 1: for the self-check of environments
+        and as a baseline. Empty where none is known, as for what a model judges."""
+        return ()
+
     @abstractmethod
     async def score(self, trajectory: Trajectory, folder: Path | None = None) -> Score:
         """Return the score of a trajectory: 0 for an empty one, 1 for the known answer.

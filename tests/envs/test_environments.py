@@ -140,13 +140,17 @@ def test_a_bad_file_is_one_sentence(tmp_path: Path, text: str, sentence: str) ->
 
 
 def test_an_unknown_name_says_what_there_is() -> None:
-    with pytest.raises(ValueError, match="nowhere is no task source, it must be arithmetic"):
+    with pytest.raises(
+        ValueError, match="nowhere is no environment, it must be a JSONL file or one of: arithmetic"
+    ):
         load_environment("nowhere", seed=0)
     with pytest.raises(ValueError, match="num_steps is 0, it must be 1 or more"):
         load_environment("arithmetic:0x5", seed=0)
     with pytest.raises(ValueError, match="level is 6, it must be from 1 to 5"):
         load_environment("repairs:6", seed=0)
-    with pytest.raises(ValueError, match="repairs:3:all is no task source"):
+    with pytest.raises(
+        ValueError, match=r"repairs:3:all is no environment, it must be repairs\[:LEVEL\]"
+    ):
         load_environment("repairs:3:all", seed=0)
 
 

@@ -68,7 +68,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(
         (("--answer-tokens", "0"), "--answer-tokens is 0, it must be 1 or more"),
         (("--temperature", "0"), "--temperature is 0, at temperature 0 all runs of a task are"),
         (("--tasks", "0"), "--tasks is 0, it must be 1 or more"),
-        (("--task", "chess"), "chess is no task source"),
+        (("--task", "chess"), "chess is no environment"),
         (("--budgets", "0,1M"), "a thought of 1000000 tokens needs"),
         (("--closing", "So:"), "this model closes its thoughts with </think> alone"),
     ],

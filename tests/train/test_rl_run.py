@@ -146,7 +146,7 @@ def test_bounds_may_be_infinite(file: Path, tmp_path: Path) -> None:
             "advantages.spread is batch for the estimator mean, which divides by no spread",
         ),
         ('sources=[{levels=["fork"]},{levels=["fork"]}]', "environment fork is in two sources"),
-        ("sources.0.levels=['nothing']", "nothing is no task source, it must be"),
+        ("sources.0.levels=['nothing']", "nothing is no environment, it must be"),
         ("sources.0.levels=['arithmetic']", "model has no tokenizer.json"),
         ("model=/nowhere", "/nowhere"),
         ("server.url=http://127.0.0.1:9", "a run that samples there is not exact"),
