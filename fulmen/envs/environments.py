@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from fulmen.envs.arithmetic import Arithmetic
+from fulmen.envs.logic import Logic
 from fulmen.envs.questions import Questions
 from fulmen.envs.repairs import Repairs
 from fulmen.envs.task import Environment
@@ -45,11 +46,23 @@ def _repairs(words: str, seed: int) -> Environment | None:
     return Repairs(seed, level=level, profile=found[2] or "coding")
 
 
+def _logic(words: str, seed: int) -> Environment | None:
+    kind, _, level = words.partition(":")
+    if (level and not level.isdecimal()) or len(level) > 18:
+        return None
+    return Logic(seed, kind=kind or None, level=int(level) if level else None)
+
+
 KINDS: Final = {
     "arithmetic": Kind(
         "arithmetic[:STEPSxLARGEST]",
         "little stories; the last number of the answer counts",
         _arithmetic,
+    ),
+    "logic": Kind(
+        "logic[:PUZZLE][:LEVEL]",
+        "puzzles with rules, such as logic:sudoku:2; levels 1 to 5",
+        _logic,
     ),
     "repairs": Kind(
         "repairs[:LEVEL][:minimal]",
