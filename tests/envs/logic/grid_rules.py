@@ -219,10 +219,11 @@ def number_wall(question: str, rows: Rows) -> bool:
             return False
 
     def island(place: tuple[int, int]) -> frozenset[tuple[int, int]]:
-        reached = {place}
-        for _ in range(len(rows) ** 2):
+        reached, before = {place}, set[tuple[int, int]]()
+        while reached != before:
+            before = reached
             near = {n for r, c in reached for n in neighbours(r, c, rows, diagonal=False)}
-            reached |= {(r, c) for r, c in near if rows[r][c] != "#"}
+            reached = reached | {(r, c) for r, c in near if rows[r][c] != "#"}
         return frozenset(reached)
 
     every = product(range(len(rows)), repeat=2)
