@@ -318,5 +318,5 @@ def candidates(name: str, question: str, answer: Rows) -> Iterator[Rows]:
         every = symbols(name, question, answer)
         width = len(answer[0])
         choices = [every if cell == hidden else [cell] for row in given for cell in row]
-        for cells in product(*choices):
-            yield [[*cells[i : i + width]] for i in range(0, len(cells), width)]
+        for filled in product(*choices):
+            yield [[*filled[i : i + width]] for i in range(0, len(filled), width)]
