@@ -3,19 +3,38 @@
 from collections.abc import Mapping
 from typing import Final
 
-from fulmen.envs.logic.kinds.arrow_maze import ARROW_MAZE
-from fulmen.envs.logic.kinds.boolean_expressions import BOOLEAN_EXPRESSIONS
-from fulmen.envs.logic.kinds.calcudoko import CALCUDOKO
-from fulmen.envs.logic.kinds.futoshiki import FUTOSHIKI
-from fulmen.envs.logic.kinds.kukurasu import KUKURASU
-from fulmen.envs.logic.kinds.minesweeper import MINESWEEPER
-from fulmen.envs.logic.kinds.norinori import NORINORI
-from fulmen.envs.logic.kinds.number_wall import NUMBER_WALL
-from fulmen.envs.logic.kinds.numbrix import NUMBRIX
-from fulmen.envs.logic.kinds.skyscraper_puzzle import SKYSCRAPER_PUZZLE
-from fulmen.envs.logic.kinds.star_placement_puzzle import STAR_PLACEMENT_PUZZLE
-from fulmen.envs.logic.kinds.sudoku import SUDOKU
-from fulmen.envs.logic.kinds.survo import SURVO
+from fulmen.envs.logic.kinds.grids import (
+    ARROW_MAZE,
+    CALCUDOKO,
+    FUTOSHIKI,
+    KUKURASU,
+    MINESWEEPER,
+    NORINORI,
+    NUMBER_WALL,
+    NUMBRIX,
+    SKYSCRAPER_PUZZLE,
+    STAR_PLACEMENT_PUZZLE,
+    SUDOKU,
+    SURVO,
+)
+from fulmen.envs.logic.kinds.texts import (
+    BOOLEAN_EXPRESSIONS,
+    BUGGY_TABLES,
+    CIPHER,
+    CRYPTARITHM,
+    DYCK_LANGUAGE,
+    DYCK_LANGUAGE_ERRORS,
+    GAME_OF_24,
+    MATH_PATH,
+    OBJECT_COUNTING,
+    OBJECT_PROPERTIES,
+    OPERATION,
+    SPACE_REASONING,
+    SPACE_REASONING_TREE,
+    TIME_SEQUENCE,
+    WEB_OF_LIES,
+    WORD_SORTING,
+)
 from fulmen.envs.logic.puzzle import PuzzleKind
 
 KINDS: Final[Mapping[str, PuzzleKind]] = {
@@ -23,16 +42,31 @@ KINDS: Final[Mapping[str, PuzzleKind]] = {
     for kind in (
         ARROW_MAZE,
         BOOLEAN_EXPRESSIONS,
+        BUGGY_TABLES,
         CALCUDOKO,
+        CIPHER,
+        CRYPTARITHM,
+        DYCK_LANGUAGE,
+        DYCK_LANGUAGE_ERRORS,
         FUTOSHIKI,
+        GAME_OF_24,
         KUKURASU,
+        MATH_PATH,
         MINESWEEPER,
         NORINORI,
         NUMBER_WALL,
         NUMBRIX,
+        OBJECT_COUNTING,
+        OBJECT_PROPERTIES,
+        OPERATION,
         SKYSCRAPER_PUZZLE,
+        SPACE_REASONING,
+        SPACE_REASONING_TREE,
         STAR_PLACEMENT_PUZZLE,
         SUDOKU,
         SURVO,
+        TIME_SEQUENCE,
+        WEB_OF_LIES,
+        WORD_SORTING,
     )
 }
