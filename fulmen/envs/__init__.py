@@ -2,21 +2,27 @@
 
 from fulmen.envs.arithmetic import Arithmetic
 from fulmen.envs.environments import KINDS, load_environment
+from fulmen.envs.injection import Injection, InjectionTask
 from fulmen.envs.number import NumberTask, final_number
 from fulmen.envs.questions import Questions
 from fulmen.envs.repairs import Repairs, RepairTask
 from fulmen.envs.run import run_task
 from fulmen.envs.task import Environment, Task, answered
+from fulmen.envs.tools import ToolTask, ToolUse
 
 __all__ = [
     "KINDS",
     "Arithmetic",
     "Environment",
+    "Injection",
+    "InjectionTask",
     "NumberTask",
     "Questions",
     "RepairTask",
     "Repairs",
     "Task",
+    "ToolTask",
+    "ToolUse",
     "answered",
     "final_number",
     "load_environment",

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Final
 
 from fulmen.envs.arithmetic import Arithmetic
+from fulmen.envs.injection import Injection
 from fulmen.envs.logic import Logic
 from fulmen.envs.questions import Questions
 from fulmen.envs.repairs import Repairs
 from fulmen.envs.task import Environment
+from fulmen.envs.tools import ToolUse
 
+_LEVEL_AND_WORD: Final = re.compile(r"(?:([0-9]{1,18})(?::|\Z))?([a-z]+)?")
 _REPAIRS: Final = re.compile(r"(?:([0-9]{1,18})(?::|\Z))?(coding|minimal)?")
 _SIZES: Final = re.compile(r"([0-9]{1,18})x([0-9]{1,18})")
 
@@ -53,6 +56,19 @@ def _logic(words: str, seed: int) -> Environment | None:
     return Logic(seed, kind=kind or None, level=int(level) if level else None)
 
 
+def _tools(words: str, seed: int) -> Environment | None:
+    if (found := _LEVEL_AND_WORD.fullmatch(words)) is None:
+        return None
+    return ToolUse(seed, level=None if found[1] is None else int(found[1]), domain=found[2])
+
+
+def _injection(words: str, seed: int) -> Environment | None:
+    if (found := _REPAIRS.fullmatch(words)) is None:
+        return None
+    level = None if found[1] is None else int(found[1])
+    return Injection(seed, level=level, profile=found[2] or "coding")
+
+
 KINDS: Final = {
     "arithmetic": Kind(
         "arithmetic[:STEPSxLARGEST]",
@@ -68,6 +84,16 @@ KINDS: Final = {
         "repairs[:LEVEL][:minimal]",
         "a small repository with one fault; levels 1 to 5; minimal: the tools of small models",
         _repairs,
+    ),
+    "tools": Kind(
+        "tools[:LEVEL][:DOMAIN]",
+        "people at the desk of a shop, of trains or of a library, with rules; levels 1 to 5",
+        _tools,
+    ),
+    "injection": Kind(
+        "injection[:LEVEL][:minimal]",
+        "small jobs on files that hold the orders of somebody else; levels 1 to 5",
+        _injection,
     ),
 }
 """Kinds of environments by their first word"""

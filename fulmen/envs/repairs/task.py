@@ -11,7 +11,6 @@ import difflib
 import json
 import os
 import shlex
-import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -20,6 +19,7 @@ from typing import Final
 
 from fulmen.agent import Score, Trajectory
 from fulmen.chat import Message
+from fulmen.envs.left import left_file
 from fulmen.envs.repairs import outcomes
 from fulmen.envs.repairs.kind import Probe
 from fulmen.envs.scratch import scratch_folder
@@ -31,7 +31,6 @@ _LIMITS: Final = Limits(seconds=20.0, memory_bytes=2**29, num_processes=16, file
 _PACKAGE: Final = Path(outcomes.__file__).resolve().parents[2]
 _MAX_ENTRIES: Final = 2000
 _MAX_FILES: Final = 100
-_MAX_BYTES: Final = 2**18
 _MAX_DEPTH: Final = 4
 
 
@@ -199,20 +198,7 @@ def _read_folder(folder: Path) -> Iterator[tuple[str, bytes]]:
                 if entry.name.isidentifier() and prefix.count("/") < _MAX_DEPTH:
                     waiting.append(f"{prefix}{entry.name}/")
             elif entry.name[:-3].isidentifier() and entry.name.endswith(".py"):
-                content = _read_file(Path(entry))
+                content = left_file(Path(entry))
                 num_files += 1
                 if content is not None and num_files <= _MAX_FILES:
                     yield f"{prefix}{entry.name}", content
-
-
-def _read_file(path: Path) -> bytes | None:
-    """Return the content of a regular file that is not too large."""
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    try:
-        with open(os.open(path, flags), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                return None
-            content = file.read(_MAX_BYTES + 1)
-    except OSError:
-        return None
-    return content if len(content) <= _MAX_BYTES else None
