@@ -46,8 +46,14 @@ from fulmen.agent.trajectory import (
     Step,
     Trajectory,
 )
-from fulmen.agent.trajectory_files import read_trajectories, to_atif, write_trajectories
-from fulmen.agent.viewer import view
+from fulmen.agent.trajectory_files import (
+    read_trajectories,
+    read_trajectory,
+    to_atif,
+    trajectory_record,
+    write_trajectories,
+)
+from fulmen.agent.viewer import escaped, html_page, trajectory_facts, view, view_inside
 from fulmen.agent.work import Means, Work, check_protected, run_settings
 from fulmen.agent.workbench import Workbench
 from fulmen.agent.workspace import Change, ChangedSince, NotSaved, Restored, Snapshot, Snapshots
@@ -106,17 +112,23 @@ __all__ = [
     "agent_folder",
     "check_protected",
     "default_runs",
+    "escaped",
     "find_instructions",
+    "html_page",
     "new_name",
     "parse_config",
     "project_file",
     "read_content",
     "read_project",
     "read_trajectories",
+    "read_trajectory",
     "run_settings",
     "summary_of",
     "system_prompt",
     "to_atif",
+    "trajectory_facts",
+    "trajectory_record",
     "view",
+    "view_inside",
     "write_trajectories",
 ]

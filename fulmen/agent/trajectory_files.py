@@ -36,7 +36,8 @@ def write_trajectories(path: Path, trajectories: Iterable[Trajectory]) -> int:
     count = 0
     with replacing(path) as file:
         for trajectory in trajectories:
-            file.write(_line(trajectory).encode() + b"\n")
+            text = json.dumps(trajectory_record(trajectory), allow_nan=False)
+            file.write(text.encode() + b"\n")
             count += 1
     return count
 
@@ -59,7 +60,7 @@ def read_trajectories(path: Path) -> Iterator[Trajectory]:
                 if run is not None and isinstance(record, dict) and "format" not in record:
                     apply(run, record)
                     continue
-                begun = _read(record)
+                begun = read_trajectory(record)
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path}, line {number} cannot be read: {error}") from None
             if run is not None:
@@ -71,22 +72,23 @@ def read_trajectories(path: Path) -> Iterator[Trajectory]:
         yield run
 
 
-def _line(trajectory: Trajectory) -> str:
+def trajectory_record(trajectory: Trajectory) -> dict[str, Any]:
+    """Return a trajectory as a value for JSON, the line of it that `write_trajectories` writes."""
     records = list(records_of(trajectory, len(trajectory.steps)))
     if trajectory.end is not None:
         records.append({"type": "ended", "reason": trajectory.end})
     if (score := trajectory.score) is not None:
         records.append({"type": "scored", "value": score.value, "parts": dict(score.parts)})
-    whole = {
+    return {
         "format": _FORMAT,
         "system": said_record(trajectory.system)["messages"],
         "start": trajectory.start,
         "records": records,
     }
-    return json.dumps(whole, allow_nan=False)
 
 
-def _read(line: object) -> Trajectory:
+def read_trajectory(line: object) -> Trajectory:
+    """Return the trajectory of a value of `trajectory_record`. Raises ValueError for any other."""
     if not isinstance(line, dict) or line.get("format") != _FORMAT:
         raise ValueError(f"it is no object of format {_FORMAT}")
     system, start = line.get("system"), line.get("start")

@@ -1,6 +1,6 @@
 """A trajectory as one page for a browser: no script, no request, everything escaped.
 
-    Trajectory -> view -> HTML, whose policy allows nothing but the style in it
+    Trajectory -> view_inside -> html_page -> HTML, whose policy allows nothing but the style in it
 
 Steps are folded, a step's tokens too, so that a browser lays out only what is opened. Characters
 that could hide or turn around what a model or a file said are written out.
@@ -58,10 +58,6 @@ pre { background: var(--soft); border-radius: 4px; font: 13px/1.45 ui-monospace,
 .p4 { background: var(--p4); } .p5 { background: var(--p5); }
 .forced { text-decoration: underline dotted; }
 """
-_HASH: Final = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
-_POLICY: Final = (
-    f"default-src 'none'; style-src 'sha256-{_HASH}'; base-uri 'none'; form-action 'none'"
-)
 
 
 def view(
@@ -71,31 +67,53 @@ def view(
 
     tokenizer  of the model; without it tokens are shown as ids
     """
-    body = [f"<h1>{_escaped(title)}</h1>", f'<p class="facts">{_escaped(_facts(trajectory))}</p>']
-    for message in trajectory.system:
-        body += _folded("system", message.content)
-    summaries = {one.num_steps: one for one in trajectory.compactions if one.text}
-    for place, step in enumerate(trajectory.steps):
-        if place in summaries:
-            body += _folded("summary of all before", summaries[place].text)
-        for message in step.said:
-            body += _message(message)
-        is_last = place == len(trajectory.steps) - 1
-        body += _step(place + 1, step, tokenizer, is_open=is_last)
-    for message in trajectory.said:
-        body += _message(message)
+    facts = f'<p class="facts">{escaped(trajectory_facts(trajectory))}</p>'
+    inside = "\n".join(view_inside(trajectory, tokenizer=tokenizer))
+    return html_page(title, f"<h1>{escaped(title)}</h1>\n{facts}\n{inside}")
+
+
+def html_page(title: str, body: str, *, style: str = "") -> str:
+    """Return a page that may load nothing and run nothing.
+
+    body   HTML in which everything that was said is escaped
+    style  rules beside those of trajectories
+    """
+    style = _STYLE + style
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="referrer" content="no-referrer">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_escaped(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        + "\n".join(body)
-        + "\n</body>\n</html>\n"
+        f"<title>{escaped(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n"
+        f"{body}\n</body>\n</html>\n"
     )
 
 
-def _facts(trajectory: Trajectory) -> str:
+def view_inside(
+    trajectory: Trajectory, *, tokenizer: Tokenizer | None = None, has_tokens: bool = True
+) -> Iterator[str]:
+    """Yield what a page shows of a trajectory, piece by piece; each is HTML that is whole.
+
+    has_tokens  show the ids of answers too
+    """
+    for message in trajectory.system:
+        yield from _folded("system", message.content)
+    summaries = {one.num_steps: one for one in trajectory.compactions if one.text}
+    for place, step in enumerate(trajectory.steps):
+        if place in summaries:
+            yield from _folded("summary of all before", summaries[place].text)
+        for message in step.said:
+            yield from _message(message)
+        is_last = place == len(trajectory.steps) - 1
+        yield "\n".join(_step(place + 1, step, tokenizer, is_open=is_last, has_tokens=has_tokens))
+    for message in trajectory.said:
+        yield from _message(message)
+
+
+def trajectory_facts(trajectory: Trajectory) -> str:
+    """Return a line about a trajectory: its tokens, seconds, end and score."""
     answers, usage = [step.answer for step in trajectory.steps], trajectory.usage
     facts = [
         f"{len(answers)} steps",
@@ -113,13 +131,15 @@ def _facts(trajectory: Trajectory) -> str:
     return " · ".join(facts)
 
 
-def _step(number: int, step: Step, tokenizer: Tokenizer | None, *, is_open: bool) -> Iterator[str]:
+def _step(
+    number: int, step: Step, tokenizer: Tokenizer | None, *, is_open: bool, has_tokens: bool
+) -> Iterator[str]:
     answer, message = step.answer, step.answer.message
     calls = ", ".join(call.name for call in message.tool_calls)
     shown = calls or message.content.strip().partition("\n")[0][:80] or answer.finish_reason
     more = f"{answer.num_new_tokens:,} tokens, {answer.seconds:.1f} s"
     yield (
-        f"<details{' open' if is_open else ''}><summary>{number} · {_escaped(shown)} "
+        f"<details{' open' if is_open else ''}><summary>{number} · {escaped(shown)} "
         f'<span class="more">{more}</span></summary>'
     )
     if message.thinking:
@@ -128,25 +148,25 @@ def _step(number: int, step: Step, tokenizer: Tokenizer | None, *, is_open: bool
         yield _pre(message.content)
     results = {result.call: result for result in step.results}
     for place, call in enumerate(message.tool_calls):
-        yield f'<p class="role">{_escaped(call.name)}</p>'
+        yield f'<p class="role">{escaped(call.name)}</p>'
         yield _arguments(call.arguments)
         if (result := results.get(place)) is not None:
             yield from _result(result)
         else:
             yield '<p class="role">no result</p>'
     if answer.finish_reason != "stop":
-        yield f'<p class="role">the answer ended by {_escaped(answer.finish_reason)}</p>'
-    if answer.sampled is not None:
+        yield f'<p class="role">the answer ended by {escaped(answer.finish_reason)}</p>'
+    if answer.sampled is not None and has_tokens:
         yield from _tokens(answer, answer.sampled, tokenizer)
     yield "</details>"
 
 
 def _message(message: Message) -> list[str]:
-    return [f'<p class="role">{_escaped(message.role)}</p>', _pre(message.content)]
+    return [f'<p class="role">{escaped(message.role)}</p>', _pre(message.content)]
 
 
 def _folded(name: str, text: str) -> list[str]:
-    return [f"<details><summary>{_escaped(name)}</summary>{_pre(text)}</details>"]
+    return [f"<details><summary>{escaped(name)}</summary>{_pre(text)}</details>"]
 
 
 def _arguments(arguments: Mapping[str, Any]) -> str:
@@ -169,7 +189,7 @@ def _result(result: Result) -> Iterator[str]:
 
 def _diff_line(line: str) -> str:
     kind = {"+": "add", "-": "del", "@": "hunk"}.get(line[:1], "same")
-    return f'<span class="{kind}">{_escaped(line)}</span>'
+    return f'<span class="{kind}">{escaped(line)}</span>'
 
 
 def _tokens(answer: Answer, sampled: Sampled, tokenizer: Tokenizer | None) -> Iterator[str]:
@@ -193,14 +213,15 @@ def _token(place: int, id: int, logprob: float | None, text: str | None, *, is_f
     kind = f"p{level}" + (" forced" if is_forced else "")
     label = f"{id} " if text is None else text
     hint = f"{place}: id {id}, log-probability {known}" + (", forced" if is_forced else "")
-    return f'<span class="{kind}" title="{hint}">{_escaped(label)}</span>'
+    return f'<span class="{kind}" title="{hint}">{escaped(label)}</span>'
 
 
 def _pre(text: str) -> str:
-    return f"<pre>\n{_escaped(text)}</pre>"  # a browser drops the first line break
+    return f"<pre>\n{escaped(text)}</pre>"  # a browser drops the first line break
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
+    """Return text as HTML shows it: cut where it is long, odd characters written out."""
     rest = len(text) - _MAX_TEXT
     shown = text[:_MAX_TEXT] + (f"\n({rest:,} more characters)" if rest > 0 else "")
     return html.escape(_ODD.sub(_written_out, shown))

@@ -23,9 +23,8 @@ from fulmen.cli.help import (
     LIMITS,
     SESSION,
     Command,
-    Group,
+    DefaultGroup,
     examples,
-    write_panels,
 )
 from fulmen.cli.options import (
     DEFAULT_MODEL,
@@ -68,23 +67,6 @@ _NOT_SAMPLED: Final = (
 """Sampling fields that make no sense for a whole run, or that the agent sets itself"""
 
 
-class _Group(Group):
-    """A group whose first word may be a task."""
-
-    default_command: Final = "run"
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the arguments; what is no command belongs to `run`."""
-        if not args or (args[0] not in self.commands and args[0] not in ("--help", "-h")):
-            args = [self.default_command, *args]
-        return super().parse_args(ctx, args)
-
-    def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write the commands, then the options of a run."""
-        self.format_commands(ctx, formatter)
-        write_panels(self.commands[self.default_command], ctx, formatter)
-
-
 EXAMPLES: Final = examples(
     """
 fulmen agent "make the failing test pass"    work here, asking about changes
@@ -108,7 +90,7 @@ docs/agents.md
     },
 )
 agent_app = typer.Typer(
-    cls=_Group,
+    cls=DefaultGroup,
     help="Let a model work in a folder by calling tools, go back to any step, fork it.",
     epilog=EXAMPLES,
 )

@@ -20,6 +20,7 @@ from fulmen.cli import plan as _plan
 from fulmen.cli import quantize as _quantize
 from fulmen.cli import serve as _serve
 from fulmen.cli.agent import agent_app
+from fulmen.cli.evals import eval_app
 from fulmen.cli.help import Command, Group, examples, usage_errors
 from fulmen.cli.models import models_app
 from fulmen.cli.output import drop_output, write_anything
@@ -90,6 +91,7 @@ for _command, _epilog in (
     _kind = ConfiguredCommand if _command is _serve.serve else Command
     app.command(cls=_kind, epilog=_epilog)(_command)
 app.add_typer(agent_app, name="agent")
+app.add_typer(eval_app, name="eval")
 app.add_typer(models_app, name="models")
 app.add_typer(sessions_app, name="sessions")
 train_app.command("rl", cls=Command, epilog=RL_EXAMPLES)(rl)

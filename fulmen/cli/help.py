@@ -124,7 +124,7 @@ class Command(TyperCommand):
         if meant is not None and meant in known:
             hint = f", {meant} {_DONE_BY[meant]}"
         if error.option_name == "--url" and "--url" not in known:
-            hint = ", it is for chat, generate, batch and scale: this command asks no server"
+            hint = ", it is for chat, generate, batch, scale and eval: this command asks no server"
         error.possibilities = []
         error.message += hint
 
@@ -156,6 +156,23 @@ class Group(TyperGroup):
         ]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
+
+
+class DefaultGroup(Group):
+    """A group whose first word may be none of its commands: then all words are those of `run`."""
+
+    default_command: Final = "run"
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the arguments; what is no command belongs to `run`."""
+        if not args or (args[0] not in self.commands and args[0] not in ("--help", "-h")):
+            args = [self.default_command, *args]
+        return super().parse_args(ctx, args)
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the commands, then the options of `run`."""
+        self.format_commands(ctx, formatter)
+        write_panels(self.commands[self.default_command], ctx, formatter)
 
 
 def write_panels(command: Any, ctx: Any, formatter: Any) -> None:

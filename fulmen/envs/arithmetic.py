@@ -31,6 +31,11 @@ class Arithmetic:
         self._num_steps = num_steps
         self._largest = largest
 
+    @property
+    def chance(self) -> float:
+        """Bound on the probability that one fixed number is right."""
+        return min(1.0, 2 / self._largest)
+
     def task(self, index: int) -> NumberTask:
         """Return the story at an index; there is no last one."""
         draw = random.Random(f"arithmetic {self._seed} {index}")

@@ -1,6 +1,7 @@
 """Questions whose answer is a number, from a JSONL file like GSM8K's."""
 
 import json
+from collections import Counter
 from decimal import Decimal
 from pathlib import Path
 
@@ -31,6 +32,12 @@ class Questions:
     def num_tasks(self) -> int:
         """Number of questions in the file."""
         return len(self._tasks)
+
+    @property
+    def chance(self) -> float:
+        """Share of the questions that one fixed number answers."""
+        counts = Counter(task.number for task in self._tasks)
+        return max(counts.values()) / len(self._tasks)
 
     def task(self, index: int) -> NumberTask:
         """Return the question of that line, counted from 0."""

@@ -9,13 +9,14 @@ done in it, so nobody is asked for consent.
 
 import time
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from typing import Final
 
 from fulmen.agent import (
     Agent,
     Budget,
+    Compactor,
     Memory,
     Notebook,
     Permissions,
@@ -49,24 +50,27 @@ async def run_task(
     budget: Budget | None = None,
     limits: Limits | None = None,
     watcher: Watcher | None = None,
+    context: int | None = None,
 ) -> Trajectory:
     """Return the scored trajectory of an agent on a task.
 
-    memory  the conversation as the model's side holds it: with a transcript, ids that were sampled
-            are never encoded again; messages alone if omitted
-    limits  of the sandbox: a second for processes and memory, sixty for a command, if omitted
+    memory   the conversation as the model's side holds it: with a transcript, ids that were
+             sampled are never encoded again; messages alone if omitted
+    limits   of the sandbox: a second for processes and memory, sixty for a command, if omitted
+    context  tokens that the model's context holds: a summary takes the place of a history that
+             fills it; without it none is made, and the model refuses what is too long
 
     Raises ValueError for a task that was played before, SandboxError if there is no sandbox or it
     fails, ModelError if the model fails: neither is a score.
     """
     task.begin()
     journal = Notebook(Trajectory(system=_system(task)))
-    with scratch_folder("fulmen-task-") as root:
+    with ExitStack() as scratch:
         folder = None
         async with AsyncExitStack() as stack:
             workbench = None
             if task.has_folder:
-                folder = root / "folder"
+                folder = scratch.enter_context(scratch_folder("fulmen-task-")) / "folder"
                 folder.mkdir()
                 await task.prepare(folder)
                 access = Access(folder=folder, seen_as=FOLDER, protected=(), hidden=(PACKAGE,))
@@ -81,6 +85,7 @@ async def run_task(
                 journal,
                 params=params,
                 budget=budget or Budget(turns=50),
+                compactor=None if context is None else Compactor(max_tokens=context),
                 watcher=watcher,
             )
             end = await agent.run([one for one in task.messages if one.role != "system"])

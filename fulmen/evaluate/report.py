@@ -182,12 +182,15 @@ def _curve_table(rows: Rows, overall: Mapping[str, float] | None) -> Table:
     for row in rows:
         main = _main(row)
         cells = [f"{main['thinking_tokens']:,.0f}", f"{main['cut']:.0%}", f"{main['tokens']:,.0f}"]
-        cells += _cells(main["accuracy"])
+        cells += estimate_cells(main["accuracy"])
         if overall is not None:
-            cells += [*_cells(row["separate"]["accuracy"]), *_cells(row["difference"], sign="+")]
+            cells += [
+                *estimate_cells(row["separate"]["accuracy"]),
+                *estimate_cells(row["difference"], sign="+"),
+            ]
         table.add_row(f"{row['budget']:,}", *cells)
     if overall is not None:
-        table.add_row("all", *[""] * 7, *_cells(overall, sign="+"))
+        table.add_row("all", *[""] * 7, *estimate_cells(overall, sign="+"))
     return table
 
 
@@ -202,8 +205,8 @@ def _votes_table(rows: Rows) -> Table:
                 f"{_main(row)['tokens']:,.0f}",
                 str(votes["num_votes"]),
                 f"{votes['tokens']:,.0f}",
-                *_cells(votes["majority"]),
-                *_cells(votes["likeliest"]),
+                *estimate_cells(votes["majority"]),
+                *estimate_cells(votes["likeliest"]),
                 f"{votes['any']['mean']:.3f}",
             )
     return table
@@ -234,7 +237,8 @@ def _add_cost(table: Table, name: str, fork: int | None, separate: int | None) -
     table.add_row(name, *shown, ratio)
 
 
-def _cells(found: Mapping[str, float] | None, sign: str = "") -> list[str]:
+def estimate_cells(found: Mapping[str, float] | None, sign: str = "") -> list[str]:
+    """Return an estimate and its interval as a table shows them; nothing for None."""
     if found is None:
         return ["", ""]
     mean, low, high = (round(value, 3) + 0.0 for value in Estimate(**found))  # + 0.0: never -0.000

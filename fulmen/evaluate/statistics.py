@@ -54,6 +54,14 @@ def difference(first: Sequence[float], second: Sequence[float], *, num_runs: int
     return Estimate(mean, low, high)
 
 
+def exact_p(num_better: int, num_worse: int) -> float:
+    """Return how likely a split of changed tasks as uneven as this one is, if better and worse were
+    equally likely: McNemar's exact test of pairs that passed or failed, the sign test of means."""
+    total = num_better + num_worse
+    tail = sum(math.comb(total, count) for count in range(min(num_better, num_worse) + 1))
+    return min(1.0, 2 * tail / (1 << total))
+
+
 def expected_best(keys: Sequence[float], scores: Sequence[float], n: int) -> float:
     """Return the expected score of the run with the highest key, over all choices of n runs.
 

@@ -67,7 +67,7 @@ WORDS = {
     *("--json-schema", "--out", "--plot", "--closing", "--report", "--calibrate", "--only"),
     *("--task", "--ignore-config-field", "--host", "--api-key", "--api-key-file", "--alias"),
     *("--model-name", "--allowed-origin", "--volatile-line", "--transcripts"),
-    *("--url", "--url-key", "--url-dialect"),
+    *("--url", "--url-key", "--url-dialect", "--baseline"),
     *("--config", "--trace-endpoint", "--sessions"),
 }
 # `fulmen agent` has the flags of `fulmen agent resume`, and would begin to work.
@@ -87,7 +87,7 @@ def _quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "PROBE_SECONDS", 0.001)
 
 
-def arguments(command: str, folder: Path, tmp_path: Path) -> list[str | Path]:
+def arguments(path: list[str], folder: Path, tmp_path: Path) -> list[str | Path]:
     """Return arguments with which a command does little, so that a value that is right ends too."""
     tokens: list[str | Path] = ["--max-tokens", "2", "--model", folder]
     scale: list[str | Path] = [
@@ -115,8 +115,19 @@ def arguments(command: str, folder: Path, tmp_path: Path) -> list[str | Path]:
         "sessions": ["a"],
         "agent": ["a"],
         "train": [tmp_path / "missing"],
+        "eval run": [
+            folder,
+            "arithmetic",
+            "--tasks",
+            "1",
+            "--max-tokens",
+            "2",
+            "--out",
+            tmp_path / "evals",
+        ],
+        "eval check": ["arithmetic"],
     }
-    return some[command]
+    return some.get(" ".join(path)) or some[path[0]]
 
 
 @pytest.mark.parametrize("path", NUMBERS, ids=" ".join)
@@ -127,7 +138,7 @@ def test_an_absurd_value_of_a_flag_is_one_sentence(
     number = examples(len(ABSURD))  # other ones for each flag
     for value in random.Random(" ".join(path)).sample(ABSURD, number):
         with bounded():
-            run = called(*command, *arguments(command[0], folder, tmp_path), flag, value)
+            run = called(*command, *arguments(command, folder, tmp_path), flag, value)
         assert "Traceback" not in run.stderr
         if run.returncode == 1:
             assert len(run.stderr.splitlines()) == 1, (value, run.stderr)

@@ -9,8 +9,10 @@ from typer.testing import CliRunner
 from fulmen.cli import app
 from tests.cli.test_flags import commands
 
-PATHS = [path for path, _ in commands() if path != ("agent", "run")]  # it is called `agent`
-GROUPS: list[tuple[str, ...]] = [(), ("models",), ("sessions",)]
+CALLED_BY_GROUP = (("agent", "run"), ("eval", "run"))
+"""Commands that are called by the name of their group alone"""
+PATHS = [path for path, _ in commands() if path not in CALLED_BY_GROUP]
+GROUPS: list[tuple[str, ...]] = [(), ("models",), ("sessions",), ("eval",)]
 
 
 def help_of(*path: str, columns: int = 80) -> str:

@@ -127,7 +127,7 @@ def test_what_is_not_there_is_one_sentence() -> None:
     run = called("chat", "Hi", "--url", "ftp://fake")
     assert_refused(run, "ftp://fake/v1 is no URL of a server")
     run = called("bench", "--url", "http://fake")
-    assert "No such option: --url, it is for chat, generate, batch and scale" in run.stderr
+    assert "No such option: --url, it is for chat, generate, batch, scale and" in run.stderr
 
 
 def test_a_conversation_flows_as_with_a_model_that_is_here(

@@ -64,6 +64,11 @@ class Logic:
         self._kinds: Mapping[str, PuzzleKind] = KINDS if kind is None else {kind: KINDS[kind]}
         self._level = level
 
+    @property
+    def chance(self) -> float:
+        """Largest probability that one fixed answer is right."""
+        return max(kind.chance for kind in self._kinds.values())
+
     def task(self, index: int) -> PuzzleTask:
         """Return the puzzle at an index; there is no last one."""
         names = list(self._kinds)
