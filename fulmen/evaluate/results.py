@@ -80,7 +80,7 @@ class Results:
         """Name of the model, and when it began"""
         self._passes: dict[tuple[str, int, int], Pass] = {}
         self._places: dict[tuple[str, int, int], int] = {}
-        """Where the lines of the passes begin"""
+        """Bytes before the line of each pass"""
         self._num_bytes = 0
         """Bytes of all whole lines that were read"""
         self._log: BinaryIO | None = None

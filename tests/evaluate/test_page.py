@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from fulmen.envs import Environment
 from fulmen.evaluate import eval_page as page_of
 from fulmen.evaluate import open_results, summarize_passes, write_page
 from tests.evaluate.playing import PRESS, Buttons, Sums, every_kind, number_of, played, says
@@ -70,7 +71,7 @@ def press_or_seven(request: Any) -> str:
 
 
 def test_the_page_has_tables_and_trajectories(tmp_path: Path) -> None:
-    environments = {"sums": Sums(), "buttons": Buttons()}
+    environments: dict[str, Environment] = {"sums": Sums(), "buttons": Buttons()}
     results, _ = played(tmp_path, environments, press_or_seven, num_tasks=8)
     path = write_page(results, [summarize_passes(results)])
     assert path == tmp_path / "report.html"

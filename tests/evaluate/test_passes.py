@@ -15,7 +15,7 @@ import pytest
 
 from fulmen.agent import TranscriptMemory
 from fulmen.chat import Transcript
-from fulmen.envs import Arithmetic
+from fulmen.envs import Arithmetic, Environment
 from fulmen.evaluate import EvalConfig, Results, open_results, play_all, read_results
 from fulmen.llm import LLM, LocalModel
 from fulmen.sampling import SamplingParams
@@ -128,9 +128,10 @@ def on_tiny(llm: LLM, path: Path, stop_after: int | None = None, **config: Any) 
             if done == stop_after:
                 raise Stopped
 
+        environments: dict[str, Environment] = {"sums": Sums(), "buttons": Buttons()}
         async with LocalModel(llm) as model:
             await play_all(
-                *(model, {"sums": Sums(), "buttons": Buttons()}, results, EvalConfig(**config)),
+                *(model, environments, results, EvalConfig(**config)),
                 params=SamplingParams(max_tokens=12),
                 new_memory=lambda: TranscriptMemory(Transcript(llm.format, llm.tokenizer)),
                 context=model.max_model_len,
@@ -220,7 +221,7 @@ def test_a_run_that_is_killed_at_random_moments_loses_nothing_that_was_kept(
 
 def test_what_does_not_belong_to_a_folder_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "run"
-    environments = {"stories": Arithmetic(0)}
+    environments: dict[str, Environment] = {"stories": Arithmetic(0)}
     played(path, environments, lambda _: says("1"), num_tasks=2)
 
     def refused(sentence: str, at: Path = path, **changes: Any) -> None:

@@ -38,7 +38,7 @@ def made(
                     seed=0,
                     score={"+": 1.0, "-": 0.25, "!": None}[letter],
                     parts={} if letter == "!" else {"format": 1.0, "right": float(letter == "+")},
-                    failure={"+": None, "-": "wrong", "!": "error"}[letter],  # type: ignore[arg-type]
+                    failure={"+": None, "-": "wrong", "!": "error"}[letter],
                     error="it broke" if letter == "!" else None,
                     answer=None,
                     num_turns=1,
