@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from fulmen.envs.logic.filling import Filling
 from fulmen.envs.logic.grids import latin_square, read_grid, read_numbers
-from fulmen.envs.logic.kinds import KINDS, star_placement_puzzle, sudoku
+from fulmen.envs.logic.kinds import KINDS
+from fulmen.envs.logic.kinds.grids import star_placement_puzzle, sudoku
 from fulmen.envs.logic.puzzle import LEVELS, Puzzle
 from fulmen.envs.logic.regions import divide
 from tests.envs.logic.grid_rules import CHECKS, Rows, candidates, symbols
