@@ -88,7 +88,9 @@ async def self_check(
             if score.value != 1:
                 findings.append(Finding(index, f"scores {score.value:g} for its known answer"))
         for text in (*junk, question):
-            score = await _played(environment.task(index), [Message("assistant", text)])
+            # Questions remember nothing, and are not made again for each answer.
+            anew = task if task.is_question else environment.task(index)
+            score = await _played(anew, [Message("assistant", text)])
             if score.value > 0:
                 solved["the question" if text is question else repr(text)] += 1
                 if chance == 0:
