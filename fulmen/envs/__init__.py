@@ -1,6 +1,7 @@
 """Environments: tasks whose trajectories can be scored, their sources, and how one is played."""
 
 from fulmen.envs.arithmetic import Arithmetic
+from fulmen.envs.demonstration import KnownAnswers, demonstrate, tools_of
 from fulmen.envs.environments import KINDS, load_environment
 from fulmen.envs.injection import Injection, InjectionTask
 from fulmen.envs.number import NumberTask, final_number
@@ -16,6 +17,7 @@ __all__ = [
     "Environment",
     "Injection",
     "InjectionTask",
+    "KnownAnswers",
     "NumberTask",
     "Questions",
     "RepairTask",
@@ -24,7 +26,9 @@ __all__ = [
     "ToolTask",
     "ToolUse",
     "answered",
+    "demonstrate",
     "final_number",
     "load_environment",
     "run_task",
+    "tools_of",
 ]

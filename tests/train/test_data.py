@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fulmen.envs import load_environment
 from fulmen.train import Coder, Example, Mixture, TaskConfig, TaskStream, micro_batches
 from fulmen.train.lm.mixture import Drawn, shares_of
 from fulmen.train.lm.ngrams import CheckConfig, NGrams
@@ -379,7 +380,7 @@ def test_files_that_are_missing_empty_or_of_two_kinds_are_one_sentence(tmp_path:
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({}, "generator, files or dataset must be given, found none of them"),
+        ({}, "generator, environment, files or dataset must be given, found none of them"),
         ({"generator": "add", "dataset": "a"}, "found generator and dataset"),
         ({"generator": "divide"}, "generator is divide, it must be one of copy, "),
         ({"generator": "add", "largest": 0}, "smallest and largest are 1 and 0, "),
@@ -441,3 +442,29 @@ def test_a_hub_data_set_is_read_by_rows(own: Coder, monkeypatch: pytest.MonkeyPa
     assert asked == [("a/b", "main", "test")]
     with pytest.raises(ValueError, match=r"^dataset none cannot be read: no such data set$"):
         open_source(replace(config, dataset="none"), 0)
+
+
+def test_of_a_demonstration_the_answers_are_learnt_and_the_rest_is_read(own: Coder) -> None:
+    known = own.tokenizer.decode
+    source = open_source(TaskConfig(environment="arithmetic"), seed=4)
+    (example,) = source.document(7).encode(own)
+    task = load_environment("arithmetic", seed=4).task(7)
+    said = known([example.ids[place] for place in example.targets])
+    assert task.known_answers[0].content in said
+    assert task.messages[0].content in known(example.ids)
+    assert task.messages[0].content not in said
+
+    (example,) = open_source(TaskConfig(environment="tools:1:shop"), seed=4).document(7).encode(own)
+    said = known([example.ids[place] for place in example.targets])
+    call, answer = load_environment("tools:1:shop", seed=4).task(7).known_answers
+    assert call.tool_calls[0].name in said
+    assert answer.content in said
+    assert '"status"' in known(example.ids)  # of the tool's result
+    assert '"status"' not in said
+
+
+def test_an_environment_has_demonstrations_or_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nonsense is no environment"):
+        open_source(TaskConfig(environment="nonsense"), seed=0)
+    with pytest.raises(ValueError, match="style is plain"):
+        TaskConfig(environment="arithmetic", style="plain")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from fulmen.agent import Score, Trajectory
-from fulmen.chat import Message
+from fulmen.chat import Message, ToolCall
 from fulmen.envs.left import left_file
 from fulmen.envs.repairs import outcomes
 from fulmen.envs.repairs.kind import Probe
@@ -84,6 +84,18 @@ class RepairTask(Task):
     def profile(self) -> str:
         """Name of the tools that the model has."""
         return self.tools_profile
+
+    @property
+    def known_answers(self) -> tuple[Message, ...]:
+        """Read the file with the fault, put it right, say so."""
+        ((path, right),) = self.solution.items()
+        old, new = _shortest_edit(self.files[path], right)
+        edit = ToolCall("edit", {"path": path, "old": old, "new": new})
+        return (
+            Message("assistant", "", tool_calls=(ToolCall("read", {"path": path}),)),
+            Message("assistant", "", tool_calls=(edit,)),
+            Message("assistant", f"I put {path} right."),
+        )
 
     async def prepare(self, folder: Path) -> None:
         """Write the repository."""
@@ -160,6 +172,19 @@ class RepairTask(Task):
                 for kind, i, j, k, m in matcher.get_opcodes():
                     count += 0 if kind == "equal" else j - i + m - k
         return count
+
+
+def _shortest_edit(before: str, after: str) -> tuple[str, str]:
+    """Return the fewest whole lines that stand once in a text, and what takes their place."""
+    old, new = before.splitlines(keepends=True), after.splitlines(keepends=True)
+    least = min(len(old), len(new))
+    start = next((i for i in range(least) if old[i] != new[i]), least)
+    end = next((i for i in range(least - start) if old[-1 - i] != new[-1 - i]), least - start)
+    while True:
+        lines = "".join(old[start : len(old) - end])
+        if lines and before.count(lines) == 1:
+            return lines, "".join(new[start : len(new) - end])
+        start, end = max(start - 1, 0), max(end - 1, 0)
 
 
 def _texts(found: object, numbers: list[int]) -> Iterator[list[str]]:

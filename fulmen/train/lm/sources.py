@@ -1,4 +1,4 @@
-"""Sources: documents by index, from rules, text files, JSONL and hub data sets.
+"""Sources: documents by index, from rules, environments, text files, JSONL and hub data sets.
 
 A document is found by its index, encoded only when it is drawn, and known by a key: its text, or
 its prompt where it has one. The key decides, by a hash and so for ever, whether a document is held
@@ -6,6 +6,7 @@ out for probes, and the n-gram check reads it. Files are read through once when 
 what is no document is known before a run begins, and a run that goes on knows if they have changed.
 """
 
+import asyncio
 import codecs
 import json
 import mmap
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, cast
 
 from fulmen.chat import Message
+from fulmen.envs import demonstrate, load_environment, tools_of
 from fulmen.files import shorten
 from fulmen.train.lm.examples import Coder, Example
 from fulmen.train.lm.procedural import GENERATORS, Problem, make_problem
@@ -49,6 +51,8 @@ class TaskConfig:
     """Largest size of a generator's problem."""
     style: Literal["chat", "plain"] = "chat"
     """Problems and pairs become conversations, or plain text without a format."""
+    environment: str | None = None
+    """Environment whose tasks are demonstrated: its known answers are learnt, calls included."""
     files: tuple[Path, ...] = ()
     """Text files (.txt, .md) and JSONL; of a folder all of those in it."""
     block_bytes: int = 65_536
@@ -61,11 +65,12 @@ class TaskConfig:
     """Split of that data set."""
 
     def __post_init__(self) -> None:
-        own = ("generator", "files", "dataset")
-        given = [name for name in own if getattr(self, name) not in (None, ())]
+        given = [name for name in _KINDS if getattr(self, name) not in (None, ())]
         if len(given) != 1:
             found = " and ".join(given) or "none of them"
-            raise ValueError(f"generator, files or dataset must be given, found {found}")
+            raise ValueError(
+                f"generator, environment, files or dataset must be given, found {found}"
+            )
         if self.generator is not None and self.generator not in GENERATORS:
             raise ValueError(
                 f"generator is {shorten(self.generator, 40)}, it must be one of "
@@ -78,12 +83,16 @@ class TaskConfig:
             )
         if not 256 <= self.block_bytes <= 2**30:
             raise ValueError(f"block_bytes is {self.block_bytes}, it must be from 256 to 2^30")
+        if self.environment is not None and self.style != "chat":
+            raise ValueError(f"style is {self.style}, an environment's tasks are conversations")
         for name, value in changed_fields(self).items():
             owner = _OWNERS.get(name)
             if owner not in (None, *given):
                 raise ValueError(f"{name} is {value}, it needs {owner}, found {given[0]}")
 
 
+_KINDS: Final = ("generator", "environment", "files", "dataset")
+"""Fields that say where documents come from"""
 _OWNERS: Final[Mapping[str, str]] = {
     "smallest": "generator",
     "largest": "generator",
@@ -138,6 +147,35 @@ class Procedural(Source):
         problem = make_problem(config.generator, self._seed, index, config.smallest, config.largest)
         encode = encoder(problem, config.style)
         return Document(problem.prompt, encode, problem, problem.answer, problem.trace)
+
+
+class Demonstrations(Source):
+    """Tasks of an environment, done by their known answers."""
+
+    def __init__(self, name: str, seed: int) -> None:
+        """Raises ValueError for an environment whose tasks have no known answers."""
+        self._name = name
+        self._environment = load_environment(name, seed=seed)
+        self.num_documents = self._environment.num_tasks
+        if not self._environment.task(0).known_answers:
+            raise ValueError(f"environment is {name}, whose tasks have no known answers to learn")
+
+    def document(self, index: int) -> Document:
+        """Return the task of an index as a conversation."""
+        task = self._environment.task(index)
+        messages: list[Message] = [*task.messages, *task.known_answers]
+        problem = None
+        if not task.is_question:
+            messages = asyncio.run(demonstrate(task)).messages
+        elif len(messages) == 2:
+            problem = Problem(messages[0].content, "", messages[1].content)
+        tools = tools_of(task)
+        return Document(
+            task.key,
+            _located(lambda coder: coder.conversation(messages, tools), f"{self._name}, {index}"),
+            problem,
+            "\n".join(one.content for one in task.known_answers),
+        )
 
 
 class TextFiles(Source):
@@ -247,6 +285,8 @@ def open_source(config: TaskConfig, seed: int) -> Source:
     """
     if config.generator is not None:
         return Procedural(config, seed)
+    if config.environment is not None:
+        return Demonstrations(config.environment, seed)
     if config.dataset is not None:
         return Hub(config)
     files = [file for path in config.files for file in _files_of(path)]
