@@ -51,6 +51,8 @@ def summarize_passes(results: Results) -> dict[str, Any]:
     tasks, passes, errors  tasks with a score, passes with a score, passes without one
     pass_at                by k: the share of tasks that k samples solve at least once, over the
                            tasks that have as many; None where there are none
+    mixed                  the share of tasks whose samples have different scores, which is what
+                           reinforcement learning learns from; None for single samples
     score, parts           the mean of scores, and of their named parts
     turns, tokens, ...     means of a pass
     failures               passes by the reason why they did not succeed
@@ -81,6 +83,7 @@ def _environment(passes: Sequence[Pass]) -> dict[str, Any]:
         "passes": len(scored),
         "errors": len(passes) - len(scored),
         "pass_at": {str(k): _pass_at(tasks, k) for k in _powers(most)},
+        "mixed": _mixed(tasks),
         "score": _over_tasks(tasks, lambda task: _mean([one.score or 0.0 for one in task])),
         "parts": {name: _mean(parts[name]) for name in sorted(parts)},
         **{
@@ -121,6 +124,11 @@ def _over_tasks(
         return None
     num_runs = sum(map(len, tasks)) // len(tasks) // size
     return estimate([value(task) for task in tasks], num_runs=max(num_runs, 1))._asdict()
+
+
+def _mixed(tasks: Sequence[Sequence[Pass]]) -> float | None:
+    several = [{one.score for one in task} for task in tasks if len(task) > 1]
+    return _mean([float(len(scores) > 1) for scores in several]) if several else None
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -232,7 +240,7 @@ def eval_sheets(
                 texts = [""] * len(texts)
     first = ["environment", *["run"] * bool(baselines)]
     columns = [*first, "tasks", "samples", "pass@1", "95 %"]
-    columns += [f"pass@{most}"] * (most > 1)
+    columns += [f"pass@{most}", "mixed"] if most > 1 else []
     columns += ["score", "tokens", "thinking", "seconds"]
     sheets = [
         Sheet("results", columns, rows, len(first)),
@@ -254,6 +262,7 @@ def _numbers(found: Mapping[str, Any], most: int) -> list[str]:
     if most > 1:
         at_most = found["pass_at"].get(str(most))
         cells.append("" if at_most is None else f"{at_most['mean']:.3f}")
+        cells.append("" if found["mixed"] is None else f"{found['mixed']:.3f}")
     cells.append("" if found["score"] is None else f"{found['score']['mean']:.3f}")
     for name, form in (("tokens", ",.0f"), ("thinking_tokens", ",.0f"), ("seconds", ",.2f")):
         cells.append("" if found[name] is None else format(found[name], form))

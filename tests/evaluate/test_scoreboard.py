@@ -112,6 +112,12 @@ def test_errors_are_in_no_mean() -> None:
     assert "error" in shown(*eval_sheets(nothing))
 
 
+def test_tasks_whose_samples_differ_are_told() -> None:
+    found = summarize_passes(made({"e": ["+-", "--", "++", "-+"], "f": ["+", "-"]}))["environments"]
+    assert found["e"]["mixed"] == 0.5
+    assert found["f"]["mixed"] is None
+
+
 def shown(*sheets: Any) -> str:
     """Return sheets as text, each row a line."""
     from rich.console import Console
