@@ -110,6 +110,15 @@ def train_tokenizer(
             metavar="FILE", help="Text to learn from, for bpe. May be repeated.", show_default=False
         ),
     ] = None,
+    environment: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Environment whose demonstrations are text to learn from, for bpe. May be "
+            "repeated.",
+            show_default=False,
+        ),
+    ] = None,
     vocab_size: Annotated[
         int, typer.Option(metavar="INTEGER", help="Tokens in all, for bpe.")
     ] = 4096,
@@ -128,7 +137,13 @@ def train_tokenizer(
     from fulmen.train import make_tokenizer
 
     size = make_tokenizer(
-        out, kind=kind, files=text or (), vocab_size=vocab_size, words=word or (), format=format
+        out,
+        kind=kind,
+        files=text or (),
+        environments=environment or (),
+        vocab_size=vocab_size,
+        words=word or (),
+        format=format,
     )
     print(f"{out}: {size} tokens", file=sys.stderr)
 

@@ -1,7 +1,7 @@
 """Environments: tasks whose trajectories can be scored, their sources, and how one is played."""
 
 from fulmen.envs.arithmetic import Arithmetic
-from fulmen.envs.demonstration import KnownAnswers, demonstrate, tools_of
+from fulmen.envs.demonstration import KnownAnswers, demonstrate, demonstrated, tools_of
 from fulmen.envs.environments import KINDS, load_environment
 from fulmen.envs.injection import Injection, InjectionTask
 from fulmen.envs.number import NumberTask, final_number
@@ -27,6 +27,7 @@ __all__ = [
     "ToolUse",
     "answered",
     "demonstrate",
+    "demonstrated",
     "final_number",
     "load_environment",
     "run_task",

@@ -5,6 +5,7 @@
 Its messages are what a model learns before it practises the task by itself.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Self
 
@@ -74,6 +75,13 @@ async def demonstrate(task: Task) -> Trajectory:
     if trajectory.score.value != 1:
         raise ValueError(f"the known answers score {trajectory.score.value:g}, they must score 1")
     return trajectory
+
+
+def demonstrated(task: Task) -> list[Message]:
+    """Return a task and its known answers as a conversation. Raises ValueError as `demonstrate`."""
+    if task.is_question and len(task.known_answers) == 1:
+        return [*task.messages, *task.known_answers]
+    return asyncio.run(demonstrate(task)).messages
 
 
 def tools_of(task: Task) -> tuple[Tool, ...]:

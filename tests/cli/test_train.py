@@ -91,8 +91,8 @@ def test_a_config_is_shown_whole_and_trains_nothing(tmp_path: Path) -> None:
         (["lm", "nowhere.toml"], "fulmen: nowhere.toml is missing, a run file is needed there\n"),
         (
             ["tokenizer", "out"],
-            "fulmen: no text is given (--text), the kind bpe learns its merges from one; "
-            "--kind characters needs none\n",
+            "fulmen: no text is given (--text, --environment), the kind bpe learns its merges from "
+            "one; --kind characters needs none\n",
         ),
     ],
 )

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fulmen.chat import Message, Tokenizer, get_format
+from fulmen.envs import load_environment, tools_of
 from fulmen.train import make_tokenizer
 from fulmen.train.lm.tokenizer import _pieces
 from tests.examples import examples
@@ -62,7 +63,7 @@ def test_what_cannot_be_is_one_sentence_and_writes_nothing(tmp_path: Path) -> No
     for options, sentence in (
         (
             {"kind": "bpe"},
-            r"^no text is given \(--text\), the kind bpe learns its merges from",
+            r"^no text is given \(--text, --environment\), the kind bpe learns its merges from",
         ),
         ({"kind": "characters", "files": [text]}, "^a text is given, the kind characters learns"),
         (
@@ -112,3 +113,20 @@ def test_a_text_without_ends_of_lines_is_read_in_pieces(tmp_path: Path) -> None:
     pieces = list(_pieces([text]))
     assert max(map(len, pieces)) <= 2 * 2**20
     assert "".join(pieces) == text.read_text("utf-8")
+
+
+def test_merges_are_learnt_from_demonstrations(tmp_path: Path) -> None:
+    name = "tools:1:library"
+    size = make_tokenizer(
+        tmp_path, kind="bpe", environments=[name], vocab_size=500, format="minimax_m2"
+    )
+    assert size <= 500
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    task = load_environment(name, seed=1).task(0)
+    text = get_format("minimax_m2").render(task.messages, tools_of(task))
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert len(ids) < len(text) / 3
+    with pytest.raises(ValueError, match="nonsense is no environment"):
+        make_tokenizer(tmp_path / "other", kind="bpe", environments=["nonsense"])
+    assert not (tmp_path / "other").exists()

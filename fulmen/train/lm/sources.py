@@ -6,7 +6,6 @@ out for probes, and the n-gram check reads it. Files are read through once when 
 what is no document is known before a run begins, and a run that goes on knows if they have changed.
 """
 
-import asyncio
 import codecs
 import json
 import mmap
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, cast
 
 from fulmen.chat import Message
-from fulmen.envs import demonstrate, load_environment, tools_of
+from fulmen.envs import demonstrated, load_environment, tools_of
 from fulmen.files import shorten
 from fulmen.train.lm.examples import Coder, Example
 from fulmen.train.lm.procedural import GENERATORS, Problem, make_problem
@@ -163,11 +162,9 @@ class Demonstrations(Source):
     def document(self, index: int) -> Document:
         """Return the task of an index as a conversation."""
         task = self._environment.task(index)
-        messages: list[Message] = [*task.messages, *task.known_answers]
+        messages = demonstrated(task)
         problem = None
-        if not task.is_question:
-            messages = asyncio.run(demonstrate(task)).messages
-        elif len(messages) == 2:
+        if task.is_question and len(messages) == 2:
             problem = Problem(messages[0].content, "", messages[1].content)
         tools = tools_of(task)
         return Document(

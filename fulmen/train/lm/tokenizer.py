@@ -8,12 +8,14 @@ spell in minutes, where merged pieces keep it from learning that at all. Both en
 import json
 import re
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from fulmen.chat import ChatFormat, Control, Message, Tool, ToolCall, get_format
+from fulmen.envs import demonstrated, load_environment, tools_of
 from fulmen.files import shorten, write_text
 
 _PIECES: Final = {
@@ -35,6 +37,10 @@ _HEADS: Final = (
 _BYTES: Final = 256
 _LARGEST: Final = 2**20
 _PIECE_CHARACTERS: Final = 2**20
+_DEMONSTRATIONS: Final = 300
+"""Tasks of an environment that merges are learnt from"""
+_SEED: Final = 2**40
+"""Seed of those tasks: a run that trains has smaller ones"""
 _TOKENIZER, _CONFIG = "tokenizer.json", "tokenizer_config.json"
 
 
@@ -43,14 +49,17 @@ def make_tokenizer(
     *,
     kind: Literal["bpe", "characters"],
     files: Sequence[Path] = (),
+    environments: Sequence[str] = (),
     vocab_size: int = 4096,
     words: Sequence[str] = (),
     format: str = "minimax_m1",
 ) -> int:
     """Write tokenizer.json and tokenizer_config.json into a folder; return the number of tokens.
 
-    words   texts that are one token wherever they stand
-    format  name of the chat format whose control tokens are in the vocabulary
+    files         texts to learn merges from
+    environments  names of environments, whose demonstrations are texts too
+    words         texts that are one token wherever they stand
+    format        name of the chat format whose control tokens are in the vocabulary
 
     Raises ValueError for a folder with a checkpoint or a tokenizer, a text that is missing, or a
     size that cannot be.
@@ -66,12 +75,12 @@ def make_tokenizer(
     all_words = list(dict.fromkeys([*own_words, *words]))
     if any(not word.strip() or len(word) < 2 for word in words):
         raise ValueError("a word is empty or one character, it must have two or more")
-    if kind == "characters" and files:
+    if kind == "characters" and (files or environments):
         raise ValueError("a text is given, the kind characters learns nothing from it")
-    if kind == "bpe" and not files:
+    if kind == "bpe" and not (files or environments):
         raise ValueError(
-            "no text is given (--text), the kind bpe learns its merges from one; --kind characters "
-            "needs none"
+            "no text is given (--text, --environment), the kind bpe learns its merges from one; "
+            "--kind characters needs none"
         )
     num_fixed = _BYTES + len(all_words) + len(special) + len(tags)
     if kind == "bpe" and not num_fixed < vocab_size <= _LARGEST:
@@ -94,7 +103,8 @@ def make_tokenizer(
         trainer = trainers.BpeTrainer(
             vocab_size=size, initial_alphabet=alphabet, show_progress=False
         )
-        tokenizer.train_from_iterator(_pieces(files), trainer)
+        texts = chain(_pieces(files), _demonstrations(environments, chat))
+        tokenizer.train_from_iterator(texts, trainer)
     spelled = ["".join(piece for piece, _ in bytes_of.pre_tokenize_str(w)) for w in all_words]
     tokenizer = Tokenizer.from_str(json.dumps(_with_words(json.loads(tokenizer.to_str()), spelled)))
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in special])
@@ -132,6 +142,16 @@ def _with_words(tokenizer: dict[str, Any], words: Sequence[str]) -> dict[str, An
     for word in words:
         model["vocab"].setdefault(word, len(model["vocab"]))
     return tokenizer
+
+
+def _demonstrations(names: Sequence[str], format: ChatFormat) -> Iterator[str]:
+    """Yield tasks with their known answers, as a model reads and writes them."""
+    for name in names:
+        environment = load_environment(name, seed=_SEED)
+        num_tasks = environment.num_tasks
+        for index in range(_DEMONSTRATIONS if num_tasks is None else num_tasks)[:_DEMONSTRATIONS]:
+            task = environment.task(index)
+            yield format.render(demonstrated(task), tools_of(task))
 
 
 def _pieces(files: Sequence[Path]) -> Iterator[str]:
