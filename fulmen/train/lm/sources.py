@@ -155,7 +155,9 @@ class Demonstrations(Source):
         """Raises ValueError for an environment whose tasks have no known answers."""
         self._name = name
         self._environment = load_environment(name, seed=seed)
-        self.num_documents = self._environment.num_tasks
+        self.num_documents = count = self._environment.num_tasks
+        if count is not None:
+            self.fingerprint = _hash_of(self._environment.task(i).key for i in range(count))
         if not self._environment.task(0).known_answers:
             raise ValueError(f"environment is {name}, whose tasks have no known answers to learn")
 
@@ -172,7 +174,13 @@ class Demonstrations(Source):
             _located(lambda coder: coder.conversation(messages, tools), f"{self._name}, {index}"),
             problem,
             "\n".join(one.content for one in task.known_answers),
+            "\n".join(strings([[one.thinking, _given(one)] for one in task.known_answers])),
         )
+
+
+def _given(message: Message) -> list[object]:
+    """Return the arguments of a message's calls."""
+    return [call.arguments for call in message.tool_calls]
 
 
 class TextFiles(Source):
