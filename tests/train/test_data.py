@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 
 from fulmen.envs import load_environment
 from fulmen.train import Coder, Example, Mixture, TaskConfig, TaskStream, micro_batches
+from fulmen.train.lm.documents import Document, is_held_out
 from fulmen.train.lm.mixture import Drawn, shares_of
 from fulmen.train.lm.ngrams import CheckConfig, NGrams
-from fulmen.train.lm.sources import Document, Source, TextFiles, is_held_out, open_source
+from fulmen.train.lm.sources import Source, TextFiles, open_source
 from tests.examples import examples
 from tests.train.lm_helpers import coder
 
@@ -201,7 +202,7 @@ def test_held_out_documents_are_looked_for_within_bounds(
 def test_a_line_without_end_is_one_sentence_and_is_never_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for room in ("sources", "ngrams"):
+    for room in ("sources", "documents", "ngrams"):
         monkeypatch.setattr(f"fulmen.train.lm.{room}.LONGEST_LINE", 2**20)
     for name in ("a.jsonl", "a.txt"):
         file = tmp_path / name

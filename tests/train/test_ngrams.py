@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from fulmen.train import Coder, TaskConfig, TaskStream
+from fulmen.train.lm.documents import document_of
 from fulmen.train.lm.ngrams import CheckConfig, NGrams
-from fulmen.train.lm.sources import document_of, open_source
+from fulmen.train.lm.sources import open_source
 from tests.train.lm_helpers import coder
 
 

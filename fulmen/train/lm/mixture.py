@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from fulmen.models import Packed
+from fulmen.train.lm.documents import Document, is_held_out
 from fulmen.train.lm.examples import Coder, Example
 from fulmen.train.lm.ngrams import NGrams
-from fulmen.train.lm.sources import Document, Source, is_held_out
+from fulmen.train.lm.sources import Source
 
 _MAX_SKIPPED: Final = 10_000
 """Documents in a row of an endless source that may be of no use"""

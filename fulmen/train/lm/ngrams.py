@@ -14,7 +14,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Final
 
-from fulmen.train.lm.sources import (
+from fulmen.train.lm.documents import (
     LONGEST_LINE,
     Document,
     document_of,
