@@ -4,12 +4,14 @@ from fulmen.envs.arithmetic import Arithmetic
 from fulmen.envs.demonstration import KnownAnswers, demonstrate, demonstrated, tools_of
 from fulmen.envs.environments import KINDS, load_environment
 from fulmen.envs.injection import Injection, InjectionTask
+from fulmen.envs.instructions import Instructions, InstructionTask
 from fulmen.envs.number import NumberTask, final_number
 from fulmen.envs.questions import Questions
 from fulmen.envs.repairs import Repairs, RepairTask
 from fulmen.envs.run import run_task
 from fulmen.envs.task import Environment, Task, answered
 from fulmen.envs.tools import ToolTask, ToolUse
+from fulmen.envs.words import WordProblems, WordTask
 
 __all__ = [
     "KINDS",
@@ -18,6 +20,8 @@ __all__ = [
     "Injection",
     "InjectionTask",
     "KnownAnswers",
+    "InstructionTask",
+    "Instructions",
     "NumberTask",
     "Questions",
     "RepairTask",
@@ -25,6 +29,8 @@ __all__ = [
     "Task",
     "ToolTask",
     "ToolUse",
+    "WordProblems",
+    "WordTask",
     "answered",
     "demonstrate",
     "demonstrated",

@@ -1,7 +1,7 @@
 """Sums and differences told as a little story; this environment needs no data.
 
 More steps and larger numbers make a story harder. No intermediate number is negative, so that every
-story makes sense.
+story makes sense. The last number of a story is never its answer, so to repeat it gains nothing.
 """
 
 import random
@@ -42,9 +42,12 @@ class Arithmetic:
         name, things = draw.choice(_NAMES), draw.choice(_THINGS)
         have = draw.randint(1, self._largest)
         parts = [f"{name} has {have} {things}"]
-        for _ in range(self._num_steps):
-            if draw.random() < 0.5 and have > 1:
+        for step in range(self._num_steps):
+            is_last = step == self._num_steps - 1
+            if draw.random() < 0.5 and have > 1 + is_last:
                 number = draw.randint(1, min(have - 1, self._largest))
+                if is_last and have == 2 * number:
+                    number -= 1  # else as many would be left
                 have -= number
                 parts.append(draw.choice(_LOSSES).format(number))
             else:

@@ -11,11 +11,13 @@ from typing import Final
 
 from fulmen.envs.arithmetic import Arithmetic
 from fulmen.envs.injection import Injection
+from fulmen.envs.instructions.environment import ifeval
 from fulmen.envs.logic import Logic
-from fulmen.envs.questions import Questions
+from fulmen.envs.questions import Questions, gsm8k
 from fulmen.envs.repairs import Repairs
 from fulmen.envs.task import Environment
 from fulmen.envs.tools import ToolUse
+from fulmen.envs.words import WordProblems
 
 _LEVEL_AND_WORD: Final = re.compile(r"(?:([0-9]{1,18})(?::|\Z))?([a-z]+)?")
 _REPAIRS: Final = re.compile(r"(?:([0-9]{1,18})(?::|\Z))?(coding|minimal)?")
@@ -69,6 +71,12 @@ def _injection(words: str, seed: int) -> Environment | None:
     return Injection(seed, level=level, profile=found[2] or "coding")
 
 
+def _word_problems(words: str, seed: int) -> Environment | None:
+    if words and (not words.isdecimal() or len(words) > 18):
+        return None
+    return WordProblems(seed, level=int(words) if words else None)
+
+
 KINDS: Final = {
     "arithmetic": Kind(
         "arithmetic[:STEPSxLARGEST]",
@@ -94,6 +102,21 @@ KINDS: Final = {
         "injection[:LEVEL][:minimal]",
         "small jobs on files that hold the orders of somebody else; levels 1 to 5",
         _injection,
+    ),
+    "word_problems": Kind(
+        "word_problems[:LEVEL]",
+        "stories of one to five steps, told in many ways; levels 1 to 5",
+        _word_problems,
+    ),
+    "gsm8k": Kind(
+        "gsm8k[:FILE]",
+        "GSM8K: a file of JSON lines or Parquet, or test or train from the hub",
+        lambda words, seed: gsm8k(words),
+    ),
+    "ifeval": Kind(
+        "ifeval[:FILE]",
+        "IFEval: prompts with rules for the form of the answer; a file, or all from the hub",
+        lambda words, seed: ifeval(words),
     ),
 }
 """Kinds of environments by their first word"""

@@ -2,41 +2,60 @@
 
 import re
 from dataclasses import dataclass
-from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
+from typing import Final
 
 from fulmen.agent import Score, Trajectory
 from fulmen.chat import Message
+from fulmen.envs.spelling import plain, spelled_numbers
 from fulmen.envs.task import Task
 
-_NUMBER = re.compile(r"(?:(?<![\w)])[-\u2212])?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")
-"""Number with an optional sign; a minus after a digit or a bracket is a subtraction instead."""
-_MARK = re.compile(r"####|\\boxed\{|\banswer\b(?: is|:)", re.IGNORECASE)
-_LONGEST_NUMBER = 1000
-"""Characters of a number that can be an answer; Python refuses to read 4,300 digits."""
-_SENTENCE_END = re.compile(r"[.!?](?=\s|\Z)|[\n}]")
+_LONGEST: Final = 20_000
+"""Characters at the end of a reply that are read"""
+_REACH: Final = 300
+"""Characters after a mark within which its numbers begin"""
+_MOST_MARKS: Final = 20
+_WINDOW: Final = 3_000
+"""Characters before the last digit; numbers are shorter"""
+_MARK: Final = re.compile(
+    r"####|\\(?:boxed|fbox) ?\{|\banswer\b[*_ ]{0,4}(?:is\b|:|=)", re.IGNORECASE
+)
+_SENTENCE_END: Final = re.compile(r"[.!?](?=[\s*_\"')\]]|\Z)|\n")
+_BRACE: Final = re.compile(r"[{}]")
 
 
 def final_number(text: str) -> Fraction | None:
-    """Return the number that a text states last; None if it has none.
+    """Return the number that a text states last; None if it has none that can be read.
 
-    It is the last number of the sentence after the last mark (`####` as in GSM8K, `\\boxed{`,
-    "answer is", "answer:"), and without a mark the last number of the text.
+    It is the last number of the box or sentence after the last mark that has one (`####` as in
+    GSM8K, `\\boxed{`, "answer is", "answer:"), and without a mark the last number of the text.
     """
-    for mark in reversed(list(_MARK.finditer(text))):
-        sentence = _SENTENCE_END.split(text[mark.end() :].lstrip(), maxsplit=1)[0]
-        found = _NUMBER.findall(sentence)
-        if found:
-            return _read(found[-1])
-    found = _NUMBER.findall(text)
-    return _read(found[-1]) if found else None
+    text = plain(text[-_LONGEST:])
+    for mark in reversed(list(_MARK.finditer(text))[-_MOST_MARKS:]):
+        begin = mark.end()
+        if mark[0].endswith("{"):
+            numbers = spelled_numbers(text, begin, _closing(text, begin))
+        else:
+            numbers = spelled_numbers(text, begin, begin + _REACH)
+            ended = numbers and _SENTENCE_END.search(text, numbers[0].end)
+            if ended:
+                numbers = [number for number in numbers if number.begin < ended.start()]
+        if numbers:
+            return numbers[-1].value
+    last = next((i for i in reversed(range(len(text))) if text[i].isnumeric()), 0)
+    numbers = spelled_numbers(text, max(0, last - _WINDOW))
+    return numbers[-1].value if numbers else None
 
 
-def _read(number: str) -> Fraction | None:
-    if len(number) > _LONGEST_NUMBER:
-        return None
-    return Fraction(number.replace(",", "").replace("\u2212", "-"))
+def _closing(text: str, begin: int) -> int:
+    """Return the place of the brace that closes a box; a box that nothing closes is soon over."""
+    depth = 1
+    for brace in _BRACE.finditer(text, begin, begin + _REACH):
+        depth += 1 if brace[0] == "{" else -1
+        if depth == 0:
+            return brace.start()
+    return min(begin + _REACH, len(text))
 
 
 @dataclass(frozen=True)
@@ -54,7 +73,7 @@ class NumberTask(Task):
     @property
     def known_answers(self) -> tuple[Message, ...]:
         """The number, as an answer of a model."""
-        return (Message("assistant", f"The answer is {_written(self.number)}."),)
+        return (Message("assistant", f"The answer is {written_number(self.number)}."),)
 
     async def score(self, trajectory: Trajectory, folder: Path | None = None) -> Score:
         """Return 1 if the last number of the last answer is the number, else 0."""
@@ -66,11 +85,16 @@ class NumberTask(Task):
         return None if number is None else str(number)
 
 
-def _written(number: Fraction) -> str:
-    """Return a number as `final_number` reads it."""
-    if number.denominator == 1:
-        return str(number.numerator)
-    return f"{Decimal(number.numerator) / Decimal(number.denominator):f}"
+def written_number(number: Fraction) -> str:
+    """Return a number with a point if it ends after some digits, else as a fraction."""
+    for places in range(40):
+        shifted = number * 10**places
+        if shifted.denominator == 1:
+            digits = str(abs(shifted.numerator)).rjust(places + 1, "0")
+            point = f".{digits[-places:]}" if places else ""
+            sign = "-" if number < 0 else ""
+            return f"{sign}{digits[: len(digits) - places]}{point}"
+    return str(number)
 
 
 def _number_of(trajectory: Trajectory) -> Fraction | None:
