@@ -44,19 +44,21 @@ _VULGAR: Final = "\u00bc-\u00be\u2150-\u215e\u2189"
 _TERM: Final = rf"(?:\{{ ?([-+]?{_DECIMAL}) ?\}}|(\d))"
 _FRAC: Final = re.compile(rf" ?\\frac ?{_TERM} ?{_TERM}")
 _BEGIN: Final = re.compile(rf"[\d{_VULGAR}]|\\frac|(?<![\w.)\]}}])\.\d")
-_SIGN: Final = re.compile(r"(?P<sign>(?<![\w)\]}%-])[-+])?(?P<currency>[$\u20ac\u00a3\u00a5] ?)?\Z")
+_SIGN: Final = re.compile(
+    r"(?P<sign>(?<![^\W_])(?<![)\]}%-])[-+])?(?P<currency>[$\u20ac\u00a3\u00a5] ?)?\Z"
+)
 _DIGITS: Final = re.compile(_DECIMAL)
 _OVER: Final = re.compile(rf" ?/ ?({_WHOLE})(?!\.?\d| ?/ ?\d)")
 _MIXED: Final = re.compile(r"[ \u00a0]{1,3}(\d{1,6})/(\d{1,6})(?!\.?\d| ?/ ?\d)")
 _MIXED_VULGAR: Final = re.compile(rf"[ \u00a0]?([{_VULGAR}])")
 _POWER: Final = re.compile(r"(?:\*\*| ?\^ ?)\{? ?([-+]?\d{1,4})(?!\d) ?\}?")
 _TIMES_TEN: Final = re.compile(r"[ \u00a0]?[\u00d7*xX][ \u00a0]?10(?!\d)")
-_EXPONENT: Final = re.compile(r"[eE]([-+]?\d{1,4})(?!\w)")
+_EXPONENT: Final = re.compile(r"[eE]([-+]?\d{1,4})(?![^\W_])")
 _DIGITS_ABOVE: Final = "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079"
 _ABOVE: Final = re.compile(rf"[\u207a\u207b]?[{_DIGITS_ABOVE}]{{1,4}}(?![{_DIGITS_ABOVE}])")
 _LOWERED: Final = str.maketrans(_DIGITS_ABOVE + "\u207a\u207b", "0123456789+-")
 _SEPARATORS: Final = re.compile("[,\u00a0'_]")
-_NOT_ITS_OWN: Final = re.compile(r"(?:[A-Za-z](?:_\{?)?|\^ ?\{?)\Z")
+_NOT_ITS_OWN: Final = re.compile(r"(?:[A-Za-z]|[A-Za-z]_\{?[-+]?|\^ ?\{?[-+]?)\Z")
 """Before a digit of a name, an index or an exponent: H2, x_1, m^2"""
 _ITS_OWN: Final = re.compile(r"(?:\\[A-Za-z]{1,20}|\b(?:USD|EUR|GBP|CHF|INR|JPY|Rs)|\d[xX])\Z")
 _WRAPPED: Final = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox) ?\{([^{}]*)\}")
@@ -101,7 +103,7 @@ def whole_number(text: str, units: Collection[str] = ()) -> Fraction | None:
 
     units  in lower case; a sign such as $ may also stand before the number
     """
-    text = _unwrapped(text)
+    text = unwrapped(text)
     found = _BEGIN.search(text, 0, 10)
     number = found and _read(text, found)
     if not number or number.begin > 0 or (number.currency and number.currency not in units):
@@ -110,15 +112,8 @@ def whole_number(text: str, units: Collection[str] = ()) -> Fraction | None:
     return number.value if not unit or unit in units else None
 
 
-def _plain_character(found: re.Match[str]) -> str:
-    character = found[0]
-    if (digit := unicodedata.decimal(character, None)) is not None:
-        return str(digit)
-    return _CHARACTERS.get(character, character)
-
-
-def _unwrapped(text: str) -> str:
-    """Return a text without marks of Markdown and LaTeX around it, and without a full stop."""
+def unwrapped(text: str) -> str:
+    """Return a text in plain form, without marks of Markdown and LaTeX around it or a full stop."""
     text = _WRAPPED.sub(r"\1", plain(text))
     for _ in range(8):
         before = text
@@ -129,6 +124,13 @@ def _unwrapped(text: str) -> str:
         if text == before:
             break
     return text
+
+
+def _plain_character(found: re.Match[str]) -> str:
+    character = found[0]
+    if (digit := unicodedata.decimal(character, None)) is not None:
+        return str(digit)
+    return _CHARACTERS.get(character, character)
 
 
 def _read(text: str, found: re.Match[str]) -> Spelled | None:

@@ -8,9 +8,9 @@ _TOKEN: Final = re.compile(r"[^\W_]+(?:[-.&][^\W_]+)*")
 _END: Final = re.compile(
     r"[.!?\u3002\uff01\uff1f]+[\"'\u201d\u2019)\]*_]{0,4}(?=\s|\Z)|[\u3002\uff01\uff1f]"
 )
-_ABBREVIATIONS: Final = frozenset(
-    ("mr", "mrs", "ms", "dr", "prof", "st", "vs", "etc", "jr", "sr", "inc", "ltd", "co", "no")
-    + ("fig", "approx", "dept", "est", "e.g", "i.e", "u.s", "p.s")
+_ABBREVIATIONS: Final = (
+    *("mr", "mrs", "ms", "dr", "prof", "st", "vs", "etc", "jr", "sr", "inc", "ltd", "co"),
+    *("fig", "approx", "dept", "est", "e.g", "i.e", "u.s", "p.s"),
 )
 _BEFORE: Final = re.compile(r"[\w.]{1,12}\Z")
 

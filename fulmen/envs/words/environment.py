@@ -14,7 +14,7 @@ from fulmen.agent import Score, Trajectory
 from fulmen.chat import Message
 from fulmen.envs.marked import ASKED, marked_answer
 from fulmen.envs.number import written_number
-from fulmen.envs.spelling import plain, whole_number
+from fulmen.envs.spelling import unwrapped, whole_number
 from fulmen.envs.task import Task
 from fulmen.envs.words.amounts import AMOUNTS
 from fulmen.envs.words.clock import clock_story, written_time
@@ -85,7 +85,7 @@ class WordTask(Task):
 
 def read_time(text: str) -> str | None:
     """Return the time of the day that a text is as HH:MM; None if it is none."""
-    found = _TIME.fullmatch(plain(text).strip(" \t\n\u00a0*_`$").removesuffix("."))
+    found = _TIME.fullmatch(unwrapped(text))
     if found is None:
         return None
     hour, minute = int(found[1]), int(found[2])
