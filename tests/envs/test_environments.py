@@ -7,7 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fulmen.agent import Answer, Trajectory
@@ -51,6 +51,7 @@ def test_a_text_ends_up_with_a_number(text: str, number: Fraction | int | None) 
 @example("#### " + "9" * 5000)
 @example("9" * 5000 + "." + "9" * 5000)
 @example("\u0664\u0662")
+@settings(deadline=None)
 def test_any_reply_is_a_number_or_none(text: str) -> None:
     assert isinstance(final_number(text), Fraction | None)
 

@@ -209,7 +209,9 @@ def file_of(folder: Path, *rows: object) -> Path:
 
 
 def score_of(task: InstructionTask, text: str) -> Score:
-    answer = Answer(Message("assistant", text), finish_reason="stop", params=SamplingParams())
+    answer = Answer(
+        message=Message("assistant", text), finish_reason="stop", params=SamplingParams()
+    )
     return asyncio.run(task.score(answered(task.messages, answer)))
 
 

@@ -203,6 +203,6 @@ def test_a_long_text_is_read_soon(read: Callable[[str], Fraction | None], piece:
 
 
 @given(st.fractions())
-@settings(max_examples=examples(500))
+@settings(max_examples=examples(500), deadline=None)
 def test_a_written_number_is_read_as_it_was(number: Fraction) -> None:
     assert final_number(f"The answer is {written_number(number)}.") == number
