@@ -38,8 +38,8 @@ def final_number(text: str) -> Fraction | None:
             numbers = spelled_numbers(text, begin, _closing(text, begin))
         else:
             numbers = spelled_numbers(text, begin, begin + _REACH)
-            ended = numbers and _SENTENCE_END.search(text, numbers[0].end)
-            if ended:
+            ended = _SENTENCE_END.search(text, numbers[0].end) if numbers else None
+            if ended is not None:
                 numbers = [number for number in numbers if number.begin < ended.start()]
         if numbers:
             return numbers[-1].value

@@ -69,7 +69,8 @@ class WordTask(Task):
         that place, with no other unit), correct."""
         given = self.answer_of(trajectory)
         is_right = given is not None and given == self._read(self.answer)
-        return Score(float(is_right), {"format": float(given is not None), "correct": is_right})
+        parts = {"format": float(given is not None), "correct": float(is_right)}
+        return Score(float(is_right), parts)
 
     def answer_of(self, trajectory: Trajectory) -> str | None:
         """Return the answer in one spelling; None if there is none in its place."""
