@@ -2,9 +2,9 @@
 
     Task.prepare -> folder -> Sandbox -> Agent.run -> Trajectory -> Task.score
 
-The folder is seen at one path in every run, so that prompts never differ by it. The sandbox has no
-network and not this package, whose files could tell the answer. It is thrown away with all that was
-done in it, so nobody is asked for consent.
+A task's folder is seen at one path in every run, so that prompts never differ by it. The sandbox
+has no network and not this package, whose files could tell the answer. It is thrown away with all
+that was done in it, so nobody is asked for consent.
 """
 
 import time
@@ -35,8 +35,6 @@ from fulmen.envs.task import Task
 from fulmen.sampling import SamplingParams
 from fulmen.sandbox import Access, Limits, Sandbox
 
-FOLDER: Final = Path("/task")
-"""The folder as the model sees it"""
 PACKAGE: Final = Path(__file__).resolve().parent.parent
 _LIMITS: Final = Limits(seconds=60.0, memory_bytes=2**30, num_processes=64, file_bytes=2**26)
 
@@ -73,10 +71,19 @@ async def run_task(
                 folder = scratch.enter_context(scratch_folder("fulmen-task-")) / "folder"
                 folder.mkdir()
                 await task.prepare(folder)
-                access = Access(folder=folder, seen_as=FOLDER, protected=(), hidden=(PACKAGE,))
+                access = Access(
+                    folder=folder,
+                    seen_as=task.seen_as,
+                    protected=(),
+                    hidden=(PACKAGE,),
+                    environment=task.variables,
+                )
                 sandbox = await stack.enter_async_context(Sandbox(access, limits or _LIMITS))
                 workbench = Workbench(
-                    sandbox, profile=task.profile, permissions=_Anything(), folder=FOLDER
+                    sandbox,
+                    profile=task.profile,
+                    permissions=_Anything(task.seen_as),
+                    folder=task.seen_as,
                 )
             agent = Agent(
                 model,
@@ -106,8 +113,8 @@ def _system(task: Task) -> tuple[Message, ...]:
 class _Anything(Permissions):
     """Consent to every call: what it does is thrown away."""
 
-    def __init__(self) -> None:
-        super().__init__("auto", Rules(), workspace=FOLDER)
+    def __init__(self, workspace: Path) -> None:
+        super().__init__("auto", Rules(), workspace=workspace)
 
     def judge(
         self, call: object, *, folder: Path | None = None, leaves: str | None = None

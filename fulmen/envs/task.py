@@ -8,12 +8,19 @@ gives the same tasks.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from fulmen.agent import Answer, Score, Step, Trajectory
 from fulmen.chat import Message, Tool, ToolCall
+
+FOLDER: Final = Path("/task")
+"""A task's folder as the model sees it"""
+
+
+class GraderError(Exception):
+    """A grader that failed, not the one whose work it was to grade: there is no score."""
 
 
 class Task(ABC):
@@ -49,6 +56,16 @@ class Task(ABC):
         """True if it is played in a folder, which `prepare` fills."""
         return self.profile != "none"
 
+    @property
+    def seen_as(self) -> Path:
+        """Path of the folder as the model sees it."""
+        return FOLDER
+
+    @property
+    def variables(self) -> Mapping[str, str]:
+        """Variables of the commands that the model runs in the folder."""
+        return {}
+
     async def prepare(self, folder: Path) -> None:
         """Write the task's files into an empty folder; there is nothing to write by default."""
         return None
@@ -71,7 +88,8 @@ class Task(ABC):
 
     @abstractmethod
     async def score(self, trajectory: Trajectory, folder: Path | None = None) -> Score:
-        """Return the score of a trajectory: 0 for an empty one, 1 for the known answer.
+        """Return the score of a trajectory: 0 for an empty one, 1 for the known answer. Raises
+        GraderError where none can be told, whatever was done.
 
         folder  the folder as the agent left it, in which nothing runs any more; it is only read
         """

@@ -51,6 +51,8 @@ class Access:
     """More folders and files of the host."""
     writable: tuple[Path, ...] = ()
     """More folders of the host that may be changed; their `protected` names may not."""
+    seen_at: Mapping[Path, Path] = field(default_factory=dict)
+    """Paths inside of some of `readable` and `writable`; all others have their own."""
     hidden: tuple[Path, ...] = ()
     """Files of the host that cannot be read inside, and folders that are empty there"""
     records: Path | None = None
@@ -72,10 +74,15 @@ class Access:
         for path in (self.folder, *self.readable, *self.writable, *self.hidden, *records):
             if not path.is_absolute():
                 raise ValueError(f"the sandbox needs absolute paths, found {path}")
-        if self.seen_as is not None and not (
-            self.seen_as.is_absolute() and ".." not in self.seen_as.parts
+        for given in self.seen_at:
+            if given not in (*self.readable, *self.writable):
+                raise ValueError(f"seen_at has {given}, which is neither readable nor writable")
+        for name, place in (
+            ("seen_as", self.seen_as),
+            *(("seen_at", p) for p in self.seen_at.values()),
         ):
-            raise ValueError(f"seen_as must be an absolute path without .., found {self.seen_as}")
+            if place is not None and not (place.is_absolute() and ".." not in place.parts):
+                raise ValueError(f"{name} must be an absolute path without .., found {place}")
         for name in self.protected:
             if not name or name in (".", "..") or "/" in name or "\0" in name:
                 raise ValueError(f"a protected name is one part of a path, found {name!r}")

@@ -167,10 +167,10 @@ def _roots(access: Access) -> list[_Root]:
     roots = [_Root(folder, access.seen_as or folder, is_writable)]
     for path in access.writable:
         real = _given(path, must_be_folder=True)
-        roots.append(_Root(real, real, is_writable))
+        roots.append(_Root(real, access.seen_at.get(path, real), is_writable))
     for path in access.readable:
         real = _given(path, must_be_folder=False)
-        roots.append(_Root(real, real, False))
+        roots.append(_Root(real, access.seen_at.get(path, real), False))
     places = [root.place for root in roots]
     for place in places:
         _check_place(place)

@@ -1,0 +1,92 @@
+"""Tests of a repository, run in a sandbox with pytest, and how far what they tell can be believed.
+
+    tree, names of tests -> their files, two tests of ours among them -> inside.py -> outcomes
+
+The code under test shares a process with pytest and could make it tell anything. So two tests with
+names that nobody knows stand beside the others, one that passes and one that fails. A run counts if
+both do; one that ended too early, or in which everything passes, does not.
+"""
+
+import secrets
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from fulmen.envs.instances import inside
+from fulmen.envs.scratch import scratch_folder
+from fulmen.envs.task import FOLDER
+from fulmen.files import parse_json, shorten
+from fulmen.sandbox import Access, Limits, Sandbox
+
+_PACKAGE: Final = Path(__file__).resolve().parents[2]
+_PROGRAM: Final = Path("/grade")
+_RESULTS: Final = Path("/results")
+_LIMITS: Final = Limits(seconds=600.0, memory_bytes=2**32, num_processes=128, file_bytes=2**28)
+_MAX_RESULT: Final = 2**24
+_MAX_FILES: Final = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Tested:
+    """Outcomes of tests."""
+
+    outcomes: Mapping[str, str]
+    """passed, failed or skipped by pytest's name of the test"""
+    is_believed: bool
+    """True if the two tests of ours did as they should"""
+    output: str
+
+
+async def run_tests(folder: Path, names: Sequence[str], limits: Limits | None = None) -> Tested:
+    """Run the files of some tests in a folder, which they may change."""
+    files = dict.fromkeys(name.partition("::")[0] for name in names)
+    there = [path for path in files if _is_file(folder, path)][:_MAX_FILES]
+    own, passing, failing = (f"test_{secrets.token_hex(8)}" for _ in range(3))
+    beside = PurePosixPath(there[0]).parent if there else PurePosixPath()
+    extra = str(beside / f"{own}_test.py")  # such a name fits the usual patterns of files
+    text = f"def {passing}():\n    pass\n\n\ndef {failing}():\n    assert 0\n"
+    (folder / extra).write_text(text)
+    with scratch_folder("fulmen-tests-") as scratch:
+        program, results = scratch / "program", scratch / "results"
+        program.mkdir()
+        results.mkdir()
+        (program / "inside.py").write_bytes(Path(inside.__file__).read_bytes())
+        access = Access(
+            folder=folder,
+            seen_as=FOLDER,
+            protected=(),
+            hidden=(_PACKAGE,),
+            readable=(program,),
+            writable=(results,),
+            seen_at={program: _PROGRAM, results: _RESULTS},
+        )
+        words = (sys.executable, "-B", _PROGRAM / "inside.py", _RESULTS / "outcomes.json")
+        command = " ".join(shlex.quote(str(word)) for word in (*words, *there, extra))
+        async with Sandbox(access, limits or _LIMITS) as sandbox:
+            outcome = await sandbox.run(f"exec {command}")
+        found = _outcomes(results / "outcomes.json")
+    wanted = {f"{extra}::{passing}": "passed", f"{extra}::{failing}": "failed"}
+    is_believed = all(found.get(name) == value for name, value in wanted.items())
+    return Tested(found, is_believed, shorten(outcome.output, 500))
+
+
+def _is_file(folder: Path, path: str) -> bool:
+    """Return whether a path is a file of the folder itself, no link on the way."""
+    place = folder / path
+    return place.is_file() and place.resolve() == folder.resolve() / path
+
+
+def _outcomes(path: Path) -> dict[str, str]:
+    """Return what the program inside has told, empty if that is nothing."""
+    try:
+        if path.is_symlink() or not path.is_file() or path.stat().st_size > _MAX_RESULT:
+            return {}
+        found = parse_json(path.read_bytes(), "the outcomes").get("outcomes")
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(found, dict):
+        return {}
+    return {str(name): value for name, value in found.items() if isinstance(value, str)}
