@@ -3,13 +3,33 @@
 from fulmen.envs.arithmetic import Arithmetic
 from fulmen.envs.demonstration import KnownAnswers, demonstrate, demonstrated, tools_of
 from fulmen.envs.environments import KINDS, load_environment
+from fulmen.envs.folders import Folders, FolderTask
 from fulmen.envs.injection import Injection, InjectionTask
 from fulmen.envs.instructions import Instructions, InstructionTask
+from fulmen.envs.instances import (
+    Instance,
+    Instances,
+    InstanceTask,
+    Prediction,
+    append_prediction,
+    predict,
+    read_instances,
+    read_predictions,
+)
+from fulmen.envs.judged import (
+    Judge,
+    Judged,
+    JudgedTask,
+    LengthBias,
+    LengthMonitor,
+    choose_reference,
+    swiss_winner,
+)
 from fulmen.envs.number import NumberTask, final_number
 from fulmen.envs.questions import Questions
 from fulmen.envs.repairs import Repairs, RepairTask
 from fulmen.envs.run import run_task
-from fulmen.envs.task import Environment, Task, answered
+from fulmen.envs.task import Environment, GraderError, Task, answered
 from fulmen.envs.tools import ToolTask, ToolUse
 from fulmen.envs.words import WordProblems, WordTask
 
@@ -17,12 +37,24 @@ __all__ = [
     "KINDS",
     "Arithmetic",
     "Environment",
+    "FolderTask",
+    "Folders",
+    "GraderError",
     "Injection",
     "InjectionTask",
     "KnownAnswers",
     "InstructionTask",
     "Instructions",
+    "Instance",
+    "InstanceTask",
+    "Instances",
+    "Judge",
+    "Judged",
+    "JudgedTask",
+    "LengthBias",
+    "LengthMonitor",
     "NumberTask",
+    "Prediction",
     "Questions",
     "RepairTask",
     "Repairs",
@@ -34,8 +66,14 @@ __all__ = [
     "answered",
     "demonstrate",
     "demonstrated",
+    "append_prediction",
+    "choose_reference",
     "final_number",
     "load_environment",
+    "predict",
+    "read_instances",
+    "read_predictions",
     "run_task",
     "tools_of",
+    "swiss_winner",
 ]

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Final
 
 from fulmen.envs.arithmetic import Arithmetic
+from fulmen.envs.folders import Folders
 from fulmen.envs.injection import Injection
 from fulmen.envs.instructions.environment import ifeval
+from fulmen.envs.instances import Instances
 from fulmen.envs.logic import Logic
 from fulmen.envs.questions import Questions, gsm8k
 from fulmen.envs.repairs import Repairs
@@ -75,6 +77,13 @@ def _word_problems(words: str, seed: int) -> Environment | None:
     if words and (not words.isdecimal() or len(words) > 18):
         return None
     return WordProblems(seed, level=int(words) if words else None)
+def _folders(words: str, seed: int) -> Environment | None:
+    return Folders(Path(words)) if words else None
+
+
+def _instances(words: str, seed: int) -> Environment | None:
+    path, _, repositories = words.rpartition(":")
+    return Instances(Path(path), Path(repositories)) if path and repositories else None
 
 
 KINDS: Final = {
@@ -117,6 +126,15 @@ KINDS: Final = {
         "ifeval[:FILE]",
         "IFEval: prompts with rules for the form of the answer; a file, or all from the hub",
         lambda words, seed: ifeval(words),
+    "folders": Kind(
+        "folders:FOLDER",
+        "a task's folder as Harbor has it, or a folder of several; nothing is built for it",
+        _folders,
+    ),
+    "instances": Kind(
+        "instances:FILE:REPOSITORIES",
+        "issues as SWE-bench has them, and a folder with clones of their repositories",
+        _instances,
     ),
 }
 """Kinds of environments by their first word"""

@@ -59,7 +59,7 @@ async def run_task(
              fills it; without it none is made, and the model refuses what is too long
 
     Raises ValueError for a task that was played before, SandboxError if there is no sandbox or it
-    fails, ModelError if the model fails: neither is a score.
+    fails, ModelError if the model fails, GraderError if the grader does: none of it is a score.
     """
     task.begin()
     journal = Notebook(Trajectory(system=_system(task)))

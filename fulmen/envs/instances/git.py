@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from fulmen.envs.scratch import scratch_folder
+from fulmen.envs.task import GraderError
 from fulmen.files import shorten
 
 _SETTINGS: Final = (
@@ -43,10 +44,10 @@ class Repository:
     folder: Path
 
     def git(self, *arguments: str, given: bytes = b"") -> bytes:
-        """Return what git prints. Raises ValueError if it fails."""
+        """Return what git prints. Raises ValueError if it fails, GraderError if it cannot run."""
         program = shutil.which("git")
         if program is None:
-            raise ValueError("git is needed for patches, and it is missing")
+            raise GraderError("git is needed for patches, and it is missing")
         variables = {
             **{"PATH": os.environ.get("PATH", ""), "HOME": str(self.git_folder), "LC_ALL": "C"},
             **{"GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": os.devnull},
@@ -63,7 +64,7 @@ class Repository:
                 timeout=_SECONDS,
             )
         except subprocess.TimeoutExpired:
-            raise ValueError(f"git {arguments[0]} took more than {_SECONDS:g} seconds") from None
+            raise GraderError(f"git {arguments[0]} took more than {_SECONDS:g} seconds") from None
         if done.returncode:
             reason = shorten(done.stderr.decode("utf-8", "replace").strip(), 300)
             raise ValueError(f"git {arguments[0]}: {reason}")

@@ -7,7 +7,6 @@ most a torn last line, which the next one cuts off; what stands there is not pla
 import json
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -105,8 +104,11 @@ async def predict(
         task = environment.task(index)
         if task.instance.instance_id in known:
             continue
-        with suppress(GraderError):
+        try:
             await run_task(model, task, **options)
+        except GraderError:
+            if task.model_patch is None:
+                raise
         assert task.model_patch is not None
         append_prediction(path, Prediction(task.instance.instance_id, name, task.model_patch))
         num_added += 1
