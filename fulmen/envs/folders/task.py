@@ -5,8 +5,8 @@
 
 Nothing of the tests, the solution and the reward's place is there while the agent works. The reward
 counts if test.sh came to its end by itself. Where it wrote none, it runs once more on the folder as
-it was given: if it writes one then, the agent's files are what stopped it, and the score is 0; else
-the tests themselves are broken, which is an error.
+it was given, and then on the folder as the solution leaves it: if it writes one there, the agent's
+files are what stopped it, and the score is 0; else the tests are broken, which is an error.
 
 Tests that run the agent's program do so as the same user: a program that looks for the reward's
 file can write it. Tests should do it last, as all the usual ones do.
@@ -125,12 +125,31 @@ class FolderTask(Task):
                 return Score(0.0, {"graded": 0.0})
             if isinstance(found := await self._reward(scratch), Score):
                 return found
-        with scratch_folder("fulmen-grade-") as scratch:
-            (scratch / "folder").mkdir()
-            await self.prepare(scratch / "folder")
-            if isinstance(own := await self._reward(scratch), str):
-                raise GraderError(f"{self.name}: its tests {own}, even before an agent's work")
-        return Score(0.0, {"graded": 0.0})
+        for is_solved in (False, True) if self.description.solution else (False,):
+            with scratch_folder("fulmen-grade-") as scratch:
+                (scratch / "folder").mkdir()
+                await self.prepare(scratch / "folder")
+                if is_solved:
+                    await self._solve(scratch)
+                if isinstance(await self._reward(scratch), Score):
+                    return Score(0.0, {"graded": 0.0})
+        raise GraderError(f"{self.name}: its tests {found}, and so they do without an agent")
+
+    async def _solve(self, scratch: Path) -> None:
+        """Run the solution on the folder in there."""
+        solution = scratch / "solution"
+        copy_left(self.description.path / "solution", solution)
+        access = Access(
+            folder=scratch / "folder",
+            seen_as=self.seen_as,
+            protected=(),
+            hidden=(_PACKAGE,),
+            readable=(solution,),
+            seen_at={solution: Path(SOLUTION)},
+            environment=self.variables,
+        )
+        async with Sandbox(access, self.description.limits) as sandbox:
+            await sandbox.run(f"bash {SOLUTION}/solve.sh")
 
     async def _reward(self, scratch: Path) -> Score | str:
         """Run the tests on the folder in there; return the reward, or why there is none."""

@@ -24,7 +24,8 @@ FILES = {
     "environment/data/seed.txt": "seed",
     "tests/test.sh": "#!/bin/bash\npython3 /tests/check.py\n",
     "tests/check.py": "import os\n"
-    "right = open('hello.txt').read().strip() == os.environ['GREETING']\n"
+    "there = os.path.exists('hello.txt')\n"
+    "right = there and open('hello.txt').read().strip() == os.environ['GREETING']\n"
     "open('/logs/verifier/reward.txt', 'w').write(f'{int(right)}\\n')\n",
     "solution/solve.sh": "#!/bin/bash\ncp /solution/answer.txt /app/hello.txt\n",
     "solution/answer.txt": "Hello\n",
@@ -85,7 +86,7 @@ def test_an_agent_finds_the_files_and_neither_tests_nor_solution(tmp_path: Path)
     trajectory = played(task, [runs(look), says("I give up.")])
     assert trajectory.steps[0].results[0].text.split()[:3] == ["/app", "seed.txt", "Hello"]
     assert trajectory.steps[0].results[0].text.count("No such file") == 3
-    assert trajectory.score == Score(0.0, {"graded": 0.0})
+    assert trajectory.score == Score(0.0, {"graded": 1.0})
 
 
 @pytest.mark.usefixtures("has_sandbox")
@@ -112,7 +113,10 @@ def test_the_reward_is_a_number_with_parts(tmp_path: Path) -> None:
 def test_tests_that_are_broken_are_an_error_and_no_score(
     tmp_path: Path, command: str, sentence: str
 ) -> None:
-    task = Folders(written(tmp_path / "hello", tests_test_sh=f"#!/bin/bash\n{command}\n")).task(0)
+    folder = written(
+        tmp_path / "hello", tests_test_sh=f"#!/bin/bash\n{command}\n", solution_solve_sh=None
+    )
+    task = Folders(folder).task(0)
     with pytest.raises(GraderError, match=sentence):
         graded(task, left(tmp_path / "left"))
 
@@ -123,6 +127,13 @@ def test_an_agent_that_keeps_the_tests_from_their_end_gets_nothing(tmp_path: Pat
     task = Folders(written(tmp_path / "hello", tests_test_sh=tests)).task(0)
     assert graded(task, left(tmp_path / "left", stop="")) == Score(0.0, {"graded": 0.0})
     assert graded(task, left(tmp_path / "other")).value == 1
+
+
+@pytest.mark.usefixtures("has_sandbox")
+def test_tests_that_need_an_answer_to_run_are_not_broken(tmp_path: Path) -> None:
+    tests = "#!/bin/bash\nset -e\ncat hello.txt\necho 1 > /logs/verifier/reward.txt\n"
+    task = Folders(written(tmp_path / "hello", tests_test_sh=tests)).task(0)
+    assert graded(task, left(tmp_path / "left")) == Score(0.0, {"graded": 0.0})
 
 
 @pytest.mark.usefixtures("has_sandbox")
