@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fulmen.agent import Score
 from fulmen.chat import Message, ModelError, get_format
-from fulmen.envs import GraderError, Judge, Judged, LengthMonitor, run_task
+from fulmen.envs import GraderError, Judge, Judged, LengthBias, LengthMonitor, run_task
 from fulmen.envs.judged.judge import verdict
 from fulmen.envs.judged.words import MAX_CHARS, fence_of, quoted, says_nothing, spoken
 from fulmen.evaluate import self_check
@@ -172,7 +172,7 @@ def test_a_thought_in_the_content_is_not_shown() -> None:
 
 
 def test_a_taste_for_length_raises_an_alarm(tmp_path: Path) -> None:
-    seen = []
+    seen: list[LengthBias] = []
     monitor = LengthMonitor(window=16, recalibrate=seen.append)
     judge, _ = judging(lambda request: f"Grade: {min(1 + len(texts(request)[1]) // 20, 5)}")
     environment = Judged(written(tmp_path, {"prompt": "Why?"}), judge, monitor=monitor)

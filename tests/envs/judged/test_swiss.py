@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fulmen.envs import LengthMonitor, choose_reference, swiss_winner
+from fulmen.envs import LengthBias, LengthMonitor, choose_reference, swiss_winner
 from tests.envs.judged.judges import by, judging
 from tests.examples import examples
 
@@ -65,7 +65,7 @@ def test_length_that_brings_nothing_raises_no_alarm() -> None:
 @pytest.mark.parametrize("sign", [1, -1])
 def test_length_that_is_liked_or_disliked_raises_one(sign: int) -> None:
     draw = random.Random(5)
-    alarms = []
+    alarms: list[LengthBias] = []
     monitor = LengthMonitor(window=64, recalibrate=alarms.append)
     for _ in range(64):
         length = draw.randint(1, 5000)
@@ -112,6 +112,6 @@ def test_any_rewards_give_a_bias_with_an_interval_or_none(
 def test_absurd_monitors_and_rewards_are_refused() -> None:
     for options in ({"window": 7}, {"limit": 1.0}, {"limit": -0.1}):
         with pytest.raises(ValueError, match="it must be"):
-            LengthMonitor(**options)  # type: ignore[arg-type]
+            LengthMonitor(**options)
     with pytest.raises(ValueError, match="can be no reward"):
         LengthMonitor().add(float("nan"), 1)
