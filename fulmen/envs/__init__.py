@@ -5,7 +5,6 @@ from fulmen.envs.demonstration import KnownAnswers, demonstrate, demonstrated, t
 from fulmen.envs.environments import KINDS, load_environment
 from fulmen.envs.folders import Folders, FolderTask
 from fulmen.envs.injection import Injection, InjectionTask
-from fulmen.envs.instructions import Instructions, InstructionTask
 from fulmen.envs.instances import (
     Instance,
     Instances,
@@ -16,6 +15,7 @@ from fulmen.envs.instances import (
     read_instances,
     read_predictions,
 )
+from fulmen.envs.instructions import Instructions, InstructionTask
 from fulmen.envs.judged import (
     Judge,
     Judged,
@@ -42,15 +42,15 @@ __all__ = [
     "GraderError",
     "Injection",
     "InjectionTask",
-    "KnownAnswers",
-    "InstructionTask",
-    "Instructions",
     "Instance",
     "InstanceTask",
     "Instances",
+    "InstructionTask",
+    "Instructions",
     "Judge",
     "Judged",
     "JudgedTask",
+    "KnownAnswers",
     "LengthBias",
     "LengthMonitor",
     "NumberTask",
@@ -64,16 +64,16 @@ __all__ = [
     "WordProblems",
     "WordTask",
     "answered",
-    "demonstrate",
-    "demonstrated",
     "append_prediction",
     "choose_reference",
+    "demonstrate",
+    "demonstrated",
     "final_number",
     "load_environment",
     "predict",
     "read_instances",
     "read_predictions",
     "run_task",
-    "tools_of",
     "swiss_winner",
+    "tools_of",
 ]

@@ -12,8 +12,8 @@ from typing import Final
 from fulmen.envs.arithmetic import Arithmetic
 from fulmen.envs.folders import Folders
 from fulmen.envs.injection import Injection
-from fulmen.envs.instructions.environment import ifeval
 from fulmen.envs.instances import Instances
+from fulmen.envs.instructions.environment import ifeval
 from fulmen.envs.logic import Logic
 from fulmen.envs.questions import Questions, gsm8k
 from fulmen.envs.repairs import Repairs
@@ -77,6 +77,8 @@ def _word_problems(words: str, seed: int) -> Environment | None:
     if words and (not words.isdecimal() or len(words) > 18):
         return None
     return WordProblems(seed, level=int(words) if words else None)
+
+
 def _folders(words: str, seed: int) -> Environment | None:
     return Folders(Path(words)) if words else None
 
@@ -126,6 +128,7 @@ KINDS: Final = {
         "ifeval[:FILE]",
         "IFEval: prompts with rules for the form of the answer; a file, or all from the hub",
         lambda words, seed: ifeval(words),
+    ),
     "folders": Kind(
         "folders:FOLDER",
         "a task's folder as Harbor has it, or a folder of several; nothing is built for it",
