@@ -16,6 +16,7 @@ from fulmen.envs.instances import Instances
 from fulmen.envs.instructions.environment import ifeval
 from fulmen.envs.logic import Logic
 from fulmen.envs.questions import Questions, gsm8k
+from fulmen.envs.reasoning import ReasoningGym
 from fulmen.envs.repairs import Repairs
 from fulmen.envs.task import Environment
 from fulmen.envs.tools import ToolUse
@@ -88,6 +89,10 @@ def _instances(words: str, seed: int) -> Environment | None:
     return Instances(Path(path), Path(repositories)) if path and repositories else None
 
 
+def _reasoning_gym(words: str, seed: int) -> Environment | None:
+    return ReasoningGym(seed, name=words or None)
+
+
 KINDS: Final = {
     "arithmetic": Kind(
         "arithmetic[:STEPSxLARGEST]",
@@ -139,6 +144,11 @@ KINDS: Final = {
         "issues as SWE-bench has them, and a folder with clones of their repositories",
         _instances,
     ),
+    "reasoning_gym": Kind(
+        "reasoning_gym[:DATASET]",
+        "data sets of reasoning-gym that passed the self-check (the extra envs)",
+        _reasoning_gym,
+    ),
 }
 """Kinds of environments by their first word"""
 
@@ -146,6 +156,8 @@ KINDS: Final = {
 def load_environment(name: str, *, seed: int) -> Environment:
     """Return the environment of a name: one of KINDS, or a file of questions in JSONL or
     Parquet, which the seed does not change. Raises ValueError for any other name."""
+    """Return the environment of a name: one of KINDS, or a file of questions in JSONL or Parquet,
+    which the seed does not change. Raises ValueError for any other name."""
     first, _, words = name.partition(":")
     if first in KINDS:
         if (environment := KINDS[first].load(words, seed)) is not None:
@@ -154,5 +166,7 @@ def load_environment(name: str, *, seed: int) -> Environment:
     path = Path(name)
     if not path.is_file():
         known = ", ".join(kind.usage for kind in KINDS.values())
-        raise ValueError(f"{name} is no environment, it must be a JSONL file or one of: {known}")
+        raise ValueError(
+            f"{name} is no environment, it must be a JSONL or Parquet file or one of: {known}"
+        )
     return Questions(path)

@@ -142,7 +142,8 @@ def test_a_bad_file_is_one_sentence(tmp_path: Path, text: str, sentence: str) ->
 
 def test_an_unknown_name_says_what_there_is() -> None:
     with pytest.raises(
-        ValueError, match="nowhere is no environment, it must be a JSONL file or one of: arithmetic"
+        ValueError,
+        match="nowhere is no environment, it must be a JSONL or Parquet file or one of: arithmetic",
     ):
         load_environment("nowhere", seed=0)
     with pytest.raises(ValueError, match="num_steps is 0, it must be 1 or more"):

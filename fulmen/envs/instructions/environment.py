@@ -13,7 +13,7 @@ from fulmen.chat import Message
 from fulmen.envs.hub import hub_file
 from fulmen.envs.instructions.language import has_detector
 from fulmen.envs.instructions.rules import RULES, checked_settings
-from fulmen.envs.rows import read_rows
+from fulmen.envs.row_files import read_rows
 from fulmen.envs.task import Task
 
 _HUB: Final = ("google/IFEval", "ifeval_input_data.jsonl")
