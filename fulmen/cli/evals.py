@@ -359,11 +359,13 @@ def _print_sheets(sheets: "Sequence[Sheet]") -> None:
 
 
 def _list() -> None:
-    from fulmen.envs import KINDS
+    from fulmen.envs import KINDS, VERIFIERS
 
     for kind in KINDS.values():
         print(f"{kind.usage}\n    {kind.help}")
-    print("FILE.jsonl\n    a question and an answer, a number, on each line, as GSM8K has them")
+    print("FILE.jsonl, FILE.parquet\n    questions and answers, each with a verifier, or number:")
+    for name, verifier in VERIFIERS.items():
+        print(f"    {name}: {verifier.help}")
 
 
 def show(

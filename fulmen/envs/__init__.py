@@ -27,14 +27,18 @@ from fulmen.envs.judged import (
 )
 from fulmen.envs.number import NumberTask, final_number
 from fulmen.envs.questions import Questions
+from fulmen.envs.reasoning import ReasoningGym, ReasoningGymTask
 from fulmen.envs.repairs import Repairs, RepairTask
+from fulmen.envs.rows import VERIFIERS, Verifier
 from fulmen.envs.run import run_task
 from fulmen.envs.task import Environment, GraderError, Task, answered
 from fulmen.envs.tools import ToolTask, ToolUse
 from fulmen.envs.words import WordProblems, WordTask
+from fulmen.envs.workers import WorkerError, Workers
 
 __all__ = [
     "KINDS",
+    "VERIFIERS",
     "Arithmetic",
     "Environment",
     "FolderTask",
@@ -56,6 +60,8 @@ __all__ = [
     "NumberTask",
     "Prediction",
     "Questions",
+    "ReasoningGym",
+    "ReasoningGymTask",
     "RepairTask",
     "Repairs",
     "Task",
@@ -63,6 +69,9 @@ __all__ = [
     "ToolUse",
     "WordProblems",
     "WordTask",
+    "Verifier",
+    "WorkerError",
+    "Workers",
     "answered",
     "append_prediction",
     "choose_reference",

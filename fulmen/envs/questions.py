@@ -125,8 +125,9 @@ class Questions:
     def _count(self, task: Task) -> None:
         if (known := task.known_answers) and type(task).answer_of is not Task.answer_of:
             said = task.answer_of(_replied(task, known[-1].content))
-            if said in self._counts or len(self._counts) < _NUM_COUNTED:
-                self._counts[str(said)] += 1
+            is_counted = said in self._counts or len(self._counts) < _NUM_COUNTED
+            if said is not None and is_counted:
+                self._counts[said] += 1
 
 
 def gsm8k(words: str) -> Questions:

@@ -14,7 +14,7 @@ from tests.envs.test_environments import scored
 
 is_installed = find_spec("reasoning_gym") is not None
 needs_library = pytest.mark.skipif(not is_installed, reason="reasoning-gym (extra envs)")
-FEW = ("chain_sum", "basic_arithmetic", "spell_backward")
+FEW = ("chain_sum", "basic_arithmetic", "base_conversion")
 
 
 def test_a_data_set_off_the_list_is_one_sentence() -> None:

@@ -115,7 +115,7 @@ def test_any_reply_has_a_score(verifier: str, text: str, is_marked: bool) -> Non
 
 def test_a_pattern_that_never_ends_is_an_error() -> None:
     task = task_of("regex", "(a+)+b")
-    with pytest.raises(WorkerError, match="needed too much time"):
+    with pytest.raises(WorkerError, match=r"too much time|in time"):
         scored(task, "Answer: " + "a" * 60)
     assert scored(task, "Answer: aab")[0] == 1
 

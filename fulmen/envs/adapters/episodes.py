@@ -14,9 +14,8 @@ import queue
 import random
 import re
 import threading
-from collections.abc import AsyncIterator, Mapping, Sequence
-from concurrent.futures import Future
-from typing import Any, Final, Self
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from typing import Any, Final, Self, TypeVar
 
 from fulmen.agent import Budget, Trajectory
 from fulmen.chat import (
@@ -33,8 +32,10 @@ from fulmen.chat import (
     read_tools,
 )
 from fulmen.envs.run import run_task
-from fulmen.envs.task import Environment
+from fulmen.envs.task import Environment, Task
 from fulmen.sampling import SamplingParams
+
+T = TypeVar("T")
 
 _WAIT_SECONDS: Final = 600.0
 """Longest time between an action and what comes of it"""
@@ -59,7 +60,7 @@ class TextEpisodes:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._model: _Asked | None = None
-        self._played: Future[Trajectory] | None = None
+        self._played: asyncio.Task[Trajectory] | None = None
         self._is_over = True
 
     def reset(
@@ -78,9 +79,7 @@ class TextEpisodes:
             index = self._random.randrange(self._environment.num_tasks or _NUM_DRAWN)
         task = self._environment.task(index)
         self._model = _Asked()
-        work = run_task(self._model, task, budget=Budget(turns=self._num_turns))
-        self._played = asyncio.run_coroutine_threadsafe(work, self._running_loop())
-        self._played.add_done_callback(self._model.asked.put)
+        self._played = self._in_loop(self._begin(task))
         self._is_over = False
         words, _, _, _, more = self._next()
         return words, {"index": index, **more}
@@ -123,17 +122,25 @@ class TextEpisodes:
         parts = dict(trajectory.score.parts)
         return "", trajectory.score.value, not is_cut, is_cut, {"parts": parts}
 
-    def _end(self) -> None:
-        if self._played is not None:
-            self._played.cancel()
-        self._played, self._is_over = None, True
+    async def _begin(self, task: Task) -> "asyncio.Task[Trajectory]":
+        assert self._model is not None
+        work = run_task(self._model, task, budget=Budget(turns=self._num_turns))
+        played = asyncio.create_task(work)
+        played.add_done_callback(self._model.asked.put)
+        return played
 
-    def _running_loop(self) -> asyncio.AbstractEventLoop:
+    def _end(self) -> None:
+        """End what is played; its sandbox is closed when this returns."""
+        played, self._played, self._is_over = self._played, None, True
+        if played is not None:
+            self._in_loop(_ended(played))
+
+    def _in_loop(self, work: Coroutine[Any, Any, T]) -> T:
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
             self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
             self._thread.start()
-        return self._loop
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(_WAIT_SECONDS)
 
 
 def as_gymnasium(environment: Environment, *, seed: int = 0, num_turns: int = 50) -> Any:
@@ -144,7 +151,7 @@ def as_gymnasium(environment: Environment, *, seed: int = 0, num_turns: int = 50
         raise ValueError("gymnasium is missing, install it with: pip install gymnasium") from None
     from gymnasium.spaces import Space
 
-    class Text(Space[str]):
+    class Text(Space[str]):  # type: ignore[misc]
         """All texts; Gymnasium's own space wants to know each letter."""
 
         def __init__(self) -> None:
@@ -162,7 +169,7 @@ def as_gymnasium(environment: Environment, *, seed: int = 0, num_turns: int = 50
 
         __hash__ = Space.__hash__
 
-    class TextEnv(gymnasium.Env[str, str]):
+    class TextEnv(gymnasium.Env[str, str]):  # type: ignore[misc]
         """Episodes of tasks."""
 
         def __init__(self) -> None:
@@ -186,11 +193,16 @@ def as_gymnasium(environment: Environment, *, seed: int = 0, num_turns: int = 50
     return TextEnv()
 
 
+async def _ended(played: "asyncio.Task[Trajectory]") -> None:
+    played.cancel()
+    await asyncio.gather(played, return_exceptions=True)
+
+
 class _Asked:
     """A `ChatModel` that hands each request out and waits for the text to answer with."""
 
     def __init__(self) -> None:
-        self.asked: queue.Queue[ChatRequest | Future[Trajectory]] = queue.Queue()
+        self.asked: queue.Queue[ChatRequest | asyncio.Task[Trajectory]] = queue.Queue()
         self._answer: asyncio.Future[str] | None = None
         self._num_seen = 0
         self._has_told = False

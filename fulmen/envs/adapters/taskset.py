@@ -1,10 +1,14 @@
 """Our environments as a taskset and an environment of the library `verifiers` (its v1).
 
-    uv run eval fulmen.envs.adapters.taskset --env.taskset.environment reasoning_gym:chain_sum
+    FulmenTaskset(FulmenConfig(environment="reasoning_gym:chain_sum"))
 
 A question is scored by the task itself; what has tools, users or a folder is played by the
 environment, which speaks to the model as its user, see `TextEpisodes`. The library is imported
-when one of the names is asked for.
+when one of the names is asked for. Its own commands take a taskset by the name of a module at the
+top; two lines make one:
+
+    from fulmen.envs.adapters.taskset import FulmenEnv, FulmenTaskset
+    __all__ = ["FulmenEnv", "FulmenTaskset"]
 """
 
 import asyncio
@@ -35,14 +39,14 @@ def __getattr__(name: str) -> Any:
 def _classes() -> dict[str, Any]:
     from verifiers import v1 as vf
 
-    class FulmenData(vf.TaskData):
+    class FulmenData(vf.TaskData):  # type: ignore[misc]
         """Place of a task."""
 
         environment: str
         seed: int
         index: int
 
-    class FulmenTask(vf.Task[FulmenData]):
+    class FulmenTask(vf.Task[FulmenData]):  # type: ignore[misc]
         """Task of ours; a question is scored here."""
 
         def ours(self) -> Task:
@@ -59,14 +63,14 @@ def _classes() -> dict[str, Any]:
                 raise ValueError(f"{self.data.environment} has tasks that only FulmenEnv plays")
             return (await score(task, trace.last_reply)).value
 
-    class FulmenConfig(vf.TasksetConfig):
+    class FulmenConfig(vf.TasksetConfig):  # type: ignore[misc]
         """Environment by its name, and which of its tasks."""
 
         environment: str = "arithmetic"
         seed: int = 0
         num_tasks: int = 1000
 
-    class FulmenTaskset(vf.Taskset[FulmenTask, FulmenConfig]):
+    class FulmenTaskset(vf.Taskset[FulmenTask, FulmenConfig]):  # type: ignore[misc]
         """The first tasks of an environment."""
 
         def load(self) -> Any:
@@ -90,13 +94,13 @@ def _classes() -> dict[str, Any]:
                     self.config.task,
                 )
 
-    class FulmenEnvConfig(vf.EnvConfig):
+    class FulmenEnvConfig(vf.EnvConfig):  # type: ignore[misc]
         """The one seat, and how long it may play."""
 
         agent: vf.AgentConfig = vf.AgentConfig()
         num_turns: int = 50
 
-    class FulmenEnv(vf.Env[FulmenEnvConfig]):
+    class FulmenEnv(vf.Env[FulmenEnvConfig]):  # type: ignore[misc]
         """Questions as they are; episodes as a conversation with the model's user."""
 
         async def run(self, task: Any, agents: Any) -> None:

@@ -127,3 +127,17 @@ def test_rows_and_rewards_for_a_trainer() -> None:
     assert reward(said, prompts=[row["prompt"] for row in found], **columns) == [1.0, 1.0, 1.0]
     with pytest.raises(ValueError, match="tasks with tools or users"):
         rows("tools", range(1))
+
+
+@pytest.mark.usefixtures("has_sandbox")
+@pytest.mark.parametrize("episodes", ["injection:1:minimal"], indirect=True)
+def test_a_folder_and_its_sandbox_are_those_of_our_loop(episodes: TextEpisodes) -> None:
+    task = load_environment("injection:1:minimal", seed=0).task(0)
+    words, _ = episodes.reset(options={"index": 0})
+    assert '"name": "run"' in words
+    value = 0.0
+    for known in task.known_answers:
+        calls = [{"name": one.name, "arguments": one.arguments} for one in known.tool_calls]
+        words, value, *_ = episodes.step(json.dumps(calls) if calls else known.content)
+    assert value == 1
+    episodes.reset(options={"index": 1})  # and one that is left in the middle

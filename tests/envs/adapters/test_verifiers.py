@@ -1,11 +1,14 @@
 """The library verifiers: its tasksets as our environments, and ours as its tasksets."""
 
 import asyncio
+import json
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -87,15 +90,27 @@ def test_tasks_that_need_more_are_refused(vf: Any) -> None:
         VerifiersEnvironment(reversing(vf, image="debian")).task(0)
 
 
-def ours(vf: Any, name: str, **fields: Any) -> Any:
+MODULE = """from fulmen.envs.adapters.taskset import FulmenEnv, FulmenTaskset
+__all__ = ["FulmenEnv", "FulmenTaskset"]
+"""
+
+
+@pytest.fixture
+def identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Name of a module of two lines, as the library's commands need it."""
+    (tmp_path / "ours_for_verifiers.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    return "ours_for_verifiers"
+
+
+def ours(vf: Any, identity: str, name: str, **fields: Any) -> Any:
     """Return our taskset as the library loads it."""
-    identity = "fulmen.envs.adapters.taskset"
     config = vf.taskset_config_type(identity)(id=identity, environment=name, **fields)
     return vf.load_taskset(config)
 
 
-def test_our_questions_are_a_taskset(vf: Any) -> None:
-    taskset = ours(vf, "arithmetic", seed=4, num_tasks=5)
+def test_our_questions_are_a_taskset(vf: Any, identity: str) -> None:
+    taskset = ours(vf, identity, "arithmetic", seed=4, num_tasks=5)
     tasks = list(taskset)
     assert len(tasks) == 5
     task = load_environment("arithmetic", seed=4).task(2)
@@ -130,18 +145,17 @@ class Talk:
         return SimpleNamespace(terminated=False, last_reply=self.known.pop(0))
 
 
-def test_our_episodes_are_played_by_the_library(vf: Any) -> None:
-    import json
+def test_our_episodes_are_played_by_the_library(vf: Any, identity: str) -> None:
 
     name = "tools:2:library"
-    (task,) = ours(vf, name, num_tasks=1)
+    (task,) = ours(vf, identity, name, num_tasks=1)
     known = [
         json.dumps([{"name": call.name, "arguments": call.arguments} for call in one.tool_calls])
         if one.tool_calls
         else one.content
         for one in load_environment(name, seed=0).task(0).known_answers
     ]
-    kind = vf.environment_class("fulmen.envs.adapters.taskset")
+    kind = vf.environment_class(identity)
     assert kind.__name__ == "FulmenEnv"
     environment = object.__new__(kind)
     environment.config = SimpleNamespace(num_turns=20)
@@ -150,3 +164,11 @@ def test_our_episodes_are_played_by_the_library(vf: Any) -> None:
         asyncio.run(environment.run(task, SimpleNamespace(agent=talk)))
         assert talk.trace.reward == value
         assert '"name"' in talk.seen[0]
+
+
+def test_the_page_shows_our_taskset_as_it_is(vf: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[3] / "docs/environments.md").read_text(encoding="utf-8")
+    shown = re.search(r"^```py\n(.*?)^```\n\s*prints\s*```text\n(.*?)^```", page, re.M | re.S)
+    assert shown is not None
+    exec(compile(shown[1], "block", "exec"), {})
+    assert capsys.readouterr().out == shown[2]
