@@ -6,6 +6,7 @@ A call that raises, takes too long or too much is an error, and never a score. A
 is killed, and another one takes its place.
 """
 
+import asyncio
 import atexit
 import json
 import os
@@ -40,7 +41,12 @@ class Workers:
     this process."""
 
     def __init__(
-        self, *, size: int = 4, memory_bytes: int = 2**31, hash_seed: int = 0, patience: float = 6.0
+        self,
+        *,
+        size: int = 4,
+        memory_bytes: int = 2**31,
+        hash_seed: int = 0,
+        patience: float = 10.0,
     ) -> None:
         """size: most processes at a time; memory_bytes: most address space of each;
         hash_seed: of Python, which decides the order of sets of texts; patience: seconds by the
@@ -96,8 +102,6 @@ class Workers:
         self, function: str, *arguments: object, seconds: float = 10.0, module: str = ""
     ) -> Any:
         """Do as `call` does, in a thread."""
-        import asyncio
-
         with self._lock:
             if self._threads is None:
                 self._threads = ThreadPoolExecutor(self._size, "fulmen-worker")
