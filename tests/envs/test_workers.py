@@ -72,7 +72,7 @@ def test_printing_and_long_texts_do_no_harm(workers: Workers) -> None:
 def test_many_calls_share_few_processes_and_draw_the_same(workers: Workers) -> None:
     async def go() -> list[float]:
         calls = (workers.acall("call", "random:random", []) for _ in range(20))
-        return await asyncio.gather(*calls)
+        return list(await asyncio.gather(*calls))
 
     drawn = asyncio.run(go())
     assert len(set(drawn)) == 1
