@@ -154,8 +154,6 @@ KINDS: Final = {
 
 
 def load_environment(name: str, *, seed: int) -> Environment:
-    """Return the environment of a name: one of KINDS, or a file of questions in JSONL or
-    Parquet, which the seed does not change. Raises ValueError for any other name."""
     """Return the environment of a name: one of KINDS, or a file of questions in JSONL or Parquet,
     which the seed does not change. Raises ValueError for any other name."""
     first, _, words = name.partition(":")
