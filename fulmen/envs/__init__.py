@@ -2,6 +2,7 @@
 
 from fulmen.envs.arithmetic import Arithmetic
 from fulmen.envs.demonstration import KnownAnswers, demonstrate, demonstrated, tools_of
+from fulmen.envs.code import Code, CodeTask, Exercise, Exercises
 from fulmen.envs.environments import KINDS, load_environment
 from fulmen.envs.folders import Folders, FolderTask
 from fulmen.envs.injection import Injection, InjectionTask
@@ -40,10 +41,14 @@ __all__ = [
     "KINDS",
     "VERIFIERS",
     "Arithmetic",
+    "Code",
+    "CodeTask",
     "Environment",
     "FolderTask",
     "Folders",
     "GraderError",
+    "Exercise",
+    "Exercises",
     "Injection",
     "InjectionTask",
     "Instance",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from fulmen.envs.arithmetic import Arithmetic
+from fulmen.envs.code import Code, Exercises
 from fulmen.envs.folders import Folders
 from fulmen.envs.injection import Injection
 from fulmen.envs.instances import Instances
@@ -24,6 +25,7 @@ from fulmen.envs.words import WordProblems
 
 _LEVEL_AND_WORD: Final = re.compile(r"(?:([0-9]{1,18})(?::|\Z))?([a-z]+)?")
 _REPAIRS: Final = re.compile(r"(?:([0-9]{1,18})(?::|\Z))?(coding|minimal)?")
+_CODE: Final = re.compile(r"(?:([1-9][0-9]{0,17})(?::|\Z))?(stdin|function)?")
 _SIZES: Final = re.compile(r"([0-9]{1,18})x([0-9]{1,18})")
 
 
@@ -93,6 +95,21 @@ def _reasoning_gym(words: str, seed: int) -> Environment | None:
     return ReasoningGym(seed, name=words or None)
 
 
+def _code(words: str, seed: int) -> Environment | None:
+    if (found := _CODE.fullmatch(words)) is None:
+        return None
+    level = None if found[1] is None else int(found[1])
+    return Code(seed, level=level, style=found[2])
+
+
+def _exercises(words: str, seed: int) -> Environment | None:
+    if not words:
+        return None
+    if not Path(words).is_file():
+        raise ValueError(f"{words} is no file, it must be the JSONL file of HumanEval or MBPP")
+    return Exercises(Path(words))
+
+
 KINDS: Final = {
     "arithmetic": Kind(
         "arithmetic[:STEPSxLARGEST]",
@@ -149,6 +166,15 @@ KINDS: Final = {
         "data sets of reasoning-gym that passed the self-check (the extra envs)",
         _reasoning_gym,
     ),
+    "code": Kind(
+        "code[:LEVEL][:stdin|function]",
+        "programs to write, which are run on hidden inputs; levels 1 to 5",
+        _code,
+    ),
+    "humaneval": Kind(
+        "humaneval:FILE", "HumanEval from its JSONL file; for evaluation only", _exercises
+    ),
+    "mbpp": Kind("mbpp:FILE", "MBPP from its JSONL file; for evaluation only", _exercises),
 }
 """Kinds of environments by their first word"""
 

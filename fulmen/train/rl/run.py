@@ -160,6 +160,9 @@ def open_run(
     seed = run.trainer.seed
     watcher = watcher or RLWatcher()
     known = {name: open_environment(name, seed=seed) for name in run.environments}
+    for name, environment in known.items():
+        if getattr(environment, "for_evaluation", False):
+            raise ValueError(f"{name} is for evaluation only, it cannot be trained on")
     probed: dict[str, AnyEnvironment] = {}
     if run.probe is not None:
         probed = {

@@ -1,0 +1,159 @@
+"""Exercises of others: their solutions pass, and nothing else does that the tests do not allow."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fulmen.envs import Exercises, load_environment
+from tests.envs.code.answering import scored
+
+HUMANEVAL = {
+    "task_id": "Own/0",
+    "prompt": (
+        "from typing import List\n\n\ndef weigh(values, factor):\n"
+        "    return sum(factor**place * value for place, value in enumerate(values))\n\n\n"
+        'def shift(values: List[float], by: float) -> List[float]:\n    """Add a number."""\n'
+    ),
+    "canonical_solution": "    return [value + by for value in values]\n",
+    "test": (
+        "def check(candidate):\n    assert candidate([2, 3.5], 1) == [3, 4.5]\n"
+        "    assert candidate([], 1) == []\n    assert weigh(candidate([1, 2], 0), 3) == 7\n"
+    ),
+    "entry_point": "shift",
+}
+PAIRS = {
+    "task_id": 5,
+    "text": "Write a function to add up pairs.",
+    "code": (
+        "class Pair:\n    def __init__(self, a, b):\n        self.a, self.b = a, b\n\n"
+        "def total(pairs, more):\n    return sum(p.a * p.b for p in pairs) + more\n"
+    ),
+    "test_list": ["assert total([Pair(5, 24), Pair(15, 25)], 4) == 499"],
+    "test_setup_code": "",
+}
+TREES = {
+    "task_id": 6,
+    "prompt": "Write a function to find the height of a tree.",
+    "code": (
+        "class Node:\n    def __init__(self, value):\n"
+        "        self.value, self.left, self.right = value, None, None\n\n"
+        "def height(node):\n"
+        "    return 0 if node is None else 1 + max(height(node.left), height(node.right))\n"
+    ),
+    "test_list": ["assert (height(root)) == 3", "assert math.isclose(height(root.left), 2)"],
+    "test_imports": ["import math"],
+    "test_setup_code": "root = Node(1)\nroot.left = Node(2)\nroot.left.left = Node(4)",
+}
+
+
+def file_of(folder: Path, *lines: object) -> Path:
+    path = folder / "exercises.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    return path
+
+
+@pytest.mark.usefixtures("has_sandbox")
+def test_solutions_pass(tmp_path: Path) -> None:
+    path = file_of(tmp_path, HUMANEVAL, PAIRS, TREES)
+    environment = load_environment(f"humaneval:{path}", seed=0)
+    assert environment.num_tasks == 3
+    for index in range(3):
+        task = environment.task(index)
+        assert scored(task, task.known_answers[0].content).value == 1
+        assert scored(task, task.messages[0].content).value == 0
+    body = "```python\ndef shift(values, by):\n    return list(map(by.__add__, values))\n```"
+    assert scored(environment.task(0), body).parts == {"format": 1.0, "correct": 0.0}
+    code = "def shift(values, by):\n    return [v + by * weigh([1], 9) for v in values]"
+    helped = f"```python\n{code}\n```"
+    assert scored(environment.task(0), helped).value == 1
+
+
+CHEATS = {
+    "exit": "import sys\nsys.exit(0)",
+    "exit at once": "import os\nos._exit(0)",
+    "exit in the call": "import os\ndef shift(values, by):\n    os._exit(0)",
+    "equal to everything": """
+class Equal(list):
+    def __eq__(self, other): return True
+    def __len__(self): return 2
+class Same:
+    def __eq__(self, other): return True
+    def __iter__(self): return iter([1, 2])
+    def __getattr__(self, name): return self
+def shift(values, by):
+    return Equal() if by else Same()
+""",
+    "patched": """
+import builtins, json
+class Fine(Exception): pass
+builtins.AssertionError = Fine
+json.dumps = lambda *_: '{"value": true}'
+def shift(values, by):
+    return values
+""",
+    "writes a verdict everywhere": """
+import os
+verdict = b'The program runs.\\n{"passed": true, "nonce": ""}'
+for pid in filter(str.isdigit, os.listdir("/proc")):
+    for number in range(30):
+        try:
+            os.write(os.open(f"/proc/{pid}/fd/{number}", os.O_WRONLY | os.O_NONBLOCK), verdict)
+        except OSError:
+            pass
+def shift(values, by):
+    return values
+""",
+    "says what is no message": """
+import os
+os.write(4, b"[" * 100000 + b"\\n")
+def shift(values, by):
+    return values
+""",
+    "reads the tests": """
+import gc, glob, os, sys
+found = []
+for path in [*glob.glob("/proc/*/mem"), *glob.glob("/proc/*/fd/*"), *glob.glob("/tmp/*")]:
+    try:
+        found.append(open(path, "rb").read(4096))
+    except OSError:
+        pass
+found += [repr(one).encode() for one in gc.get_objects() if isinstance(one, (str, dict))]
+if any(b"weigh(candidate" in one for one in found):
+    def shift(values, by):
+        return [value + by for value in values]
+""",
+}
+
+
+@pytest.mark.usefixtures("has_sandbox")
+@pytest.mark.parametrize("name", CHEATS)
+def test_cheats_score_nothing(name: str, tmp_path: Path) -> None:
+    task = Exercises(file_of(tmp_path, HUMANEVAL)).task(0)
+    assert scored(task, f"```python\n{CHEATS[name]}\n```").value == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("{", "line 1 is not JSON"),
+        ("[]", "line 1 must be an object"),
+        ('{"prompt": "a"}', "line 1 must have the fields of HumanEval"),
+        ('{"entry_point": "f", "prompt": 1}', "line 1 must have the fields of HumanEval"),
+        ('{"text": "a", "code": "b", "test_list": ["assert ("]}', "tests that are not Python"),
+        ('{"text": "a", "code": "b", "test_list": 3}', "line 1 must have the fields"),
+        ("", "is empty"),
+    ],
+)
+def test_a_bad_file_is_one_sentence(tmp_path: Path, line: str, sentence: str) -> None:
+    path = tmp_path / "exercises.jsonl"
+    path.write_text(line)
+    with pytest.raises(ValueError, match=sentence):
+        load_environment(f"mbpp:{path}", seed=0)
+
+
+def test_a_missing_file_is_one_sentence() -> None:
+    with pytest.raises(ValueError, match="nowhere is no file, it must be the JSONL file"):
+        load_environment("humaneval:nowhere", seed=0)
+    with pytest.raises(ValueError, match="mbpp is no environment, it must be mbpp:FILE"):
+        load_environment("mbpp", seed=0)
