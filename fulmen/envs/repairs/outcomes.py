@@ -24,15 +24,20 @@ def outcome(lines: "list[str]", expression: str, names: "dict[str, object]") -> 
         return f"raises {type(error).__name__}"
 
 
-def main(folder: str) -> None:
-    """Read modules and probes from stdin, and write the answers to the file answers.json.
+def main(path: str) -> None:
+    """Take a job with probes of the modules in the folder `solution`, and write the answers.
 
     {"groups": [{"modules": ["bank.money", ...], "probes": [[["a = 1"], "a + 1"], ...]}]}
     """
-    groups = json.load(sys.stdin)["groups"]
-    file = open("answers.json", "w", encoding="utf-8")  # noqa: SIM115  the code below may interfere
-    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-    sys.path.insert(0, os.path.abspath(folder))
+    with open(path, "rb") as job:
+        groups = json.load(job)["groups"]
+    os.unlink(path)
+    os.write(1, b"The program runs.\n")
+    file = os.fdopen(os.dup(1), "w", encoding="utf-8")  # the code below may interfere with stdout
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
+    sys.path.insert(0, os.path.abspath("solution"))
     answers = []
     for group in groups:
         names: dict[str, object] = {}

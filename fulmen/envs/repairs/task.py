@@ -8,9 +8,7 @@ tests nor code that meddles with them can pass.
 """
 
 import difflib
-import json
 import os
-import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -19,16 +17,16 @@ from typing import Final
 
 from fulmen.agent import Score, Trajectory
 from fulmen.chat import Message, ToolCall
+from fulmen.envs.apart import told_apart
 from fulmen.envs.left import left_file
 from fulmen.envs.repairs import outcomes
 from fulmen.envs.repairs.kind import Probe
-from fulmen.envs.scratch import scratch_folder
 from fulmen.envs.task import Task
-from fulmen.files import parse_json
-from fulmen.sandbox import Access, Limits, Sandbox, find_python
+from fulmen.sandbox import Limits
 
-_LIMITS: Final = Limits(seconds=20.0, memory_bytes=2**29, num_processes=16, file_bytes=2**24)
-_PACKAGE: Final = Path(outcomes.__file__).resolve().parents[2]
+_LIMITS: Final = Limits(
+    seconds=20.0, memory_bytes=2**29, num_processes=16, file_bytes=2**24, output_bytes=2**22
+)
 _MAX_ENTRIES: Final = 2000
 _MAX_FILES: Final = 100
 _MAX_DEPTH: Final = 4
@@ -145,19 +143,9 @@ class RepairTask(Task):
             for group in self.groups
         ]
         numbers = [len(group.checks) for group in self.groups]
-        with scratch_folder("fulmen-grade-") as folder:
-            _write(folder / "solution", sources)
-            (folder / "asked.json").write_text(json.dumps({"groups": asked}), "utf-8")
-            (folder / "outcomes.py").write_bytes(Path(outcomes.__file__).read_bytes())
-            access = Access(folder=folder, protected=(), hidden=(_PACKAGE,))
-            command = f"{shlex.quote(find_python())} -I -S -B outcomes.py solution < asked.json"
-            async with Sandbox(access, _LIMITS) as sandbox:
-                await sandbox.run(command)
-                try:
-                    file = await sandbox.read_file("answers.json")
-                    found = parse_json(file.content, "the answers").get("answers")
-                except (OSError, ValueError):
-                    found = None
+        files = {f"solution/{path}": content for path, content in sources.items()}
+        told = await told_apart(Path(outcomes.__file__), {"groups": asked}, _LIMITS, files=files)
+        found = None if told is None else told.get("answers")
         return [text for group in _texts(found, numbers) for text in group]
 
     def _num_changed(self, sources: Mapping[str, bytes]) -> int:
