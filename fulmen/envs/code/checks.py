@@ -111,6 +111,9 @@ class Line:
 class Remote:
     """A value that the program's process holds."""
 
+    _line: "Line"
+    _number: int
+
     def __init__(self, line: Line, number: int) -> None:
         self.__dict__.update(_line=line, _number=number)
 
@@ -118,7 +121,7 @@ class Remote:
         def hold(value: object) -> int:
             if not isinstance(value, Remote):
                 raise TypeError(f"{type(value).__name__} cannot be handed to the program")
-            return int(value._number)
+            return value._number
 
         pack = [packed(list(arguments), hold), packed(named, hold)]
         try:

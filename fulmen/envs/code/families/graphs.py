@@ -242,7 +242,7 @@ def _trees(draw: Random, level: int) -> Problem:
             parents.append(draw.randrange(max(person - 4, 0), person))
         return (parents,)
 
-    inputs = (
+    inputs: tuple[Input, ...] = (
         Input(
             "bosses", "numbers", "the boss of each person, from person 0 on; person 0 has -1, none"
         ),

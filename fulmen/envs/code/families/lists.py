@@ -37,7 +37,7 @@ def _windows(draw: Random, level: int) -> Problem:
             f"Take {name} of the numbers 1 to {size}, then of {step + 1} to {step + size}, and so "
             f"on, each time {step} further, as long as there are {size} numbers."
         )
-    inputs = _NUMBERS
+    inputs: tuple[Input, ...] = _NUMBERS
     drawn = _draw_numbers
     if level >= 4:
         inputs = (*_NUMBERS, Input("size", "number", "1 or more"))

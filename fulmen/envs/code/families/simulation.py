@@ -85,7 +85,9 @@ def _queue(draw: Random, level: int) -> Problem:
     def drawn(draw: Random, size: int) -> tuple[Any, ...]:
         return (drawing.numbers(draw, size, 1, 12),)
 
-    inputs = (Input("minutes", "numbers", "minutes that each customer takes, from 1 to 12"),)
+    inputs: tuple[Input, ...] = (
+        Input("minutes", "numbers", "minutes that each customer takes, from 1 to 12"),
+    )
     turn, desks = draw.randint(2, 5), draw.randint(2, 3)
     if level <= 2:
         words = (
