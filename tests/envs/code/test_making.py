@@ -124,7 +124,7 @@ PLAIN = st.recursive(
         | st.lists(inner, max_size=4).map(tuple)
         | st.dictionaries(st.text(max_size=3) | st.integers(), inner, max_size=4)
     ),
-    max_leaves=8,
+    max_leaves=20,
 )
 
 
