@@ -117,15 +117,16 @@ def test_a_thousand_tasks_are_made() -> None:
     assert len({task.program for task in tasks}) > 950
 
 
-PLAIN = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.floats(allow_nan=False),
-    lambda inner: (
-        st.lists(inner, max_size=4)
-        | st.lists(inner, max_size=4).map(tuple)
-        | st.dictionaries(st.text(max_size=3) | st.integers(), inner, max_size=4)
-    ),
-    max_leaves=20,
-)
+LEAF = st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.floats(allow_nan=False)
+
+
+def nested(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    keys = st.text(max_size=3) | st.integers()
+    lists = st.lists(inner, max_size=4)
+    return lists | lists.map(tuple) | st.dictionaries(keys, inner, max_size=4)
+
+
+PLAIN = LEAF | nested(LEAF | nested(LEAF))
 
 
 def same(one: Any, other: Any) -> bool:
