@@ -1,8 +1,8 @@
 """Environments: tasks whose trajectories can be scored, their sources, and how one is played."""
 
 from fulmen.envs.arithmetic import Arithmetic
-from fulmen.envs.demonstration import KnownAnswers, demonstrate, demonstrated, tools_of
 from fulmen.envs.code import Code, CodeTask, Exercise, Exercises
+from fulmen.envs.demonstration import KnownAnswers, demonstrate, demonstrated, tools_of
 from fulmen.envs.environments import KINDS, load_environment
 from fulmen.envs.folders import Folders, FolderTask
 from fulmen.envs.injection import Injection, InjectionTask
@@ -44,11 +44,11 @@ __all__ = [
     "Code",
     "CodeTask",
     "Environment",
+    "Exercise",
+    "Exercises",
     "FolderTask",
     "Folders",
     "GraderError",
-    "Exercise",
-    "Exercises",
     "Injection",
     "InjectionTask",
     "Instance",
@@ -72,9 +72,9 @@ __all__ = [
     "Task",
     "ToolTask",
     "ToolUse",
+    "Verifier",
     "WordProblems",
     "WordTask",
-    "Verifier",
     "WorkerError",
     "Workers",
     "answered",
