@@ -226,7 +226,7 @@ def _compared(spelled: Callable[[str], str | None]) -> Callable[..., Task]:
 
 
 def _choice(question: str, answer: Any, row: Mapping[str, Any]) -> Task:
-    choices = row.get("choices")
+    choices: Any = row.get("choices")
     is_list = isinstance(choices, list) and all(isinstance(one, str) for one in choices)
     if not is_list or not 2 <= len(choices) <= len(_LETTERS):
         raise ValueError("must have choices, a list of 2 to 26 texts")

@@ -198,7 +198,7 @@ def test_any_answer_has_a_score(text: str) -> None:
     assert parts["instruction_strict"] <= parts["instruction_loose"]
 
 
-def row(names: list[str], given: list[Any]) -> dict[str, Any]:
+def row(names: list[Any], given: list[Any]) -> dict[str, Any]:
     return {"key": 1, "prompt": "Do it.", "instruction_id_list": names, "kwargs": given}
 
 

@@ -251,7 +251,8 @@ class _AskedStream:
         return None
 
     async def __aiter__(self) -> AsyncIterator[Event]:
-        for event in ():
+        nothing: tuple[Event, ...] = ()
+        for event in nothing:
             yield event
 
     async def close(self) -> None:

@@ -47,7 +47,9 @@ def reward(
         return await asyncio.gather(
             *(
                 score(question(*place), one if isinstance(one, str) else one[-1]["content"])
-                for one, *place in zip(completions, environment, seed, index, strict=True)
+                for one, place in zip(
+                    completions, zip(environment, seed, index, strict=True), strict=True
+                )
             )
         )
 

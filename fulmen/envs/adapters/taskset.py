@@ -53,7 +53,7 @@ def _classes() -> dict[str, Any]:
             """Return the task."""
             return environment_of(self.data.environment, self.data.seed).task(self.data.index)
 
-        @vf.reward
+        @vf.reward  # type: ignore[untyped-decorator]
         async def fulmen(self, trace: Any) -> float:
             """Return the score of a question; of an episode, the one that the environment told."""
             if "fulmen_score" in trace.info:

@@ -43,7 +43,7 @@ def test_tools_are_called_in_text_and_users_answer(episodes: TextEpisodes) -> No
         words, _ = episodes.reset(options={"index": index})
         assert '"name": "' in words
         seen = [words]
-        value, ends = 0.0, (False, False)
+        value, ends = 0.0, [False, False]
         for known in task.known_answers:
             assert not any(ends)
             calls = [{"name": one.name, "arguments": one.arguments} for one in known.tool_calls]

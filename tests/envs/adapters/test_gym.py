@@ -123,7 +123,8 @@ def test_absurd_settings_are_one_sentence() -> None:
 def lake() -> Steps:
     import gymnasium
 
-    return gymnasium.make("FrozenLake-v1", render_mode="ansi", is_slippery=False)
+    made: Steps = gymnasium.make("FrozenLake-v1", render_mode="ansi", is_slippery=False)
+    return made
 
 
 def way(steps: Any) -> list[str]:
@@ -159,7 +160,8 @@ def test_blackjack_gives_the_same_cards_to_the_same_seed() -> None:
     import gymnasium
 
     def make() -> Steps:
-        return gymnasium.make("Blackjack-v1")
+        made: Steps = gymnasium.make("Blackjack-v1")
+        return made
 
     config = GymConfig(prompt="Hit or stick.", actions={"stick": 0, "hit": 1}, reward="last")
     first, second = (GymEnvironment(make, config, seed=1) for _ in range(2))

@@ -38,17 +38,17 @@ def reversing(vf: Any, **data: Any) -> Any:
         word: str
 
     class Reverse(vf.Task[Data]):  # type: ignore[misc]
-        @vf.reward(weight=0.75)
+        @vf.reward(weight=0.75)  # type: ignore[untyped-decorator]
         async def right(self, trace: Any) -> float:
             if trace.last_reply == "fail":
                 raise RuntimeError("a fault")
             return float(trace.last_reply == self.data.word[::-1])
 
-        @vf.reward(weight=0.25)
+        @vf.reward(weight=0.25)  # type: ignore[untyped-decorator]
         async def in_small_letters(self, trace: Any) -> float:
             return float(trace.last_reply == self.data.word[::-1])
 
-        @vf.metric
+        @vf.metric  # type: ignore[untyped-decorator]
         async def length(self, trace: Any) -> float:
             return float(len(trace.last_reply))
 
