@@ -2,7 +2,6 @@
 
 import json
 import sys
-from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -27,7 +26,8 @@ def test_gsm8k_is_read_from_a_file(tmp_path: Path) -> None:
     assert isinstance(first, NumberTask)
     assert isinstance(second, NumberTask)
     assert environment.num_tasks == 2
-    assert [first.number, second.number] == [1007, Fraction(-5, 2)]
+    assert first.number == 1007
+    assert second.number * 2 == -5
     assert first.messages[0].content == "How many?"
 
 

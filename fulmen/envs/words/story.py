@@ -53,7 +53,7 @@ _MOST: Final = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """What happens, and what is asked."""
+    """Text of what happens and is asked, with its answer."""
 
     text: str
     number: Fraction
