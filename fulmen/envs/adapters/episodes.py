@@ -251,8 +251,8 @@ class _AskedStream:
         return None
 
     async def __aiter__(self) -> AsyncIterator[Event]:
-        nothing: tuple[Event, ...] = ()
-        for event in nothing:
+        events: tuple[Event, ...] = ()
+        for event in events:
             yield event
 
     async def close(self) -> None:

@@ -46,10 +46,8 @@ def reward(
     async def scores() -> list[Score]:
         return await asyncio.gather(
             *(
-                score(question(*place), one if isinstance(one, str) else one[-1]["content"])
-                for one, place in zip(
-                    completions, zip(environment, seed, index, strict=True), strict=True
-                )
+                score(question(name, s, i), one if isinstance(one, str) else one[-1]["content"])
+                for one, name, s, i in zip(completions, environment, seed, index, strict=True)
             )
         )
 
