@@ -46,7 +46,10 @@ def test_of_a_file_a_fifth_is_held_out_at_most_and_copies_go_with_it(tmp_path: P
     # It is the hash that picks, whatever stands beside it.
     more = questions(tmp_path, 21)
     again = HeldOut({"book": more}, {"book": more}, 512)
-    assert {more.task(index).messages[0].content for index in again.indices["book"]} <= {*kept, "20 and 1?"}
+    assert {more.task(index).messages[0].content for index in again.indices["book"]} <= {
+        *kept,
+        "20 and 1?",
+    }
 
 
 def test_a_claimed_environment_is_asked_whole_and_its_tasks_are_trained_on_nowhere(
@@ -83,4 +86,4 @@ def test_tasks_that_differ_in_their_files_alone_are_two() -> None:
     repairs = Repairs(0, level=1)
     keys = {repairs.task(index).key for index in range(4)}
     assert len(keys) == 4
-    assert Arithmetic(0).task(1).key == f"user: {Arithmetic(0).task(1).messages[0].content}"
+    assert Arithmetic(0).task(1).key == f"user: {Arithmetic(0).task(1).question}"
