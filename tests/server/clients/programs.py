@@ -98,12 +98,12 @@ class Running:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
-    def wait(self) -> Finished:
+    def wait(self, seconds: float = TIMEOUT_SECONDS) -> Finished:
         """Wait until the client ends, for a while, and end what it left running."""
         try:
-            self.process.wait(TIMEOUT_SECONDS)
+            self.process.wait(seconds)
         except subprocess.TimeoutExpired:
-            print(f"the client ran for {TIMEOUT_SECONDS} s", file=sys.stderr)
+            print(f"the client ran for {seconds} s", file=sys.stderr)
         finally:
             self.kill()
         out, err = (path.read_text(errors="replace") for path in (self._out, self._err))

@@ -1,17 +1,26 @@
-"""lm-eval measures what the model says: its numbers and texts are those of the engine."""
+"""lm-eval measures what the model says: its numbers and texts are those of the engine, and of
+`fulmen eval`."""
 
 import json
+import re
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fulmen.catalog.download import cache_folder
+from fulmen.envs import Arithmetic
+from fulmen.evaluate import read_results
 from fulmen.llm import LLM
 from fulmen.sampling import SamplingParams
-from tests.server.clients.programs import Place, lm_eval, program
+from tests.cli.test_cli import called
+from tests.server.clients.programs import Place, Running, lm_eval, program
 from tests.server.helpers import served_checkpoint
 from tests.tiny import write_checkpoint
+from tests.warm import python
 
 pytestmark = pytest.mark.slow
 
@@ -128,3 +137,108 @@ def test_a_task_of_texts(place: Place, tasks: Path, url: str, llm: LLM, is_chat:
         else:
             reply = llm.generate(question, params=params).reply
         assert sample["resps"] == [[reply.content]]
+
+
+NUM_QUESTIONS = 200
+MAX_TOKENS = 64
+
+
+@contextmanager
+def serving_smollm2(folder: Path) -> Iterator[str]:
+    """Run `fulmen serve smollm2` with a home in a folder; give its address."""
+    place = Place.new(folder)
+    command = python("-m", "fulmen", "serve", "smollm2", "--port", "0")
+    settings = {"XDG_CACHE_HOME": str(cache_folder().parent)}
+    running = Running(command, home=place.home, work=place.work, settings=settings)
+    try:
+        address, deadline = "", time.monotonic() + 300
+        while not address.endswith("\n"):
+            assert running.process.poll() is None, (place.home / "stderr").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+            address = (place.home / "stdout").read_text()
+        yield address.strip()
+    finally:
+        running.kill()
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    """File of stories with a number each, and beside it lm-eval's task of them: no stop texts, no
+    words but the question, and of the answer the last number, as in lm-eval's own gsm8k."""
+    stories = Arithmetic(seed=0)
+    folder = tmp_path / "stories"
+    folder.mkdir()
+    file = folder / "questions.jsonl"
+    with file.open("w") as lines:
+        for index in range(NUM_QUESTIONS):
+            task = stories.task(index)
+            doc = {"question": task.question, "answer": int(task.number)}
+            lines.write(json.dumps(doc) + "\n")
+    (folder / "stories.yaml").write_text(
+        f"""task: our_stories
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {file}
+test_split: test
+output_type: generate_until
+doc_to_text: question
+doc_to_target: answer
+generation_kwargs:
+  until: []
+  temperature: 0.0
+  max_gen_toks: {MAX_TOKENS}
+filter_list:
+  - name: flexible-extract
+    filter:
+      - function: regex
+        group_select: -1
+        regex_pattern: "(-?[$0-9.,]{{2,}})|(-?[0-9]+)"
+      - function: take_first
+metric_list:
+  - metric: exact_match
+    regexes_to_ignore: [",", "\\\\$", "\\\\.$"]
+"""
+    )
+    return file
+
+
+def test_fulmen_eval_has_the_answers_of_lm_eval(
+    place: Place, questions: Path, tmp_path: Path
+) -> None:
+    if not (cache_folder() / "smollm2/model.gguf").exists():
+        pytest.skip("smollm2 is not here, `fulmen models pull smollm2` brings it")
+    (tmp_path / "server").mkdir()
+    with serving_smollm2(tmp_path / "server") as url:
+        begin = time.monotonic()
+        done = lm_eval(place, url, questions.parent, "our_stories", is_chat=True).wait(3000)
+        seconds = [time.monotonic() - begin]
+    assert done.returncode == 0, done.story
+    theirs = samples(place, "our_stories")
+    out, limit = tmp_path / "evals", str(MAX_TOKENS)
+    flags = ("--temperature", "0", "--max-tokens", limit, "--out", out)
+    begin = time.monotonic()
+    run = called("eval", "smollm2", questions, *flags)
+    seconds.append(time.monotonic() - begin)
+    assert run.returncode == 0, run.stderr
+    results = read_results(out)
+    assert len(theirs) == len(results.passes) == NUM_QUESTIONS
+    answers, verdicts = [], []
+    for sample, played in zip(theirs, results.passes, strict=True):
+        reply = results.trajectory(played).reply
+        assert reply is not None
+        ((text,),) = sample["resps"]
+        if text != reply.content:
+            answers.append((played.index, text, reply.content))
+        if sample["exact_match"] != played.score:
+            verdicts.append((played.index, text))
+            # lm-eval compares the last number as it is written; `final_number` heeds marks.
+            (read,) = sample["filtered_resps"]
+            assert re.sub(r",|\$|\.$", "", read) != played.answer, text
+    equal = [NUM_QUESTIONS - len(differing) for differing in (answers, verdicts)]
+    scores = [[each["exact_match"] for each in theirs], [each.score for each in results.passes]]
+    passed = [each.count(1.0) for each in scores]
+    print(f"{NUM_QUESTIONS} questions, {equal} answers and verdicts equal, {passed} passed")
+    print(f"{seconds} s of lm-eval and fulmen eval; other verdicts: {verdicts}")
+    assert not answers
