@@ -65,9 +65,7 @@ def test_parquet_without_pyarrow_says_what_to_install(
     path = tmp_path / "rows.parquet"
     path.write_bytes(b"PAR1 and more")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(
-        ValueError, match=r"rows\.parquet is a Parquet file, for which pyarrow must"
-    ):
+    with pytest.raises(ValueError, match=r"rows\.parquet needs pyarrow, install it with: pip"):
         Questions(path)
 
 

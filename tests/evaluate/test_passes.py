@@ -154,7 +154,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(llm: LLM, tmp_path: Pat
     kept = timeless(whole)
     assert any(step.answer.sampled for _, trajectory in kept for step in trajectory.steps)
     path = tmp_path / "stopped"
-    assert len(on_tiny(llm, path, 5, **config).passes) < 14
+    assert len(on_tiny(llm, path, 5, num_parallel=4, **config).passes) < 14
     assert timeless(on_tiny(llm, path, **config)) == kept
     alone = on_tiny(llm, tmp_path / "alone", num_parallel=1, **config)
     assert timeless(alone) == kept

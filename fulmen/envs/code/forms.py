@@ -12,9 +12,9 @@ class Form:
     words: str
     """Noun for people, such as `a list of whole numbers`"""
     stdin: str
-    """Where it stands on stdin"""
+    """Place on stdin, as words"""
     stdout: str
-    """How it is printed"""
+    """Way in which it is printed, as words"""
     read: str
     """Python expression that reads it"""
     show: str

@@ -21,7 +21,7 @@ class Problem:
     """The heart of a task."""
 
     name: str
-    """Of the function"""
+    """Name of the function"""
     inputs: tuple[Input, ...]
     words: str
     """Sentences on what to do"""

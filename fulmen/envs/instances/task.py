@@ -40,7 +40,7 @@ class InstanceTask(Task):
         """limits: of the tests; ten minutes and 4 GiB if omitted"""
         self.instance = instance
         self.model_patch: str | None = None
-        """What the agent has changed, once `score` has read its folder"""
+        """Changes of the agent as a patch, once `score` has read its folder"""
         self._repositories = repositories
         self._profile = profile
         self._limits = limits

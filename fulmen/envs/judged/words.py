@@ -27,7 +27,7 @@ _PRAISE: Final = re.compile(
     r"10 out of 10|5 out of 5|10/10|5/5|impartial judge|(?:excellent|perfect|great) model|"
     r"(?:this|my|the) (?:answer|solution|response) is (?:\w+ly )?(?:correct|right|perfect))\b"
 )
-"""What an answer says to its judge and not about the question"""
+"""Words of an answer to its judge and not about the question"""
 _VERDICTS: Final = frozenset({"correct", "right", "perfect", "true", "yes", "excellent"})
 
 

@@ -128,7 +128,9 @@ if any(b"weigh(candidate" in one for one in found):
 
 @pytest.mark.usefixtures("has_sandbox")
 @pytest.mark.parametrize("name", CHEATS)
-def test_cheats_score_nothing(name: str, tmp_path: Path) -> None:
+def test_cheats_score_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Some wait for what never comes.
+    monkeypatch.setattr("fulmen.envs.code.exercises.ALL_SECONDS", 6.0)
     task = Exercises(file_of(tmp_path, HUMANEVAL)).task(0)
     assert scored(task, f"```python\n{CHEATS[name]}\n```").value == 0
 
