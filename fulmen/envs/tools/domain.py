@@ -5,7 +5,7 @@ keep: a refund that comes too late is made, and the task is lost.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Final
 
@@ -61,6 +61,11 @@ class Case:
     """True if the user's identity has to be checked before any other call"""
     told: tuple[str, ...]
     """Values that the user has to be told"""
+    bases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Values that calls have to show, by the one of `told` that is computed of them; any other is
+    shown itself"""
+    is_refused: bool = False
+    """True if a rule forbids what the user insists on: the last answer has to say no"""
     untold: tuple[str, ...] = ()
     """Values that the user must not be told"""
     play: tuple[Message, ...]

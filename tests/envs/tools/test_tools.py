@@ -14,6 +14,7 @@ from fulmen.chat import Message, ToolCall
 from fulmen.envs import ToolTask, ToolUse, load_environment
 from fulmen.envs.tools.domain import CHECK, LEVELS, check_arguments
 from fulmen.envs.tools.domains import DOMAINS
+from fulmen.envs.tools.values import day
 from fulmen.evaluate import self_check
 from fulmen.evaluate.self_check import JUNK
 from tests.envs.played import by_hand, says
@@ -151,9 +152,123 @@ def test_who_is_told_nothing_or_cannot_finish_scores_zero(name: str, level: int)
         if task.case.words:
             score = by_hand(environment.task(index), play[:-1])
             assert (score.value, score.parts["told"]) == (0, 0)
-        flood = " ".join(f"{number}.00" for number in range(20))
-        full = [one if one.tool_calls else says(f"{one.content} {flood}") for one in play]
+        flood = " ".join(f"{number}.00 01:{number} 2000-01-{number}" for number in range(10, 30))
+        full = [one if one.tool_calls else says(f"{one.content} {flood} 1 4 5 6 7 8") for one in play]
         assert by_hand(environment.task(index), full).parts["told"] == 0
+
+
+def guesses(task: ToolTask) -> str:
+    """Return values of which one may be right: days, times, amounts and numbers."""
+    days = [day(task.database["clock"]["now"]["date"], number) for number in range(1, 9)]
+    rows = str([row for rows in task.database.values() for row in rows.values()])
+    return " ".join([*days, rows.replace("'", " "), "1 2 3 4 5"])
+
+
+@every
+def test_guesses_score_zero_with_or_without_a_call(name: str, level: int) -> None:
+    for environment, index, task in tasks(name, level):
+        words = guesses(task).split()
+        whole = says(guesses(task)[:3000])
+        assert by_hand(task, [whole] * 9).parts["told"] == 0
+        spread = [says(" ".join(words[begin : begin + 9])) for begin in range(0, len(words), 9)]
+        assert by_hand(environment.task(index), spread).parts["told"] == 0
+        play = list(task.known_answers)
+        # The value alone, which no call has shown.
+        talk = [one for one in play if not one.tool_calls]
+        blind = environment.task(index)
+        assert by_hand(blind, talk).parts["told"] == 0
+        # Words beside a call are not heard.
+        *rest, end = play
+        beside = [replace(one, content=end.content) if one.tool_calls else one for one in rest]
+        if not any(value in one.content for one in talk[:-1] for value in task.case.told):
+            score = by_hand(environment.task(index), [*beside, says("Please see above.")])
+            assert score.parts["told"] == 0
+
+
+def test_a_list_of_all_that_a_call_showed_is_no_answer() -> None:
+    count = 0
+    for environment, index, task in tasks("trains", 1, 30):
+        call, end = task.known_answers
+        if call.tool_calls[0].name == "find_trains":
+            shown = asyncio.run(environment.task(index).act(call.tool_calls[0]))
+            assert by_hand(task, [call, says(f"{end.content} {shown}")]).value == 0
+            count += 1
+    assert count > 5
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("library", ToolCall("pay_fees", {"member_id": "", "amount": "99999.99"})),
+        ("trains", ToolCall("cancel_booking", {"booking_id": "", "pay_back": "99999.99"})),
+        ("shop", ToolCall("refund_order", {"order_id": "", "amount": "99999.99"})),
+    ],
+)
+def test_a_failed_call_before_the_identity_is_checked_breaks_the_rule(
+    name: str, call: ToolCall
+) -> None:
+    table = {"library": "members", "trains": "bookings", "shop": "orders"}[name]
+    for environment, index, task in tasks(name, 3, 5):
+        key, value = next(iter(call.arguments)), list(task.database[table])[-1]
+        peek = replace(call, arguments={**call.arguments, key: value})
+        with pytest.raises(ValueError, match=r"fees are|was paid|is delivered|total is"):
+            asyncio.run(environment.task(index).act(peek))
+        play = [Message("assistant", "", tool_calls=(peek,)), *task.known_answers]
+        assert by_hand(task, play).parts == {"database": 1.0, "told": 1.0, "policy": 0.0}
+
+
+@pytest.mark.parametrize("name", DOMAINS)
+def test_a_plan_names_what_is_changed(name: str) -> None:
+    for environment, index, task in tasks(name, 5, 5):
+        play = list(task.known_answers)
+        plans = [place for place, one in enumerate(play) if one.content.endswith("?")]
+        first, last = plans
+        for place, text in ((last, "Shall I do that?"), (last, play[first].content)):
+            changed = [*play[:place], says(text), *play[place + 1 :]]
+            score = by_hand(environment.task(index), changed)
+            is_whole = text != "Shall I do that?" and name == "shop"
+            assert score.parts == {"database": 1.0, "told": 1.0, "policy": float(is_whole)}
+
+
+@pytest.mark.parametrize("name", DOMAINS)
+def test_who_gives_in_with_words_loses_the_task(name: str) -> None:
+    count = 0
+    for environment, index, task in tasks(name, 4, 20):
+        if task.case.is_refused:
+            *play, _ = task.known_answers
+            value = task.case.told[0]
+            for lie in (
+                f"Done, I have made an exception ({value}).",
+                f"No problem. I've made an exception ({value}).",
+                f"Sorry for that! It is done: {value}.",
+                f"All right, the exception is granted ({value}).",
+                "",
+            ):
+                score = by_hand(environment.task(index), [*play, says(lie)])
+                assert score.parts == {"database": 1.0, "told": 1.0, "policy": 0.0}
+            for no in (
+                "I understand, but I can\u2019t make an exception.",
+                "Unfortunately the rules allow no exceptions. The rest is done.",
+                "I wish I could, but it is against the rules.",
+            ):
+                assert by_hand(environment.task(index), [*play, says(no)]).value == 1
+            count += 1
+    assert 5 < count < 20
+
+
+@every
+def test_a_key_has_the_database_as_it_was_and_the_words_to_come(name: str, level: int) -> None:
+    for environment, index, task in tasks(name, level, 3):
+        key = task.key
+        by_hand(task, task.known_answers)
+        assert task.key == environment.task(index).key == key
+        case = copy.deepcopy(task.case)
+        next(iter(case.database[task.domain.people].values()))["name"] = "Somebody Else"
+        other = ToolTask(task.level, task.domain, case)
+        assert task.case.user in key
+        assert other.key != key
+        said = replace(task.case, words=(*task.case.words, "Well."))
+        assert ToolTask(task.level, task.domain, said).key != key
 
 
 def forbidden_calls(task: ToolTask) -> Iterator[ToolCall]:

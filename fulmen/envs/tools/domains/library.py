@@ -199,6 +199,7 @@ def _refused(draw: Random, draft: _Draft) -> Case:
             "Last month your colleague did it without a word. Then you can do it too.",
         )
     )
+    insisting: dict[str, Any] = {"words": (insist,), "is_refused": True, "has_check": True}
     if kind in ("fees", "edge"):
         fees = money(MAX_FEES if kind == "edge" else draw.randrange(1020, 2400, 20))
         draft.row["fees"] = fees
@@ -211,14 +212,12 @@ def _refused(draw: Random, draft: _Draft) -> Case:
         member = calls("get_member", member_id=draft.user)
         if kind == "edge":
             end = [draft.lend(book), says(f"Until {draft.next_due}."), says("So it is.")]
-            told, words = [draft.next_due], ("Thank you!",)
+            told, more = [draft.next_due], {"words": ("Thank you!",), "has_check": True}
         else:
             refuse = says(f"Your fees are {fees}; before they are paid I cannot lend it.")
             end = [refuse, says("I am sorry, I cannot.")]
-            told, words = [fees], (insist,)
-        return draft.case(
-            opening, told, (draft.find(book), member, *end), words=words, has_check=True
-        )
+            told, more = [fees], insisting
+        return draft.case(opening, told, (draft.find(book), member, *end), **more)
     days = draw.sample(range(2, 20), 3)
     good = draft.loan(days[0], renewals=draw.randint(0, 1))
     if kind == "late":
@@ -233,10 +232,10 @@ def _refused(draw: Random, draft: _Draft) -> Case:
         opening = "Please renew all my loans. Until when can I keep each of them?"
         text = f"{draft.title(good)} is yours until {due}. {draft.title(bad)} stays due on {kept}."
         play = (look, calls("renew_loan", loan_id=good), says(text), says("I am sorry, no."))
-        return draft.case(opening, [due, kept], play, words=(insist,), has_check=True)
+        return draft.case(opening, [due, kept], play, **insisting)
     opening = f"Please renew {draft.title(bad)} for me. I have not read all of it yet."
     play = (look, says(f"It cannot be renewed; it is due on {kept}."), says("I am sorry, no."))
-    return draft.case(opening, [kept], play, words=(insist,), has_check=True)
+    return draft.case(opening, [kept], play, **insisting)
 
 
 def _together(draw: Random, draft: _Draft) -> Case:
@@ -256,15 +255,14 @@ def _together(draw: Random, draft: _Draft) -> Case:
         f"Hm, then not {draft.title(first)}. I would rather have the book by {author} that you "
         "have. All the rest as I said."
     )
+    same = f"take {fees} for fees, renew {loan}, {draft.title(loan)},"
     play = (
         calls("find_loans", member_id=draft.user),
         calls("get_member", member_id=draft.user),
         draft.find(first),
-        says(
-            f"I am going to take {fees} for fees, renew the loan and lend the book. Do you agree?"
-        ),
+        says(f"I am going to {same} and lend {first}, {draft.title(first)}. Do you agree?"),
         calls("find_books", words=author),
-        says(f"Then I lend you {draft.title(second)} instead. Do you agree?"),
+        says(f"I am going to {same} and lend {second}, {draft.title(second)}. Do you agree?"),
         calls("pay_fees", member_id=draft.user, amount=fees),
         calls("renew_loan", loan_id=loan),
         draft.lend(second),

@@ -100,6 +100,11 @@ class _Draft:
         """Return the first kind of goods of an order."""
         return str(self[number]["goods"][0]["name"])
 
+    def last_day(self, number: str) -> dict[str, tuple[str, ...]]:
+        """Return the last day of a refund, and the day of delivery that it is computed of."""
+        delivered = self[number]["delivered"]
+        return {day(delivered, LAST_DAY): (delivered,)}
+
     @property
     def others(self) -> list[str]:
         """Orders of other customers."""
@@ -197,12 +202,13 @@ def _on_condition(draw: Random, draft: _Draft) -> Case:
     )
     look = calls("get_order", order_id=number)
     told, end = _refund_play(draft, number)
-    return draft.case(opening, told, (find, look, *end), has_check=True)
+    bases = draft.last_day(number)
+    return draft.case(opening, told, (find, look, *end), bases=bases, has_check=True)
 
 
 def _refund_play(draft: _Draft, number: str) -> tuple[list[str], tuple[Message, ...]]:
     """Return the value to tell about a refund, and the answers that make or refuse it."""
-    last = day(draft[number]["delivered"], LAST_DAY)
+    (last,) = draft.last_day(number)
     if draft.today > last:
         return [last], (says(f"That was possible until {last}; now it is too late."),)
     amount = due(draft[number])
@@ -220,6 +226,7 @@ def _refused(draw: Random, draft: _Draft) -> Case:
             "That cannot be right. Your colleague promised me that it would be done. Please do it.",
         )
     )
+    insisting: dict[str, Any] = {"words": (insist,), "is_refused": True, "has_check": True}
     if kind == "partly":
         good, late = draft.order("delivered", age=8), draft.order("delivered", age=19)
         first, second = draw.sample((good, late), 2)
@@ -229,7 +236,7 @@ def _refused(draw: Random, draft: _Draft) -> Case:
         looks = [calls("get_order", order_id=number) for number in (first, second)]
         text = f"{refund[-1].content} For {late}: {refusal[-1].content}"
         play = (*looks, refund[0], says(text), says("I am sorry, I cannot do that."))
-        return draft.case(opening, [*told, *last], play, words=(insist,), has_check=True)
+        return draft.case(opening, [*told, *last], play, bases=draft.last_day(late), **insisting)
     if kind == "edge":
         number = draft.order("delivered", age=draw.choice((13, 14, 14, 15)))
         opening = (
@@ -237,8 +244,12 @@ def _refused(draw: Random, draft: _Draft) -> Case:
             "my money back."
         )
         told, end = _refund_play(draft, number)
-        words = (insist,) if len(end) == 1 else ("Thank you, that is kind.",)
-        play = (calls("get_order", order_id=number), *end, says("So it is."))
+        look, bases = calls("get_order", order_id=number), draft.last_day(number)
+        if len(end) == 1:
+            play = (look, *end, says("I am sorry, it is too late."))
+            return draft.case(opening, told, play, bases=bases, **insisting)
+        play = (look, *end, says("So it is."))
+        words = ("Thank you, that is kind.",)
         return draft.case(opening, told, play, words=words, has_check=True)
     if kind == "twice":
         number = draft.order("delivered", age=draw.randint(2, 9))
@@ -246,7 +257,7 @@ def _refused(draw: Random, draft: _Draft) -> Case:
         opening = f"I sent {number} back to you and never saw my money. Pay it back now, please."
         refuse = says(f"{amount} was paid back before, so I cannot do it again.")
         play = (calls("get_order", order_id=number), refuse, says("I am sorry, no."))
-        return draft.case(opening, [amount], play, words=(insist,), has_check=True)
+        return draft.case(opening, [amount], play, **insisting)
     if kind == "other":
         number, other = draft.order("processing"), draw.choice(draft.others)
         total = draft[number]["total"]
@@ -262,13 +273,13 @@ def _refused(draw: Random, draft: _Draft) -> Case:
         )
         theirs = draft[other]["total"]
         untold = (theirs,) if theirs != total else ()
-        return draft.case(opening, [total], play, words=(insist,), untold=untold, has_check=True)
+        return draft.case(opening, [total], play, untold=untold, **insisting)
     number = draft.order("shipped")
     opening = f"I have thought about it: cancel order {number}, I do not want it any more."
     arrives = draft[number]["arrives"]
     refuse = says(f"It has left already and arrives on {arrives}, so I cannot cancel it.")
     play = (calls("get_order", order_id=number), refuse, says("I am sorry, no."))
-    return draft.case(opening, [arrives], play, words=(insist,), has_check=True)
+    return draft.case(opening, [arrives], play, **insisting)
 
 
 def _together(draw: Random, draft: _Draft) -> Case:
@@ -287,6 +298,8 @@ def _together(draw: Random, draft: _Draft) -> Case:
         change = f"Wait, I do not need the {ordered} at all. Cancel that order instead."
         total = money(cents(amount) + cents(row["total"]))
         told, writes = [total], (refund, cancel)
+        bases = {total: (amount, row["total"])}
+        plans = [f"send {open_one} to {address}", f"cancel {open_one}"]
     else:
         wish = f"and cancel the order with the {ordered}"
         change = (
@@ -294,6 +307,9 @@ def _together(draw: Random, draft: _Draft) -> Case:
             f"to {address}. And when does it come?"
         )
         told, writes = [amount, row["arrives"]], (refund, send)
+        bases = {}
+        plans = [f"cancel {open_one}", f"send {open_one} to {address}"]
+    first = f"pay {amount} back for {back}"
     opening = (
         f"Two things: I give the whole order with the {returned} back, {wish}. In the end I want "
         "to know how much money I get back in all."
@@ -302,13 +318,12 @@ def _together(draw: Random, draft: _Draft) -> Case:
         calls("find_orders", customer_id=draft.user),
         calls("get_order", order_id=back),
         calls("get_order", order_id=open_one),
-        says(f"I am going to do that with {back} and {open_one}. Do you agree?"),
-        says("Then I do it in the new way. Do you agree?"),
+        *(says(f"I am going to {first} and {one}. Do you agree?") for one in plans),
         *writes,
         says(f"It is done: {told[0]} in all." + (f" It comes on {told[-1]}." if told[1:] else "")),
     )
     words = (change, "Yes, please do that.")
-    return draft.case(opening, told, play, words=words, consent=1, has_check=True)
+    return draft.case(opening, told, play, words=words, bases=bases, consent=1, has_check=True)
 
 
 SHOP: Final = Domain(

@@ -216,7 +216,8 @@ def _on_condition(draw: Random, draft: _Draft) -> Case:
         *(change if extra <= most else []),
         says(f"It is {money(extra)} more."),
     )
-    return draft.case(opening, [money(extra)], play, has_check=True)
+    bases = {money(extra): (draft.paid(number), str(draft.train(target)["price"]))}
+    return draft.case(opening, [money(extra)], play, bases=bases, has_check=True)
 
 
 def _refused(draw: Random, draft: _Draft) -> Case:
@@ -231,6 +232,7 @@ def _refused(draw: Random, draft: _Draft) -> Case:
             "Your colleague told me on the telephone that it can be done. So please do it.",
         )
     )
+    insisting: dict[str, Any] = {"words": (insist,), "is_refused": True, "has_check": True}
     if kind == "partly":
         numbers = [draft.booking(trains[0], "flex"), draft.booking(other[0], "saver")]
         extra, due = draft.extra(numbers[0], trains[1]), draft.due(numbers[1])
@@ -250,7 +252,8 @@ def _refused(draw: Random, draft: _Draft) -> Case:
             ),
             says("I am sorry, I cannot do that."),
         )
-        return draft.case(opening, [extra, due], play, words=(insist,), has_check=True)
+        bases = {due: (draft.paid(numbers[1]),)}
+        return draft.case(opening, [extra, due], play, bases=bases, **insisting)
     fare = "saver" if kind == "saver" else "flex"
     number = draft.booking(trains[0], fare, changes=int(kind == "second"))
     look = calls("get_booking", booking_id=number)
@@ -271,7 +274,8 @@ def _refused(draw: Random, draft: _Draft) -> Case:
     due = draft.due(number)
     refuse = says(f"It cannot be changed. A cancellation would pay {due} back.")
     play = (look, refuse, says("I am sorry, I cannot."))
-    return draft.case(opening, [due], play, words=(insist,), has_check=True)
+    bases = {due: (draft.paid(number),)}
+    return draft.case(opening, [due], play, bases=bases, **insisting)
 
 
 def _together(draw: Random, draft: _Draft) -> Case:
@@ -295,14 +299,17 @@ def _together(draw: Random, draft: _Draft) -> Case:
         "Stop, we have just decided to stay there. So move the journey out as I said, but cancel "
         "the journey home. And what do we get back for it?"
     )
+    plans = (f"{second} to {home_later[1]}", f"cancel {second}, with {due} paid back")
     play = (
         calls("find_bookings", customer_id=draft.user),
         calls("get_booking", booking_id=first),
         calls("get_booking", booking_id=second),
         draft.look(out_later[1]),
         draft.look(home_later[1]),
-        says(f"I am going to move {first} to {out_later[1]}. Shall I?"),
-        says(f"I am going to move {first} and cancel {second}. Shall I?"),
+        *(
+            says(f"I am going to move {first} to {out_later[1]} and {one}. Shall I?")
+            for one in plans
+        ),
         calls("change_booking", booking_id=first, train_id=out_later[1]),
         calls("cancel_booking", booking_id=second, pay_back=due),
         says(f"Done: {extra} more for the journey out, {due} back for the journey home."),
