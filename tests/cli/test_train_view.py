@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from fulmen.cli.train_view import TrainView, tokens_left
-from fulmen.train import LMConfig, StepReport, read_run_file
+from fulmen.train import BranchConfig, LMConfig, StepReport, read_run_file
 from fulmen.train.lm.config import branch_of
 from tests.train.lm_helpers import run_file
 
@@ -77,7 +77,7 @@ def test_branches_are_in_the_time_that_is_left(config: LMConfig) -> None:
     assert tokens_left(config, 0, None) == 100_000_000 + 10 * 2_000_000
     assert tokens_left(config, 10_000_000, 500_000) == 90_000_000 + 9 * 2_000_000 + 1_500_000
     assert tokens_left(config, 100_000_000, None) == 0
-    plain = replace(config, branches=replace(config.branches, every=None))
+    plain = replace(config, branches=BranchConfig())
     assert tokens_left(plain, 25_000_000, None) == 75_000_000
 
 

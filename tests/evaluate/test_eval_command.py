@@ -1,5 +1,6 @@
 """`fulmen eval` as a user runs it."""
 
+import asyncio
 import json
 import shutil
 import signal
@@ -140,6 +141,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     model = LocalModel(load(tmp_path_factory.mktemp("served"), "m2"))
     with served(model, answer_share=0) as address:
         yield address
+    asyncio.run(model.close())
 
 
 def test_a_model_at_a_url_has_the_passes_of_the_one_that_is_here(
