@@ -23,10 +23,12 @@ _MAX_TEXT: Final = 200_000
 _MAX_TOKENS: Final = 20_000
 """Tokens of one answer that are shown"""
 _ODD: Final = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff0-\uffff"
-    r"\ud800-\udfff]"
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f"
+    r"\u200b-\u200f\u2028-\u202e\u2060-\u206f\u2800\u3164\ud800-\udfff\ufe00-\ufe0d\ufeff\uffa0"
+    r"\ufff0-\uffff\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+    r"|(?<![\u2000-\u33ff\U0001f000-\U0001faff])[\ufe0e\ufe0f]"
 )
-"""Characters that show nothing, or change how others show"""
+"""Characters that show nothing, or change how others show; a symbol may be told to show in colour"""
 _LEVELS: Final = (-0.1, -0.7, -2.3, -4.6)
 """Log-probabilities between which tokens have one colour: 0.9, 0.5, 0.1, 0.01"""
 
@@ -229,4 +231,6 @@ def escaped(text: str) -> str:
 
 def _written_out(found: re.Match[str]) -> str:
     code = ord(found[0])
-    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+    if code < 256:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 2**16 else f"\\U{code:08x}"

@@ -9,11 +9,15 @@ trainer need not know which of them they hold.
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from threading import Lock
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 from fulmen.chat.events import Event, Reply
 from fulmen.chat.messages import EXAMPLE_MESSAGE, Message, SampledIds, Tool
 from fulmen.sampling import FinishReason, SamplingParams, check_whole, shown
+
+
+Overflow = Literal["prompt", "prompt and answer"]
+"""Tokens that a context is too short for; the answer's are the most that were asked for"""
 
 
 class ModelError(Exception):
@@ -27,6 +31,8 @@ class ModelError(Exception):
         super().__init__(message)
         self.status = status
         self.retry_after = retry_after
+        self.overflow: Overflow | None = None
+        """Part of the request that the context has no room for, if that is why it failed"""
         self.public: str | None = None
         """Sentence for callers of a server in front, where the error's own is for its log alone"""
 

@@ -23,6 +23,8 @@ from fulmen.envs.task import Environment
 from fulmen.envs.tools import ToolUse
 from fulmen.envs.words import WordProblems
 
+_PUZZLE: Final = re.compile(r"(?:([^:0-9][^:]*)(?::|\Z))?([0-9]{1,18})?")
+_LEVEL: Final = re.compile(r"[0-9]{1,18}")
 _LEVEL_AND_WORD: Final = re.compile(r"(?:([0-9]{1,18})(?::|\Z))?([a-z]+)?")
 _REPAIRS: Final = re.compile(r"(?:([0-9]{1,18})(?::|\Z))?(coding|minimal)?")
 _CODE: Final = re.compile(r"(?:([1-9][0-9]{0,17})(?::|\Z))?(stdin|function)?")
@@ -57,10 +59,9 @@ def _repairs(words: str, seed: int) -> Environment | None:
 
 
 def _logic(words: str, seed: int) -> Environment | None:
-    kind, _, level = words.partition(":")
-    if (level and not level.isdecimal()) or len(level) > 18:
+    if (found := _PUZZLE.fullmatch(words)) is None:
         return None
-    return Logic(seed, kind=kind or None, level=int(level) if level else None)
+    return Logic(seed, kind=found[1], level=None if found[2] is None else int(found[2]))
 
 
 def _tools(words: str, seed: int) -> Environment | None:
@@ -77,7 +78,7 @@ def _injection(words: str, seed: int) -> Environment | None:
 
 
 def _word_problems(words: str, seed: int) -> Environment | None:
-    if words and (not words.isdecimal() or len(words) > 18):
+    if words and _LEVEL.fullmatch(words) is None:
         return None
     return WordProblems(seed, level=int(words) if words else None)
 

@@ -29,7 +29,7 @@ from fulmen.agent import (
     Workbench,
     system_prompt,
 )
-from fulmen.chat import ChatModel, Message, Tool, ToolCall
+from fulmen.chat import ChatModel, Message, ModelError, Tool, ToolCall
 from fulmen.envs.scratch import scratch_folder
 from fulmen.envs.task import Task
 from fulmen.sampling import SamplingParams
@@ -56,7 +56,8 @@ async def run_task(
              sampled are never encoded again; messages alone if omitted
     limits   of the sandbox: a second for processes and memory, sixty for a command, if omitted
     context  tokens that the model's context holds: a summary takes the place of a history that
-             fills it; without it none is made, and the model refuses what is too long
+             fills it; without it none is made, and where the model refuses what is too long, the
+             work ends by `context`
 
     Raises ValueError for a task that was played before, SandboxError if there is no sandbox or it
     fails, ModelError if the model fails, GraderError if the grader does: none of it is a score.
@@ -95,9 +96,14 @@ async def run_task(
                 compactor=None if context is None else Compactor(max_tokens=context),
                 watcher=watcher,
             )
-            end = await agent.run([one for one in task.messages if one.role != "system"])
-            while end == "done" and (words := await task.next_words(journal.trajectory)):
-                end = await agent.run([Message("user", words)])
+            try:
+                end = await agent.run([one for one in task.messages if one.role != "system"])
+                while end == "done" and (words := await task.next_words(journal.trajectory)):
+                    end = await agent.run([Message("user", words)])
+            except ModelError as error:
+                if not _is_full(error, journal.trajectory):
+                    raise
+                journal.append({"type": "ended", "reason": "context"})
         # Nothing runs in the folder any more.
         score = await task.score(journal.trajectory, folder)
     journal.append({"type": "scored", "value": score.value, "parts": dict(score.parts)})
@@ -108,6 +114,12 @@ def _system(task: Task) -> tuple[Message, ...]:
     prompt = system_prompt(task.profile)
     own = [one for one in task.messages if one.role == "system"]
     return (*([Message("system", prompt)] if prompt else []), *own)
+
+
+def _is_full(error: ModelError, trajectory: Trajectory) -> bool:
+    """Return whether the context is full: a first prompt is too long, or has grown so. A limit of
+    answers that leaves no room for any prompt is no such thing."""
+    return error.overflow == "prompt" or (error.overflow is not None and bool(trajectory.steps))
 
 
 class _Anything(Permissions):

@@ -8,7 +8,8 @@ those that run together as one batch. Every seed follows from the evaluation's, 
 task and the sample: a pass is the same wherever a run was killed, and whatever ran beside it.
 
 An error of the model, the sandbox or the grader is kept with its sentence. It is no score, and the
-next run plays the pass again. Where error follows error the run stops: a server may be down.
+next run plays the pass again, after all that was not played yet. Where error follows error the run
+stops: a server may be down. An error that came before, word for word, stops nothing.
 """
 
 import asyncio
@@ -101,7 +102,9 @@ async def play_all(
         for index in config.indices(environment)
         for sample in range(config.num_samples)
     ]
-    missing = [key for key in wanted if _is_missing(results.get(*key))]
+    unplayed = [key for key in wanted if results.get(*key) is None]
+    failed = {key: played.error for key in wanted if (played := results.get(*key)) and played.error}
+    missing = [*unplayed, *failed]  # what fails every time keeps nothing else from being played
     num_done, num_errors, last = len(wanted) - len(missing), 0, ""
     on_progress(num_done, len(wanted))
     waiting = iter(missing)
@@ -119,7 +122,10 @@ async def play_all(
             )
             results.append(played, trajectory)
             num_done += 1
-            num_errors, last = (num_errors + 1, played.error) if played.error else (0, last)
+            if played.error is None:
+                num_errors = 0
+            elif played.error != failed.get(played.key):
+                num_errors, last = num_errors + 1, played.error
             on_progress(num_done, len(wanted))
 
     await _all_of(work() for _ in range(min(config.num_parallel, len(missing))))
@@ -139,10 +145,6 @@ async def _all_of(works: Iterable[Any]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _is_missing(played: Pass | None) -> bool:
-    return played is None or played.failure == "error"
-
-
 def _check_same(environments: Mapping[str, Environment], results: Results) -> None:
     """Raise ValueError if a task that was played is another one now."""
     known: dict[tuple[str, int], str] = {}
@@ -150,15 +152,17 @@ def _check_same(environments: Mapping[str, Environment], results: Results) -> No
         if played.environment in environments and played.failure != "error":
             known[played.environment, played.index] = played.prompt
     for (name, index), prompt in known.items():
-        if _digest(environments[name].task(index)) != prompt:
+        if task_digest(environments[name].task(index)) != prompt:
             raise ValueError(
                 f"{results.path} has passes of other tasks: task {index} of {name} was another one"
             )
 
 
-def _digest(task: Task) -> str:
-    shown = [message.to_dict() for message in task.messages]
-    return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()[:16]
+def task_digest(task: Task) -> str:
+    """Return a digest of all that makes a task: its messages, its key and its known answers."""
+    messages = [message.to_dict() for message in (*task.messages, *task.known_answers)]
+    parts = json.dumps([task.key, len(task.messages), messages], sort_keys=True)
+    return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
 
 async def _play(
@@ -180,7 +184,7 @@ async def _play(
     longest = None if config.seconds is None else config.seconds + _GRACE_SECONDS
     try:
         task = environment.task(index)
-        prompt = _digest(task)
+        prompt = task_digest(task)
         if task.is_question:
             task = copy.copy(task)  # an environment may hold one for all who ask
         async with asyncio.timeout(longest):

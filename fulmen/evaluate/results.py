@@ -45,7 +45,7 @@ class Pass:
     sample: int
     """Number of the play among those of the task"""
     prompt: str
-    """Digest of the task's messages"""
+    """Digest of the task: its messages, its key, its known answers"""
     seed: int
     score: float | None
     """From 0 to 1; None after an error"""

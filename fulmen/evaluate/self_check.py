@@ -18,6 +18,7 @@ from typing import Final
 from fulmen.agent import Answer, Score
 from fulmen.chat import Message, get_format
 from fulmen.envs import Environment, Task, answered, run_task
+from fulmen.evaluate.passes import task_digest
 from fulmen.llm import ScriptedModel
 from fulmen.sampling import SamplingParams
 
@@ -80,7 +81,7 @@ async def self_check(
         begin = time.perf_counter()
         task = environment.task(index)
         seconds.append(time.perf_counter() - begin)
-        if task.messages != environment.task(index).messages:
+        if task_digest(task) != task_digest(environment.task(index)):
             findings.append(Finding(index, "is not the same task a second time"))
         question = "\n".join(message.content for message in task.messages)
         if known := task.known_answers:

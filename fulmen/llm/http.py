@@ -21,7 +21,7 @@ from typing import Any, Final, Self
 
 import httpx2
 
-from fulmen.chat import ModelError
+from fulmen.chat import ModelError, Overflow
 from fulmen.files import MAX_JSON_BYTES, parse_json, shorten
 
 MAX_EVENT_BYTES: Final = 8 * 2**20
@@ -34,6 +34,18 @@ _RETRIED: Final = frozenset({408, 429, 500, 502, 503, 504, 529})
 """Statuses that may be another one the next time"""
 _PASSED_ON: Final = {400: 400, 413: 413, 422: 400, 429: 429, 503: 503, 529: 503}
 """Statuses that concern whoever asked, and what a server in front of the other answers then"""
+_TOO_LONG: Final = frozenset({400, 413, 422})
+"""Statuses of servers that refuse a prompt for its length"""
+_OVERFLOW: Final = re.compile(
+    r"context[ _-]?(?:length|window|size|limit)|(?:prompt|input)\b[^.:]{0,60} (?:too long|longer than)"
+    r"|maximum (?:input|prompt|model) length",
+    re.IGNORECASE,
+)
+"""Sentences of vLLM, SGLang, llama.cpp, OpenAI, Anthropic and MiniMax about a full context"""
+_WITH_ANSWER: Final = re.compile(
+    r"max_(?:completion_|output_|new_)?tokens|in the completion|[1-9]\d* output tokens",
+    re.IGNORECASE,
+)
 _PLAIN: Final = frozenset({"", "identity"})
 """Content encodings that are read: what is packed small could be of any size"""
 _MANY: Final = 10_000
@@ -53,13 +65,16 @@ class PeerError(ModelError):
         status: int = 502,
         retry_after: float | None = None,
         may_pass: bool = False,
+        said: str = "",
     ) -> None:
         """
         peer_status          HTTP status that the other side refused with, if it did
         status, retry_after  as `ModelError` has them, the second in seconds
         may_pass             True if the same request may fare better the next time
+        said                 words of the other side about the request, which may name a full context
         """
         super().__init__(message, status=status, retry_after=retry_after)
+        self.overflow = _overflow(said)
         self.peer_status = peer_status
         self.may_pass = may_pass
 
@@ -290,6 +305,7 @@ class Peer:
             status=_PASSED_ON.get(status, 502),
             may_pass=status in _RETRIED,
             retry_after=_seconds(response.headers.get("retry-after")),
+            said=said if status in _TOO_LONG else "",
         )
 
     async def _read(
@@ -486,6 +502,13 @@ def _reason(error: Exception) -> str:
             return "it closed the connection in mid-answer or spoke no HTTP"
         case _:
             return shorten(str(error) or type(error).__name__, 120)
+
+
+def _overflow(said: str) -> Overflow | None:
+    """Return the part of a request that a server's sentence says is too long for the context."""
+    if _OVERFLOW.search(said) is None:
+        return None
+    return "prompt" if _WITH_ANSWER.search(said) is None else "prompt and answer"
 
 
 def _seconds(text: str | None) -> float | None:

@@ -21,6 +21,8 @@ from fulmen.envs import (
     final_number,
     load_environment,
 )
+from fulmen.envs.logic import PuzzleTask
+from fulmen.envs.logic.kinds import KINDS
 from fulmen.sampling import SamplingParams
 
 
@@ -64,6 +66,31 @@ def test_absurd_stories_are_one_sentence(name: str) -> None:
     with pytest.raises(ValueError, match=r"it must be ") as refusal:
         load_environment(name, seed=0)
     assert len(str(refusal.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds", "level"),
+    [
+        ("logic", len(KINDS), 1),
+        ("logic:2", len(KINDS), 2),
+        ("logic:sudoku", 1, 1),
+        ("logic:sudoku:3", 1, 3),
+    ],
+)
+def test_puzzles_have_a_kind_a_level_or_both(name: str, kinds: int, level: int) -> None:
+    environment = load_environment(name, seed=0)
+    tasks = [environment.task(index) for index in range(len(KINDS))]
+    assert all(isinstance(task, PuzzleTask) for task in tasks)
+    assert len({task.kind for task in tasks}) == kinds  # type: ignore[attr-defined]
+    assert tasks[0].level == level  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "words", ["logic:sudoku:\u0663", "logic:sudoku:2:3", "logic:2:sudoku", "word_problems:\u0663"]
+)
+def test_levels_are_digits_of_a_keyboard(words: str) -> None:
+    with pytest.raises(ValueError, match="is no environment, it must be "):
+        load_environment(words, seed=0)
 
 
 @pytest.mark.parametrize("name", ["arithmetic", "arithmetic:1x9", "arithmetic:7x3"])

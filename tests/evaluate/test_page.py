@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from fulmen.agent import escaped
 from fulmen.envs import Environment
 from fulmen.evaluate import eval_page as page_of
 from fulmen.evaluate import open_results, summarize_passes, write_page
@@ -18,6 +19,8 @@ HOSTILE = (
     "</pre></details></body><script src=//evil></script>",
     "<style>@import url(http://evil)</style>",
     "\u202egnp.exe\u0000",
+    "sure\U000e0053\U000e0041\U000e0059",
+    "a\u00adb\u180ec\u3164d\ufe01e\ufe0ff\U000e0101g",
     "&lt;script&gt;",
 )
 
@@ -87,9 +90,17 @@ def test_whatever_is_said_stays_text(tmp_path: Path, text: str) -> None:
     results, _ = played(tmp_path, {text: Sums()}, lambda _: says(text), num_tasks=2)
     shown = page_of(results)
     found = assert_harmless(shown)
-    if "\x00" not in text:
+    hidden = {one for one in text if not one.isprintable() or one in "\u3164\ufe01\ufe0f\U000e0101"}
+    if not hidden:
         assert text in "".join(found.text)
-    assert not {"\x00", "\u202e"} & set(shown)
+    assert not hidden & set(shown)
+    for one in hidden:
+        assert one.encode("unicode_escape").decode() in shown
+
+
+def test_symbols_may_stand_in_colour() -> None:
+    assert escaped("\u26a0\ufe0f wait") == "\u26a0\ufe0f wait"
+    assert escaped("\u26a0\ufe0f\ufe0f wait") == "\u26a0\ufe0f\\ufe0f wait"
 
 
 def test_the_page_has_a_bounded_size_and_shows_every_kind_of_outcome(

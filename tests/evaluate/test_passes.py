@@ -11,13 +11,22 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from fulmen.agent import TranscriptMemory
 from fulmen.chat import Transcript
-from fulmen.envs import Arithmetic, Environment
-from fulmen.evaluate import EvalConfig, Results, open_results, play_all, read_results
-from fulmen.llm import LLM, LocalModel
+from fulmen.envs import Arithmetic, Environment, Questions
+from fulmen.evaluate import (
+    EvalConfig,
+    Pass,
+    Results,
+    compare,
+    open_results,
+    play_all,
+    read_results,
+)
+from fulmen.llm import LLM, LocalModel, RemoteModel
 from fulmen.sampling import SamplingParams
 from tests.evaluate.helpers import load
 from tests.evaluate.playing import (
@@ -29,11 +38,13 @@ from tests.evaluate.playing import (
     by_seed,
     every_kind,
     failures,
+    number_of,
     played,
     says,
     timeless,
 )
 from tests.examples import examples
+from tests.llm.remote.fakes import QUICK, Fake, delta, listed, sse
 from tests.warm import python
 
 
@@ -96,6 +107,87 @@ def test_errors_are_played_again_and_many_in_a_row_stop_the_run(tmp_path: Path) 
     assert all(one.error is None for one in results.passes)
     whole, _ = played(tmp_path / "whole", {"sums": Sums()}, by_seed, num_tasks=40)
     assert timeless(results) == timeless(whole)
+
+
+def test_what_fails_every_time_is_played_last_and_stops_nothing(tmp_path: Path) -> None:
+    sentence = "no server"
+
+    def broken(request: Any) -> Any:
+        if number_of(request) < 10:
+            raise ValueError(sentence)
+        return by_seed(request)
+
+    _, stopped = played(tmp_path, {"sums": Sums()}, broken, num_tasks=20, num_parallel=1)
+    assert stopped is not None
+    for _ in range(2):
+        results, stopped = played(tmp_path, {"sums": Sums()}, broken, num_tasks=20, num_parallel=1)
+        assert stopped is None
+        assert [one.error is None for one in results.passes] == [False] * 10 + [True] * 10
+    sentence = "no disk"
+    _, stopped = played(tmp_path, {"sums": Sums()}, broken, num_tasks=20, num_parallel=1)
+    assert stopped == "10 passes in a row ended by an error, the last one by ValueError: no disk"
+
+
+TOO_LONG = (
+    "prompt is too long: 40 tokens > 31 maximum",
+    "This model's maximum context length is 32 tokens. However, your request has 40 input tokens.",
+    "This model's maximum context length is 32 tokens. However, you requested 0 output tokens and "
+    "your prompt contains at least 40 input tokens, for a total of at least 40 tokens.",
+    "The input (40 tokens) is longer than the model's context length (32 tokens).",
+    "the request exceeds the available context size, try increasing it",
+    "Your input exceeds the context window of this model.",
+    "invalid params, context window exceeds limit",
+)
+TOGETHER = (
+    "This model's maximum context length is 32 tokens. However, you requested 45 tokens (5 in the "
+    "messages, 40 in the completion).",
+    "input length and `max_tokens` exceed context limit: 20 + 20 > 32",
+)
+
+
+def at_server(path: Path, fake: Fake, environment: Environment) -> list[Pass]:
+    async def work(results: Results) -> None:
+        async with RemoteModel("http://fake", transport=fake, config=QUICK) as model:
+            config = EvalConfig(num_tasks=1)
+            await play_all(model, {"it": environment}, results, config, params=SamplingParams())
+
+    with open_results(path, {}, {}) as results:
+        asyncio.run(asyncio.wait_for(work(results), 20))
+    return read_results(path).passes
+
+
+@pytest.mark.parametrize("sentence", TOO_LONG)
+@pytest.mark.parametrize("is_event", [False, True])
+def test_a_prompt_that_a_server_refuses_for_its_length_is_a_limit(
+    tmp_path: Path, sentence: str, is_event: bool
+) -> None:
+    refusal = {"error": {"message": sentence, "type": "invalid_request_error"}}
+    answer = [sse(refusal)] if is_event else httpx2.Response(400, json=refusal)
+    (one,) = at_server(tmp_path, Fake(answer, models=listed("vllm")), Sums())
+    assert (one.failure, one.score, one.error) == ("limit", 0, None)
+
+
+@pytest.mark.parametrize("sentence", TOGETHER)
+def test_answers_too_long_for_any_prompt_are_errors_and_else_a_limit(
+    tmp_path: Path, sentence: str
+) -> None:
+    refused = httpx2.Response(400, json={"error": {"message": sentence}})
+    (one,) = at_server(tmp_path / "first", Fake(refused, models=listed("vllm")), Sums())
+    assert one.failure == "error"
+    function = {"name": "press", "arguments": "{}"}
+    call = {"index": 0, "id": "c", "type": "function", "function": function}
+    pressed = [sse(delta(tool_calls=[call]), delta("tool_calls"), "[DONE]")]
+    fake = Fake(pressed, refused, models=listed("vllm"))
+    (one,) = at_server(tmp_path / "later", fake, Buttons())
+    assert (one.failure, one.num_turns, one.parts) == (None, 1, {"pressed": 1.0})
+
+
+@pytest.mark.parametrize("status", [400, 401, 500])
+def test_other_refusals_are_errors(tmp_path: Path, status: int) -> None:
+    said = "no such model" if status == 400 else TOO_LONG[0]
+    refused = httpx2.Response(status, json={"error": {"message": said}})
+    (one,) = at_server(tmp_path, Fake(refused, models=listed("vllm")), Sums())
+    assert one.failure == "error"
 
 
 def test_seeds_follow_from_environment_task_and_sample_alone(tmp_path: Path) -> None:
@@ -237,6 +329,14 @@ def test_what_does_not_belong_to_a_folder_is_refused(tmp_path: Path) -> None:
         refused("is in use by another process")
     environments = {"stories": Arithmetic(1)}
     refused("task 0 of stories was another one")
+    rows = tmp_path / "rows.jsonl"
+    for answer in (1, 2):
+        rows.write_text(json.dumps({"question": "How many?", "answer": answer}))
+        environments = {"rows": Questions(rows)}
+        played(tmp_path / f"rows{answer}", environments, lambda _: says("1"))
+    refused("task 0 of rows was another one", tmp_path / "rows1")
+    with pytest.raises(ValueError, match="task 0 of rows is another one in"):
+        compare(*(read_results(tmp_path / name) for name in ("rows1", "rows2")))
     other = tmp_path / "other"
     other.mkdir()
     (other / "notes.txt").write_text("mine")

@@ -3,6 +3,7 @@
 ifeval.jsonl -> rows of prompt, instruction_id_list and kwargs -> InstructionTask -> all rules kept?
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,11 @@ class InstructionTask(Task):
     def messages(self) -> tuple[Message, ...]:
         """The prompt, as a user's message."""
         return (Message("user", self.prompt),)
+
+    @property
+    def key(self) -> str:
+        """The prompt and its rules."""
+        return f"{self.prompt}\n{json.dumps(self.rules, sort_keys=True)}"
 
     async def score(self, trajectory: Trajectory, folder: Path | None = None) -> Score:
         """Return 1 if the answer keeps all rules as it stands. Parts, as IFEval names them: its

@@ -192,7 +192,7 @@ class MessagesReader:
         """Return the events that one of the stream holds. Raises PeerError."""
         data = event.json(self.answer.where)
         if (said := read_error(data)) is not None:
-            raise PeerError(f"{self.answer.where} failed in mid-answer: {said}")
+            raise PeerError(f"{self.answer.where} failed in mid-answer: {said}", said=said)
         given = data.get("index")
         index = given if type(given) is int else 0
         match data.get("type", event.event):

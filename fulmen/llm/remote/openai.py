@@ -311,7 +311,7 @@ def _read_chunk(event: ServerEvent, answer: RemoteAnswer) -> Mapping[str, Any] |
         return None
     data = event.json(answer.where)
     if (said := read_error(data)) is not None:
-        raise PeerError(f"{answer.where} failed in mid-answer: {said}")
+        raise PeerError(f"{answer.where} failed in mid-answer: {said}", said=said)
     if isinstance(usage := data.get("usage"), Mapping):
         _read_usage(usage, answer)
     if is_ids(ids := data.get("prompt_token_ids")) and ids:
