@@ -28,7 +28,7 @@ _ODD: Final = re.compile(
     r"\ufff0-\uffff\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
     r"|(?<![\u2000-\u33ff\U0001f000-\U0001faff])[\ufe0e\ufe0f]"
 )
-"""Characters that show nothing, or change how others show; a symbol may be told to show in colour"""
+"""Characters that show nothing, or change how others show; a symbol may be told to have colours"""
 _LEVELS: Final = (-0.1, -0.7, -2.3, -4.6)
 """Log-probabilities between which tokens have one colour: 0.9, 0.5, 0.1, 0.01"""
 

@@ -15,7 +15,6 @@ from fulmen.chat.events import Event, Reply
 from fulmen.chat.messages import EXAMPLE_MESSAGE, Message, SampledIds, Tool
 from fulmen.sampling import FinishReason, SamplingParams, check_whole, shown
 
-
 Overflow = Literal["prompt", "prompt and answer"]
 """Tokens that a context is too short for; the answer's are the most that were asked for"""
 

@@ -37,8 +37,8 @@ _PASSED_ON: Final = {400: 400, 413: 413, 422: 400, 429: 429, 503: 503, 529: 503}
 _TOO_LONG: Final = frozenset({400, 413, 422})
 """Statuses of servers that refuse a prompt for its length"""
 _OVERFLOW: Final = re.compile(
-    r"context[ _-]?(?:length|window|size|limit)|(?:prompt|input)\b[^.:]{0,60} (?:too long|longer than)"
-    r"|maximum (?:input|prompt|model) length",
+    r"context[ _-]?(?:length|window|size|limit)|maximum (?:input|prompt|model) length"
+    r"|(?:prompt|input)\b[^.:]{0,60} (?:too long|longer than)",
     re.IGNORECASE,
 )
 """Sentences of vLLM, SGLang, llama.cpp, OpenAI, Anthropic and MiniMax about a full context"""
@@ -71,7 +71,7 @@ class PeerError(ModelError):
         peer_status          HTTP status that the other side refused with, if it did
         status, retry_after  as `ModelError` has them, the second in seconds
         may_pass             True if the same request may fare better the next time
-        said                 words of the other side about the request, which may name a full context
+        said                 the other side's words about the request: a full context, perhaps
         """
         super().__init__(message, status=status, retry_after=retry_after)
         self.overflow = _overflow(said)

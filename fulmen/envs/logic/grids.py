@@ -19,25 +19,43 @@ LETTERS: Final = ascii_letters[26:] + ascii_letters[:26]
 _LONGEST: Final = 20_000
 """Characters of an answer that is read; the largest grid needs some hundred"""
 _ROW_END: Final = re.compile(r"[\])}]")
-_BETWEEN: Final = re.compile(r"[\s,;|\u2502\[({\"'`]+")
-_RULE: Final = re.compile(r"[\s,|+:=\u2500-]*")
+_BETWEEN: Final = re.compile(r"[\s,;|\u2500-\u257f\[({\"'`]+")
+_RULE: Final = re.compile(r"[\s,|+:=\u2500-\u257f-]*")
 """Line of a drawn table that has no cells"""
+_BOLD: Final = re.compile(r"\A\s*(\*\*|__)(.*)\1\s*\Z", re.DOTALL)
+_BOLD_ROW: Final = re.compile(r"^[ \t]*(\*\*|__)(.*)\1[ \t]*$", re.MULTILINE)
 
 
 def read_grid(
-    text: str, num_rows: int, num_columns: int, *, is_packed: bool = False
+    text: str, num_rows: int, num_columns: int, *, is_packed: bool = False, has_stars: bool = False
 ) -> list[list[str]] | None:
-    """Return the cells of a grid; None if the text is not one of this size.
+    """Return the cells of a grid, without bold marks around all of it, a row or a cell; None if the
+    text is not one of this size.
 
     is_packed   every cell is one character, so nothing need stand between two of them
+    has_stars   a cell may be a star, so stars are bold marks only where they are too many; every
+                cell is one character, and none is bold by itself
     """
     if len(text) > _LONGEST:
         return None
+    if not has_stars:
+        return _read_cells(text, num_rows, num_columns, is_packed, "*_")
+    for plain in (text, _BOLD.sub(r"\2", text), _BOLD_ROW.sub(r"\2", text)):
+        grid = _read_cells(plain, num_rows, num_columns, is_packed, "")
+        if grid is not None and all(len(cell) == 1 for row in grid for cell in row):
+            return grid
+    return None
+
+
+def _read_cells(
+    text: str, num_rows: int, num_columns: int, is_packed: bool, marks: str
+) -> list[list[str]] | None:
+    """Return the cells of a grid, without marks around them; None if it has another size."""
     rows: list[list[str]] = []
     for line in _ROW_END.sub("\n", text).splitlines():
         if _RULE.fullmatch(line):
             continue
-        cells = [cell for cell in _BETWEEN.split(line) if cell]
+        cells = [cell for part in _BETWEEN.split(line) if (cell := part.strip(marks))]
         if not cells:
             continue
         if is_packed and len(cells) != num_columns:

@@ -14,6 +14,7 @@ from fulmen.envs.logic.kinds import KINDS
 from fulmen.envs.logic.kinds.grids import star_placement_puzzle, sudoku
 from fulmen.envs.logic.puzzle import LEVELS, Puzzle
 from fulmen.envs.logic.regions import divide
+from fulmen.envs.marked import marked_answer
 from tests.envs.logic.grid_rules import CHECKS, Rows, candidates, symbols
 from tests.examples import examples
 
@@ -27,7 +28,28 @@ FORMS = {
     "wide": lambda rows: "\n\n".join("  \t" + "   ".join(row) + "  " for row in rows) + "\n",
     "windows": lambda rows: "\r\n".join(" ".join(row) for row in rows),
     "boxes": lambda rows: "\n-----+----\n".join(" | ".join(row) for row in rows),
+    "drawn boxes": lambda rows: (
+        "┌───┬───┐\n"
+        + "\n├───┼───┤\n".join(f"│ {' │ '.join(row)} │" for row in rows)
+        + "\n└───┴───┘"
+    ),
+    "double boxes": lambda rows: "╔═══╗\n" + "\n".join(f"║{'║'.join(row)}║" for row in rows),
+    "bold": lambda rows: f"**{text_of(rows)}**",
+    "bold rows": lambda rows: "\n".join(f"**{' '.join(row)}**" for row in rows),
+    "bold lines around it": lambda rows: f"**\n{text_of(rows)}\n**",
 }
+REPLIES = (
+    "Answer:\n{}",
+    "Answer:{}",
+    "Answer: {}",
+    "**Answer:**\n{}",
+    "**Answer**:\n{}",
+    "**Answer:\n{}**",
+    "**Answer:\n\n{}\n**",
+    "* Answer:\n{}",
+    "Answer:\n```\n{}\n```",
+    "Answer:\n~~~text\n{}\n~~~",
+)
 
 
 def puzzle(name: str, level: int, index: int) -> Puzzle:
@@ -101,6 +123,34 @@ def test_rows_may_be_written_in_other_forms(name: str, form: str) -> None:
     for level in LEVELS:
         one = puzzle(name, level, 0)
         assert one.is_right(FORMS[form](rows_of(one.answer))), one.answer
+
+
+@pytest.mark.parametrize("reply", REPLIES)
+@pytest.mark.parametrize("name", CHECKS)
+def test_a_grid_is_found_in_its_place(name: str, reply: str) -> None:
+    for level in (1, 4):
+        for index in range(6):
+            one = puzzle(name, level, index)
+            for form in (
+                one.answer,
+                one.answer.replace(" ", "  "),
+                FORMS["commas"](rows_of(one.answer)),
+            ):
+                answer = marked_answer(reply.format(form))
+                assert answer is not None
+                assert one.is_right(answer), reply.format(form)
+
+
+@pytest.mark.parametrize("name", ["minesweeper", "star_placement_puzzle"])
+def test_stars_at_the_edge_are_cells(name: str) -> None:
+    for index in range(60):
+        one = puzzle(name, 1, index)
+        packed = one.answer.replace(" ", "")
+        for text in (packed, f"**{packed}**", "\n".join(f"**{row}**" for row in packed.split())):
+            assert one.is_right(text), text
+        rows = rows_of(one.answer)
+        for place, row in enumerate(rows):
+            assert not one.is_right(text_of([*rows[:place], ["*", *row, "*"], *rows[place + 1 :]]))
 
 
 @pytest.mark.parametrize("name", sorted(CHECKS.keys() - {"survo", "numbrix"}))

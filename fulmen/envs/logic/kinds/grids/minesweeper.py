@@ -21,7 +21,7 @@ _FREE: Final = "."
 
 def _is_right(answer: str, shown: list[list[str | None]], num_mines: int) -> bool:
     num_rows, num_columns = len(shown), len(shown[0])
-    grid = read_grid(answer, num_rows, num_columns, is_packed=True)
+    grid = read_grid(answer, num_rows, num_columns, is_packed=True, has_stars=True)
     if grid is None or not keeps(grid, shown):
         return False
     num_found = 0

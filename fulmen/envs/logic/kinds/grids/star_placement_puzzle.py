@@ -65,7 +65,7 @@ def _place(draw: Random, size: int, num_each: int) -> list[tuple[int, ...]]:
 
 def _is_right(answer: str, regions: list[list[str]], num_each: int, given: list[Cell]) -> bool:
     size = len(regions)
-    grid = read_grid(answer, size, size, is_packed=True)
+    grid = read_grid(answer, size, size, is_packed=True, has_stars=True)
     if grid is None or any(cell not in (_STAR, _EMPTY) for row in grid for cell in row):
         return False
     stars = {(row, column) for row, column in cells_of(size, size) if grid[row][column] == _STAR}

@@ -1,9 +1,11 @@
 """boolean_expressions: the value of an expression of and, or, not, True and False."""
 
+from functools import partial
 from random import Random
 from typing import Final
 
 from fulmen.envs.logic.puzzle import Puzzle, PuzzleKind
+from fulmen.envs.logic.reading import is_word
 
 _NUM_OPERATORS: Final = {1: 2, 2: 4, 3: 8, 4: 14, 5: 24}
 """Operators of an expression, by level"""
@@ -29,7 +31,7 @@ def _make(draw: Random, level: int) -> Puzzle:
     text, value = _expression(draw, _NUM_OPERATORS[level])
     right = str(value)
     question = f"What is the value of this expression, True or False?\n\n{text}"
-    return Puzzle(question, right, lambda answer: answer.strip(" .").lower() == right.lower())
+    return Puzzle(question, right, partial(is_word, word=right))
 
 
 BOOLEAN_EXPRESSIONS: Final = PuzzleKind("boolean_expressions", _make, chance=0.5)
