@@ -4,6 +4,7 @@ More steps and larger numbers make a story harder. No intermediate number is neg
 story makes sense. The last number of a story is never its answer, so to repeat it gains nothing.
 """
 
+import math
 import random
 from fractions import Fraction
 from typing import Final
@@ -33,8 +34,16 @@ class Arithmetic:
 
     @property
     def chance(self) -> float:
-        """Bound on the probability that one fixed number is right."""
-        return min(1.0, 2 / self._largest)
+        """Bound on the probability that one fixed number is right.
+
+        A start is each number equally often. Every other step is a subtraction, and leaves little
+        about log(largest) times as often as much; several in a row do so again and again.
+        """
+        part, whole = 1.0, 1.0
+        for step in range(1, self._num_steps + 1):
+            part *= math.log(self._largest) / 2 / step
+            whole += part
+        return min(1.0, whole / self._largest)
 
     def task(self, index: int) -> NumberTask:
         """Return the story at an index; there is no last one."""

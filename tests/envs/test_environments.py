@@ -3,7 +3,9 @@
 import asyncio
 import json
 import re
+from collections import Counter, defaultdict
 from fractions import Fraction
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -197,3 +199,36 @@ def test_repairs_take_a_level_and_a_profile_of_tools() -> None:
         plain = load_environment(f"repairs:{level}", seed=9).task(0)
         assert isinstance(plain, RepairTask)
         assert task.files == plain.files
+
+
+@pytest.mark.parametrize(("num_steps", "largest"), [(1, 9), (2, 9), (1, 100), (2, 300), (3, 300)])
+def test_no_number_answers_stories_more_often_than_the_environment_says(
+    num_steps: int, largest: int
+) -> None:
+    environment = Arithmetic(0, num_steps=num_steps, largest=largest)
+    counts = Counter(environment.task(index).number for index in range(2000))
+    expected = environment.chance * 2000
+    assert max(counts.values()) <= expected + 2 * expected**0.5
+    assert max(counts.values()) >= expected / 5
+
+
+def test_the_bound_for_stories_is_that_of_all_their_numbers() -> None:
+    """The probability of each number, followed through the steps, is what the bound must hold."""
+    for largest, num_steps in product((1, 2, 3, 9, 100, 300), (1, 2, 3)):
+        environment = Arithmetic(0, num_steps=num_steps, largest=largest)
+        assert max(_chances(largest, num_steps).values()) <= environment.chance
+
+
+def _chances(largest: int, num_steps: int) -> dict[int, float]:
+    chances = dict.fromkeys(range(1, largest + 1), 1 / largest)
+    for step in range(num_steps):
+        is_last, after = step == num_steps - 1, defaultdict[int, float](float)
+        for have, chance in chances.items():
+            share = chance / 2 if have > 1 + is_last else 0.0
+            most = min(have - 1, largest)
+            for number in range(1, most + 1) if share else ():
+                after[have - number + (is_last and have == 2 * number)] += share / most
+            for number in range(1, largest + 1):
+                after[have + number] += (chance - share) / largest
+        chances = after
+    return chances

@@ -66,8 +66,10 @@ class Logic:
 
     @property
     def chance(self) -> float:
-        """Largest probability that one fixed answer is right."""
-        return max(kind.chance for kind in self._kinds.values())
+        """Bound on the probability that one fixed answer is right."""
+        levels = LEVELS if self._level is None else (self._level,)
+        kinds = self._kinds.values()
+        return max(kind.chances[level - LEVELS[0]] for kind in kinds for level in levels)
 
     def task(self, index: int) -> PuzzleTask:
         """Return the puzzle at an index; there is no last one."""

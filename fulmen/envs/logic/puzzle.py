@@ -30,5 +30,5 @@ class PuzzleKind:
     name: str
     make: Callable[[Random, int], Puzzle]
     """The puzzle of a random draw and a level; it always ends, and soon"""
-    chance: float = 0.0
-    """Largest probability that one fixed answer is right: 0.5 for yes or no"""
+    chances: tuple[float, ...] = (0.0,) * len(LEVELS)
+    """Bounds, by level, on the probability that one fixed answer is right: 0.5 for yes or no"""

@@ -308,10 +308,15 @@ def candidates(name: str, question: str, answer: Rows) -> Iterator[Rows]:
         rows = [["*" if i == j else "." for j in range(size)] for i in range(size)]
         yield from ([*grid] for grid in product(rows, repeat=size))
     elif name == "norinori":
-        num = 2 * len({letter for row in field(question) for letter in row})
-        for black in combinations(range(size * size), num):
-            cells = ["#" if i in black else "." for i in range(size * size)]
-            yield [cells[i : i + size] for i in range(0, size * size, size)]
+        width, num = len(answer[0]), len({letter for row in field(question) for letter in row})
+        every = list(product(range(size), range(width)))
+        pairs = [
+            (a, b) for a, b in combinations(every, 2) if abs(a[0] - b[0]) + abs(a[1] - b[1]) == 1
+        ]
+        for dominoes in combinations(pairs, num):
+            black = {cell for pair in dominoes for cell in pair}
+            if len(black) == 2 * num:
+                yield [["#" if (r, c) in black else "." for c in range(width)] for r in range(size)]
     else:
         hidden = "?" if name in ("minesweeper", "number_wall") else "."
         given = [["."] * size] * size if name == "kukurasu" else field(question)

@@ -112,4 +112,4 @@ def _make(draw: Random, level: int) -> Puzzle:
     return Puzzle(question, write_grid(grid), is_right, has_lines=True)
 
 
-ARROW_MAZE: Final = PuzzleKind("arrow_maze", _make)
+ARROW_MAZE: Final = PuzzleKind("arrow_maze", _make, chances=(0.11, 0.003, 0.0, 0.0, 0.0))

@@ -113,4 +113,4 @@ def _make(draw: Random, level: int) -> Puzzle:
     return Puzzle(question, write_grid(square), is_right, has_lines=True)
 
 
-CALCUDOKO: Final = PuzzleKind("calcudoko", _make)
+CALCUDOKO: Final = PuzzleKind("calcudoko", _make, chances=(0.13, 0.01, 0.0, 0.0, 0.0))

@@ -62,4 +62,4 @@ def _make(draw: Random, level: int) -> Puzzle:
     return Puzzle(question, write_grid(square), is_right, has_lines=True)
 
 
-FUTOSHIKI: Final = PuzzleKind("futoshiki", _make)
+FUTOSHIKI: Final = PuzzleKind("futoshiki", _make, chances=(0.105, 0.013, 0.0, 0.0, 0.0))

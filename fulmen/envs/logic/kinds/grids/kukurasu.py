@@ -45,4 +45,4 @@ def _make(draw: Random, level: int) -> Puzzle:
     return Puzzle(question, write_grid(grid), partial(_is_right, sums=sums), has_lines=True)
 
 
-KUKURASU: Final = PuzzleKind("kukurasu", _make)
+KUKURASU: Final = PuzzleKind("kukurasu", _make, chances=(0.01, 0.003, 0.0, 0.0, 0.0))

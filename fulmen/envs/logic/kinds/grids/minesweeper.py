@@ -63,4 +63,4 @@ def _make(draw: Random, level: int) -> Puzzle:
     return Puzzle(question, write_grid(grid), is_right, has_lines=True)
 
 
-MINESWEEPER: Final = PuzzleKind("minesweeper", _make)
+MINESWEEPER: Final = PuzzleKind("minesweeper", _make, chances=(0.004, 0.002, 0.0, 0.0, 0.0))

@@ -93,4 +93,4 @@ def _make(draw: Random, level: int) -> Puzzle:
     return Puzzle(question, write_grid(grid), partial(_is_right, givens=givens), has_lines=True)
 
 
-NUMBER_WALL: Final = PuzzleKind("number_wall", _make)
+NUMBER_WALL: Final = PuzzleKind("number_wall", _make, chances=(0.09, 0.012, 0.0, 0.0, 0.0))

@@ -55,4 +55,4 @@ def _make(draw: Random, level: int) -> Puzzle:
     return Puzzle(question, write_grid(grid), partial(_is_right, givens=givens), has_lines=True)
 
 
-NUMBRIX: Final = PuzzleKind("numbrix", _make)
+NUMBRIX: Final = PuzzleKind("numbrix", _make, chances=(0.095, 0.02, 0.0, 0.0, 0.0))

@@ -61,4 +61,6 @@ def _make(draw: Random, level: int) -> Puzzle:
     return Puzzle(question, write_grid(square), is_right, has_lines=True)
 
 
-SKYSCRAPER_PUZZLE: Final = PuzzleKind("skyscraper_puzzle", _make)
+SKYSCRAPER_PUZZLE: Final = PuzzleKind(
+    "skyscraper_puzzle", _make, chances=(0.14, 0.02, 0.0, 0.0, 0.0)
+)

@@ -9,7 +9,7 @@ from fulmen.envs.logic.grids import Cell, around, cells_of, read_grid, write_gri
 from fulmen.envs.logic.puzzle import Puzzle, PuzzleKind
 from fulmen.envs.logic.regions import divide
 
-_SIZES: Final = {1: (5, 1, 2), 2: (5, 1, 0), 3: (7, 1, 0), 4: (9, 1, 0), 5: (10, 2, 0)}
+_SIZES: Final = {1: (5, 1, 2), 2: (6, 1, 0), 3: (7, 1, 0), 4: (9, 1, 0), 5: (10, 2, 0)}
 """Size, stars of a row, and stars that are given, by level"""
 _MAX_STEPS: Final = 400
 """Rows that are tried in the search for a placement"""
@@ -102,4 +102,6 @@ def _make(draw: Random, level: int) -> Puzzle:
     return Puzzle(question, write_grid(grid), is_right, has_lines=True)
 
 
-STAR_PLACEMENT_PUZZLE: Final = PuzzleKind("star_placement_puzzle", _make)
+STAR_PLACEMENT_PUZZLE: Final = PuzzleKind(
+    "star_placement_puzzle", _make, chances=(0.16, 0.1, 0.03, 0.0, 0.0)
+)

@@ -71,4 +71,4 @@ def _make(draw: Random, level: int) -> Puzzle:
     return Puzzle(question, write_grid(solution), is_right, has_lines=True)
 
 
-SUDOKU: Final = PuzzleKind("sudoku", _make)
+SUDOKU: Final = PuzzleKind("sudoku", _make, chances=(0.025, 0.025, 0.0, 0.0, 0.0))

@@ -47,4 +47,4 @@ def _make(draw: Random, level: int) -> Puzzle:
     return Puzzle(question, write_grid(grid), is_right, has_lines=True)
 
 
-SURVO: Final = PuzzleKind("survo", _make)
+SURVO: Final = PuzzleKind("survo", _make, chances=(0.015, 0.01, 0.0, 0.0, 0.0))

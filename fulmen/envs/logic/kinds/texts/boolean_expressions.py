@@ -34,4 +34,6 @@ def _make(draw: Random, level: int) -> Puzzle:
     return Puzzle(question, right, partial(is_word, word=right))
 
 
-BOOLEAN_EXPRESSIONS: Final = PuzzleKind("boolean_expressions", _make, chance=0.5)
+BOOLEAN_EXPRESSIONS: Final = PuzzleKind(
+    "boolean_expressions", _make, chances=(0.5, 0.5, 0.5, 0.5, 0.5)
+)

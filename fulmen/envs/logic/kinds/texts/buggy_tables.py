@@ -159,4 +159,4 @@ def _make(draw: Random, level: int) -> Puzzle:
     return Puzzle(question, str(right), partial(is_number, number=right))
 
 
-BUGGY_TABLES: Final = PuzzleKind("buggy_tables", _make, chance=0.03)
+BUGGY_TABLES: Final = PuzzleKind("buggy_tables", _make, chances=(0.03, 0.02, 0.02, 0.03, 0.02))

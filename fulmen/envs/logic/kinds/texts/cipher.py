@@ -130,4 +130,4 @@ def _make(draw: Random, level: int) -> Puzzle:
     return Puzzle(question, right, partial(_is_right, right=right))
 
 
-CIPHER: Final = PuzzleKind("cipher", _make, chance=0.01)
+CIPHER: Final = PuzzleKind("cipher", _make, chances=(0.01, 0.01, 0.002, 0.0, 0.0))

@@ -45,4 +45,4 @@ def _make(draw: Random, level: int) -> Puzzle:
     return Puzzle(question, " ".join(answer), partial(_is_right, right="".join(answer)))
 
 
-DYCK_LANGUAGE: Final = PuzzleKind("dyck_language", _make, chance=0.125)
+DYCK_LANGUAGE: Final = PuzzleKind("dyck_language", _make, chances=(0.125, 0.042, 0.0031, 0.0, 0.0))

@@ -66,4 +66,6 @@ def _make(draw: Random, level: int) -> Puzzle:
     return Puzzle(question, str(error), partial(is_number, number=error))
 
 
-DYCK_LANGUAGE_ERRORS: Final = PuzzleKind("dyck_language_errors", _make, chance=0.2)
+DYCK_LANGUAGE_ERRORS: Final = PuzzleKind(
+    "dyck_language_errors", _make, chances=(0.2, 0.17, 0.17, 0.17, 0.18)
+)

@@ -80,4 +80,4 @@ def _make(draw: Random, level: int) -> Puzzle:
     return Puzzle(question, answer, partial(_is_right, numbers=Counter(numbers), target=target))
 
 
-GAME_OF_24: Final = PuzzleKind("game_of_24", _make, chance=0.08)
+GAME_OF_24: Final = PuzzleKind("game_of_24", _make, chances=(0.085, 0.075, 0.045, 0.0, 0.0))

@@ -73,4 +73,4 @@ def _make(draw: Random, level: int) -> Puzzle:
     return Puzzle(question, answer, partial(_is_right, equation=equation))
 
 
-MATH_PATH: Final = PuzzleKind("math_path", _make, chance=0.02)
+MATH_PATH: Final = PuzzleKind("math_path", _make, chances=(0.027, 0.006, 0.0, 0.0, 0.0))

@@ -68,4 +68,6 @@ def _make(draw: Random, level: int) -> Puzzle:
     return Puzzle(question, str(right), partial(is_number, number=right))
 
 
-OBJECT_COUNTING: Final = PuzzleKind("object_counting", _make, chance=0.12)
+OBJECT_COUNTING: Final = PuzzleKind(
+    "object_counting", _make, chances=(0.13, 0.1, 0.05, 0.03, 0.018)
+)

@@ -105,4 +105,6 @@ def _make(draw: Random, level: int) -> Puzzle:
     return Puzzle(question, ", ".join(matching), partial(_is_right, right=sorted(matching)))
 
 
-OBJECT_PROPERTIES: Final = PuzzleKind("object_properties", _make, chance=0.04)
+OBJECT_PROPERTIES: Final = PuzzleKind(
+    "object_properties", _make, chances=(0.025, 0.033, 0.04, 0.028, 0.022)
+)

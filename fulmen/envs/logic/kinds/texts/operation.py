@@ -94,4 +94,4 @@ def _make(draw: Random, level: int) -> Puzzle:
     return Puzzle(question, str(value), partial(is_number, number=value))
 
 
-OPERATION: Final = PuzzleKind("operation", _make, chance=0.05)
+OPERATION: Final = PuzzleKind("operation", _make, chances=(0.034, 0.02, 0.036, 0.038, 0.032))

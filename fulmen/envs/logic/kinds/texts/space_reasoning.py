@@ -95,4 +95,6 @@ def _make(draw: Random, level: int) -> Puzzle:
     return Puzzle(question, f"{point[0]}, {point[1]}", partial(_is_right, point=point))
 
 
-SPACE_REASONING: Final = PuzzleKind("space_reasoning", _make, chance=0.04)
+SPACE_REASONING: Final = PuzzleKind(
+    "space_reasoning", _make, chances=(0.025, 0.01, 0.014, 0.008, 0.006)
+)

@@ -91,4 +91,6 @@ def _make(draw: Random, level: int) -> Puzzle:
     return Puzzle(question, ", ".join(ways), partial(_is_right, ways=ways))
 
 
-SPACE_REASONING_TREE: Final = PuzzleKind("space_reasoning_tree", _make, chance=0.08)
+SPACE_REASONING_TREE: Final = PuzzleKind(
+    "space_reasoning_tree", _make, chances=(0.105, 0.05, 0.02, 0.01, 0.01)
+)

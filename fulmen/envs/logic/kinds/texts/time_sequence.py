@@ -108,4 +108,4 @@ def _make(draw: Random, level: int) -> Puzzle:
     return Puzzle(question, _written(right), partial(_is_right, right=right))
 
 
-TIME_SEQUENCE: Final = PuzzleKind("time_sequence", _make, chance=0.1)
+TIME_SEQUENCE: Final = PuzzleKind("time_sequence", _make, chances=(0.125, 0.055, 0.03, 0.02, 0.01))

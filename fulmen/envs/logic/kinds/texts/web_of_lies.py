@@ -93,4 +93,4 @@ def _make(draw: Random, level: int) -> Puzzle:
     return Puzzle(question, ", ".join(right), partial(_is_right, right=right))
 
 
-WEB_OF_LIES: Final = PuzzleKind("web_of_lies", _make, chance=0.5)
+WEB_OF_LIES: Final = PuzzleKind("web_of_lies", _make, chances=(0.5, 0.5, 0.5, 0.125, 0.032))
