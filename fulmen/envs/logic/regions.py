@@ -20,7 +20,7 @@ def divide(
     """
     region_of = _snake(num_rows, num_columns, marked, num_each)
     cells = cells_of(num_rows, num_columns)
-    for _ in range(4 * len(marked)):
+    for _ in range(40 + 4 * len(marked)):  # in small grids too the snake must be gone
         cell = draw.choice(cells)
         other = draw.choice(beside(cell, num_rows, num_columns))
         pair = (region_of[cell], region_of[other])

@@ -62,4 +62,4 @@ def _make(draw: Random, level: int) -> Puzzle:
     return Puzzle(question, write_grid(grid), partial(_is_right, regions=regions), has_lines=True)
 
 
-NORINORI: Final = PuzzleKind("norinori", _make, chances=(0.05, 0.03, 0.0, 0.0, 0.0))
+NORINORI: Final = PuzzleKind("norinori", _make, chances=(0.055, 0.03, 0.01, 0.0, 0.0))

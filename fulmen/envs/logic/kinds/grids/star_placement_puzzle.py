@@ -12,7 +12,9 @@ from fulmen.envs.logic.regions import divide
 _SIZES: Final = {1: (5, 1, 2), 2: (6, 1, 0), 3: (7, 1, 0), 4: (9, 1, 0), 5: (10, 2, 0)}
 """Size, stars of a row, and stars that are given, by level"""
 _MAX_STEPS: Final = 400
-"""Rows that are tried in the search for a placement"""
+"""Rows that are tried in a search for a placement"""
+_MAX_TRIES: Final = 4
+"""Searches, of which one in ten finds nothing at level 5"""
 _STAR: Final = "*"
 _EMPTY: Final = "."
 
@@ -56,9 +58,10 @@ class _Placing:
 
 def _place(draw: Random, size: int, num_each: int) -> list[tuple[int, ...]]:
     """Return the columns of the stars, row by row."""
-    rows = _Placing(draw, size, num_each).rest((), [num_each] * size, size)
-    if rows is not None:
-        return rows
+    for _ in range(_MAX_TRIES):
+        rows = _Placing(draw, size, num_each).rest((), [num_each] * size, size)
+        if rows is not None:
+            return rows
     period = size // num_each  # a pattern that always holds: periods are odd, and at least 5
     return [tuple(2 * row % period + i * period for i in range(num_each)) for row in range(size)]
 
@@ -103,5 +106,5 @@ def _make(draw: Random, level: int) -> Puzzle:
 
 
 STAR_PLACEMENT_PUZZLE: Final = PuzzleKind(
-    "star_placement_puzzle", _make, chances=(0.16, 0.1, 0.03, 0.0, 0.0)
+    "star_placement_puzzle", _make, chances=(0.16, 0.2, 0.09, 0.03, 0.01)
 )
