@@ -199,7 +199,7 @@ def star_placement_puzzle(question: str, rows: Rows) -> bool:
 
 def norinori(question: str, rows: Rows) -> bool:
     letters = field(question)
-    if not fits(rows, [["?"] * len(letters)] * len(letters), "?", {"#", "."}):
+    if not fits(rows, [["?"] * len(letters[0])] * len(letters), "?", {"#", "."}):
         return False
     black = places(rows, "#")
     if any(sum(abs(a - c) + abs(b - d) == 1 for c, d in black) != 1 for a, b in black):
@@ -309,9 +309,9 @@ def candidates(name: str, question: str, answer: Rows) -> Iterator[Rows]:
         yield from ([*grid] for grid in product(rows, repeat=size))
     elif name == "norinori":
         width, num = len(answer[0]), len({letter for row in field(question) for letter in row})
-        every = list(product(range(size), range(width)))
+        cells = list(product(range(size), range(width)))
         pairs = [
-            (a, b) for a, b in combinations(every, 2) if abs(a[0] - b[0]) + abs(a[1] - b[1]) == 1
+            (a, b) for a, b in combinations(cells, 2) if abs(a[0] - b[0]) + abs(a[1] - b[1]) == 1
         ]
         for dominoes in combinations(pairs, num):
             black = {cell for pair in dominoes for cell in pair}

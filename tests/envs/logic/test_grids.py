@@ -1,7 +1,7 @@
 """Puzzles on grids: the verifier takes what the rules allow, in any form, and nothing else."""
 
 import time
-from itertools import product
+from itertools import islice, product
 from random import Random
 
 import pytest
@@ -67,8 +67,9 @@ def text_of(rows: Rows) -> str:
 @pytest.mark.parametrize("name", CHECKS)
 def test_a_small_puzzle_has_the_solutions_that_its_rules_allow(name: str) -> None:
     num_tried = 0
-    for index in range(4):
-        one = puzzle(name, 1, index)
+    every = (puzzle(name, 1, index) for index in range(40))
+    small = (one for one in every if name != "norinori" or len(one.answer) < 32)
+    for one in islice(small, 4):
         num_right = 0
         for rows in candidates(name, one.question, rows_of(one.answer)):
             is_right = CHECKS[name](one.question, rows)
