@@ -62,7 +62,10 @@ def _place(draw: Random, size: int, num_each: int) -> list[tuple[int, ...]]:
         rows = _Placing(draw, size, num_each).rest((), [num_each] * size, size)
         if rows is not None:
             return rows
-    period = size // num_each  # a pattern that always holds: periods are odd, and at least 5
+    # A pattern that always holds: odd periods, of at least 5, go round; an even one is the size.
+    period = size // num_each
+    if period % 2 == 0:
+        return [((2 * row + 1) % (size + 1),) for row in range(size)]
     return [tuple(2 * row % period + i * period for i in range(num_each)) for row in range(size)]
 
 
