@@ -20,6 +20,9 @@ from fulmen.chat.validation import as_json
 from fulmen.chat.vocabulary import Vocabulary
 from fulmen.sampling import SamplingParams, shown
 
+CIRCULAR: Final = "circular references with sibling keys"
+"""Words of llguidance's error for a recursive schema that has to hold at once with another one"""
+
 
 def make_grammar(
     vocabulary: Vocabulary,
@@ -207,11 +210,13 @@ def _calls(
     grammar = format.call_grammar(tools, vocabulary.tokenizer, max_calls=max_calls)
     try:
         return vocabulary.matcher(grammar)
-    except ValueError:
+    except ValueError as error:
         for tool in tools if len(tools) > 1 else ():
             _calls(vocabulary, format, (tool,), max_calls)  # raises if this is the one
         names = shown(", ".join(tool.name for tool in tools))[1:-1]
+        reason = "it is too large for the matcher, or allows no call"
+        if CIRCULAR in str(error):
+            reason = "a definition that refers to itself has to hold at once with another schema"
         raise ValueError(
-            f"strict_tools: the schema of tool {names} cannot be followed: it is too large for "
-            "the matcher, or allows no call"
+            f"strict_tools: the schema of tool {names} cannot be followed: {reason}"
         ) from None

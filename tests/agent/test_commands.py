@@ -98,7 +98,8 @@ def test_bash_starts_no_program_that_was_not_found(seed: int, tmp_path: Path) ->
     """Random texts, most with faults: what is read for sure must be what bash does."""
     source = random.Random(seed)
     num_known = num_started = 0
-    for _ in range(examples(500)):
+    num_texts = examples(500)
+    for _ in range(num_texts):
         text = random_text(source)
         script = read_script(text, "/ws")
         if script.unknown:
@@ -108,8 +109,8 @@ def test_bash_starts_no_program_that_was_not_found(seed: int, tmp_path: Path) ->
         assert started <= {command.words[0].text for command in script.flattened()}, text
         assert written <= {access.word.text for access in script.accesses}, text
         num_started += len(started)
-    assert num_known > 10
-    assert num_started > 10
+    assert num_known > num_texts // 25  # of 500 texts about 70
+    assert num_started > num_texts // 25
 
 
 @settings(max_examples=examples(120), deadline=None)
