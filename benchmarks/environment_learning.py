@@ -1,9 +1,9 @@
 """Reinforcement learning on environments: does the reward of tasks rise that were held out?
 
     python benchmarks/environment_learning.py
-    python benchmarks/environment_learning.py --courses desk --folder runs/out/learning
+    python benchmarks/environment_learning.py --courses desk --tasks 100
 
-Two small models are made from nothing. An M1 learns to answer questions (sums told as stories, two
+Two small models are made from nothing. An M1 learns to answer questions (sums told as stories, three
 kinds of puzzles) and an M2 to use the tools of a desk. Each reads demonstrations first, and stops
 early, so that it is right now and then; then it practises with CISPO. Before and after, it plays
 the same held-out tasks, and the two are compared task by task.
@@ -50,7 +50,12 @@ COURSES: Final = {
         tokenizer="runs/out/questions-tokenizer",
         warm="runs/questions-warm.toml",
         practice="runs/questions.toml",
-        environments=("arithmetic:1x20", "logic:object_counting:1", "logic:dyck_language:1"),
+        environments=(
+            "arithmetic:1x9",
+            "logic:object_counting:1",
+            "logic:dyck_language:1",
+            "logic:boolean_expressions:1",
+        ),
         max_tokens=32,
     ),
     "desk": Course(
@@ -133,7 +138,7 @@ def main(
         found[name] = {**teach(COURSES[name]), "compared": judge(name, COURSES[name], tasks)}
     table = Table(title=f"right of {tasks} held-out tasks, drawn at temperature 1")
     for heading in ("", "before", "after", "difference", "95 %", "better", "worse", "p"):
-        table.add_column(heading)
+        table.add_column(heading, no_wrap=True)
     for row in found.values():
         for environment, one in row["compared"].items():
             interval = one["difference"]
@@ -151,7 +156,7 @@ def main(
     for name, row in found.items():
         curves = Table(title=f"{name}: right of the probe's held-out tasks, after so many steps")
         for heading in ("", *map(str, row["steps"])):
-            curves.add_column(heading)
+            curves.add_column(heading, no_wrap=True)
         for environment, values in row["right"].items():
             curves.add_row(environment, *(f"{value:.2f}" for value in values))
         console.print(curves)

@@ -152,6 +152,12 @@ def latest_state(run: Path) -> Path | None:
     return next(reversed(list_states(run)), None)
 
 
+def checkpoint_of(folder: Path) -> Path:
+    """Return the checkpoint in a folder: the newest model of a run, or the folder itself."""
+    state = None if (folder / "config.json").exists() else latest_state(folder)
+    return folder if state is None else model_folder(state)
+
+
 def step_of(state: Path) -> int:
     """Return the step after which a state was written."""
     found = _NAME.fullmatch(state.name)

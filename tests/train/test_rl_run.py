@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from fulmen.checkpoints import save_model
+from fulmen.checkpoints import load_model, save_model
 from fulmen.cli.train_rl_view import TrainingView
 from fulmen.models import new_model
 from fulmen.train import (
@@ -50,6 +51,19 @@ def file(tmp_path: Path) -> Path:
         """
     )
     return file
+
+
+def test_a_run_begins_with_the_newest_model_of_another_run(file: Path, tmp_path: Path) -> None:
+    first = read_run_file(file, RLRun)
+    with open_run(first) as trainer:
+        trainer.run()
+    newest = latest_state(first.folder)
+    assert newest is not None
+    second = replace(first, model=first.folder, folder=tmp_path / "second")
+    with open_run(second) as trainer:
+        learnt = load_model(model_folder(newest), dtype=torch.float32, trainable=True).state_dict()
+        assert all(learnt[name].equal(own) for name, own in trainer.model.state_dict().items())
+    assert f'model = "{model_folder(newest)}"' in (second.folder / "run.toml").read_text()
 
 
 def test_a_run_leaves_states_numbers_and_its_own_file(file: Path, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ from fulmen.train.rl.watcher import RLWatcher
 from fulmen.train.rl.windows import LengthWindow, WindowConfig
 from fulmen.train.run_file import differences, revision, to_toml
 from fulmen.train.schedule import ScheduleConfig
-from fulmen.train.state import latest_state, model_folder, run_lock
+from fulmen.train.state import checkpoint_of, latest_state, model_folder, run_lock
 
 RESOLVED: Final = "run.toml"
 """File of a run's folder that holds every value of the run"""
@@ -96,7 +96,7 @@ class RLRun:
     folder: Path
     """Folder of the run: states, metrics, the resolved file"""
     model: Path
-    """Checkpoint to begin with; `fork` is the warm start of the fork task, made on the spot"""
+    """Checkpoint to begin with, or the folder of a run, whose newest it is then; `fork` is the warm start of the fork task, made on the spot"""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of weights and activations; the optimizer's masters are float32"""
     trainer: TrainerConfig
@@ -157,6 +157,7 @@ def open_run(
     Raises ValueError, before anything is written, for what cannot be; PeerError for a server that
     does not answer.
     """
+    run = replace(run, model=checkpoint_of(run.model))
     seed = run.trainer.seed
     watcher = watcher or RLWatcher()
     known = {name: open_environment(name, seed=seed) for name in run.environments}
