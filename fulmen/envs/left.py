@@ -1,5 +1,6 @@
 """Files of a folder as a stranger left it: no link is followed, and everything has an end."""
 
+import errno
 import os
 import shutil
 import stat
@@ -57,9 +58,19 @@ def copy_left(folder: Path, copy: Path, *, without: frozenset[str] = frozenset()
     without  names that are left out, wherever they stand
 
     Links are copied as links, what is neither file nor folder is passed over, and so is what is
-    closed to us. Modes stay but for the bits that change who a program runs as.
+    closed to us. Modes stay but for the bits that change who a program runs as. A path too long for
+    the system, which can be made step by step, is too much.
     """
     copy.mkdir(parents=True, exist_ok=True)
+    try:
+        return _is_copied(folder, copy, without)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return False
+
+
+def _is_copied(folder: Path, copy: Path, without: frozenset[str]) -> bool:
     waiting, num_left, bytes_left = [""], _MAX_COPIED, _MAX_COPIED_BYTES
     while waiting:
         prefix = waiting.pop()

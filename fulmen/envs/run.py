@@ -10,6 +10,7 @@ that was done in it, so nobody is asked for consent.
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -52,6 +53,7 @@ async def run_task(
 ) -> Trajectory:
     """Return the scored trajectory of an agent on a task.
 
+    budget   fifty turns if omitted; a task may have a limit of time besides
     memory   the conversation as the model's side holds it: with a transcript, ids that were
              sampled are never encoded again; messages alone if omitted
     limits   of the sandbox: a second for processes and memory, sixty for a command, if omitted
@@ -92,7 +94,7 @@ async def run_task(
                 memory or PlainMemory(),
                 journal,
                 params=params,
-                budget=budget or Budget(turns=50),
+                budget=_bounded(budget or Budget(turns=50), task.seconds),
                 compactor=None if context is None else Compactor(max_tokens=context),
                 watcher=watcher,
             )
@@ -108,6 +110,13 @@ async def run_task(
         score = await task.score(journal.trajectory, folder)
     journal.append({"type": "scored", "value": score.value, "parts": dict(score.parts)})
     return journal.trajectory
+
+
+def _bounded(budget: Budget, seconds: float | None) -> Budget:
+    """Return a budget with no more time than that."""
+    if seconds is None or (budget.seconds is not None and budget.seconds <= seconds):
+        return budget
+    return replace(budget, seconds=seconds)
 
 
 def _system(task: Task) -> tuple[Message, ...]:

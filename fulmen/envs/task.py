@@ -66,6 +66,11 @@ class Task(ABC):
         """Variables of the commands that the model runs in the folder."""
         return {}
 
+    @property
+    def seconds(self) -> float | None:
+        """Longest work of an agent on it; None: it has no limit of its own."""
+        return None
+
     async def prepare(self, folder: Path) -> None:
         """Write the task's files into an empty folder; there is nothing to write by default."""
         return None

@@ -86,6 +86,14 @@ class Counter(Task):
         return Score(float(self.count == 3), {"count": self.count / 3})
 
 
+class Hurried(Counter):
+    """Count to three in no time."""
+
+    @property
+    def seconds(self) -> float:
+        return 0.0
+
+
 @dataclass
 class Files(Task):
     """Change a file, with tools and another one of its own."""
@@ -240,3 +248,10 @@ def test_a_folder_that_is_deep_or_closed_is_a_score_too(
     assert trajectory.steps[0].results[0].is_error is False
     assert trajectory.score == Score(1.0)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("budget", [None, Budget(turns=9), Budget(seconds=60)])
+def test_a_task_may_limit_the_time_of_its_agent(budget: Budget | None) -> None:
+    trajectory, model = play(Hurried(), [calls("count")] * 3, budget=budget)
+    assert (trajectory.end, trajectory.score) == ("seconds", Score(0.0, {"count": 0.0}))
+    assert model.requests == []

@@ -62,7 +62,7 @@ class Exercise(Task):
         job = {
             "setup": self.setup,
             "names": self.names,
-            "program": f"{self.before}\n\n{program}",
+            "program": [self.before, program],
             "tests": self.tests,
             "seconds": _CPU_SECONDS,
             "all_seconds": ALL_SECONDS,
@@ -117,9 +117,10 @@ def _read(line: str, where: str) -> Exercise:
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"{where} must have the fields of HumanEval (prompt, canonical_solution, test, "
-            f"entry_point) or of MBPP (text or prompt, code, test_list): {error} is not there"
+            f"entry_point) or of MBPP (text or prompt, code, test_list): {error} is missing, empty "
+            "or of another type"
         ) from None
-    except SyntaxError as error:
+    except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
         raise ValueError(f"{where} has tests that are not Python: {error}") from None
 
 
@@ -144,9 +145,11 @@ def _humaneval(fields: Mapping[str, Any]) -> Exercise:
 
 def _mbpp(fields: Mapping[str, Any]) -> Exercise:
     words = _text(fields, "text" if "text" in fields else "prompt")
-    tests = fields["test_list"]
-    imports = fields.get("test_imports", [])
-    if not all(isinstance(one, str) for one in (*tests, *imports)):
+    tests, imports = fields["test_list"], fields.get("test_imports", [])
+    for name, texts in (("test_list", tests), ("test_imports", imports)):
+        if not isinstance(texts, list) or not all(isinstance(one, str) for one in texts):
+            raise TypeError(name)
+    if not "".join(tests).strip():  # any program would pass
         raise TypeError("test_list")
     setup = "\n".join([*imports, str(fields.get("test_setup_code", ""))])
     listed = "\n".join(tests)

@@ -30,14 +30,13 @@ LOGS: Final = Path("/logs")
 """Path of the folder that has `verifier`, with the reward"""
 SOLUTION: Final = PurePosixPath("/solution")
 _NETWORK: Final = re.compile(
-    r"^\s*(?:sudo\s+|exec\s+|if\s+|!\s*)*(?:"
+    r"\s*(?:sudo\s+|exec\s+|if\s+|!\s*)*(?:"
     r"apt(?:-get)?\s+(?:-\S+\s+)*(?:update|install|upgrade)|apk\s+add|yum\s+install|"
     r"(?:python3?\s+-m\s+)?pip3?\s+(?:install|download)|uv\s+(?:pip\s+install|add|sync|run)|uvx|"
     r"npm\s+(?:install|ci)|npx|curl|wget|git\s+(?:clone|fetch|pull)|conda\s+install"
-    r")(?=\s|$)",
-    re.MULTILINE,
+    r")(?=\s|$)"
 )
-"""Commands of a script that need the network"""
+"""Beginning of a line of a script that needs the network"""
 _UNKEPT: Final = {
     "steps": "several steps",
     "multi_step_reward_strategy": "several steps",
@@ -51,6 +50,8 @@ _UNKEPT: Final = {
 }
 """Settings that nothing here can keep, with the words for it"""
 _MOST_SECONDS: Final = 3600.0
+"""Longest time of the tests"""
+_LONGEST_SECONDS: Final = 1e9
 _LEAST_MEMORY: Final = 2**27
 _MOST_MEMORY: Final = 2**36
 _MEMORY: Final = 2**31
@@ -106,7 +107,7 @@ def read_description(path: Path) -> Description:
     if (path / "solution" / "solve.sh").exists():
         _check_script(path / "solution" / "solve.sh")
         solution = dict(left_files(path / "solution"))
-    seconds = _value(settings, "verifier.timeout_sec", float | int) or 600.0
+    seconds = _seconds(settings, "verifier.timeout_sec")
     memory = _value(settings, "environment.memory_mb", int)
     num_bytes = _MEMORY if memory is None else memory * 2**20
     return Description(
@@ -114,9 +115,9 @@ def read_description(path: Path) -> Description:
         instruction=instruction,
         recipe=recipe,
         solution=solution,
-        agent_seconds=_value(settings, "agent.timeout_sec", float | int),
+        agent_seconds=_seconds(settings, "agent.timeout_sec"),
         limits=Limits(
-            seconds=min(max(float(seconds), 1.0), _MOST_SECONDS),
+            seconds=600.0 if seconds is None else min(max(seconds, 1.0), _MOST_SECONDS),
             memory_bytes=min(max(num_bytes, _LEAST_MEMORY), _MOST_MEMORY),
             num_processes=_NUM_PROCESSES,
             file_bytes=2**28,
@@ -164,6 +165,13 @@ def _value(settings: Mapping[str, Any], name: str, kind: Any) -> Any:
     return value
 
 
+def _seconds(settings: Mapping[str, Any], name: str) -> float | None:
+    value = _value(settings, name, float | int)
+    if value is not None and not 0 < value <= _LONGEST_SECONDS:
+        raise ValueError(f"task.toml: {name} is {shorten(value, 60)}, it must be above 0")
+    return None if value is None else float(value)
+
+
 def _variables(settings: Mapping[str, Any], name: str, path: Path) -> dict[str, str]:
     found = _found(settings, name) or {}
     if not isinstance(found, dict):
@@ -205,10 +213,6 @@ def _check_context(folder: Path) -> None:
 
 def _check_script(path: Path) -> None:
     """Raise for a script that needs the network: there is none."""
-    text = _text(path, _MAX_INSTRUCTION)
-    if (found := _NETWORK.search(text)) is not None:
-        number = text[: found.start()].count("\n") + 1
-        while number < len(lines := text.split("\n")) and not lines[number - 1].strip():
-            number += 1  # white space before the command may hold ends of lines
-        line = text.split("\n")[number - 1].strip()
-        raise ValueError(f"{path}, line {number} needs the network: {shorten(line)}")
+    for number, line in enumerate(_text(path, _MAX_INSTRUCTION).split("\n"), start=1):
+        if _NETWORK.match(line):
+            raise ValueError(f"{path}, line {number} needs the network: {shorten(line.strip())}")

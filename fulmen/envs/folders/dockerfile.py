@@ -11,9 +11,11 @@ import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+from fulmen.envs.left import left_file
 from fulmen.files import shorten
 
 _FROM: Final = re.compile(
@@ -69,10 +71,12 @@ def read_dockerfile(path: Path, *, workdir: str | None = None) -> Recipe:
 
 def _instructions(path: Path) -> Iterator[tuple[int, str, str]]:
     """Yield number, name and words of each instruction."""
+    if (content := left_file(path)) is None:
+        raise ValueError(f"{path} is missing or too large")
     try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
+        lines = content.decode().splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}") from None
     if len(lines) > _MAX_LINES:
         raise ValueError(f"{path} has {len(lines):,} lines, at most {_MAX_LINES:,} are read")
     begun, parts = 0, list[str]()
@@ -258,8 +262,12 @@ def _sources(context: Path, source: str) -> list[str]:
     path = os.path.normpath(source.lstrip("/") or ".")
     if path.startswith("../") or path == "..":
         raise ValueError("leads out of the context")
+    if "**" in path:
+        raise ValueError("has **, which is not read")
     is_wild = _WILD.search(path) is not None
-    found = sorted(context.glob(path))[:_MAX_FOUND] if is_wild else [context / path]
+    found = sorted(islice(context.glob(path), _MAX_FOUND + 1)) if is_wild else [context / path]
+    if len(found) > _MAX_FOUND:
+        raise ValueError(f"names more than {_MAX_FOUND:,} files")
     if not found or not all(one.exists() for one in found):
         raise ValueError(f"names {shorten(source, 100)}, which is not there")
     for one in found:

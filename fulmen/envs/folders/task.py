@@ -79,6 +79,11 @@ class FolderTask(Task):
         return self.description.recipe.variables
 
     @property
+    def seconds(self) -> float | None:
+        """The time that task.toml gives an agent."""
+        return self.description.agent_seconds
+
+    @property
     def known_answers(self) -> tuple[Message, ...]:
         """A call that runs the solution, and an answer; empty without a solution, or if its files
         are too large for a command.
@@ -91,8 +96,8 @@ class FolderTask(Task):
         for path, content in self.description.solution.items():
             place = shlex.quote(f"{_PLACE}/{path}")
             text = base64.b64encode(_moved(content)).decode()
-            lines.append(f"mkdir -p $(dirname {place}); echo {text} | base64 -d > {place}")
-        command = "\n".join([*lines, f"bash {_PLACE}/solve.sh"])
+            lines.append(f'mkdir -p "$(dirname {place})"; echo {text} | base64 -d > {place}')
+        command = "\n".join([*lines, f"chmod -R u+x {_PLACE}; bash {_PLACE}/solve.sh"])
         if len(command) > _MAX_COMMAND:
             return ()
         call = ToolCall(_COMMANDS[self.profile], {"command": command})

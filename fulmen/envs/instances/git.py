@@ -31,8 +31,9 @@ _WILD: Final = re.compile(r"([*?\[\]\\])")
 MAX_PATCH: Final = 2**24
 """Characters of a patch"""
 _TEST: Final = re.compile(
-    r"(?:.*/)?(?:test_[^/]*\.py|[^/]*_tests?\.py|tests\.py|conftest\.py|"
-    r"pytest\.ini|tox\.ini)"
+    r"(?:.*/)?(?:tests/.*|test_[^/]*\.py|[^/]*_tests?\.py|tests\.py|conftest\.py|"
+    r"\.?pytest\.ini|tox\.ini)",
+    re.DOTALL,
 )
 
 

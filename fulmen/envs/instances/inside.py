@@ -34,6 +34,7 @@ def main(place: str, *files: str) -> None:
 
     outcomes = Outcomes()
     options = ["-q", "-p", "no:cacheprovider", "--tb=short", f"--rootdir={here}"]
+    options.append("--continue-on-collection-errors")  # one file that fails would stop all others
     pytest.main([*options, *files], plugins=[outcomes])
     with file:
         json.dump({"outcomes": outcomes.found}, file)

@@ -85,18 +85,24 @@ class InstanceTask(Task):
         if folder is None:
             return Score(0.0, {"applied": 0.0})
         with scratch_folder("fulmen-patch-") as scratch:
-            await self.prepare(scratch / "before")
-            is_whole = await asyncio.to_thread(copy_left, folder, scratch / "after", without=GIT)
+            before, after = scratch / "before", scratch / "after"
+            await self.prepare(before)
             try:
-                if not is_whole:
+                if not await asyncio.to_thread(copy_left, folder, after, without=GIT):
+                    await self._check_size(before, scratch / "copy")
                     raise ValueError("the folder has become too large")
-                self.model_patch = await asyncio.to_thread(
-                    make_patch, scratch / "before", scratch / "after"
-                )
+                self.model_patch = await asyncio.to_thread(make_patch, before, after)
             except ValueError:
                 self.model_patch = ""
                 return Score(0.0, {"applied": 0.0})
         return await self.grade(self.model_patch)
+
+    async def _check_size(self, before: Path, copy: Path) -> None:
+        """Raise GraderError if the repository as it was given is too large to be copied."""
+        if not await asyncio.to_thread(copy_left, before, copy, without=GIT):
+            raise GraderError(
+                f"{self.instance.instance_id}: the repository has too many files, or too large ones"
+            )
 
     async def grade(self, patch: str) -> Score:
         """Return 1 if all tests that are named pass with a patch, else 0.
@@ -115,12 +121,14 @@ class InstanceTask(Task):
             )
         if not patch.strip():
             return Score(0.0, {"applied": 0.0, "changed_lines": 0.0})
+        known, added = await self._paths("patch"), await self._paths("test_patch")
         try:
             changed = await asyncio.to_thread(changed_paths, patch)
-            added = await asyncio.to_thread(changed_paths, instance.test_patch or "\n")
         except ValueError:
-            changed, added = {}, {}
-        passed_over = tuple(path for path in changed if is_test(path) or path in added)
+            changed = {}
+        passed_over = tuple(
+            path for path in changed if path in added or (is_test(path) and path not in known)
+        )
         parts = {
             "applied": 0.0,
             "touches_tests": float(bool(passed_over)),
@@ -141,8 +149,9 @@ class InstanceTask(Task):
                 tested = await run_tests(tree, names, self._limits)
             except ValueError:
                 tested = None
-        if tested is None or not tested.is_believed:
+        if tested is None or not tested.have_run(names):
             await self._check_tests(names)
+        if tested is None or not tested.is_believed:
             return Score(0.0, {**parts, "applied": 1.0, "believed": 0.0})
         shares = {
             name: _share(tested, wanted)
@@ -154,20 +163,31 @@ class InstanceTask(Task):
         value = float(all(share == 1 for share in shares.values()))
         return Score(value, {**parts, "applied": 1.0, **shares, "believed": 1.0})
 
+    async def _paths(self, name: str) -> dict[str, int]:
+        """Return the paths of one of the instance's patches. Raises GraderError if it is none."""
+        patch = getattr(self.instance, name)
+        try:
+            return await asyncio.to_thread(changed_paths, patch) if patch.strip() else {}
+        except ValueError as error:
+            raise GraderError(f"{self.instance.instance_id}: {name}: {error}") from None
+
     async def _add_tests(self, tree: Path) -> None:
         if self.instance.test_patch.strip():
             await asyncio.to_thread(apply_patch, tree, self.instance.test_patch)
 
     async def _check_tests(self, names: tuple[str, ...]) -> None:
-        """Raise GraderError if the tests cannot be run on the repository as it was given."""
+        """Raise GraderError if the tests do not run with the known patch either."""
         with scratch_folder("fulmen-grade-") as scratch:
-            await self.prepare(scratch / "folder")
+            tree = scratch / "folder"
+            await self.prepare(tree)
             try:
-                await self._add_tests(scratch / "folder")
-                tested = await run_tests(scratch / "folder", names, self._limits)
+                if self.instance.patch.strip():
+                    await asyncio.to_thread(apply_patch, tree, self.instance.patch)
+                await self._add_tests(tree)
+                tested = await run_tests(tree, names, self._limits)
             except ValueError as error:
                 raise GraderError(f"{self.instance.instance_id}: {error}") from None
-        if not tested.is_believed:
+        if not tested.have_run(names):
             raise GraderError(
                 f"{self.instance.instance_id}: its tests cannot be run here: {tested.output}"
             )

@@ -39,6 +39,11 @@ class Tested:
     """True if the two tests of ours did as they should"""
     output: str
 
+    def have_run(self, names: Sequence[str]) -> bool:
+        """Return whether there is an outcome of each of these, to be believed: a file that cannot
+        be imported has none."""
+        return self.is_believed and all(name in self.outcomes for name in names)
+
 
 async def run_tests(folder: Path, names: Sequence[str], limits: Limits | None = None) -> Tested:
     """Run the files of some tests in a folder, which they may change."""

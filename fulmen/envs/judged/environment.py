@@ -51,7 +51,7 @@ class JudgedTask(Task):
         fails.
         """
         said = "" if trajectory.reply is None else spoken(trajectory.reply.content)
-        if says_nothing(said, self.prompt):
+        if said != self.reference and says_nothing(said, self.prompt):
             return Score(0.0, {"judged": 0.0})
         if self.judged == "pair":
             assert self.reference is not None

@@ -65,8 +65,9 @@ def test_solutions_pass(tmp_path: Path) -> None:
     body = "```python\ndef shift(values, by):\n    return list(map(by.__add__, values))\n```"
     assert scored(environment.task(0), body).parts == {"format": 1.0, "correct": 0.0}
     code = "def shift(values, by):\n    return [v + by * weigh([1], 9) for v in values]"
-    helped = f"```python\n{code}\n```"
-    assert scored(environment.task(0), helped).value == 1
+    for begin in ("", "from __future__ import annotations\n"):
+        helped = f"```python\n{begin}{code}\n```"
+        assert scored(environment.task(0), helped).value == 1
 
 
 CHEATS = {
@@ -110,6 +111,12 @@ os.write(4, b"[" * 100000 + b"\\n")
 def shift(values, by):
     return values
 """,
+    "takes the place of a builtin": """
+import os
+os.write(4, b'{"shift": 0, "abs": 1, "len": 2}\\n')
+while os.read(3, 99999):
+    os.write(4, b'{"value": {"int": "2"}}\\n')
+""",
     "reads the tests": """
 import gc, glob, os, sys
 found = []
@@ -131,7 +138,9 @@ if any(b"weigh(candidate" in one for one in found):
 def test_cheats_score_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Some wait for what never comes.
     monkeypatch.setattr("fulmen.envs.code.exercises.ALL_SECONDS", 6.0)
-    task = Exercises(file_of(tmp_path, HUMANEVAL)).task(0)
+    near = "def check(candidate):\n    assert abs(len(candidate([1, 2], 3)) - 2) < 3\n"
+    fields = {**HUMANEVAL, "test": near} if "builtin" in name else HUMANEVAL
+    task = Exercises(file_of(tmp_path, fields)).task(0)
     assert scored(task, f"```python\n{CHEATS[name]}\n```").value == 0
 
 
@@ -144,6 +153,9 @@ def test_cheats_score_nothing(name: str, tmp_path: Path, monkeypatch: pytest.Mon
         ('{"entry_point": "f", "prompt": 1}', "line 1 must have the fields of HumanEval"),
         ('{"text": "a", "code": "b", "test_list": ["assert ("]}', "tests that are not Python"),
         ('{"text": "a", "code": "b", "test_list": 3}', "line 1 must have the fields"),
+        ('{"text": "a", "code": "b", "test_list": []}', "test_list is missing, empty or"),
+        ('{"text": "a", "code": "b", "test_list": "x"}', "test_list is missing, empty or"),
+        ('{"text": "a", "code": "b", "test_list": ["\\u0000"]}', "tests that are not Python"),
         ("", "is empty"),
     ],
 )

@@ -64,6 +64,7 @@ def test_files_variables_and_folders_are_kept(tmp_path: Path) -> None:
         ("FROM python\nENV A='", "line 2 cannot be read"),
         ("FROM python\nWORKDIR /app\nCOPY --from=x /a .", "line 3 has --from=x"),
         ("FROM python\nWORKDIR /app\nCOPY gone.txt .", "line 3 names gone.txt, which is not there"),
+        ("FROM python\nWORKDIR /app\nCOPY **/**/x .", "line 3 has \\*\\*, which is not read"),
         ("FROM python\nWORKDIR /app\nCOPY ../x .", "line 3 leads out of the context"),
         ("FROM python\nWORKDIR /app\nCOPY one.txt /etc/", "line 3 needs a place outside of"),
         ("FROM python\nWORKDIR /app\nRUN mkdir /data", "line 3 needs a place outside of"),

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -76,6 +77,15 @@ def test_the_solution_scores_one_and_junk_nothing(tmp_path: Path) -> None:
     environment = Folders(written(tmp_path / "hello"))
     assert environment.num_tasks == 1
     assert asyncio.run(self_check(environment, [0], junk=["Hello"])) == []
+
+
+@pytest.mark.usefixtures("has_sandbox")
+def test_a_solution_may_have_programs_and_spaces_in_its_names(tmp_path: Path) -> None:
+    folder = written(tmp_path / "hello", solution_solve_sh="'/solution/a b/c d'\n")
+    program = folder / "solution/a b/c d"
+    program.parent.mkdir()
+    program.write_text("#!/bin/bash\ncp /solution/answer.txt hello.txt\n")
+    assert asyncio.run(self_check(Folders(folder), [0], junk=[])) == []
 
 
 @pytest.mark.usefixtures("has_sandbox")
@@ -156,6 +166,9 @@ def test_what_cannot_be_copied_scores_nothing_or_is_passed_over(tmp_path: Path) 
         ({"tests_test_sh": None}, "test.sh is missing"),
         ({"task_toml": "a ="}, "is not TOML"),
         ({"task_toml": "[environment]\ngpus = 1"}, "environment.gpus asks for a GPU"),
+        ({"task_toml": "[agent]\ntimeout_sec = nan"}, "agent.timeout_sec is nan, it must be above"),
+        ({"task_toml": "[verifier]\ntimeout_sec = -1"}, "verifier.timeout_sec is -1, it must be"),
+        ({"task_toml": f"[verifier]\ntimeout_sec = 1{'0' * 400}"}, "it must be above 0"),
         ({"task_toml": "[[steps]]\nname = 'a'"}, "steps asks for several steps"),
         ({"task_toml": "[environment]\ndocker_image = 'a'"}, "asks for an image that is fetched"),
         (
@@ -178,6 +191,16 @@ def test_what_cannot_be_played_here_is_one_sentence(
     with pytest.raises(ValueError, match=sentence) as refusal:
         Folders(written(tmp_path / "hello", **changes))
     assert len(str(refusal.value).splitlines()) == 1
+
+
+def test_a_script_of_white_space_is_read_in_no_time(tmp_path: Path) -> None:
+    for begin in ("", "if", "!"):
+        text = f"{begin}\n" * 60_000
+        written(tmp_path / "hello", tests_test_sh=text)
+        start = time.process_time()
+        task = Folders(tmp_path / "hello").task(0)
+        assert time.process_time() - start < 5
+    assert task.seconds == 300
 
 
 def test_links_in_what_is_copied_are_refused(tmp_path: Path) -> None:

@@ -91,7 +91,9 @@ def test_parts_of_a_patch_are_passed_over(tmp_path: Path) -> None:
         ("pytest.ini", True),
         ("django/test/client.py", False),
         ("latest.py", False),
-        ("tests/data.json", False),
+        ("tests/data.json", True),
+        ("calc/tests/helpers.py", True),
+        ("my_tests/data.json", False),
     ],
 )
 def test_paths_of_tests(path: str, expected: bool) -> None:

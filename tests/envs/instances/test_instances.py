@@ -125,6 +125,7 @@ def test_the_folder_has_the_files_of_the_commit_and_no_history(made: Made, tmp_p
 @pytest.mark.usefixtures("has_sandbox")
 def test_the_tests_of_the_agent_do_not_count(made: Made, tmp_path: Path) -> None:
     folder = changed(made, tmp_path / "folder", calc=RIGHT, conftest=CHEAT)
+    (folder / "tests/helpers.py").write_text("the files beside the tests belong to them")
     (folder / "tests/test_calc.py").write_text("def test_add():\n    pass\n")
     (folder / "pytest.ini").write_text("[pytest]\naddopts = --collect-only\n")
     task = made.task
@@ -133,6 +134,7 @@ def test_the_tests_of_the_agent_do_not_count(made: Made, tmp_path: Path) -> None
     assert score.parts["touches_tests"] == 1
     assert task.model_patch is not None
     assert "conftest.py" in task.model_patch
+    assert "helpers.py" in task.model_patch
 
 
 @pytest.mark.usefixtures("has_sandbox")
@@ -193,6 +195,44 @@ def test_tests_that_cannot_run_are_an_error(made: Made, tmp_path: Path) -> None:
     path.write_text(json.dumps(fields))
     with pytest.raises(GraderError, match="is no name of pytest's"):
         asyncio.run(Instances(path, made.repositories).task(0).grade(fields["patch"]))
+
+
+@pytest.mark.usefixtures("has_sandbox")
+def test_a_patch_without_a_name_that_the_tests_import_is_wrong_and_no_error(
+    made: Made, tmp_path: Path
+) -> None:
+    tests = made.fields["test_patch"].replace("import add", "import double, add")
+    extended = made.fields["patch"].replace("@@ -1,5 +1,5 @@", "@@ -1,5 +1,6 @@")
+    known = extended.replace("+    return a + b\n", "+    return a + b\n+double = add\n")
+    path = tmp_path / "new.jsonl"
+    path.write_text(json.dumps({**made.fields, "patch": known, "test_patch": tests}))
+    task = Instances(path, made.repositories).task(0)
+    assert asyncio.run(task.grade(known)).value == 1
+    score = asyncio.run(task.grade(made.fields["patch"]))
+    assert (score.value, score.parts["believed"], score.parts["fail_to_pass"]) == (0, 1, 0)
+
+
+@pytest.mark.usefixtures("has_sandbox")
+def test_an_instance_may_have_no_patch_of_tests_and_no_broken_one(
+    made: Made, tmp_path: Path
+) -> None:
+    fields = {**made.fields, "FAIL_TO_PASS": ["tests/test_calc.py::test_take"], "PASS_TO_PASS": []}
+    path = tmp_path / "plain.jsonl"
+    path.write_text(json.dumps({**fields, "test_patch": ""}))
+    right = made.fields["patch"]
+    assert asyncio.run(Instances(path, made.repositories).task(0).grade(right)).value == 1
+    path.write_text(json.dumps({**fields, "test_patch": "no patch"}))
+    with pytest.raises(GraderError, match="acme__calc-1: test_patch: git apply"):
+        asyncio.run(Instances(path, made.repositories).task(0).grade(right))
+
+
+def test_a_repository_that_is_too_large_is_an_error(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fulmen.envs.left._MAX_COPIED_BYTES", 8)
+    folder = changed(made, tmp_path / "folder", calc=RIGHT)
+    with pytest.raises(GraderError, match="acme__calc-1: the repository has too many files"):
+        asyncio.run(made.task.score(Trajectory(), folder))
 
 
 @pytest.mark.usefixtures("has_sandbox")

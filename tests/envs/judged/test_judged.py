@@ -36,10 +36,11 @@ def test_the_reference_scores_one_and_junk_nothing(tmp_path: Path) -> None:
     rows = [
         {"prompt": "Which metal is liquid when it is warm outside?", "reference": "Mercury is."},
         {"prompt": "Name the first king of Rome.", "reference": "It was Romulus."},
+        {"prompt": "Is 2 + 2 = 4 right?", "reference": "The answer is correct."},
     ]
     environment = Judged(written(tmp_path, *rows), judging(fair)[0])
-    assert environment.num_tasks == 2
-    assert asyncio.run(self_check(environment, range(2))) == []
+    assert environment.num_tasks == 3
+    assert asyncio.run(self_check(environment, range(3))) == []
 
 
 @pytest.mark.parametrize("grade", [1, 2, 3, 4, 5])
