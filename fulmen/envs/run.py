@@ -53,9 +53,9 @@ async def run_task(
 ) -> Trajectory:
     """Return the scored trajectory of an agent on a task.
 
-    budget   fifty turns if omitted; a task may have a limit of time besides
     memory   the conversation as the model's side holds it: with a transcript, ids that were
              sampled are never encoded again; messages alone if omitted
+    budget   fifty turns if omitted; a task may have a limit of time besides
     limits   of the sandbox: a second for processes and memory, sixty for a command, if omitted
     context  tokens that the model's context holds: a summary takes the place of a history that
              fills it; without it none is made, and where the model refuses what is too long, the

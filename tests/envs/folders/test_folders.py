@@ -140,6 +140,23 @@ def test_an_agent_that_keeps_the_tests_from_their_end_gets_nothing(tmp_path: Pat
 
 
 @pytest.mark.usefixtures("has_sandbox")
+@pytest.mark.parametrize("target", ["/tests/right.txt", "root/tests/right.txt"])
+def test_a_link_to_the_tests_is_no_answer(tmp_path: Path, target: str) -> None:
+    tests = (
+        "#!/bin/bash\ncmp hello.txt /tests/right.txt\necho $((1 - $?)) > /logs/verifier/reward.txt"
+    )
+    path = written(tmp_path / "hello", tests_test_sh=tests)
+    (path / "tests/right.txt").write_text("Hello")
+    folder = left(tmp_path / "left", hello="Hello")
+    task = Folders(path).task(0)
+    assert graded(task, folder).value == 1
+    (folder / "hello.txt").unlink()
+    (folder / "root").symlink_to("/proc/self/root")
+    (folder / "hello.txt").symlink_to(target)
+    assert graded(task, folder) == Score(0.0, {"graded": 1.0})
+
+
+@pytest.mark.usefixtures("has_sandbox")
 def test_tests_that_need_an_answer_to_run_are_not_broken(tmp_path: Path) -> None:
     tests = "#!/bin/bash\nset -e\ncat hello.txt\necho 1 > /logs/verifier/reward.txt\n"
     task = Folders(written(tmp_path / "hello", tests_test_sh=tests)).task(0)
