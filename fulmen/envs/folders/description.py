@@ -168,7 +168,10 @@ def _value(settings: Mapping[str, Any], name: str, kind: Any) -> Any:
 def _seconds(settings: Mapping[str, Any], name: str) -> float | None:
     value = _value(settings, name, float | int)
     if value is not None and not 0 < value <= _LONGEST_SECONDS:
-        raise ValueError(f"task.toml: {name} is {shorten(value, 60)}, it must be above 0")
+        most = f"{_LONGEST_SECONDS:,.0f}"
+        raise ValueError(
+            f"task.toml: {name} is {shorten(value, 60)}, it must be above 0 and at most {most}"
+        )
     return None if value is None else float(value)
 
 
