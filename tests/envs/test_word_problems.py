@@ -64,6 +64,35 @@ def test_one_step_is_the_operation_that_its_numbers_allow() -> None:
         assert whole_number(task.answer, task.units) in possible, task.question
 
 
+def test_a_share_is_one_of_what_somebody_has() -> None:
+    for level in (4, 5):
+        environment = WordProblems(2, level=level)
+        for index in range(150):
+            story = environment.task(index).question
+            # "Max gets $5. Then Max spends 1/2 of that": of $5, or of all?
+            found = re.search(r"(of|than) that\b|(left with|without) [^.]* of it\b", story)
+            assert found is None, story
+
+
+def test_somebody_with_a_part_is_one_of_those_who_share() -> None:
+    for frame in FRAMES:
+        for text in frame.quotients:
+            assert re.search(r"\bone\b|\bamong\b|\{b_less\}", text), text
+
+
+def test_one_thing_may_stand_with_its_own_word() -> None:
+    environment, units = WordProblems(1, level=1), dict[str, tuple[str, ...]]()
+    for index in range(600):
+        if (found := environment.task(index).units) is not None:
+            units[found[0]] = found
+    singulars = {
+        **{"people": "person", "children": "child", "loaves": "loaf", "lilies": "lily"},
+        **{"daisies": "daisy", "cookies": "cookie", "eggs": "egg"},
+    }
+    for things, one in singulars.items():
+        assert whole_number(f"1 {one}", units[things]) == 1
+
+
 @pytest.mark.parametrize("word", ["more", "times", "less", "fewer", "evenly|equal", "of"])
 def test_no_word_tells_the_operation(word: str) -> None:
     environment, operations = WordProblems(7, level=1), Counter[str]()

@@ -195,8 +195,8 @@ AMOUNTS: Final = (
             "Of {who}'s cloth, {a} are plain and {b} have dots.",
         ),
         rests=(
-            "{who} buys {a} of cloth, of which {b} are torn and useless.",
-            "{who} had {a} of rope, and {b} of it are in use elsewhere.",
+            "{who} buys {a} of cloth, of which {b} are torn and go back to the shop.",
+            "{who} had {a} of rope and has given {b} of it to a neighbour.",
             "From {a} of ribbon a friend of {who} cuts {b}; {who} has the rest.",
         ),
         gains=(
@@ -236,7 +236,7 @@ AMOUNTS: Final = (
         rests=(
             "Of {a} of rice in {who}, mice eat {b}.",
             "{who} had {a} of flour and has baked with {b} of it.",
-            "The sacks of {who} hold {a}, but {b} are missing from them.",
+            "The sacks of {who} held {a}, but {b} were stolen from them.",
         ),
         gains=(
             "A farmer delivers {n} to {who}.",

@@ -29,6 +29,11 @@ _UNITS: Final = {
     "metres": ("metres", "metre", "meters", "meter", "m"),
     "kilograms": ("kilograms", "kilogram", "kg"),
 }
+_SINGULARS: Final = {
+    **{"people": "person", "children": "child", "loaves": "loaf"},
+    **{"lilies": "lily", "daisies": "daisy"},
+}
+"""Things that are not one thing without their s"""
 _FORMS: Final = {
     "count": "The answer is a whole number.",
     "money": "The answer is an amount in dollars, such as $12 or $12.50.",
@@ -123,7 +128,8 @@ class WordProblems:
             return WordTask(level, "clock", text, _TIME_FORM, written_time(minutes), None)
         frame = FRAMES[place]
         story = make_story(draw, frame, level, level)
-        units = _UNITS.get(story.things) or (story.things, story.things.removesuffix("s"))
+        one = _SINGULARS.get(story.things) or story.things.removesuffix("s")
+        units = _UNITS.get(story.things) or (story.things, one)
         form = _FORMS[frame.kind].format(things=story.things)
         answer = _written(story.number, frame.kind)
         return WordTask(level, frame.name, story.text, form, answer, units)

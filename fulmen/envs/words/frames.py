@@ -98,7 +98,7 @@ COUNTS: Final = (
         quotients=(
             "A harvest of {a} {things} goes to {b} farms in equal parts, one of them {who}.",
             "{b} farms, {who} among them, divide {a} {things} evenly.",
-            "Each of {b} farms has the same share of {a} {things}, and so has {who}.",
+            "Each of {b} farms, {who} among them, has the same share of {a} {things}.",
         ),
         sums=(
             "In the morning {a} {things} come in at {who}, in the evening {b}.",
@@ -201,7 +201,7 @@ COUNTS: Final = (
         ),
         losses=(
             "At a stop {n} {things} get off {who}.",
-            "{n} {things} on {who} are at home and say goodbye.",
+            "{n} {things} on {who} are at home, say goodbye and get off.",
             "{n} {things} change from {who} to a tram.",
         ),
         loses="lets out",
@@ -229,7 +229,7 @@ COUNTS: Final = (
         ),
         rests=(
             "{who} baked {a} {things}, and {b} of them are sold.",
-            "Of {a} {things} at {who}, {b} are burnt and no good.",
+            "Of {a} {things} at {who}, {b} are burnt and thrown away.",
             "{b} of {a} {things} at {who} were kept for a guest, who has taken them.",
         ),
         gains=(
@@ -239,7 +239,7 @@ COUNTS: Final = (
         ),
         losses=(
             "A guest of {who} buys {n} {things}.",
-            "{n} {things} of {who} fall on the floor.",
+            "{n} {things} of {who} fall on the floor and are thrown away.",
             "{who} sends {n} {things} to a school.",
         ),
         loses="sells",
@@ -282,7 +282,7 @@ COUNTS: Final = (
         losses=(
             "The gardener digs {n} {things} out of {who}.",
             "{n} {things} move from {who} to a pot.",
-            "In winter {n} {things} freeze in {who}.",
+            "In winter {n} {things} in {who} freeze and are pulled out.",
         ),
         loses="loses",
     ),

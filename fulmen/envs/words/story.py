@@ -29,18 +29,18 @@ _TIMES: Final = (
     "{x} {has} as {many}{of} as {y}, {n} times over.",
 )
 _SHARE_LOST: Final = (
-    "Then {who} {loses} {share} of that.",
-    "{share} of that is what {who} {loses} then.",
-    "After that {who} is without {share} of it.",
+    "Then {who} {loses} {share} of what {who} {has}.",
+    "{share} of what {who} {has} is gone after that.",
+    "After that {who} is without {share} of what {who} had.",
 )
 _SHARE_KEPT: Final = (
-    "Then {who} {loses} all but {share} of that.",
-    "{share} of that is what remains for {who} then.",
-    "After that {who} is left with {share} of it.",
+    "Then {who} {loses} all but {share} of what {who} {has}.",
+    "{share} of what {who} {has} is all that remains after that.",
+    "After that {who} is left with {share} of what {who} had.",
 )
 _GROWN: Final = (
     "Then what {who} {has} grows by {share}.",
-    "After a while {who} {has} {share} more than that.",
+    "After a while {who} {has} {share} more than before.",
 )
 _PERCENTS: Final = (5, 10, 15, 20, 25, 30, 40, 50, 60, 75, 80)
 _SHARES: Final = tuple(
@@ -277,7 +277,8 @@ class _Teller:
         self._q *= left(share)
         self._has_changed = True
         said = self._percent(int(share * 100)) if is_percent else str(share)
-        return self._say(ways, who=self._who, loses=self._frame.loses, share=said)
+        frame = self._frame
+        return self._say(ways, who=self._who, has=frame.has, loses=frame.loses, share=said)
 
     def _percent(self, percent: int) -> str:
         return f"{percent}%" if self._draw.random() < 0.5 else f"{percent} per cent"
