@@ -5,8 +5,9 @@
 
 A data set is listed if for 200 tasks of ten seeds: the known answer scores 1; junk, an empty
 answer, the question, flattery and a list of many answers score 0, with and without `Answer:`
-before it; another process with another hash seed makes the same tasks in another order; and the
-median task takes at most 50 ms of the processor. The others stand in the file with the reason.
+before it; Python code as an answer is not run; another process with another hash seed makes the
+same tasks in another order; and the median task takes at most 50 ms of the processor. The others
+stand in the file with the reason.
 """
 
 import asyncio
@@ -22,6 +23,7 @@ from fulmen.agent import Answer
 from fulmen.chat import Message
 from fulmen.envs import Task, answered
 from fulmen.envs.reasoning import Listed, ReasoningGym, ReasoningGymTask
+from fulmen.envs.reasoning.environment import is_whole
 from fulmen.envs.workers import WorkerError, Workers
 from fulmen.evaluate import self_check
 from fulmen.evaluate.self_check import JUNK, MAKING_SECONDS
@@ -30,6 +32,8 @@ from fulmen.sampling import SamplingParams
 PATH = Path(__file__).parent.parent / "fulmen/envs/reasoning/reasoning_gym.json"
 NUM_SEEDS, NUM_TASKS = 10, 20
 MAX_CHARS = 20_000
+CODE = '[__import__("os")._exit(7)]'
+"""Answer that ends the process of a verifier which evaluates it"""
 
 
 def checked(name: str, workers: Workers, others: Workers) -> dict[str, Any]:
@@ -72,15 +76,15 @@ def check_answers(tasks: list[ReasoningGymTask], workers: Workers) -> None:
     for task in tasks:
         if not (known := said(task, task.known_answers[0].content)):
             raise ValueError("the known answer is not right")
-        junk = [*JUNK, task.question, task.messages[0].content]
+        junk = [CODE, *JUNK, task.question, task.messages[0].content]
         junk += [text for text in (many, lines) if text.strip() != task.answer.strip()]
         marked = [text for one in junk if (text := said(task, f"Answer: {one}")) is not None]
         place = (task.name, task.seed, task.index)
         scores = workers.call("scores", *place, [known, "", *marked], module="reasoning_gym")
-        if scores[0] < 0.99:
+        if not is_whole(scores[0]):
             raise ValueError(f"the known answer scores {scores[0]:g}")
         for text, score in zip(["", *marked], scores[1:], strict=True):
-            if score >= 0.99 and text != known:
+            if is_whole(score) and text != known:
                 raise ValueError(f"{text[:60]!r} scores {score:g}")
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from fulmen.envs import load_environment
 from fulmen.envs.reasoning import Listed, ReasoningGym, ReasoningGymTask, listed_datasets
-from fulmen.envs.workers import WorkerError, Workers
+from fulmen.envs.reasoning.environment import is_whole
+from fulmen.envs.workers import WorkerError, Workers, shared_workers
 from fulmen.evaluate import self_check
 from tests.envs.test_environments import scored
 
@@ -34,6 +35,7 @@ def test_the_list_says_with_which_version_it_was_made() -> None:
     listed, version = listed_datasets()
     assert version == "0.1.25"
     assert set(FEW) <= set(listed)
+    assert "binary_matrix" not in listed  # its verifier evaluates answers as Python
     assert all(0 < one.chance <= 1 for one in listed.values())
     text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     assert f'"reasoning-gym=={version}"' in text
@@ -72,6 +74,40 @@ def test_answers_stand_after_the_mark() -> None:
     assert scored(task, "", thinking=f"Answer: {right}") == (0, None)
     many = " ".join(map(str, range(int(right) - 50, int(right) + 50)))
     assert scored(task, f"Answer: {many}")[0] == 0
+
+
+def test_a_score_near_1_or_beyond_it_is_that_of_a_wrong_answer() -> None:
+    assert [one for one in (1.0, 1 - 1e-12, 0.995, 148.4, 0.0, -1.0) if is_whole(one)] == [
+        1.0,
+        1 - 1e-12,
+    ]
+
+
+@needs_library
+def test_a_long_answer_with_a_letter_too_many_is_wrong() -> None:
+    environment = ReasoningGym(0, name="caesar_cipher")
+    tasks = [environment.task(index) for index in range(20)]
+    task = max(tasks, key=lambda one: len(one.answer))
+    assert len(task.answer) >= 99
+    assert scored(task, f"Answer: {task.answer}")[0] == 1
+    assert scored(task, f"Answer: {task.answer}S")[0] == 0
+
+
+@needs_library
+def test_where_no_day_is_asked_for_not_every_number_is_right() -> None:
+    environment = ReasoningGym(0, name="calendar_arithmetic")
+    task = next(one for one in map(environment.task, range(400)) if one.answer == "-1")
+    assert scored(task, "Answer: -1")[0] == 1
+    assert scored(task, "Answer: 5")[0] == 0
+
+
+@needs_library
+def test_no_verifier_of_the_list_runs_an_answer() -> None:
+    listed, _ = listed_datasets()
+    code = '[__import__("os")._exit(7)]'
+    for name in listed:
+        (score,) = shared_workers().call("scores", name, 1, 0, [code], module="reasoning_gym")
+        assert not is_whole(score), name
 
 
 @needs_library

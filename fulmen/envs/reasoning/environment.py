@@ -22,9 +22,9 @@ from fulmen.envs.task import Task
 from fulmen.envs.workers import Workers, shared_workers
 
 _LIST: Final = Path(__file__).with_name("reasoning_gym.json")
-_RIGHT: Final = 0.99
-"""Score of reasoning-gym from which an answer is right: it gives parts of 1 to answers that merely
-hold the right one, and to some that are nothing"""
+_ROUNDING: Final = 1e-9
+"""Distance from 1 at which a score of reasoning-gym is that of a right answer: it gives parts of 1
+to answers that merely hold the right one or are near it, and more than 1 to some that are wrong"""
 _INSTALL: Final = "install it with: pip install 'fulmen[envs]'"
 
 
@@ -70,8 +70,9 @@ class ReasoningGymTask(Task):
             return Score(0.0, {"format": 0.0, "partial": 0.0})
         place = (self.name, self.seed, self.index)
         (found,) = await self.workers.acall("scores", *place, [answer], module="reasoning_gym")
-        partial = min(max(found, 0.0), 1.0)
-        return Score(float(found >= _RIGHT), {"format": 1.0, "partial": partial})
+        is_right = is_whole(found)
+        partial = float(is_right) if not 0 <= found <= 1 else found
+        return Score(float(is_right), {"format": 1.0, "partial": partial})
 
     def answer_of(self, trajectory: Trajectory) -> str | None:
         """Return the text after the last `Answer:`; None if there is none."""
@@ -139,6 +140,11 @@ class ReasoningGym:
         return ReasoningGymTask(
             *place, item["question"], item["answer"], self._listed[name].has_lines, self._workers
         )
+
+
+def is_whole(score: float) -> bool:
+    """Return True for the score that the library gives a right answer."""
+    return abs(score - 1) <= _ROUNDING
 
 
 @cache
