@@ -19,7 +19,9 @@ _MOST_MARKS: Final = 20
 _WINDOW: Final = 3_000
 """Characters before the last digit; numbers are shorter"""
 _MARK: Final = re.compile(
-    r"####|\\(?:boxed|fbox) ?\{|\banswer\b[*_ ]{0,4}(?:is\b|:|=)", re.IGNORECASE
+    r"####(?![ \t#*_]{0,9}(?:[A-Za-z]|\d{1,3}[.)] +\S))"  # and no heading such as #### Step 2
+    r"|\\(?:boxed|fbox) ?\{|\banswer\b[*_ ]{0,4}(?:is\b|:|=)",
+    re.IGNORECASE,
 )
 _SENTENCE_END: Final = re.compile(r"[.!?](?=[\s*_\"')\]]|\Z)|\n")
 _BRACE: Final = re.compile(r"[{}]")
@@ -29,7 +31,8 @@ def final_number(text: str) -> Fraction | None:
     """Return the number that a text states last; None if it has none that can be read.
 
     It is the last number of the box or sentence after the last mark that has one (`####` as in
-    GSM8K, `\\boxed{`, "answer is", "answer:"), and without a mark the last number of the text.
+    GSM8K, but no heading, `\\boxed{`, "answer is", "answer:"), and without a mark the last number
+    of the text.
     """
     text = plain(text[-_LONGEST:])
     for mark in reversed(list(_MARK.finditer(text))[-_MOST_MARKS:]):

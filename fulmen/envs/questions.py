@@ -21,7 +21,7 @@ from fulmen.chat import Message
 from fulmen.envs.hub import hub_file
 from fulmen.envs.rows import check_verifier, read_row
 from fulmen.envs.task import Task, answered
-from fulmen.files import shorten
+from fulmen.files import parse_json, shorten
 from fulmen.sampling import SamplingParams
 
 SPLITS: Final = ("test", "train")
@@ -110,12 +110,11 @@ class Questions:
     def _task(self, line: bytes, number: int) -> Task:
         where = self._where(number)
         try:
-            fields = json.loads(line.decode())
+            line.decode()
         except UnicodeDecodeError as error:
             raise ValueError(f"{where} is not UTF-8: {error}") from None
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{where} is not JSON: {error}") from None
-        if self._mark is not None and isinstance(fields, dict):
+        fields = parse_json(line, where)
+        if self._mark is not None:
             answer = fields.get("answer")
             if not (isinstance(answer, str) and self._mark in answer):
                 found = shorten(repr(answer))

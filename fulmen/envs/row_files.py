@@ -3,9 +3,10 @@
 Parquet needs pyarrow, which is not among what this package needs.
 """
 
-import json
 from pathlib import Path
 from typing import Any, Final
+
+from fulmen.files import parse_json
 
 _PARQUET: Final = b"PAR1"
 
@@ -25,19 +26,14 @@ def read_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
 
 def _json_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
     try:
-        lines = path.read_text("utf-8").split("\n")
+        lines = path.read_text("utf-8").encode().split(b"\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8: {error}") from None
-    rows = []
+    rows: list[tuple[str, dict[str, Any]]] = []
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{where} is not JSON: {error}") from None
-        rows.append((where, row if isinstance(row, dict) else {}))
+        if line.strip():
+            where = f"{path}, line {number}"
+            rows.append((where, parse_json(line, where)))
     return rows
 
 

@@ -21,6 +21,7 @@ from fulmen.envs.marked import ASKED, ASKED_LINES, marked_answer
 from fulmen.envs.number import NumberTask, final_number
 from fulmen.envs.task import Task
 from fulmen.envs.workers import WorkerError, shared_workers
+from fulmen.files import shorten
 
 _LONGEST: Final = 20_000
 """Characters of a reply that are read"""
@@ -45,7 +46,7 @@ def read_row(fields: Any, where: str, default: str = "number") -> Task:
     named = fields.get("verifier")
     if named is not None and not (isinstance(named, str) and named in VERIFIERS):
         raise ValueError(
-            f"{where} has the verifier {named!r}, it must be one of: {', '.join(VERIFIERS)}"
+            f"{where} has the verifier {_shown(named)}, it must be one of: {', '.join(VERIFIERS)}"
         )
     verifier = default if named is None else named
     if verifier not in VERIFIERS:
@@ -91,7 +92,7 @@ class RowTask(Task):
 
     def __post_init__(self) -> None:
         if not self._judge(self.known):
-            raise ValueError(f"has the answer {self.answer!r}, which cannot be told as one")
+            raise ValueError(f"has the answer {_shown(self.answer)}, which cannot be told as one")
         if self._judge(self.messages[0].content):
             raise ValueError("has a question that is itself a right answer")
 
@@ -192,13 +193,17 @@ class FunctionTask(Task):
 # ---- verifiers ----------------------------------------------------------------------------------
 
 
+def _shown(value: Any) -> str:
+    return shorten(repr(value))
+
+
 def _number(question: str, answer: Any, row: Mapping[str, Any]) -> Task:
     is_given = isinstance(answer, str | int | float) and not isinstance(answer, bool)
     # str() would write a small or large float with an exponent.
     text = format(Decimal(repr(answer)), "f") if isinstance(answer, float) else str(answer)
     number = final_number(text) if is_given else None
     if number is None:
-        raise ValueError(f"has the answer {answer!r}, it must have a number in it")
+        raise ValueError(f"has the answer {_shown(answer)}, it must have a number in it")
     return NumberTask(question, number)
 
 
@@ -216,7 +221,7 @@ def _compared(spelled: Callable[[str], str | None]) -> Callable[..., Task]:
     def task(question: str, answer: Any, row: Mapping[str, Any]) -> Task:
         wanted = spelled(answer) if isinstance(answer, str) else None
         if wanted is None:
-            raise ValueError(f"has the answer {answer!r}, it must be a text")
+            raise ValueError(f"has the answer {_shown(answer)}, it must be a text")
         lines = "\n" in answer.strip()
         known = f"Answer:\n{answer.strip()}" if lines else f"Answer: {answer.strip()}"
         asked = ASKED_LINES if lines else ASKED
@@ -236,13 +241,15 @@ def _choice(question: str, answer: Any, row: Mapping[str, Any]) -> Task:
     elif isinstance(answer, str) and len(answer) == 1 and answer in _LETTERS[: len(choices)]:
         letter = answer
     else:
-        raise ValueError(f"has the answer {answer!r}, it must be a choice or its letter")
+        raise ValueError(f"has the answer {_shown(answer)}, it must be a choice or its letter")
 
     def spelled(text: str) -> str | None:
+        plain = _plain(text)
+        if plain is not None and len(plain) > 1 and texts.count(plain) == 1:
+            return _LETTERS[texts.index(plain)]  # "B. Jones" may be a choice, and not B
         found = _CHOICE.match(text.strip())
         if found is not None and (said := found[1].upper()) in _LETTERS[: len(choices)]:
             return said
-        plain = _plain(text)
         return _LETTERS[texts.index(plain)] if texts.count(plain) == 1 else None
 
     lines = [f"{one}. {text}" for one, text in zip(_LETTERS, choices, strict=False)]
@@ -268,7 +275,7 @@ def _contains(question: str, answer: Any, row: Mapping[str, Any]) -> Task:
     wanted = [answer] if isinstance(answer, str) else answer
     is_list = isinstance(wanted, list) and all(isinstance(one, str) for one in wanted)
     if not is_list or not wanted or any(_plain(one) is None for one in wanted):
-        raise ValueError(f"has the answer {answer!r}, it must be a text or a list of texts")
+        raise ValueError(f"has the answer {_shown(answer)}, it must be a text or a list of texts")
     words = [re.compile(rf"(?<!\w){re.escape(_plain(one) or '')}(?!\w)") for one in wanted]
     return RowTask(
         *(question, tuple(wanted), "\n".join(wanted), "", _plain),

@@ -154,8 +154,8 @@ def test_questions_come_from_a_file_as_gsm8k_has_them(tmp_path: Path) -> None:
     ("text", "sentence"),
     [
         ("", "is empty, it must have a question a line"),
-        ("{", "line 1 is not JSON"),
-        ("[1]", "line 1 must be an object with question"),
+        ("{", "line 1 is not valid JSON"),
+        ("[1]", "line 1 must hold a JSON object"),
         ('{"question": "a?", "answer": 1}\n{"question": 1}', "line 2 must be an object"),
         ('{"question": "a?"}', "line 1 has the answer None"),
         ('{"question": "a?", "answer": true}', "line 1 has the answer True"),

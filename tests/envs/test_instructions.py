@@ -73,7 +73,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]] = {
     ),
     "detectable_format:number_bullet_lists": (
         {"num_bullets": 2},
-        ("* a\n  * b", "- a\ntext\n* b"),
+        ("* a\n  * b", "- a\ntext\n* b", "* a\n* \nb"),
         ("* a", "* a\n* b\n- c", "**a**\n* b"),
     ),
     "detectable_format:constrained_response": (
@@ -251,7 +251,7 @@ WORDS = "length_constraints:number_words"
 @pytest.mark.parametrize(
     ("bad", "sentence"),
     [
-        ([1], "line 1 must be an object with prompt"),
+        ([1], "line 1 must hold a JSON object"),
         ({"prompt": "a"}, "line 1 must be an object with prompt"),
         (row([], []), "has 0 instructions and 0 kwargs"),
         (row(["punctuation:no_comma"], []), "has 1 instructions and 0 kwargs"),

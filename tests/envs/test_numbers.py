@@ -153,6 +153,9 @@ TEXTS: dict[str, Fraction | int | None] = {
     r"\boxed{12 + 7 = 19}. Check: 19 - 7 = 12": 19,
     "Answer:\n\n\\[\n42\n\\]\nas on page 3": 42,
     "25\\%": 25,
+    "#### Step 1\n20 + 20 = 40\n#### Step 2\n40 + 2 = 42": 42,
+    "#### 1. Add\n20 + 20 = 40\n#### 2. Add more\n40 + 2 = 42": 42,
+    "####42 apples of 50\nThey have 3 colours.": 50,
     "0.25%": Fraction(1, 4),
 }
 

@@ -77,6 +77,13 @@ def test_rows_pass_the_self_check(tmp_path: Path) -> None:
             ["B", "Answer: Bad", "Answer: D", "Answer: A B C"],
         ),
         ("choice", "A", {"choices": ["B", "A"]}, ["Answer: B"], ["Answer: A"]),
+        (
+            "choice",
+            "B. Jones",
+            {"choices": ["B. Jones", "A. Smith"]},
+            ["Answer: B. Jones", "Answer: A"],
+            ["Answer: A. Smith", "Answer: B"],
+        ),
         ("regex", "a+b", {}, ["Answer: aab"], ["Answer: aabc", "aab", "Answer: b"]),
         ("contains", "Ada", {}, ["It was Ada.", "ADA!"], ["Adam", "", "Canada"]),
         ("contains", ["x y", "z"], {}, ["Z, then x\n y"], ["x y", "z", "xz y"]),
@@ -157,6 +164,26 @@ def test_all_wrong_rows_are_told_up_to_five(tmp_path: Path) -> None:
         ValueError, match=r"line 2 is not UTF-8.*line 3 has more than.*line 4 is not"
     ):
         Questions(path)
+
+
+@pytest.mark.parametrize("verifier", VERIFIERS)
+@pytest.mark.parametrize(
+    ("answer", "sentence"),
+    [
+        ("[" * 300 + "]" * 300, "is nested too deeply"),
+        ("1" * 3000, "integer of 3000 digits"),
+        (r'"\ud800"', "half of a surrogate pair"),
+        (f'{{"a": {[1] * 5000}, "b": NaN}}', "answer|pattern|choices|Out of range"),
+    ],
+)
+def test_an_absurd_answer_is_one_short_sentence(
+    tmp_path: Path, verifier: str, answer: str, sentence: str
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{{"question": "Q?", "verifier": "{verifier}", "answer": {answer}}}')
+    with pytest.raises(ValueError, match=sentence) as refusal:
+        Questions(path)
+    assert len(str(refusal.value)) < 500 + len(str(path))
 
 
 def test_a_function_judges_only_where_python_names_it(tmp_path: Path) -> None:

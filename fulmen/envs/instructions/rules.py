@@ -141,7 +141,7 @@ def _has_postscript(text: str, postscript_marker: str) -> bool:
 
 
 def _number_bullets(text: str, num_bullets: int) -> bool:
-    lines = [line.strip() for line in text.split("\n")]
+    lines = [line.lstrip() for line in text.split("\n")]
     stars = sum(1 for line in lines if line.startswith("*") and line[1:2] not in ("", "*"))
     return stars + sum(1 for line in lines if line.startswith("-")) == num_bullets
 
