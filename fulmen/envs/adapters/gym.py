@@ -9,7 +9,10 @@ action. The object runs in this process, so it is code that is trusted.
 import asyncio
 import random
 import re
+import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
@@ -19,6 +22,7 @@ from fulmen.chat import Message
 from fulmen.envs.marked import ASKED, marked_answer
 from fulmen.envs.task import Task
 from fulmen.envs.workers import WorkerError
+from fulmen.files import shorten
 
 _STEP_SECONDS: Final = 60.0
 _LONGEST: Final = 20_000
@@ -74,6 +78,8 @@ class GymTask(Task):
     rewards: list[float] = field(default_factory=list)
     num_turns: int = 0
     is_over: bool = False
+    closing: "weakref.finalize[..., GymTask] | None" = field(default=None, repr=False)
+    """Closes the object once; at the latest when nobody has the task any more, played or not"""
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -96,16 +102,18 @@ class GymTask(Task):
         if self.is_over or trajectory.reply is None:
             return None
         try:
-            words = await self._act(trajectory.reply.content)
+            action = _action(self.config.actions, trajectory.reply.content)
         except ValueError as error:  # no action: the model is told, and has lost a turn
             words = f"{error}\n\n{ASKED}"
+        else:
+            words = await self._act(action)
         return None if self.is_over or self.num_turns >= self.config.num_turns else words
 
     async def score(self, trajectory: Trajectory, folder: Path | None = None) -> Score:
         """Return the reward as a share of the best one. Parts: `reward` as it was, `over` (the
         episode came to its end), `actions` (answers that were actions)."""
-        if (close := getattr(self.steps, "close", None)) is not None:
-            await _bounded(close)
+        if self.closing is not None and (found := self.closing.detach()) is not None:
+            await _bounded(found[1])
         rewards = self.rewards if self.config.reward == "sum" else self.rewards[-1:]
         # Three thirds are less than 1 in floats.
         value = min(max(round(sum(rewards) / self.config.best, 9), 0.0), 1.0)
@@ -116,12 +124,21 @@ class GymTask(Task):
         }
         return Score(value, parts)
 
-    async def _act(self, text: str) -> str:
-        action = _action(self.config.actions, text)
-        observation, reward, terminated, truncated, _ = await _bounded(self.steps.step, action)
-        if not abs(float(reward)) < float("inf"):
+    async def _act(self, action: Any) -> str:
+        found = await _bounded(self.steps.step, action)
+        if not isinstance(found, tuple) or len(found) != 5:
+            raise WorkerError(
+                f"a step returned {shorten(repr(found))}, it must be observation, reward, whether "
+                "it is over, whether it was cut off, and more"
+            )
+        observation, reward, terminated, truncated, _ = found
+        try:
+            value = float(reward)
+        except (TypeError, ValueError):
+            value = float("nan")
+        if not abs(value) < float("inf"):
             raise WorkerError(f"a step gave the reward {reward}, it must be a finite number")
-        self.rewards.append(float(reward))
+        self.rewards.append(value)
         self.is_over = bool(terminated or truncated)
         return _shown(self.config, self.steps, observation)
 
@@ -154,7 +171,10 @@ class GymEnvironment:
         seed = random.Random(f"{self._seed} gym {index}").getrandbits(31)
         observation, _ = steps.reset(seed=seed)
         winning = () if config.known is None else tuple(config.known(steps))
-        return GymTask(steps, config, _shown(config, steps, observation), winning)
+        task = GymTask(steps, config, _shown(config, steps, observation), winning)
+        if (close := getattr(steps, "close", None)) is not None:
+            task.closing = weakref.finalize(task, close)
+        return task
 
 
 def _shown(config: GymConfig, steps: Steps, observation: Any) -> str:
@@ -176,16 +196,22 @@ def _action(actions: Mapping[str, Any] | Callable[[str], Any], text: str) -> Any
 
 
 async def _bounded(work: Callable[..., Any], *arguments: Any) -> Any:
-    """Return what a step returns. It runs in a thread: one that hangs ends only its episode."""
+    """Return what a step returns. It runs in a thread that nothing waits for, not even the end of
+    the loop: one that hangs ends only its episode."""
+    found: Future[Any] = Future()
+    found.set_running_or_notify_cancel()
+
+    def act() -> None:
+        try:
+            found.set_result(work(*arguments))
+        except BaseException as error:  # an episode of others, whose failure is no word for us
+            failure = WorkerError(f"a step raised {type(error).__name__}: {error}")
+            failure.__cause__ = error
+            found.set_exception(failure)
+
+    threading.Thread(target=act, daemon=True).start()
     try:
         async with asyncio.timeout(_STEP_SECONDS):
-            return await asyncio.to_thread(_raised_as_ours, work, arguments)
+            return await asyncio.wrap_future(found)
     except TimeoutError:
         raise WorkerError(f"a step took more than {_STEP_SECONDS:g} seconds") from None
-
-
-def _raised_as_ours(work: Callable[..., Any], arguments: Sequence[Any]) -> Any:
-    try:
-        return work(*arguments)
-    except Exception as error:  # an episode of others, whose failure is no word for the model
-        raise WorkerError(f"a step raised {type(error).__name__}: {error}") from error

@@ -46,7 +46,7 @@ def reward(
     async def scores() -> list[Score]:
         return await asyncio.gather(
             *(
-                score(question(name, s, i), one if isinstance(one, str) else one[-1]["content"])
+                score(question(name, s, i), _text_of(one))
                 for one, name, s, i in zip(completions, environment, seed, index, strict=True)
             )
         )
@@ -54,6 +54,11 @@ def reward(
     # A trainer may run in an event loop, so this one has a thread of its own.
     with ThreadPoolExecutor(1) as thread:
         return [one.value for one in thread.submit(lambda: asyncio.run(scores())).result()]
+
+
+def _text_of(completion: Any) -> str:
+    """Return the text of a completion; a message of a thought alone may have no content."""
+    return completion if isinstance(completion, str) else completion[-1].get("content") or ""
 
 
 def question(name: str, seed: int, index: int) -> Task:

@@ -8,9 +8,11 @@ trusted.
 """
 
 import asyncio
+import inspect
+import json
 import math
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -48,7 +50,7 @@ class VerifiersTask(Task):
         metrics. Raises WorkerError if one fails."""
         if trajectory.reply is None:
             return Score(0.0)
-        trace = _trace(self.theirs, trajectory.messages)
+        trace = _trace(self.theirs, trajectory.messages, len(self.messages_))
         try:
             async with asyncio.timeout(_SCORE_SECONDS):
                 await self.theirs.score(trace)
@@ -111,7 +113,9 @@ def _messages(theirs: Any) -> tuple[Message, ...]:
         "a container": kind.NEEDS_CONTAINER or data.image is not None,
         "tools": bool(kind.toolsets(theirs.config)),
         "a user who speaks first": data.prompt is None,
-        "a runtime": kind.setup is not TheirTask.setup or kind.finalize is not TheirTask.finalize,
+        "a runtime": kind.setup is not TheirTask.setup
+        or kind.finalize is not TheirTask.finalize
+        or any(map(_needs_runtime, _signals(theirs))),
     }
     for name, is_needed in needs.items():
         if is_needed:
@@ -126,18 +130,40 @@ def _messages(theirs: Any) -> tuple[Message, ...]:
     return tuple(messages)
 
 
-def _trace(theirs: Any, messages: Iterable[Message]) -> Any:
-    """Return a conversation as the library's rewards read it."""
+def _signals(theirs: Any) -> list[Callable[..., Any]]:
+    """Return all that the library scores a task by."""
+    judges = [one.score for one in theirs.plugged_judges()]
+    return [*theirs.hooks("metric"), *theirs.hooks("reward"), *judges]
+
+
+def _needs_runtime(signal: Callable[..., Any]) -> bool:
+    """Return True for a signal that the library leaves out where there is no container."""
+    runtime = inspect.signature(signal).parameters.get("runtime")
+    return runtime is not None and runtime.default is inspect.Parameter.empty
+
+
+def _trace(theirs: Any, messages: Sequence[Message], num_given: int) -> Any:
+    """Return a conversation as the library's rewards read it; the first messages are the task's."""
     from verifiers import v1 as vf
 
     kinds = {"system": vf.SystemMessage, "user": vf.UserMessage}
     nodes = []
     for number, one in enumerate(messages):
         if one.role == "assistant":
-            said: Any = vf.AssistantMessage(content=one.content, reasoning_content=one.thinking)
+            calls = [
+                vf.ToolCall(id=call.id or "", name=call.name, arguments=json.dumps(call.arguments))
+                for call in one.tool_calls
+            ]
+            said: Any = vf.AssistantMessage(
+                content=one.content, reasoning_content=one.thinking, tool_calls=calls or None
+            )
+        elif one.role == "tool":  # a call that there is no tool for has a result too
+            said = vf.ToolMessage(
+                tool_call_id=one.tool_call_id or "", content=one.content, name=one.name
+            )
         else:
             said = kinds[one.role](content=one.content)
-        is_sampled = one.role == "assistant"
+        is_sampled = one.role == "assistant" and number >= num_given
         parent = number - 1 if number else None
         nodes.append(vf.MessageNode(parent=parent, message=said, sampled=is_sampled))
     place = vf.TraceTask(

@@ -123,6 +123,8 @@ def test_rows_and_rewards_for_a_trainer() -> None:
     ]
     columns = {key: [row[key] for row in found] for key in ("environment", "seed", "index")}
     assert reward([known[0], "no", f"<think>{known[2]}</think>"], **columns) == [1.0, 0.0, 0.0]
+    thought = {"role": "assistant", "reasoning_content": known[0]}
+    assert reward([[thought], [{**thought, "content": None}], "no"], **columns) == [0.0, 0.0, 0.0]
     said = [[{"role": "assistant", "content": one}] for one in known]
     assert reward(said, prompts=[row["prompt"] for row in found], **columns) == [1.0, 1.0, 1.0]
     with pytest.raises(ValueError, match="tasks with tools or users"):

@@ -1,6 +1,9 @@
 """Objects with reset and step as our environments: Gymnasium's own, and broken ones."""
 
 import asyncio
+import gc
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -11,6 +14,7 @@ from fulmen.agent import Trajectory
 from fulmen.chat import get_format
 from fulmen.envs import run_task
 from fulmen.envs.adapters import GymConfig, GymEnvironment, GymTask, Steps
+from fulmen.envs.adapters import gym as adapter
 from fulmen.envs.workers import WorkerError
 from fulmen.evaluate import self_check
 from fulmen.llm import ScriptedModel
@@ -32,10 +36,15 @@ class Count:
         self.count = 0
         return f"Count to {self.last}.", {}
 
-    def step(self, action: int) -> tuple[Any, Any, bool, bool, Mapping[str, Any]]:
+    def step(self, action: int) -> Any:
         if self.fail == "raise":
             raise ValueError("a fault")
-        reward = float("nan") if self.fail == "nan" else 1 / self.last
+        if self.fail == "four":
+            return "It is 1.", 1.0, True, {}
+        if self.fail == "hang":
+            threading.Event().wait(20)
+        rewards = {"nan": float("nan"), "none": None, "words": "much"}
+        reward: Any = rewards.get(self.fail, 1 / self.last)
         self.count += 1
         is_right = action == self.count
         is_over = not is_right or self.count == self.last
@@ -105,12 +114,36 @@ def test_words_that_are_no_action_take_a_turn_and_turns_end() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fail", "sentence"), [("raise", "a step raised ValueError: a fault"), ("nan", "reward nan")]
+    ("fail", "sentence"),
+    [
+        ("raise", "a step raised ValueError: a fault"),
+        ("four", "a step returned .* it must be observation, reward"),
+        ("nan", "reward nan"),
+        ("none", "reward None"),
+        ("words", "reward much"),
+    ],
 )
 def test_a_broken_object_is_an_error_and_no_score(fail: str, sentence: str) -> None:
     task = GymEnvironment(lambda: Count(fail=fail), counts()).task(0)
     with pytest.raises(WorkerError, match=sentence):
         play(task, ["Answer: 1"])
+
+
+def test_a_step_that_hangs_holds_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapter, "_STEP_SECONDS", 0.2)
+    task = GymEnvironment(lambda: Count(fail="hang"), counts()).task(0)
+    begin = time.monotonic()
+    with pytest.raises(WorkerError, match=r"a step took more than 0\.2 seconds"):
+        play(task, ["Answer: 1"])
+    assert time.monotonic() - begin < 15  # the end of the event loop does not wait for it
+
+
+def test_an_object_is_closed_though_nobody_plays_it_to_its_end() -> None:
+    task = GymEnvironment(Count, counts()).task(0)
+    steps: Any = task.steps
+    del task
+    gc.collect()
+    assert steps.closed
 
 
 def test_absurd_settings_are_one_sentence() -> None:

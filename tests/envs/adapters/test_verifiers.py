@@ -14,10 +14,13 @@ from typing import Any
 
 import pytest
 
+from fulmen.agent import Answer, Result, Step, Trajectory
+from fulmen.chat import Message, ToolCall
 from fulmen.envs import load_environment
 from fulmen.envs.adapters import VerifiersEnvironment
 from fulmen.envs.workers import WorkerError
 from fulmen.evaluate import self_check
+from fulmen.sampling import SamplingParams
 from tests.envs.test_environments import scored
 
 pytestmark = pytest.mark.skipif(find_spec("verifiers") is None, reason="verifiers")
@@ -51,6 +54,10 @@ def reversing(vf: Any, **data: Any) -> Any:
         @vf.metric  # type: ignore[untyped-decorator]
         async def length(self, trace: Any) -> float:
             return float(len(trace.last_reply))
+
+        @vf.metric  # type: ignore[untyped-decorator]
+        async def answers(self, trace: Any) -> float:
+            return float(len(trace.assistant_messages))
 
     class Words(vf.Taskset[Reverse, vf.TasksetConfig]):  # type: ignore[misc]
         def load(self) -> Iterator[Any]:
@@ -88,6 +95,36 @@ def test_tasks_that_need_more_are_refused(vf: Any) -> None:
         VerifiersEnvironment(reversing(vf, prompt=None)).task(0)
     with pytest.raises(ValueError, match="Reverse needs a container"):
         VerifiersEnvironment(reversing(vf, image="debian")).task(0)
+
+
+def test_a_reward_that_needs_a_container_is_not_left_out(vf: Any) -> None:
+    class Run(vf.Task[vf.TaskData]):  # type: ignore[misc]
+        @vf.reward  # type: ignore[untyped-decorator]
+        async def passed(self, trace: Any, runtime: Any) -> float:
+            return 1.0
+
+        @vf.reward  # type: ignore[untyped-decorator]
+        async def polite(self, trace: Any, runtime: Any = None) -> float:
+            return 0.0
+
+    with pytest.raises(ValueError, match="Run needs a runtime"):
+        VerifiersEnvironment([Run(vf.TaskData(prompt="Go."))]).task(0)
+
+
+def test_given_answers_are_not_the_models_and_a_call_of_no_tool_is_no_fault(vf: Any) -> None:
+    given = [
+        *(vf.UserMessage(content="Turn around: moon"), vf.AssistantMessage(content="noom")),
+        vf.UserMessage(content="Turn around: tree"),
+    ]
+    task = VerifiersEnvironment(reversing(vf, prompt=given)).task(0)
+    call = Message("assistant", tool_calls=(ToolCall("turn", {"word": "tree"}, "1"),))
+    asked, said = (
+        Answer(message=one, finish_reason="stop", params=SamplingParams())
+        for one in (call, Message("assistant", "eert"))
+    )
+    steps = [Step(task.messages[1:], asked, (Result(0, "no tool", True),)), Step((), said)]
+    score = asyncio.run(task.score(Trajectory(task.messages[:1], steps, end="done")))
+    assert (score.value, score.parts["answers"]) == (1.0, 2.0)
 
 
 MODULE = """from fulmen.envs.adapters.taskset import FulmenEnv, FulmenTaskset
