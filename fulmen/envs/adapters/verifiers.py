@@ -60,7 +60,8 @@ class VerifiersTask(Task):
             raise WorkerError(f"a reward failed: {error}") from error
         found = {name: None if one is None else one.value for name, one in trace.rewards.items()}
         parts: dict[str, float] = {}
-        for name, value in {**found, **trace.metrics}.items():
+        # A metric may have the name of a reward: the reward counts.
+        for name, value in (*trace.metrics.items(), *found.items()):
             if value is None or not math.isfinite(value):
                 raise WorkerError(f"the reward {name} is {value}, it must be a finite number")
             parts[name] = value

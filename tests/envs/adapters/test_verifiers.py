@@ -111,6 +111,19 @@ def test_a_reward_that_needs_a_container_is_not_left_out(vf: Any) -> None:
         VerifiersEnvironment([Run(vf.TaskData(prompt="Go."))]).task(0)
 
 
+def test_a_metric_does_not_take_the_place_of_a_reward(vf: Any) -> None:
+    class Twice(vf.Task[vf.TaskData]):  # type: ignore[misc]
+        @vf.reward  # type: ignore[untyped-decorator]
+        async def judged(self, trace: Any) -> dict[str, float]:
+            return {"right": 0.0}
+
+        @vf.metric  # type: ignore[untyped-decorator]
+        async def counted(self, trace: Any) -> dict[str, float]:
+            return {"right": 7.0}
+
+    assert scored(VerifiersEnvironment([Twice(vf.TaskData(prompt="Go."))]).task(0), "yes")[0] == 0
+
+
 def test_given_answers_are_not_the_models_and_a_call_of_no_tool_is_no_fault(vf: Any) -> None:
     given = [
         *(vf.UserMessage(content="Turn around: moon"), vf.AssistantMessage(content="noom")),
