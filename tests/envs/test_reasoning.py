@@ -76,7 +76,7 @@ def test_answers_stand_after_the_mark() -> None:
     assert scored(task, f"Answer: {many}")[0] == 0
 
 
-def test_a_score_near_1_or_beyond_it_is_that_of_a_wrong_answer() -> None:
+def test_a_score_near_1_or_beyond_it_is_no_right_answers() -> None:
     assert [one for one in (1.0, 1 - 1e-12, 0.995, 148.4, 0.0, -1.0) if is_whole(one)] == [
         1.0,
         1 - 1e-12,
@@ -91,14 +91,6 @@ def test_a_long_answer_with_a_letter_too_many_is_wrong() -> None:
     assert len(task.answer) >= 99
     assert scored(task, f"Answer: {task.answer}")[0] == 1
     assert scored(task, f"Answer: {task.answer}S")[0] == 0
-
-
-@needs_library
-def test_where_no_day_is_asked_for_not_every_number_is_right() -> None:
-    environment = ReasoningGym(0, name="calendar_arithmetic")
-    task = next(one for one in map(environment.task, range(400)) if one.answer == "-1")
-    assert scored(task, "Answer: -1")[0] == 1
-    assert scored(task, "Answer: 5")[0] == 0
 
 
 @needs_library

@@ -24,7 +24,7 @@ from fulmen.envs.workers import Workers, shared_workers
 _LIST: Final = Path(__file__).with_name("reasoning_gym.json")
 _ROUNDING: Final = 1e-9
 """Distance from 1 at which a score of reasoning-gym is that of a right answer: it gives parts of 1
-to answers that merely hold the right one or are near it, and more than 1 to some that are wrong"""
+to answers that merely hold the right one or are near it"""
 _INSTALL: Final = "install it with: pip install 'fulmen[envs]'"
 
 
