@@ -76,7 +76,7 @@ def test_answers_stand_after_the_mark() -> None:
     assert scored(task, f"Answer: {many}")[0] == 0
 
 
-def test_a_score_near_1_or_beyond_it_is_no_right_answers() -> None:
+def test_a_score_near_1_or_beyond_it_is_not_that_of_a_right_answer() -> None:
     assert [one for one in (1.0, 1 - 1e-12, 0.995, 148.4, 0.0, -1.0) if is_whole(one)] == [
         1.0,
         1 - 1e-12,
