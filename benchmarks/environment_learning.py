@@ -3,10 +3,10 @@
     python benchmarks/environment_learning.py
     python benchmarks/environment_learning.py --courses desk --tasks 100
 
-Two small models are made from nothing. An M1 learns to answer questions (sums told as stories, three
-kinds of puzzles) and an M2 to use the tools of a desk. Each reads demonstrations first, and stops
-early, so that it is right now and then; then it practises with CISPO. Before and after, it plays
-the same held-out tasks, and the two are compared task by task.
+Two small models are made from nothing. An M1 learns to answer questions (sums told as stories,
+three kinds of puzzles) and an M2 to use the tools of a desk. Each reads demonstrations first, and
+stops early, so that it is right now and then; then it practises with CISPO. Before and after, it
+plays the same held-out tasks, and the two are compared task by task.
 
 The numbers of every step are in the folder, and a run that was stopped goes on.
 """
