@@ -96,8 +96,8 @@ class RLRun:
     folder: Path
     """Folder of the run: states, metrics, the resolved file"""
     model: Path
-    """Checkpoint to begin with, or the folder of a run, whose newest model it is then; `fork` is the
-    warm start of the fork task, made on the spot"""
+    """Checkpoint to begin with, or the folder of a run, whose newest model it is then; `fork` is
+    the warm start of the fork task, made on the spot"""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of weights and activations; the optimizer's masters are float32"""
     trainer: TrainerConfig
