@@ -143,7 +143,8 @@ def test_an_agent_that_keeps_the_tests_from_their_end_gets_nothing(tmp_path: Pat
 @pytest.mark.parametrize("target", ["/tests/right.txt", "root/tests/right.txt"])
 def test_a_link_to_the_tests_is_no_answer(tmp_path: Path, target: str) -> None:
     tests = (
-        "#!/bin/bash\ncmp hello.txt /tests/right.txt\necho $((1 - $?)) > /logs/verifier/reward.txt"
+        "#!/bin/bash\ncmp hello.txt /tests/right.txt && reward=1\n"
+        "echo ${reward:-0} > /logs/verifier/reward.txt"
     )
     path = written(tmp_path / "hello", tests_test_sh=tests)
     (path / "tests/right.txt").write_text("Hello")
