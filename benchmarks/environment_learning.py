@@ -136,9 +136,9 @@ def main(
     found: dict[str, dict[str, Any]] = {}
     for name in names:
         found[name] = {**teach(COURSES[name]), "compared": judge(name, COURSES[name], tasks)}
-    table = Table(title=f"right of {tasks} held-out tasks, drawn at temperature 1")
+    table = Table(title=f"right of {tasks} held-out tasks, drawn at temperature 1", box=None)
     for heading in ("", "before", "after", "difference", "95 %", "better", "worse", "p"):
-        table.add_column(heading, no_wrap=True)
+        table.add_column(heading)
     for row in found.values():
         for environment, one in row["compared"].items():
             interval = one["difference"]
@@ -154,9 +154,11 @@ def main(
             )
     console.print(table)
     for name, row in found.items():
-        curves = Table(title=f"{name}: right of the probe's held-out tasks, after so many steps")
+        curves = Table(
+            title=f"{name}: right of the probe's held-out tasks, after so many steps", box=None
+        )
         for heading in ("", *map(str, row["steps"])):
-            curves.add_column(heading, no_wrap=True)
+            curves.add_column(heading)
         for environment, values in row["right"].items():
             curves.add_row(environment, *(f"{value:.2f}" for value in values))
         console.print(curves)
