@@ -94,7 +94,7 @@ async def run_task(
                 memory or PlainMemory(),
                 journal,
                 params=params,
-                budget=_bounded(budget or Budget(turns=50), task.seconds),
+                budget=_bounded(budget or Budget(turns=50), task.agent_seconds),
                 compactor=None if context is None else Compactor(max_tokens=context),
                 watcher=watcher,
             )

@@ -67,7 +67,7 @@ class Task(ABC):
         return {}
 
     @property
-    def seconds(self) -> float | None:
+    def agent_seconds(self) -> float | None:
         """Longest work of an agent on it; None: it has no limit of its own."""
         return None
 

@@ -90,7 +90,7 @@ class Hurried(Counter):
     """Count to three in no time."""
 
     @property
-    def seconds(self) -> float:
+    def agent_seconds(self) -> float:
         return 0.0
 
 

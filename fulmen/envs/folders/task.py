@@ -85,7 +85,7 @@ class FolderTask(Task):
         return self.description.recipe.variables
 
     @property
-    def seconds(self) -> float | None:
+    def agent_seconds(self) -> float | None:
         """The time that task.toml gives an agent."""
         return self.description.agent_seconds
 
