@@ -14,6 +14,7 @@ import pytest
 
 from fulmen.agent import Limits, Snapshots
 from tests.agent.folders import Changes, check_sound, git, needs_git, reasons, state_of
+from tests.deep import make_deep
 
 pytestmark = needs_git
 
@@ -313,13 +314,7 @@ def test_too_many_files_are_a_sentence(folder: Path, tmp_path: Path) -> None:
 
 
 def test_deep_folders_end_somewhere(folder: Path, snapshots: Snapshots) -> None:
-    place = os.open(folder, os.O_RDONLY)
-    for _ in range(300):
-        os.mkdir("d" * 200, dir_fd=place)
-        below = os.open("d" * 200, os.O_RDONLY, dir_fd=place)
-        os.close(place)
-        place = below
-    os.close(place)
+    make_deep(folder, "d" * 200, 300)
     taken = snapshots.take("")
     (skipped,) = taken.skipped
     assert skipped.reason == "more than 100 folders in one another"
