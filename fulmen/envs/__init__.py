@@ -1,6 +1,7 @@
 """Environments: tasks whose trajectories can be scored, their sources, and how one is played."""
 
 from fulmen.envs.arithmetic import Arithmetic
+from fulmen.envs.basics import Basics, BasicTask
 from fulmen.envs.code import Code, CodeTask, Exercise, Exercises
 from fulmen.envs.demonstration import KnownAnswers, demonstrate, demonstrated, tools_of
 from fulmen.envs.environments import KINDS, load_environment
@@ -41,6 +42,8 @@ __all__ = [
     "KINDS",
     "VERIFIERS",
     "Arithmetic",
+    "BasicTask",
+    "Basics",
     "Code",
     "CodeTask",
     "Environment",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from fulmen.envs.arithmetic import Arithmetic
+from fulmen.envs.basics import PARTS, Basics
 from fulmen.envs.code import Code, Exercises
 from fulmen.envs.folders import Folders
 from fulmen.envs.injection import Injection
@@ -49,6 +50,11 @@ def _arithmetic(words: str, seed: int) -> Environment | None:
         return Arithmetic(seed)
     found = _SIZES.fullmatch(words)
     return found and Arithmetic(seed, num_steps=int(found[1]), largest=int(found[2]))
+
+
+def _basics(words: str, seed: int) -> Environment | None:
+    kind, _, part = words.rpartition(":") if words.rpartition(":")[2] in PARTS else (words, "", "")
+    return Basics(seed, kind=kind or None, part=part or None)
 
 
 def _repairs(words: str, seed: int) -> Environment | None:
@@ -116,6 +122,11 @@ KINDS: Final = {
         "arithmetic[:STEPSxLARGEST]",
         "little stories; the last number of the answer counts",
         _arithmetic,
+    ),
+    "basics": Kind(
+        "basics[:KIND][:PART]",
+        "short questions that small models master; parts training, validation and test",
+        _basics,
     ),
     "logic": Kind(
         "logic[:PUZZLE][:LEVEL]",
