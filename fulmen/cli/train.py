@@ -93,34 +93,37 @@ def train_lm(
     epilog=examples("""
 fulmen train tokenizer OUT --kind characters --word add --word reverse
 fulmen train tokenizer OUT --text corpus.txt --vocab-size 4096
+fulmen train tokenizer OUT --kind words --environment basics:training --vocab-size 1024
 """),
 )
 def train_tokenizer(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for tokenizer.json.")],
     kind: Annotated[
-        Literal["bpe", "characters"],
+        Literal["bpe", "characters", "words"],
         typer.Option(
             help="bpe merges frequent bytes of a text; characters merges nothing, so that copying "
-            "and spelling are learnt soon."
+            "and spelling are learnt soon; words keeps frequent words whole and spells all else."
         ),
     ] = "bpe",
     text: Annotated[
         list[Path] | None,
         typer.Option(
-            metavar="FILE", help="Text to learn from, for bpe. May be repeated.", show_default=False
+            metavar="FILE",
+            help="Text to learn from, for bpe and words. May be repeated.",
+            show_default=False,
         ),
     ] = None,
     environment: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Environment whose demonstrations are text to learn from, for bpe. May be "
-            "repeated.",
+            help="Environment whose demonstrations are text to learn from, for bpe and words. May "
+            "be repeated.",
             show_default=False,
         ),
     ] = None,
     vocab_size: Annotated[
-        int, typer.Option(metavar="INTEGER", help="Tokens in all, for bpe.")
+        int, typer.Option(metavar="INTEGER", help="Tokens in all, at most, for bpe and words.")
     ] = 4096,
     word: Annotated[
         list[str] | None,

@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fulmen.chat import Message, Tokenizer, get_format
-from fulmen.envs import load_environment, tools_of
+from fulmen.envs import demonstrated, load_environment, tools_of
+from fulmen.envs.basics import KINDS
 from fulmen.train import make_tokenizer
+from fulmen.train.lm.examples import Coder
 from fulmen.train.lm.tokenizer import _pieces
 from tests.examples import examples
 
@@ -22,11 +24,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tokenizer]:
     make_tokenizer(
         folder / "b", kind="bpe", files=[text], vocab_size=300, words=["mat"], format="minimax_m2"
     )
-    return {name: Tokenizer.from_folder(folder / name) for name in ("c", "b")}
+    text.write_text('the cat sat on a mat\nthe "cat" and "den" sat\n' * 5 + "dog den\n" * 4)
+    make_tokenizer(folder / "w", kind="words", files=[text], vocab_size=400, words=["reverse "])
+    return {name: Tokenizer.from_folder(folder / name) for name in ("c", "b", "w")}
 
 
 @settings(max_examples=examples(200), deadline=None)
-@given(text=st.text(st.characters(codec="utf-8")), name=st.sampled_from("cb"))
+@given(text=st.text(st.characters(codec="utf-8")), name=st.sampled_from("cbw"))
+@example(text='"the cat"the 12 Straße "', name="w")
 def test_a_text_comes_back_whole(made: dict[str, Tokenizer], text: str, name: str) -> None:
     ids = made[name].encode_plain(text)
     assert made[name].decode(ids) == text
@@ -42,6 +47,48 @@ def test_merges_are_learnt_and_never_join_digits(made: dict[str, Tokenizer]) -> 
     tokens = [made["b"].token(i) for i in made["b"].encode_plain("the cat 1234 mat")]
     assert tokens == ["the", "Ġcat", "Ġ", "1", "2", "3", "4", "Ġ", "mat"]
     assert 280 < made["b"].vocab_size <= 300
+
+
+def test_frequent_words_are_whole_and_all_else_is_spelled(made: dict[str, Tokenizer]) -> None:
+    def tokens(text: str) -> list[str | None]:
+        return [made["w"].token(i) for i in made["w"].encode_plain(text)]
+
+    assert tokens("the cat sat") == ["the", "Ġcat", "Ġsat"]
+    assert tokens("cat the") == ["c", "a", "t", "Ġ", "t", "h", "e"]  # seen only the other way
+    assert tokens("the dog a 12") == ["the", *"Ġdog", "Ġ", "a", "Ġ", "1", "2"]
+    assert tokens('the "cat" sat') == ["the", "Ġ", '"', *"cat", '"', "Ġsat"]
+    assert tokens("reverse the") == ["reverseĠ", "the"]
+    assert tokens("cats") == [*"cats"]
+
+
+def test_the_most_frequent_words_come_first(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("red\n" * 9 + "blue\n" * 8 + "green\n" * 7 + "x\n" * 20 + "12\n" * 20)
+    fixed = make_tokenizer(tmp_path / "c", kind="characters")
+    sizes = [
+        make_tokenizer(tmp_path / str(more), kind="words", files=[text], vocab_size=fixed + more)
+        for more in (2, 50)
+    ]
+    assert sizes == [fixed + 2, fixed + 3]
+    tokenizer = Tokenizer.from_folder(tmp_path / "2")
+    ids = tokenizer.encode_plain("red\nblue\ngreen")
+    assert [tokenizer.token(i) for i in ids] == ["red", "Ċ", "blue", "Ċ", *"green"]
+
+
+def test_words_are_learnt_from_demonstrations_and_basics_are_short(tmp_path: Path) -> None:
+    names = [f"basics:{kind}:training" for kind in KINDS]
+    size = make_tokenizer(tmp_path, kind="words", environments=names, vocab_size=1024)
+    assert 600 < size <= 1024
+    coder = Coder(Tokenizer.from_folder(tmp_path), get_format("minimax_m1"))
+    lengths = []
+    for name in names:
+        environment = load_environment(name, seed=11)
+        for index in range(100):
+            (one,) = coder.conversation(demonstrated(environment.task(index)))
+            lengths.append(len(one.ids))
+    assert max(lengths) <= 190
+    assert 50 <= sorted(lengths)[len(lengths) // 2] <= 100
+    assert len(coder.tokenizer.encode_plain(" sentence")) == 9  # a control token is no text
 
 
 @pytest.mark.parametrize("format", ["minimax_m1", "minimax_m2"])
@@ -65,6 +112,11 @@ def test_what_cannot_be_is_one_sentence_and_writes_nothing(tmp_path: Path) -> No
             {"kind": "bpe"},
             r"^no text is given \(--text, --environment\), the kind bpe learns its merges from",
         ),
+        (
+            {"kind": "words"},
+            r"^no text is given \(--text, --environment\), the kind words learns its words from",
+        ),
+        ({"kind": "words", "files": [text], "vocab_size": 9}, "^vocab_size is 9, it must be above"),
         ({"kind": "characters", "files": [text]}, "^a text is given, the kind characters learns"),
         (
             {"kind": "bpe", "files": [text], "vocab_size": 256},

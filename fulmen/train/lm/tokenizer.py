@@ -1,13 +1,16 @@
 """Tokenizers for new models: byte-level, with a chat format's control tokens, digits apart.
 
-Two kinds. `bpe` merges the frequent bytes of a text, as the published models do. `characters`
+Three kinds. `bpe` merges the frequent bytes of a text, as the published models do. `characters`
 merges nothing but the words it is told: a small model that sees single letters learns to copy and
-spell in minutes, where merged pieces keep it from learning that at all. Both encode any text.
+spell in minutes, where merged pieces keep it from learning that at all. `words` lies between them:
+frequent words are one token, all others are spelled, and so is what stands in quotes. All encode
+any text.
 """
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -18,12 +21,16 @@ from fulmen.chat import ChatFormat, Control, Message, Tool, ToolCall, get_format
 from fulmen.envs import demonstrated, load_environment, tools_of
 from fulmen.files import shorten, write_text
 
+TokenizerKind = Literal["bpe", "characters", "words"]
+
 _PIECES: Final = {
     "characters": r"[\s\S]",
+    "words": r'"\p{L}+|[^\S\n]?\p{L}{2,}|[\s\S]',
     "bpe": r"\p{N}|[^\S\n]?\p{L}+|[^\S\n]?[^\s\p{L}\p{N}]+|\s",
 }
-"""Pieces within which bytes merge: a character; or a digit alone, a word or marks with the space
-before"""
+"""Pieces within which bytes merge: a character; a word of two or more letters with the space before
+it, where a quotation mark before it makes it a piece that is no word; or a digit alone, a word or
+marks with the space before"""
 _HEADS: Final = (
     "system ai_setting=assistant\n",
     "user name=user\n",
@@ -38,7 +45,9 @@ _BYTES: Final = 256
 _LARGEST: Final = 2**20
 _PIECE_CHARACTERS: Final = 2**20
 _DEMONSTRATIONS: Final = 300
-"""Tasks of an environment that merges are learnt from"""
+"""Tasks of an environment that merges or words are learnt from"""
+_FEWEST: Final = 5
+"""Times that a word must stand in the texts to be a token"""
 _SEED: Final = 2**40
 """Seed of those tasks: a run that trains has smaller ones"""
 _TOKENIZER, _CONFIG = "tokenizer.json", "tokenizer_config.json"
@@ -47,7 +56,7 @@ _TOKENIZER, _CONFIG = "tokenizer.json", "tokenizer_config.json"
 def make_tokenizer(
     out: Path,
     *,
-    kind: Literal["bpe", "characters"],
+    kind: TokenizerKind,
     files: Sequence[Path] = (),
     environments: Sequence[str] = (),
     vocab_size: int = 4096,
@@ -56,8 +65,9 @@ def make_tokenizer(
 ) -> int:
     """Write tokenizer.json and tokenizer_config.json into a folder; return the number of tokens.
 
-    files         texts to learn merges from
+    files         texts to learn merges or words from
     environments  names of environments, whose demonstrations are texts too
+    vocab_size    tokens in all, at most, of the kinds bpe and words
     words         texts that are one token wherever they stand
     format        name of the chat format whose control tokens are in the vocabulary
 
@@ -77,13 +87,13 @@ def make_tokenizer(
         raise ValueError("a word is empty or one character, it must have two or more")
     if kind == "characters" and (files or environments):
         raise ValueError("a text is given, the kind characters learns nothing from it")
-    if kind == "bpe" and not (files or environments):
+    if kind != "characters" and not (files or environments):
         raise ValueError(
-            "no text is given (--text, --environment), the kind bpe learns its merges from one; "
-            "--kind characters needs none"
+            f"no text is given (--text, --environment), the kind {kind} learns its "
+            f"{'merges' if kind == 'bpe' else 'words'} from one; --kind characters needs none"
         )
     num_fixed = _BYTES + len(all_words) + len(special) + len(tags)
-    if kind == "bpe" and not num_fixed < vocab_size <= _LARGEST:
+    if kind != "characters" and not num_fixed < vocab_size <= _LARGEST:
         raise ValueError(
             f"vocab_size is {vocab_size}, it must be above {num_fixed}, which the bytes, the words "
             f"and the control tokens take, and at most {_LARGEST}"
@@ -93,18 +103,19 @@ def make_tokenizer(
     longest_first = sorted(all_words, key=lambda word: (-len(word), word))
     any_word = "|".join(map(re.escape, longest_first))
     pattern = rf"{any_word}|[^\S\n](?={any_word})|{_PIECES[kind]}"
+    split = pre_tokenizers.Split(Regex(pattern), "isolated")
     bytes_of = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(pattern), "isolated"), bytes_of]
-    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_of])
     tokenizer.decoder = decoders.ByteLevel()
+    texts = chain(_pieces(files), _demonstrations(environments, chat))
+    size = vocab_size - (num_fixed - _BYTES)
     if kind == "bpe":
-        size = vocab_size - (num_fixed - _BYTES)
         trainer = trainers.BpeTrainer(
             vocab_size=size, initial_alphabet=alphabet, show_progress=False
         )
-        texts = chain(_pieces(files), _demonstrations(environments, chat))
         tokenizer.train_from_iterator(texts, trainer)
+    elif kind == "words":
+        all_words += _frequent(texts, split, (*special, *tags), all_words)[: size - _BYTES]
     spelled = ["".join(piece for piece, _ in bytes_of.pre_tokenize_str(w)) for w in all_words]
     tokenizer = Tokenizer.from_str(json.dumps(_with_words(json.loads(tokenizer.to_str()), spelled)))
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in special])
@@ -142,6 +153,31 @@ def _with_words(tokenizer: dict[str, Any], words: Sequence[str]) -> dict[str, An
     for word in words:
         model["vocab"].setdefault(word, len(model["vocab"]))
     return tokenizer
+
+
+def _frequent(
+    texts: Iterable[str],
+    split: pre_tokenizers.Split,
+    controls: Sequence[str],
+    known: Sequence[str],
+) -> list[str]:
+    """Return the words that stand in texts often enough, the most frequent first; one with the
+    space before it is another one than the same without.
+
+    controls  tokens that are no text
+    known     pieces that are tokens already
+    """
+    between = re.compile("|".join(map(re.escape, controls)))
+    counts: Counter[str] = Counter()
+    for text in texts:
+        for part in between.split(text):
+            counts.update(piece for piece, _ in split.pre_tokenize_str(part))
+    words = [
+        word
+        for word, count in counts.items()
+        if count >= _FEWEST and len(word) > 1 and word.lstrip().isalpha() and word not in known
+    ]
+    return sorted(words, key=lambda word: (-counts[word], word))
 
 
 def _demonstrations(names: Sequence[str], format: ChatFormat) -> Iterator[str]:
