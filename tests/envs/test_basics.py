@@ -9,12 +9,15 @@ from decimal import Decimal
 from itertools import permutations
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from fulmen.chat import Message
 from fulmen.envs import Basics, BasicTask, demonstrated, load_environment
 from fulmen.envs.basics import KINDS, PARTS, part_of
 from fulmen.evaluate import self_check
 from tests.envs.test_environments import scored
+from tests.examples import examples
 
 COLUMN = re.compile(r"(\d)([-+*])(\d)([-+])(\d)=(\d)(\d)")
 
@@ -434,6 +437,25 @@ def test_who_it_is_and_what_it_can_do_is_in_the_reply() -> None:
         assert re.search("mini-m1", reply)
         assert re.search("small model|kleines Modell", reply)
         assert re.search("sudoku", reply, re.IGNORECASE)
+
+
+@given(
+    st.text(max_size=60)
+    | st.text("0123456789+-*/()=.,^e \n", max_size=60)
+    | st.from_regex(r"(Answer: ?)?[-+]?[0-9]{1,9}([-+*/][0-9]{1,9}){0,5}", fullmatch=True)
+)
+@example("1/0")
+@example("9e9999")
+@example("9" * 5000)
+@example("Answer: " + "(" * 5000)
+@settings(max_examples=examples(200), deadline=None)
+def test_any_reply_is_read_or_not(reply: str) -> None:
+    for kind in KINDS:
+        (task,) = drawn(kind, 1)
+        said = task.question.read(reply)
+        assert said is None or said
+        assert task.question.is_answered_by(reply) in (True, False)
+        assert said is not None or not task.question.is_answered_by(reply)
 
 
 @pytest.mark.parametrize(
