@@ -34,6 +34,7 @@ from fulmen.envs.repairs import Repairs, RepairTask
 from fulmen.envs.rows import VERIFIERS, Verifier
 from fulmen.envs.run import run_task
 from fulmen.envs.task import Environment, GraderError, Task, answered
+from fulmen.envs.tau2 import Tau2, Tau2Task
 from fulmen.envs.tools import ToolTask, ToolUse
 from fulmen.envs.words import WordProblems, WordTask
 from fulmen.envs.workers import WorkerError, Workers
@@ -73,6 +74,8 @@ __all__ = [
     "RepairTask",
     "Repairs",
     "Task",
+    "Tau2",
+    "Tau2Task",
     "ToolTask",
     "ToolUse",
     "Verifier",

@@ -21,6 +21,7 @@ from fulmen.envs.questions import Questions, gsm8k
 from fulmen.envs.reasoning import ReasoningGym
 from fulmen.envs.repairs import Repairs
 from fulmen.envs.task import Environment
+from fulmen.envs.tau2 import Tau2
 from fulmen.envs.tools import ToolUse
 from fulmen.envs.words import WordProblems
 
@@ -29,6 +30,7 @@ _LEVEL: Final = re.compile(r"[0-9]{1,18}")
 _LEVEL_AND_WORD: Final = re.compile(r"(?:([0-9]{1,18})(?::|\Z))?([a-z]+)?")
 _REPAIRS: Final = re.compile(r"(?:([0-9]{1,18})(?::|\Z))?(coding|minimal)?")
 _CODE: Final = re.compile(r"(?:([1-9][0-9]{0,17})(?::|\Z))?(stdin|function)?")
+_TAU2: Final = re.compile(r"(?:([a-z][a-z0-9_-]*)(?::|\Z))?([0-9]{1,9})?")
 _SIZES: Final = re.compile(r"([0-9]{1,18})x([0-9]{1,18})")
 
 
@@ -109,6 +111,12 @@ def _code(words: str, seed: int) -> Environment | None:
     return Code(seed, level=level, style=found[2])
 
 
+def _tau2(words: str, seed: int) -> Environment | None:
+    if (found := _TAU2.fullmatch(words)) is None:
+        return None
+    return Tau2(found[1], index=None if found[2] is None else int(found[2]))
+
+
 def _exercises(words: str, seed: int) -> Environment | None:
     if not words:
         return None
@@ -177,6 +185,11 @@ KINDS: Final = {
         "reasoning_gym[:DATASET]",
         "data sets of reasoning-gym that passed the self-check (the extra envs)",
         _reasoning_gym,
+    ),
+    "tau2": Kind(
+        "tau2[:DOMAIN][:INDEX]",
+        "tau2-bench: airline, retail, telecom or mock, where its package is installed",
+        _tau2,
     ),
     "code": Kind(
         "code[:LEVEL][:stdin|function]",

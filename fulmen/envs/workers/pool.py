@@ -247,11 +247,11 @@ class _Process:
         self._answers.close()
 
 
-def shared_workers() -> Workers:
-    """Return the pool of this process."""
-    return _pool(os.getpid())
+def shared_workers(memory_bytes: int = 2**31) -> Workers:
+    """Return the pool of this process whose workers may have so much address space."""
+    return _pool(os.getpid(), memory_bytes)
 
 
 @cache
-def _pool(_: int) -> Workers:
-    return Workers(size=max(1, min(4, os.cpu_count() or 1)))
+def _pool(_: int, memory_bytes: int) -> Workers:
+    return Workers(size=max(1, min(4, os.cpu_count() or 1)), memory_bytes=memory_bytes)

@@ -12,6 +12,7 @@ before it.
 
 import copy
 import importlib
+import importlib.util
 import json
 import os
 import random
@@ -23,6 +24,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import cache, lru_cache
+from types import ModuleType
 from typing import Any, BinaryIO
 
 _NUM_ITEMS = 2**20
@@ -30,8 +32,12 @@ _NUM_ITEMS = 2**20
 
 
 def prepare(module: str) -> str:
-    """Import a module, which may take long; return its version, if it tells one."""
-    return str(getattr(importlib.import_module(module), "__version__", ""))
+    """Import a module, which may take long; return its version, if it tells one. Of a file, its
+    own function `prepare` is called too."""
+    found = _module(module)
+    if module.endswith(".py"):
+        found.prepare()
+    return str(getattr(found, "__version__", ""))
 
 
 def names() -> list[str]:
@@ -73,18 +79,30 @@ def matches(pattern: str, text: str) -> bool:
 
 
 def call(path: str, arguments: list[Any]) -> Any:
-    """Return what a function of a module, `module:function`, returns."""
+    """Return what a function of a module, `module:function` or `file.py:function`, returns."""
     return _function(path)(*arguments)
 
 
 @cache
 def _function(path: str) -> Callable[..., Any]:
-    module, _, name = path.partition(":")
-    found = importlib.import_module(module)
+    module, _, name = path.rpartition(":")
+    found = _module(module)
     for part in name.split("."):
         found = getattr(found, part)
     assert callable(found)
     return found
+
+
+@cache
+def _module(name: str) -> ModuleType:
+    if not name.endswith(".py"):
+        return importlib.import_module(name)
+    spec = importlib.util.spec_from_file_location("file", name)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 _CALLS: dict[str, Callable[..., Any]] = {
