@@ -11,6 +11,7 @@ import pytest
 
 from fulmen.chat import Message, ToolCall
 from fulmen.envs import GraderError, KnownAnswers, Tau2, Tau2Task, demonstrate, load_environment
+from fulmen.envs.tau2 import environment
 from fulmen.envs.tau2 import task as module
 from fulmen.envs.workers import WorkerError, Workers
 from fulmen.evaluate import self_check
@@ -135,11 +136,11 @@ def test_a_conversation_goes_on_in_another_process(workers: Workers) -> None:
 
 @needs_tau2
 def test_a_ticket_has_to_be_done() -> None:
-    environment = load_environment("tau2:mock", seed=0)
+    mock = load_environment("tau2:mock", seed=0)
     made = calls("create_task", user_id="user_1", title="Important Meeting")
-    score = by_hand(environment.task(0), [made, says("It is done.")])
+    score = by_hand(mock.task(0), [made, says("It is done.")])
     assert (score.value, dict(score.parts)) == (0, {"db": 1, "communicate": 1, "ended": 0})
-    score = by_hand(environment.task(0), [made, calls("done"), made, says("It is done.")])
+    score = by_hand(mock.task(0), [made, calls("done"), made, says("It is done.")])
     assert score.value == 1  # nothing can be called after it
 
 
@@ -148,6 +149,34 @@ def test_an_assertion_that_raises_does_not_hold() -> None:
     task = load_environment("tau2:mock:1", seed=0).task(0)
     score = by_hand(task, [calls("done"), says("Done.")])  # there is no task_2 to look at
     assert (score.value, dict(score.parts)) == (0, {"db": 0, "env_assertion": 0, "ended": 1})
+
+
+JUDGED = """
+from tau2.data_model.tasks import RewardType
+
+exec(compile(open({path!r}).read(), {path!r}, "exec"))
+theirs = _tasks
+
+@cache
+def _tasks(domain):
+    for one in theirs(domain):
+        one.evaluation_criteria.reward_basis.append(RewardType.NL_ASSERTION)
+    return theirs(domain)
+"""
+
+
+@needs_tau2
+def test_a_judgement_that_needs_a_model_is_left_out_and_said_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "judged.py").write_text(JUDGED.format(path=module.PROGRAM))
+    for one in (module, environment):
+        monkeypatch.setattr(one, "PROGRAM", str(tmp_path / "judged.py"))
+    tasks = Tau2("mock")
+    assert tasks.num_tasks == 8
+    score = by_hand(tasks.task(0), tasks.task(0).known_answers)
+    parts = {"communicate": 1, "db": 1, "left_out": 1, "ended": 1}
+    assert (score.value, dict(score.parts)) == (1, parts)
 
 
 @needs_tau2
@@ -163,7 +192,7 @@ def test_a_task_may_begin_in_the_middle() -> None:
 @needs_tau2
 def test_a_call_that_hangs_is_not_made(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
     task = Tau2("airline", workers=workers).task(0)
-    monkeypatch.setattr(module, "SECONDS", 3.0)
+    monkeypatch.setattr(module, "SECONDS", 5.0)
     assert acted(task, "calculate", expression="9 * 9") == "81.0"
     assert "not made" in acted(task, "calculate", expression="9 ** 9 ** 9 ** 9")
     assert [arguments["expression"] for _, _, arguments in task.calls] == ["9 * 9"]

@@ -4,6 +4,7 @@ import asyncio
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -60,6 +61,18 @@ def test_a_failure_is_an_error(
         workers.call("call", function, arguments)
     assert workers.num_processes == num_left
     assert workers.call("matches", "a", "a") is True
+
+
+def test_a_file_is_a_module_that_prepares_itself(workers: Workers, tmp_path: Path) -> None:
+    file = tmp_path / "half.py"
+    file.write_text(
+        "known = []\n"
+        "def prepare(): known.append(1)\n"
+        "def half(number): return [number // 2, len(known)]\n"
+    )
+    for number in (8, 6):
+        found = workers.call("call", f"{file}:half", [number], module=str(file))
+        assert found == [number // 2, 1]
 
 
 def test_printing_and_long_texts_do_no_harm(workers: Workers) -> None:

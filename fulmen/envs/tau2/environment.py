@@ -20,6 +20,9 @@ _MEMORY_BYTES: Final = 2**32
 class Tau2:
     """Tasks of tau2-bench that can be checked without a model, one domain after the other."""
 
+    for_evaluation: Final = True
+    """Training refuses it: the tasks that tau2 tests with are among them"""
+
     def __init__(
         self,
         domain: str | None = None,
