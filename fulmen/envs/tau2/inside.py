@@ -9,6 +9,7 @@ that the last call left here. So a conversation may go on in any process.
 
 import json
 import os
+import pickle
 import random
 import uuid
 from collections.abc import Sequence
@@ -74,22 +75,19 @@ def describe(domain: str, place: int, has_user: bool) -> dict[str, Any]:
     """Return a task. has_user: somebody plays its user, so that it is no ticket to work on alone"""
     task, criteria = _tasks(domain)[place], _tasks(domain)[place].evaluation_criteria
     is_solo = not has_user and task.ticket is not None and not _history(task)
-    environment = _described(domain, is_solo)
-    tools, user_tools = environment.get_tools(), None
-    if environment.user_tools is not None:
-        user_tools = environment.get_user_tools()
-    if is_solo:
-        tools += user_tools or []
+    policy, tools, user_tools = _described(domain, is_solo)
     scenario = str(task.user_scenario)
     return {
         "name": task.id,
         "is_solo": is_solo,
-        "policy": environment.get_policy(),
-        "tools": [one.openai_schema for one in tools],
-        "user_tools": [one.openai_schema for one in user_tools or ()],
+        "policy": policy,
+        "tools": [*tools, *user_tools] if is_solo else tools,
+        "user_tools": user_tools,
         "request": task.ticket if is_solo else str(task.user_scenario.instructions),
         "history": [one.model_dump(mode="json") for one in _history(task)],
-        "guide": prepare().UserSimulator(tools=user_tools, instructions=scenario).system_prompt,
+        "guide": prepare()
+        .UserSimulator(tools=user_tools or None, instructions=scenario)
+        .system_prompt,
         "actions": [[one.name, one.arguments] for one in criteria.actions or ()],
         "told": criteria.communicate_info or [],
     }
@@ -158,7 +156,7 @@ def _basis(criteria: Any) -> set[str]:
 
 def _writes(domain: str) -> set[str]:
     """Return the names of the tools that change something."""
-    environment = _described(domain, False)
+    environment = _environment(domain)
     kits = [one for one in (environment.tools, environment.user_tools) if one is not None]
     return {name for kit in kits for name in kit.tools if kit.tool_type(name).value == "write"}
 
@@ -168,15 +166,27 @@ def _history(task: Any) -> Sequence[Any]:
 
 
 @lru_cache(maxsize=8)
-def _described(domain: str, is_solo: bool) -> Any:
-    """Return an environment in which no call is made."""
-    return _environment(domain, solo_mode=is_solo)
+def _described(domain: str, is_solo: bool) -> tuple[str, list[Any], list[Any]]:
+    """Return a domain's policy, and the schemas of tools: its own, and its user's."""
+    environment = _environment(domain, solo_mode=is_solo)
+    tools = [one.openai_schema for one in environment.get_tools()]
+    if environment.user_tools is None:
+        return environment.get_policy(), tools, []
+    user_tools = [one.openai_schema for one in environment.get_user_tools()]
+    return environment.get_policy(), tools, user_tools
+
+
+@lru_cache(maxsize=8)
+def _pickled(domain: str, is_solo: bool) -> bytes:
+    """Return a new environment, which is read from this faster than from tau2's files."""
+    make = prepare().registry.get_env_constructor(domain)
+    return pickle.dumps(make(solo_mode=is_solo), protocol=pickle.HIGHEST_PROTOCOL)
 
 
 def _environment(domain: str, *, solo_mode: bool = False) -> Any:
     """Return a new environment. An assertion about it that raises, as one about a row that is not
     there does, does not hold."""
-    environment = prepare().registry.get_env_constructor(domain)(solo_mode=solo_mode)
+    environment = pickle.loads(_pickled(domain, solo_mode))
     respond, hold, numbers = environment.get_response, environment.run_env_assertion, count()
 
     def get_response(call: Any) -> Any:
