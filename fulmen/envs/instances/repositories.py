@@ -8,13 +8,21 @@ Of a clone only the objects are read, never its settings. No history gets to the
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from fulmen.envs.instances.git import write_tree
 from fulmen.envs.instances.instance import Instance
 from fulmen.envs.left import copy_left
 
 GIT: Final = frozenset({".git"})
+
+
+class Trees(Protocol):
+    """Source of the files of instances."""
+
+    def write(self, instance: Instance, place: Path) -> None:
+        """Write the files of an instance, as an agent finds them, into an empty folder. Raises
+        ValueError if they are not there."""
 
 
 @dataclass(frozen=True, slots=True)

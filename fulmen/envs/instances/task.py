@@ -13,7 +13,7 @@ from fulmen.agent import Score, Trajectory
 from fulmen.chat import Message, ToolCall
 from fulmen.envs.instances.git import apply_patch, changed_paths, is_test, make_patch
 from fulmen.envs.instances.instance import Instance
-from fulmen.envs.instances.repositories import GIT, Repositories
+from fulmen.envs.instances.repositories import GIT, Trees
 from fulmen.envs.instances.testing import Tested, run_tests
 from fulmen.envs.left import copy_left
 from fulmen.envs.scratch import scratch_folder
@@ -32,7 +32,7 @@ class InstanceTask(Task):
     def __init__(
         self,
         instance: Instance,
-        repositories: Repositories,
+        repositories: Trees,
         *,
         profile: str = "coding",
         limits: Limits | None = None,
@@ -146,7 +146,7 @@ class InstanceTask(Task):
                 return Score(0.0, parts)
             try:
                 await self._add_tests(tree)
-                tested = await run_tests(tree, names, self._limits)
+                tested = await self._run_tests(tree, names)
             except ValueError:
                 tested = None
         if tested is None or not tested.have_run(names):
@@ -175,6 +175,11 @@ class InstanceTask(Task):
         if self.instance.test_patch.strip():
             await asyncio.to_thread(apply_patch, tree, self.instance.test_patch)
 
+    async def _run_tests(self, tree: Path, names: tuple[str, ...]) -> Tested:
+        return await run_tests(
+            tree, names, self._limits, hidden=self.hidden_paths, variables=self.variables
+        )
+
     async def _check_tests(self, names: tuple[str, ...]) -> None:
         """Raise GraderError if the tests do not run with the known patch either."""
         with scratch_folder("fulmen-grade-") as scratch:
@@ -184,7 +189,7 @@ class InstanceTask(Task):
                 if self.instance.patch.strip():
                     await asyncio.to_thread(apply_patch, tree, self.instance.patch)
                 await self._add_tests(tree)
-                tested = await run_tests(tree, names, self._limits)
+                tested = await self._run_tests(tree, names)
             except ValueError as error:
                 raise GraderError(f"{self.instance.instance_id}: {error}") from None
         if not tested.have_run(names):

@@ -45,8 +45,19 @@ class Tested:
         return self.is_believed and all(name in self.outcomes for name in names)
 
 
-async def run_tests(folder: Path, names: Sequence[str], limits: Limits | None = None) -> Tested:
-    """Run the files of some tests in a folder, which they may change."""
+async def run_tests(
+    folder: Path,
+    names: Sequence[str],
+    limits: Limits | None = None,
+    *,
+    hidden: tuple[Path, ...] = (),
+    variables: Mapping[str, str] | None = None,
+) -> Tested:
+    """Run the files of some tests in a folder, which they may change.
+
+    hidden     files and folders that the code cannot see
+    variables  variables of its environment
+    """
     files = dict.fromkeys(name.partition("::")[0] for name in names)
     there = [path for path in files if _is_file(folder, path)][:_MAX_FILES]
     own, passing, failing = (f"test_{secrets.token_hex(8)}" for _ in range(3))
@@ -63,10 +74,11 @@ async def run_tests(folder: Path, names: Sequence[str], limits: Limits | None = 
             folder=folder,
             seen_as=FOLDER,
             protected=(),
-            hidden=(_PACKAGE,),
+            hidden=(_PACKAGE, *hidden),
             readable=(program,),
             writable=(results,),
             seen_at={program: _PROGRAM, results: _RESULTS},
+            environment=variables or {},
         )
         words = (sys.executable, "-B", _PROGRAM / "inside.py", _RESULTS / "outcomes.json")
         command = " ".join(shlex.quote(str(word)) for word in (*words, *there, extra))

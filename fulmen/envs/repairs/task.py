@@ -87,7 +87,7 @@ class RepairTask(Task):
     def known_answers(self) -> tuple[Message, ...]:
         """Read the file with the fault, put it right, say so."""
         ((path, right),) = self.solution.items()
-        old, new = _shortest_edit(self.files[path], right)
+        old, new = shortest_edit(self.files[path], right)
         edit = ToolCall("edit", {"path": path, "old": old, "new": new})
         return (
             Message("assistant", "", tool_calls=(ToolCall("read", {"path": path}),)),
@@ -162,7 +162,7 @@ class RepairTask(Task):
         return count
 
 
-def _shortest_edit(before: str, after: str) -> tuple[str, str]:
+def shortest_edit(before: str, after: str) -> tuple[str, str]:
     """Return the fewest whole lines that stand once in a text, and what takes their place."""
     old, new = before.splitlines(keepends=True), after.splitlines(keepends=True)
     least = min(len(old), len(new))
