@@ -1,6 +1,6 @@
 """Grading of the environment `packages`: every fault is found out, every oracle scores 1.
 
-    python benchmarks/package_repairs.py [--tasks 200] [--parallel 1]
+    python benchmarks/package_repairs.py [--tasks 200]
 
 Four patches for each task: the oracle (the right text), nothing (a comment alone, so the tests
 run), a random edit (another fault in place of a repair), and a repair that is taken back. Told are

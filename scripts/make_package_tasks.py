@@ -35,11 +35,11 @@ from fulmen.envs.scratch import scratch_folder
 from fulmen.files import write_text
 
 PACKAGES: Final = {
-    **{"boltons": ("26.2.0", 24), "cachetools": ("8.0.2", 14), "humanize": ("4.17.0", 14)},
-    **{"inflection": ("0.5.1", 8), "isodate": ("0.7.2", 14), "parse": ("1.22.4", 14)},
-    **{"semver": ("3.1.2", 14), "sqlparse": ("0.6.1", 18), "tabulate": ("0.10.0", 14)},
-    **{"tinydb": ("4.9.0", 14), "toolz": ("1.2.0", 18), "uritemplate": ("4.2.0", 8)},
-    **{"voluptuous": ("0.16.0", 14), "webcolors": ("25.10.0", 6), "xmltodict": ("1.0.4", 6)},
+    **{"boltons": ("26.2.0", 24), "cachetools": ("8.0.2", 14), "isodate": ("0.7.2", 14)},
+    **{"parse": ("1.22.4", 14), "pathspec": ("1.1.1", 14), "schema": ("0.7.8", 8)},
+    **{"semver": ("3.1.2", 14), "sqlparse": ("0.6.1", 18), "tinydb": ("4.9.0", 14)},
+    **{"toolz": ("1.2.0", 22), "unidiff": ("1.0.1", 3), "uritemplate": ("4.2.0", 8)},
+    **{"voluptuous": ("0.16.0", 18), "webcolors": ("25.10.0", 9), "xmltodict": ("1.0.4", 6)},
 }
 """Version and number of faults of each: pure Python, tests in their sources, no need of others"""
 KEPT: Final = Path("runs/out/packages")
@@ -137,7 +137,10 @@ class Maker:
             )
 
     def _any_file(self, package: Package) -> str:
-        return next(iter(sources_of(package_folder(package))))
+        sources = sources_of(package_folder(package))
+        if not sources:
+            raise SystemExit(f"{self.name}: no file of it is plain ASCII, and none of its tests")
+        return next(iter(sources))
 
     async def make(self) -> tuple[Package, list[PackageFault]]:
         """Return the package with its tests, and its faults."""
@@ -243,6 +246,9 @@ def main(
             running.append(subprocess.Popen([sys.executable, __file__, "--only", waiting.pop(0)]))
         time.sleep(0.5)
         running = [one for one in running if one.poll() is None]
+    missing = [name for name in PACKAGES if not (KEPT / f"{name}.json").exists()]
+    if missing:
+        raise SystemExit(f"nothing was made of {', '.join(missing)}")
     packages: list[Package] = []
     faults: list[PackageFault] = []
     for name in PACKAGES:
@@ -251,6 +257,9 @@ def main(
         tests = tuple(f"{p}::{t}" for p, names in one["tests"].items() for t in names)
         packages.append(Package(name, one["version"], one["sha256"], tests))
         faults += [PackageFault(**fault) for fault in found["faults"]]
+    wanted = sum(number for _, number in PACKAGES.values())
+    if len(faults) != wanted:
+        raise SystemExit(f"there are {len(faults)} faults, {wanted} are needed")
     write_text(MANIFEST, manifest_text(packages, faults))
     console.print(f"{len(faults)} faults of {len(packages)} packages")
 

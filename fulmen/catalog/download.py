@@ -8,13 +8,12 @@ whatever was interrupted before.
 import hashlib
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -67,7 +66,7 @@ def fetch_wheel_file(
     destination.parent.mkdir(parents=True, exist_ok=True)
     # Beside the destination, because the system's own temporary folder is often small.
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".pip-") as folder:
-        options = ("--only-binary", ":all:")
+        options = ["--only-binary", ":all:", "--", requirement]
         wheel = _download(requirement, options, Path(folder), total_bytes, report)
         try:
             _unpack_member(wheel, member, destination, sha256, report)
@@ -76,24 +75,19 @@ def fetch_wheel_file(
     return destination
 
 
-def fetch_sdist(requirement: str, destination: Path, *, sha256: str) -> Path:
-    """Let pip download the sources of a package, without installing anything.
+def fetch_sdist(requirement: str, folder: Path, *, sha256: str) -> Path:
+    """Let pip download the sources of a package into an empty folder; return their archive.
 
     requirement  name==version, as pip takes it; its dependencies are not fetched
 
-    Returns `destination`, at once if it is there already with the right checksum.
+    pip asks the sources for their dependencies, which runs code of theirs; so it is pip that
+    compares the checksum, before. Raises ValueError if it cannot, or if the sources are others.
     """
-    if destination.is_file() and sha256_of(destination) == sha256:
-        return destination
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".pip-") as folder:
-        name = requirement.partition("==")[0]
-        fetched = _download(requirement, ("--no-binary", name), Path(folder), None, _report_nothing)
-        if (found := sha256_of(fetched)) != sha256:
-            raise ValueError(f"{fetched.name} has the sha256 {found}, needed is {sha256}")
-        with fetched.open("rb") as source, replacing(destination) as output:
-            shutil.copyfileobj(source, output)
-    return destination
+    name = requirement.partition("==")[0]
+    wanted = folder / "requirements.txt"
+    wanted.write_text(f"{requirement} --hash=sha256:{sha256}\n")
+    options = ["--no-binary", name, "--require-hashes", "--requirement", str(wanted)]
+    return _download(requirement, options, folder, None, _report_nothing)
 
 
 def fetch_hub_file(
@@ -151,17 +145,17 @@ def fetch_hub_file(
 
 def _download(
     requirement: str,
-    options: tuple[str, str],
+    options: Sequence[str],
     folder: Path,
     total_bytes: int | None,
     report: OnProgress,
 ) -> Path:
-    """Return the one file that pip downloads. options: of pip, for wheels or for sources"""
+    """Return the one file that pip downloads. options: of pip, with what is wanted"""
     log = folder / "pip.log"
     files = folder / "files"
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", *options]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps"]
     command += ["--no-input", "--disable-pip-version-check", "--progress-bar", "off"]
-    command += ["--dest", str(files), "--", requirement]
+    command += ["--dest", str(files), *options]
     # pip writes a download into a folder of its own below the temporary one: that is the file
     # watched here, and it must go when `folder` goes.
     environment = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))

@@ -29,6 +29,7 @@ class Instances:
         self._repositories = Repositories(repositories.resolve())
         self._profile = profile
         self._limits = limits
+        self._sound: set[str] = set()
 
     @property
     def num_tasks(self) -> int:
@@ -45,4 +46,5 @@ class Instances:
             self._repositories,
             profile=self._profile,
             limits=self._limits,
+            sound=self._sound,
         )

@@ -36,14 +36,20 @@ class InstanceTask(Task):
         *,
         profile: str = "coding",
         limits: Limits | None = None,
+        sound: set[str] | None = None,
     ) -> None:
-        """limits: of the tests; ten minutes and 4 GiB if omitted"""
+        """
+        limits  of the tests; ten minutes and 4 GiB if omitted
+        sound   ids of instances whose tests are known to pass here with the known patch; those that
+                are found so are added
+        """
         self.instance = instance
         self.model_patch: str | None = None
         """Changes of the agent as a patch, once `score` has read its folder"""
         self._repositories = repositories
         self._profile = profile
         self._limits = limits
+        self._sound = set() if sound is None else sound
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -126,12 +132,11 @@ class InstanceTask(Task):
             changed = await asyncio.to_thread(changed_paths, patch)
         except ValueError:
             changed = {}
-        passed_over = tuple(
-            path for path in changed if path in added or (is_test(path) and path not in known)
-        )
+        tests = {path for path in changed if path in added or (is_test(path) and path not in known)}
+        passed_over = tuple(path for path in changed if path in tests or not self.may_change(path))
         parts = {
             "applied": 0.0,
-            "touches_tests": float(bool(passed_over)),
+            "touches_tests": float(bool(tests)),
             "changed_lines": float(sum(changed.values())),
         }
         if not changed or len(passed_over) > _MAX_EXCLUDED:
@@ -149,7 +154,9 @@ class InstanceTask(Task):
                 tested = await self._run_tests(tree, names)
             except ValueError:
                 tested = None
-        if tested is None or not tested.have_run(names):
+        if tested is not None and tested.have_passed(names):
+            self._sound.add(instance.instance_id)
+        if instance.instance_id not in self._sound:
             await self._check_tests(names)
         if tested is None or not tested.is_believed:
             return Score(0.0, {**parts, "applied": 1.0, "believed": 0.0})
@@ -162,6 +169,10 @@ class InstanceTask(Task):
         }
         value = float(all(share == 1 for share in shares.values()))
         return Score(value, {**parts, "applied": 1.0, **shares, "believed": 1.0})
+
+    def may_change(self, path: str) -> bool:
+        """Return whether a change of this path counts, if it is none of the tests."""
+        return True
 
     async def _paths(self, name: str) -> dict[str, int]:
         """Return the paths of one of the instance's patches. Raises GraderError if it is none."""
@@ -181,7 +192,7 @@ class InstanceTask(Task):
         )
 
     async def _check_tests(self, names: tuple[str, ...]) -> None:
-        """Raise GraderError if the tests do not run with the known patch either."""
+        """Raise GraderError if the tests do not pass with the known patch either."""
         with scratch_folder("fulmen-grade-") as scratch:
             tree = scratch / "folder"
             await self.prepare(tree)
@@ -196,6 +207,13 @@ class InstanceTask(Task):
             raise GraderError(
                 f"{self.instance.instance_id}: its tests cannot be run here: {tested.output}"
             )
+        if self.instance.patch.strip() and not tested.have_passed(names):
+            failing = next(name for name in names if tested.outcomes[name] != "passed")
+            raise GraderError(
+                f"{self.instance.instance_id}: {shorten(failing, 200)} fails here with the known "
+                "patch too"
+            )
+        self._sound.add(self.instance.instance_id)
 
 
 def _share(tested: Tested, names: tuple[str, ...]) -> float:

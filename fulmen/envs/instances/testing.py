@@ -2,20 +2,20 @@
 
     tree, names of tests -> their files, two tests of ours among them -> inside.py -> outcomes
 
-The code under test shares a process with pytest and could make it tell anything. So two tests with
-names that nobody knows stand beside the others, one that passes and one that fails. A run counts if
-both do; one that ended too early, or in which everything passes, does not.
+The code under test shares a process with pytest and could make it tell anything. So two tests that
+nobody knows stand in the first file, one that passes and one that fails (decoys.py). A run counts
+if both do; one that ended too early, or in which everything passes, does not.
 """
 
-import secrets
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Final
 
 from fulmen.envs.instances import inside
+from fulmen.envs.instances.decoys import with_decoys
 from fulmen.envs.scratch import scratch_folder
 from fulmen.envs.task import FOLDER
 from fulmen.files import parse_json, shorten
@@ -44,6 +44,10 @@ class Tested:
         be imported has none."""
         return self.is_believed and all(name in self.outcomes for name in names)
 
+    def have_passed(self, names: Sequence[str]) -> bool:
+        """Return whether all of these have passed, to be believed."""
+        return self.have_run(names) and all(self.outcomes[one] == "passed" for one in names)
+
 
 async def run_tests(
     folder: Path,
@@ -59,12 +63,9 @@ async def run_tests(
     variables  variables of its environment
     """
     files = dict.fromkeys(name.partition("::")[0] for name in names)
-    there = [path for path in files if _is_file(folder, path)][:_MAX_FILES]
-    own, passing, failing = (f"test_{secrets.token_hex(8)}" for _ in range(3))
-    beside = PurePosixPath(there[0]).parent if there else PurePosixPath()
-    extra = str(beside / f"{own}_test.py")  # such a name fits the usual patterns of files
-    text = f"def {passing}():\n    pass\n\n\ndef {failing}():\n    assert 0\n"
-    (folder / extra).write_text(text)
+    there = [path for path in files if _is_file(folder, path)][:_MAX_FILES] or ["test_all.py"]
+    ours = with_decoys(_text(folder / there[0]))
+    (folder / there[0]).write_text(ours.text, "utf-8", "surrogateescape", "")
     with scratch_folder("fulmen-tests-") as scratch:
         program, results = scratch / "program", scratch / "results"
         program.mkdir()
@@ -81,13 +82,21 @@ async def run_tests(
             environment=variables or {},
         )
         words = (sys.executable, "-B", _PROGRAM / "inside.py", _RESULTS / "outcomes.json")
-        command = " ".join(shlex.quote(str(word)) for word in (*words, *there, extra))
+        command = " ".join(shlex.quote(str(word)) for word in (*words, *there))
         async with Sandbox(access, limits or _LIMITS) as sandbox:
             outcome = await sandbox.run(f"exec {command}")
         found = _outcomes(results / "outcomes.json")
-    wanted = {f"{extra}::{passing}": "passed", f"{extra}::{failing}": "failed"}
+    wanted = {
+        f"{there[0]}::{ours.passing}": "passed",
+        f"{there[0]}::{ours.failing}": "failed",
+    }
     is_believed = all(found.get(name) == value for name, value in wanted.items())
     return Tested(found, is_believed, shorten(outcome.output, 500))
+
+
+def _text(path: Path) -> str:
+    """Return the text of a file of tests, empty if there is none; what is no UTF-8 stays."""
+    return path.read_bytes().decode("utf-8", "surrogateescape") if path.is_file() else ""
 
 
 def _is_file(folder: Path, path: str) -> bool:

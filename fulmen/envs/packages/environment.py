@@ -5,9 +5,12 @@ fault of the manifest + sources -> Instance (patch, hidden tests) -> InstanceTas
 
 import difflib
 import random
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
@@ -40,12 +43,12 @@ class Packages:
         packages, faults = read_manifest()
         if package is not None and package not in packages:
             raise ValueError(f"there is no package {package}, it must be one of {_list(packages)}")
-        if find_spec("pytest") is None:
-            raise ValueError("pytest is missing, packages are tested with it: pip install pytest")
+        _check_python()
         chosen = [one for one in faults if package in (None, one.package)]
         self._faults = random.Random(f"packages {seed}").sample(chosen, len(chosen))
         self._packages = packages
         self._profile = profile
+        self._sound: set[str] = set()
 
     @property
     def num_tasks(self) -> int:
@@ -59,7 +62,7 @@ class Packages:
             raise ValueError(f"task {index} was asked for, there are {len(self._faults)}")
         fault = self._faults[index]
         tree = FaultyTree(self._packages[fault.package], fault)
-        return PackageTask(tree, profile=self._profile)
+        return PackageTask(tree, profile=self._profile, sound=self._sound)
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,13 @@ class FaultyTree:
         folder = package_folder(self.package)
         whole = {path: _read(folder / path) for path in hidden}
         return {path: (without_tests(whole[path], hidden[path]), whole[path]) for path in hidden}
+
+    @property
+    def module(self) -> str:
+        """Path of the top module that has the fault, without .py."""
+        before = "src/" if self.fault.path.startswith("src/") else ""
+        first = self.fault.path.removeprefix(before).partition("/")[0]
+        return before + first.removesuffix(".py")
 
     @property
     def line(self) -> int:
@@ -133,8 +143,10 @@ class FaultyTree:
 class PackageTask(InstanceTask):
     """A package with a fault."""
 
-    def __init__(self, tree: FaultyTree, *, profile: str = "coding") -> None:
-        super().__init__(tree.instance(), tree, profile=profile, limits=LIMITS)
+    def __init__(
+        self, tree: FaultyTree, *, profile: str = "coding", sound: set[str] | None = None
+    ) -> None:
+        super().__init__(tree.instance(), tree, profile=profile, limits=LIMITS, sound=sound)
         self.tree = tree
 
     @property
@@ -151,12 +163,17 @@ class PackageTask(InstanceTask):
             "PYTHONPATH": f"{FOLDER}:{FOLDER / 'src'}",
         }
 
+    def may_change(self, path: str) -> bool:
+        """Return whether a change of this path counts: that of a Python file of the module that has
+        the fault."""
+        top = self.tree.module
+        return path == f"{top}.py" or (path.startswith(f"{top}/") and path.endswith(".py"))
+
     @property
     def hidden_paths(self) -> tuple[Path, ...]:
         """The package as it was published, and as it may be installed."""
-        folder = package_folder(self.tree.package)
-        first = self.tree.fault.path.removeprefix("src/").partition("/")[0]
-        return (folder, *_installed(first.removesuffix(".py")))
+        name = self.tree.module.rpartition("/")[2]
+        return (package_folder(self.tree.package), *_installed(name))
 
     @property
     def known_answers(self) -> tuple[Message, ...]:
@@ -176,15 +193,37 @@ class PackageTask(InstanceTask):
 
 
 def _installed(module: str) -> Iterator[Path]:
-    """Yield the places of a module in the environment that runs this."""
+    """Yield the places of a module where Pythons of this machine have what is installed."""
+    for folder in _site_folders():
+        found = (folder / module, folder / f"{module}.py", *folder.glob(f"__pycache__/{module}.*"))
+        yield from (place for place in found if place.exists())
+
+
+def _site_folders() -> tuple[Path, ...]:
+    """Return the folders of installed modules that the sandbox shows."""
+    bases = {Path(one) for one in (sys.prefix, sys.base_prefix, "/usr", "/usr/local")}
+    found = {Path(one).resolve() for one in sys.path if one}
+    for base in bases:
+        for pattern in ("lib*/python3*/site-packages", "lib*/python3*/dist-packages"):
+            found |= {one.resolve() for one in base.glob(pattern)}
+    return tuple(sorted(one for one in found if one.is_dir()))
+
+
+@cache
+def _check_python() -> None:
+    """Raise ValueError if pytest is not there, for us or for the `python3` that the agent has."""
+    if find_spec("pytest") is None:
+        raise ValueError("pytest is missing, packages are tested with it: pip install pytest")
+    python = shutil.which("python3") or "python3"
     try:
-        spec = find_spec(module)
-    except (ImportError, ValueError):
-        return
-    if spec is not None and spec.submodule_search_locations:
-        yield from (Path(one).resolve() for one in spec.submodule_search_locations)
-    elif spec is not None and spec.origin is not None and Path(spec.origin).is_file():
-        yield Path(spec.origin).resolve()
+        done = subprocess.run([python, "-c", "import pytest"], capture_output=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        done = None
+    if done is None or done.returncode:
+        raise ValueError(
+            f"{python}, which an agent would test with, has no pytest: activate the environment of "
+            f"{sys.executable}, or install pytest there"
+        )
 
 
 def patch_of(path: str, before: str, after: str) -> str:

@@ -209,7 +209,7 @@ def test_a_patch_without_a_name_that_the_tests_import_is_wrong_and_no_error(
     task = Instances(path, made.repositories).task(0)
     assert asyncio.run(task.grade(known)).value == 1
     score = asyncio.run(task.grade(made.fields["patch"]))
-    assert (score.value, score.parts["believed"], score.parts["fail_to_pass"]) == (0, 1, 0)
+    assert (score.value, score.parts["applied"], score.parts["believed"]) == (0, 1, 0)
 
 
 @pytest.mark.usefixtures("has_sandbox")
@@ -301,3 +301,13 @@ def test_instances_need_their_repository(made: Made, tmp_path: Path) -> None:
 
 def test_no_score_without_a_folder(made: Made) -> None:
     assert asyncio.run(made.task.score(Trajectory())) == Score(0.0, {"applied": 0.0})
+
+
+@pytest.mark.usefixtures("has_sandbox")
+def test_a_test_that_fails_with_the_known_patch_too_is_an_error(made: Made, tmp_path: Path) -> None:
+    tests = made.fields["test_patch"].replace("== 4", "== 5")
+    path = tmp_path / "new.jsonl"
+    path.write_text(json.dumps({**made.fields, "test_patch": tests}))
+    task = Instances(path, made.repositories).task(0)
+    with pytest.raises(GraderError, match="test_add fails here with the known patch too"):
+        asyncio.run(task.grade(made.fields["patch"].replace("a + b", "b + a")))

@@ -5,7 +5,10 @@ import hashlib
 import io
 import os
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from tempfile import gettempdir
 
 import pytest
 from hypothesis import given
@@ -14,8 +17,9 @@ from hypothesis import strategies as st
 from fulmen.agent import Score
 from fulmen.catalog.download import cache_folder
 from fulmen.chat import Message, ToolCall, get_format
-from fulmen.envs import PackageTask, Packages, load_environment, run_task
+from fulmen.envs import GraderError, Packages, PackageTask, load_environment, run_task
 from fulmen.envs.instances.git import apply_patch
+from fulmen.envs.packages import environment
 from fulmen.envs.packages.environment import FaultyTree, patch_of
 from fulmen.envs.packages.hiding import spans_of_tests, without_tests
 from fulmen.envs.packages.manifest import Package, PackageFault, manifest_text, read_manifest
@@ -57,6 +61,7 @@ BACKEND = """import os
 
 
 def prepare_metadata_for_build_wheel(folder, config_settings=None):
+    open("{ran}", "w").close()
     name = "sums_of_ours-1.0.dist-info"
     os.mkdir(os.path.join(folder, name))
     with open(os.path.join(folder, name, "METADATA"), "w") as file:
@@ -73,10 +78,12 @@ name = "sums-of-ours"
 version = "1.0"
 """
 METADATA = "Metadata-Version: 2.1\nName: sums-of-ours\nVersion: 1.0\n"
+RAN = Path(gettempdir()) / f"sums-of-ours-{os.getpid()}"
+"""There once code of the package ran"""
 FILES = {
     "sums.py": CODE,
     "tests/test_sums.py": TESTS,
-    "backend.py": BACKEND,
+    "backend.py": BACKEND.replace("{ran}", str(RAN)),
     "pyproject.toml": PROJECT,
     "PKG-INFO": METADATA,
 }
@@ -114,6 +121,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Package:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(links))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    RAN.unlink(missing_ok=True)
     sha256 = hashlib.sha256(archive.read_bytes()).hexdigest()
     return Package("sums-of-ours", "1.0", sha256, ALL)
 
@@ -133,20 +141,28 @@ def test_sources_arrive_once(package: Package, monkeypatch: pytest.MonkeyPatch) 
     folder = package_folder(package)
     assert {path: (folder / path).read_text() for path in FILES} == FILES
     assert [one.name for one in folder.parent.iterdir()] == [folder.name]
+    assert RAN.exists()  # pip asks the sources for their dependencies
     monkeypatch.setenv("PIP_FIND_LINKS", "/nowhere")
     assert package_folder(package) == folder
 
 
 def test_other_sources_are_refused_and_nothing_is_left(package: Package) -> None:
     other = Package(package.name, package.version, "0" * 64, ALL)
-    with pytest.raises(ValueError, match=f"has the sha256 {package.sha256}, needed is 0000"):
+    with pytest.raises(ValueError, match=r"cannot fetch sums-of-ours==1\.0: pip says"):
         package_folder(other)
     assert list((cache_folder() / "packages").iterdir()) == []
+    assert not RAN.exists()
+
+
+def test_several_processes_may_fetch_a_package_at_once(package: Package) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        found = set(pool.map(package_folder, [package] * 3))
+    assert [one.name for one in (cache_folder() / "packages").iterdir()] == [found.pop().name]
 
 
 def test_a_package_that_nobody_has_is_a_sentence(package: Package) -> None:
     other = Package("sums-of-nobody", "1.0", package.sha256, ALL)
-    with pytest.raises(ValueError, match="cannot fetch sums-of-nobody==1.0: pip says"):
+    with pytest.raises(ValueError, match=r"cannot fetch sums-of-nobody==1\.0: pip says"):
         package_folder(other)
 
 
@@ -214,8 +230,6 @@ def test_grades_of_other_patches(package: Package) -> None:
     assert grade(task, shown_only).parts["fail_to_pass"] == pytest.approx(2 / 3)
     broken = right.replace("return a - b", "return b")
     assert grade(task, broken).parts["pass_to_pass"] == 0.0
-    ends = f"import os\nos._exit(0)\n{right}"
-    assert grade(task, ends).value == 0.0
 
 
 def test_a_copy_that_is_installed_cannot_be_read(
@@ -234,13 +248,86 @@ def test_a_text_that_is_another_one_is_refused() -> None:
         FAULT.put_into(CODE.replace("+", "*"))
 
 
+CHEATS = {
+    "ends": "import os\nos._exit(0)",
+    "ends with success": "import sys\nsys.exit(0)",
+    "expects to fail": "import pytest\npytest.xfail()",
+    "expects to fail within": "import pytest\nadd = lambda a, b: pytest.xfail()",
+    "skips": "import pytest\npytest.skip(allow_module_level=True)",
+    "runs no test": ("import _pytest.python\n_pytest.python.Function.runtest = lambda self: None"),
+    "reports success": (
+        "import _pytest.runner\n"
+        "made = _pytest.runner.TestReport.from_item_and_call\n"
+        "def passed(item, call):\n"
+        "    report = made(item, call)\n"
+        "    report.outcome = 'passed'\n"
+        "    return report\n"
+        "_pytest.runner.TestReport.from_item_and_call = passed"
+    ),
+    "writes the outcomes": (
+        "import json, os, sys\n"
+        "with open(sys.argv[1], 'w') as file:\n"
+        f"    json.dump({{'outcomes': dict.fromkeys({list(ALL)!r}, 'passed')}}, file)\n"
+        "os._exit(0)"
+    ),
+    "never ends": "while True:\n    pass",
+    "makes processes": "import os\nwhile True:\n    os.fork()",
+    "fills the disk": (
+        "file = open('/results/x', 'wb')\nwhile True:\n    file.write(bytes(2**24))"
+    ),
+    "rewrites the tests": (
+        "from pathlib import Path\n"
+        "for path in Path('tests').glob('*.py'):\n"
+        "    path.write_text('def test_add():\\n    pass\\n')"
+    ),
+    "calls the network": (
+        "import socket\nsocket.create_connection(('127.0.0.1', 80), 1)\nadd = lambda a, b: a + b"
+    ),
+}
+
+
+@pytest.mark.usefixtures("has_sandbox")
+@pytest.mark.parametrize("name", CHEATS)
+def test_code_that_cheats_scores_nothing(
+    package: Package, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(environment, "LIMITS", replace(environment.LIMITS, seconds=8.0))
+    task = task_of(package)
+    assert grade(task, f"{task.tree.faulty}\n\n{CHEATS[name]}\n").value == 0.0
+
+
+@pytest.mark.usefixtures("has_sandbox")
+@pytest.mark.parametrize(
+    "path", ["conftest.py", "sitecustomize.py", "pytest.py", "pytest.ini", "tests/conftest.py"]
+)
+def test_other_files_do_not_count(package: Package, path: str) -> None:
+    task = task_of(package)
+    cheat = "[pytest]\naddopts = -k no" if path.endswith("ini") else CHEATS["runs no test"]
+    added = "".join(f"+{line}\n" for line in cheat.split("\n"))
+    other = f"--- /dev/null\n+++ b/{path}\n@@ -0,0 +1,{added.count(chr(10))} @@\n{added}"
+    comment = patch_of("sums.py", task.tree.faulty, f"{task.tree.faulty}# nothing\n")
+    score = asyncio.run(task.grade(other + comment))
+    assert (score.value, score.parts["believed"]) == (0.0, 1.0)
+    right = patch_of("sums.py", task.tree.faulty, task.tree.right)
+    assert asyncio.run(task.grade(other + right)).value == 1.0
+
+
+@pytest.mark.usefixtures("has_sandbox")
+def test_tests_that_do_not_run_here_are_an_error(package: Package) -> None:
+    broken = replace(package, tests=(*ALL, "tests/test_sums.py::test_of_another_machine"))
+    task = task_of(broken)
+    with pytest.raises(GraderError, match="its tests cannot be run here"):
+        grade(task, f"{task.tree.faulty}# nothing\n")
+
+
 # Tests that are hidden.
 
 
 def test_functions_of_tests_are_found_with_their_decorators() -> None:
     spans = spans_of_tests(TESTS)
     lines = TESTS.split("\n")
-    assert list(spans) == ["test_take", "test_add", "TestMore::test_add_more", "TestMore::test_zero"]
+    more = ["TestMore::test_add_more", "TestMore::test_zero"]
+    assert list(spans) == ["test_take", "test_add", *more]
     first, last = spans["TestMore::test_add_more"]
     assert lines[first - 1].strip().startswith("@pytest")
     assert lines[last - 1].strip() == "assert add(3, b) == 3 + b"
