@@ -10,6 +10,7 @@ import shutil
 import stat
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -30,8 +31,9 @@ class Devices:
         if os.geteuid() != 0:
             return
         for left in Path("/dev").glob(f"{_PREFIX}*"):  # by a process that was killed meanwhile
-            if left.stat().st_mtime < time.time() - 600:
-                shutil.rmtree(left, ignore_errors=True)
+            with suppress(FileNotFoundError):  # another one is gone by now
+                if left.stat().st_mtime < time.time() - 600:
+                    shutil.rmtree(left, ignore_errors=True)
         # Elsewhere a file system may refuse devices.
         self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir="/dev"))
         try:
