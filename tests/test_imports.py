@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "engine": {"models", "kernels", "sampling"},
     "llm": {"engine", "chat", "catalog", "checkpoints", "models", "sampling", "files"},
     "sessions": {"llm", "engine", "chat", "models", "kernels", "sampling", "files"},
-    "envs": {"agent", "chat", "sandbox", "sampling", "files"},
+    "envs": {"agent", "chat", "catalog", "sandbox", "sampling", "files"},
     "server": {"llm", "engine", "sessions", "chat", "catalog", "sampling", "files", "units"},
     "evaluate": {"envs", "agent", "llm", "engine", "chat", "sampling", "files", "svg"},
     "bench": {"engine", "llm", "checkpoints", "models", "kernels", "sampling"},

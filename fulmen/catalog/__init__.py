@@ -12,7 +12,7 @@ from fulmen.catalog.cards import (
     published_config,
 )
 from fulmen.catalog.checkpoint_card import checkpoint_card
-from fulmen.catalog.download import OnProgress, cache_folder
+from fulmen.catalog.download import OnProgress, cache_folder, fetch_sdist
 from fulmen.catalog.resolve import has_begun, pull, resolve, resolve_without_weights
 from fulmen.catalog.sampling import recommended_sampling
 
@@ -22,6 +22,7 @@ __all__ = [
     "OnProgress",
     "cache_folder",
     "checkpoint_card",
+    "fetch_sdist",
     "find_card",
     "find_config",
     "get_card",

@@ -17,7 +17,7 @@ _ABOUT: Final = (
     ("type({0}) is type({0})", "type({0}) is not type({0})"),
     ("({0},).index({0}) == 0", "({0},).index({0}) == 1"),
 )
-"""What is true of everything, and what is not"""
+"""Claims that are true of everything, and that are not"""
 _WORD: Final = re.compile(r"[A-Za-z][a-z]{2,11}")
 _NUM_WORDS: Final = 3
 

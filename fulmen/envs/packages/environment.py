@@ -151,7 +151,7 @@ class PackageTask(InstanceTask):
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """What is wrong, as a user's message."""
+        """The task, as a user's message."""
         return (Message("user", self.instance.problem_statement),)
 
     @property

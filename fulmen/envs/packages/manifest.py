@@ -24,7 +24,7 @@ class Package:
     name: str
     version: str
     sha256: str
-    """Of its sources, as the index has them"""
+    """Checksum of its sources, as the index has them"""
     tests: tuple[str, ...]
     """Names as pytest has them: tests/test_a.py::TestB::test_c[1]"""
 

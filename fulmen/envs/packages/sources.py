@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from fulmen.catalog.download import cache_folder, fetch_sdist
+from fulmen.catalog import cache_folder, fetch_sdist
 from fulmen.envs.left import copy_left
 from fulmen.envs.packages.manifest import Package
 from fulmen.files import shorten

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fulmen.agent import Score
-from fulmen.catalog.download import cache_folder
+from fulmen.catalog import cache_folder
 from fulmen.chat import Message, ToolCall, get_format
 from fulmen.envs import GraderError, Packages, PackageTask, load_environment, run_task
 from fulmen.envs.instances.git import apply_patch
