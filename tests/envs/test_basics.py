@@ -73,11 +73,12 @@ def operands(text: str) -> tuple[int, int]:
     return (second, first) if re.search(r"\b(from|von)\b", text) else (first, second)
 
 
+@pytest.mark.parametrize("num_tasks", [60, pytest.param(1000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", KINDS)
-def test_all_kinds_pass_the_self_check(kind: str) -> None:
+def test_all_kinds_pass_the_self_check(kind: str, num_tasks: int) -> None:
     environment = Basics(3, kind=kind)
-    chance = environment.chance + 0.05 if environment.chance else 0.0
-    assert asyncio.run(self_check(environment, range(60), chance=chance)) == []
+    chance = environment.chance + 3 / num_tasks if environment.chance else 0.0
+    assert asyncio.run(self_check(environment, range(num_tasks), chance=chance)) == []
 
 
 @pytest.mark.parametrize("kind", KINDS)

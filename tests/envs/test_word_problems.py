@@ -20,6 +20,11 @@ def test_all_levels_pass_the_self_check(level: int) -> None:
         assert asyncio.run(self_check(WordProblems(seed, level=level), range(25))) == []
 
 
+@pytest.mark.slow
+def test_a_thousand_stories_of_all_levels_pass_the_self_check() -> None:
+    assert asyncio.run(self_check(WordProblems(8), range(1000))) == []
+
+
 @pytest.mark.parametrize(
     "name", ["arithmetic", "arithmetic:1x2", "arithmetic:1x50", "arithmetic:5x3"]
 )
@@ -30,6 +35,15 @@ def test_to_repeat_a_story_of_sums_is_no_answer(name: str) -> None:
         allowed = min(1.0, chance + 3 * sqrt(chance * (1 - chance) / 60))
         assert asyncio.run(self_check(environment, range(60), junk=())) == []
         assert asyncio.run(self_check(environment, range(60), chance=allowed)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["arithmetic", "arithmetic:1x50", "arithmetic:5x3"])
+def test_a_thousand_stories_of_sums_pass_the_self_check(name: str) -> None:
+    environment = load_environment(name, seed=8)
+    chance: float = environment.chance  # type: ignore[attr-defined]
+    assert asyncio.run(self_check(environment, range(1000), junk=())) == []
+    assert asyncio.run(self_check(environment, range(1000), chance=chance)) == []
 
 
 def test_every_frame_is_told_at_every_level_in_a_whole_text() -> None:

@@ -18,6 +18,7 @@ from fulmen.envs.repairs import task as task_file
 from fulmen.envs.repairs.faults import find_faults
 from fulmen.envs.repairs.kinds import KINDS
 from fulmen.envs.repairs.trial import EndlessError, answers
+from fulmen.evaluate import self_check
 from fulmen.sandbox import Limits
 
 Change = Callable[[Path, RepairTask], None]
@@ -210,6 +211,13 @@ def test_the_right_text_scores_one_and_nothing_zero(level: int, tmp_path: Path) 
         assert score.parts["pass_to_pass"] == 1
         assert score.parts["untouched_tests"] == (change is do_nothing)
     assert asyncio.run(task.score(Trajectory())).value == 0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("has_sandbox")
+@pytest.mark.parametrize("profile", ["coding", "minimal"])
+def test_many_tasks_are_as_they_should_be_in_the_sandbox(profile: str) -> None:
+    assert asyncio.run(self_check(Repairs(4, profile=profile), range(50))) == []
 
 
 @pytest.mark.usefixtures("has_sandbox")
