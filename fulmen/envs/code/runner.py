@@ -10,6 +10,7 @@ passed by the right text, which nobody in there knows.
     -> {"outputs": [TEXT or null, ...]}
 """
 
+import builtins
 import contextlib
 import json
 import os
@@ -148,6 +149,7 @@ def _play(job: "dict[str, Any]", given: "Any", stdin: int, output: int) -> int:
     os.closerange(max(kept, 2) + 1, 64)
     space: dict[str, Any] = {"__name__": "solution" if is_function else "__main__"}
     sys.argv = ["solution.py"]
+    vars(builtins).update(exit=sys.exit, quit=sys.exit)  # they are of site, which -S leaves out
     try:
         exec(compile(job["program"], "solution.py", "exec"), space)
     except SystemExit as end:

@@ -85,6 +85,8 @@ def test_values_are_compared_with_their_types() -> None:
         "import threading\ndef run():\n    exec({!r}, {{}})\nthreading.Thread(target=run).start()",
         "{}\nimport sys\nprint('note', file=sys.stderr)\nsys.exit()",
         "{}\nimport sys, os\nsys.stdout.flush()\nos._exit(0)",
+        "{}\nexit()",
+        "{}\nquit(0)",
         "if __name__ == '__main__':\n    exec({!r})",
         "import os\ntext = {!r}\nif os.fork():\n    os.wait()\nelse:\n    exec(text, {{}})",
     ],
@@ -96,7 +98,7 @@ def test_programs_read_and_print_as_they_like(way: str) -> None:
 
 @pytest.mark.usefixtures("has_sandbox")
 @pytest.mark.parametrize(
-    "change", ["{}\nraise ValueError", "{}\nimport sys\nsys.exit(3)", "{}\nprint(1)"]
+    "change", ["{}\nraise ValueError", "{}\nimport sys\nsys.exit(3)", "{}\nexit(3)", "{}\nprint(1)"]
 )
 def test_a_program_that_fails_or_prints_more_is_wrong(change: str) -> None:
     task = task_of("letter_shift", style="stdin")

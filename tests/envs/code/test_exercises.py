@@ -65,7 +65,8 @@ def test_solutions_pass(tmp_path: Path) -> None:
     body = "```python\ndef shift(values, by):\n    return list(map(by.__add__, values))\n```"
     assert scored(environment.task(0), body).parts == {"format": 1.0, "correct": 0.0}
     code = "def shift(values, by):\n    return [v + by * weigh([1], 9) for v in values]"
-    for begin in ("", "from __future__ import annotations\n"):
+    leave = "import sys\nleave = exit if len(sys.argv) > 9 else quit\n"
+    for begin in ("", "from __future__ import annotations\n", leave):
         helped = f"```python\n{begin}{code}\n```"
         assert scored(environment.task(0), helped).value == 1
 
