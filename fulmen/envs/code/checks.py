@@ -23,6 +23,7 @@ import resource
 import select
 import sys
 import time
+import types
 
 TYPE_CHECKING = False  # typing takes long to import
 if TYPE_CHECKING:
@@ -105,6 +106,13 @@ class Line:
             raise GoneError from None
 
 
+def _new_module(name: str) -> "dict[str, Any]":
+    """Return the names of a new module that is loaded, as dataclasses need theirs to be."""
+    module = types.ModuleType(name)
+    sys.modules[name] = module
+    return vars(module)
+
+
 # The side of the tests
 
 
@@ -178,7 +186,7 @@ def passes(job: "dict[str, Any]") -> bool:
     try:
         line.send([job["program"], job["names"], job["seconds"]])
         numbers = line.receive()
-        space: dict[str, Any] = {"__name__": "tests"}
+        space = _new_module("tests")
         exec(compile(job["setup"], "setup.py", "exec"), space)
         # No other name that the program might tell: it could take the place of a builtin.
         space.update(
@@ -226,7 +234,7 @@ def serve() -> None:
     texts, names, seconds = line.receive()
     vars(builtins).update(exit=sys.exit, quit=sys.exit)  # they are of site, which -S leaves out
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-    space: dict[str, Any] = {"__name__": "solution"}
+    space = _new_module("solution")
     for text in texts:
         exec(compile(text, "solution.py", "exec"), space)
     objects = [space[name] for name in names if name in space]

@@ -19,6 +19,7 @@ import select
 import signal
 import sys
 import time
+import types
 
 TYPE_CHECKING = False  # typing takes long to import
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ def _play(job: "dict[str, Any]", given: "Any", stdin: int, output: int) -> int:
     kept = os.dup(output) if is_function else 1
     os.closerange(3, kept)
     os.closerange(max(kept, 2) + 1, 64)
-    space: dict[str, Any] = {"__name__": "solution" if is_function else "__main__"}
+    space = _new_module("solution" if is_function else "__main__")
     sys.argv = ["solution.py"]
     vars(builtins).update(exit=sys.exit, quit=sys.exit)  # they are of site, which -S leaves out
     try:
@@ -164,6 +165,13 @@ def _play(job: "dict[str, Any]", given: "Any", stdin: int, output: int) -> int:
         sys.modules["threading"]._shutdown()
     sys.stdout.flush()
     return 0
+
+
+def _new_module(name: str) -> "dict[str, Any]":
+    """Return the names of a new module that is loaded, as dataclasses need theirs to be."""
+    module = types.ModuleType(name)
+    sys.modules[name] = module
+    return vars(module)
 
 
 def main(path: str) -> None:

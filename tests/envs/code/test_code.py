@@ -97,6 +97,24 @@ def test_programs_read_and_print_as_they_like(way: str) -> None:
 
 
 @pytest.mark.usefixtures("has_sandbox")
+@pytest.mark.parametrize("style", ["stdin", "function"])
+def test_dataclasses_may_have_annotations_as_texts(style: str) -> None:
+    task = task_of("letter_shift", style=style)
+    record = """from __future__ import annotations
+from dataclasses import KW_ONLY, dataclass, fields
+import pickle
+@dataclass
+class Pair:
+    a: list[int]
+    _: KW_ONLY
+    b: int
+assert [one.name for one in fields(Pair)] == ["a", "b"]
+assert pickle.loads(pickle.dumps(Pair([1], b=2))) == Pair([1], b=2)
+"""
+    assert value_of(task, record + task.program) == 1
+
+
+@pytest.mark.usefixtures("has_sandbox")
 @pytest.mark.parametrize(
     "change", ["{}\nraise ValueError", "{}\nimport sys\nsys.exit(3)", "{}\nexit(3)", "{}\nprint(1)"]
 )

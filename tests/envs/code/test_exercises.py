@@ -71,6 +71,27 @@ def test_solutions_pass(tmp_path: Path) -> None:
         assert scored(environment.task(0), helped).value == 1
 
 
+RECORDS = """from __future__ import annotations
+from dataclasses import dataclass
+@dataclass
+class Sum:
+    values: list[float]
+    by: float
+def shift(values, by):
+    return [Sum(values, by).by + value for value in Sum(values, by).values]
+"""
+
+
+@pytest.mark.usefixtures("has_sandbox")
+def test_dataclasses_may_have_annotations_as_texts(tmp_path: Path) -> None:
+    task = Exercises(file_of(tmp_path, HUMANEVAL)).task(0)
+    assert scored(task, f"```python\n{RECORDS}```").value == 1
+    helped = {**HUMANEVAL, "prompt": RECORDS + HUMANEVAL["prompt"].replace("from typing", "#")}
+    helped["prompt"] = helped["prompt"].replace("List", "list")
+    task = Exercises(file_of(tmp_path, helped)).task(0)
+    assert scored(task, task.known_answers[0].content).value == 1
+
+
 CHEATS = {
     "exit": "import sys\nsys.exit(0)",
     "exit at once": "import os\nos._exit(0)",
