@@ -3,6 +3,7 @@
 repairs:3:minimal -> KINDS["repairs"].load("3:minimal", seed) -> Environment
 """
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from fulmen.envs.task import Environment
 from fulmen.envs.tau2 import Tau2
 from fulmen.envs.tools import ToolUse
 from fulmen.envs.words import WordProblems
+from fulmen.files import shorten
 
 _PUZZLE: Final = re.compile(r"(?:([^:0-9][^:]*)(?::|\Z))?([0-9]{1,18})?")
 _LEVEL: Final = re.compile(r"[0-9]{1,18}")
@@ -128,8 +130,9 @@ def _tau2(words: str, seed: int) -> Environment | None:
 def _exercises(words: str, seed: int) -> Environment | None:
     if not words:
         return None
-    if not Path(words).is_file():
-        raise ValueError(f"{words} is no file, it must be the JSONL file of HumanEval or MBPP")
+    if not os.path.isfile(words):
+        found = shorten(words)
+        raise ValueError(f"{found} is no file, it must be the JSONL file of HumanEval or MBPP")
     return Exercises(Path(words))
 
 
@@ -224,11 +227,11 @@ def load_environment(name: str, *, seed: int) -> Environment:
     if first in KINDS:
         if (environment := KINDS[first].load(words, seed)) is not None:
             return environment
-        raise ValueError(f"{name} is no environment, it must be {KINDS[first].usage}")
-    path = Path(name)
-    if not path.is_file():
+        raise ValueError(f"{shorten(name)} is no environment, it must be {KINDS[first].usage}")
+    if not os.path.isfile(name):  # unlike a Path's, it takes names that no file can have
         known = ", ".join(kind.usage for kind in KINDS.values())
         raise ValueError(
-            f"{name} is no environment, it must be a JSONL or Parquet file or one of: {known}"
+            f"{shorten(name)} is no environment, it must be a JSONL or Parquet file or one of: "
+            f"{known}"
         )
-    return Questions(path)
+    return Questions(Path(name))

@@ -136,8 +136,9 @@ def gsm8k(words: str) -> Questions:
         path = hub_file(_GSM8K, f"main/{words or SPLITS[0]}-00000-of-00001.parquet")
     else:
         path = Path(words)
-        if not path.is_file():
-            raise ValueError(f"{path} is no file, it must be one of JSON lines or of Parquet")
+        if not os.path.isfile(path):
+            found = shorten(path)
+            raise ValueError(f"{found} is no file, it must be one of JSON lines or of Parquet")
     return Questions(path, mark="####")
 
 

@@ -3,10 +3,11 @@
 Parquet needs pyarrow, which is not among what this package needs.
 """
 
+import os
 from pathlib import Path
 from typing import Any, Final
 
-from fulmen.files import parse_json
+from fulmen.files import parse_json, shorten
 
 _PARQUET: Final = b"PAR1"
 
@@ -14,8 +15,8 @@ _PARQUET: Final = b"PAR1"
 def read_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """Return the rows of a file, each with the place where it stands, for messages. Raises
     ValueError for a file that has none or is no such file."""
-    if not path.is_file():
-        raise ValueError(f"{path} is no file, it must be one of JSON lines or of Parquet")
+    if not os.path.isfile(path):
+        raise ValueError(f"{shorten(path)} is no file, it must be one of JSON lines or of Parquet")
     with path.open("rb") as file:
         is_parquet = file.read(len(_PARQUET)) == _PARQUET
     rows = _parquet_rows(path) if is_parquet else _json_rows(path)

@@ -23,6 +23,7 @@ from fulmen.envs import (
     final_number,
     load_environment,
 )
+from fulmen.envs.environments import KINDS as FIRST_WORDS
 from fulmen.envs.logic import PuzzleTask
 from fulmen.envs.logic.kinds import KINDS
 from fulmen.sampling import SamplingParams
@@ -183,6 +184,16 @@ def test_an_unknown_name_says_what_there_is() -> None:
         ValueError, match=r"repairs:3:all is no environment, it must be repairs\[:LEVEL\]"
     ):
         load_environment("repairs:3:all", seed=0)
+
+
+@pytest.mark.parametrize("first", ["", "x", *(f"{word}:" for word in FIRST_WORDS)])
+def test_a_name_that_no_file_can_have_is_one_sentence(first: str) -> None:
+    for words in ("9" * 5000, "a" * 5000, "a/" * 3000, "a\0b", "\ud800", "9" * 5000 + "x9"):
+        with pytest.raises(ValueError, match=r"must be|needed") as caught:
+            load_environment(f"{first}{words}", seed=0)
+        assert type(caught.value) is ValueError
+        assert len(str(caught.value)) < 1000
+        assert str(caught.value).isprintable()
 
 
 def test_repairs_take_a_level_and_a_profile_of_tools() -> None:

@@ -24,6 +24,7 @@ from fulmen.envs.basics.sums import SUMS
 from fulmen.envs.basics.talk import TALK
 from fulmen.envs.basics.trying import COUNTDOWN
 from fulmen.envs.task import Task
+from fulmen.files import shorten
 
 KINDS: Final[Mapping[str, BasicKind]] = {
     kind.name: kind for kind in (*SUMS, *LETTERS, *ORDERS, STORY, COUNTDOWN, *LOGIC, SUDOKU, *TALK)
@@ -73,7 +74,9 @@ class Basics:
 
     def __init__(self, seed: int, *, kind: str | None = None, part: str | None = None) -> None:
         if kind is not None and kind not in KINDS:
-            raise ValueError(f"{kind} is no kind of basics, it must be one of {', '.join(KINDS)}")
+            raise ValueError(
+                f"{shorten(kind)} is no kind of basics, it must be one of {', '.join(KINDS)}"
+            )
         if part is not None and part not in PARTS:
             raise ValueError(f"{part} is no part of basics, it must be one of {', '.join(PARTS)}")
         self._seed = seed

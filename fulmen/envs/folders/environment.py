@@ -1,11 +1,13 @@
 """Folders of tasks as an environment: those that can be played, and why others cannot."""
 
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from fulmen.envs.folders.description import read_description
 from fulmen.envs.folders.task import FolderTask
+from fulmen.files import shorten
 
 
 class Folders:
@@ -18,8 +20,8 @@ class Folders:
     def __init__(self, path: Path, *, profile: str = "coding") -> None:
         if profile not in ("coding", "minimal"):
             raise ValueError(f"profile is {profile}, it must be coding or minimal")
-        if not path.is_dir():
-            raise ValueError(f"{path} is no folder, one with tasks is needed")
+        if not os.path.isdir(path):
+            raise ValueError(f"{shorten(path)} is no folder, one with tasks is needed")
         is_one = (path / "task.toml").exists()
         found = [path] if is_one else sorted(one.parent for one in path.glob("*/task.toml"))
         refused, self._descriptions = dict[str, str](), []

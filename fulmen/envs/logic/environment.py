@@ -15,6 +15,7 @@ from fulmen.envs.logic.kinds import KINDS
 from fulmen.envs.logic.puzzle import LEVELS, Puzzle, PuzzleKind
 from fulmen.envs.marked import ASKED, ASKED_LINES, marked_answer
 from fulmen.envs.task import Task
+from fulmen.files import shorten
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Logic:
 
     def __init__(self, seed: int, *, kind: str | None = None, level: int | None = None) -> None:
         if kind is not None and kind not in KINDS:
-            raise ValueError(f"{kind} is no puzzle, it must be one of {', '.join(KINDS)}")
+            raise ValueError(f"{shorten(kind)} is no puzzle, it must be one of {', '.join(KINDS)}")
         if level is not None and level not in LEVELS:
             raise ValueError(f"level is {level}, it must be from {LEVELS[0]} to {LEVELS[-1]}")
         self._seed = seed

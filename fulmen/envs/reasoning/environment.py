@@ -20,6 +20,7 @@ from fulmen.chat import Message
 from fulmen.envs.marked import ASKED, ASKED_LINES, marked_answer
 from fulmen.envs.task import Task
 from fulmen.envs.workers import Workers, shared_workers
+from fulmen.files import shorten
 
 _LIST: Final = Path(__file__).with_name("reasoning_gym.json")
 _ROUNDING: Final = 1e-9
@@ -99,8 +100,8 @@ class ReasoningGym:
             listed = known
         if name is not None and name not in listed:
             raise ValueError(
-                f"reasoning_gym:{name} is not on the list of data sets that passed the self-check, "
-                f"it must be one of: {', '.join(sorted(listed))}"
+                f"reasoning_gym:{shorten(name)} is not on the list of data sets that passed the "
+                f"self-check, it must be one of: {', '.join(sorted(listed))}"
             )
         try:
             found = version("reasoning-gym")

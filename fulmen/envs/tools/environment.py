@@ -15,6 +15,7 @@ from typing import Final
 from fulmen.envs.tools.domain import LEVELS
 from fulmen.envs.tools.domains import DOMAINS
 from fulmen.envs.tools.task import ToolTask
+from fulmen.files import shorten
 
 
 class ToolUse:
@@ -26,7 +27,8 @@ class ToolUse:
         if level is not None and level not in LEVELS:
             raise ValueError(f"level is {level}, it must be from {LEVELS[0]} to {LEVELS[-1]}")
         if domain is not None and domain not in DOMAINS:
-            raise ValueError(f"{domain} is no domain, it must be one of {', '.join(DOMAINS)}")
+            found = shorten(domain)
+            raise ValueError(f"{found} is no domain, it must be one of {', '.join(DOMAINS)}")
         self._seed = seed
         self._level = level
         self._domains = list(DOMAINS) if domain is None else [domain]
