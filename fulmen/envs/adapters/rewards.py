@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 from fulmen.agent import Answer, Score
 from fulmen.chat import Message
@@ -15,6 +15,9 @@ from fulmen.envs.adapters.episodes import read_action
 from fulmen.envs.environments import load_environment
 from fulmen.envs.task import Environment, Task, answered
 from fulmen.sampling import SamplingParams
+
+_MAX_GRADED: Final = 16
+"""Completions that are graded at once: each may have a sandbox"""
 
 
 def rows(name: str, indices: Iterable[int], *, seed: int = 0) -> list[dict[str, Any]]:
@@ -44,12 +47,14 @@ def reward(
     """Return the scores of completions, texts or lists of messages, of rows that `rows` made."""
 
     async def scores() -> list[Score]:
-        return await asyncio.gather(
-            *(
-                score(question(name, s, i), _text_of(one))
-                for one, name, s, i in zip(completions, environment, seed, index, strict=True)
-            )
-        )
+        places = asyncio.Semaphore(_MAX_GRADED)
+
+        async def graded(completion: Any, name: str, seed: int, index: int) -> Score:
+            async with places:
+                return await score(question(name, seed, index), _text_of(completion))
+
+        all_rows = zip(completions, environment, seed, index, strict=True)
+        return await asyncio.gather(*(graded(*one) for one in all_rows))
 
     # A trainer may run in an event loop, so this one has a thread of its own.
     with ThreadPoolExecutor(1) as thread:

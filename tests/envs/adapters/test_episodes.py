@@ -1,5 +1,6 @@
 """Our environments as objects of Gymnasium and rows of TRL: the same scores as by our own loop."""
 
+import asyncio
 import json
 import warnings
 from collections.abc import Iterator
@@ -8,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from fulmen.envs import load_environment
+from fulmen.agent import Score
+from fulmen.envs import Task, load_environment
 from fulmen.envs.adapters import TextEpisodes, as_gymnasium, reward, rows
 from fulmen.envs.adapters.episodes import read_action
 
@@ -129,6 +131,23 @@ def test_rows_and_rewards_for_a_trainer() -> None:
     assert reward(said, prompts=[row["prompt"] for row in found], **columns) == [1.0, 1.0, 1.0]
     with pytest.raises(ValueError, match="tasks with tools or users"):
         rows("tools", range(1))
+
+
+def test_few_completions_are_graded_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    running = most = 0
+
+    async def slow(task: Task, text: str) -> Score:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.001)
+        running -= 1
+        return Score(float(text))
+
+    monkeypatch.setattr("fulmen.envs.adapters.rewards.score", slow)
+    found = reward(list(map(str, range(100))), ["arithmetic"] * 100, [0] * 100, [0] * 100)
+    assert found == list(range(100))
+    assert most == 16
 
 
 @pytest.mark.usefixtures("has_sandbox")
