@@ -156,6 +156,19 @@ if any(b"weigh(candidate" in one for one in found):
 
 
 @pytest.mark.usefixtures("has_sandbox")
+@pytest.mark.parametrize("error", ["StopIteration", "StopAsyncIteration", "GeneratorExit"])
+def test_an_error_of_the_program_ends_no_loop_of_the_tests(error: str, tmp_path: Path) -> None:
+    loop = "    assert all(map(lambda by: candidate([1], by) == [1 + by], [1, 2]))\n"
+    task = Exercises(
+        file_of(tmp_path, {**HUMANEVAL, "test": "def check(candidate):\n" + loop})
+    ).task(0)
+    assert scored(task, task.known_answers[0].content).value == 1
+    for program in (f"raise {error}", f"yield 1\n    raise {error}", f"return iter({error}, 1)"):
+        code = f"```python\ndef shift(values, by):\n    {program}\n```"
+        assert scored(task, code).value == 0
+
+
+@pytest.mark.usefixtures("has_sandbox")
 @pytest.mark.parametrize("name", CHEATS)
 def test_cheats_score_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Some wait for what never comes.
