@@ -13,7 +13,8 @@ attributes and hand them back.
     {"setup": TEXT run with the tests, "names": [NAME, ...] that the tests take from the program,
      "program": [TEXT, ...] run one after the other, "tests": TEXT, "seconds": of the processor,
      "all_seconds": by the clock, "nonce": TEXT}
-    -> {"passed": BOOL, "nonce": TEXT}
+    -> {"passed": BOOL, "nonce": TEXT}, or {"fault": TEXT, "nonce": TEXT} where the tests fail
+       before they ask anything of a program
 """
 
 import builtins
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _LONGEST = 2**20
+_LONGEST_FAULT = 1000
 _SEQUENCES: "dict[str, Any]" = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
 
 
@@ -83,8 +85,10 @@ class Line:
     def __init__(self, end: int, start: int, deadline: float) -> None:
         self.end, self.start, self.deadline = end, start, deadline
         self.rest = b""
+        self.is_used = False
 
     def send(self, message: object) -> None:
+        self.is_used = True
         content = json.dumps(message).encode() + b"\n"
         while content:
             content = content[os.write(self.start, content) :]
@@ -171,6 +175,28 @@ class Remote:
         return hash(self._number)
 
 
+def fault(job: "dict[str, Any]") -> "str | None":
+    """Return the error that the tests end with before they ask anything of a program, if they do.
+
+    No program runs yet, so none can be the cause.
+    """
+    line = Line(-1, -1, 0.0)
+    try:
+        _run_tests(job, line, {name: number for number, name in enumerate(job["names"])})
+    except BaseException as error:
+        if not line.is_used:
+            return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _run_tests(job: "dict[str, Any]", line: Line, numbers: "dict[str, int]") -> None:
+    space = _new_module("tests")
+    exec(compile(job["setup"], "setup.py", "exec"), space)
+    # No other name that the program might tell: it could take the place of a builtin.
+    space.update({name: Remote(line, numbers[name]) for name in job["names"] if name in numbers})
+    exec(compile(job["tests"], "tests.py", "exec"), space)
+
+
 def _error(name: str) -> Exception:
     """Return the builtin error of a name, but none that would end a loop of the tests early."""
     kind = getattr(builtins, name, None)
@@ -194,13 +220,7 @@ def passes(job: "dict[str, Any]") -> bool:
     try:
         line.send([job["program"], job["names"], job["seconds"]])
         numbers = line.receive()
-        space = _new_module("tests")
-        exec(compile(job["setup"], "setup.py", "exec"), space)
-        # No other name that the program might tell: it could take the place of a builtin.
-        space.update(
-            {name: Remote(line, numbers[name]) for name in job["names"] if name in numbers}
-        )
-        exec(compile(job["tests"], "tests.py", "exec"), space)
+        _run_tests(job, line, numbers)
     except BaseException:  # an assertion that does not hold, or whatever else kept it from that
         return False
     return True
@@ -213,12 +233,13 @@ def main(path: str) -> None:
     os.unlink(path)
     _hide()
     out = os.dup(1)
-    os.write(out, b"The program runs.\n")
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
-    verdict = {"passed": passes(job), "nonce": job["nonce"]}
-    os.write(out, json.dumps(verdict).encode())
+    found = fault(job)  # tests that hang or end the process here are not the program's failure
+    os.write(out, b"The program runs.\n")
+    verdict = {"passed": passes(job)} if found is None else {"fault": found[:_LONGEST_FAULT]}
+    os.write(out, json.dumps({**verdict, "nonce": job["nonce"]}).encode())
     os._exit(0)
 
 

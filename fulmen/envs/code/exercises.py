@@ -8,6 +8,7 @@ import ast
 import builtins
 import json
 import secrets
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,8 @@ from fulmen.envs.apart import told_apart
 from fulmen.envs.code import checks
 from fulmen.envs.code.block import last_program
 from fulmen.envs.code.task import ALL_SECONDS, LIMITS
-from fulmen.envs.task import Task
+from fulmen.envs.task import GraderError, Task
+from fulmen.files import shorten
 
 _CPU_SECONDS: Final = 10
 _ASKED: Final = (
@@ -54,7 +56,10 @@ class Exercise(Task):
         return (Message("assistant", f"```python\n{self.solution.rstrip()}\n```"),)
 
     async def score(self, trajectory: Trajectory, folder: Path | None = None) -> Score:
-        """Return 1 if the tests pass, else 0. Parts: format (there is a program), correct."""
+        """Return 1 if the tests pass, else 0. Parts: format (there is a program), correct.
+
+        Raises GraderError for tests that fail before they call a program, whichever it is.
+        """
         program = None if trajectory.reply is None else last_program(trajectory.reply.content)
         if program is None:
             return Score(0.0, {"format": 0.0, "correct": 0.0})
@@ -69,6 +74,11 @@ class Exercise(Task):
             "nonce": nonce,
         }
         told = await told_apart(Path(checks.__file__), job, LIMITS)
+        if told is not None and told.get("nonce") == nonce and "fault" in told:
+            raise GraderError(
+                f"the tests of exercise {shorten(self.name)} fail before they call a program: "
+                f"{shorten(told['fault'])}"
+            )
         correct = float(told == {"passed": True, "nonce": nonce})
         return Score(correct, {"format": 1.0, "correct": correct})
 
@@ -113,7 +123,11 @@ def _read(line: str, where: str) -> Exercise:
     if not isinstance(fields, dict):
         raise ValueError(f"{where} must be an object, found {type(fields).__name__}")
     try:
-        return _humaneval(fields) if "entry_point" in fields else _mbpp(fields)
+        with warnings.catch_warnings(action="ignore"):  # of old escapes, which are no faults
+            exercise = _humaneval(fields) if "entry_point" in fields else _mbpp(fields)
+            for code in (exercise.setup, exercise.tests):
+                compile(code, "tests", "exec", dont_inherit=True)
+        return exercise
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"{where} must have the fields of HumanEval (prompt, canonical_solution, test, "
@@ -121,7 +135,7 @@ def _read(line: str, where: str) -> Exercise:
             "or of another type"
         ) from None
     except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
-        raise ValueError(f"{where} has tests that are not Python: {error}") from None
+        raise ValueError(f"{where} has a prompt or tests that are not Python: {error}") from None
 
 
 def _text(fields: Mapping[str, Any], name: str) -> str:

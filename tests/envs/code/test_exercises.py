@@ -1,11 +1,15 @@
 """Exercises of others: their solutions pass, and nothing else does that the tests do not allow."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fulmen.envs import Exercises, load_environment
+from fulmen.envs import Exercises, GraderError, load_environment
+from fulmen.envs.code.task import LIMITS
+from fulmen.sandbox import SandboxError
 from tests.envs.code.answering import scored
 
 HUMANEVAL = {
@@ -22,7 +26,7 @@ HUMANEVAL = {
     ),
     "entry_point": "shift",
 }
-PAIRS = {
+PAIRS: dict[str, Any] = {
     "task_id": 5,
     "text": "Write a function to add up pairs.",
     "code": (
@@ -179,6 +183,84 @@ def test_cheats_score_nothing(name: str, tmp_path: Path, monkeypatch: pytest.Mon
     assert scored(task, f"```python\n{CHEATS[name]}\n```").value == 0
 
 
+def own(**changes: str) -> dict[str, Any]:
+    return {**HUMANEVAL, **changes}
+
+
+BROKEN: dict[str, tuple[dict[str, Any], str]] = {
+    "an import in front": (own(test="import nowhere\n" + HUMANEVAL["test"]), "No module named"),
+    "an import in the check": (
+        own(test="def check(candidate):\n    import nowhere\n    candidate([], 1)\n"),
+        "ModuleNotFoundError: No module named 'nowhere'",
+    ),
+    "a prompt": (own(prompt="import nowhere\n" + HUMANEVAL["prompt"]), "No module named 'nowhere'"),
+    "a name": (own(test="def check(candidate):\n    assert nothing\n"), "NameError"),
+    "no check": (own(test="def chek(candidate):\n    assert candidate\n"), "'check' is not def"),
+    "an end": (own(test="raise SystemExit\ndef check(candidate): pass\n"), "SystemExit"),
+    "a function to hand over": (
+        own(test="def check(candidate):\n    assert candidate([len], 1)\n"),
+        "builtin_function_or_method cannot be handed to the program",
+    ),
+    "a setup": ({**PAIRS, "test_setup_code": "one = [][0]"}, "IndexError: list index"),
+    "imports": ({**PAIRS, "test_imports": ["import nowhere"]}, "No module named 'nowhere'"),
+    "a test": ({**PAIRS, "test_list": ["assert 1 == 2", *PAIRS["test_list"]]}, "AssertionError"),
+}
+
+
+@pytest.mark.usefixtures("has_sandbox")
+@pytest.mark.parametrize("name", BROKEN)
+def test_tests_that_fail_for_all_programs_are_an_error(name: str, tmp_path: Path) -> None:
+    fields, sentence = BROKEN[name]
+    task = Exercises(file_of(tmp_path, fields)).task(0)
+    for code in (task.known_answers[0].content, "```python\nexit()\n```"):
+        with pytest.raises(GraderError, match=rf"exercise .* before they call .*: .*{sentence}"):
+            scored(task, code)
+    assert scored(task, "I do not know.").value == 0
+
+
+@pytest.mark.usefixtures("has_sandbox")
+@pytest.mark.parametrize("begin", ["while True: pass", "import os\nos._exit(0)"])
+def test_tests_that_hang_or_end_before_a_call_are_an_error(
+    begin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fulmen.envs.code.exercises.LIMITS", replace(LIMITS, seconds=4.0))
+    task = Exercises(file_of(tmp_path, own(test=f"{begin}\n{HUMANEVAL['test']}"))).task(0)
+    with pytest.raises(SandboxError, match="did not begin"):
+        scored(task, task.known_answers[0].content)
+
+
+SPOILERS = {
+    "nothing": "pass",
+    "no Python": "def total(",
+    "its error": "def total(pairs, more):\n    raise ImportError('nowhere')",
+    "its class": "class Pair:\n    def __init__(self, *_):\n        raise NameError",
+    "interrupts": """
+import os, signal
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+    try:
+        os.kill(os.getppid(), number)
+    except OSError:
+        pass
+""",
+    "odd numbers": 'import os\nos.write(4, b\'{"Pair": [], "total": {}}\\n\')',
+    "a list": 'import os\nos.write(4, b\'["Pair", "total"]\\n\')',
+    "a verdict": 'import os\nos.write(4, b\'{"fault": "mine", "nonce": ""}\\n\')',
+    "all memory": "kept = []\nwhile True:\n    kept.append(bytearray(2**24))",
+}
+
+
+@pytest.mark.usefixtures("has_sandbox")
+@pytest.mark.parametrize("name", SPOILERS)
+def test_no_program_makes_an_error_of_its_failure(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fulmen.envs.code.exercises.ALL_SECONDS", 6.0)
+    setup = "import random, tempfile\nkinds = {Pair: 1, total: 2}\nfile = tempfile.mkdtemp()"
+    task = Exercises(file_of(tmp_path, {**PAIRS, "test_setup_code": setup})).task(0)
+    assert scored(task, task.known_answers[0].content).value == 1
+    assert scored(task, f"```python\n{SPOILERS[name]}\n```").value == 0
+
+
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
@@ -191,6 +273,10 @@ def test_cheats_score_nothing(name: str, tmp_path: Path, monkeypatch: pytest.Mon
         ('{"text": "a", "code": "b", "test_list": []}', "test_list is missing, empty or"),
         ('{"text": "a", "code": "b", "test_list": "x"}', "test_list is missing, empty or"),
         ('{"text": "a", "code": "b", "test_list": ["\\u0000"]}', "tests that are not Python"),
+        (json.dumps(own(test="def check(")), "line 1 has .* not Python: .*never closed"),
+        (json.dumps(own(test="return 1")), "line 1 has a prompt or tests that are not Python"),
+        (json.dumps(own(prompt="def f(x):\n")), "line 1 has a prompt or tests that are not"),
+        (json.dumps(own(test="\0")), "line 1 has a prompt or tests that are not Python"),
         ("", "is empty"),
     ],
 )
