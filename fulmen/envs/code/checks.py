@@ -34,6 +34,11 @@ if TYPE_CHECKING:
 _LONGEST = 2**20
 _LONGEST_FAULT = 1000
 _SEQUENCES: "dict[str, Any]" = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
+_VALUES = {
+    **{"datetime": "datetime", "date": "datetime", "time": "datetime", "timedelta": "datetime"},
+    **{"Decimal": "decimal", "Fraction": "fractions"},
+}
+"""Types whose values are texts in a message, and their modules, which few tests need"""
 
 
 class GoneError(BaseException):
@@ -59,6 +64,12 @@ def packed(value: "Any", hold: "Callable[[Any], int]") -> "Any":
             return {name: [packed(one, hold) for one in value]}
     if isinstance(value, dict):
         return {"dict": [[packed(k, hold), packed(v, hold)] for k, v in value.items()]}
+    for name, module in _VALUES.items():
+        kind = getattr(sys.modules.get(module), name, None)
+        if kind is not None and isinstance(value, kind):
+            if name == "timedelta":
+                return {name: str(value // kind(microseconds=1))}
+            return {name: str(getattr(kind, "isoformat", kind.__str__)(value))}
     return {"held": hold(value)}
 
 
@@ -75,6 +86,11 @@ def unpacked(data: "Any", held: "Callable[[int], Any]") -> "Any":
         return bytes.fromhex(inner)
     if name == "held":
         return held(inner)
+    if name in _VALUES:
+        kind = getattr(__import__(_VALUES[name]), name)
+        if name == "timedelta":
+            return kind(microseconds=int(inner))
+        return getattr(kind, "fromisoformat", kind)(inner)
     plain: dict[str, Any] = {"int": int, "float": float, "str": str, "complex": complex}
     return plain[name](inner)
 
@@ -145,7 +161,7 @@ class Remote:
             raise _error(str(answer["error"]))
         try:
             return unpacked(answer["value"], lambda number: Remote(self._line, number))
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        except (ValueError, TypeError, KeyError, ArithmeticError, AttributeError, RecursionError):
             raise GoneError from None
 
     def __call__(self, *arguments: object, **named: object) -> object:

@@ -2,17 +2,22 @@
 
 import json
 from dataclasses import replace
+from datetime import timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fulmen.envs import Exercises, GraderError, load_environment
+from fulmen.envs.code.checks import packed, unpacked
 from fulmen.envs.code.task import LIMITS
 from fulmen.sandbox import SandboxError
 from tests.envs.code.answering import scored
+from tests.examples import examples
 
-HUMANEVAL = {
+HUMANEVAL: dict[str, Any] = {
     "task_id": "Own/0",
     "prompt": (
         "from typing import List\n\n\ndef weigh(values, factor):\n"
@@ -94,6 +99,60 @@ def test_dataclasses_may_have_annotations_as_texts(tmp_path: Path) -> None:
     helped["prompt"] = helped["prompt"].replace("List", "list")
     task = Exercises(file_of(tmp_path, helped)).task(0)
     assert scored(task, task.known_answers[0].content).value == 1
+
+
+VALUES = """
+from datetime import date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from fractions import Fraction
+values = [
+    date(5, 1, 2), date.max, time(3, 4, 5, 6), time(3, tzinfo=timezone.utc), datetime(2024, 2, 29),
+    datetime(2024, 2, 29, 1, 2, 3, 4, timezone(timedelta(hours=-5, minutes=-30, seconds=-1))),
+    timedelta(days=-3, seconds=2, microseconds=1), timedelta.max, timedelta.min, Decimal("1.50"),
+    Decimal("-Infinity"), Decimal("1E+99"), Fraction(-3, 4), Fraction(7),
+]
+"""
+
+
+@pytest.mark.usefixtures("has_sandbox")
+def test_dates_and_exact_numbers_are_compared_by_value(tmp_path: Path) -> None:
+    right = f"{VALUES}def value(place): return values[place]\ndef echo(one): return one"
+    fields = {
+        "text": "Give the value at a place.",
+        "code": right,
+        "test_setup_code": VALUES,
+        "test_list": [
+            "assert [value(place) for place in range(14)] == values",
+            "assert [type(value(place)) for place in range(14)] == list(map(type, values))",
+            "assert echo({one: [one] for one in values}) == {one: [one] for one in values}",
+            "assert str(value(9)) == '1.50'",
+            "assert value(5).tzname() == values[5].tzname()",
+        ],
+    }
+    task = Exercises(file_of(tmp_path, fields)).task(0)
+    assert scored(task, f"```python\n{right}\n```").value == 1
+    wrong = right.replace("return values[place]", "return [*values[1:], values[0]][place]")
+    assert scored(task, f"```python\n{wrong}\n```").value == 0
+    same = "class Same(date):\n    def __eq__(self, other): return True\n    __hash__ = None\n"
+    same += "def value(place): return Same(1, 1, 1)"
+    assert scored(task, f"```python\n{right}\n{same}\n```").value == 0
+
+
+ZONES = st.timedeltas(-timedelta(hours=23), timedelta(hours=23)).map(timezone)
+
+
+@given(
+    st.dates()
+    | st.times(timezones=st.none() | ZONES)
+    | st.datetimes(timezones=st.none() | ZONES)
+    | st.timedeltas()
+    | st.decimals(allow_nan=False)
+    | st.fractions()
+)
+@settings(max_examples=examples(500), deadline=None)
+def test_values_come_back_as_they_were(value: object) -> None:
+    back = unpacked(json.loads(json.dumps(packed(value, id))), id)
+    assert (type(back), back, str(back)) == (type(value), value, str(value))
 
 
 CHEATS = {
