@@ -492,14 +492,7 @@ def test_a_name_has_a_kind_a_part_or_both(name: str, kinds: set[str], parts: set
     assert {part_of(task.question.text) for task in tasks} == parts  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(
-    ("name", "sentence"),
-    [
-        ("basics:divide", "divide is no kind of basics, it must be one of add, subtract, "),
-        ("basics:add:all", "add:all is no kind of basics, it must be one of add, "),
-        ("basics:test:add", "test:add is no kind of basics, it must be one of add, "),
-    ],
-)
-def test_a_kind_that_there_is_not_is_one_sentence(name: str, sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        load_environment(name, seed=0)
+@pytest.mark.parametrize("words", ["divide", "add:all", "test:add"])
+def test_a_kind_that_there_is_not_is_one_sentence(words: str) -> None:
+    with pytest.raises(ValueError, match=f"{words} is no kind of basics, it must be one of add, "):
+        load_environment(f"basics:{words}", seed=0)
