@@ -1,10 +1,12 @@
 """Issues of a file in SWE-bench's format as an environment."""
 
+import os
 from pathlib import Path
 
 from fulmen.envs.instances.instance import read_instances
 from fulmen.envs.instances.repositories import Repositories
 from fulmen.envs.instances.task import InstanceTask
+from fulmen.files import shorten
 from fulmen.sandbox import Limits
 
 
@@ -22,8 +24,9 @@ class Instances:
         """limits: of the tests; ten minutes and 4 GiB if omitted"""
         if profile not in ("coding", "minimal"):
             raise ValueError(f"profile is {profile}, it must be coding or minimal")
-        if not repositories.is_dir():
-            raise ValueError(f"{repositories} is no folder, one with repositories is needed")
+        if not os.path.isdir(repositories):  # unlike a Path's, it takes names that no file can have
+            found = shorten(repositories)
+            raise ValueError(f"{found} is no folder, one with repositories is needed")
         self.instances = tuple(read_instances(path))
         self._path = path
         self._repositories = Repositories(repositories.resolve())
