@@ -11,7 +11,7 @@ from typing import Self
 
 from fulmen.agent import PROFILES, Trajectory
 from fulmen.chat import ChatRequest, Completion, Event, Message, Reply, Tool, Usage
-from fulmen.envs.run import run_task
+from fulmen.envs.run import run_task, system_of
 from fulmen.envs.task import Task
 from fulmen.sampling import SamplingParams
 
@@ -78,10 +78,22 @@ async def demonstrate(task: Task) -> Trajectory:
 
 
 def demonstrated(task: Task) -> list[Message]:
-    """Return a task and its known answers as a conversation. Raises ValueError as `demonstrate`."""
+    """Return a task and its known answers as a conversation: played, unless the task knows what its
+    calls come to. Raises ValueError as `demonstrate`."""
+    if task.known_results:
+        return _with_results(task)
     if task.is_question and len(task.known_answers) == 1:
         return [*task.messages, *task.known_answers]
     return asyncio.run(demonstrate(task)).messages
+
+
+def _with_results(task: Task) -> list[Message]:
+    results = iter(task.known_results)
+    messages = [*system_of(task), *(one for one in task.messages if one.role != "system")]
+    for answer in task.known_answers:
+        messages.append(answer)
+        messages += [Message("tool", next(results), name=call.name) for call in answer.tool_calls]
+    return messages
 
 
 def tools_of(task: Task) -> tuple[Tool, ...]:

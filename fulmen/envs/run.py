@@ -65,7 +65,7 @@ async def run_task(
     fails, ModelError if the model fails, GraderError if the grader does: none of it is a score.
     """
     task.begin()
-    journal = Notebook(Trajectory(system=_system(task)))
+    journal = Notebook(Trajectory(system=system_of(task)))
     with ExitStack() as scratch:
         folder = None
         async with AsyncExitStack() as stack:
@@ -119,7 +119,8 @@ def _bounded(budget: Budget, seconds: float | None) -> Budget:
     return replace(budget, seconds=seconds)
 
 
-def _system(task: Task) -> tuple[Message, ...]:
+def system_of(task: Task) -> tuple[Message, ...]:
+    """Return the system messages of a task: those of its profile, then its own."""
     prompt = system_prompt(task.profile)
     own = [one for one in task.messages if one.role == "system"]
     return (*([Message("system", prompt)] if prompt else []), *own)

@@ -97,6 +97,12 @@ class Task(ABC):
         and as a baseline. Empty where none is known, as for what a model judges."""
         return ()
 
+    @property
+    def known_results(self) -> tuple[str, ...]:
+        """Results of the calls of the known answers, in their order, where the task can tell them
+        without being played: demonstrations of it take no time. Empty where it cannot."""
+        return ()
+
     @abstractmethod
     async def score(self, trajectory: Trajectory, folder: Path | None = None) -> Score:
         """Return the score of a trajectory: 0 for an empty one, 1 for the known answer. Raises

@@ -19,7 +19,6 @@ from fulmen.envs.calls.sums import (
 from fulmen.envs.calls.tables import (
     LANGUAGES,
     SUBJECTS,
-    Subject,
     Table,
     make_key,
     make_question,
@@ -125,7 +124,9 @@ def _thought(table: Table, key: str) -> str:
     return f"I need the {table.subject.name} of {key}. The tool for that is {table.name}."
 
 
-def other_devices(draw: Random, names: Names, count: int, *, without: Sequence[str]) -> list[Device]:
+def other_devices(
+    draw: Random, names: Names, count: int, *, without: Sequence[str]
+) -> list[Device]:
     """Return devices of subjects and operations other than these."""
     subjects = [one for one in SUBJECTS if one.name not in without]
     found = [make_table(draw, names, one, "en").device for one in draw.sample(subjects, count)]
@@ -192,7 +193,9 @@ def _bought(draw: Random, names: Names, language: str) -> Case:
         devices=mixed(draw, [table.device, computer.device]),
         play=(
             called(f"First the price of {key}, by {table.name}.", table.device, key),
-            called(f"The price is {price}. Now {count}*{price}, by {name}.", computer.device, *made),
+            called(
+                f"The price is {price}. Now {count}*{price}, by {name}.", computer.device, *made
+            ),
             said(f"The result is {value}.", words),
         ),
         is_told=told(value),

@@ -14,27 +14,42 @@ from typing import Final
 from fulmen.envs.basics import PARTS, part_of
 from fulmen.envs.calls.asking import KINDS as ASKING
 from fulmen.envs.calls.errors import KINDS as ERRORS
+from fulmen.envs.calls.folder import in_folder, make_file_task
+from fulmen.envs.calls.micro import make_repair
 from fulmen.envs.calls.names import Names
-from fulmen.envs.calls.talking import KINDS as TALKING
+from fulmen.envs.calls.talking import make_talk
 from fulmen.envs.calls.task import CallTask
 from fulmen.envs.task import Task
 
 _SHARES: Final = (8, 1, 1)
 """Tasks of each part where no part is asked for"""
+_IN_FOLDER: Final = 0.2
+"""Share of the talk that is beside the tools of a folder"""
 _MOST_DRAWS: Final = 1000
 """Tasks that are drawn until one is of a part"""
 
 
 def _cases() -> dict[str, Callable[[Random, Names], Task]]:
     found: dict[str, Callable[[Random, Names], Task]] = {}
-    for kind in (*ASKING, *ERRORS, *TALKING):
+    for kind in (*ASKING, *ERRORS):
         found[kind.name] = lambda draw, names, kind=kind: CallTask(  # type: ignore[misc]
             kind.name, kind.make(draw, names)
         )
     return found
 
 
-KINDS: Final[Mapping[str, Callable[[Random, Names], Task]]] = {**_cases()}
+def _no_call(draw: Random, names: Names) -> Task:
+    is_in_folder = draw.random() < _IN_FOLDER
+    case = make_talk(draw, names, is_in_folder=is_in_folder)
+    return in_folder(draw, names, case) if is_in_folder else CallTask("no_call", case)
+
+
+KINDS: Final[Mapping[str, Callable[[Random, Names], Task]]] = {
+    **_cases(),
+    "no_call": _no_call,
+    "file": make_file_task,
+    "repair": make_repair,
+}
 """Makers of tasks of all kinds, by name"""
 
 

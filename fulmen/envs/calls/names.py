@@ -80,6 +80,4 @@ class Names:
 def syllables(draw: Random, least: int = 2, most: int = 2) -> str:
     """Return a word that means nothing."""
     some = range(draw.randint(least, most))
-    return "".join(
-        draw.choice(_ONSETS) + draw.choice(_VOWELS) + draw.choice(_CODAS) for _ in some
-    )
+    return "".join(draw.choice(_ONSETS) + draw.choice(_VOWELS) + draw.choice(_CODAS) for _ in some)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final
 
+from fulmen.agent import PROFILES
 from fulmen.envs.basics.phrases import (
     FILLERS,
     GOODBYES_DE,
@@ -24,7 +25,7 @@ from fulmen.envs.basics.phrases import (
     Phrases,
 )
 from fulmen.envs.calls.asking import other_devices
-from fulmen.envs.calls.case import CallKind, Case, Device, said
+from fulmen.envs.calls.case import Case, Device, said
 from fulmen.envs.calls.names import Names
 from fulmen.envs.calls.tables import (
     LANGUAGES,
@@ -95,6 +96,8 @@ _UNKNOWN: Final = _Topic(
     {"en": "I have no tool for that.", "de": "Dafür habe ich kein Werkzeug."},
     {"en": (r"\bno tool\b",), "de": (r"\bkein Werkzeug\b",)},
 )
+_TOPICS: Final = (_GREETING, _THANKS, _GOODBYE, _WHO)
+_SHARES: Final = (25, 10, 10, 15)
 _TOOLS_ASKED: Final = {
     "en": Phrases(
         ("", "", "Hello! ", "Please tell me: ", "A question: ", "So, "),
@@ -130,17 +133,17 @@ _KNOWN_ALREADY: Final = {
 _FILLER: Final = re.compile(r"\{(\w+)\}")
 
 
-def _no_call(draw: Random, names: Names) -> Case:
+def make_talk(draw: Random, names: Names, *, is_in_folder: bool) -> Case:
+    """Return talk beside tools of its own, or beside those of a folder."""
     while True:
-        case = _draw_case(draw, names)
+        language = draw.choice(LANGUAGES)
+        if is_in_folder:
+            case = _beside_files(draw, language)
+        else:
+            makers = (_near, _tools_asked, _known_already, _far)
+            case = draw.choices(makers, (25, 10, 10, 55))[0](draw, names, language)
         if not case.is_told(case.question):
             return case
-
-
-def _draw_case(draw: Random, names: Names) -> Case:
-    language = draw.choice(LANGUAGES)
-    makers = (_near, _tools_asked, _known_already, _far)
-    return draw.choices(makers, (25, 10, 10, 55))[0](draw, names, language)
 
 
 def _near(draw: Random, names: Names, language: str) -> Case:
@@ -166,7 +169,11 @@ def _known_already(draw: Random, names: Names, language: str) -> Case:
 def _tools_asked(draw: Random, names: Names, language: str) -> Case:
     """Return the question which tools there are."""
     devices = other_devices(draw, names, draw.randint(1, 3), without=[])
-    called = [one.tool.name for one in devices]
+    return _named(draw, [one.tool.name for one in devices], devices, language)
+
+
+def _named(draw: Random, called: Sequence[str], devices: Sequence[Device], language: str) -> Case:
+    """Return the question which tools there are, and their names."""
     words = _TOOLS_SAID[language].format(names=", ".join(called))
     marks = [rf"(?<!\w){re.escape(name)}(?!\w)" for name in called]
     return Case(
@@ -179,11 +186,18 @@ def _tools_asked(draw: Random, names: Names, language: str) -> Case:
 
 def _far(draw: Random, names: Names, language: str) -> Case:
     """Return talk that has nothing to do with the tools."""
-    topics = (_UNKNOWN, _GREETING, _THANKS, _GOODBYE, _WHO)
-    topic = draw.choices(topics, (40, 25, 10, 10, 15))[0]
+    topic = draw.choices((_UNKNOWN, *_TOPICS), (40, *_SHARES))[0]
     without = [one.name for one in SUBJECTS if one.name not in _FAR]
     devices = other_devices(draw, names, draw.randint(1, 2), without=[*without, "sum"])
     return _case(_said(draw, topic.said[language]), devices, topic, language)
+
+
+def _beside_files(draw: Random, language: str) -> Case:
+    """Return talk that has nothing to do with files."""
+    if draw.random() < 0.2:
+        return _named(draw, [tool.name for tool in PROFILES["minimal"]], (), language)
+    topic = draw.choices(_TOPICS, _SHARES)[0]
+    return _case(_said(draw, topic.said[language]), (), topic, language)
 
 
 def _case(question: str, devices: Sequence[Device], topic: _Topic, language: str) -> Case:
@@ -204,11 +218,10 @@ def _marked(marks: Sequence[str]) -> Callable[[str], bool]:
 
 def _said(draw: Random, phrases: Phrases) -> str:
     """Return a drawn sentence, its fillers drawn too."""
-    words = f"{draw.choice(phrases.before)}{draw.choice(phrases.middle)}{draw.choice(phrases.after)}"
+    words = (
+        f"{draw.choice(phrases.before)}{draw.choice(phrases.middle)}{draw.choice(phrases.after)}"
+    )
     fillers = {name: draw.choice(some) for name, some in FILLERS.items()}
     fillers |= {"n": str(draw.randint(2, 9999)), "m": str(draw.randint(2, 99))}
     text = _FILLER.sub(lambda found: fillers[found[1]], words).replace("mini-m1", "mini-m2")
     return text[0].upper() + text[1:]
-
-
-KINDS: Final = (CallKind("no_call", _no_call),)

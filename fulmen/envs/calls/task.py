@@ -38,6 +38,12 @@ class CallTask(Task):
         """The right calls, one after the other, and the answer."""
         return self.case.play
 
+    @property
+    def known_results(self) -> tuple[str, ...]:
+        """Results of the right calls."""
+        calls = [call for answer in self.case.play for call in answer.tool_calls]
+        return tuple(map(self._told, calls))
+
     async def act(self, call: ToolCall) -> str:
         """Make a call. Raises ValueError for one that cannot be made."""
         return self._result(call)
@@ -72,6 +78,13 @@ class CallTask(Task):
         if found is None:
             raise ValueError(f"there is no tool {call.name[:40]}")
         return found.run(call)
+
+    def _told(self, call: ToolCall) -> str:
+        """Return the result of a call as the model reads it: an error's sentence is one too."""
+        try:
+            return self._result(call)
+        except ValueError as error:
+            return str(error)
 
     def _form(self, call: ToolCall) -> str:
         """Return a text that is equal for calls that ask the same."""
