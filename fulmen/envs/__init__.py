@@ -2,6 +2,7 @@
 
 from fulmen.envs.arithmetic import Arithmetic
 from fulmen.envs.basics import Basics, BasicTask
+from fulmen.envs.calls import Calls, CallTask
 from fulmen.envs.code import Code, CodeTask, Exercise, Exercises
 from fulmen.envs.demonstration import KnownAnswers, demonstrate, demonstrated, tools_of
 from fulmen.envs.environments import KINDS, load_environment
@@ -46,6 +47,8 @@ __all__ = [
     "Arithmetic",
     "BasicTask",
     "Basics",
+    "CallTask",
+    "Calls",
     "Code",
     "CodeTask",
     "Environment",

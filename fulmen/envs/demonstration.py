@@ -80,19 +80,19 @@ async def demonstrate(task: Task) -> Trajectory:
 def demonstrated(task: Task) -> list[Message]:
     """Return a task and its known answers as a conversation: played, unless the task knows what its
     calls come to. Raises ValueError as `demonstrate`."""
-    if task.known_results:
-        return _with_results(task)
+    if (results := task.known_results) is not None:
+        return _with_results(task, results)
     if task.is_question and len(task.known_answers) == 1:
         return [*task.messages, *task.known_answers]
     return asyncio.run(demonstrate(task)).messages
 
 
-def _with_results(task: Task) -> list[Message]:
-    results = iter(task.known_results)
+def _with_results(task: Task, results: Sequence[str]) -> list[Message]:
+    left = iter(results)
     messages = [*system_of(task), *(one for one in task.messages if one.role != "system")]
     for answer in task.known_answers:
         messages.append(answer)
-        messages += [Message("tool", next(results), name=call.name) for call in answer.tool_calls]
+        messages += [Message("tool", next(left), name=call.name) for call in answer.tool_calls]
     return messages
 
 

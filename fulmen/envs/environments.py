@@ -12,6 +12,7 @@ from typing import Final
 
 from fulmen.envs.arithmetic import Arithmetic
 from fulmen.envs.basics import PARTS, Basics
+from fulmen.envs.calls import Calls
 from fulmen.envs.code import Code, Exercises
 from fulmen.envs.folders import Folders
 from fulmen.envs.injection import Injection
@@ -61,6 +62,11 @@ def _arithmetic(words: str, seed: int) -> Environment | None:
 def _basics(words: str, seed: int) -> Environment | None:
     kind, _, part = words.rpartition(":") if words.rpartition(":")[2] in PARTS else (words, "", "")
     return Basics(seed, kind=kind or None, part=part or None)
+
+
+def _calls(words: str, seed: int) -> Environment | None:
+    kind, _, part = words.rpartition(":") if words.rpartition(":")[2] in PARTS else (words, "", "")
+    return Calls(seed, kind=kind or None, part=part or None)
 
 
 def _repairs(words: str, seed: int) -> Environment | None:
@@ -146,6 +152,11 @@ KINDS: Final = {
         "basics[:KIND][:PART]",
         "short questions that small models master; parts training, validation and test",
         _basics,
+    ),
+    "calls": Kind(
+        "calls[:KIND][:PART]",
+        "small tasks with tools of unseen names; parts training, validation and test",
+        _calls,
     ),
     "logic": Kind(
         "logic[:PUZZLE][:LEVEL]",

@@ -98,10 +98,10 @@ class Task(ABC):
         return ()
 
     @property
-    def known_results(self) -> tuple[str, ...]:
+    def known_results(self) -> tuple[str, ...] | None:
         """Results of the calls of the known answers, in their order, where the task can tell them
-        without being played: demonstrations of it take no time. Empty where it cannot."""
-        return ()
+        without being played: demonstrations of it take no time. None where it cannot."""
+        return None
 
     @abstractmethod
     async def score(self, trajectory: Trajectory, folder: Path | None = None) -> Score:

@@ -170,7 +170,7 @@ def _failure(name: str, module: str, answer: str, right: str) -> str:
     answer, right  texts of the values that are compared
     """
     try:
-        TestCase().assertEqual(literal_eval(answer), literal_eval(right))
+        TestCase().assertEqual(literal_eval(answer), literal_eval(right))  # noqa: PT009
     except AssertionError as error:
         lines = [
             f"FAIL: {name} ({module}.Test.{name})",
