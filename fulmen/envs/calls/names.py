@@ -6,7 +6,10 @@ Half of them are plain English, half are of syllables that mean nothing. The has
 part, so a model that is tested meets no name that it learnt.
 """
 
+import builtins
+import sys
 from collections.abc import Callable, Sequence
+from keyword import kwlist
 from random import Random
 from typing import Final
 
@@ -21,6 +24,7 @@ _CODAS: Final = ("", "", "", "", "", "", "k", "l", "m", "n", "r", "s", "x")
 _VERBS: Final = ("get", "find", "fetch", "show", "query", "read", "ask", "tell", "check", "give")
 _ENDS: Final = ("lookup", "tool", "service", "finder", "query", "info", "api", "desk")
 _MARKS: Final = ("1", "2", "v2", "x", "my", "the", "new", "in", "main", "our", "this", "one")
+_PYTHON: Final = {*kwlist, *dir(builtins), *sys.stdlib_module_names}
 _MOST_DRAWS: Final = 10_000
 
 
@@ -41,8 +45,10 @@ class Names:
         return self._fresh(lambda: self._parameter(words))
 
     def word(self, least: int = 2, most: int = 2) -> str:
-        """Return a name of so many syllables alone."""
-        return self._fresh(lambda: syllables(self._draw, least, most))
+        """Return a name of so many syllables alone, which is none of Python's own."""
+        while (name := self._fresh(lambda: syllables(self._draw, least, most))) in _PYTHON:
+            pass
+        return name
 
     def takes(self, text: str) -> bool:
         """Return whether a text is of the part."""
