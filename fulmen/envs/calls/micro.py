@@ -52,7 +52,7 @@ class MicroRepair(RepairTask):
     old: str = ""
     new: str = ""
     failure: str = ""
-    """What the tests say at first"""
+    """Words of the tests at first"""
 
     @property
     def known_answers(self) -> tuple[Message, ...]:
