@@ -180,8 +180,15 @@ def _told(
             _reading(path, f"I read {path}."),
             said(f"Line {at + 1} is {line}.", _SAYS[language].format(text=line)),
         ),
-        lambda reply: len(reply) <= _LONGEST and has_value(reply, line),
+        lambda reply: _is_line(reply, line, lines),
     )
+
+
+def _is_line(reply: str, line: str, lines: list[str]) -> bool:
+    """Return whether a reply tells a line, and no other one."""
+    others = (one for one in lines if not has_value(line, one))
+    is_told = len(reply) <= _LONGEST and has_value(reply, line)
+    return is_told and not any(has_value(reply, one) for one in others)
 
 
 def _make_new(draw: Random, path: str, language: str) -> FileTask:

@@ -23,8 +23,8 @@ from fulmen.envs.repairs.kind import Probe
 from fulmen.envs.repairs.trial import EndlessError, answers
 
 RUN_TESTS: Final = 'python3 -B -m unittest 2>&1 | grep -E "FAIL|Error|OK"'
-"""Command that runs the tests and tells those that fail, in few words. Without -B a line that is
-changed within a second to one as long is not seen: Python tells by time and size what to compile"""
+"""Command that runs the tests and tells those that fail, in few words. Without -B Python would
+not see a line that is changed within a second to one as long"""
 _TOLD: Final = re.compile("FAIL|Error|OK")
 _MOST_LINES: Final = 14
 _FEWEST_LINES: Final = 6

@@ -84,6 +84,12 @@ class RepairTask(Task):
         return self.tools_profile
 
     @property
+    def variables(self) -> Mapping[str, str]:
+        """Variables of the commands that the model runs: Python keeps nothing that it compiled,
+        since it would not see a change within a second to a text that is as long."""
+        return {"PYTHONDONTWRITEBYTECODE": "1"}
+
+    @property
     def known_answers(self) -> tuple[Message, ...]:
         """Read the file with the fault, put it right, say so."""
         ((path, right),) = self.solution.items()
