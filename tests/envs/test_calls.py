@@ -8,18 +8,35 @@ import statistics
 import unittest
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from types import ModuleType
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from fulmen.chat import Message, ToolCall, get_format
-from fulmen.envs import Calls, CallTask, Task, demonstrate, demonstrated, load_environment, tools_of
+from fulmen.envs import (
+    Calls,
+    CallTask,
+    KnownAnswers,
+    Task,
+    demonstrate,
+    demonstrated,
+    load_environment,
+    run_task,
+    tools_of,
+)
 from fulmen.envs.basics import PARTS, part_of
 from fulmen.envs.calls import KINDS
+from fulmen.envs.calls.asking import told
+from fulmen.envs.calls.case import Case, called
 from fulmen.envs.calls.folder import FileTask
-from fulmen.envs.calls.micro import MicroRepair
+from fulmen.envs.calls.micro import RUN_TESTS, MicroRepair
+from fulmen.envs.calls.names import Names
+from fulmen.envs.calls.sums import text_computer
 from fulmen.evaluate import self_check
 from tests.envs.played import by_hand, in_folder, says
 
@@ -31,6 +48,7 @@ SIGNS = {
     r"/|divide|durch": "/",
 }
 FORMAT = get_format("minimax_m2")
+EXPRESSION = text_computer(Random(1), Names(Random(1), "test")).device
 
 
 def drawn(kind: str, count: int = 40, seed: int = 5, part: str | None = None) -> list[Any]:
@@ -291,6 +309,8 @@ def test_a_file_is_read_or_changed_as_it_was_asked(tmp_path: Path) -> None:
             other = does(ToolCall("run", {"command": f"cat {path}"}))
             assert in_folder(task, [other, says(last(task))], folder).value == 1
             assert in_folder(task, [other, says("It says: nothing")], folder).value == 0
+            if len(set(lines)) > 1:
+                assert in_folder(task, [other, says("\n".join(lines))], folder).value == 0
             seen.add("line" if number else "all")
         assert in_folder(task, task.known_answers, folder).value == 1
         assert in_folder(task, task.known_answers[-1:], folder).value == 0
@@ -346,6 +366,58 @@ def test_a_repair_is_graded_by_what_the_module_answers(tmp_path: Path) -> None:
     assert in_folder(task, task.known_answers, tmp_path).value == 0
     (tmp_path / path).write_text(right)
     assert in_folder(task, task.known_answers, tmp_path).value == 1
+
+
+def test_a_change_within_a_second_is_seen_by_the_next_run_of_the_tests() -> None:
+    run = does(ToolCall("run", {"command": RUN_TESTS.replace(" -B", "")}))
+    task = next(one for one in drawn("repair", 30) if len(one.old) == len(one.new))
+    answers = KnownAnswers([run, task.known_answers[2], run, says("Done.")])
+    trajectory = asyncio.run(run_task(answers, task))
+    first, _, second = (step.results[0].text for step in trajectory.steps[:3])
+    assert first == task.failure
+    assert second == "OK"
+
+
+@pytest.mark.parametrize(
+    ("text", "is_right"),
+    [("12+7", 1), ("7+12", 1), (" 12 + 7 ", 1), ("12-7", 0), ("19", 0), ("12+7+0", 0), ("", 0)],
+)
+def test_an_expression_may_be_written_with_spaces(text: str, is_right: int) -> None:
+    case = Case(
+        question="What is 12 + 7?",
+        devices=(EXPRESSION,),
+        play=(called("", EXPRESSION, "12+7"), says("It is 19.")),
+        is_told=told("19"),
+    )
+    answers = [called("", EXPRESSION, text), says("It is 19.")]
+    assert by_hand(CallTask("calculate", case), answers).value == is_right
+
+
+@given(st.integers(-(10**9), 10**9), st.sampled_from("+-*/"), st.integers(-(10**9), 10**9))
+def test_an_expression_has_the_value_that_python_gives_it(a: int, sign: str, b: int) -> None:
+    text = f"{a}{sign}{b}"
+    if sign == "/" and b == 0:
+        with pytest.raises(ValueError, match="divided by 0"):
+            computed(text)
+    elif sign == "/" and a % b:
+        assert computed(text) == f"{a / b:.4f}"
+    else:
+        value = {"+": a + b, "-": a - b, "*": a * b}.get(sign)
+        assert computed(text) == str(a // b if value is None else value)
+
+
+@given(st.text(max_size=80))
+def test_any_text_has_a_value_or_a_sentence(text: str) -> None:
+    try:
+        shown = computed(text)
+    except ValueError:
+        return
+    assert re.fullmatch(r"-?\d+(\.\d{4})?", shown)
+
+
+def computed(text: str) -> str:
+    (key,) = EXPRESSION.tool.parameters["properties"]
+    return EXPRESSION.run(ToolCall(EXPRESSION.tool.name, {key: text}))
 
 
 def test_a_repair_is_asked_for_in_these_very_words() -> None:
