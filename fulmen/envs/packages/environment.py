@@ -156,8 +156,10 @@ class PackageTask(InstanceTask):
 
     @property
     def variables(self) -> Mapping[str, str]:
-        """Settings of pytest: its own plugins alone, no options of the package's."""
+        """Settings of pytest: its own plugins alone, no options of the package's. Python keeps
+        nothing that it compiled, as in repairs."""
         return {
+            "PYTHONDONTWRITEBYTECODE": "1",
             "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
             "PYTEST_ADDOPTS": "-o addopts=",
             "PYTHONPATH": f"{FOLDER}:{FOLDER / 'src'}",
