@@ -44,7 +44,7 @@ class Packages:
         packages, faults = read_manifest()
         if package is not None and package not in packages:
             raise ValueError(
-                f"there is no package {shorten(package)}, it must be one of {_list(packages)}"
+                f"there is no package {shorten(package)}, it must be one of {', '.join(packages)}"
             )
         _check_python()
         chosen = [one for one in faults if package in (None, one.package)]
@@ -241,10 +241,6 @@ def patch_of(path: str, before: str, after: str) -> str:
 def _function(test: str) -> str:
     """Return a test's name without its parameters."""
     return test.partition("[")[0]
-
-
-def _list(names: Mapping[str, object]) -> str:
-    return ", ".join(names)
 
 
 def _read(path: Path) -> str:
