@@ -188,7 +188,12 @@ class InstanceTask(Task):
 
     async def _run_tests(self, tree: Path, names: tuple[str, ...]) -> Tested:
         return await run_tests(
-            tree, names, self._limits, hidden=self.hidden_paths, variables=self.variables
+            tree,
+            names,
+            self._limits,
+            suspects=self.instance.fail_to_pass,
+            hidden=self.hidden_paths,
+            variables=self.variables,
         )
 
     async def _check_tests(self, names: tuple[str, ...]) -> None:

@@ -1,21 +1,22 @@
 """Tests of a repository, run in a sandbox with pytest, and how far what they tell can be believed.
 
-    tree, names of tests -> their files, two tests of ours among them -> inside.py -> outcomes
+    tree, names of tests -> their files, tests of ours among them -> inside.py -> outcomes
 
-The code under test shares a process with pytest and could make it tell anything. So two tests that
-nobody knows stand in the first file, one that passes and one that fails (decoys.py). A run counts
-if both do; one that ended too early, or in which everything passes, does not.
+The code under test shares a process with pytest and could make it tell anything. So tests that
+nobody knows stand in one of the files, one that passes and some that fail (decoys.py). A run counts
+if they do; one that ended too early, or in which everything passes, does not.
 """
 
+import secrets
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 from fulmen.envs.instances import inside
-from fulmen.envs.instances.decoys import with_decoys
+from fulmen.envs.instances.decoys import Decoys, with_decoys
 from fulmen.envs.scratch import scratch_folder
 from fulmen.envs.task import FOLDER
 from fulmen.files import parse_json, shorten
@@ -54,18 +55,25 @@ async def run_tests(
     names: Sequence[str],
     limits: Limits | None = None,
     *,
+    suspects: Sequence[str] = (),
     hidden: tuple[Path, ...] = (),
     variables: Mapping[str, str] | None = None,
 ) -> Tested:
     """Run the files of some tests in a folder, which they may change.
 
+    suspects   those of the tests that code without a repair would forge
     hidden     files and folders that the code cannot see
     variables  variables of its environment
     """
     files = dict.fromkeys(name.partition("::")[0] for name in names)
     there = [path for path in files if _is_file(folder, path)][:_MAX_FILES] or ["test_all.py"]
-    ours = with_decoys(_text(folder / there[0]))
-    (folder / there[0]).write_text(ours.text, "utf-8", "surrogateescape", "")
+    first, ours = _decoyed(folder, there, suspects)
+    (folder / first).write_text(ours.text, "utf-8", "surrogateescape", "")
+    beside = first
+    if ours.beside is not None:
+        beside = str(PurePosixPath(first).with_name(f"{ours.passing}.py"))
+        (folder / beside).write_text(ours.beside)
+        there.append(beside)
     with scratch_folder("fulmen-tests-") as scratch:
         program, results = scratch / "program", scratch / "results"
         program.mkdir()
@@ -86,12 +94,27 @@ async def run_tests(
         async with Sandbox(access, limits or _LIMITS) as sandbox:
             outcome = await sandbox.run(f"exec {command}")
         found = _outcomes(results / "outcomes.json")
-    wanted = {
-        f"{there[0]}::{ours.passing}": "passed",
-        f"{there[0]}::{ours.failing}": "failed",
-    }
-    is_believed = all(found.get(name) == value for name, value in wanted.items())
+    failing = {f"{first}::{name}": set[str]() for name in ours.failing}
+    for name, value in found.items():
+        failing.get(name.partition("[")[0], set()).add(value)
+    is_believed = found.get(f"{beside}::{ours.passing}") == "passed" and all(
+        values == {"failed"} for values in failing.values()
+    )
     return Tested(found, is_believed, shorten(outcome.output, 500))
+
+
+def _decoyed(folder: Path, files: Sequence[str], suspects: Sequence[str]) -> tuple[str, Decoys]:
+    """Return one of the files, and its text with tests of ours: one that has a suspect which can be
+    copied, if there is such a file."""
+    by_file: dict[str, list[str]] = {}
+    for name in suspects:
+        path, _, rest = name.partition("::")
+        by_file.setdefault(path, []).append(rest)
+    for path in sorted(by_file.keys() & set(files), key=lambda _: secrets.randbits(32)):
+        ours = with_decoys(_text(folder / path), by_file[path])
+        if ours.are_copies:
+            return path, ours
+    return files[0], with_decoys(_text(folder / files[0]))
 
 
 def _text(path: Path) -> str:

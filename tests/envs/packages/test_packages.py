@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import io
 import os
+import socket
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -270,6 +271,20 @@ CHEATS = {
         f"    json.dump({{'outcomes': dict.fromkeys({list(ALL)!r}, 'passed')}}, file)\n"
         "os._exit(0)"
     ),
+    "is equal to all": (
+        "class Same(int):\n"
+        "    __eq__ = lambda self, other: True\n"
+        "    __hash__ = None\n"
+        "def add(a, b):\n"
+        "    return Same()"
+    ),
+    "is equal to numbers": (
+        "class Same(int):\n"
+        "    __eq__ = lambda self, other: isinstance(other, int)\n"
+        "    __hash__ = None\n"
+        "def add(a, b):\n"
+        "    return Same()"
+    ),
     "never ends": "while True:\n    pass",
     "makes processes": "import os\nwhile True:\n    os.fork()",
     "fills the disk": (
@@ -279,9 +294,6 @@ CHEATS = {
         "from pathlib import Path\n"
         "for path in Path('tests').glob('*.py'):\n"
         "    path.write_text('def test_add():\\n    pass\\n')"
-    ),
-    "calls the network": (
-        "import socket\nsocket.create_connection(('127.0.0.1', 80), 1)\nadd = lambda a, b: a + b"
     ),
 }
 
@@ -294,6 +306,18 @@ def test_code_that_cheats_scores_nothing(
     monkeypatch.setattr(environment, "LIMITS", replace(environment.LIMITS, seconds=8.0))
     task = task_of(package)
     assert grade(task, f"{task.tree.faulty}\n\n{CHEATS[name]}\n").value == 0.0
+
+
+@pytest.mark.usefixtures("has_sandbox")
+def test_the_network_does_not_answer(package: Package) -> None:
+    task = task_of(package)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        cheat = f"import socket\nsocket.create_connection(('127.0.0.1', {port}), 2)\n"
+        assert grade(task, f"{cheat}{task.tree.right}").value == 0.0
+        server.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            server.accept()
 
 
 @pytest.mark.usefixtures("has_sandbox")
