@@ -78,10 +78,11 @@ def fetch_wheel_file(
 def fetch_sdist(requirement: str, folder: Path, *, sha256: str) -> Path:
     """Let pip download the sources of a package into an empty folder; return their archive.
 
-    requirement  name==version, as pip takes it; its dependencies are not fetched
+    requirement  name==version, as pip takes it; what it depends on is not fetched
 
-    pip asks the sources for their dependencies, which runs code of theirs; so it is pip that
-    compares the checksum, before. Raises ValueError if it cannot, or if the sources are others.
+    pip asks the sources what they depend on, which runs code of theirs; so it is pip that compares
+    the checksum, before. What builds them (setuptools, say) is fetched for that, by name alone.
+    Raises ValueError if it cannot, or if the sources are others.
     """
     name = requirement.partition("==")[0]
     wanted = folder / "requirements.txt"

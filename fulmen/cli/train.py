@@ -93,7 +93,7 @@ def train_lm(
     epilog=examples("""
 fulmen train tokenizer OUT --kind characters --word add --word reverse
 fulmen train tokenizer OUT --text corpus.txt --vocab-size 4096
-fulmen train tokenizer OUT --kind words --environment basics:training --vocab-size 1024
+fulmen train tokenizer OUT --kind words --environment basics:training
 """),
 )
 def train_tokenizer(

@@ -79,7 +79,8 @@ async def demonstrate(task: Task) -> Trajectory:
 
 def demonstrated(task: Task) -> list[Message]:
     """Return a task and its known answers as a conversation: played, unless the task knows what its
-    calls come to. Raises ValueError as `demonstrate`."""
+    calls come to, which its tests have to hold against a play. Raises ValueError as `demonstrate`
+    where it is played."""
     if (results := task.known_results) is not None:
         return _with_results(task, results)
     if task.is_question and len(task.known_answers) == 1:

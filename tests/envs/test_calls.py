@@ -278,6 +278,25 @@ def test_a_demonstration_is_what_playing_comes_to(kind: str) -> None:
         assert told == played.messages
 
 
+@pytest.mark.usefixtures("has_sandbox")
+@pytest.mark.parametrize("kind", ["file", "repair"])
+def test_folders_pass_the_self_check(kind: str) -> None:
+    assert asyncio.run(self_check(load_environment(f"calls:{kind}:test", seed=4), range(4))) == []
+
+
+def test_a_reply_about_everything_is_about_nothing() -> None:
+    replies = {task.known_answers[-1].content for task in drawn("no_call", 200)}
+    everything = " ".join(sorted(one for one in replies if len(one) < 50))
+    for task in drawn("no_call", 100):
+        assert by_hand(task, [says(everything)]).value == 0
+
+
+def test_numbers_may_have_commas_at_thousands() -> None:
+    assert told("201595")("It is 201,595.")
+    assert not told("201595")("It is 20,1595.")
+    assert not told("201595")("It is 1,201,595.")
+
+
 @pytest.mark.parametrize("kind", [*ASKING, "no_call"])
 def test_tools_pass_the_self_check(kind: str) -> None:
     assert asyncio.run(self_check(load_environment(f"calls:{kind}:test", seed=4), range(6))) == []

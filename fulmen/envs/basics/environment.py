@@ -2,7 +2,8 @@
 
     seed, kind, index -> BasicKind.make, drawn until the part fits -> BasicTask -> a short reply
 
-The hash of a question's text is its part, whatever seed and index it was drawn with.
+The hash of what a question asks, in whichever words, is its part, whatever seed and index it was
+drawn with.
 """
 
 from collections.abc import Mapping
@@ -94,13 +95,13 @@ class Basics:
         draw = Random(f"basics {kind.name} {self._seed} {index}")
         for _ in range(_MOST_DRAWS):
             question = kind.make(draw)
-            is_of_part = self._part is None or part_of(question.text) == self._part
+            is_of_part = self._part is None or part_of(question.content) == self._part
             if is_of_part and not question.is_answered_by(question.text):
                 return BasicTask(kind.name, question)
         raise AssertionError(f"no question of {kind.name} is of the part {self._part}")
 
 
 def part_of(text: str) -> str:
-    """Return the part that a question belongs to, by the hash of its text."""
+    """Return the part that a question belongs to, by the hash of its content."""
     tenth = int.from_bytes(blake2b(text.encode(), digest_size=8).digest()) % _TENTHS
     return PARTS[max(0, tenth - (_TENTHS - len(PARTS)))]

@@ -27,6 +27,13 @@ class Question:
     """Reader of a reply: the answer in one spelling; None if there is none"""
     is_right: Callable[[str], bool] | None = None
     """Verifier of an answer that was read; None where only the one above is right"""
+    asked: str | None = None
+    """Content, where the thought and the answer do not tell it apart from others"""
+
+    @property
+    def content(self) -> str:
+        """Text that two questions share if they ask the same in other words."""
+        return f"{self.thought}\n{self.answer}" if self.asked is None else self.asked
 
     def is_answered_by(self, reply: str) -> bool:
         """Return True for a reply whose answer is right."""

@@ -181,7 +181,7 @@ def _asked(draw: Random, topics: tuple[Topic, ...]) -> Question:
         middle = middle[0].upper() + middle[1:]
     text = before + _filled(draw, middle) + after
     text = text.lower() if draw.random() < 0.1 else text
-    return Question(text, topic.thought, topic.reply, topic_of)
+    return Question(text, topic.thought, topic.reply, topic_of, asked=text.casefold())
 
 
 def _filled(draw: Random, text: str) -> str:

@@ -1,5 +1,6 @@
 """calculate, look_up, choose, two_steps and error: questions that need one call or two."""
 
+import re
 from collections.abc import Callable, Sequence
 from random import Random
 from typing import Final
@@ -29,6 +30,7 @@ from fulmen.envs.tools.values import has_value
 
 _LONGEST: Final = 200
 """Characters of an answer; no right one comes near"""
+_WHOLE: Final = re.compile(r"[0-9]{1,18}")
 _RESULT: Final = {
     "en": ("The result is {value}.", "It is {value}.", "{a} {sign} {b} = {value}"),
     "de": ("Das Ergebnis ist {value}.", "Es ist {value}.", "{a} {sign} {b} = {value}"),
@@ -62,7 +64,8 @@ _BOUGHT: Final = {
 
 def told(value: str) -> Callable[[str], bool]:
     """Return the verifier of answers that have to tell a value."""
-    return lambda reply: len(reply) <= _LONGEST and has_value(reply, value)
+    spellings = [value, f"{int(value):,}"] if _WHOLE.fullmatch(value) else [value]
+    return lambda reply: len(reply) <= _LONGEST and any(has_value(reply, one) for one in spellings)
 
 
 def _calculate(draw: Random, names: Names) -> Case:

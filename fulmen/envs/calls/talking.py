@@ -205,8 +205,18 @@ def _case(question: str, devices: Sequence[Device], topic: _Topic, language: str
         question=question,
         devices=tuple(devices),
         play=(said(topic.thought, topic.reply[language]),),
-        is_told=_marked(topic.marks[language]),
+        is_told=lambda reply: _topics_of(reply) == [(topic, language)],
     )
+
+
+def _topics_of(reply: str) -> list[tuple[_Topic, str]]:
+    """Return what a reply is about, and in which language; a right one is about one topic."""
+    return [
+        (topic, language)
+        for topic in (*_TOPICS, _UNKNOWN)
+        for language in topic.reply
+        if _marked(topic.marks[language])(reply)
+    ]
 
 
 def _marked(marks: Sequence[str]) -> Callable[[str], bool]:

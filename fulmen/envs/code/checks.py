@@ -18,6 +18,7 @@ attributes and hand them back.
 """
 
 import builtins
+import contextlib
 import json
 import os
 import resource
@@ -214,13 +215,23 @@ def _run_tests(job: "dict[str, Any]", line: Line, numbers: "dict[str, int]") -> 
 
 
 def _error(name: str) -> Exception:
-    """Return the builtin error of a name, but none that would end a loop of the tests early."""
-    kind = getattr(builtins, name, None)
-    if not isinstance(kind, type) or not issubclass(kind, Exception):
+    """Return the builtin error of a name, or its nearest base that takes a sentence; but none that
+    would end a loop of the tests early."""
+    found = getattr(builtins, name, None)
+    if not isinstance(found, type) or not issubclass(found, Exception):
         return Exception(name)
-    if issubclass(kind, (StopIteration, StopAsyncIteration)):
+    if issubclass(found, (StopIteration, StopAsyncIteration)):
         return RuntimeError(name)  # as a generator tells it
-    return kind("the program raised it")
+    for kind in found.__mro__:
+        with contextlib.suppress(TypeError):
+            return kind("the program raised it")
+    return Exception(name)
+
+
+def _kind_of(error: Exception) -> str:
+    """Return the name of an error, or that of its nearest base which is a builtin."""
+    names = (kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins")
+    return next(names, "Exception")
 
 
 def passes(job: "dict[str, Any]") -> bool:
@@ -300,7 +311,7 @@ def serve() -> None:
             )
             message = {"value": packed(value, hold)}
         except Exception as error:
-            message = {"error": type(error).__name__}
+            message = {"error": _kind_of(error)}
         line.send(message)
 
 

@@ -4,6 +4,7 @@ fault of the manifest + sources -> Instance (patch, hidden tests) -> InstanceTas
 """
 
 import difflib
+import os
 import random
 import shutil
 import subprocess
@@ -207,6 +208,9 @@ def _installed(module: str) -> Iterator[Path]:
 def _site_folders() -> tuple[Path, ...]:
     """Return the folders of installed modules that the sandbox shows."""
     bases = {Path(one) for one in (sys.prefix, sys.base_prefix, "/usr", "/usr/local")}
+    for name in os.get_exec_path():  # what belongs to a folder of commands is in the sandbox too
+        bases |= {Path(name).parent, Path(os.path.realpath(name)).parent}
+        bases |= set(Path(name).parent.glob("versions/*"))  # as pyenv has them
     found = {Path(one).resolve() for one in sys.path if one}
     for base in bases:
         for pattern in ("lib*/python3*/site-packages", "lib*/python3*/dist-packages"):
