@@ -31,6 +31,10 @@ _NUM_WORDS: Final = 3
 _OF_ALL: Final = re.compile(r"^pytestmark\b|\bautouse\s*=\s*True", re.MULTILINE)
 """Settings of all tests of a file, which a test without arguments may not bear"""
 _EXPECTED: Final = re.compile(r"xfail|skip")
+_HOLDS: Final = re.compile(
+    r"thread|socket|server|connect|process|signal|sleep|lock|\bopen\(|timeout|fork", re.IGNORECASE
+)
+"""Words of tests that hold something until their end, and would keep it where they fail"""
 
 _Function = ast.FunctionDef
 
@@ -133,8 +137,9 @@ def _functions(body: Sequence[ast.stmt], before: str) -> Iterator[tuple[str, _Fu
 def _false(text: str, function: _Function) -> ast.expr | None:
     """Return what another value may take the place of, so that a test fails for sure: the right
     side of an equation that the test asserts whenever it gets there, before it returns."""
-    lines = text.split("\n")[_first_line(function) - 1 : function.lineno]
-    if _EXPECTED.search("\n".join(lines)):
+    lines = text.split("\n")[_first_line(function) - 1 : function.end_lineno]
+    num_first = function.lineno - _first_line(function) + 1
+    if _EXPECTED.search("\n".join(lines[:num_first])) or _HOLDS.search("\n".join(lines)):
         return None
     for node in function.body:
         match node:

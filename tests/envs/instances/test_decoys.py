@@ -46,6 +46,11 @@ def test_none():
     assert right(3) == 3
 
 
+def test_socket():
+    held = right(2)  # a socket, say
+    assert held == 2
+
+
 class TestMore(unittest.TestCase):
     @staticmethod
     def other():
@@ -92,7 +97,7 @@ def test_copies_of_a_test_fail_where_it_passes(name: str) -> None:
             getattr(more, last)() if place else names[last]()
 
 
-@pytest.mark.parametrize("name", ["test_later", "test_none", "test_of_nobody"])
+@pytest.mark.parametrize("name", ["test_later", "test_none", "test_socket", "test_of_nobody"])
 def test_what_may_pass_over_its_assertion_is_not_copied(name: str) -> None:
     assert not with_decoys(COPIED, [name]).are_copies
 
