@@ -224,7 +224,8 @@ def _error(name: str) -> Exception:
         return RuntimeError(name)  # as a generator tells it
     for kind in found.__mro__:
         with contextlib.suppress(TypeError):
-            return kind("the program raised it")
+            error: Exception = kind("the program raised it")
+            return error
     return Exception(name)
 
 
