@@ -135,8 +135,8 @@ def _functions(body: Sequence[ast.stmt], before: str) -> Iterator[tuple[str, _Fu
 
 
 def _false(text: str, function: _Function) -> ast.expr | None:
-    """Return what another value may take the place of, so that a test fails for sure: the right
-    side of an equation that the test asserts whenever it gets there, before it returns."""
+    """Return the right side of the first equation that a test asserts, for another value to take
+    its place; None if the test may pass without getting there."""
     lines = text.split("\n")[_first_line(function) - 1 : function.end_lineno]
     num_first = function.lineno - _first_line(function) + 1
     if _EXPECTED.search("\n".join(lines[:num_first])) or _HOLDS.search("\n".join(lines)):

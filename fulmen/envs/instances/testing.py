@@ -37,7 +37,7 @@ class Tested:
     outcomes: Mapping[str, str]
     """passed, failed or skipped by pytest's name of the test"""
     is_believed: bool
-    """True if the two tests of ours did as they should"""
+    """True if the tests of ours did as they should"""
     output: str
 
     def have_run(self, names: Sequence[str]) -> bool:
