@@ -40,6 +40,24 @@ def test_m1_adds_its_own_loss_weighted_by_the_tokens_of_each_group() -> None:
     assert float(parts.detach()) == pytest.approx(float(torch.as_tensor(by_hand).detach()))
 
 
+@pytest.mark.parametrize("config", [tiny_m1(), tiny_m2()])
+def test_layers_that_lean_on_different_experts_are_even_only_jointly(config: M2Config) -> None:
+    model = random_model(config)
+    trace = Trace()
+    for first in (0, 2):  # each layer sends all tokens to two experts of four
+        logits = torch.full((9, 4), -20.0)
+        logits[:, first : first + 2] = 20.0
+        trace.router_logits.append(logits)
+        trace.topk_ids.append(torch.tensor([[first, first + 1]] * 9))
+    losses = {}
+    for scope in ("model", "layer"):
+        balance = Balance(model, BalanceConfig(kind="loss", coefficient=1.0, scope=scope))  # type: ignore[arg-type]
+        loss = balance.loss(trace, ((0, 9),), 9)
+        assert loss is not None
+        losses[scope] = float(loss)
+    assert losses == pytest.approx({"model": 2.0, "layer": 4.0}, rel=1e-3)
+
+
 def test_a_sigmoid_router_that_is_even_has_the_loss_of_its_choices() -> None:
     topk = torch.tensor([[0, 1], [2, 3]])
     assert float(sigmoid_aux_loss([torch.zeros(2, 4)], [topk])) == pytest.approx(2.0)
@@ -109,6 +127,8 @@ def test_a_bias_that_a_model_has_not_is_refused() -> None:
             "coefficient is 0.1, .* balanced by a bias, see kind",
         ),
         (tiny_m2(), {"group_tokens": 9}, "group_tokens is 9, .* are balanced by a bias, see kind"),
+        (tiny_m2(), {"scope": "layer"}, "scope is layer, .* are balanced by a bias, see kind"),
+        (tiny_m1(), {"scope": "all"}, "scope is 'all', it must be model or layer"),
         (tiny_m1(), {"bias_rate": 0.1}, "bias_rate is 0.1, .* are balanced by a loss, see kind"),
         (tiny_m2(), {"kind": "loss", "bias_rate": 0.1}, "bias_rate is 0.1, .* by a loss, see kind"),
         (tiny_m1(), {"kind": "none", "coefficient": 1.0}, "coefficient is 1.0, .* by nothing, see"),

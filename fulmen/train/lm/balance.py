@@ -1,9 +1,10 @@
 """Balance of experts: an auxiliary loss, or a bias of the choice that no gradient touches.
 
-M1 adds its loss over all layers jointly (`router_aux_loss`) to the model's. M2 has a bias on the
-choice of experts: after each step it rises for experts that had less than their share of the tokens
-and falls for the others, so that nothing disturbs the model's own gradient (arXiv:2408.15664). The
-loss is taken over groups of sequences that do not depend on micro-batches, the loads over the whole
+M1 adds its loss over all layers jointly (`router_aux_loss`) to the model's. Jointly, each layer may
+send every token to the same two experts as long as the layers do not all take the same ones, and
+small models do end there: scope "layer" takes the loss layer by layer. M2 has a bias on the choice
+of experts: after each step it rises for experts that had less than their share of the tokens and
+falls for the others, so that nothing disturbs the model's own gradient (arXiv:2408.15664). The loss is taken over groups of sequences that do not depend on micro-batches, the loads over the whole
 step, so neither depends on how a step is cut.
 """
 
@@ -27,6 +28,8 @@ class BalanceConfig:
     has one, else loss."""
     coefficient: float | None = None
     """Weight of the loss; none takes router_aux_loss_coef of the model's config."""
+    scope: Literal["model", "layer"] = "model"
+    """model takes the loss over all layers jointly, layer takes the mean of each layer's own."""
     bias_rate: float = 0.001
     """Step of the bias."""
     group_tokens: int = 4096
@@ -36,6 +39,8 @@ class BalanceConfig:
     def __post_init__(self) -> None:
         if self.kind not in ("auto", "loss", "bias", "none"):
             raise ValueError(f"kind is {self.kind!r}, it must be auto, loss, bias or none")
+        if self.scope not in ("model", "layer"):
+            raise ValueError(f"scope is {self.scope!r}, it must be model or layer")
         if self.coefficient is not None and not 0 <= self.coefficient <= 1e3:
             raise ValueError(f"coefficient is {self.coefficient}, it must be from 0 to 1000")
         if not 0 < self.bias_rate <= 1:
@@ -63,6 +68,7 @@ class Balance:
         has_jitter = model.config.router_jitter_noise > 0
         for name, is_used in (
             ("coefficient", adds_loss),
+            ("scope", adds_loss),
             ("group_tokens", adds_loss or has_jitter),
             ("bias_rate", self.moves_bias),
         ):
@@ -116,9 +122,16 @@ class Balance:
 
     def _group_loss(self, trace: Trace, rows: slice) -> Tensor:
         logits = [each[rows] for each in trace.router_logits]
+        chosen = [each[rows] for each in trace.topk_ids]
+        if self._config.scope == "model":
+            return self._loss_of(logits, chosen)
+        layers = zip(logits, chosen, strict=True)
+        return torch.stack([self._loss_of([one], [ids]) for one, ids in layers]).mean()
+
+    def _loss_of(self, logits: Sequence[Tensor], chosen: Sequence[Tensor]) -> Tensor:
         if self._is_softmax:
             return router_aux_loss(logits, self._top_k)
-        return sigmoid_aux_loss(logits, [each[rows] for each in trace.topk_ids])
+        return sigmoid_aux_loss(logits, chosen)
 
 
 def sigmoid_aux_loss(router_logits: Sequence[Tensor], topk_ids: Sequence[Tensor]) -> Tensor:
