@@ -13,6 +13,7 @@ from fulmen.catalog.cards import (
 )
 from fulmen.catalog.checkpoint_card import checkpoint_card
 from fulmen.catalog.download import OnProgress, cache_folder, fetch_sdist
+from fulmen.catalog.record import Record, ScoreRecord, StageRecord
 from fulmen.catalog.resolve import has_begun, pull, resolve, resolve_without_weights
 from fulmen.catalog.sampling import recommended_sampling
 
@@ -20,6 +21,9 @@ __all__ = [
     "Card",
     "Language",
     "OnProgress",
+    "Record",
+    "ScoreRecord",
+    "StageRecord",
     "cache_folder",
     "checkpoint_card",
     "fetch_sdist",

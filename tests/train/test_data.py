@@ -469,3 +469,42 @@ def test_an_environment_has_demonstrations_or_is_refused(tmp_path: Path) -> None
         open_source(TaskConfig(environment="nonsense"), seed=0)
     with pytest.raises(ValueError, match="style is plain"):
         TaskConfig(environment="arithmetic", style="plain")
+
+
+def test_a_conversation_asks_questions_one_after_another(own: Coder) -> None:
+    source = open_source(TaskConfig(environment="arithmetic", questions=4), seed=4)
+    counts = set()
+    for index in range(20):
+        document = source.document(index)
+        assert document == replace(source.document(index), encode=document.encode)
+        (example,) = document.encode(own)
+        whole = own.tokenizer.decode(example.ids)
+        said = own.tokenizer.decode([example.ids[place] for place in example.targets])
+        questions, answers = document.key.split("\n"), document.said.split("\n")
+        counts.add(len(questions))
+        assert whole.count("name=user") == len(set(questions)) == len(answers)
+        assert "name=user" not in said
+        assert all(answer in said for answer in answers)
+    assert counts == {2, 3, 4}
+
+
+def test_no_question_of_a_finite_environment_is_in_two_conversations(tmp_path: Path) -> None:
+    rows = [f'{{"question": "what is {n}?", "answer": "it is {n} #### {n}"}}' for n in range(20)]
+    (tmp_path / "q.jsonl").write_text("\n".join(rows))
+    config = TaskConfig(environment=str(tmp_path / "q.jsonl"), questions=3)
+    source = open_source(config, seed=1)
+    assert source.num_documents == 6
+    asked = [one for index in range(6) for one in source.document(index).key.split("\n")]
+    assert len(asked) == len(set(asked)) > 12
+    (tmp_path / "q.jsonl").write_text("\n".join(rows[:2]))
+    with pytest.raises(ValueError, match=r"^questions is 3, .*q\.jsonl has only 2$"):
+        open_source(config, seed=1)
+
+
+def test_a_conversation_needs_questions() -> None:
+    with pytest.raises(ValueError, match=r"^questions is 2, which needs tasks that are questions"):
+        open_source(TaskConfig(environment="tools:1:shop", questions=2), seed=0)
+    with pytest.raises(ValueError, match=r"^questions is 2, it needs environment"):
+        TaskConfig(generator="add", questions=2)
+    with pytest.raises(ValueError, match=r"^questions is 0, it must be from 1 to 1000$"):
+        TaskConfig(environment="arithmetic", questions=0)

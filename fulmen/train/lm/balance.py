@@ -4,7 +4,8 @@ M1 adds its loss over all layers jointly (`router_aux_loss`) to the model's. Joi
 send every token to the same two experts as long as the layers do not all take the same ones, and
 small models do end there: scope "layer" takes the loss layer by layer. M2 has a bias on the choice
 of experts: after each step it rises for experts that had less than their share of the tokens and
-falls for the others, so that nothing disturbs the model's own gradient (arXiv:2408.15664). The loss is taken over groups of sequences that do not depend on micro-batches, the loads over the whole
+falls for the others, so that nothing disturbs the model's own gradient (arXiv:2408.15664). The loss
+is taken over groups of sequences that do not depend on micro-batches, the loads over the whole
 step, so neither depends on how a step is cut.
 """
 

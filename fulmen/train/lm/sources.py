@@ -7,6 +7,7 @@ knows if they have changed.
 
 import codecs
 import mmap
+import random
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -37,6 +38,8 @@ from fulmen.train.run_file import changed_fields
 
 _SAMPLE_BYTES: Final = 65_536
 """Bytes of a block by which its tokens are counted"""
+_DRAWN_FROM: Final = 2**40
+"""Tasks of an endless environment that conversations draw from"""
 _BEFORE_BYTES: Final = 64
 """Bytes before a block in which the last token before it is looked for"""
 
@@ -55,6 +58,9 @@ class TaskConfig:
     """Problems and pairs become conversations, or plain text without a format."""
     environment: str | None = None
     """Environment whose tasks are demonstrated: its known answers are learnt, calls included."""
+    questions: int = 1
+    """Most questions of an environment that one conversation asks, one after another: 2 up to so
+    many, where it is not 1."""
     files: tuple[Path, ...] = ()
     """Text files (.txt, .md) and JSONL; of a folder all of those in it."""
     block_bytes: int = 65_536
@@ -83,6 +89,8 @@ class TaskConfig:
                 f"smallest and largest are {self.smallest} and {self.largest}, they must go from 1 "
                 "up to at most 1000"
             )
+        if not 1 <= self.questions <= 1000:
+            raise ValueError(f"questions is {self.questions}, it must be from 1 to 1000")
         if not 256 <= self.block_bytes <= 2**30:
             raise ValueError(f"block_bytes is {self.block_bytes}, it must be from 256 to 2^30")
         if self.environment is not None and self.style != "chat":
@@ -98,6 +106,7 @@ _KINDS: Final = ("generator", "environment", "files", "dataset")
 _OWNERS: Final[Mapping[str, str]] = {
     "smallest": "generator",
     "largest": "generator",
+    "questions": "environment",
     "block_bytes": "files",
     "subset": "dataset",
     "split": "dataset",
@@ -163,6 +172,52 @@ class Demonstrations(Source):
             problem,
             "\n".join(one.content for one in task.known_answers),
             "\n".join(strings([[one.thinking, _given(one)] for one in task.known_answers])),
+        )
+
+
+class Conversations(Source):
+    """Questions of an environment, asked one after another and answered by their known answers."""
+
+    def __init__(self, name: str, seed: int, most: int) -> None:
+        """most: most questions of a conversation; raises ValueError for an environment whose tasks
+        are no questions, or have no known answers."""
+        self._name, self._seed, self._most = name, seed, most
+        self._tasks = load_environment(name, seed=seed)
+        first = self._tasks.task(0)
+        if not (first.is_question and first.known_answers):
+            raise ValueError(
+                f"questions is {most}, which needs tasks that are questions with known answers, "
+                f"{name} has others"
+            )
+        count = self._tasks.num_tasks
+        self.num_documents = None
+        self._order: list[int] | None = None
+        if count is not None:
+            if count < most:
+                raise ValueError(f"questions is {most}, {name} has only {count}")
+            self.num_documents = count // most
+            self.fingerprint = _hash_of(self._tasks.task(i).key for i in range(count))
+            self._order = random.Random(seed).sample(range(count), count)
+
+    def document(self, index: int) -> Document:
+        """Return the conversation of an index: questions of a finite environment are each in one,
+        those of an endless one are drawn."""
+        draw = random.Random(f"{self._seed} {index}")
+        count = draw.randint(2, self._most)
+        if self._order is None:
+            indices = [draw.randrange(_DRAWN_FROM) for _ in range(count)]
+        else:
+            indices = self._order[index * self._most :][:count]
+        tasks = [self._tasks.task(each) for each in indices]
+        messages = [one for task in tasks for one in demonstrated(task)]
+        is_led = messages[0].role == "system"
+        asked = [*messages[:is_led], *(one for one in messages if one.role != "system")]
+        answers = [one for task in tasks for one in task.known_answers]
+        return Document(
+            "\n".join(task.key for task in tasks),
+            located(lambda coder: coder.conversation(asked), f"{self._name}, {index}"),
+            said="\n".join(one.content for one in answers),
+            thoughts="\n".join(one.thinking or "" for one in answers),
         )
 
 
@@ -278,6 +333,8 @@ def open_source(config: TaskConfig, seed: int) -> Source:
     """
     if config.generator is not None:
         return Procedural(config, seed)
+    if config.environment is not None and config.questions > 1:
+        return Conversations(config.environment, seed, config.questions)
     if config.environment is not None:
         return Demonstrations(config.environment, seed)
     if config.dataset is not None:
