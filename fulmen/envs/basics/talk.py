@@ -25,6 +25,7 @@ from fulmen.envs.basics.phrases import (
     Phrases,
 )
 from fulmen.envs.basics.question import BasicKind, Question
+from fulmen.envs.basics.scraps import make_scrap
 
 ABILITIES_EN: Final = (
     "add, subtract, multiply, copy, spell, reverse, sort, compare, find the largest number, and "
@@ -43,6 +44,8 @@ _ABLE: Final = {
 """Words of which a reply that says what the model can do has three"""
 _FEWEST_ABLE: Final = 3
 _LONGEST: Final = 600
+_SCRAPS: Final = 0.45
+"""Share of unknown requests that are random words"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +210,11 @@ def _hello(draw: Random) -> Question:
 
 
 def _unknown(draw: Random) -> Question:
-    return _asked(draw, _UNKNOWN)
+    if draw.random() >= _SCRAPS:
+        return _asked(draw, _UNKNOWN)
+    topic = draw.choice(_UNKNOWN)
+    text = make_scrap(draw, topic.language)
+    return Question(text, topic.thought, topic.reply, topic_of, asked=text.casefold())
 
 
 TALK: Final = (

@@ -24,6 +24,7 @@ from fulmen.envs.basics.phrases import (
     WHO_EN,
     Phrases,
 )
+from fulmen.envs.basics.scraps import make_scrap
 from fulmen.envs.calls.asking import other_devices
 from fulmen.envs.calls.case import Case, Device, said
 from fulmen.envs.calls.names import Names
@@ -98,6 +99,10 @@ _UNKNOWN: Final = _Topic(
 )
 _TOPICS: Final = (_GREETING, _THANKS, _GOODBYE, _WHO)
 _SHARES: Final = (25, 10, 10, 15)
+_SCRAPS: Final = 0.45
+"""Share of unknown requests that are random words"""
+_OF_FILES: Final = re.compile("program|write|open|schreib|öffne|search|suche", re.IGNORECASE)
+"""Words of requests that tools for files and commands might do"""
 _TOOLS_ASKED: Final = {
     "en": Phrases(
         ("", "", "Hello! ", "Please tell me: ", "A question: ", "So, "),
@@ -189,15 +194,23 @@ def _far(draw: Random, names: Names, language: str) -> Case:
     topic = draw.choices((_UNKNOWN, *_TOPICS), (40, *_SHARES))[0]
     without = [one.name for one in SUBJECTS if one.name not in _FAR]
     devices = other_devices(draw, names, draw.randint(1, 2), without=[*without, "sum"])
-    return _case(_said(draw, topic.said[language]), devices, topic, language)
+    return _case(_talk_about(draw, topic, language), devices, topic, language)
+
+
+def _talk_about(draw: Random, topic: _Topic, language: str) -> str:
+    if topic is _UNKNOWN and draw.random() < _SCRAPS:
+        return make_scrap(draw, language)
+    return _said(draw, topic.said[language])
 
 
 def _beside_files(draw: Random, language: str) -> Case:
     """Return talk that has nothing to do with files."""
     if draw.random() < 0.2:
         return _named(draw, [tool.name for tool in PROFILES["minimal"]], (), language)
-    topic = draw.choices(_TOPICS, _SHARES)[0]
-    return _case(_said(draw, topic.said[language]), (), topic, language)
+    topic = draw.choices((_UNKNOWN, *_TOPICS), (40, *_SHARES))[0]
+    while _OF_FILES.search(question := _talk_about(draw, topic, language)):
+        continue
+    return _case(question, (), topic, language)
 
 
 def _case(question: str, devices: Sequence[Device], topic: _Topic, language: str) -> Case:
