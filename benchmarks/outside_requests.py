@@ -1,4 +1,4 @@
-"""Does mini-m1 say that it does not know what it has not learnt, when people ask in their own words?
+"""Does mini-m1 refuse what it has not learnt, when people ask in their own words?
 
     python benchmarks/outside_requests.py mini-m1
 
