@@ -69,7 +69,7 @@ class StudyConfig:
         if votes is not None and not (_is_ascending(votes) and set(votes) <= set(self.budgets)):
             given = ",".join(map(str, votes))
             raise ValueError(
-                f"vote_budgets are {given!r}, they must be ascending and of the budgets"
+                f"vote_budgets are {given!r}, they must be some of the budgets, ascending"
             )
         for name, least, most in (
             ("num_thoughts", 1, 10_000),

@@ -5,14 +5,14 @@ votes whose number grows; what lies above each other costs the same.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from fulmen import svg
 
-_HEADER, _FOOTER, _LEGEND = 86, 70, 170
-"""Space above and below all panels, and to the right of them for the legend"""
+_HEADER, _FOOTER = 86, 70
+"""Space above and below all panels"""
 _GAP_X, _GAP_Y = 70, 66
 """Space to the left of a panel, and between two rows of them"""
 _WIDE, _NARROW = (550, 314), (380, 230)
@@ -20,7 +20,7 @@ _WIDE, _NARROW = (550, 314), (380, 230)
 _COLUMNS = 2
 _LONGEST_NAME = 44
 _LABELS: Final = {
-    "fork": "forked",
+    "fork": "one thought",
     "separate": "separate runs",
     "majority": "majority vote",
     "likeliest": "likeliest of n",
@@ -115,7 +115,9 @@ def plot_svg(*summaries: Mapping[str, Any]) -> str:
     title, names = _names([summary["about"] for summary in summaries])
     panels = _panels(drawn)
     right, bottom = panels[min(len(panels), _COLUMNS) - 1], panels[-1]
-    width = right.left + right.width + _LEGEND
+    edge = right.left + right.width
+    legend = _legend_lines(line for lines in drawn for line in lines)
+    longest = max(len(label) for label, _ in legend)
     thoughts = " or ".join(sorted({str(each["about"]["num_thoughts"]) for each in summaries}))
     counts = " or ".join(str(count) for count in sorted({each["num_tasks"] for each in summaries}))
     body = [
@@ -129,12 +131,13 @@ def plot_svg(*summaries: Mapping[str, Any]) -> str:
         for place, line in reversed(list(enumerate(lines))):
             # Side by side, so that bars at one place can be told apart.
             body += _curve(line, panel, shift=3.0 * (place - (len(lines) - 1) / 2))
-    body += _legend([line for lines in drawn for line in lines], right.left + right.width + 14)
+    for place, (label, line) in enumerate(legend):
+        body += _legend_entry(label, line, edge + 14, _HEADER + 20 + 26 * place)
     label = "tokens of a run, thought and answer together"
-    middle = (_GAP_X + right.left + right.width) / 2
+    middle = (_GAP_X + edge) / 2
     body.append(svg.text(middle, bottom.top + bottom.height + 46, label, "soft middle"))
     return svg.page(
-        round(width),
+        round(edge + 50 + 7.5 * longest),
         round(bottom.top + bottom.height + _FOOTER),
         title=title,
         style=svg.style_sheet(_STYLE, _RULES, _LIGHT, _DARK),
@@ -227,17 +230,19 @@ def _dot(line: _Line, x: float, y: float) -> str:
     return f'<path class="{line.kind} dot" d="M{x} {y}{shape}"/>'
 
 
-def _legend(lines: Sequence[_Line], left: float) -> Iterator[str]:
-    """Yield each kind of line once."""
-    budgets = {line.vote_budget for line in lines} - {None}
-    known = {(line.kind, line.vote_budget): line for line in reversed(lines)}
-    order = {kind: place for place, kind in enumerate(_LABELS)}
-    for place, key in enumerate(sorted(known, key=lambda key: (order[key[0]], key[1] or 0))):
-        kind, budget = key
-        y = _HEADER + 20 + 26 * place
-        label = _LABELS[kind]
-        if budget is not None and len(budgets) > 1:
-            label = f"{label}, {budget:,} each"
-        yield f'<path class="{kind} curve" d="M{left} {y}h24"/>'
-        yield _dot(known[key], left + 12, y)
-        yield svg.text(left + 32, y + 4.5, label)
+def _legend_lines(lines: Iterable[_Line]) -> list[tuple[str, _Line]]:
+    """Return each kind of line once, with its label."""
+    known = {(line.kind, line.vote_budget): line for line in lines}
+    has_several = len({budget for _, budget in known} - {None}) > 1
+    places = {kind: place for place, kind in enumerate(_LABELS)}
+    found = []
+    for kind, budget in sorted(known, key=lambda key: (places[key[0]], key[1] or 0)):
+        each = "" if budget is None or not has_several else f", {budget:,} each"
+        found.append((f"{_LABELS[kind]}{each}", known[kind, budget]))
+    return found
+
+
+def _legend_entry(label: str, line: _Line, left: float, y: float) -> Iterator[str]:
+    yield f'<path class="{line.kind} curve" d="M{left} {y}h24"/>'
+    yield _dot(line, left + 12, y)
+    yield svg.text(left + 32, y + 4.5, label)
