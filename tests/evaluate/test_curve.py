@@ -88,12 +88,13 @@ def test_each_budget_of_a_vote_has_numbers_of_votes_that_double(m2: LLM) -> None
     for alone in summary["votes"][::4]:
         runs = [run for task in study.tasks.values() for run in task.separate[alone["budget"]]]
         mean = sum(run.score for run in runs) / len(runs)
-        assert alone["likeliest"]["mean"] == alone["any"]["mean"] == pytest.approx(mean)
+        assert alone["likeliest"]["mean"] == pytest.approx(mean)
+        assert alone["any"]["mean"] == pytest.approx(mean)
         voted = sum(run.score for run in runs if run.answer is not None)  # silence does not vote
         assert alone["majority"]["mean"] == pytest.approx(voted / len(runs))
     for less, more in pairwise(summary["votes"][:4]):
         assert less["tokens"] < more["tokens"]
-        assert less["any"]["mean"] <= more["any"]["mean"]
+        assert less["any"]["mean"] <= more["any"]["mean"] + 1e-9
     assert [votes["budget"] for votes in summary["budgets"][-1]["votes"]] == [2, 30]
     first = study_of(m2, 8)  # other votes change no thought and no vote
     assert {i: task.fork for i, task in first.tasks.items()} == {
