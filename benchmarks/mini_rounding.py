@@ -207,7 +207,7 @@ def main(
     digests = {
         name: digest_of(model) for name, model in (("original", original), ("rounded", rounded))
     }
-    other = None if against is None else read_json(against)
+    other: dict[str, Any] | None = None if against is None else read_json(against)
     if other is not None and other["models"] != digests:
         raise ValueError(f"{against} is of other weights, the same models are needed")
     runs = {}

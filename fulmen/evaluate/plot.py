@@ -137,7 +137,7 @@ def plot_svg(*summaries: Mapping[str, Any]) -> str:
     middle = (_GAP_X + edge) / 2
     body.append(svg.text(middle, bottom.top + bottom.height + 46, label, "soft middle"))
     return svg.page(
-        round(edge + 50 + 7.5 * longest),
+        round(max(edge + 50 + 7.5 * longest, _GAP_X + 11 * len(title))),
         round(bottom.top + bottom.height + _FOOTER),
         title=title,
         style=svg.style_sheet(_STYLE, _RULES, _LIGHT, _DARK),

@@ -38,7 +38,8 @@ def test_it_prints_tables_or_json_and_draws_the_curve(folder: Path, tmp_path: Pa
 def test_several_tasks_have_a_file_each_and_one_plot(folder: Path, tmp_path: Path) -> None:
     out, plot = tmp_path / "runs", tmp_path / "curves.svg"
     kinds = ("basics:countdown:test", "basics:compare:test")
-    flags = ["scale", "--model", folder, "--budgets", "0,4", "--answer-tokens", "4"]
+    flags: list[str | Path] = ["scale", "--model", folder, "--budgets", "0,4"]
+    flags += ["--answer-tokens", "4"]
     flags += ["--tasks", "2", "--out", out]
     both = ("--task", kinds[0], "--task", kinds[1])
     run = called(*flags, *both, "--plot", plot, "--json")
