@@ -12,8 +12,8 @@ character, thoughts and calls too, and how often they give the same final answer
 interval over tasks. Beside it stands how many tasks each solves.
 
 All texts go to a file. With that file of another machine, the same command compares its own with
-them. Both must have played the same tasks, and no pass may have ended by an error; else the script
-stops before it counts anything.
+them. Both must have played the same tasks, else the script stops before it counts anything. An
+error, such as a conversation that outgrows the context, is an answer too, and solves nothing.
 """
 
 import asyncio
@@ -54,7 +54,7 @@ TURNS: Final = 12
 """Most answers to a task with tools; a known answer takes far fewer"""
 
 Play = dict[str, Any]
-"""What one task came to: `prompt`, a digest of it, `text`, `answer` and `score`"""
+"""Outcome of one task: `prompt`, a digest of it, `text`, `answer` and `score`"""
 
 
 def play(
@@ -97,18 +97,16 @@ async def _play_all(
 def _play_of(results: Results, name: str, index: int) -> Play:
     played = results.get(name, index, 0)
     assert played is not None
-    if played.error is not None:
-        raise ValueError(f"task {index} of {name} ended by {played.error}")
     trajectory = results.trajectory(played)
     reply = trajectory.reply
-    answer = played.answer
+    answer = played.answer if played.error is None else f"error: {played.error}"
     if answer is None:  # it cannot be read, or the task has no one spelling of it
         answer = "" if reply is None else reply.content.strip()
     return {
         "prompt": played.prompt,
         "text": _text(trajectory),
         "answer": answer,
-        "score": played.score,
+        "score": played.score or 0.0,
     }
 
 
@@ -216,7 +214,12 @@ def main(
     for name, model, isa in wanted:
         with console.status(f"{name} plays"):
             runs[name] = in_a_process(isa, model, names, tasks, parallel, max_tokens)
-        console.print(f"{name}: kernels for {runs[name]['isa']}", highlight=False)
+        ends = [one["answer"] for plays in runs[name]["plays"].values() for one in plays]
+        errors = sum(answer.startswith("error: ") for answer in ends)
+        console.print(
+            f"{name}: kernels for {runs[name]['isa']}, {errors} of {len(ends)} ended by an error",
+            highlight=False,
+        )
     record = {"models": digests, "device": device_name(), "commit": commit(), "runs": runs}
     if out is not None:
         write_text(out, json.dumps(record, ensure_ascii=False) + "\n")
