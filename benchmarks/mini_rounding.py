@@ -231,7 +231,7 @@ def main(
         ]
     }
     if other is not None:
-        for name in runs.keys() & other["runs"].keys():
+        for name in (name for name in runs if name in other["runs"]):
             there = f"{name} on {other['device']} ({other['runs'][name]['isa']})"
             found[f"{name} here, then {there}"] = compared(runs[name], other["runs"][name])
     for title, one in found.items():
