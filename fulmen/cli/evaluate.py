@@ -1,7 +1,8 @@
 """fulmen scale: accuracy against thinking tokens."""
 
+import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -48,7 +49,7 @@ _FLAGS: Final = {
     "num_thoughts": "--thoughts",
     "answer_tokens": "--answer-tokens",
     "num_votes": "--votes",
-    "vote_budget": "--vote-budget",
+    "vote_budgets": "--vote-budgets",
 }
 """Flags of the fields of a study's config"""
 _RANDOM = ("temperature", "top_p", "top_k", "min_p")
@@ -64,6 +65,7 @@ EXAMPLES: Final = examples("""
 fulmen scale --task arithmetic --budgets 0,64,256
 fulmen scale --model minimax-m2 --task questions.jsonl --budgets 0,1k,16k
 fulmen scale --task questions.jsonl --out runs.json --plot curve.svg
+fulmen scale --task basics:sort --task basics:boolean --budgets 0,16,64 --plot curves.svg
 fulmen scale --url http://127.0.0.1:8000 --budgets 0,1k
 """)
 
@@ -78,13 +80,14 @@ def scale(
     url_key: UrlKeyOption = None,
     url_dialect: UrlDialectOption = "auto",
     task: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
             help="arithmetic, arithmetic:STEPSxLARGEST such as arithmetic:3x20, or a JSONL file "
-            "with a question and an answer on each line, such as GSM8K's."
+            "with a question and an answer on each line, such as GSM8K's. May be given several "
+            "times. Default: arithmetic."
         ),
-    ] = "arithmetic",
-    tasks: Annotated[int, typer.Option(help="Number of tasks.")] = 40,
+    ] = None,
+    tasks: Annotated[int, typer.Option(help="Number of tasks of each kind.")] = 40,
     budgets: Annotated[
         str,
         typer.Option(
@@ -109,16 +112,17 @@ def scale(
         typer.Option(
             metavar="INTEGER",
             parser=or_none(parse_whole),
-            help="Short runs of each task for majority voting; 0 turns it off. Default: none, as "
-            "many as one run at the largest budget costs.",
+            help="Short runs of each task that vote, at each budget of a vote; 0 turns it off. "
+            "Default: none, as many as one run at the largest budget costs.",
         ),
     ] = None,
-    vote_budget: Annotated[
-        int | None,
+    vote_budgets: Annotated[
+        str | None,
         typer.Option(
-            metavar="TOKENS",
-            parser=or_none(parse_count),
-            help="Thinking budget of a vote. Default: none, the smallest above 0.",
+            metavar="LIST",
+            parser=checked(_budgets, or_none=True),
+            help="Thinking budgets of a vote, among those of --budgets. Default: none, the "
+            "smallest above 0.",
         ),
     ] = None,
     check: Annotated[
@@ -132,11 +136,13 @@ def scale(
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="File of all runs. An interrupted study continues from it."
+            metavar="FILE",
+            help="File of all runs, for several tasks a folder with a file each. An interrupted "
+            "study continues from it.",
         ),
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw the curve into this SVG file.")
+        Path | None, typer.Option(metavar="FILE", help="Draw the curves into this SVG file.")
     ] = None,
     dtype: DtypeOption = None,
     device: DeviceOption = "cpu",
@@ -169,81 +175,110 @@ def scale(
             num_thoughts=thoughts,
             answer_tokens=answer_tokens,
             num_votes=votes,
-            vote_budget=vote_budget,
+            vote_budgets=None if vote_budgets is None else _budgets(vote_budgets),
             closing=closing,
             is_checked=check or url is not None,
             seed=seed,
         )
     except ValueError as error:
         raise ValueError(in_flags(str(error), _FLAGS)) from None
-    for file in (out, plot):
+    names = list(dict.fromkeys(task or ["arithmetic"]))
+    files = _files(out, names)
+    for file in (*files.values(), plot):
         if file is not None:
             check_replaceable(file)
-    environment = load_environment(task, seed=seed)
+    environments = {name: load_environment(name, seed=seed) for name in names}
     settings = {"max_num_seqs": 16, "max_token_gap_seconds": None, **engine}  # nobody watches
-    run: Callable[[OnProgress], None]
+    run: Callable[[Study, Environment, OnProgress], None]
     if url is None:
         model = model or DEFAULT_MODEL
         llm = load_llm(model, dtype, device, settings, ignore_config_field)
         if closing is None and llm.format.thinking_end is None:
             config = replace(config, closing=room.DEFAULT_CLOSING)
         params = replace(llm.defaults, **given)
-        about = {"model": model, "weights": llm.origin.model, "dtype": dtype, "task": task}
+        about = {"model": model, "weights": llm.origin.model, "dtype": dtype}
         about |= {name: getattr(params, name) for name in _RANDOM}
-        study = room.Study(config, about, out)
-        run = partial(_run, study, llm, environment, tasks, params)
+        run = partial(_run, llm, tasks, params)
     else:
         from fulmen.cli.remote import open_remote
 
         with open_remote(url, model, url_dialect, url_key, given) as remote:
             model, server = remote.name(), remote.describe()
-        about = {"model": model, "weights": server, "dtype": None, "task": task}
+        about = {"model": model, "weights": server, "dtype": None}
         about |= {name: given.get(name) for name in _RANDOM}
-        study = room.Study(config, about, out)
         most = settings["max_num_seqs"]
-        run = partial(
-            _run_at_url, study, (url, model, url_dialect, url_key), environment, tasks, given, most
-        )
+        run = partial(_run_at_url, (url, model, url_dialect, url_key), tasks, given, most)
+    studies = {
+        name: room.Study(config, {**about, "task": name}, files[name]) for name in environments
+    }
     was_stopped = False
     try:
-        with count_progress("thinking about tasks") as on_progress:
-            run(on_progress)
+        for name, study in studies.items():
+            with count_progress(f"thinking about {name}") as on_progress:
+                run(study, environments[name], on_progress)
     except KeyboardInterrupt:
+        done = sum(len(study.tasks) for study in studies.values())
         kept = f", the same command goes on from {out}" if out is not None else ""
-        print(f"stopped with {len(study.tasks)} of {tasks} tasks done{kept}", file=sys.stderr)
+        print(f"stopped with {done} of {tasks * len(studies)} tasks done{kept}", file=sys.stderr)
         was_stopped = True
-    if study.tasks:
-        summary = room.summarize(study)
-        if plot is not None:
-            write_text(plot, room.plot_svg(summary))
-        if as_json:
-            print_json(summary)
-        else:
-            for table in room.tables(summary):
-                print_table(table)
-                print()
+    summaries = [room.summarize(study) for study in studies.values() if study.tasks]
+    if summaries and plot is not None:
+        write_text(plot, room.plot_svg(*summaries))
+    _print_summaries(summaries, is_one=len(studies) == 1, as_json=as_json)
     if was_stopped:
         raise typer.Exit(130)
 
 
+def _files(out: Path | None, names: Sequence[str]) -> dict[str, Path | None]:
+    """Return the file of each task's runs: `out`, or one of its own in the folder `out`."""
+    if out is None or len(names) == 1:
+        return dict.fromkeys(names, out)
+    files = {name: out / f"{re.sub('[^A-Za-z0-9.]+', '-', name)}.json" for name in names}
+    for name, file in files.items():
+        other = next(one for one, its in files.items() if its == file)
+        if other != name:
+            raise ValueError(f"the runs of {other} and of {name} would both be {file}")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file, several tasks need a folder")
+    out.mkdir(parents=True, exist_ok=True)
+    return dict(files)
+
+
+def _print_summaries(
+    summaries: Sequence[Mapping[str, Any]], *, is_one: bool, as_json: bool
+) -> None:
+    """Print what is done; as JSON, that of several tasks is a list."""
+    from fulmen.evaluate import tables
+
+    if as_json and (summaries or not is_one):
+        print_json(summaries[0] if is_one else {"studies": list(summaries)})
+    elif not as_json:
+        for summary in summaries:
+            if not is_one:
+                print(f"{summary['about']['task']}\n")
+            for table in tables(summary):
+                print_table(table)
+                print()
+
+
 def _run(
-    study: "Study",
     llm: "LLM",
-    environment: "Environment",
     num_tasks: int,
     params: SamplingParams,
+    study: "Study",
+    environment: "Environment",
     on_progress: "OnProgress",
 ) -> None:
     study.run(llm, environment, num_tasks=num_tasks, params=params, on_progress=on_progress)
 
 
 def _run_at_url(
-    study: "Study",
     where: tuple[str, str, str, str | None],
-    environment: "Environment",
     num_tasks: int,
     given: Mapping[str, Any],
     max_running: int,
+    study: "Study",
+    environment: "Environment",
     on_progress: "OnProgress",
 ) -> None:
     """Make the runs at a URL; where: the URL, the model's name there, the dialect and the key."""

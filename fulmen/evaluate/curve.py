@@ -12,6 +12,7 @@ the runs are the same however often it was stopped.
 
 import asyncio
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -50,9 +51,10 @@ class StudyConfig:
     answer_tokens: int = 64
     """Most tokens of an answer"""
     num_votes: int | None = None
-    """Separate runs at vote_budget; None: as many as fit into the tokens of the largest budget"""
-    vote_budget: int | None = None
-    """Tokens of thought of each vote; None: the smallest budget above 0"""
+    """Separate runs at each of vote_budgets; None: as many as fit into the tokens of the largest
+    budget"""
+    vote_budgets: tuple[int, ...] | None = None
+    """Tokens of thought of a vote, ascending; None: the smallest budget above 0"""
     closing: str | None = None
     """Leads to the answer of a model whose format has no thought; None for one that has"""
     is_checked: bool = False
@@ -60,12 +62,15 @@ class StudyConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        is_ascending = all(a < b for a, b in zip(self.budgets, self.budgets[1:], strict=False))
-        if not self.budgets or self.budgets[0] < 0 or not is_ascending:
+        if not _is_ascending(self.budgets) or self.budgets[0] < 0:
             given = ",".join(map(str, self.budgets))
             raise ValueError(f"budgets are {given!r}, they must be 0 or more and ascending")
-        if self.vote_budget is not None and self.vote_budget not in self.budgets:
-            raise ValueError(f"vote_budget is {self.vote_budget}, it must be one of the budgets")
+        votes = self.vote_budgets
+        if votes is not None and not (_is_ascending(votes) and set(votes) <= set(self.budgets)):
+            given = ",".join(map(str, votes))
+            raise ValueError(
+                f"vote_budgets are {given!r}, they must be some of the budgets, ascending"
+            )
         for name, least, most in (
             ("num_thoughts", 1, 10_000),
             ("answer_tokens", 1, 10**9),
@@ -77,25 +82,30 @@ class StudyConfig:
             if value is not None and value > most:
                 raise ValueError(f"{name} is {value}, it must be at most {most}")
 
-    def resolved_vote_budget(self) -> int:
-        """Return the thinking budget of a vote."""
-        if self.vote_budget is not None:
-            return self.vote_budget
-        return next((budget for budget in self.budgets if budget > 0), 0)
-
-    def resolved_num_votes(self) -> int:
-        """Return the largest number of votes."""
-        if self.num_votes is not None:
-            return self.num_votes
+    def resolved_votes(self) -> dict[int, int]:
+        """Return the largest number of votes, by the thinking budget of a vote."""
+        budgets = self.vote_budgets
+        if budgets is None:
+            budgets = (next((budget for budget in self.budgets if budget > 0), 0),)
         whole = self.budgets[-1] + self.answer_tokens
-        return whole // (self.resolved_vote_budget() + self.answer_tokens)
+        return {
+            budget: whole // (budget + self.answer_tokens)
+            if self.num_votes is None
+            else self.num_votes
+            for budget in budgets
+        }
 
     def separate_runs(self) -> list[tuple[int, int]]:
         """Return (budget, number) of each separate run of a task."""
         counts = dict.fromkeys(self.budgets, self.num_thoughts if self.is_checked else 0)
-        vote_budget = self.resolved_vote_budget()
-        counts[vote_budget] = max(counts[vote_budget], self.resolved_num_votes())
+        for budget, num_votes in self.resolved_votes().items():
+            counts[budget] = max(counts[budget], num_votes)
         return [(budget, number) for budget, count in counts.items() for number in range(count)]
+
+
+def _is_ascending(budgets: tuple[int, ...]) -> bool:
+    """Return True for at least one budget, each larger than the one before."""
+    return bool(budgets) and all(a < b for a, b in itertools.pairwise(budgets))
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +246,10 @@ class Study:
     ) -> dict[int, Task]:
         """Return the tasks. Raises ValueError if there cannot be a study of them."""
         config = self.config
-        if params.temperature == 0 and (config.num_thoughts > 1 or config.resolved_num_votes() > 1):
+        if (
+            params.temperature == 0
+            and max(config.num_thoughts, *config.resolved_votes().values()) > 1
+        ):
             raise ValueError(
                 "temperature is 0, at temperature 0 all runs of a task are equal, they must be "
                 "random"

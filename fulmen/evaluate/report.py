@@ -26,8 +26,11 @@ def summarize(study: Study) -> dict[str, Any]:
         tokens            tokens of a run with its answer, on average
         drawn_tokens      tokens that all runs of the kind sampled; of a fork's thought only those
                           after the budget before
+        gain              accuracy beyond that at the smallest budget, task by task
         votes             as many votes as take no more tokens than a run at this budget, and at
-                          least one from the votes' own budget on
+                          least one from the votes' own budget on; for each budget of a vote
+
+    Beside them `votes` has growing numbers of votes, for each budget of a vote.
     """
     if not study.tasks:
         raise ValueError("no task is done, there is nothing to report")
@@ -36,6 +39,11 @@ def summarize(study: Study) -> dict[str, Any]:
         "about": study.about,
         "num_tasks": len(study.tasks),
         "budgets": rows,
+        "votes": [
+            _votes(study, budget, number)
+            for budget, most in study.config.resolved_votes().items()
+            for number in _doublings(most)
+        ],
         "drawn_tokens": {
             kind: sum(row[kind]["drawn_tokens"] for row in rows)
             for kind in _KINDS
@@ -67,8 +75,13 @@ def _row(study: Study, place: int) -> dict[str, Any]:
     if config.is_checked and study.has_forks:
         fork, separate = _pair(study, budget)
         row["difference"] = difference(fork, separate, num_runs=num_runs)._asdict()
-    if config.resolved_num_votes():
-        row["votes"] = _votes(study, budget, _main(row)["tokens"])
+    scores = [_main_scores(study, budget) for budget in (budget, config.budgets[0])]
+    row["gain"] = difference(*scores, num_runs=num_runs)._asdict()
+    row["votes"] = [
+        _votes(study, vote_budget, number)
+        for vote_budget, most in config.resolved_votes().items()
+        if (number := _num_paid(study, vote_budget, most, budget, _main(row)["tokens"]))
+    ]
     return row
 
 
@@ -107,14 +120,30 @@ def _kind(runs: Sequence[Sequence[Run]], drawn: int) -> dict[str, Any]:
     }
 
 
-def _votes(study: Study, budget: int, tokens: float) -> dict[str, Any] | None:
-    """Return the accuracy of as many votes as the tokens of a run at a budget pay for."""
-    vote_budget, most = study.config.resolved_vote_budget(), study.config.resolved_num_votes()
-    pools = [task.separate[vote_budget][:most] for task in study.tasks.values()]
+def _pools(study: Study, vote_budget: int) -> list[list[Run]]:
+    """Return the runs of each task that may vote."""
+    most = study.config.resolved_votes()[vote_budget]
+    return [task.separate[vote_budget][:most] for task in study.tasks.values()]
+
+
+def _num_paid(study: Study, vote_budget: int, most: int, budget: int, tokens: float) -> int:
+    """Return how many votes the tokens of a run at a budget pay for."""
+    if not most:
+        return 0
+    each = _mean([_num_tokens(run) for pool in _pools(study, vote_budget) for run in pool])
+    return min(most, max(int(tokens / each), int(budget >= vote_budget)))
+
+
+def _doublings(most: int) -> list[int]:
+    """Return 1, 2, 4 and so on, and the largest number itself."""
+    return sorted({most, *(1 << power for power in range(most.bit_length()))}) if most else []
+
+
+def _votes(study: Study, vote_budget: int, n: int) -> dict[str, Any]:
+    """Return the accuracy of n votes, and their tokens."""
+    pools = _pools(study, vote_budget)
+    most = len(pools[0])
     each = _mean([_num_tokens(run) for pool in pools for run in pool])
-    n = min(most, max(int(tokens / each), int(budget >= vote_budget)))
-    if not n:
-        return None
 
     def over_tasks(value: Callable[[Sequence[Run]], float]) -> dict[str, float]:
         # Only most // n choices of n runs share no run, so that many runs are independent.
@@ -125,6 +154,7 @@ def _votes(study: Study, budget: int, tokens: float) -> dict[str, Any] | None:
 
     logprobs = [run.logprob for pool in pools for run in pool]
     return {
+        "budget": vote_budget,
         "num_votes": n,
         "tokens": n * each,
         "majority": over_tasks(
@@ -137,6 +167,13 @@ def _votes(study: Study, budget: int, tokens: float) -> dict[str, Any] | None:
         ),
         "any": over_tasks(lambda pool: expected_best(scores(pool), scores(pool), n)),
     }
+
+
+def _main_scores(study: Study, budget: int) -> list[float]:
+    """Return the mean score of each task's runs that a budget is about."""
+    num_runs = study.config.num_thoughts
+    runs = (task.fork or task.separate for task in study.tasks.values())
+    return [_mean([run.score for run in each[budget][:num_runs]]) for each in runs]
 
 
 def _pair(study: Study, budget: int) -> tuple[list[float], list[float]]:
@@ -168,21 +205,21 @@ def tables(summary: Mapping[str, Any]) -> list[Table]:
     """Return a summary as tables: the curve, the votes beside it, and their cost."""
     rows = summary["budgets"]
     found = [_curve_table(rows, summary.get("difference"))]
-    if any(row.get("votes") for row in rows):
-        found.append(_votes_table(rows))
+    if summary["votes"]:
+        found += [_paid_table(rows), _votes_table(summary["votes"])]
     return [*found, _cost_table(summary)]
 
 
 def _curve_table(rows: Rows, overall: Mapping[str, float] | None) -> Table:
     accuracy = "accuracy, forked" if "fork" in rows[0] else "accuracy"
-    columns = ["thought", "cut", "tokens", accuracy, "95 %"]
+    columns = ["thought", "cut", "tokens", accuracy, "95 %", "gain", "95 %"]
     if overall is not None:
         columns += ["separate", "95 %", "difference", "95 %"]
     table = _table("budget", columns)
     for row in rows:
         main = _main(row)
         cells = [f"{main['thinking_tokens']:,.0f}", f"{main['cut']:.0%}", f"{main['tokens']:,.0f}"]
-        cells += estimate_cells(main["accuracy"])
+        cells += [*estimate_cells(main["accuracy"]), *estimate_cells(row["gain"], sign="+")]
         if overall is not None:
             cells += [
                 *estimate_cells(row["separate"]["accuracy"]),
@@ -190,26 +227,39 @@ def _curve_table(rows: Rows, overall: Mapping[str, float] | None) -> Table:
             ]
         table.add_row(f"{row['budget']:,}", *cells)
     if overall is not None:
-        table.add_row("all", *[""] * 7, *estimate_cells(overall, sign="+"))
+        table.add_row("all", *[""] * 9, *estimate_cells(overall, sign="+"))
+    return table
+
+
+_VOTES = ("votes", "tokens", "majority", "95 %", "likeliest", "95 %", "any")
+
+
+def _paid_table(rows: Rows) -> Table:
+    """Return the votes that the tokens of a run at each budget pay for."""
+    table = _table("budget", ["tokens", "budget of a vote", *_VOTES])
+    for row in rows:
+        for votes in row["votes"]:
+            tokens = f"{_main(row)['tokens']:,.0f}"
+            table.add_row(f"{row['budget']:,}", tokens, f"{votes['budget']:,}", *_vote_cells(votes))
     return table
 
 
 def _votes_table(rows: Rows) -> Table:
-    table = _table(
-        "budget", ["tokens", "votes", "tokens", "majority", "95 %", "likeliest", "95 %", "any"]
-    )
-    for row in rows:
-        if (votes := row.get("votes")) is not None:
-            table.add_row(
-                f"{row['budget']:,}",
-                f"{_main(row)['tokens']:,.0f}",
-                str(votes["num_votes"]),
-                f"{votes['tokens']:,.0f}",
-                *estimate_cells(votes["majority"]),
-                *estimate_cells(votes["likeliest"]),
-                f"{votes['any']['mean']:.3f}",
-            )
+    """Return growing numbers of votes."""
+    table = _table("budget of a vote", _VOTES)
+    for votes in rows:
+        table.add_row(f"{votes['budget']:,}", *_vote_cells(votes))
     return table
+
+
+def _vote_cells(votes: Mapping[str, Any]) -> list[str]:
+    return [
+        str(votes["num_votes"]),
+        f"{votes['tokens']:,.0f}",
+        *estimate_cells(votes["majority"]),
+        *estimate_cells(votes["likeliest"]),
+        f"{votes['any']['mean']:.3f}",
+    ]
 
 
 def _cost_table(summary: Mapping[str, Any]) -> Table:

@@ -31,6 +31,7 @@ from fulmen.models import (
 from fulmen.quantize import QuantizeConfig, parse_packed, quantize_checkpoint
 from tests.kernels.helpers import needs_native
 from tests.models.helpers import random_model, tiny_m1, tiny_m2
+from tests.tiny import write_checkpoint
 
 SCRIPTS = Path(__file__).parents[2] / "benchmarks"
 DECODE = Workload(kind="decode", num_tokens=4)
@@ -429,3 +430,40 @@ def test_the_account_of_a_step_tells_its_kernels_of_both_passes(
     assert parts["head"][0] > 0 == parts["head"][1]
     assert parts["outer"][0] == 0 < parts["outer"][1]
     assert list(parts)[-1] == training_step.REST
+
+
+# A model and its rounded copy
+
+
+@pytest.fixture
+def mini_rounding(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    return script("mini_rounding", monkeypatch)
+
+
+def test_a_model_agrees_with_itself_on_every_task(
+    mini_rounding: ModuleType, tmp_path: Path
+) -> None:
+    model = str(write_checkpoint(tmp_path, "m1"))
+    names = ["basics:add:test", "basics:compare:test"]
+    first, second = (mini_rounding.play("default", model, names, 2, 4, 8) for _ in range(2))
+    found = mini_rounding.compared(first, second)
+    assert list(found) == [*names, "all"]
+    assert all(one[kind]["mean"] == 1 for one in found.values() for kind in ("text", "answer"))
+
+
+def test_texts_and_answers_are_counted_apart(mini_rounding: ModuleType) -> None:
+    def a_run(*plays: tuple[str, str, float]) -> dict[str, Any]:
+        fields = ("text", "answer", "score")
+        return {
+            "plays": {
+                "x": [{"prompt": "p", **dict(zip(fields, one, strict=True))} for one in plays]
+            }
+        }
+
+    first = a_run(("1+1=2; 2", "2", 1.0), ("3", "3", 0.0))
+    second = a_run(("2", "2", 1.0), ("4", "4", 1.0))
+    found = mini_rounding.compared(first, second)["x"]
+    assert (found["text"]["mean"], found["answer"]["mean"]) == (0, 0.5)
+    assert found["solved"] == [0.5, 1.0]
+    with pytest.raises(ValueError, match="played other tasks"):
+        mini_rounding.compared(first, a_run(("2", "2", 1.0)))

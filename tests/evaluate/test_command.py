@@ -35,6 +35,27 @@ def test_it_prints_tables_or_json_and_draws_the_curve(folder: Path, tmp_path: Pa
     assert "has runs with is_checked true, not false; another file is needed" in more.stderr
 
 
+def test_several_tasks_have_a_file_each_and_one_plot(folder: Path, tmp_path: Path) -> None:
+    out, plot = tmp_path / "runs", tmp_path / "curves.svg"
+    kinds = ("basics:countdown:test", "basics:compare:test")
+    flags: list[str | Path] = ["scale", "--model", folder, "--budgets", "0,4"]
+    flags += ["--answer-tokens", "4"]
+    flags += ["--tasks", "2", "--out", out]
+    both = ("--task", kinds[0], "--task", kinds[1])
+    run = called(*flags, *both, "--plot", plot, "--json")
+    assert run.returncode == 0, run.stderr
+    studies = json.loads(run.stdout)["studies"]
+    assert [study["about"]["task"] for study in studies] == list(kinds)
+    assert all(plot.read_text().count(f">{kind}<") == 1 for kind in kinds)
+    files = [out / "basics-countdown-test.json", out / "basics-compare-test.json"]
+    assert sorted(out.iterdir()) == sorted(files)
+    again = called(*flags[:-1], files[0], "--task", kinds[0], "--json")
+    assert json.loads(again.stdout) == studies[0]
+    assert_refused(called(*flags[:-1], files[0], *both), f"--out {files[0]} is a file, several")
+    alike = called(*flags, "--task", "basics:copy", "--task", "basics::copy")
+    assert_refused(alike, "the runs of basics:copy and of basics::copy would both be")
+
+
 def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(
     folder: Path, tmp_path: Path
 ) -> None:
@@ -62,7 +83,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(
     [
         (("--budgets", "64,0"), "--budgets are '64,0', they must be 0 or more and ascending"),
         (("--budgets", "64,x"), "Invalid value for '--budgets': 'x' is no number of tokens"),
-        (("--vote-budget", "7"), "--vote-budget is 7, it must be one of the budgets"),
+        (("--vote-budgets", "7"), "--vote-budgets are '7', they must be some of the budgets"),
         (("--thoughts", "0"), "--thoughts is 0, it must be 1 or more"),
         (("--votes", "-1"), "--votes is -1, it must be 0 or more"),
         (("--answer-tokens", "0"), "--answer-tokens is 0, it must be 1 or more"),

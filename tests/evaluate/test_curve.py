@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -68,13 +69,47 @@ def test_the_tokens_of_both_kinds_are_those_that_the_engine_drew(m2: LLM) -> Non
 
 def test_votes_take_no_more_tokens_than_a_run_at_the_budget(m2: LLM) -> None:
     rows = summarize(study_of(m2, 12))["budgets"]
-    assert rows[0]["votes"] is None
-    assert rows[1]["votes"]["num_votes"] == 1
-    assert rows[-1]["votes"]["num_votes"] > 1
+    assert rows[0]["votes"] == []
+    assert rows[1]["votes"][0]["num_votes"] == 1
+    assert rows[-1]["votes"][0]["num_votes"] > 1
     for row in rows[2:]:
-        votes = row["votes"]
+        (votes,) = row["votes"]
         assert votes["tokens"] <= row["fork"]["tokens"]
         assert votes["any"]["mean"] >= max(votes["majority"]["mean"], votes["likeliest"]["mean"])
+
+
+def test_each_budget_of_a_vote_has_numbers_of_votes_that_double(m2: LLM) -> None:
+    config = replace(CONFIG, vote_budgets=(2, 30), is_checked=False)
+    study = Study(config, ABOUT, None)
+    study.run(m2, LuckyTasks(), num_tasks=8, params=PARAMS)
+    summary = summarize(study)
+    found = [(votes["budget"], votes["num_votes"]) for votes in summary["votes"]]
+    assert found == [(budget, n) for budget in (2, 30) for n in (1, 2, 4, 6)]
+    for alone in summary["votes"][::4]:
+        runs = [run for task in study.tasks.values() for run in task.separate[alone["budget"]]]
+        mean = sum(run.score for run in runs) / len(runs)
+        assert alone["likeliest"]["mean"] == pytest.approx(mean)
+        assert alone["any"]["mean"] == pytest.approx(mean)
+        voted = sum(run.score for run in runs if run.answer is not None)  # silence does not vote
+        assert alone["majority"]["mean"] == pytest.approx(voted / len(runs))
+    for less, more in pairwise(summary["votes"][:4]):
+        assert less["tokens"] < more["tokens"]
+        assert less["any"]["mean"] <= more["any"]["mean"] + 1e-9
+    assert [votes["budget"] for votes in summary["budgets"][-1]["votes"]] == [2, 30]
+    first = study_of(m2, 8)  # other votes change no thought and no vote
+    assert {i: task.fork for i, task in first.tasks.items()} == {
+        i: task.fork for i, task in study.tasks.items()
+    }
+    assert first.tasks[3].separate[2] == study.tasks[3].separate[2]
+
+
+def test_a_gain_is_what_a_budget_has_beyond_the_smallest(m2: LLM) -> None:
+    rows = summarize(study_of(m2, 12))["budgets"]
+    accuracies = [row["fork"]["accuracy"]["mean"] for row in rows]
+    assert [row["gain"]["mean"] for row in rows] == pytest.approx(
+        [accuracy - accuracies[0] for accuracy in accuracies]
+    )
+    assert rows[0]["gain"]["low"] <= 0 <= rows[0]["gain"]["high"]
 
 
 def test_runs_do_not_depend_on_what_runs_beside_them(m2: LLM) -> None:
@@ -132,7 +167,9 @@ def test_a_file_of_another_study_is_refused(m2: LLM, tmp_path: Path) -> None:
     [
         ({"budgets": ()}, "budgets are '', they must be 0 or more and ascending"),
         ({"budgets": (4, 4)}, "budgets are '4,4'"),
-        ({"vote_budget": 5}, "vote_budget is 5, it must be one of the budgets"),
+        ({"vote_budgets": (5,)}, "vote_budgets are '5', they must be some of the budgets"),
+        ({"vote_budgets": (8, 2)}, "vote_budgets are '8,2', they must be some of the budgets"),
+        ({"vote_budgets": ()}, "vote_budgets are '', they must be some of the budgets"),
         ({"num_thoughts": 0}, "num_thoughts is 0, it must be 1 or more"),
         ({"answer_tokens": 0}, "answer_tokens is 0, it must be 1 or more"),
         ({"num_votes": -1}, "num_votes is -1, it must be 0 or more"),
@@ -179,3 +216,24 @@ def test_the_plot_has_a_line_for_each_kind_and_shows_names_as_text(m2: LLM) -> N
     assert any("<luck> & co" in text for text in texts)
     for circle in root.iter(f"{name}circle"):
         assert 86 <= float(circle.get("cy") or 0) <= 400
+
+
+def test_a_plot_of_several_studies_has_a_panel_for_each_and_one_legend(m2: LLM) -> None:
+    study = Study(replace(CONFIG, vote_budgets=(2, 8)), ABOUT, None)
+    study.run(m2, LuckyTasks(), num_tasks=4, params=PARAMS)
+    summary = summarize(study)
+    others = [{**summary, "about": {**summary["about"], "task": name}} for name in ("skill", "wit")]
+    root = ElementTree.fromstring(plot_svg(summary, *others))
+    name = "{http://www.w3.org/2000/svg}"
+    texts = [text.text for text in root.iter(f"{name}text")]
+    for panel in ("luck", "skill", "wit"):
+        assert texts.count(panel) == 1
+    assert texts.count("majority vote, 2 each") == texts.count("majority vote, 8 each") == 1
+    assert texts.count("one thought") == 1
+    kinds = [path.get("class") for path in root.iter(f"{name}path")]
+    assert kinds.count("fork curve") == 4  # three panels and the legend
+    assert kinds.count("majority curve") == 8
+    width, height = (float(root.get(side) or 0) for side in ("width", "height"))
+    for circle in root.iter(f"{name}circle"):
+        assert 0 < float(circle.get("cx") or 0) < width
+        assert 0 < float(circle.get("cy") or 0) < height

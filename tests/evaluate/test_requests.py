@@ -75,7 +75,7 @@ def test_a_summary_has_one_kind_of_runs(url: str) -> None:
         assert 0 <= row["separate"]["accuracy"]["mean"] <= 1
     assert summary["budgets"][0]["separate"]["thinking_tokens"] == 0
     assert 0 < summary["budgets"][2]["separate"]["thinking_tokens"] <= 16
-    assert summary["budgets"][2]["votes"]["likeliest"] is not None
+    assert summary["budgets"][2]["votes"][0]["likeliest"] is not None
     assert [column.header for column in tables(summary)[0].columns][4] == "accuracy"
     assert plot_svg(summary).startswith("<svg")
 
@@ -95,9 +95,9 @@ def test_a_server_without_log_probabilities_has_no_likeliest_vote() -> None:
             return await runs_of(remote, 2)
 
     summary = summarize(asyncio.run(asyncio.wait_for(work(), 20)))
-    assert summary["budgets"][2]["votes"]["likeliest"] is None
+    assert summary["budgets"][2]["votes"][0]["likeliest"] is None
     assert summary["budgets"][2]["separate"]["thinking_tokens"] == 3
-    assert len(tables(summary)) == 3
+    assert len(tables(summary)) == 4
     assert plot_svg(summary).startswith("<svg")
 
 
