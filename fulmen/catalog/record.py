@@ -23,6 +23,8 @@ class StageRecord:
     tokens: int
     """Tokens that were read, or sampled and then read"""
     seconds: float
+    is_kept: bool = True
+    """False for a stage after which the model was no better: its result was left"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

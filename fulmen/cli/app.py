@@ -28,6 +28,7 @@ from fulmen.cli.sessions import sessions_app
 from fulmen.cli.settings import ConfiguredCommand
 from fulmen.cli.train import train_app
 from fulmen.cli.train_rl import RL_EXAMPLES, rl
+from fulmen.cli.train_speedrun import SPEEDRUN_EXAMPLES, speedrun
 from fulmen.files import explain
 
 _EXAMPLES = examples("""
@@ -95,6 +96,7 @@ app.add_typer(eval_app, name="eval")
 app.add_typer(models_app, name="models")
 app.add_typer(sessions_app, name="sessions")
 train_app.command("rl", cls=Command, epilog=RL_EXAMPLES)(rl)
+train_app.command("speedrun", cls=Command, epilog=SPEEDRUN_EXAMPLES)(speedrun)
 app.add_typer(train_app, name="train")
 
 

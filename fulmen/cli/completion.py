@@ -69,6 +69,13 @@ def default_store() -> Path:
     return user_folder("XDG_DATA_HOME", ".local/share") / "fulmen" / "sessions"
 
 
+def recipes(incomplete: str) -> list[str]:
+    """Return the names of recipes of small models that begin so."""
+    folder = Path(__file__).parent.parent / "minis"
+    names = sorted(file.parent.name for file in folder.glob("*/recipe.toml"))
+    return _beginning_with(incomplete, names)
+
+
 def one_of(*names: str) -> Callable[[str], list[str]]:
     """Return a completion from a fixed set of names."""
 

@@ -22,6 +22,7 @@ fulmen train tokenizer OUT --kind characters
 fulmen train lm runs/copy-add.toml          begin, or go on
 fulmen train lm runs/copy-add.toml --set optimizer.learning_rate=1e-3
 fulmen train rl runs/fork.toml              begin, or go on
+fulmen train speedrun mini-m1 --hours 2     make mini-m1 anew
 """),
 )
 

@@ -46,7 +46,8 @@ def rl(
     )
 
     run = read_run_file(file, RLRun, assign or ())
-    with TrainingView(run.trainer.num_steps, has_lines=as_json) as view:
+    most = run.trainer.max_seconds
+    with TrainingView(run.trainer.num_steps, has_lines=as_json, max_seconds=most) as view:
         try:
             with open_run(run, watcher=view) as trainer, stopping() as should_stop:
                 is_done = trainer.run(should_stop=should_stop)

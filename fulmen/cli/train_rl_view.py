@@ -50,9 +50,21 @@ _COLUMNS: Final[tuple[tuple[str, str, str], ...]] = (
 class TrainingView(RLWatcher):
     """Watcher of a run, for people on stderr and programs on stdout."""
 
-    def __init__(self, num_steps: int, *, has_lines: bool) -> None:
-        """has_lines: a JSON line a step on stdout"""
+    def __init__(
+        self,
+        num_steps: int,
+        *,
+        has_lines: bool,
+        max_seconds: float | None = None,
+        later_seconds: float = 0.0,
+    ) -> None:
+        """num_steps, max_seconds  ends of the run, whichever comes first
+        has_lines      a JSON line a step on stdout
+        later_seconds  time of what comes after the run, which is in the time left
+        """
         self._num_steps = num_steps
+        self._max_seconds = max_seconds
+        self._later_seconds = later_seconds
         self._has_lines = has_lines
         self._rows: deque[tuple[int, Mapping[str, Any]]] = deque(maxlen=_ROWS)
         self._sample = ""
@@ -105,7 +117,10 @@ class TrainingView(RLWatcher):
         seconds, self._stepped_at = now - self._stepped_at, now
         before = seconds if self._step_seconds is None else self._step_seconds
         self._step_seconds = before + _SMOOTHING * (seconds - before)
-        self._left = f"{shown_time((self._num_steps - step) * self._step_seconds)} left"
+        left = (self._num_steps - step) * self._step_seconds
+        if self._max_seconds is not None:
+            left = min(left, max(self._max_seconds - record["seconds"]["so_far"], 0.0))
+        self._left = f"{shown_time(left + self._later_seconds)} left"
         self._rows.append((step, record))
         self._sample = harmless(text) or self._sample
         if self._has_lines:

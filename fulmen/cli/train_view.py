@@ -32,10 +32,13 @@ _BAR_WIDTH: Final = 20
 class TrainView(Watcher):
     """Watcher that draws what it is told; where stderr is no terminal, a line now and then."""
 
-    def __init__(self, config: "LMConfig", tokens: int) -> None:
-        """tokens: those that the run has read before"""
+    def __init__(self, config: "LMConfig", tokens: int, *, later_seconds: float = 0.0) -> None:
+        """tokens         those that the run has read before
+        later_seconds  time of what comes after the run, which is in the time left
+        """
         self._config = config
         self._tokens = tokens
+        self._later_seconds = later_seconds
         self._branch: tuple[LMConfig, int] | None = None
         """Branch that runs now, and its tokens"""
         self._read = 0
@@ -133,7 +136,8 @@ class TrainView(Watcher):
     def _left(self) -> str:
         seconds = (time.monotonic() - self._began) / max(self._read, 1)
         done = None if self._branch is None else self._branch[1]
-        return f"{shown_time(tokens_left(self._config, self._tokens, done) * seconds)} left"
+        left = tokens_left(self._config, self._tokens, done) * seconds + self._later_seconds
+        return f"{shown_time(left)} left"
 
 
 def tokens_left(config: "LMConfig", tokens: int, branch_tokens: int | None) -> int:

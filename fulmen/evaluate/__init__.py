@@ -16,11 +16,13 @@ from fulmen.evaluate.scoreboard import (
     summarize_passes,
 )
 from fulmen.evaluate.self_check import Finding, self_check
+from fulmen.evaluate.statistics import Estimate, estimate
 
 __all__ = [
     "DEFAULT_CLOSING",
     "FAILURES",
     "REQUEST_FIELDS",
+    "Estimate",
     "EvalConfig",
     "Failure",
     "Finding",
@@ -32,6 +34,7 @@ __all__ = [
     "as_table",
     "compare",
     "comparison_sheets",
+    "estimate",
     "eval_page",
     "eval_sheets",
     "open_results",

@@ -59,6 +59,14 @@ from fulmen.train.rl import (
 )
 from fulmen.train.run_file import read_run_file, to_toml
 from fulmen.train.schedule import ScheduleConfig
+from fulmen.train.speedrun import (
+    Recipe,
+    Speedrun,
+    SpeedrunPlan,
+    SpeedrunWatcher,
+    find_recipe,
+    recipe_names,
+)
 from fulmen.train.state import latest_state, load_state, model_folder, run_lock, save_state
 
 __all__ = [
@@ -91,6 +99,7 @@ __all__ = [
     "ProbeResult",
     "RLRun",
     "RLWatcher",
+    "Recipe",
     "RolledOut",
     "RolloutError",
     "Rollouts",
@@ -100,6 +109,9 @@ __all__ = [
     "ServerConfig",
     "ServerRollouts",
     "SourceConfig",
+    "Speedrun",
+    "SpeedrunPlan",
+    "SpeedrunWatcher",
     "StageConfig",
     "StartConfig",
     "StepReport",
@@ -112,6 +124,7 @@ __all__ = [
     "TrainingError",
     "Watcher",
     "WindowConfig",
+    "find_recipe",
     "fork_config",
     "latest_state",
     "load_state",
@@ -121,6 +134,7 @@ __all__ = [
     "open_run",
     "read_metrics",
     "read_run_file",
+    "recipe_names",
     "run_lock",
     "save_state",
     "to_toml",

@@ -3,7 +3,6 @@ common."""
 
 import asyncio
 import re
-import runpy
 import statistics
 import unittest
 from collections.abc import Iterator
@@ -38,6 +37,7 @@ from fulmen.envs.calls.micro import RUN_TESTS, MicroRepair
 from fulmen.envs.calls.names import Names
 from fulmen.envs.calls.sums import text_computer
 from fulmen.evaluate import self_check
+from fulmen.train import find_recipe
 from tests.envs.played import by_hand, in_folder, says
 
 ASKING = ("calculate", "look_up", "choose", "two_steps", "error")
@@ -445,8 +445,7 @@ def test_a_repair_is_asked_for_in_these_very_words() -> None:
 
 
 def test_demonstrations_are_short_in_the_words_of_the_small_model(tmp_path: Path) -> None:
-    script = runpy.run_path(str(Path(__file__).parents[2] / "scripts/mini_m2_tokenizer.py"))
-    script["make_tokenizer_into"](tmp_path)
+    find_recipe("mini-m2").tokenizer.make(tmp_path)
     tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     most = {"two_steps": 350, "error": 350, "choose": 300, "repair": 640}
     for kind in KINDS:

@@ -51,7 +51,7 @@ def test_layers_that_lean_on_different_experts_are_even_only_jointly(config: M2C
         trace.topk_ids.append(torch.tensor([[first, first + 1]] * 9))
     losses = {}
     for scope in ("model", "layer"):
-        balance = Balance(model, BalanceConfig(kind="loss", coefficient=1.0, scope=scope))  # type: ignore[arg-type]
+        balance = Balance(model, BalanceConfig(kind="loss", coefficient=1.0, scope=scope))
         loss = balance.loss(trace, ((0, 9),), 9)
         assert loss is not None
         losses[scope] = float(loss)

@@ -65,9 +65,9 @@ def test_six_steps_are_three_a_kill_and_three_to_the_bit(
     whole, _ = finish(read_run_file(file, LMConfig))
     assert whole.num_steps == 6
     assert_same(resumed, whole)
-    times = {"seconds": 0, "tokens_per_second": 0}
+    times = {"step": {"seconds": 0, "tokens_per_second": 0}, "probe": {"seconds": 0}}
     records = [
-        [{**record, **(times if record["kind"] == "step" else {})} for record in read_metrics(out)]
+        [{**record, **times.get(record["kind"], {})} for record in read_metrics(out)]
         for out in (tmp_path / "killed", tmp_path / "out")
     ]
     assert records[0] == records[1]

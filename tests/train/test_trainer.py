@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from fulmen.train import (
     LimitsConfig,
     RolloutError,
     ScheduleConfig,
+    Trainer,
+    TrainerConfig,
     TrainingError,
     WindowConfig,
     latest_state,
@@ -480,3 +483,31 @@ def test_a_stopped_run_saves_after_its_step_and_goes_on(tmp_path: Path) -> None:
     assert other.num_steps == 1
     assert are_equal(weights_of(other.model), weights_of(model))
     other.close()
+
+
+def test_a_run_whose_time_is_used_up_ends_with_a_probe_and_stays_ended(tmp_path: Path) -> None:
+    def trainer(max_seconds: float) -> Trainer:
+        probe = Probe({"held": (0, 1)}, ProbeConfig(every=100, num_tasks=2, max_drop=1.0), seed=0)
+        environments = {"random": RandomIds(), "held": RandomIds(1)}
+        options = {"max_seconds": max_seconds}
+        return new_trainer(
+            *(new_tiny("m1"), tmp_path),
+            environments=environments,
+            num_steps=100,
+            options=options,
+            probe=probe,
+        )
+
+    with closing(trainer(1e-6)) as first:
+        assert first.run()
+    assert first.num_steps == 1
+    assert [one["step"] for one in read_metrics(tmp_path, "probe")] == [0, 1]
+    with closing(trainer(1e-6)) as again:
+        assert again.run()
+    assert again.num_steps == 1
+    spent = read_metrics(tmp_path, "step")[-1]["seconds"]["so_far"]
+    with closing(trainer(spent + 1e-6)) as more:  # the time before counts
+        assert more.run()
+    assert more.num_steps == 2
+    with pytest.raises(ValueError, match="max_seconds is 0, it must be above 0 and finite"):
+        TrainerConfig(num_steps=1, max_seconds=0)

@@ -320,11 +320,13 @@ class LMTrainer:
 
     def _probe(self, watcher: Watcher, *, num_written: int = 0) -> None:
         watcher.began("probing")
+        started = time.perf_counter()
         result = self._prober.run(self.model)
+        seconds = round(time.perf_counter() - started, 4)
         watcher.began(None)
         for sample in result.samples[num_written:]:
             self.metrics.write("sample", self.num_steps, asdict(sample))
-        self.metrics.write("probe", self.num_steps, {"tasks": result.tasks})
+        self.metrics.write("probe", self.num_steps, {"tasks": result.tasks, "seconds": seconds})
         watcher.probed(self.num_steps, result)
 
     @property

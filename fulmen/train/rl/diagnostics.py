@@ -13,7 +13,7 @@ Nothing here changes a number of the training.
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Final
@@ -258,3 +258,41 @@ def describe(groups: Sequence[Group]) -> dict[str, float]:
     ends = Counter(one.finish_reason for one in samples)
     found |= {f"ended_{reason}_share": count / len(samples) for reason, count in ends.items()}
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Updated:
+    """Outcome of one update."""
+
+    norm: float
+    """Norm of the gradient, before clipping"""
+    numbers: Mapping[str, float]
+    mismatch: Mismatch | None
+    """Trainer beside sampler, for the first minibatch of a batch"""
+
+
+def describe_updates(updates: Sequence[Updated]) -> dict[str, object]:
+    """Return the numbers of a step's updates, as numbers of the log."""
+    mismatch = updates[0].mismatch if updates else None
+    return {
+        "updates": len(updates),
+        "grad_norm": _mean([one.norm for one in updates]),
+        **_summed([one.numbers for one in updates]),
+        "mismatch": {} if mismatch is None else mismatch.numbers(),
+    }
+
+
+def _summed(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the numbers of several updates as one: their mean, of maxima the largest."""
+    found: dict[str, list[float]] = {}
+    for numbers in updates:
+        for name, value in numbers.items():
+            found.setdefault(name, []).append(value)
+    return {
+        name: max(values) if name.startswith("max_") else math.fsum(values) / len(values)
+        for name, values in found.items()
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None

@@ -42,7 +42,7 @@ from fulmen.train.state import checkpoint_of, latest_state, model_folder, run_lo
 RESOLVED: Final = "run.toml"
 """File of a run's folder that holds every value of the run"""
 _MAY_CHANGE: Final = frozenset(
-    {"folder", "trainer.num_steps", "trainer.save_every", "trainer.keep"}
+    {"folder", *(f"trainer.{name}" for name in ("num_steps", "max_seconds", "save_every", "keep"))}
 )
 """Keys that may have other values when a run goes on"""
 _HELD_OUT: Final = " (held out)"

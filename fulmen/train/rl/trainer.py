@@ -20,7 +20,7 @@ from typing import Any
 
 from fulmen.models import Model
 from fulmen.sampling import check_whole
-from fulmen.train.metrics import Metrics
+from fulmen.train.metrics import Metrics, read_metrics
 from fulmen.train.optimizer import Optimizer
 from fulmen.train.rl.advantages import AdvantageConfig, advantages_of
 from fulmen.train.rl.batch import (
@@ -35,8 +35,10 @@ from fulmen.train.rl.diagnostics import (
     ALARM_CORRELATION,
     Mismatch,
     SeenMinibatch,
+    Updated,
     UpdateRecord,
     describe,
+    describe_updates,
 )
 from fulmen.train.rl.objective import ObjectiveConfig, loss
 from fulmen.train.rl.probe import Probe
@@ -74,6 +76,9 @@ class TrainerConfig:
     """Steps from one saved state to the next"""
     keep: int = 2
     """Newest states that stay, beside the last good one"""
+    max_seconds: float | None = None
+    """Time of the whole run, however often it goes on, after which the step under way is the last
+    one; none: num_steps alone ends it"""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -87,6 +92,8 @@ class TrainerConfig:
             ("keep", 1),
         ):
             check_whole(name, getattr(self, name), least, 2**40)
+        if self.max_seconds is not None and not 0 < self.max_seconds < math.inf:
+            raise ValueError(f"max_seconds is {self.max_seconds}, it must be above 0 and finite")
 
 
 class TrainingError(Exception):
@@ -145,6 +152,9 @@ class Trainer:
         self._seconds: dict[str, float] = {}
         self._resume()
         self._metrics = Metrics(folder, after=-1 if self._saved is None else self._saved)
+        self._seconds_so_far = seconds_so_far(folder)
+        """Time of the run up to its last step"""
+        self._counted_at = time.monotonic()
 
     def run(self, *, should_stop: Callable[[], bool] = lambda: False) -> bool:
         """Take all steps that are left; return False where it was stopped before, and saved.
@@ -155,7 +165,7 @@ class Trainer:
         """
         if self._probe is not None and self._saved is None:
             self._ask_all()
-        while self.num_steps < self.config.num_steps:
+        while not self._is_over:
             if should_stop():
                 if self._saved != self.num_steps:
                     self._save(is_good=False)
@@ -178,6 +188,7 @@ class Trainer:
                 self._rollouts.load_weights(self.model)
         self._learn(gathered, has_update=bool(updates))
         self.num_steps += 1
+        self._count_time()
         record = self._record(gathered, updates, factor)  # diagnose
         self._tell(record, gathered)
         if self._has_probe():
@@ -186,6 +197,18 @@ class Trainer:
             self._save(is_good=False)
         self._end_if_idle(gathered)
         return record
+
+    @property
+    def _is_over(self) -> bool:
+        """True after the last step."""
+        most = self.config.max_seconds
+        is_late = most is not None and self._seconds_so_far >= most
+        return is_late or self.num_steps >= self.config.num_steps
+
+    def _count_time(self) -> None:
+        now = time.monotonic()
+        self._seconds_so_far += now - self._counted_at
+        self._counted_at = now
 
     def close(self) -> None:
         """Close the metrics; the rollouts are closed by who made them."""
@@ -269,8 +292,7 @@ class Trainer:
     def _has_probe(self) -> bool:
         if self._probe is None:
             return False
-        is_last = self.num_steps == self.config.num_steps
-        return is_last or self.num_steps % self._probe.config.every == 0
+        return self._is_over or self.num_steps % self._probe.config.every == 0
 
     def _ask_all(self) -> dict[str, float]:
         """Probe all claimed tasks; save the weights as good if none got worse, else go back."""
@@ -319,10 +341,9 @@ class Trainer:
     # ---- numbers -------------------------------------------------------------------------------
 
     def _record(
-        self, gathered: Gathered, updates: "Sequence[Updated]", factor: float
+        self, gathered: Gathered, updates: Sequence[Updated], factor: float
     ) -> dict[str, Any]:
         """Return the step's numbers: first those of all that was rolled out, then the updates'."""
-        first = updates[0].mismatch if updates else None
         return {
             "policy_version": self._rollouts.policy_version,
             **describe(gathered.seen),
@@ -333,14 +354,11 @@ class Trainer:
             "rounds": gathered.num_rounds,
             "failures": dict(gathered.failures),
             "max_tokens": gathered.max_tokens,
-            "updates": len(updates),
             "rate": factor,
-            "grad_norm": _mean([one.norm for one in updates]),
-            **_summed([one.numbers for one in updates]),
-            "mismatch": {} if first is None else first.numbers(),
+            **describe_updates(updates),
             "tokens": gathered.num_tokens,
             "tokens_so_far": self._num_tokens,
-            "seconds": dict(self._seconds),
+            "seconds": {**self._seconds, "so_far": self._seconds_so_far},
         }
 
     def _tell(self, record: dict[str, Any], gathered: Gathered) -> None:
@@ -398,8 +416,7 @@ class Trainer:
     # ---- states ----------------------------------------------------------------------------------
 
     def _is_due(self) -> bool:
-        is_last = self.num_steps == self.config.num_steps
-        is_due = is_last or self.num_steps % self.config.save_every == 0
+        is_due = self._is_over or self.num_steps % self.config.save_every == 0
         return is_due and self._saved != self.num_steps
 
     def _save(self, *, is_good: bool) -> None:
@@ -452,15 +469,10 @@ class Trainer:
         self._watcher.said(f"the run goes on after step {self.num_steps}")
 
 
-@dataclass(frozen=True, slots=True)
-class Updated:
-    """Outcome of one update."""
-
-    norm: float
-    """Norm of the gradient, before clipping"""
-    numbers: Mapping[str, float]
-    mismatch: Mismatch | None
-    """Trainer beside sampler, for the first minibatch of a batch"""
+def seconds_so_far(folder: Path) -> float:
+    """Return the time of a run up to the last step that is in its metrics."""
+    steps = read_metrics(folder, "step")
+    return float(steps[-1]["seconds"].get("so_far", 0.0)) if steps else 0.0
 
 
 def check_on_policy(mismatch: Mismatch) -> None:
@@ -477,19 +489,3 @@ def check_on_policy(mismatch: Mismatch) -> None:
 def _counted(failures: Mapping[str, int]) -> str:
     """Return how often each kind came."""
     return ", ".join(f"{count} ({kind})" for kind, count in failures.items())
-
-
-def _summed(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return the numbers of several updates as one: their mean, of maxima the largest."""
-    found: dict[str, list[float]] = {}
-    for numbers in updates:
-        for name, value in numbers.items():
-            found.setdefault(name, []).append(value)
-    return {
-        name: max(values) if name.startswith("max_") else math.fsum(values) / len(values)
-        for name, values in found.items()
-    }
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return math.fsum(values) / len(values) if values else None
