@@ -12,9 +12,14 @@ import pytest
 SCRIPT = Path(__file__).parent.parent / "scripts/compare_wheels.py"
 TREE = {
     *("LICENSE", "pyproject.toml", "fulmen/__init__.py", "fulmen/py.typed"),
+    *("fulmen/minis/mini-m1/config.json", "fulmen/minis/mini-m1/model.safetensors"),
     *("fulmen/kernels/cpu/_native.pyi", "fulmen/kernels/cpu/csrc/cpu.cpp", "tests/test_x.py"),
 }
-PACKAGE = {"fulmen/__init__.py", "fulmen/py.typed", "fulmen/kernels/cpu/_native.pyi"}
+PACKAGE = {
+    *("fulmen/__init__.py", "fulmen/py.typed", "fulmen/kernels/cpu/_native.pyi"),
+    *("fulmen/minis/mini-m1/config.json", "fulmen/minis/mini-m1/model.safetensors"),
+}
+WEIGHTS = {"fulmen/minis/mini-m1/model.safetensors"}
 METADATA = {
     f"fulmen-0.1.0.dist-info/{name}"
     for name in ("METADATA", "RECORD", "licenses/LICENSE", "licenses/NOTICE")
@@ -53,9 +58,9 @@ def test_whole_archives_are_let_through(tmp_path: Path) -> None:
     run = compare(tmp_path)
     assert run.returncode == 0, run.stderr
     assert run.stdout.splitlines() == [
-        "fulmen-0.1.0.tar.gz: 7 files, all as in the tree",
-        "fulmen-0.1.0-py3-none-any.whl: 3 files, all as in the tree",
-        "fulmen-0.1.0-cp312-abi3-linux_x86_64.whl: 3 files, all as in the tree",
+        "fulmen-0.1.0.tar.gz: 9 files, all as in the tree",
+        "fulmen-0.1.0-py3-none-any.whl: 5 files, all as in the tree",
+        "fulmen-0.1.0-cp312-abi3-linux_x86_64.whl: 5 files, all as in the tree",
     ]
 
 
@@ -66,6 +71,7 @@ def test_whole_archives_are_let_through(tmp_path: Path) -> None:
         ({"archived": TREE - {"fulmen/kernels/cpu/csrc/cpu.cpp"}}, "lacks fulmen/kernels/cpu/csrc"),
         ({"archived": TREE | {"secret.txt"}}, "has secret.txt besides"),
         ({"plain": (PACKAGE | METADATA) - {"fulmen/py.typed"}}, "lacks fulmen/py.typed"),
+        ({"plain": (PACKAGE | METADATA) - WEIGHTS}, "lacks fulmen/minis/mini-m1/model.safetensors"),
         ({"plain": PACKAGE | METADATA | {"tests/test_x.py"}}, "has tests/test_x.py besides"),
         ({"plain": PACKAGE | METADATA | {EXTENSION}}, "holds 1 extensions, needed is 0"),
         ({"native": PACKAGE | METADATA}, "holds 0 extensions, needed is 1"),

@@ -2,10 +2,21 @@
 
 import textwrap
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Final
 
-from fulmen.catalog.cards import LANGUAGES, Card, Language, read_published
-from fulmen.models import checkpoint_bytes, count_parameters
+from fulmen.catalog.cards import (
+    LANGUAGES,
+    Card,
+    CardText,
+    Language,
+    Paper,
+    config_of,
+    context_of,
+    record_of,
+)
+from fulmen.catalog.record_text import record_tables
+from fulmen.models import Config, checkpoint_bytes, count_parameters
 
 _LABELS: Final = {
     "en": {
@@ -34,6 +45,10 @@ _LABELS: Final = {
         "bytes": "{} bytes",
         "no_top_k": "no top_k",
         "default": "by default: {}",
+        "place": "Here",
+        "in_package": "comes with Fulmen, in fulmen/{}",
+        "limits": "Limits",
+        "examples": "All that it can do, each with a question",
     },
     "de": {
         "maker": "Hersteller",
@@ -61,10 +76,26 @@ _LABELS: Final = {
         "bytes": "{} Bytes",
         "no_top_k": "kein top_k",
         "default": "voreingestellt: {}",
+        "place": "Vorhanden",
+        "in_package": "kommt mit Fulmen, in fulmen/{}",
+        "limits": "Grenzen",
+        "examples": "Alles, was es kann, mit je einer Frage",
     },
 }
-
-
+_ARCHITECTURE: Final[dict[Language, dict[str, str]]] = {
+    "en": {
+        "layers": "{layers} layers of width {width}",
+        "softmax": "softmax attention in each",
+        "lightning": "lightning attention in {lightning} of them, softmax attention in the others",
+        "experts": "{chosen} of {experts} experts work on a token",
+    },
+    "de": {
+        "layers": "{layers} Schichten der Breite {width}",
+        "softmax": "Softmax-Attention in jeder",
+        "lightning": "Lightning Attention in {lightning} davon, Softmax-Attention in den anderen",
+        "experts": "{chosen} von {experts} Experten arbeiten an einem Token",
+    },
+}
 _LABEL_WIDTH, _TEXT_WIDTH = 20, 88
 
 
@@ -74,33 +105,58 @@ def render_card(card: Card, lang: Language = "en") -> str:
         raise ValueError(
             f"no card in the language {str(lang)[:20]!r}, there are {', '.join(LANGUAGES)}"
         )
-    labels, text = _LABELS[lang], card.text[lang]
+    labels, text = _LABELS[lang], text_of(card, lang)
     lines = [card.title, "=" * len(card.title), "", *_paragraphs(text.summary), ""]
     for label, value in _facts(card, lang):
-        lines += textwrap.wrap(
-            value,
-            _TEXT_WIDTH,
-            initial_indent=label.ljust(_LABEL_WIDTH),
-            subsequent_indent=" " * _LABEL_WIDTH,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-    # A line may end between two names, not within one.
-    authors = ", ".join(name.replace(" ", "\xa0") for name in card.paper.authors)
-    if not card.paper.authors_complete:
-        authors += f" {labels['and_others']}"
-    for title, body in (
-        (labels["architecture"], text.architecture),
-        (labels["training"], f"{text.training}\n\n{text.stage}"),
-        (labels["running"], text.running),
-        (labels["authors"], authors),
-    ):
+        lines += _labelled(label, value)
+    for title, body in _sections(card, lang):
         lines += ["", title, *_paragraphs(body, "  ")]
+    record = record_of(card)
+    if text.examples:
+        lines += ["", labels["examples"]]
+        for kind, question in text.examples.items():
+            lines += _labelled(f"  {kind}", question)
+    if record is not None:
+        lines += record_tables(record, lang)
     return "\n".join(lines) + "\n"
 
 
+def _sections(card: Card, lang: Language) -> Iterable[tuple[str, str]]:
+    """Yield the titles and the paragraphs of a card."""
+    labels, text = _LABELS[lang], text_of(card, lang)
+    architecture = text.architecture
+    if card.folder is not None:
+        architecture = f"{architecture_in_words(config_of(card), lang)}. {architecture}"
+    yield labels["architecture"], architecture
+    yield labels["training"], f"{text.training}\n\n{text.stage}"
+    yield labels["running"], text.running
+    if text.limits:
+        yield labels["limits"], text.limits
+    if card.paper is not None:
+        yield labels["authors"], _authors(card.paper, lang)
+
+
+def _authors(paper: Paper, lang: Language) -> str:
+    # A line may end between two names, not within one.
+    authors = ", ".join(name.replace(" ", "\xa0") for name in paper.authors)
+    return authors if paper.authors_complete else f"{authors} {_LABELS[lang]['and_others']}"
+
+
+def _labelled(label: str, value: str) -> list[str]:
+    """Return a value in lines behind its label."""
+    lines = [
+        line
+        for part in value.split("\n")
+        for line in textwrap.wrap(
+            part, _TEXT_WIDTH - _LABEL_WIDTH, break_long_words=False, break_on_hyphens=False
+        )
+    ]
+    heads = [label, *[""] * len(lines)]
+    return [f"{head:{_LABEL_WIDTH}}{line}" for head, line in zip(heads, lines, strict=False)]
+
+
 def _facts(card: Card, lang: Language) -> Iterable[tuple[str, str]]:
-    labels, config = _LABELS[lang], read_published(card.config)
+    labels, config = _LABELS[lang], config_of(card)
     counts = count_parameters(config)
     total = labels["total"].format(shown_number(counts.total, lang))
     active = labels["active"].format(shown_number(counts.active, lang))
@@ -114,18 +170,56 @@ def _facts(card: Card, lang: Language) -> Iterable[tuple[str, str]]:
     if card.technical_lead is not None:
         yield labels["lead"], card.technical_lead
     yield labels["parameters"], f"{total}, {active}"
-    yield labels["context"], labels["tokens"].format(shown_number(card.context, lang))
+    yield labels["context"], labels["tokens"].format(shown_number(context_of(card), lang))
     yield labels["budget"], budget
     yield labels["weights"], labels["bytes"].format(shown_number(num_bytes, lang))
     yield labels["sampling"], sampling
     if card.system is not None:
         yield labels["system"], labels["default"].format(card.system)
     yield labels["licence"], card.text[lang].licence
-    yield labels["hub"], f"https://huggingface.co/{card.hub}"
+    if card.folder is not None:
+        yield labels["place"], labels["in_package"].format(card.folder)
+    if card.hub is not None:
+        yield labels["hub"], f"https://huggingface.co/{card.hub}"
     if card.code is not None:
         yield labels["code"], card.code
-    paper = card.paper
-    yield labels["paper"], f"{paper.title} ({paper.year}), https://arxiv.org/abs/{paper.arxiv}"
+    if (paper := card.paper) is not None:
+        yield labels["paper"], f"{paper.title} ({paper.year}), https://arxiv.org/abs/{paper.arxiv}"
+
+
+def architecture_in_words(config: Config, lang: Language) -> str:
+    """Return layers, attention and experts of a model as the beginning of a sentence."""
+    words, num_lightning = _ARCHITECTURE[lang], config.attn_type_list.count(0)
+    parts = ["layers", "lightning" if num_lightning else "softmax"]
+    if config.num_local_experts > 1:
+        parts.append("experts")
+    return "; ".join(words[part] for part in parts).format(
+        layers=config.num_hidden_layers,
+        width=shown_number(config.hidden_size, lang),
+        lightning=num_lightning,
+        chosen=config.num_experts_per_tok,
+        experts=config.num_local_experts,
+    )
+
+
+def greeting_of(card: Card, lang: Language = "en") -> str:
+    """Return the sentences at the beginning of a conversation with a model, some of its questions
+    among them; nothing for a model without them."""
+    greeting = text_of(card, lang).greeting
+    return f"{card.title}: {greeting}" if greeting else ""
+
+
+def text_of(card: Card, lang: Language) -> CardText:
+    """Return the sentences of a card, with the numbers that follow from its config."""
+    text = card.text[lang]
+    if card.folder is None:
+        return text
+    millions = round(count_parameters(config_of(card)).total / 1e6)
+    return replace(
+        text,
+        limits=text.limits.format(context=shown_number(context_of(card), lang)),
+        greeting=text.greeting.format(millions=millions, **text.examples),
+    )
 
 
 def shown_number(value: int, lang: Language) -> str:

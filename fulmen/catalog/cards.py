@@ -1,18 +1,20 @@
 """Facts about each model: its card (cards/*.toml) and its published config (configs/*.json).
 
 Both are data that comes with the package, so a card or a plan needs no download. Numbers that
-follow from a config are computed from it and stand in no card.
+follow from a config are computed from it and stand in no card. A model that comes with the package
+is a checkpoint folder there, which holds its config.
 """
 
 import difflib
 import tomllib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from fulmen.catalog.record import Record
 from fulmen.checkpoints import read_config
 from fulmen.families import refusal_of
 from fulmen.files import shorten
@@ -22,6 +24,8 @@ Language = Literal["en", "de"]
 """Language of a model card."""
 
 LANGUAGES: Final[tuple[Language, ...]] = ("en", "de")
+PACKAGE: Final = Path(__file__).parent.parent
+"""Folder that the folders of cards begin at"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +77,13 @@ class CardText:
     training: str
     running: str
     licence: str
+    limits: str = ""
+    """All that a model of a closed set of tasks cannot do; `{context}` stands for its context"""
+    examples: Mapping[str, str] = field(default_factory=dict)
+    """A question for each kind of task of a closed set"""
+    greeting: str = ""
+    """Sentences at the beginning of a conversation; `{millions}` stands for millions of parameters,
+    the name of a kind for its question"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,14 +94,16 @@ class Card:
     title: str
     maker: str
     technical_lead: str | None = None
-    hub: str
-    """Hub repository of the weights, `org/name`."""
+    folder: str | None = None
+    """Checkpoint folder of a model that comes with the package, from the package on"""
+    hub: str | None = None
+    """Hub repository of the weights, `org/name`; None for a model of the package."""
     code: str | None = None
-    paper: Paper
-    config: str
-    """File in configs/ that holds the published config.json."""
-    context: int
-    """Context length that the makers state, in tokens."""
+    paper: Paper | None = None
+    config: str | None = None
+    """File in configs/ that holds the published config.json; None for a model of the package."""
+    context: int | None = None
+    """Context length that the makers state, in tokens; None: the config's, see `context_of`"""
     thinking_budget: int | None = None
     """Tokens of thinking and answer that the model was trained to stay within, if any."""
     system: str | None = None
@@ -100,14 +113,16 @@ class Card:
     is_commercial: bool
     """True if the licence allows commercial use without asking"""
     sampling: Sampling
+    agent_profile: Literal["coding", "minimal"] | None = None
+    """Tool profile that an agent has with the model, unless it is told another"""
     source: Source | None = None
     """File that `pull` fetches instead of the hub's repository of weights."""
     text: Mapping[Language, CardText]
 
 
 def list_cards() -> list[Card]:
-    """Return all cards, sorted by name."""
-    return sorted(_cards().values(), key=lambda card: card.name)
+    """Return all cards, those of models that come with the package first, sorted by name."""
+    return sorted(_cards().values(), key=lambda card: (card.folder is None, card.name))
 
 
 def get_card(name: str) -> Card:
@@ -123,7 +138,41 @@ def get_card(name: str) -> Card:
 
 def published_config(name: str) -> Config:
     """Return the config of a model in the catalog, without a download."""
-    return read_published(get_card(name).config)
+    return config_of(get_card(name))
+
+
+def config_of(card: Card) -> Config:
+    """Return the config of a card's model."""
+    if card.folder is not None:
+        return read_config(PACKAGE / card.folder)
+    assert card.config is not None
+    return _read_published(card.config)
+
+
+def context_of(card: Card) -> int:
+    """Return the context length of a card's model, in tokens."""
+    return config_of(card).max_position_embeddings if card.context is None else card.context
+
+
+def record_of(card: Card) -> Record | None:
+    """Return the record of the training of a model that comes with the package, if it is there."""
+    return None if card.folder is None else Record.read(PACKAGE / card.folder)
+
+
+def package_folder(card: Card) -> Path | None:
+    """Return the checkpoint folder of a model that comes with the package, None for another one.
+
+    Raises ValueError for an installation without the weights.
+    """
+    if card.folder is None:
+        return None
+    folder = PACKAGE / card.folder
+    if not any(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"{card.name} comes with Fulmen, but {folder} holds no safetensors: the installation "
+            "is not complete, `pip install --force-reinstall fulmen` mends it"
+        )
+    return folder
 
 
 def local_path(name: str) -> Path | None:
@@ -163,10 +212,12 @@ def find_config(name: str, *, ignore_config_fields: Collection[str] = ()) -> Con
 def find_card(name: str) -> Card | None:
     """Return the card of a catalog name or of a hub id, in any case; None if there is none."""
     wanted = name.lower()
-    for card in _cards().values():
-        if wanted in (card.name, card.hub.lower()):
-            return card
-    return None
+    return next((card for card in _cards().values() if wanted in names_of(card)), None)
+
+
+def names_of(card: Card) -> tuple[str, ...]:
+    """Return the names that a model is found by, in lower case: its own, and its hub id."""
+    return (card.name,) if card.hub is None else (card.name, card.hub.lower())
 
 
 def refuse_other(name: str) -> None:
@@ -189,7 +240,7 @@ def suggest(name: str) -> str:
 
 
 @lru_cache
-def read_published(file: str) -> Config:
+def _read_published(file: str) -> Config:
     """Read a config of the configs/ folder."""
     with as_file(files("fulmen.catalog") / "configs" / file) as path:
         return read_config(path)
@@ -217,13 +268,13 @@ def _read_card(family: dict[str, Any], release: dict[str, Any], papers: dict[str
     for language in LANGUAGES:
         values.pop(language)
         sentences = family.get(language, {}) | release.get(language, {})
+        examples = sentences.pop("examples", {})
         stripped = {name: sentence.strip() for name, sentence in sentences.items()}
-        text[language] = CardText(licence=licence[language], **stripped)
-    arxiv = values.pop("paper")
-    paper = papers[arxiv] | {"authors": tuple(papers[arxiv]["authors"])}
+        text[language] = CardText(licence=licence[language], examples=examples, **stripped)
+    arxiv = values.pop("paper", None)
     source = values.pop("source", None)
     return Card(
-        paper=Paper(arxiv=arxiv, **paper),
+        paper=None if arxiv is None else _read_paper(arxiv, papers),
         licence=licence["name"],
         is_commercial=licence.get("commercial", True),
         sampling=Sampling(**values.pop("sampling")),
@@ -231,3 +282,7 @@ def _read_card(family: dict[str, Any], release: dict[str, Any], papers: dict[str
         text=text,
         **values,
     )
+
+
+def _read_paper(arxiv: str, papers: dict[str, Any]) -> Paper:
+    return Paper(arxiv=arxiv, **papers[arxiv] | {"authors": tuple(papers[arxiv]["authors"])})

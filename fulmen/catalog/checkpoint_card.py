@@ -7,19 +7,22 @@ the catalog, if it is there, else README.md or LICENSE in its folder -> summary,
 
 import re
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from fulmen.catalog.card_text import shown_number
-from fulmen.catalog.cards import LANGUAGES, Card, Language, list_cards, read_published
+from fulmen.catalog.card_text import architecture_in_words, shown_number
+from fulmen.catalog.cards import (
+    LANGUAGES,
+    Card,
+    Language,
+    config_of,
+    list_cards,
+    names_of,
+)
 from fulmen.models import Config, Fp8Config, PackedConfig, count_parameters
 
 _WORDS: Final[dict[Language, dict[str, str]]] = {
     "en": {
         "architecture": "Architecture",
-        "layers": "{layers} layers of width {width}",
-        "softmax": "softmax attention in each",
-        "lightning": "lightning attention in {lightning} of them, softmax attention in the others",
-        "experts": "{chosen} of {experts} experts work on a token",
         "parameters": "Parameters",
         "active": "{total}, {active} of them active per token",
         "weights": "Weights",
@@ -36,10 +39,6 @@ _WORDS: Final[dict[Language, dict[str, str]]] = {
     },
     "de": {
         "architecture": "Architektur",
-        "layers": "{layers} Schichten der Breite {width}",
-        "softmax": "Softmax-Attention in jeder",
-        "lightning": "Lightning Attention in {lightning} davon, Softmax-Attention in den anderen",
-        "experts": "{chosen} von {experts} Experten arbeiten an einem Token",
         "parameters": "Parameter",
         "active": "{total}, davon {active} aktiv je Token",
         "weights": "Gewichte",
@@ -95,22 +94,13 @@ def _facts(config: Config, lang: Language) -> dict[str, str]:
     words = _WORDS[lang]
     counts = count_parameters(config)
     active = counts.active + (counts.head or counts.embedding)
-    num_lightning = config.attn_type_list.count(0)
-    values: dict[str, Any] = {
-        "layers": config.num_hidden_layers,
-        "width": shown_number(config.hidden_size, lang),
-        "lightning": num_lightning,
-        "chosen": config.num_experts_per_tok,
-        "experts": config.num_local_experts,
+    values = {
         "total": shown_number(counts.total, lang),
         "active": shown_number(active, lang),
         "tokens": shown_number(config.max_position_embeddings, lang),
     }
-    sentence = ["layers", "lightning" if num_lightning else "softmax"]
-    if config.num_local_experts > 1:
-        sentence.append("experts")
     return {
-        words["architecture"]: "; ".join(words[part] for part in sentence).format(**values),
+        words["architecture"]: architecture_in_words(config, lang),
         words["parameters"]: words["active"].format(**values),
         words["weights"]: _weights(config, lang),
         words["context"]: words["tokens"].format(**values),
@@ -133,9 +123,8 @@ def _weights(config: Config, lang: Language) -> str:
 def _find(config: Config, names: set[str]) -> Card | None:
     """Return the catalog's card of a model by one of these names, if it has that model's shape."""
     for card in list_cards():
-        hub = card.hub.lower()
-        is_named = names & {card.name, hub, hub.rpartition("/")[2]}
-        if is_named and _shape(read_published(card.config)) == _shape(config):
+        own = {known for name in names_of(card) for known in (name, name.rpartition("/")[2])}
+        if names & own and _shape(config_of(card)) == _shape(config):
             return card
     return None
 

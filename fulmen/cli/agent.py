@@ -153,7 +153,8 @@ def run(
     tools: Annotated[
         Literal["coding", "minimal"] | None,
         typer.Option(
-            help="Tools that the model has: minimal are three, for small models. Default: coding.",
+            help="Tools that the model has: minimal are three, for small models. Default: those "
+            "that the model's card names, else coding.",
             show_default=False,
             rich_help_panel=AGENT,
         ),

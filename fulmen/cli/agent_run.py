@@ -24,6 +24,7 @@ from fulmen.agent import (
     run_settings,
     system_prompt,
 )
+from fulmen.catalog import find_card
 from fulmen.chat import ChatModel, Message, ModelError
 from fulmen.cli.agent_asking import (
     SAVING,
@@ -64,6 +65,13 @@ class Side:
         assert self.remote is not None
         return self.remote
 
+    @property
+    def own_tools(self) -> str | None:
+        """Tool profile that the model's card names, if it has a card that names one."""
+        name = self.name if self.remote is None else self.remote.name
+        card = None if name is None else find_card(name)
+        return None if card is None else card.agent_profile
+
     def params(self, given: Mapping[str, Any]) -> SamplingParams:
         """Return how answers are sampled; given are the fields whose flags were given."""
         if self.llm is not None:
@@ -79,7 +87,7 @@ def begin(archive: Archive, wanted: Wanted, side: Side, setup: Setup, settings: 
     is_read_only = (wanted.mode or setup.config.mode) == "plan"
     if place.is_dir():  # before all of it is saved; what is none is told of there
         check_access(Access(folder=place, is_read_only=is_read_only))
-    tools = wanted.tools or setup.config.tools or "coding"
+    tools = wanted.tools or setup.config.tools or side.own_tools or "coding"
     text = system_prompt(tools, setup.text)
     return archive.begin(
         wanted.folder,

@@ -222,6 +222,7 @@ def chat(
             params,
             keep_thoughts=keep_thoughts,
             introduction=describe(name, llm),
+            greeting=_greeting(name),
             session=opened,
             **shown,
         )
@@ -243,6 +244,14 @@ def _talk(conversation: "Conversation", message: str | None) -> None:
             "the answer is cut off, it does not follow what it was asked to follow; "
             "give a larger --max-tokens, or a schema with fewer choices"
         )
+
+
+def _greeting(name: str) -> str:
+    """Return the sentences that a model of the catalog has for a person who begins to converse."""
+    from fulmen.catalog import find_card, greeting_of, local_path
+
+    card = None if local_path(name) is not None else find_card(name)
+    return "" if card is None else greeting_of(card)
 
 
 def _check_model(name: str, state: "SessionState") -> None:

@@ -102,12 +102,14 @@ class Conversation:
         keep_thoughts: bool = False,
         plain: bool = False,
         introduction: str = "",
+        greeting: str = "",
         session: Session | None = None,
     ) -> None:
         """Begin a conversation, or go on with a session's.
 
         plain         print answers as they come; Markdown is rendered otherwise, at a terminal
         introduction  line to be shown once, before anything is said
+        greeting      sentences for a person who begins to converse
 
         With a session, go on with its transcript and keep every answer there.
 
@@ -118,6 +120,7 @@ class Conversation:
         self.show_thinking = show_thinking
         self.plain = plain
         self._introduction = introduction
+        self.greeting = greeting
         self.session = session
         self.transcript: Transcript | RemoteTranscript
         if isinstance(llm, RemoteLLM):
@@ -352,6 +355,8 @@ def describe(name: str, llm: LLM) -> str:
 def converse(conversation: Conversation) -> None:
     """Read and answer until the input ends."""
     reader = new_line_reader(_COMMANDS)
+    if conversation.greeting and not conversation.transcript.turns:
+        stderr.print(conversation.greeting, markup=False, soft_wrap=True)
     conversation.introduce()
     stderr.print("[dim]/help lists the commands, Ctrl-D leaves[/dim]")
     if conversation.session is not None:

@@ -31,9 +31,14 @@ fulmen models check path/to/folder
 )
 
 _KEYS: Final = """
-name, title, maker, technical_lead, licence, is_commercial, hub, code, context, thinking_budget,
-system, total_parameters, active_parameters; sampling: temperature, top_p, top_k, repetition_window;
-paper: arxiv, title, year, authors, authors_complete
+name, title, maker, technical_lead, licence, is_commercial, folder, hub, code, context,
+thinking_budget, system, agent_profile, total_parameters, active_parameters; sampling: temperature,
+top_p, top_k, repetition_window; paper: arxiv, title, year, authors, authors_complete
+"""
+_CARD_KEYS: Final = """
+text: summary, stage, architecture, training, running, licence, limits, examples (by kind),
+greeting; record (of a model that comes with Fulmen): machine, seed, stages (name, tokens, seconds),
+scores (name, tasks, right, low, high)
 """
 _FOLDER_KEYS: Final = """
 path, model_type, num_layers, total_parameters, active_parameters, bytes, weights;
@@ -61,7 +66,7 @@ def models_list(as_json: JsonOption = False) -> None:
     """List the models of the catalog."""
     from rich.table import Table
 
-    from fulmen.catalog import list_cards, published_config
+    from fulmen.catalog import context_of, list_cards, published_config
     from fulmen.models import count_parameters
 
     if as_json:
@@ -74,18 +79,23 @@ def models_list(as_json: JsonOption = False) -> None:
     table.add_column("title", no_wrap=True)
     for card in list_cards():
         counts = count_parameters(published_config(card.name))
-        total, active = (f"{count / 1e9:.2f} B" for count in (counts.total, counts.active))
-        table.add_row(card.name, total, active, f"{card.context:,}", card.licence, card.title)
+        total, active = map(_in_short, (counts.total, counts.active))
+        title = card.title if card.folder is None else f"{card.title}, comes with Fulmen"
+        table.add_row(card.name, total, active, f"{context_of(card):,}", card.licence, title)
     print_table(table)
+
+
+def _in_short(count: int) -> str:
+    return f"{count / 1e6:.2f} M" if count < 10**8 else f"{count / 1e9:.2f} B"
 
 
 def _card_values(card: "Card") -> dict[str, Any]:
     """Return the facts of a card for JSON, without its sentences."""
-    from fulmen.catalog import published_config
+    from fulmen.catalog import context_of, published_config
     from fulmen.models import count_parameters
 
     counts = count_parameters(published_config(card.name))
-    values = asdict(card)
+    values = asdict(card) | {"context": context_of(card)}
     for name in ("config", "text", "source"):
         del values[name]
     return values | {"total_parameters": counts.total, "active_parameters": counts.active}
@@ -101,8 +111,7 @@ fulmen models show minimax-m2 --lang de
 fulmen models show m2-int4 --json
 """,
         {
-            "JSON of a model in the catalog": f"{_KEYS.strip()}; "
-            "text: summary, stage, architecture, training, running, licence",
+            "JSON of a model in the catalog": f"{_KEYS.strip()}; {_CARD_KEYS.strip()}",
             "JSON of a folder": _FOLDER_KEYS,
         },
     ),
@@ -117,14 +126,16 @@ def models_show(
 
     A card says what the model is and how it was trained, and names licence, paper and authors.
     """
-    from fulmen.catalog import get_card, render_card
+    from fulmen.catalog import get_card, record_of, render_card, text_of
 
     if Path(name).exists():
         _show_folder(Path(name), as_json, ignore_config_field or ())
         return
     card = get_card(name)
     if as_json:
-        print_json(_card_values(card) | {"text": asdict(card.text[lang])})
+        record = record_of(card)
+        values = _card_values(card) | {"text": asdict(text_of(card, lang))}
+        print_json(values | ({} if record is None else {"record": asdict(record)}))
     else:
         print(render_card(card, lang), end="")
 
@@ -209,7 +220,11 @@ def models_pull(
 )
 def models_check(
     path: Annotated[
-        Path, typer.Argument(metavar="PATH", help="A checkpoint folder or a GGUF file.")
+        Path,
+        typer.Argument(
+            metavar="PATH",
+            help="A checkpoint folder, a GGUF file, or the name of a model that comes with Fulmen.",
+        ),
     ],
     as_json: JsonOption = False,
     ignore_config_field: IgnoreInFileOption = None,
@@ -218,8 +233,11 @@ def models_check(
 
     No weights are loaded. The exit code is 1 if something is wrong.
     """
+    from fulmen.catalog import find_card, package_folder
     from fulmen.checkpoints import Checkpoint
 
+    card = None if path.exists() else find_card(str(path))
+    path = (None if card is None else package_folder(card)) or path
     checkpoint = Checkpoint.open(path, ignore_config_fields=ignore_config_field or ())
     problems, notes = checkpoint.problems(), checkpoint.notes()
     if as_json:

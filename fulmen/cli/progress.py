@@ -77,7 +77,7 @@ def check_fits(name: str) -> None:
     from fulmen.plan import make_plan, this_machine
 
     card = None if local_path(name) is not None else find_card(name)
-    if card is None or card.source is not None or has_begun(card.hub):
+    if card is None or card.hub is None or card.source is not None or has_begun(card.hub):
         return
     here = this_machine()
     plan = make_plan(card.name, ram=here.ram)

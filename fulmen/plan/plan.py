@@ -13,7 +13,14 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal
 
-from fulmen.catalog import Card, find_config, get_card, local_path, published_config
+from fulmen.catalog import (
+    Card,
+    context_of,
+    find_config,
+    get_card,
+    local_path,
+    published_config,
+)
 from fulmen.checkpoints import gguf
 from fulmen.models import (
     Config,
@@ -147,7 +154,7 @@ def make_plan(
     memory_rate, disk_rate = parse_rate(memory), None if disk is None else parse_rate(disk)
     config = find_config(name, ignore_config_fields=ignore_config_fields)
     card = None if local_path(name) is not None else get_card(name)
-    max_context = config.max_position_embeddings if card is None else card.context
+    max_context = config.max_position_embeddings if card is None else context_of(card)
     if context is None:
         context = min(131_072 if ram is None else 8_192, max_context)
     if not 1 <= context <= config.max_position_embeddings:
@@ -177,7 +184,7 @@ def make_plan(
         if _is_gguf(name, card):
             launch = no_launch("there are commands for M1 and M2 alone, this is a GGUF file")
         else:
-            checkpoint = name if card is None else card.hub
+            checkpoint = name if card is None or card.hub is None else card.hub
             launch = launch_commands(config, checkpoint, servers, rows, max_context)
         notes += launch.notes
     ways: tuple[Way, ...] = ()

@@ -37,6 +37,8 @@ from tests.checkpoints.test_gguf import write_gguf
 from tests.warm import python
 
 NAMES = [
+    "mini-m1",
+    "mini-m2",
     "minimax-m1-40k",
     "minimax-m1-80k",
     "minimax-m2",
@@ -71,8 +73,10 @@ def test_every_card_is_complete_in_both_languages(name: str) -> None:
         assert text.licence
     assert card.text["en"].training != card.text["de"].training
     assert "thinking_budget" not in card.text["en"].summary
-    assert card.paper.title
-    assert card.paper.authors
+    if card.folder is None:
+        assert card.paper is not None
+        assert card.paper.title
+        assert card.paper.authors
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -86,8 +90,8 @@ def test_a_card_as_text_names_sizes_licence_sampling_and_links(
     total = f"{count_parameters(published_config(name)).total:,}"
     assert (total if language == "en" else total.replace(",", ".")) in flat
     assert f"temperature {card.sampling.temperature}, top_p {card.sampling.top_p}" in flat
-    assert f"https://huggingface.co/{card.hub}" in flat
-    assert f"https://arxiv.org/abs/{card.paper.arxiv}" in flat
+    assert (f"https://huggingface.co/{card.hub}" in flat) == (card.hub is not None)
+    assert card.paper is None or f"https://arxiv.org/abs/{card.paper.arxiv}" in flat
     assert card.text[language].licence in flat
     assert one_line(card.text[language].training) in flat
     assert all(len(line) <= 100 for line in text.splitlines())
@@ -134,7 +138,8 @@ def test_m1_cards_say_who_made_them_with_what_and_at_what_cost() -> None:
 def test_the_minimax_cards_name_the_technical_lead(name: str) -> None:
     card = get_card(name)
     assert (card.maker == "MiniMax") == (card.technical_lead == "Yan Junjie (Junjie Yan)")
-    assert ("Technical lead Yan Junjie" in one_line(render_card(card))) == (name != "smollm2")
+    said = "Technical lead Yan Junjie" in one_line(render_card(card))
+    assert said == (card.maker == "MiniMax")
 
 
 @pytest.mark.parametrize("name", ["minimax-m2", "minimax-m2.1", "minimax-m2.5"])
@@ -170,6 +175,7 @@ def test_cards_speak_of_the_model_and_not_of_themselves(name: str) -> None:
 
 def test_the_paper_of_m1_has_its_title_and_all_its_authors() -> None:
     paper = get_card("minimax-m1-40k").paper
+    assert paper is not None
     assert paper.arxiv == "2506.13585"
     assert paper.title == (
         "MiniMax-M1: Scaling Test-Time Compute Efficiently with Lightning Attention"
@@ -285,10 +291,10 @@ def test_names_and_hub_ids_are_found_in_any_case(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "suggestion"),
     [
-        ("m1", "did you mean minimax-m1-40k or minimax-m1-80k?"),
+        ("m1", "did you mean mini-m1 or minimax-m1-40k or minimax-m1-80k?"),
         ("minimax-m1-80", "did you mean minimax-m1-80k?"),
         ("smolm2", "did you mean smollm2"),
-        ("zzz", "known are minimax-m1-40k, "),
+        ("zzz", "known are mini-m1, mini-m2, minimax-m1-40k, "),
     ],
 )
 def test_an_unknown_name_is_refused_with_the_closest_ones(name: str, suggestion: str) -> None:

@@ -31,12 +31,13 @@ def test_a_card_says_the_same_in_both_languages(config: Config) -> None:
 @pytest.mark.parametrize("known", list_cards(), ids=lambda card: card.name)
 def test_a_model_of_the_catalog_has_its_sentences_and_its_licence(known: Card) -> None:
     config = published_config(known.name)
-    for name in (known.name, known.hub, known.hub.rpartition("/")[2].upper()):
+    hub = known.hub or known.name
+    for name in (known.name, hub, hub.rpartition("/")[2].upper()):
         cards = card(config, name=name)
         assert known.title in cards["en"]
         assert known.text["de"].licence in cards["de"]
         assert len(cards["en"]) < 4000
-    assert known.title in card(config, Path("/models") / known.hub)["en"]
+    assert known.title in card(config, Path("/models") / hub)["en"]
     other = replace(config, hidden_size=2 * config.hidden_size)
     assert known.title not in card(other, name=known.name)["en"]
 
