@@ -12,7 +12,7 @@ from fulmen.server.service import Service
 def card_of(service: Service) -> Mapping[Language, str] | None:
     """Return the card of the model, by language; None where its weights are not here."""
     llm: LLM | None = getattr(service.model, "llm", None)
-    return None if llm is None else llm.card(service.config.model_name)
+    return None if llm is None else llm.card(service.name)
 
 
 def model_object(
