@@ -156,7 +156,7 @@ class Sessions:
     def served_as(self, state: SessionState) -> str | None:
         """Return the name of the model that a session belongs to; None if it is not served. Of two
         with the same weights that is the one that it was begun with."""
-        names = [name for name, llm in self._llms.items() if llm.origin.model == state.fingerprint]
+        names = [name for name, llm in self._llms.items() if _weights_of(llm) == state.fingerprint]
         return state.model if state.model in names else next(iter(names), None)
 
     def owner(self, state: SessionState) -> str:
@@ -427,6 +427,15 @@ def refusing(name: str, work: Callable[[], R]) -> R:
 def no_session(name: str) -> Refusal:
     """Return the refusal for a session that is not there."""
     return Refusal(404, f"there is no session {quoted(name)}")
+
+
+def _weights_of(llm: Any) -> str | None:
+    """Return the fingerprint of a model's weights; None for those of no folder, which have no
+    sessions."""
+    try:
+        return str(llm.origin.model)
+    except ValueError:
+        return None
 
 
 def _of_another_model(state: SessionState) -> Refusal:

@@ -75,7 +75,7 @@ def test_a_conversation_keeps_the_model_that_it_was_begun_with(tab: Tab, tmp_pat
         assert chosen(tab) == "m2"
         assert tab.ask("more") == "m2 heard more"
         tab.click("Answer again", "article:last-of-type")
-        tab.wait(lambda: len(ask(url, "/v1/sessions").json()["data"]) == 4)
+        tab.wait(lambda: tab.is_shown("#send"))
         kinds = [each["served_as"] for each in ask(url, "/v1/sessions").json()["data"]]
         assert sorted(kinds) == ["m1", "m1", "m2", "m2"]  # a branch has the model too
 
