@@ -24,7 +24,9 @@ class TokenizeBody(BaseModel):
 
     model_config = ConfigDict(extra="allow", strict=True)
 
-    model: str = Field("", description="Any name, unless the server is strict about names")
+    model: str = Field(
+        "", description="Name of a model; any other is the first one's, unless the server is strict"
+    )
     prompt: str | None = Field(None, description="A text, as it stands")
     messages: ListOf[Annotated[dict[str, Any], Shape(ChatMessageIn)]] | None = Field(
         None, description="A conversation, in place of a text: tokens of its prompt"
@@ -63,7 +65,9 @@ class DetokenizeBody(BaseModel):
 
     model_config = ConfigDict(extra="allow", strict=True)
 
-    model: str = Field("", description="Any name, unless the server is strict about names")
+    model: str = Field(
+        "", description="Name of a model; any other is the first one's, unless the server is strict"
+    )
     tokens: ListOf[int] = Field(description="Ids of tokens")
 
 
