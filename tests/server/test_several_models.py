@@ -111,9 +111,11 @@ def test_a_request_names_its_model_and_the_first_answers_to_other_names(
             assert message.content[-1].text == f"number {answers}"  # type: ignore[union-attr]
 
 
-def test_a_strict_server_names_what_it_serves(models: dict[str, LocalModel]) -> None:
+def test_a_strict_server_names_what_it_serves(
+    models: dict[str, LocalModel], tmp_path: Path
+) -> None:
     sentence = "the model 'three' is not served here, one, two are"
-    with served(models, strict_model_names=True) as url:
+    with served(models, strict_model_names=True, sessions=tmp_path) as url:
         with openai_of(url) as client:
             with pytest.raises(openai.NotFoundError, match=sentence):
                 client.chat.completions.create(model="three", messages=QUESTION)
@@ -123,6 +125,8 @@ def test_a_strict_server_names_what_it_serves(models: dict[str, LocalModel]) -> 
             sender.messages.create(model="three", max_tokens=9, messages=QUESTION)
         assert ask(url, "/tokenizer_info?model=three").status == 404
         assert ask(url, "/tokenizer_info").status == 200
+        assert ask(url, "/v1/sessions", {"name": "a", "model": "three"}).status == 404
+        assert ask(url, "/v1/sessions", {"name": "a"}).json()["served_as"] == "one"
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,8 @@ def sessions_router(api: Api, sessions: Sessions) -> APIRouter:
     )
     async def create(request: Request, body: CreateBody) -> Response:
         scope, metadata = scope_of(request), _metadata(body.metadata)
-        service, given = api.choose(request, body), body.messages
+        service = api.choose(request, body) if body.model else api.services[0]
+        given = body.messages
         messages = await sessions.in_thread(lambda: _history(service, given) if given else ())
 
         def work(held: Held) -> Response:
