@@ -61,7 +61,11 @@ def url(models: dict[str, LocalModel], tmp_path_factory: pytest.TempPathFactory)
 
 def speaking(**says: str) -> dict[str, Any]:
     """Return models that always say the same, by their names."""
-    return {name: answering("m2", lambda _, text=text: text) for name, text in says.items()}
+
+    def saying(text: str) -> Any:
+        return answering("m2", lambda _: text)
+
+    return {name: saying(text) for name, text in says.items()}
 
 
 def openai_of(url: str, key: str = "any") -> OpenAI:

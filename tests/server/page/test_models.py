@@ -18,25 +18,28 @@ from tests.tiny import write_checkpoint
 def served_models(sessions: Path) -> Iterator[str]:
     """Serve two models, each of which says its name."""
 
-    def model(folder: str, name: str) -> Speaking:
-        checkpoint = write_checkpoint(
-            Path(folder) / name, name, max_position_embeddings=MAX_MODEL_LEN
-        )
+    def load(folder: str, name: str) -> LocalModel:
+        checkpoint = Path(folder) / name
+        write_checkpoint(checkpoint, name, max_position_embeddings=MAX_MODEL_LEN)
+        return LocalModel(LLM.load(str(checkpoint)))
+
+    def speaking(name: str, model: LocalModel) -> Speaking:
+        thought = "Hm.</think>\n\n" if name == "m2" else ""
 
         def answer(request: ChatRequest) -> str:
-            thought = "Hm.</think>\n\n" if name == "m2" else ""
             return f"{thought}{name} heard {last_message(request).content}"
 
-        return Speaking(LocalModel(LLM.load(str(checkpoint))), answer)
+        return Speaking(model, answer)
 
     with TemporaryDirectory() as folder:
-        models = {name: model(folder, name) for name in ("m1", "m2")}
+        models = {name: load(folder, name) for name in ("m1", "m2")}
         try:
-            with served(models, sessions=sessions, aliases=("gpt-4o",)) as url:
+            says = {name: speaking(name, model) for name, model in models.items()}
+            with served(says, sessions=sessions, aliases=("gpt-4o",)) as url:
                 yield url
         finally:
-            for speaking in models.values():
-                asyncio.run(speaking._model.close())
+            for model in models.values():
+                asyncio.run(model.close())
 
 
 def choose(tab: Tab, name: str) -> None:
