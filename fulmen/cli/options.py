@@ -41,6 +41,8 @@ if TYPE_CHECKING:  # a command imports what it needs, so that help comes at once
     from fulmen.sessions import SessionStore
 
 DEFAULT_MODEL = "smollm2"
+DEFAULT_SERVED: Final = (DEFAULT_MODEL,)
+"""Models that fulmen serve serves where none is named"""
 
 MODEL_OPTION: Final[dict[str, Any]] = {
     "metavar": "NAME",
@@ -229,6 +231,7 @@ def with_flags_of(
     only: Sequence[str] | None = None,
     without: Sequence[str] = (),
     shows_defaults: bool = False,
+    notes: Mapping[str, str] | None = None,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Add a flag for each field of a dataclass to a command.
 
@@ -237,6 +240,7 @@ def with_flags_of(
     only            fields that get a flag; all if omitted
     without         fields that get none
     shows_defaults  show the dataclass's defaults in help, where they are the ones that hold
+    notes           sentences of this command alone in the help of some fields
     """
     fields = _fields(config)
     unknown = {*(only or ()), *without} - {field.name for field in fields}
@@ -270,7 +274,10 @@ def with_flags_of(
 
         panel = ENGINE if config == ENGINE_CONFIG else SAMPLING
         names = {field.name: field.flag for field in fields}
-        flags = [field.parameter(names, panel, shows_defaults) for field in chosen]
+        flags = [
+            field.parameter(names, panel, shows_defaults, (notes or {}).get(field.name))
+            for field in chosen
+        ]
         # All are called by keyword; flags of a config lead their panel.
         own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
         run.__signature__ = signature.replace(  # type: ignore[attr-defined]
@@ -330,18 +337,19 @@ class _Field:
         return _FLAG_NAMES.get(self.name, f"--{self.name.replace('_', '-')}")
 
     def parameter(
-        self, flags: Mapping[str, str], panel: str, shows_default: bool
+        self, flags: Mapping[str, str], panel: str, shows_default: bool, note: str | None
     ) -> inspect.Parameter:
         """Return the keyword of a command that becomes the field's flag.
 
         flags  flag of each field, for a help that names other fields
+        note   sentence of its help before the default
         """
         annotation: Any = bool
         is_many = get_origin(self.kind) is tuple
         if get_origin(self.kind) is Literal:
             annotation = self.kind
         options: dict[str, Any] = {
-            "help": self._help(flags, shows_default) + " May be repeated." * is_many,
+            "help": self._help(flags, shows_default, note) + " May be repeated." * is_many,
             "show_default": False,
             "rich_help_panel": _PANELS.get(self.name, panel),
         }
@@ -356,7 +364,7 @@ class _Field:
             annotation=Annotated[annotation | None, typer.Option(self.flag, **options)],
         )
 
-    def _help(self, flags: Mapping[str, str], shows_default: bool) -> str:
+    def _help(self, flags: Mapping[str, str], shows_default: bool, note: str | None) -> str:
         """Return the field's docstring in the words of the command line."""
         assert self.doc is not None, f"{self.name} has no docstring, the help of its flag"
         text = re.sub(r"\bNone\b", "none", self.doc)
@@ -365,6 +373,7 @@ class _Field:
                 text = re.sub(rf"\b{name}\b", flags[name], text)
         if self.name == "json_schema":
             text += " The schema itself, or a .json file that holds it."
+        text += f" {note}" if note else ""
         if shows_default and self.default not in (None, ()) and self.default is not False:
             text += f" Default: {self._shown_default()}."
         return text

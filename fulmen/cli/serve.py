@@ -1,11 +1,11 @@
-"""fulmen serve: a model behind OpenAI's and Anthropic's APIs.
+"""fulmen serve: models behind OpenAI's and Anthropic's APIs.
 
 stdout gets one line, the address, once requests are answered. All else goes to stderr.
 """
 
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
@@ -14,7 +14,7 @@ import typer
 
 from fulmen.cli.help import ACCESS, HISTORIES, UPSTREAM, examples
 from fulmen.cli.options import (
-    DEFAULT_MODEL,
+    DEFAULT_SERVED,
     ENGINE_CONFIG,
     MODEL_HELP,
     MODEL_OPTION,
@@ -22,6 +22,7 @@ from fulmen.cli.options import (
     DeviceOption,
     DtypeOption,
     IgnoreOption,
+    defaults_of,
     in_seconds,
     load_llm,
     with_flags_of,
@@ -36,11 +37,13 @@ if TYPE_CHECKING:  # a command imports what it needs, so that help comes at once
     from fulmen.llm import LLM, LocalModel, UpstreamModel
     from fulmen.server import ServerConfig, Traces
 
+    OpenModel = Callable[[], Awaitable[LocalModel | UpstreamModel]]
 
 EXAMPLES: Final = examples(
     """
 fulmen serve                                 at http://127.0.0.1:8000
 fulmen serve minimax-m2 --port 9000
+fulmen serve smollm2 ./my-model              two, chosen by name
 fulmen serve --alias gpt-4o                  a name that a client insists on
 fulmen serve --max-num-seqs 32               answer 32 requests at once
 fulmen serve --host 0.0.0.0 --api-key-file keys.txt
@@ -68,13 +71,25 @@ SAMPLING_FLAGS: Final = (
     shows_defaults=True,
     without=("model_name", "transcripts", "keys", "sessions"),
 )
-@with_flags_of(ENGINE_CONFIG, into="engine", shows_defaults=True)
+@with_flags_of(
+    ENGINE_CONFIG,
+    into="engine",
+    shows_defaults=True,
+    notes={
+        "kv_cache_bytes": "Each of several models has that much, or an equal part of the default."
+    },
+)
 @with_flags_of(SamplingParams, only=SAMPLING_FLAGS)
 def serve(
     ctx: typer.Context,
     model: Annotated[
-        str | None,
-        typer.Argument(metavar="MODEL", help=f"{MODEL_HELP} Default: {DEFAULT_MODEL}."),
+        list[str] | None,
+        typer.Argument(
+            metavar="MODEL",
+            help=f"{MODEL_HELP} Of several, a request names one; the first answers to other names. "
+            f"Default: {' '.join(DEFAULT_SERVED)}.",
+            show_default=False,
+        ),
     ] = None,
     same_model: Annotated[
         str | None, typer.Option("--model", "-m", hidden=True, **MODEL_OPTION)
@@ -96,7 +111,8 @@ def serve(
     model_name: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="Name that the model is listed under. Default: MODEL's own."
+            metavar="NAME",
+            help="Name that the one model is listed under. Default: MODEL's own.",
         ),
     ] = None,
     api_key_file: Annotated[
@@ -197,7 +213,7 @@ def serve(
     server: dict[str, Any],
     engine: dict[str, Any],
 ) -> None:
-    """Serve a model to clients of OpenAI and Anthropic.
+    """Serve models to clients of OpenAI and Anthropic.
 
     Prints the address once requests are answered. Sampling options hold where a request says
     nothing. Ctrl+C lets running answers finish; a second one ends them.
@@ -205,9 +221,16 @@ def serve(
     from fulmen.server import ServerConfig, bind, log_to, open_traces, read_key_file, run_async
     from fulmen.sessions import default_store
 
-    if model is not None and same_model is not None and model != same_model:
-        raise ValueError(f"the model is given twice, as {model} and as --model {same_model}")
-    name = model or same_model or DEFAULT_MODEL
+    names = _names_of(model or (), same_model)
+    if upstream is not None and len(names) > 1:
+        raise ValueError(
+            f"--upstream is given with {len(names)} models, {' and '.join(names)}; it goes with one"
+        )
+    if model_name is not None and len(names) > 1:
+        raise ValueError(
+            f"--model-name is given with {len(names)} models, it goes with one: --alias "
+            f"{model_name}={_served_name(names[0])} adds a name"
+        )
     if no_transcripts and transcripts is not None:
         raise ValueError("--transcripts and --no-transcripts are given, one of them has no effect")
     if not no_transcripts:
@@ -224,8 +247,10 @@ def serve(
     if api_key_file is not None:
         server["api_keys"] = (*server.get("api_keys", ()), *read_key_file(api_key_file))
     server["keys"] = ctx.obj
-    server["model_name"] = _served_name(name) if model_name is None else model_name
+    served = [_served_name(name) for name in names] if model_name is None else [model_name]
+    server["model_name"] = served[0]
     settings = ServerConfig(**server)
+    settings.of_models(served)  # refuses names that two have, and aliases of none
     log_to(sys.stderr, settings)
     traces = open_traces(settings)
     with bind(settings) as sock:  # before the model is loaded, which takes longer
@@ -236,13 +261,16 @@ def serve(
                 upstream_wait=upstream_wait,
                 upstream_timeout=upstream_timeout,
             )
-            llm = load_llm(name, dtype, device, engine, ignore_config_field)
-            llm.defaults = replace(llm.defaults, **given)
-            open_model: Callable[[], Awaitable[LocalModel | UpstreamModel]] = _local(llm)
+            if len(names) > 1:
+                engine.setdefault("kv_cache_bytes", _share_of_cache(len(names)))
+            llms = [load_llm(each, dtype, device, engine, ignore_config_field) for each in names]
+            for llm in llms:
+                llm.defaults = replace(llm.defaults, **given)
+            open_models: list[OpenModel] = [_local(llm) for llm in llms]
         else:
             refuse_engine_flags(engine, dtype, device)
-            open_model = upstream_model(
-                name,
+            open_upstream = upstream_model(
+                names[0],
                 upstream,
                 given,
                 timeout_seconds=upstream_timeout,
@@ -253,7 +281,9 @@ def serve(
                 ignore_config_fields=ignore_config_field or (),
                 **engine,
             )
-        is_orderly = run_async(_serve(open_model, settings, sock, traces))
+            open_models = [open_upstream]
+        opening = dict(zip(served, open_models, strict=True))
+        is_orderly = run_async(_serve(opening, settings, sock, traces))
     if not is_orderly:  # the engine may be in the middle of a long step, nobody waits for that
         sys.stdout.flush()
         sys.stderr.flush()
@@ -261,7 +291,7 @@ def serve(
 
 
 async def _serve(
-    open_model: "Callable[[], Awaitable[LocalModel | UpstreamModel]]",
+    opening: "Mapping[str, OpenModel]",
     config: "ServerConfig",
     sock: "socket.socket",
     traces: "Traces | None",
@@ -269,18 +299,37 @@ async def _serve(
     from fulmen.server import create_app
     from fulmen.server import serve as serve_app
 
-    model = await open_model()
+    models = {name: await open_model() for name, open_model in opening.items()}
     is_orderly = True
     try:
-        app = create_app(model, config, traces=traces)
+        app = create_app(models, config, traces=traces)
         is_orderly = await serve_app(app, config, on_ready=_print_address, sock=sock)
     finally:
         if is_orderly:
-            await model.close()
+            for model in models.values():
+                await model.close()
     return is_orderly
 
 
-def _local(llm: "LLM") -> "Callable[[], Awaitable[LocalModel]]":
+def _names_of(models: Sequence[str], same_model: str | None) -> list[str]:
+    """Return the models to serve.
+
+    models      those that were named as arguments
+    same_model  the one that --model names
+    """
+    if models and same_model is not None and list(models) != [same_model]:
+        given = " ".join(models)
+        raise ValueError(f"the model is given twice, as {given} and as --model {same_model}")
+    return list(models) or ([same_model] if same_model is not None else list(DEFAULT_SERVED))
+
+
+def _share_of_cache(num_models: int) -> int:
+    """Return the memory for the cache of each model where none is named, in bytes."""
+    whole: int = defaults_of(ENGINE_CONFIG)["kv_cache_bytes"]
+    return whole // num_models
+
+
+def _local(llm: "LLM") -> "OpenModel":
     """Return what makes a model of weights that are loaded here."""
 
     async def open_model() -> "LocalModel":

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fulmen.cli.help import USAGE_ERROR, Command
 from fulmen.cli.options import (
-    DEFAULT_MODEL,
+    DEFAULT_SERVED,
     ENGINE_CONFIG,
     NONE,
     SERVER_CONFIG,
@@ -120,14 +120,16 @@ def _in_effect(values: Mapping[str, Any], ctx: Any) -> dict[str, Any]:
 def _defaults() -> dict[str, Any]:
     """Return the defaults of options by their names in Python, where they are the same for every
     model."""
-    defaults = {**defaults_of(SERVER_CONFIG), **defaults_of(ENGINE_CONFIG), "model": DEFAULT_MODEL}
+    defaults = {**defaults_of(SERVER_CONFIG), **defaults_of(ENGINE_CONFIG)}
+    defaults["model"] = list(DEFAULT_SERVED)
     del defaults["model_name"]
     return {name: value for name, value in defaults.items() if value is not None}
 
 
 def _is_typed(name: str, ctx: Any) -> bool:
     source = ctx.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
+    is_there = ctx.params[name] not in (None, (), [])  # an argument for several may be none
+    return is_there and source is not None and source.name == "COMMANDLINE"
 
 
 @contextmanager
@@ -224,7 +226,7 @@ def _read_value(value: object, option: Any, ctx: Any, where: str) -> Any:
         if isinstance(value, bool):
             return value
         raise ValueError(f"{where} is {shown(value)}, it must be true or false")
-    if getattr(option, "multiple", False):
+    if _is_many(option):
         items = [value] if isinstance(value, str) else value
         if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
             found = "a value of another type" if option.name in _SECRET else shown(value)
@@ -236,6 +238,11 @@ def _read_value(value: object, option: Any, ctx: Any, where: str) -> Any:
         return option.process_value(ctx, typed)
     except USAGE_ERROR as error:
         raise ValueError(f"{where}: {error.message.strip().rstrip('.')}") from None
+
+
+def _is_many(option: Any) -> bool:
+    """Return whether an option may be given several times, or an argument may be several."""
+    return getattr(option, "multiple", False) or option.nargs == -1
 
 
 def _as_typed(value: object, metavar: str | None, where: str) -> str:
@@ -324,8 +331,8 @@ def as_toml(ctx: Any) -> str:
     panels: dict[str, list[str]] = {}
     for option in _options(ctx):
         value = ctx.params.get(option.name)
-        if option.name == "model" and value is None:
-            value = ctx.params.get("same_model")
+        if option.name == "model" and not value and ctx.params.get("same_model"):
+            value = [ctx.params["same_model"]]
         if value in (None, [], ()):
             value = defaults.get(option.name)
         if option.name in _SECRET:
@@ -346,7 +353,7 @@ def _setting_lines(option: Any, value: Any) -> list[str]:
     if text is None:
         kind = option.metavar or "VALUE"
         shape = kind if kind in (*_WHOLE, *_NUMBERS) else f'"{kind}"'
-        shape = f"[{shape}]" if getattr(option, "multiple", False) else shape
+        shape = f"[{shape}]" if _is_many(option) else shape
         return [*lines, f"# {_key_of(option)} = {shape}"]
     return [*lines, f"{_key_of(option)} = {text}"]
 
@@ -359,6 +366,8 @@ def _value_as_toml(value: Any, option: Any) -> str | None:
         return "true" if value else "false"
     if value is NONE:
         return '"none"'
+    if option.name == "model" and len(value) == 1:
+        return _text_as_toml(value[0])
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_text_as_toml(str(item)) for item in value) + "]"
     if option.metavar == "SIZE":

@@ -1,4 +1,4 @@
-"""HTTP: OpenAI's and Anthropic's dialects over one model."""
+"""HTTP: OpenAI's and Anthropic's dialects over one model or several."""
 
 from fulmen.server.app import create_app
 from fulmen.server.batch import Batch, BatchCounts

@@ -27,7 +27,7 @@ from fulmen.server.asking import Ask, End, Progress, Report, Update
 from fulmen.server.characters import WholeCharacters, whole_characters
 from fulmen.server.errors import Refusal, failure_of
 from fulmen.server.known_prompts import Digests
-from fulmen.server.metrics import Metrics
+from fulmen.server.metrics import ModelMetrics
 from fulmen.server.packets import Packer, is_same_text, text_of, with_text
 from fulmen.server.places import Lease
 from fulmen.server.sessions import Held
@@ -71,9 +71,10 @@ class Answers:
         prepared: Prepared,
         *,
         ask: Ask,
+        model_name: str,
         scope: str,
         id: str,
-        metrics: Metrics,
+        metrics: ModelMetrics,
         usage: KeyUsage,
         lease: Lease,
         started: float,
@@ -92,6 +93,8 @@ class Answers:
         """
         self.id = id
         self.ask = ask
+        self.model_name = model_name
+        """Name of the model, whatever the client asked for"""
         self.scope = scope
         self.prepared = prepared
         self.report = prepared.report
@@ -396,7 +399,7 @@ class _View:
         self.num_sent_tokens += len(new)
         return new
 
-    def count_gap(self, metrics: Metrics, num_tokens: int) -> None:
+    def count_gap(self, metrics: ModelMetrics, num_tokens: int) -> None:
         """Count the time since the tokens before these; the first ones follow none."""
         before, self.last_sent = self.last_sent, time.perf_counter()
         if before is not None and num_tokens:

@@ -39,7 +39,9 @@ class MessagesBody(BaseModel):
 
     model_config = ConfigDict(extra="allow", strict=True, json_schema_extra=describe_ignored)
 
-    model: str = Field("", description="Any name, unless the server is strict about names")
+    model: str = Field(
+        "", description="Name of a model; any other is the first one's, unless the server is strict"
+    )
     messages: ListOf[Annotated[dict[str, Any], Shape(MessagesMessageIn)]] = Field(
         [], description="The conversation so far"
     )

@@ -8,7 +8,7 @@ error event in the dialect's words after that. A client that goes away ends its 
 step of the engine.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -57,26 +57,37 @@ _MEMORY_BYTES: Final = 64 * 2**20
 
 
 def create_app(
-    model: ChatModel, config: ServerConfig | None = None, *, traces: Traces | None = None
+    model: ChatModel | Mapping[str, ChatModel],
+    config: ServerConfig | None = None,
+    *,
+    traces: Traces | None = None,
 ) -> FastAPI:
-    """Return the application that serves a model.
+    """Return the application that serves a model, or several.
 
     A `ServedModel` such as `LocalModel` can do all of it; what another `ChatModel` cannot do (count
-    tokens, say) is answered with 501. The model stays open when the application ends.
+    tokens, say) is answered with 501. The models stay open when the application ends.
 
+    model   one, which is listed under the settings' model_name; or several by their names, of which
+            the first answers to names that none has
     traces  those of `open_traces`; else those that the settings ask for
 
-    Raises ValueError for a log file that cannot be used.
+    Raises ValueError for a log file that cannot be used, and for aliases that fit no model.
     """
     config = config or ServerConfig()
+    models = model if isinstance(model, Mapping) else {config.model_name: model}
+    if not models:
+        raise ValueError("no model is given, a server needs one or more")
+    configs = config.of_models(tuple(models))
     traces = traces or open_traces(config)
-    metrics = Metrics(model, config.model_name)
-    places = Places(model, config)
+    metrics = Metrics(models)
     keys = Keys(config.api_keys, config.keys)
-    usages = Usages(keys, config.model_name)
+    usages = Usages(keys, models)
     metrics.add(usages)
-    sessions = Sessions(model, config)
-    service = Service(model, config, metrics, places, usages, sessions)
+    sessions = Sessions(models, config)
+    services = [
+        Service(served, own, metrics.of(name), Places(served, own), usages, sessions)
+        for (name, served), own in zip(models.items(), configs, strict=True)
+    ]
     requests = RequestLog(config)
     in_memory = config.transcripts is None
     responses = ResponseStore(
@@ -94,7 +105,8 @@ def create_app(
         await background.close()
         await sessions.close()
         responses.close()
-        service.close()
+        for service in services:
+            service.close()
         if traces is not None:
             await traces.close()
 
@@ -108,11 +120,10 @@ def create_app(
         redoc_url=None,
     )
     app.state.is_ready = True
-    app.state.service = service
     app.state.metrics = metrics
     with_limits(app, config, keys, metrics, requests, drain, traces)
 
-    api = Api(service, config)
+    api = Api(services, usages, config)
     app.include_router(chat_router(api))
     app.include_router(completions_router(api))
     app.include_router(responses_router(api, responses, background))
@@ -137,7 +148,7 @@ def _answer_errors(app: FastAPI, metrics: Metrics) -> None:
     """Make every failure a refusal in the dialect of its path."""
 
     def refused(request: Request, refusal: Refusal) -> Response:
-        metrics.rejected(refusal.status)
+        metrics.rejected(refusal.status, getattr(request.state, "model_name", None))
         return _refused(request, refusal)
 
     async def refuse(request: Request, error: Exception) -> Response:

@@ -1,5 +1,6 @@
 """One request and what comes of it, in no dialect's words."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -61,6 +62,19 @@ class Ask:
     def num_all_answers(self) -> int:
         """Answers to the messages, or to all texts."""
         return self.num_answers * max(len(self.texts), 1)
+
+    def place_of(self, index: int) -> int:
+        """Return where a message stands in the field that the client sent."""
+        return index if self.places is None or index < 0 else self.places[index]
+
+    def in_places(self, sentence: str) -> str:
+        """Return a sentence of `read_history` about the field that the client sent."""
+
+        def named(found: re.Match[str]) -> str:
+            place = self.place_of(int(found[1]))
+            return f"{self.messages_name}[{place}]" if place >= 0 else "an earlier response"
+
+        return re.sub(r"^messages\[(\d+)\]", named, sentence)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 import ipaddress
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -27,13 +28,16 @@ class ServerConfig:
     model_name: str = "fulmen"
     """Name that the model is listed under."""
     aliases: tuple[str, ...] = ()
-    """Another name that the model is listed under."""
+    """Another name that the model is listed under; of several models the first, or the one that
+    NAME=MODEL names."""
     strict_model_names: bool = False
-    """Refuse requests for models of other names; otherwise this model answers to any name."""
+    """Refuse requests for models of other names; otherwise the model, of several the first, answers
+    to any name."""
     max_body_bytes: int = 32 * 2**20
     """Most bytes of a request's body, decompressed."""
     max_queued: int = 64
-    """Most answers that may wait for their turn; more requests are refused with 429."""
+    """Most answers that may wait for their turn, for each model; more requests are refused with
+    429."""
     max_answers: int = 16
     """Most answers to one request, its n."""
     read_timeout_seconds: float = 30.0
@@ -141,6 +145,32 @@ class ServerConfig:
                 f"host is {self.host}, which other machines reach: give an API key, or listen on "
                 "127.0.0.1"
             )
+
+    def of_models(self, names: Sequence[str]) -> "tuple[ServerConfig, ...]":
+        """Return the settings of each of several models, with its name and its aliases.
+
+        Raises ValueError for an alias of a model that is not served, and for a name that two have.
+        """
+        owners = dict[str, str](zip(names, names, strict=True))
+        if len(owners) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"two models are called {twice}, each must have a name of its own")
+        aliases: dict[str, list[str]] = {name: [] for name in names}
+        for given in self.aliases:
+            alias, sign, model = given.rpartition("=")
+            if not sign:
+                alias, model = given, names[0]
+            if not alias or model not in aliases:
+                raise ValueError(
+                    f"aliases has {shown(given)}, it must be NAME, or NAME=MODEL with one of "
+                    f"{', '.join(names)}"
+                )
+            if owners.setdefault(alias, model) != model:
+                raise ValueError(
+                    f"aliases has {shown(given)}, {alias} is a name of {owners[alias]} already"
+                )
+            aliases[model].append(alias)
+        return tuple(replace(self, model_name=name, aliases=tuple(aliases[name])) for name in names)
 
     @property
     def names(self) -> tuple[str, ...]:

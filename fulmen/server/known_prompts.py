@@ -1,13 +1,17 @@
 """Recent prompts with their answers, to say where a later prompt left them, and why."""
 
+import hashlib
+import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from threading import Lock
 from typing import Any
 
 import numpy as np
 
+from fulmen.chat import Message, Tool
 from fulmen.server.asking import MissReason, Report
 
 
@@ -17,6 +21,19 @@ class Digests:
 
     system: str
     tools: str
+
+    @classmethod
+    def of(cls, messages: Sequence[Message], tools: Sequence[Tool]) -> "Digests":
+        """Return the digests of the system messages that lead a history, and of its tools."""
+        systems = takewhile(lambda message: message.role == "system", messages)
+        return cls(
+            _digest([message.content for message in systems]),
+            _digest([dict(tool.function) for tool in tools]),
+        )
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

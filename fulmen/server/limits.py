@@ -118,7 +118,9 @@ class Limits:
         finally:
             seconds = time.perf_counter() - started
             status = request.status or 499  # nginx's word for a client that went away
-            self._metrics.request(request.method, request.template, status)
+            self._metrics.request(
+                request.method, request.template, status, request.state.get("model_name")
+            )
             self._record(request, status, seconds)
 
     def _name_of_key(self, request: "_Request") -> str | None:
@@ -174,7 +176,7 @@ class Limits:
         if refusal.status == 500:
             _log.error("request %s failed", request.id, exc_info=error)
         if isinstance(error, Refusal):
-            self._metrics.rejected(refusal.status)
+            self._metrics.rejected(refusal.status, request.state.get("model_name"))
         await request.refuse(refusal)
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:

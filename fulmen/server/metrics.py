@@ -3,8 +3,8 @@
 Each application has a registry of its own. What the engine counts is read when someone asks.
 """
 
-from collections.abc import Iterable, Iterator
-from typing import Any, Final
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram
 from prometheus_client import generate_latest as _text_of
@@ -43,139 +43,159 @@ _COUNTERS: Final = (
     ("num_preemptions", "num_preemptions", "Answers put aside to make room for others."),
 )
 """Name of a metric, the field of `EngineStats` that holds it, and its help"""
+_HISTOGRAMS: Final = (
+    ("time_to_first_token_seconds", "Time until an answer's first token.", _SECONDS),
+    ("inter_token_latency_seconds", "Time between two tokens of an answer.", _GAP_SECONDS),
+    (
+        "request_time_per_output_token_seconds",
+        "Mean time between the tokens of an answer.",
+        _GAP_SECONDS,
+    ),
+    ("e2e_request_latency_seconds", "Time of a whole answer.", _SECONDS),
+    ("request_queue_time_seconds", "Time that an answer waited for a place.", _SECONDS),
+    ("request_prefill_time_seconds", "Time in which a prompt was read.", _SECONDS),
+    ("request_decode_time_seconds", "Time in which an answer was sampled.", _SECONDS),
+    ("request_prompt_tokens", "Prompt tokens of an answer.", _TOKENS),
+    ("request_generation_tokens", "New tokens of an answer.", _TOKENS),
+)
+"""Name of a metric, its help, and the bounds of its buckets"""
 
 
 class Metrics:
-    """Counts and times of one application."""
+    """Counts and times of one application, each with the name of its model.
 
-    def __init__(self, model: object, model_name: str) -> None:
-        """model: its `stats`, if it has any, are the engine's"""
+    What concerns no model, such as a key that is refused, has the name of the only one; an empty
+    name where several are served.
+    """
+
+    def __init__(self, models: Mapping[str, object]) -> None:
+        """models: those served, by their names; the `stats` of each, if it has any, are its
+        engine's"""
         self._registry = CollectorRegistry()
-        self._registry.register(_EngineCollector(model, model_name))
-        self._model_name = model_name
-
-        def histogram(name: str, text: str, buckets: Iterable[float]) -> Histogram:
-            metric = Histogram(
-                _PREFIX + name,
-                text,
-                ["model_name"],
-                buckets=tuple(buckets),
-                registry=self._registry,
-            )
-            return metric.labels(model_name)
-
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(_PREFIX + name, text, ["model_name", *labels], registry=self._registry)
-
-        self._first_token = histogram(
-            "time_to_first_token_seconds", "Time until an answer's first token.", _SECONDS
+        self._registry.register(_EngineCollector(models))
+        self._name_of_none = next(iter(models)) if len(models) == 1 else ""
+        self._rejected = self._counter(
+            "admission_rejections", "Requests that were refused.", "status"
         )
-        self._gap = histogram(
-            "inter_token_latency_seconds", "Time between two tokens of an answer.", _GAP_SECONDS
+        self._requests = self._counter(
+            "http_requests", "HTTP requests.", "method", "path", "status"
         )
-        self._per_token = histogram(
-            "request_time_per_output_token_seconds",
-            "Mean time between the tokens of an answer.",
-            _GAP_SECONDS,
-        )
-        self._all = histogram("e2e_request_latency_seconds", "Time of a whole answer.", _SECONDS)
-        self._queue = histogram(
-            "request_queue_time_seconds", "Time that an answer waited for a place.", _SECONDS
-        )
-        self._prefill = histogram(
-            "request_prefill_time_seconds", "Time in which a prompt was read.", _SECONDS
-        )
-        self._decode = histogram(
-            "request_decode_time_seconds", "Time in which an answer was sampled.", _SECONDS
-        )
-        self._prompt_tokens = histogram(
-            "request_prompt_tokens", "Prompt tokens of an answer.", _TOKENS
-        )
-        self._new_tokens = histogram(
-            "request_generation_tokens", "New tokens of an answer.", _TOKENS
-        )
-        self._finished = counter("request_success", "Answers that ended.", "finished_reason")
-        self._rejected = counter("admission_rejections", "Requests that were refused.", "status")
-        self._turns = counter(
+        times = {name: self._histogram(name, text, buckets) for name, text, buckets in _HISTOGRAMS}
+        finished = self._counter("request_success", "Answers that ended.", "finished_reason")
+        turns = self._counter(
             "history_turns",
             "Earlier answers in histories: matched in the log, matched and their thought put "
             "back, or rendered anew.",
             "state",
         )
-        self._requests = counter("http_requests", "HTTP requests.", "method", "path", "status")
-        for reason in _FINISH_REASONS:  # a dashboard shows zeros, not gaps
-            self._finished.labels(model_name, reason)
-        for state in _TURN_STATES:
-            self._turns.labels(model_name, state)
+        self._of = {name: ModelMetrics(name, times, finished, turns) for name in models}
+
+    def _histogram(self, name: str, text: str, buckets: Iterable[float]) -> Histogram:
+        return Histogram(
+            _PREFIX + name, text, ["model_name"], buckets=tuple(buckets), registry=self._registry
+        )
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(_PREFIX + name, text, ["model_name", *labels], registry=self._registry)
+
+    def of(self, model_name: str) -> "ModelMetrics":
+        """Return what is counted of one model."""
+        return self._of[model_name]
 
     def add(self, collector: Collector) -> None:
         """Show what another collector counts too."""
         self._registry.register(collector)
 
-    def first_token(self, seconds: float) -> None:
-        """Count the time until an answer's first token."""
-        self._first_token.observe(seconds)
+    def rejected(self, status: int, model_name: str | None = None) -> None:
+        """Count a request that was refused before it got a place; model_name is None where it came
+        to no model."""
+        self._rejected.labels(self._named(model_name), str(status)).inc()
 
-    def token_gap(self, seconds: float, n: int = 1) -> None:
-        """Count the time since the token before, in which n tokens came."""
-        for _ in range(n):
-            self._gap.observe(seconds / n)
-
-    def finished(self, completion: Completion, seconds: float) -> None:
-        """Count an answer that ended, and took this long from the request on."""
-        usage = completion.usage
-        self._finished.labels(self._model_name, completion.finish_reason).inc()
-        self._all.observe(seconds)
-        self._prompt_tokens.observe(usage.num_prompt_tokens)
-        self._new_tokens.observe(usage.num_new_tokens)
-        timing = getattr(completion, "timing", None)  # a scripted answer has none
-        if timing is not None:
-            self._queue.observe(timing.queue_seconds)
-            self._prefill.observe(timing.prompt_seconds)
-            self._decode.observe(timing.decode_seconds)
-            if usage.num_new_tokens > 1:
-                self._per_token.observe(timing.decode_seconds / (usage.num_new_tokens - 1))
-
-    def rejected(self, status: int) -> None:
-        """Count a request that was refused before it got a place."""
-        self._rejected.labels(self._model_name, str(status)).inc()
-
-    def turns(self, states: Iterable[str]) -> None:
-        """Count the earlier answers of a history by what became of them."""
-        for state in states:
-            self._turns.labels(self._model_name, state).inc()
-
-    def request(self, method: str, path: str | None, status: int) -> None:
+    def request(
+        self, method: str, path: str | None, status: int, model_name: str | None = None
+    ) -> None:
         """Count an HTTP request.
 
-        path  template of the route; None for one that there is not
+        path        template of the route; None for one that there is not
+        model_name  model that it was for; None for none
         """
         known = method if method in _METHODS else "other"
-        self._requests.labels(self._model_name, known, path or "other", str(status)).inc()
+        name = self._named(model_name)
+        self._requests.labels(name, known, path or "other", str(status)).inc()
+
+    def _named(self, model_name: str | None) -> str:
+        return self._name_of_none if model_name is None else model_name
 
     def text(self) -> tuple[bytes, str]:
         """Return all metrics in Prometheus's text format, and the type of that content."""
         return _text_of(self._registry), CONTENT_TYPE_LATEST
 
 
-class _EngineCollector(Collector):
-    """Reads what the engine counts."""
+class ModelMetrics:
+    """Counts and times of one model's answers."""
 
-    def __init__(self, model: object, model_name: str) -> None:
-        self._model = model
-        self._labels = [model_name]
+    def __init__(
+        self,
+        model_name: str,
+        times: Mapping[str, Histogram],
+        finished: Counter,
+        turns: Counter,
+    ) -> None:
+        """times: histograms by their names"""
+        self._model_name = model_name
+        self._times = {name: each.labels(model_name) for name, each in times.items()}
+        self._finished = finished
+        self._turns = turns
+        for reason in _FINISH_REASONS:  # a dashboard shows zeros, not gaps
+            finished.labels(model_name, reason)
+        for state in _TURN_STATES:
+            turns.labels(model_name, state)
+
+    def first_token(self, seconds: float) -> None:
+        """Count the time until an answer's first token."""
+        self._times["time_to_first_token_seconds"].observe(seconds)
+
+    def token_gap(self, seconds: float, n: int = 1) -> None:
+        """Count the time since the token before, in which n tokens came."""
+        gaps = self._times["inter_token_latency_seconds"]
+        for _ in range(n):
+            gaps.observe(seconds / n)
+
+    def finished(self, completion: Completion, seconds: float) -> None:
+        """Count an answer that ended, and took this long from the request on."""
+        usage, times = completion.usage, self._times
+        self._finished.labels(self._model_name, completion.finish_reason).inc()
+        times["e2e_request_latency_seconds"].observe(seconds)
+        times["request_prompt_tokens"].observe(usage.num_prompt_tokens)
+        times["request_generation_tokens"].observe(usage.num_new_tokens)
+        timing = getattr(completion, "timing", None)  # a scripted answer has none
+        if timing is not None:
+            times["request_queue_time_seconds"].observe(timing.queue_seconds)
+            times["request_prefill_time_seconds"].observe(timing.prompt_seconds)
+            times["request_decode_time_seconds"].observe(timing.decode_seconds)
+            if usage.num_new_tokens > 1:
+                mean = timing.decode_seconds / (usage.num_new_tokens - 1)
+                times["request_time_per_output_token_seconds"].observe(mean)
+
+    def turns(self, states: Iterable[str]) -> None:
+        """Count the earlier answers of a history by what became of them."""
+        for state in states:
+            self._turns.labels(self._model_name, state).inc()
+
+
+class _EngineCollector(Collector):
+    """Reads what the engines count."""
+
+    def __init__(self, models: Mapping[str, object]) -> None:
+        self._models = models
 
     def collect(self) -> Iterator[Metric]:
-        stats: Any = getattr(self._model, "stats", None)
-        for name, field, text in _GAUGES:
-            value = getattr(stats, field, None)
-            if value is not None:
-                gauge = GaugeMetricFamily(_PREFIX + name, text, labels=["model_name"])
-                gauge.add_metric(self._labels, value)
-                yield gauge
-        for name, field, text in _COUNTERS:
-            value = getattr(stats, field, None)
-            if value is not None:
-                counter = CounterMetricFamily(_PREFIX + name, text, labels=["model_name"])
-                counter.add_metric(self._labels, value)
-                yield counter
+        for metric, fields in ((GaugeMetricFamily, _GAUGES), (CounterMetricFamily, _COUNTERS)):
+            for name, field, text in fields:
+                family = metric(_PREFIX + name, text, labels=["model_name"])
+                for model_name, model in self._models.items():
+                    value = getattr(getattr(model, "stats", None), field, None)
+                    if value is not None:
+                        family.add_metric([model_name], value)
+                if family.samples:
+                    yield family

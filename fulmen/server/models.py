@@ -12,7 +12,7 @@ from fulmen.server.service import Service
 def card_of(service: Service) -> Mapping[Language, str] | None:
     """Return the card of the model, by language; None where its weights are not here."""
     llm: LLM | None = getattr(service.model, "llm", None)
-    return None if llm is None else llm.card(service.config.model_name)
+    return None if llm is None else llm.card(service.name)
 
 
 def model_object(
@@ -23,7 +23,7 @@ def model_object(
     started  time of the server's start, in seconds since 1970
     card     see `card_of`
 
-    max_model_len is vLLM's name for the length of the context.
+    root, the model's own name, and max_model_len, the length of its context, are vLLM's words.
     """
     length = service.max_model_len
     supported, unsupported = {"supported": True}, {"supported": False}
@@ -31,6 +31,7 @@ def model_object(
     thought = {"supported": has_thought}
     return {
         "id": name,
+        "root": service.name,
         "object": "model",
         "type": "model",
         "created": started,

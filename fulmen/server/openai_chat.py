@@ -62,7 +62,9 @@ class SampledBody(BaseModel):
 
     model_config = ConfigDict(extra="allow", strict=True, json_schema_extra=describe_ignored)
 
-    model: str = Field("", description="Any name, unless the server is strict about names")
+    model: str = Field(
+        "", description="Name of a model; any other is the first one's, unless the server is strict"
+    )
     stream: bool | None = Field(None, description="Answer as server-sent events")
     temperature: Annotated[float, Shape(Temperature)] | None = None
     top_p: float | None = None

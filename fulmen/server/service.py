@@ -8,8 +8,6 @@ answers may run, and that an answer is in the log before the client can send it 
 """
 
 import asyncio
-import hashlib
-import json
 import logging
 import re
 import time
@@ -39,7 +37,7 @@ from fulmen.server.asking import Ask, End, Report
 from fulmen.server.config import ServerConfig
 from fulmen.server.errors import Refusal, refusal_of
 from fulmen.server.known_prompts import Digests, KnownPrompts
-from fulmen.server.metrics import Metrics
+from fulmen.server.metrics import ModelMetrics
 from fulmen.server.places import Places
 from fulmen.server.sessions import Held, RunningAnswer, Sessions
 from fulmen.server.usage import Usages
@@ -51,13 +49,17 @@ _KNOWN_PROMPT_BYTES: Final = 64 * 2**20
 
 
 class Service:
-    """A model and the log of its answers, for all dialects."""
+    """One served model and all that is its own, for all dialects: its places, the log of its
+    answers, the prompts that it knows.
+
+    The settings are those of the server, with this model's name and aliases.
+    """
 
     def __init__(
         self,
         model: Any,
         config: ServerConfig,
-        metrics: Metrics,
+        metrics: ModelMetrics,
         places: Places,
         usages: Usages,
         sessions: Sessions,
@@ -82,12 +84,23 @@ class Service:
             )
 
     @property
+    def name(self) -> str:
+        """Name of the model."""
+        return self.config.model_name
+
+    @property
     def tokenizer(self) -> Any:
         """Tokenizer of the model; None for one that has none."""
         try:
             return getattr(self.model, "tokenizer", None)
         except ValueError:  # a scripted model that was given none
             return None
+
+    def needed_tokenizer(self) -> Any:
+        """Return the model's tokenizer. Raises a Refusal (501) for a model that has none."""
+        if self.tokenizer is None:
+            raise Refusal(501, "this model does not tell its tokens")
+        return self.tokenizer
 
     @property
     def defaults(self) -> SamplingParams:
@@ -124,7 +137,7 @@ class Service:
                 400, f"n is {ask.num_answers}, it must be at most {self.config.max_answers}"
             )
         started = time.perf_counter()
-        usage = self.usages.of(scope)
+        usage = self.usages.of(scope, self.name)
         usage.check(ask.num_all_answers)
         lease = self.places.acquire(ask.num_all_answers)
         lease.and_then(usage.begin(ask.num_all_answers))
@@ -141,6 +154,7 @@ class Service:
                 self.model,
                 prepared,
                 ask=ask,
+                model_name=self.name,
                 scope=scope,
                 id=answer_id,
                 metrics=self.metrics,
@@ -173,7 +187,7 @@ class Service:
 
         Raises a Refusal where no place is free.
         """
-        usage = self.usages.of(scope)
+        usage = self.usages.of(scope, self.name)
         usage.check()
         *before, last = ids
         request = ChatRequest(
@@ -206,17 +220,13 @@ class Service:
                 "none",
                 param="session",
             )
-        return await self._sessions.hold(ask.session, scope)
+        return await self._sessions.hold(ask.session, scope, self.name)
 
-    async def end_thinking(self, answer_id: str, scope: str) -> bool:
-        """End the running thoughts of an answer softly; return whether one ran.
-
-        Raises a Refusal for an answer that this caller does not have running.
-        """
+    def running(self, answer_id: str, scope: str) -> Answers | None:
+        """Return the answers that run under an id; None for those that this caller does not
+        have."""
         answers = self._running.get(answer_id)
-        if answers is None or answers.scope != scope:
-            raise Refusal(404, f"no answer with the id {answer_id[:80]!r} is running")
-        return await answers.end_thinking()
+        return answers if answers is not None and answers.scope == scope else None
 
     def _prepare(
         self,
@@ -242,10 +252,7 @@ class Service:
             *before, begun = messages
             messages = tuple(before)
         tools = read_tools(ask.tools)
-        digests = Digests(
-            _digest([m.content for m in _leading_systems(messages)]),
-            _digest([dict(tool.function) for tool in tools]),
-        )
+        digests = Digests.of(messages, tools)
         keep = self.config.keep_thoughts if ask.keep_thoughts is None else ask.keep_thoughts
         report = Report((), history.repairs, ask.ignored, history.num_dropped_images)
         all_tools = (*tools, *read_tools(ask.deferred_tools))
@@ -277,7 +284,7 @@ class Service:
         if not is_counted:
             self._check_length(length, ask.messages_name)
         turns = [
-            replace(turn, index=_place_of(history.places[turn.index], ask)) for turn in found.turns
+            replace(turn, index=ask.place_of(history.places[turn.index])) for turn in found.turns
         ]
         report = replace(report, turns=turns)
         known_ids = [ask.previous_id, *(turn.turn_id for turn in reversed(found.turns))]
@@ -383,7 +390,7 @@ class Service:
         try:
             history = self.read_history(given, first_index=1 if has_system else 0)
         except ValueError as error:
-            raise Refusal(400, _in_places(str(error), ask), param=ask.messages_name) from None
+            raise Refusal(400, ask.in_places(str(error)), param=ask.messages_name) from None
         last = history.messages[-1]
         is_prefix = ask.continues and last.role == "assistant" and not last.tool_calls
         if ask.must_continue and not is_prefix:
@@ -488,27 +495,3 @@ def _recognized(found: Found, transcript: Transcript) -> Found:
             for turn in turns
         ]
     return Found(tuple(messages), tuple(turns))
-
-
-def _place_of(index: int, ask: Ask) -> int:
-    """Return where a message stands in the field that the client sent."""
-    return index if ask.places is None or index < 0 else ask.places[index]
-
-
-def _in_places(sentence: str, ask: Ask) -> str:
-    """Return a sentence of `read_history` about the field that the client sent."""
-
-    def named(found: re.Match[str]) -> str:
-        place = _place_of(int(found[1]), ask)
-        return f"{ask.messages_name}[{place}]" if place >= 0 else "an earlier response"
-
-    return re.sub(r"^messages\[(\d+)\]", named, sentence)
-
-
-def _leading_systems(messages: Sequence[Message]) -> list[Message]:
-    count = next((i for i, m in enumerate(messages) if m.role != "system"), len(messages))
-    return list(messages[:count])
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()

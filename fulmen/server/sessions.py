@@ -44,13 +44,18 @@ _log = logging.getLogger(__name__)
 
 
 class Sessions:
-    """The sessions of a server; for one event loop."""
+    """The sessions of a server, each with one of its models; for one event loop."""
 
-    def __init__(self, model: Any, config: ServerConfig) -> None:
-        """model has its engine within reach, as `LocalModel`; with any other there are none."""
-        self.model = model
+    def __init__(self, models: Mapping[str, Any], config: ServerConfig) -> None:
+        """models: those served, by their names. Those with their engine within reach, as
+        `LocalModel`, can have sessions."""
+        self.models = models
         self.config = config
-        self.llm: Any = getattr(model, "llm", None)
+        self._llms = {
+            name: llm
+            for name, model in models.items()
+            if (llm := getattr(model, "llm", None)) is not None
+        }
         self.threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="fulmen-sessions")
         self.savers = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="fulmen-saves")
         self._held: dict[Key, Held] = {}
@@ -64,13 +69,13 @@ class Sessions:
         for pool in (self.threads, self.savers):
             pool.shutdown(wait=False)
 
-    async def hold(self, name: str, scope: str) -> "Held":
-        """Return a session, which need not exist, for one request: nobody else has it until it is
-        released. Its states are in the cache then, as far as memory goes.
+    async def hold(self, name: str, scope: str, model_name: str) -> "Held":
+        """Return a session with a model, which need not exist, for one request: nobody else has it
+        until it is released. Its states are in the cache then, as far as memory goes.
 
         Raises a Refusal: 400 for what is no name, 409 if it is in use or belongs to another model.
         """
-        held = await self.take(name, scope)
+        held = await self.take(name, scope, model_name)
         try:
             await held.run(held.open)
         except BaseException:
@@ -78,9 +83,12 @@ class Sessions:
             raise
         return held
 
-    async def take(self, name: str, scope: str) -> "Held":
+    async def take(self, name: str, scope: str, model_name: str | None = None) -> "Held":
         """Return a session, which need not exist and is not opened, as soon as it is saved. Raises
-        a Refusal as `hold`."""
+        a Refusal as `hold`.
+
+        model_name  model that goes on with it, or begins it; None where none is asked
+        """
         key = (scope, self.checked_name(name))
         while (other := self._held.get(key)) is not None:
             if not other.is_saving:
@@ -90,7 +98,7 @@ class Sessions:
                     "over, or fork it",
                 )
             await other.is_over.wait()
-        held = self._held[key] = Held(self, key, self._opened.get(key))
+        held = self._held[key] = Held(self, key, self._opened.get(key), model_name)
         return held
 
     async def saved(self, name: str, scope: str) -> str:
@@ -115,7 +123,7 @@ class Sessions:
         where no sessions are kept."""
         if self.config.sessions is None:
             raise Refusal(404, "this server keeps no sessions, it was started without them")
-        if self.llm is None:
+        if not self._llms:
             raise Refusal(
                 404, "this server keeps no sessions, its model has no engine within reach"
             )
@@ -131,14 +139,33 @@ class Sessions:
         root = folder / "keys" / scope if scope else folder
         return SessionStore(root, max_bytes=self.config.session_bytes)
 
-    def check_model(self, state: SessionState) -> None:
-        """Refuse a session (409) that belongs to another model."""
-        if state.fingerprint != self.llm.origin.model:
+    def llm(self, model_name: str) -> Any:
+        """Return the LLM of a model. Raises a Refusal (404) for one whose engine is elsewhere."""
+        try:
+            return self._llms[model_name]
+        except KeyError:
             raise Refusal(
-                409,
-                f"session {quoted(state.name)} belongs to another model, it was begun with "
-                f"{Path(state.model).name}",
-            )
+                404, f"no session is kept with {model_name}, it has no engine within reach"
+            ) from None
+
+    def check_model(self, state: SessionState, model_name: str) -> None:
+        """Refuse a session (409) that belongs to another model."""
+        if state.fingerprint != self.llm(model_name).origin.model:
+            raise _of_another_model(state)
+
+    def served_as(self, state: SessionState) -> str | None:
+        """Return the name of the model that a session belongs to; None if it is not served. Of two
+        with the same weights that is the one that it was begun with."""
+        names = [name for name, llm in self._llms.items() if _weights_of(llm) == state.fingerprint]
+        return state.model if state.model in names else next(iter(names), None)
+
+    def owner(self, state: SessionState) -> str:
+        """Return the name of the model that a session belongs to. Raises a Refusal (409) if it is
+        not served."""
+        name = self.served_as(state)
+        if name is None:
+            raise _of_another_model(state)
+        return name
 
     async def in_thread(self, work: Callable[[], R], *, saves: bool = False) -> R:
         """Run work that reads or writes files; saves: it may take long, and others of its kind wait
@@ -181,9 +208,15 @@ class RunningAnswer:
 class Held:
     """A session that one request has."""
 
-    def __init__(self, sessions: Sessions, key: Key, opened: Session | None) -> None:
-        """opened: the session as it was left, if it is still in memory"""
+    def __init__(
+        self, sessions: Sessions, key: Key, opened: Session | None, model_name: str | None
+    ) -> None:
+        """
+        opened      the session as it was left, if it is still in memory
+        model_name  model that goes on with it; None where none is asked
+        """
         self.key = key
+        self._model_name = model_name
         self.session: Session | None = None
         """None until it is opened, and for one that does not exist yet"""
         self.running: RunningAnswer | None = None
@@ -285,7 +318,7 @@ class Held:
         self.lock()
         state = self.state()
         opened = self._opened
-        if opened is not None and _place(opened.state) == _place(state):
+        if opened is not None and opened.llm is self._llm and _place(opened.state) == _place(state):
             self.session = opened
             return
         self._store = self._sessions.store(self.key[0])  # one that holds no turns of before
@@ -297,7 +330,7 @@ class Held:
         if not self._store.has(self.name):
             raise no_session(self.name)
         state = refusing(self.name, lambda: self._store.state(self.name))
-        self._sessions.check_model(state)
+        self._sessions.check_model(state, self._asked_model)
         return state
 
     def create(self, messages: Sequence[Message], metadata: Mapping[str, str]) -> None:
@@ -324,18 +357,27 @@ class Held:
         self.lock()
         refusing(self.name, self._opened.write)
 
+    @property
+    def _asked_model(self) -> str:
+        assert self._model_name is not None, "the session was taken without a model"
+        return self._model_name
+
+    @property
+    def _llm(self) -> Any:
+        return self._sessions.llm(self._asked_model)
+
     def _new_session(self) -> Session:
         return Session(
-            self._sessions.llm,
+            self._llm,
             self._store,
             self.name,
-            model=self._sessions.config.model_name,
+            model=self._asked_model,
             between=self._between(),
         )
 
     def _between(self) -> Between:
         """Return what runs work in the engine's thread, for threads of ours."""
-        loop, model = self._loop, self._sessions.model
+        loop, model = self._loop, self._sessions.models[self._asked_model]
 
         def between(work: Callable[[], R], /) -> R:
             call = asyncio.run_coroutine_threadsafe(model.call(work), loop)
@@ -385,6 +427,23 @@ def refusing(name: str, work: Callable[[], R]) -> R:
 def no_session(name: str) -> Refusal:
     """Return the refusal for a session that is not there."""
     return Refusal(404, f"there is no session {quoted(name)}")
+
+
+def _weights_of(llm: Any) -> str | None:
+    """Return the fingerprint of a model's weights; None for those of no folder, which have no
+    sessions."""
+    try:
+        return str(llm.origin.model)
+    except ValueError:
+        return None
+
+
+def _of_another_model(state: SessionState) -> Refusal:
+    return Refusal(
+        409,
+        f"session {quoted(state.name)} belongs to another model, it was begun with "
+        f"{Path(state.model).name}",
+    )
 
 
 def _turn_named(turn: str | None) -> str:

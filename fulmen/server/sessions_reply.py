@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from fulmen.chat import Token, Tokenizer
+from fulmen.llm import LLM
 from fulmen.server.errors import Refusal
 from fulmen.server.lists import place_after
 from fulmen.server.openai_reply import logprob_fields
@@ -100,6 +101,7 @@ def _unreadable(name: str) -> SessionObject:
         "object": "session",
         "status": "unreadable",
         "model": None,
+        "served_as": None,
         "created_at": None,
         "last_used_at": None,
         "metadata": {},
@@ -112,6 +114,7 @@ def _head(sessions: Sessions, state: SessionState, scope: str) -> SessionObject:
         "object": "session",
         "status": sessions.status(state.name, scope),
         "model": state.model,
+        "served_as": sessions.served_as(state),
         "created_at": int(state.created),
         "last_used_at": int(state.used or state.created),
         "metadata": dict(state.metadata),
@@ -184,10 +187,10 @@ class StoredAnswer:
         return tuple(known) if len(known) == len(self.ids) else None
 
 
-def answer_of(sessions: Sessions, store: SessionStore, name: str, number: int) -> StoredAnswer:
-    """Read the answer of a session's turn; number is 1 for the first."""
+def answer_of(llm: LLM, store: SessionStore, name: str, number: int) -> StoredAnswer:
+    """Read the answer of a turn of a session with a model; number is 1 for the first."""
     stored = store.turns(store.state(name))[number - 1]
-    turn = read_stored(stored, sessions.llm)
+    turn = read_stored(stored, llm)
     ids = store.ids(stored)
     kinds: list[Kind] = ["other"] * turn.num_answer_ids
     for span in turn.reply.sampled.spans if turn.reply.sampled is not None else ():

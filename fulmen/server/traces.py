@@ -41,7 +41,7 @@ _NANO: Final = 10**9
 class Traces:
     """Spans of requests, on their way to an exporter."""
 
-    def __init__(self, processor: "SpanProcessor", model_name: str) -> None:
+    def __init__(self, processor: "SpanProcessor") -> None:
         """processor: takes each span as it ends"""
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
@@ -56,7 +56,6 @@ class Traces:
         self._provider.add_span_processor(processor)
         self._tracer = self._provider.get_tracer("fulmen.server", __version__)
         self._propagator = TraceContextTextMapPropagator()
-        self._model_name = model_name
 
     def record(
         self,
@@ -94,7 +93,7 @@ class Traces:
         if answers is not None:
             attributes |= _attributes_of(answers)
             attributes["gen_ai.operation.name"] = _OPERATIONS.get(route or "", "chat")
-            attributes["gen_ai.response.model"] = self._model_name
+            attributes["gen_ai.response.model"] = answers.model_name
             name = f"{attributes['gen_ai.operation.name']} {attributes['gen_ai.request.model']}"
         span = self._tracer.start_span(
             name,
@@ -187,7 +186,7 @@ def open_traces(config: ServerConfig) -> Traces | None:
     # Without an address the exporter reads OTEL_EXPORTER_OTLP_ENDPOINT, as every program of
     # OpenTelemetry's does; headers and certificates come from the environment in either case.
     exporter = OTLPSpanExporter(endpoint=_address(config.trace_endpoint))
-    return Traces(BatchSpanProcessor(exporter), config.model_name)
+    return Traces(BatchSpanProcessor(exporter))
 
 
 def _address(endpoint: str | None) -> str | None:

@@ -10,7 +10,7 @@ counts as it goes, and what it took beyond the limit delays the requests after i
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -78,10 +78,19 @@ class KeyUsage:
     """Use of the server by one key since the start. For one event loop."""
 
     def __init__(
-        self, name: str, limits: ApiKey | None, clock: Callable[[], float] = time.monotonic
+        self,
+        name: str,
+        limits: ApiKey | None,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        whole: "KeyUsage | None" = None,
     ) -> None:
-        """limits: the key with its limits; None for one without any"""
+        """
+        limits  the key with its limits; None for one without any
+        whole   use of all models by the key, which this one's is part of: limits look at that
+        """
         self.name = name
+        self._whole = whole
         self.num_requests = 0
         self.num_prompt_tokens = 0
         self.num_cached_tokens = 0
@@ -99,12 +108,14 @@ class KeyUsage:
 
     def check(self, n: int = 1) -> None:
         """Raise a Refusal where a limit keeps a request for n answers from beginning now."""
-        if self._limits is not None:
-            try:
+        try:
+            if self._whole is not None:
+                self._whole.check(n)
+            elif self._limits is not None:
                 self._check(n, self._limits)
-            except Refusal:
-                self.num_refused += 1
-                raise
+        except Refusal:
+            self.num_refused += 1
+            raise
 
     def _check(self, n: int, limits: ApiKey) -> None:
         most = limits.max_running
@@ -144,10 +155,13 @@ class KeyUsage:
         self.num_running += n
         self._requests.add(1)
         started = self._clock()
+        end_of_whole = None if self._whole is None else self._whole.begin(n)
 
         def end() -> None:
             self.num_running -= n
             self._seconds.append(self._clock() - started)
+            if end_of_whole is not None:
+                end_of_whole()
 
         return end
 
@@ -156,6 +170,8 @@ class KeyUsage:
         if n > 0:
             self.num_new_tokens += n
             self._tokens.add(n)
+            if self._whole is not None:
+                self._whole.add_new(n)
 
     def add_prompt(self, n: int, num_cached: int) -> None:
         """Count a prompt of n tokens, some of which were found in the cache."""
@@ -163,10 +179,14 @@ class KeyUsage:
         self.num_prompt_tokens += n
         self.num_cached_tokens += num_cached
         self._tokens.add(n - num_cached)
+        if self._whole is not None:
+            self._whole.add_prompt(n, num_cached)
 
     def add_thinking(self, n: int) -> None:
         """Tell how many of the new tokens were thought."""
         self.num_thinking_tokens += n
+        if self._whole is not None:
+            self._whole.add_thinking(n)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the use as `GET /v1/usage` tells it."""
@@ -190,31 +210,35 @@ class KeyUsage:
 
 
 class Usages(Collector):
-    """Use of the server by all of its keys; Prometheus reads it here, by their names."""
+    """Use of the server's models by all of its keys; Prometheus reads it here, by their names."""
 
-    def __init__(self, keys: Keys, model_name: str) -> None:
+    def __init__(self, keys: Keys, model_names: Iterable[str]) -> None:
         self.since = int(time.time())
         """Time of the start, in seconds since 1970"""
-        self._model_name = model_name
         self._of_scope = {
             scope: KeyUsage(keys.name_of(scope), keys.limits_of(scope)) for scope in keys.scopes
         }
+        self._of_model = {
+            (model_name, scope): KeyUsage(whole.name, None, whole=whole)
+            for model_name in model_names
+            for scope, whole in self._of_scope.items()
+        }
 
-    def of(self, scope: str) -> KeyUsage:
-        """Return the use by the key of a scope."""
-        return self._of_scope[scope]
+    def of(self, scope: str, model_name: str | None = None) -> KeyUsage:
+        """Return the use of one model, or of all, by the key of a scope."""
+        return self._of_scope[scope] if model_name is None else self._of_model[model_name, scope]
 
     def collect(self) -> Iterator[Metric]:
         """Yield each count of each key."""
         labels = ["model_name", "key"]
         for name, field, text in _COUNTERS:
             counter = CounterMetricFamily(f"fulmen:key_{name}", text, labels=labels)
-            for usage in self._of_scope.values():
-                counter.add_metric([self._model_name, usage.name], getattr(usage, field))
+            for (model_name, _), usage in self._of_model.items():
+                counter.add_metric([model_name, usage.name], getattr(usage, field))
             yield counter
         gauge = GaugeMetricFamily(
             "fulmen:key_answers_running", "Answers of a key that run or wait.", labels=labels
         )
-        for usage in self._of_scope.values():
-            gauge.add_metric([self._model_name, usage.name], usage.num_running)
+        for (model_name, _), usage in self._of_model.items():
+            gauge.add_metric([model_name, usage.name], usage.num_running)
         yield gauge

@@ -189,6 +189,10 @@ def test_a_server_that_is_killed_goes_on_with_a_saved_session(folder: Path, tmp_
         (("--transcripts", "a", "--no-transcripts"), "one of them has no effect"),
         (("--sessions", "a", "--no-sessions"), "one of them has no effect"),
         (("smollm2", "--model", "other"), "the model is given twice"),
+        (("a", "a"), "two models are called a, each must have a name of its own"),
+        (("a", "b", "--upstream", "http://c"), "--upstream is given with 2 models, a and b"),
+        (("a", "b", "--model-name", "c"), "it goes with one: --alias c=a adds a name"),
+        (("a", "b", "--alias", "c=d"), "--alias has 'c=d', it must be NAME, or NAME=MODEL with"),
         (("--volatile-line", "("), "no regular expression"),
         (("--max-queued", "-1"), "--max-queued"),
         (("--drain-seconds", "0"), "--drain-seconds is 0"),
@@ -201,7 +205,7 @@ def test_what_cannot_be_is_one_sentence(
     arguments: tuple[str, ...], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    model = () if arguments[0] == "smollm2" else ("./missing-model",)
+    model = ("./missing-model",) if arguments[0].startswith("--") else ()
     run = called("serve", *model, "--port", "0", *arguments)
     assert run.returncode in (1, 2)
     assert run.stdout == ""

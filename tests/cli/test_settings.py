@@ -101,6 +101,20 @@ def test_a_flag_beats_its_key(tmp_path: Path) -> None:
     assert (loaded["name"], server.transcripts) == ("c", None)
 
 
+def test_several_models_share_the_default_cache(tmp_path: Path) -> None:
+    cache_of = {
+        arguments: configs_of(*arguments)[0]["engine"].kv_cache_bytes
+        for arguments in (("a",), ("a", "b"), ("a", "b", "--kv-cache", "64MiB"))
+    }
+    assert list(cache_of.values()) == [2**31, 2**30, 2**26]
+    file = written(tmp_path, 'model = ["a", "b"]\nalias = ["c=b"]')
+    assert configs_of("--config", file) == configs_of("a", "b", "--alias", "c=b")
+    assert configs_of("d", "--config", written(tmp_path, 'model = ["a", "b"]'))[0]["name"] == "d"
+    for models in (["a", "b"], ["a"]):
+        printed = called("serve", *models, "--print-config").stdout
+        assert tomllib.loads(printed)["model"] == (models if len(models) > 1 else models[0])
+
+
 def test_keys_have_names_limits_and_files(tmp_path: Path) -> None:
     key_file = tmp_path / "bob.key"
     key_file.write_text(f"# his\n{OTHER}\n")

@@ -26,9 +26,9 @@ FORMATS = {"m1": "minimax_m1", "m2": "minimax_m2"}
 
 
 @contextmanager
-def served(model: ChatModel, **settings: Any) -> Iterator[str]:
-    """Serve a model on a free port of this machine, in a thread; give its address. Every reply must
-    be as the published description says."""
+def served(model: ChatModel | Mapping[str, ChatModel], **settings: Any) -> Iterator[str]:
+    """Serve a model, or several by their names, on a free port of this machine, in a thread; give
+    its address. Every reply must be as the published description says."""
     config = ServerConfig(**{"port": 0, "drain_seconds": 1} | settings)
     app = create_app(model, config)
     described = conforming(app)

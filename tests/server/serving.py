@@ -21,7 +21,7 @@ from fulmen.server.metrics import Metrics
 def small_app(config: ServerConfig) -> FastAPI:
     """Return an application with a route of each kind."""
     app = FastAPI()
-    metrics = Metrics(object(), config.model_name)
+    metrics = Metrics({config.model_name: object()})
     app.state.metrics = metrics
     with_limits(app, config, Keys(config.api_keys), metrics, RequestLog(config), Drain())
 

@@ -70,7 +70,7 @@ def test_the_engine_counts_all_that_is_read() -> None:
 
 def test_the_engine_is_read_when_someone_asks() -> None:
     model = Model(Stats())
-    metrics = Metrics(model, "m")
+    metrics = Metrics({"m": model})
     for name, expected in (
         ("num_requests_running", 3),
         ("num_requests_waiting", 2),
@@ -90,18 +90,18 @@ def test_the_engine_is_read_when_someone_asks() -> None:
 
 
 def test_a_model_that_does_not_count_has_the_rest() -> None:
-    metrics = Metrics(object(), "m")
+    metrics = Metrics({"m": object()})
     assert value(metrics, "request_success_total", finished_reason="stop") == 0
     assert ("fulmen:num_requests_running", frozenset({("model_name", "m")})) not in samples(metrics)
 
 
 def test_an_answer_is_counted() -> None:
-    metrics = Metrics(object(), "m")
-    metrics.first_token(0.3)
-    metrics.token_gap(0.4, 4)
-    metrics.token_gap(0.1)
+    metrics = Metrics({"m": object()})
+    metrics.of("m").first_token(0.3)
+    metrics.of("m").token_gap(0.4, 4)
+    metrics.of("m").token_gap(0.1)
     answer = completion(num_prompt_tokens=70, num_new_tokens=5)
-    metrics.finished(answer, 2.5)
+    metrics.of("m").finished(answer, 2.5)
     for name, count, total in (
         ("time_to_first_token_seconds", 1, 0.3),
         ("inter_token_latency_seconds", 5, 0.5),
@@ -118,13 +118,13 @@ def test_an_answer_is_counted() -> None:
 
 
 def test_an_answers_times_are_counted_where_they_are_known() -> None:
-    metrics = Metrics(object(), "m")
+    metrics = Metrics({"m": object()})
     answer: Any = SimpleNamespace(
         usage=Usage(num_prompt_tokens=1, num_new_tokens=5),
         finish_reason="stop",
         timing=SimpleNamespace(queue_seconds=1.0, prompt_seconds=2.0, decode_seconds=4.0),
     )
-    metrics.finished(answer, 7.0)
+    metrics.of("m").finished(answer, 7.0)
     for name, total in (
         ("request_queue_time_seconds", 1),
         ("request_prefill_time_seconds", 2),
@@ -135,8 +135,8 @@ def test_an_answers_times_are_counted_where_they_are_known() -> None:
 
 
 def test_turns_and_refusals_are_counted_by_kind() -> None:
-    metrics = Metrics(object(), "m")
-    metrics.turns(["matched", "matched", "restored"])
+    metrics = Metrics({"m": object()})
+    metrics.of("m").turns(["matched", "matched", "restored"])
     metrics.rejected(429)
     metrics.rejected(413)
     metrics.rejected(429)
@@ -147,7 +147,7 @@ def test_turns_and_refusals_are_counted_by_kind() -> None:
 
 
 def test_names_and_suffixes_are_those_of_the_field() -> None:
-    text = Metrics(Model(Stats()), "m").text()[0].decode()
+    text = Metrics({"m": Model(Stats())}).text()[0].decode()
     names = set(re.findall(r"^# TYPE (\S+) (?!gauge)", text, re.M))
     assert all(name.startswith("fulmen:") for name in names)
     for name, kind in re.findall(r"^# TYPE (\S+) (\S+)", text, re.M):

@@ -47,7 +47,7 @@ def traced(model: Any, **settings: Any) -> Iterator[tuple[str, InMemorySpanExpor
     """Serve a model whose spans stay in memory."""
     exporter = InMemorySpanExporter()
     config = ServerConfig(port=0, drain_seconds=1, **settings)
-    traces = Traces(SimpleSpanProcessor(exporter), config.model_name)
+    traces = Traces(SimpleSpanProcessor(exporter))
     with serving(create_app(model, config, traces=traces), config) as (host, port):
         yield f"http://{host}:{port}", exporter
 

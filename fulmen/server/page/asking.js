@@ -192,10 +192,12 @@ export class Asking {
   /** Return the request for the answer to messages after those of the branch; the server knows the
    * conversation then. */
   async #body(conversation, said) {
-    const { conversations, composer, model } = this.page;
+    const { conversations, composer } = this.page;
     const { budget } = composer;
+    const { id: model } = this.page.modelOf(conversation);
+    conversation.model = model;
     if (!conversation.title) conversation.metadata = { ...conversation.metadata, title: titleOf(said) };
-    const body = requestOf(conversation, [...conversation.messages, ...said], model.id);
+    const body = requestOf(conversation, [...conversation.messages, ...said], model);
     if (budget !== null) body.thinking_token_budget = budget;
     if (conversations.areKept) {
       if (conversation.isNew) await conversations.create(conversation);

@@ -39,6 +39,7 @@ export class Conversation {
     this.branches = new Map(); // name of a session -> {name, lastUsed, turnIds, isLoaded}
     this.turns = new Map();
     this.current = id;
+    this.model = null; // name of the model that it is held with; null for one that is not served
     this.lastUsed = Date.now() / 1000;
     this.isNew = true; // not on the server yet
     this.tokens = 0;
@@ -115,6 +116,7 @@ export class Conversation {
       name: detail.id, lastUsed: detail.last_used_at, turnIds, isLoaded: true,
     });
     if (detail.id === this.current) this.tokens = detail.tokens;
+    this.model = detail.served_as;
     this.isNew = false;
     this.#prune();
   }
@@ -230,6 +232,7 @@ export class Conversations extends EventTarget {
       if (conversation.isNew) conversation.current = session.id; // the branch used last comes first
       conversation.isNew = false;
       conversation.metadata = metadata;
+      conversation.model = session.served_as;
       found.set(id, conversation);
     }
     if (session.id === id) conversation.metadata = metadata;
@@ -240,10 +243,11 @@ export class Conversations extends EventTarget {
     }
   }
 
-  /** Begin a conversation; it is on the server once it has an answer. */
-  begin(settings = {}) {
+  /** Begin a conversation with a model; it is on the server once it has an answer. */
+  begin(settings = {}, model = null) {
     const id = newName();
     const conversation = new Conversation(id, { group: id, settings: JSON.stringify(settings) });
+    conversation.model = model;
     this.all.set(id, conversation);
     this.changed();
     return conversation;
@@ -251,20 +255,21 @@ export class Conversations extends EventTarget {
 
   /** Make a new conversation known to the server. */
   async create(conversation) {
-    const { id: name, metadata } = conversation;
-    conversation.take(await this.api.post("v1/sessions", { name, metadata }));
+    const { id: name, metadata, model } = conversation;
+    conversation.take(await this.api.post("v1/sessions", { name, metadata, model }));
     this.changed();
   }
 
-  /** Take a conversation with all its branches from a file's value; return it. */
-  async import(value) {
-    const conversation = this.begin(asSettings(value.settings));
+  /** Take a conversation with all its branches from a file's value, to go on with a model; return
+   * it. */
+  async import(value, model) {
+    const conversation = this.begin(asSettings(value.settings), model);
     conversation.metadata = { ...conversation.metadata, title: String(value.title ?? "").slice(0, 200) };
     const { metadata } = conversation;
     try {
       for (const [place, { messages }] of value.branches.entries()) {
         const name = place ? newName() : conversation.id;
-        conversation.take(await this.api.post("v1/sessions", { name, metadata, messages: messages.map(toServer) }));
+        conversation.take(await this.api.post("v1/sessions", { name, metadata, model, messages: messages.map(toServer) }));
       }
     } catch (error) {
       await this.remove(conversation);

@@ -9,6 +9,7 @@ const WORDS = {
   "settings": ["Settings", "Einstellungen"],
   "settings-of": ["Settings of this conversation", "Einstellungen dieses Gesprächs"],
   "model": ["Model", "Modell"],
+  "model-choice": ["Model of this conversation; another one begins a new one", "Modell dieses Gesprächs; ein anderes beginnt ein neues"],
   "tree": ["Branches", "Zweige"],
   "compare": ["Compare", "Vergleichen"],
   "compare-with": ["Compare with", "Vergleichen mit"],

@@ -11,10 +11,12 @@ import { language, number, say, speak, tokens } from "./i18n.js";
 import { listenToKeys } from "./keys.js";
 import { List } from "./list.js";
 import { Log, button } from "./log.js";
+import { markdown } from "./markdown.js";
 
 const WIDE = matchMedia("(min-width: 50rem)");
 const APPEARANCE = "fulmen-appearance";
 const LANGUAGE = "fulmen-language";
+const MODEL = "fulmen-model";
 
 class Page {
   constructor() {
@@ -24,7 +26,7 @@ class Page {
     this.log = new Log(byId("log"), this.#actions());
     this.composer = new Composer((text) => this.asking.ask([{ role: "user", content: text }]), (problem) => this.tell(problem));
     this.conversation = null;
-    this.model = null;
+    this.models = []; // as the server tells them, each once
     this.asking = new Asking(this);
     this.list = new List(this);
     this.#listen();
@@ -36,7 +38,7 @@ class Page {
     const delay = new Delay();
     while (!this.model) {
       try {
-        await this.#readModel();
+        await this.#readModels();
       } catch (error) {
         if (!this.conversation) this.begin();
         this.tell(error);
@@ -55,11 +57,36 @@ class Page {
   }
 
   /** Read what is served and which conversations there are. */
-  async #readModel() {
-    const [model] = (await this.api.get("v1/models")).data;
-    byId("composer").classList.toggle("no-thought", model.capabilities?.thinking.supported === false);
+  async #readModels() {
+    const names = (await this.api.get("v1/models")).data;
     await this.conversations.refresh();
-    this.model = model;
+    this.models = names.filter(({ id, root }) => id === root); // others are further names of these
+    fill(byId("models"), ...this.models.map(({ id }) => h("option", { value: id }, id)));
+    if (this.conversation) this.show();
+  }
+
+  /** The model of the conversation that is shown; null until the server has told its models. */
+  get model() {
+    return this.modelOf(this.conversation);
+  }
+
+  /** The model that a conversation goes on with: its own, else the one chosen last. */
+  modelOf(conversation) {
+    const named = (name) => this.models.find(({ id }) => id === name);
+    return named(conversation?.model) ?? named(localStorage.getItem(MODEL)) ?? this.models[0] ?? null;
+  }
+
+  /** Talk to a model: where something was said to another, in a new conversation. */
+  chooseModel(name) {
+    localStorage.setItem(MODEL, name);
+    const { conversation } = this;
+    if (this.isBlank && !this.asking.isBusy) {
+      conversation.model = name;
+      conversation.metadata = { ...conversation.metadata, settings: JSON.stringify(ofAnyModel(conversation.settings)) };
+      this.composer.settings = conversation.settings;
+      this.show();
+    } else this.begin(name);
+    this.showModel();
   }
 
   /** Read what was said elsewhere while nobody looked. */
@@ -81,11 +108,17 @@ class Page {
     else if (!this.conversation) this.begin();
   }
 
-  begin() {
-    const isBlank = this.conversation?.isNew && this.conversation.path.length === 0;
-    if (!isBlank) {
-      const settings = this.conversation ? { ...this.conversation.settings, schema: null } : {};
-      this.#switchTo(this.conversations.begin(settings));
+  /** Whether nothing was said in the conversation that is shown. */
+  get isBlank() {
+    return this.conversation?.isNew && this.conversation.path.length === 0;
+  }
+
+  /** Begin a conversation with a model, that of the one before unless told. */
+  begin(model = this.model?.id) {
+    if (!this.isBlank) {
+      const before = this.conversation?.settings ?? {};
+      const settings = model === this.model?.id ? before : ofAnyModel(before);
+      this.#switchTo(this.conversations.begin({ ...settings, schema: null }, model));
     }
     this.composer.focus();
   }
@@ -230,11 +263,25 @@ class Page {
     fill(byId("title"), conversation.title || say("new"));
     document.title = conversation.title ? `${conversation.title} · Fulmen` : "Fulmen";
     this.showMeter();
+    this.showModel();
     if (conversation.branches.size > 1) {
       this.conversations.loadAll(conversation).then(() => {
         if (conversation === this.conversation) this.log.show(conversation);
       }, () => {});
     }
+  }
+
+  /** Show which model the conversation has, and what is known of it while nothing is said. */
+  showModel() {
+    const { model, models } = this;
+    const choice = byId("models");
+    choice.hidden = models.length < 2;
+    if (!model) return;
+    choice.value = model.id;
+    byId("composer").classList.toggle("no-thought", model.capabilities?.thinking.supported === false);
+    const [summary] = (model.card?.[language] ?? "").split("\n\n");
+    const isSummary = models.length > 1 && summary && !summary.startsWith("- "); // else a list of facts
+    fill(byId("about"), isSummary ? markdown(summary) : null);
   }
 
   showMeter() {
@@ -284,7 +331,7 @@ class Page {
 
   async import(file) {
     try {
-      await this.open(await this.conversations.import(await read(file)));
+      await this.open(await this.conversations.import(await read(file), this.model?.id ?? ""));
       this.tell(say("imported"));
     } catch (error) {
       this.tell(error);
@@ -295,6 +342,7 @@ class Page {
 
   #listen() {
     byId("new").addEventListener("click", () => this.begin());
+    byId("models").addEventListener("change", (event) => this.chooseModel(event.target.value));
     byId("stop").addEventListener("click", () => this.asking.stop());
     byId("menu").addEventListener("click", () => this.toggleMenu());
     byId("tree-button").addEventListener("click", () => this.dialogs.tree());
@@ -384,6 +432,9 @@ class Page {
     if (siblings.length > 1) this.goTo(siblings[(siblings.indexOf(turn) + step + siblings.length) % siblings.length]);
   }
 }
+
+/** Return the settings that another model is given too: sampling and thinking are each model's own. */
+const ofAnyModel = ({ system, tools }) => ({ system, tools });
 
 function setAppearance(value) {
   if (value) localStorage.setItem(APPEARANCE, value);

@@ -68,6 +68,7 @@ class ModelObject(TypedDict):
     """A model, in a form that both SDKs read."""
 
     id: str
+    root: Annotated[str, Field(description="The model's own name, where the id is an alias too")]
     object: Literal["model"]
     type: Literal["model"]
     created: int

@@ -16,6 +16,9 @@ class SessionObject(TypedDict):
     object: Literal["session"]
     status: Literal["idle", "answering", "saving", "unreadable"]
     model: Annotated[str | None, Field(description="Model that it was begun with")]
+    served_as: Annotated[
+        str | None, Field(description="Name of that model here; null where it is not served")
+    ]
     created_at: Annotated[int | None, Field(description="Seconds since 1970")]
     last_used_at: Annotated[int | None, Field(description="Seconds since 1970")]
     metadata: Annotated[dict[str, str], Field(description="Notes of whoever talks")]

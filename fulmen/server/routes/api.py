@@ -1,7 +1,8 @@
-"""Needs that all routes share: the model's name, the start of an answer, and JSON."""
+"""Needs that all routes share: the model of a name, the start of an answer, and JSON."""
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final, Protocol
 from urllib.parse import quote, unquote_to_bytes
 
 from fastapi import APIRouter, Request, Response
@@ -15,51 +16,81 @@ from fulmen.server.errors import Refusal
 from fulmen.server.service import Service
 from fulmen.server.sse import to_json
 from fulmen.server.streaming import unless_gone
+from fulmen.server.usage import Usages
 
 SESSION_HEADER: Final = "fulmen-session"
 
 
+class NamesModel(Protocol):
+    """A request's body that names a model."""
+
+    model: str
+
+
 class Api:
-    """The service behind the routes, and the settings they follow."""
+    """The models behind the routes, and the settings they follow."""
 
-    def __init__(self, service: Service, config: ServerConfig) -> None:
-        self.service = service
+    def __init__(self, services: Sequence[Service], usages: Usages, config: ServerConfig) -> None:
+        """services: one for each model; the first answers to names that none has"""
+        self.services = services
+        self.usages = usages
         self.config = config
+        self._of_name = {
+            name: service for service in reversed(services) for name in service.config.names
+        }
 
-    def name(self, asked: str) -> str:
-        """Return the name that a reply has: the one asked for, or else the model's own.
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names that models are listed under, those of the first model first."""
+        return tuple(name for service in self.services for name in service.config.names)
 
-        Raises a Refusal (404) for another name, where the server is strict about them.
+    def find(self, asked: str) -> Service:
+        """Return the model of a name, or else the first one.
+
+        Raises a Refusal (404) for a name that none has, where the server is strict about them.
         """
-        config = self.config
-        if config.strict_model_names and asked not in config.names:
+        service = self._of_name.get(asked)
+        if service is None and self.config.strict_model_names:
+            verb = "is" if len(self.services) == 1 else "are"
             raise Refusal(
                 404,
-                f"the model {shown(asked)} is not served here, {', '.join(config.names)} is",
+                f"the model {shown(asked)} is not served here, {', '.join(self.names)} {verb}",
                 param="model",
                 code="model_not_found",
             )
-        return asked or config.model_name
+        return service or self.services[0]
 
-    def tokenizer(self) -> Any:
-        """Return the model's tokenizer. Raises a Refusal (501) for a model that has none."""
-        if self.service.tokenizer is None:
-            raise Refusal(501, "this model does not tell its tokens")
-        return self.service.tokenizer
+    def service(self, request: Request, asked: str) -> Service:
+        """Return the model that a request names, and count the request as one for it. Raises a
+        Refusal as `find`."""
+        service = self.find(asked)
+        request.state.model_name = service.name  # for the counters
+        return service
 
-    async def start(self, request: Request, ask: Ask, id: str) -> Answers:
+    def choose(self, request: Request, body: NamesModel) -> Service:
+        """Return the model that a body names; one that names none gets the name of the first, which
+        a reply has then. Raises a Refusal as `find`."""
+        service = self.service(request, body.model)
+        body.model = body.model or service.name
+        return service
+
+    async def start(self, request: Request, service: Service, ask: Ask, id: str) -> Answers:
         """Start the answers to a request, unless its client goes away first."""
         ask = replace(ask, session=session_of(request, ask.session))
-        answers = await unless_gone(request, self.service.answer(ask, scope_of(request), id))
+        answers = await unless_gone(request, service.answer(ask, scope_of(request), id))
         request.state.answers = answers  # for the log's line
         if ask.session is not None:
             request.state.reply_headers = {SESSION_HEADER: quote(ask.session)}
         return answers
 
     async def end_thinking(self, request: Request, id: str) -> Response:
-        """End the thought of a running answer, and tell whether one ran."""
-        ended = await self.service.end_thinking(id, scope_of(request))
-        return json_response({"id": id, "ended": ended})
+        """End the thoughts of a running answer softly, and tell whether one ran. Raises a Refusal
+        for an answer that this caller does not have running."""
+        found = (service.running(id, scope_of(request)) for service in self.services)
+        answers = next(filter(None, found), None)
+        if answers is None:
+            raise Refusal(404, f"no answer with the id {id[:80]!r} is running")
+        return json_response({"id": id, "ended": await answers.end_thinking()})
 
 
 def new_router() -> APIRouter:

@@ -23,7 +23,7 @@ class ControlBody(BaseModel):
 
 def chat_router(api: Api) -> APIRouter:
     """Return the routes of Chat Completions."""
-    router, service = new_router(), api.service
+    router = new_router()
 
     @router.post(
         "/v1/chat/completions",
@@ -31,11 +31,11 @@ def chat_router(api: Api) -> APIRouter:
         responses=replying(ChatReply, 404, 409, 429, 501, events=ChatEvent, ends_with_done=True),
     )
     async def chat_completions(request: Request, body: ChatBody) -> Response:
-        body.model = api.name(body.model)
+        service = api.choose(request, body)
         call = read_chat(body, service.defaults)
         if call.has_token_ids or call.has_logprobs or call.ask.prompt_ids:
-            api.tokenizer()
-        answers = await api.start(request, call.ask, f"chatcmpl-{secrets.token_hex(12)}")
+            service.needed_tokenizer()
+        answers = await api.start(request, service, call.ask, f"chatcmpl-{secrets.token_hex(12)}")
         writer = ChatWriter(call, answers, service.tokenizer)
         if call.is_streamed:
             return stream_response(request, answers, writer, api.config, finish=writer.finish)

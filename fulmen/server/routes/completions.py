@@ -14,7 +14,7 @@ from fulmen.server.streaming import read_ends, stream_response
 
 def completions_router(api: Api) -> APIRouter:
     """Return the route of Completions."""
-    router, service = new_router(), api.service
+    router = new_router()
 
     @router.post(
         "/v1/completions",
@@ -24,12 +24,12 @@ def completions_router(api: Api) -> APIRouter:
         ),
     )
     async def completions(request: Request, body: CompletionsBody) -> Response:
-        body.model = api.name(body.model)
+        service = api.choose(request, body)
         call = read_completions(body, service.defaults)
         has_ids = any(not isinstance(text, str) for text in call.ask.texts)
         if call.has_token_ids or call.has_logprobs or has_ids:
-            api.tokenizer()
-        answers = await api.start(request, call.ask, f"cmpl-{secrets.token_hex(12)}")
+            service.needed_tokenizer()
+        answers = await api.start(request, service, call.ask, f"cmpl-{secrets.token_hex(12)}")
         writer = CompletionsWriter(call, answers, service.tokenizer)
         if call.is_streamed:
             return stream_response(request, answers, writer, api.config, finish=writer.finish)

@@ -14,7 +14,7 @@ from fulmen.server.streaming import read_ends, stream_response, unless_gone
 
 def messages_router(api: Api) -> APIRouter:
     """Return the routes of Messages."""
-    router, service = new_router(), api.service
+    router = new_router()
 
     @router.post(
         "/v1/messages",
@@ -22,9 +22,9 @@ def messages_router(api: Api) -> APIRouter:
         responses=replying(MessagesReply, 404, 409, 429, events=MessagesEvent),
     )
     async def messages(request: Request, body: MessagesBody) -> Response:
-        body.model = api.name(body.model)
+        service = api.choose(request, body)
         call = read_messages_call(body, service.defaults)
-        answers = await api.start(request, call.ask, f"msg_{secrets.token_hex(12)}")
+        answers = await api.start(request, service, call.ask, f"msg_{secrets.token_hex(12)}")
         writer = MessagesWriter(call, answers)
         if call.is_streamed:
             return stream_response(request, answers, writer, api.config)
@@ -37,7 +37,7 @@ def messages_router(api: Api) -> APIRouter:
         responses=replying(InputTokens, 404, 501),
     )
     async def count_tokens(request: Request, body: MessagesBody) -> Response:
-        body.model = api.name(body.model)
+        service = api.choose(request, body)
         call = read_messages_call(body, service.defaults)
         count = await unless_gone(request, service.count(call.ask, scope_of(request)))
         return json_response({"input_tokens": count})

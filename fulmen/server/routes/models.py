@@ -1,4 +1,4 @@
-"""The model's names, health, counters and version over HTTP."""
+"""The models and their names, health, counters and version over HTTP."""
 
 import time
 from typing import Any
@@ -13,15 +13,16 @@ from fulmen.server.models import card_of, model_object
 from fulmen.server.openapi import replying
 from fulmen.server.replies import Health, ModelList, ModelObject, Readiness, Version
 from fulmen.server.routes.api import Api, json_response, new_router
+from fulmen.server.service import Service
 
 
 def models_router(api: Api) -> APIRouter:
-    """Return the routes that tell which names the model has."""
-    router, service, config = new_router(), api.service, api.config
-    started, card = int(time.time()), card_of(service)
+    """Return the routes that tell which models are served, under which names."""
+    router, started = new_router(), int(time.time())
+    cards = {service.name: card_of(service) for service in api.services}
 
-    def described(name: str) -> dict[str, Any]:
-        return model_object(name, service, started=started, card=card)
+    def described(name: str, service: Service) -> dict[str, Any]:
+        return model_object(name, service, started=started, card=cards[service.name])
 
     @router.get(
         "/v1/models",
@@ -29,7 +30,9 @@ def models_router(api: Api) -> APIRouter:
         responses=replying(ModelList),
     )
     async def models() -> Response:
-        data = [described(name) for name in config.names]
+        data = [
+            described(name, service) for service in api.services for name in service.config.names
+        ]
         return json_response(
             {
                 "object": "list",
@@ -42,9 +45,7 @@ def models_router(api: Api) -> APIRouter:
 
     @router.get("/v1/models/{name:path}", summary="One model", responses=replying(ModelObject, 404))
     async def one_model(name: str) -> Response:
-        if config.strict_model_names:
-            api.name(name)
-        return json_response(described(name))
+        return json_response(described(name, api.find(name)))
 
     return router
 

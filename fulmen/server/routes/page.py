@@ -17,7 +17,7 @@ def page_router(api: Api) -> APIRouter:
     async def root(request: Request) -> Response:
         if has_page and is_for_browser(request.url.path, request.headers.get("accept", "")):
             return _answer(request, "index.html")
-        names = list(api.config.names)
+        names = list(api.names)
         greeting = json_response({"name": "fulmen", "version": __version__, "models": names})
         greeting.headers["vary"] = "accept"
         return greeting

@@ -25,6 +25,7 @@ from fulmen.server.replies import (
 from fulmen.server.responses_reply import ResponsesWriter
 from fulmen.server.responses_store import ResponseStore
 from fulmen.server.routes.api import Api, json_response, new_router, scope_of
+from fulmen.server.service import Service
 from fulmen.server.sse import frame
 from fulmen.server.streaming import EventStream, read_ends, stream_response, unless_gone
 
@@ -36,10 +37,9 @@ _MOST_ITEMS: Final = 100
 
 def responses_router(api: Api, store: ResponseStore, background: Background) -> APIRouter:
     """Return the routes of Responses."""
-    router, service = new_router(), api.service
+    router = new_router()
 
-    async def read(request: Request, body: ResponsesBody) -> ResponsesCall:
-        body.model = api.name(body.model)
+    async def read(request: Request, service: Service, body: ResponsesBody) -> ResponsesCall:
         scope = scope_of(request)
         if not isinstance(body.input, str) and any(map(_is_reference, body.input)):
             body.input = await asyncio.to_thread(_resolved, body.input, store, scope)
@@ -64,11 +64,12 @@ def responses_router(api: Api, store: ResponseStore, background: Background) -> 
         responses=replying(ResponseReply, 404, 409, 429, 501, events=ResponsesEvent),
     )
     async def responses(request: Request, body: ResponsesBody) -> Response:
-        call = await read(request, body)
+        service = api.choose(request, body)
+        call = await read(request, service, body)
         if call.has_logprobs:
-            api.tokenizer()
+            service.needed_tokenizer()
         scope = scope_of(request)
-        answers = await api.start(request, call.ask, f"resp_{secrets.token_hex(12)}")
+        answers = await api.start(request, service, call.ask, f"resp_{secrets.token_hex(12)}")
         writer = ResponsesWriter(call, answers, service.tokenizer)
         if call.is_background:
 
@@ -177,7 +178,8 @@ def responses_router(api: Api, store: ResponseStore, background: Background) -> 
         responses=replying(ResponseInputTokens, 404, 501),
     )
     async def input_tokens(request: Request, body: ResponsesBody) -> Response:
-        call = await read(request, body)
+        service = api.choose(request, body)
+        call = await read(request, service, body)
         count = await unless_gone(request, service.count(call.ask, scope_of(request)))
         return json_response({"object": "response.input_tokens", "input_tokens": count})
 

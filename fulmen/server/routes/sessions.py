@@ -54,6 +54,7 @@ class CreateBody(BaseModel):
 
     name: str = Field(description="Name of the session")
     metadata: Metadata = Field({}, description="Notes of whoever talks, such as a title")
+    model: str = Field("", description="Model that it belongs to, the first one if omitted")
     messages: ListOf[dict[str, Any]] = Field(
         [],
         max_length=_MAX_MESSAGES,
@@ -88,14 +89,15 @@ def sessions_router(api: Api, sessions: Sessions) -> APIRouter:
     )
     async def create(request: Request, body: CreateBody) -> Response:
         scope, metadata = scope_of(request), _metadata(body.metadata)
+        service = api.choose(request, body) if body.model else api.services[0]
         given = body.messages
-        messages = await sessions.in_thread(lambda: _history(api.service, given) if given else ())
+        messages = await sessions.in_thread(lambda: _history(service, given) if given else ())
 
         def work(held: Held) -> Response:
             held.create(messages, metadata)
             return shown_idle(held)
 
-        return await change(body.name, scope, work)
+        return await change(body.name, scope, work, service.name)
 
     @router.get(
         "/v1/sessions",
@@ -148,18 +150,18 @@ def sessions_router(api: Api, sessions: Sessions) -> APIRouter:
         scope = scope_of(request)
         name = await sessions.saved(name, scope)
 
-        def work() -> StoredAnswer:
+        def work() -> tuple[StoredAnswer, str]:
             store = sessions.store(scope)
             check_turn(store, name, turn)
-            sessions.check_model(store.state(name))
-            return answer_of(sessions, store, name, turn)
+            owner = sessions.owner(store.state(name))
+            return answer_of(sessions.llm(owner), store, name, turn), owner
 
-        answer = await sessions.in_thread(lambda: refusing(name, work))
-        known = answer.known_tokens()
+        answer, owner = await sessions.in_thread(lambda: refusing(name, work))
+        service, known = api.service(request, owner), answer.known_tokens()
         if known is None or (top and answer.ids):
-            score = api.service.score(answer.prompt_ids, answer.ids, top, scope)
+            score = service.score(answer.prompt_ids, answer.ids, top, scope)
             known = await unless_gone(request, score)
-        objects = partial(token_objects, known, answer, api.tokenizer())
+        objects = partial(token_objects, known, answer, service.needed_tokenizer())
         return await sessions.in_thread(
             lambda: json_response({"object": "list", "data": objects()})
         )
@@ -265,9 +267,14 @@ def sessions_router(api: Api, sessions: Sessions) -> APIRouter:
             refusing(name, lambda: detail_of(sessions, name, scope, is_released=True))
         )
 
-    async def change(name: str, scope: str, work: Callable[[Held], Response]) -> Response:
-        """Change a session that nobody has meanwhile."""
-        held = await sessions.take(name, scope)
+    async def change(
+        name: str, scope: str, work: Callable[[Held], Response], model_name: str | None = None
+    ) -> Response:
+        """Change a session that nobody has meanwhile.
+
+        model_name  model that it is begun with, if it is
+        """
+        held = await sessions.take(name, scope, model_name)
         try:
             answer = await held.run(lambda: refusing(held.name, lambda: work(held)), saves=True)
             sessions.forget(held.key)

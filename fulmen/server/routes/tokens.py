@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
+from fastapi import Query as QueryField
 from pydantic import BaseModel, ConfigDict, Field
 
 from fulmen.server.asking import Ask
@@ -23,7 +24,9 @@ class TokenizeBody(BaseModel):
 
     model_config = ConfigDict(extra="allow", strict=True)
 
-    model: str = Field("", description="Any name, unless the server is strict about names")
+    model: str = Field(
+        "", description="Name of a model; any other is the first one's, unless the server is strict"
+    )
     prompt: str | None = Field(None, description="A text, as it stands")
     messages: ListOf[Annotated[dict[str, Any], Shape(ChatMessageIn)]] | None = Field(
         None, description="A conversation, in place of a text: tokens of its prompt"
@@ -62,7 +65,9 @@ class DetokenizeBody(BaseModel):
 
     model_config = ConfigDict(extra="allow", strict=True)
 
-    model: str = Field("", description="Any name, unless the server is strict about names")
+    model: str = Field(
+        "", description="Name of a model; any other is the first one's, unless the server is strict"
+    )
     tokens: ListOf[int] = Field(description="Ids of tokens")
 
 
@@ -87,7 +92,7 @@ class TokenizerInfo(BaseModel):
 
 def tokens_router(api: Api) -> APIRouter:
     """Return the routes of tokens. They stand at the root, where vLLM has them."""
-    router, service = new_router(), api.service
+    router = new_router()
 
     @router.post("/v1/tokenize", include_in_schema=False)  # SGLang's
     @router.post(
@@ -96,8 +101,8 @@ def tokens_router(api: Api) -> APIRouter:
         responses=replying(TokenizeReply, 404, 501),
     )
     async def tokenize(request: Request, body: TokenizeBody) -> Response:
-        body.model = api.name(body.model)
-        tokenizer = api.tokenizer()
+        service = api.choose(request, body)
+        tokenizer = service.needed_tokenizer()
         if body.messages is not None:
             ask = _conversation(body, service.defaults)
             ids: Sequence[int] = await unless_gone(
@@ -111,19 +116,23 @@ def tokens_router(api: Api) -> APIRouter:
     @router.post(
         "/detokenize", summary="Text of tokens", responses=replying(DetokenizeReply, 404, 501)
     )
-    async def detokenize(body: DetokenizeBody) -> Response:
-        api.name(body.model)
-        tokenizer = api.tokenizer()
+    async def detokenize(request: Request, body: DetokenizeBody) -> Response:
+        service = api.choose(request, body)
+        tokenizer = service.needed_tokenizer()
         ids = service.checked_ids(body.tokens, "tokens")
         return json_response({"prompt": await asyncio.to_thread(tokenizer.decode, ids)})
 
     @router.get(
         "/tokenizer_info",
         summary="The tokenizer: its special tokens and the chat template",
-        responses=replying(TokenizerInfo, 501),
+        responses=replying(TokenizerInfo, 404, 501),
     )
-    async def tokenizer_info() -> Response:
-        tokenizer, format = api.tokenizer(), service.model.format
+    async def tokenizer_info(
+        request: Request,
+        model: str = QueryField("", description="Name of the model, the first one if omitted"),
+    ) -> Response:
+        service = api.find(model) if model else api.services[0]
+        tokenizer, format = service.needed_tokenizer(), service.model.format
         ends = [tokenizer.token(id) for id in tokenizer.eos_token_ids]
         info = {
             "tokenizer_class": "PreTrainedTokenizerFast",

@@ -41,7 +41,7 @@ class UsageReply(BaseModel):
 
 def usage_router(api: Api) -> APIRouter:
     """Return the route of usage."""
-    router, usages = new_router(), api.service.usages
+    router, usages = new_router(), api.usages
 
     @router.get(
         "/v1/usage",
