@@ -508,3 +508,49 @@ def test_a_conversation_needs_questions() -> None:
         TaskConfig(generator="add", questions=2)
     with pytest.raises(ValueError, match=r"^questions is 0, it must be from 1 to 1000$"):
         TaskConfig(environment="arithmetic", questions=0)
+
+
+def test_a_thought_is_cut_as_a_budget_cuts_it_and_only_the_answer_is_learnt(own: Coder) -> None:
+    config = TaskConfig(environment="basics:add")
+    whole, cut = (open_source(replace(config, cut_thoughts=share), seed=4) for share in (0.0, 1.0))
+    assert own.format is not None
+    assert own.format.thinking is not None
+    tags = own.format.thinking
+    closings = [
+        own.tokenizer.encode(f"{phrase}{tags.forced_end}")
+        for phrase in ("", f"\n\n{tags.last_phrase}")
+    ]
+    opening = own.tokenizer.encode(tags.forced_start)
+    lengths, phrases = set(), set()
+    for index in range(30):
+        (full,) = whole.document(index).encode(own)
+        (short,) = cut.document(index).encode(own)
+        assert [short] == cut.document(index).encode(own)
+        answer = [short.ids[place] for place in short.targets]
+        assert answer == list(full.ids[-len(answer) :])
+        task = load_environment("basics:add", seed=4).task(index)
+        assert task.known_answers[0].content in own.tokenizer.decode(answer)
+        head = list(short.ids[: short.targets[0]])
+        closing = next(one for one in closings[::-1] if head[-len(one) :] == one)
+        thought = head[full.targets[0] : len(head) - len(closing)]
+        assert thought[: len(opening)] == opening
+        assert head[: len(head) - len(closing)] == list(full.ids[: len(head) - len(closing)])
+        lengths.add(len(thought) - len(opening))
+        phrases.add(len(closing))
+    assert len(lengths) > 5
+    assert len(phrases) == 2
+
+
+def test_only_a_share_of_the_thoughts_is_cut(own: Coder) -> None:
+    whole, some = (
+        open_source(TaskConfig(environment="basics:add", cut_thoughts=share), seed=4)
+        for share in (0.0, 0.3)
+    )
+    differ = [whole.document(i).encode(own) != some.document(i).encode(own) for i in range(200)]
+    assert 40 <= sum(differ) <= 80
+    with pytest.raises(ValueError, match=r"^cut_thoughts is 2, it must be from 0 to 1$"):
+        TaskConfig(environment="arithmetic", cut_thoughts=2)
+    with pytest.raises(ValueError, match=r"^cut_thoughts is 0.1, it needs single questions"):
+        TaskConfig(environment="arithmetic", cut_thoughts=0.1, questions=2)
+    with pytest.raises(ValueError, match=r"^cut_thoughts is 0.1, it needs environment"):
+        TaskConfig(generator="add", cut_thoughts=0.1)

@@ -12,6 +12,7 @@ answers whose thoughts it shows.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from random import Random
 from typing import Any, Final
 
 from fulmen.chat import (
@@ -149,6 +150,26 @@ class Coder:
             missing = missing - here
         return examples[::-1]
 
+    def cut(self, example: Example, draw: Random) -> Example:
+        """Return an example of one answer whose thought is cut at a random token, as a thinking
+        budget cuts it; only what is answered then is learnt. One without a thought stays."""
+        tags = self._known_format.thinking
+        if tags is None:
+            return example
+        start, stop = example.targets[0], example.targets[-1] + 1
+        said = list(example.ids[start:stop])
+        opening = self.tokenizer.encode(tags.forced_start)
+        ending = self.tokenizer.encode(tags.forced_end)
+        if said[: len(opening)] != opening or (end := _find(ending, said)) is None:
+            return example
+        place = start + draw.randint(len(opening), end)
+        has_phrase = draw.random() < 0.5  # a budget has room for it, or not
+        closing = f"\n\n{tags.last_phrase}{tags.forced_end}" if has_phrase else tags.forced_end
+        head = (*example.ids[:place], *self.tokenizer.encode(closing))
+        answer = example.ids[start + end + len(ending) : stop]
+        targets = range(len(head), len(head) + len(answer))
+        return Example((*head, *answer), targets)
+
     @property
     def _known_format(self) -> ChatFormat:
         if self.format is None:
@@ -227,6 +248,13 @@ class Coder:
 
 _ANY: Final = SamplingParams()
 """Sampling without stop texts"""
+
+
+def _find(wanted: Sequence[int], ids: Sequence[int]) -> int | None:
+    """Return the place of the first ids that are the wanted ones; None if there are none."""
+    size = len(wanted)
+    places = range(len(ids) - size + 1)
+    return next((at for at in places if list(ids[at : at + size]) == list(wanted)), None)
 
 
 def _joined(before: Sequence[int], answer: Sequence[int]) -> Example:

@@ -32,7 +32,7 @@ from fulmen.train.lm.documents import (
     parsed_line,
     strings,
 )
-from fulmen.train.lm.examples import Coder
+from fulmen.train.lm.examples import Coder, Example
 from fulmen.train.lm.procedural import GENERATORS, Problem, make_problem
 from fulmen.train.run_file import changed_fields
 
@@ -61,6 +61,9 @@ class TaskConfig:
     questions: int = 1
     """Most questions of an environment that one conversation asks, one after another: 2 up to so
     many, where it is not 1."""
+    cut_thoughts: float = 0.0
+    """Share of an environment's questions whose thought is cut at a random token, as a thinking
+    budget cuts it; of these only what is answered then is learnt."""
     files: tuple[Path, ...] = ()
     """Text files (.txt, .md) and JSONL; of a folder all of those in it."""
     block_bytes: int = 65_536
@@ -91,6 +94,13 @@ class TaskConfig:
             )
         if not 1 <= self.questions <= 1000:
             raise ValueError(f"questions is {self.questions}, it must be from 1 to 1000")
+        if not 0 <= self.cut_thoughts <= 1:
+            raise ValueError(f"cut_thoughts is {self.cut_thoughts}, it must be from 0 to 1")
+        if self.cut_thoughts and self.questions > 1:
+            raise ValueError(
+                f"cut_thoughts is {self.cut_thoughts}, it needs single questions, questions is "
+                f"{self.questions}"
+            )
         if not 256 <= self.block_bytes <= 2**30:
             raise ValueError(f"block_bytes is {self.block_bytes}, it must be from 256 to 2^30")
         if self.environment is not None and self.style != "chat":
@@ -107,6 +117,7 @@ _OWNERS: Final[Mapping[str, str]] = {
     "smallest": "generator",
     "largest": "generator",
     "questions": "environment",
+    "cut_thoughts": "environment",
     "block_bytes": "files",
     "subset": "dataset",
     "split": "dataset",
@@ -148,9 +159,12 @@ class Procedural(Source):
 class Demonstrations(Source):
     """Tasks of an environment, done by their known answers."""
 
-    def __init__(self, name: str, seed: int) -> None:
-        """Raises ValueError for an environment whose tasks have no known answers."""
-        self._name = name
+    def __init__(self, name: str, seed: int, cut_thoughts: float = 0.0) -> None:
+        """cut_thoughts: share of questions whose thought is cut
+
+        Raises ValueError for an environment whose tasks have no known answers.
+        """
+        self._name, self._seed, self._cut_thoughts = name, seed, cut_thoughts
         self._environment = load_environment(name, seed=seed)
         self.num_documents = count = self._environment.num_tasks
         if count is not None:
@@ -166,9 +180,17 @@ class Demonstrations(Source):
         if task.is_question and len(messages) == 2:
             problem = Problem(messages[0].content, "", messages[1].content)
         tools = tools_of(task)
+        is_question = task.is_question and len(task.known_answers) == 1
+
+        def encode(coder: Coder) -> list[Example]:
+            examples = coder.conversation(messages, tools)
+            draw = random.Random(f"cut {self._seed} {index}")
+            is_cut = is_question and draw.random() < self._cut_thoughts
+            return [coder.cut(one, draw) for one in examples] if is_cut else examples
+
         return Document(
             task.key,
-            located(lambda coder: coder.conversation(messages, tools), f"{self._name}, {index}"),
+            located(encode, f"{self._name}, {index}"),
             problem,
             "\n".join(one.content for one in task.known_answers),
             "\n".join(strings([[one.thinking, _given(one)] for one in task.known_answers])),
@@ -336,7 +358,7 @@ def open_source(config: TaskConfig, seed: int) -> Source:
     if config.environment is not None and config.questions > 1:
         return Conversations(config.environment, seed, config.questions)
     if config.environment is not None:
-        return Demonstrations(config.environment, seed)
+        return Demonstrations(config.environment, seed, config.cut_thoughts)
     if config.dataset is not None:
         return Hub(config)
     files = [file for path in config.files for file in _files_of(path)]
