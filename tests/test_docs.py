@@ -73,7 +73,7 @@ def test_the_quick_start_prints_what_the_readme_shows() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     found = re.search(r"&& fulmen (chat [^\n]*)\n```\n\s*prints\s*```text\n(.*?)```", text, re.S)
     assert found is not None
-    skip_without_model("smollm2")
+    skip_without_model(found[1])
     start = "from fulmen.cli import main; main()"
     assert run("-c", start, *shlex.split(found[1])).strip() == found[2].strip()
 

@@ -169,8 +169,9 @@ def package_folder(card: Card) -> Path | None:
     folder = PACKAGE / card.folder
     if not any(folder.glob("*.safetensors")):
         raise ValueError(
-            f"{card.name} comes with Fulmen, but {folder} holds no safetensors: the installation "
-            "is not complete, `pip install --force-reinstall fulmen` mends it"
+            f"{card.name} comes with Fulmen, but {folder} holds no safetensors: install it anew "
+            f"(`pip install --force-reinstall fulmen`), or `fulmen train speedrun {card.name}` "
+            "makes them"
         )
     return folder
 

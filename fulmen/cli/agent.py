@@ -27,7 +27,7 @@ from fulmen.cli.help import (
     examples,
 )
 from fulmen.cli.options import (
-    DEFAULT_MODEL,
+    DEFAULT_AGENT_MODEL,
     ENGINE_CONFIG,
     MODEL_HELP,
     MODEL_OPTION,
@@ -133,7 +133,7 @@ def run(
             "--model",
             "-m",
             help=f"{MODEL_HELP} With --url, its name there. Default: the run's, else "
-            f"{DEFAULT_MODEL}.",
+            f"{DEFAULT_AGENT_MODEL}.",
             **MODEL_OPTION,
         ),
     ] = None,
@@ -390,7 +390,7 @@ def _model_side(settings: Mapping[str, Any], earlier: "Run | None", key: str | N
         return Side(f"{model} at {url}" if model else url, remote=remote)
     if earlier is not None and model is None:
         model = earlier.facts.model
-    name = model or DEFAULT_MODEL
+    name = model or DEFAULT_AGENT_MODEL
     llm = load_llm(
         name,
         settings.get("dtype"),

@@ -33,7 +33,7 @@ from fulmen.files import explain
 
 _EXAMPLES = examples("""
 fulmen chat                                  talk to a small model
-fulmen chat "What is the capital of France?"  one answer
+fulmen chat "What is 4711 + 1293?"           one answer
 fulmen chat --session trip                   begin, or go on with yesterday's
 fulmen chat "..." --thinking-budget 2000     at most 2,000 tokens of thought
 fulmen chat "..." --json-schema schema.json  answer in JSON of this shape

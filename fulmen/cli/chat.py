@@ -12,6 +12,7 @@ from fulmen.cli import completion
 from fulmen.cli.help import SESSION, THINKING, examples
 from fulmen.cli.options import (
     DEFAULT_MODEL,
+    DEFAULT_TEXT_MODEL,
     ENGINE_CONFIG,
     MODEL_HELP,
     MODEL_OPTION,
@@ -19,7 +20,6 @@ from fulmen.cli.options import (
     DtypeOption,
     IgnoreOption,
     StoreOption,
-    TalkingModelOption,
     UrlDialectOption,
     UrlKeyOption,
     UrlOption,
@@ -61,7 +61,7 @@ _SCHEMA_FILE: Final = """
 CHAT_EXAMPLES: Final = examples(
     """
 fulmen chat                                  talk; /help lists commands
-fulmen chat "Why is the sky blue?"           one answer
+fulmen chat "What is 84 + 70?"               one answer
 cat notes.txt | fulmen chat "Sum this up."    ask about what is piped in
 fulmen chat --session trip                   begin, or go on with yesterday's
 fulmen sessions list                         conversations so far
@@ -277,7 +277,15 @@ def generate(
         str | None,
         typer.Argument(metavar="PROMPT", help="Text to continue. Without it, what is piped in."),
     ] = None,
-    model: TalkingModelOption = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help=f"{MODEL_HELP} With --url, its name there. Default: {DEFAULT_TEXT_MODEL}.",
+            **MODEL_OPTION,
+        ),
+    ] = None,
     url: UrlOption = None,
     url_key: UrlKeyOption = None,
     url_dialect: UrlDialectOption = "auto",
@@ -308,7 +316,7 @@ def generate(
     with ExitStack() as opened:
         running: Stream | RemoteRun
         if url is None:
-            llm = load_llm(model or DEFAULT_MODEL, dtype, device, engine, ignore_config_field)
+            llm = load_llm(model or DEFAULT_TEXT_MODEL, dtype, device, engine, ignore_config_field)
             running = llm.stream_text(prompt, params=replace(llm.defaults, **given))
         else:
             from fulmen.cli.remote import open_remote

@@ -60,21 +60,28 @@ def test_a_conversation_begins_with_what_the_model_is_and_goes_on_without(
     assert greeting not in once.stderr
 
 
+def test_a_question_is_answered_without_a_name_and_without_a_network() -> None:
+    run = called("chat", "Hello", "--max-tokens", "2")
+    assert run.returncode == 0, run.stderr
+    assert "mini-m1, a context of 16,384 tokens" in run.stderr
+
+
 @pytest.mark.parametrize(
-    ("model", "flags", "tools"),
+    ("flags", "model", "tools"),
     [
-        ("mini-m2", (), "minimal"),
-        ("mini-m2", ("--tools", "coding"), "coding"),
-        ("mini-m1", (), "coding"),
+        (("--model", "mini-m2"), "mini-m2", "minimal"),
+        (("--model", "mini-m2", "--tools", "coding"), "mini-m2", "coding"),
+        (("--model", "mini-m1"), "mini-m1", "coding"),
     ],
 )
 def test_an_agent_has_the_tools_that_the_card_names_unless_it_is_told_others(
-    model: str, flags: tuple[str, ...], tools: str, tmp_path: Path
+    flags: tuple[str, ...], model: str, tools: str, tmp_path: Path
 ) -> None:
     skip_without_sandbox()
     work = tmp_path / "work"
     work.mkdir()
     limits = ("--max-tokens", "3", "--folder", work)
-    called("agent", "-p", "Do it.", "--model", model, *flags, *limits)
+    called("agent", "-p", "Do it.", *flags, *limits)
     runs = Archive(default_runs()).runs
-    assert runs.facts(runs.names()[0]).tools == tools
+    facts = runs.facts(runs.names()[0])
+    assert (facts.model, facts.tools) == (model, tools)

@@ -16,13 +16,17 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
 from fulmen.catalog import Record, StageRecord
+from fulmen.chat import Tokenizer, load_format
 from fulmen.files import read_json, write_text
 from fulmen.quantize import QuantizeConfig, parse_packed, quantize_checkpoint
 from fulmen.train.lm.config import LMConfig
+from fulmen.train.lm.examples import Coder
+from fulmen.train.lm.sources import open_source
 from fulmen.train.lm.trainer import LMTrainer
 from fulmen.train.lm.watching import Watcher
 from fulmen.train.metrics import read_metrics
@@ -52,6 +56,10 @@ logger = logging.getLogger(__name__)
 
 MEASURE_SECONDS: Final = 30.0
 _PRACTICE: Final = "practice.json"
+_GROUP_SIZE: Final = 32
+"""Weights that share a scale: of small models every rounding counts"""
+_CALIBRATION_TOKENS: Final = 16_384
+"""Tokens of demonstrations for which the weights are rounded"""
 _ROUNDING_SECONDS: Final = 10.0
 """Time in which the weights are rounded, about"""
 
@@ -245,7 +253,10 @@ class Speedrun:
             (state,) = [one for one in list_states(folder) if step_of(one) == practised["step"]]
             source = model_folder(state)
         quantize_checkpoint(
-            source, self.model_folder, QuantizeConfig(packed=parse_packed(bits="8"))
+            source,
+            self.model_folder,
+            QuantizeConfig(packed=parse_packed(bits="8", group_size=_GROUP_SIZE)),
+            calibration_ids=sample_ids(self._at_home(self.recipe.learn), _CALIBRATION_TOKENS),
         )
 
     def _score(
@@ -320,6 +331,25 @@ class Speedrun:
     def _check_stop(self, should_stop: Callable[[], bool]) -> None:
         if should_stop():
             raise _Stopped
+
+
+def sample_ids(config: LMConfig, num_tokens: int) -> list[int]:
+    """Return so many tokens of what a run learns from environments, or all there are: one document
+    of each task in turn."""
+    assert config.model.tokenizer is not None
+    folder = config.model.tokenizer
+    model_type = str(config.model.config["model_type"])
+    coder = Coder(Tokenizer.from_folder(folder), load_format(folder, model_type=model_type))
+    tasks = [task for task in config.tasks.values() if task.environment is not None]
+    sources = [open_source(task, config.seed) for task in tasks]
+    ids: list[int] = []
+    for index in count():
+        left = [one for one in sources if one.num_documents is None or index < one.num_documents]
+        if not left or len(ids) >= num_tokens:
+            break
+        for source in left:
+            ids += [one for each in source.document(index).encode(coder) for one in each.ids]
+    return ids[:num_tokens]
 
 
 def judged(folder: Path) -> dict[str, Any]:
