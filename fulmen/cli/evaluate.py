@@ -65,7 +65,7 @@ EXAMPLES: Final = examples("""
 fulmen scale --task arithmetic --budgets 0,64,256
 fulmen scale --model minimax-m2 --task questions.jsonl --budgets 0,1k,16k
 fulmen scale --task questions.jsonl --out runs.json --plot curve.svg
-fulmen scale --task basics:sort --task basics:boolean --budgets 0,16,64 --plot curves.svg
+fulmen scale --task basics:sort --task basics:story --plot curves.svg
 fulmen scale --url http://127.0.0.1:8000 --budgets 0,1k
 """)
 
@@ -82,9 +82,10 @@ def scale(
     task: Annotated[
         list[str] | None,
         typer.Option(
+            metavar="NAME",
             help="arithmetic, arithmetic:STEPSxLARGEST such as arithmetic:3x20, or a JSONL file "
             "with a question and an answer on each line, such as GSM8K's. May be given several "
-            "times. Default: arithmetic."
+            "times. Default: arithmetic.",
         ),
     ] = None,
     tasks: Annotated[int, typer.Option(help="Number of tasks of each kind.")] = 40,

@@ -1,7 +1,6 @@
 """fulmen agent with the tools of small models: the prompts that such a model was trained on."""
 
 import asyncio
-import runpy
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +16,10 @@ from fulmen.envs import demonstrated, load_environment, tools_of
 from fulmen.envs.calls.micro import MicroRepair
 from fulmen.llm import LocalModel, LocalStream
 from fulmen.train.lm.examples import Coder, Example
+from fulmen.train.speedrun import find_recipe
 from tests.cli.test_cli import called
 from tests.models.helpers import random_model, tiny_m2
 from tests.sandbox.helpers import skip_without_sandbox
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -35,9 +33,8 @@ def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An M2 of random weights with the tokenizer of runs/mini-m2.toml."""
     folder = tmp_path_factory.mktemp("mini")
-    script = runpy.run_path(str(ROOT / "scripts/mini_m2_tokenizer.py"))
-    script["make_tokenizer_into"](folder)
-    save_model(random_model(tiny_m2(vocab_size=script["VOCAB_SIZE"])), folder)
+    size = find_recipe("mini-m2").tokenizer.make(folder)
+    save_model(random_model(tiny_m2(vocab_size=size)), folder)
     return folder
 
 
