@@ -19,9 +19,9 @@ METADATA = re.compile(r"fulmen-[\w.]+\.dist-info/.*")
 
 
 def archive_files(path: Path) -> set[str]:
-    """Return the files of a source archive, without its folder and its metadata."""
+    """Return the files and links of a source archive, without its folder and its metadata."""
     with tarfile.open(path) as archive:
-        names = [member.name for member in archive if member.isfile()]
+        names = [member.name for member in archive if member.isfile() or member.issym()]
     return {name.partition("/")[2] for name in names} - {"PKG-INFO"}
 
 
