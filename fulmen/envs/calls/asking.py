@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Final
 
-from fulmen.envs.calls.case import CallKind, Case, Device, called, mixed, said
+from fulmen.envs.calls.case import CallKind, Case, Device, called, chosen, mixed, said
 from fulmen.envs.calls.names import Names
 from fulmen.envs.calls.sums import (
     OPERATIONS,
@@ -81,12 +81,13 @@ def _sum_case(
     a, b = make_numbers(draw, operation.sign)
     value = shown(value_of(a, operation.sign, b))
     words = draw.choice(_RESULT[language]).format(a=a, b=b, sign=operation.sign, value=value)
-    name, made = computer.device.tool.name, computer.values(a, operation.sign, b)
+    made = computer.values(a, operation.sign, b)
+    thought = f"I need {a}{operation.sign}{b}. {computer.thought(a, b)}"
     return Case(
         question=draw.choice(operation.asked[language]).format(a=a, b=b),
         devices=mixed(draw, devices),
         play=(
-            called(f"The tool for {a}{operation.sign}{b} is {name}.", computer.device, *made),
+            called(thought, computer.device, *made),
             said(f"The result is {value}.", words),
         ),
         is_told=told(value),
@@ -114,17 +115,13 @@ def _table_case(
         question=make_question(draw, subject, language, key),
         devices=mixed(draw, devices),
         play=(
-            called(_thought(table, key), table.device, key),
+            called(table.thought(key), table.device, key),
             said(
                 f"The {subject.name} is {value}.", make_reply(draw, subject, language, key, value)
             ),
         ),
         is_told=told(value),
     )
-
-
-def _thought(table: Table, key: str) -> str:
-    return f"I need the {table.subject.name} of {key}. The tool for that is {table.name}."
 
 
 def other_devices(
@@ -171,8 +168,10 @@ def _chained(draw: Random, names: Names, language: str) -> Case:
         question=question[0].upper() + question[1:],
         devices=mixed(draw, [table.device, other.device]),
         play=(
-            called(f"First the {first.name} of {key}, by {table.name}.", table.device, key),
-            called(f"Now the {second.name} of {middle}, by {other.name}.", other.device, middle),
+            called(f"First the {first.name} of {key}. {chosen(table.device)}", table.device, key),
+            called(
+                f"Now the {second.name} of {middle}. {chosen(other.device)}", other.device, middle
+            ),
             said(
                 f"The {second.name} is {value}.", make_reply(draw, second, language, middle, value)
             ),
@@ -189,15 +188,17 @@ def _bought(draw: Random, names: Names, language: str) -> Case:
     computer = _computer(draw, names, operation)
     price = table.rows[key]
     value = shown(value_of(count, "*", int(price)))
-    name, made = computer.device.tool.name, computer.values(count, "*", int(price))
+    made = computer.values(count, "*", int(price))
     words = draw.choice(_RESULT[language]).format(a=count, b=price, sign="*", value=value)
     return Case(
         question=draw.choice(_BOUGHT[language]).format(n=count, key=key),
         devices=mixed(draw, [table.device, computer.device]),
         play=(
-            called(f"First the price of {key}, by {table.name}.", table.device, key),
+            called(f"First the price of {key}. {chosen(table.device)}", table.device, key),
             called(
-                f"The price is {price}. Now {count}*{price}, by {name}.", computer.device, *made
+                f"The price is {price}. Now {count}*{price}. {computer.thought(count, int(price))}",
+                computer.device,
+                *made,
             ),
             said(f"The result is {value}.", words),
         ),

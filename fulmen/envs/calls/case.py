@@ -93,6 +93,12 @@ def called(thought: str, device: Device, *values: Any) -> Message:
     return Message("assistant", "", thinking=thought, tool_calls=(call,))
 
 
+def chosen(device: Device) -> str:
+    """Return the thought that chooses a device: its description, as the prompt has it, leads a
+    small model to its name."""
+    return f'"{device.tool.description}" is "{device.tool.name}".'
+
+
 def said(thought: str, words: str) -> Message:
     """Return the answer that ends a case."""
     return Message("assistant", words, thinking=thought)

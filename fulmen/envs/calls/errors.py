@@ -40,12 +40,11 @@ def _error(draw: Random, names: Names) -> Case:
 
     (parameter,) = tool.parameters["properties"]
     strict = device(tool.name, tool.description, work, {parameter: "string"})
-    thought = f"I need the {subject.name} of {wrong}. The tool for that is {tool.name}."
     return Case(
         question=make_question(draw, subject, language, wrong),
         devices=(strict,),
         play=(
-            called(thought, strict, wrong),
+            called(table.thought(wrong), strict, wrong),
             called(f"The tool wants {right}, not {wrong}.", strict, right),
             said(
                 f"The {subject.name} is {value}.", make_reply(draw, subject, language, right, value)

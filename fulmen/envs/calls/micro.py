@@ -62,7 +62,7 @@ class MicroRepair(RepairTask):
         edit = ToolCall("edit", {"path": path, "old": self.old, "new": self.new})
         number = self.solution[path].split("\n").index(self.new) + 1
         run = ToolCall("run", {"command": RUN_TESTS})
-        wrong = f"{self.function} has to: {self.says} Line {number} is {old}, right is {new}."
+        wrong = f"def {self.function} has to: {self.says} Line {number} is {old}, right is {new}."
         return (
             _does("I run the tests.", run),
             _does(f"test_{self.function} fails. I read {path}.", ToolCall("read", {"path": path})),

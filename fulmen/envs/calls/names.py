@@ -25,6 +25,7 @@ _VERBS: Final = ("get", "find", "fetch", "show", "query", "read", "ask", "tell",
 _ENDS: Final = ("lookup", "tool", "service", "finder", "query", "info", "api", "desk")
 _MARKS: Final = ("1", "2", "v2", "x", "my", "the", "new", "in", "main", "our", "this", "one")
 _PYTHON: Final = {*kwlist, *dir(builtins), *sys.stdlib_module_names}
+_FEWEST_LETTERS: Final = 3
 _MOST_DRAWS: Final = 10_000
 
 
@@ -45,10 +46,12 @@ class Names:
         return self._fresh(lambda: self._parameter(words))
 
     def word(self, least: int = 2, most: int = 2) -> str:
-        """Return a name of so many syllables alone, which is none of Python's own."""
-        while (name := self._fresh(lambda: syllables(self._draw, least, most))) in _PYTHON:
-            pass
-        return name
+        """Return a name of so many syllables alone, of three letters or more, which is none of
+        Python's own."""
+        while True:
+            name = self._fresh(lambda: syllables(self._draw, least, most))
+            if len(name) >= _FEWEST_LETTERS and name not in _PYTHON:
+                return name
 
     def takes(self, text: str) -> bool:
         """Return whether a text is of the part."""

@@ -7,7 +7,7 @@ from fractions import Fraction
 from random import Random
 from typing import Final
 
-from fulmen.envs.calls.case import Arguments, Device, device
+from fulmen.envs.calls.case import Arguments, Device, chosen, device
 from fulmen.envs.calls.names import Names
 
 _NUMBERS: Final = ("a", "b", "x", "y", "n", "first", "second", "left", "right", "number", "value")
@@ -98,6 +98,14 @@ class Computer:
     """True if it takes an expression, False if two numbers"""
     is_turned: bool = False
     """True if its second parameter is the first number"""
+
+    def thought(self, a: int, b: int) -> str:
+        """Return the thought that chooses it and gives its parameters their numbers."""
+        if self.is_text:
+            return chosen(self.device)
+        keys = list(self.device.tool.parameters["properties"])
+        first, second = reversed(keys) if self.is_turned else keys
+        return f"{chosen(self.device)} So {first} is {a} and {second} is {b}."
 
     def values(self, a: int, sign: str, b: int) -> tuple[str | int, ...]:
         """Return the values of its parameters, in their order."""

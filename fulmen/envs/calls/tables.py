@@ -10,7 +10,7 @@ from random import Random
 from typing import Final
 
 from fulmen.envs.basics.phrases import FILLERS
-from fulmen.envs.calls.case import Arguments, Device, device
+from fulmen.envs.calls.case import Arguments, Device, chosen, device
 from fulmen.envs.calls.names import Names, syllables
 from fulmen.envs.logic.words import COLOURS, OBJECTS, PEOPLE
 
@@ -181,10 +181,9 @@ class Table:
     rows: Mapping[str, str]
     device: Device
 
-    @property
-    def name(self) -> str:
-        """Name of the tool."""
-        return self.device.tool.name
+    def thought(self, key: str) -> str:
+        """Return the thought that leads to a look at a key."""
+        return f"I need the {self.subject.name} of {key}. {chosen(self.device)}"
 
 
 def make_table(
