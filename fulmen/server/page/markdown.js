@@ -22,7 +22,6 @@ const LANGUAGES = {
   sql: [],
   yaml: ["yml"],
   xml: ["html", "svg", "xhtml"],
-  markdown: ["md"],
   diff: ["patch"],
   ini: ["toml"],
   dockerfile: ["docker"],

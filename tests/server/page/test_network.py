@@ -15,8 +15,8 @@ from tests.server.page.tab import Tab
 KEY = "a-key-of-twenty-letters"
 
 
-def test_the_page_has_less_than_512_kib() -> None:
-    assert sum(len(file.content) for file in page_files().values()) < 512 * 1024
+def test_the_page_has_less_than_half_a_megabyte() -> None:
+    assert sum(len(file.content) for file in page_files().values()) < 500_000
 
 
 @pytest.mark.slow
