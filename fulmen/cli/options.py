@@ -42,10 +42,10 @@ if TYPE_CHECKING:  # a command imports what it needs, so that help comes at once
 
 DEFAULT_MODEL: Final = "mini-m1"
 """Model of a conversation: it comes with the package"""
-DEFAULT_SERVED: Final = (DEFAULT_MODEL,)
+DEFAULT_AGENT_MODEL: Final = "mini-m2"
+"""Model of an agent: it comes with the package too"""
+DEFAULT_SERVED: Final = (DEFAULT_MODEL, DEFAULT_AGENT_MODEL)
 """Models that fulmen serve serves where none is named"""
-DEFAULT_AGENT_MODEL: Final = "smollm2"
-"""Model of an agent"""
 DEFAULT_TEXT_MODEL: Final = "smollm2"
 """Model that continues a text: those of the package know no texts"""
 

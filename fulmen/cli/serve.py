@@ -222,6 +222,11 @@ def serve(
     from fulmen.sessions import default_store
 
     names = _names_of(model or (), same_model)
+    if upstream is not None and not model and same_model is None:
+        raise ValueError(
+            "--upstream is given without a model; name the one that it serves: fulmen serve MODEL "
+            f"--upstream {upstream}"
+        )
     if upstream is not None and len(names) > 1:
         raise ValueError(
             f"--upstream is given with {len(names)} models, {' and '.join(names)}; it goes with one"

@@ -69,8 +69,8 @@ def test_a_question_is_answered_without_a_name_and_without_a_network() -> None:
 @pytest.mark.parametrize(
     ("flags", "model", "tools"),
     [
-        (("--model", "mini-m2"), "mini-m2", "minimal"),
-        (("--model", "mini-m2", "--tools", "coding"), "mini-m2", "coding"),
+        ((), "mini-m2", "minimal"),
+        (("--tools", "coding"), "mini-m2", "coding"),
         (("--model", "mini-m1"), "mini-m1", "coding"),
     ],
 )

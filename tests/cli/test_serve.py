@@ -213,6 +213,12 @@ def test_what_cannot_be_is_one_sentence(
     assert "Traceback" not in run.stderr
 
 
+def test_an_upstream_goes_with_a_model() -> None:
+    run = called("serve", "--port", "0", "--upstream", "http://127.0.0.1:9")
+    assert (run.returncode, run.stdout) == (2, "")
+    assert "--upstream is given without a model; name the one" in " ".join(run.stderr.split())
+
+
 def test_a_port_that_is_taken_is_told_before_a_model_is_looked_for(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]

@@ -110,6 +110,7 @@ def test_several_models_share_the_default_cache(tmp_path: Path) -> None:
     file = written(tmp_path, 'model = ["a", "b"]\nalias = ["c=b"]')
     assert configs_of("--config", file) == configs_of("a", "b", "--alias", "c=b")
     assert configs_of("d", "--config", written(tmp_path, 'model = ["a", "b"]'))[0]["name"] == "d"
+    assert configs_of() == configs_of("mini-m1", "mini-m2")  # which come with the package
     for models in (["a", "b"], ["a"]):
         printed = called("serve", *models, "--print-config").stdout
         assert tomllib.loads(printed)["model"] == (models if len(models) > 1 else models[0])
@@ -236,7 +237,7 @@ def test_the_printed_file_has_every_setting_and_is_what_holds_without_it(tmp_pat
     file = written(tmp_path, printed.stdout)
     assert called("serve", "--config", file, "--print-config").stdout == printed.stdout
     assert configs_of("--config", file) == configs_of()
-    assert configs_of("--config", file)[0]["given"] == {}  # so it goes with --upstream too
+    assert configs_of("a", "--config", file)[0]["given"] == {}  # so it goes with --upstream too
 
 
 def test_what_is_printed_of_flags_and_file_holds_when_it_is_read(tmp_path: Path) -> None:
