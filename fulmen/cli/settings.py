@@ -48,6 +48,8 @@ _RIVALS: Final = {
     "no_sessions": "sessions",
 }
 """Options of which only one can hold: a flag beats the file's other one too"""
+_CACHE: Final = "kv_cache_bytes"
+"""Option whose default is shared by several models, while a value that is set holds for each"""
 _WHOLE: Final = ("INTEGER", "PORT")
 _NUMBERS: Final = ("NUMBER", "SECONDS", "DAYS")
 """Values of flags, as help shows them"""
@@ -104,17 +106,29 @@ class ConfiguredCommand(Command):
 
 def _in_effect(values: Mapping[str, Any], ctx: Any) -> dict[str, Any]:
     """Return the values whose options were not typed, and that differ from their defaults: so a
-    file of all settings goes with any option, such as one that allows no other of some."""
+    file of all settings goes with any option, such as one that allows no other of some. The memory
+    of several models counts even then: of the default each would get a part."""
     typed = {name for name in ctx.params if _is_typed(name, ctx)}
     if "same_model" in typed:
         typed.add("model")
     typed |= {_RIVALS[name] for name in typed & _RIVALS.keys()}
     defaults = _defaults()
-    return {
+    untyped = {name: value for name, value in values.items() if name not in typed}
+    found = {
         name: value
-        for name, value in values.items()
-        if name not in typed and (name not in defaults or defaults[name] != value)
+        for name, value in untyped.items()
+        if name not in defaults or defaults[name] != value
     }
+    if _CACHE in untyped and _num_models({**ctx.params, **found}) > 1:
+        found[_CACHE] = untyped[_CACHE]
+    return found
+
+
+def _num_models(values: Mapping[str, Any]) -> int:
+    """Return how many models are served with these values of options."""
+    if values["model"]:
+        return len(values["model"])
+    return 1 if values["same_model"] is not None else len(DEFAULT_SERVED)
 
 
 def _defaults() -> dict[str, Any]:
@@ -328,6 +342,8 @@ def as_toml(ctx: Any) -> str:
     """
     lines = ["# Settings of `fulmen serve --config FILE`; a flag beats its line here."]
     defaults = _defaults()
+    if _num_models(ctx.params) > 1:
+        del defaults[_CACHE]
     panels: dict[str, list[str]] = {}
     for option in _options(ctx):
         value = ctx.params.get(option.name)

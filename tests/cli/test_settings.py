@@ -111,9 +111,21 @@ def test_several_models_share_the_default_cache(tmp_path: Path) -> None:
     assert configs_of("--config", file) == configs_of("a", "b", "--alias", "c=b")
     assert configs_of("d", "--config", written(tmp_path, 'model = ["a", "b"]'))[0]["name"] == "d"
     assert configs_of() == configs_of("mini-m1", "mini-m2")  # which come with the package
-    for models in (["a", "b"], ["a"]):
+    for models, cache in ((["a", "b"], 2**30), (["a"], 2**31)):
         printed = called("serve", *models, "--print-config").stdout
         assert tomllib.loads(printed)["model"] == (models if len(models) > 1 else models[0])
+        again, _ = configs_of("--config", written(tmp_path, printed))
+        assert again["engine"].kv_cache_bytes == cache
+
+
+def test_a_cache_of_the_default_size_in_a_file_holds_for_each_of_several_models(
+    tmp_path: Path,
+) -> None:
+    file = written(tmp_path, 'kv-cache = "2GiB"')
+    for models in (("a", "b"), ()):
+        assert configs_of(*models, "--config", file)[0]["engine"].kv_cache_bytes == 2**31
+    printed = called("serve", "a", "b", "--config", file, "--print-config").stdout
+    assert tomllib.loads(printed)["kv-cache"] == "2GiB"
 
 
 def test_keys_have_names_limits_and_files(tmp_path: Path) -> None:
