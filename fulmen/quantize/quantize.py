@@ -2,7 +2,8 @@
 
     source -> plan (which tensors are packed, in which shard) -> shard by shard -> config.json
 
-One tensor is in memory at a time; with a calibration text it is one layer, and a shard is a layer.
+One tensor is in memory at a time; with a calibration text it is one layer, and a shard is a layer
+until all are there: those that fit into one file are joined then.
 
 A killed run continues with the first missing shard and ends with the same files, because a shard is
 written aside, synced and renamed, and each of its bytes follows from the source and the settings.
@@ -16,12 +17,13 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from fulmen.catalog import OnProgress
@@ -70,7 +72,7 @@ class QuantizeConfig:
     source's."""
     max_shard_bytes: int = 2 * 10**9
     """Bytes of a shard at most: a killed run repeats at most one. With a calibration text a shard
-    is a layer."""
+    is a layer, but a model of no more bytes than this is one file in the end."""
 
     def __post_init__(self) -> None:
         if self.dtype is not None and self.dtype not in _KEPT_DTYPES:
@@ -148,11 +150,14 @@ def quantize_checkpoint(
     config = _new_config(checkpoint, settings)
     shards = _plan(checkpoint, config, settings, by_layer=calibration_ids is not None)
     total = sum(num_bytes(spec) for shard in shards for spec in shard.specs)
+    is_joined = len(shards) > 1 and total <= settings.max_shard_bytes
     with _claimed(out, settings, _record(checkpoint, settings, calibration_ids)):
-        missing = [shard for shard in shards if not (out / shard.file).exists()]
+        has_whole = is_joined and (out / SINGLE).exists()
+        missing = [shard for shard in shards if not (has_whole or (out / shard.file).exists())]
         left = sum(num_bytes(spec) for shard in missing for spec in shard.specs)
-        if (free := shutil.disk_usage(out).free) < left:
-            raise ValueError(f"{out} needs {left:,} more bytes, its disk has {free:,} free")
+        needed = left + total if is_joined and not has_whole else left
+        if (free := shutil.disk_usage(out).free) < needed:
+            raise ValueError(f"{out} needs {needed:,} more bytes, its disk has {free:,} free")
         done = total - left
         calibration = None
         # The text runs through the model no further than the last layer that is missing.
@@ -174,6 +179,8 @@ def quantize_checkpoint(
                 and shard.layer < missing_layers[-1]
             ):
                 calibration.advance(shard.layer, out / shard.file)
+        if is_joined:
+            shards = [_join(shards, out)]
         _finish(checkpoint, config, shards, out)
     return {name: e for shard in shards for name, e in _errors_of(out / shard.file).items()}
 
@@ -338,9 +345,6 @@ def _write_shard(
     """
     errors = {spec.name: 0.0 for spec in shard.specs if spec.dtype == torch.uint8}
 
-    def metadata() -> dict[str, str]:
-        return {"relative_errors": json.dumps({n: _ERROR.format(e) for n, e in errors.items()})}
-
     def pieces(spec: TensorSpec) -> Iterator[Tensor]:
         if spec.name not in errors:
             yield _read(checkpoint, spec.name).to(spec.dtype)
@@ -355,7 +359,34 @@ def _write_shard(
         errors[spec.name] = (error / norm) ** 0.5 if norm else 0.0
 
     with replacing(out / shard.file) as file:
-        yield from write_container(file, shard.specs, pieces, metadata)
+        yield from write_container(file, shard.specs, pieces, lambda: _error_metadata(errors))
+
+
+def _join(shards: Sequence[_Shard], out: Path) -> _Shard:
+    """Write the tensors of finished shards into one file, delete the shards, and return it."""
+    whole = _Shard(SINGLE, in_file_order(spec for one in shards for spec in one.specs), None)
+    if not (out / SINGLE).exists():
+        errors = {name: e for one in shards for name, e in _errors_of(out / one.file).items()}
+        metadata = _error_metadata(errors)
+        with ExitStack() as opened, replacing(out / SINGLE) as file:
+            readers = {}
+            for one in shards:
+                reader = opened.enter_context(safe_open(out / one.file, framework="pt"))
+                readers |= dict.fromkeys((spec.name for spec in one.specs), reader)
+
+            def pieces(spec: TensorSpec) -> list[Tensor]:
+                return [readers[spec.name].get_tensor(spec.name)]
+
+            for _ in write_container(file, whole.specs, pieces, lambda: metadata):
+                pass
+    (out / INDEX).unlink(missing_ok=True)
+    for one in shards:
+        (out / one.file).unlink(missing_ok=True)
+    return whole
+
+
+def _error_metadata(errors: Mapping[str, float]) -> dict[str, str]:
+    return {"relative_errors": json.dumps({n: _ERROR.format(e) for n, e in errors.items()})}
 
 
 def _rounded(checkpoint: Checkpoint, config: Config, spec: TensorSpec) -> Iterator[Rounded]:

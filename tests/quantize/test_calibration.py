@@ -1,5 +1,6 @@
 """Rounding for a calibration text: feedback, layer by layer, resumed anywhere."""
 
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -20,7 +21,7 @@ from fulmen.quantize.calibration import Calibration
 from fulmen.quantize.gptq import DAMPING, feedback_of, round_with_feedback
 from fulmen.quantize.rounding import round_codebook4, round_int4, round_int8
 from tests.models.helpers import random_model, tiny_m1, tiny_m2
-from tests.quantize.helpers import calibration_ids, contents, every_config, settings
+from tests.quantize.helpers import calibration_ids, contents, every_config, settings, written
 
 ROUNDINGS = {
     WeightFormat.INT8: round_int8,
@@ -221,7 +222,8 @@ def test_the_text_comes_no_further_than_the_last_layer_that_is_missing(
 ) -> None:
     source, out, ids = tmp_path / "in", tmp_path / "out", calibration_ids(300)
     save_model(random_model(tiny_m2()), source)
-    quantize_checkpoint(source, out, settings("4"), calibration_ids=ids)
+    config = settings("4", max_shard_bytes=20_000)
+    quantize_checkpoint(source, out, config, calibration_ids=ids)
     whole = contents(out)
     shards = sorted(out.glob("*.safetensors"))  # what lies outside the layers, then three layers
     assert len(shards) == 4
@@ -235,9 +237,33 @@ def test_the_text_comes_no_further_than_the_last_layer_that_is_missing(
             super().advance(index, file)
 
     monkeypatch.setattr("fulmen.quantize.quantize.Calibration", Watched)
-    quantize_checkpoint(source, out, settings("4"), calibration_ids=ids)
+    quantize_checkpoint(source, out, config, calibration_ids=ids)
     assert seen == advanced
     assert contents(out) == whole
+
+
+def test_a_small_model_that_was_rounded_for_a_text_is_one_file(tmp_path: Path) -> None:
+    source, out, sharded, ids = *(tmp_path / name for name in "abc"), calibration_ids(300)
+    save_model(random_model(tiny_m2()), source)
+    errors = quantize_checkpoint(source, out, settings("4"), calibration_ids=ids)
+    several = settings("4", max_shard_bytes=20_000)
+    assert quantize_checkpoint(source, sharded, several, calibration_ids=ids) == errors
+    assert [file.name for file in out.glob("model*")] == ["model.safetensors"]
+    one, other = written(out), written(sharded)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+    kept = (out / "model.safetensors").read_bytes()
+    for file in sharded.glob("model-*"):  # of a run that was killed before it deleted them
+        shutil.copy(file, out)
+    (out / "config.json").unlink()
+    assert quantize_checkpoint(source, out, settings("4"), calibration_ids=ids) == errors
+    (out / "model.safetensors").unlink()  # of one that was killed before it joined them
+    for file in sharded.glob("model-*"):
+        shutil.copy(file, out)
+    assert quantize_checkpoint(source, out, settings("4"), calibration_ids=ids) == errors
+    assert [file.name for file in out.glob("model*")] == ["model.safetensors"]
+    assert (out / "model.safetensors").read_bytes() == kept
 
 
 def test_a_calibration_text_that_cannot_be_right_is_one_sentence(tmp_path: Path) -> None:
