@@ -231,7 +231,7 @@ def chat(
 
 def _talk(conversation: "Conversation", message: str | None) -> None:
     """Answer a message, an empty one by the rest of an unfinished answer; None: converse."""
-    from fulmen.cli.conversation import converse
+    from fulmen.cli.converse import converse
 
     if message is None:
         converse(conversation)

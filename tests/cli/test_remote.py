@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from fulmen.chat import Message
-from fulmen.cli.conversation import Conversation, _converse
+from fulmen.cli.conversation import Conversation
+from fulmen.cli.converse import _converse
 from fulmen.cli.remote import open_remote, url_key
 from tests.cli.test_cli import assert_refused, called
 from tests.server.helpers import answering, served, served_checkpoint
