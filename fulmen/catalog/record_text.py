@@ -12,6 +12,7 @@ _WORDS: Final = {
     "en": {
         "record": "Record of the training",
         "total": "in total",
+        "left": "{}, its result left out",
         "machine": "machine: {}",
         "scores": "Right answers to tasks that it was not trained on",
         "interval": "{} to {} %",
@@ -19,6 +20,7 @@ _WORDS: Final = {
     "de": {
         "record": "Protokoll des Trainings",
         "total": "insgesamt",
+        "left": "{}, Ergebnis verworfen",
         "machine": "Rechner: {}",
         "scores": "Richtige Antworten auf Aufgaben, die nicht im Training vorkamen",
         "interval": "{} bis {} %",
@@ -59,6 +61,8 @@ def record_tables(record: Record, lang: "Language") -> list[str]:
 
 def _stage_row(stage: StageRecord, lang: "Language") -> tuple[str, str, str]:
     name = _STAGES[lang].get(stage.name, stage.name)
+    if not stage.is_kept:
+        name = _WORDS[lang]["left"].format(name)
     return name, _number(stage.tokens, lang), _number(stage.seconds, lang)
 
 

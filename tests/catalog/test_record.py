@@ -1,10 +1,12 @@
 """The record of a training: written, read again, refused."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fulmen.catalog import Record, ScoreRecord, StageRecord
+from fulmen.catalog.record_text import record_tables
 
 RECORD = Record(
     machine="a processor, 2 cores",
@@ -22,6 +24,17 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     RECORD.write(tmp_path)
     assert Record.read(tmp_path) == RECORD
     assert RECORD.seconds == 61.5
+
+
+def test_a_stage_that_was_left_out_says_so() -> None:
+    learn, practice = RECORD.stages
+    record = replace(RECORD, stages=(learn, replace(practice, is_kept=False)))
+    for lang, said in (
+        ("en", "reinforcement learning, its result left out"),
+        ("de", "bestärkendes Lernen, Ergebnis verworfen"),
+    ):
+        assert said in "\n".join(record_tables(record, lang))
+        assert said not in "\n".join(record_tables(RECORD, lang))
 
 
 @pytest.mark.parametrize(
