@@ -111,12 +111,12 @@ def _play_of(results: Results, name: str, index: int) -> Play:
 
 
 def _text(trajectory: Trajectory) -> str:
-    """Return all that the model wrote, turn by turn."""
-    return json.dumps(
-        [step.answer.message.to_dict() for step in trajectory.steps],
-        ensure_ascii=False,
-        sort_keys=True,
-    )
+    """Return all that the model wrote, turn by turn; the ids of calls are the loop's."""
+    turns = [step.answer.message.to_dict() for step in trajectory.steps]
+    for turn in turns:
+        for call in turn.get("tool_calls", ()):
+            del call["id"]
+    return json.dumps(turns, ensure_ascii=False, sort_keys=True)
 
 
 def in_a_process(isa: str, *arguments: Any) -> dict[str, Any]:

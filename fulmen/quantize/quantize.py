@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from safetensors import safe_open
@@ -369,7 +369,7 @@ def _join(shards: Sequence[_Shard], out: Path) -> _Shard:
         errors = {name: e for one in shards for name, e in _errors_of(out / one.file).items()}
         metadata = _error_metadata(errors)
         with ExitStack() as opened, replacing(out / SINGLE) as file:
-            readers = {}
+            readers: dict[str, Any] = {}  # safetensors has no types
             for one in shards:
                 reader = opened.enter_context(safe_open(out / one.file, framework="pt"))
                 readers |= dict.fromkeys((spec.name for spec in one.specs), reader)

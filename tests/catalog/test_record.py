@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fulmen.catalog import Record, ScoreRecord, StageRecord
+from fulmen.catalog import Language, Record, ScoreRecord, StageRecord
 from fulmen.catalog.record_text import record_tables
 
 RECORD = Record(
@@ -29,10 +29,11 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_a_stage_that_was_left_out_says_so() -> None:
     learn, practice = RECORD.stages
     record = replace(RECORD, stages=(learn, replace(practice, is_kept=False)))
-    for lang, said in (
-        ("en", "reinforcement learning, its result left out"),
-        ("de", "bestärkendes Lernen, Ergebnis verworfen"),
-    ):
+    said_in: dict[Language, str] = {
+        "en": "reinforcement learning, its result left out",
+        "de": "bestärkendes Lernen, Ergebnis verworfen",
+    }
+    for lang, said in said_in.items():
         assert said in "\n".join(record_tables(record, lang))
         assert said not in "\n".join(record_tables(RECORD, lang))
 

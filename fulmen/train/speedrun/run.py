@@ -58,6 +58,8 @@ MEASURE_SECONDS: Final = 30.0
 _PRACTICE: Final = "practice.json"
 _GROUP_SIZE: Final = 32
 """Weights that share a scale: of small models every rounding counts"""
+_HEAD_BITS: Final = 16
+"""Its rounding moved more answers than that of all other weights"""
 _CALIBRATION_TOKENS: Final = 16_384
 """Tokens of demonstrations for which the weights are rounded"""
 _ROUNDING_SECONDS: Final = 10.0
@@ -255,7 +257,9 @@ class Speedrun:
         quantize_checkpoint(
             source,
             self.model_folder,
-            QuantizeConfig(packed=parse_packed(bits="8", group_size=_GROUP_SIZE)),
+            QuantizeConfig(
+                packed=parse_packed(bits="8", group_size=_GROUP_SIZE, head_bits=_HEAD_BITS)
+            ),
             calibration_ids=sample_ids(self._at_home(self.recipe.learn), _CALIBRATION_TOKENS),
         )
 
