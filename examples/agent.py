@@ -1,6 +1,7 @@
-"""An agent in ten lines: a model works in a folder, and what it changed can be taken back.
+"""An agent in ten lines: mini-m2 works in a folder, and what it changed can be taken back.
 
-python examples/agent.py CHECKPOINT FOLDER "Make the failing test pass."
+cp -r examples/broken /tmp/broken
+python examples/agent.py /tmp/broken "Make the failing test pass."
 """
 
 import asyncio
@@ -12,11 +13,14 @@ from fulmen.chat import ChatModel, Message
 from fulmen.llm import LLM, LocalModel
 
 
-async def work(model: ChatModel, folder: Path, task: str) -> Archive:
-    """Let a model work on a task in a folder; return the archive that goes back to any step."""
+async def work(model: ChatModel, folder: Path, task: str, tools: str = "minimal") -> Archive:
+    """Let a model work on a task in a folder; return the archive that goes back to any step.
+
+    tools  minimal for mini-m2, coding for models that know more
+    """
     archive = Archive(folder.with_name(f"{folder.name}-runs"))
-    system = (Message("system", system_prompt("coding")),)
-    run = archive.begin(folder, model="a model", tools="coding", system=system)
+    system = (Message("system", system_prompt(tools)),)
+    run = archive.begin(folder, model="a model", tools=tools, system=system)
     means = Means(permissions=Permissions("auto", Rules(), workspace=folder))
     async with Work(archive, run.name, model, means) as agent:
         print("it ended:", await agent.say(task))
@@ -25,13 +29,13 @@ async def work(model: ChatModel, folder: Path, task: str) -> Archive:
     return archive  # archive.rewind(NAME, 0) takes all of it back
 
 
-async def main(checkpoint: str, folder: str, task: str) -> None:
-    """Work with a model on this machine."""
-    async with LocalModel(LLM.load(checkpoint)) as model:
+async def main(folder: str, task: str) -> None:
+    """Work with the model that comes with the package."""
+    async with LocalModel(LLM.load("mini-m2")) as model:
         await work(model, Path(folder).resolve(), task)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 4:
+    if len(sys.argv) != 3:
         sys.exit(__doc__)
     asyncio.run(main(*sys.argv[1:]))

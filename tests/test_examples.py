@@ -3,12 +3,15 @@
 import asyncio
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
+from fulmen.chat import Message
 from fulmen.checkpoints import load_model, save_model
+from fulmen.llm import LLM
 from fulmen.models import new_model
 from fulmen.train import fork_config, latest_state
 from tests.agent.working import bash, says, scripted
@@ -26,13 +29,30 @@ def test_an_agent_in_ten_lines_works_and_can_be_taken_back(
     folder.mkdir()
     model = scripted([bash("m2", "echo hi > a"), says("m2", "It is there.")])
     work = runpy.run_path(str(EXAMPLES / "agent.py"))["work"]
-    archive = asyncio.run(work(model, folder, "Write a file."))
+    archive = asyncio.run(work(model, folder, "Write a file.", tools="coding"))
     printed = capsys.readouterr().out
     assert "it ended: done\nIt is there.\n" in printed
     assert "+hi" in printed
     (name,) = archive.runs.names()
     archive.rewind(name, 0)
     assert not list(folder.iterdir())
+
+
+def test_mini_m2_repairs_the_broken_example(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    skip_without_sandbox()
+    shutil.copytree(EXAMPLES / "broken", tmp_path / "broken")
+    main = runpy.run_path(str(EXAMPLES / "agent.py"))["main"]
+    asyncio.run(main(str(tmp_path / "broken"), "Make the failing test pass."))
+    assert "+    return price * count\n" in capsys.readouterr().out
+
+
+def test_mini_m1_answers_in_the_conversation_of_the_example() -> None:
+    talk = runpy.run_path(str(EXAMPLES / "chat.py"))["talk"]
+    messages = talk(LLM.load("mini-m1"), ["What is 4711 + 1293?", "Sort 43, 7, 11, 74, 40."])
+    said = [one.content for one in messages if isinstance(one, Message)]
+    assert said == ["6004", "7, 11, 40, 43, 74"]
 
 
 def test_reinforcement_learning_in_ten_lines_makes_its_steps(
