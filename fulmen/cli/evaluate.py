@@ -189,6 +189,8 @@ def scale(
         if file is not None:
             check_replaceable(file)
     environments = {name: load_environment(name, seed=seed) for name in names}
+    if out is not None and len(names) > 1:
+        out.mkdir(parents=True, exist_ok=True)
     settings = {"max_num_seqs": 16, "max_token_gap_seconds": None, **engine}  # nobody watches
     run: Callable[[Study, Environment, OnProgress], None]
     if url is None:
@@ -241,7 +243,6 @@ def _files(out: Path | None, names: Sequence[str]) -> dict[str, Path | None]:
             raise ValueError(f"the runs of {other} and of {name} would both be {file}")
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file, several tasks need a folder")
-    out.mkdir(parents=True, exist_ok=True)
     return dict(files)
 
 

@@ -210,7 +210,7 @@ class Speedrun:
         self, plan: SpeedrunPlan, watcher: SpeedrunWatcher, should_stop: Callable[[], bool]
     ) -> Mapping[str, Any]:
         """Return what the practice came to: the state whose model goes on, None for the learnt one,
-        and the mean of the probe before and at its best."""
+        and the mean of the probes before and there."""
         file = self.out / _PRACTICE
         if file.exists():
             return read_json(file)
