@@ -34,9 +34,8 @@ def main() -> None:
         if topic != f"unknown {language}":
             print(f"{request}  ->  {reply}")
     share = estimate([1.0] * num_refused + [0.0] * (len(requests) - num_refused))
-    print(
-        f"refused {num_refused} of {len(requests)}, 95 % interval {share.low:.3f} to {share.high:.3f}"
-    )
+    interval = f"95 % interval {share.low:.3f} to {share.high:.3f}"
+    print(f"refused {num_refused} of {len(requests)}, {interval}")
     print(f"refused in the other language: {num_other}")
 
 

@@ -222,8 +222,8 @@ class Conversations(Source):
             self._order = random.Random(seed).sample(range(count), count)
 
     def document(self, index: int) -> Document:
-        """Return the conversation of an index: those of a finite environment stand in one at most,
-        those of an endless one are drawn."""
+        """Return the conversation of an index: questions of a finite environment stand in one at
+        most, those of an endless one are drawn."""
         draw = random.Random(f"{self._seed} {index}")
         count = draw.randint(2, self._most)
         if self._order is None:
