@@ -54,6 +54,10 @@ def test_several_tasks_have_a_file_each_and_one_plot(folder: Path, tmp_path: Pat
     assert_refused(called(*flags[:-1], files[0], *both), f"--out {files[0]} is a file, several")
     alike = called(*flags, "--task", "basics:copy", "--task", "basics::copy")
     assert_refused(alike, "the runs of basics:copy and of basics::copy would both be")
+    wrong = tmp_path / "wrong"
+    unknown = called(*flags[:-1], wrong, "--task", kinds[0], "--task", "basics:nothing")
+    assert_refused(unknown, "nothing is no kind of basics")
+    assert not wrong.exists()
 
 
 def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(

@@ -59,7 +59,7 @@ _PRACTICE: Final = "practice.json"
 _GROUP_SIZE: Final = 32
 """Weights that share a scale: of small models every rounding counts"""
 _HEAD_BITS: Final = 16
-"""The head is small: with one of 8 bits 7 of 300 answers of mini-m2 were others, with this one 4"""
+"""With a head of 8 bits 7 of 300 answers of mini-m2 were not its original's, with this one 4"""
 _CALIBRATION_TOKENS: Final = 16_384
 """Tokens of demonstrations for which the weights are rounded"""
 _ROUNDING_SECONDS: Final = 10.0
