@@ -7,6 +7,7 @@ harmless: whatever it holds, it costs at most a second and about 100 MB, or it i
 import errno
 import json
 import os
+import re
 import stat
 import unicodedata
 from collections.abc import Iterator
@@ -52,6 +53,15 @@ def printable(text: str) -> str:
         char if char.isprintable() or joins_letters(text, place) else _escaped(char)
         for place, char in enumerate(text)
     )
+
+
+def harmless(text: str) -> str:
+    """Return text for a terminal: lines and tabs stay, other control characters are written out."""
+    text = text.replace("\r\n", "\n")
+    if text.isprintable():
+        return text
+    parts = re.split(r"([\n\t])", text)
+    return "".join(part if part in ("\n", "\t") else printable(part) for part in parts)
 
 
 _JOINERS: Final = "\u200c\u200d"

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from fulmen.chat import Message
+from fulmen.agent import Consent, McpHands, McpServer, Permissions, Rules
+from fulmen.chat import Message, ToolCall
 from fulmen.checkpoints import load_model, save_model
 from fulmen.llm import LLM
 from fulmen.models import new_model
@@ -80,3 +81,17 @@ def test_a_warm_start_in_ten_lines_ends_with_a_checkpoint(tmp_path: Path) -> Non
     train = runpy.run_path(str(EXAMPLES / "sft.py"))["train"]
     found = train(str(checkpoint), tmp_path / "talk.jsonl", tmp_path / "out", tokens=40)
     assert load_model(found).config.vocab_size == load_model(checkpoint).config.vocab_size
+
+
+def test_notes_in_ten_lines_are_searched_by_an_agent(tmp_path: Path) -> None:
+    pytest.importorskip("mcp", reason="fulmen[mcp] is not installed")
+    (tmp_path / "a.md").write_text("The door is green.\nThe wall is not.\n")
+    command = (sys.executable, str(EXAMPLES / "mcp_server.py"), str(tmp_path))
+    servers = {"notes": McpServer(name="notes", command=command)}
+
+    async def work() -> str:
+        permissions = Permissions("ask", Rules.parse(["mcp__notes"]), workspace=tmp_path)
+        async with McpHands(servers, Consent(permissions), folder=tmp_path) as hands:
+            return (await hands.run(0, ToolCall("mcp__notes__search", {"word": "DOOR"}))).text
+
+    assert asyncio.run(work()) == "a.md: The door is green."

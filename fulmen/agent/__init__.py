@@ -14,10 +14,14 @@ know nothing of one another but what `Work` tells them.
 
 from fulmen.agent.archive import Archive, Aside
 from fulmen.agent.compaction import Compactor, summary_of
+from fulmen.agent.consent import Approve, Consent
+from fulmen.agent.hooks import Hook, HookedHands
 from fulmen.agent.instructions import Instructions, find_instructions
-from fulmen.agent.loop import Agent, Budget, Hands, Watcher
+from fulmen.agent.joined import JoinedHands
+from fulmen.agent.loop import Agent, Budget, Hands, Inbox, TokensSpent, Watcher
+from fulmen.agent.mcp import McpHands, McpServer
 from fulmen.agent.memory import Memory, PlainMemory, SessionMemory, TranscriptMemory
-from fulmen.agent.permissions import MODES, Mode, Part, Permissions, Verdict
+from fulmen.agent.permissions import MODES, Mode, Permissions
 from fulmen.agent.project import (
     AgentConfig,
     Approvals,
@@ -32,6 +36,31 @@ from fulmen.agent.rules import Rule, Rules
 from fulmen.agent.run import Outline, Run, RunFacts, Runs, default_runs, new_name
 from fulmen.agent.scan import Limits, Skipped
 from fulmen.agent.setup import Setup
+from fulmen.agent.skills import Folders, PromptCommand, Skill, SkillHands, SubAgent
+from fulmen.agent.team import (
+    AgentKind,
+    BudgetedModel,
+    Conflict,
+    Letter,
+    Mailbox,
+    Member,
+    Merge,
+    Post,
+    Report,
+    Review,
+    SharedBudget,
+    Team,
+    TeamConfig,
+    Try,
+    best_of_n,
+    fan_out,
+    is_approved,
+    lead_words,
+    map_reduce,
+    parse_team,
+    read_team,
+    review_loop,
+)
 from fulmen.agent.tools import PROFILES, system_prompt
 from fulmen.agent.trajectory import (
     USAGE,
@@ -53,6 +82,7 @@ from fulmen.agent.trajectory_files import (
     trajectory_record,
     write_trajectories,
 )
+from fulmen.agent.verdicts import Part, Verdict
 from fulmen.agent.viewer import escaped, html_page, trajectory_facts, view, view_inside
 from fulmen.agent.work import Means, Work, check_protected, run_settings
 from fulmen.agent.workbench import Workbench
@@ -64,22 +94,38 @@ __all__ = [
     "USAGE",
     "Agent",
     "AgentConfig",
+    "AgentKind",
     "Answer",
     "Approvals",
+    "Approve",
     "Archive",
     "Aside",
     "Budget",
+    "BudgetedModel",
     "Change",
     "ChangedSince",
     "Compaction",
     "Compactor",
+    "Conflict",
+    "Consent",
     "EndReason",
+    "Folders",
     "Hands",
+    "Hook",
+    "HookedHands",
+    "Inbox",
     "Instructions",
+    "JoinedHands",
     "Journal",
+    "Letter",
     "Limits",
+    "Mailbox",
+    "McpHands",
+    "McpServer",
     "Means",
+    "Member",
     "Memory",
+    "Merge",
     "Mode",
     "NotSaved",
     "Notebook",
@@ -87,9 +133,13 @@ __all__ = [
     "Part",
     "Permissions",
     "PlainMemory",
+    "Post",
+    "PromptCommand",
     "RememberedRules",
+    "Report",
     "Restored",
     "Result",
+    "Review",
     "Rule",
     "Rules",
     "Run",
@@ -99,29 +149,45 @@ __all__ = [
     "Score",
     "SessionMemory",
     "Setup",
+    "SharedBudget",
+    "Skill",
+    "SkillHands",
     "Skipped",
     "Snapshot",
     "Snapshots",
     "Step",
+    "SubAgent",
+    "Team",
+    "TeamConfig",
+    "TokensSpent",
     "Trajectory",
     "TranscriptMemory",
+    "Try",
     "Verdict",
     "Watcher",
     "Work",
     "Workbench",
     "agent_folder",
+    "best_of_n",
     "check_protected",
     "default_runs",
     "escaped",
+    "fan_out",
     "find_instructions",
     "html_page",
+    "is_approved",
+    "lead_words",
+    "map_reduce",
     "new_name",
     "parse_config",
+    "parse_team",
     "project_file",
     "read_content",
     "read_project",
+    "read_team",
     "read_trajectories",
     "read_trajectory",
+    "review_loop",
     "run_settings",
     "summary_of",
     "system_prompt",

@@ -1,6 +1,7 @@
 """Every state that runs went through: steps, files and the model's states, gone back to together.
 
     RUNS/NAME/            a run (`run.py`)
+    RUNS/NAME/team/       runs of the agents that it leads (`team/`), an archive of their own
     RUNS/.snapshots/ID/   files of one workspace (`workspace.py`), shared by the forks of its runs
     sessions NAME, NAME.2 states of a model that is here: another session after each summary
 
@@ -33,6 +34,8 @@ from fulmen.sessions import SessionStore, read_stored
 
 _SNAPSHOTS: Final = ".snapshots"
 _ASIDE: Final = "before"
+TEAM: Final = "team"
+"""Folder in a run's, of the agents that it leads"""
 BEAT_SECONDS: Final = 1.0
 """Longest time between two signs of life of a process that has a run"""
 
@@ -49,13 +52,20 @@ class Archive:
     """All runs of a folder, with the files and states of their steps."""
 
     def __init__(
-        self, root: Path, sessions: SessionStore | None = None, *, limits: Limits | None = None
+        self,
+        root: Path,
+        sessions: SessionStore | None = None,
+        *,
+        limits: Limits | None = None,
+        snapshots: Path | None = None,
     ) -> None:
         """
-        sessions  where models that are here keep their states
-        limits    bounds on what a snapshot holds
+        sessions   where models that are here keep their states
+        limits     bounds on what a snapshot holds
+        snapshots  folder of the snapshots of all folders, .snapshots beside the runs if omitted
         """
         self.runs = Runs(root)
+        self._snapshots = snapshots or root / _SNAPSHOTS
         self.sessions = sessions
         self._limits = limits
 
@@ -108,7 +118,12 @@ class Archive:
     def _repository(self, facts: RunFacts) -> Path:
         # A fork is seen at the path of the workspace it comes from: so they share what they have.
         digest = sha256(os.fsencode(facts.seen_as)).hexdigest()[:32]
-        return self.runs.root / _SNAPSHOTS / digest
+        return self._snapshots / digest
+
+    def team(self, name: str) -> "Archive":
+        """Return the runs of the agents that a run leads; they share its snapshots and sessions."""
+        root = self.runs.root / check_name(name) / TEAM
+        return Archive(root, self.sessions, limits=self._limits, snapshots=self._snapshots)
 
     # ---- time ----------------------------------------------------------------------------------
 
@@ -213,11 +228,15 @@ class Archive:
         return sorted(found, key=lambda one: one.number)
 
     def remove(self, name: str, *, prunes: bool = True) -> None:
-        """Forget a run, its snapshots and its sessions; its folder stays, and so do its forks.
+        """Forget a run, its snapshots and sessions, and the agents that it led; its folder stays,
+        and so do its forks.
 
         prunes  free the disk that its snapshots took, which takes seconds where there is much
         """
         with self.runs.open(name) as run:
+            team = self.team(name)
+            for member in team.runs.names():
+                team.remove(member, prunes=prunes)
             snapshots = self.files(run.facts)
             for session in list(self._sessions_of(run.facts)):
                 assert self.sessions is not None

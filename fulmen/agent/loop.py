@@ -9,7 +9,7 @@ under way, and asks again where an answer was.
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
@@ -18,12 +18,12 @@ from typing import Any, Final, Protocol
 from fulmen.agent.compaction import Compactor, about_tokens
 from fulmen.agent.cutting import cut_text
 from fulmen.agent.memory import Memory
+from fulmen.agent.repeats import num_repeats
 from fulmen.agent.trajectory import (
     Answer,
     EndReason,
     Journal,
     Result,
-    Step,
     Trajectory,
     answer_record,
     result_record,
@@ -45,8 +45,8 @@ from fulmen.sampling import SamplingParams, check_whole
 _SAME_CALLS_TOLD: Final = 3
 _SAME_CALLS_ENDED: Final = 6
 """Times that the same calls may come to the same results, one after the other"""
-_MAX_ROUND: Final = 3
-"""Steps that may make up what is done again and again"""
+_MAX_SENT_ON: Final = 3
+"""Times that a check may refuse the end of the work"""
 _ENDED_BY: Final[Mapping[EndReason, str]] = {"interrupted": "the user", "seconds": "the time limit"}
 
 
@@ -94,6 +94,26 @@ class Hands(Protocol):
         """Take note that the model does not see earlier results any more."""
 
 
+class Inbox(Protocol):
+    """Messages that other agents send to an agent while it works."""
+
+    def take(self) -> Sequence[Mapping[str, Any]]:
+        """Return the records of messages that wait, the first sent first."""
+
+    def taken(self, record: Mapping[str, Any]) -> None:
+        """Take note that a message is kept: it waits no more."""
+
+    def rest(self) -> bool:
+        """Take note that the agent has nothing left to do; False if a message waits after all."""
+
+    async def ended(self) -> None:
+        """Take note that the agent stopped; return once nothing goes on that it began."""
+
+
+class TokensSpent(ModelError):
+    """A model that may not answer: all tokens are spent that it shares with others."""
+
+
 class Watcher(Protocol):
     """Somebody who sees what happens, as it happens."""
 
@@ -121,19 +141,28 @@ class Agent:
     budget: Budget = field(default_factory=Budget)
     compactor: Compactor | None = None
     watcher: Watcher | None = None
+    inbox: Inbox | None = None
+    before_end: Callable[[str], Awaitable[str | None]] | None = None
+    """Is given the last answer where no call is left to make: None to end, else what is said to the
+    model, which goes on"""
     _interrupted: asyncio.Event = field(default_factory=asyncio.Event)
+    _by: str = _ENDED_BY["interrupted"]
+    """Whoever interrupted it"""
     _began: float = field(default_factory=time.monotonic)
     _first: int = 0
     """Steps that there were before somebody last said something: repeats count from there"""
+    _num_sent_on: int = 0
+    """Ends that `before_end` was against since somebody last said something"""
 
     @property
     def trajectory(self) -> Trajectory:
         """Everything that has happened."""
         return self.journal.trajectory
 
-    def interrupt(self) -> None:
+    def interrupt(self, by: str = _ENDED_BY["interrupted"]) -> None:
         """End what is under way and keep what there is of it; `run` then returns, at once if it
-        is yet to begin."""
+        is yet to begin. by: whoever does so, as the model is told"""
+        self._by = by
         self._interrupted.set()
 
     def forget_interrupt(self) -> None:
@@ -145,11 +174,14 @@ class Agent:
         words of a person. Raises ModelError if the model fails, ValueError for what it cannot be
         asked; what there is stays."""
         if messages:
-            self._drop_calls("the user said something else")
+            self.drop_calls("the user said something else")
             self._happen(said_record(messages))
         self._first = len(self.trajectory.steps)
+        self._num_sent_on = 0
         try:
             reason = await self._run()
+        except TokensSpent:
+            reason = "tokens"
         except (ModelError, ValueError) as error:
             if isinstance(error, ModelError):
                 self._happen({"type": "note", "text": str(error)})
@@ -164,6 +196,7 @@ class Agent:
         while True:
             if (stopped := self._stopped()) is not None:
                 return stopped
+            self._deliver()
             if self.trajectory.steps and not self.trajectory.steps[-1].is_whole:
                 await self._act()
             elif (reason := self._limit()) is not None:
@@ -176,7 +209,32 @@ class Agent:
                 if answer is None or answer.finish_reason == "abort":
                     return self._stopped() or "interrupted"
                 if not answer.message.tool_calls:
-                    return "done" if answer.finish_reason == "stop" else "tokens"
+                    if answer.finish_reason != "stop":
+                        return "tokens"
+                    if (ended := await self._ended(answer)) is not None:
+                        return ended
+
+    async def _ended(self, answer: Answer) -> EndReason | None:
+        """Return how the work ends with an answer without calls; None if it goes on after all."""
+        if self._deliver():
+            return None
+        check = None if self.before_end is None else self.before_end(answer.message.content)
+        if check is not None and await self._is_sent_on(check):
+            return None
+        if (stopped := self._stopped()) is not None and check is not None:
+            return stopped
+        return "done" if self.inbox is None or self.inbox.rest() else None
+
+    async def _is_sent_on(self, check: Awaitable[str | None]) -> bool:
+        """Return whether the work is to go on after an answer without calls, as a check says; a
+        bounded number of times, so that it ends."""
+        why = await self._unless_stopped(check)
+        if why is None or self._num_sent_on >= _MAX_SENT_ON:
+            return False
+        self._num_sent_on += 1
+        text = f"(This is no message of the user's: a check before the end refused it.)\n{why}"
+        self._happen(said_record([Message("user", text)]))
+        return True
 
     async def _ask(self) -> Answer | None:
         """Let the model answer, and keep the answer; None if it ended before it said anything."""
@@ -232,20 +290,32 @@ class Agent:
 
     async def _call(self, number: int, call: ToolCall) -> None:
         if (stopped := self._stopped()) is not None:
-            self._not_made(number, f"{_ENDED_BY[stopped]} ended the work before it")
+            self._not_made(number, f"{self._ended_by(stopped)} ended the work before it")
             return
         if self.watcher is not None:
             self.watcher.calling(call)
         result = await self._unless_stopped(self.hands.run(number, call))
         if result is None:
-            by = _ENDED_BY[self._stopped() or "interrupted"]
+            by = self._ended_by(self._stopped() or "interrupted")
             result = await self.hands.interrupted(number, call, by)
         self._happen(result_record(self._with_hint(self._cut(result))))
+        self._deliver()
+
+    def _deliver(self) -> bool:
+        """Let messages of other agents happen that wait, between two calls too; return whether
+        there were any. Each is acknowledged once it is kept."""
+        records = () if self.inbox is None else self.inbox.take()
+        for record in records:
+            assert self.inbox is not None
+            self._happen(record)
+            self.inbox.taken(record)
+            self._first = len(self.trajectory.steps)
+        return bool(records)
 
     def _not_made(self, number: int, why: str) -> None:
         self._happen(result_record(Result(number, f"(this call was not made: {why})", True)))
 
-    def _drop_calls(self, why: str) -> None:
+    def drop_calls(self, why: str) -> None:
         """Make no call of the last answer that has no result yet."""
         for step in self.trajectory.steps[-1:]:
             known = {result.call for result in step.results}
@@ -278,6 +348,9 @@ class Agent:
                 task.cancel()
                 with suppress(asyncio.CancelledError):
                     await task
+
+    def _ended_by(self, reason: EndReason) -> str:
+        return self._by if reason == "interrupted" else _ENDED_BY[reason]
 
     def _stopped(self) -> EndReason | None:
         """Return what ends all work at once: somebody who interrupts, or the end of the time."""
@@ -388,36 +461,6 @@ class Agent:
         return replace(
             result, text=f"{result.text}\n{hint}", details={**result.details, "hint": hint}
         )
-
-
-def num_repeats(steps: Sequence[Step], last: Result | None = None) -> int:
-    """Return how many times in a row, up to the last step, the same calls saw the same: those of
-    one step, or of two or three in turn.
-
-    last  result that is about to be the last one
-    """
-    steps = list(steps)
-    if not steps:
-        return 0
-    if last is not None:
-        steps[-1] = replace(steps[-1], results=(*steps[-1].results, last))
-    if not steps[-1].is_whole or not steps[-1].results:
-        return 0
-    seen = [_seen(step) for step in reversed(steps)]
-    return max(_rounds(seen, size) for size in range(1, _MAX_ROUND + 1))
-
-
-def _rounds(seen: Sequence[object], size: int) -> int:
-    """Return how many times what comes first, so many, comes one after the other."""
-    same = next((n for n, one in enumerate(seen) if one != seen[n % size]), len(seen))
-    return same // size
-
-
-def _seen(step: Step) -> tuple[Any, ...]:
-    """Return calls and results of a step, without hints."""
-    results = sorted(step.results, key=lambda one: one.call)
-    texts = [one.text.removesuffix(one.details.get("hint", "")).rstrip("\n") for one in results]
-    return (step.answer.message.tool_calls, tuple(texts))
 
 
 def _without_open_calls(completion: Completion) -> Completion:

@@ -13,13 +13,14 @@ link which leads elsewhere, or what a program opens by itself, is for the sandbo
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, Protocol, get_args
+from typing import Final, Literal, get_args
 
 from fulmen.agent.commands import Script, read_script
 from fulmen.agent.names import decides, may_hold_keys
+from fulmen.agent.outside import FREE, MCP, SUBJECTS, is_private, names_of, subjects_of
 from fulmen.agent.programs import files_named, files_read, prefix_of, runs_input
 from fulmen.agent.rules import (
     ANY,
@@ -34,6 +35,7 @@ from fulmen.agent.rules import (
     exact,
     tool_of,
 )
+from fulmen.agent.verdicts import Findings, Part, ToolCall, Verdict
 from fulmen.agent.words import Access, Command, Verb, Word
 from fulmen.files import shorten
 
@@ -41,73 +43,9 @@ Mode = Literal["plan", "ask", "accept-edits", "auto"]
 MODES: Final = get_args(Mode)
 
 _READING: Final = ("read", "grep", "glob")
-_FREE: Final = ("todo",)
 _TEMPORARY: Final = "/tmp"
 _SOCKET: Final = re.compile(r"/dev/(tcp|udp)/")
 _DEVICES: Final = re.compile(r"/dev/(null|stdin|stdout|stderr|fd/\d)")
-
-
-class ToolCall(Protocol):
-    """A call as a model makes it."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def arguments(self) -> Mapping[str, object]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A part of a call that needs a decision.
-
-    text    the part, such as one command of several
-    reason  why it is asked about or denied
-    rules   what to allow so that it is not asked about again; none if no rule can do that
-    by      a rule (or what is outside the sandbox), the name of a file that is asked about in
-            every mode, or the mode
-    """
-
-    text: str
-    reason: str
-    rules: tuple[Rule, ...] = ()
-    by: Literal["rule", "name", "mode"] = "mode"
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """The answer to a call.
-
-    parts  those that ask or are denied; none if the call is allowed
-    """
-
-    decision: Decision
-    parts: tuple[Part, ...] = ()
-
-    @property
-    def reason(self) -> str:
-        """One sentence: for a person if it asks, for the model if it is denied."""
-        return "; ".join(dict.fromkeys(f"{part.text}: {part.reason}" for part in self.parts))
-
-    @property
-    def rules(self) -> frozenset[Rule]:
-        """Rules that "always" would remember: the narrowest that are of use, none if none are."""
-        if not all(part.rules for part in self.parts):
-            return frozenset()
-        return frozenset(rule for part in self.parts for rule in part.rules)
-
-
-@dataclass(slots=True)
-class _Findings:
-    """Parts by decision, while a call is judged."""
-
-    leaves: str | None = None
-    ask: list[Part] = field(default_factory=list)
-    deny: list[Part] = field(default_factory=list)
-
-    def verdict(self) -> Verdict:
-        if self.deny:
-            return Verdict("deny", tuple(dict.fromkeys(self.deny)))
-        return Verdict("ask", tuple(dict.fromkeys(self.ask))) if self.ask else Verdict("allow")
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +91,7 @@ class Permissions:
         folder  where a command would begin; the workspace if omitted
         leaves  what a command has outside the sandbox, such as "the network", if anything
         """
-        tool, found = tool_of(call.name), _Findings(leaves)
+        tool, found = tool_of(call.name), Findings(leaves)
         at = os.path.abspath(os.path.join(self.workspace, folder or "."))
         if tool == "bash":
             self._judge_shell(_text(call, "command"), at, found)
@@ -167,8 +105,10 @@ class Permissions:
             self._judge_access(_access("read", text, at), call.name, found)
             if tool == "glob":
                 self._judge_glob(_text(call, "pattern"), text, at, found)
+        elif tool in SUBJECTS or tool.startswith(MCP):
+            self._judge_outside(call, found)
         else:
-            self._judge_tool(call.name, found, is_free=tool in _FREE)
+            self._judge_tool(call.name, found, is_free=tool in FREE)
         return found.verdict()
 
     def remember(self, verdict: Verdict) -> frozenset[Rule]:
@@ -194,7 +134,7 @@ class Permissions:
 
     # Tools
 
-    def _judge_tool(self, name: str, found: _Findings, *, is_free: bool | None = None) -> None:
+    def _judge_tool(self, name: str, found: Findings, *, is_free: bool | None = None) -> None:
         """Judge a call by rules that name the tool; `is_free` if nothing else is known of it."""
         tool = tool_of(name)
         rules = Rules(*(_bare(one) for one in (self.rules.allow, self.rules.ask, self.rules.deny)))
@@ -207,7 +147,31 @@ class Permissions:
             reason = "no rule allows it, and what it does is not known"
             found.ask.append(Part(name, reason, (Rule(tool),)))
 
-    def _narrow(self, narrowest: tuple[Decision, Rule], text: str, found: _Findings) -> None:
+    def _judge_outside(self, call: ToolCall, found: Findings) -> None:
+        """Judge a call that a server, the web or another agent answers: no mode allows it but by a
+        rule, for what it changes is not in the sandbox; an agent's is."""
+        tool, subjects = call.name, subjects_of(call.name, call.arguments)
+        text = f"{tool} {_shown(subjects[0])}" if subjects else tool
+        against = [one for name in names_of(tool) if (one := self.rules.narrowest(name, subjects))]
+        if against:
+            self._narrow(min(against, key=lambda one: one[0] != "deny"), text, found)
+            return
+        if not subjects and self.mode == "plan":
+            found.deny.append(Part(text, "only what reads runs in plan mode"))
+            return
+        allowing = [rule for name in names_of(tool) for rule in self.rules.allowing(name, subjects)]
+        is_own = tool == "web_fetch" and is_private(subjects[0])
+        if any(not is_own or rule.is_exact() for rule in allowing):
+            return
+        if tool == "task" and self.mode == "auto":
+            return
+        reason = "no rule allows it" + ("" if tool == "task" else ", and it leaves the sandbox")
+        if is_own:
+            reason = "it is this machine or its own network, which no rule names"
+        rule = Rule(tool, exact(subjects[0])) if subjects else Rule(tool)
+        found.ask.append(Part(text, reason, (rule,)))
+
+    def _narrow(self, narrowest: tuple[Decision, Rule], text: str, found: Findings) -> None:
         decision, rule = narrowest
         if decision == "deny":
             found.deny.append(Part(text, f"the rule {rule} denies it"))
@@ -251,7 +215,7 @@ class Permissions:
             texts.append(f"~/{at_home}")
         return _Place(tuple(texts), where)
 
-    def _judge_access(self, access: Access, shown: str, found: _Findings) -> None:
+    def _judge_access(self, access: Access, shown: str, found: Findings) -> None:
         """Judge a file that is read or changed, by the rules and then by the mode."""
         for place in self._place(access):
             text = f"{access.verb} {_shown(access.word.text)}"
@@ -312,7 +276,7 @@ class Permissions:
             return "its path is known only when it runs"
         return "it is outside the workspace"
 
-    def _judge_glob(self, pattern: str, root: str, at: str, found: _Findings) -> None:
+    def _judge_glob(self, pattern: str, root: str, at: str, found: Findings) -> None:
         """Judge the folder that a glob begins in, such as /etc in /etc/*."""
         fixed = re.split(r"[*?\[{]", pattern)[0].rpartition("/")[0]
         if ".." in pattern.split("/") or pattern.startswith(("/", "~")):
@@ -321,10 +285,10 @@ class Permissions:
 
     # The shell
 
-    def _judge_shell(self, text: str, at: str, found: _Findings) -> None:
+    def _judge_shell(self, text: str, at: str, found: Findings) -> None:
         script = read_script(text, at)
         whole = self._exactly_allowed(text)
-        mine = _Findings(found.leaves)
+        mine = Findings(found.leaves)
         for access in script.accesses:
             self._judge_access(access, "bash", mine)
         writes = any(access.verb == "edit" for access in script.accesses)
@@ -345,7 +309,7 @@ class Permissions:
         rules = self.rules.allowing("bash", (text.strip(),))
         return any(rule.is_exact() for rule in rules)
 
-    def _judge_unknown(self, script: Script, text: str, found: _Findings) -> None:
+    def _judge_unknown(self, script: Script, text: str, found: Findings) -> None:
         whole = _whole(text)
         for phrase in script.unknown:
             if self.mode == "plan":
@@ -364,7 +328,7 @@ class Permissions:
                 found.ask.append(Part("bash", reason, by="rule"))
 
     def _judge_command(
-        self, command: Command, whole: str, found: _Findings, *, writes: bool
+        self, command: Command, whole: str, found: Findings, *, writes: bool
     ) -> None:
         """Judge a command and all that it starts; by rules against them, then by those for them.
 
@@ -420,7 +384,7 @@ class Permissions:
         return bool(rules)
 
     def _judge_files(
-        self, command: Command, reads: list[Access] | None, found: _Findings, *, is_allowed: bool
+        self, command: Command, reads: list[Access] | None, found: Findings, *, is_allowed: bool
     ) -> None:
         """Judge the files that a command names: by all that holds for files if it only reads,
         else by the rules against them and what is asked about in every mode."""

@@ -6,6 +6,7 @@ that one. The same keys may stand in both, and any other key is refused:
     mode = "ask"                    # plan, ask, accept-edits or auto
     tools = "coding"                # coding or minimal
     network = false                 # true lets commands use this machine's network
+    web = true                      # a tool that fetches pages, asking for each host
     max-turns = 100                 # or max-tokens, thinking-tokens, max-seconds, context
     instructions = ["HOUSE.md"]     # files for the model to follow, beside AGENTS.md
 
@@ -16,6 +17,13 @@ that one. The same keys may stand in both, and any other key is refused:
 
     [environment]                   # of the agent's shell
     RUST_BACKTRACE = "1"
+
+    [mcp.files]                     # tools of a server, see mcp/servers.py
+    command = ["npx", "-y", "@modelcontextprotocol/server-filesystem", "."]
+
+    [[hooks]]                       # a command around calls, see hooks.py
+    event = "before_end"
+    command = "pytest -q || exit 2"
 
 A workspace's file is data of strangers until the user approves it, by its content: changed content
 is asked about again. Until then only its ask and deny rules count, since they take away only.
@@ -34,7 +42,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
+from fulmen.agent.hooks import Hook, parse_hooks
 from fulmen.agent.instructions import read_regular
+from fulmen.agent.mcp.servers import McpServer, parse_servers
 from fulmen.agent.permissions import MODES, Mode
 from fulmen.agent.rules import Rule, Rules
 from fulmen.files import read_json, read_json_if_present, shorten, user_folder, write_text
@@ -55,7 +65,10 @@ _LIMITS: Final = {
     "context": "context",
 }
 """Limits by their keys, which are those of the command's flags"""
-_KEYS: Final = ("mode", "tools", "network", *_LIMITS, "instructions", "rules", "environment")
+_KEYS: Final = (
+    *("mode", "tools", "network", *_LIMITS, "instructions", "rules", "environment"),
+    *("mcp", "hooks", "web"),
+)
 _LISTS: Final = ("allow", "ask", "deny")
 
 
@@ -71,6 +84,12 @@ class AgentConfig:
     instructions: tuple[str, ...] = ()
     rules: Rules = field(default_factory=Rules)
     environment: Mapping[str, str] = field(default_factory=dict)
+    mcp: Mapping[str, McpServer] = field(default_factory=dict)
+    """Servers whose tools the agent has, by name"""
+    has_web: bool | None = None
+    """The agent has the tool web_fetch"""
+    hooks: tuple[Hook, ...] = ()
+    """Commands around calls and before the end"""
 
     def unapproved(self) -> "AgentConfig":
         """Return what counts of a workspace's file before the user approves it."""
@@ -78,7 +97,8 @@ class AgentConfig:
 
     def under(self, other: "AgentConfig") -> "AgentConfig":
         """Return these settings with more specific ones over them. Rules of both hold: no file's
-        allow rule undoes another's deny rule."""
+        allow rule undoes another's deny rule. A server keeps its name: another of that name does
+        not count."""
         return AgentConfig(
             mode=other.mode or self.mode,
             tools=other.tools or self.tools,
@@ -87,6 +107,10 @@ class AgentConfig:
             instructions=(*self.instructions, *other.instructions),
             rules=self.rules | other.rules,
             environment={**self.environment, **other.environment},
+            # A rule of one's own that allows a server must not come to allow another one.
+            mcp={**other.mcp, **self.mcp},
+            hooks=(*self.hooks, *other.hooks),
+            has_web=self.has_web if other.has_web is None else other.has_web,
         )
 
 
@@ -133,9 +157,6 @@ def parse_config(content: bytes, where: str) -> AgentConfig:
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ValueError(f"{where} is not valid TOML: {shorten(error)}") from None
     _check_keys(document, _KEYS, where)
-    network = document.get("network")
-    if not isinstance(network, bool | None):
-        raise ValueError(f"{where}: network is {shorten(repr(network))}, it must be true or false")
     rules = _table(document, "rules", where)
     _check_keys(rules, _LISTS, f"{where}: rules")
     lists = {name: _texts(rules, name, f"{where}: rules") for name in _LISTS}
@@ -146,11 +167,14 @@ def parse_config(content: bytes, where: str) -> AgentConfig:
     return AgentConfig(
         mode=cast("Mode | None", _choice(document, "mode", MODES, where)),
         tools=cast("Tools | None", _choice(document, "tools", ("coding", "minimal"), where)),
-        has_network=network,
+        has_network=_switch(document, "network", where),
+        has_web=_switch(document, "web", where),
         limits=_limits(document, where),
         instructions=tuple(_texts(document, "instructions", where)),
         rules=parsed,
         environment=_environment(_table(document, "environment", where), where),
+        mcp=parse_servers(_table(document, "mcp", where), where),
+        hooks=parse_hooks(document.get("hooks", []), where),
     )
 
 
@@ -171,6 +195,13 @@ def _texts(table: Mapping[str, Any], key: str, where: str) -> list[str]:
     value = table.get(key, [])
     if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
         raise ValueError(f"{where}: {key} must be a list of texts")
+    return value
+
+
+def _switch(document: Mapping[str, Any], key: str, where: str) -> bool | None:
+    value = document.get(key)
+    if not isinstance(value, bool | None):
+        raise ValueError(f"{where}: {key} is {shorten(repr(value))}, it must be true or false")
     return value
 
 

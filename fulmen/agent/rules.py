@@ -10,6 +10,7 @@ must match surely; a deny rule that matches possibly is a question.
 - Paths are relative to the workspace; `/` begins an absolute one, `~/` one at home. `*` and `?`
   stay within a name, `**` crosses folders, a name without a slash is meant at any depth, and a
   folder stands for all below it.
+- `web_fetch(HOST)` and `task(AGENT)` match like a command; `mcp__SERVER` names all of its tools.
 - A backslash takes the meaning from the character behind it.
 """
 
@@ -20,6 +21,7 @@ from functools import lru_cache
 from itertools import product
 from typing import Final, Literal
 
+from fulmen.agent.outside import SUBJECTS
 from fulmen.files import shorten
 
 ANY: Final = "\ufdd0"
@@ -42,7 +44,7 @@ _MAX_FOLDER_STARS: Final = 4
 _TOOL = re.compile(r"[A-Za-z_][\w.-]{0,127}|\*")
 _SAME_TOOL: Final = {"run": "bash", "write": "edit"}
 PATTERNED: Final = ("bash", "read", "edit")
-"""Tools whose rules may have a pattern; `run` is another name of `bash`, `write` of `edit`"""
+"""Tools for commands and paths; `run` is another name of `bash`, `write` of `edit`"""
 
 
 def tool_of(name: str) -> str:
@@ -76,8 +78,9 @@ class Rule:
             return cls(tool)
         if not rest.endswith(")"):
             raise ValueError(f"{where} has no closing bracket at its end")
-        if tool not in PATTERNED:
-            raise ValueError(f"{where} has a pattern, which only {', '.join(PATTERNED)} take")
+        if tool not in (*PATTERNED, *SUBJECTS):
+            known = ", ".join((*PATTERNED, *SUBJECTS))
+            raise ValueError(f"{where} has a pattern, which only {known} take")
         try:
             return cls(tool, rest[:-1])
         except ValueError as error:
@@ -249,7 +252,7 @@ def _compiled(tool: str, pattern: str) -> tuple[_Automaton, ...]:
         raise ValueError("it holds a character that no text has")
     if not re.fullmatch(r"(?:[^\\]|\\.)*", pattern, re.S):
         raise ValueError("a backslash at its end has nothing behind it")
-    return (_command(pattern),) if tool == "bash" else _path(pattern)
+    return _path(pattern) if tool in ("read", "edit") else (_command(pattern),)
 
 
 def _tokens(pattern: str, wild: dict[str, str]) -> list[str]:

@@ -91,7 +91,7 @@ class Run:
 
     def __enter__(self) -> Self:
         """Take the run, to go on with it. Raises ValueError if another process has it."""
-        self._lock = _locked(self.path / "lock")
+        self._lock = locked(self.path / "lock")
         if self._lock is None:
             raise ValueError(f"run {self.name} is going on in another process")
         with suppress(OSError):  # others could read runs of before
@@ -200,7 +200,7 @@ class Runs:
         # All that was read and printed is in there, and nobody else's to read.
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         path.mkdir(exist_ok=True, mode=0o700)
-        lock = _locked(path / "lock")
+        lock = locked(path / "lock")
         with lock or nullcontext():
             if lock is None or (path / "run.json").exists():
                 raise ValueError(f"there is a run {facts.name} already")
@@ -278,7 +278,7 @@ def default_runs() -> Path:
     return user_folder("XDG_DATA_HOME", ".local/share") / "fulmen" / "agents"
 
 
-def _locked(path: Path) -> BinaryIO | None:
+def locked(path: Path) -> BinaryIO | None:
     """Return a file that this process alone has locked; None if another has."""
     try:
         import fcntl

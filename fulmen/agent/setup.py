@@ -7,10 +7,12 @@ The workspace's settings are a stranger's until they are approved (`project.py`)
 """
 
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from fulmen.agent.consent import Consent
 from fulmen.agent.ignored import repository_above
 from fulmen.agent.instructions import (
     NAME,
@@ -19,6 +21,8 @@ from fulmen.agent.instructions import (
     read_instructions,
     read_own,
 )
+from fulmen.agent.loop import Hands
+from fulmen.agent.mcp import McpHands
 from fulmen.agent.permissions import Mode, Permissions
 from fulmen.agent.project import (
     AgentConfig,
@@ -30,6 +34,8 @@ from fulmen.agent.project import (
     read_project,
 )
 from fulmen.agent.rules import Rules
+from fulmen.agent.skills import Folders, SkillHands
+from fulmen.agent.web import WebHands
 
 _USERS: Final = "agent.toml"
 
@@ -49,6 +55,8 @@ class Setup:
     """Settings of the workspace that do not hold before the user approves them"""
     notes: tuple[str, ...] = ()
     """Sentences on what is not as one would expect"""
+    folders: Folders = field(default_factory=Folders)
+    """Skills, commands and sub-agents"""
 
     @classmethod
     def read(cls, workspace: Path, home: Path) -> "Setup":
@@ -59,8 +67,9 @@ class Setup:
         found = find_instructions(workspace, home=home)
         for config, folder in ((users, home), (own, workspace)):
             found += [_named(name, folder, is_own=folder == home) for name in config.instructions]
-        notes = _notes(workspace, found)
-        return cls(workspace, home, users.under(own), tuple(found), waiting, notes)
+        folders = Folders.read(workspace, home)
+        notes = (*_notes(workspace, found), *folders.notes)
+        return cls(workspace, home, users.under(own), tuple(found), waiting, notes, folders)
 
     def approve(self) -> "Setup":
         """Let the workspace's settings hold from now on, until their content changes."""
@@ -87,6 +96,23 @@ class Setup:
             name = os.path.relpath(one.path, folder)
             parts.append(f"Instructions of {whose} ({name}):\n\n{one.text.strip()}")
         return "\n\n".join(parts)
+
+    def more_hands(self) -> tuple[Callable[[Consent], Hands], ...]:
+        """Return the tools beside those of the workbench that the settings name, as `Means` has
+        them."""
+        made: list[Callable[[Consent], Hands]] = []
+        if servers := self.config.mcp:
+            made.append(lambda consent: McpHands(servers, consent, folder=self.workspace))
+        if self.config.has_web:
+            made.append(WebHands)
+        if skills := self.folders.skills:
+            made.append(lambda _: SkillHands(skills, workspace=self.workspace))
+        return tuple(made)
+
+    @property
+    def readable(self) -> tuple[Path, ...]:
+        """Folders outside the workspace that the agent may read: those of the user's skills."""
+        return tuple(one.folder for one in self.folders.skills if one.is_own)
 
     def permissions(
         self, *, seen_as: Path, mode: Mode | None = None, rules: Rules | None = None

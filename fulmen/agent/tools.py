@@ -5,7 +5,7 @@ description takes a few hundred tokens of any vocabulary. They never change duri
 list would be read again, with everything after it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ class ToolError(Exception):
     """A call that cannot be made; the sentence is for the model."""
 
 
-def _tool(name: str, description: str, required: Mapping[str, Any], **optional: Any) -> Tool:
+def tool(name: str, description: str, required: Mapping[str, Any], **optional: Any) -> Tool:
     properties = {key: _schema(value) for key, value in {**required, **optional}.items()}
     schema = {"type": "object", "properties": properties, "required": list(required)}
     return Tool(name, description, schema)
@@ -42,7 +42,7 @@ _TODO_ITEM: Final = {
 }
 
 CODING: Final = (
-    _tool(
+    tool(
         "bash",
         "Run a command in a shell that keeps its folder and exported variables. Prefer read, edit, "
         "grep and glob for files. With background it goes on by itself: its job number, or 0 for "
@@ -54,22 +54,22 @@ CODING: Final = (
         job="integer",
         stop="boolean",
     ),
-    _tool(
+    tool(
         "read",
         "Read a text file, with line numbers.",
         {"path": "string"},
         offset="integer: First line, from 1",
         limit="integer: Lines, at most 2000",
     ),
-    _tool(
+    tool(
         "edit",
         "Replace text in a file. `old` must be exactly what stands there, without line numbers, "
         "and only once unless all is true.",
         {"path": "string", "old": "string", "new": "string"},
         all="boolean",
     ),
-    _tool("write", "Write a file whole.", {"path": "string", "content": "string"}),
-    _tool(
+    tool("write", "Write a file whole.", {"path": "string", "content": "string"}),
+    tool(
         "grep",
         "Find lines that match a regular expression.",
         {"pattern": "string"},
@@ -77,21 +77,21 @@ CODING: Final = (
         glob="string: Only files of this name, as *.py",
         ignore_case="boolean",
     ),
-    _tool("glob", "Find files by name, as src/**/*.py.", {"pattern": "string"}, path="string"),
-    _tool(
+    tool("glob", "Find files by name, as src/**/*.py.", {"pattern": "string"}, path="string"),
+    tool(
         "todo",
         "Write down the steps of a longer task and how far they are; the whole list each time.",
         {"items": {"type": "array", "items": _TODO_ITEM}},
     ),
 )
 MINIMAL: Final = (
-    _tool("read", "Show a file.", {"path": "string"}),
-    _tool(
+    tool("read", "Show a file.", {"path": "string"}),
+    tool(
         "edit",
         "Replace old text by new. Empty old makes a new file.",
         {"path": "string", "old": "string", "new": "string"},
     ),
-    _tool("run", "Run a shell command.", {"command": "string"}),
+    tool("run", "Run a shell command.", {"command": "string"}),
 )
 PROFILES: Final[Mapping[str, tuple[Tool, ...]]] = {"coding": CODING, "minimal": MINIMAL, "none": ()}
 """Tool profiles by name"""
@@ -120,6 +120,20 @@ def system_prompt(profile: str, instructions: str = "") -> str:
         known = ", ".join(PROFILES)
         raise ValueError(f"{shorten(profile, 40)} is no tool profile, known are {known}")
     return "\n\n".join(part for part in (_SYSTEM[profile], instructions.strip()) if part)
+
+
+def tools_record(tools: Iterable[Tool]) -> dict[str, Any]:
+    """Return the record of the tools that a model is told of."""
+    written = [
+        {"name": one.name, "description": one.description, "parameters": one.parameters}
+        for one in tools
+    ]
+    return {"type": "tools", "tools": written}
+
+
+def read_tools(written: Iterable[Mapping[str, Any]]) -> tuple[Tool, ...]:
+    """Return the tools of a record. Raises ValueError, KeyError or TypeError for what is none."""
+    return tuple(Tool(one["name"], one["description"], one["parameters"]) for one in written)
 
 
 @dataclass(frozen=True, slots=True)

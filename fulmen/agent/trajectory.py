@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Literal, Protocol, get_args
 
 from fulmen.agent.cutting import cut_results, cut_said
-from fulmen.chat import Completion, Message, read_messages
+from fulmen.agent.tools import read_tools, tools_record
+from fulmen.chat import Completion, Message, Tool, read_messages
 from fulmen.sampling import FinishReason, SamplingParams
 
 EndReason = Literal["done", "turns", "tokens", "seconds", "loop", "context", "interrupted", "error"]
@@ -182,6 +183,10 @@ class Trajectory:
     """The workspace before the first step"""
     found: dict[int, str] = field(default_factory=dict)
     """The workspace as it was found after so many steps, where somebody else had changed it"""
+    tools: tuple[Tool, ...] | None = None
+    """Tools as the model was told of them; None: those of the run's profile"""
+    heard: set[str] = field(default_factory=set)
+    """Messages of other agents that were ever given to this one, by their ids"""
     is_rewound: bool = False
     """True once it was taken back: words that come now take the place of those in `said`"""
     end: EndReason | None = None
@@ -248,6 +253,7 @@ class Trajectory:
             said=list(self.said),
             compactions=list(self.compactions),
             found=dict(self.found),
+            heard=set(self.heard),
         )
 
 
@@ -255,6 +261,7 @@ class Trajectory:
 
 
 RecordType = Literal[
+    "tools",
     "said",
     "answer",
     "result",
@@ -267,19 +274,15 @@ RecordType = Literal[
     "note",
 ]
 _TYPES: Final = get_args(RecordType)
-_COUNTS: Final = (
-    "num_steps",
-    "num_seen",
-    "num_cut",
-    "max_result",
-    *(f"num_{one}" for one in USAGE),
-)
+_NUMS: Final = ("num_steps", "num_seen", "num_cut", *(f"num_{one}" for one in USAGE))
 """Fields of a summary that are whole numbers"""
 
 
-def said_record(messages: Sequence[Message]) -> dict[str, Any]:
-    """Return the record of a person's words."""
-    return {"type": "said", "messages": list(map(_message_dict, messages))}
+def said_record(messages: Sequence[Message], **sender: str) -> dict[str, Any]:
+    """Return the record of a person's words, or of those of another agent: sender is then its name
+    as `agent`, and an id of the `message`."""
+    of = {"sender": sender} if sender else {}
+    return {"type": "said", "messages": list(map(_message_dict, messages)), **of}
 
 
 def answer_record(answer: Answer, before: Sequence[Step] = ()) -> dict[str, Any]:
@@ -302,6 +305,8 @@ def result_record(result: Result) -> dict[str, Any]:
 
 def records_of(trajectory: Trajectory, num_steps: int) -> Iterator[dict[str, Any]]:
     """Yield records that lead to the first steps of a trajectory."""
+    if trajectory.tools is not None:
+        yield tools_record(trajectory.tools)
     for place, step in enumerate(trajectory.steps[:num_steps]):
         yield from _between(trajectory, place)
         if step.said:
@@ -333,9 +338,14 @@ def apply(trajectory: Trajectory, record: Mapping[str, Any]) -> None:
     kind = record.get("type")
     try:
         match kind:
+            case "tools":
+                _check(not trajectory.steps, "the model was told of other tools")
+                trajectory.tools = read_tools(record["tools"])
             case "said":
-                messages = read_messages(record["messages"])
-                trajectory.said = [*([] if trajectory.is_rewound else trajectory.said), *messages]
+                messages, sender = read_messages(record["messages"]), record.get("sender")
+                is_instead = trajectory.is_rewound and sender is None
+                trajectory.said = [*([] if is_instead else trajectory.said), *messages]
+                trajectory.heard |= set() if sender is None else {str(sender["message"])}
             case "answer":
                 _check(all(step.is_whole for step in trajectory.steps[-1:]), "calls are open")
                 step = Step(tuple(trajectory.said), _read_answer(record, trajectory.steps))
@@ -411,11 +421,7 @@ def _message_dict(message: Message) -> dict[str, Any]:
     record = message.to_dict()
     if message.parts is not None:
         record["content"] = [
-            {
-                "type": "text",
-                "text": part.text,
-                **({} if part.name is None else {"name": part.name}),
-            }
+            {"type": "text", "text": part.text} | ({} if part.name is None else {"name": part.name})
             for part in message.parts
         ]
     return record
@@ -423,7 +429,7 @@ def _message_dict(message: Message) -> dict[str, Any]:
 
 def _read_compaction(record: Mapping[str, Any], num_steps: int) -> Compaction:
     made = Compaction(**{key: record[key] for key in record if key != "type"})
-    counts = [getattr(made, name) for name in _COUNTS]
+    counts = [*(getattr(made, name) for name in _NUMS), made.max_result]
     counts += [] if made.max_said is None else [made.max_said]
     _check(all(type(one) is int and one >= 0 for one in counts), "a count is no whole number")
     _check(isinstance(made.text, str), "it has no text")

@@ -10,18 +10,22 @@ the next one goes on from there.
 import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, ExitStack, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Self
 
 from fulmen.agent.archive import BEAT_SECONDS, Archive, Kept
 from fulmen.agent.compaction import Compactor
-from fulmen.agent.loop import Agent, Budget, Watcher
+from fulmen.agent.consent import Approve, Consent
+from fulmen.agent.hooks import Hook, HookedHands
+from fulmen.agent.joined import JoinedHands
+from fulmen.agent.loop import Agent, Budget, Hands, Inbox, Watcher
 from fulmen.agent.memory import Memory, PlainMemory, SessionMemory
 from fulmen.agent.permissions import Permissions
+from fulmen.agent.tools import tools_record
 from fulmen.agent.trajectory import EndReason, Trajectory
-from fulmen.agent.workbench import Approve, Workbench
+from fulmen.agent.workbench import Workbench, told_outcome
 from fulmen.chat import ChatModel, Message, Transcript, sampled_ids
 from fulmen.files import shorten
 from fulmen.sampling import SamplingParams
@@ -51,11 +55,21 @@ class Means:
     """Names of `PROTECTED` that may be changed all the same"""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables of every command"""
+    readable: Sequence[Path] = ()
+    """More folders of this machine that can be read, such as those of skills"""
     approve: Approve | None = None
     """Asks a person about a call; without it, what asks is refused"""
     watcher: Watcher | None = None
     on_output: Callable[[str], None] | None = None
     """Sees what a command prints, as it comes"""
+    more_hands: Sequence[Callable[[Consent], Hands]] = ()
+    """Each makes tools beside those of the workbench, which ask by the same consent. Hands that are
+    asynchronous context managers are entered before a run and left after it, and what they have
+    to say to a person in their `notes` is told"""
+    inbox: Inbox | None = None
+    """Messages of other agents"""
+    hooks: Sequence[Hook] = ()
+    """Commands of the user's around calls and before the end"""
 
     def __post_init__(self) -> None:
         check_protected(self.writable)
@@ -138,6 +152,7 @@ class Work:
             has_network=means.has_network,
             protected=tuple(name for name in PROTECTED if name not in means.writable),
             environment=means.environment,
+            readable=tuple(means.readable),
             records=Path(os.path.realpath(self.archive.runs.root)) / _SANDBOXES,
         )
         sandbox = Sandbox(access)
@@ -160,16 +175,45 @@ class Work:
             shell_note=_NEW_SHELL if used_shell else "",
             has_network=means.has_network,
         )
+        hands, before_end = await self._hands(workbench), None
+        if means.hooks:
+            hands = hooked = HookedHands(
+                hands, means.hooks, sandbox, folder=facts.seen_as, saved=workbench.saved
+            )
+            before_end = hooked.before_end
         self._agent = Agent(
             self._model,
-            workbench,
+            hands,
             memory,
             run,
             params=means.params,
             budget=means.budget,
             compactor=None if means.context is None else Compactor(max_tokens=means.context),
             watcher=means.watcher,
+            inbox=means.inbox,
+            before_end=before_end,
         )
+
+    async def _hands(self, workbench: Workbench) -> Hands:
+        """Return the workbench with all other tools of the run: those that it began with."""
+        known = self.trajectory.tools
+        if not self._means.more_hands and known is None:
+            return workbench
+        hands: list[Hands] = [workbench]
+        for make in self._means.more_hands:
+            one = make(workbench.consent)
+            if isinstance(one, AbstractAsyncContextManager):
+                await self._stack.enter_async_context(one)
+            self.notes += getattr(one, "notes", ())
+            hands.append(one)
+        if known is None and self.trajectory.steps:
+            known = tuple(workbench.tools)
+        joined = JoinedHands(hands, known=known, saved=workbench.saved)
+        if joined.missing:
+            self.notes.append(f"these tools of the run are not here: {', '.join(joined.missing)}")
+        if known is None:
+            self.run.append(tools_record(joined.tools))
+        return joined
 
     async def _beat(self) -> None:
         while True:
@@ -196,26 +240,34 @@ class Work:
             if Path(os.path.realpath(kept)).is_relative_to(folder):
                 raise ValueError(f"{kept} lies in {folder}, where the agent could change it")
 
-    async def say(self, words: str | None = None) -> EndReason:
+    async def say(self, words: str | None = None, *, is_new_task: bool = False) -> EndReason:
         """Let the agent work until it is done or something ends it, and return what.
 
-        words  of the user; None to go on where the run was ended
+        words        of the user; None to go on where the run was ended, or with messages that wait
+        is_new_task  a message that waits is a task of its own: calls that were left of the last one
+                     are not made
 
         Raises ModelError and SandboxError if those fail, and ValueError where nothing is left to
         do; what there is stays.
         """
         agent = self._agent
         assert agent is not None, "it is not open"
+        if is_new_task:
+            agent.drop_calls("another task was given")
         try:
             return await self._say(agent, words)
         finally:
+            if self._means.inbox is not None:
+                await self._means.inbox.ended()
             agent.forget_interrupt()
 
     async def _say(self, agent: Agent, words: str | None) -> EndReason:
-        if words is None and self._is_answered():
+        inbox = self._means.inbox
+        has_words = words is not None or (inbox is not None and bool(inbox.take()))
+        if not has_words and self._is_answered():
             self.run.append({"type": "ended", "reason": "done"})
             return "done"
-        if words is None:
+        if not has_words:
             self._take_back_what_was_cut()
         elif self.trajectory.steps:
             await asyncio.to_thread(self.archive.found, self.run)
@@ -240,10 +292,26 @@ class Work:
                 if self._means.watcher is not None:
                     self._means.watcher.record(record)
 
-    def interrupt(self) -> None:
-        """End what is under way and keep what there is of it; `say` then returns."""
+    async def run_command(
+        self, command: str, *, seconds: float, on_output: Callable[[str], None] | None = None
+    ) -> str:
+        """Run a command of a person's in the sandbox, between two answers; return what it came to,
+        as the model would read it. Cancelling kills it. Raises SandboxError and ValueError."""
+        assert self._sandbox is not None, "it is not open"
+        outcome = await self._sandbox.run(command, seconds=seconds, on_output=on_output)
+        return told_outcome(outcome)
+
+    async def read_file(self, path: str, *, max_bytes: int) -> bytes:
+        """Return the beginning of a file as the sandbox shows it. Raises OSError, and ValueError
+        for what is no file."""
+        assert self._sandbox is not None, "it is not open"
+        return (await self._sandbox.read_file(path, max_bytes=max_bytes)).content
+
+    def interrupt(self, by: str = "the user") -> None:
+        """End what is under way and keep what there is of it; `say` then returns. by: whoever does
+        so, as the model is told"""
         if self._agent is not None:
-            self._agent.interrupt()
+            self._agent.interrupt(by)
 
     def _is_answered(self) -> bool:
         """Return whether only the word that it is done was lost. Raises ValueError if that is not

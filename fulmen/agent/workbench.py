@@ -10,10 +10,12 @@ only a sandbox that fails itself ends the run.
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from fulmen.agent.consent import Approve, Consent
 from fulmen.agent.editing import diff, replaced
 from fulmen.agent.instructions import (
     MAX_BYTES,
@@ -21,7 +23,7 @@ from fulmen.agent.instructions import (
     instructions_of,
     is_instruction,
 )
-from fulmen.agent.permissions import Permissions, Verdict
+from fulmen.agent.permissions import Permissions
 from fulmen.agent.tools import PROFILES, READING, Arguments, ToolError
 from fulmen.agent.trajectory import Result
 from fulmen.agent.workspace import Snapshot
@@ -35,10 +37,6 @@ from fulmen.sandbox import (
     Sandbox,
     SandboxError,
 )
-
-Approve = Callable[[ToolCall, Verdict, str], Awaitable[str | None]]
-"""Asks a person about a call, given the whole command, or the diff of what it would change: None to
-make it, else a sentence for the model"""
 
 _MAX_READ_BYTES: Final = 4 * 2**20
 _MAX_LINES: Final = 2000
@@ -77,6 +75,7 @@ class Workbench:
         permissions: Permissions,
         folder: Path,
         approve: Approve | None = None,
+        consent: Consent | None = None,
         snapshots: Saves | None = None,
         on_output: Callable[[str], None] | None = None,
         shell_note: str = "",
@@ -85,6 +84,8 @@ class Workbench:
         """
         folder      the workspace as the sandbox shows it
         approve     asks a person; without it, what asks is refused
+        consent     the run's, where it has other tools too; its own, of permissions and approve,
+                    if omitted
         on_output   sees what a command prints, as it comes
         shell_note  told to the model with the result of its next command
         has_network the sandbox lets commands use it, which permissions take into account
@@ -95,12 +96,11 @@ class Workbench:
         self.todo: tuple[dict[str, str], ...] = ()
         """Steps that the model wrote down"""
         self._tools = PROFILES[profile]
-        self._approve = approve
+        self.consent = consent or Consent(permissions, approve)
         self._snapshots = snapshots
         self._on_output = on_output
         self._shell_note = shell_note
         self._has_network = has_network
-        self._asking = asyncio.Lock()
         self._output: list[str] = []
         """Output so far of the command that runs"""
         self._cursors: dict[int, int] = {}
@@ -163,19 +163,24 @@ class Workbench:
         begin: float,
         details: dict[str, Any],
     ) -> Result:
-        snapshot = None
-        if self._snapshots is not None and call.name not in READING and call.name != "todo":
-            try:
-                taken = await asyncio.to_thread(self._snapshots.take, call.name)
-                snapshot = taken.id
-                if taken.skipped:
-                    details["not_saved"] = [str(one.path) for one in taken.skipped[:20]]
-            except (OSError, ValueError) as error:  # what the call did is done all the same
-                details["not_saved"] = [
-                    explain(error) if isinstance(error, OSError) else str(error)
-                ]
-        seconds = round(time.monotonic() - begin, 3)
-        return Result(number, text, is_error, seconds, snapshot, details)
+        result = Result(number, text, is_error, details=details)
+        if call.name not in READING and call.name != "todo":
+            result = await self.saved(result, call.name)
+        return replace(result, seconds=round(time.monotonic() - begin, 3))
+
+    async def saved(self, result: Result, label: str) -> Result:
+        """Return a result with a snapshot of the workspace as it stands after the call."""
+        if self._snapshots is None:
+            return result
+        try:
+            taken = await asyncio.to_thread(self._snapshots.take, label)
+        except (OSError, ValueError) as error:  # what the call did is done all the same
+            why = explain(error) if isinstance(error, OSError) else str(error)
+            return replace(result, details={**result.details, "not_saved": [why]})
+        details = dict(result.details)
+        if taken.skipped:
+            details["not_saved"] = [str(one.path) for one in taken.skipped[:20]]
+        return replace(result, snapshot=taken.id, details=details)
 
     async def _consent(self, call: ToolCall, arguments: Arguments, shell: Path) -> None:
         """Return if a call may be made. Raises ToolError if not.
@@ -187,19 +192,9 @@ class Workbench:
         is_command = call.name in ("bash", "run")
         folder = shell if is_command else None
         leaves = "the network" if self._has_network and is_command else None
-        verdict = self.permissions.judge(call, folder=folder, leaves=leaves)
-        if verdict.decision == "ask":
-            async with self._asking:  # one question at a time
-                # An answer may have made a rule.
-                verdict = self.permissions.judge(call, folder=folder, leaves=leaves)
-                if verdict.decision == "ask":
-                    if self._approve is None:
-                        raise ToolError(f"not allowed here: {verdict.reason}")
-                    refusal = await self._approve(call, verdict, await self._preview(arguments))
-                    if refusal is not None:
-                        raise ToolError(refusal or "the user did not allow this")
-        if verdict.decision == "deny":
-            raise ToolError(f"not allowed: {verdict.reason}")
+        await self.consent.obtain(
+            call, lambda: self._preview(arguments), folder=folder, leaves=leaves
+        )
 
     async def _preview(self, arguments: Arguments) -> str:
         """Return what somebody consents to: the whole command, or all that a file would become."""
@@ -261,7 +256,7 @@ class Workbench:
         self._output = []
         details["exit_code"] = outcome.exit_code if outcome.exit_code is not None else -1
         note, self._shell_note = self._shell_note, ""
-        return _joined(_told(outcome), note)
+        return _joined(told_outcome(outcome), note)
 
     def _hear(self, text: str) -> None:
         self._output.append(text)
@@ -435,8 +430,8 @@ class Workbench:
         return f"noted; {left} of {len(self.todo)} are left"
 
 
-def _told(outcome: Outcome) -> str:
-    """Return what a command came to, as the model reads it."""
+def told_outcome(outcome: Outcome) -> str:
+    """Return what a command came to, as the model reads it; not cut."""
     text = outcome.output.rstrip("\n")
     if outcome.ended_by == "exit":
         how = "" if outcome.exit_code == 0 else f"(exit code {outcome.exit_code})"

@@ -121,6 +121,10 @@ class Snapshots:
             raise ValueError(f"no repository for snapshots: {explain(error)}") from None
         self._readings = Readings(self._repository, self.folder)
 
+    def elsewhere(self, folder: Path) -> "Snapshots":
+        """Return the snapshots of another folder in the same repository."""
+        return Snapshots(folder, self._repository.path, limits=self.limits)
+
     def take(self, label: str) -> Snapshot:
         """Save the folder as it stands.
 

@@ -58,6 +58,7 @@ if TYPE_CHECKING:  # a command imports what it needs, so that help comes at once
     from fulmen.agent import Archive, Run
     from fulmen.cli.agent_run import Side
     from fulmen.cli.agent_wanted import Wanted
+    from fulmen.cli.terminal import Conversation
 
 _ENGINE_FLAGS: Final = ("max_model_len", "kv_cache_bytes", "kv_cache_dtype", "num_draft_tokens")
 _NOT_SAMPLED: Final = (
@@ -74,6 +75,7 @@ fulmen agent --mode auto "..."               ask about nothing in the sandbox
 fulmen agent -p "..." --json                 for scripts: JSON lines
 fulmen agent --url http://127.0.0.1:8000     a model that a server has
 fulmen agent --continue "now the docs"       go on with the last run here
+fulmen agent --team team.toml "..."          a lead with agents of its own
 fulmen agent rewind RUN --step 3             files and model as after step 3
 fulmen agent fork RUN --step 3               another way from there
 """,
@@ -155,6 +157,15 @@ def run(
         typer.Option(
             help="Tools that the model has: minimal are three, for small models. Default: those "
             "that the model's card names, else coding.",
+            show_default=False,
+            rich_help_panel=AGENT,
+        ),
+    ] = None,
+    team: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Lead a team of agents, which this TOML file describes: docs/teams.md.",
             show_default=False,
             rich_help_panel=AGENT,
         ),
@@ -263,6 +274,12 @@ def run(
             rich_help_panel=LIMITS,
         ),
     ] = None,
+    acp: Annotated[
+        bool,
+        typer.Option(
+            "--acp", help="Serve an editor on stdin and stdout, by the Agent Client Protocol."
+        ),
+    ] = False,
     force: Annotated[
         bool,
         typer.Option(
@@ -305,6 +322,8 @@ def run(
     Every step is kept: what was said and done, the files, and the model's states. The answer goes
     to stdout, everything else to stderr.
     """
+    from fulmen.cli.agent_wanted import team_text
+
     flags = {
         **{"tools": tools, "mode": mode, "allow": allow, "ask": ask, "deny": deny},
         **{"network": network, "writable": writable, "context": context},
@@ -312,6 +331,7 @@ def run(
         **{"thinking_tokens": thinking_tokens, "sampling": given, "model": model, "url": url},
         **{"url_dialect": None if url_dialect == "auto" else url_dialect, "engine": engine},
         **{"dtype": dtype, "device": None if device == "cpu" else device},
+        **{"team": None if team is None else team_text(team)},
         **{"ignored": ignore_config_field, "store": store and str(store.resolve())},
     }
     local = engine_flags(engine, dtype, device, ignore_config_field)
@@ -321,6 +341,11 @@ def run(
     elif resume is not None and go_on:
         raise ValueError("--continue is given with --resume, which names another run")
     is_terminal = sys.stdin.isatty() and sys.stderr.isatty()
+    if acp:
+        given = {"TASK": task, "--print": print_answer, "--json": as_json, "--continue": go_on}
+        _refuse_words(given | {"--resume": resume, "--folder": folder, "--force": force})
+        _serve_editor(flags, open_archive(runs, store, session_bytes), url_key)
+        return
     words, is_one_shot = _words(task, is_one_shot=print_answer or as_json)
     from fulmen.cli.agent_run import Talk, last_run
     from fulmen.cli.agent_view import JsonView, TerminalView, View
@@ -337,7 +362,12 @@ def run(
     elif words is None and is_one_shot:
         raise ValueError("the task is empty, there is nothing to do")
     view: View = JsonView()
-    if not as_json:
+    conversation = None
+    if is_terminal and not is_one_shot:
+        conversation = _conversation(show_thinking=not hide_thinking, plain=plain)
+    if conversation is not None:
+        view = conversation.view
+    elif not as_json:
         view = TerminalView(
             is_answer_last=is_one_shot, show_thinking=not hide_thinking, plain=plain
         )
@@ -354,10 +384,13 @@ def run(
             is_new=is_new,
             overwrite=force,
             declined=declined,
+            asker=None if conversation is None else conversation.asker,
         )
         with talk.opened():
             if is_one_shot:
-                code = talk.say(words)
+                code = talk.say(words and talk.folders.expanded(words))
+            elif conversation is not None:
+                code = conversation.converse(talk, words)
             else:
                 from fulmen.cli.lines import new_line_reader
 
@@ -365,6 +398,22 @@ def run(
                 code = talk.converse(words, reader)
     if code:
         raise typer.Exit(code)
+
+
+def _refuse_words(given: Mapping[str, object]) -> None:
+    """Raise ValueError for what says what to do, where an editor does."""
+    for flag, value in given.items():
+        if value:
+            raise ValueError(f"{flag} is given with --acp, where the editor says what to do")
+
+
+def _serve_editor(flags: Mapping[str, Any], archive: "Archive", key: str | None) -> None:
+    from fulmen.cli.acp import serve
+    from fulmen.cli.agent_wanted import merged, read_wanted
+
+    settings = merged(flags, {})
+    side = _model_side(settings, None, key)
+    serve(archive, side, read_wanted(settings, Path(".")), settings)
 
 
 def _words(task: str | None, *, is_one_shot: bool) -> tuple[str | None, bool]:
@@ -376,6 +425,17 @@ def _words(task: str | None, *, is_one_shot: bool) -> tuple[str | None, bool]:
     else:
         words = "" if is_typed else read_stdin()
     return words.strip() or None, is_one_shot or not is_typed
+
+
+def _conversation(*, show_thinking: bool, plain: bool) -> "Conversation | None":
+    """Return a conversation at a terminal that can be drawn on; None for one that cannot."""
+    from fulmen.cli.lines import can_draw
+
+    if not can_draw():
+        return None
+    from fulmen.cli.terminal import Conversation
+
+    return Conversation(show_thinking=show_thinking, plain=plain)
 
 
 def _model_side(settings: Mapping[str, Any], earlier: "Run | None", key: str | None) -> "Side":

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from fulmen.agent import (
     Archive,
@@ -19,7 +19,6 @@ from fulmen.agent import (
     NotSaved,
     Setup,
     Verdict,
-    Work,
     agent_folder,
     project_file,
 )
@@ -55,12 +54,19 @@ def show_question(text: str) -> None:
     stderr.print(text, end="", markup=False, soft_wrap=True, style="yellow")
 
 
+class Interruptible(Protocol):
+    """Work that a signal can end."""
+
+    def interrupt(self) -> None:
+        """End what is under way."""
+
+
 class Interrupts:
     """Signals as calls: SIGINT ends an answer, SIGTERM and SIGHUP also the process, in good order;
     a second one leaves at once."""
 
     def __init__(self) -> None:
-        self.work: Work | None = None
+        self.work: Interruptible | None = None
         """Run that is interrupted first"""
         self.loop: asyncio.AbstractEventLoop | None = None
         self.question: asyncio.Future[bool] | None = None
@@ -91,7 +97,7 @@ class Interrupts:
                 signal.signal(one, handler)
 
     @contextmanager
-    def interrupting(self, work: Work) -> Iterator[None]:
+    def interrupting(self, work: Interruptible) -> Iterator[None]:
         """Let a first signal end what a run does."""
         self.work, self._count, self._turn = work, 0, object()
         try:

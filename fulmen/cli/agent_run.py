@@ -8,7 +8,7 @@ what is under way and keeps what there is; a second one leaves at once, and lose
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,10 +17,14 @@ from typing import Any, Final, TypeVar
 from fulmen.agent import (
     Archive,
     ChangedSince,
+    Folders,
     Means,
+    Mode,
     Run,
     Setup,
+    Team,
     Work,
+    lead_words,
     run_settings,
     system_prompt,
 )
@@ -35,9 +39,11 @@ from fulmen.cli.agent_asking import (
     rewind_asking,
     told_if_slow,
 )
+from fulmen.cli.agent_means import means_of, session_opener
 from fulmen.cli.agent_view import EXIT_CODES, View, show_diff
-from fulmen.cli.agent_wanted import Wanted, budget_of
+from fulmen.cli.agent_wanted import Wanted
 from fulmen.cli.lines import LineReader
+from fulmen.cli.output import harmless
 from fulmen.cli.progress import stderr
 from fulmen.llm import LLM, LocalModel, RemoteModel
 from fulmen.sampling import SamplingParams
@@ -88,7 +94,8 @@ def begin(archive: Archive, wanted: Wanted, side: Side, setup: Setup, settings: 
     if place.is_dir():  # before all of it is saved; what is none is told of there
         check_access(Access(folder=place, is_read_only=is_read_only))
     tools = wanted.tools or setup.config.tools or side.own_tools or "coding"
-    text = system_prompt(tools, setup.text)
+    words = [setup.text, "" if wanted.team is None else lead_words(wanted.team)]
+    text = system_prompt(tools, "\n\n".join(one for one in words if one))
     return archive.begin(
         wanted.folder,
         model=side.name,
@@ -114,46 +121,65 @@ class Talk:
         is_new: bool,
         overwrite: bool = False,
         declined: set[bytes] | None = None,
+        asker: Asker | None = None,
     ) -> None:
         """
         is_new     the run is forgotten in the end if nothing was said in it
         overwrite  as in `Work`
         declined   settings that somebody did not approve just now, see `read_setup`
+        asker      asks about calls; on stderr, a line at a time, if omitted
         """
         self.view = view
         self.name = run.name
-        self._archive, self._side, self._wanted = archive, side, wanted
+        self.archive = archive
+        self.interrupts = Interrupts()
+        self.means: Means | None = None
+        """Everything that the open run is gone on with"""
+        self._side, self._wanted = side, wanted
         self._asks = asks
         self._is_new = is_new
         self._overwrite = overwrite
         self._declined = set() if declined is None else declined
-        self._interrupts = Interrupts()
         self._model: ChatModel | None = None
         self._work: Work | None = None
         self._task: asyncio.Task[Any] | None = None
         """The work under way"""
         self._end: Callable[[], None] | None = None
         """Tells how the work ended, once that is all"""
-        self._asker = Asker(view, self._interrupts, asks=asks)
+        self._asker = asker or Asker(view, self.interrupts, asks=asks)
         self._runner = asyncio.Runner()
+        self.folders = Folders()
+        """Commands that words may stand for, once the run is opened"""
 
     @contextmanager
     def opened(self) -> Iterator[None]:
         """Take the run, and make model and sandbox ready."""
-        with self._runner, self._interrupts.installed():
-            self._interrupts.loop = self._runner.get_loop()
+        with self._runner, self.interrupts.installed():
+            self.interrupts.loop = self._runner.get_loop()
             try:
                 self._runner.run(self._open())
                 yield
             finally:
-                self._interrupts.is_closing = True
+                self.interrupts.is_closing = True
                 try:
                     self._runner.run(self._close())
                 finally:
-                    self._tell_end()
+                    self.tell_end()
                 self._forget_if_empty()
 
-    def _tell_end(self) -> None:
+    def run(self, work: Coroutine[Any, Any, R]) -> R:
+        """Run what is asynchronous, in the loop that the work on the run is done in."""
+        return self._runner.run(work)
+
+    @property
+    def work(self) -> Work:
+        """The work on the run. Raises ValueError where it could not be opened again."""
+        if self._work is None:
+            raise ValueError(f"run {self.name} is not open")
+        return self._work
+
+    def tell_end(self) -> None:
+        """Tell the view how the last work ended, unless that is done."""
         end, self._end = self._end, None
         if end is not None:
             end()
@@ -161,7 +187,7 @@ class Talk:
     async def _open(self) -> None:
         if self._model is None:
             self._model = self._side.open()
-        run = self._archive.runs.open(self.name)
+        run = self.archive.runs.open(self.name)
         facts, wanted = run.facts, self._wanted
         seen_as = Path(facts.seen_as)
         setup = read_setup(
@@ -173,27 +199,25 @@ class Talk:
         )
         permissions = setup.permissions(seen_as=seen_as, mode=wanted.mode, rules=wanted.rules)
         self._asker.remember = permissions.remember
-        config, llm = setup.config, self._side.llm
-        limits: dict[str, Any] = {**config.limits, **wanted.limits}
-        if llm is None and "thinking_tokens" not in wanted.limits:
-            limits.pop("thinking_tokens", None)  # a server has no such limit
-        context = limits.get("context")
-        if context is None and llm is not None:
-            context = llm.engine.max_model_len
-        has_network = config.has_network if wanted.has_network is None else wanted.has_network
-        means = Means(
-            permissions=permissions,
-            budget=budget_of(limits),
-            params=self._side.params(wanted.sampling),
-            context=context,
-            has_network=bool(has_network),
-            writable=wanted.writable,
-            environment=config.environment,
+        self.folders = setup.folders
+        self.means = means = means_of(
+            setup,
+            wanted,
+            self._side,
+            permissions,
             approve=self._asker,
             watcher=self.view,
             on_output=self.view.output,
         )
-        self._work = await self._opened_work(means)
+        team = None
+        if wanted.team is not None:
+            team = Team(
+                *(wanted.team, self.archive, self.name, self._model, means),
+                instructions=setup.text,
+                open_session=self._session_opener(),
+                tell=self.view.note,
+            )
+        self._work = await self._opened_work(means, team)
         work = self._work
         fields = {
             "run": self.name,
@@ -206,19 +230,28 @@ class Talk:
         for note in work.notes:
             self.view.note(note)
 
-    async def _opened_work(self, means: Means) -> Work:
-        """Open the work on the run; where a person's files would be overwritten, ask first."""
+    def _session_opener(self) -> Callable[[str], Session]:
         assert self._model is not None
-        overwrite = self._overwrite
+        loop = self._runner.get_loop()
+        return session_opener(self._side, self.archive, self._model, loop)
+
+    async def _opened_work(self, means: Means, team: Team | None) -> Work:
+        """Open the work on the run, or that of a team's lead; where a person's files would be
+        overwritten, ask first."""
+        assert self._model is not None
+        open_session, overwrite = self._session_opener(), self._overwrite
         while True:
-            work = Work(
-                self._archive,
-                self.name,
-                self._model,
-                means,
-                open_session=self._open_session,
-                overwrite=overwrite,
-            )
+            if team is not None:
+                work = team.lead(overwrite=overwrite)
+            else:
+                work = Work(
+                    self.archive,
+                    self.name,
+                    self._model,
+                    means,
+                    open_session=open_session,
+                    overwrite=overwrite,
+                )
             try:
                 with told_if_slow(self.view, SAVING):
                     return await work.__aenter__()
@@ -237,72 +270,52 @@ class Talk:
             await self._model.close()  # type: ignore[attr-defined]
 
     def _forget_if_empty(self) -> None:
-        trajectory = self._archive.runs.open(self.name).trajectory
+        trajectory = self.archive.runs.open(self.name).trajectory
         if self._is_new and not trajectory.steps and not trajectory.said:
-            self._archive.remove(self.name, prunes=False)
-
-    def _open_session(self, name: str) -> Session:
-        assert self._side.llm is not None
-        assert self._archive.sessions is not None
-        loop, model = self._runner.get_loop(), self._model
-
-        def between(work: Callable[[], R], /) -> R:
-            assert isinstance(model, LocalModel)
-            call = asyncio.run_coroutine_threadsafe(model.call(work), loop)
-            result: R = call.result()
-            return result
-
-        return Session(
-            self._side.llm,
-            self._archive.sessions,
-            name,
-            model=self._side.name,
-            keep_thoughts=True,
-            between=between,
-        )
+            self.archive.remove(self.name, prunes=False)
 
     def say(self, words: str | None) -> int:
         """Let the agent work on words, or go on; return the exit code for how that ended. It is
         told to the view when all is closed."""
-        work = self._work
-        assert work is not None
-        self._end = self._ending(work, "error")
-        refused_before = self._asker.num_refused
-        with self._interrupts.interrupting(work):
+        with self.interrupts.interrupting(self.work):
             try:
-                reason: str = self._runner.run(self._said(work, words))
+                return self._runner.run(self.answer(words))
             except KeyboardInterrupt:
-                self._end = self._ending(work, "interrupted")
+                self._end = self._ending(self.work, "interrupted")
                 if self._task is not None:  # it would go on while all is closed
                     self._task.cancel()
                     self._runner.run(_ended(self._task))
                 raise
-            except ModelError:  # the view has its note
-                reason = "error"
-            except SandboxError as error:
-                self.view.note(str(error))
-                reason = "sandbox"
+
+    async def answer(self, words: str | None) -> int:
+        """Let the agent work on words, or go on; return the exit code, see `tell_end`."""
+        work = self.work
+        self._task = asyncio.current_task()
+        self._end = self._ending(work, "error")
+        refused_before = self._asker.num_refused
+        try:
+            reason: str = await work.say(words)
+        except ModelError:  # the view has its note
+            reason = "error"
+        except SandboxError as error:
+            self.view.note(str(error))
+            reason = "sandbox"
+        finally:
+            self.interrupts.ended()
         num_refused = self._asker.num_refused - refused_before
         code = EXIT_CODES[reason]
         if reason == "done" and num_refused:
             code = EXIT_CODES["refused"]
-        if self._interrupts.exit_code is not None:
-            code = self._interrupts.exit_code
+        if self.interrupts.exit_code is not None:
+            code = self.interrupts.exit_code
         self._end = self._ending(work, reason, code, num_refused)
         return code
 
     def _ending(
         self, work: Work, reason: str, code: int | None = None, num_refused: int = 0
     ) -> Callable[[], None]:
-        code = self._interrupts.exit_code or EXIT_CODES[reason] if code is None else code
+        code = self.interrupts.exit_code or EXIT_CODES[reason] if code is None else code
         return lambda: self.view.end(reason, code, work.trajectory, num_refused)
-
-    async def _said(self, work: Work, words: str | None) -> str:
-        self._task = asyncio.current_task()
-        try:
-            return await work.say(words)
-        finally:
-            self._interrupts.ended()
 
     def converse(self, words: str | None, reader: LineReader) -> int:
         """Let the agent work on words, if there are any, then ask for the next ones, until the
@@ -312,9 +325,11 @@ class Talk:
             try:
                 if words is not None and words.startswith("//"):
                     words = words.removeprefix("/")
+                elif words is not None:
+                    words = self.folders.expanded(words)
                 if words is not None:
                     code = self.say(words or None)
-                    self._tell_end()
+                    self.tell_end()
                     if code == EXIT_CODES["sandbox"]:
                         self._begin_anew()
                 words = self._next_words(reader)
@@ -330,19 +345,15 @@ class Talk:
                     raise
                 stderr.print()
                 break
-            if self._interrupts.exit_code is not None:
+            if self.interrupts.exit_code is not None:
                 break
-        trajectory = self._archive.runs.open(self.name).trajectory
-        if trajectory.steps or trajectory.said:
-            told = f"fulmen agent --resume {self.name} goes on here"
-            stderr.print(told, style="dim", markup=False)
+        self.tell_how_to_go_on()
         return code
 
     def _next_words(self, reader: LineReader) -> str | None:
         """Read the next words: empty to go on where the run was ended, None for a command, which
         is run, and for nothing. Raises EOFError where the person leaves."""
-        work = self._work
-        assert work is not None
+        work = self.work
         trajectory = work.trajectory
         can_go_on = trajectory.end != "done" and bool(trajectory.steps or trajectory.said)
         if can_go_on:
@@ -356,29 +367,75 @@ class Talk:
                 raise EOFError
             case "/help":
                 stderr.print(HELP, markup=False, soft_wrap=True)
+                for one in self.folders.commands:
+                    told = harmless(f"/{one.name} {one.hint}".ljust(15) + f" {one.description}")
+                    stderr.print(told, markup=False, soft_wrap=True)
             case "/diff":
                 total = len(work.trajectory.steps)
-                text = self._archive.diff(self.name, _step(rest or "0"), total)
+                text = self.archive.diff(self.name, read_step(rest or "0"), total)
                 show_diff(text or "nothing changed")
             case "/rewind":
-                self._rewind(_step(rest))
+                self._rewind(read_step(rest))
             case _:
+                if self.folders.expanded(text) != text:
+                    return text
                 raise ValueError(f"{name} is no command, /help lists them")
         return None
 
+    def tell_how_to_go_on(self) -> None:
+        """Tell the command that goes on with the run, if anything was said in it."""
+        trajectory = self.archive.runs.open(self.name).trajectory
+        if trajectory.steps or trajectory.said:
+            told = f"fulmen agent --resume {self.name} goes on here"
+            stderr.print(told, style="dim", markup=False)
+
     def _begin_anew(self) -> None:
         """Put another sandbox in the place of one that failed."""
-        self._runner.run(self._close(with_model=False))
-        self._runner.run(self._open())
+        self._runner.run(self.open_again())
         self.view.note("the sandbox was begun anew: say what to do")
 
     def _rewind(self, num_steps: int) -> None:
-        """Go back to a step; the sandbox is begun anew, so that nothing in it holds files."""
-        self._runner.run(self._close(with_model=False))
+        """Go back to a step."""
+        self._runner.run(self.open_again(lambda: self.take_back(num_steps)))
+
+    def take_back(self, num_steps: int) -> None:
+        """Take the run, which is closed, back to a step."""
+        rewind_asking(self.archive, self.name, num_steps, asks=self._asks)
+
+    async def open_again(self, change: Callable[[], None] | None = None) -> None:
+        """Close the run, let something change it, and open it with another sandbox, so that
+        nothing in it holds files."""
+        await self._close(with_model=False)
         try:
-            rewind_asking(self._archive, self.name, num_steps, asks=self._asks)
+            if change is not None:
+                change()
         finally:
-            self._runner.run(self._open())
+            await self._open()
+
+    async def switch(self, name: str) -> None:
+        """Go on with another run of the same model; with this one where that cannot be opened."""
+        before = self.name
+        await self._close(with_model=False)
+        self.name = name
+        try:
+            await self._open()
+        except BaseException:
+            self.name = before
+            await self._open()
+            raise
+        self.name = before
+        self._forget_if_empty()
+        self.name, self._is_new = name, False
+
+    async def change_mode(self, mode: Mode) -> None:
+        """Let another mode hold from now on; a sandbox that may not be written to, or may be again,
+        is another one."""
+        self._wanted = replace(self._wanted, mode=mode)
+        assert self.means is not None
+        is_same_sandbox = (mode == "plan") == (self.means.permissions.mode == "plan")
+        self.means.permissions.mode = mode
+        if not is_same_sandbox:
+            await self.open_again()
 
 
 HELP: Final = """\
@@ -397,7 +454,8 @@ async def _ended(task: asyncio.Task[Any]) -> None:
         task.exception()
 
 
-def _step(text: str) -> int:
+def read_step(text: str) -> int:
+    """Return the number of a step. Raises ValueError for what is none."""
     if not text.isascii() or not text.isdigit() or len(text) > 9:
         raise ValueError(f"{text[:40]!r} is no number of a step")
     return int(text)

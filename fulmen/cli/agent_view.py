@@ -8,6 +8,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol
 
+from rich.console import Console
+
 from fulmen.agent import USAGE, EndReason, Trajectory, Verdict
 from fulmen.chat import ContentDelta, Event, ThinkingDelta, ToolCall
 from fulmen.cli.output import harmless, print_json
@@ -78,9 +80,23 @@ class View(Protocol):
 class TerminalView:
     """A view for people."""
 
-    def __init__(self, *, is_answer_last: bool, show_thinking: bool, plain: bool = False) -> None:
-        """is_answer_last: print only the last answer on stdout, in the end; else all of them, as
-        they come"""
+    _mark = ""
+    """Stands before a call"""
+
+    def __init__(
+        self,
+        *,
+        is_answer_last: bool,
+        show_thinking: bool,
+        plain: bool = False,
+        console: Console = stderr,
+    ) -> None:
+        """
+        is_answer_last  print only the last answer on stdout, in the end; else all of them, as they
+                        come
+        console         where all else is printed
+        """
+        self._console = console
         self._is_answer_last = is_answer_last
         self._show_thinking = show_thinking
         self._plain = plain
@@ -111,7 +127,7 @@ class TerminalView:
             if self._show_thinking:
                 self._is_thinking = True
                 shown = harmless(event.text)
-                stderr.print(shown, style="dim", end="", markup=False, soft_wrap=True)
+                self._console.print(shown, style="dim", end="", markup=False, soft_wrap=True)
         elif isinstance(event, ContentDelta) and not self._is_answer_last:
             if self._printer is None:
                 if not event.text.strip():
@@ -130,7 +146,7 @@ class TerminalView:
         num_more = len(lines) - _MAX_CALL_LINES
         more = f"  (and {num_more} more lines)" if num_more > 0 else ""
         text = "\n    ".join(_cut(line, _MAX_CALL_WIDTH) for line in lines[:_MAX_CALL_LINES])
-        self._line(f"{call.name}  {text}{more}", "bold")
+        self._line(f"{self._mark}{call.name}  {text}{more}", "bold")
 
     def output(self, text: str) -> None:
         """Show the beginning of it dimmed, line by line."""
@@ -143,7 +159,7 @@ class TerminalView:
         if text[:room].endswith("\n"):  # the next piece begins with the spaces of its line
             shown = shown[:-4]
         shown = ("    " if begin else "") + shown
-        stderr.print(shown, style="dim", end="", markup=False, soft_wrap=True)
+        self._console.print(shown, style="dim", end="", markup=False, soft_wrap=True)
 
     def refuse(self, call: ToolCall, verdict: Verdict) -> None:
         """Show why."""
@@ -152,6 +168,9 @@ class TerminalView:
     def record(self, record: Mapping[str, Any]) -> None:
         """Show results, and what else a person wants to know."""
         match record["type"]:
+            case "said" if "sender" in record:
+                self._settle()
+                self._line(record["messages"][0]["content"], "cyan")
             case "answer":
                 self._answered(record)
             case "result":
@@ -196,7 +215,7 @@ class TerminalView:
         name = self._calls[record["call"]].name if record["call"] < len(self._calls) else ""
         details, text = record["details"], str(record["text"])
         if details.get("diff") and not record["is_error"]:
-            show_diff(details["diff"])
+            show_diff(details["diff"], self._console)
         elif details.get("todo"):
             for item in details["todo"]:
                 mark = {"done": "x", "doing": ">"}.get(item["state"], " ")
@@ -214,7 +233,7 @@ class TerminalView:
         if not shown:
             return text
         if not shown.endswith("\n"):
-            stderr.print()
+            self._console.print()
         if text.startswith(shown.rstrip("\n")):
             return text[len(shown.rstrip("\n")) :].lstrip("\n")
         lines = text.split("\n")
@@ -232,14 +251,14 @@ class TerminalView:
     def _settle(self) -> None:
         """End the line of a thought, and the block of an answer."""
         if self._is_thinking:
-            stderr.print()
+            self._console.print()
             self._is_thinking = False
         if self._printer is not None:
             self._printer.close()
             self._printer = None
 
     def _line(self, text: str, style: str | None) -> None:
-        stderr.print(harmless(text), style=style, markup=False, soft_wrap=True)
+        self._console.print(harmless(text), style=style, markup=False, soft_wrap=True)
 
 
 _MAX_CALL_LINES: Final = 3
@@ -287,6 +306,12 @@ class JsonView:
     def record(self, record: Mapping[str, Any]) -> None:
         """Print a record in the words of the format."""
         match record["type"]:
+            case "said" if "sender" in record:
+                (message,) = record["messages"]
+                sender = record["sender"]
+                self._print(
+                    "message", agent=sender["agent"], id=sender["message"], text=message["content"]
+                )
             case "said":
                 for message in record["messages"]:
                     self._print("user", text=message["content"])
@@ -350,15 +375,17 @@ def _cut(line: str, limit: int) -> str:
     return line if len(line) <= limit else f"{line[:limit]}..."
 
 
-def show_diff(text: str) -> None:
-    """Show a diff in colours on stderr, its first lines."""
+def show_diff(text: str, console: Console = stderr) -> None:
+    """Show a diff in colours, its first lines."""
     lines = harmless(text).rstrip("\n").split("\n")
-    _show_diff_lines([_cut(line, 400) for line in lines[:_MAX_DIFF_LINES]])
+    _show_diff_lines([_cut(line, 400) for line in lines[:_MAX_DIFF_LINES]], console)
     if len(lines) > _MAX_DIFF_LINES:
-        stderr.print(f"    ... {len(lines) - _MAX_DIFF_LINES:,} more lines", style="dim")
+        console.print(f"    ... {len(lines) - _MAX_DIFF_LINES:,} more lines", style="dim")
 
 
-def show_preview(text: str, *, is_diff: bool, is_whole: bool = False) -> bool:
+def show_preview(
+    text: str, *, is_diff: bool, is_whole: bool = False, console: Console = stderr
+) -> bool:
     """Show what somebody is to consent to, a diff in colours; return whether anything of it was
     left out. A command that was shown whole as the call began is not shown again."""
     text = harmless(text).rstrip("\n")
@@ -366,21 +393,31 @@ def show_preview(text: str, *, is_diff: bool, is_whole: bool = False) -> bool:
     is_short = len(lines) <= _MAX_CALL_LINES and len(max(lines, key=len)) <= _MAX_CALL_WIDTH
     if not text or (is_short and not is_diff):
         return False
-    shown = lines
-    if not is_whole:
-        shown = [_cut(line, 400) for line in lines[:_MAX_PREVIEW_LINES]]
+    if is_whole:
+        show_all(text, is_diff=is_diff, console=console)
+        return False
+    shown = [_cut(line, 400) for line in lines[:_MAX_PREVIEW_LINES]]
+    _show_kind(shown, console, is_diff=is_diff)
+    if shown == [line.expandtabs(4) for line in lines]:
+        return False
+    console.print(f"    ... this is not all of {len(lines):,} lines", style="dim")
+    return True
+
+
+def show_all(text: str, *, is_diff: bool, console: Console = stderr) -> None:
+    """Show all lines of a text that somebody is to consent to, a diff in colours."""
+    _show_kind(harmless(text).split("\n"), console, is_diff=is_diff)
+
+
+def _show_kind(lines: Sequence[str], console: Console, *, is_diff: bool) -> None:
     if is_diff:
-        _show_diff_lines(shown)
-    else:
-        for line in shown:
-            stderr.print(f"    {line}", markup=False, soft_wrap=True)
-    if shown != [line.expandtabs(4) for line in lines] and not is_whole:
-        stderr.print(f"    ... this is not all of {len(lines):,} lines", style="dim")
-        return True
-    return False
+        _show_diff_lines(lines, console)
+        return
+    for line in lines:
+        console.print(f"    {line}", markup=False, soft_wrap=True)
 
 
-def _show_diff_lines(lines: Sequence[str]) -> None:
+def _show_diff_lines(lines: Sequence[str], console: Console) -> None:
     for line in lines:
         style = "bold" if line.startswith(("+++", "---")) else _STYLES.get(line[:1], "dim")
-        stderr.print(f"    {line}", style=style, markup=False, soft_wrap=True)
+        console.print(f"    {line}", style=style, markup=False, soft_wrap=True)

@@ -6,11 +6,20 @@ What a run has from its beginning to its end, its folder, tools and model's side
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from fulmen.agent import Budget, Mode, Rules, Run, check_protected
+from fulmen.agent import (
+    Budget,
+    Mode,
+    Rules,
+    Run,
+    TeamConfig,
+    check_protected,
+    parse_team,
+    read_team,
+)
 from fulmen.cli.options import in_seconds, parse_whole
 from fulmen.units import parse_count
 
@@ -37,6 +46,7 @@ class Wanted:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     has_network: bool | None = None
     writable: tuple[str, ...] = ()
+    team: TeamConfig | None = None
 
 
 def merged(flags: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,7 +85,23 @@ def read_wanted(settings: Mapping[str, Any], folder: Path) -> Wanted:
         },
         has_network=settings.get("network"),
         writable=writable,
+        team=_team(settings.get("team"), limits),
     )
+
+
+def team_text(file: Path) -> str:
+    """Return the text of a team, as it is kept with its run. Raises ValueError for what is none."""
+    return read_team(file)[1]
+
+
+def _team(text: str | None, limits: dict[str, Any]) -> TeamConfig | None:
+    """Read the team of a run; limits of tokens and time are then those of all its agents."""
+    if text is None:
+        return None
+    team = parse_team(text, "the team of the run")
+    if "tokens" in limits:
+        team = replace(team, max_tokens=limits.pop("tokens"))
+    return team
 
 
 def budget_of(limits: Mapping[str, Any]) -> Budget:
@@ -98,5 +124,7 @@ def check_same(earlier: Run, flags: Mapping[str, Any], folder: Path | None) -> N
         raise ValueError(f"run {name} has its model at a URL, options of an engine have no effect")
     if folder is not None and str(folder.resolve()) != facts.folder:
         raise ValueError(f"--folder is given, but run {name} works in {facts.folder}")
+    if flags["team"] not in (None, facts.settings.get("team")):
+        raise ValueError(f"--team is given, but run {name} was begun with another team, or none")
     if flags["tools"] not in (None, facts.tools):
         raise ValueError(f"--tools is given, but run {name} has the tools {facts.tools}")

@@ -16,6 +16,7 @@ from fulmen.cli import bench as _bench
 from fulmen.cli import chat as _chat
 from fulmen.cli import completion, evaluate
 from fulmen.cli import doctor as _doctor
+from fulmen.cli import mcp as _mcp
 from fulmen.cli import plan as _plan
 from fulmen.cli import quantize as _quantize
 from fulmen.cli import serve as _serve
@@ -82,6 +83,7 @@ for _command, _epilog in (
     (_chat.generate, _chat.GENERATE_EXAMPLES),
     (_serve.serve, _serve.EXAMPLES),
     (_batch.batch, _batch.EXAMPLES),
+    (_mcp.mcp, _mcp.EXAMPLES),
     (_plan.plan, _plan.PLAN_EXAMPLES),
     (_quantize.quantize, _quantize.EXAMPLES),
     (_bench.bench, _bench.EXAMPLES),

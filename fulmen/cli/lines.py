@@ -39,6 +39,16 @@ def new_line_reader(commands: Iterable[str] = ()) -> LineReader:
     return PromptReader(commands, output=create_output(sys.stderr))
 
 
+def can_draw() -> bool:
+    """Return whether stdin, stdout and stderr are a terminal that can move its cursor and shows
+    Unicode."""
+    if os.name != "posix" or os.environ.get("TERM") in (None, "", "dumb", "unknown"):
+        return False
+    encoding = (getattr(sys.stdout, "encoding", None) or "").lower()
+    streams = (sys.stdin, sys.stdout, sys.stderr)
+    return encoding.startswith("utf") and all(one.isatty() for one in streams)
+
+
 def history_file() -> Path:
     """Return the file of earlier lines: $XDG_STATE_HOME/fulmen/history, else in ~/.local/state."""
     return user_folder("XDG_STATE_HOME", ".local/state") / "fulmen" / "history"
@@ -92,7 +102,7 @@ class PromptReader:
             event.current_buffer.insert_text("\n")
 
         self._session: PromptSession[str] = PromptSession(
-            history=_history(),
+            history=open_history(),
             key_bindings=keys,
             multiline=True,
             prompt_continuation=_CONTINUED,
@@ -111,7 +121,7 @@ class PromptReader:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def _history() -> "History":
+def open_history() -> "History":
     """Return the lines of earlier runs; only those of this one where they cannot be kept."""
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 

@@ -7,11 +7,10 @@ nothing stops. A reader of our output that has gone ends the command quietly.
 import io
 import json
 import os
-import re
 import sys
 from typing import Any
 
-from fulmen.files import printable
+from fulmen.files import harmless as harmless
 
 
 def write_anything() -> None:
@@ -54,15 +53,6 @@ def print_table(renderable: object) -> None:
 
     console = Console() if sys.stdout.isatty() else Console(width=1000, no_color=True)
     console.print(renderable)
-
-
-def harmless(text: str) -> str:
-    """Return text for a terminal: lines and tabs stay, other control characters are written out."""
-    text = text.replace("\r\n", "\n")
-    if text.isprintable():
-        return text
-    parts = re.split(r"([\n\t])", text)
-    return "".join(part if part in ("\n", "\t") else printable(part) for part in parts)
 
 
 def readable_argument(text: str) -> str:

@@ -596,7 +596,7 @@ def test_a_relative_rule_allows_nothing_outside_the_workspace() -> None:
         ("bash(ls", "has no closing bracket"),
         ("bash()", "the pattern is empty"),
         ("bash(x\\)", "a backslash at its end"),
-        ("grep(x)", "only bash, read, edit take"),
+        ("grep(x)", "only bash, read, edit, web_fetch, task take"),
         ("read([ab])", r"write \[ for the character"),
         ("read(a**)", "stands between slashes"),
         ("edit(../x)", "begin it with /"),

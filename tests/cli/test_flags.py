@@ -114,6 +114,7 @@ def arguments(path: list[str], folder: Path, tmp_path: Path) -> list[str | Path]
         "models": ["smollm2"],
         "sessions": ["a"],
         "agent": ["a"],
+        "mcp": [],
         "train": [tmp_path / "missing"],
         "eval run": [
             folder,

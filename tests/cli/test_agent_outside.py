@@ -1,0 +1,101 @@
+"""fulmen agent with what its settings bring from outside: servers, hooks, commands, skills."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.agent.test_mcp import NEW, is_alive, old
+from tests.agent.working import bash, by_place, m2_calls, says
+from tests.cli.test_agent import agent, lines, results_of, run_name, served_script
+from tests.sandbox.helpers import skip_without_sandbox
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DATA", "CONFIG", "STATE"):
+        monkeypatch.setenv(f"XDG_{name}_HOME", str(tmp_path / name.lower()))
+    monkeypatch.delenv("FULMEN_API_KEY", raising=False)
+    skip_without_sandbox()
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    home = tmp_path / "config/fulmen/agent"
+    home.mkdir(parents=True)
+    return home
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    return folder
+
+
+def test_a_server_of_the_settings_is_called_and_gone_in_the_end(
+    home: Path, folder: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("mcp", reason="fulmen[mcp] is not installed")
+    noted = tmp_path / "pids"
+    (home / "agent.toml").write_text(
+        f"[mcp.new]\ncommand = {json.dumps(NEW)}\n"
+        f"[mcp.old]\ncommand = {json.dumps(old('leaves', str(noted)))}\n"
+        "[mcp.none]\ncommand = '/no/such/program'\n"
+        '[rules]\nallow = ["mcp__new", "mcp__old__say"]\n'
+    )
+    calls = (("mcp__new__add", {"a": 20, "b": 22}), ("mcp__old__say", {"a": 1}))
+    script = [m2_calls(*calls, ("mcp__old__end", {})), says("m2", "Done.")]
+    with served_script([by_place(script)] * 9) as url:
+        first = agent(folder, url, "-p", "Go.", "--json")
+        assert first.returncode == 3, first.stderr  # what asks is refused: nobody can be asked
+        second = agent(folder, url, "-p", "Go.", "--json", "--mode", "auto", "--allow", "mcp__old")
+        assert second.returncode == 0, second.stderr
+    texts = results_of(first)
+    assert texts[0] == "42"
+    assert texts[1] == '{"a": "1"}'
+    assert "mcp__old__end: no rule allows it, and it leaves the sandbox" in texts[2]
+    assert results_of(second)[2] == "the server old ended before it answered"
+    notes = [one["text"] for one in lines(first) if one["type"] == "note"]
+    assert any(note.startswith("the server none cannot be started") for note in notes)
+    assert not any(is_alive(int(pid)) for pid in noted.read_text().split())
+
+
+def test_hooks_commands_and_skills_of_the_settings(home: Path, folder: Path) -> None:
+    (home / "agent.toml").write_text(
+        '[[hooks]]\nevent = "before_end"\ncommand = "test -e made || { echo make it; exit 2; }"\n'
+    )
+    for name, text in (
+        ("commands/fix.md", "---\ndescription: Fix.\n---\nFix $1."),
+        ("skills/care/SKILL.md", "---\ndescription: Take care.\n---\nLook twice."),
+    ):
+        (home / name).parent.mkdir(parents=True)
+        (home / name).write_text(text)
+    script = [m2_calls(("skill", {"name": "care"})), says("m2", "A."), bash("m2", "touch made")]
+    with served_script([by_place([*script, says("m2", "B.")])] * 9) as url:
+        run = agent(folder, url, "-p", "/fix it", "--json", "--mode", "auto")
+    assert run.returncode == 0, run.stderr
+    said = [one["text"] for one in lines(run) if one["type"] == "user"]
+    assert said[0] == "Fix it."
+    assert said[1].endswith("make it")
+    assert results_of(run)[0].endswith("Look twice.")
+    assert lines(run)[-1]["answer"] == "B."
+    assert run_name() == lines(run)[0]["run"]
+
+
+def test_servers_and_hooks_of_a_workspace_are_nothing_before_they_are_approved(
+    folder: Path, tmp_path: Path
+) -> None:
+    (folder / ".fulmen").mkdir()
+    (folder / ".fulmen/agent.toml").write_text(
+        f"[mcp.evil]\ncommand = ['touch', '{tmp_path}/evil']\n"
+        "[[hooks]]\nevent = 'before_tool'\ncommand = 'touch evil'\n"
+    )
+    script = [bash("m2", "ls"), says("m2", "Done.")]
+    with served_script([by_place(script)] * 9) as url:
+        run = agent(folder, url, "-p", "Go.", "--json", "--mode", "auto")
+    assert run.returncode == 0, run.stderr
+    assert not (tmp_path / "evil").exists()
+    assert not (folder / "evil").exists()
+    notes = [one["text"] for one in lines(run) if one["type"] == "note"]
+    assert any("is not approved" in note for note in notes)
