@@ -9,7 +9,7 @@ under way, and asks again where an answer was.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
@@ -283,7 +283,7 @@ class Agent:
         ):
             calls = list(group)
             if is_independent:
-                await asyncio.gather(*(self._call(*one) for one in calls))
+                await _all_of([self._call(*one) for one in calls])
             else:
                 for one in calls:
                     await self._call(*one)
@@ -468,3 +468,14 @@ def _without_open_calls(completion: Completion) -> Completion:
     if not completion.reply.tool_calls:
         return completion
     return replace(completion, reply=replace(completion.reply, tool_calls=()))
+
+
+async def _all_of(works: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Wait for several pieces of work; none of them goes on once one has failed."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)

@@ -37,6 +37,7 @@ from fulmen.chat import (
 )
 from fulmen.llm import LLM, ForcedModel, LocalModel, ScriptedModel
 from fulmen.sampling import SamplingParams
+from fulmen.sandbox import SandboxError
 from tests.examples import examples
 from tests.tiny import write_checkpoint
 
@@ -171,6 +172,25 @@ def test_only_calls_that_change_nothing_run_beside_others() -> None:
     hands = FakeHands(seconds=0.02)
     run(agent_of([calls("a", "b", "c"), says("x")], hands))
     assert (hands.most_running, hands.made) == (1, ["a", "b", "c"])
+
+
+def test_no_call_goes_on_once_one_beside_it_has_failed() -> None:
+    class Failing(FakeHands):
+        async def run(self, number: int, call: ToolCall) -> Result:
+            if call.arguments["command"] == "look b":
+                raise SandboxError("there is no sandbox")
+            return await super().run(number, call)
+
+    hands = Failing(seconds=30)
+    agent = agent_of([calls("look a", "look b"), says("x")], hands)
+
+    async def failed() -> None:
+        with pytest.raises(SandboxError):
+            await agent.run(TASK)
+        assert hands.num_running == 0
+
+    asyncio.run(failed())
+    assert not agent.trajectory.steps[0].results
 
 
 @given(st.integers(1, 60))
