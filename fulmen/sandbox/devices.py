@@ -35,7 +35,7 @@ class Devices:
                 if left.stat().st_mtime < time.time() - 600:
                     shutil.rmtree(left, ignore_errors=True)
         # Elsewhere a file system may refuse devices.
-        self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir="/dev"))
+        self._folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir="/dev"))
         try:
             for name, numbers in _NODES.items():
                 path = self._folder / name

@@ -295,7 +295,7 @@ def test_a_lead_that_is_interrupted_ends_the_agent_it_waits_for(
 
 
 def test_another_task_makes_no_call_that_was_left_of_the_last_one(
-    archive: Archive, folder: Path
+    archive: Archive, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teams: list[Team] = []
 
@@ -307,7 +307,7 @@ def test_another_task_makes_no_call_that_was_left_of_the_last_one(
         async def keep(*_: Any) -> None:  # between the answer and its call
             member.interrupt("the lead")
 
-        member._agent.memory.keep = keep  # type: ignore[method-assign]
+        monkeypatch.setattr(member._agent.memory, "keep", keep)
         return m2_calls(("bash", {"command": "touch left"}))
 
     async def run() -> None:
