@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,33 @@ def test_a_session_is_loaded_with_all_that_happened(folder: Path) -> None:
     assert "edit(./x)" in called("agent", "rules", "--folder", folder).stdout
 
 
+def test_a_session_is_begun_with_one_process_and_used_by_the_next(folder: Path) -> None:
+    """`acpx sessions new` does so. One that is never used goes after a week."""
+    log = default_runs() / "{}" / "log.jsonl"
+    names: list[str] = []
+
+    async def work() -> None:
+        with served_script([by_place([says("m2", "Here.")])] * 9) as url:
+            for _ in range(2):
+                async with opened(Editor(), url) as agent:
+                    begun = await agent.new_session(cwd=str(folder), mcp_servers=[])
+                    assert (await agent.list_sessions()).sessions == []
+                    names.append(begun.session_id)
+            editor = Editor()
+            async with opened(editor, url) as agent:
+                used = names[0]
+                await agent.load_session(cwd=str(folder), session_id=used, mcp_servers=[])
+                await agent.prompt(session_id=used, prompt=said("Where?"))
+                assert editor.text("agent_message_chunk", used) == "Here."
+                for name in names:
+                    week_ago = time.time() - 8 * 86400
+                    os.utime(str(log).format(name), (week_ago, week_ago))
+                names.append((await agent.new_session(cwd=str(folder))).session_id)
+                assert set(Archive(default_runs()).runs.names()) == {used, names[-1]}
+
+    run(work)
+
+
 def test_what_is_refused_and_what_is_cancelled(folder: Path) -> None:
     script = [bash("m2", "touch refused"), bash("m2", "touch b; sleep 60"), says("m2", "Done.")]
 
@@ -239,7 +267,9 @@ def test_what_cannot_be_is_an_error_of_the_protocol(folder: Path) -> None:
                     await agent.list_sessions(cursor="x")
 
     run(work)
-    assert Archive(default_runs()).runs.names() == []  # nothing was said in it
+    assert (
+        len(Archive(default_runs()).runs.names()) == 1
+    )  # of what could not be begun nothing is left
 
 
 def test_an_editor_gives_servers_and_folders_give_commands(folder: Path, tmp_path: Path) -> None:

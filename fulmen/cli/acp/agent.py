@@ -9,7 +9,7 @@ import asyncio
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast, get_args
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from fulmen.cli.agent_wanted import Wanted
 
 _PAGE: Final = 50
+_UNUSED_SECONDS: Final = 7 * 86400.0
+_UNUSED_BYTES: Final = 4096
+"""Size below which a log is read to see that nothing was said in it"""
 _MODES: Final[dict[Mode, str]] = {
     "plan": "reads only",
     "ask": "asks about everything but reading",
@@ -85,9 +88,10 @@ class AcpAgent:
             servers = servers_of(mcp_servers)
             setup = await asyncio.to_thread(Setup.read, folder.resolve(), agent_folder())
             arguments = (self._archive, wanted, self._side, setup, self._settings)
+            await asyncio.to_thread(self._forget_unused)
             run = await asyncio.to_thread(begin, *arguments)
             try:
-                opened = await self._opened(run.name, servers, is_new=True)
+                opened = await self._opened(run.name, servers)
             except (ValueError, SandboxError):  # nothing was said in it
                 await asyncio.to_thread(self._archive.remove, run.name, prunes=False)
                 raise
@@ -150,7 +154,8 @@ class AcpAgent:
     async def list_sessions(
         self, cwd: str | None = None, cursor: str | None = None, **_: Any
     ) -> Any:
-        """List runs, the last used first; those of one folder if it is named."""
+        """List runs in which something was said, the last used first; those of one folder if it is
+        named."""
         from acp import schema
 
         with _told():
@@ -172,12 +177,24 @@ class AcpAgent:
                 outline = self._archive.runs.outline(name)
             except ValueError:
                 continue  # it cannot be read, `fulmen agent list` says why
-            if folder in (None, outline.facts.folder):
+            if outline.task and folder in (None, outline.facts.folder):
                 used = (self._archive.runs.root / name / "log.jsonl").stat().st_mtime
                 stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(used))
-                about = {"title": outline.task or None, "updated_at": stamp}
+                about = {"title": outline.task, "updated_at": stamp}
                 found.append({"session_id": name, "cwd": outline.facts.folder, **about})
         return found, None
+
+    def _forget_unused(self) -> None:
+        """Remove runs that an editor began long ago and said nothing in. Some begin a session with
+        one process and load it with the next, so none is removed when its editor goes away."""
+        before = time.time() - _UNUSED_SECONDS
+        for name in self._archive.runs.names():
+            with suppress(ValueError, OSError):  # it cannot be read, or it is used
+                log = (self._archive.runs.root / name / "log.jsonl").stat()
+                if log.st_mtime < before and log.st_size < _UNUSED_BYTES:
+                    outline = self._archive.runs.outline(name)
+                    if not outline.task and not outline.num_steps:
+                        self._archive.remove(name, prunes=False)
 
     async def set_session_mode(self, session_id: str, mode_id: str, **_: Any) -> Any:
         """Change what needs consent."""
@@ -229,7 +246,7 @@ class AcpAgent:
             raise ValueError(f"the session {shorten(name, 80)} is not open")
         return self._open[name]
 
-    async def _opened(self, name: str, servers: Any, *, is_new: bool = False) -> OpenRun:
+    async def _opened(self, name: str, servers: Any) -> OpenRun:
         """Open a run, unless it is open."""
         async with self._opening:
             if name in self._open:
@@ -242,7 +259,6 @@ class AcpAgent:
             opened = OpenRun(
                 *(name, self._archive, self._side, self._model, self._wanted, self._editor),
                 servers=servers,
-                is_new=is_new,
             )
             await opened.open()
             self._open[name] = opened

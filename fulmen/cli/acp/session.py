@@ -53,8 +53,6 @@ class OpenRun:
     """Connection to the editor"""
     servers: Mapping[str, McpServer] = field(default_factory=dict)
     """Servers that the editor gives"""
-    is_new: bool = False
-    """The run is forgotten if nothing was said in it"""
     mode: Mode = "ask"
     setup: Setup | None = None
     updates: Updates | None = None
@@ -107,9 +105,6 @@ class OpenRun:
             self._work.interrupt()
         async with self._busy:
             await self._close()
-        trajectory = self.archive.runs.open(self.name).trajectory
-        if self.is_new and not trajectory.steps and not trajectory.said:
-            await asyncio.to_thread(self.archive.remove, self.name, prunes=False)
 
     async def _close(self) -> None:
         work, self._work = self._work, None
