@@ -11,8 +11,10 @@ A page that no running request reads stays until its memory is needed: leaf by l
 recently used first.
 """
 
+import bisect
 import heapq
 import itertools
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -152,6 +154,12 @@ class PrefixCache:
             num_tokens,
             _snapshot_at(num_tokens, match.known_depth, len(ids)) if self._has_states else [],
         )
+
+    def want_snapshot(self, allocation: Allocation, num_tokens: int) -> None:
+        """Have a request leave a snapshot after so many tokens, whole pages that it has yet to
+        read; without lightning layers none is needed."""
+        if self._has_states and num_tokens not in allocation.snapshot_at:
+            bisect.insort(allocation.snapshot_at, num_tokens, key=operator.neg)
 
     def missing_pages(self, allocation: Allocation, num_tokens: int) -> int:
         """Return how many pages a request still lacks for num_tokens in all."""

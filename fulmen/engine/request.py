@@ -45,6 +45,8 @@ class Request:
     """Number of the prompt's tokens that were in the cache when it first ran; None before that"""
     queue_seconds: float | None = None
     """Seconds that it waited until it first ran; None before that"""
+    awaited: "tuple[Request, int] | None" = None
+    """Running request whose first so many tokens this one waits for, as it begins with them too"""
     first_scored: int = 1
     """Index of the prompt's first token whose log-probability is wanted, if any are"""
     prompt_logprobs: list[PromptLogprob] = field(default_factory=list)
@@ -57,7 +59,7 @@ class Request:
 
     def start(self, allocation: Allocation) -> None:
         """Take note that the request runs from now on, for the first time or again."""
-        self.allocation = allocation
+        self.allocation, self.awaited = allocation, None
         if self.num_hit_tokens is None:
             self.num_hit_tokens = allocation.num_tokens
             self.queue_seconds = time.perf_counter() - self._arrival

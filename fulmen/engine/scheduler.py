@@ -5,6 +5,9 @@ step's pace (`pace.py`) says how much of prompts may be read beside them. Half o
 prompt that came first, so it always advances; the other half goes to the prompts closest to their
 end, so a short prompt is not stuck behind long ones. What is left after that is for guesses.
 
+A request that begins as a running prompt does waits until that has read what they share, then
+takes it from the cache: agents of a team, and requests with one system prompt, come at one time.
+
 Pages are taken as they are needed. When there are none, the last request in this order is
 preempted: its pages stay known as long as there is room, and it resumes later where they end. The
 first is never preempted, so every request ends.
@@ -15,12 +18,16 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Final
 
 from fulmen.engine.pace import Pace
 from fulmen.engine.prefixes import PrefixCache
 from fulmen.engine.request import Part, Request
 from fulmen.engine.stats import timed
 from fulmen.kernels import CHUNK, PAGE
+
+_WORTH_WAITING: Final = 4 * PAGE
+"""Least number of tokens for which a request waits until another one has read them"""
 
 
 @dataclass(slots=True)
@@ -45,6 +52,8 @@ class Scheduler:
     """Sorted by `_order`"""
     _running: list[Request] = field(default_factory=list)
     """Sorted by `_order`"""
+    _moving: set[int] = field(default_factory=set)
+    """Ids of the requests that the last step had a part of, or that were admitted since"""
     _read: float = 0.0
     """Weight of what the last step read of prompts"""
     _is_all_read: bool = True
@@ -98,6 +107,7 @@ class Scheduler:
             self._plan(request, num_tokens, plan)
         self._note_reading(reading, plan)
         parts = list(plan.values())
+        self._moving = set(plan)
         self._add_drafts(parts)
         return parts
 
@@ -157,10 +167,10 @@ class Scheduler:
 
     def _make_way(self) -> None:
         """Preempt the last request where one of a higher priority waits for its slot."""
-        if not self._waiting or len(self._running) < self.max_num_seqs:
+        if len(self._running) < self.max_num_seqs:
             return
-        last = self._running[-1]
-        if self._waiting[0].priority < last.priority:
+        first, last = self._first_waiting(), self._running[-1]
+        if first is not None and first.priority < last.priority:
             self._preempt(last)
 
     def _preempt(self, request: Request) -> None:
@@ -171,8 +181,10 @@ class Scheduler:
     def _admit(self) -> None:
         """Start the first waiting requests while there are slots, and pages for what they must
         read besides those that the running ones will need for theirs."""
-        while self._waiting and len(self._running) < self.max_num_seqs:
-            request = self._waiting[0]
+        while len(self._running) < self.max_num_seqs:
+            request = self._first_waiting()
+            if request is None:
+                return
             allocation = self.prefixes.begin(
                 request.ids,
                 spare=sum(map(self._missing_pages, self._running)),
@@ -181,17 +193,60 @@ class Scheduler:
             if allocation is None:
                 assert self._running, "a request alone has too few pages"
                 return
-            self._waiting.pop(0)
+            self._waiting.remove(request)
+            self._moving.add(request.request_id)
             request.start(allocation)
             self.num_queried_tokens += len(request.ids)
             self.num_hit_tokens += allocation.num_tokens
             bisect.insort(self._running, request, key=_order)
+
+    def _first_waiting(self) -> Request | None:
+        """Return the first request that has nothing to wait for but room."""
+        return next((one for one in self._waiting if not self._is_being_read(one)), None)
+
+    def _is_being_read(self, request: Request) -> bool:
+        """Tell whether a running prompt that advances is about to read what a waiting request
+        begins with, and take note of that prompt."""
+        leader, num_shared = request.awaited or (None, 0)
+        if leader is not None and self._will_read(leader, num_shared):
+            return True
+        request.awaited = None
+        leaders = [one for one in self._running if self._will_read(one, math.inf)]
+        if not leaders:
+            return False
+        most = len(request.ids) - 1 if request.most_hits is None else request.most_hits
+        for leader in leaders:
+            num_shared = min(num_common_pages(leader.ids, request.ids), most // PAGE) * PAGE
+            is_first = leader.priority <= request.priority
+            if not is_first or num_shared - leader.num_cached_tokens < _WORTH_WAITING:
+                continue
+            if num_shared - self.prefixes.num_usable(request.ids[:most]) >= _WORTH_WAITING:
+                assert leader.allocation is not None
+                self.prefixes.want_snapshot(leader.allocation, num_shared)
+                request.awaited = leader, num_shared
+                return True
+        return False
+
+    def _will_read(self, leader: Request, num_tokens: float) -> bool:
+        """Tell whether a request runs, advances and has prompt to read before so many tokens."""
+        is_moving = leader.allocation is not None and leader.request_id in self._moving
+        return is_moving and leader.num_pending > 1 and leader.num_cached_tokens < num_tokens
 
     def _missing_pages(self, request: Request) -> int:
         """Return the pages that a running request needs for the tokens it has, and one more for
         new ones."""
         assert request.allocation is not None
         return 1 + self.prefixes.missing_pages(request.allocation, len(request.ids))
+
+
+def num_common_pages(first: Sequence[int], second: Sequence[int]) -> int:
+    """Return how many whole pages two sequences begin with in common."""
+    low, high = 0, min(len(first), len(second)) // PAGE
+    while low < high:
+        middle = (low + high + 1) // 2
+        part = slice(low * PAGE, middle * PAGE)
+        low, high = (middle, high) if first[part] == second[part] else (low, middle - 1)
+    return low
 
 
 def shares(
