@@ -34,7 +34,8 @@ from fulmen.files import explain, shorten
 Role = Literal["explorer", "worker", "reviewer"]
 ROLES: Final = get_args(Role)
 LEAD: Final = "lead"
-_TAKEN: Final = (LEAD, "post", "user")
+USER: Final = "user"
+_TAKEN: Final = (LEAD, "post", USER)
 _MAX_AGENTS: Final = 20
 _MAX_COUNT: Final = 64
 _KEYS: Final = (LEAD, "agents", "budget")

@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 
 from fulmen.agent.archive import TEAM, Archive
 from fulmen.agent.run import RunFacts
-from fulmen.agent.team.config import LEAD, AgentKind, TeamConfig
+from fulmen.agent.team.config import LEAD, USER, AgentKind, TeamConfig
 from fulmen.agent.team.mailbox import POST, Letter, Post
 from fulmen.agent.team.members import Journal, Member, Report, stands
 from fulmen.agent.team.roles import member_prompt
@@ -171,9 +171,11 @@ class Crew:
         found = (one for one in self.members.values() if key is not None and key in one.calls)
         return next(found, None)
 
-    def task(self, member: Member, words: str, call: str | None, *, in_background: bool) -> None:
-        """Give an agent a task: a message of the lead, which waits in its mailbox."""
-        letter = self.post.letter(LEAD, member.name, words, is_task=True)
+    def task(
+        self, member: Member, words: str, call: str | None, *, sender: str, in_background: bool
+    ) -> None:
+        """Give an agent a task: a message that waits in its mailbox. sender: `LEAD` or `USER`"""
+        letter = self.post.letter(sender, member.name, words, is_task=True)
         fields = {"agent": member.name, "call": call, "in_background": in_background}
         self.note({"type": "task", **fields, "letter": asdict(letter)})
         member.calls.append(call)
@@ -243,7 +245,7 @@ class Crew:
         for member in list(self.members.values()):
             if any(key is not None and not stands(lead, key) for key in member.calls):
                 del self.members[member.name]
-        present = {*self.members, LEAD, POST}
+        present = {*self.members, LEAD, POST, USER}
         for letter in letters.values():
             is_heard = letter.to == LEAD and letter.id in lead.heard
             if {letter.sender, letter.to} <= present and not is_heard:

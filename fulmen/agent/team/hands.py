@@ -131,10 +131,16 @@ class LeadHands(MemberHands):
         kind = agent if member is None else member.kind.name
         await self._consent_to(kind, words)
         if member is None:
-            return await team.start(kind, words, files=files, call=key, in_background=in_background)
+            return await team.start(
+                *(kind, words),
+                files=files,
+                sender=LEAD,
+                call=key,
+                in_background=in_background,
+            )
         if files is not None:
             raise ToolError(f"{agent} sees the files that it began with, files is for a new agent")
-        return team.give(member, words, call=key, in_background=in_background)
+        return team.give(member, words, sender=LEAD, call=key, in_background=in_background)
 
     async def _consent_to(self, kind: str, words: str) -> None:
         """Return unless a rule is against an agent: by itself it may do no more than the lead, and

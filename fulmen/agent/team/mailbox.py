@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from fulmen.agent.cutting import cut_text
+from fulmen.agent.team.config import USER
 from fulmen.agent.tools import ToolError
 from fulmen.agent.trajectory import said_record
 from fulmen.chat import Message
@@ -34,6 +35,7 @@ class Letter:
 
     id: str
     sender: str
+    """An agent; `USER` where a program that the user runs gives the task"""
     to: str
     text: str
     is_report: bool = False
@@ -48,8 +50,11 @@ class Letter:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The message as a record of the receiver's run: said by an agent, never by the user."""
-        text = f"(Message of the agent {self.sender}, not of the user)\n{self.text}"
+        """The message as a record of the receiver's run. One that an agent sent says so, and is
+        never taken for the user's."""
+        is_agent = self.sender != USER
+        head = f"(Message of the agent {self.sender}, not of the user)\n" if is_agent else ""
+        text = head + self.text
         return said_record([Message("user", text)], agent=self.sender, message=self.id)
 
 

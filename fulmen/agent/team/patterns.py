@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from fulmen.agent.team.config import LEAD
 from fulmen.agent.team.members import Member, Report
 from fulmen.agent.team.roles import APPROVED
 from fulmen.agent.team.team import Team
@@ -47,14 +48,20 @@ async def fan_out(
     tasks: Sequence[str],
     *,
     agent: str,
-    is_enough: Callable[[Sequence[Report]], bool] | None = None,
+    is_enough: Callable[[Sequence[Report]], Awaitable[bool]] | None = None,
+    params: Sequence[SamplingParams] | None = None,
 ) -> list[Report]:
     """Give each task to a new agent, and return their reports in the order in which they came.
 
     is_enough  is asked after each report, with all so far; the others are stopped once it is true,
                and have no report. All are waited for if omitted.
+    params     sampling of each agent, such as other seeds where the tasks are one; the lead's if
+               omitted
     """
-    members = [await team.start(agent, words) for words in tasks]
+    each = params or [None] * len(tasks)
+    members = [
+        await team.start(agent, words, params=one) for words, one in zip(tasks, each, strict=True)
+    ]
     waiting = {asyncio.ensure_future(team.report(one)): one for one in members}
     reports: list[Report] = []
     try:
@@ -63,7 +70,7 @@ async def fan_out(
             for task in sorted(done, key=lambda one: members.index(waiting[one])):
                 reports.append(task.result())
                 del waiting[task]
-                if is_enough is not None and is_enough(reports):
+                if is_enough is not None and await is_enough(reports):
                     return reports
     finally:
         await _stopped(team, waiting.values())
@@ -84,11 +91,12 @@ async def review_loop(
             f"The task of another agent was:\n\n{task}\n\nIts report:\n\n{work.text}\n\n"
             "You see its files. Judge the work, not the report."
         )
-        judge = await team.start(reviewer, words, files=at_work.name)
+        judge = await team.start(reviewer, words, files=at_work.name, sender=LEAD)
         review = await _reported(team, judge)
         if is_approved(review) or not (work.is_done and review.is_done) or number == max_rounds:
             return Review(at_work, work, review, number)
-        team.give(at_work, f"A reviewer asks for changes:\n\n{review.text}")
+        words = f"A reviewer asks for changes:\n\n{review.text}"
+        team.give(at_work, words, sender=LEAD)
     raise AssertionError("max_rounds is 1 or more")
 
 
@@ -140,7 +148,7 @@ async def map_reduce(
     """
     members = [await team.start(agent, words) for words in parts]
     reports = await _all_reported(team, members)
-    last = await team.start(reducer or agent, reduce(reports))
+    last = await team.start(reducer or agent, reduce(reports), sender=LEAD)
     return await _reported(team, last), reports
 
 

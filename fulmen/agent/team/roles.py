@@ -49,7 +49,14 @@ def lead_words(config: TeamConfig) -> str:
     return "\n\n".join(part for part in (_LEAD, config.lead_prompt) if part)
 
 
+def has_post(tools: str) -> bool:
+    """Tell whether agents with a profile of tools are told of their role, and can send messages.
+    Small models read the prompts that they were trained on, and nothing else."""
+    return tools != "minimal"
+
+
 def member_prompt(kind: AgentKind, tools: str, instructions: str) -> str:
     """Return the system prompt of a kind of agents, with the folder's instructions."""
-    own = (system_prompt(tools, instructions), _ROLES[kind.role], _MEMBER, kind.prompt)
+    roles = (_ROLES[kind.role], _MEMBER) if has_post(tools) else ()
+    own = (system_prompt(tools, instructions), *roles, kind.prompt)
     return "\n\n".join(part for part in own if part)

@@ -18,10 +18,11 @@ from fulmen.agent.archive import Archive
 from fulmen.agent.consent import Approve, Consent
 from fulmen.agent.permissions import Permissions
 from fulmen.agent.team.budget import BudgetedModel, SharedBudget
-from fulmen.agent.team.config import LEAD, TeamConfig
+from fulmen.agent.team.config import LEAD, USER, TeamConfig
 from fulmen.agent.team.crew import Crew, in_thread
 from fulmen.agent.team.hands import LeadHands, MemberHands
 from fulmen.agent.team.members import Member, Report
+from fulmen.agent.team.roles import has_post
 from fulmen.agent.team.worktrees import Merge
 from fulmen.agent.tools import ToolError
 from fulmen.agent.trajectory import EndReason, Trajectory
@@ -142,12 +143,17 @@ class Team:
         words: str,
         *,
         files: str | None = None,
+        sender: str = USER,
+        params: SamplingParams | None = None,
         call: str | None = None,
         in_background: bool = False,
     ) -> Member:
         """Begin an agent and give it a task.
 
         files          another agent whose folder it sees, not the lead's; for those that only read
+        sender         `LEAD` where the words are those of a model or quote one: the agent is told
+                       that they are not the user's
+        params         sampling of its answers, if not the lead's
         call           the lead's call that asks for it, see `key_of`
         in_background  its report comes to the lead as a message
 
@@ -164,22 +170,25 @@ class Team:
             seen = await in_thread(self.crew.folder_of, self.member(files))
         name = self.crew.new_name(kind)
         member = self.crew.join(name, found, await in_thread(self.crew.make, found, name, seen))
-        return self.give(member, words, call=call, in_background=in_background)
+        member.params = params
+        return self.give(member, words, sender=sender, call=call, in_background=in_background)
 
     def give(
         self,
         member: Member,
         words: str,
         *,
+        sender: str = USER,
         call: str | None = None,
         in_background: bool = False,
     ) -> Member:
-        """Give an agent that does not work a task. Raises ToolError if it cannot have one."""
+        """Give an agent that does not work a task, see `start`. Raises ToolError if it cannot have
+        one."""
         if member.is_over:
             raise ToolError(f"{member.name} was stopped, begin another {member.kind.name}")
         if member.is_working:
             raise ToolError(f"{member.name} still works, send it a message or wait for its report")
-        self.crew.task(member, words, call, in_background=in_background)
+        self.crew.task(member, words, call, sender=sender, in_background=in_background)
         self._run(member)
         self._tell(f"{member.name} begins: {_first_line(words)}")
         return member
@@ -306,6 +315,10 @@ class Team:
             source=member.folder,
         )
         approve = None if self._approve is None else self._asked_by(member.name, permissions)
+
+        def post(consent: Consent) -> MemberHands:
+            return MemberHands(self.crew.post, member.name)
+
         return replace(
             self.means,
             permissions=permissions,
@@ -319,7 +332,7 @@ class Team:
             watcher=None,
             on_output=None,
             inbox=member.box,
-            more_hands=(lambda consent: MemberHands(self.crew.post, member.name),),
+            more_hands=(post,) if has_post(run.facts.tools) else (),
         )
 
     def _asked_by(self, name: str | None, permissions: Permissions | None = None) -> Approve:

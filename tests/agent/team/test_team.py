@@ -12,6 +12,7 @@ import pytest
 
 from fulmen.agent import (
     Archive,
+    Report,
     Rules,
     Team,
     best_of_n,
@@ -393,10 +394,13 @@ def test_fan_out_ends_with_the_first_reports_that_are_enough(
     model = by_task(quick=[says("m2", "It is in a.")], slow=[m2_calls(("wait", {}))] * 50)
     model.delay_seconds = 0.02
 
+    async def is_enough(found: Sequence[Report]) -> bool:
+        return found[-1].agent == "explorer-2"
+
     async def run() -> None:
         async with team_of(archive, folder, model) as team:
             reports = await fan_out(
-                team, ["slow one", "quick one"], agent="explorer", is_enough=lambda found: True
+                team, ["slow one", "quick one"], agent="explorer", is_enough=is_enough
             )
             assert [one.text for one in reports] == ["It is in a."]
             assert not any(one.is_working for one in team.members)
