@@ -44,7 +44,7 @@ from fulmen.agent import (
     parse_team,
 )
 from fulmen.agent.tools import system_prompt
-from fulmen.chat import ChatModel, Message, ModelError
+from fulmen.chat import ChatModel, Message
 from fulmen.engine import EngineConfig
 from fulmen.envs import load_environment
 from fulmen.envs.calls.micro import MicroRepair
@@ -97,7 +97,7 @@ class Desk:
     root: Path
     budget: int
     runs: list[Trajectory]
-    """Of all agents, as far as they came"""
+    """Runs of all agents, as far as they came"""
 
     @property
     def question(self) -> str:
@@ -149,7 +149,9 @@ async def said(work: Work, words: str) -> bool:
     its tokens are spent or its context is full."""
     try:
         return await work.say(words) == "done"
-    except ModelError:
+    except ValueError as error:
+        if "the context holds" not in str(error):
+            raise
         return False
 
 

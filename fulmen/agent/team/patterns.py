@@ -58,7 +58,7 @@ async def fan_out(
     params     sampling of each agent, such as other seeds where the tasks are one; the lead's if
                omitted
     """
-    each = params or [None] * len(tasks)
+    each: Sequence[SamplingParams | None] = params or [None] * len(tasks)
     members = [
         await team.start(agent, words, params=one) for words, one in zip(tasks, each, strict=True)
     ]
