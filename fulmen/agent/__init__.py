@@ -51,6 +51,7 @@ from fulmen.agent.team import (
     SharedBudget,
     Team,
     TeamConfig,
+    TeamWatcher,
     Try,
     best_of_n,
     fan_out,
@@ -74,6 +75,7 @@ from fulmen.agent.trajectory import (
     Score,
     Step,
     Trajectory,
+    records_of,
 )
 from fulmen.agent.trajectory_files import (
     read_trajectories,
@@ -159,6 +161,7 @@ __all__ = [
     "SubAgent",
     "Team",
     "TeamConfig",
+    "TeamWatcher",
     "TokensSpent",
     "Trajectory",
     "TranscriptMemory",
@@ -187,6 +190,7 @@ __all__ = [
     "read_team",
     "read_trajectories",
     "read_trajectory",
+    "records_of",
     "review_loop",
     "run_settings",
     "summary_of",

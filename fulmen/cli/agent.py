@@ -8,7 +8,7 @@ fulmen agent rewind, fork    go back to any step, or another way from there
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
@@ -57,8 +57,10 @@ from fulmen.units import parse_bytes, parse_count
 if TYPE_CHECKING:  # a command imports what it needs, so that help comes at once
     from fulmen.agent import Archive, Run
     from fulmen.cli.agent_run import Side
+    from fulmen.cli.agent_view import View
     from fulmen.cli.agent_wanted import Wanted
     from fulmen.cli.terminal import Conversation
+    from fulmen.cli.watching import Feed
 
 _ENGINE_FLAGS: Final = ("max_model_len", "kv_cache_bytes", "kv_cache_dtype", "num_draft_tokens")
 _NOT_SAMPLED: Final = (
@@ -274,6 +276,19 @@ def run(
             rich_help_panel=LIMITS,
         ),
     ] = None,
+    page: Annotated[
+        bool,
+        typer.Option(
+            "--page",
+            help="Show the work on a page for a browser of this machine, which can answer what "
+            "is asked.",
+            rich_help_panel=AGENT,
+        ),
+    ] = False,
+    page_port: Annotated[
+        int,
+        typer.Option(help="Port of --page; 0 for any.", rich_help_panel=AGENT),
+    ] = 0,
     acp: Annotated[
         bool,
         typer.Option(
@@ -342,7 +357,13 @@ def run(
         raise ValueError("--continue is given with --resume, which names another run")
     is_terminal = sys.stdin.isatty() and sys.stderr.isatty()
     if acp:
-        given = {"TASK": task, "--print": print_answer, "--json": as_json, "--continue": go_on}
+        given = {
+            "TASK": task,
+            "--print": print_answer,
+            "--json": as_json,
+            "--continue": go_on,
+            "--page": page,
+        }
         _refuse_words(given | {"--resume": resume, "--folder": folder, "--force": force})
         _serve_editor(flags, open_archive(runs, store, session_bytes), url_key)
         return
@@ -376,7 +397,7 @@ def run(
     side = _model_side(settings, earlier, url_key)
     declined: set[bytes] = set()
     chosen = earlier or _begin(archive, wanted, side, settings, view, asks=asks, declined=declined)
-    with _told():
+    with _told(), _page_of(page_port, view, conversation) if page else nullcontext() as feed:
         is_new = earlier is None
         talk = Talk(
             *(archive, chosen, side, wanted, view),
@@ -385,6 +406,7 @@ def run(
             overwrite=force,
             declined=declined,
             asker=None if conversation is None else conversation.asker,
+            feed=feed,
         )
         with talk.opened():
             if is_one_shot:
@@ -398,6 +420,25 @@ def run(
                 code = talk.converse(words, reader)
     if code:
         raise typer.Exit(code)
+
+
+@contextmanager
+def _page_of(port: int, view: "View", conversation: "Conversation | None") -> Iterator["Feed"]:
+    """Serve the page on which a browser watches, and tell its address."""
+    from fulmen.cli.progress import stderr
+    from fulmen.cli.watching import AgentPage, Feed
+
+    page = AgentPage(Feed(), port)
+    page.open()
+    told = f"watch at {page.url}"
+    if conversation is None:
+        stderr.print(told, markup=False, soft_wrap=True, style="dim")
+    else:
+        view.note(told)
+    try:
+        yield page.feed
+    finally:
+        page.close()
 
 
 def _refuse_words(given: Mapping[str, object]) -> None:

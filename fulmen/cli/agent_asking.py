@@ -30,7 +30,7 @@ from fulmen.cli.progress import stderr
 _SLOW_SECONDS: Final = 3.0
 """Time after which somebody wants to know what is done"""
 SAVING: Final = "all files of the folder are read and saved, which takes long where there are many"
-_NOT_ALLOWED: Final = "the user did not allow this"
+NOT_ALLOWED: Final = "the user did not allow this"
 
 
 def question(text: str) -> str:
@@ -158,11 +158,11 @@ class Asker:
         self.remember: Callable[[Verdict], Any] | None = None
         self._view = view
         self._interrupts = interrupts
-        self._asks = asks
+        self.asks = asks
 
     async def __call__(self, call: ToolCall, verdict: Verdict, preview: str) -> str | None:
         """Return None if a call may be made, else a sentence for the model."""
-        if not self._asks:
+        if not self.asks:
             self.num_refused += 1
             self._view.refuse(call, verdict)
             return f"not allowed, and nobody can be asked: {verdict.reason}"
@@ -178,15 +178,15 @@ class Asker:
             answer = await self._answer(text)
         match None if answer is None else answer.lower():
             case None:
-                return _NOT_ALLOWED
+                return NOT_ALLOWED
             case "y" | "yes":
                 return None
             case "a" | "always" if rules and self.remember is not None:
                 self.remember(verdict)
                 return None
             case "" | "n" | "no" | "a" | "always":
-                return _NOT_ALLOWED
-        return f"{_NOT_ALLOWED}, and says: {answer}"
+                return NOT_ALLOWED
+        return f"{NOT_ALLOWED}, and says: {answer}"
 
     async def _answer(self, text: str) -> str | None:
         """Ask; return None if that was interrupted."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from fulmen.agent import (
     Archive,
@@ -23,6 +23,7 @@ from fulmen.agent import (
     Run,
     Setup,
     Team,
+    TeamWatcher,
     Work,
     lead_words,
     run_settings,
@@ -49,6 +50,9 @@ from fulmen.llm import LLM, LocalModel, RemoteModel
 from fulmen.sampling import SamplingParams
 from fulmen.sandbox import Access, SandboxError, check_access
 from fulmen.sessions import Session
+
+if TYPE_CHECKING:
+    from fulmen.cli.watching import Feed, PageAsker
 
 R = TypeVar("R")
 
@@ -122,14 +126,16 @@ class Talk:
         overwrite: bool = False,
         declined: set[bytes] | None = None,
         asker: Asker | None = None,
+        feed: "Feed | None" = None,
     ) -> None:
         """
         is_new     the run is forgotten in the end if nothing was said in it
         overwrite  as in `Work`
         declined   settings that somebody did not approve just now, see `read_setup`
         asker      asks about calls; on stderr, a line at a time, if omitted
+        feed       tells those who watch on a page, and has their answers
         """
-        self.view = view
+        self.view: View = view
         self.name = run.name
         self.archive = archive
         self.interrupts = Interrupts()
@@ -146,7 +152,15 @@ class Talk:
         """The work under way"""
         self._end: Callable[[], None] | None = None
         """Tells how the work ended, once that is all"""
-        self._asker = asker or Asker(view, self.interrupts, asks=asks)
+        own = asker or Asker(view, self.interrupts, asks=asks)
+        self._asker: Asker | PageAsker = own
+        self._team_watcher: TeamWatcher | None = None
+        if feed is not None:
+            from fulmen.cli import watching
+
+            self.view = watching.Both((view, watching.FeedView(feed)))
+            self._asker = watching.PageAsker(own, feed, view)
+            self._team_watcher = watching.FeedTeam(feed)
         self._runner = asyncio.Runner()
         self.folders = Folders()
         """Commands that words may stand for, once the run is opened"""
@@ -216,16 +230,20 @@ class Talk:
                 instructions=setup.text,
                 open_session=self._session_opener(),
                 tell=self.view.note,
+                watcher=self._team_watcher,
             )
         self._work = await self._opened_work(means, team)
         work = self._work
-        fields = {
+        fields: dict[str, Any] = {
             "run": self.name,
             "folder": facts.folder,
             "model": facts.model,
             "tools": facts.tools,
             "mode": permissions.mode,
         }
+        most = means.budget.tokens if wanted.team is None else wanted.team.max_tokens
+        if most is not None:
+            fields["max_tokens"] = most
         self.view.begin(fields, work.trajectory)
         for note in work.notes:
             self.view.note(note)

@@ -5,7 +5,7 @@ to stdout; thoughts, calls, results and diffs go to stderr.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from rich.console import Console
@@ -270,7 +270,9 @@ _TELLING: Final = ("command", "path", "pattern", "job")
 class JsonView:
     """A view for scripts: one JSON object a line on stdout, see docs/agents.md."""
 
-    def __init__(self) -> None:
+    def __init__(self, emit: Callable[[Mapping[str, Any]], object] | None = None) -> None:
+        """emit: takes the objects, in place of stdout"""
+        self._emit = emit or _print_line
         self._num_steps = 0
         self._calls: tuple[Mapping[str, Any], ...] = ()
 
@@ -361,8 +363,12 @@ class JsonView:
         )
 
     def _print(self, type: str, **fields: Any) -> None:
-        print_json({"type": type, **fields})
-        sys.stdout.flush()
+        self._emit({"type": type, **fields})
+
+
+def _print_line(event: Mapping[str, Any]) -> None:
+    print_json(dict(event))
+    sys.stdout.flush()
 
 
 _RESULT: Final = ("text", "is_error", "seconds", "snapshot", "details")

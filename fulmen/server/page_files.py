@@ -18,7 +18,7 @@ _TYPES: Final = {
     ".svg": "image/svg+xml",
 }
 """Media types of the files that are served; others stay where they are"""
-HEADERS: Final = {
+PAGE_HEADERS: Final = {
     "content-security-policy": "; ".join(
         (
             "default-src 'none'",
@@ -59,13 +59,18 @@ class PageFile:
 @cache
 def page_files() -> dict[str, PageFile]:
     """Read the page's files, by their paths in its folder."""
+    return read_files(FOLDER)
+
+
+def read_files(folder: Path) -> dict[str, PageFile]:
+    """Read the files of a page, by their paths in its folder."""
     found = {}
-    for path in sorted(FOLDER.rglob("*")):
+    for path in sorted(folder.rglob("*")):
         media_type = _TYPES.get(path.suffix)
         if media_type is not None and path.is_file():
             content = path.read_bytes()
             etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
-            found[path.relative_to(FOLDER).as_posix()] = PageFile(content, media_type, etag)
+            found[path.relative_to(folder).as_posix()] = PageFile(content, media_type, etag)
     return found
 
 

@@ -248,7 +248,7 @@ class Channel:
     hands: Callable[[World], Sequence[Any]] = lambda world: ()
     hooks: Sequence[Hook] = ()
     rules: Sequence[str] = ()
-    """What the person had allowed before"""
+    """Rules that the person had allowed before"""
     is_team: bool = False
     prepare: Callable[[World], None] = lambda world: None
     words: str = "Repair add.py."

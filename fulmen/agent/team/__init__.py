@@ -22,7 +22,7 @@ from fulmen.agent.team.patterns import (
     review_loop,
 )
 from fulmen.agent.team.roles import lead_words
-from fulmen.agent.team.team import Team
+from fulmen.agent.team.team import Team, TeamWatcher
 from fulmen.agent.team.worktrees import Conflict, Merge
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "SharedBudget",
     "Team",
     "TeamConfig",
+    "TeamWatcher",
     "Try",
     "best_of_n",
     "fan_out",

@@ -12,10 +12,11 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Protocol, Self
 
 from fulmen.agent.archive import Archive
 from fulmen.agent.consent import Approve, Consent
+from fulmen.agent.loop import Watcher
 from fulmen.agent.permissions import Permissions
 from fulmen.agent.team.budget import BudgetedModel, SharedBudget
 from fulmen.agent.team.config import LEAD, USER, TeamConfig
@@ -35,6 +36,17 @@ from fulmen.sessions import Session
 _MAX_FIRST_LINE: Final = 80
 
 
+class TeamWatcher(Protocol):
+    """Somebody who sees what the agents of a team do."""
+
+    def began(self, name: str, trajectory: Trajectory) -> Watcher | None:
+        """See that an agent begins a task, after all that its run has so far; return who sees what
+        it does."""
+
+    def ended(self, report: Report) -> None:
+        """See how a task ended."""
+
+
 class Team:
     """The agents that one run leads, for one event loop; use it in `async with`, or let the lead's
     `Work` open and close it."""
@@ -50,6 +62,7 @@ class Team:
         instructions: str = "",
         open_session: Callable[[str], Session] | None = None,
         tell: Callable[[str], None] | None = None,
+        watcher: TeamWatcher | None = None,
         worktrees: Path | None = None,
     ) -> None:
         """
@@ -58,6 +71,7 @@ class Team:
         instructions  of the folder, for the members' system prompts
         open_session  as in `Work`
         tell          is given sentences on what members do, for people
+        watcher       sees what members do
         worktrees     folder for the workers' copies, in the user's cache if omitted
         """
         self.config = config
@@ -79,6 +93,7 @@ class Team:
         )
         self._open_session = open_session
         self._tell = tell or (lambda text: None)
+        self._watcher = watcher
         self._places: dict[str, asyncio.Semaphore] = {}
         self._lead: Work | None = None
         self._is_open = False
@@ -285,6 +300,8 @@ class Team:
         finally:
             member.work = member.task = None
             self.crew.ended(member, report)
+            if self._watcher is not None:
+                self._watcher.ended(report)
             how = "is done" if report.is_done else f"ended ({report.reason})"
             self._tell(f"{member.name} {how} after {report.num_steps} steps")
         return report
@@ -306,7 +323,7 @@ class Team:
         return Report(member.name, text, reason, len(steps), work.trajectory.num_new_tokens)
 
     def _means_of(self, member: Member) -> Means:
-        run = self.crew.runs.runs.open(member.run)
+        run, watcher = self.crew.runs.runs.open(member.run), self._watcher
         lead, turns = self.means.permissions, member.kind.max_turns
         permissions = Permissions(
             member.kind.mode_under(lead.mode),
@@ -329,7 +346,7 @@ class Team:
             ),
             params=member.params or self.means.params,
             approve=approve,
-            watcher=None,
+            watcher=None if watcher is None else watcher.began(member.name, run.trajectory),
             on_output=None,
             inbox=member.box,
             more_hands=(post,) if has_post(run.facts.tools) else (),

@@ -5,7 +5,7 @@ from typing import Final
 
 from fulmen.agent import Verdict
 from fulmen.chat import ToolCall
-from fulmen.cli.agent_asking import Asker, Interrupts
+from fulmen.cli.agent_asking import NOT_ALLOWED, Asker, Interrupts
 from fulmen.cli.agent_view import show_all, show_preview
 from fulmen.cli.terminal.region import Region
 from fulmen.cli.terminal.screen import Screen
@@ -13,7 +13,6 @@ from fulmen.cli.terminal.state import Front, Option
 from fulmen.cli.terminal.view import ScreenView
 from fulmen.files import shorten
 
-_NOT_ALLOWED: Final = "the user did not allow this"
 _CHANGING: Final = ("edit", "write")
 _SHOWN_TOGETHER: Final = 500
 """Lines that are shown before a key is looked for"""
@@ -68,9 +67,9 @@ class ScreenAsker(Asker):
                     assert self.region is not None
                     text = await self.region.ask_text("instead > ")
                     if text is not None:
-                        return f"{_NOT_ALLOWED}, and says: {text}"
+                        return f"{NOT_ALLOWED}, and says: {text}"
                 case _:
-                    return _NOT_ALLOWED
+                    return NOT_ALLOWED
 
     async def _show_all(self, preview: str, *, is_diff: bool) -> None:
         """Show all of what would be done; keys are answered in between."""

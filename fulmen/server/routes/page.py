@@ -4,7 +4,7 @@ from fastapi import APIRouter, Request, Response
 
 from fulmen import __version__
 from fulmen.server.errors import Refusal
-from fulmen.server.page_files import HEADERS, is_for_browser, page_files
+from fulmen.server.page_files import PAGE_HEADERS, is_for_browser, page_files
 from fulmen.server.routes.api import Api, json_response, new_router
 
 
@@ -33,7 +33,7 @@ def page_router(api: Api) -> APIRouter:
 
 def _answer(request: Request, path: str) -> Response:
     file = page_files()[path]
-    headers = {**HEADERS, "etag": file.etag}
+    headers = {**PAGE_HEADERS, "etag": file.etag}
     if path == "index.html":
         headers["vary"] = "accept"
     if file.is_in(request.headers.get("if-none-match", "")):
