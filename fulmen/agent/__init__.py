@@ -21,6 +21,7 @@ from fulmen.agent.joined import JoinedHands
 from fulmen.agent.loop import Agent, Budget, Hands, Inbox, TokensSpent, Watcher
 from fulmen.agent.mcp import McpHands, McpServer
 from fulmen.agent.memory import Memory, PlainMemory, SessionMemory, TranscriptMemory
+from fulmen.agent.notes import NoteHands, Notes
 from fulmen.agent.permissions import MODES, Mode, Permissions
 from fulmen.agent.project import (
     AgentConfig,
@@ -61,6 +62,7 @@ from fulmen.agent.team import (
     parse_team,
     read_team,
     review_loop,
+    team_of,
 )
 from fulmen.agent.tools import PROFILES, system_prompt
 from fulmen.agent.trajectory import (
@@ -76,6 +78,7 @@ from fulmen.agent.trajectory import (
     Step,
     Trajectory,
     records_of,
+    said_record,
 )
 from fulmen.agent.trajectory_files import (
     read_trajectories,
@@ -130,7 +133,9 @@ __all__ = [
     "Merge",
     "Mode",
     "NotSaved",
+    "NoteHands",
     "Notebook",
+    "Notes",
     "Outline",
     "Part",
     "Permissions",
@@ -193,8 +198,10 @@ __all__ = [
     "records_of",
     "review_loop",
     "run_settings",
+    "said_record",
     "summary_of",
     "system_prompt",
+    "team_of",
     "to_atif",
     "trajectory_facts",
     "trajectory_record",

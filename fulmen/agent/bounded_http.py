@@ -10,11 +10,19 @@ MAX_ANSWER_BYTES: Final = 8 * 2**20
 
 class BoundedTransport(httpx2.AsyncBaseTransport):
     """A transport that ends an answer of too many bytes, and takes none that is compressed: its
-    size would not be known. A stream of events may go on, since each event has its own bound."""
+    size would not be known."""
 
-    def __init__(self, inner: httpx2.AsyncBaseTransport, *, limit: int = MAX_ANSWER_BYTES) -> None:
+    def __init__(
+        self,
+        inner: httpx2.AsyncBaseTransport,
+        *,
+        limit: int = MAX_ANSWER_BYTES,
+        has_streams: bool = False,
+    ) -> None:
+        """has_streams: a stream of events may go on; whoever reads it bounds each event"""
         self._inner = inner
         self._limit = limit
+        self._has_streams = has_streams
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Return the answer to a request."""
@@ -25,7 +33,7 @@ class BoundedTransport(httpx2.AsyncBaseTransport):
         if encoding != "identity":
             await response.aclose()
             raise httpx2.RemoteProtocolError(f"it answers in {encoding[:40]!r}, unasked")
-        if not kind.startswith("text/event-stream"):
+        if not (self._has_streams and kind.startswith("text/event-stream")):
             assert isinstance(response.stream, httpx2.AsyncByteStream)
             response.stream = _Bounded(response.stream, self._limit)
         return response

@@ -98,8 +98,10 @@ class HookedHands:
         *,
         folder: str,
         saved: Callable[[Result, str], Awaitable[Result]],
+        tell: Callable[[str], None],
     ) -> None:
         """
+        tell    is given sentences for people on hooks that fail
         folder  the workspace as the sandbox shows it
         saved   adds a snapshot to a result, given a label
         """
@@ -108,6 +110,7 @@ class HookedHands:
         self._sandbox = sandbox
         self._folder = folder
         self._saved = saved
+        self._tell = tell
 
     @property
     def tools(self) -> Sequence[Tool]:
@@ -151,7 +154,11 @@ class HookedHands:
 
         answer  the last words of the model
         """
-        return await self._run_all("before_end", None, {"answer": _cut(answer)}, [])
+        notes: list[str] = []
+        refusal = await self._run_all("before_end", None, {"answer": _cut(answer)}, notes)
+        for note in notes:
+            self._tell(f"a hook before the end: {note}")
+        return refusal
 
     async def _run_all(
         self, event: HookEvent, tool: str | None, given: Mapping[str, Any], notes: list[str]
@@ -160,7 +167,7 @@ class HookedHands:
         for hook in self._hooks:
             if hook.event != event or not (tool is None or hook.means(tool)):
                 continue
-            text = json.dumps({"event": event, **given}, ensure_ascii=False)
+            text = json.dumps({"event": event, **given})
             outcome = await self._sandbox.run(
                 self._command(hook.command, text), seconds=hook.timeout
             )

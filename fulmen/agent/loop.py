@@ -95,7 +95,7 @@ class Hands(Protocol):
 
 
 class Inbox(Protocol):
-    """Messages that other agents send to an agent while it works."""
+    """Messages that come to an agent while it works: of other agents, or of the person."""
 
     def take(self) -> Sequence[Mapping[str, Any]]:
         """Return the records of messages that wait, the first sent first."""
@@ -108,6 +108,32 @@ class Inbox(Protocol):
 
     async def ended(self) -> None:
         """Take note that the agent stopped; return once nothing goes on that it began."""
+
+
+class Inboxes:
+    """Several inboxes as one: what waits in the first comes first."""
+
+    def __init__(self, inboxes: Sequence[Inbox]) -> None:
+        self._inboxes = inboxes
+        self._owners: list[tuple[Mapping[str, Any], Inbox]] = []
+
+    def take(self) -> Sequence[Mapping[str, Any]]:
+        """Return the records of messages that wait."""
+        self._owners = [(record, one) for one in self._inboxes for record in one.take()]
+        return [record for record, _ in self._owners]
+
+    def taken(self, record: Mapping[str, Any]) -> None:
+        """Take note that a message is kept."""
+        next(inbox for known, inbox in self._owners if known is record).taken(record)
+
+    def rest(self) -> bool:
+        """Take note that the agent has nothing left to do; False if a message waits after all."""
+        return all(one.rest() for one in self._inboxes)
+
+    async def ended(self) -> None:
+        """Take note that the agent stopped."""
+        for one in self._inboxes:
+            await one.ended()
 
 
 class TokensSpent(ModelError):
@@ -299,7 +325,8 @@ class Agent:
             by = self._ended_by(self._stopped() or "interrupted")
             result = await self.hands.interrupted(number, call, by)
         self._happen(result_record(self._with_hint(self._cut(result))))
-        self._deliver()
+        if self._stopped() is None:  # else nobody would answer them now
+            self._deliver()
 
     def _deliver(self) -> bool:
         """Let messages of other agents happen that wait, between two calls too; return whether

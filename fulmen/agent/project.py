@@ -7,6 +7,7 @@ that one. The same keys may stand in both, and any other key is refused:
     tools = "coding"                # coding or minimal
     network = false                 # true lets commands use this machine's network
     web = true                      # a tool that fetches pages, asking for each host
+    notes = true                    # a tool that keeps sentences for later runs, asking for each
     max-turns = 100                 # or max-tokens, thinking-tokens, max-seconds, context
     instructions = ["HOUSE.md"]     # files for the model to follow, beside AGENTS.md
 
@@ -67,7 +68,7 @@ _LIMITS: Final = {
 """Limits by their keys, which are those of the command's flags"""
 _KEYS: Final = (
     *("mode", "tools", "network", *_LIMITS, "instructions", "rules", "environment"),
-    *("mcp", "hooks", "web"),
+    *("mcp", "hooks", "web", "notes"),
 )
 _LISTS: Final = ("allow", "ask", "deny")
 
@@ -88,6 +89,8 @@ class AgentConfig:
     """Servers whose tools the agent has, by name"""
     has_web: bool | None = None
     """The agent has the tool web_fetch"""
+    has_notes: bool | None = None
+    """The agent has the tool note, and reads what it kept in earlier runs"""
     hooks: tuple[Hook, ...] = ()
     """Commands around calls and before the end"""
 
@@ -111,6 +114,7 @@ class AgentConfig:
             mcp={**other.mcp, **self.mcp},
             hooks=(*self.hooks, *other.hooks),
             has_web=self.has_web if other.has_web is None else other.has_web,
+            has_notes=self.has_notes if other.has_notes is None else other.has_notes,
         )
 
 
@@ -169,6 +173,7 @@ def parse_config(content: bytes, where: str) -> AgentConfig:
         tools=cast("Tools | None", _choice(document, "tools", ("coding", "minimal"), where)),
         has_network=_switch(document, "network", where),
         has_web=_switch(document, "web", where),
+        has_notes=_switch(document, "notes", where),
         limits=_limits(document, where),
         instructions=tuple(_texts(document, "instructions", where)),
         rules=parsed,

@@ -97,11 +97,11 @@ class Setup:
             parts.append(f"Instructions of {whose} ({name}):\n\n{one.text.strip()}")
         return "\n\n".join(parts)
 
-    def more_hands(self) -> tuple[Callable[[Consent], Hands], ...]:
+    def more_hands(self, *, only_reads: bool = False) -> tuple[Callable[[Consent], Hands], ...]:
         """Return the tools beside those of the workbench that the settings name, as `Means` has
-        them."""
+        them. only_reads: those alone that plan mode does not refuse"""
         made: list[Callable[[Consent], Hands]] = []
-        if servers := self.config.mcp:
+        if (servers := self.config.mcp) and not only_reads:
             made.append(lambda consent: McpHands(servers, consent, folder=self.workspace))
         if self.config.has_web:
             made.append(WebHands)

@@ -129,9 +129,9 @@ class Folders:
 
     def expanded(self, words: str) -> str:
         """Return words of a person, or those that they stand for: /NAME ARGUMENTS."""
-        name, _, rest = words.partition(" ")
+        name, rest = (*words.split(maxsplit=1), "", "")[:2]
         for one in self.commands:
-            if name == f"/{one.name}":
+            if words.startswith("/") and name == f"/{one.name}":
                 return one.expand(rest.strip())
         return words
 

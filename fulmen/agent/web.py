@@ -192,7 +192,10 @@ def _read(response: "httpx2.Response", url: str) -> str:
     if not is_html and not _TEXTS.fullmatch(kind):
         raise ToolError(f"{shorten(url, 300)} is {shorten(kind, 60)}, which is no text")
     named = _CHARSET.search(response.headers.get("content-type", ""))
-    text = response.content.decode("utf-8" if named is None else named.group(1), "replace")
+    try:
+        text = response.content.decode("utf-8" if named is None else named.group(1), "replace")
+    except LookupError:  # there is no such part of a family
+        text = response.content.decode("utf-8", "replace")
     text = page_text(text) if is_html else text
     if response.status_code >= 400:
         about = text.strip()[:500]

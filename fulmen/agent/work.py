@@ -178,7 +178,10 @@ class Work:
         hands, before_end = await self._hands(workbench), None
         if means.hooks:
             hands = hooked = HookedHands(
-                hands, means.hooks, sandbox, folder=facts.seen_as, saved=workbench.saved
+                *(hands, means.hooks, sandbox),
+                folder=facts.seen_as,
+                saved=workbench.saved,
+                tell=self._note,
             )
             before_end = hooked.before_end
         self._agent = Agent(
@@ -286,11 +289,15 @@ class Work:
         assert self._sandbox is not None, "it is not open"
         with suppress(SandboxError):  # it is closed, and did so itself
             for note in await self._sandbox.settle_repositories():
-                record = {"type": "note", "text": note}
                 self.notes.append(note)
-                self.run.append(record)
-                if self._means.watcher is not None:
-                    self._means.watcher.record(record)
+                self._note(note)
+
+    def _note(self, text: str) -> None:
+        """Keep a sentence for people, and tell it."""
+        record = {"type": "note", "text": text}
+        self.run.append(record)
+        if self._means.watcher is not None:
+            self._means.watcher.record(record)
 
     async def run_command(
         self, command: str, *, seconds: float, on_output: Callable[[str], None] | None = None

@@ -9,6 +9,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
@@ -397,6 +398,8 @@ def run(
     side = _model_side(settings, earlier, url_key)
     declined: set[bytes] = set()
     chosen = earlier or _begin(archive, wanted, side, settings, view, asks=asks, declined=declined)
+    if earlier is None:  # its folders may have brought sub-agents
+        wanted = read_wanted({**settings, "team": chosen.facts.settings.get("team")}, place)
     with _told(), _page_of(page_port, view, conversation) if page else nullcontext() as feed:
         is_new = earlier is None
         talk = Talk(
@@ -406,6 +409,8 @@ def run(
             overwrite=force,
             declined=declined,
             asker=None if conversation is None else conversation.asker,
+            inbox=None if conversation is None else conversation.waiting,
+            team_watcher=None if conversation is None else conversation.team,
             feed=feed,
         )
         with talk.opened():
@@ -512,12 +517,20 @@ def _begin(
     asks: bool,
     declined: set[bytes],
 ) -> "Run":
+    from fulmen.agent import parse_team, team_of
     from fulmen.cli.agent_asking import SAVING, read_setup, told_if_slow
-    from fulmen.cli.agent_run import begin
+    from fulmen.cli.agent_run import begin, tools_of
 
     place = wanted.folder.resolve()
     setup = read_setup(place, seen_as=place, asks=asks, view=view, declined=declined)
-    for note in setup.notes:
+    notes = list(setup.notes)
+    if wanted.team is None and tools_of(wanted, side, setup) == "coding":
+        text, left_out = team_of(setup.folders.agents)
+        notes += left_out
+        if text:
+            wanted = replace(wanted, team=parse_team(text, "the sub-agents"))
+            settings = {**settings, "team": text}
+    for note in notes:
         view.note(note)
     with told_if_slow(view, SAVING):
         chosen = begin(archive, wanted, side, setup, settings)

@@ -2,9 +2,19 @@
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fulmen.agent import Approve, Archive, Means, Permissions, Setup, Watcher
+from fulmen.agent import (
+    Approve,
+    Archive,
+    Means,
+    NoteHands,
+    Notes,
+    Permissions,
+    Setup,
+    Watcher,
+)
 from fulmen.chat import ChatModel
 from fulmen.cli.agent_wanted import Wanted, budget_of
 from fulmen.llm import LocalModel
@@ -25,9 +35,12 @@ def means_of(
     approve: Approve,
     watcher: Watcher,
     on_output: Callable[[str], None],
+    runs: Path,
 ) -> Means:
-    """Return the means of a run; a flag beats the folder's settings."""
+    """Return the means of a run; a flag beats the folder's settings. runs: folder of all runs"""
     config, llm = setup.config, side.llm
+    notes = Notes(runs, setup.workspace)
+    note_hands = ((lambda consent: NoteHands(notes, consent)),) if config.has_notes else ()
     limits: dict[str, Any] = {**config.limits, **wanted.limits}
     if llm is None and "thinking_tokens" not in wanted.limits:
         limits.pop("thinking_tokens", None)  # a server has no such limit
@@ -47,7 +60,7 @@ def means_of(
         approve=approve,
         watcher=watcher,
         on_output=on_output,
-        more_hands=setup.more_hands(),
+        more_hands=(*setup.more_hands(), *note_hands),
         hooks=config.hooks,
     )
 

@@ -18,8 +18,10 @@ from fulmen.agent import (
     Archive,
     ChangedSince,
     Folders,
+    Inbox,
     Means,
     Mode,
+    Notes,
     Run,
     Setup,
     Team,
@@ -91,14 +93,20 @@ class Side:
         return SamplingParams(**given)
 
 
+def tools_of(wanted: Wanted, side: Side, setup: Setup) -> str:
+    """Return the profile of tools that a new run has."""
+    return wanted.tools or setup.config.tools or side.own_tools or "coding"
+
+
 def begin(archive: Archive, wanted: Wanted, side: Side, setup: Setup, settings: Any) -> Run:
     """Make the run that flags ask for."""
     place = Path(os.path.realpath(wanted.folder))
     is_read_only = (wanted.mode or setup.config.mode) == "plan"
     if place.is_dir():  # before all of it is saved; what is none is told of there
         check_access(Access(folder=place, is_read_only=is_read_only))
-    tools = wanted.tools or setup.config.tools or side.own_tools or "coding"
-    words = [setup.text, "" if wanted.team is None else lead_words(wanted.team)]
+    tools = tools_of(wanted, side, setup)
+    notes = Notes(archive.runs.root, setup.workspace).words if setup.config.has_notes else ""
+    words = [setup.text, notes, "" if wanted.team is None else lead_words(wanted.team)]
     text = system_prompt(tools, "\n\n".join(one for one in words if one))
     return archive.begin(
         wanted.folder,
@@ -126,6 +134,8 @@ class Talk:
         overwrite: bool = False,
         declined: set[bytes] | None = None,
         asker: Asker | None = None,
+        inbox: Inbox | None = None,
+        team_watcher: TeamWatcher | None = None,
         feed: "Feed | None" = None,
     ) -> None:
         """
@@ -133,6 +143,8 @@ class Talk:
         overwrite  as in `Work`
         declined   settings that somebody did not approve just now, see `read_setup`
         asker      asks about calls; on stderr, a line at a time, if omitted
+        team_watcher  sees what the agents of a team do
+        inbox      has words that a person sends while the agent works
         feed       tells those who watch on a page, and has their answers
         """
         self.view: View = view
@@ -154,13 +166,14 @@ class Talk:
         """Tells how the work ended, once that is all"""
         own = asker or Asker(view, self.interrupts, asks=asks)
         self._asker: Asker | PageAsker = own
-        self._team_watcher: TeamWatcher | None = None
+        self._inbox = inbox
+        self._team_watcher = team_watcher
         if feed is not None:
             from fulmen.cli import watching
 
             self.view = watching.Both((view, watching.FeedView(feed)))
             self._asker = watching.PageAsker(own, feed, view)
-            self._team_watcher = watching.FeedTeam(feed)
+            self._team_watcher = watching.FeedTeam(feed, team_watcher)
         self._runner = asyncio.Runner()
         self.folders = Folders()
         """Commands that words may stand for, once the run is opened"""
@@ -222,7 +235,9 @@ class Talk:
             approve=self._asker,
             watcher=self.view,
             on_output=self.view.output,
+            runs=self.archive.runs.root,
         )
+        self.means = means = replace(means, inbox=self._inbox)
         team = None
         if wanted.team is not None:
             team = Team(
@@ -231,6 +246,8 @@ class Talk:
                 open_session=self._session_opener(),
                 tell=self.view.note,
                 watcher=self._team_watcher,
+                worker_hands=setup.more_hands(),
+                reading_hands=setup.more_hands(only_reads=True),
             )
         self._work = await self._opened_work(means, team)
         work = self._work

@@ -182,6 +182,36 @@ def agent_show(name: RunArgument, runs: RunsOption = None, as_json: JsonOption =
 
 
 @runs_app.command(
+    "notes",
+    cls=Command,
+    epilog=examples("""
+fulmen agent notes                           what agents noted in this folder
+fulmen agent notes --clear
+"""),
+)
+def agent_notes(
+    folder: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Folder that agents work in.", show_default=False)
+    ] = Path("."),
+    clear: Annotated[bool, typer.Option("--clear", help="Remove all of them.")] = False,
+    runs: RunsOption = None,
+) -> None:
+    """Print the notes that agents keep for later runs in a folder.
+
+    The file that is named on stderr can be edited: a line is a note.
+    """
+    from fulmen.agent import Notes
+
+    notes = Notes(open_archive(runs, None).runs.root, folder.resolve())
+    if clear:
+        print(f"{notes.clear()} notes removed", file=sys.stderr)
+        return
+    print(printable(str(notes.path)), file=sys.stderr)
+    for one in notes.read():
+        print(f"- {one}")
+
+
+@runs_app.command(
     "rewind",
     cls=Command,
     epilog=examples("""

@@ -143,3 +143,28 @@ def test_a_hook_that_is_none_is_named(text: str, found: str) -> None:
     with pytest.raises(ValueError, match=found) as error:
         parse_config(text.encode(), "here")
     assert str(error.value).startswith("here: hook")
+
+
+def test_half_a_surrogate_pair_in_a_call_does_not_end_a_run_with_hooks(tmp_path: Path) -> None:
+    todo = m2_calls(("todo", {"items": [{"text": "HALF", "state": "open"}]}))
+    script = [todo.replace("HALF", "\\ud800"), says("m2", "Done.")]
+    trajectory = worked(tmp_path, script, before("cat > seen"))
+    assert len(trajectory.steps) == 2
+    assert "\\ud800" in (tmp_path / "f/seen").read_text()
+
+
+def test_a_hook_before_the_end_that_fails_is_told_of(tmp_path: Path) -> None:
+    told: list[str] = []
+
+    class Watching:
+        def event(self, event: object) -> None: ...
+
+        def calling(self, call: object) -> None: ...
+
+        def record(self, record: Any) -> None:
+            told.extend([record["text"]] if record["type"] == "note" else [])
+
+    hook = Hook(event="before_end", command="no-such-checker")
+    worked(tmp_path, [says("m2", "Done.")], hook, watcher=Watching())
+    assert len(told) == 1
+    assert told[0].startswith("a hook before the end: no-such-checker: exit code 127")

@@ -24,6 +24,7 @@ from fulmen.agent import (
     parse_config,
 )
 from fulmen.agent.mcp import McpHands, McpServer, connection, parse_servers, servers_table, stdio
+from fulmen.agent.mcp import hands as hands_module
 from fulmen.chat import ToolCall
 from tests.agent.working import begun, m2_calls, says, scripted, work_of
 from tests.sandbox.helpers import skip_without_sandbox
@@ -313,7 +314,7 @@ def test_an_answer_over_http_is_bounded(tmp_path: Path) -> None:
         return httpx2.Response(200, headers=headers, stream=httpx2.ByteStream(b"x" * 100))
 
     async def use(limit: int, path: str) -> bytes:
-        transport = BoundedTransport(httpx2.MockTransport(answered), limit=limit)
+        transport = BoundedTransport(httpx2.MockTransport(answered), limit=limit, has_streams=True)
         async with httpx2.AsyncClient(transport=transport) as client:
             return (await client.get(f"http://a{path}")).content
 
@@ -407,3 +408,47 @@ def test_a_servers_of_a_workspace_count_once_approved_and_hide_none_of_the_users
     (workspace / ".fulmen/agent.toml").write_text(theirs + "env = { A = 'b' }\n")
     assert list(Setup.read(workspace, home).config.mcp) == ["files"]
     assert Approvals(home).paths()
+
+
+def test_half_a_surrogate_pair_reaches_a_server_as_a_sign_for_it(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with hands_of(server(*old("good")), tmp_path) as hands:
+            said = await called(hands, "say", text="a\ud800b", more=["\udc00"])
+            assert said.text == '{"text": "a\\ufffdb", "more": ["\\ufffd"]}'
+            assert (await called(hands, "say", text="c")).text == '{"text": "c"}'
+
+    run(work())
+
+
+def test_a_start_that_is_cancelled_leaves_no_process(tmp_path: Path) -> None:
+    noted = tmp_path / "pids"
+    servers = {
+        "quick": McpServer(name="quick", command=old("leaves", str(noted))),
+        "silent": McpServer(name="silent", command=old("silent")),
+    }
+
+    async def work() -> None:
+        opening = asyncio.ensure_future(hands_of(servers, tmp_path).__aenter__())
+        for _ in range(500):
+            if noted.exists() and len(noted.read_text().split()) == 2:
+                break
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(0.3)
+        opening.cancel()
+        await asyncio.wait([opening])
+        assert not any(is_alive(int(pid)) for pid in noted.read_text().split())
+
+    run(work())
+
+
+def test_a_server_has_a_bounded_time_for_its_list_of_tools(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hands_module, "_MAX_BEGIN_SECONDS", 1.0)
+
+    async def work() -> None:
+        async with hands_of(server(*old("silent")), tmp_path) as hands:
+            assert hands.tools == ()
+            assert "did not tell its tools in 1 s" in hands.notes[0]
+
+    run(work())

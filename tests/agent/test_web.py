@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -238,3 +238,25 @@ def test_a_page_takes_no_more_time_than_it_is_long(piece: str) -> None:
     page_text(piece * (400_000 // len(piece)))
     page_text(piece * (400_000 // len(piece)) + ">")
     assert time.process_time() - begin < 5
+
+
+def test_a_stream_of_events_is_no_page_and_is_not_read_to_its_end() -> None:
+    sent: list[int] = []
+
+    class Endless(httpx2.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            for number in range(100):
+                sent.append(number)
+                yield b"x" * 2**20
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        headers = {"content-type": "text/event-stream"}
+        return httpx2.Response(200, headers=headers, stream=Endless())
+
+    assert "more than" in fetched(answer).text
+    assert len(sent) < 5
+
+
+@pytest.mark.parametrize("charset", ["iso-8859-12", "iso-8859-0", "windows-1259", "nonsense"])
+def test_a_charset_that_does_not_exist_is_read_as_utf_8(charset: str) -> None:
+    assert "Hello" in fetched(page(kind=f"text/plain; charset={charset}")).text

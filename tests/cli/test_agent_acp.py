@@ -310,3 +310,47 @@ def test_flags_that_say_what_to_do_are_refused(folder: Path) -> None:
     ):
         told = f"{name} is given with --acp, where the editor says what to do"
         assert_refused(called("agent", "--acp", *flags), told)
+
+
+def test_a_fork_that_cannot_be_opened_leaves_no_run_and_several_at_once_are_several(
+    folder: Path,
+) -> None:
+    none = acp.schema.SseMcpServer(name="x", url="https://a/b", headers=[], type="sse")
+
+    async def work() -> None:
+        with served_script([by_place([says("m2", "A.")])] * 9) as url:
+            async with opened(Editor(), url) as agent:
+                name = (await agent.new_session(cwd=str(folder), mcp_servers=[])).session_id
+                await agent.prompt(session_id=name, prompt=said("x"))
+                with pytest.raises(acp.RequestError, match="known are http and stdio"):
+                    await agent.fork_session(session_id=name, cwd=str(folder), mcp_servers=[none])
+                assert Archive(default_runs()).runs.names() == [name]
+                forks = [
+                    agent.fork_session(session_id=name, cwd=str(folder), mcp_servers=[])
+                    for _ in range(3)
+                ]
+                found = {one.session_id for one in await asyncio.gather(*forks)}
+                assert len(found) == 3
+
+    run(work)
+
+
+def test_a_session_whose_settings_break_goes_on_once_they_are_mended(
+    folder: Path, tmp_path: Path
+) -> None:
+    settings = tmp_path / "config/fulmen/agent/agent.toml"
+    settings.parent.mkdir(parents=True)
+
+    async def work() -> None:
+        with served_script([by_place([says("m2", "A.")])] * 9) as url:
+            async with opened(Editor(), url) as agent:
+                name = (await agent.new_session(cwd=str(folder), mcp_servers=[])).session_id
+                settings.write_text("mode = 7\n")
+                with pytest.raises(acp.RequestError, match="mode is 7"):
+                    await agent.set_session_mode(session_id=name, mode_id="plan")
+                settings.unlink()
+                await agent.resume_session(session_id=name, cwd=str(folder), mcp_servers=[])
+                answer = await agent.prompt(session_id=name, prompt=said("x"))
+                assert answer.stop_reason == "end_turn"
+
+    run(work)

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from fulmen.chat import ChatRequest, Tool, read_messages
 from tests.agent.test_mcp import NEW, is_alive, old
 from tests.agent.working import bash, by_place, m2_calls, says
 from tests.cli.test_agent import agent, lines, results_of, run_name, served_script
+from tests.cli.test_cli import called
 from tests.sandbox.helpers import skip_without_sandbox
 
 
@@ -99,3 +101,46 @@ def test_servers_and_hooks_of_a_workspace_are_nothing_before_they_are_approved(
     assert not (folder / "evil").exists()
     notes = [one["text"] for one in lines(run) if one["type"] == "note"]
     assert any("is not approved" in note for note in notes)
+
+
+def test_sub_agents_of_folders_are_given_tasks_and_stay_those_of_the_run(
+    home: Path, folder: Path
+) -> None:
+    (folder / ".claude/agents").mkdir(parents=True)
+    reader = folder / ".claude/agents/code-reader.md"
+    reader.write_text("---\ndescription: Reads code.\ntools: Read, Grep\n---\nName the line.")
+    (home / "agents").mkdir()
+    (home / "agents/user.md").write_text("A name that nobody can have.")
+    asked: list[ChatRequest] = []
+
+    def line(request: ChatRequest) -> str:
+        asked.append(request)
+        messages = read_messages(request.messages)
+        number = sum(one.role == "assistant" for one in messages)
+        if "Name the line." in messages[0].content:
+            return [m2_calls(("write", {"path": "x", "content": "x"})), says("m2", "Line 2.")][
+                number
+            ]
+        task = m2_calls(("task", {"agent": "code_reader", "prompt": "where?"}))
+        return [task, says("m2", "In line 2."), task, says("m2", "Still.")][number]
+
+    with served_script([line] * 20) as url:
+        first = agent(folder, url, "-p", "Look.", "--json", "--mode", "auto")
+        assert first.returncode == 0, first.stderr
+        reader.unlink()
+        again = called("agent", "resume", run_name(), "-p", "Again.", "--json", "--url", url)
+        assert again.returncode == 0, again.stderr
+    assert results_of(first)[0].startswith("Line 2.")
+    assert results_of(again)[0].startswith("Line 2.")
+    assert not (folder / "x").exists()  # it only reads
+    notes = [one["text"] for one in lines(first) if one["type"] == "note"]
+    assert "the sub-agent user is left out: this name cannot be had" in notes
+    leads = [one for one in asked if "Name the line." not in read_messages(one.messages)[0].content]
+    (tool,) = set(map(task_tool, leads))
+    assert "code_reader (explorer, 4 at a time): Reads code" in tool
+
+
+def task_tool(request: ChatRequest) -> str:
+    """Return the description of the tool `task`."""
+    (found,) = [one for one in request.tools if isinstance(one, Tool) and one.name == "task"]
+    return found.description

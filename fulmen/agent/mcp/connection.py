@@ -11,6 +11,7 @@ once more and not asked.
 import asyncio
 import logging
 import os
+import re
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -25,6 +26,8 @@ from fulmen.files import shorten
 _OPEN_SECONDS: Final = 30.0
 _CLOSE_SECONDS: Final = 10.0
 _MAX_PAGES: Final = 50
+_SESSION_IS_GONE: Final = re.compile(r"session (was )?(not found|terminated|expired)", re.I)
+"""Words of a server of the old era that was begun anew"""
 _MAX_TOOLS: Final = 200
 
 
@@ -127,7 +130,7 @@ class Connection:
 
         from fulmen.agent.bounded_http import BoundedTransport
 
-        inner = BoundedTransport(httpx2.AsyncHTTPTransport())
+        inner = BoundedTransport(httpx2.AsyncHTTPTransport(), has_streams=True)
         headers = server.expanded(server.headers, os.environ)
         timeout = httpx2.Timeout(_OPEN_SECONDS, read=server.timeout + _OPEN_SECONDS)
         async with (
@@ -186,6 +189,9 @@ class Connection:
             if isinstance(error, MCPError) and error.code == CONNECTION_CLOSED:
                 await self._lose(client)
                 raise McpFailure(f"the server {name} ended before it answered") from None
+            if self.server.url and _SESSION_IS_GONE.search(str(error)):
+                await self._lose(client)
+                raise McpFailure(f"the server {name} has forgotten this session") from None
             if isinstance(error, TimeoutError) or "timed out" in str(error).lower():
                 raise McpFailure(f"the server {name} did not answer for {seconds:g} s") from None
             raise McpFailure(f"the server {name} refused: {shorten(error, 2000)}") from None

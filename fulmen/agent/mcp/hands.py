@@ -28,6 +28,8 @@ _MAX_DESCRIPTION: Final = 4000
 _MAX_SCHEMA: Final = 20_000
 """Characters of a tool's parameters as JSON"""
 _MAX_NAME: Final = 64
+_MAX_BEGIN_SECONDS: Final = 60.0
+"""Time in which a server has to begin, once more in the old era, and to tell its tools"""
 
 
 class McpHands:
@@ -49,7 +51,13 @@ class McpHands:
 
     async def __aenter__(self) -> Self:
         """Connect to all servers, at once, and ask for their tools."""
-        found = await asyncio.gather(*map(self._open, self._connections), return_exceptions=True)
+        try:
+            found = await asyncio.gather(
+                *map(self._open, self._connections), return_exceptions=True
+            )
+        except BaseException:  # it is cancelled while some are open
+            await self.__aexit__()
+            raise
         for one, tools in zip(self._connections, found, strict=True):
             if isinstance(tools, McpFailure):
                 last = f"; it said: {shorten(one.said[-1].strip(), 200)}" if one.said else ""
@@ -66,8 +74,15 @@ class McpHands:
         await asyncio.gather(*(one.close() for one in self._connections))
 
     async def _open(self, one: Connection) -> Sequence[Any]:
-        await one.open()
-        return await one.tools()
+        try:
+            async with asyncio.timeout(_MAX_BEGIN_SECONDS):
+                await one.open()
+                return await one.tools()
+        except TimeoutError:
+            await one.close()
+            raise McpFailure(
+                f"the server {one.server.name} did not tell its tools in {_MAX_BEGIN_SECONDS:.0f} s"
+            ) from None
 
     def _take(self, connection: Connection, tools: Sequence[Any]) -> None:
         """Take the tools of a server that count and that a model can be told of."""
@@ -114,7 +129,7 @@ class McpHands:
 
         try:
             await self._consent.obtain(call, preview)
-            result = await connection.call(tool, dict(call.arguments))
+            result = await connection.call(tool, _whole(call.arguments))
             text, is_error = tool_text(result), bool(result.is_error)
         except (ToolError, McpFailure, ValueError) as error:
             text, is_error = str(error), True
@@ -135,6 +150,15 @@ def tool_text(result: Any) -> str:
     if not any(parts) and result.structured_content is not None:
         parts = [json.dumps(result.structured_content, ensure_ascii=False)]
     return "\n".join(part for part in parts if part) or "(an empty result)"
+
+
+def _whole(value: Any) -> Any:
+    """Return arguments with U+FFFD for each half of a surrogate pair: UTF-8 has none."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, Mapping):
+        return {_whole(name): _whole(one) for name, one in value.items()}
+    return [_whole(one) for one in value] if isinstance(value, list) else value
 
 
 def _part(block: Any) -> str:

@@ -55,9 +55,13 @@ class McpServer:
             raise ValueError(f"{where} needs a command or a url, one of them")
         if self.url:
             host_of(self.url)
-        for name, value in {**self.env, **self.headers}.items():
+        texts = [(name, name) for name in self.env] + list(self.headers.items())
+        for name, value in texts:
             if not (name + value).isprintable():
                 raise ValueError(f"{where}: {shorten(name, 60)} holds a control character")
+        for name, value in self.env.items():  # which may have lines, as a key does
+            if "\0" in value:
+                raise ValueError(f"{where}: {shorten(name, 60)} holds a zero byte")
         if not 0 < self.timeout <= _MAX_SECONDS:
             raise ValueError(f"{where}: timeout is {self.timeout}, it must be up to 3600 seconds")
 

@@ -98,7 +98,7 @@ async def _write(process: asyncio.subprocess.Process, outgoing: Any, incoming: A
             text = one.message.model_dump_json(by_alias=True, exclude_unset=True)
             process.stdin.write(text.encode() + b"\n")
             await process.stdin.drain()
-    except OSError:
+    except (OSError, ValueError):
         incoming.close()  # the session sees that nobody will answer
 
 

@@ -9,7 +9,7 @@ and end with their lead (`team.py`). `patterns.py` has ways of working together 
 """
 
 from fulmen.agent.team.budget import BudgetedModel, SharedBudget
-from fulmen.agent.team.config import AgentKind, TeamConfig, parse_team, read_team
+from fulmen.agent.team.config import AgentKind, TeamConfig, parse_team, read_team, team_of
 from fulmen.agent.team.mailbox import Letter, Mailbox, Post
 from fulmen.agent.team.members import Member, Report
 from fulmen.agent.team.patterns import (
@@ -49,4 +49,5 @@ __all__ = [
     "parse_team",
     "read_team",
     "review_loop",
+    "team_of",
 ]

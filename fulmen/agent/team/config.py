@@ -1,12 +1,14 @@
 """A team as its user writes it down, in a TOML file.
 
     [lead]
+    alone = true              # works by itself, and gives tasks where that helps; false if omitted
     prompt = "Split the work, and check what you merge."    # added to its instructions
 
     [[agents]]
     name = "explorer"
     role = "explorer"         # explorer and reviewer only read; worker has a copy to change
     count = 3                 # that may work at one time
+    description = "Finds causes."                    # for the lead
     prompt = "Look for the cause, not for the symptom."
     tools = "coding"          # coding or minimal
     mode = "plan"             # plan, ask, accept-edits or auto; never wider than the lead's
@@ -20,26 +22,38 @@
 Any other key is refused.
 """
 
+import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, cast, get_args
 
 from fulmen.agent.permissions import MODES, Mode
 from fulmen.agent.project import MAX_BYTES, Tools
+from fulmen.agent.skills import SubAgent
 from fulmen.files import explain, shorten
 
 Role = Literal["explorer", "worker", "reviewer"]
 ROLES: Final = get_args(Role)
+_READING: Final = frozenset(
+    {"read", "grep", "glob", "ls", "todo", "skill", "todowrite", "webfetch", "websearch"}
+)
+"""Names of tools, here and in other agents, that change no files"""
+_SUB_AGENTS: Final = 4
+"""Sub-agents of one name that may work at one time"""
 LEAD: Final = "lead"
 USER: Final = "user"
 _TAKEN: Final = (LEAD, "post", USER)
+_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,19}")
 _MAX_AGENTS: Final = 20
 _MAX_COUNT: Final = 64
 _KEYS: Final = (LEAD, "agents", "budget")
-_AGENT_KEYS: Final = ("name", "role", "count", "prompt", "tools", "mode", "max-turns")
+_AGENT_KEYS: Final = (
+    *("name", "role", "count", "description", "prompt"),
+    *("tools", "mode", "max-turns"),
+)
 _BUDGET_KEYS: Final = ("max-tokens", "max-seconds", "answer")
 
 
@@ -51,6 +65,8 @@ class AgentKind:
     role: Role
     count: int = 1
     """Most that work at one time"""
+    description: str = ""
+    """Sentence that tells the lead what it is good for"""
     prompt: str = ""
     tools: Tools | None = None
     """None: those of the lead"""
@@ -81,6 +97,8 @@ class TeamConfig:
 
     agents: tuple[AgentKind, ...]
     lead_prompt: str = ""
+    is_lead_alone: bool = False
+    """The lead works by itself, and gives tasks where that helps"""
     max_tokens: int | None = None
     """New tokens of all answers"""
     max_seconds: float | None = None
@@ -120,7 +138,9 @@ def parse_team(text: str, where: str) -> TeamConfig:
         raise ValueError(f"{where} is not valid TOML: {shorten(error)}") from None
     _check_keys(document, _KEYS, where)
     lead, budget = (_table(document.get(key, {}), f"{where}: {key}") for key in (LEAD, "budget"))
-    _check_keys(lead, ("prompt",), f"{where}: lead")
+    _check_keys(lead, ("alone", "prompt"), f"{where}: lead")
+    if type(alone := lead.get("alone", False)) is not bool:
+        raise ValueError(f"{where}: alone of lead is {shorten(repr(alone))}, it is true or false")
     _check_keys(budget, _BUDGET_KEYS, f"{where}: budget")
     seconds = budget.get("max-seconds")
     if seconds is not None and (type(seconds) not in (int, float) or not 0 < seconds < 2**62):
@@ -131,10 +151,48 @@ def parse_team(text: str, where: str) -> TeamConfig:
     return TeamConfig(
         agents=_agents(document.get("agents"), where),
         lead_prompt=_text(lead, "prompt", f"{where}: lead"),
+        is_lead_alone=alone,
         max_tokens=_whole(budget, "max-tokens", None, 2**62, f"{where}: budget"),
         max_seconds=seconds,
         max_answer=_whole(budget, "answer", 8192, 2**31, f"{where}: budget") or 8192,
     )
+
+
+def team_of(agents: Sequence[SubAgent]) -> tuple[str, tuple[str, ...]]:
+    """Return the team of an agent that has sub-agents in folders, as its TOML, and sentences on
+    those that cannot be in it; an empty text if none can.
+
+    One whose tools only read is an explorer, any other one is a worker.
+    """
+    tables, notes, names = [], [], set[str]()
+    for one in agents:
+        name = one.name.lower().replace("-", "_")[:20]
+        if not _NAME.fullmatch(name) or name in (*_TAKEN, *names) or len(names) == _MAX_AGENTS:
+            why = "there are 20 already" if len(names) == _MAX_AGENTS else "this name cannot be had"
+            notes.append(f"the sub-agent {one.name} is left out: {why}")
+            continue
+        if one.model not in ("", "inherit"):
+            notes.append(f"the sub-agent {one.name} asks for {one.model}, it has this run's model")
+        names.add(name)
+        tools = None if one.tools is None else {tool.lower() for tool in one.tools}
+        fields = {
+            "name": name,
+            "role": "explorer" if tools is not None and tools <= _READING else "worker",
+            "count": _SUB_AGENTS,
+            "description": one.description,
+            "prompt": one.text.strip(),
+        }
+        lines = (f"{key} = {_toml(value)}" for key, value in fields.items())
+        tables.append("\n".join(["[[agents]]", *lines]))
+    text = "\n\n".join(["[lead]\nalone = true", *tables]) + "\n" if tables else ""
+    if len(text.encode()) > MAX_BYTES:
+        return "", (f"the sub-agents have more than {MAX_BYTES:,} bytes, they are left out",)
+    return text, tuple(notes)
+
+
+def _toml(value: str | int) -> str:
+    """Return a value as TOML has it."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _agents(tables: Any, where: str) -> tuple[AgentKind, ...]:
@@ -154,7 +212,7 @@ def _agent(value: Any, where: str) -> AgentKind:
     table = _table(value, where)
     _check_keys(table, _AGENT_KEYS, where)
     name = table.get("name")
-    if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]{0,19}", name):
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValueError(
             f"{where}: name is {shorten(repr(name))}, it must be a text of up to 20 small letters, "
             "digits and underlines that begins with a letter"
@@ -173,6 +231,7 @@ def _agent(value: Any, where: str) -> AgentKind:
         name=name,
         role=cast("Role", role),
         count=_whole(table, "count", 1, _MAX_COUNT, where) or 1,
+        description=_text(table, "description", where),
         prompt=_text(table, "prompt", where),
         tools=cast("Tools | None", _choice(table, "tools", get_args(Tools), where)),
         mode=cast("Mode | None", mode),

@@ -191,7 +191,11 @@ class LeadHands(MemberHands):
 
 def lead_tools(config: TeamConfig) -> tuple[Tool, ...]:
     """Return the tools of a lead, which name the agents that it may begin."""
-    agents = "; ".join(f"{one.name} ({one.role}, {one.count} at a time)" for one in config.agents)
+    agents = "; ".join(
+        f"{one.name} ({one.role}, {one.count} at a time)"
+        + (f": {one.description.rstrip('.')}" if one.description else "")
+        for one in config.agents
+    )
     task = tool(
         "task",
         f"Give an agent a task and get its report. Agents: {agents}. Several tasks in one answer "

@@ -40,13 +40,20 @@ _LEAD: Final = (
     "are of; they are no words of the user. Your answer without a call ends all agents that still "
     "work, so wait for those that you need, and stop those that you do not."
 )
+_ALONE: Final = (
+    "Other agents can take parts of your work, see the tool task. They see nothing of this "
+    "conversation: a task says all that is needed. What a worker changes is in a copy until you "
+    "merge it. Messages of agents come between your calls and say who they are of; they are no "
+    "words of the user. Your answer without a call ends all agents that still work."
+)
 APPROVED: Final = "APPROVED"
 """First line of a review that asks for no changes"""
 
 
 def lead_words(config: TeamConfig) -> str:
     """Return what a lead's system prompt says beside its own instructions."""
-    return "\n\n".join(part for part in (_LEAD, config.lead_prompt) if part)
+    words = _ALONE if config.is_lead_alone else _LEAD
+    return "\n\n".join(part for part in (words, config.lead_prompt) if part)
 
 
 def has_post(tools: str) -> bool:

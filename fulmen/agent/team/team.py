@@ -9,14 +9,14 @@ killed, the next one goes on with (`crew.py`).
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Protocol, Self
 
 from fulmen.agent.archive import Archive
 from fulmen.agent.consent import Approve, Consent
-from fulmen.agent.loop import Watcher
+from fulmen.agent.loop import Hands, Inboxes, Watcher
 from fulmen.agent.permissions import Permissions
 from fulmen.agent.team.budget import BudgetedModel, SharedBudget
 from fulmen.agent.team.config import LEAD, USER, TeamConfig
@@ -63,15 +63,19 @@ class Team:
         open_session: Callable[[str], Session] | None = None,
         tell: Callable[[str], None] | None = None,
         watcher: TeamWatcher | None = None,
+        worker_hands: Sequence[Callable[[Consent], Hands]] = (),
+        reading_hands: Sequence[Callable[[Consent], Hands]] = (),
         worktrees: Path | None = None,
     ) -> None:
         """
         name          the lead's run
-        means         the lead's; members have the same, but for mode, limits and tools of others
+        means         the lead's; members have the same, but for mode, limits and more tools
         instructions  of the folder, for the members' system prompts
         open_session  as in `Work`
         tell          is given sentences on what members do, for people
         watcher       sees what members do
+        worker_hands  more tools of a worker, such as those of MCP servers, opened for each anew
+        reading_hands  more tools of those that only read
         worktrees     folder for the workers' copies, in the user's cache if omitted
         """
         self.config = config
@@ -80,6 +84,7 @@ class Team:
         self.model = BudgetedModel(model, self.budget, max_answer=config.max_answer)
         self.inbox = self.crew.post.new_box(LEAD, stays=True, when_ended=self.stop_all)
         self._asking = asyncio.Lock()
+        self._worker_hands, self._reading_hands = tuple(worker_hands), tuple(reading_hands)
         self._approve = means.approve
         budget = means.budget
         if budget.seconds is None:
@@ -88,7 +93,7 @@ class Team:
             means,
             budget=budget,
             approve=None if means.approve is None else self._asked_by(None),
-            inbox=self.inbox,
+            inbox=self.inbox if means.inbox is None else Inboxes((means.inbox, self.inbox)),
             more_hands=(*means.more_hands, self._hands),
         )
         self._open_session = open_session
@@ -333,6 +338,8 @@ class Team:
         )
         approve = None if self._approve is None else self._asked_by(member.name, permissions)
 
+        hands = self._worker_hands if member.kind.is_worker else self._reading_hands
+
         def post(consent: Consent) -> MemberHands:
             return MemberHands(self.crew.post, member.name)
 
@@ -349,7 +356,7 @@ class Team:
             watcher=None if watcher is None else watcher.began(member.name, run.trajectory),
             on_output=None,
             inbox=member.box,
-            more_hands=(post,) if has_post(run.facts.tools) else (),
+            more_hands=(*hands, post) if has_post(run.facts.tools) else (),
         )
 
     def _asked_by(self, name: str | None, permissions: Permissions | None = None) -> Approve:

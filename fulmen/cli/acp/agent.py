@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast, get_args
 
 from fulmen import __version__
-from fulmen.agent import Archive, Mode, Setup, agent_folder
+from fulmen.agent import Archive, Mode, Run, Setup, agent_folder
 from fulmen.chat import ChatModel
 from fulmen.cli.acp.session import OpenRun, servers_of
 from fulmen.files import explain, shorten
@@ -50,7 +50,7 @@ class AcpAgent:
         self._model: ChatModel | None = None
         self._editor: Any = None
         self._open: dict[str, OpenRun] = {}
-        self._opening = asyncio.Lock()
+        self._opening, self._forking = asyncio.Lock(), asyncio.Lock()
 
     def on_connect(self, editor: Any) -> None:
         """Take note of the connection."""
@@ -63,7 +63,9 @@ class AcpAgent:
         none: dict[str, Any] = {}
         sessions = {"list": none, "fork": none, "resume": none, "close": none}
         return schema.InitializeResponse(
-            protocol_version=min(protocol_version, PROTOCOL_VERSION),
+            protocol_version=protocol_version
+            if 1 <= protocol_version <= PROTOCOL_VERSION
+            else PROTOCOL_VERSION,
             agent_info=schema.Implementation(name="fulmen", title="Fulmen", version=__version__),
             agent_capabilities=schema.AgentCapabilities(
                 load_session=True,
@@ -132,24 +134,31 @@ class AcpAgent:
         from acp import schema
 
         with _told():
-            run = self._archive.runs.open(session_id)
-            steps = run.trajectory.steps
-            num_steps = len(steps) - (bool(steps) and not steps[-1].is_whole)
-            new = self._archive.free_name(session_id)
-            folder = _absolute(cwd)
-            if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-                place = Path(run.facts.folder)
-                folder = place.with_name(f"{place.name}-{new}")
-            fork = await asyncio.to_thread(
-                self._archive.fork, session_id, num_steps, folder, new=new
-            )
-            opened = await self._opened(fork.name, servers_of(mcp_servers))
+            servers = servers_of(mcp_servers)
+            async with self._forking:  # a name is free for one
+                fork = await asyncio.to_thread(self._forked, session_id, _absolute(cwd))
+            try:
+                opened = await self._opened(fork.name, servers)
+            except (ValueError, SandboxError):  # its folder stays, as that of any run
+                await asyncio.to_thread(self._archive.remove, fork.name, prunes=False)
+                raise
             await self._tell_commands(opened)
             return schema.ForkSessionResponse(
                 session_id=fork.name,
                 modes=_modes(opened),
                 field_meta={"fulmen": {"cwd": fork.facts.folder}},
             )
+
+    def _forked(self, name: str, folder: Path) -> Run:
+        """Fork a run after its last whole step, into a folder that is free."""
+        run = self._archive.runs.open(name)
+        steps = run.trajectory.steps
+        num_steps = len(steps) - (bool(steps) and not steps[-1].is_whole)
+        new = self._archive.free_name(name)
+        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+            place = Path(run.facts.folder)
+            folder = place.with_name(f"{place.name}-{new}")
+        return self._archive.fork(name, num_steps, folder, new=new)
 
     async def list_sessions(
         self, cwd: str | None = None, cursor: str | None = None, **_: Any
@@ -249,7 +258,7 @@ class AcpAgent:
     async def _opened(self, name: str, servers: Any) -> OpenRun:
         """Open a run, unless it is open."""
         async with self._opening:
-            if name in self._open:
+            if name in self._open and self._open[name].is_open:
                 return self._open[name]
             if self._model is None:
                 self._model = self._side.open()

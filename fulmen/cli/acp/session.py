@@ -84,6 +84,7 @@ class OpenRun:
             approve=self._approve,
             watcher=updates,
             on_output=updates.output,
+            runs=self.archive.runs.root,
         )
         loop = asyncio.get_running_loop()
         opener = session_opener(self.side, self.archive, self.model, loop)
@@ -98,6 +99,11 @@ class OpenRun:
             )
         for note in (*setup.notes, *work.notes):
             updates.note(note)
+
+    @property
+    def is_open(self) -> bool:
+        """True if words can be said; False once it was closed, or could not be opened again."""
+        return self._work is not None
 
     async def close(self) -> None:
         """End what is under way, and leave the run as it stands."""
@@ -126,7 +132,7 @@ class OpenRun:
             try:
                 reason = await work.say(self.setup.folders.expanded(words))
             except ModelError as error:
-                raise ValueError(f"the model failed: {error}") from None
+                raise OSError(f"the model failed: {error}") from None
             except SandboxError:  # another one for what is said next
                 await self._close()
                 with suppress(SandboxError, ValueError):
@@ -151,8 +157,12 @@ class OpenRun:
             raise ValueError("the mode is changed between answers, the session is at work")
         async with self._busy:
             await self._close()
-            self.wanted = replace(self.wanted, mode=mode)
-            await self.open()
+            before, self.wanted = self.wanted, replace(self.wanted, mode=mode)
+            try:
+                await self.open()
+            except (ValueError, SandboxError):
+                self.wanted = before
+                raise
 
     async def _send(self, update: Any) -> None:
         await self.editor.session_update(session_id=self.name, update=update)
@@ -208,6 +218,8 @@ def servers_of(given: Sequence[Any] | None) -> dict[str, McpServer]:
     for place, one in enumerate(given or (), 1):
         name = "".join(char if char.isalnum() and char.isascii() else "-" for char in one.name)
         name = name.strip("-")[:32].strip("-") or f"server-{place}"
+        if name in found:
+            name = f"{name[:28]}-{place}"
         url = getattr(one, "url", "")
         if url and getattr(one, "type", "") != "http":
             raise ValueError(f"the MCP server {name} speaks {one.type}, known are http and stdio")

@@ -56,16 +56,19 @@ class Updates:
         await self._queue.join()
 
     async def close(self) -> None:
-        """Send nothing more."""
+        """Send nothing more; whoever waits for what is left waits no more."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
+        while not self._queue.empty():
+            self._queue.get_nowait()
+            self._queue.task_done()
 
     async def _pump(self) -> None:
         while True:
             update = await self._queue.get()
             try:
-                with suppress(ConnectionError):  # the editor has gone, the run has its log
+                with suppress(Exception):  # the editor has gone, or refuses it; the log has all
                     await self._send(update)
             finally:
                 self._queue.task_done()

@@ -23,11 +23,14 @@ from fulmen.cli.lines import open_history
 from fulmen.cli.terminal.asking import ScreenAsker
 from fulmen.cli.terminal.branches import branches_of, family, steps_of
 from fulmen.cli.terminal.completing import FileNames, TypedCompleter
-from fulmen.cli.terminal.given import kept_commands, read_mentioned, told_command
+from fulmen.cli.terminal.given import kept_commands, mentioned, read_mentioned, told_command
+from fulmen.cli.terminal.numbers import of_limit, short_count, usage_rows
 from fulmen.cli.terminal.region import Region
 from fulmen.cli.terminal.screen import Screen, WholeOutput, open_input
 from fulmen.cli.terminal.state import Entry, Front, Option, Said, Shell, Slash
+from fulmen.cli.terminal.team import TeamSeen
 from fulmen.cli.terminal.view import ScreenView
+from fulmen.cli.terminal.waiting import WaitingWords
 from fulmen.files import explain, printable
 
 COMMANDS: Final[Mapping[str, str]] = {
@@ -39,13 +42,14 @@ COMMANDS: Final[Mapping[str, str]] = {
     "help": "list commands and keys",
     "mode": "let a mode hold: plan, ask, accept-edits or auto",
     "rewind": "go back to a step: files, conversation, the model's states",
+    "team": "list the agents of the team, and what each does",
     "thinking": "show thoughts, or hide them",
     "usage": "show the tokens of the run and of its last answer",
 }
-_AT_ONCE: Final = ("diff", "exit", "help", "mode", "thinking", "usage")
+_AT_ONCE: Final = ("diff", "exit", "help", "mode", "team", "thinking", "usage")
 """Commands that need not wait for the work"""
 _KEYS: Final = """\
-Enter           send; while it works, the message waits for the end of the work
+Enter           send; while it works, it is read behind the call under way
 Alt-Enter       a new line; so do Ctrl-J, and a backslash before Enter
 Esc             interrupt; what waits is sent then. Twice at rest: go back
 Shift-Tab       the next mode: ask, accept-edits, auto, plan
@@ -82,6 +86,8 @@ class Conversation:
         self.screen = Screen(output)
         self.view = ScreenView(self.screen, show_thinking=show_thinking, plain=plain)
         self.asker = ScreenAsker(self.view, self.screen, self.front)
+        self.waiting = WaitingWords(self.front, brings=self._brings_more, delivered=self.view.said)
+        self.team = TeamSeen()
         self._keys = keys
         self._talk: Talk | None = None
         self._region: Region | None = None
@@ -148,14 +154,23 @@ class Conversation:
             self.screen.app = None
             self.screen.print_now()
 
+    def _commands(self) -> dict[str, str]:
+        """Return the names of all commands, and what each does; those of folders come last, and
+        hide none of ours."""
+        found = dict(COMMANDS)
+        for one in self.talk.folders.commands:
+            found.setdefault(one.name, printable(one.description or f"{one.name} {one.hint}"))
+        return found
+
     def _open_region(self) -> None:
+        self.front.commands = tuple(self._commands())
         folder = Path(self.talk.work.run.facts.folder)
         self._region = self.asker.region = Region(
             self.front,
             self,
             keys=self._keys or open_input(),
             output=self.screen.output,
-            completer=TypedCompleter(COMMANDS, FileNames(folder)),
+            completer=TypedCompleter(self._commands(), FileNames(folder)),
             history=open_history(),
             has_colors=self.screen.console.color_system is not None,
         )
@@ -169,7 +184,9 @@ class Conversation:
         while True:
             await asyncio.sleep(_TICK_SECONDS)
             is_drawn_anew = self.front.is_working and self.front.choice is None
-            if is_drawn_anew and self.view.refresh(self.region.most_live):
+            if is_drawn_anew and self.view.refresh(
+                max(self.region.most_live - self.team.num_rows, 1)
+            ):
                 self.region.app.invalidate()
 
     async def _work_on_all(self, words: str | None) -> None:
@@ -227,6 +244,10 @@ class Conversation:
             async with self.screen.suspended():
                 await talk.open_again()
             view.note("the sandbox was begun anew: say what to do")
+
+    def _brings_more(self, text: str) -> bool:
+        """Tell whether words bring files or commands along, which are read at rest."""
+        return bool(self._given) or bool(mentioned(text))
 
     async def _with_given(self, text: str) -> str:
         """Return words with the files that they name, and the commands that were run before."""
@@ -319,8 +340,10 @@ class Conversation:
     # ---- what is seen ----------------------------------------------------------------------------
 
     def live(self) -> Sequence[Sequence[Segment]]:
-        """Return the lines that still grow."""
-        return self.view.live
+        """Return the lines that still grow, and what the agents of a team do."""
+        if not self.front.is_working or not self.team.num_rows:
+            return self.view.live
+        return [*self.view.live, *self.team.rows(self.screen.console.width)]
 
     def doing(self) -> tuple[str, float]:
         """Return what is done, and for how many seconds."""
@@ -334,10 +357,10 @@ class Conversation:
             return [self._mode]
         trajectory, means = work.trajectory, self.talk.means
         assert means is not None
-        parts = [self._mode, _of("step", len(trajectory.steps), means.budget.turns)]
+        parts = [self._mode, of_limit("step", len(trajectory.steps), means.budget.turns)]
         new = trajectory.num_new_tokens
-        limit = "" if means.budget.tokens is None else f" of {_short_count(means.budget.tokens)}"
-        parts.append(f"{_short_count(new)}{limit} tokens")
+        limit = "" if means.budget.tokens is None else f" of {short_count(means.budget.tokens)}"
+        parts.append(f"{short_count(new)}{limit} tokens")
         if trajectory.steps:
             last = trajectory.steps[-1].answer
             taken = last.num_prompt_tokens + last.num_new_tokens
@@ -364,8 +387,10 @@ class Conversation:
                 await self._fork(rest)
             case "branches":
                 await self._choose_branch()
-            case _:
+            case _ if name in COMMANDS:
                 self._tell(name, rest)
+            case _:  # one of a folder
+                await self._say(self.talk.folders.expanded(f"/{name} {rest}".rstrip()))
 
     def _tell(self, name: str, rest: str) -> None:
         """Run a command that changes nothing of the run."""
@@ -374,7 +399,7 @@ class Conversation:
             view.said(f"/{name} {rest}".rstrip())
         match name:
             case "help":
-                rows = [f"/{one:<14} {what}" for one, what in COMMANDS.items()]
+                rows = [f"/{one:<14} {what}" for one, what in self._commands().items()]
                 view.lines([*rows, "", *_KEYS.split("\n")])
             case "diff":
                 first = read_step(rest or "0")
@@ -385,11 +410,13 @@ class Conversation:
                 if rest and rest not in MODES:
                     raise ValueError(f"{rest[:40]!r} is no mode, they are {', '.join(MODES)}")
                 self._choose_mode(rest) if rest else self.next_mode()  # type: ignore[arg-type]
+            case "team":
+                view.lines(self.team.told(self.screen.console.width))
             case "thinking":
                 view.shows_thinking = not view.shows_thinking
                 view.lines([f"thoughts are {'shown' if view.shows_thinking else 'hidden'}"])
             case "usage":
-                view.lines(_usage(self.talk.work.trajectory))
+                view.lines(usage_rows(self.talk.work.trajectory))
 
     async def _rewind(self, rest: str) -> None:
         trajectory = self.talk.work.trajectory
@@ -445,6 +472,7 @@ class Conversation:
 
     async def _switch(self, name: str) -> None:
         async with self.screen.suspended():
+            self.team.clear()
             await self.talk.switch(name)
         facts = self.talk.work.run.facts
         self.region.complete_files(FileNames(Path(facts.folder)))
@@ -452,31 +480,3 @@ class Conversation:
 
 async def _done(task: asyncio.Task[Any]) -> None:
     await asyncio.wait([task])
-
-
-def _of(what: str, count: int, limit: int | None) -> str:
-    return f"{what} {count}" if limit is None else f"{what} {count} of {limit}"
-
-
-def _short_count(count: int) -> str:
-    return (
-        str(count)
-        if count < 1000
-        else f"{count / 1000:.1f}k"
-        if count < 10**6
-        else f"{count / 10**6:.1f}M"
-    )
-
-
-def _usage(trajectory: Trajectory) -> list[str]:
-    """Return lines about what a run cost."""
-    rows = ["            prompt    cached       new  of thought"]
-    usage = trajectory.usage
-    counts = [
-        ("the run", [usage[f"{one}_tokens"] for one in ("prompt", "cached", "new", "thinking")])
-    ]
-    if trajectory.steps:
-        last = trajectory.steps[-1].answer
-        own = [last.num_prompt_tokens, last.num_cached_tokens]
-        counts.append(("last answer", [*own, last.num_new_tokens, last.num_thinking_tokens]))
-    return rows + [f"{name:<11}" + "".join(f"{one:>10,}" for one in row) for name, row in counts]

@@ -187,7 +187,7 @@ class Region:
         if self._asked is not None:
             return "what to do instead; Esc goes back"
         if front.is_working:
-            return "words that you send now wait" if front.choice is None else ""
+            return "words that you send now are read next" if front.choice is None else ""
         return "Enter goes on where it stands" if front.can_go_on else ""
 
     def _live(self) -> StyleAndTextTuples:

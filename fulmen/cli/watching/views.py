@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fulmen.agent import Report, Trajectory, Verdict, records_of
+from fulmen.agent import Report, TeamWatcher, Trajectory, Verdict, Watcher, records_of
 from fulmen.chat import Event, ToolCall
 from fulmen.cli.agent_view import JsonView, View
 from fulmen.cli.watching.feed import LEAD, Feed
@@ -47,27 +47,52 @@ class FeedView(JsonView):
 class FeedTeam:
     """Tells those who watch what the agents of a team do; a `TeamWatcher`."""
 
-    def __init__(self, feed: Feed) -> None:
+    def __init__(self, feed: Feed, other: TeamWatcher | None = None) -> None:
+        """other: sees all of it too"""
         self._feed = feed
+        self._other = other
 
-    def began(self, name: str, trajectory: Trajectory) -> FeedView:
+    def began(self, name: str, trajectory: Trajectory) -> Watcher:
         """Return a view of an agent; if the page does not know it yet, that has all of its past."""
+        other = None if self._other is None else self._other.began(name, trajectory)
         view = FeedView(self._feed, name)
         if self._feed.knows(name):
             view.goes_on(trajectory)
         else:
             view.recall(trajectory)
-        return view
+        return view if other is None else _Watchers((other, view))
 
     def ended(self, report: Report) -> None:
         """Tell how a task ended."""
+        if self._other is not None:
+            self._other.ended(report)
         self._feed.add(report.agent, {"type": "task.ended", "reason": report.reason})
 
 
-class Both:
+class _Watchers:
+    """Several watchers as one."""
+
+    def __init__(self, watchers: Sequence[Watcher]) -> None:
+        self._watchers = watchers
+
+    def event(self, event: Event) -> None:
+        for one in self._watchers:
+            one.event(event)
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        for one in self._watchers:
+            one.record(record)
+
+    def calling(self, call: ToolCall) -> None:
+        for one in self._watchers:
+            one.calling(call)
+
+
+class Both(_Watchers):
     """Several views as one."""
 
     def __init__(self, views: Sequence[View]) -> None:
+        super().__init__(views)
         self._views = views
 
     def begin(self, fields: Mapping[str, Any], trajectory: Trajectory) -> None:
@@ -80,16 +105,6 @@ class Both:
         for view in self._views:
             view.note(text)
 
-    def event(self, event: Event) -> None:
-        """See a piece of an answer."""
-        for view in self._views:
-            view.event(event)
-
-    def calling(self, call: ToolCall) -> None:
-        """See a call that begins."""
-        for view in self._views:
-            view.calling(call)
-
     def output(self, text: str) -> None:
         """See what a command prints."""
         for view in self._views:
@@ -99,11 +114,6 @@ class Both:
         """See a call that was refused."""
         for view in self._views:
             view.refuse(call, verdict)
-
-    def record(self, record: Mapping[str, Any]) -> None:
-        """See a record that was just kept."""
-        for view in self._views:
-            view.record(record)
 
     def end(self, reason: str, code: int, trajectory: Trajectory, refused: int) -> None:
         """See that the work ended."""

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fulmen.agent import AgentKind, TeamConfig, parse_team, read_team
+from fulmen.agent import AgentKind, SubAgent, TeamConfig, parse_team, read_team, team_of
 from fulmen.agent.permissions import MODES
 from tests.examples import examples
 
@@ -39,7 +39,10 @@ def test_the_example_is_a_team() -> None:
         (ONE + "count = 0", "t: agents 1 (a): count is 0, it must be a whole number from 1 to 64"),
         (ONE + "count = true", "count is True, it must be a whole number"),
         (ONE + 'tools = "all"', "tools is 'all', it must be one of coding, minimal"),
-        (ONE + "model = 3", "t: agents 1 has 'model', it may have name, role, count, prompt"),
+        (
+            ONE + "model = 3",
+            "t: agents 1 has 'model', it may have name, role, count, description, prompt",
+        ),
         (ONE + "prompt = 3", "t: agents 1 (a): prompt is 3, it must be a text"),
         (ONE.replace('"a"', '"lead"'), "name is 'lead', which no agent beside the lead can have"),
         (ONE.replace("worker", "boss"), "role is 'boss', it must be one of explorer, worker"),
@@ -86,3 +89,32 @@ def test_no_agent_may_more_than_its_lead_but_edit_its_copy(lead: str, own: str |
     assert MODES.index(mode) <= MODES.index(widest)
     reader = AgentKind(name="a", role="explorer")
     assert reader.mode_under(lead) == "plan"  # type: ignore[arg-type]
+
+
+@given(
+    st.lists(
+        st.builds(
+            SubAgent,
+            name=st.from_regex(r"[A-Za-z][A-Za-z0-9_-]{0,25}", fullmatch=True),
+            description=st.text(st.characters(exclude_categories=["Cs"]), max_size=40),
+            tools=st.none() | st.sampled_from([("Read", "Grep"), ("read", "bash"), ()]),
+            model=st.sampled_from(["", "inherit", "opus"]),
+            text=st.text(st.characters(exclude_categories=["Cs"]), max_size=80),
+        ),
+        max_size=25,
+    )
+)
+def test_sub_agents_of_folders_are_a_team_with_all_of_their_texts(agents: list[SubAgent]) -> None:
+    text, notes = team_of(agents)
+    if not text:
+        assert not agents or len(notes) == len(agents)
+        return
+    team = parse_team(text, "folders")
+    assert team.is_lead_alone
+    left = [one for one in agents if any(f" {one.name} is left out" in note for note in notes)]
+    for kind in team.agents:
+        found = next(one for one in agents if one.name.lower().replace("-", "_")[:20] == kind.name)
+        assert (kind.description, kind.prompt) == (found.description.strip(), found.text.strip())
+        is_reader = found.tools is not None and "bash" not in found.tools
+        assert kind.role == ("explorer" if is_reader else "worker")
+    assert len(team.agents) >= len(agents) - len(left)

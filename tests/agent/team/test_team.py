@@ -21,7 +21,9 @@ from fulmen.agent import (
     parse_team,
     review_loop,
 )
-from fulmen.agent.tools import ToolError
+from fulmen.agent.team.hands import MemberHands
+from fulmen.agent.team.mailbox import Post
+from fulmen.agent.tools import ToolError, tool
 from fulmen.chat import ChatRequest, read_messages
 from fulmen.llm import ScriptedModel
 from tests.agent.working import begun, m2_calls, means, says, scripted
@@ -519,3 +521,44 @@ def test_one_is_told_what_cannot_be(archive: Archive, folder: Path) -> None:
 
     work(run())
     check_clean(archive)
+
+
+def test_workers_have_the_tools_of_the_lead_and_others_those_that_read(
+    archive: Archive, folder: Path
+) -> None:
+    class Named(MemberHands):
+        def __init__(self, name: str) -> None:
+            super().__init__(Post(), name)
+            self._tools = (tool(name, "", {}),)
+
+        async def _make(self, number: int, arguments: Any) -> str:
+            return f"made by {self._name}"
+
+    model = by_task(
+        work=[m2_calls(("outside", {})), says("m2", "Done.")],
+        read=[m2_calls(("outside", {})), m2_calls(("page", {})), says("m2", "Done.")],
+    )
+
+    async def run() -> None:
+        works = (lambda _: Named("outside"), lambda _: Named("page"))
+        begun(archive, folder, name="run")
+        config = parse_team(TEAM, "team.toml")
+        trees = archive.runs.root.parent / "worktrees"
+        reads = (lambda _: Named("page"),)
+        async with Team(
+            *(config, archive, "run", model, means(folder)),
+            worktrees=trees,
+            worker_hands=works,
+            reading_hands=reads,
+        ) as team:
+            found = {}
+            for kind, words in (("worker", "work"), ("explorer", "read")):
+                member = await team.start(kind, words)
+                report = await team.report(member)
+                assert report.is_done, report
+                found[kind] = results(team.crew.runs.runs.open(member.run).trajectory)
+            assert found["worker"] == ["made by outside"]
+            assert found["explorer"][0].startswith("there is no tool outside")
+            assert found["explorer"][1] == "made by page"
+
+    work(run())

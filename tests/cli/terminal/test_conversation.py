@@ -90,7 +90,13 @@ def converse(
     failed: list[int] = []
     with create_pipe_input() as keys:
         one = Conversation(keys=keys, output=output)
-        talk = Talk(archive, run, side, wanted, one.view, asks=True, is_new=True, asker=one.asker)
+        talk = Talk(
+            *(archive, run, side, wanted, one.view),
+            asks=True,
+            is_new=True,
+            asker=one.asker,
+            inbox=one.waiting,
+        )
 
         def type_all() -> None:
             for number, (until, typed) in enumerate(steps):
@@ -244,6 +250,73 @@ def test_in_plan_mode_the_sandbox_cannot_be_written_to(folder: Path) -> None:
     assert "Read-only file system" in asked[2][-1].content
     assert (folder / "new").exists()
     assert not (folder / "mine").exists()
+
+
+def test_words_while_it_works_are_read_behind_the_call_and_those_with_files_at_the_end(
+    folder: Path,
+) -> None:
+    script = [
+        bash("m2", "touch one; while [ ! -e go ]; do sleep 0.1; done", "touch two"),
+        says("m2", "Seen."),
+        says("m2", "With a file."),
+    ]
+    _, asked, code = converse(
+        folder,
+        script,
+        [
+            (lambda one: (folder / "one").exists(), "look here\r"),
+            (lambda one: len(one.front.queue) == 1, "and here\r"),
+            (lambda one: len(one.front.queue) == 2, "see @add.py\r"),
+            (lambda one: len(one.front.queue) == 3, lambda: (folder / "go").touch()),
+            (rests(3), "\x04"),
+        ],
+        words="Do it.",
+        mode="auto",
+    )
+    assert code == 0
+    assert [one.role for one in asked[1]][1:] == [
+        "user",
+        "assistant",
+        "tool",
+        "tool",
+        "user",
+        "user",
+    ]
+    assert [one.content for one in asked[1]][-2:] == ["look here", "and here"]
+    assert asked[2][-1].content.startswith("see @add.py")
+    assert "return a - b" in asked[2][-1].content
+    assert (folder / "two").exists()
+    steps = Archive(default_runs()).runs.open(run_name()).trajectory.steps
+    assert [[one.content for one in step.said] for step in steps[:2]] == [
+        ["Do it."],
+        ["look here", "and here"],
+    ]
+
+
+def test_words_that_come_with_the_last_answer_are_answered_and_commands_stand_for_words(
+    folder: Path,
+) -> None:
+    (folder / ".claude/commands").mkdir(parents=True)
+    (folder / ".claude/commands/fix.md").write_text("---\ndescription: Fix it\n---\nFix $1 now.")
+    sent: list[Conversation] = []
+
+    def late(request: ChatRequest) -> str:
+        sent[0].front.submit("one thing more")
+        return says("m2", "Done.")
+
+    def keep(one: Conversation) -> bool:
+        sent.append(one)
+        return rests(0)(one)
+
+    written, asked, code = converse(
+        folder,
+        [late, says("m2", "That too."), says("m2", "Fixed.")],
+        [(keep, "go\r"), (rests(2), "/help\r"), (rests(2), "/fix add\r"), (rests(3), "\x04")],
+    )
+    assert code == 0
+    assert asked[1][-1].content == "one thing more"
+    assert asked[2][-1].content == "Fix add now."
+    assert "Fix it" in written
 
 
 def test_what_waits_is_sent_after_an_interrupt_and_a_rewind_gives_words_back(folder: Path) -> None:
