@@ -140,9 +140,7 @@ class TerminalView:
         """Show a call by its most telling argument."""
         self._settle()
         self._output = ""
-        arguments = call.arguments
-        told = next((arguments[key] for key in _TELLING if key in arguments), "")
-        lines = harmless(str(told)).split("\n")
+        lines = harmless(telling(call)).split("\n")
         num_more = len(lines) - _MAX_CALL_LINES
         more = f"  (and {num_more} more lines)" if num_more > 0 else ""
         text = "\n    ".join(_cut(line, _MAX_CALL_WIDTH) for line in lines[:_MAX_CALL_LINES])
@@ -263,8 +261,16 @@ class TerminalView:
 
 _MAX_CALL_LINES: Final = 3
 _MAX_CALL_WIDTH: Final = 160
-_TELLING: Final = ("command", "path", "pattern", "job")
+_TELLING: Final = ("command", "path", "pattern", "job", "prompt", "url", "to", "agent", "name")
 """Arguments by which a person knows a call"""
+
+
+def telling(call: ToolCall) -> str:
+    """Return the argument by which a person knows a call, with the agent that a task is for."""
+    key = next((one for one in _TELLING if one in call.arguments), None)
+    text = "" if key is None else str(call.arguments[key])
+    agent = call.arguments.get("agent")
+    return f"{agent}: {text}" if key == "prompt" and agent else text
 
 
 class JsonView:
@@ -278,11 +284,15 @@ class JsonView:
 
     def begin(self, fields: Mapping[str, Any], trajectory: Trajectory) -> None:
         """Print what the run goes on with."""
+        self._stand(trajectory)
+        self._print("run.started", **fields, num_steps=self._num_steps)
+
+    def _stand(self, trajectory: Trajectory) -> None:
+        """Take note of the steps that there are, and of the last one's calls."""
         self._num_steps = len(trajectory.steps)
         if trajectory.steps:
             calls = trajectory.steps[-1].answer.message.tool_calls
             self._calls = tuple({"name": one.name, "arguments": one.arguments} for one in calls)
-        self._print("run.started", **fields, num_steps=self._num_steps)
 
     def note(self, text: str) -> None:
         """Print a sentence."""

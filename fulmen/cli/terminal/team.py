@@ -10,13 +10,12 @@ from rich.style import Style
 
 from fulmen.agent import Report, Trajectory
 from fulmen.chat import ContentDelta, Event, ThinkingDelta, ToolCall
+from fulmen.cli.agent_view import telling
 from fulmen.files import printable
 
 MOST_ROWS: Final = 4
 """Lines of agents that work, beside one that says how many more do"""
 _DIM: Final = Style(dim=True)
-_TELLING: Final = ("command", "path", "pattern", "url", "to", "name")
-"""Arguments by which a person knows a call"""
 
 
 @dataclass(slots=True)
@@ -38,8 +37,7 @@ class Seen:
 
     def calling(self, call: ToolCall) -> None:
         """See a call that begins."""
-        told = next((str(call.arguments[key]) for key in _TELLING if key in call.arguments), "")
-        self.doing = f"{call.name} {told}".strip()[:200]
+        self.doing = f"{call.name} {telling(call)}".strip()[:200]
 
     def record(self, record: Mapping[str, Any]) -> None:
         """See a record that was just kept."""

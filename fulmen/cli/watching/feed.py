@@ -57,6 +57,7 @@ class Feed:
         self._live: dict[str, dict[str, str]] = {}
         self._questions: dict[int, Question] = {}
         self._num_watching = 0
+        self._has_watched = False
         self._told = 0
         self._left = 0.0
         self._clock = clock
@@ -165,6 +166,7 @@ class Feed:
         """Count somebody who comes, or goes; return how many there are."""
         with self._lock:
             self._num_watching += change
+            self._has_watched = True
             self._left = self._clock()
             return self._num_watching
 
@@ -177,9 +179,8 @@ class Feed:
         """Return whether nobody has the last event yet, and somebody watches, or did so many
         seconds ago at most."""
         with self._lock:
-            was_here = self._num_watching > 0 or (
-                self._told > 0 and self._clock() - self._left < seconds
-            )
+            left = self._clock() - self._left
+            was_here = self._num_watching > 0 or (self._has_watched and left < seconds)
             return was_here and self._told < self._last
 
     def seconds_alone(self) -> float | None:

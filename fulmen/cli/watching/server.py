@@ -15,7 +15,6 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -123,32 +122,34 @@ class AgentPage:
         left = asyncio.ensure_future(_left(receive))
         try:
             await _head(send, 200, "text/event-stream", {"cache-control": "no-store"})
-            async for text in self._lines(after):
-                if left.done():
-                    break
-                await send({"type": "http.response.body", "body": text, "more_body": True})
+            await self._tell(after, left, send)
             await send({"type": "http.response.body", "body": b""})
         finally:
             left.cancel()
             self.feed.watching(-1)
 
-    async def _lines(self, after: int) -> AsyncIterator[bytes]:
-        """Yield events as they come, and in between what grows."""
+    async def _tell(self, after: int, left: "asyncio.Future[None]", send: Any) -> None:
+        """Send events as they come, and in between what grows, until the browser leaves or all is
+        told. What was sent counts as told once the browser was still there a moment later."""
         seen, ticks = -1, 0
-        while True:
-            is_last = self._is_closing
+        self.feed.told(after)
+        while not left.done():
+            is_last, text = self._is_closing, b""
             if seen != self.feed.num_changes:
                 seen, ticks = self.feed.num_changes, 0
                 found, after = self.feed.since(after)
                 lines = [*found, self.feed.live()]
-                yield "".join(f"data: {line}\n\n" for line in lines).encode("utf-8", "replace")
-                self.feed.told(after)
+                text = "".join(f"data: {line}\n\n" for line in lines).encode("utf-8", "replace")
             elif ticks % _ALIVE_TICKS == _ALIVE_TICKS - 1:
-                yield b": alive\n\n"
+                text = b": alive\n\n"
+            if text:
+                await send({"type": "http.response.body", "body": text, "more_body": True})
             if is_last:
                 return
             ticks += 1
             await asyncio.sleep(_TICK_SECONDS)
+            if not left.done():
+                self.feed.told(after)
 
     async def _answer(self, id: str, headers: Any, receive: Any, send: Any) -> None:
         try:

@@ -32,8 +32,7 @@ class FeedView(JsonView):
 
     def goes_on(self, trajectory: Trajectory) -> None:
         """Take note of where a run stands whose past was told."""
-        self._num_steps = len(trajectory.steps)
-        self._calls = ()
+        self._stand(trajectory)
 
     def event(self, event: Event) -> None:
         """Tell of a piece of an answer."""
