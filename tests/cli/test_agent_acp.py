@@ -14,28 +14,13 @@ import pytest
 from fulmen.agent import Archive, default_runs
 from tests.agent.test_mcp import NEW
 from tests.agent.working import bash, by_place, m2_calls, says
-from tests.cli.test_agent import repair, served_script
+from tests.cli.test_agent import _own_folders, folder, repair, served_script
 from tests.cli.test_cli import assert_refused, called
-from tests.sandbox.helpers import skip_without_sandbox
 
 acp = pytest.importorskip("acp", reason="fulmen[acp] is not installed")
 
 
-@pytest.fixture(autouse=True)
-def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("DATA", "CONFIG", "STATE"):
-        monkeypatch.setenv(f"XDG_{name}_HOME", str(tmp_path / name.lower()))
-    monkeypatch.delenv("FULMEN_API_KEY", raising=False)
-    skip_without_sandbox()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "project"
-    folder.mkdir()
-    (folder / "add.py").write_text("def add(a, b):\n    return a - b\n")
-    (folder / "test_add.py").write_text("from add import add\n\nassert add(2, 3) == 5\n")
-    return folder
+__all__ = ["_own_folders", "folder"]
 
 
 class Editor:

@@ -8,17 +8,18 @@ import pytest
 from fulmen.chat import ChatRequest, Tool, read_messages
 from tests.agent.test_mcp import NEW, is_alive, old
 from tests.agent.working import bash, by_place, m2_calls, says
-from tests.cli.test_agent import agent, lines, results_of, run_name, served_script
+from tests.cli.test_agent import (
+    _own_folders,
+    agent,
+    folder,
+    lines,
+    results_of,
+    run_name,
+    served_script,
+)
 from tests.cli.test_cli import called
-from tests.sandbox.helpers import skip_without_sandbox
 
-
-@pytest.fixture(autouse=True)
-def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("DATA", "CONFIG", "STATE"):
-        monkeypatch.setenv(f"XDG_{name}_HOME", str(tmp_path / name.lower()))
-    monkeypatch.delenv("FULMEN_API_KEY", raising=False)
-    skip_without_sandbox()
+__all__ = ["_own_folders", "folder"]
 
 
 @pytest.fixture
@@ -26,13 +27,6 @@ def home(tmp_path: Path) -> Path:
     home = tmp_path / "config/fulmen/agent"
     home.mkdir(parents=True)
     return home
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "project"
-    folder.mkdir()
-    return folder
 
 
 def test_a_server_of_the_settings_is_called_and_gone_in_the_end(
