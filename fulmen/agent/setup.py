@@ -97,12 +97,19 @@ class Setup:
             parts.append(f"Instructions of {whose} ({name}):\n\n{one.text.strip()}")
         return "\n\n".join(parts)
 
-    def more_hands(self, *, only_reads: bool = False) -> tuple[Callable[[Consent], Hands], ...]:
+    def more_hands(
+        self, *, folder: Path | None = None, only_reads: bool = False
+    ) -> tuple[Callable[[Consent], Hands], ...]:
         """Return the tools beside those of the workbench that the settings name, as `Means` has
-        them. only_reads: those alone that plan mode does not refuse"""
+        them.
+
+        folder      where MCP servers begin, such as a worker's copy; the workspace if omitted
+        only_reads  those alone that plan mode does not refuse
+        """
         made: list[Callable[[Consent], Hands]] = []
+        place = folder or self.workspace
         if (servers := self.config.mcp) and not only_reads:
-            made.append(lambda consent: McpHands(servers, consent, folder=self.workspace))
+            made.append(lambda consent: McpHands(servers, consent, folder=place))
         if self.config.has_web:
             made.append(WebHands)
         if skills := self.folders.skills:

@@ -246,8 +246,9 @@ class Talk:
                 open_session=self._session_opener(),
                 tell=self.view.note,
                 watcher=self._team_watcher,
-                worker_hands=setup.more_hands(),
-                reading_hands=setup.more_hands(only_reads=True),
+                hands_of=lambda kind, place: setup.more_hands(
+                    folder=place, only_reads=not kind.is_worker
+                ),
             )
         self._work = await self._opened_work(means, team)
         work = self._work

@@ -19,7 +19,7 @@ from fulmen.agent.consent import Approve, Consent
 from fulmen.agent.loop import Hands, Inboxes, Watcher
 from fulmen.agent.permissions import Permissions
 from fulmen.agent.team.budget import BudgetedModel, SharedBudget
-from fulmen.agent.team.config import LEAD, USER, TeamConfig
+from fulmen.agent.team.config import LEAD, USER, AgentKind, TeamConfig
 from fulmen.agent.team.crew import Crew, in_thread
 from fulmen.agent.team.hands import LeadHands, MemberHands
 from fulmen.agent.team.members import Member, Report
@@ -34,6 +34,8 @@ from fulmen.sampling import SamplingParams
 from fulmen.sessions import Session
 
 _MAX_FIRST_LINE: Final = 80
+HandsOf = Callable[[AgentKind, Path], Sequence[Callable[[Consent], Hands]]]
+"""Returns tools for a member of a kind that works in a folder"""
 
 
 class TeamWatcher(Protocol):
@@ -63,8 +65,7 @@ class Team:
         open_session: Callable[[str], Session] | None = None,
         tell: Callable[[str], None] | None = None,
         watcher: TeamWatcher | None = None,
-        worker_hands: Sequence[Callable[[Consent], Hands]] = (),
-        reading_hands: Sequence[Callable[[Consent], Hands]] = (),
+        hands_of: HandsOf | None = None,
         worktrees: Path | None = None,
     ) -> None:
         """
@@ -74,8 +75,8 @@ class Team:
         open_session  as in `Work`
         tell          is given sentences on what members do, for people
         watcher       sees what members do
-        worker_hands  more tools of a worker, such as those of MCP servers, opened for each anew
-        reading_hands  more tools of those that only read
+        hands_of      returns more tools of a member, such as those of MCP servers, for its kind and
+                      its folder; they are opened for each anew
         worktrees     folder for the workers' copies, in the user's cache if omitted
         """
         self.config = config
@@ -84,7 +85,7 @@ class Team:
         self.model = BudgetedModel(model, self.budget, max_answer=config.max_answer)
         self.inbox = self.crew.post.new_box(LEAD, stays=True, when_ended=self.stop_all)
         self._asking = asyncio.Lock()
-        self._worker_hands, self._reading_hands = tuple(worker_hands), tuple(reading_hands)
+        self._hands_of = hands_of or (lambda kind, folder: ())
         self._approve = means.approve
         budget = means.budget
         if budget.seconds is None:
@@ -338,7 +339,7 @@ class Team:
         )
         approve = None if self._approve is None else self._asked_by(member.name, permissions)
 
-        hands = self._worker_hands if member.kind.is_worker else self._reading_hands
+        hands = self._hands_of(member.kind, member.folder)
 
         def post(consent: Consent) -> MemberHands:
             return MemberHands(self.crew.post, member.name)

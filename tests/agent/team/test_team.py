@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -11,7 +12,10 @@ from typing import Any
 import pytest
 
 from fulmen.agent import (
+    AgentKind,
     Archive,
+    McpHands,
+    McpServer,
     Report,
     Rules,
     Team,
@@ -545,11 +549,15 @@ def test_workers_have_the_tools_of_the_lead_and_others_those_that_read(
         config = parse_team(TEAM, "team.toml")
         trees = archive.runs.root.parent / "worktrees"
         reads = (lambda _: Named("page"),)
+
+        def hands_of(kind: AgentKind, place: Path) -> Any:
+            assert place.name == ("worker-1" if kind.is_worker else folder.name)
+            return works if kind.is_worker else reads
+
         async with Team(
             *(config, archive, "run", model, means(folder)),
             worktrees=trees,
-            worker_hands=works,
-            reading_hands=reads,
+            hands_of=hands_of,
         ) as team:
             found = {}
             for kind, words in (("worker", "work"), ("explorer", "read")):
@@ -560,5 +568,33 @@ def test_workers_have_the_tools_of_the_lead_and_others_those_that_read(
             assert found["worker"] == ["made by outside"]
             assert found["explorer"][0].startswith("there is no tool outside")
             assert found["explorer"][1] == "made by page"
+
+    work(run())
+
+
+def test_a_server_of_a_worker_begins_in_its_copy(archive: Archive, folder: Path) -> None:
+    pytest.importorskip("mcp", reason="fulmen[mcp] is not installed")
+    command = (sys.executable, str(Path(__file__).parents[1] / "mcp_new.py"))
+    servers = {"new": McpServer(name="new", command=command)}
+    model = by_task(work=[m2_calls(("mcp__new__touch", {"name": "made"})), says("m2", "Done.")])
+
+    def hands_of(kind: AgentKind, place: Path) -> Any:
+        return (lambda consent: McpHands(servers, consent, folder=place),)
+
+    async def run() -> None:
+        begun(archive, folder, name="run")
+        team = Team(
+            *(parse_team(TEAM, "team.toml"), archive, "run", model),
+            means(folder, rules=Rules.parse(["mcp__new"])),
+            worktrees=archive.runs.root.parent / "worktrees",
+            hands_of=hands_of,
+        )
+        async with team:
+            member = await team.start("worker", "work")
+            report = await team.report(member)
+            assert report.is_done, report
+            assert (member.folder / "made").exists()
+            assert not (folder / "made").exists()
+            assert (await team.merge(member)).paths == ("made",)
 
     work(run())
