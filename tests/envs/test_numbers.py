@@ -202,7 +202,7 @@ def test_any_text_is_a_number_or_none(text: str) -> None:
 def test_a_long_text_is_read_soon(read: Callable[[str], Fraction | None], piece: str) -> None:
     begin = time.process_time()
     read(piece * (1_000_000 // len(piece)))
-    assert time.process_time() - begin < 1
+    assert time.process_time() - begin < 10  # a quadratic reader takes minutes
 
 
 @given(st.fractions())
